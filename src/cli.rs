@@ -1,0 +1,210 @@
+//! All of argv: subcommands, flags, help texts. No behaviour.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Machines that serve each other a few things, and nobody else.
+#[derive(Debug, Parser)]
+#[command(
+    name = "anklume",
+    version,
+    about,
+    long_about = "Machines that serve each other a few things, and nobody else.\n\n\
+        What may be asked of whom is declared in infra.yml, the file that also creates the machines. \
+        A call is MCP over a channel that exists for that pair of machines alone.",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What every subcommand understands.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every subcommand.
+#[derive(Debug, Clone, Args)]
+pub struct GlobalArgs {
+    /// Form of the answer
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM")]
+    pub format: Format,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    pub color: When,
+    /// Say less: errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// Form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check infra.yml and write the files that Ansible reads
+    Sync(SyncArgs),
+    /// Ask and show who may call what
+    #[command(subcommand, arg_required_else_help = true)]
+    Policy(PolicyCommand),
+    /// Serve tools, list them, call them
+    #[command(subcommand, arg_required_else_help = true)]
+    Mcp(McpCommand),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page
+    Man,
+}
+
+/// Where the infrastructure is declared.
+#[derive(Debug, Clone, Args)]
+pub struct InfraArgs {
+    /// The infra.yml file or infra/ folder [default: ./infra.yml, then ./infra/]
+    #[arg(long, value_name = "PATH")]
+    pub infra: Option<PathBuf>,
+}
+
+/// `anklume sync`
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder of infra.yml]
+    #[arg(long, value_name = "DIR")]
+    pub base_dir: Option<PathBuf>,
+    /// Write nothing; exit 6 where a file would change
+    #[arg(long, conflicts_with_all = ["dry_run", "clean_orphans"])]
+    pub check: bool,
+    /// Write nothing; show the difference
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove files of machines and domains that are no longer declared, but for protected ones
+    #[arg(long)]
+    pub clean_orphans: bool,
+}
+
+/// `anklume policy …`
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// May this caller use this service? 0 allowed, 1 denied or error
+    Check(PolicyCheckArgs),
+    /// List all declared services
+    List(PolicyListArgs),
+}
+
+/// `anklume policy check`
+#[derive(Debug, Args)]
+pub struct PolicyCheckArgs {
+    /// The machine that calls
+    #[arg(long, value_name = "MACHINE")]
+    pub caller: String,
+    /// The service, as NAME or PROVIDER/NAME
+    #[arg(long, value_name = "SERVICE")]
+    pub service: String,
+    /// The machine that offers the service; needed only where several do
+    #[arg(long, value_name = "MACHINE")]
+    pub provider: Option<String>,
+    /// The arguments of the call, as a JSON object
+    #[arg(long, value_name = "JSON")]
+    pub args: Option<String>,
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+}
+
+/// `anklume policy list`
+#[derive(Debug, Args)]
+pub struct PolicyListArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+}
+
+/// `anklume mcp …`
+#[derive(Debug, Subcommand)]
+pub enum McpCommand {
+    /// Serve this machine's tools on stdin and stdout
+    Serve(McpServeArgs),
+    /// List the tools of a machine
+    List(McpListArgs),
+    /// Call a tool of a machine
+    Call(McpCallArgs),
+}
+
+/// `anklume mcp serve`
+#[derive(Debug, Args)]
+pub struct McpServeArgs {
+    /// Print the tools and end
+    #[arg(long)]
+    pub list_tools: bool,
+}
+
+/// Which channel to use.
+#[derive(Debug, Clone, Args)]
+pub struct ChannelArgs {
+    /// The machine; without it, a server of this program's own on this computer
+    #[arg(short, long, alias = "machine", value_name = "MACHINE")]
+    pub instance: Option<String>,
+    /// The Incus project of the machine [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT", requires = "instance")]
+    pub project: Option<String>,
+    /// Seconds to wait for an answer without progress
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+    /// Show the command and the messages, run nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `anklume mcp list`
+#[derive(Debug, Args)]
+pub struct McpListArgs {
+    /// Which channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
+/// `anklume mcp call`
+#[derive(Debug, Args)]
+pub struct McpCallArgs {
+    /// Which channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+    /// The tool
+    pub tool: String,
+    /// One JSON object, or key=value, key=@FILE, key=- (stdin), key:=JSON; `-` alone reads the object from stdin
+    #[arg(value_name = "ARGS")]
+    pub arguments: Vec<String>,
+}
+
+/// `anklume completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}

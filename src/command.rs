@@ -1,0 +1,78 @@
+//! The roof: from a parsed command line to a run and its report.
+//!
+//! One file a noun. Nothing below `command` prints or ends the process.
+
+mod mcp;
+pub(crate) mod output;
+mod policy;
+mod sync;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::cli::{Cli, Command, CompletionsArgs};
+use crate::error::{Exit, Failure};
+use output::Output;
+
+/// Parses, runs and reports.
+pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(wrong) => return report_usage(&wrong),
+    };
+    let output = Output::new(&cli.global);
+    match run(&cli.command, &output) {
+        Ok(exit) => exit,
+        Err(error) => report(&error, &output),
+    }
+}
+
+fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
+    match command {
+        Command::Sync(args) => sync::run(args, output),
+        Command::Policy(command) => policy::run(command, output),
+        Command::Mcp(command) => mcp::run(command, output),
+        Command::Completions(args) => print_completions(args, output),
+        Command::Man => print_manual(output),
+    }
+}
+
+fn print_completions(args: &CompletionsArgs, output: &Output) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "anklume", &mut script);
+    output.answer(&script)?;
+    Ok(Exit::Done)
+}
+
+fn print_manual(output: &Output) -> anyhow::Result<Exit> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    output.answer(&page)?;
+    Ok(Exit::Done)
+}
+
+/// Help and version go to stdout and are no fault; anything else is a usage error.
+fn report_usage(wrong: &clap::Error) -> Exit {
+    // A closed stderr leaves nobody to tell.
+    let _ = wrong.print();
+    if wrong.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Done
+    }
+}
+
+/// Turns the error of a run into text on stderr and an exit.
+fn report(error: &anyhow::Error, output: &Output) -> Exit {
+    if output::is_closed_pipe(error) {
+        // Whoever read our answer has seen enough.
+        return Exit::Done;
+    }
+    let failure = error.downcast_ref::<Failure>();
+    output.failure(
+        &format!("{error:#}"),
+        failure.and_then(|f| f.help.as_deref()),
+    );
+    failure.map_or(Exit::Failed, |f| f.exit)
+}

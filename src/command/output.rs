@@ -1,0 +1,97 @@
+//! The answer goes to stdout, everything else to stderr.
+//!
+//! Written through locks with `writeln!`, so that a closed pipe is an error to handle and not a panic.
+
+use std::io::{self, Write};
+
+use anstream::{AutoStream, ColorChoice};
+
+use crate::cli::{Format, GlobalArgs, When};
+
+/// Where a command prints, and in which form.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    format: Format,
+    color: ColorChoice,
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Output {
+    /// The output that the global flags ask for.
+    pub(crate) fn new(args: &GlobalArgs) -> Self {
+        let color = match args.color {
+            When::Auto => ColorChoice::Auto,
+            When::Always => ColorChoice::AlwaysAnsi,
+            When::Never => ColorChoice::Never,
+        };
+        Self {
+            format: args.format,
+            color,
+            quiet: args.quiet,
+            verbose: args.verbose,
+        }
+    }
+
+    /// Form of the answer.
+    pub(crate) const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether `--verbose` was given.
+    pub(crate) const fn verbose(&self) -> bool {
+        self.verbose
+    }
+
+    /// Writes the answer to stdout as it is.
+    #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
+    pub(crate) fn answer(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()
+    }
+
+    /// Writes a value to stdout as indented JSON and a newline.
+    pub(crate) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        Ok(self.answer(text.as_bytes())?)
+    }
+
+    /// A line on stderr for whoever watches; not with `--quiet`.
+    pub(crate) fn say(&self, line: &str) {
+        if !self.quiet {
+            self.stderr(line);
+        }
+    }
+
+    /// Text on stderr whatever the flags say. It may hold ANSI styles; they go where colours do.
+    pub(crate) fn stderr(&self, text: &str) {
+        let mut stream = AutoStream::new(io::stderr().lock(), self.color);
+        // A closed stderr leaves nobody to tell.
+        let _ = writeln!(stream, "{text}");
+    }
+
+    /// A failure, in the form of a diagnostic.
+    pub(crate) fn failure(&self, message: &str, help: Option<&str>) {
+        self.stderr(&format!(
+            "\u{1b}[1;31merror\u{1b}[0m\u{1b}[1m: {message}\u{1b}[0m"
+        ));
+        if let Some(help) = help {
+            self.stderr(&format!("  \u{1b}[1;36m=\u{1b}[0m help: {help}"));
+        }
+    }
+
+    /// The colours that stderr gets.
+    pub(crate) const fn color(&self) -> ColorChoice {
+        self.color
+    }
+}
+
+/// Whether a run ended because the reader of its output went away.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,258 @@
+//! The valid model of `infra.yml`: what the user declared, after every rule held.
+//!
+//! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
+//! who holds an `Infra` need not check anything again.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Map, Value};
+
+use crate::diagnostic::Place;
+use crate::name::{DomainName, MachineName, ServiceName, ToolName};
+
+/// Everything that an `infra.yml` (or an `infra/` folder) declares.
+#[derive(Debug, Clone)]
+pub struct Infra {
+    /// `project_name`, or the name of the file's folder. Keeps two infrastructures on one host apart.
+    pub project: String,
+    /// The `global` section, defaults filled in.
+    pub global: Global,
+    /// The domains in the order of the file, disabled ones included.
+    pub domains: Vec<Domain>,
+    /// `network_policies` as written, plus the one that `ai_access_policy: exclusive` adds.
+    pub network_policies: Vec<Value>,
+}
+
+/// The `global` section, defaults filled in.
+#[derive(Debug, Clone)]
+pub struct Global {
+    /// How subnets are given out.
+    pub addressing: Addressing,
+    /// Image of machines that name none, as written; `None` when the default applies.
+    pub default_os_image: Option<String>,
+    /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
+    pub default_connection: Option<String>,
+    /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
+    pub default_user: Option<String>,
+}
+
+/// How subnets are given out.
+#[derive(Debug, Clone)]
+pub enum Addressing {
+    /// `<base_subnet>.<subnet_id>.0/24`, both given by the user.
+    Subnets {
+        /// The first two octets, as text (`10.100`).
+        base_subnet: String,
+    },
+    /// A zone of `10.0.0.0/8` for each trust level.
+    Zones {
+        /// The `addressing` map as written, for `group_vars/all.yml`.
+        written: Map<String, Value>,
+    },
+}
+
+/// A group of machines: one Incus project, one bridge.
+#[derive(Debug, Clone)]
+pub struct Domain {
+    /// Its name, unique.
+    pub name: DomainName,
+    /// Free text.
+    pub description: String,
+    /// A disabled domain keeps its addresses and has no files and no machines on Incus.
+    pub enabled: bool,
+    /// `subnet_id` as written, or as given out by the zone.
+    pub subnet_id: u8,
+    /// As written; in zone mode `semi-trusted` when not written.
+    pub trust_level: Option<TrustLevel>,
+    /// Machines of an ephemeral domain may be deleted.
+    pub ephemeral: bool,
+    /// Incus profiles of the domain, in the order of the file.
+    pub profiles: Vec<(String, Profile)>,
+    /// For Ansible.
+    pub ai_provider: String,
+    /// For Ansible: `true`, `false` or `"always"`.
+    pub ai_sanitize: Value,
+    /// The bridge.
+    pub network: Network,
+    /// The machines in the order of the file.
+    pub machines: Vec<Machine>,
+}
+
+/// How far a domain is trusted; decides its zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrustLevel {
+    /// `admin`
+    Admin,
+    /// `trusted`
+    Trusted,
+    /// `semi-trusted`
+    SemiTrusted,
+    /// `untrusted`
+    Untrusted,
+    /// `disposable`
+    Disposable,
+}
+
+impl TrustLevel {
+    /// The word in `infra.yml`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Trusted => "trusted",
+            Self::SemiTrusted => "semi-trusted",
+            Self::Untrusted => "untrusted",
+            Self::Disposable => "disposable",
+        }
+    }
+}
+
+/// A domain's bridge. Always a /24.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Name of the bridge, at most 15 bytes (Linux `IFNAMSIZ`).
+    pub name: String,
+    /// First address of the /24.
+    pub subnet: Ipv4Addr,
+    /// `.254`
+    pub gateway: Ipv4Addr,
+}
+
+/// An Incus profile of a domain.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Profile {
+    /// Devices, as written.
+    pub devices: Vec<Device>,
+    /// Configuration keys and values as Incus takes them: strings.
+    pub config: Vec<(String, String)>,
+}
+
+/// An Incus device: its name, and its keys and values as Incus takes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Name, unique on its machine.
+    pub name: String,
+    /// Keys (with `type`) and values in order.
+    pub keys: Vec<(String, String)>,
+}
+
+impl Device {
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.keys
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// Container or virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineType {
+    /// `lxc`
+    Container,
+    /// `vm`
+    VirtualMachine,
+}
+
+impl MachineType {
+    /// The word in `infra.yml`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Container => "lxc",
+            Self::VirtualMachine => "vm",
+        }
+    }
+}
+
+/// An Incus instance.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Its name, unique over all domains.
+    pub name: MachineName,
+    /// Where its name is written.
+    pub place: Place,
+    /// Container or virtual machine.
+    pub kind: MachineType,
+    /// Free text.
+    pub description: String,
+    /// Fixed address, inside the domain's subnet; `None`: by DHCP.
+    pub ip: Option<Ipv4Addr>,
+    /// Image: the machine's own, or the default.
+    pub os_image: String,
+    /// Deleted without being asked twice; the machine's own word, or its domain's.
+    pub ephemeral: bool,
+    /// For Ansible; `None` when not written.
+    pub gpu: Option<bool>,
+    /// Profiles by name, as written; empty when not written.
+    pub profiles: Vec<String>,
+    /// Incus configuration, values as Incus takes them.
+    pub config: Vec<(String, String)>,
+    /// Devices in the order of `host_vars`: shared volumes (`sv-*`), persistent data (`pd-*`), the user's own.
+    /// The devices of edges are not here; see `edge`.
+    pub devices: Vec<Device>,
+    /// `storage_volumes` as written.
+    pub storage_volumes: Option<Map<String, Value>>,
+    /// Ansible roles, as written.
+    pub roles: Option<Vec<Value>>,
+    /// Started with the host.
+    pub boot_autostart: Option<bool>,
+    /// 0 to 100.
+    pub boot_priority: Option<u8>,
+    /// Five cron fields.
+    pub snapshots_schedule: Option<String>,
+    /// Such as `30d`.
+    pub snapshots_expiry: Option<String>,
+    /// Who serves and who calls on this machine.
+    pub mcp: McpUsers,
+    /// What it offers, in the order of the file.
+    pub services: Vec<DeclaredService>,
+}
+
+/// The `mcp` section of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct McpUsers {
+    /// User whose keys, clipboard and portal the machine's server uses; `None`: root.
+    pub run_as: Option<String>,
+    /// Owner of the consumer's sockets inside the machine.
+    pub uid: u32,
+    /// Group of the consumer's sockets inside the machine.
+    pub gid: u32,
+}
+
+/// An entry of `services`.
+#[derive(Debug, Clone)]
+pub struct DeclaredService {
+    /// What a consumer calls.
+    pub name: ServiceName,
+    /// Where the name is written.
+    pub place: Place,
+    /// What runs.
+    pub tool: ToolName,
+    /// The machines that may call it, each once, in the order of the file.
+    pub consumers: Vec<MachineName>,
+    /// Fixed arguments, checked against the tool's schema; empty when not written.
+    pub with: Map<String, Value>,
+}
+
+impl Infra {
+    /// The enabled domains.
+    pub fn enabled(&self) -> impl Iterator<Item = &Domain> {
+        self.domains.iter().filter(|domain| domain.enabled)
+    }
+
+    /// Every machine of an enabled domain, with its domain.
+    pub fn machines(&self) -> impl Iterator<Item = (&Domain, &Machine)> {
+        self.enabled()
+            .flat_map(|domain| domain.machines.iter().map(move |machine| (domain, machine)))
+    }
+
+    /// The machine of that name in an enabled domain, with its domain.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> Option<(&Domain, &Machine)> {
+        self.machines()
+            .find(|(_, machine)| machine.name.as_str() == name)
+    }
+}

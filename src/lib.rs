@@ -1,0 +1,31 @@
+//! anklume: machines that serve each other a few things, and nobody else.
+//!
+//! The house, from the roof down; a room uses only rooms below it:
+//!
+//! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
+//! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
+//! - `channel`: which way to a machine. `incus`: the only rooms that speak to Incus.
+//! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
+//! - `edge`, `inventory`: what follows from an [`infra`]; pure.
+//! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
+//! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
+
+pub mod catalogue;
+pub mod cli;
+mod command;
+pub mod diagnostic;
+pub mod error;
+pub mod infra;
+pub mod name;
+pub mod policy;
+pub mod services;
+pub mod tool;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs anklume: parses `args` (the program's name first), does it, reports, and says how it ended.
+#[must_use]
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    command::main(args).into()
+}

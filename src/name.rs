@@ -1,0 +1,283 @@
+//! Names, checked once where they enter and trusted afterwards.
+//!
+//! Nothing here knows where a name was written; places belong to [`crate::infra`].
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a machine, in bytes: Incus uses it as a host name (RFC 1123 label).
+pub const MACHINE_NAME_MAX: usize = 63;
+/// Longest name of a service, in bytes.
+pub const SERVICE_NAME_MAX: usize = 64;
+
+/// Why a text is not a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameFault {
+    /// Nothing between the quotes.
+    #[error("a {0} name is not empty")]
+    Empty(&'static str),
+    /// More bytes than the kind allows.
+    #[error("a {kind} name has at most {max} characters, this one has {length}")]
+    TooLong {
+        /// What the name is for.
+        kind: &'static str,
+        /// Most bytes allowed.
+        max: usize,
+        /// Bytes given.
+        length: usize,
+    },
+    /// A character or a shape outside the rule, which is quoted.
+    #[error("a {kind} name is {rule}")]
+    Shape {
+        /// What the name is for.
+        kind: &'static str,
+        /// The rule in words.
+        rule: &'static str,
+    },
+}
+
+/// Defines a checked name: a private `String` and what every name can do.
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $check:path) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameFault;
+
+            fn from_str(text: &str) -> Result<Self, NameFault> {
+                $check(text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameFault;
+
+            fn try_from(text: String) -> Result<Self, NameFault> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type! {
+    /// An Incus instance: an RFC 1123 label in lower case, unique over all domains.
+    MachineName, check_machine
+}
+name_type! {
+    /// A group of machines: one Incus project and one bridge.
+    DomainName, check_domain
+}
+name_type! {
+    /// What a consumer calls: `[a-z][a-z0-9_]*`, unique on its machine.
+    ServiceName, check_service
+}
+
+fn check_machine(text: &str) -> Result<(), NameFault> {
+    check_label("machine", text)
+}
+
+fn check_domain(text: &str) -> Result<(), NameFault> {
+    check_label("domain", text)
+}
+
+fn check_label(kind: &'static str, text: &str) -> Result<(), NameFault> {
+    check_length(kind, text, MACHINE_NAME_MAX)?;
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let shaped = text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-');
+    if shaped {
+        Ok(())
+    } else {
+        Err(NameFault::Shape {
+            kind,
+            rule: "lower-case letters, digits and `-`, with a letter or digit at both ends",
+        })
+    }
+}
+
+fn check_service(text: &str) -> Result<(), NameFault> {
+    check_length("service", text, SERVICE_NAME_MAX)?;
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if text.bytes().all(inner) && text.starts_with(|first: char| first.is_ascii_lowercase()) {
+        Ok(())
+    } else {
+        Err(NameFault::Shape {
+            kind: "service",
+            rule: "a lower-case letter, then lower-case letters, digits and `_`",
+        })
+    }
+}
+
+fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFault> {
+    match text.len() {
+        0 => Err(NameFault::Empty(kind)),
+        length if length > max => Err(NameFault::TooLong { kind, max, length }),
+        _ => Ok(()),
+    }
+}
+
+/// What runs when a service is called. The five tools of anklume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolName {
+    /// A detached OpenPGP signature of the caller's bytes.
+    GpgSign,
+    /// Read the clipboard of the machine.
+    ClipboardGet,
+    /// Set the clipboard of the machine.
+    ClipboardSet,
+    /// Take a file into the machine's portal.
+    FileAccept,
+    /// Give a file out of the machine's portal.
+    FileProvide,
+}
+
+impl ToolName {
+    /// Every tool, in the order of the documentation.
+    pub const ALL: [Self; 5] = [
+        Self::GpgSign,
+        Self::ClipboardGet,
+        Self::ClipboardSet,
+        Self::FileAccept,
+        Self::FileProvide,
+    ];
+
+    /// The tool's name on the wire and in `infra.yml`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::GpgSign => "gpg_sign",
+            Self::ClipboardGet => "clipboard_get",
+            Self::ClipboardSet => "clipboard_set",
+            Self::FileAccept => "file_accept",
+            Self::FileProvide => "file_provide",
+        }
+    }
+}
+
+impl fmt::Display for ToolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that names none of the five tools.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a tool")]
+pub struct UnknownTool;
+
+impl FromStr for ToolName {
+    type Err = UnknownTool;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTool> {
+        Self::ALL
+            .into_iter()
+            .find(|tool| tool.as_str() == text)
+            .ok_or(UnknownTool)
+    }
+}
+
+/// The candidate that a mistyped `text` most likely meant, if one is near.
+#[must_use]
+pub fn closest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    /// Jaro-Winkler similarity below which a suggestion is noise (the bound that clap uses).
+    const NEAR: f64 = 0.7;
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(text, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > NEAR)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_names_are_labels() {
+        for good in ["a", "work-dev", "0", "a1", &"x".repeat(63)] {
+            assert!(good.parse::<MachineName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a\n",
+            "é",
+            "a b",
+            "../x",
+            &"x".repeat(64),
+        ] {
+            assert!(bad.parse::<MachineName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn service_names_start_with_a_letter() {
+        for good in ["a", "file_sign", "s2"] {
+            assert!(good.parse::<ServiceName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "2s",
+            "_a",
+            "a-b",
+            "A",
+            "a\n",
+            "../../x y",
+            &"x".repeat(65),
+        ] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_tool_reads_back_from_its_name() {
+        for tool in ToolName::ALL {
+            assert_eq!(tool.as_str().parse(), Ok(tool));
+        }
+        assert_eq!("gpg_sign ".parse::<ToolName>(), Err(UnknownTool));
+    }
+
+    #[test]
+    fn a_near_miss_is_suggested_and_noise_is_not() {
+        let names = ["work-dev", "vault-signer"];
+        assert_eq!(closest("wrok-dev", names), Some("work-dev"));
+        assert_eq!(closest("zzz", names), None);
+    }
+}

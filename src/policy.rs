@@ -1,0 +1,211 @@
+//! The policy: may this caller use this service with these arguments?
+//!
+//! [`decide`] is the only place where that question is answered and the only maker of a [`Grant`],
+//! without which no tool runs. Pure: no file, no clock, no network.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::name::{MachineName, ServiceName, ToolName};
+use crate::services::{Service, Services};
+
+/// Who calls, known from the channel and never from a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Whoever runs anklume on the host, or locally: is root there already, and has all five tools by name.
+    Operator,
+    /// The machine that the channel belongs to.
+    Consumer(MachineName),
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => f.write_str("operator"),
+            Self::Consumer(name) => name.fmt(f),
+        }
+    }
+}
+
+/// The question: a caller, what it calls, and with which arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Who calls.
+    pub caller: &'a Caller,
+    /// The name that was called: a service's, or for the operator a tool's.
+    pub name: &'a str,
+    /// What the caller sent.
+    pub arguments: &'a Map<String, Value>,
+}
+
+/// The answer.
+#[must_use]
+#[derive(Debug)]
+pub enum Decision {
+    /// The call may run.
+    Allowed(Grant),
+    /// It may not.
+    Denied(Denial),
+}
+
+/// The proof that this caller may use this service with these arguments. Only [`decide`] makes one.
+#[derive(Debug)]
+pub struct Grant {
+    caller: Caller,
+    name: String,
+    tool: ToolName,
+    arguments: Map<String, Value>,
+}
+
+impl Grant {
+    /// Who calls.
+    #[must_use]
+    pub const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The service that was called; for the operator, the tool.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What runs.
+    #[must_use]
+    pub const fn tool(&self) -> ToolName {
+        self.tool
+    }
+
+    /// The caller's arguments and the fixed ones of the service.
+    #[must_use]
+    pub const fn arguments(&self) -> &Map<String, Value> {
+        &self.arguments
+    }
+}
+
+/// Why a call may not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// The machine offers no service (for the operator: there is no tool) of that name.
+    Unknown,
+    /// The service is there, for others.
+    NotConsumer {
+        /// The service.
+        service: ServiceName,
+        /// Who may call it.
+        consumers: Vec<MachineName>,
+        /// Where it is declared, when known.
+        declared_at: Option<String>,
+    },
+    /// The caller sent an argument that is not its to choose.
+    FixedArgument {
+        /// The argument's name.
+        argument: String,
+    },
+}
+
+/// Decides a call by the services of the machine that it reached.
+pub fn decide(services: &Services, request: Request<'_>) -> Decision {
+    match request.caller {
+        Caller::Operator => decide_operator(request),
+        Caller::Consumer(consumer) => decide_consumer(services, consumer, request),
+    }
+}
+
+fn decide_operator(request: Request<'_>) -> Decision {
+    match request.name.parse::<ToolName>() {
+        Ok(tool) => Decision::Allowed(Grant {
+            caller: Caller::Operator,
+            name: tool.as_str().to_owned(),
+            tool,
+            arguments: request.arguments.clone(),
+        }),
+        Err(_) => Decision::Denied(Denial::Unknown),
+    }
+}
+
+fn decide_consumer(services: &Services, consumer: &MachineName, request: Request<'_>) -> Decision {
+    let Some(service) = services.service(request.name) else {
+        return Decision::Denied(Denial::Unknown);
+    };
+    if !service.consumers.contains(consumer) {
+        return Decision::Denied(Denial::NotConsumer {
+            service: service.name.clone(),
+            consumers: service.consumers.clone(),
+            declared_at: service.declared_at.clone(),
+        });
+    }
+    match merge(service, request.arguments) {
+        Ok(arguments) => Decision::Allowed(Grant {
+            caller: request.caller.clone(),
+            name: service.name.as_str().to_owned(),
+            tool: service.tool,
+            arguments,
+        }),
+        Err(denial) => Decision::Denied(denial),
+    }
+}
+
+/// Joins the caller's arguments with the fixed ones; an equal repetition of a fixed value is no choice.
+fn merge(service: &Service, sent: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
+    let chosen = sent
+        .iter()
+        .find(|(key, value)| match service.with.get(*key) {
+            Some(fixed) => fixed != *value,
+            None => operator_only(service.tool, key),
+        });
+    if let Some((argument, _)) = chosen {
+        return Err(Denial::FixedArgument {
+            argument: argument.clone(),
+        });
+    }
+    let mut merged = sent.clone();
+    merged.extend(service.with.clone());
+    Ok(merged)
+}
+
+/// Arguments that only a service's `with` or the operator sets: which key signs is never a consumer's choice.
+#[must_use]
+pub fn operator_only(tool: ToolName, argument: &str) -> bool {
+    tool == ToolName::GpgSign && argument == "key_id"
+}
+
+/// What a caller may use: one entry for each name that [`decide`] would not refuse.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// The name to call.
+    pub name: String,
+    /// What runs.
+    pub tool: ToolName,
+    /// Arguments that the service fixes, hidden from the caller's schema.
+    pub fixed: Map<String, Value>,
+}
+
+/// Lists what a caller may use, by asking [`decide`] for every name that there is.
+#[must_use]
+pub fn offers(services: &Services, caller: &Caller) -> Vec<Offer> {
+    let none = Map::new();
+    let names: Vec<&str> = match caller {
+        Caller::Operator => ToolName::ALL.iter().map(|tool| tool.as_str()).collect(),
+        Caller::Consumer(_) => services.services.iter().map(|s| s.name.as_str()).collect(),
+    };
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let request = Request {
+                caller,
+                name,
+                arguments: &none,
+            };
+            match decide(services, request) {
+                Decision::Allowed(grant) => Some(Offer {
+                    name: grant.name,
+                    tool: grant.tool,
+                    fixed: grant.arguments,
+                }),
+                Decision::Denied(_) => None,
+            }
+        })
+        .collect()
+}

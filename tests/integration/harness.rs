@@ -1,0 +1,180 @@
+//! Runs the binary in a folder of its own, with a clean environment, and compares the whole output.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The binary under test.
+pub(crate) const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
+
+/// Environment that a run keeps; everything else of the tester's is scrubbed.
+const KEPT: [&str; 3] = ["PATH", "LD_LIBRARY_PATH", "CARGO_MANIFEST_DIR"];
+
+/// One run of `anklume` in a temporary folder: what it gets, then what must come out.
+#[must_use = "nothing runs before `run`"]
+pub(crate) struct Anklume {
+    folder: tempfile::TempDir,
+    args: Vec<String>,
+    env: BTreeMap<String, String>,
+    stdin: Vec<u8>,
+}
+
+/// What came out of a run.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// The folder, for looking at files afterwards.
+    pub(crate) folder: tempfile::TempDir,
+    /// All of stdout.
+    pub(crate) stdout: String,
+    /// All of stderr.
+    pub(crate) stderr: String,
+    /// The exit code; -1 for a signal.
+    pub(crate) status: i32,
+}
+
+impl Anklume {
+    /// A run in an empty folder.
+    pub(crate) fn new() -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// A run in a folder that an earlier run left.
+    pub(crate) fn in_folder(folder: tempfile::TempDir) -> Self {
+        Self {
+            folder,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            stdin: Vec::new(),
+        }
+    }
+
+    /// Writes a file below the folder.
+    pub(crate) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Self {
+        let path = self.folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+        self
+    }
+
+    /// Writes `infra.yml`.
+    pub(crate) fn infra(self, content: &str) -> Self {
+        self.file("infra.yml", content)
+    }
+
+    /// Adds arguments.
+    pub(crate) fn args<I: IntoIterator<Item = S>, S: Into<String>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of the environment.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// What the run reads on stdin.
+    pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// The folder of the run.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// The command, ready to start, with a scrubbed environment.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(ANKLUME);
+        command.args(&self.args).current_dir(self.folder.path());
+        scrub(&mut command, self.folder.path());
+        command.envs(&self.env);
+        command
+    }
+
+    /// Runs to the end.
+    pub(crate) fn run(self) -> Ran {
+        let mut child = self
+            .command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let bytes = self.stdin;
+        // In a thread of its own: a child that answers before it has read everything must not block us.
+        let writer = std::thread::spawn(move || {
+            // A child that ends without reading is no fault of the test's.
+            let _ = stdin.write_all(&bytes);
+        });
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        Ran {
+            folder: self.folder,
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+            status: output.status.code().unwrap_or(-1),
+        }
+    }
+}
+
+impl Ran {
+    /// The whole result: exit code, stdout, stderr.
+    #[track_caller]
+    pub(crate) fn is(&self, status: i32, stdout: &str, stderr: &str) {
+        assert_eq!(
+            (self.status, self.stdout.as_str(), self.stderr.as_str()),
+            (status, stdout, stderr),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+    }
+
+    /// Done, with this on stdout and nothing on stderr.
+    #[track_caller]
+    pub(crate) fn answers(&self, stdout: &str) {
+        self.is(0, stdout, "");
+    }
+
+    /// Content of a file below the folder.
+    #[track_caller]
+    pub(crate) fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(path)).unwrap()
+    }
+}
+
+/// Removes from a command's environment what would make a run depend on who tests; `home` stands in for the user's.
+pub(crate) fn scrub(command: &mut Command, home: &Path) {
+    command.env_clear();
+    for name in KEPT {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.env("HOME", home).env("LC_ALL", "C.UTF-8");
+}
+
+/// Whether a part that a test needs is on this machine. Missing: a failure in CI, a printed skip elsewhere.
+#[track_caller]
+pub(crate) fn have(part: &str, there: bool) -> bool {
+    if !there {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{part} is missing, and CI=true skips nothing"
+        );
+        eprintln!("skipped: {part} is missing; tests/setup.sh installs it");
+    }
+    there
+}
+
+/// Whether a program is on the PATH; see [`have`].
+#[track_caller]
+pub(crate) fn have_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    have(name, there)
+}
