@@ -10,6 +10,7 @@
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
 //! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
 
+pub mod audit;
 pub mod catalogue;
 pub mod cli;
 mod command;
