@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Map, Value};
 
 use crate::diagnostic::Place;
+use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
 
 /// Everything that an `infra.yml` (or an `infra/` folder) declares.
@@ -235,6 +236,8 @@ pub struct DeclaredService {
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, checked against the tool's schema; empty when not written.
     pub with: Map<String, Value>,
+    /// How much a caller may ask of it.
+    pub limits: Limits,
 }
 
 impl Infra {

@@ -17,6 +17,7 @@ mod command;
 pub mod diagnostic;
 pub mod error;
 pub mod infra;
+pub mod limits;
 pub mod name;
 pub mod policy;
 pub mod services;

@@ -93,11 +93,14 @@ impl Floods {
         done.into_iter()
             .filter_map(|caller| self.callers.remove_entry(&caller))
             .flat_map(|(caller, window)| {
-                window.counted.into_iter().map(move |(kind, count)| Counted {
-                    caller: caller.clone(),
-                    kind,
-                    count,
-                })
+                window
+                    .counted
+                    .into_iter()
+                    .map(move |(kind, count)| Counted {
+                        caller: caller.clone(),
+                        kind,
+                        count,
+                    })
             })
             .collect()
     }

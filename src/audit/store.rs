@@ -410,7 +410,10 @@ mod tests {
         let mut repeated = lines.clone();
         repeated.insert(5, lines[2].clone());
         rewrite(&path, &repeated);
-        let misplaced = Fault::Misplaced { expected: 6, found: 3 };
+        let misplaced = Fault::Misplaced {
+            expected: 6,
+            found: 3,
+        };
         assert_eq!(faults(&path), [(6, misplaced)]);
 
         let mut inserted = lines.clone();
@@ -428,7 +431,10 @@ mod tests {
         let chain::Read::Whole(line, _) = chain::read(lines[4].as_bytes()) else {
             panic!("a line of the log");
         };
-        let before = Head { seq: 4, hash: line.previous };
+        let before = Head {
+            seq: 4,
+            hash: line.previous,
+        };
         let (forged, _) = chain::link(&before, line.time, stop(99)).unwrap();
         lines[4] = String::from_utf8(forged).unwrap().trim_end().to_owned();
         rewrite(&path, &lines);
@@ -496,7 +502,10 @@ mod tests {
         let two = serde_json::json!({"b": "secret", "a": 1});
         let digest = |v: &serde_json::Value| log.key().digest(v.as_object().unwrap());
         assert_eq!(digest(&one), digest(&two));
-        assert_ne!(digest(&one), digest(&serde_json::json!({"a": 2, "b": "secret"})));
+        assert_ne!(
+            digest(&one),
+            digest(&serde_json::json!({"a": 2, "b": "secret"}))
+        );
         assert_eq!(format!("{:?}", log.key()), "Key(…)");
     }
 }
