@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::Sha256;
 
+use crate::digest::hex;
+
 pub use store::{AuditError, KEEP, Log, ROTATE_AT, files};
 
 /// Longest name that a line holds, in characters; what a caller sent beyond it is cut.
@@ -177,7 +179,7 @@ impl Key {
                 mac.update(part);
             }
         }
-        chain::hex(&mac.finalize().into_bytes())
+        hex(&mac.finalize().into_bytes())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod audit;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -33,6 +34,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Sync(args) => sync::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
+        Command::Audit(command) => audit::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
     }

@@ -15,6 +15,7 @@ pub mod catalogue;
 pub mod cli;
 mod command;
 pub mod diagnostic;
+pub mod digest;
 pub mod error;
 pub mod infra;
 pub mod limits;

@@ -17,7 +17,7 @@ pub const IN_FLIGHT_ALL: u32 = 512;
 /// Calls of one connection that run at once; what is beyond is not read (back-pressure).
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Longest run of one call: a person may have to find a card for a pinentry.
-pub const CALL_TIME: Duration = Duration::from_mins(5);
+pub const CALL_TIME: Duration = Duration::from_secs(300);
 /// Connections of one caller at once.
 pub const CONNECTIONS: u32 = 256;
 

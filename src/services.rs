@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
+use crate::digest::sha256;
 use crate::infra::Machine;
 use crate::limits::Limits;
 use crate::name::{MachineName, ServiceName, ToolName};
@@ -96,8 +96,7 @@ impl Services {
     pub fn digest(&self) -> String {
         // These types hold nothing that JSON cannot.
         let bytes = serde_json::to_vec(self).unwrap_or_default();
-        let digest = Sha256::digest(bytes);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(bytes)
     }
 
     /// The bytes of the services file.

@@ -5,9 +5,9 @@
 //! serialisation, and any changed byte shows.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::Event;
+use crate::digest::sha256;
 
 /// What `previous` of the very first line is.
 pub const ORIGIN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -66,7 +66,7 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
         previous: head.hash.clone(),
     };
     let mut bytes = serde_json::to_vec(&line)?;
-    let hash = hex(&Sha256::digest(&bytes));
+    let hash = sha256(&bytes);
     // The closing brace goes behind the hash.
     bytes.pop();
     bytes.extend_from_slice(HASH_MEMBER.as_bytes());
@@ -104,7 +104,7 @@ pub fn read(bytes: &[u8]) -> Read {
         seq: line.seq,
         hash: written.to_owned(),
     };
-    if hex(&Sha256::digest(&body)) == written {
+    if sha256(&body) == written {
         Read::Whole(line, head)
     } else {
         Read::Edited(head)
@@ -121,15 +121,4 @@ fn split(bytes: &[u8]) -> Option<(Vec<u8>, &str)> {
     hash.bytes()
         .all(hexadecimal)
         .then(|| ([body, b"}"].concat(), hash))
-}
-
-/// Lower-case hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

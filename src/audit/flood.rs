@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Refusals of one caller that get a line of their own in a window; those beyond are counted.
 pub const OWN_LINES: u32 = 20;
 /// Length of a window.
-pub const WINDOW: Duration = Duration::from_mins(1);
+pub const WINDOW: Duration = Duration::from_secs(60);
 /// Different names counted apart for one caller in a window; those beyond are counted together.
 pub const NAMES_MAX: usize = 16;
 /// The name under which the rest is counted.
