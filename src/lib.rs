@@ -19,6 +19,7 @@ pub mod digest;
 pub mod error;
 pub mod infra;
 pub mod limits;
+mod mcp;
 pub mod name;
 pub mod policy;
 pub mod services;
