@@ -1,2 +1,3 @@
 //! tmp
+pub(crate) mod gate;
 pub(crate) mod live;
