@@ -1,3 +1,4 @@
 //! tmp
 pub(crate) mod gate;
 pub(crate) mod live;
+pub(crate) mod relay;
