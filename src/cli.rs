@@ -118,6 +118,10 @@ pub enum PolicyCommand {
     Check(PolicyCheckArgs),
     /// List all declared services
     List(PolicyListArgs),
+    /// Say why a call is allowed or denied, and what would change that
+    Explain(PolicyCheckArgs),
+    /// Print the services file that a machine's server reads
+    Export(PolicyExportArgs),
 }
 
 /// `anklume policy check`
@@ -143,6 +147,17 @@ pub struct PolicyCheckArgs {
 /// `anklume policy list`
 #[derive(Debug, Args)]
 pub struct PolicyListArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+}
+
+/// `anklume policy export`
+#[derive(Debug, Args)]
+pub struct PolicyExportArgs {
+    /// The machine
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: String,
     /// Where the infrastructure is declared.
     #[command(flatten)]
     pub infra: InfraArgs,
