@@ -1,4 +1,48 @@
-//! tmp
+//! What of MCP anklume speaks: JSON-RPC 2.0, one message a line, `initialize` or `server/discover`,
+//! `ping`, `tools/list`, `tools/call`; and the limits of both ends.
+//!
+//! Nothing here decides who may call what; that is [`crate::policy`].
+
 pub(crate) mod gate;
 pub(crate) mod live;
 pub(crate) mod relay;
+pub(crate) mod server;
+pub(crate) mod wire;
+
+use std::time::Duration;
+
+/// Longest message that a server or a client reads, in bytes without its newline:
+/// a payload of 8 MiB in base64, and its frame.
+pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
+/// Arrays and objects within each other in one message, at most.
+pub(crate) const DEPTH_MAX: usize = 100;
+/// Longest id of a request, in bytes.
+pub(crate) const ID_MAX: usize = 1024;
+/// Requests of one connection that are read and not answered yet; beyond it nothing more is read.
+pub(crate) const IN_FLIGHT_MAX: usize = 64;
+/// Bytes of requests of one connection that are read and not answered yet; beyond it nothing more is read.
+pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Tools of one connection that run at a time; each holds its place until its answer is written.
+pub(crate) const RUNNING_MAX: usize = 8;
+/// How long the running calls of a connection may still take when its requests have ended.
+pub(crate) const DRAIN: Duration = Duration::from_secs(60);
+/// How long they may still take when the server is told to end.
+pub(crate) const STOP: Duration = Duration::from_secs(20);
+/// How often a caller that asked for it hears that its call still runs.
+pub(crate) const PROGRESS: Duration = Duration::from_secs(2);
+
+/// Characters of a peer's text that are repeated to it or logged.
+const SHOWN_MAX: usize = 100;
+
+/// A peer's text as it may be shown: escaped, and cut after 100 characters.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_MAX)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(SHOWN_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
