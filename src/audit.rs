@@ -51,13 +51,15 @@ pub enum Event {
     },
     /// A call.
     Call(Box<Call>),
-    /// Refusals beyond those that get a line of their own.
+    /// Calls that did not run, beyond those that get a line of their own.
     Counted {
         /// Who called.
         caller: String,
         /// What it called.
         service: String,
-        /// Why it was refused.
+        /// What was decided.
+        decision: Verdict,
+        /// Why.
         reason: String,
         /// How often.
         count: u64,
@@ -105,7 +107,7 @@ pub struct Call {
 }
 
 /// What was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The call could run.
@@ -169,17 +171,28 @@ impl Key {
     #[must_use]
     pub fn digest(&self, arguments: &Map<String, Value>) -> String {
         let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
+        let Ok(mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
             // HMAC takes a key of any length.
             return String::new();
         };
-        for (name, value) in sorted {
-            for part in [name.as_bytes(), value.to_string().as_bytes()] {
-                mac.update(&part.len().to_be_bytes());
-                mac.update(part);
-            }
-        }
-        hex(&mac.finalize().into_bytes())
+        let mut digester = Digester(mac);
+        // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
+        let _ = serde_json::to_writer(&mut digester, &sorted);
+        hex(&digester.0.finalize().into_bytes())
+    }
+}
+
+/// Takes bytes into a digest.
+struct Digester(Hmac<Sha256>);
+
+impl std::io::Write for Digester {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

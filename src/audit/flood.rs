@@ -1,11 +1,13 @@
-//! Floods of refusals become counted lines: evidence stays, the disk does not fill.
+//! Floods of calls that do not run become counted lines: evidence stays, the disk does not fill.
 //!
 //! Pure: the clock comes in as an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Refusals of one caller that get a line of their own in a window; those beyond are counted.
+use super::Verdict;
+
+/// Such calls of one caller that get a line of their own in a window; those beyond are counted.
 pub const OWN_LINES: u32 = 20;
 /// Length of a window.
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -19,22 +21,24 @@ pub const OTHER_NAMES: &str = "(others)";
 pub struct Kind {
     /// The name that was called.
     pub name: String,
-    /// Why it was refused.
+    /// What was decided.
+    pub decision: Verdict,
+    /// Why.
     pub reason: String,
 }
 
 /// A counted line to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted {
-    /// The caller whose refusals they were.
+    /// Who called.
     pub caller: String,
-    /// What was refused.
+    /// What did not run.
     pub kind: Kind,
     /// How often.
     pub count: u64,
 }
 
-/// The refusals of every caller in its current window.
+/// The calls that did not run, of every caller in its current window.
 #[derive(Debug, Default)]
 pub struct Floods {
     callers: BTreeMap<String, Window>,
@@ -49,7 +53,7 @@ struct Window {
 }
 
 impl Floods {
-    /// Notes a refusal at `now` (since the start of the process). True: it gets a line of its own.
+    /// Notes a call that did not run at `now` (since the start of the process). True: it gets a line of its own.
     pub fn refused(&mut self, caller: &str, kind: Kind, now: Duration) -> bool {
         let window = self.callers.entry(caller.to_owned()).or_insert(Window {
             began: now,
@@ -64,7 +68,7 @@ impl Floods {
         let kind = if full {
             Kind {
                 name: OTHER_NAMES.to_owned(),
-                reason: kind.reason,
+                ..kind
             }
         } else {
             kind
@@ -113,6 +117,7 @@ mod tests {
     fn kind(name: &str) -> Kind {
         Kind {
             name: name.to_owned(),
+            decision: Verdict::Refused,
             reason: "not a consumer".to_owned(),
         }
     }

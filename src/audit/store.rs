@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat};
+use rustix::io::Errno;
 
 use super::chain::{self, Head};
 use super::verify::LINE_MAX;
@@ -16,6 +17,11 @@ use super::{Event, Key};
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
 /// Files that are kept beside the one that is written.
 pub const KEEP: u32 = 8;
+
+/// Room that is made sure of before a call runs, in bytes: the lines of all calls that may run at once, and more.
+const RESERVE: u64 = 2 * 1024 * 1024;
+/// When less of it than this is left, more is made sure of.
+const RESERVE_LOW: u64 = 1024 * 1024;
 
 /// Why the log could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,8 @@ struct Open {
     file: File,
     length: u64,
     head: Head,
+    /// Up to where this process made sure of room.
+    reserved: u64,
 }
 
 impl Log {
@@ -80,6 +88,7 @@ impl Log {
                 file,
                 length: u64::MAX,
                 head: Head::origin(),
+                reserved: 0,
             }),
         })
     }
@@ -88,6 +97,45 @@ impl Log {
     #[must_use]
     pub const fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// Makes sure of the room that the lines of running calls need, so that none of them ends unseen.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, the file is not writable.
+    pub fn reserve(&self) -> Result<(), AuditError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = open
+            .file
+            .metadata()
+            .map_err(|source| self.error("read", source))?
+            .len();
+        if length.saturating_add(RESERVE_LOW) <= open.reserved {
+            return Ok(());
+        }
+        self.lock_current(&mut open)?;
+        let reserved = self.reserve_locked(&mut open);
+        let unlocked = flock(&open.file, FlockOperation::Unlock);
+        reserved?;
+        unlocked.map_err(|source| self.error("unlocked", source.into()))
+    }
+
+    fn reserve_locked(&self, open: &mut Open) -> Result<(), AuditError> {
+        let length = open
+            .file
+            .metadata()
+            .map_err(|source| self.error("read", source))?
+            .len();
+        // Blocks of the file beyond its end: its length stays, nobody else can take them.
+        match fallocate(&open.file, FallocateFlags::KEEP_SIZE, length, RESERVE) {
+            // A file system that cannot is asked when the line is written.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                open.reserved = length.saturating_add(RESERVE);
+                Ok(())
+            }
+            Err(source) => Err(self.error("given room", source.into())),
+        }
     }
 
     /// Where the log is.
@@ -137,6 +185,7 @@ impl Log {
                 _ => {
                     open.file = open_file(&self.path)?;
                     open.length = u64::MAX;
+                    open.reserved = 0;
                 }
             }
         }
@@ -146,7 +195,8 @@ impl Log {
     fn append_locked(&self, open: &mut Open, event: Event) -> Result<Head, AuditError> {
         self.catch_up(open)?;
         if open.length >= self.rotate_at {
-            self.rotate(open)?;
+            // A full disk must not lose the line for which there is room in the old file.
+            let _ = self.rotate(open);
         }
         self.write(open, event)
     }
@@ -222,6 +272,7 @@ impl Log {
             file,
             length: 0,
             head,
+            reserved: 0,
         };
         self.write(&mut next, Event::Rotated { bytes })?;
         std::fs::rename(&self.path, numbered(&self.path, 1)).map_err(rotated)?;

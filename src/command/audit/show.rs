@@ -78,11 +78,14 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
             Some(call.decision.to_string()),
         ),
         Event::Counted {
-            caller, service, ..
+            caller,
+            service,
+            decision,
+            ..
         } => (
             Some(caller.as_str()),
             Some(service.as_str()),
-            Some("refused".to_owned()),
+            Some(decision.to_string()),
         ),
         _ => (None, None, None),
     };
@@ -101,10 +104,11 @@ fn as_text(line: &Line) -> String {
         Event::Counted {
             caller,
             service,
+            decision,
             reason,
             count,
         } => format!(
-            "refused  {}  {}  {count} times more: {}",
+            "{decision}  {}  {}  {count} times more: {}",
             escaped(caller),
             escaped(service),
             escaped(reason)

@@ -1,0 +1,122 @@
+//! What a server writes into the log, and whether it may go on when it cannot.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use crate::audit::flood::{Counted, Floods, Kind};
+use crate::audit::{AuditError, Call, Event, Log, Verdict};
+
+/// The log as a server uses it.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    /// `None`: this server keeps no log (an operator's own, where there is none to write).
+    log: Option<Log>,
+    /// Whether a call may run that cannot be logged.
+    unseen: bool,
+    floods: Mutex<Floods>,
+    began: Instant,
+    /// Hears of what could not be written.
+    complain: Box<dyn Fn(&AuditError) + Send + Sync>,
+}
+
+impl Recorder {
+    /// Writes to `log`; `unseen`: calls that cannot be logged run all the same.
+    pub(crate) fn new(
+        log: Option<Log>,
+        unseen: bool,
+        complain: Box<dyn Fn(&AuditError) + Send + Sync>,
+    ) -> Self {
+        Self {
+            log,
+            unseen,
+            floods: Mutex::new(Floods::default()),
+            began: Instant::now(),
+            complain,
+        }
+    }
+
+    /// Makes sure that the call that is about to run can be logged.
+    ///
+    /// # Errors
+    ///
+    /// It cannot, and calls must not go unseen.
+    pub(crate) fn reserve(&self) -> Result<(), AuditError> {
+        self.log.as_ref().map_or(Ok(()), |log| self.tolerate(log.reserve()))
+    }
+
+    /// Logs a call. When this returns the line is in the file, or counted in one that is to come.
+    ///
+    /// # Errors
+    ///
+    /// It could not be written, and calls must not go unseen.
+    pub(crate) fn call(&self, call: Call) -> Result<(), AuditError> {
+        let ran = call.decision == Verdict::Allowed;
+        if ran || self.own_line(&call) {
+            self.append(Event::Call(Box::new(call)))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Logs an event of the server itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recorder::call`].
+    pub(crate) fn append(&self, event: Event) -> Result<(), AuditError> {
+        match &self.log {
+            Some(log) => self.tolerate(log.append(event).map(drop)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the counted lines that are due; with `all`, those that are not due as well.
+    pub(crate) fn count(&self, all: bool) {
+        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = if all {
+            floods.rest()
+        } else {
+            floods.due(self.began.elapsed())
+        };
+        drop(floods);
+        for counted in due {
+            // The calls it tells of were not run; the complaint is all that can be done.
+            let _ = self.append(event(counted));
+        }
+    }
+
+    /// The keyed digest of a call's arguments; empty where there is no log.
+    pub(crate) fn digest(&self, arguments: &Map<String, Value>) -> String {
+        self.log
+            .as_ref()
+            .map_or_else(String::new, |log| log.key().digest(arguments))
+    }
+
+    fn own_line(&self, call: &Call) -> bool {
+        let kind = Kind {
+            name: call.service.clone(),
+            decision: call.decision,
+            reason: call.reason.clone(),
+        };
+        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
+        floods.refused(&call.caller, kind, self.began.elapsed())
+    }
+
+    fn tolerate(&self, done: Result<(), AuditError>) -> Result<(), AuditError> {
+        let Err(error) = done else { return Ok(()) };
+        (self.complain)(&error);
+        if self.unseen { Ok(()) } else { Err(error) }
+    }
+}
+
+fn event(counted: Counted) -> Event {
+    Event::Counted {
+        caller: counted.caller,
+        service: counted.kind.name,
+        decision: counted.kind.decision,
+        reason: counted.kind.reason,
+        count: counted.count,
+    }
+}
