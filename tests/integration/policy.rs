@@ -107,10 +107,10 @@ fn a_name_that_exists_nowhere_is_an_error_with_the_closest_match() {
             "did you mean `work-dev`?",
         ),
         (
-            "w",
+            "zzz",
             "clipboard",
             vec![],
-            "the caller `w` is not a machine of this file",
+            "the caller `zzz` is not a machine of this file",
             "`anklume policy list` shows providers and their consumers",
         ),
         (
