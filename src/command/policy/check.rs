@@ -103,9 +103,10 @@ fn reason(denial: &Denial, caller: &Caller, name: &str, machine: &MachineName, a
         Denial::Unknown => format!("`{machine}` offers no service `{}`", name.escape_debug()),
         Denial::NotConsumer { consumers, .. } => {
             let consumers: Vec<&str> = consumers.iter().map(MachineName::as_str).collect();
-            let consumers = match consumers.is_empty() {
-                true => "it has none".to_owned(),
-                false => format!("its consumers: {}", consumers.join(", ")),
+            let consumers = if consumers.is_empty() {
+                "it has none".to_owned()
+            } else {
+                format!("its consumers: {}", consumers.join(", "))
             };
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }
