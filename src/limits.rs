@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Largest message, in bytes of one line: 8 MiB of payload in base64, and room around it.
 pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
+/// Largest message that a service may allow, in bytes.
+pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// Calls of one caller in a minute; 1 GiB in pieces of 1 MiB fits.
 pub const CALLS_PER_MINUTE: u32 = 12_000;
 /// Calls of all callers in a minute.

@@ -360,6 +360,6 @@ mod tests {
         let (ended, output, seen) = relayed(&input, true, answered).await;
         assert_eq!(ended, Ended::InOrder);
         assert_eq!(seen, input);
-        assert_eq!(output.iter().filter(|byte| **byte == b'\n').count(), 2_000);
+        assert_eq!(String::from_utf8(output).unwrap().lines().count(), 2_000);
     }
 }

@@ -99,14 +99,62 @@ fn the_provider_itself_is_no_consumer() {
 #[test]
 fn a_name_that_exists_nowhere_is_an_error_with_the_closest_match() {
     for (caller, service, more, message, help) in [
-        ("wrok-dev", "clipboard", vec![], "the caller `wrok-dev` is not a machine of this file", "did you mean `work-dev`?"),
-        ("w", "clipboard", vec![], "the caller `w` is not a machine of this file", "`anklume policy list` shows providers and their consumers"),
-        ("", "clipboard", vec![], "the caller `` is not a machine of this file", "`anklume policy list` shows providers and their consumers"),
-        ("work-dev", "clipbord", vec![], "no machine offers a service `clipbord`", "did you mean `clipboard`?"),
-        ("work-dev", "\u{1b}[31m", vec![], "no machine offers a service `\\u{1b}[31m`", "`anklume policy list` shows all services"),
-        ("work-dev", "clipboard", vec!["--provider", "vault"], "the provider `vault` is not a machine of this file", "did you mean `vault-signer`?"),
-        ("work-dev", "clipboard", vec!["--provider", "pro-dev"], "`pro-dev` offers no service `clipboard`", "offered by: vault-signer"),
-        ("work-dev", "vault-signer/clip", vec![], "`vault-signer` offers no service `clip`", "did you mean `clipboard`?"),
+        (
+            "wrok-dev",
+            "clipboard",
+            vec![],
+            "the caller `wrok-dev` is not a machine of this file",
+            "did you mean `work-dev`?",
+        ),
+        (
+            "zzz",
+            "clipboard",
+            vec![],
+            "the caller `zzz` is not a machine of this file",
+            "`anklume policy list` shows providers and their consumers",
+        ),
+        (
+            "",
+            "clipboard",
+            vec![],
+            "the caller `` is not a machine of this file",
+            "`anklume policy list` shows providers and their consumers",
+        ),
+        (
+            "work-dev",
+            "clipbord",
+            vec![],
+            "no machine offers a service `clipbord`",
+            "did you mean `clipboard`?",
+        ),
+        (
+            "work-dev",
+            "\u{1b}[31m",
+            vec![],
+            "no machine offers a service `\\u{1b}[31m`",
+            "`anklume policy list` shows all services",
+        ),
+        (
+            "work-dev",
+            "clipboard",
+            vec!["--provider", "vault"],
+            "the provider `vault` is not a machine of this file",
+            "did you mean `vault-signer`?",
+        ),
+        (
+            "work-dev",
+            "clipboard",
+            vec!["--provider", "pro-dev"],
+            "`pro-dev` offers no service `clipboard`",
+            "offered by: vault-signer",
+        ),
+        (
+            "work-dev",
+            "vault-signer/clip",
+            vec![],
+            "`vault-signer` offers no service `clip`",
+            "did you mean `clipboard`?",
+        ),
     ] {
         check(QUICK_START, caller, service, &more).is(
             1,
@@ -156,7 +204,10 @@ fn arguments_that_the_service_fixes_are_not_the_callers() {
     );
     let ran = check(SEVERAL, "c", "sign", &["--args", "[1]"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
-    assert!(ran.stderr.starts_with("error: `--args` is not a JSON object: "));
+    assert!(
+        ran.stderr
+            .starts_with("error: `--args` is not a JSON object: ")
+    );
 }
 
 #[test]
@@ -190,13 +241,20 @@ fn all_services_are_listed() {
     let ran = policy(SEVERAL, &["list", "--format", "json"]);
     let rows: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 4);
-    assert_eq!(rows[1]["with"]["key_id"], "0123456789ABCDEF0123456789ABCDEF01234567");
+    assert_eq!(
+        rows[1]["with"]["key_id"],
+        "0123456789ABCDEF0123456789ABCDEF01234567"
+    );
     assert_eq!(rows[3]["consumers"], serde_json::json!([]));
 }
 
 #[test]
 fn a_file_without_services_lists_nothing_and_says_so() {
-    policy("domains: {d: {subnet_id: 0, machines: {a: {}}}}\n", &["list"]).is(
+    policy(
+        "domains: {d: {subnet_id: 0, machines: {a: {}}}}\n",
+        &["list"],
+    )
+    .is(
         0,
         "",
         "no services are declared: nobody may call anything\n",

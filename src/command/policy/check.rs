@@ -101,9 +101,10 @@ fn reason(denial: &Denial, caller: &Caller, name: &str, machine: &MachineName, a
     match denial {
         Denial::Unknown => format!("`{machine}` offers no service `{}`", name.escape_debug()),
         Denial::NotConsumer { consumers, .. } => {
-            let consumers = match consumers.is_empty() {
-                true => "it has none".to_owned(),
-                false => format!("its consumers: {}", joined(consumers)),
+            let consumers = if consumers.is_empty() {
+                "it has none".to_owned()
+            } else {
+                format!("its consumers: {}", joined(consumers))
             };
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }

@@ -82,9 +82,10 @@ fn change(allowed: bool, service: &Service, question: &Question<'_>) -> String {
         (false, false) => format!(
             "add `{caller}` to `consumers` of `{}` ({at}) to allow it; listed now: {}",
             service.name,
-            match service.consumers.is_empty() {
-                true => "nobody".to_owned(),
-                false => joined(&service.consumers),
+            if service.consumers.is_empty() {
+                "nobody".to_owned()
+            } else {
+                joined(&service.consumers)
             }
         ),
     }
@@ -108,17 +109,18 @@ fn as_text(explanations: &[Explanation], reachable: &[String], args: &PolicyChec
         lines.push(explanation.verdict.line());
         lines.push(format!("  runs: {}", explanation.tool));
         if !explanation.fixed.is_empty() {
-            lines.push(format!("  fixed by the service: {}", explanation.fixed.join(", ")));
+            lines.push(format!(
+                "  fixed by the service: {}",
+                explanation.fixed.join(", ")
+            ));
         }
         lines.push(format!("  change: {}", explanation.change));
     }
-    lines.push(match reachable.is_empty() {
-        true => format!("`{}` may call nothing", args.caller.escape_debug()),
-        false => format!(
-            "`{}` may call: {}",
-            args.caller.escape_debug(),
-            reachable.join(", ")
-        ),
+    let caller = args.caller.escape_debug();
+    lines.push(if reachable.is_empty() {
+        format!("`{caller}` may call nothing")
+    } else {
+        format!("`{caller}` may call: {}", reachable.join(", "))
     });
     lines.join("\n") + "\n"
 }

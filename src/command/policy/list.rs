@@ -88,9 +88,10 @@ fn table(rows: &[Row]) -> String {
 
 fn cells(row: &Row) -> [String; 4] {
     let consumers: Vec<&str> = row.consumers.iter().map(MachineName::as_str).collect();
-    let consumers = match consumers.is_empty() {
-        true => "(nobody)".to_owned(),
-        false => consumers.join(", "),
+    let consumers = if consumers.is_empty() {
+        "(nobody)".to_owned()
+    } else {
+        consumers.join(", ")
     };
     [
         format!("{}/{}", row.provider, row.service),

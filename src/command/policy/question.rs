@@ -108,7 +108,11 @@ fn offers(machine: &Machine, service: &str) -> bool {
 }
 
 /// The machine of that name in an enabled domain; `role` is what the question calls it.
-pub(super) fn known_machine<'a>(infra: &'a Infra, name: &str, role: &str) -> Result<&'a Machine, Failure> {
+pub(super) fn known_machine<'a>(
+    infra: &'a Infra,
+    name: &str,
+    role: &str,
+) -> Result<&'a Machine, Failure> {
     if let Some((_, machine)) = infra.machine(name) {
         return Ok(machine);
     }
@@ -119,14 +123,20 @@ pub(super) fn known_machine<'a>(infra: &'a Infra, name: &str, role: &str) -> Res
     if let Some(domain) = disabled {
         return Err(Failure::new(
             Exit::Failed,
-            format!("the {role} `{name}` is in the domain `{}`, which is disabled", domain.name),
+            format!(
+                "the {role} `{name}` is in the domain `{}`, which is disabled",
+                domain.name
+            ),
         )
         .help("set `enabled: true` there"));
     }
     let names = infra.machines().map(|(_, machine)| machine.name.as_str());
     let failure = Failure::new(
         Exit::Failed,
-        format!("the {role} `{}` is not a machine of this file", name.escape_debug()),
+        format!(
+            "the {role} `{}` is not a machine of this file",
+            name.escape_debug()
+        ),
     );
     Err(match closest(name, names) {
         Some(near) => failure.help(format!("did you mean `{near}`?")),
