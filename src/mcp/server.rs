@@ -7,6 +7,8 @@ mod call;
 mod flight;
 mod handler;
 mod message;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod transport;
 
@@ -21,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::mcp::Limits;
 use crate::policy::{Caller, Grant};
 use crate::services::Services;
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
@@ -38,7 +41,7 @@ type Running<'a> = BoxFuture<'a, Result<Outcome, ToolError>>;
 /// How a connection is told to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stop {
-    /// Read no more requests; the running calls are answered first, within [`crate::mcp::STOP`].
+    /// Read no more requests; the running calls are answered first, within [`Limits::stop`].
     pub(crate) gently: CancellationToken,
     /// End the running calls as well; they are answered with an error.
     pub(crate) now: CancellationToken,
@@ -50,6 +53,7 @@ pub(crate) struct Server {
     caller: Caller,
     services: watch::Receiver<Arc<Services>>,
     settings: Arc<Settings>,
+    limits: Limits,
     observer: Observer,
     run: Run,
 }
@@ -74,6 +78,7 @@ impl Server {
             caller,
             services,
             settings,
+            limits: Limits::DEFAULT,
             observer,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
@@ -90,6 +95,7 @@ impl Server {
             reader,
             writer,
             Arc::clone(&flight),
+            self.limits,
             stop.clone(),
             Arc::clone(&self.observer),
         );

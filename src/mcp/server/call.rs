@@ -1,8 +1,5 @@
-//! A call that runs: its progress, its end, and what happens when it is cancelled or panics.
+//! A call that runs: its progress, its end, and what happens when it is cancelled.
 
-use std::panic::AssertUnwindSafe;
-
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rmcp::model::{
     CallToolResult, ContentBlock, ErrorData, ProgressNotificationParam, ProgressToken,
@@ -12,7 +9,6 @@ use serde_json::Value;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::Run;
-use crate::mcp::PROGRESS;
 use crate::policy::Grant;
 use crate::tool::{Outcome, Session};
 
@@ -25,7 +21,10 @@ pub(super) struct Call<'a> {
     pub(super) session: &'a Session,
     pub(super) run: &'a Run,
     pub(super) context: &'a RequestContext<RoleServer>,
+    /// When it came in.
     pub(super) since: Instant,
+    /// How often its caller hears that it still runs.
+    pub(super) every: Duration,
 }
 
 impl Call<'_> {
@@ -33,17 +32,13 @@ impl Call<'_> {
     ///
     /// # Errors
     ///
-    /// When the call was cancelled, or the tool panicked. What a tool says went wrong is a result.
+    /// When the call was cancelled. What a tool says went wrong is a result.
     pub(super) async fn run(&self) -> Result<CallToolResult, ErrorData> {
-        let running = AssertUnwindSafe((self.run)(self.grant, self.session)).catch_unwind();
-        match self.wait_for(running).await? {
-            Ok(Ok(outcome)) => Ok(succeeded(outcome)),
-            Ok(Err(error)) => Ok(failed(error.to_string())),
-            Err(_panic) => Err(ErrorData::internal_error(
-                "the tool failed by a fault of this server",
-                None,
-            )),
-        }
+        let running = (self.run)(self.grant, self.session);
+        Ok(match self.wait_for(running).await? {
+            Ok(outcome) => succeeded(outcome),
+            Err(error) => failed(error.to_string()),
+        })
     }
 
     /// Waits for something on behalf of the call, reporting progress to a caller that asked for it.
@@ -57,7 +52,7 @@ impl Call<'_> {
     ) -> Result<T, ErrorData> {
         let mut something = std::pin::pin!(something);
         let token = self.context.meta.get_progress_token();
-        let mut ticks = interval_at(Instant::now() + PROGRESS, PROGRESS);
+        let mut ticks = interval_at(Instant::now() + self.every, self.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report: Option<Report<'_>> = None;
         loop {

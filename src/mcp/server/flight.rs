@@ -11,7 +11,7 @@ use rmcp::model::{RequestId, ServerJsonRpcMessage};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::Asked;
-use crate::mcp::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
+use crate::mcp::Limits;
 
 /// The requests in flight.
 #[derive(Debug, Default)]
@@ -139,10 +139,10 @@ impl Flight {
     }
 
     /// Waits until one more request may be read.
-    pub(super) async fn room(&self) {
+    pub(super) async fn room(&self, limits: &Limits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
-            requests.open.len() < IN_FLIGHT_MAX && bytes < IN_FLIGHT_BYTES_MAX
+            requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes
         })
         .await;
     }
