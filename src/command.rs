@@ -3,6 +3,7 @@
 //! One file a noun. Nothing below `command` prints or ends the process.
 
 mod audit;
+mod clipboard_holder;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -39,6 +40,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Audit(command) => audit::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
+        Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }
 }
 

@@ -4,7 +4,9 @@
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
 pub(crate) mod gate;
+pub(crate) mod listen;
 pub(crate) mod live;
+pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod wire;
@@ -18,18 +20,37 @@ pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
 pub(crate) const DEPTH_MAX: usize = 100;
 /// Longest id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
-/// Requests of one connection that are read and not answered yet; beyond it nothing more is read.
-pub(crate) const IN_FLIGHT_MAX: usize = 64;
-/// Bytes of requests of one connection that are read and not answered yet; beyond it nothing more is read.
-pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Tools of one connection that run at a time; each holds its place until its answer is written.
-pub(crate) const RUNNING_MAX: usize = 8;
-/// How long the running calls of a connection may still take when its requests have ended.
-pub(crate) const DRAIN: Duration = Duration::from_secs(60);
-/// How long they may still take when the server is told to end.
-pub(crate) const STOP: Duration = Duration::from_secs(20);
-/// How often a caller that asked for it hears that its call still runs.
-pub(crate) const PROGRESS: Duration = Duration::from_secs(2);
+/// What one connection may take of its server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Longest request, in bytes without its newline.
+    pub(crate) line: usize,
+    /// Requests that are read and not answered yet; beyond it nothing more is read.
+    pub(crate) in_flight: usize,
+    /// Bytes of those requests; beyond it nothing more is read.
+    pub(crate) in_flight_bytes: usize,
+    /// Tools that run at a time; each holds its place until its answer is written.
+    pub(crate) running: usize,
+    /// How long the running calls may still take when the requests have ended.
+    pub(crate) drain: Duration,
+    /// How long they may still take when the server is told to end.
+    pub(crate) stop: Duration,
+    /// How often a caller that asked for it hears that its call still runs.
+    pub(crate) progress: Duration,
+}
+
+impl Limits {
+    /// The limits of a server that is told nothing else.
+    pub(crate) const DEFAULT: Self = Self {
+        line: LINE_MAX,
+        in_flight: 64,
+        in_flight_bytes: 32 * 1024 * 1024,
+        running: 8,
+        drain: Duration::from_secs(60),
+        stop: Duration::from_secs(20),
+        progress: Duration::from_secs(2),
+    };
+}
 
 /// Characters of a peer's text that are repeated to it or logged.
 const SHOWN_MAX: usize = 100;

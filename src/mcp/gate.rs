@@ -1,10 +1,10 @@
 //! How busy the server is: calls at once and calls per minute, of each caller and in all.
 //!
-//! A call that may run but not now is overloaded, which is never a refusal. The clock comes in as an argument.
+//! A call that may run but not now is overloaded, which is never a refusal.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 
@@ -15,9 +15,20 @@ struct Scope {
     service: Option<String>,
 }
 
+/// What is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The calls that run at once.
+    AtOnce,
+    /// The calls of this minute.
+    Minute,
+}
+
 /// Why a call cannot run now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Overloaded {
+    /// What is full.
+    pub(crate) kind: Full,
     /// Which limit it met, in words.
     pub(crate) limit: String,
     /// When to try again.
@@ -25,9 +36,19 @@ pub(crate) struct Overloaded {
 }
 
 /// The counters of a server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gate {
     counters: Mutex<Counters>,
+    began: Instant,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            counters: Mutex::default(),
+            began: Instant::now(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +94,18 @@ impl Gate {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a call in at `now` (since the start of the process), or says why not; then nothing is counted.
+    /// Lets a call in, or says why not; then nothing is counted.
     pub(crate) fn enter(
+        self: &Arc<Self>,
+        caller: &str,
+        service: &str,
+        limits: &Limits,
+    ) -> Result<Running, Overloaded> {
+        self.enter_at(caller, service, limits, self.began.elapsed())
+    }
+
+    /// The same at a time of one's own (since the gate was made).
+    fn enter_at(
         self: &Arc<Self>,
         caller: &str,
         service: &str,
@@ -113,6 +144,7 @@ impl Gate {
         for (scope, limit, what) in &places {
             if counters.running.get(scope).copied().unwrap_or_default() >= *limit {
                 return Err(Overloaded {
+                    kind: Full::AtOnce,
                     limit: format!("{limit} {what}"),
                     retry_after: RETRY_IN_FLIGHT,
                 });
@@ -123,6 +155,7 @@ impl Gate {
             if bucket.calls < 1.0 {
                 let missing = (1.0 - bucket.calls) * MINUTE / f64::from((*limit).max(1));
                 return Err(Overloaded {
+                    kind: Full::Minute,
                     limit: format!("{limit} {what}"),
                     retry_after: Duration::from_secs_f64(missing.clamp(0.001, MINUTE)),
                 });
@@ -173,7 +206,7 @@ mod tests {
         let gate = Arc::new(Gate::default());
         let limits = limits(Some(100), None);
         let (ok, late): (Vec<_>, Vec<_>) = (0..300)
-            .map(|_| gate.enter("a", "s", &limits, START))
+            .map(|_| gate.enter_at("a", "s", &limits, START))
             .partition(Result::is_ok);
         assert_eq!((ok.len(), late.len()), (100, 200));
         let Some(Err(overloaded)) = late.into_iter().next() else {
@@ -182,14 +215,14 @@ mod tests {
         assert_eq!(overloaded.limit, "100 calls of this caller in a minute");
         assert_eq!(overloaded.retry_after, Duration::from_millis(600));
         let again = START + overloaded.retry_after;
-        assert!(gate.enter("a", "s", &limits, again).is_ok());
-        assert!(gate.enter("a", "s", &limits, again).is_err());
+        assert!(gate.enter_at("a", "s", &limits, again).is_ok());
+        assert!(gate.enter_at("a", "s", &limits, again).is_err());
         assert!(
-            gate.enter("b", "s", &limits, START).is_ok(),
+            gate.enter_at("b", "s", &limits, START).is_ok(),
             "another caller"
         );
         assert!(
-            gate.enter("a", "t", &Limits::default(), START).is_ok(),
+            gate.enter_at("a", "t", &Limits::default(), START).is_ok(),
             "another service"
         );
     }
@@ -198,12 +231,12 @@ mod tests {
     fn a_place_is_free_again_when_the_call_ends() {
         let gate = Arc::new(Gate::default());
         let limits = limits(None, Some(2));
-        let first = gate.enter("a", "s", &limits, START).unwrap();
-        let _second = gate.enter("a", "s", &limits, START).unwrap();
-        let third = gate.enter("a", "s", &limits, START).unwrap_err();
+        let first = gate.enter_at("a", "s", &limits, START).unwrap();
+        let _second = gate.enter_at("a", "s", &limits, START).unwrap();
+        let third = gate.enter_at("a", "s", &limits, START).unwrap_err();
         assert_eq!(third.limit, "2 calls of this caller at once");
         drop(first);
-        assert!(gate.enter("a", "s", &limits, START).is_ok());
+        assert!(gate.enter_at("a", "s", &limits, START).is_ok());
     }
 
     #[test]
@@ -215,9 +248,9 @@ mod tests {
         };
         let running: Vec<_> = ["a", "b", "c"]
             .iter()
-            .map(|caller| gate.enter(caller, "s", &limits, START).unwrap())
+            .map(|caller| gate.enter_at(caller, "s", &limits, START).unwrap())
             .collect();
-        assert!(gate.enter("d", "s", &limits, START).is_err());
+        assert!(gate.enter_at("d", "s", &limits, START).is_err());
         drop(running);
         assert!(gate.lock().running.is_empty());
     }

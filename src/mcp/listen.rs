@@ -230,7 +230,10 @@ impl Accepting {
     }
 
     fn serve(&self, stream: UnixStream) -> impl Future<Output = ()> + Send + 'static {
-        let server = Server::new(Caller::Consumer(self.caller.clone()), Arc::clone(&self.shared));
+        let server = Server::new(
+            Caller::Consumer(self.caller.clone()),
+            Arc::clone(&self.shared),
+        );
         // Each connection ends by itself; the door ends all of them.
         let stop = Stop {
             gently: self.connections.gently.child_token(),

@@ -1,5 +1,6 @@
 //! What a server writes into the log, and whether it may go on when it cannot.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -8,8 +9,10 @@ use serde_json::{Map, Value};
 use crate::audit::flood::{Counted, Floods, Kind};
 use crate::audit::{AuditError, Call, Event, Log, Verdict};
 
+/// Hears of what could not be written.
+pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
+
 /// The log as a server uses it.
-#[derive(Debug)]
 pub(crate) struct Recorder {
     /// `None`: this server keeps no log (an operator's own, where there is none to write).
     log: Option<Log>,
@@ -18,16 +21,21 @@ pub(crate) struct Recorder {
     floods: Mutex<Floods>,
     began: Instant,
     /// Hears of what could not be written.
-    complain: Box<dyn Fn(&AuditError) + Send + Sync>,
+    complain: Complain,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder")
+            .field("log", &self.log)
+            .field("unseen", &self.unseen)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Recorder {
     /// Writes to `log`; `unseen`: calls that cannot be logged run all the same.
-    pub(crate) fn new(
-        log: Option<Log>,
-        unseen: bool,
-        complain: Box<dyn Fn(&AuditError) + Send + Sync>,
-    ) -> Self {
+    pub(crate) fn new(log: Option<Log>, unseen: bool, complain: Complain) -> Self {
         Self {
             log,
             unseen,
@@ -43,7 +51,9 @@ impl Recorder {
     ///
     /// It cannot, and calls must not go unseen.
     pub(crate) fn reserve(&self) -> Result<(), AuditError> {
-        self.log.as_ref().map_or(Ok(()), |log| self.tolerate(log.reserve()))
+        self.log
+            .as_ref()
+            .map_or(Ok(()), |log| self.tolerate(log.reserve()))
     }
 
     /// Logs a call. When this returns the line is in the file, or counted in one that is to come.

@@ -4,12 +4,16 @@
 //! Nothing here prints, opens sockets or reads files.
 
 mod call;
+mod door;
 mod flight;
 mod handler;
 mod message;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod transport;
 
+pub(crate) use door::overloaded;
 pub(crate) use flight::Answered;
 pub(crate) use tools::list;
 
@@ -18,11 +22,13 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::mcp::Limits;
+use crate::mcp::gate::Gate;
+use crate::mcp::live::Policy;
+use crate::mcp::recorder::Recorder;
 use crate::policy::{Caller, Grant};
-use crate::services::Services;
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
 use flight::Flight;
 use handler::Handler;
@@ -38,19 +44,41 @@ type Running<'a> = BoxFuture<'a, Result<Outcome, ToolError>>;
 /// How a connection is told to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stop {
-    /// Read no more requests; the running calls are answered first, within [`crate::mcp::STOP`].
+    /// Read no more requests; the running calls are answered first, within [`Limits::stop`].
     pub(crate) gently: CancellationToken,
     /// End the running calls as well; they are answered with an error.
     pub(crate) now: CancellationToken,
+}
+
+/// The policy of the moment at which it is asked for.
+pub(crate) type PolicySource = Box<dyn Fn() -> Arc<Policy> + Send + Sync>;
+
+/// What all connections of a server share.
+pub(crate) struct Shared {
+    /// The policy in force.
+    pub(crate) policy: PolicySource,
+    /// Where the tools work.
+    pub(crate) settings: Arc<Settings>,
+    /// The log.
+    pub(crate) recorder: Arc<Recorder>,
+    /// How busy the server is.
+    pub(crate) gate: Arc<Gate>,
+    /// Who hears of each answer.
+    pub(crate) observer: Observer,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 /// What a connection is served with.
 #[derive(Clone)]
 pub(crate) struct Server {
     caller: Caller,
-    services: watch::Receiver<Arc<Services>>,
-    settings: Arc<Settings>,
-    observer: Observer,
+    shared: Arc<Shared>,
+    limits: Limits,
     run: Run,
 }
 
@@ -63,18 +91,17 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Serves `caller` by what `services` holds at the moment of each call.
-    pub(crate) fn new(
-        caller: Caller,
-        services: watch::Receiver<Arc<Services>>,
-        settings: Arc<Settings>,
-        observer: Observer,
-    ) -> Self {
+    /// Serves `caller` by the policy of the moment of each call.
+    pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
+        let mut limits = Limits::DEFAULT;
+        if let Some(bytes) = longest_message(&caller, &(shared.policy)()) {
+            limits.line = bytes;
+            limits.in_flight_bytes = limits.in_flight_bytes.max(bytes.saturating_mul(2));
+        }
         Self {
             caller,
-            services,
-            settings,
-            observer,
+            shared,
+            limits,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
     }
@@ -90,8 +117,9 @@ impl Server {
             reader,
             writer,
             Arc::clone(&flight),
+            self.limits,
             stop.clone(),
-            Arc::clone(&self.observer),
+            Arc::clone(&self.shared.observer),
         );
         let handler = Handler::new(self, flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
@@ -99,4 +127,21 @@ impl Server {
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }
+}
+
+/// The longest message that the caller's services set, if any does; which service a message names shows only when it is read.
+fn longest_message(caller: &Caller, policy: &Policy) -> Option<usize> {
+    let Caller::Consumer(name) = caller else {
+        return None;
+    };
+    let services = policy.services.services.iter();
+    let set = services
+        .filter(|service| service.consumers.contains(name))
+        .map(|service| service.limits.message_bytes);
+    let longest = set.reduce(|longest, next| match (longest, next) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        // One that sets nothing allows what is allowed by default.
+        (one, other) => Some(one.or(other)?.max(crate::limits::MESSAGE_BYTES)),
+    })??;
+    usize::try_from(longest).ok()
 }

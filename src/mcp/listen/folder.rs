@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
@@ -79,8 +81,12 @@ impl Folder {
 
     /// Whether a server holds the folder's lock now.
     pub(crate) fn is_served(path: &Path) -> bool {
-        let Ok(lock) = openat(CWD, path.join(LOCK), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        else {
+        let Ok(lock) = openat(
+            CWD,
+            path.join(LOCK),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) else {
             return false;
         };
         flock(&lock, FlockOperation::NonBlockingLockShared).is_err()

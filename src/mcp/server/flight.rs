@@ -11,7 +11,7 @@ use rmcp::model::{RequestId, ServerJsonRpcMessage};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::Asked;
-use crate::mcp::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
+use crate::mcp::Limits;
 
 /// The requests in flight.
 #[derive(Debug, Default)]
@@ -83,6 +83,18 @@ impl Flight {
         found.map(|(inner, _)| RequestId::Number(*inner))
     }
 
+    /// The client's id of a request in flight, as JSON text, and the request's length in bytes.
+    pub(super) fn asked(&self, inner: &RequestId) -> (String, u64) {
+        let RequestId::Number(inner) = inner else {
+            return (String::new(), 0);
+        };
+        let requests = self.lock();
+        let open = requests.open.get(inner);
+        let id = open.and_then(|open| serde_json::to_string(open.id.as_ref()?).ok());
+        let bytes = open.map_or(0, |open| open.bytes as u64);
+        (id.unwrap_or_default(), bytes)
+    }
+
     /// Keeps the place of a running tool until its answer is written.
     pub(super) fn hold(&self, inner: &RequestId, place: OwnedSemaphorePermit) {
         if let RequestId::Number(inner) = inner
@@ -139,10 +151,10 @@ impl Flight {
     }
 
     /// Waits until one more request may be read.
-    pub(super) async fn room(&self) {
+    pub(super) async fn room(&self, limits: &Limits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
-            requests.open.len() < IN_FLIGHT_MAX && bytes < IN_FLIGHT_BYTES_MAX
+            requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes
         })
         .await;
     }

@@ -2,26 +2,24 @@
 //!
 //! The policy is asked here, for lists and calls alike, at the moment of each request.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorData,
-    Implementation, InitializeRequestParams, InitializeResult, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
+    CustomResult, ErrorData, Implementation, InitializeRequestParams, InitializeResult,
+    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
-use super::call::{self, Call};
+use super::door::{Door, Own};
 use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
-use crate::mcp::{RUNNING_MAX, shown};
-use crate::policy::{self, Decision, Denial, Grant, Request};
-use crate::services::Services;
 use crate::tool::Session;
 
 /// What a client's model may read about this server.
@@ -36,6 +34,8 @@ pub(super) struct Handler {
     flight: Arc<Flight>,
     /// Places for tools that run.
     places: Arc<Semaphore>,
+    /// Calls of this connection that run.
+    own: Own,
     /// A request of the stateless era has come: from then on one without `_meta` is not answered by older rules.
     modern: AtomicBool,
 }
@@ -43,10 +43,11 @@ pub(super) struct Handler {
 impl Handler {
     pub(super) fn new(server: Server, flight: Arc<Flight>) -> Self {
         Self {
-            session: Session::new(Arc::clone(&server.settings)),
+            session: Session::new(Arc::clone(&server.shared.settings)),
+            own: Own::default(),
+            places: Arc::new(Semaphore::new(server.limits.running)),
             server,
             flight,
-            places: Arc::new(Semaphore::new(RUNNING_MAX)),
             modern: AtomicBool::new(false),
         }
     }
@@ -67,48 +68,51 @@ impl Handler {
         Ok(())
     }
 
-    /// The services of this moment.
-    fn services(&self) -> Arc<Services> {
-        Arc::clone(&self.server.services.borrow())
-    }
-
-    /// Asks the policy.
-    fn decide(&self, params: CallToolRequestParams) -> Result<Grant, Refusal> {
-        let arguments = params.arguments.unwrap_or_default();
-        let request = Request {
-            caller: &self.server.caller,
-            name: &params.name,
-            arguments: &arguments,
-        };
-        match policy::decide(&self.services(), request) {
-            Decision::Allowed(grant) => Ok(grant),
-            Decision::Denied(denial) => Err(Refusal::of(denial, &params.name)),
-        }
-    }
-}
-
-/// How a caller hears that its call does not run.
-enum Refusal {
-    /// As an error of the protocol.
-    Error(ErrorData),
-    /// As the result of a tool that failed.
-    Result(String),
-}
-
-impl Refusal {
-    /// A service that is there for others and one that is not there at all are one answer.
-    fn of(denial: Denial, name: &str) -> Self {
-        match denial {
-            Denial::Unknown | Denial::NotConsumer { .. } => Self::Error(ErrorData::invalid_params(
-                format!("Unknown tool: {}", shown(name)),
+    fn list(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        if request.is_some_and(|request| request.cursor.is_some()) {
+            return Err(ErrorData::invalid_params(
+                "`cursor` is none of this server's: its list is one page",
                 None,
-            )),
-            Denial::FixedArgument { argument } => Self::Result(format!(
-                "`{}` is not the caller's to choose",
-                shown(&argument)
-            )),
+            ));
         }
+        let policy = (self.server.shared.policy)();
+        let tools = tools::list(&policy.services, &self.server.caller);
+        let result = ListToolsResult::with_all_items(tools);
+        if is_modern_version(context.protocol_version().as_ref()) {
+            // The list is this caller's alone and may change at any moment.
+            return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));
+        }
+        Ok(result)
     }
+
+    async fn call(
+        &self,
+        request: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResult, ErrorData> {
+        let door = Door {
+            server: &self.server,
+            session: &self.session,
+            flight: &self.flight,
+            places: &self.places,
+            own: &self.own,
+            context,
+        };
+        door.call(request).await
+    }
+}
+
+/// The outcome of an answer's making, also when that panics: its caller must not wait for ever.
+async fn caught<T>(answering: impl Future<Output = Result<T, ErrorData>>) -> Result<T, ErrorData> {
+    let caught = AssertUnwindSafe(answering).catch_unwind().await;
+    caught.unwrap_or_else(|_panic| {
+        let fault = "the request failed by a fault of this server";
+        Err(ErrorData::internal_error(fault, None))
+    })
 }
 
 impl ServerHandler for Handler {
@@ -136,19 +140,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         self.check_era(&context)?;
-        if request.is_some_and(|request| request.cursor.is_some()) {
-            return Err(ErrorData::invalid_params(
-                "`cursor` is none of this server's: its list is one page",
-                None,
-            ));
-        }
-        let tools = tools::list(&self.services(), &self.server.caller);
-        let mut result = ListToolsResult::with_all_items(tools);
-        if is_modern_version(context.protocol_version().as_ref()) {
-            // The list is this caller's alone and may change at any moment.
-            result = result.with_ttl_ms(0).with_cache_scope(CacheScope::Private);
-        }
-        Ok(result)
+        caught(async { self.list(request, &context) }).await
     }
 
     async fn call_tool(
@@ -157,26 +149,8 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        let grant = match self.decide(request) {
-            Ok(grant) => grant,
-            Err(Refusal::Error(error)) => return Err(error),
-            Err(Refusal::Result(text)) => return Ok(call::failed(text).into()),
-        };
-        let call = Call {
-            grant: &grant,
-            session: &self.session,
-            run: &self.server.run,
-            context: &context,
-            since: Instant::now(),
-        };
-        let place = call
-            .wait_for(Arc::clone(&self.places).acquire_owned())
-            .await?;
-        // Never closed.
-        if let Ok(place) = place {
-            self.flight.hold(&context.id, place);
-        }
-        Ok(call.run().await?.into())
+        let result = caught(self.call(request, &context)).await?;
+        Ok(result.into())
     }
 
     async fn on_custom_request(

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::mcp::wire::Line;
 use crate::mcp::wire::json::{self, JsonFault};
-use crate::mcp::{ID_MAX, LINE_MAX, shown};
+use crate::mcp::{ID_MAX, shown};
 
 /// What a line asks for.
 #[derive(Debug)]
@@ -38,15 +38,15 @@ pub(super) struct Asked {
     pub(super) request: ClientRequest,
 }
 
-/// Reads a line.
-pub(super) fn read(line: &Line) -> Incoming {
+/// Reads a line that was read with a limit of `max` bytes.
+pub(super) fn read(line: &Line, max: usize) -> Incoming {
     match line {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
         Line::TooLong { head, tail, bytes } => refused(
             json::find_id(head, tail),
             "",
             ErrorData::invalid_request(
-                format!("a message has at most {LINE_MAX} bytes, this one has {bytes}"),
+                format!("invalid request: a message has at most {max} bytes, this one has {bytes}"),
                 None,
             ),
         ),

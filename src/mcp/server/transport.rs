@@ -19,14 +19,15 @@ use tokio::time::{Instant, timeout_at};
 use super::flight::Flight;
 use super::message::{self, Asked, Incoming};
 use super::{Observer, Stop};
+use crate::mcp::Limits;
 use crate::mcp::wire::{Line, Lines};
-use crate::mcp::{DRAIN, LINE_MAX, STOP};
 
 /// One connection.
 pub(super) struct Transport<R, W> {
     lines: Lines<R>,
     writer: Arc<Mutex<W>>,
     flight: Arc<Flight>,
+    limits: Limits,
     stop: Stop,
     observer: Observer,
     /// Until when the answers that are still due are waited for, once no more requests come.
@@ -38,13 +39,15 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         reader: R,
         writer: W,
         flight: Arc<Flight>,
+        limits: Limits,
         stop: Stop,
         observer: Observer,
     ) -> Self {
         Self {
-            lines: Lines::new(reader, LINE_MAX),
+            lines: Lines::new(reader, limits.line),
             writer: Arc::new(Mutex::new(writer)),
             flight,
+            limits,
             stop,
             observer,
             last_moment: None,
@@ -54,13 +57,13 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     /// The next line, as soon as there is room for it; `None` when no more are to come.
     async fn line(&mut self) -> Option<Line> {
         let next = async {
-            self.flight.room().await;
+            self.flight.room(&self.limits).await;
             self.lines.next().await
         };
         let (line, patience) = tokio::select! {
             // A stream that fails has ended: there is nobody to tell.
-            line = next => (line.ok().flatten(), DRAIN),
-            () = self.stop.gently.cancelled() => (None, STOP),
+            line = next => (line.ok().flatten(), self.limits.drain),
+            () = self.stop.gently.cancelled() => (None, self.limits.stop),
         };
         if line.is_none() {
             self.last_moment = Some(Instant::now() + patience);
@@ -72,7 +75,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     async fn drain(&mut self, last_moment: Instant) {
         let stop_moment = async {
             self.stop.gently.cancelled().await;
-            tokio::time::sleep(STOP).await;
+            tokio::time::sleep(self.limits.stop).await;
         };
         tokio::select! {
             in_time = timeout_at(last_moment, self.flight.empty()) => {
@@ -91,7 +94,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
             Line::Whole(bytes) => bytes.len(),
             Line::TooLong { head, tail, .. } => head.len() + tail.len(),
         };
-        match message::read(line) {
+        match message::read(line, self.limits.line) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => {
                 let inner = self.flight.find(&id)?;
