@@ -181,8 +181,20 @@ pub enum McpCommand {
 #[derive(Debug, Args)]
 pub struct McpServeArgs {
     /// Print the tools and end
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["listen", "caller", "services"])]
     pub list_tools: bool,
+    /// Make a socket for each consumer in this folder [default: /run/anklume/mcp]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "/run/anklume/mcp")]
+    pub listen: Option<PathBuf>,
+    /// Serve this consumer on stdin and stdout, by the services file
+    #[arg(long, value_name = "MACHINE", conflicts_with = "listen")]
+    pub caller: Option<String>,
+    /// The services file, as `policy export` writes it [default: /etc/anklume/services.json]
+    #[arg(long, value_name = "FILE")]
+    pub services: Option<PathBuf>,
+    /// The log of calls [default: /var/log/anklume/audit.jsonl]
+    #[arg(long, value_name = "FILE", env = "ANKLUME_AUDIT_LOG")]
+    pub audit_log: Option<PathBuf>,
 }
 
 /// Which channel to use.

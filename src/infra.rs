@@ -307,6 +307,8 @@ pub struct McpUsers {
     pub uid: u32,
     /// Group of the consumer's sockets inside the machine.
     pub gid: u32,
+    /// The machine's services run also while their calls cannot be logged.
+    pub allow_unlogged: bool,
 }
 
 /// An entry of `services`.

@@ -20,6 +20,9 @@ pub struct Services {
     pub machine: MachineName,
     /// In the order of the file; names are unique.
     pub services: Vec<Service>,
+    /// Calls run also while they cannot be logged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_unlogged: bool,
 }
 
 /// One service of a machine.
@@ -62,6 +65,7 @@ impl Services {
         Self {
             machine: machine.name.clone(),
             services,
+            allow_unlogged: machine.mcp.allow_unlogged,
         }
     }
 
@@ -88,6 +92,7 @@ impl Services {
         Self {
             machine,
             services: Vec::new(),
+            allow_unlogged: false,
         }
     }
 

@@ -13,6 +13,8 @@ use super::chain::{self, Head};
 use super::verify::LINE_MAX;
 use super::{Event, Key};
 
+/// The log where none is named.
+pub const LOG: &str = "/var/log/anklume/audit.jsonl";
 /// Size at which the log goes on in a new file, in bytes.
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
 /// Files that are kept beside the one that is written.
@@ -36,6 +38,9 @@ pub enum AuditError {
         /// What the system said.
         source: io::Error,
     },
+    /// There was no log to write when the server started.
+    #[error("there is no audit log to write")]
+    NotOpen,
     /// Someone else keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::CONNECTIONS;
 use crate::mcp::live::{Live, Policy};
-use crate::mcp::recorder::Recorder;
 use crate::mcp::server::{Server, Shared, Stop};
 use crate::name::MachineName;
 use crate::policy::Caller;
@@ -52,7 +51,6 @@ pub(crate) struct Listening {
     folder: Arc<Folder>,
     live: Arc<Live>,
     shared: Arc<Shared>,
-    recorder: Arc<Recorder>,
     stop: Stop,
     doors: BTreeMap<MachineName, Door>,
     said: Option<(String, Option<String>)>,
@@ -67,18 +65,11 @@ struct Door {
 
 impl Listening {
     /// A server that has no sockets yet.
-    pub(crate) fn new(
-        folder: Folder,
-        live: Arc<Live>,
-        shared: Arc<Shared>,
-        recorder: Arc<Recorder>,
-        stop: Stop,
-    ) -> Self {
+    pub(crate) fn new(folder: Folder, live: Arc<Live>, shared: Arc<Shared>, stop: Stop) -> Self {
         Self {
             folder: Arc::new(folder),
             live,
             shared,
-            recorder,
             stop,
             doors: BTreeMap::new(),
             said: None,
@@ -100,7 +91,7 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.recorder.count(false);
+                    self.shared.recorder.count(false);
                     // The last good state stays; the next tick tries again, `mcp status` tells.
                     let _ = self.follow(&mut tasks);
                 }
@@ -188,7 +179,6 @@ impl Listening {
         if timeout(END, ended).await.is_err() {
             self.stop.now.cancel();
         }
-        self.recorder.count(true);
         self.folder.clear()
     }
 }

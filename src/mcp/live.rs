@@ -31,7 +31,8 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    fn new(services: Services) -> Arc<Self> {
+    /// A policy of these services.
+    pub(crate) fn new(services: Services) -> Arc<Self> {
         Arc::new(Self {
             digest: services.digest(),
             services,
@@ -73,7 +74,7 @@ pub(crate) enum Change<'a> {
 }
 
 /// Hears of every change.
-type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
+pub(crate) type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
 
 /// A services file and the policy that it last gave.
 pub(crate) struct Live {
@@ -112,23 +113,27 @@ enum Stamp {
 }
 
 impl Live {
-    /// Reads the file for the first time.
+    /// Reads a file for the first time.
     ///
     /// # Errors
     ///
     /// A file that is there and cannot be taken: a server does not start by a broken policy.
-    pub(crate) fn open(path: &Path, on_change: OnChange) -> Result<Self, PolicyError> {
-        // The stamp is taken before the bytes: what changes in between is seen at the next look.
-        let seen = stamp(path);
-        Ok(Self {
+    pub(crate) fn read(path: &Path) -> Result<Services, PolicyError> {
+        read(path)
+    }
+
+    /// Follows the file, from the services on that it gave first.
+    pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
+        Self {
             path: path.to_owned(),
             on_change,
             state: Mutex::new(State {
-                seen,
-                policy: Policy::new(read(path)?),
+                // Looked at anew at once: it may have changed since it was read.
+                seen: Stamp::Unsettled,
+                policy: Policy::new(first),
                 refused: None,
             }),
-        })
+        }
     }
 
     /// The policy in force now.
@@ -259,7 +264,7 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         Watched {
-            live: Live::open(&path, Box::new(count)).unwrap(),
+            live: Live::new(&path, Live::read(&path).unwrap(), Box::new(count)),
             path,
             changes,
             _folder: folder,
@@ -310,11 +315,11 @@ mod tests {
         let path = folder.path().join("services.json");
         for broken in [&b"{"[..], b"", b"[]", b"\xff"] {
             std::fs::write(&path, broken).unwrap();
-            assert!(Live::open(&path, Box::new(|_| {})).is_err());
+            assert!(Live::read(&path).is_err());
         }
         std::fs::remove_file(&path).unwrap();
         let kind = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        assert!(Live::open(&path, Box::new(|_| {})).is_err());
+        assert!(Live::read(&path).is_err());
     }
 }

@@ -14,10 +14,10 @@ pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// `None`: this server keeps no log (an operator's own, where there is none to write).
+    /// `None`: there is none that could be written.
     log: Option<Log>,
-    /// Whether a call may run that cannot be logged.
-    unseen: bool,
+    /// Whether no call may run without it, unless the policy allows that. Not so for the operator.
+    required: bool,
     floods: Mutex<Floods>,
     began: Instant,
     /// Hears of what could not be written.
@@ -28,17 +28,17 @@ impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder")
             .field("log", &self.log)
-            .field("unseen", &self.unseen)
+            .field("required", &self.required)
             .finish_non_exhaustive()
     }
 }
 
 impl Recorder {
-    /// Writes to `log`; `unseen`: calls that cannot be logged run all the same.
-    pub(crate) fn new(log: Option<Log>, unseen: bool, complain: Complain) -> Self {
+    /// Writes to `log`; `required`: calls that cannot be logged do not run, unless the policy allows that.
+    pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
         Self {
             log,
-            unseen,
+            required,
             floods: Mutex::new(Floods::default()),
             began: Instant::now(),
             complain,
@@ -50,10 +50,9 @@ impl Recorder {
     /// # Errors
     ///
     /// It cannot, and calls must not go unseen.
-    pub(crate) fn reserve(&self) -> Result<(), AuditError> {
-        self.log
-            .as_ref()
-            .map_or(Ok(()), |log| self.tolerate(log.reserve()))
+    pub(crate) fn reserve(&self, allow_unlogged: bool) -> Result<(), AuditError> {
+        let reserved = self.log().and_then(|log| log.map_or(Ok(()), Log::reserve));
+        self.tolerate(reserved, allow_unlogged)
     }
 
     /// Logs a call. When this returns the line is in the file, or counted in one that is to come.
@@ -61,10 +60,10 @@ impl Recorder {
     /// # Errors
     ///
     /// It could not be written, and calls must not go unseen.
-    pub(crate) fn call(&self, call: Call) -> Result<(), AuditError> {
+    pub(crate) fn call(&self, call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
         let ran = call.decision == Verdict::Allowed;
         if ran || self.own_line(&call) {
-            self.append(Event::Call(Box::new(call)))
+            self.append(Event::Call(Box::new(call)), allow_unlogged)
         } else {
             Ok(())
         }
@@ -75,10 +74,18 @@ impl Recorder {
     /// # Errors
     ///
     /// As [`Recorder::call`].
-    pub(crate) fn append(&self, event: Event) -> Result<(), AuditError> {
-        match &self.log {
-            Some(log) => self.tolerate(log.append(event).map(drop)),
+    pub(crate) fn append(&self, event: Event, allow_unlogged: bool) -> Result<(), AuditError> {
+        let appended = self.log().and_then(|log| match log {
+            Some(log) => log.append(event).map(drop),
             None => Ok(()),
+        });
+        self.tolerate(appended, allow_unlogged)
+    }
+
+    fn log(&self) -> Result<Option<&Log>, AuditError> {
+        match &self.log {
+            None if self.required => Err(AuditError::NotOpen),
+            log => Ok(log.as_ref()),
         }
     }
 
@@ -93,7 +100,7 @@ impl Recorder {
         drop(floods);
         for counted in due {
             // The calls it tells of were not run; the complaint is all that can be done.
-            let _ = self.append(event(counted));
+            let _ = self.append(event(counted), true);
         }
     }
 
@@ -114,10 +121,14 @@ impl Recorder {
         floods.refused(&call.caller, kind, self.began.elapsed())
     }
 
-    fn tolerate(&self, done: Result<(), AuditError>) -> Result<(), AuditError> {
+    fn tolerate(&self, done: Result<(), AuditError>, allow: bool) -> Result<(), AuditError> {
         let Err(error) = done else { return Ok(()) };
         (self.complain)(&error);
-        if self.unseen { Ok(()) } else { Err(error) }
+        if allow || !self.required {
+            Ok(())
+        } else {
+            Err(error)
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Nothing here prints, opens sockets or reads files.
 
 mod call;
-mod door;
+mod course;
 mod flight;
 mod handler;
 mod message;
@@ -13,7 +13,7 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use door::overloaded;
+pub(crate) use course::overloaded;
 pub(crate) use flight::Answered;
 pub(crate) use tools::list;
 

@@ -32,7 +32,11 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         return McpUsers::default();
     };
     let fields = fields.strict();
-    fields.known("`mcp`", &["run_as", "uid", "gid"], findings);
+    fields.known(
+        "`mcp`",
+        &["run_as", "uid", "gid", "allow_unlogged"],
+        findings,
+    );
     let mut id = |key| {
         let id = fields.integer(key, 0..=ID_MAX, findings);
         id.and_then(|(id, _)| u32::try_from(id).ok())
@@ -42,6 +46,7 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         uid: id("uid"),
         gid: id("gid"),
         run_as: run_as(fields, findings),
+        allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
     }
 }
 

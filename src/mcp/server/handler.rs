@@ -16,7 +16,7 @@ use rmcp::model::{
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::Semaphore;
 
-use super::door::{Door, Own};
+use super::course::{Course, Own};
 use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
@@ -94,7 +94,7 @@ impl Handler {
         request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
-        let door = Door {
+        let course = Course {
             server: &self.server,
             session: &self.session,
             flight: &self.flight,
@@ -102,7 +102,7 @@ impl Handler {
             own: &self.own,
             context,
         };
-        door.call(request).await
+        course.call(request).await
     }
 }
 

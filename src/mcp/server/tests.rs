@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
-use crate::services::Service;
+use crate::services::{Service, Services};
 
 /// The other end of a connection.
 struct Peer {
@@ -77,22 +77,22 @@ fn call(id: impl Into<Value>, name: &str) -> Value {
 fn server(
     run: impl for<'a> Fn(&'a Grant, &'a Session) -> Running<'a> + Send + Sync + 'static,
 ) -> Server {
-    let services = Services {
-        machine: "vault".parse().unwrap(),
-        services: Vec::new(),
-    };
-    let (sender, receiver) = watch::channel(Arc::new(services));
-    // The services of these tests live as long as their connections.
-    std::mem::forget(sender);
-    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
-    let mut server = Server::new(
-        Caller::Operator,
-        receiver,
-        Arc::new(settings),
-        Arc::new(|_| {}),
-    );
+    let policy = Policy::new(Services::none("vault".parse().unwrap()));
+    let mut server = Server::new(Caller::Operator, shared(move || Arc::clone(&policy)));
     server.run = Arc::new(run);
     server
+}
+
+/// What a server shares that keeps no log and whose policy is as `policy` says.
+fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Shared> {
+    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
+    Arc::new(Shared {
+        policy: Box::new(policy),
+        settings: Arc::new(settings),
+        recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+        gate: Arc::new(Gate::default()),
+        observer: Arc::new(|_| {}),
+    })
 }
 
 fn outcome(text: &str) -> Outcome {
@@ -265,10 +265,7 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
     let calls: Vec<String> = (0..CALLS)
         .map(|id| call(id, "gpg_sign").to_string())
         .collect();
-    let calls = calls.join(
-        "
-",
-    );
+    let calls = calls.join("\n") + "\n";
     // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
     let mut writer = peer.writer;
     let writing = tokio::spawn(async move {
@@ -370,12 +367,14 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
         tool: ToolName::GpgSign,
         consumers: consumers.iter().map(|name| name.parse().unwrap()).collect(),
         with: Map::from_iter([("key_id".to_owned(), json!("ABCD"))]),
+        limits: crate::limits::Limits::default(),
         declared_at: None,
     };
     let services = |consumers: &[&str]| {
-        Arc::new(Services {
+        Policy::new(Services {
             machine: "vault".parse().unwrap(),
             services: vec![service(consumers)],
+            allow_unlogged: false,
         })
     };
     let (sender, receiver) = watch::channel(services(&["work-dev"]));
@@ -387,7 +386,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
         })
     });
     server.caller = Caller::Consumer("work-dev".parse().unwrap());
-    server.services = receiver;
+    server.shared = shared(move || Arc::clone(&receiver.borrow()));
     let mut peer = Peer::of(server);
     let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
 

@@ -81,7 +81,7 @@ impl Drop for OwnCall<'_> {
 }
 
 /// What one call passes through.
-pub(super) struct Door<'a> {
+pub(super) struct Course<'a> {
     pub(super) server: &'a Server,
     pub(super) session: &'a Session,
     pub(super) flight: &'a Flight,
@@ -99,7 +99,7 @@ struct Entry {
     since: Instant,
 }
 
-impl Door<'_> {
+impl Course<'_> {
     /// Decides, runs, logs.
     ///
     /// # Errors
@@ -135,7 +135,9 @@ impl Door<'_> {
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
         let recorder = &self.server.shared.recorder;
-        recorder.reserve().map_err(|error| unseen(&error))?;
+        recorder
+            .reserve(policy.services.allow_unlogged)
+            .map_err(|error| unseen(&error))?;
         let own = self.own.enter(name);
         let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
         drop((own, running));
@@ -143,7 +145,7 @@ impl Door<'_> {
         line.tool = Some(grant.tool().to_string());
         line.outcome = outcome;
         line.bytes_out = result.as_ref().map_or(0, text_bytes);
-        self.log(line)?;
+        self.log(line, &policy)?;
         result
     }
 
@@ -222,7 +224,7 @@ impl Door<'_> {
         let mut line = self.line(entry, policy, Verdict::Refused, reason);
         let service = policy.services.service(name);
         line.tool = service.map(|service| service.tool.to_string());
-        self.log(line)?;
+        self.log(line, policy)?;
         answer
     }
 
@@ -235,7 +237,7 @@ impl Door<'_> {
     ) -> Result<CallToolResult, ErrorData> {
         let mut line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
         line.tool = Some(grant.tool().to_string());
-        self.log(line)?;
+        self.log(line, policy)?;
         Err(overloaded(&full.limit, full.retry_after))
     }
 
@@ -274,8 +276,9 @@ impl Door<'_> {
         }
     }
 
-    fn log(&self, line: audit::Call) -> Result<(), ErrorData> {
-        let logged = self.server.shared.recorder.call(line);
+    fn log(&self, line: audit::Call, policy: &Policy) -> Result<(), ErrorData> {
+        let allow = policy.services.allow_unlogged;
+        let logged = self.server.shared.recorder.call(line, allow);
         logged.map_err(|error| unseen(&error))
     }
 }
