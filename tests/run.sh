@@ -1,0 +1,20 @@
+#!/bin/sh
+# The whole test run: what it needs, Incus where it can be had, `cargo test`, and Incus down again if it came up here.
+# Arguments go to `cargo test`.
+set -eu
+cd "$(dirname -- "$0")/.."
+
+sh tests/setup.sh test
+
+# Who brought Incus up takes it down; one that runs already stays as it is.
+if [ ! -d /run/anklume-tests ]; then
+    trap 'status=$?; trap - EXIT; sh tests/incus/down.sh; exit $status' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+fi
+if ! sh tests/incus/up.sh; then
+    [ "${CI:-}" != true ] || exit 1
+    echo 'tests: no Incus here, so what needs it is skipped'
+fi
+
+cargo test "$@"
