@@ -52,7 +52,7 @@ take_out() {
 }
 
 if [ -n "$(noted fresh)" ]; then
-    delete_what_tests_left 2>/dev/null
+    delete_what_tests_left >/dev/null 2>&1
 elif [ -n "$(noted image)" ]; then
     incus image delete "$(noted image)"
 fi
