@@ -8,6 +8,7 @@
 )]
 
 mod cli;
+mod docs;
 mod harness;
 mod makefile;
 mod static_binary;
