@@ -250,7 +250,9 @@ fn every_variable_that_the_makefile_reads_is_tried_here() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile")).unwrap();
     let mut read = BTreeSet::new();
     for (at, _) in makefile.match_indices('$') {
-        let name: String = makefile[at + 1..]
+        let name: String = makefile
+            .split_at(at + 1)
+            .1
             .trim_start_matches(['$', '{', '('])
             .chars()
             .take_while(|c| c.is_ascii_uppercase() || *c == '_')

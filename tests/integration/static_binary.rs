@@ -86,7 +86,8 @@ fn it_runs_in_an_empty_root() {
 
 /// A little-endian number of the file.
 fn number(file: &[u8], at: usize, width: usize) -> u64 {
-    file[at..at + width]
+    let bytes = file.get(at..at + width).unwrap();
+    bytes
         .iter()
         .rev()
         .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
