@@ -5,6 +5,9 @@ set -eu
 cd "$(dirname -- "$0")/.."
 
 sh tests/setup.sh test
+# Where the machine has no Node that is new enough, setup.sh has put one here.
+[ ! -d target/node-program/path ] || PATH=$PWD/target/node-program/path:$PATH
+export PATH
 
 # Who brought Incus up takes it down; one that runs already stays as it is.
 if [ ! -d /run/anklume-tests ]; then

