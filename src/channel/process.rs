@@ -18,6 +18,8 @@ use super::open::Watch;
 const CALM_END: Duration = Duration::from_secs(2);
 /// How long a server may take to end after SIGTERM; then it is killed.
 const ASKED_END: Duration = Duration::from_secs(1);
+/// When a server that was asked to end is asked again.
+const ASKED_AGAIN: Duration = Duration::from_millis(200);
 /// How often an end is looked for while nothing else can run.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of a server's stderr that are kept as its last words.
@@ -80,9 +82,13 @@ impl Drop for Process {
         let Some(pid) = running() else {
             return;
         };
-        let _ = kill_process(pid, Signal::TERM);
         let asked = Instant::now();
+        // The first signal lets a server end its calls, the second does not.
+        let mut pauses = [Duration::ZERO, ASKED_AGAIN].into_iter().peekable();
         while asked.elapsed() < ASKED_END {
+            if pauses.next_if(|pause| asked.elapsed() >= *pause).is_some() {
+                let _ = kill_process(pid, Signal::TERM);
+            }
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
             }

@@ -8,6 +8,7 @@ mod given;
 mod list;
 mod printable;
 mod rehearse;
+mod serve;
 
 use crate::cli::McpCommand;
 use crate::error::Exit;
@@ -17,7 +18,7 @@ use super::output::Output;
 /// Runs `anklume mcp …`.
 pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit> {
     match command {
-        McpCommand::Serve(args) => anyhow::bail!("{args:?}"),
+        McpCommand::Serve(args) => serve::run(args, output),
         McpCommand::List(args) => list::run(args, output),
         McpCommand::Call(args) => call::run(args, output),
     }

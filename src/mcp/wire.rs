@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows what a message means.
 
+pub(crate) mod json;
+
 use std::io;
 use std::mem;
 
@@ -67,14 +69,16 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if chunk.is_empty() {
                 return Ok(self.last());
             }
-            let (part, rest) = match chunk.iter().position(|byte| *byte == b'\n') {
-                Some(end) => (chunk.get(..end).unwrap_or_default(), Some(end + 1)),
-                None => (chunk, None),
+            // In memory this cannot fail; it is the standard library's fast search for a byte.
+            let used = io::BufRead::skip_until(&mut &*chunk, b'\n')?;
+            let taken = chunk.get(..used).unwrap_or(chunk);
+            let (part, ended) = match taken.split_last() {
+                Some((b'\n', part)) => (part, true),
+                _ => (taken, false),
             };
-            let used = rest.unwrap_or(chunk.len());
             take(&mut self.line, &mut self.skipped, part, self.max);
             self.reader.consume(used);
-            if rest.is_some() {
+            if ended {
                 return Ok(Some(self.finish()));
             }
         }
@@ -90,20 +94,18 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 
     /// Gives the line that has come to its end and starts the next.
     fn finish(&mut self) -> Line {
-        match self.skipped.take() {
-            Some(skipped) => Line::TooLong {
+        if let Some(skipped) = self.skipped.take() {
+            return Line::TooLong {
                 head: skipped.head,
                 tail: skipped.tail,
                 bytes: skipped.bytes,
-            },
-            None => {
-                let mut line = mem::take(&mut self.line);
-                if line.last() == Some(&b'\r') {
-                    line.pop();
-                }
-                Line::Whole(line)
-            }
+            };
         }
+        let mut line = mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Line::Whole(line)
     }
 }
 
