@@ -11,10 +11,12 @@
 //! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
 
 pub mod catalogue;
+mod channel;
 pub mod cli;
 mod command;
 pub mod diagnostic;
 pub mod error;
+mod incus;
 pub mod infra;
 mod mcp;
 pub mod name;
