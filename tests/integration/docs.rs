@@ -109,6 +109,10 @@ fn a_room_uses_only_rooms_below_it() {
         {
             for (at, _) in line.match_indices("crate::") {
                 let used = leading_name(line.split_at(at + "crate::".len()).1);
+                assert!(
+                    !used.is_empty(),
+                    "{file}: one name after `crate::`, so that this test sees it:\n{line}"
+                );
                 let Some(used_level) = level(used) else {
                     continue;
                 };
@@ -190,7 +194,6 @@ fn no_host_of_a_registry_and_no_path_of_one_machine_is_written_down() {
         concat!("deb.deb", "ian.org"),
         concat!("node", "source"),
         concat!("/wo", "rk/"),
-        concat!("/home", "/"),
     ];
     for folder in ["src", "tests", "docs", ".ci", ".cargo"] {
         for file in files_below(folder) {
@@ -214,7 +217,12 @@ fn nothing_of(forbidden: &[&str], file: &str) {
     let bytes = std::fs::read(Path::new(ROOT).join(file)).unwrap();
     let text = String::from_utf8_lossy(&bytes);
     for word in forbidden {
-        assert!(!text.contains(word), "{file} names `{word}`");
+        // `incoming/work/report` is no path from the root.
+        let named = text.match_indices(word).any(|(at, _)| {
+            let before = text.split_at(at).0.chars().next_back();
+            !(word.starts_with('/') && before.is_some_and(char::is_alphanumeric))
+        });
+        assert!(!named, "{file} names `{word}`");
     }
 }
 
