@@ -12,3 +12,4 @@ mod docs;
 mod harness;
 mod makefile;
 mod static_binary;
+mod sync;
