@@ -1,5 +1,6 @@
 //! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
 //! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
+//! `cargo bench -- list declared calls` picks groups; none named means all.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -30,11 +31,21 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let python = Python::find();
     let mut table = Table::default();
-    cold_list(&mut table, folder.path(), python.as_ref());
-    for (machines, rounds) in SIZES {
+    // cargo itself hands over `--bench`.
+    let picked: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |group: &str| picked.is_empty() || picked.iter().any(|word| word == group);
+    if wanted("list") {
+        cold_list(&mut table, folder.path(), python.as_ref());
+    }
+    for (machines, rounds) in SIZES.into_iter().filter(|_| wanted("declared")) {
         declared(&mut table, folder.path(), python.as_ref(), machines, rounds);
     }
-    calls(&mut table, folder.path(), python.as_ref());
+    if wanted("calls") {
+        calls(&mut table, folder.path(), python.as_ref());
+    }
     print!("{table}");
 }
 
