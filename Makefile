@@ -52,7 +52,7 @@ check: ## formatting, lints, docs
 	cargo metadata --locked --format-version 1 >/dev/null
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
 	cargo test --test integration -- docs::
 
 bench: ## measure, beside the floor and the Python SDK
