@@ -8,6 +8,7 @@
 )]
 
 mod cli;
+mod client;
 mod docs;
 mod harness;
 mod makefile;
