@@ -28,6 +28,7 @@ PATH=$folder/bin:$PATH
 export PATH
 # Nothing of the user's is touched: not the clipboard of the display, not the keyring, not the home folder.
 unset DISPLAY WAYLAND_DISPLAY
+export LC_ALL=C.UTF-8
 export HOME="$folder/home" GNUPGHOME="$folder/keys" XDG_RUNTIME_DIR="$folder/run" ANKLUME_MCP_PORTAL="$folder/portal"
 cd "$folder/desk"
 
@@ -48,7 +49,10 @@ say() {
 try() {
     printf '\n%s$ %s%s\n' "$bold" "$2" "$plain"
     code=0
-    sh -c "$2" 2>&1 </dev/null || code=$?
+    sh -c "$2" >"$folder/output" 2>&1 </dev/null || code=$?
+    cat "$folder/output"
+    # What a tool gives comes out as it is, often without a newline at its end.
+    [ -z "$(tail -c 1 "$folder/output")" ] || echo
     printf '%sexit code %s%s\n' "$dim" "$code" "$plain"
     if [ "$code" != "$1" ]; then
         printf '\ndemo: this should have ended with %s\n' "$1" >&2
@@ -116,6 +120,7 @@ try 0 'anklume mcp list'
 say '5. Sign' 'The key stays with the server; only the file and its signature travel. The key is a throw-away one.'
 if command -v gpg >/dev/null; then
     try 0 'gpg --batch --quiet --passphrase "" --quick-generate-key "Demo <demo@example.invalid>" ed25519 sign 1d'
+    gpg --batch --quiet --check-trustdb 2>/dev/null
     echo 'I owe you a coffee.' >letter.txt
     try 0 'anklume mcp call gpg_sign data=@letter.txt > letter.txt.asc'
     try 0 'cat letter.txt.asc'
