@@ -53,8 +53,12 @@ take_out() {
 
 if [ -n "$(noted fresh)" ]; then
     delete_what_tests_left >/dev/null 2>&1
-elif [ -n "$(noted image)" ]; then
-    incus image delete "$(noted image)"
+else
+    [ -z "$(noted image)" ] || incus image delete "$(noted image)"
+    if [ -n "$(noted pool)" ]; then
+        incus -q profile device remove default root
+        incus -q storage delete default
+    fi
 fi
 [ -z "$(noted pid)" ] || stop_daemon "$(noted pid)"
 [ -z "$(noted unit)" ] || systemctl stop incus.socket incus.service
