@@ -149,7 +149,7 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-fn the_exit_codes_of_the_readme_are_those_of_the_program() {
+fn the_exit_codes_of_the_docs_are_those_of_the_program() {
     let enum_text = read("src/error.rs");
     let in_the_program: Vec<String> = enum_text
         .lines()
@@ -160,18 +160,48 @@ fn the_exit_codes_of_the_readme_are_those_of_the_program() {
                 .map(|(_, code)| code.to_owned())
         })
         .collect();
-    let readme = read("README.md");
-    let table = readme.split("| exit code | meaning |").nth(1).unwrap();
-    let shown: Vec<String> = table
+    for page in ["README.md", "docs/commands.md"] {
+        let text = read(page);
+        let table = text.split("| exit code | meaning |").nth(1).unwrap();
+        let shown: Vec<String> = table
+            .lines()
+            .skip(2)
+            .map_while(|line| {
+                line.strip_prefix("| ")?
+                    .split_once(" | ")
+                    .map(|(code, _)| code.to_owned())
+            })
+            .collect();
+        assert_eq!(shown, in_the_program, "{page}");
+    }
+}
+
+#[test]
+fn every_subcommand_is_on_the_page_of_commands() {
+    let page = read("docs/commands.md");
+    for command in subcommands(&[]) {
+        assert!(
+            page.contains(&format!("| `anklume {command}")),
+            "docs/commands.md does not show `anklume {command}`"
+        );
+    }
+}
+
+/// The subcommands as help lists them, those with subcommands of their own by these.
+fn subcommands(above: &[&str]) -> Vec<String> {
+    let ran = Anklume::new()
+        .args(above.iter().copied().chain(["--help"]))
+        .run();
+    let Some((_, listed)) = ran.stdout.split_once("Commands:\n") else {
+        return vec![above.join(" ")];
+    };
+    let names = listed
         .lines()
-        .skip(2)
-        .map_while(|line| {
-            line.strip_prefix("| ")?
-                .split_once(" | ")
-                .map(|(code, _)| code.to_owned())
-        })
-        .collect();
-    assert_eq!(shown, in_the_program);
+        .map_while(|line| line.split_whitespace().next());
+    let names = names.filter(|name| *name != "help");
+    names
+        .flat_map(|name| subcommands(&[above, &[name]].concat()))
+        .collect()
 }
 
 #[test]
