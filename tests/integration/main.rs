@@ -12,5 +12,7 @@ mod client;
 mod docs;
 mod harness;
 mod makefile;
+mod policy;
+mod serve;
 mod static_binary;
 mod sync;
