@@ -184,7 +184,7 @@ fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
         let peer =
             python.map(|python| session::time_per_call(&mut python.server(folder), 400, in_flight));
         table.push(Row {
-            what: label.to_owned(),
+            what: format!("{label} ({:.0}/s)", 1.0 / ours.as_secs_f64()),
             ours,
             floor: ("the line through a bare pipe", floor),
             expected: "",

@@ -34,7 +34,7 @@ impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\n{:<32} {:>10}  {:<12} {:>10} {:>8}  {:<30} {:>10} {:>9}  peer",
+            "\n{:<36} {:>10}  {:<12} {:>10} {:>8}  {:<30} {:>10} {:>9}  peer",
             "", "anklume", "expected", "floor", "ours is", "floor is", "peer", "peer is"
         )?;
         for row in &self.0 {
@@ -45,7 +45,7 @@ impl Display for Table {
             };
             writeln!(
                 f,
-                "{:<32} {:>10}  {:<12} {:>10} {:>8}  {:<30} {peer:>10} {times_peer:>9}  {}",
+                "{:<36} {:>10}  {:<12} {:>10} {:>8}  {:<30} {peer:>10} {times_peer:>9}  {}",
                 row.what,
                 text(row.ours),
                 row.expected,
@@ -55,10 +55,7 @@ impl Display for Table {
                 row.peer.0
             )?;
         }
-        writeln!(
-            f,
-            "\n`ours is` N × the floor; `peer is` N × ours. Medians. A call's time is 1 / (calls per second)."
-        )
+        writeln!(f, "\n`ours is` N × the floor; `peer is` N × ours. Medians.")
     }
 }
 
