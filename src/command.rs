@@ -11,9 +11,10 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command, CompletionsArgs};
+use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
 use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
+use crate::infra::{self, Read};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -51,6 +52,15 @@ fn print_manual(output: &Output) -> anyhow::Result<Exit> {
     clap_mangen::Man::new(Cli::command()).render(&mut page)?;
     output.answer(&page)?;
     Ok(Exit::Done)
+}
+
+/// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
+fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<Read> {
+    let read = infra::open(args.infra.as_deref())?;
+    if !read.warnings.is_empty() {
+        output.say(&diagnostic::draw(&read.warnings, true));
+    }
+    Ok(read)
 }
 
 /// Help and version go to stdout and are no fault; anything else is a usage error.
