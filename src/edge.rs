@@ -3,15 +3,13 @@
 //! Pure, so that the same file always gives the same devices: what `sync` writes is what `apply` makes.
 //! Whether Incus has them is none of its business.
 
-mod rules;
-
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::diagnostic::{Diagnostic, Faults, Severity};
-use crate::infra::{Device, Domain, Infra, Machine};
+use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
 
 /// Folder on the host that holds the socket of each edge; 0711, root's.
@@ -142,7 +140,7 @@ fn unix(path: &str) -> String {
 ///
 /// # Errors
 ///
-/// Two edges of one name, and every end of an edge that breaks a rule: see the codes in `docs/diagnostics.md`.
+/// Two edges of one name, and ends that Incus can give no channel.
 pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
     let machines: HashMap<&str, (&Domain, &Machine)> = infra
         .machines()
@@ -161,7 +159,7 @@ pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
         })
         .collect();
     let mut faults = clashes(&edges, &machines);
-    faults.extend(rules::faults(infra, &edges));
+    faults.extend(virtual_ends(infra, &edges));
     if faults.is_empty() {
         Ok(edges)
     } else {
@@ -280,7 +278,7 @@ fn clashes(edges: &[Edge], machines: &HashMap<&str, Placed<'_>>) -> Vec<Diagnost
         let place = machines.get(edge.consumer.machine.as_str());
         faults.push(Diagnostic {
             severity: Severity::Error,
-            code: "edge-clash",
+            code: "channel-clash",
             message: format!(
                 "the channels `{}` → `{}` and `{}` → `{}` get the same name on the host, `{}`",
                 first.consumer.machine,
@@ -294,6 +292,29 @@ fn clashes(edges: &[Edge], machines: &HashMap<&str, Placed<'_>>) -> Vec<Diagnost
         });
     }
     faults
+}
+
+/// Incus gives virtual machines no proxy between Unix sockets.
+fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
+    let ends: HashSet<&MachineName> = edges
+        .iter()
+        .flat_map(|edge| [&edge.consumer.machine, &edge.provider.machine])
+        .collect();
+    infra
+        .machines()
+        .map(|(_, machine)| machine)
+        .filter(|machine| machine.kind == MachineType::VirtualMachine && ends.contains(&machine.name))
+        .map(|machine| Diagnostic {
+            severity: Severity::Error,
+            code: "virtual-machine-end",
+            message: format!("`{}` is a virtual machine, and an end of a service", machine.name),
+            place: Some(machine.place.clone()),
+            help: Some(
+                "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services"
+                    .to_owned(),
+            ),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -12,11 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::edge::Edge;
 use crate::infra::{
-    Addressing, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
+    Addressing, DEFAULT_IMAGE, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
 };
-
-/// Image of machines when neither they nor `global` name one.
-const DEFAULT_OS_IMAGE: &str = "images:debian/13";
 
 /// A folder of generated files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -164,7 +161,7 @@ fn all_values(infra: &Infra) -> Map<String, Value> {
         Addressing::Subnets { base_subnet } => keys.put("base_subnet", base_subnet.as_str()),
     }
     let image = global.default_os_image.as_deref();
-    keys.put("default_os_image", image.unwrap_or(DEFAULT_OS_IMAGE));
+    keys.put("default_os_image", image.unwrap_or(DEFAULT_IMAGE));
     keys.put_some(
         "psot_default_connection",
         global.default_connection.as_deref(),

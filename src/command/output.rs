@@ -43,6 +43,11 @@ impl Output {
         self.verbose
     }
 
+    /// Whether `--quiet` was given.
+    pub(crate) const fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes the answer to stdout as it is.
     #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
     pub(crate) fn answer(&self, bytes: &[u8]) -> io::Result<()> {

@@ -50,7 +50,9 @@ pub(super) enum Change {
 impl Change {
     const fn path(&self) -> &FilePath {
         match self {
-            Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => path,
+            Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => {
+                path
+            }
         }
     }
 }
@@ -136,21 +138,23 @@ impl Run<'_> {
             self.prepare(number, change)?;
         }
         if self.changes.len() > ONE_BY_ONE {
-            rustix::fs::syncfs(&self.tree.base).map_err(|cause| TreeFault::system("write below", ".", cause))?;
+            rustix::fs::syncfs(&self.tree.base)
+                .map_err(|cause| TreeFault::system("write below", &self.tree.name(), cause))?;
         }
         for (number, change) in self.changes.iter().enumerate() {
             self.make(number, change)?;
         }
         for folder in Folder::ALL {
             if let Some(handle) = self.tree.folder(folder) {
-                sync_folder(handle).map_err(|cause| TreeFault::system("write", folder.as_str(), cause))?;
+                sync_folder(handle)
+                    .map_err(|cause| TreeFault::system("write", &folder.as_str(), cause))?;
             }
         }
         Ok(())
     }
 
     fn folder(&self, path: &FilePath) -> Result<&OwnedFd, TreeFault> {
-        let missing = || TreeFault::system("open", path.folder.as_str(), Errno::NOENT);
+        let missing = || TreeFault::system("open", &path.folder.as_str(), Errno::NOENT);
         self.tree.folder(path.folder).ok_or_else(missing)
     }
 
@@ -158,12 +162,15 @@ impl Run<'_> {
     fn prepare(&self, number: usize, change: &Change) -> Result<(), TreeFault> {
         let (path, text, owner) = match change {
             Change::Create { path, text } => (path, text, None),
-            Change::Update { path, text, owner, .. } => (path, text, Some(owner)),
+            Change::Update {
+                path, text, owner, ..
+            } => (path, text, Some(owner)),
             Change::Remove { .. } => return Ok(()),
         };
         let folder = self.folder(path)?;
         let fault = |cause| TreeFault::system("write", path, cause);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else reads the new text of a file before it has that file's permissions.
         let mode = Mode::from_raw_mode(if owner.is_some() { 0o600 } else { 0o644 });
         let handle = rustix::fs::openat(folder, temporary_name(number), flags, mode)
@@ -191,12 +198,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn create(&self, number: usize, path: &FilePath) -> Result<Undo, TreeFault> {
+    fn create(&mut self, number: usize, path: &FilePath) -> Result<Undo, TreeFault> {
+        let (temporary, name) = (temporary_name(number), path.file_name());
+        let made = self.exchange(path, &temporary, &name, RenameFlags::NOREPLACE);
         let folder = self.folder(path)?;
-        let temporary = temporary_name(number);
-        let made = match self.rename(folder, &temporary, &path.file_name(), RenameFlags::NOREPLACE) {
+        let made = match made {
             Err(cause) if cannot(cause) => {
-                rustix::fs::linkat(folder, &temporary, folder, path.file_name(), AtFlags::empty())
+                rustix::fs::linkat(folder, &temporary, folder, &name, AtFlags::empty())
             }
             made => made,
         };
@@ -207,12 +215,19 @@ impl Run<'_> {
         }
     }
 
-    fn update(&self, number: usize, path: &FilePath, seen: Identity) -> Result<Undo, TreeFault> {
-        let folder = self.folder(path)?;
+    fn update(
+        &mut self,
+        number: usize,
+        path: &FilePath,
+        seen: Identity,
+    ) -> Result<Undo, TreeFault> {
         let (temporary, name) = (temporary_name(number), path.file_name());
-        match self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE) {
-            Ok(()) if is_still(folder, &temporary, seen) => Ok(Undo::Exchange),
-            Ok(()) => Err(changed(path, self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE))),
+        match self.exchange(path, &temporary, &name, RenameFlags::EXCHANGE) {
+            Ok(()) if is_still(self.folder(path)?, &temporary, seen) => Ok(Undo::Exchange),
+            Ok(()) => Err(changed(
+                path,
+                self.exchange(path, &temporary, &name, RenameFlags::EXCHANGE),
+            )),
             Err(cause) if cannot(cause) => self.update_by_links(number, path, seen),
             Err(Errno::NOENT) => Err(TreeFault::Changed(path.to_string())),
             Err(cause) => Err(TreeFault::system("write", path, cause)),
@@ -220,7 +235,12 @@ impl Run<'_> {
     }
 
     /// Keeps a second name for the old file, then gives its first one to the new file.
-    fn update_by_links(&self, number: usize, path: &FilePath, seen: Identity) -> Result<Undo, TreeFault> {
+    fn update_by_links(
+        &self,
+        number: usize,
+        path: &FilePath,
+        seen: Identity,
+    ) -> Result<Undo, TreeFault> {
         let folder = self.folder(path)?;
         let (temporary, name) = (temporary_name(number), path.file_name());
         let fault = |cause| TreeFault::system("write", path, cause);
@@ -238,16 +258,31 @@ impl Run<'_> {
         let temporary = temporary_name(number);
         match rustix::fs::renameat(folder, path.file_name(), folder, &temporary) {
             Ok(()) if is_still(folder, &temporary, seen) => Ok(Undo::Rename),
-            Ok(()) => Err(changed(path, rustix::fs::renameat(folder, &temporary, folder, path.file_name()))),
+            Ok(()) => Err(changed(
+                path,
+                rustix::fs::renameat(folder, &temporary, folder, path.file_name()),
+            )),
             Err(cause) => Err(TreeFault::system("remove", path, cause)),
         }
     }
 
-    fn rename(&self, folder: &OwnedFd, from: &str, to: &str, flags: RenameFlags) -> Result<(), Errno> {
-        match self.renames {
-            Renames::Exchange => rustix::fs::renameat_with(folder, from, folder, to, flags),
-            Renames::Links => Err(Errno::INVAL),
+    /// Gives a file another name in a way that replaces nothing. The first refusal of the file system decides for the run.
+    fn exchange(
+        &mut self,
+        path: &FilePath,
+        from: &str,
+        to: &str,
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        if self.renames == Renames::Links {
+            return Err(Errno::NOSYS);
         }
+        let folder = self.tree.folder(path.folder).ok_or(Errno::NOENT)?;
+        let renamed = rustix::fs::renameat_with(folder, from, folder, to, flags);
+        if renamed.is_err_and(cannot) {
+            self.renames = Renames::Links;
+        }
+        renamed
     }
 
     /// Undoes everything, last change first, and says what went wrong.
@@ -275,15 +310,20 @@ impl Run<'_> {
         TreeFault::HalfDone { cause, left }
     }
 
-    fn undo_one(&self, number: usize, path: &FilePath, undo: &Undo) -> Result<(), Errno> {
-        let folder = self.tree.folder(path.folder).ok_or(Errno::NOENT)?;
+    fn undo_one(&mut self, number: usize, path: &FilePath, undo: &Undo) -> Result<(), Errno> {
         let (temporary, name) = (temporary_name(number), path.file_name());
-        match undo {
-            Undo::Unlink => rustix::fs::unlinkat(folder, name, AtFlags::empty()),
-            Undo::Exchange => self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE),
-            Undo::Rename => rustix::fs::renameat(folder, temporary, folder, name),
-            Undo::Kept => rustix::fs::renameat(folder, kept_name(number), folder, name),
+        if let Undo::Exchange = undo {
+            return self.exchange(path, &temporary, &name, RenameFlags::EXCHANGE);
         }
+        let folder = self.tree.folder(path.folder).ok_or(Errno::NOENT)?;
+        let old = match undo {
+            Undo::Kept => kept_name(number),
+            Undo::Rename => temporary,
+            Undo::Unlink | Undo::Exchange => {
+                return rustix::fs::unlinkat(folder, name, AtFlags::empty());
+            }
+        };
+        rustix::fs::renameat(folder, old, folder, name)
     }
 
     /// Removes the temporary files: new texts that were not used, or old ones that are not needed any more.
@@ -323,7 +363,8 @@ fn cannot(cause: Errno) -> bool {
 
 /// Whether a name still leads to the file that was read, unchanged.
 fn is_still(folder: &OwnedFd, name: &str, seen: Identity) -> bool {
-    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| Identity::of(&stat) == seen)
+    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| Identity::of(&stat) == seen)
 }
 
 /// Gives a new file the permissions of the old one, and its owner as far as the user may.

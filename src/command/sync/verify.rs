@@ -62,15 +62,16 @@ fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), Bl
         // A block that was damaged by hand is replaced; what is around it has been read.
         return Ok(());
     };
-    let known = whole.iter().all(|(key, value)| {
-        user.get(key).or_else(|| managed.get(key)) == Some(value)
-    });
+    let known = whole
+        .iter()
+        .all(|(key, value)| user.get(key).or_else(|| managed.get(key)) == Some(value));
     if known && whole.len() == user.len() + managed.len() {
         return Ok(());
     }
     Err(BlockFault {
         line: 1,
-        message: "the lines that begin and end the managed block are part of a value of your own".to_owned(),
+        message: "the lines that begin and end the managed block are part of a value of your own"
+            .to_owned(),
         help: "indent these lines in that value",
     })
 }
@@ -87,11 +88,18 @@ fn no_declared_key(
     };
     let line = text.lines().position(|line| {
         let line = line.trim_start_matches(['"', '\'', '\u{feff}']);
-        line.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        line.strip_prefix(key).is_some_and(|rest| {
+            rest.trim_start_matches(['"', '\''])
+                .trim_start()
+                .starts_with(':')
+        })
     });
     Err(BlockFault {
         line: line.map_or(1, |line| line + 1),
-        message: format!("`{}` is declared by infra.yml and here again; Ansible would take the last of the two", key.escape_debug()),
+        message: format!(
+            "`{}` is declared by infra.yml and here again; Ansible would take the last of the two",
+            key.escape_debug()
+        ),
         help: "take it out here, or change infra.yml",
     })
 }
