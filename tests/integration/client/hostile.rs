@@ -137,7 +137,7 @@ fn pieces_that_do_not_make_a_whole_give_nothing() {
             "pieces_other_size",
             "the file changed while it was fetched; try again",
         ),
-        ("pieces_nothing", "the pieces do not follow each other"),
+        ("pieces_nothing", "a piece is empty"),
         (
             "huge",
             "1152921504606846976 bytes are more than the 4294967296 that are fetched",

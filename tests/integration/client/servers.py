@@ -301,7 +301,9 @@ def silent_http(c):
 
 
 def no_http(c):
+    c.lines.readline()
     c.raw(b"hello\r\n\r\n")
+    time.sleep(1000)
 
 
 def http(status, body):
