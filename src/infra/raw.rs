@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
 use super::findings::{At, Findings};
 use crate::diagnostic::quote;
@@ -129,11 +129,10 @@ impl<'a> Builder<'a, '_> {
                 let plain = style == ScalarStyle::Plain;
                 self.scalar(at, Scalar { text, plain })
             }
-            Event::SequenceStart(style, _, _) => {
+            Event::SequenceStart(..) => {
                 self.check_tag(&span);
-                let flow = style == StructureStyle::Flow;
                 self.open(Frame::List {
-                    at: opening(at, flow),
+                    at,
                     items: Vec::new(),
                 })
             }
@@ -141,7 +140,7 @@ impl<'a> Builder<'a, '_> {
                 self.check_tag(&span);
                 let flow = style == StructureStyle::Flow;
                 self.open(Frame::Map {
-                    at: opening(at, flow),
+                    at,
                     flow,
                     entries: Vec::new(),
                     key: None,
@@ -222,17 +221,18 @@ impl<'a> Builder<'a, '_> {
         let (Frame::List { at, .. } | Frame::Map { at, .. }) = &frame;
         let at = *at;
         if self.frames.len() >= DEPTH_MAX {
-            self.findings
-                .error(
-                    "too-deep",
-                    at,
-                    format!("lists and maps are nested deeper than {DEPTH_MAX}"),
-                )
-                .help("nothing that this file declares needs more than a dozen");
-            return Err(Stopped);
+            return self.too_deep(at);
         }
         self.frames.push(frame);
         self.count(at)
+    }
+
+    fn too_deep(&mut self, at: At) -> Result<(), Stopped> {
+        let message = format!("lists and maps are nested deeper than {DEPTH_MAX}");
+        self.findings
+            .error("too-deep", at, message)
+            .help("nothing that this file declares needs more than a dozen");
+        Err(Stopped)
     }
 
     fn close(&mut self) -> Result<(), Stopped> {
@@ -331,9 +331,14 @@ impl<'a> Builder<'a, '_> {
     fn syntax(&mut self, wrong: &ScanError) -> Result<(), Stopped> {
         let marker = wrong.marker();
         let at = self.at(&Span::empty(*marker));
-        let message = format!("this is not YAML: {}", wrong.kind());
+        let (code, message) = match wrong.kind() {
+            ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
+            ErrorKind::DirectiveDisallowed => ("yaml-directive", "a YAML directive".to_owned()),
+            other => ("yaml-syntax", format!("this is not YAML: {other}")),
+        };
+        let message: String = message.chars().flat_map(escaped).collect();
         self.findings
-            .error("yaml-syntax", at, message.escape_debug().to_string())
+            .error(code, at, message)
             .help("everything after this place is unread, and may hold more faults");
         Err(Stopped)
     }
@@ -362,7 +367,13 @@ impl<'a> Builder<'a, '_> {
             .start
             .byte_offset()
             .unwrap_or_else(|| byte_of(self.text, span.start.line(), span.start.col()));
-        let end = span.end.byte_offset().unwrap_or(start).max(start);
+        let end = span.end.byte_offset().unwrap_or(start);
+        // Where nothing is written the caret is under the next character, if there is one.
+        let next = self.text.get(start..).and_then(|rest| rest.chars().next());
+        let least = next
+            .filter(|c| *c != '\n' && *c != '\r')
+            .map_or(0, char::len_utf8);
+        let end = end.max(start + least);
         At {
             file: self.file,
             start: clamp(start),
@@ -373,10 +384,14 @@ impl<'a> Builder<'a, '_> {
     }
 }
 
-/// Of a list or map only where it begins is known when it begins: its bracket, or nothing.
-const fn opening(at: At, flow: bool) -> At {
-    let end = if flow { at.start + 1 } else { at.start };
-    At { end, ..at }
+/// The reader quotes single characters, which may be any.
+fn escaped(character: char) -> impl Iterator<Item = char> {
+    let (plain, escaped) = if character.is_control() {
+        (None, Some(character.escape_debug()))
+    } else {
+        (Some(character), None)
+    };
+    plain.into_iter().chain(escaped.into_iter().flatten())
 }
 
 /// Pairs (first, repeated) of indices with equal keys, ordered by the second.

@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use super::field::Fields;
 use super::findings::{At, Findings};
 use super::open::{File, Role};
-use super::raw::{self, Entry, Kind, Node};
+use super::raw::{self, Entry, Node};
 use super::{Domain, Infra, Machine};
 use crate::diagnostic::{Diagnostic, Faults, quote};
 use devices::Placed;
@@ -149,10 +149,7 @@ fn sections<'t, 'a>(
     let top = top(base, alone, findings)?;
     top.known("the file", &TOP, findings);
     let mut domains: Vec<&Entry<'_>> = match top.entry("domains") {
-        Some(entry) => Fields::of(&entry.value, "domains", entry.at, findings)?
-            .entries()
-            .iter()
-            .collect(),
+        Some(entry) => Fields::of(entry, findings)?.entries().iter().collect(),
         None => Vec::new(),
     };
     let mut policies = Vec::new();
@@ -183,7 +180,7 @@ fn sections<'t, 'a>(
 /// The map at the top of the first file. `base.yml` of a folder may be empty.
 fn top<'t, 'a>(base: &'t Node<'a>, alone: bool, findings: &mut Findings) -> Option<Fields<'t, 'a>> {
     if !super::field::is_null(base) {
-        return Fields::of(base, "the file", base.at, findings);
+        return Fields::of_item(base, "the file", findings);
     }
     if alone {
         findings
@@ -206,7 +203,7 @@ fn add_domains<'t, 'a>(
             .help("declare a domain in it, or remove it");
         return;
     }
-    let Some(fields) = Fields::of(root, "the file", root.at, findings) else {
+    let Some(fields) = Fields::of_item(root, "the file", findings) else {
         return;
     };
     for entry in fields.entries() {
@@ -233,7 +230,7 @@ fn add_policies<'t, 'a>(
     if super::field::is_null(root) {
         return;
     }
-    let Some(fields) = Fields::of(root, "the file", root.at, findings) else {
+    let Some(fields) = Fields::of_item(root, "the file", findings) else {
         return;
     };
     fields.known("`policies.yml`", &["network_policies"], findings);
@@ -254,14 +251,4 @@ fn add_policies<'t, 'a>(
     if let Some(items) = fields.list("network_policies", findings) {
         policies.extend(items);
     }
-}
-
-/// A name that YAML reads as text, or a finding.
-fn name_text<'t>(entry: &'t Entry<'_>, what: &str, findings: &mut Findings) -> Option<&'t str> {
-    let node = Node {
-        at: entry.at,
-        kind: Kind::Scalar(entry.key.clone()),
-    };
-    super::field::text(&node, &format!("the name of a {what}"), entry.at, findings)?;
-    Some(&entry.key.text)
 }

@@ -88,10 +88,10 @@ pub(super) fn profiles(fields: Fields<'_, '_>, findings: &mut Findings) -> Vec<P
 
 fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> {
     let name = name(entry, "profile", findings)?;
-    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a profile", &["description", "config", "devices"], findings);
     if let Some(entry) = fields.filled("description", findings) {
-        field::incus_text(&entry.value, "description", entry.at, findings);
+        field::incus_text(entry, findings);
     }
     let (config, privileged) = config(fields, findings);
     let mut devices = Vec::new();
@@ -116,7 +116,7 @@ pub(super) fn config(
     let mut privileged = None;
     for entry in config.entries() {
         let key = name(entry, "configuration key", findings);
-        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        let value = field::incus_text(entry, findings);
         let (Some(key), Some(value)) = (key, value) else {
             continue;
         };
@@ -160,11 +160,11 @@ pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
 
 fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
     let name = name(entry, "device", findings)?;
-    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     let mut keys = Vec::new();
     let mut values = Vec::new();
     for entry in fields.entries() {
-        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        let value = field::incus_text(entry, findings);
         keys.push((
             entry.key.text.clone().into_owned(),
             value.unwrap_or_default(),
@@ -183,7 +183,8 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
 fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
-        Some("disk") => &["path"],
+        // A block volume of a virtual machine has a source and no path.
+        Some("disk") if fields.entry("source").is_none() => &["path"],
         Some(_) => &[],
         None if fields.entry("type").is_some() => return,
         None => &["type"],

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::global::{Scheme, Settings};
 use super::machines::{self, Surroundings};
-use super::{DomainDraft, Home, Names, devices, name_text};
+use super::{DomainDraft, Home, Names, devices};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
@@ -170,21 +170,20 @@ fn ground<'t, 'a>(
     settings: &Settings,
     findings: &mut Findings,
 ) -> Option<Ground<'t, 'a>> {
-    let fields = Fields::of(&entry.value, &entry.key.text, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a domain", &KEYS, findings);
     let levels = TrustLevel::ALL.map(TrustLevel::as_str);
     let written = fields.choice("trust_level", &levels, findings);
     let trust = TrustLevel::ALL
         .into_iter()
         .find(|level| Some(level.as_str()) == written);
-    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
     let subnet_id = fields
         .integer("subnet_id", 0..=i64::from(SUBNET_ID_MAX), findings)
         .and_then(|(id, at)| Some((u8::try_from(id).ok()?, at)));
     let missing = fields
         .entry("subnet_id")
         .is_none_or(|entry| field::is_null(&entry.value));
-    if missing && !zones {
+    if missing && !settings.zones {
         findings
             .error(
                 "missing-key",
@@ -198,7 +197,7 @@ fn ground<'t, 'a>(
     Some(Ground {
         entry,
         fields,
-        trust: if zones && fields.entry("trust_level").is_none() {
+        trust: if settings.zones && fields.entry("trust_level").is_none() {
             Some(TrustLevel::SemiTrusted)
         } else {
             trust
@@ -229,13 +228,12 @@ fn subnets(
 
 /// A `subnet_id` is unique: over all domains, or in its zone.
 fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut Findings) {
-    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
     let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
     for ground in grounds {
         let Some((id, at)) = ground.subnet_id else {
             continue;
         };
-        let zone = ground.trust.filter(|_| zones);
+        let zone = ground.trust.filter(|_| settings.zones);
         if let Some(first) = seen.get(&(zone, id)) {
             let first = findings.short(*first);
             let within = zone.map_or(String::new(), |level| {
@@ -308,7 +306,7 @@ fn domain(
     let name = domain_name(ground.entry, findings);
     let description = fields
         .filled("description", findings)
-        .and_then(|entry| field::incus_text(&entry.value, "description", entry.at, findings));
+        .and_then(|entry| field::incus_text(entry, findings));
     let enabled = fields.flag("enabled", findings).unwrap_or(true);
     let ephemeral = fields.flag("ephemeral", findings).unwrap_or(false);
     let (ai_provider, ai_sanitize) = ai(fields, findings);
@@ -318,7 +316,7 @@ fn domain(
     let surroundings = Surroundings {
         domain: &ground.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
-        gives_addresses: matches!(settings.scheme, Some(Scheme::Zones { .. })),
+        gives_addresses: settings.zones,
         ephemeral,
         trust: ground.trust,
         profiles: &profile_names,
@@ -355,7 +353,7 @@ fn domain(
 }
 
 fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName> {
-    let text = name_text(entry, "domain", findings)?;
+    let text = field::text_key(entry, "the name of a domain", findings)?.text;
     let name = match text.parse::<DomainName>() {
         Ok(name) => name,
         Err(why) => {
@@ -441,6 +439,6 @@ fn file_portal(fields: Fields<'_, '_>, findings: &mut Findings) {
     portal.flag("read_only", findings);
     let paths = portal.list("allowed_paths", findings).unwrap_or_default();
     for path in paths {
-        field::text(path, "a path", path.at, findings);
+        field::text_item(path, "a path", findings);
     }
 }

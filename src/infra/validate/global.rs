@@ -34,6 +34,8 @@ const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 pub(super) struct Settings {
     /// The model's part; `None` after a fault in it.
     pub(super) global: Option<Global>,
+    /// Whether `addressing` is written.
+    pub(super) zones: bool,
     /// How subnets are given out; `None` after a fault.
     pub(super) scheme: Option<Scheme>,
     pub(super) default_image: Option<String>,
@@ -81,7 +83,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
 
 pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
     let fields = match top.entry("global") {
-        Some(entry) => Fields::of(&entry.value, "global", entry.at, findings),
+        Some(entry) => Fields::of(entry, findings),
         None => Some(Fields::none(top.at)),
     };
     // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
@@ -102,9 +104,12 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
     resource_policy(fields, findings);
     if let Some(entry) = fields.filled("ai_vram_flush", findings) {
-        field::incus_text(&entry.value, "ai_vram_flush", entry.at, findings);
+        field::incus_text(entry, findings);
     }
     Settings {
+        zones: fields
+            .entry("addressing")
+            .is_some_and(|entry| !field::is_null(&entry.value)),
         scheme,
         default_image: global.default_os_image.clone(),
         global: Some(global),
@@ -170,7 +175,7 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
     let Some(entry) = fields.filled("addressing", findings) else {
         return subnets(fields, findings);
     };
-    let zones = Fields::of(&entry.value, "addressing", entry.at, findings)?;
+    let zones = Fields::of(entry, findings)?;
     if let Some(unused) = fields.entry("base_subnet") {
         findings
             .warning(
@@ -240,7 +245,7 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
     {
         return;
     }
-    let Some(policy) = Fields::of(&entry.value, "resource_policy", entry.at, findings) else {
+    let Some(policy) = Fields::of(entry, findings) else {
         return;
     };
     let keys = [
@@ -269,7 +274,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         return;
     };
     let Kind::Scalar(scalar) = &entry.value.kind else {
-        field::wrong_type(&entry.value, key, entry.at, "a share or a number", findings);
+        field::wrong_entry(entry, "a share or a number", findings);
         return;
     };
     let text = scalar.text.as_ref();

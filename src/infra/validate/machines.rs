@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::{Settings, image};
-use super::{MachineDraft, Names, domains, name_text, services, volumes};
+use super::{MachineDraft, Names, domains, services, volumes};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
@@ -82,7 +82,7 @@ fn machine(
     findings: &mut Findings,
 ) -> Option<MachineDraft> {
     let name = machine_name(entry, findings);
-    let fields = Fields::of(&entry.value, &entry.key.text, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a machine", &KEYS, findings);
     note_unapplied(fields, findings);
     let kind = match fields.choice("type", &["lxc", "vm"], findings) {
@@ -103,7 +103,7 @@ fn machine(
         kind,
         description: fields
             .filled("description", findings)
-            .and_then(|entry| field::incus_text(&entry.value, "description", entry.at, findings))
+            .and_then(|entry| field::incus_text(entry, findings))
             .unwrap_or_default(),
         ip,
         os_image: own_image.unwrap_or_else(|| default_image.unwrap_or(DEFAULT_IMAGE).to_owned()),
@@ -135,7 +135,7 @@ fn machine(
 }
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {
-    let text = name_text(entry, "machine", findings)?;
+    let text = field::text_key(entry, "the name of a machine", findings)?.text;
     domains::reserved_machine(text, entry.at, findings);
     text.parse()
         .map_err(|why| {
@@ -288,7 +288,7 @@ fn profiles(
     let mut names: Vec<String> = Vec::new();
     let mut seen = HashSet::new();
     for item in fields.list("profiles", findings).unwrap_or_default() {
-        let Some(Text { text, at }) = field::text(item, "the name of a profile", item.at, findings)
+        let Some(Text { text, at }) = field::text_item(item, "the name of a profile", findings)
         else {
             continue;
         };
@@ -320,7 +320,7 @@ fn roles(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<serde_js
     let items = fields.list("roles", findings)?;
     for item in items {
         if field::is_null(item) {
-            field::wrong_type(item, "a role", item.at, "text", findings);
+            field::wrong_item(item, "a role", "text", findings);
         }
     }
     Some(items.iter().map(field::json).collect())

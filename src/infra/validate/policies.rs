@@ -42,7 +42,7 @@ pub(super) fn read(
     let mut written = Vec::new();
     let mut to_ai = 0;
     for node in policies {
-        let Some(fields) = Fields::of(node, "a policy", node.at, findings) else {
+        let Some(fields) = Fields::of_item(node, "a policy", findings) else {
             continue;
         };
         fields.known("a policy", &KEYS, findings);
@@ -119,7 +119,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         Kind::Scalar(scalar) if scalar.reading() == Reading::Text && scalar.text == "all" => return,
         Kind::List(items) => items,
         _ => {
-            field::wrong_type(&entry.value, "ports", entry.at, "a list", findings);
+            field::wrong_entry(entry, "a list", findings);
             return;
         }
     };

@@ -27,7 +27,7 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
     let Some(entry) = fields.entry("mcp") else {
         return McpUsers::default();
     };
-    let Some(fields) = Fields::of(&entry.value, "mcp", entry.at, findings) else {
+    let Some(fields) = Fields::of(entry, findings) else {
         return McpUsers::default();
     };
     let fields = fields.strict();
@@ -72,7 +72,7 @@ pub(super) fn read(
         return Vec::new();
     };
     let Kind::List(items) = &entry.value.kind else {
-        field::wrong_type(&entry.value, "services", entry.at, "a list", findings);
+        field::wrong_entry(entry, "a list", findings);
         return Vec::new();
     };
     let mut seen = HashMap::new();
@@ -90,7 +90,7 @@ fn service<'t>(
     seen: &mut HashMap<&'t str, At>,
     findings: &mut Findings,
 ) -> Option<DeclaredService> {
-    let fields = Fields::of(item, "a service", item.at, findings)?.strict();
+    let fields = Fields::of_item(item, "a service", findings)?.strict();
     fields.known("a service", &KEYS, findings);
     let name = service_name(fields, seen, findings);
     let tool = tool(fields, findings);
@@ -173,7 +173,7 @@ fn consumers(
     let mut seen = HashSet::new();
     let mut consumers = Vec::new();
     for item in fields.list("consumers", findings).unwrap_or_default() {
-        let Some(written) = field::text(item, "a consumer", item.at, findings) else {
+        let Some(written) = field::text_item(item, "a consumer", findings) else {
             continue;
         };
         if !seen.insert(written.text) {

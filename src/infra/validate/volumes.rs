@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::devices::{self, Placed};
 use super::global::Settings;
 use super::machines::Surroundings;
-use super::{DomainDraft, MachineDraft, Names, name_text};
+use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;
 use crate::infra::field::{self, Fields};
@@ -36,7 +36,7 @@ pub(super) fn persistent(
         let Some(name) = volume_name(entry, findings) else {
             continue;
         };
-        let Some(volume) = Fields::of(&entry.value, name, entry.at, findings) else {
+        let Some(volume) = Fields::of(entry, findings) else {
             continue;
         };
         volume.known("`persistent_data`", &["path", "readonly"], findings);
@@ -60,7 +60,7 @@ pub(super) fn persistent(
 }
 
 fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t str> {
-    let text = name_text(entry, "volume", findings)?;
+    let text = field::text_key(entry, "the name of a volume", findings)?.text;
     // The same rule as for machines, so that `sv-NAME` is a name of a device.
     if text.parse::<MachineName>().is_err() {
         findings
@@ -104,12 +104,12 @@ pub(super) fn storage(
 ) -> Option<Map<String, Value>> {
     let volumes = fields.map("storage_volumes", findings)?;
     for entry in volumes.entries() {
-        if let Some(volume) = Fields::of(&entry.value, &entry.key.text, entry.at, findings) {
+        if let Some(volume) = Fields::of(entry, findings) {
             volume.known("a storage volume", &["pool", "size", "path"], findings);
             volume.text("pool", findings);
             volume.absolute_path("path", findings);
             if let Some(size) = volume.filled("size", findings) {
-                field::incus_text(&size.value, "size", size.at, findings);
+                field::incus_text(size, findings);
             }
         }
     }
@@ -195,7 +195,7 @@ fn volume<'t>(
     findings: &mut Findings,
 ) -> Option<(Template, Consumers<'t>)> {
     let name = volume_name(entry, findings)?;
-    let fields = Fields::of(&entry.value, name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     let keys = ["source", "path", "shift", "propagate", "consumers"];
     fields.known("a shared volume", &keys, findings);
     let source = fields.absolute_path("source", findings);
@@ -206,7 +206,7 @@ fn volume<'t>(
         findings.unapplied("propagate", entry.at);
     }
     let consumers = match fields.entry("consumers") {
-        Some(consumers) => Fields::of(&consumers.value, "consumers", consumers.at, findings)?,
+        Some(consumers) => Fields::of(consumers, findings)?,
         None => Fields::none(entry.at),
     };
     if consumers.entries().is_empty() {
@@ -256,7 +256,7 @@ fn consumer<'t>(
             )
             .help(help.unwrap_or_else(|| "declare it, or take it off the list".to_owned()));
     }
-    let access = field::text(&entry.value, name, entry.at, findings)?;
+    let access = field::text_entry(entry, findings)?;
     match access.text {
         "ro" => Some((name, true)),
         "rw" => Some((name, false)),
