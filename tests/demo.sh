@@ -101,7 +101,6 @@ say '2. Check it, and write what Ansible reads' \
     'The whole file is checked before anything is written. The proxy devices are the only way between the two machines:' \
     'a Unix socket for that pair, no port, no network.'
 try 0 'anklume sync'
-try 0 'find * -name "*.yml" | sort'
 try 0 'cat host_vars/vault-signer.yml'
 say 'A second run changes nothing. A slip is shown where it stands.'
 try 0 'anklume sync'
