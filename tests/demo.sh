@@ -62,7 +62,8 @@ try() {
 
 printf '%s\n' \
     'anklume lets machines do small things for each other (sign a file, share a clipboard, hand over a document) without a' \
-    'network between them. Who offers what to whom stands in infra.yml, the file that also creates the machines.'
+    'network between them. Who offers what to whom stands in infra.yml, the file that also creates the machines.' \
+    "All of this happens in $folder and is gone afterwards."
 
 say '1. Declare' \
     'Three machines, each in a domain of its own. vault-signer holds a key: it signs for work-dev and pro-dev, and shows its' \

@@ -9,6 +9,7 @@
 
 mod cli;
 mod client;
+mod demo;
 mod docs;
 mod harness;
 mod makefile;

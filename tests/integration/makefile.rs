@@ -244,6 +244,53 @@ fn the_makefiles_own_words_cannot_be_replaced() {
     }
 }
 
+/// Writes down what it is asked for and in which environment, and builds a recorder.
+const CARGO: &str = "#!/bin/sh\n\
+    echo \"$* ${CARGO_TARGET_DIR-} ${RUSTFLAGS-}${CARGO_BUILD_TARGET-}\" >> cargo\n\
+    mkdir -p target/x86_64-unknown-linux-gnu/debug\n\
+    install -m 0755 recorder target/x86_64-unknown-linux-gnu/debug/anklume\n";
+
+#[test]
+fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() {
+    if !have_program("make") {
+        return;
+    }
+    let house = House::new();
+    std::fs::remove_file(house.path().join(BUILT)).unwrap();
+    std::fs::create_dir_all(house.path().join("bin")).unwrap();
+    house.executable("recorder", RECORDER);
+    house.executable("bin/cargo", CARGO);
+    let path = format!(
+        "{}/bin:{}",
+        house.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let sync = || {
+        let mut make = Command::new("make");
+        scrub(&mut make, house.path());
+        make.env("PATH", &path)
+            .env("RUSTFLAGS", "-O")
+            .env("CARGO_BUILD_TARGET", "other")
+            .env("CARGO_TARGET_DIR", "/elsewhere");
+        let output = make.current_dir(house.path()).arg("sync").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(house.recorded(), ["sync"]);
+        std::fs::read_to_string(house.path().join("cargo")).unwrap()
+    };
+    assert_eq!(sync(), "build target \n");
+    assert_eq!(
+        sync(),
+        "build target \n",
+        "what is there is not built again"
+    );
+
+    // A source that is newer than the binary, whatever the clock says.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let source = std::fs::File::create(house.path().join("Cargo.toml")).unwrap();
+    source.set_modified(later).unwrap();
+    assert_eq!(sync(), "build target \nbuild target \n");
+}
+
 #[test]
 fn every_variable_that_the_makefile_reads_is_tried_here() {
     let makefile =
