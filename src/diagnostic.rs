@@ -254,8 +254,8 @@ mod tests {
 
     /// A finding at the first `mark` of a text.
     fn at(text: &str, mark: &str) -> Diagnostic {
-        let start = text.find(mark).unwrap();
-        let before = &text[..start];
+        let (before, _) = text.split_once(mark).unwrap();
+        let start = before.len();
         let line = before.rsplit('\n').next().unwrap();
         Diagnostic {
             severity: Severity::Error,

@@ -255,9 +255,8 @@ fn what_is_deep_or_many_is_refused() {
     assert_eq!(found(&deep), ["too-deep 1:35 ["]);
     let deeper = "[".repeat(1000) + &"]".repeat(1000);
     assert!(found(&deeper).first().unwrap().starts_with("too-deep 1:"));
-    let block: String = (0..100)
-        .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-        .collect();
+    let line = |depth| " ".repeat(depth) + "a:\n";
+    let block: String = (0..100).map(line).collect();
     assert!(found(&block).first().unwrap().starts_with("too-deep "));
     let many = format!("domains: [{}]", "a,".repeat(2_100_000));
     assert!(
@@ -270,9 +269,10 @@ fn what_is_deep_or_many_is_refused() {
 
 #[test]
 fn more_findings_than_anybody_reads_are_counted() {
-    let text: String = (0..11_000)
-        .map(|number| format!("k{number}: 1\n"))
-        .collect();
+    let mut text = String::new();
+    for number in 0..11_000 {
+        writeln!(text, "k{number}: 1").unwrap();
+    }
     let Err(Faults(faults)) = parse("infra.yml", &text) else {
         panic!("read")
     };
