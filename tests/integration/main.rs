@@ -9,3 +9,5 @@
 
 mod cli;
 mod harness;
+mod policy;
+mod serve;
