@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Number, Value};
 
+use super::code::Code;
 use super::findings::{At, Findings};
 use super::raw::{Entry, Kind, Node, Reading};
 use crate::diagnostic::quote;
@@ -85,9 +86,9 @@ impl<'t, 'a> Fields<'t, 'a> {
             let message = format!("{} is not a key of {section}", quote(key));
             let near = findings.closest(key, keys.iter().copied());
             let found = if self.strict {
-                findings.error("unknown-key", entry.at, message)
+                findings.error(Code::UnknownKey, entry.at, message)
             } else {
-                findings.warning("unknown-key", entry.at, message)
+                findings.warning(Code::UnknownKey, entry.at, message)
             };
             match near {
                 Some(near) => found.help(format!("did you mean `{near}`?")),
@@ -114,7 +115,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
         findings
             .warning(
-                "empty-value",
+                Code::EmptyValue,
                 entry.at,
                 format!(
                     "{} has no value and is read as if it were not there",
@@ -143,7 +144,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         if found.is_none() {
             let message = format!("{} is no value of {}", quote(written.text), quote(key));
             findings
-                .error("invalid-value", written.at, message)
+                .error(Code::InvalidValue, written.at, message)
                 .help(format!("one of: {}", choices.join(", ")));
         }
         found.copied()
@@ -180,7 +181,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         if !is_decimal(written) {
             findings
                 .error(
-                    "ambiguous-number",
+                    Code::AmbiguousNumber,
                     at,
                     format!("{} is not the same number to every reader", quote(written)),
                 )
@@ -197,7 +198,7 @@ impl<'t, 'a> Fields<'t, 'a> {
                 } else {
                     format!("{least} to {most}")
                 };
-                findings.error("out-of-range", at, message).help(help);
+                findings.error(Code::OutOfRange, at, message).help(help);
                 None
             }
         }
@@ -228,7 +229,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         if !shaped {
             findings
                 .error(
-                    "invalid-path",
+                    Code::InvalidPath,
                     written.at,
                     format!("{} is no absolute path", quote(written.text)),
                 )
@@ -383,7 +384,7 @@ fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Fi
         What::Item(what) => format!("{what} is {found}, and must be {expected}"),
     };
     let help = mending(node, expected);
-    let new = findings.error("wrong-type", node.at, message);
+    let new = findings.error(Code::WrongType, node.at, message);
     if let Some(help) = help {
         new.help(help);
     }
@@ -405,7 +406,7 @@ fn empty(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Finding
         (What::Key(..), _) => "write a value, or take the key away",
         (What::Item(_), _) => "write a value, or take it away",
     };
-    findings.error("empty-value", at, message).help(help);
+    findings.error(Code::EmptyValue, at, message).help(help);
 }
 
 /// How to write what was probably meant.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Unapplied;
+use super::code::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source};
 use crate::name::closest;
 
@@ -47,7 +48,7 @@ impl Findings {
             sources,
             found: Vec::new(),
             beyond: 0,
-            scratch: diagnostic(Severity::Error, "", String::new()),
+            scratch: diagnostic(Severity::Error, Code::TooManyFindings, String::new()),
             unapplied: Vec::new(),
             comparisons: COMPARISONS_MAX,
         }
@@ -75,7 +76,7 @@ impl Findings {
     /// Adds a fault: the file is refused.
     pub(super) fn error(
         &mut self,
-        code: &'static str,
+        code: Code,
         at: At,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
@@ -85,20 +86,14 @@ impl Findings {
     /// Adds a warning: the file is read.
     pub(super) fn warning(
         &mut self,
-        code: &'static str,
+        code: Code,
         at: At,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
         self.add(Severity::Warning, code, at, message.into())
     }
 
-    fn add(
-        &mut self,
-        severity: Severity,
-        code: &'static str,
-        at: At,
-        message: String,
-    ) -> &mut Diagnostic {
+    fn add(&mut self, severity: Severity, code: Code, at: At, message: String) -> &mut Diagnostic {
         if self.found.len() >= FINDINGS_MAX {
             self.beyond += 1;
             return &mut self.scratch;
@@ -182,7 +177,7 @@ impl Findings {
         let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, found)| found).collect();
         if self.beyond > 0 {
             let message = format!("{} more findings are not shown", self.beyond);
-            let mut rest = diagnostic(Severity::Error, "too-many-findings", message);
+            let mut rest = diagnostic(Severity::Error, Code::TooManyFindings, message);
             rest.help("mend these first");
             all.push(rest);
         }
@@ -190,10 +185,10 @@ impl Findings {
     }
 }
 
-fn diagnostic(severity: Severity, code: &'static str, message: String) -> Diagnostic {
+fn diagnostic(severity: Severity, code: Code, message: String) -> Diagnostic {
     Diagnostic {
         severity,
-        code,
+        code: code.as_str(),
         message,
         place: None,
         help: None,

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
+use super::code::Code;
 use super::findings::{At, Findings};
 use crate::diagnostic::quote;
 
@@ -151,7 +152,7 @@ impl<'a> Builder<'a, '_> {
             Event::Alias(_) | Event::UnresolvedAlias(_) => self.alias(at),
             Event::Anchor(_, name) => {
                 self.findings
-                    .error("yaml-anchor", at, format!("anchor {}", quote(&name)))
+                    .error(Code::YamlAnchor, at, format!("anchor {}", quote(&name)))
                     .help(
                         "write the value out where it is meant: anchors and aliases are not read",
                     );
@@ -167,7 +168,11 @@ impl<'a> Builder<'a, '_> {
             return Ok(());
         }
         self.findings
-            .error("second-document", at, "a second YAML document begins here")
+            .error(
+                Code::SecondDocument,
+                at,
+                "a second YAML document begins here",
+            )
             .help(
                 "one file is one document: take `---` away, or move what follows to its own file",
             );
@@ -178,14 +183,14 @@ impl<'a> Builder<'a, '_> {
         if let Some(tag) = span.tag_span() {
             let at = self.at(&tag);
             self.findings
-                .error("yaml-tag", at, "a YAML tag")
+                .error(Code::YamlTag, at, "a YAML tag")
                 .help("take the tag away: values are what they look like, and text is quoted");
         }
     }
 
     fn alias(&mut self, at: At) -> Result<(), Stopped> {
         self.findings
-            .error("yaml-alias", at, "a YAML alias")
+            .error(Code::YamlAlias, at, "a YAML alias")
             .help("write the value out: anchors and aliases are not read");
         self.put(Node {
             at,
@@ -208,7 +213,7 @@ impl<'a> Builder<'a, '_> {
         }
         if scalar.plain && scalar.text == "<<" {
             self.findings
-                .error("yaml-merge-key", at, "a YAML merge key")
+                .error(Code::YamlMergeKey, at, "a YAML merge key")
                 .help("write the keys out: merge keys are not read");
             *skip = true;
         } else {
@@ -230,7 +235,7 @@ impl<'a> Builder<'a, '_> {
     fn too_deep(&mut self, at: At) -> Result<(), Stopped> {
         let message = format!("lists and maps are nested deeper than {DEPTH_MAX}");
         self.findings
-            .error("too-deep", at, message)
+            .error(Code::TooDeep, at, message)
             .help("nothing that this file declares needs more than a dozen");
         Err(Stopped)
     }
@@ -279,7 +284,7 @@ impl<'a> Builder<'a, '_> {
                         return Ok(());
                     }
                     self.findings
-                        .error("complex-key", at, "a key that is no plain text")
+                        .error(Code::ComplexKey, at, "a key that is no plain text")
                         .help("a key is a name: text without `?`, `[` or `{` before it");
                 }
             }
@@ -294,7 +299,7 @@ impl<'a> Builder<'a, '_> {
         }
         self.findings
             .error(
-                "too-many-values",
+                Code::TooManyValues,
                 at,
                 format!("more than {NODES_MAX} keys and values"),
             )
@@ -314,7 +319,7 @@ impl<'a> Builder<'a, '_> {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
                 let line = self.findings.short(first.at);
                 self.findings
-                    .error("duplicate-key", second.at, message)
+                    .error(Code::DuplicateKey, second.at, message)
                     .help(format!("the first one is at {line}; keep one of them"));
             }
         }
@@ -333,8 +338,8 @@ impl<'a> Builder<'a, '_> {
         let at = self.at(&Span::empty(*marker));
         let (code, message) = match wrong.kind() {
             ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
-            ErrorKind::DirectiveDisallowed => ("yaml-directive", "a YAML directive".to_owned()),
-            other => ("yaml-syntax", format!("this is not YAML: {other}")),
+            ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
+            other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
         };
         let message: String = message.chars().flat_map(escaped).collect();
         self.findings

@@ -1,8 +1,12 @@
 //! What is read and what is refused, by whole files.
 
 mod devices;
+mod disk;
+mod documents;
 mod domains;
 mod machines;
+mod model;
+mod mutated;
 mod policies;
 mod sections;
 mod services;
@@ -13,7 +17,7 @@ use super::*;
 use crate::diagnostic::{Severity, draw};
 
 /// The seed's quick start, exactly as printed.
-pub(crate) const QUICK_START: &str = r#"domains:
+const QUICK_START: &str = r#"domains:
   vault:
     subnet_id: 0
     machines:
@@ -35,6 +39,7 @@ pub(crate) const QUICK_START: &str = r#"domains:
         ip: "10.100.1.10"
 "#;
 
+/// The domain that it lacks.
 const PRO: &str = r#"  pro:
     subnet_id: 2
     machines:
@@ -42,6 +47,7 @@ const PRO: &str = r#"  pro:
         ip: "10.100.2.10"
 "#;
 
+/// The example of the repository, with every key.
 const EXAMPLE: &str = include_str!("../../infra.example.yml");
 
 #[track_caller]

@@ -14,6 +14,7 @@ mod volumes;
 
 use std::collections::{HashMap, HashSet};
 
+use super::code::Code;
 use super::field::Fields;
 use super::findings::{At, Findings};
 use super::open::{File, Role};
@@ -167,7 +168,7 @@ fn sections<'t, 'a>(
     }
     if alone && top.entry("domains").is_none() {
         findings
-            .error("missing-key", top.at, "there is no `domains`")
+            .error(Code::MissingKey, top.at, "there is no `domains`")
             .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
     }
     Some(Sections {
@@ -184,7 +185,7 @@ fn top<'t, 'a>(base: &'t Node<'a>, alone: bool, findings: &mut Findings) -> Opti
     }
     if alone {
         findings
-            .error("empty-file", base.at, "the file declares nothing")
+            .error(Code::EmptyFile, base.at, "the file declares nothing")
             .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
         return None;
     }
@@ -199,7 +200,7 @@ fn add_domains<'t, 'a>(
 ) {
     if super::field::is_null(root) {
         findings
-            .warning("empty-file", root.at, "the file declares nothing")
+            .warning(Code::EmptyFile, root.at, "the file declares nothing")
             .help("declare a domain in it, or remove it");
         return;
     }
@@ -212,7 +213,7 @@ fn add_domains<'t, 'a>(
             let message = format!("domain {} is declared twice", quote(name));
             let first = findings.short(*first);
             findings
-                .error("duplicate-domain", entry.at, message)
+                .error(Code::DuplicateDomain, entry.at, message)
                 .help(format!("the first one is at {first}; keep one of them"));
         } else {
             seen.insert(name, entry.at);
@@ -241,7 +242,7 @@ fn add_policies<'t, 'a>(
         let first = findings.short(first.at);
         findings
             .error(
-                "duplicate-key",
+                Code::DuplicateKey,
                 entry.at,
                 "`network_policies` is already in `base.yml`",
             )

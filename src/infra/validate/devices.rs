@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
@@ -153,7 +154,7 @@ pub(super) fn add_own(fields: Fields<'_, '_>, placed: &mut Vec<Placed>, findings
 /// Reports a device whose name anklume gives to one that it makes.
 pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     let message = format!("the machine has two devices {}", quote(name));
-    findings.error("duplicate-device", at, message).help(
+    findings.error(Code::DuplicateDevice, at, message).help(
         "`sv-…` are shared volumes and `pd-…` persistent data: rename the device or the volume",
     );
 }
@@ -197,7 +198,9 @@ fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) 
                 "path" => "where the machine sees it, such as `path: /data`".to_owned(),
                 _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
             };
-            findings.error("missing-key", placed.at, message).help(help);
+            findings
+                .error(Code::MissingKey, placed.at, message)
+                .help(help);
         }
     }
 }
@@ -211,7 +214,7 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
     if text.is_empty() || text.len() > NAME_MAX || text.contains(odd) || text == "~" {
         let message = format!("{} is no name of a {what}", quote(text));
         findings
-            .error("invalid-name", entry.at, message)
+            .error(Code::InvalidName, entry.at, message)
             .help(format!("1 to {NAME_MAX} characters without spaces and `/`"));
         return None;
     }

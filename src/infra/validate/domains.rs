@@ -9,6 +9,7 @@ use super::global::{Scheme, Settings};
 use super::machines::{self, Surroundings};
 use super::{DomainDraft, Home, Names, devices};
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, GATEWAY, SUBNET_ID_MAX, ZONE_OCTET};
@@ -83,7 +84,7 @@ pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> N
             let other = findings.short(machine.at);
             findings
                 .warning(
-                    "same-name",
+                    Code::SameName,
                     at,
                     format!("{} is a domain and a machine", quote(name)),
                 )
@@ -117,7 +118,7 @@ fn duplicate_machine(name: &str, at: At, first: Home<'_>, findings: &mut Finding
     let line = findings.short(first.at);
     findings
         .error(
-            "duplicate-machine",
+            Code::DuplicateMachine,
             at,
             format!(
                 "machine {} is already in domain {}",
@@ -186,7 +187,7 @@ fn ground<'t, 'a>(
     if missing && !settings.zones {
         findings
             .error(
-                "missing-key",
+                Code::MissingKey,
                 entry.at,
                 format!("domain {} has no `subnet_id`", quote(&entry.key.text)),
             )
@@ -241,7 +242,7 @@ fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut 
             });
             findings
                 .error(
-                    "duplicate-subnet",
+                    Code::DuplicateSubnet,
                     at,
                     format!("`subnet_id` {id} is already taken{within}"),
                 )
@@ -285,7 +286,7 @@ fn zones(
                 format!("the zone of `{}` has no subnet left", trust.as_str())
             };
             findings
-                .error("zone-overflow", ground.entry.at, message)
+                .error(Code::ZoneOverflow, ground.entry.at, message)
                 .help(
                     "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets",
                 );
@@ -358,7 +359,11 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
         Ok(name) => name,
         Err(why) => {
             findings
-                .error("invalid-name", entry.at, format!("{}: {why}", quote(text)))
+                .error(
+                    Code::InvalidName,
+                    entry.at,
+                    format!("{}: {why}", quote(text)),
+                )
                 .help("such as `work` or `home-2`");
             return None;
         }
@@ -371,7 +376,7 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
             "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, and Linux allows {BRIDGE_MAX}"
         );
         findings
-            .error("name-too-long", entry.at, message)
+            .error(Code::NameTooLong, entry.at, message)
             .help(format!("a domain's name has at most {most} characters"));
     }
     Some(name)
@@ -388,7 +393,7 @@ pub(super) fn reserved(
     if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
         findings
             .error(
-                "reserved-name",
+                Code::ReservedName,
                 at,
                 format!("a {kind} cannot be called `{name}`: that is {meaning}"),
             )
@@ -422,7 +427,7 @@ fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
     if !matches!(&written, Value::Bool(_)) && written != "always" {
         findings
             .error(
-                "invalid-value",
+                Code::InvalidValue,
                 entry.value.at,
                 "this is no value of `ai_sanitize`",
             )

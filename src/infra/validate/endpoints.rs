@@ -9,6 +9,7 @@ use super::devices::{Placed, is_true};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::quote;
 use crate::infra::MachineType;
+use crate::infra::code::Code;
 use crate::infra::findings::Findings;
 use crate::name::MachineName;
 
@@ -123,7 +124,7 @@ fn check_privileged(
     if is_end {
         findings
             .error(
-                "privileged-end",
+                Code::PrivilegedEnd,
                 at,
                 format!("{name} is privileged, and an end of a service"),
             )
@@ -131,7 +132,7 @@ fn check_privileged(
     } else if machine.machine.kind == MachineType::Container {
         findings
             .warning(
-                "privileged-container",
+                Code::PrivilegedContainer,
                 at,
                 format!("{name} is a privileged container"),
             )
@@ -165,7 +166,7 @@ fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut F
     if is_channel_name(&placed.device.name) {
         findings
             .error(
-                "reserved-device-name",
+                Code::ReservedDeviceName,
                 placed.at,
                 format!(
                     "device {} has the name of a channel",
@@ -184,7 +185,7 @@ fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut F
     {
         findings
             .error(
-                "device-shares-channels",
+                Code::DeviceSharesChannels,
                 at,
                 format!(
                     "{} shares {HOST_STATE} of the host, where the channels are",
@@ -210,7 +211,7 @@ fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findi
         if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
             findings
                 .error(
-                    "proxy-into-channels",
+                    Code::ProxyIntoChannels,
                     at,
                     format!("the proxy's `{key}` is where anklume's channels are"),
                 )
@@ -218,7 +219,7 @@ fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findi
         } else if on_host && ancestors(&path).any(|folder| writable.contains(folder)) {
             findings
                 .error(
-                    "proxy-into-shared-folder",
+                    Code::ProxyIntoSharedFolder,
                     at,
                     format!("the proxy's `{key}` is in a folder of the host that a machine may write into"),
                 )
@@ -248,7 +249,7 @@ fn check_inside(placed: &Placed, machine: &MachineDraft, findings: &mut Findings
             quote(machine.machine.name.as_str())
         );
         findings
-            .error("disk-over-anklume", at, message)
+            .error(Code::DiskOverAnklume, at, message)
             .help(format!("choose another path than {}", INSIDE.join(", ")));
     }
 }

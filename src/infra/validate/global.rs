@@ -1,6 +1,7 @@
 //! The `global` section and `project_name`.
 
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, BASE_SUBNET, ZONE_BASE, ZONE_OCTET};
@@ -75,7 +76,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
         let message = format!("{} is no name of a project", quote(written.text));
         let help = "a name has a visible character and stays on one line";
         findings
-            .error("invalid-name", written.at, message)
+            .error(Code::InvalidName, written.at, message)
             .help(help);
     }
     written.text.to_owned()
@@ -156,7 +157,7 @@ pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) 
     if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(odd) {
         let message = format!("{} is no name of an image", quote(written.text));
         findings
-            .error("invalid-value", written.at, message)
+            .error(Code::InvalidValue, written.at, message)
             .help("such as `images:debian/13`: without spaces, not beginning with `-`");
         return None;
     }
@@ -179,7 +180,7 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
     if let Some(unused) = fields.entry("base_subnet") {
         findings
             .warning(
-                "unused-key",
+                Code::UnusedKey,
                 unused.at,
                 "`base_subnet` is not used beside `addressing`",
             )
@@ -212,7 +213,7 @@ fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, A
     let Some(base) = network::base_octets(text) else {
         let message = format!("{} is no base of subnets", quote(text));
         findings
-            .error("invalid-subnet", at, message)
+            .error(Code::InvalidSubnet, at, message)
             .help("the first two octets of an address, such as `\"10.100\"`");
         return None;
     };
@@ -289,7 +290,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         let message = format!("{} is no reserve", quote(text));
         let help = "such as `20%`, a positive number, or of memory `2GiB`";
         findings
-            .error("invalid-value", entry.value.at, message)
+            .error(Code::InvalidValue, entry.value.at, message)
             .help(help);
     }
 }

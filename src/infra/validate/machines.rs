@@ -7,6 +7,7 @@ use super::devices;
 use super::global::{Settings, image};
 use super::{MachineDraft, Names, domains, services, volumes};
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, GIVEN_OUT, Unfit};
@@ -140,7 +141,11 @@ fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineNam
     text.parse()
         .map_err(|why| {
             findings
-                .error("invalid-name", entry.at, format!("{}: {why}", quote(text)))
+                .error(
+                    Code::InvalidName,
+                    entry.at,
+                    format!("{}: {why}", quote(text)),
+                )
                 .help("such as `work-dev` or `web1`");
         })
         .ok()
@@ -170,7 +175,7 @@ fn warn_of_container(
             quote(surroundings.domain)
         );
         findings
-            .warning("container-in-untrusted-domain", entry.at, message)
+            .warning(Code::ContainerInUntrustedDomain, entry.at, message)
             .help("a container shares the host's kernel: `type: vm` keeps it apart");
     }
 }
@@ -185,7 +190,7 @@ fn address(
     let Ok(address) = text.parse::<Ipv4Addr>() else {
         findings
             .error(
-                "invalid-address",
+                Code::InvalidAddress,
                 at,
                 format!("{} is no IPv4 address", quote(text)),
             )
@@ -196,7 +201,7 @@ fn address(
         let first = findings.short(*first);
         findings
             .error(
-                "duplicate-address",
+                Code::DuplicateAddress,
                 at,
                 format!("`{address}` is already taken"),
             )
@@ -221,19 +226,19 @@ fn report_unfit(
 ) {
     let (code, is) = match unfit {
         Unfit::Outside => (
-            "address-outside-subnet",
+            Code::AddressOutsideSubnet,
             format!("not in its domain's subnet {subnet}/24"),
         ),
         Unfit::Network => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the address of the subnet {subnet}/24 itself"),
         ),
         Unfit::Gateway => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the gateway of the subnet {subnet}/24"),
         ),
         Unfit::Broadcast => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the broadcast address of the subnet {subnet}/24"),
         ),
     };
@@ -275,7 +280,7 @@ fn give_addresses(
             last + 1
         );
         findings
-            .error("no-address-left", draft.at, message)
+            .error(Code::NoAddressLeft, draft.at, message)
             .help(help);
     }
 }
@@ -300,12 +305,12 @@ fn profiles(
                 quote(surroundings.domain)
             );
             findings
-                .error("unknown-profile", at, message)
+                .error(Code::UnknownProfile, at, message)
                 .help("declare it in `profiles` of the domain, or take it off the list");
         } else if !seen.insert(text) {
             findings
                 .error(
-                    "duplicate-item",
+                    Code::DuplicateItem,
                     at,
                     format!("profile {} is listed twice", quote(text)),
                 )
@@ -337,7 +342,7 @@ fn shaped(
     if !fits(text) {
         findings
             .error(
-                "invalid-value",
+                Code::InvalidValue,
                 at,
                 format!("{} is no value of `{key}`", quote(text)),
             )

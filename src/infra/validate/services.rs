@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::Names;
 use crate::catalogue;
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
@@ -51,7 +52,7 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
         findings
             .error(
-                "invalid-name",
+                Code::InvalidName,
                 at,
                 format!("{} is no name of a user", quote(text)),
             )
@@ -113,7 +114,7 @@ fn service_name<'t>(
 ) -> Option<(ServiceName, At)> {
     if fields.entry("name").is_none() {
         findings
-            .error("missing-key", fields.at, "the service has no `name`")
+            .error(Code::MissingKey, fields.at, "the service has no `name`")
             .help("give it the name that consumers call, such as `name: file_sign`");
     }
     let Text { text, at } = fields.text("name", findings)?;
@@ -121,7 +122,7 @@ fn service_name<'t>(
         let first = findings.short(*first);
         let message = format!("service {} is already on this machine", quote(text));
         findings
-            .error("duplicate-service", at, message)
+            .error(Code::DuplicateService, at, message)
             .help(format!(
                 "the first one is at {first}; a name is unique on its machine"
             ));
@@ -132,7 +133,7 @@ fn service_name<'t>(
         Ok(name) => Some((name, at)),
         Err(why) => {
             findings
-                .error("invalid-name", at, format!("{}: {why}", quote(text)))
+                .error(Code::InvalidName, at, format!("{}: {why}", quote(text)))
                 .help("such as `file_sign`");
             None
         }
@@ -142,7 +143,7 @@ fn service_name<'t>(
 fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
     if fields.entry("tool").is_none() {
         findings
-            .error("missing-key", fields.at, "the service has no `tool`")
+            .error(Code::MissingKey, fields.at, "the service has no `tool`")
             .help(format!("one of: {}", tools()));
     }
     let Text { text, at } = fields.text("tool", findings)?;
@@ -154,7 +155,11 @@ fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
             None => format!("the tools are: {}", tools()),
         };
         findings
-            .error("unknown-tool", at, format!("{} is not a tool", quote(text)))
+            .error(
+                Code::UnknownTool,
+                at,
+                format!("{} is not a tool", quote(text)),
+            )
             .help(help);
     }
     tool.ok()
@@ -179,7 +184,7 @@ fn consumers(
         if !seen.insert(written.text) {
             findings
                 .error(
-                    "duplicate-consumer",
+                    Code::DuplicateConsumer,
                     written.at,
                     format!("consumer {} is listed twice", quote(written.text)),
                 )
@@ -199,7 +204,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     if text == machine {
         findings
             .error(
-                "own-consumer",
+                Code::OwnConsumer,
                 at,
                 format!("{quoted} offers this service itself"),
             )
@@ -209,7 +214,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             let domain = quote(home.domain);
             findings
                 .error(
-                    "disabled-consumer",
+                    Code::DisabledConsumer,
                     at,
                     format!("{quoted} is in domain {domain}, which is disabled"),
                 )
@@ -218,7 +223,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     } else if names.domains.contains_key(text) {
         findings
             .error(
-                "domain-as-consumer",
+                Code::DomainAsConsumer,
                 at,
                 format!("{quoted} is a domain, and consumers are machines"),
             )
@@ -226,12 +231,12 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     } else {
         let near = typo(text, names);
         let help = match near {
-            Some(near) => format!("did you mean `{near}`?"),
+            Some(near) => format!("did you mean {}?", quote(near)),
             None => "declare the machine in a domain, or take it off the list".to_owned(),
         };
         findings
             .error(
-                "unknown-consumer",
+                Code::UnknownConsumer,
                 at,
                 format!("{quoted} is not a machine of {files}"),
             )
@@ -274,7 +279,7 @@ fn fixed(
             quote(&fault.argument),
             fault.message.escape_debug()
         );
-        let new = findings.error("invalid-argument", at, message);
+        let new = findings.error(Code::InvalidArgument, at, message);
         if let Some(written) = entry.and_then(unquoted) {
             new.help(format!(
                 "YAML reads a number or truth value here; text is quoted: `\"{written}\"`"

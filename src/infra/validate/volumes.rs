@@ -10,6 +10,7 @@ use super::machines::Surroundings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
@@ -44,7 +45,7 @@ pub(super) fn persistent(
         if volume.entry("path").is_none() {
             findings
                 .error(
-                    "missing-key",
+                    Code::MissingKey,
                     entry.at,
                     format!("{} has no `path`", quote(name)),
                 )
@@ -65,7 +66,7 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
     if text.parse::<MachineName>().is_err() {
         findings
             .error(
-                "invalid-name",
+                Code::InvalidName,
                 entry.at,
                 format!("{} is no name of a volume", quote(text)),
             )
@@ -140,7 +141,7 @@ pub(super) fn share(
             if count > SHARED_MAX {
                 let message = format!("shared volumes make more than {SHARED_MAX} devices");
                 findings
-                    .error("too-many-values", entry.at, message)
+                    .error(Code::TooManyValues, entry.at, message)
                     .help("share fewer volumes, or with fewer machines");
                 return;
             }
@@ -212,7 +213,7 @@ fn volume<'t>(
     if consumers.entries().is_empty() {
         findings
             .error(
-                "missing-key",
+                Code::MissingKey,
                 entry.at,
                 format!("shared volume {} has no consumers", quote(name)),
             )
@@ -243,11 +244,11 @@ fn consumer<'t>(
         let all = names.domains.keys().copied().chain(names.machine_names());
         let help = findings
             .closest(name, all)
-            .map(|near| format!("did you mean `{near}`?"));
+            .map(|near| format!("did you mean {}?", quote(near)));
         let files = findings.this_file();
         findings
             .error(
-                "unknown-name",
+                Code::UnknownName,
                 entry.at,
                 format!(
                     "{} is neither a domain nor a machine of {files}",
@@ -263,7 +264,7 @@ fn consumer<'t>(
         other => {
             findings
                 .error(
-                    "invalid-value",
+                    Code::InvalidValue,
                     access.at,
                     format!("{} is no access to a volume", quote(other)),
                 )
@@ -335,7 +336,7 @@ fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
                     quote(path)
                 );
                 findings
-                    .error("duplicate-mount", at, message)
+                    .error(Code::DuplicateMount, at, message)
                     .help("give each disk a `path` of its own");
             }
         }
