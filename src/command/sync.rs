@@ -9,6 +9,7 @@ mod report;
 mod tree;
 mod verify;
 
+use std::num::NonZero;
 use std::path::Path;
 
 use crate::cli::SyncArgs;
@@ -22,6 +23,9 @@ use block::BlockFault;
 use commit::Change;
 use orphan::{Fate, Orphan};
 use tree::{Access, Found, Tree, TreeFault};
+
+/// Fewer files than these are not worth a thread of their own.
+const SHARE_MIN: usize = 200;
 
 /// Runs `anklume sync`.
 pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -103,8 +107,8 @@ struct Planned {
 fn plan(tree: &Tree, files: &[GeneratedFile], output: &Output) -> anyhow::Result<Vec<Planned>> {
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
-    for file in files {
-        match planned(tree, file) {
+    for result in on_all_cores(files, |file| planned(tree, file)) {
+        match result {
             Ok(planned) => plan.push(planned),
             Err(fault) => faults.push(fault),
         }
@@ -116,6 +120,30 @@ fn plan(tree: &Tree, files: &[GeneratedFile], output: &Output) -> anyhow::Result
         output.failure(&fault.message, fault.help.as_deref());
     }
     Err(last.into())
+}
+
+/// Does the same for every file, in the order of the files; many files are shared out, since most of a run is reading back.
+fn on_all_cores<T: Send>(
+    files: &[GeneratedFile],
+    work: impl Fn(&GeneratedFile) -> T + Sync,
+) -> Vec<T> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let share = files.len().div_ceil(cores).max(SHARE_MIN);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let shares = files.chunks(share);
+        let threads: Vec<_> = shares
+            .map(|share| scope.spawn(move || share.iter().map(work).collect::<Vec<T>>()))
+            .collect();
+        let mut done = Vec::with_capacity(files.len());
+        for thread in threads {
+            match thread.join() {
+                Ok(share) => done.extend(share),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        done
+    })
 }
 
 fn planned(tree: &Tree, file: &GeneratedFile) -> Result<Planned, Failure> {
