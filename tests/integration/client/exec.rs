@@ -55,7 +55,7 @@ fn the_command_is_what_the_documentation_says() {
     assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
     let args = ["mcp", "list", "-i", "box", "--dry-run"];
     let ran = with_incus(&server, script).args(args).run();
-    let line = "incus exec box --project p -T --force-local -- /opt/anklume/anklume mcp serve\n";
+    let line = "INCUS_REMOTE=local incus exec box --project p -T --force-local -- /opt/anklume/anklume mcp serve\n";
     assert_eq!(ran.stdout.split_inclusive('\n').next(), Some(line));
     assert_eq!(ran.stdout.lines().count(), 4);
 }
