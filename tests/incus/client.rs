@@ -95,6 +95,11 @@ fn a_machine_is_found_listed_and_called() {
         .run()
         .answers(&local.stdout);
 
+    // Another daemon that the user prefers is not asked.
+    let remote = "default-remote: other\nremotes:\n  other:\n    addr: https://127.0.0.1:1\n    protocol: incus\n";
+    let ran = mcp("list -i", &[&name]).file(".config/incus/config.yml", remote);
+    ran.run().answers(&local.stdout);
+
     let text = "bonjour\r\né \u{1b}[2J no newline";
     let content = format!("content={text}");
     let ran = mcp("call clipboard_set -i", &[&name, &content]).run();
