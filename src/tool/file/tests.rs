@@ -29,12 +29,10 @@ impl Bench {
     }
 
     fn piece(&self, path: &str, offset: u64, bytes: &[u8], more: Value) -> Result<Outcome, String> {
-        let mut arguments = json!({"path": path, "data": STANDARD.encode(bytes), "offset": offset});
-        arguments
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        self.call("file_accept", arguments)
+        let base = json!({"path": path, "data": STANDARD.encode(bytes), "offset": offset});
+        let mut arguments = structured(base);
+        arguments.extend(structured(more));
+        self.call("file_accept", Value::Object(arguments))
     }
 
     fn read_piece(&self, path: &str, offset: u64, length: u64) -> Result<Outcome, String> {
