@@ -16,6 +16,7 @@ mod command;
 pub mod diagnostic;
 pub mod error;
 pub mod infra;
+mod mcp;
 pub mod name;
 pub mod policy;
 pub mod services;
