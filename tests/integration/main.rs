@@ -17,3 +17,4 @@ mod policy;
 mod serve;
 mod static_binary;
 mod sync;
+mod tools;
