@@ -92,6 +92,7 @@ pub(super) fn read<'a>(text: &'a str, file: u32, findings: &mut Findings) -> Opt
         documents: 0,
         root: None,
     };
+    builder.check_line_ends().ok()?;
     let options = granit_parser::options! {
         emit_comments: false,
         emit_anchor_events: true,
@@ -160,6 +161,35 @@ impl<'a> Builder<'a, '_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A carriage return ends a line to YAML and not to most of what shows the file: a place would be another one to the
+    /// user, and a terminal writes what follows over what was before.
+    fn check_line_ends(&mut self) -> Result<(), Stopped> {
+        let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
+            let next = self.text.as_bytes().get(at + 1);
+            next != Some(&b'\n')
+        });
+        let Some(start) = alone else {
+            return Ok(());
+        };
+        let before = self.text.get(..start).unwrap_or_default();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let at = At {
+            file: self.file,
+            start: clamp(start),
+            end: clamp(start + 1),
+            line: clamp(before.matches('\n').count() + 1),
+            column: clamp(line.chars().count() + 1),
+        };
+        self.findings
+            .error(
+                Code::YamlSyntax,
+                at,
+                "a carriage return without a line feed",
+            )
+            .help("save the file with line feeds at the ends of lines, or with both");
+        Err(Stopped)
     }
 
     fn document(&mut self, at: At) -> Result<(), Stopped> {

@@ -37,6 +37,6 @@ fn every_code_is_provoked_by_a_test() {
         let named = |test: &&str| {
             test.contains(&in_drawing) || test.contains(&in_table) || test.contains(&alone)
         };
-        assert!(tests.iter().any(|test| named(test)), "{code}");
+        assert!(tests.iter().any(named), "{code}");
     }
 }

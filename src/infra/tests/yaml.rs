@@ -194,6 +194,10 @@ domains: {}
             ],
         ),
         (
+        "domains: {a: {subnet_id: 0}}\n# a\rdomains: {b: {subnet_id: 0}}\n",
+        &["yaml-syntax 2:4 \r"],
+    ),
+    (
             "domains:\r\n  a:\r\n    subnet_id: x\r\n",
             &[
                 "wrong-type 3:16 x",
