@@ -388,3 +388,6 @@ fn sync_folder(folder: &OwnedFd) -> Result<(), Errno> {
         result => result,
     }
 }
+
+#[cfg(test)]
+mod tests;
