@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Outcome, Session, Settings, ToolError};
+use crate::catalogue::describe;
 use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Grant, Request, decide};
 use crate::services::{Service, Services};
@@ -127,16 +128,21 @@ impl Bench {
 
     /// Calls tools, all at once on one connection.
     pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<Outcome, String>> {
+        let tools: Vec<ToolName> = calls
+            .iter()
+            .map(|(tool, _)| tool.parse().unwrap())
+            .collect();
         let grants: Vec<Grant> = calls
             .into_iter()
             .map(|(tool, arguments)| self.grant(tool, arguments))
             .collect();
         let calls = grants.iter().map(|grant| super::run(grant, &self.session));
         let text = |outcome: Result<Outcome, ToolError>| outcome.map_err(|error| error.to_string());
-        runtime().block_on(async {
-            let outcomes = futures_util::future::join_all(calls).await;
-            outcomes.into_iter().map(text).collect()
-        })
+        let outcomes = runtime().block_on(futures_util::future::join_all(calls));
+        for (tool, outcome) in tools.into_iter().zip(&outcomes) {
+            outcome.iter().for_each(|outcome| fits(tool, outcome));
+        }
+        outcomes.into_iter().map(text).collect()
     }
 
     /// Begins a call, gives it up at once, and waits until what it had started has ended.
@@ -150,6 +156,28 @@ impl Bench {
                 () = std::future::ready(()) => {}
             }
         });
+    }
+}
+
+/// Asserts that a structured result is what the tool's output schema says.
+fn fits(tool: ToolName, outcome: &Outcome) {
+    let schema = describe(tool).output;
+    let properties = schema["properties"].as_object().unwrap();
+    for (name, value) in &outcome.structured {
+        let wanted = properties[name]["type"].as_str().unwrap();
+        let found = match value {
+            Value::String(_) => "string",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.is_u64() => "integer",
+            other => panic!("{tool}: {name}: {other}"),
+        };
+        assert_eq!(found, wanted, "{tool}: {name}");
+    }
+    for required in schema["required"].as_array().unwrap() {
+        assert!(
+            outcome.structured.contains_key(required.as_str().unwrap()),
+            "{tool}: {required}"
+        );
     }
 }
 

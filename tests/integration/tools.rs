@@ -7,6 +7,7 @@
 
 mod clipboard;
 mod gpg;
+mod wayland;
 
 use std::path::Path;
 use std::process::Command;
@@ -18,6 +19,8 @@ use anklume::policy::{Caller, Decision, Grant, Request, decide};
 use anklume::services::Services;
 use anklume::tool::{self, Outcome, Session, Settings};
 use serde_json::Value;
+
+use crate::harness::Anklume;
 
 /// Folders of a server and its settings; connections are made of it.
 pub(crate) struct Server {
@@ -139,4 +142,32 @@ pub(crate) fn script(path: &Path, text: &str) {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn half_a_character_is_refused_and_the_clipboard_kept() {
+    let content = |text: &str| {
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"clipboard_set","arguments":{"content":"#;
+        format!("{call}\"{text}\"}}}}}}\n")
+    };
+    let get = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"clipboard_get","arguments":{}}}"#;
+    let serve = |folder: tempfile::TempDir, line: &str| {
+        let runtime = folder.path().join("run").to_str().unwrap().to_owned();
+        Anklume::in_folder(folder)
+            .args(["mcp", "serve"])
+            .env("XDG_RUNTIME_DIR", runtime)
+            .stdin(line)
+            .run()
+    };
+    let ran = serve(tempfile::tempdir().unwrap(), &content("kept"));
+    assert!(
+        ran.stdout.contains("4 bytes on the clipboard"),
+        "{}",
+        ran.stdout
+    );
+    // The forerunner emptied the file first and failed then.
+    let ran = serve(ran.folder, &content(r"\ud800"));
+    assert!(ran.stdout.contains("error"), "{}", ran.stdout);
+    let ran = serve(ran.folder, get);
+    assert!(ran.stdout.contains(r#""text":"kept""#), "{}", ran.stdout);
 }
