@@ -9,5 +9,6 @@
 
 mod cli;
 mod harness;
+mod infra;
 mod policy;
 mod serve;
