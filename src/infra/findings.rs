@@ -149,6 +149,13 @@ impl Findings {
         near
     }
 
+    /// Whether so many more names may be compared.
+    pub(super) fn may_compare(&mut self, names: usize) -> bool {
+        let left = self.comparisons.checked_sub(names);
+        self.comparisons = left.unwrap_or(self.comparisons);
+        left.is_some()
+    }
+
     /// How messages call what is read.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {

@@ -90,6 +90,8 @@ impl<'t> Names<'t> {
 struct DomainDraft {
     domain: Domain,
     profiles: Vec<devices::PlacedProfile>,
+    /// Where each profile is, by name.
+    profile_index: HashMap<String, usize>,
     machines: Vec<MachineDraft>,
 }
 
@@ -125,6 +127,11 @@ fn infra(roots: &[(Role, Node<'_>)], project: &str, findings: &mut Findings) -> 
 }
 
 impl DomainDraft {
+    /// The profile of that name.
+    fn profile(&self, name: &str) -> Option<&devices::PlacedProfile> {
+        self.profiles.get(*self.profile_index.get(name)?)
+    }
+
     fn build(self) -> Domain {
         let machines = self.machines.into_iter().map(|draft| {
             let devices = draft.devices.into_iter().map(|placed| placed.device);

@@ -10,6 +10,7 @@ mod client;
 mod demo;
 mod docs;
 mod harness;
+mod infra;
 mod makefile;
 mod policy;
 mod serve;

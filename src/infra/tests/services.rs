@@ -79,7 +79,7 @@ const CASES: &[Case] = &[
         ],
     ),
     (
-        r#"domains:
+        "domains:
   a:
     subnet_id: 0
     machines:
@@ -90,7 +90,7 @@ const CASES: &[Case] = &[
             with: {key_id: 1234567890123456, nope: x}
           - {name: b, tool: clipboard_get, with: [key_id]}
           - {name: c, tool: clipboard_get, with: }
-"#,
+",
         &[
             "invalid-argument 9:20 key_id",
             "invalid-argument 9:46 nope",

@@ -313,14 +313,18 @@ fn domain(
     let (ai_provider, ai_sanitize) = ai(fields, findings);
     file_portal(fields, findings);
     let profiles = devices::profiles(fields, findings);
-    let profile_names = profiles.iter().map(|p| p.name.as_str()).collect();
+    let profile_index: HashMap<String, usize> = profiles
+        .iter()
+        .map(|profile| profile.name.clone())
+        .zip(0..)
+        .collect();
     let surroundings = Surroundings {
         domain: &ground.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
         gives_addresses: settings.zones,
         ephemeral,
         trust: ground.trust,
-        profiles: &profile_names,
+        profiles: &profile_index,
         settings,
         names,
     };
@@ -349,6 +353,7 @@ fn domain(
             name,
         },
         profiles,
+        profile_index,
         machines: machines.unwrap_or_default(),
     })
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::devices::{Placed, is_true};
+use super::devices::{Placed, PlacedProfile, is_true};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::quote;
 use crate::infra::MachineType;
@@ -98,12 +98,11 @@ fn profile_devices<'d>(
 fn used<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
-) -> impl Iterator<Item = &'d super::devices::PlacedProfile> {
-    let names = &machine.machine.profiles;
-    domain.profiles.iter().filter(move |profile| {
-        // A machine that names no profile has `default`.
-        names.contains(&profile.name) || names.is_empty() && profile.name == "default"
-    })
+) -> impl Iterator<Item = &'d PlacedProfile> {
+    let names = machine.machine.profiles.iter().map(String::as_str);
+    // A machine that names no profile has `default`.
+    let default = machine.machine.profiles.is_empty().then_some("default");
+    names.chain(default).filter_map(|name| domain.profile(name))
 }
 
 fn check_privileged(

@@ -52,7 +52,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) gives_addresses: bool,
     pub(super) ephemeral: bool,
     pub(super) trust: Option<TrustLevel>,
-    pub(super) profiles: &'s HashSet<&'s str>,
+    /// The domain's profiles by name.
+    pub(super) profiles: &'s HashMap<String, usize>,
     pub(super) settings: &'s Settings,
     pub(super) names: &'s Names<'s>,
 }
@@ -297,7 +298,7 @@ fn profiles(
         else {
             continue;
         };
-        let known = text == "default" || surroundings.profiles.contains(text);
+        let known = text == "default" || surroundings.profiles.contains_key(text);
         if !known {
             let message = format!(
                 "{} is no profile of domain {}",

@@ -279,7 +279,7 @@ pub(super) fn check_gpus(settings: &Settings, drafts: &[DomainDraft], findings: 
     let mut users = Vec::new();
     for domain in drafts {
         let with_gpu = |name: &str| {
-            let profile = domain.profiles.iter().find(|profile| profile.name == name);
+            let profile = domain.profile(name);
             profile.is_some_and(|profile| profile.devices.iter().any(|device| device.is("gpu")))
         };
         let machines = domain.machines.iter().filter(|draft| {

@@ -12,7 +12,7 @@ use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
 use crate::infra::{DeclaredService, McpUsers};
-use crate::name::{MachineName, ServiceName, ToolName};
+use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 4] = ["name", "tool", "consumers", "with"];
 
@@ -229,7 +229,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             )
             .help("list the machines of the domain that may call the service, one by one");
     } else {
-        let near = typo(text, names);
+        let near = typo(text, names, findings);
         let help = match near {
             Some(near) => format!("did you mean {}?", quote(near)),
             None => "declare the machine in a domain, or take it off the list".to_owned(),
@@ -246,14 +246,20 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
 
 /// The machine that a consumer with a slip in its name was meant to be. Nearer than other suggestions: whom a service is
 /// granted to is not guessed from a likeness.
-fn typo<'t>(text: &str, names: &Names<'t>) -> Option<&'t str> {
+fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
     /// Names of fewer characters are all alike, and in larger files somebody else's machine is always near.
     const LEAST: usize = 4;
     const MOST: usize = 1000;
-    if text.len() < LEAST || text.len() > 64 || names.machines.len() > MOST {
+    let machines = names.machines.len();
+    if text.len() < LEAST || text.len() > MACHINE_NAME_MAX || machines > MOST {
         return None;
     }
-    let near = names.machine_names().filter_map(|name| {
+    if !findings.may_compare(machines) {
+        return None;
+    }
+    let names = names.machine_names();
+    let near = names.filter(|name| name.len() <= MACHINE_NAME_MAX);
+    let near = near.filter_map(|name| {
         let distance = strsim::osa_distance(text, name);
         (distance <= TYPO).then_some((distance, name))
     });
