@@ -3,6 +3,7 @@
 //!
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
+pub(crate) mod client;
 pub(crate) mod gate;
 pub(crate) mod listen;
 pub(crate) mod live;

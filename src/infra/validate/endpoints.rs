@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 
-use super::devices::{Placed, is_true};
+use super::devices::{Placed, PlacedProfile, is_true};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::quote;
 use crate::infra::MachineType;
+use crate::infra::code::Code;
 use crate::infra::findings::Findings;
 use crate::name::MachineName;
 
@@ -97,12 +98,11 @@ fn profile_devices<'d>(
 fn used<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
-) -> impl Iterator<Item = &'d super::devices::PlacedProfile> {
-    let names = &machine.machine.profiles;
-    domain.profiles.iter().filter(move |profile| {
-        // A machine that names no profile has `default`.
-        names.contains(&profile.name) || names.is_empty() && profile.name == "default"
-    })
+) -> impl Iterator<Item = &'d PlacedProfile> {
+    let names = machine.machine.profiles.iter().map(String::as_str);
+    // A machine that names no profile has `default`.
+    let default = machine.machine.profiles.is_empty().then_some("default");
+    names.chain(default).filter_map(|name| domain.profile(name))
 }
 
 fn check_privileged(
@@ -123,7 +123,7 @@ fn check_privileged(
     if is_end {
         findings
             .error(
-                "privileged-end",
+                Code::PrivilegedEnd,
                 at,
                 format!("{name} is privileged, and an end of a service"),
             )
@@ -131,7 +131,7 @@ fn check_privileged(
     } else if machine.machine.kind == MachineType::Container {
         findings
             .warning(
-                "privileged-container",
+                Code::PrivilegedContainer,
                 at,
                 format!("{name} is a privileged container"),
             )
@@ -165,7 +165,7 @@ fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut F
     if is_channel_name(&placed.device.name) {
         findings
             .error(
-                "reserved-device-name",
+                Code::ReservedDeviceName,
                 placed.at,
                 format!(
                     "device {} has the name of a channel",
@@ -184,7 +184,7 @@ fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut F
     {
         findings
             .error(
-                "device-shares-channels",
+                Code::DeviceSharesChannels,
                 at,
                 format!(
                     "{} shares {HOST_STATE} of the host, where the channels are",
@@ -210,7 +210,7 @@ fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findi
         if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
             findings
                 .error(
-                    "proxy-into-channels",
+                    Code::ProxyIntoChannels,
                     at,
                     format!("the proxy's `{key}` is where anklume's channels are"),
                 )
@@ -218,7 +218,7 @@ fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findi
         } else if on_host && ancestors(&path).any(|folder| writable.contains(folder)) {
             findings
                 .error(
-                    "proxy-into-shared-folder",
+                    Code::ProxyIntoSharedFolder,
                     at,
                     format!("the proxy's `{key}` is in a folder of the host that a machine may write into"),
                 )
@@ -248,7 +248,7 @@ fn check_inside(placed: &Placed, machine: &MachineDraft, findings: &mut Findings
             quote(machine.machine.name.as_str())
         );
         findings
-            .error("disk-over-anklume", at, message)
+            .error(Code::DiskOverAnklume, at, message)
             .help(format!("choose another path than {}", INSIDE.join(", ")));
     }
 }
