@@ -175,6 +175,10 @@ pub enum McpCommand {
     List(McpListArgs),
     /// Call a tool of a machine
     Call(McpCallArgs),
+    /// Join stdin and stdout to a provider, for any MCP client
+    Connect(McpConnectArgs),
+    /// Say what the server of this machine serves to whom
+    Status(McpStatusArgs),
 }
 
 /// `anklume mcp serve`
@@ -236,6 +240,35 @@ pub struct McpCallArgs {
     /// One JSON object, or key=value, key=@FILE, key=- (stdin), key:=JSON; `-` alone reads the object from stdin
     #[arg(value_name = "ARGS")]
     pub arguments: Vec<String>,
+}
+
+/// `anklume mcp connect`
+#[derive(Debug, Args)]
+pub struct McpConnectArgs {
+    /// The machine whose services to use
+    #[arg(value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// The Incus project of the machine, on the host [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT", requires = "provider")]
+    pub project: Option<String>,
+    /// The socket of a provider, whatever else is said
+    #[arg(long, value_name = "PATH", conflicts_with = "provider")]
+    pub socket: Option<PathBuf>,
+    /// Seconds of silence to bear once stdin has ended [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+}
+
+/// `anklume mcp status`
+#[derive(Debug, Args)]
+pub struct McpStatusArgs {
+    /// The folder of the server's sockets
+    #[arg(
+        long = "listen",
+        value_name = "DIR",
+        default_value = "/run/anklume/mcp"
+    )]
+    pub folder: PathBuf,
 }
 
 /// `anklume completions`

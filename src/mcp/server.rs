@@ -13,7 +13,7 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use course::overloaded;
+pub(crate) use course::{OVERLOADED, overloaded};
 pub(crate) use flight::Answered;
 pub(crate) use tools::list;
 
