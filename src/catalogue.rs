@@ -3,11 +3,21 @@
 //! At the bottom of the house, so that `infra` can check fixed arguments and `policy` can hide them
 //! without knowing how a tool runs.
 
+mod check;
+mod path;
+mod payload;
+mod schema;
+mod words;
+
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::name::ToolName;
+
+pub use check::{BadArguments, FixedFault, check_fixed, parse};
+pub use path::PortalPath;
+pub use payload::Payload;
 
 /// Largest payload in one call, in bytes before base64; beyond it, pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
@@ -15,16 +25,22 @@ pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
 pub const PIECE: u64 = 1024 * 1024;
 /// Largest clipboard content, in bytes of UTF-8.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
+/// Most bytes that `gpg_sign` takes in pieces.
+pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// Largest whole number that every JSON reader keeps exact (2^53 - 1).
+const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
 /// Arguments of `gpg_sign`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GpgSign {
-    /// Content to sign, in base64
-    pub data: String,
-    /// Key to sign with; default: the default key of the server's user
+    /// Content to sign, in base64 (with padding, no line breaks); at most 8388608 bytes in one call
+    #[schemars(with = "String", extend("contentEncoding" = "base64"))]
+    pub data: Payload,
+    /// Key to sign with: a fingerprint, a long key id or `<address>`; default: the default key of the server's user
     pub key_id: Option<String>,
-    /// In pieces: where this piece begins, in bytes
+    /// In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent
+    #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
     /// In pieces: true on the last one, which is answered with the signature
     pub r#final: Option<bool>,
@@ -36,28 +52,39 @@ pub struct GpgSign {
 pub struct ClipboardGet {}
 
 /// Arguments of `clipboard_set`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClipboardSet {
-    /// Text to put on the clipboard
+    /// Text to put on the clipboard, at most 65536 bytes of UTF-8
     pub content: String,
+}
+
+impl std::fmt::Debug for ClipboardSet {
+    /// Says how long the text is, never what it says.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClipboardSet({} bytes)", self.content.len())
+    }
 }
 
 /// Arguments of `file_accept`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileAccept {
-    /// Where to write, relative to the portal
+    /// Where to write: a path below the portal, such as `reports/july.pdf`
     pub path: String,
-    /// Content, in base64
-    pub data: String,
-    /// Permissions in octal, such as 0644
+    /// Content, in base64 (with padding, no line breaks); at most 8388608 bytes in one call
+    #[schemars(with = "String", extend("contentEncoding" = "base64"))]
+    pub data: Payload,
+    /// Permissions in octal, such as 0640; default 0644; no setuid, setgid or sticky bit
+    #[schemars(regex(pattern = r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
-    /// In pieces: where this piece begins, in bytes
+    /// In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent
+    #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
     /// In pieces: true on the last one, which publishes the file
     pub r#final: Option<bool>,
     /// SHA-256 of the whole content, in hexadecimal; the file appears only when it matches
+    #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"))]
     pub sha256: Option<String>,
 }
 
@@ -65,12 +92,78 @@ pub struct FileAccept {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileProvide {
-    /// What to read, relative to the portal
+    /// What to read: a path below the portal, such as `reports/july.pdf`
     pub path: String,
     /// In pieces: where this piece begins, in bytes
+    #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// In pieces: at most this many bytes
+    /// In pieces: at most this many bytes; default 1048576
+    #[schemars(range(min = 1, max = ONE_CALL_MAX))]
     pub length: Option<u64>,
+}
+
+/// What `gpg_sign` says beside the signature.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Signed {
+    /// Bytes taken so far; with the signature, bytes signed
+    pub size: u64,
+    /// The signature is in the text; false while pieces are awaited
+    pub complete: bool,
+    /// Fingerprint of the key that signed, in hexadecimal
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Kind of key and digest, such as `EdDSA with SHA512`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<String>,
+    /// When it was signed: RFC 3339, UTC
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// The signing key's public part, ASCII-armored, so that the signature can be verified
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+}
+
+/// What the clipboard tools say beside the text.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Clipped {
+    /// Length of the text in bytes of UTF-8
+    pub bytes: u64,
+}
+
+/// What `file_accept` says beside where it wrote.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Accepted {
+    /// Where the file is, relative to the portal
+    pub path: String,
+    /// Bytes taken so far; once complete, size of the file
+    pub size: u64,
+    /// The file is there; false while pieces are awaited
+    pub complete: bool,
+    /// SHA-256 of the file, in hexadecimal; once complete
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// What `file_provide` says beside the content.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Provided {
+    /// Where the file is, relative to the portal
+    pub path: String,
+    /// Size of the whole file in bytes
+    pub size: u64,
+    /// Where this piece begins, in bytes
+    pub offset: u64,
+    /// Bytes in this piece
+    pub length: u64,
+    /// This piece ends where the file ends
+    pub complete: bool,
+    /// SHA-256 of the whole file, in hexadecimal; with the last piece when the pieces were read in order from 0
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// The words of a tool: what `tools/list` says of it.
@@ -92,36 +185,29 @@ pub struct Description {
     pub output: Map<String, Value>,
 }
 
-/// Why a fixed argument (`with`) cannot be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FixedFault {
-    /// The argument's name.
-    pub argument: String,
-    /// What is wrong with it, in words.
-    pub message: String,
-}
-
 /// Describes a tool.
 #[must_use]
 pub fn describe(tool: ToolName) -> Description {
-    let _ = tool;
+    let words = words::of(tool);
+    let schemas = schema::of(tool);
     Description {
-        title: "",
-        description: "",
-        read_only: false,
-        destructive: false,
-        idempotent: false,
-        input: Map::new(),
-        output: Map::new(),
+        title: words.title,
+        description: words.description,
+        read_only: words.read_only,
+        destructive: words.destructive,
+        idempotent: words.idempotent,
+        input: schemas.input.clone(),
+        output: schemas.output.clone(),
     }
 }
 
-/// Checks fixed arguments against the tool's schema: known names, right types; not all need be there.
-///
-/// # Errors
-///
-/// Every fault, not the first alone.
-pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Result<(), Vec<FixedFault>> {
-    let _ = (tool, with);
-    Ok(())
+/// The schema of a tool's arguments less some that the caller does not choose.
+#[must_use]
+pub fn input_without(tool: ToolName, hidden: &[&str]) -> Map<String, Value> {
+    let mut input = schema::of(tool).input.clone();
+    schema::hide(&mut input, hidden);
+    input
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,9 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page
     Man,
+    /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
+    #[command(hide = true)]
+    ClipboardHolder(ClipboardHolderArgs),
 }
 
 /// Where the infrastructure is declared.
@@ -173,7 +176,10 @@ pub struct ChannelArgs {
     /// The Incus project of the machine [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "instance")]
     pub project: Option<String>,
-    /// Seconds to wait for an answer without progress
+    /// The socket of a provider, whatever else is said
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["instance", "project"])]
+    pub socket: Option<PathBuf>,
+    /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
     /// Show the command and the messages, run nothing
@@ -207,4 +213,21 @@ pub struct McpCallArgs {
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+}
+
+/// `anklume clipboard-holder`
+#[derive(Debug, Args)]
+pub struct ClipboardHolderArgs {
+    /// What to do with the clipboard
+    #[arg(value_enum)]
+    pub errand: ClipboardErrand,
+}
+
+/// What a process is sent to the display for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClipboardErrand {
+    /// Print what is on the clipboard
+    Read,
+    /// Hold the text from stdin on it until something else is put there
+    Hold,
 }

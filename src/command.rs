@@ -2,6 +2,7 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod clipboard_holder;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -37,6 +38,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Mcp(command) => mcp::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
+        Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }
 }
 

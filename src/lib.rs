@@ -11,13 +11,16 @@
 //! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
 
 pub mod catalogue;
+mod channel;
 pub mod cli;
 mod command;
 pub mod diagnostic;
 pub mod edge;
 pub mod error;
+mod incus;
 pub mod infra;
 pub mod inventory;
+mod mcp;
 pub mod name;
 pub mod policy;
 pub mod services;

@@ -1,11 +1,25 @@
 //! `anklume mcp`.
 
+mod answer;
+mod arguments;
+mod call;
+mod converse;
+mod given;
+mod list;
+mod printable;
+mod rehearse;
+mod serve;
+
 use crate::cli::McpCommand;
 use crate::error::Exit;
 
 use super::output::Output;
 
 /// Runs `anklume mcp …`.
-pub(crate) fn run(args: &McpCommand, output: &Output) -> anyhow::Result<Exit> {
-    anyhow::bail!("{args:?} {:?}", output.format())
+pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit> {
+    match command {
+        McpCommand::Serve(args) => serve::run(args, output),
+        McpCommand::List(args) => list::run(args, output),
+        McpCommand::Call(args) => call::run(args, output),
+    }
 }

@@ -1,0 +1,225 @@
+//! Arguments against their tool: of a call, and of a service's `with`. The same rules for both.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::path::PortalPath;
+use super::{CLIPBOARD_MAX, payload, schema};
+use crate::name::{ToolName, closest};
+
+/// Arguments that belong to one transfer and so cannot be fixed for all.
+const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
+
+/// Why a fixed argument (`with`) cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedFault {
+    /// The argument's name.
+    pub argument: String,
+    /// What is wrong with it, in words.
+    pub message: String,
+}
+
+/// Why the arguments of a call are refused: everything that is wrong with them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct BadArguments(pub Vec<String>);
+
+/// Reads the arguments of a call: known names, right types, allowed values, nothing missing.
+///
+/// Base64 is decoded later, by [`super::Payload::decode`].
+///
+/// # Errors
+///
+/// Every fault, not the first alone.
+pub fn parse<T: DeserializeOwned>(
+    tool: ToolName,
+    arguments: &Map<String, Value>,
+) -> Result<T, BadArguments> {
+    let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
+    let wrong = arguments
+        .iter()
+        .filter_map(|(name, value)| fault(tool, name, value));
+    let faults: Vec<String> = missing.chain(wrong).collect();
+    if !faults.is_empty() {
+        return Err(BadArguments(faults));
+    }
+    // Null was taken for "not sent" by nobody above, so this cannot fail; if it does, it is refused all the same.
+    T::deserialize(arguments).map_err(|refused| BadArguments(vec![refused.to_string()]))
+}
+
+/// Checks fixed arguments against the tool's schema: known names, right types; not all need be there.
+///
+/// # Errors
+///
+/// Every fault, not the first alone.
+pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Result<(), Vec<FixedFault>> {
+    let faults: Vec<FixedFault> = with
+        .iter()
+        .filter_map(|(name, value)| {
+            let message = fault(tool, name, value).or_else(|| fixed_fault(name, value))?;
+            Some(FixedFault {
+                argument: name.clone(),
+                message,
+            })
+        })
+        .collect();
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(faults)
+    }
+}
+
+/// Required arguments that were not sent.
+fn missing(
+    tool: ToolName,
+    arguments: &Map<String, Value>,
+) -> impl Iterator<Item = &'static String> {
+    let input = &schema::of(tool).input;
+    schema::properties(input)
+        .into_iter()
+        .flat_map(Map::keys)
+        .filter(|name| schema::requires(input, name) && !arguments.contains_key(*name))
+}
+
+/// What is wrong with one argument.
+fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
+    let known = schema::properties(&schema::of(tool).input)?;
+    let Some(property) = known.get(name) else {
+        return Some(unknown(tool, name, known));
+    };
+    type_fault(name, property, value)
+        .or_else(|| range_fault(name, property, value))
+        .or_else(|| text_fault(name, value.as_str()?))
+}
+
+/// An argument that the tool does not have: the closest that it has, or all of them.
+fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
+    let shown = name.escape_debug();
+    let names = || known.keys().map(String::as_str);
+    if let Some(near) = closest(name, names()) {
+        return format!("unknown argument `{shown}`; closest: `{near}`");
+    }
+    if known.is_empty() {
+        return format!("unknown argument `{shown}`; `{tool}` takes no arguments");
+    }
+    let list: Vec<String> = names().map(|known| format!("`{known}`")).collect();
+    format!(
+        "unknown argument `{shown}`; `{tool}` takes {}",
+        list.join(", ")
+    )
+}
+
+/// A value of another type than the schema's.
+fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
+    let (fits, expected) = match property.get("type").and_then(Value::as_str) {
+        Some("string") => (value.is_string(), "a text"),
+        Some("boolean") => (value.is_boolean(), "true or false"),
+        Some("integer") => (value.is_u64() || value.is_i64(), "a whole number"),
+        // A property of a type that this room does not know would be a fault of ours: refuse.
+        _ => (false, "of another type"),
+    };
+    (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
+}
+
+/// What a JSON value is, in words.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null; leave it out instead",
+        Value::Bool(_) => "true or false",
+        Value::Number(number) if number.is_f64() => "a number with a fraction or an exponent",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A whole number outside the schema's bounds.
+fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
+    if !value.is_number() {
+        return None;
+    }
+    let bound = |key| property.get(key).and_then(Value::as_u64);
+    let least = bound("minimum").unwrap_or(0);
+    let most = bound("maximum").unwrap_or(u64::MAX);
+    // A negative number is no `u64`.
+    match value.as_u64() {
+        Some(number) if (least..=most).contains(&number) => None,
+        _ => Some(format!(
+            "`{name}` must be between {least} and {most}, not {value}"
+        )),
+    }
+}
+
+/// A text that its argument does not allow. Base64 is not looked at here.
+fn text_fault(name: &str, text: &str) -> Option<String> {
+    match name {
+        "path" => PortalPath::new(text).err(),
+        "mode" => mode_fault(text),
+        "sha256" => sha256_fault(text),
+        "key_id" => key_id_fault(text),
+        "content" => content_fault(text),
+        _ => None,
+    }
+}
+
+fn mode_fault(text: &str) -> Option<String> {
+    let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3);
+    let digits = digits.unwrap_or(text);
+    let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    (!octal).then(|| {
+        let shown = text.escape_debug();
+        format!("`mode` must be three octal digits such as 0644 (no setuid, setgid or sticky bit), not `{shown}`")
+    })
+}
+
+fn sha256_fault(text: &str) -> Option<String> {
+    let shaped = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (!shaped).then(|| "`sha256` must be 64 hexadecimal digits".to_owned())
+}
+
+/// A fingerprint (40 or 64 digits) or long key id (16), maybe after `0x` and before `!` (exactly this subkey); or `<address>`.
+fn key_id_fault(text: &str) -> Option<String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let digits = digits.strip_suffix('!').unwrap_or(digits);
+    let is_key =
+        matches!(digits.len(), 16 | 40 | 64) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_address = text
+        .strip_prefix('<')
+        .and_then(|rest| rest.strip_suffix('>'))
+        .and_then(|address| address.split_once('@'))
+        .is_some_and(|(name, host)| is_address_part(name) && is_address_part(host));
+    (!is_key && !is_address).then(|| {
+        let shown = text.escape_debug();
+        format!(
+            "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
+             `<name@example.org>`, not `{shown}`"
+        )
+    })
+}
+
+fn is_address_part(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)
+}
+
+fn content_fault(text: &str) -> Option<String> {
+    let bytes = text.len();
+    (bytes > CLIPBOARD_MAX).then(|| {
+        format!("`content` has {bytes} bytes, and the clipboard takes at most {CLIPBOARD_MAX}")
+    })
+}
+
+/// What makes an otherwise good value unfit to be fixed.
+fn fixed_fault(name: &str, value: &Value) -> Option<String> {
+    if OF_A_TRANSFER.contains(&name) {
+        return Some(format!(
+            "`{name}` belongs to one transfer and cannot be fixed"
+        ));
+    }
+    match (name, value.as_str()) {
+        ("data", Some(text)) => payload::decode(text).err(),
+        _ => None,
+    }
+}

@@ -1,0 +1,65 @@
+//! What of MCP anklume speaks: JSON-RPC 2.0, one message a line, `initialize` or `server/discover`,
+//! `ping`, `tools/list`, `tools/call`; and the limits of both ends.
+//!
+//! Nothing here decides who may call what; that is [`crate::policy`].
+
+pub(crate) mod client;
+pub(crate) mod server;
+pub(crate) mod wire;
+
+use std::time::Duration;
+
+/// Longest message that a server or a client reads, in bytes without its newline:
+/// a payload of 8 MiB in base64, and its frame.
+pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
+/// Arrays and objects within each other in one message, at most.
+pub(crate) const DEPTH_MAX: usize = 100;
+/// Longest id of a request, in bytes.
+pub(crate) const ID_MAX: usize = 1024;
+/// What one connection may take of its server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Longest request, in bytes without its newline.
+    pub(crate) line: usize,
+    /// Requests that are read and not answered yet; beyond it nothing more is read.
+    pub(crate) in_flight: usize,
+    /// Bytes of those requests; beyond it nothing more is read.
+    pub(crate) in_flight_bytes: usize,
+    /// Tools that run at a time; each holds its place until its answer is written.
+    pub(crate) running: usize,
+    /// How long the running calls may still take when the requests have ended.
+    pub(crate) drain: Duration,
+    /// How long they may still take when the server is told to end.
+    pub(crate) stop: Duration,
+    /// How often a caller that asked for it hears that its call still runs.
+    pub(crate) progress: Duration,
+}
+
+impl Limits {
+    /// The limits of a server that is told nothing else.
+    pub(crate) const DEFAULT: Self = Self {
+        line: LINE_MAX,
+        in_flight: 64,
+        in_flight_bytes: 32 * 1024 * 1024,
+        running: 8,
+        drain: Duration::from_secs(60),
+        stop: Duration::from_secs(20),
+        progress: Duration::from_secs(2),
+    };
+}
+
+/// Characters of a peer's text that are repeated to it or logged.
+const SHOWN_MAX: usize = 100;
+
+/// A peer's text as it may be shown: escaped, and cut after 100 characters.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_MAX)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(SHOWN_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}

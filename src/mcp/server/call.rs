@@ -1,0 +1,110 @@
+//! A call that runs: its progress, its end, and what happens when it is cancelled.
+
+use futures_util::future::BoxFuture;
+use rmcp::model::{
+    CallToolResult, ContentBlock, ErrorData, ProgressNotificationParam, ProgressToken,
+};
+use rmcp::service::{RequestContext, RoleServer};
+use serde_json::Value;
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
+
+use super::Run;
+use crate::policy::Grant;
+use crate::tool::{Outcome, Session};
+
+/// How long an answer waits for a report of progress that is on its way out, so that it does not come after it.
+const LAST_REPORT: Duration = Duration::from_secs(1);
+
+/// A call that the policy has granted.
+pub(super) struct Call<'a> {
+    pub(super) grant: &'a Grant,
+    pub(super) session: &'a Session,
+    pub(super) run: &'a Run,
+    pub(super) context: &'a RequestContext<RoleServer>,
+    /// When it came in.
+    pub(super) since: Instant,
+    /// How often its caller hears that it still runs.
+    pub(super) every: Duration,
+}
+
+impl Call<'_> {
+    /// Runs the tool.
+    ///
+    /// # Errors
+    ///
+    /// When the call was cancelled. What a tool says went wrong is a result.
+    pub(super) async fn run(&self) -> Result<CallToolResult, ErrorData> {
+        let running = (self.run)(self.grant, self.session);
+        Ok(match self.wait_for(running).await? {
+            Ok(outcome) => succeeded(outcome),
+            Err(error) => failed(error.to_string()),
+        })
+    }
+
+    /// Waits for something on behalf of the call, reporting progress to a caller that asked for it.
+    ///
+    /// # Errors
+    ///
+    /// When the call is cancelled.
+    pub(super) async fn wait_for<T>(
+        &self,
+        something: impl Future<Output = T>,
+    ) -> Result<T, ErrorData> {
+        let mut something = std::pin::pin!(something);
+        let token = self.context.meta.get_progress_token();
+        let mut ticks = interval_at(Instant::now() + self.every, self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report: Option<Report<'_>> = None;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut something => {
+                    // A report that is on its way goes out before the answer, not after it.
+                    let _ = timeout(LAST_REPORT, sent(&mut report)).await;
+                    return Ok(done);
+                }
+                () = self.context.ct.cancelled() => {
+                    let ended = "the call was ended before it was done";
+                    return Err(ErrorData::internal_error(ended, None));
+                }
+                () = sent(&mut report), if report.is_some() => report = None,
+                _ = ticks.tick(), if token.is_some() && report.is_none() => {
+                    report = token.clone().map(|token| self.report(token));
+                }
+            }
+        }
+    }
+
+    /// Tells the caller that its call still runs, and for how many seconds now.
+    fn report(&self, token: ProgressToken) -> Report<'_> {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let progress = ProgressNotificationParam::new(token, seconds)
+            .with_message(format!("{} still runs", self.grant.name()));
+        Box::pin(async {
+            // A connection that has ended ends the call by itself.
+            let _ = self.context.peer.notify_progress(progress).await;
+        })
+    }
+}
+
+/// A report of progress on its way out.
+type Report<'a> = BoxFuture<'a, ()>;
+
+/// Waits until a report is out; at once when there is none.
+async fn sent(report: &mut Option<Report<'_>>) {
+    if let Some(report) = report {
+        report.await;
+    }
+}
+
+/// What a tool gave back, as a result.
+fn succeeded(outcome: Outcome) -> CallToolResult {
+    let mut result = CallToolResult::success(vec![ContentBlock::text(outcome.text)]);
+    result.structured_content = Some(Value::Object(outcome.structured));
+    result
+}
+
+/// What a tool could not do, as a result.
+pub(super) fn failed(text: String) -> CallToolResult {
+    CallToolResult::error(vec![ContentBlock::text(text)])
+}

@@ -1,0 +1,168 @@
+//! The requests of one connection that are read and not answered yet.
+//!
+//! Each gets an id of our own for its way through the server, so that two requests with one id, or an id that
+//! is used again, can never get each other's answer.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rmcp::model::{RequestId, ServerJsonRpcMessage};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use super::message::Asked;
+use crate::mcp::Limits;
+
+/// The requests in flight.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    requests: Mutex<Requests>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    last: i64,
+    open: BTreeMap<i64, Open>,
+}
+
+/// One request in flight.
+#[derive(Debug)]
+struct Open {
+    id: Option<RequestId>,
+    label: String,
+    bytes: usize,
+    since: Instant,
+    /// The place of a running tool, free when its answer is written.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+/// An answer that was written, as a log may tell of it: nothing of any contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// What was asked, escaped and bounded: a method, and the tool of a call.
+    pub(crate) label: String,
+    /// The code of the error that was answered.
+    pub(crate) error: Option<i32>,
+    /// From the request's last byte read to the answer's last byte written.
+    pub(crate) took: Duration,
+    /// Length of the request.
+    pub(crate) bytes_in: usize,
+    /// Length of the answer.
+    pub(crate) bytes_out: usize,
+}
+
+impl Flight {
+    /// Takes a request in and gives it its inner id; `None` when its id is already in flight.
+    pub(super) fn enter(&self, asked: &Asked, bytes: usize) -> Option<RequestId> {
+        let mut requests = self.lock();
+        let twice = asked.id.is_some() && requests.open.values().any(|open| open.id == asked.id);
+        if twice {
+            return None;
+        }
+        requests.last += 1;
+        let inner = requests.last;
+        let open = Open {
+            id: asked.id.clone(),
+            label: asked.label.clone(),
+            bytes,
+            since: Instant::now(),
+            place: None,
+        };
+        requests.open.insert(inner, open);
+        Some(RequestId::Number(inner))
+    }
+
+    /// The inner id of a client's request that is in flight.
+    pub(super) fn find(&self, id: &RequestId) -> Option<RequestId> {
+        let requests = self.lock();
+        let found = requests
+            .open
+            .iter()
+            .find(|(_, open)| open.id.as_ref() == Some(id));
+        found.map(|(inner, _)| RequestId::Number(*inner))
+    }
+
+    /// Keeps the place of a running tool until its answer is written.
+    pub(super) fn hold(&self, inner: &RequestId, place: OwnedSemaphorePermit) {
+        if let RequestId::Number(inner) = inner
+            && let Some(open) = self.lock().open.get_mut(inner)
+        {
+            open.place = Some(place);
+        }
+    }
+
+    /// The client's id of an answer (`None`: the request had none that could be read); nothing when the request
+    /// is no longer in flight.
+    pub(super) fn outer(&self, message: &ServerJsonRpcMessage) -> Option<(i64, Option<RequestId>)> {
+        let inner = match message {
+            ServerJsonRpcMessage::Response(response) => &response.id,
+            ServerJsonRpcMessage::Error(error) => error.id.as_ref()?,
+            ServerJsonRpcMessage::Request(_) | ServerJsonRpcMessage::Notification(_) => {
+                return None;
+            }
+        };
+        let RequestId::Number(inner) = inner else {
+            return None;
+        };
+        let requests = self.lock();
+        requests
+            .open
+            .get(inner)
+            .map(|open| (*inner, open.id.clone()))
+    }
+
+    /// Lets go of a request whose answer is no longer wanted.
+    pub(super) fn forget(&self, inner: &RequestId) {
+        if let RequestId::Number(inner) = inner {
+            self.lock().open.remove(inner);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Lets go of a request whose answer was written.
+    pub(super) fn answered(
+        &self,
+        inner: i64,
+        error: Option<i32>,
+        bytes_out: usize,
+    ) -> Option<Answered> {
+        let open = self.lock().open.remove(&inner);
+        self.changed.notify_waiters();
+        open.map(|open| Answered {
+            label: open.label,
+            error,
+            took: open.since.elapsed(),
+            bytes_in: open.bytes,
+            bytes_out,
+        })
+    }
+
+    /// Waits until one more request may be read.
+    pub(super) async fn room(&self, limits: &Limits) {
+        self.until(|requests| {
+            let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
+            requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes
+        })
+        .await;
+    }
+
+    /// Waits until every request is answered.
+    pub(super) async fn empty(&self) {
+        self.until(|requests| requests.open.is_empty()).await;
+    }
+
+    async fn until(&self, holds: impl Fn(&Requests) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if holds(&self.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

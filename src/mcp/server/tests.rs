@@ -1,0 +1,424 @@
+//! What a peer, a tool and an end can do to a connection, with tools that do as the test says.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::mcp::wire::{Line, Lines};
+use crate::name::ToolName;
+use crate::services::Service;
+
+/// The other end of a connection.
+struct Peer {
+    lines: Lines<ReadHalf<DuplexStream>>,
+    writer: WriteHalf<DuplexStream>,
+    serving: JoinHandle<()>,
+    stop: Stop,
+}
+
+impl Peer {
+    /// Connects to a server over a pipe of 4 KiB.
+    fn of(server: Server) -> Self {
+        let (near, far) = tokio::io::duplex(4096);
+        let (far_reader, far_writer) = tokio::io::split(far);
+        let (reader, writer) = tokio::io::split(near);
+        let stop = Stop::default();
+        Self {
+            lines: Lines::new(reader, usize::MAX - 1),
+            writer,
+            serving: tokio::spawn(server.serve(far_reader, far_writer, stop.clone())),
+            stop,
+        }
+    }
+
+    async fn send(&mut self, message: Value) {
+        self.send_text(&format!("{message}\n")).await;
+    }
+
+    async fn send_text(&mut self, text: &str) {
+        self.writer.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    async fn call(&mut self, id: impl Into<Value>, name: &str) {
+        self.send(call(id, name)).await;
+    }
+
+    async fn receive(&mut self) -> Value {
+        let line = tokio::time::timeout(Duration::from_secs(10), self.lines.next()).await;
+        let Some(Line::Whole(line)) = line.expect("an answer in time").unwrap() else {
+            panic!("the stream ended");
+        };
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    /// Ends the requests.
+    async fn end(&mut self) {
+        self.writer.shutdown().await.unwrap();
+    }
+
+    /// The server ends, and nothing more came.
+    async fn ended(mut self) {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.lines.next()).await;
+        assert_eq!(next.expect("an end in time").unwrap(), None);
+        self.serving.await.unwrap();
+    }
+}
+
+fn call(id: impl Into<Value>, name: &str) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": {"name": name}})
+}
+
+/// A server of the operator, whose tools do as `run` says.
+fn server(
+    run: impl for<'a> Fn(&'a Grant, &'a Session) -> Running<'a> + Send + Sync + 'static,
+) -> Server {
+    let services = Services {
+        machine: "vault".parse().unwrap(),
+        services: Vec::new(),
+    };
+    let (sender, receiver) = watch::channel(Arc::new(services));
+    // The services of these tests live as long as their connections.
+    std::mem::forget(sender);
+    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
+    let mut server = Server::new(
+        Caller::Operator,
+        receiver,
+        Arc::new(settings),
+        Arc::new(|_| {}),
+    );
+    server.run = Arc::new(run);
+    server
+}
+
+fn outcome(text: &str) -> Outcome {
+    Outcome {
+        text: text.to_owned(),
+        structured: Map::new(),
+    }
+}
+
+/// A server whose tools wait for a permit of the semaphore and then give their name back.
+fn waiting() -> (Server, Arc<Semaphore>) {
+    let permits = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&permits);
+    let server = server(move |grant, _| {
+        let held = Arc::clone(&held);
+        Box::pin(async move {
+            held.acquire().await.unwrap().forget();
+            Ok(outcome(grant.name()))
+        })
+    });
+    (server, permits)
+}
+
+fn answer(id: impl Into<Value>, text: &str) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "result": {
+        "content": [{"type": "text", "text": text}], "structuredContent": {}, "isError": false}})
+}
+
+fn error(id: impl Into<Value>, code: i32, message: &str) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "error": {"code": code, "message": message}})
+}
+
+#[tokio::test]
+async fn a_tool_that_panics_is_answered_and_the_connection_lives() {
+    let mut peer = Peer::of(server(|grant, _| match grant.tool() {
+        ToolName::GpgSign => Box::pin(async { panic!("secret contents") }),
+        ToolName::FileAccept => panic!("before it is even a future"),
+        _ => Box::pin(async { Ok(outcome("alive")) }),
+    }));
+    for tool in ["gpg_sign", "file_accept"] {
+        peer.call(1, tool).await;
+        let fault = error(1, -32603, "the request failed by a fault of this server");
+        assert_eq!(peer.receive().await, fault);
+    }
+    peer.call(2, "clipboard_get").await;
+    assert_eq!(peer.receive().await, answer(2, "alive"));
+    peer.end().await;
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn a_call_in_flight_at_the_end_of_requests_is_answered() {
+    let (server, permits) = waiting();
+    let mut peer = Peer::of(server);
+    peer.call("x", "gpg_sign").await;
+    peer.end().await;
+    permits.add_permits(1);
+    assert_eq!(peer.receive().await, answer("x", "gpg_sign"));
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn a_call_that_never_ends_does_not_hold_the_end_for_ever() {
+    let (mut server, _permits) = waiting();
+    server.limits.drain = Duration::from_millis(50);
+    let mut peer = Peer::of(server);
+    peer.call(1, "gpg_sign").await;
+    peer.end().await;
+    let ended = error(1, -32603, "the call was ended before it was done");
+    assert_eq!(peer.receive().await, ended);
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn progress_comes_while_a_call_runs_even_after_the_end_of_requests_and_never_after_its_answer()
+ {
+    let (mut server, permits) = waiting();
+    server.limits.progress = Duration::from_millis(5);
+    let mut peer = Peer::of(server);
+    let mut asked = call(7, "gpg_sign");
+    asked["params"]["_meta"] = json!({"progressToken": "t"});
+    peer.send(asked).await;
+    peer.end().await;
+    let mut last = 0.0;
+    for _ in 0..3 {
+        let report = peer.receive().await;
+        assert_eq!(report["method"], "notifications/progress");
+        assert_eq!(report["params"]["progressToken"], "t");
+        assert_eq!(report["params"]["message"], "gpg_sign still runs");
+        let progress = report["params"]["progress"].as_f64().unwrap();
+        assert!(progress > last, "{progress} after {last}");
+        last = progress;
+    }
+    permits.add_permits(1);
+    loop {
+        let message = peer.receive().await;
+        if message.get("method").is_none() {
+            assert_eq!(message, answer(7, "gpg_sign"));
+            break;
+        }
+    }
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_call_is_dropped_has_no_answer_and_its_id_is_free() {
+    struct Dropped(Arc<AtomicUsize>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dropped);
+    let mut peer = Peer::of(server(move |grant, _| {
+        let counted = Dropped(Arc::clone(&counted));
+        let tool = grant.tool();
+        Box::pin(async move {
+            let _counted = counted;
+            if tool == ToolName::GpgSign {
+                std::future::pending::<()>().await;
+            }
+            Ok(outcome("done"))
+        })
+    }));
+    peer.call(1, "gpg_sign").await;
+    peer.send(
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}),
+    )
+    .await;
+    peer.call(1, "clipboard_get").await;
+    assert_eq!(peer.receive().await, answer(1, "done"));
+    peer.end().await;
+    peer.ended().await;
+    assert_eq!(dropped.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn an_id_in_flight_is_not_taken_twice_and_its_first_answer_is_not_lost() {
+    let (server, permits) = waiting();
+    let mut peer = Peer::of(server);
+    peer.call(1, "gpg_sign").await;
+    peer.call(1, "clipboard_get").await;
+    let twice = "invalid request: `id` belongs to a request that is not answered yet";
+    assert_eq!(peer.receive().await, error(Value::Null, -32600, twice));
+    permits.add_permits(1);
+    assert_eq!(peer.receive().await, answer(1, "gpg_sign"));
+    peer.end().await;
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_the_end() {
+    const CALLS: usize = 2000;
+    let started = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&started);
+    let permits = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&permits);
+    let mut server = server(move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let held = Arc::clone(&held);
+        Box::pin(async move {
+            held.acquire().await.unwrap().forget();
+            Ok(outcome("done"))
+        })
+    });
+    server.limits.in_flight = 4;
+    server.limits.running = 2;
+    let mut peer = Peer::of(server);
+    let calls: Vec<String> = (0..CALLS)
+        .map(|id| call(id, "gpg_sign").to_string())
+        .collect();
+    let calls = calls.join("\n") + "\n";
+    // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
+    let mut writer = peer.writer;
+    let writing = tokio::spawn(async move {
+        writer.write_all(calls.as_bytes()).await.unwrap();
+        writer
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(started.load(Ordering::SeqCst), 2, "tools that run");
+    assert!(!writing.is_finished(), "back-pressure");
+    permits.add_permits(CALLS);
+    let mut answered = vec![false; CALLS];
+    for _ in 0..CALLS {
+        let message = peer.lines.next().await.unwrap();
+        let Some(Line::Whole(line)) = message else {
+            panic!("the stream ended")
+        };
+        let message: Value = serde_json::from_slice(&line).unwrap();
+        let id = usize::try_from(message["id"].as_u64().unwrap()).unwrap();
+        assert_eq!(message, answer(id, "done"));
+        assert!(!std::mem::replace(&mut answered[id], true), "{id} twice");
+    }
+    peer.writer = writing.await.unwrap();
+    peer.end().await;
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_stop_the_calls() {
+    let started = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&started);
+    let server = server(move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ok(outcome(&"x".repeat(10_000))) })
+    });
+    let limit = server.limits.running;
+    let mut peer = Peer::of(server);
+    let (reader, mut writer) = (peer.lines, peer.writer);
+    let writing = tokio::spawn(async move {
+        for id in 0..10_000 {
+            let line = format!("{}\n", call(id, "clipboard_get"));
+            if writer.write_all(line.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(started.load(Ordering::SeqCst) <= limit);
+    // The reader goes away: everything ends.
+    drop(reader);
+    peer.stop.now.cancel();
+    (&mut peer.serving).await.unwrap();
+    writing.abort();
+}
+
+#[tokio::test]
+async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
+    let (server, permits) = waiting();
+    let mut peer = Peer::of(server);
+    peer.call(1, "gpg_sign").await;
+    peer.send(json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}))
+        .await;
+    // The ping's answer shows that the call before it is in.
+    assert_eq!(peer.receive().await["id"], 2);
+    peer.stop.gently.cancel();
+    tokio::task::yield_now().await;
+    peer.call(3, "gpg_sign").await;
+    permits.add_permits(2);
+    assert_eq!(peer.receive().await, answer(1, "gpg_sign"));
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn a_line_over_the_limit_is_answered_with_its_id_and_the_connection_lives() {
+    let (mut server, _permits) = waiting();
+    server.limits.line = 4000;
+    let mut peer = Peer::of(server);
+    let data = "A".repeat(5000);
+    let mut long = call("big", "gpg_sign");
+    long["params"]["arguments"] = json!({"data": data});
+    let bytes = long.to_string().len();
+    peer.send(long).await;
+    let message =
+        format!("invalid request: a message has at most 4000 bytes, this one has {bytes}");
+    assert_eq!(peer.receive().await, error("big", -32600, &message));
+    peer.send_text(&format!("{{\"method\":\"{data}\",\"id\":5}}\n"))
+        .await;
+    assert_eq!(peer.receive().await["id"], 5);
+    peer.send(json!({"jsonrpc": "2.0", "id": 6, "method": "ping"}))
+        .await;
+    assert_eq!(peer.receive().await["id"], 6);
+    peer.end().await;
+    peer.ended().await;
+}
+
+#[tokio::test]
+async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
+    let service = |consumers: &[&str]| Service {
+        name: "release_sign".parse().unwrap(),
+        tool: ToolName::GpgSign,
+        consumers: consumers.iter().map(|name| name.parse().unwrap()).collect(),
+        with: Map::from_iter([("key_id".to_owned(), json!("ABCD"))]),
+        declared_at: None,
+    };
+    let services = |consumers: &[&str]| {
+        Arc::new(Services {
+            machine: "vault".parse().unwrap(),
+            services: vec![service(consumers)],
+        })
+    };
+    let (sender, receiver) = watch::channel(services(&["work-dev"]));
+    let mut server = server(|grant, _| {
+        Box::pin(async move {
+            Ok(outcome(
+                &Value::Object(grant.arguments().clone()).to_string(),
+            ))
+        })
+    });
+    server.caller = Caller::Consumer("work-dev".parse().unwrap());
+    server.services = receiver;
+    let mut peer = Peer::of(server);
+    let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+
+    peer.send(list.clone()).await;
+    let listed = peer.receive().await;
+    let tool = &listed["result"]["tools"][0];
+    assert_eq!(tool["name"], "release_sign");
+    assert_eq!(tool["_meta"], json!({"anklume/tool": "gpg_sign"}));
+    assert!(tool["inputSchema"]["properties"].get("data").is_some());
+    assert!(tool["inputSchema"]["properties"].get("key_id").is_none());
+    peer.call(2, "release_sign").await;
+    assert_eq!(peer.receive().await, answer(2, r#"{"key_id":"ABCD"}"#));
+    let mut choosing = call(3, "release_sign");
+    choosing["params"]["arguments"] = json!({"key_id": "EEEE"});
+    peer.send(choosing).await;
+    let refused = peer.receive().await;
+    assert_eq!(refused["result"]["isError"], true);
+    let text = &refused["result"]["content"][0]["text"];
+    assert_eq!(text, "`key_id` is not the caller's to choose");
+
+    // The tool's own name is no service: the same answer as for a grant that is gone.
+    peer.call(4, "gpg_sign").await;
+    assert_eq!(
+        peer.receive().await,
+        error(4, -32602, "Unknown tool: gpg_sign")
+    );
+    sender.send_replace(services(&["pro-dev"]));
+    peer.call(5, "release_sign").await;
+    assert_eq!(
+        peer.receive().await,
+        error(5, -32602, "Unknown tool: release_sign")
+    );
+    peer.send(list).await;
+    assert_eq!(peer.receive().await["result"]["tools"], json!([]));
+    peer.end().await;
+    peer.ended().await;
+}

@@ -1,0 +1,230 @@
+//! The connection as rmcp's service loop sees it: requests in, answers out, one message a line.
+//!
+//! Everything that the loop leaves to its peer's good will is bounded here: line length, requests in flight,
+//! and the end, which waits for the answers that are still due.
+
+use std::io;
+use std::sync::Arc;
+
+use rmcp::RoleServer;
+use rmcp::model::{
+    CancelledNotification, CancelledNotificationParam, ClientJsonRpcMessage, ClientNotification,
+    ErrorData, RequestId, ServerJsonRpcMessage,
+};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+use super::flight::Flight;
+use super::message::{self, Asked, Incoming};
+use super::{Observer, Stop};
+use crate::mcp::Limits;
+use crate::mcp::wire::{Line, Lines};
+
+/// One connection.
+pub(super) struct Transport<R, W> {
+    lines: Lines<R>,
+    writer: Arc<Mutex<W>>,
+    flight: Arc<Flight>,
+    limits: Limits,
+    stop: Stop,
+    observer: Observer,
+    /// Until when the answers that are still due are waited for, once no more requests come.
+    last_moment: Option<Instant>,
+}
+
+impl<R: AsyncRead + Unpin, W> Transport<R, W> {
+    pub(super) fn new(
+        reader: R,
+        writer: W,
+        flight: Arc<Flight>,
+        limits: Limits,
+        stop: Stop,
+        observer: Observer,
+    ) -> Self {
+        Self {
+            lines: Lines::new(reader, limits.line),
+            writer: Arc::new(Mutex::new(writer)),
+            flight,
+            limits,
+            stop,
+            observer,
+            last_moment: None,
+        }
+    }
+
+    /// The next line, as soon as there is room for it; `None` when no more are to come.
+    async fn line(&mut self) -> Option<Line> {
+        let next = async {
+            self.flight.room(&self.limits).await;
+            self.lines.next().await
+        };
+        let (line, patience) = tokio::select! {
+            // A stream that fails has ended: there is nobody to tell.
+            line = next => (line.ok().flatten(), self.limits.drain),
+            () = self.stop.gently.cancelled() => (None, self.limits.stop),
+        };
+        if line.is_none() {
+            self.last_moment = Some(Instant::now() + patience);
+        }
+        line
+    }
+
+    /// Waits for the answers that are still due, but not for ever.
+    async fn drain(&mut self, last_moment: Instant) {
+        let stop_moment = async {
+            self.stop.gently.cancelled().await;
+            tokio::time::sleep(self.limits.stop).await;
+        };
+        tokio::select! {
+            in_time = timeout_at(last_moment, self.flight.empty()) => {
+                if in_time.is_err() {
+                    self.stop.now.cancel();
+                }
+            }
+            () = stop_moment => self.stop.now.cancel(),
+            () = self.stop.now.cancelled() => {}
+        }
+    }
+
+    /// What rmcp gets to see of a line.
+    fn admit(&self, line: &Line) -> Option<ClientJsonRpcMessage> {
+        let bytes = match line {
+            Line::Whole(bytes) => bytes.len(),
+            Line::TooLong { head, tail, .. } => head.len() + tail.len(),
+        };
+        match message::read(line, self.limits.line) {
+            Incoming::Nothing => None,
+            Incoming::Cancelled(id) => {
+                let inner = self.flight.find(&id)?;
+                self.flight.forget(&inner);
+                Some(cancelled(inner))
+            }
+            Incoming::Request(asked) => self.enter(*asked, bytes),
+        }
+    }
+
+    fn enter(&self, asked: Asked, bytes: usize) -> Option<ClientJsonRpcMessage> {
+        if let Some(inner) = self.flight.enter(&asked, bytes) {
+            return Some(ClientJsonRpcMessage::request(asked.request, inner));
+        }
+        // With its id, a client would take this for the answer to the first request and lose the real one.
+        let twice = ErrorData::invalid_request(
+            "invalid request: `id` belongs to a request that is not answered yet",
+            None,
+        );
+        let Incoming::Request(refused) = message::refused(None, &asked.label, twice) else {
+            return None;
+        };
+        let inner = self.flight.enter(&refused, bytes)?;
+        Some(ClientJsonRpcMessage::request(refused.request, inner))
+    }
+}
+
+fn cancelled(inner: RequestId) -> ClientJsonRpcMessage {
+    let params = CancelledNotificationParam::new(Some(inner), None);
+    ClientJsonRpcMessage::notification(ClientNotification::CancelledNotification(
+        CancelledNotification::new(params),
+    ))
+}
+
+impl<R, W> rmcp::transport::Transport<RoleServer> for Transport<R, W>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    type Error = io::Error;
+
+    fn send(
+        &mut self,
+        item: ServerJsonRpcMessage,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        let outer = self.flight.outer(&item);
+        let writer = Arc::clone(&self.writer);
+        let flight = Arc::clone(&self.flight);
+        let stop = self.stop.clone();
+        let observer = Arc::clone(&self.observer);
+        async move {
+            if outer.is_none() && !matches!(item, ServerJsonRpcMessage::Notification(_)) {
+                // Cancelled: its answer is no longer wanted.
+                return Ok(());
+            }
+            let mut writer = writer.lock().await;
+            // Only now, so that one answer at a time is in memory twice.
+            let error = error_code(&item);
+            let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
+            let written = write(&mut *writer, &line).await;
+            drop(writer);
+            if let Some((inner, _)) = outer
+                && let Some(answered) = flight.answered(inner, error, line.len())
+            {
+                observer(&answered);
+            }
+            if written.is_err() {
+                // Nobody reads any more: what still runs, runs for nobody.
+                stop.now.cancel();
+            }
+            written
+        }
+    }
+
+    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
+        loop {
+            if let Some(last_moment) = self.last_moment {
+                self.drain(last_moment).await;
+                return None;
+            }
+            if let Some(line) = self.line().await
+                && let Some(message) = self.admit(&line)
+            {
+                return Some(message);
+            }
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        // Every answer is flushed as it is written; the stream closes when it is dropped.
+        Ok(())
+    }
+}
+
+fn error_code(message: &ServerJsonRpcMessage) -> Option<i32> {
+    match message {
+        ServerJsonRpcMessage::Error(error) => Some(error.error.code.0),
+        _ => None,
+    }
+}
+
+/// An error with `"id":null` where the request had no id that could be read, as JSON-RPC wants it.
+#[derive(Serialize)]
+struct ErrorLine<'a> {
+    jsonrpc: &'static str,
+    id: Option<RequestId>,
+    error: &'a ErrorData,
+}
+
+/// One message as its line, with the client's own id.
+fn encode(mut message: ServerJsonRpcMessage, id: Option<RequestId>) -> io::Result<Vec<u8>> {
+    let mut line = match &mut message {
+        ServerJsonRpcMessage::Error(error) => serde_json::to_vec(&ErrorLine {
+            jsonrpc: "2.0",
+            id,
+            error: &error.error,
+        })?,
+        ServerJsonRpcMessage::Response(response) => {
+            if let Some(id) = id {
+                response.id = id;
+            }
+            serde_json::to_vec(&message)?
+        }
+        _ => serde_json::to_vec(&message)?,
+    };
+    line.push(b'\n');
+    Ok(line)
+}
+
+async fn write(writer: &mut (impl AsyncWrite + Unpin), line: &[u8]) -> io::Result<()> {
+    writer.write_all(line).await?;
+    writer.flush().await
+}

@@ -1,0 +1,221 @@
+//! Bytes to lines and back: one message a line, however the peer writes it.
+//!
+//! Nothing here knows what a message means.
+
+pub(crate) mod json;
+
+use std::io;
+use std::mem;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+
+/// Bytes that one read may take from the stream.
+const READ: usize = 64 * 1024;
+/// Bytes kept of each end of a line that is too long, so that its id can be looked for.
+const END_KEPT: usize = 1024;
+
+/// One line of a stream, without its `\n` or `\r\n`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// A line within the limit; also the last one of a stream that ends without a newline.
+    Whole(Vec<u8>),
+    /// A line over the limit, of which only the ends are kept.
+    TooLong {
+        /// Its first bytes, at most 1 KiB.
+        head: Vec<u8>,
+        /// Its last bytes, at most 1 KiB; they follow `head` and never overlap it.
+        tail: Vec<u8>,
+        /// Its whole length.
+        bytes: u64,
+    },
+}
+
+/// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
+#[derive(Debug)]
+pub(crate) struct Lines<R> {
+    reader: BufReader<R>,
+    max: usize,
+    line: Vec<u8>,
+    skipped: Option<Skipped>,
+}
+
+/// What is kept of a line while the rest of it goes by.
+#[derive(Debug)]
+struct Skipped {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    bytes: u64,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    /// Reads lines of at most `max` bytes (without the newline) from `reader`.
+    pub(crate) fn new(reader: R, max: usize) -> Self {
+        Self {
+            reader: BufReader::with_capacity(READ, reader),
+            max,
+            line: Vec::new(),
+            skipped: None,
+        }
+    }
+
+    /// The next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// What the stream answers; what was read of an unfinished line is lost then.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            let chunk = self.reader.fill_buf().await?;
+            if chunk.is_empty() {
+                return Ok(self.last());
+            }
+            // In memory this cannot fail; it is the standard library's fast search for a byte.
+            let used = io::BufRead::skip_until(&mut &*chunk, b'\n')?;
+            let taken = chunk.get(..used).unwrap_or(chunk);
+            let (part, ended) = match taken.split_last() {
+                Some((b'\n', part)) => (part, true),
+                _ => (taken, false),
+            };
+            take(&mut self.line, &mut self.skipped, part, self.max);
+            self.reader.consume(used);
+            if ended {
+                return Ok(Some(self.finish()));
+            }
+        }
+    }
+
+    /// What is left at the end of the stream: a line without a newline, or nothing.
+    fn last(&mut self) -> Option<Line> {
+        if self.line.is_empty() && self.skipped.is_none() {
+            return None;
+        }
+        Some(self.finish())
+    }
+
+    /// Gives the line that has come to its end and starts the next.
+    fn finish(&mut self) -> Line {
+        if let Some(skipped) = self.skipped.take() {
+            return Line::TooLong {
+                head: skipped.head,
+                tail: skipped.tail,
+                bytes: skipped.bytes,
+            };
+        }
+        let mut line = mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Line::Whole(line)
+    }
+}
+
+/// Adds a part of a line to what is there of it; a line that grows over `max` is reduced to its ends.
+fn take(line: &mut Vec<u8>, skipped: &mut Option<Skipped>, part: &[u8], max: usize) {
+    if let Some(skipped) = skipped {
+        skipped.add(part);
+        return;
+    }
+    // One byte of grace: the `\r` before the newline is no part of the line.
+    if line.len() + part.len() <= max + 1 {
+        line.extend_from_slice(part);
+        let over = line.len() > max && line.last() != Some(&b'\r');
+        if !over {
+            return;
+        }
+        *skipped = Some(Skipped::start(&mem::take(line), &[]));
+        return;
+    }
+    *skipped = Some(Skipped::start(&mem::take(line), part));
+}
+
+impl Skipped {
+    fn start(line: &[u8], part: &[u8]) -> Self {
+        let mut skipped = Self {
+            head: Vec::with_capacity(END_KEPT),
+            tail: Vec::with_capacity(2 * END_KEPT),
+            bytes: 0,
+        };
+        skipped.add(line);
+        skipped.add(part);
+        skipped
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.bytes += part.len() as u64;
+        let room = END_KEPT.saturating_sub(self.head.len()).min(part.len());
+        let (head, rest) = part.split_at(room);
+        self.head.extend_from_slice(head);
+        let last = rest.len().saturating_sub(END_KEPT);
+        self.tail
+            .extend_from_slice(rest.get(last..).unwrap_or_default());
+        let surplus = self.tail.len().saturating_sub(END_KEPT);
+        self.tail.drain(..surplus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(bytes: &[u8], max: usize) -> Vec<Line> {
+        let mut lines = Lines::new(bytes, max);
+        let mut all = Vec::new();
+        while let Some(line) = lines.next().await.unwrap() {
+            all.push(line);
+        }
+        all
+    }
+
+    fn whole(text: &str) -> Line {
+        Line::Whole(text.as_bytes().to_vec())
+    }
+
+    #[tokio::test]
+    async fn every_line_comes_however_it_ends() {
+        let cases: [(&str, &[&str]); 7] = [
+            ("", &[]),
+            ("\n", &[""]),
+            ("a", &["a"]),
+            ("a\n", &["a"]),
+            ("a\r\nb\r\n", &["a", "b"]),
+            ("a\n\nb", &["a", "", "b"]),
+            ("12345678\n1234567\r\n", &["12345678", "1234567"]),
+        ];
+        for (bytes, lines) in cases {
+            let expected: Vec<Line> = lines.iter().map(|line| whole(line)).collect();
+            assert_eq!(read(bytes.as_bytes(), 8).await, expected, "{bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_over_the_limit_is_reduced_to_its_ends_and_the_next_one_comes() {
+        for length in [9_usize, 1024, 1025, 5000, 3 * READ] {
+            let long = "x".repeat(length);
+            let bytes = format!("{long}\nnext");
+            let lines = read(bytes.as_bytes(), 8).await;
+            let head = length.min(END_KEPT);
+            let tail = (length - head).min(END_KEPT);
+            let expected = Line::TooLong {
+                head: vec![b'x'; head],
+                tail: vec![b'x'; tail],
+                bytes: length as u64,
+            };
+            assert_eq!(lines, [expected, whole("next")], "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_read_loses_nothing() {
+        let (mut far, near) = tokio::io::duplex(64);
+        let mut lines = Lines::new(near, 1024);
+        tokio::io::AsyncWriteExt::write_all(&mut far, b"half")
+            .await
+            .unwrap();
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(20), lines.next()).await;
+        assert!(waited.is_err());
+        tokio::io::AsyncWriteExt::write_all(&mut far, b" and half\n")
+            .await
+            .unwrap();
+        assert_eq!(lines.next().await.unwrap(), Some(whole("half and half")));
+    }
+}

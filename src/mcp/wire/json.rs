@@ -1,0 +1,283 @@
+//! JSON, read strictly: two equal keys in an object and endless nesting are faults, not values.
+//!
+//! Two readers that disagree on which of two equal keys counts are a hole in a policy.
+
+use std::fmt;
+
+use rmcp::model::RequestId;
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::error::Category;
+use serde_json::{Map, Number, Value};
+
+use crate::mcp::{DEPTH_MAX, ID_MAX, shown};
+
+/// UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum JsonFault {
+    /// Not JSON, or not UTF-8.
+    #[error("{0}")]
+    Syntax(String),
+    /// JSON, but with equal keys or nested too deeply.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The bytes without a byte order mark and without white space around them.
+pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
+    bytes
+        .strip_prefix(BYTE_ORDER_MARK)
+        .unwrap_or(bytes)
+        .trim_ascii()
+}
+
+/// Reads one JSON value.
+///
+/// # Errors
+///
+/// A [`JsonFault`], with the place in the line.
+pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let strict = Strict { depth: 0 };
+    strict
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|fault| match fault.classify() {
+            Category::Data => JsonFault::Refused(fault.to_string()),
+            Category::Syntax | Category::Eof | Category::Io => JsonFault::Syntax(fault.to_string()),
+        })
+}
+
+/// Reads a value at some depth.
+#[derive(Clone, Copy)]
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth == DEPTH_MAX {
+            return Err(E::custom(format_args!(
+                "nested more than {DEPTH_MAX} levels deep"
+            )));
+        }
+        Ok(Self {
+            depth: self.depth + 1,
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let deeper = self.deeper()?;
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element_seed(deeper)? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let deeper = self.deeper()?;
+        let mut object = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format_args!(
+                    "the key `{}` is there twice",
+                    shown(&key)
+                )));
+            }
+            let value = entries.next_value_seed(deeper)?;
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// A JSON value as the id of a request: a text of at most 1 KiB or an integer of 64 bits.
+pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
+    match value {
+        Value::Number(number) => number.as_i64().map(RequestId::Number),
+        Value::String(text) if text.len() <= ID_MAX => {
+            Some(RequestId::String(text.as_str().into()))
+        }
+        _ => None,
+    }
+}
+
+/// Looks for the id of a message of which only the ends are known, or which is refused as a whole:
+/// the member `id` of the outermost object, read from the front or, when it stands last, from the back.
+pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
+    id_from_front(trim(head)).or_else(|| id_from_back(tail))
+}
+
+/// Reads members of the outermost object until `id`; whatever comes later may be cut off.
+fn id_from_front(head: &[u8]) -> Option<RequestId> {
+    struct Front<'a>(&'a mut Option<Value>);
+
+    impl<'de> Visitor<'de> for Front<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+            while let Some(key) = entries.next_key::<String>()? {
+                if key == "id" {
+                    *self.0 = Some(entries.next_value()?);
+                    return Ok(());
+                }
+                entries.next_value::<IgnoredAny>()?;
+            }
+            Ok(())
+        }
+    }
+
+    let mut id = None;
+    let mut deserializer = serde_json::Deserializer::from_slice(head);
+    // A fault after the id, or the cut itself, is no news.
+    let _ = deserializer.deserialize_map(Front(&mut id));
+    id.as_ref().and_then(as_id)
+}
+
+/// Reads `"id":…}` at the very end: an `id` deeper inside would leave a brace too many.
+fn id_from_back(tail: &[u8]) -> Option<RequestId> {
+    const KEY: &[u8] = b"\"id\"";
+    let start = tail.windows(KEY.len()).rposition(|window| window == KEY)?;
+    let mut object = vec![b'{'];
+    object.extend_from_slice(tail.get(start..)?);
+    let members: Map<String, Value> = serde_json::from_slice(&object).ok()?;
+    members.get("id").and_then(as_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_serde_json_reads_is_read_alike() {
+        for text in [
+            r#"{"a":[1,-2,3.5,"x",null,true,{}],"b":{"c":"\u00e9"}}"#,
+            "42",
+            "[]",
+            "18446744073709551615",
+        ] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            assert_eq!(read(text.as_bytes()), Ok(value), "{text}");
+        }
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        let deep = format!("{}{}", "[".repeat(101), "]".repeat(101));
+        let cases: [(&[u8], JsonFault); 5] = [
+            (
+                b"{\"a\":1,\"a\":2}",
+                JsonFault::Refused("the key `a` is there twice at line 1 column 10".to_owned()),
+            ),
+            (
+                deep.as_bytes(),
+                JsonFault::Refused(
+                    "nested more than 100 levels deep at line 1 column 102".to_owned(),
+                ),
+            ),
+            (
+                b"{\"a\":",
+                JsonFault::Syntax("EOF while parsing a value at line 1 column 5".to_owned()),
+            ),
+            (
+                b"\"\xff\"",
+                JsonFault::Syntax("invalid unicode code point at line 1 column 2".to_owned()),
+            ),
+            (
+                b"1 2",
+                JsonFault::Syntax("trailing characters at line 1 column 3".to_owned()),
+            ),
+        ];
+        for (bytes, fault) in cases {
+            assert_eq!(read(bytes), Err(fault));
+        }
+    }
+
+    #[test]
+    fn the_id_is_found_at_either_end_and_nowhere_else() {
+        let number = Some(RequestId::Number(7));
+        let text = Some(RequestId::String("x".into()));
+        let cases: [(&str, &str, Option<RequestId>); 8] = [
+            (
+                r#"{"jsonrpc":"2.0","id":7,"method":"x","params":{"data":"AAAA"#,
+                "",
+                number.clone(),
+            ),
+            (r#"{"params":{"id":1},"id":"x","more":["#, "", text.clone()),
+            (
+                r#"{"params":{"id":1,"data":"AAAA"#,
+                r#"AAAA"},"id":"x"}"#,
+                text,
+            ),
+            (
+                r#"{"params":{"data":"AAAA"#,
+                r#"AA"},"id":7,"jsonrpc":"2.0"}"#,
+                number,
+            ),
+            (r#"{"params":{"data":"AAAA"#, r#"AA","id":7}}"#, None),
+            (r#"{"params":{"data":"AAAA"#, r#"AA\"id\":7}"#, None),
+            (r#"{"id":1.5,"params":"#, "", None),
+            ("", "", None),
+        ];
+        for (head, tail, id) in cases {
+            assert_eq!(
+                find_id(head.as_bytes(), tail.as_bytes()),
+                id,
+                "{head} … {tail}"
+            );
+        }
+    }
+}
