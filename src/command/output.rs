@@ -86,11 +86,6 @@ impl Output {
             self.stderr(&format!("  \u{1b}[1;36m=\u{1b}[0m help: {help}"));
         }
     }
-
-    /// The colours that stderr gets.
-    pub(crate) const fn color(&self) -> ColorChoice {
-        self.color
-    }
 }
 
 /// Whether a run ended because the reader of its output went away.

@@ -265,10 +265,7 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
     let calls: Vec<String> = (0..CALLS)
         .map(|id| call(id, "gpg_sign").to_string())
         .collect();
-    let calls = calls.join(
-        "
-",
-    );
+    let calls = calls.join("\n") + "\n";
     // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
     let mut writer = peer.writer;
     let writing = tokio::spawn(async move {
