@@ -93,7 +93,14 @@ impl Findings {
         self.add(Severity::Warning, code, at, message.into())
     }
 
-    fn add(&mut self, severity: Severity, code: Code, at: At, message: String) -> &mut Diagnostic {
+    /// Adds a finding of this severity.
+    pub(super) fn add(
+        &mut self,
+        severity: Severity,
+        code: Code,
+        at: At,
+        message: String,
+    ) -> &mut Diagnostic {
         if self.found.len() >= FINDINGS_MAX {
             self.beyond += 1;
             return &mut self.scratch;

@@ -100,7 +100,7 @@ const CASES: &[Case] = &[
   a: {subnet_id: 0, machines: {m: {devices: {mcp-0123456789abcdef: {type: none}, mcp-0123: {type: none}}}}}
   b: {subnet_id: 1, enabled: false, machines: {n: {config: {security.privileged: true}, devices: {d: {type: disk, source: /, path: /x}}}}}",
             &[
-                "reserved-device-name 2:46 mcp-0123456789abcdef",
+                "warning reserved-device-name 2:46 mcp-0123456789abcdef",
             ],
         ),
 ];

@@ -56,7 +56,7 @@ shared_volumes:
             "warning unknown-key 19:91 z",
             "duplicate-mount 20:15 /docs/",
             "empty-value 21:3 nul",
-            "device-shares-channels 22:17 /var/lib/anklume",
+            "warning device-shares-channels 22:17 /var/lib/anklume",
         ],
     ),
     (
