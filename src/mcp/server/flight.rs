@@ -132,6 +132,13 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
+    /// Frees the client's id of a request whose answer is about to be written: whoever has read it may use it again.
+    pub(super) fn leaves(&self, inner: i64) {
+        if let Some(open) = self.lock().open.get_mut(&inner) {
+            open.id = None;
+        }
+    }
+
     /// Lets go of a request whose answer was written.
     pub(super) fn answered(
         &self,
