@@ -8,7 +8,9 @@
 )]
 
 mod identity;
+mod load;
 mod peer;
+mod reload;
 mod world;
 
 use serde_json::Value;
