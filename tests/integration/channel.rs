@@ -9,8 +9,10 @@
 
 mod identity;
 mod load;
+mod log;
 mod peer;
 mod reload;
+mod unlogged;
 mod world;
 
 use serde_json::Value;
