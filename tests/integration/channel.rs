@@ -7,7 +7,9 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod hostile;
 mod identity;
+mod life;
 mod load;
 mod log;
 mod peer;
