@@ -6,6 +6,8 @@
 mod call;
 mod course;
 mod flight;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod handler;
 mod message;
 #[cfg(test)]
