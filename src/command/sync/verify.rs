@@ -2,8 +2,6 @@
 //!
 //! A file passes when it is one document that says what infra.yml declares and what the user's text said, and no more.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value as Declared};
 use serde_yaml::{Mapping, Value};
 
@@ -110,8 +108,8 @@ fn no_declared_key(
     text: &str,
     declared: &Map<String, Declared>,
 ) -> Result<Mapping, BlockFault> {
-    let keys: BTreeSet<&str> = user.keys().filter_map(Value::as_str).collect();
-    let Some(key) = keys.into_iter().find(|key| declared.contains_key(*key)) else {
+    let mut keys = user.keys().filter_map(Value::as_str);
+    let Some(key) = keys.find(|key| declared.contains_key(*key)) else {
         return Ok(user);
     };
     let line = text.lines().position(|line| {

@@ -1,10 +1,10 @@
 //! What stands in the way of writing: links, folders, permissions, full disks. Nothing is followed, nothing is half done.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use super::{FILES_OF_ONE, ONE, QUICK_START, again, tree};
+use super::{FILES_OF_ONE, ONE, QUICK_START, again, machines, tree};
 use crate::harness::{ANKLUME, Anklume, have};
 
 #[test]
@@ -47,7 +47,7 @@ fn a_link_is_not_followed_wherever_it_stands() {
             .args(["sync"]);
         let path = run.path().join(link);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let target = if link.ends_with(".yml") {
+        let target = if link.contains('/') {
             "elsewhere/all.yml"
         } else {
             "elsewhere"
@@ -138,13 +138,13 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
 #[test]
 fn a_full_disk_leaves_the_old_files() {
     let script = r#"
-        mount -t tmpfs -o size=64k,mode=0755 none "$1" || exit 125
+        mount -t tmpfs -o size=256k,mode=0755 none "$1" || exit 125
         cp infra.yml "$1" && cd "$1" || exit 125
         "$2" sync --quiet || exit 124
         cat */*.yml > ../before
         sed -i 's/10\.100\./10.200./' infra.yml
         sed -i 's/^project_name/global: {base_subnet: "10.200"}\nproject_name/' infra.yml
-        head -c 100000 /dev/zero > filler 2>/dev/null
+        head -c 1000000 /dev/zero > filler 2>/dev/null
         "$2" sync; code=$?
         rm filler
         cat */*.yml > ../after
@@ -204,9 +204,7 @@ fn modes_of_files_are_kept_and_new_ones_obey_the_umask() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_fault() {
-    let machines: String = (0..300)
-        .map(|number| format!("      m{number}: {{}}\n"))
-        .collect();
+    let machines = machines(300);
     let run = Anklume::new()
         .infra(&ONE.replace("      work-dev: {}\n", &machines))
         .args(["sync", "--dry-run"]);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{FILES_OF_ONE, ONE, QUICK_START, again, times, tree};
+use super::{FILES_OF_ONE, ONE, QUICK_START, again, machines, times, tree};
 use crate::harness::{Anklume, Ran, have_program};
 
 fn json_of(ran: &Ran) -> Value {
@@ -21,8 +21,8 @@ fn quick_start(extra: &str) -> Ran {
 
 /// The quick start without its `pro` domain.
 fn without_pro() -> String {
-    let pro = QUICK_START.find("  pro:").unwrap();
-    QUICK_START[..pro].replace(", pro-dev", "")
+    let (others, _) = QUICK_START.split_once("  pro:").unwrap();
+    others.replace(", pro-dev", "")
 }
 
 #[test]
@@ -325,9 +325,7 @@ fn quiet_says_nothing_and_long_lists_are_cut() {
         .args(["sync", "--quiet"])
         .run()
         .answers("");
-    let machines: String = (0..60)
-        .map(|number| format!("      m{number}: {{}}\n"))
-        .collect();
+    let machines = machines(60);
     let infra = ONE.replace("      work-dev: {}\n", &machines);
     let ran = Anklume::new()
         .infra(&infra)

@@ -9,8 +9,8 @@ const FILE: &str = "host_vars/work-dev.yml";
 fn block() -> String {
     let ran = Anklume::new().infra(ONE).args(["sync"]).run();
     let text = ran.read(FILE);
-    let end = text.find("\n\n").unwrap();
-    text["---\n".len()..end].to_owned()
+    let (head, _) = text.split_once("\n\n").unwrap();
+    head.strip_prefix("---\n").unwrap().to_owned()
 }
 
 /// An older block, with what does not hold any more.
@@ -125,11 +125,11 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
         ),
         (
             format!("{head}x: 1\n---\n{block}\n"),
-            ":4: the managed block begins again, and the one of line 2 has not ended",
+            ":5: the managed block begins again, and the one of line 2 has not ended",
         ),
         (
             format!("---\n{block}\nx: 1\n{block}\n"),
-            ":13: `instance_description` is declared by infra.yml and here again",
+            ":14: `instance_name` is declared by infra.yml and here again",
         ),
         (
             format!("---\n{block}\n\ninstance_ip: 10.0.0.1\nx: 1\ninstance_type: vm\n"),
