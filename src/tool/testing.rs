@@ -140,7 +140,9 @@ impl Bench {
         let text = |outcome: Result<Outcome, ToolError>| outcome.map_err(|error| error.to_string());
         let outcomes = runtime().block_on(futures_util::future::join_all(calls));
         for (tool, outcome) in tools.into_iter().zip(&outcomes) {
-            outcome.iter().for_each(|outcome| fits(tool, outcome));
+            if let Ok(outcome) = &outcome {
+                fits(tool, outcome);
+            }
         }
         outcomes.into_iter().map(text).collect()
     }
