@@ -176,7 +176,10 @@ pub struct ChannelArgs {
     /// The Incus project of the machine [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "instance")]
     pub project: Option<String>,
-    /// Seconds to wait for an answer without progress
+    /// The socket of a provider, whatever else is said
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["instance", "project"])]
+    pub socket: Option<PathBuf>,
+    /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
     /// Show the command and the messages, run nothing

@@ -12,8 +12,10 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command, CompletionsArgs};
+use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
+use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
+use crate::infra::{self, Read};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -54,6 +56,15 @@ fn print_manual(output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
+fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<Read> {
+    let read = infra::open(args.infra.as_deref())?;
+    if !read.warnings.is_empty() {
+        output.say(&diagnostic::draw(&read.warnings, true));
+    }
+    Ok(read)
+}
+
 /// Help and version go to stdout and are no fault; anything else is a usage error.
 fn report_usage(wrong: &clap::Error) -> Exit {
     // A closed stderr leaves nobody to tell.
@@ -70,6 +81,11 @@ fn report(error: &anyhow::Error, output: &Output) -> Exit {
     if output::is_closed_pipe(error) {
         // Whoever read our answer has seen enough.
         return Exit::Done;
+    }
+    if let Some(Faults(found)) = error.downcast_ref::<Faults>() {
+        // Styled always: the stream takes the colours out where they do not go.
+        output.stderr(&diagnostic::draw(found, true));
+        return Exit::Failed;
     }
     let failure = error.downcast_ref::<Failure>();
     output.failure(

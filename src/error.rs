@@ -21,6 +21,8 @@ pub enum Exit {
     Overloaded = 5,
     /// Something differs from what is declared (`sync --check` and its like).
     Differs = 6,
+    /// Asked to stop by a signal (^C); what was started is ended.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {

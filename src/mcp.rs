@@ -3,6 +3,7 @@
 //!
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
+pub(crate) mod client;
 pub(crate) mod server;
 pub(crate) mod wire;
 

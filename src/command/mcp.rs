@@ -1,5 +1,13 @@
 //! `anklume mcp`.
 
+mod answer;
+mod arguments;
+mod call;
+mod converse;
+mod given;
+mod list;
+mod printable;
+mod rehearse;
 mod serve;
 
 use crate::cli::McpCommand;
@@ -11,7 +19,7 @@ use super::output::Output;
 pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit> {
     match command {
         McpCommand::Serve(args) => serve::run(args, output),
-        McpCommand::List(args) => anyhow::bail!("{args:?}"),
-        McpCommand::Call(args) => anyhow::bail!("{args:?}"),
+        McpCommand::List(args) => list::run(args, output),
+        McpCommand::Call(args) => call::run(args, output),
     }
 }

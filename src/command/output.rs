@@ -43,6 +43,11 @@ impl Output {
         self.verbose
     }
 
+    /// Whether `--quiet` was given.
+    pub(crate) const fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes the answer to stdout as it is.
     #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
     pub(crate) fn answer(&self, bytes: &[u8]) -> io::Result<()> {
@@ -80,11 +85,6 @@ impl Output {
         if let Some(help) = help {
             self.stderr(&format!("  \u{1b}[1;36m=\u{1b}[0m help: {help}"));
         }
-    }
-
-    /// The colours that stderr gets.
-    pub(crate) const fn color(&self) -> ColorChoice {
-        self.color
     }
 }
 

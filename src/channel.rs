@@ -1,0 +1,29 @@
+//! Which way to a machine: a server of this program's own, `incus exec`, or a socket.
+//!
+//! Opens the way and ends what it started. What goes over it is [`crate::mcp`]'s matter.
+
+mod command;
+mod open;
+mod process;
+mod unreachable;
+mod way;
+
+pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
+pub(crate) use open::{Watch, open, resolve};
+pub(crate) use unreachable::Unreachable;
+pub(crate) use way::{Surroundings, Wanted, Way, way};
+
+use std::path::PathBuf;
+
+use crate::incus::Machine;
+
+/// A way to a server, with everything that is needed to go it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// A child of this very program, on stdin and stdout.
+    Local,
+    /// `incus exec` into a machine, on stdin and stdout.
+    Exec(Machine),
+    /// A socket: a consumer's way to a provider.
+    Socket(PathBuf),
+}

@@ -1,0 +1,262 @@
+//! From a way to a stream of bytes in each direction.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::command::{BINARY, LOCAL_REMOTE, SERVE, incus_exec};
+use super::process::Process;
+use super::{Channel, Unreachable, Way};
+use crate::incus::{FindError, Incus, Machine, find, socket_path};
+
+/// This very program, also where its file was replaced or its path is relative.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Gets each line that a server says on stderr, as it comes and unescaped.
+pub(crate) struct Watch(Box<dyn Fn(&str) + Send + Sync>);
+
+impl Watch {
+    /// Hands each line to `line`.
+    pub(crate) fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Box::new(line))
+    }
+
+    pub(super) fn line(&self, text: &str) {
+        (self.0)(text);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+/// An open channel: bytes in, bytes out, and what must be ended afterwards.
+pub(crate) struct Open {
+    /// What the server says.
+    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// What the server hears. Dropped only when its last answer is in: Incus's proxies know no half-close.
+    pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// What is behind it.
+    pub(crate) end: End,
+}
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Open")
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The far end of a channel, which outlives its streams.
+#[derive(Debug)]
+pub(crate) struct End {
+    channel: Channel,
+    process: Option<Process>,
+}
+
+/// Finds the machine that a way means; asks Incus only where it must. Each question may take `patience`.
+pub(crate) async fn resolve(way: Way, patience: Duration) -> Result<Channel, Unreachable> {
+    match way {
+        Way::Local => Ok(Channel::Local),
+        Way::Socket(path) => Ok(Channel::Socket(path)),
+        Way::Host { machine, project } => {
+            let found = ask_incus(&machine, project.as_deref(), patience).await?;
+            Ok(Channel::Exec(found))
+        }
+    }
+}
+
+/// Opens a channel; `watch` gets what a server that is started for it says on stderr.
+pub(crate) async fn open(
+    channel: Channel,
+    patience: Duration,
+    watch: Watch,
+) -> Result<Open, Unreachable> {
+    match &channel {
+        Channel::Local => {
+            let mut command = Command::new(THIS_PROGRAM);
+            command.arg0("anklume").args(SERVE);
+            start(command, channel, watch)
+        }
+        Channel::Exec(machine) => {
+            if !machine.runs() {
+                return Err(Unreachable::NotRunning(machine.clone()));
+            }
+            let mut command = Command::new("incus");
+            let (name, value) = LOCAL_REMOTE;
+            command.args(incus_exec(machine)).env(name, value);
+            start(command, channel, watch)
+        }
+        Channel::Socket(path) => {
+            let stream = connect(path, patience).await?;
+            // Not `into_split`: its write half ends the stream when it is dropped.
+            let (reader, writer) = tokio::io::split(stream);
+            Ok(Open {
+                reader: Box::new(reader),
+                writer: Box::new(writer),
+                end: End {
+                    channel,
+                    process: None,
+                },
+            })
+        }
+    }
+}
+
+fn start(mut command: Command, channel: Channel, watch: Watch) -> Result<Open, Unreachable> {
+    let piped = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = piped.spawn().map_err(|why| not_started(&channel, why))?;
+    let (Some(writer), Some(reader)) = (child.stdin.take(), child.stdout.take()) else {
+        let why = io::Error::other("it has no stdin or stdout");
+        return Err(not_started(&channel, why));
+    };
+    Ok(Open {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+        end: End {
+            channel,
+            process: Some(Process::new(child, watch)),
+        },
+    })
+}
+
+fn not_started(channel: &Channel, why: io::Error) -> Unreachable {
+    match channel {
+        Channel::Exec(_) if why.kind() == io::ErrorKind::NotFound => Unreachable::NoIncusProgram,
+        Channel::Exec(_) => Unreachable::NotStarted("incus", why),
+        Channel::Local | Channel::Socket(_) => Unreachable::NotStarted("anklume mcp serve", why),
+    }
+}
+
+async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Unreachable> {
+    match timeout(patience, UnixStream::connect(path)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(why)) => Err(Unreachable::Socket {
+            path: path.to_owned(),
+            there: sockets_beside(path),
+            why,
+        }),
+        Err(_) => Err(Unreachable::Silent {
+            waited: patience,
+            words: Vec::new(),
+        }),
+    }
+}
+
+/// The providers whose sockets lie beside `path`, sorted.
+fn sockets_beside(path: &Path) -> Vec<String> {
+    /// More than anyone would read; a folder may hold anything.
+    const SHOWN: usize = 64;
+    let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+    let Ok(entries) = folder.read_dir() else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned))
+        .take(SHOWN)
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+async fn ask_incus(
+    name: &str,
+    project: Option<&str>,
+    patience: Duration,
+) -> Result<Machine, Unreachable> {
+    let mut incus = connect_incus(patience).await?;
+    let machines = incus.machines(project).await?;
+    let found = find(&machines, name, project);
+    let Err(FindError::NoMachine { .. }) = &found else {
+        return Ok(found?);
+    };
+    // The API answers with an empty list for a project that does not exist.
+    if let Some(project) = project {
+        let known = incus.projects().await?;
+        if !known.iter().any(|one| one == project) {
+            let name = project.to_owned();
+            return Err(FindError::NoProject { name, known }.into());
+        }
+    }
+    Ok(found?)
+}
+
+async fn connect_incus(patience: Duration) -> Result<Incus, Unreachable> {
+    let socket = socket_path(|name| std::env::var_os(name));
+    Ok(Incus::connect(socket, patience).await?)
+}
+
+impl End {
+    /// The channel that was opened.
+    pub(crate) const fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// After the last answer, with both streams dropped: waits for the server's own end.
+    pub(crate) async fn calm(self) {
+        if let Some(process) = self.process {
+            process.end().await;
+        }
+    }
+
+    /// After a silence: why, in the server's own last words. The server is ended.
+    pub(crate) fn silent(self, waited: Duration) -> Unreachable {
+        let words = self
+            .process
+            .as_ref()
+            .map(Process::words)
+            .unwrap_or_default();
+        Unreachable::Silent { waited, words }
+    }
+
+    /// After the stream ended too early, with both streams dropped: what became of the server.
+    pub(crate) async fn died(self, patience: Duration) -> Unreachable {
+        let Some(process) = self.process else {
+            return Unreachable::Gone;
+        };
+        let (status, words) = process.end().await;
+        let code = status.and_then(|status| status.code());
+        let Channel::Exec(machine) = self.channel else {
+            return Unreachable::Died { status, words };
+        };
+        let says = |text: &str| words.iter().any(|line| line == text);
+        match code {
+            Some(127) if says("Error: Command not found") => {
+                not_found(machine, words, patience).await
+            }
+            Some(126) if says("Error: Command not executable") => {
+                Unreachable::NotExecutable(machine)
+            }
+            _ => Unreachable::Died { status, words },
+        }
+    }
+}
+
+/// Incus says "not found" also of a program whose interpreter or libraries are not there.
+async fn not_found(machine: Machine, words: Vec<String>, patience: Duration) -> Unreachable {
+    let there = match connect_incus(patience).await {
+        Ok(mut incus) => incus.has_file(&machine, BINARY).await.unwrap_or_default(),
+        Err(_) => false,
+    };
+    if there {
+        Unreachable::NotRunnable { machine, words }
+    } else {
+        Unreachable::NoBinary(machine)
+    }
+}

@@ -1,0 +1,261 @@
+//! Why a server could not be reached, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::command::{BINARY, shell_line, this_program};
+use crate::incus::{FindError, IncusError, Machine};
+use crate::name::closest;
+
+/// Why a server could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreachable {
+    /// Incus gave no answer.
+    #[error(transparent)]
+    Incus(#[from] IncusError),
+    /// The name means no machine, or several.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The machine is stopped, frozen, or on its way from one to the other.
+    #[error("machine `{}` is {}", .0.name, .0.status.to_lowercase().escape_debug())]
+    NotRunning(Machine),
+    /// There is no `incus` on the PATH.
+    #[error("the `incus` program is not on this computer's PATH")]
+    NoIncusProgram,
+    /// The program of the channel could not be started.
+    #[error("`{0}` could not be started: {1}")]
+    NotStarted(&'static str, #[source] io::Error),
+    /// The machine has no anklume.
+    #[error("`{BINARY}` is not in machine `{}`", .0.name)]
+    NoBinary(Machine),
+    /// The machine's anklume may not be executed.
+    #[error("`{BINARY}` in machine `{}` is not executable", .0.name)]
+    NotExecutable(Machine),
+    /// The machine's anklume is there and cannot run.
+    #[error("`{BINARY}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
+    NotRunnable {
+        /// The machine.
+        machine: Machine,
+        /// What was said on stderr.
+        words: Vec<String>,
+    },
+    /// The socket could not be connected to.
+    #[error("{} `{}`", socket_fault(why), path.display().to_string().escape_debug())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Names of the sockets beside it.
+        there: Vec<String>,
+        /// Why.
+        #[source]
+        why: io::Error,
+    },
+    /// The far end of a socket closed it without an answer.
+    #[error("nobody serves behind the socket: it was closed without an answer")]
+    Gone,
+    /// The server ended without an answer.
+    #[error("the server {}{}", ending(*status), last_words(words))]
+    Died {
+        /// How it ended; `None`: it had to be ended.
+        status: Option<ExitStatus>,
+        /// What it said on stderr.
+        words: Vec<String>,
+    },
+    /// No answer in time.
+    #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
+    Silent {
+        /// How long it had.
+        waited: Duration,
+        /// What it said on stderr.
+        words: Vec<String>,
+    },
+}
+
+fn socket_fault(why: &io::Error) -> String {
+    match why.kind() {
+        io::ErrorKind::NotFound => "there is no socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "nobody serves behind socket".to_owned(),
+        io::ErrorKind::PermissionDenied => "no permission to use socket".to_owned(),
+        _ => format!("{why}: socket"),
+    }
+}
+
+fn ending(status: Option<ExitStatus>) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    let Some(status) = status else {
+        return "closed its stdout and did not end".to_owned();
+    };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended without an answer (exit code {code})"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended without an answer".to_owned(),
+    }
+}
+
+/// Last words on lines of their own, so that they are not taken for ours.
+fn last_words(words: &[String]) -> String {
+    let mut text = String::new();
+    if !words.is_empty() {
+        text.push_str("; its last words:");
+    }
+    for line in words {
+        text.push_str("\n  | ");
+        text.extend(line.escape_debug());
+    }
+    text
+}
+
+impl Unreachable {
+    /// What to do about it.
+    pub(crate) fn help(&self) -> Option<String> {
+        match self {
+            Self::Incus(fault) => incus_help(fault),
+            Self::Find(fault) => Some(find_help(fault)),
+            Self::NotRunning(machine) => Some(wake(machine)),
+            Self::NoIncusProgram => {
+                Some("install the client of Incus (Debian: `apt install incus-client`)".to_owned())
+            }
+            Self::NoBinary(machine) | Self::NotRunnable { machine, .. } => {
+                Some(format!("put this static binary there: `{}`", push(machine)))
+            }
+            Self::NotExecutable(machine) => Some(format!(
+                "`{}`",
+                shell_line([
+                    "incus",
+                    "exec",
+                    &machine.name,
+                    "--project",
+                    &machine.project,
+                    "--",
+                    "chmod",
+                    "0755",
+                    BINARY
+                ])
+            )),
+            Self::Socket { path, there, why } => Some(socket_help(path, there, why)),
+            Self::Gone => Some(
+                "the provider is stopped or its server does not run: ask whoever runs it"
+                    .to_owned(),
+            ),
+            Self::Silent { .. } => Some("`--timeout SECONDS` waits longer".to_owned()),
+            Self::NotStarted(..) | Self::Died { .. } => None,
+        }
+    }
+}
+
+fn incus_help(fault: &IncusError) -> Option<String> {
+    let text = match fault {
+        IncusError::NoSocket(_) => {
+            "start Incus, or install it (Debian: `apt install incus`); without `-i` the server of this computer answers"
+        }
+        IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
+        IncusError::NoPermission(_) => {
+            "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)"
+        }
+        IncusError::Silent(..) => "look at Incus: `incus info`; `--timeout SECONDS` waits longer",
+        IncusError::Connection(_)
+        | IncusError::NotHttp(_)
+        | IncusError::Closed(_)
+        | IncusError::TooLarge
+        | IncusError::Answer { .. }
+        | IncusError::Refused { .. } => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn find_help(fault: &FindError) -> String {
+    match fault {
+        FindError::NoMachine {
+            closest: Some(near),
+            ..
+        } => format!(
+            "did you mean `{}` (project `{}`)? `incus list --all-projects` shows all",
+            near.name.escape_debug(),
+            near.project.escape_debug()
+        ),
+        FindError::NoMachine { .. } => "`incus list --all-projects` shows all machines".to_owned(),
+        FindError::NoProject { name, known } => {
+            let known_names = known.iter().map(String::as_str);
+            match closest(name, known_names) {
+                Some(near) => format!("did you mean `{}`?", near.escape_debug()),
+                None => format!("there are: {}", known.join(", ").escape_debug()),
+            }
+        }
+        FindError::Several { projects, .. } => {
+            let flags: Vec<String> = projects
+                .iter()
+                .map(|project| format!("`{}`", shell_line(["--project", project])))
+                .collect();
+            format!("say which: {}", flags.join(" or "))
+        }
+    }
+}
+
+/// The command that makes a machine run.
+fn wake(machine: &Machine) -> String {
+    let verb = match machine.status.as_str() {
+        "Stopped" => "start",
+        "Frozen" => "resume",
+        _ => {
+            return format!(
+                "look at it: `{}`",
+                shell_line([
+                    "incus",
+                    "info",
+                    &machine.name,
+                    "--project",
+                    &machine.project
+                ])
+            );
+        }
+    };
+    format!(
+        "`{}`",
+        shell_line(["incus", verb, &machine.name, "--project", &machine.project])
+    )
+}
+
+/// The recipe that puts this program into a machine.
+fn push(machine: &Machine) -> String {
+    let program = this_program().to_string_lossy().into_owned();
+    let target = format!("{}{BINARY}", machine.name);
+    shell_line([
+        "incus",
+        "file",
+        "push",
+        "-p",
+        "--mode",
+        "0755",
+        "--uid",
+        "0",
+        "--gid",
+        "0",
+        &program,
+        &target,
+        "--project",
+        &machine.project,
+    ])
+}
+
+fn socket_help(path: &std::path::Path, there: &[String], why: &io::Error) -> String {
+    if why.kind() != io::ErrorKind::NotFound {
+        return "the provider is stopped or its server does not run: ask whoever runs it"
+            .to_owned();
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    if there.is_empty() {
+        return "no provider serves this machine: whoever runs it declares that in infra.yml"
+            .to_owned();
+    }
+    let known = there.join(", ");
+    match closest(&name, there.iter().map(String::as_str)) {
+        Some(near) => format!(
+            "did you mean `{}`? there are: {}",
+            near.escape_debug(),
+            known.escape_debug()
+        ),
+        None => format!("there are: {}", known.escape_debug()),
+    }
+}

@@ -1,0 +1,179 @@
+//! The rule that picks the way: from flags and surroundings alone; pure.
+
+use std::path::{Path, PathBuf};
+
+use crate::name::{MachineName, NameFault};
+
+/// Where a consumer finds the sockets of its providers.
+const SOCKETS: &str = "/srv/anklume/mcp";
+/// `apply` writes this file into every machine that has the program.
+const MARK: &str = "/etc/anklume/machine";
+/// Incus puts this socket into every machine that may ask it things.
+const GUEST: &str = "/dev/incus/sock";
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted<'a> {
+    /// `-i`
+    pub(crate) instance: Option<&'a str>,
+    /// `--project`
+    pub(crate) project: Option<&'a str>,
+    /// `--socket`
+    pub(crate) socket: Option<&'a Path>,
+}
+
+/// Where this program runs, as far as it decides about ways.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    /// `ANKLUME_SOCKET_DIR`
+    pub(crate) sockets: Option<PathBuf>,
+    /// Inside a machine of Incus's or anklume's.
+    pub(crate) in_machine: bool,
+}
+
+impl Surroundings {
+    /// Looks around.
+    pub(crate) fn look() -> Self {
+        Self {
+            sockets: std::env::var_os("ANKLUME_SOCKET_DIR")
+                .filter(|folder| !folder.is_empty())
+                .map(PathBuf::from),
+            in_machine: [MARK, GUEST].iter().any(|path| Path::new(path).exists()),
+        }
+    }
+}
+
+/// Which way to go; for `incus exec` the machine is still only a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A child of this very program.
+    Local,
+    /// Into a machine from the host.
+    Host {
+        /// The machine.
+        machine: String,
+        /// Its project, where it was given.
+        project: Option<String>,
+    },
+    /// Over a socket, and nothing else.
+    Socket(PathBuf),
+}
+
+/// Why no way can be meant.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WayFault {
+    /// `-i` inside a machine names a socket, so it must be a name.
+    #[error("`{}` is not a machine: {fault}", name.escape_debug())]
+    Name {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        fault: NameFault,
+    },
+    /// `--project` where there is no Incus to ask.
+    #[error("`--project` has no meaning inside a machine: a provider is reached over its socket")]
+    ProjectInside,
+}
+
+/// Picks the way. `--socket` overrides all; inside a machine `-i` is a socket; on the host it is `incus exec`.
+pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayFault> {
+    if let Some(socket) = wanted.socket {
+        return Ok(Way::Socket(socket.to_owned()));
+    }
+    let Some(name) = wanted.instance else {
+        return Ok(Way::Local);
+    };
+    let folder = match (&around.sockets, around.in_machine) {
+        (Some(folder), _) => folder.clone(),
+        (None, true) => SOCKETS.into(),
+        (None, false) => {
+            return Ok(Way::Host {
+                machine: name.to_owned(),
+                project: wanted.project.map(str::to_owned),
+            });
+        }
+    };
+    if wanted.project.is_some() {
+        return Err(WayFault::ProjectInside);
+    }
+    let provider: MachineName = name.parse().map_err(|fault| WayFault::Name {
+        name: name.to_owned(),
+        fault,
+    })?;
+    Ok(Way::Socket(folder.join(format!("{provider}.sock"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Surroundings {
+        Surroundings::default()
+    }
+
+    fn inside() -> Surroundings {
+        Surroundings {
+            sockets: None,
+            in_machine: true,
+        }
+    }
+
+    fn named(name: &str) -> Wanted<'_> {
+        Wanted {
+            instance: Some(name),
+            ..Wanted::default()
+        }
+    }
+
+    #[test]
+    fn without_a_name_the_server_is_a_child_everywhere() {
+        for around in [host(), inside()] {
+            assert_eq!(way(Wanted::default(), &around), Ok(Way::Local));
+        }
+    }
+
+    #[test]
+    fn on_the_host_a_name_is_a_machine_of_incus() {
+        let wanted = Wanted {
+            project: Some("p"),
+            ..named("Vault")
+        };
+        let expected = Way::Host {
+            machine: "Vault".to_owned(),
+            project: Some("p".to_owned()),
+        };
+        assert_eq!(way(wanted, &host()), Ok(expected));
+    }
+
+    #[test]
+    fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
+        let expected = Way::Socket("/srv/anklume/mcp/vault.sock".into());
+        assert_eq!(way(named("vault"), &inside()), Ok(expected));
+        let elsewhere = Surroundings {
+            sockets: Some("/s".into()),
+            in_machine: false,
+        };
+        let expected = Way::Socket("/s/vault.sock".into());
+        assert_eq!(way(named("vault"), &elsewhere), Ok(expected));
+        for bad in ["../x", "a/b", "", "Vault", "a\n"] {
+            let fault = way(named(bad), &inside());
+            assert!(matches!(fault, Err(WayFault::Name { .. })), "{bad:?}");
+        }
+        let wanted = Wanted {
+            project: Some("p"),
+            ..named("vault")
+        };
+        assert_eq!(way(wanted, &inside()), Err(WayFault::ProjectInside));
+    }
+
+    #[test]
+    fn a_socket_overrides_all() {
+        let wanted = Wanted {
+            socket: Some(Path::new("/x.sock")),
+            ..named("vault")
+        };
+        for around in [host(), inside()] {
+            assert_eq!(way(wanted, &around), Ok(Way::Socket("/x.sock".into())));
+        }
+    }
+}

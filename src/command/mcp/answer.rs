@@ -1,0 +1,149 @@
+//! What a tool gave back, on stdout: its text as it is, or the whole result in JSON.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _, Seek as _, Write as _};
+
+use base64::engine::general_purpose::STANDARD;
+use base64::write::EncoderWriter;
+use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
+use serde_json::Value;
+
+use super::printable::{in_json, printable};
+use crate::cli::Format;
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+use crate::mcp::client::Called;
+
+/// Characters of a tool's failure that are shown.
+const FAILURE_SHOWN: usize = 4000;
+
+/// What came back.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// All in the message.
+    Whole(Called),
+    /// The content lies in a file, as bytes; the result is without it.
+    Kept {
+        /// The rest of the result.
+        result: CallToolResult,
+        /// The content, checked.
+        file: File,
+    },
+}
+
+/// Prints an answer; a tool that failed is a failure.
+pub(super) fn report(tool: &str, answer: Answer, output: &Output) -> anyhow::Result<Exit> {
+    let called = match answer {
+        Answer::Whole(called) => called,
+        Answer::Kept { result, file } => {
+            return print_kept(&result, file, output.format()).map(|()| Exit::Done);
+        }
+    };
+    let failed = called.result.is_error == Some(true);
+    match output.format() {
+        Format::Json => {
+            let value: Value = serde_json::from_str(called.raw.get())?;
+            output.answer(in_json(&value)?.as_bytes())?;
+        }
+        Format::Text if failed => {}
+        Format::Text => output.answer(text_out(&text(&called.result)).as_bytes())?,
+    }
+    if failed {
+        return Err(failure(tool, &text(&called.result)).into());
+    }
+    Ok(Exit::Done)
+}
+
+/// The text that a shell user wants: what the tool wrote; a line for what is no text.
+fn text(result: &CallToolResult) -> String {
+    if result.content.is_empty()
+        && let Some(structured) = &result.structured_content
+    {
+        return structured.to_string();
+    }
+    let blocks: Vec<String> = result.content.iter().map(block).collect();
+    blocks.join("\n")
+}
+
+fn block(block: &ContentBlock) -> String {
+    match block {
+        ContentBlock::Text(text) => text.text.clone(),
+        ContentBlock::Image(image) => encoded("image", &image.mime_type, &image.data),
+        ContentBlock::Audio(audio) => encoded("audio", &audio.mime_type, &audio.data),
+        ContentBlock::Resource(resource) => match &resource.resource {
+            ResourceContents::TextResourceContents { uri, .. }
+            | ResourceContents::BlobResourceContents { uri, .. } => format!("[resource {uri}]"),
+            _ => "[resource]".to_owned(),
+        },
+        ContentBlock::ResourceLink(link) => format!("[resource {}]", link.uri),
+        _ => "[content of an unknown kind]".to_owned(),
+    }
+}
+
+fn encoded(kind: &str, mime: &str, data: &str) -> String {
+    format!("[{kind} {mime}, {} bytes in base64]", data.len())
+}
+
+/// In a pipe a text is what the tool wrote, byte for byte. On a terminal it is escaped and ends its line.
+fn text_out(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    let mut safe = printable(text);
+    if !safe.is_empty() && !safe.ends_with('\n') {
+        safe.push('\n');
+    }
+    safe
+}
+
+/// A tool's words about its failure; further lines are marked, so that they are not taken for ours.
+fn failure(tool: &str, words: &str) -> Failure {
+    let words: String = words.trim_end().chars().take(FAILURE_SHOWN).collect();
+    let words = match words.trim() {
+        "" => "it does not say why".to_owned(),
+        said => printable(said).replace('\n', "\n  | "),
+    };
+    Failure::new(
+        Exit::Failed,
+        format!("`{}` failed: {words}", tool.escape_debug()),
+    )
+}
+
+/// Prints content that came in pieces as if it had come in one: base64, in flat memory.
+fn print_kept(result: &CallToolResult, mut file: File, format: Format) -> anyhow::Result<()> {
+    file.rewind()?;
+    let mut stdout = io::stdout().lock();
+    match format {
+        Format::Text => {
+            print_base64(&mut file, &mut stdout)?;
+            if stdout.is_terminal() {
+                stdout.write_all(b"\n")?;
+            }
+        }
+        Format::Json => {
+            let mut rest = serde_json::to_value(result)?;
+            if let Value::Object(rest) = &mut rest {
+                rest.remove("content");
+            }
+            stdout.write_all(br#"{"content":[{"type":"text","text":""#)?;
+            print_base64(&mut file, &mut stdout)?;
+            stdout.write_all(br#""}],"#)?;
+            let rest = in_json(&rest)?;
+            stdout.write_all(rest.strip_prefix('{').unwrap_or(&rest).as_bytes())?;
+        }
+    }
+    Ok(stdout.flush()?)
+}
+
+fn print_base64(file: &mut File, stdout: &mut impl io::Write) -> io::Result<()> {
+    let mut encoder = EncoderWriter::new(stdout, &STANDARD);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            encoder.finish()?;
+            return Ok(());
+        }
+        encoder.write_all(buffer.get(..read).unwrap_or_default())?;
+    }
+}

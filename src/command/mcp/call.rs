@@ -1,0 +1,148 @@
+//! `anklume mcp call`: a tool of a machine.
+
+use rmcp::model::{CallToolRequestParams, Tool};
+use serde_json::{Map, Value, json};
+
+use super::answer::{Answer, report};
+use super::arguments::{Arguments, typed};
+use super::converse::{Broken, Server, converse, is_invalid};
+use super::given::{self, Given, shown};
+use super::rehearse::{Requests, rehearse};
+use crate::catalogue::{ONE_CALL_MAX, PIECE, describe};
+use crate::channel::Channel;
+use crate::cli::McpCallArgs;
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+use crate::mcp::client::pieces::{self, Fetched, Pieces};
+use crate::mcp::client::{CALL, LIST, call_params};
+use crate::name::{ToolName, closest};
+
+/// Tools that are named where there is no such tool.
+const TOOLS_SHOWN: usize = 40;
+
+/// Runs `anklume mcp call`.
+pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
+    let given = given::parse(&args.arguments)?;
+    if args.channel.dry_run {
+        return rehearse(&args.channel, output, async || {
+            requests(&args.tool, given).await
+        });
+    }
+    converse(&args.channel, output, async |server, channel| {
+        let answer = match ask(server, &args.tool, given, channel).await {
+            Err(Broken::Client(fault)) if is_invalid(&fault) => {
+                let tools = server.tools().await?.tools;
+                if tools.iter().any(|tool| tool.name == args.tool) {
+                    return Err(fault.into());
+                }
+                return Err(unknown(&args.tool, &tools, channel).into());
+            }
+            answer => answer?,
+        };
+        Ok(report(&args.tool, answer, output)?)
+    })
+}
+
+/// Calls the tool in one message or in pieces; without arguments nothing needs to be known of it.
+async fn ask(
+    server: &mut Server,
+    name: &str,
+    given: Given,
+    channel: &Channel,
+) -> Result<Answer, Broken> {
+    if given.is_nothing() {
+        return Ok(Answer::Whole(server.call(name, Map::new()).await?));
+    }
+    let tools = server.tools().await?.tools;
+    let Some(tool) = tools.iter().find(|tool| tool.name == name) else {
+        return Err(unknown(name, &tools, channel).into());
+    };
+    let Arguments { object, payload } = typed(given, tool).await?;
+    if let Some(payload) = payload {
+        let argument = (payload.name.as_str(), payload.digest);
+        let sent = pieces::send(server, name, &object, argument, payload.source);
+        return Ok(Answer::Whole(sent.await?));
+    }
+    if !goes_down(tool, &object) {
+        return Ok(Answer::Whole(server.call(name, object).await?));
+    }
+    let mut file = tempfile::tempfile()?;
+    match pieces::fetch(server, name, &object, &mut file).await? {
+        Fetched::Whole(called) => Ok(Answer::Whole(called)),
+        Fetched::Pieces(result) => Ok(Answer::Kept { result, file }),
+    }
+}
+
+/// Whether the answer may come in pieces; not where the caller says which piece.
+fn goes_down(tool: &Tool, object: &Map<String, Value>) -> bool {
+    let says = |name| object.contains_key(name);
+    pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")
+}
+
+/// No such tool, or none for this caller: the provider gives the same answer to both.
+fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
+    let names: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
+    let listed: Vec<String> = names
+        .iter()
+        .take(TOOLS_SHOWN)
+        .map(|name| shown(name))
+        .collect();
+    let mut help = match listed.len() {
+        0 => "it has none for you".to_owned(),
+        _ => format!("there are: {}", listed.join(", ")),
+    };
+    if let Some(near) = closest(name, names) {
+        help = format!("did you mean `{}`? {help}", shown(near));
+    }
+    let message = format!("Unknown tool: {}", shown(name));
+    if !matches!(channel, Channel::Socket(_)) {
+        return Failure::new(Exit::Failed, message).help(help);
+    }
+    let ask = "whether this machine may use it is declared in infra.yml; on the host `anklume policy check --caller MACHINE --service NAME` says why not";
+    Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
+}
+
+/// The requests of a call, for `--dry-run`; types come from the five tools' own schemas, as no server is asked.
+async fn requests(name: &str, given: Given) -> anyhow::Result<Requests> {
+    let mut remarks = Vec::new();
+    if given.is_nothing() {
+        return Ok((vec![(CALL, call_value(name, Map::new())?)], remarks));
+    }
+    let known = name.parse::<ToolName>().is_ok();
+    if !known {
+        remarks.push("the server would be asked for the types of the arguments".to_owned());
+    }
+    let tool = described(name)?;
+    let Arguments {
+        mut object,
+        payload,
+    } = typed(given, &tool).await?;
+    if let Some(mut payload) = payload {
+        let piece = payload.source.read(PIECE).await?;
+        object.insert(payload.name, pieces::encoded(&piece).into());
+        object.insert("offset".to_owned(), 0.into());
+        object.insert("final".to_owned(), false.into());
+        remarks.push("this is the first of the pieces in which the content would go".to_owned());
+    } else if goes_down(&tool, &object) {
+        object.insert("offset".to_owned(), 0.into());
+        object.insert("length".to_owned(), ONE_CALL_MAX.into());
+    }
+    let requests = vec![(LIST, json!({})), (CALL, call_value(name, object)?)];
+    Ok((requests, remarks))
+}
+
+fn call_value(name: &str, object: Map<String, Value>) -> serde_json::Result<Value> {
+    let params: CallToolRequestParams = call_params(name, object);
+    serde_json::to_value(params)
+}
+
+/// One of the five tools as its server lists it; another tool with nothing known of it.
+fn described(name: &str) -> serde_json::Result<Tool> {
+    let schemas = name.parse::<ToolName>().map(describe);
+    serde_json::from_value(match schemas {
+        Ok(known) => {
+            json!({"name": name, "inputSchema": known.input, "outputSchema": known.output})
+        }
+        Err(_) => json!({"name": name, "inputSchema": {}}),
+    })
+}

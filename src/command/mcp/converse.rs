@@ -1,0 +1,238 @@
+//! A conversation with a server, from the flags of the command line to its end; and why there was none, in words.
+
+use std::io;
+use std::time::Duration;
+
+use rmcp::model::ErrorCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::printable::printable;
+use crate::channel::{self, Channel, Surroundings, Unreachable, Wanted, Watch, Way};
+use crate::cli::ChannelArgs;
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+use crate::mcp::client::pieces::PiecesError;
+use crate::mcp::client::{Client, ClientError, Patience};
+
+/// Longest time-out that may be asked for, in seconds: a day.
+const TIMEOUT_MAX: f64 = 86_400.0;
+
+/// A server that answered.
+pub(super) type Server =
+    Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
+
+/// Why a conversation ended without what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The protocol or the stream.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure.into())
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(why: io::Error) -> Self {
+        Self::Other(why.into())
+    }
+}
+
+impl From<PiecesError> for Broken {
+    fn from(why: PiecesError) -> Self {
+        match why {
+            PiecesError::Client(why) => Self::Client(why),
+            PiecesError::Read(_) | PiecesError::Keep(_) => Self::Other(why.into()),
+        }
+    }
+}
+
+/// Opens the channel that the flags ask for and talks over it; ends what was started, whatever happens.
+pub(super) fn converse(
+    args: &ChannelArgs,
+    output: &Output,
+    talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
+) -> anyhow::Result<Exit> {
+    let patience = patience(args)?;
+    let way = way(args)?;
+    let conversation = async {
+        let channel = find(way, patience, output).await?;
+        hold(channel, patience, output, talk).await
+    };
+    interruptible(conversation)
+}
+
+/// The way that the flags ask for.
+pub(super) fn way(args: &ChannelArgs) -> Result<Way, Failure> {
+    let wanted = Wanted {
+        instance: args.instance.as_deref(),
+        project: args.project.as_deref(),
+        socket: args.socket.as_deref(),
+    };
+    channel::way(wanted, &Surroundings::look())
+        .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
+}
+
+/// How long is waited.
+pub(super) fn patience(args: &ChannelArgs) -> Result<Patience, Failure> {
+    let Some(seconds) = args.timeout else {
+        return Ok(Patience::default());
+    };
+    let given = (seconds > 0.0 && seconds <= TIMEOUT_MAX)
+        .then(|| Duration::from_secs_f64(seconds))
+        .filter(|given| !given.is_zero());
+    let Some(given) = given else {
+        let message =
+            format!("`--timeout` is more than 0 and at most {TIMEOUT_MAX} seconds, not {seconds}");
+        return Err(Failure::new(Exit::Usage, message));
+    };
+    Ok(Patience {
+        first: given,
+        call: given,
+    })
+}
+
+/// Runs to the end, or to the first signal that asks to stop; then everything that was started is ended.
+pub(super) fn interruptible(
+    work: impl Future<Output = anyhow::Result<Exit>>,
+) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let mut asked = Vec::new();
+        for kind in [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ] {
+            asked.push(signal(kind)?);
+        }
+        let any = std::future::poll_fn(|context| {
+            let ready = asked
+                .iter_mut()
+                .any(|one| one.poll_recv(context).is_ready());
+            if ready {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        });
+        tokio::select! {
+            result = work => result,
+            () = any => Ok(Exit::Interrupted),
+        }
+    });
+    // A thread that still reads stdin is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// From a way to a channel: which machine it is.
+pub(super) async fn find(way: Way, patience: Patience, output: &Output) -> anyhow::Result<Channel> {
+    let channel = channel::resolve(way, patience.first)
+        .await
+        .map_err(|why| unreachable(&why))?;
+    if let (Channel::Exec(machine), true) = (&channel, output.verbose()) {
+        output.say(&format!(
+            "machine `{}` is in project `{}`",
+            machine.name, machine.project
+        ));
+    }
+    Ok(channel)
+}
+
+async fn hold(
+    channel: Channel,
+    patience: Patience,
+    output: &Output,
+    talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
+) -> anyhow::Result<Exit> {
+    let opened = channel::open(channel, patience.first, watch(output))
+        .await
+        .map_err(|why| unreachable(&why))?;
+    let end = opened.end;
+    let mut called = false;
+    let spoken = match Client::start(opened.reader, opened.writer, patience).await {
+        Ok(mut client) => {
+            let spoken = talk(&mut client, end.channel()).await;
+            called = client.has_called();
+            spoken
+        }
+        Err(why) => Err(why.into()),
+    };
+    // The streams are closed by now, and only now: a server that waits for the end of its stdin ends.
+    let fault = match spoken {
+        Ok(exit) => {
+            end.calm().await;
+            return Ok(exit);
+        }
+        Err(Broken::Client(fault)) => fault,
+        Err(Broken::Other(error)) => return Err(error),
+    };
+    let failure = match fault {
+        ClientError::Closed => failure(&end.died(patience.first).await),
+        ClientError::Silent(waited) => failure(&end.silent(waited)),
+        ClientError::Refused { .. } => {
+            end.calm().await;
+            return Err(Failure::new(Exit::Failed, fault.to_string()).into());
+        }
+        // This one answered.
+        ClientError::Malformed { .. } => {
+            return Err(Failure::new(Exit::Unavailable, cannot_reach(&fault)).into());
+        }
+        other => Failure::new(Exit::Unavailable, cannot_reach(&other)),
+    };
+    Err(maybe_done(failure, called).into())
+}
+
+/// Passes a server's stderr on for whoever wants to see more.
+fn watch(output: &Output) -> Watch {
+    let output = output.clone();
+    Watch::new(move |line| {
+        if output.verbose() {
+            output.say(&printable(line));
+        }
+    })
+}
+
+fn cannot_reach(why: &impl std::fmt::Display) -> String {
+    format!("Cannot reach MCP server: {why}")
+}
+
+fn failure(why: &Unreachable) -> Failure {
+    let failure = Failure::new(Exit::Unavailable, cannot_reach(why));
+    match why.help() {
+        Some(help) => failure.help(help),
+        None => failure,
+    }
+}
+
+fn unreachable(why: &Unreachable) -> anyhow::Error {
+    failure(why).into()
+}
+
+/// A call whose answer did not come may have been carried out all the same.
+fn maybe_done(failure: Failure, called: bool) -> Failure {
+    if !called {
+        return failure;
+    }
+    let warning = "the call may have been carried out";
+    let help = match &failure.help {
+        Some(help) => format!("{warning}; {help}"),
+        None => warning.to_owned(),
+    };
+    failure.help(help)
+}
+
+/// Whether the server says by this that a request cannot be: an unknown tool, or parameters out of shape.
+pub(super) fn is_invalid(fault: &ClientError) -> bool {
+    matches!(fault, ClientError::Refused { refusal, .. } if refusal.code == ErrorCode::INVALID_PARAMS)
+}

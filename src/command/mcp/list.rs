@@ -1,0 +1,65 @@
+//! `anklume mcp list`: the tools of a machine.
+
+use rmcp::model::Tool;
+use serde_json::json;
+
+use super::converse::converse;
+use super::printable::{in_json, one_line};
+use super::rehearse::rehearse;
+use crate::cli::{Format, McpListArgs};
+use crate::command::output::Output;
+use crate::error::Exit;
+use crate::mcp::client::LIST;
+
+/// Longest tool name that is shown, in characters; MCP allows 128.
+const NAME_SHOWN: usize = 128;
+/// Longest description that is shown, in characters.
+const DESCRIPTION_SHOWN: usize = 300;
+
+/// Runs `anklume mcp list`.
+pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
+    if args.channel.dry_run {
+        return rehearse(&args.channel, output, async || {
+            Ok((vec![(LIST, json!({}))], Vec::new()))
+        });
+    }
+    converse(&args.channel, output, async |server, _| {
+        let listing = server.tools().await?;
+        match output.format() {
+            Format::Json => output.answer(
+                in_json(&listing.result)
+                    .map_err(anyhow::Error::from)?
+                    .as_bytes(),
+            )?,
+            Format::Text if listing.tools.is_empty() => output.say("no tools"),
+            Format::Text => output.answer(table(&listing.tools).as_bytes())?,
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// One line a tool: its name, and the first line of what it says of itself.
+fn table(tools: &[Tool]) -> String {
+    let rows: Vec<(String, String)> = tools
+        .iter()
+        .map(|tool| {
+            let said = tool.description.as_deref().unwrap_or_default();
+            (
+                one_line(&tool.name, NAME_SHOWN),
+                one_line(said, DESCRIPTION_SHOWN),
+            )
+        })
+        .collect();
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or_default();
+    let mut text = String::new();
+    for (name, said) in rows {
+        let line = format!("{name:width$}  {said}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

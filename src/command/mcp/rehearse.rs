@@ -1,0 +1,77 @@
+//! `--dry-run`: the command and the messages, as they would be; nothing is run.
+
+use serde_json::Value;
+
+use super::converse::{find, interruptible, patience, way};
+use super::printable::printable;
+use crate::channel::{Channel, LOCAL_REMOTE, Way, incus_exec, shell_line, this_program};
+use crate::cli::ChannelArgs;
+use crate::command::output::Output;
+use crate::error::Exit;
+use crate::incus::Machine;
+use crate::mcp::client::rehearsal;
+
+/// The requests that would be sent, and what is to be said beside them.
+pub(super) type Requests = (Vec<(&'static str, Value)>, Vec<String>);
+
+/// Shows how a conversation would go.
+pub(super) fn rehearse(
+    args: &ChannelArgs,
+    output: &Output,
+    requests: impl AsyncFnOnce() -> anyhow::Result<Requests>,
+) -> anyhow::Result<Exit> {
+    let patience = patience(args)?;
+    let way = way(args)?;
+    interruptible(async {
+        let (requests, remarks) = requests().await?;
+        let channel = match find(way.clone(), patience, output).await {
+            Ok(channel) => channel,
+            Err(why) => {
+                output.say(&format!("warning: {why}"));
+                assumed(way)
+            }
+        };
+        let mut text = format!("{}\n", opening(&channel));
+        for message in rehearsal(&requests)? {
+            text.push_str(&printable(&String::from_utf8_lossy(&message)));
+            text.push('\n');
+        }
+        for remark in remarks {
+            output.say(&remark);
+        }
+        output.answer(text.as_bytes())?;
+        Ok(Exit::Done)
+    })
+}
+
+/// The channel if what Incus would not say is as usual.
+fn assumed(way: Way) -> Channel {
+    match way {
+        Way::Local => Channel::Local,
+        Way::Socket(path) => Channel::Socket(path),
+        Way::Host { machine, project } => Channel::Exec(Machine {
+            name: machine,
+            project: project.unwrap_or_else(|| "PROJECT".to_owned()),
+            status: String::new(),
+        }),
+    }
+}
+
+/// The command that would be run, as a shell takes it; a socket is opened by no command.
+fn opening(channel: &Channel) -> String {
+    match channel {
+        Channel::Local => {
+            let program = this_program();
+            shell_line([program.as_os_str(), "mcp".as_ref(), "serve".as_ref()])
+        }
+        Channel::Exec(machine) => {
+            let (name, value) = LOCAL_REMOTE;
+            let mut words = vec![format!("{name}={value}"), "incus".to_owned()];
+            words.extend(incus_exec(machine));
+            shell_line(words)
+        }
+        Channel::Socket(path) => {
+            format!("# connect to {}", shell_line([path.as_os_str()]))
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Incus over its REST API: HTTP on the daemon's Unix socket.
+//!
+//! The only room that opens that socket. Streams go through the `incus` program, in [`crate::channel`].
+
+mod connection;
+mod machine;
+mod model;
+mod socket;
+
+pub(crate) use connection::Incus;
+pub(crate) use machine::{FindError, find};
+pub(crate) use model::Machine;
+pub(crate) use socket::socket_path;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+impl From<hyper::Error> for IncusError {
+    fn from(why: hyper::Error) -> Self {
+        if why.is_parse() {
+            Self::NotHttp(why)
+        } else {
+            Self::Closed(why)
+        }
+    }
+}
+
+/// Why Incus gave no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IncusError {
+    /// Nothing is at the socket's path.
+    #[error("Incus is not running on this computer (no socket at `{}`)", .0.display().to_string().escape_debug())]
+    NoSocket(PathBuf),
+    /// The socket is there and this user may not use it.
+    #[error("no permission to talk to Incus (socket `{}`)", .0.display().to_string().escape_debug())]
+    NoPermission(PathBuf),
+    /// The socket is there and nobody listens.
+    #[error("Incus is not running (nobody listens on `{}`)", .0.display().to_string().escape_debug())]
+    NotListening(PathBuf),
+    /// The daemon took the request and is silent.
+    #[error("Incus did not answer within {} s (socket `{}`)", .1.as_secs_f64(), .0.display().to_string().escape_debug())]
+    Silent(PathBuf, Duration),
+    /// The connection broke.
+    #[error("the connection to Incus failed: {0}")]
+    Connection(#[source] io::Error),
+    /// What came is not HTTP.
+    #[error("Incus sent what is not HTTP: {0}")]
+    NotHttp(#[source] hyper::Error),
+    /// The daemon closed the connection, or never meant to talk.
+    #[error("Incus closed the connection without an answer")]
+    Closed(#[source] hyper::Error),
+    /// The answer has more bytes than are read.
+    #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
+    TooLarge,
+    /// The answer is not what the API promises.
+    #[error("the answer of Incus to `{path}` cannot be read: {source}")]
+    Answer {
+        /// What was asked for.
+        path: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Incus refused, in its words.
+    #[error("Incus says: {} (HTTP {code})", message.escape_debug())]
+    Refused {
+        /// HTTP status.
+        code: u16,
+        /// Its words.
+        message: String,
+    },
+}

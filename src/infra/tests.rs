@@ -1,0 +1,132 @@
+//! What is read and what is refused, by whole files.
+
+mod devices;
+mod disk;
+mod documents;
+mod domains;
+mod machines;
+mod model;
+mod mutated;
+mod policies;
+mod sections;
+mod services;
+mod volumes;
+mod yaml;
+
+use super::*;
+use crate::diagnostic::{Severity, draw};
+
+/// The seed's quick start, exactly as printed.
+const QUICK_START: &str = r#"domains:
+  vault:
+    subnet_id: 0
+    machines:
+      vault-signer:
+        type: lxc
+        ip: "10.100.0.10"
+        services:
+          - name: file_sign
+            tool: gpg_sign
+            consumers: [work-dev, pro-dev]
+          - name: clipboard
+            tool: clipboard_get
+            consumers: [work-dev]
+  work:
+    subnet_id: 1
+    machines:
+      work-dev:
+        type: lxc
+        ip: "10.100.1.10"
+"#;
+
+/// The domain that it lacks.
+const PRO: &str = r#"  pro:
+    subnet_id: 2
+    machines:
+      pro-dev:
+        ip: "10.100.2.10"
+"#;
+
+/// The example of the repository, with every key.
+const EXAMPLE: &str = include_str!("../../infra.example.yml");
+
+#[track_caller]
+fn good(text: &str) -> Read {
+    match parse("infra.yml", text) {
+        Ok(read) => read,
+        Err(Faults(faults)) => panic!("{}", draw(&faults, false)),
+    }
+}
+
+#[test]
+fn the_quick_start_of_the_documentation_has_one_fault() {
+    let Err(Faults(faults)) = parse("infra.yml", QUICK_START) else {
+        panic!("read")
+    };
+    let drawn = "\
+error[unknown-consumer]: `pro-dev` is not a machine of this file
+  --> infra.yml:11:35
+   |
+11 |             consumers: [work-dev, pro-dev]
+   |                                   ^^^^^^^
+   = help: declare the machine in a domain, or take it off the list";
+    assert_eq!(draw(&faults, false), drawn);
+}
+
+#[test]
+fn the_quick_start_with_a_pro_domain_is_read() {
+    let read = good(&format!("{QUICK_START}{PRO}"));
+    assert_eq!(read.warnings, []);
+    let infra = read.infra;
+    let names: Vec<_> = infra.machines().map(|(_, m)| m.name.as_str()).collect();
+    assert_eq!(names, ["vault-signer", "work-dev", "pro-dev"]);
+    let (domain, signer) = infra.machine("vault-signer").unwrap();
+    assert_eq!(domain.network.name, "net-vault");
+    assert_eq!(domain.network.subnet.to_string(), "10.100.0.0");
+    assert_eq!(domain.network.gateway.to_string(), "10.100.0.254");
+    assert_eq!(signer.os_image, DEFAULT_IMAGE);
+    assert_eq!(signer.place.short(), "infra.yml:5");
+    let [sign, clipboard] = signer.services.as_slice() else {
+        panic!("two services")
+    };
+    assert_eq!(sign.tool, ToolName::GpgSign);
+    assert_eq!(sign.consumers.len(), 2);
+    assert_eq!(clipboard.place.short(), "infra.yml:12");
+}
+
+#[test]
+fn the_example_is_read_without_a_warning() {
+    let read = good(EXAMPLE);
+    assert_eq!(draw(&read.warnings, false), "");
+}
+
+/// Every finding as `code line:column marked-text`, warnings with that word in front.
+fn found(text: &str) -> Vec<String> {
+    let all = match parse("infra.yml", text) {
+        Ok(read) => read.warnings,
+        Err(Faults(all)) => all,
+    };
+    all.iter().map(in_short).collect()
+}
+
+fn in_short(found: &Diagnostic) -> String {
+    let place = found.place.as_ref().unwrap();
+    let marked = place.source.text.get(place.bytes.clone()).unwrap();
+    let marked = marked.replace('\u{1b}', r"\u{1b}");
+    let severity = match found.severity {
+        Severity::Error => "",
+        Severity::Warning => "warning ",
+    };
+    let (line, column) = (place.line, place.column);
+    format!("{severity}{} {line}:{column} {marked}", found.code)
+}
+
+/// A file, and all of its findings in short.
+type Case = (&'static str, &'static [&'static str]);
+
+#[track_caller]
+fn check(cases: &[Case]) {
+    for (text, expected) in cases {
+        assert_eq!(found(text), *expected, "{text}");
+    }
+}

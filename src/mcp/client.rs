@@ -1,0 +1,275 @@
+//! The client's end of one connection: `initialize`, `tools/list`, `tools/call`, one request at a time.
+//!
+//! The server is not trusted: every line, every wait and every count has a limit, and only the answer to the
+//! request in flight is taken. rmcp gives the types; its client loop is not used, because it drops a line that is
+//! too long without a word, sets no limit to what a server may send, and gives results back without the fields that it does not know.
+
+mod exchange;
+mod message;
+pub(crate) mod pieces;
+
+use std::io;
+use std::time::Duration;
+
+use rmcp::model::{
+    CallToolRequestParams, CallToolResult, ClientCapabilities, ErrorData, Implementation,
+    InitializeRequestParams, InitializeResult, ListToolsResult, ProtocolVersion, Tool,
+};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::LINE_MAX;
+use super::wire::Lines;
+use exchange::Exchange;
+
+/// How long the first answer of a server may take, unless the user says otherwise.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// How long a call may go on without progress, unless the user says otherwise.
+const WITHOUT_PROGRESS: Duration = Duration::from_secs(30);
+/// How long one request may take in all, whatever progress its server reports.
+const IN_ALL: Duration = Duration::from_secs(60 * 60);
+/// The method that lists tools.
+pub(crate) const LIST: &str = "tools/list";
+/// The method that calls one.
+pub(crate) const CALL: &str = "tools/call";
+/// Most tools that a server may list.
+const TOOLS_MAX: usize = 10_000;
+/// Most pages that a listing may have.
+const PAGES_MAX: usize = 100;
+
+/// How long a client waits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For the server's first answer.
+    pub(crate) first: Duration,
+    /// For a later answer, or for progress towards it.
+    pub(crate) call: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            first: FIRST_ANSWER,
+            call: WITHOUT_PROGRESS,
+        }
+    }
+}
+
+/// Why there is no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// The stream ended or broke before the answer.
+    #[error("the connection was closed before the answer")]
+    Closed,
+    /// No answer and no progress in time.
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Silent(Duration),
+    /// The stream failed in another way.
+    #[error("the connection failed: {0}")]
+    Stream(#[source] io::Error),
+    /// A message over the limit.
+    #[error("the server sent a message of {} MiB, and {} MiB is the limit", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
+    TooLong(u64),
+    /// More than a server has to say beside an answer.
+    #[error("the server sends without end and does not answer")]
+    Flood,
+    /// A line that is no message.
+    #[error("what answers is not an MCP server: it said `{0}`")]
+    NotMcp(String),
+    /// An answer that is not what the protocol promises.
+    #[error("the server's answer to `{method}` is not what MCP promises: {why}")]
+    Malformed {
+        /// What was asked.
+        method: &'static str,
+        /// What is wrong, escaped.
+        why: String,
+    },
+    /// The server refused the request with an error of JSON-RPC.
+    #[error("the server refused `{method}`: {} ({})", refusal.message.escape_debug(), refusal.code.0)]
+    Refused {
+        /// What was asked.
+        method: &'static str,
+        /// Its words and code.
+        refusal: ErrorData,
+    },
+}
+
+/// What a server lists.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// The result as it came; of several pages, one.
+    pub(crate) result: Value,
+    /// The tools in it.
+    pub(crate) tools: Vec<Tool>,
+}
+
+/// What a tool gave back.
+#[derive(Debug)]
+pub(crate) struct Called {
+    /// The result as it came.
+    pub(crate) raw: Box<RawValue>,
+    /// What MCP knows of it.
+    pub(crate) result: CallToolResult,
+}
+
+/// A connection on which `initialize` was answered.
+#[derive(Debug)]
+pub(crate) struct Client<R, W> {
+    exchange: Exchange<R, W>,
+    patience: Patience,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
+    /// Opens the conversation.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the server from answering `initialize`.
+    pub(crate) async fn start(
+        reader: R,
+        writer: W,
+        patience: Patience,
+    ) -> Result<Self, ClientError> {
+        let mut client = Self {
+            exchange: Exchange::new(Lines::new(reader, LINE_MAX), writer),
+            patience,
+        };
+        let answer = client
+            .exchange
+            .request("initialize", &introduction(), patience.first)
+            .await?;
+        let _: InitializeResult = typed("initialize", &answer)?;
+        client.exchange.notify("notifications/initialized");
+        Ok(client)
+    }
+
+    /// Whether a call was sent, so that it may have been carried out whatever became of its answer.
+    pub(crate) fn has_called(&self) -> bool {
+        self.exchange.asked() == Some(CALL)
+    }
+
+    /// Everything that the server lists.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the whole list from coming.
+    pub(crate) async fn tools(&mut self) -> Result<Listing, ClientError> {
+        let mut whole: Option<Listing> = None;
+        let mut params = Map::new();
+        for _ in 0..PAGES_MAX {
+            let answer = self
+                .exchange
+                .request(LIST, &params, self.patience.call)
+                .await?;
+            let page: ListToolsResult = typed(LIST, &answer)?;
+            let result: Value = typed(LIST, &answer)?;
+            let cursor = page.next_cursor.clone();
+            let listing = match whole.take() {
+                None => Listing {
+                    result,
+                    tools: page.tools,
+                },
+                Some(before) => before.and(result, page.tools),
+            };
+            if listing.tools.len() > TOOLS_MAX {
+                return Err(malformed(
+                    LIST,
+                    &format!("it lists more than {TOOLS_MAX} tools"),
+                ));
+            }
+            let Some(cursor) = cursor else {
+                return Ok(listing);
+            };
+            params.insert("cursor".to_owned(), cursor.into());
+            whole = Some(listing);
+        }
+        Err(malformed(
+            LIST,
+            &format!("it has more than {PAGES_MAX} pages"),
+        ))
+    }
+
+    /// Calls a tool.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the tool's result from coming; a tool that says that it failed is a result.
+    pub(crate) async fn call(
+        &mut self,
+        tool: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Called, ClientError> {
+        let params = call_params(tool, arguments);
+        let answer = self
+            .exchange
+            .request(CALL, &params, self.patience.call)
+            .await?;
+        let result = typed(CALL, &answer)?;
+        Ok(Called {
+            raw: answer,
+            result,
+        })
+    }
+}
+
+/// What a client says of itself.
+pub(crate) fn introduction() -> InitializeRequestParams {
+    let this = Implementation::new("anklume", env!("CARGO_PKG_VERSION"));
+    InitializeRequestParams::new(ClientCapabilities::default(), this)
+        .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
+}
+
+/// The parameters of a call.
+pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallToolRequestParams {
+    CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)
+}
+
+/// The messages of a conversation with these requests, as they go over the wire; nothing is sent.
+pub(crate) fn rehearsal(
+    requests: &[(&'static str, Value)],
+) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+    let mut lines = vec![
+        message::request(1, "initialize", &introduction())?,
+        message::notification("notifications/initialized").into_bytes(),
+    ];
+    for (id, (method, params)) in (2..).zip(requests) {
+        lines.push(message::request(id, method, params)?);
+    }
+    Ok(lines)
+}
+
+impl Listing {
+    /// Adds a page: its tools, and what it says beside them.
+    fn and(mut self, page: Value, tools: Vec<Tool>) -> Self {
+        self.tools.extend(tools);
+        let (Value::Object(whole), Value::Object(mut page)) = (&mut self.result, page) else {
+            return self;
+        };
+        let more = page.remove("tools");
+        if let (Some(Value::Array(all)), Some(Value::Array(more))) = (whole.get_mut("tools"), more)
+        {
+            all.extend(more);
+        }
+        whole.remove("nextCursor");
+        whole.extend(page);
+        whole.remove("nextCursor");
+        self
+    }
+}
+
+fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result<T, ClientError> {
+    serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
+}
+
+fn malformed(method: &'static str, why: &str) -> ClientError {
+    /// Characters of a reason that are shown; it may quote the server.
+    const SHOWN: usize = 300;
+    let why: String = why
+        .chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    ClientError::Malformed { method, why }
+}

@@ -1,0 +1,228 @@
+//! One request and its answer, over a stream that may do anything.
+
+use std::io;
+use std::mem;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep_until};
+
+use super::message::{self, Meaning, NoMessage};
+use super::{ClientError, IN_ALL};
+use crate::mcp::wire::{Line, Lines};
+
+/// Most messages beside its answer that a request waits through.
+const FOREIGN_MAX: usize = 20_000;
+/// Most bytes of them.
+const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The stream, and what is still to be written to it.
+#[derive(Debug)]
+pub(super) struct Exchange<R, W> {
+    lines: Lines<R>,
+    writer: W,
+    last_id: i64,
+    asked: Option<&'static str>,
+    unsent: Vec<u8>,
+    sent: usize,
+}
+
+/// How far a request may still go.
+struct Budget {
+    patience: Duration,
+    deadline: Instant,
+    end: Instant,
+    messages: usize,
+    bytes: usize,
+}
+
+/// What happened next.
+enum Event {
+    Sent(io::Result<usize>),
+    Came(io::Result<Option<Line>>),
+    TimeUp,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
+    pub(super) const fn new(lines: Lines<R>, writer: W) -> Self {
+        Self {
+            lines,
+            writer,
+            last_id: 0,
+            asked: None,
+            unsent: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    /// Queues a notification; it leaves with the next request.
+    pub(super) fn notify(&mut self, method: &'static str) {
+        self.queue(message::notification(method).into_bytes());
+    }
+
+    /// What was asked last.
+    pub(super) const fn asked(&self) -> Option<&'static str> {
+        self.asked
+    }
+
+    /// Sends a request and waits for its answer; progress, of the writing too, gives it `patience` anew.
+    pub(super) async fn request(
+        &mut self,
+        method: &'static str,
+        params: &impl Serialize,
+        patience: Duration,
+    ) -> Result<Box<RawValue>, ClientError> {
+        self.last_id += 1;
+        self.asked = Some(method);
+        let text = message::request(self.last_id, method, params)
+            .map_err(|why| ClientError::Stream(why.into()))?;
+        self.queue(text);
+        let mut budget = Budget::new(patience);
+        loop {
+            let line = match self.next(&budget).await {
+                Event::TimeUp => return Err(ClientError::Silent(budget.waited())),
+                Event::Sent(Ok(count)) if count > 0 => {
+                    self.written(count);
+                    budget.refresh();
+                    continue;
+                }
+                // Nobody listens any more; what was said before that still counts.
+                Event::Sent(_) => {
+                    self.unsent.clear();
+                    self.sent = 0;
+                    continue;
+                }
+                Event::Came(Ok(Some(line))) => line,
+                Event::Came(end) => return Err(ended(end)),
+            };
+            match self.meaning(line, &mut budget)? {
+                Meaning::Result(result) => return Ok(result),
+                Meaning::Error(error) => {
+                    let refusal = message::refusal(&error);
+                    return Err(ClientError::Refused { method, refusal });
+                }
+                Meaning::Progress => budget.refresh(),
+                Meaning::Asked(reply) => self.queue(reply.into_bytes()),
+                Meaning::Foreign => {}
+            }
+        }
+    }
+
+    async fn next(&mut self, budget: &Budget) -> Event {
+        let unsent = self.unsent.get(self.sent..).unwrap_or_default();
+        tokio::select! {
+            biased;
+            () = sleep_until(budget.deadline.min(budget.end)) => Event::TimeUp,
+            sent = self.writer.write(unsent), if !unsent.is_empty() => Event::Sent(sent),
+            line = self.lines.next() => Event::Came(line),
+        }
+    }
+
+    fn meaning(&self, line: Line, budget: &mut Budget) -> Result<Meaning, ClientError> {
+        let line = match line {
+            Line::Whole(line) => line,
+            Line::TooLong { bytes, .. } => return Err(ClientError::TooLong(bytes)),
+        };
+        if line.iter().all(u8::is_ascii_whitespace) {
+            budget.spend(line.len())?;
+            return Ok(Meaning::Foreign);
+        }
+        let message = message::read(&line).map_err(|why| match why {
+            NoMessage::Cut => ClientError::Closed,
+            NoMessage::Other => not_mcp(&line),
+        })?;
+        let meaning = message.meaning(self.last_id);
+        if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
+            budget.spend(line.len())?;
+        }
+        Ok(meaning)
+    }
+
+    fn queue(&mut self, mut message: Vec<u8>) {
+        message.push(b'\n');
+        if self.unsent.is_empty() {
+            // A large message is not copied.
+            self.unsent = message;
+        } else {
+            self.unsent.append(&mut message);
+        }
+    }
+
+    fn written(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent >= self.unsent.len() {
+            // A large message is not kept after it has gone.
+            drop(mem::take(&mut self.unsent));
+            self.sent = 0;
+        }
+    }
+}
+
+impl Budget {
+    fn new(patience: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            patience,
+            deadline: now + patience,
+            end: now + IN_ALL.max(patience),
+            messages: FOREIGN_MAX,
+            bytes: FOREIGN_BYTES_MAX,
+        }
+    }
+
+    fn refresh(&mut self) {
+        self.deadline = Instant::now() + self.patience;
+    }
+
+    /// How long was waited in vain, when the time is up.
+    fn waited(&self) -> Duration {
+        if self.end < self.deadline {
+            IN_ALL.max(self.patience)
+        } else {
+            self.patience
+        }
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), ClientError> {
+        match (self.messages.checked_sub(1), self.bytes.checked_sub(bytes)) {
+            (Some(messages), Some(bytes)) => {
+                self.messages = messages;
+                self.bytes = bytes;
+                Ok(())
+            }
+            _ => Err(ClientError::Flood),
+        }
+    }
+}
+
+/// EOF, EPIPE and ECONNRESET are one: the far end is gone.
+fn ended(end: io::Result<Option<Line>>) -> ClientError {
+    match end {
+        Ok(_) => ClientError::Closed,
+        Err(why) => match why.kind() {
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof => ClientError::Closed,
+            _ => ClientError::Stream(why),
+        },
+    }
+}
+
+fn not_mcp(line: &[u8]) -> ClientError {
+    /// Characters of a stray line that are shown.
+    const SHOWN: usize = 80;
+    let text = String::from_utf8_lossy(line);
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    ClientError::NotMcp(shown)
+}

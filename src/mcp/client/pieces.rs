@@ -1,0 +1,329 @@
+//! Payloads that are too large for one call: sent and fetched in pieces, in flat memory.
+//!
+//! Whether a tool can do that is read off its schemas, not off its name: a service has a name of its own.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rmcp::model::{CallToolResult, Tool};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Called, Client, ClientError, malformed};
+use crate::catalogue::{ONE_CALL_MAX, PIECE};
+
+/// Largest file that is fetched, in bytes: what a hostile server may fill the disk with.
+const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// How a tool moves a large payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pieces {
+    /// It takes none in pieces.
+    None,
+    /// It takes one, in this argument.
+    Up {
+        /// The argument, base64 on the wire.
+        argument: String,
+        /// It also takes the digest of the whole.
+        digest: bool,
+    },
+    /// It gives one.
+    Down,
+}
+
+/// Reads off a tool's schemas how it moves a large payload.
+pub(crate) fn of(tool: &Tool) -> Pieces {
+    let has = |name: &str| argument(tool, name).is_some();
+    let says = |name: &str| {
+        let output = tool.output_schema.as_ref();
+        output.is_some_and(|schema| property(schema, name).is_some())
+    };
+    let encoded: Vec<&String> = arguments(tool)
+        .filter(|name| is_base64(tool, name))
+        .collect();
+    match encoded.as_slice() {
+        [argument] if has("offset") && has("final") && says("complete") => Pieces::Up {
+            argument: (*argument).clone(),
+            digest: has("sha256"),
+        },
+        [] if has("offset") && has("length") && says("complete") && says("size") => Pieces::Down,
+        _ => Pieces::None,
+    }
+}
+
+/// The names of a tool's arguments, in its order.
+pub(crate) fn arguments(tool: &Tool) -> impl Iterator<Item = &String> {
+    let properties = tool.input_schema.get("properties");
+    let names = properties.and_then(Value::as_object).map(Map::keys);
+    names.into_iter().flatten()
+}
+
+/// The schema of one argument of a tool.
+pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
+    property(&tool.input_schema, name)
+}
+
+/// Whether an argument takes bytes, as base64.
+pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
+    let encoding = argument(tool, name).and_then(|schema| schema.get("contentEncoding"));
+    encoding.is_some_and(|encoding| encoding == "base64")
+}
+
+fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    schema.get("properties")?.get(name)
+}
+
+/// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.
+pub(crate) struct Source(Option<Box<dyn Read + Send>>);
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Source")
+    }
+}
+
+impl Source {
+    /// Bytes from `reader`.
+    pub(crate) fn new(reader: impl Read + Send + 'static) -> Self {
+        Self(Some(Box::new(reader)))
+    }
+
+    /// The same bytes after those that were read already.
+    pub(crate) fn after(self, start: Vec<u8>) -> Self {
+        let rest = self.0.unwrap_or_else(|| Box::new(io::empty()));
+        Self::new(io::Cursor::new(start).chain(rest))
+    }
+
+    /// The next bytes: `limit` of them, or fewer at the end.
+    pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
+        let Some(mut reader) = self.0.take() else {
+            return Err(io::Error::other("an earlier read did not end"));
+        };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            let outcome = reader.by_ref().take(limit).read_to_end(&mut bytes);
+            (reader, outcome.map(|_| bytes))
+        });
+        let (reader, outcome) = read.await.map_err(io::Error::other)?;
+        self.0 = Some(reader);
+        outcome
+    }
+}
+
+/// Why a payload did not come over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PiecesError {
+    /// The conversation failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What is to be sent cannot be read.
+    #[error("the content cannot be read: {0}")]
+    Read(#[source] io::Error),
+    /// What comes cannot be kept.
+    #[error("the content cannot be kept in a temporary file: {0}")]
+    Keep(#[source] io::Error),
+}
+
+/// Sends a payload in pieces; gives the answer to the last, or the first that is a failure.
+///
+/// # Errors
+///
+/// Whatever keeps a piece from being read, sent or answered.
+pub(crate) async fn send<R, W>(
+    client: &mut Client<R, W>,
+    tool: &str,
+    arguments: &Map<String, Value>,
+    (name, digest): (&str, bool),
+    mut source: Source,
+) -> Result<Called, PiecesError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut whole = Sha256::new();
+    let mut offset: u64 = 0;
+    let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
+    loop {
+        let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
+        let last = next.is_empty();
+        whole.update(&piece);
+        let mut arguments = arguments.clone();
+        arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
+        arguments.insert("offset".to_owned(), offset.into());
+        arguments.insert("final".to_owned(), last.into());
+        if last && digest {
+            let sum = hex(&whole.clone().finalize());
+            arguments.entry("sha256").or_insert(sum.into());
+        }
+        let called = client.call(tool, arguments).await?;
+        if last || called.result.is_error == Some(true) {
+            return Ok(called);
+        }
+        offset += piece.len() as u64;
+        piece = next;
+    }
+}
+
+/// What was fetched.
+#[derive(Debug)]
+pub(crate) enum Fetched {
+    /// All in one answer, or a failure.
+    Whole(Called),
+    /// In pieces: the content is in the file given, and this is the last answer without its content.
+    Pieces(CallToolResult),
+}
+
+/// What a piece says of itself.
+#[derive(Debug, Deserialize)]
+struct Piece {
+    size: u64,
+    offset: u64,
+    complete: bool,
+    sha256: Option<String>,
+}
+
+/// Fetches a payload: in one call if it fits, otherwise in pieces that are kept in `file` and checked against
+/// the digest of the whole.
+///
+/// # Errors
+///
+/// Whatever keeps a piece from coming, and pieces that do not make one whole.
+pub(crate) async fn fetch<R, W>(
+    client: &mut Client<R, W>,
+    tool: &str,
+    arguments: &Map<String, Value>,
+    file: &mut impl Write,
+) -> Result<Fetched, PiecesError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut whole = Sha256::new();
+    let mut offset: u64 = 0;
+    let mut size = None;
+    let mut length = ONE_CALL_MAX;
+    loop {
+        let mut arguments = arguments.clone();
+        arguments.insert("offset".to_owned(), offset.into());
+        arguments.insert("length".to_owned(), length.into());
+        let called = client.call(tool, arguments).await?;
+        if called.result.is_error == Some(true) {
+            return Ok(Fetched::Whole(called));
+        }
+        let (piece, bytes) = read_piece(&called.result)?;
+        if offset == 0 && piece.complete {
+            return Ok(Fetched::Whole(called));
+        }
+        check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
+        whole.update(&bytes);
+        file.write_all(&bytes).map_err(PiecesError::Keep)?;
+        offset += bytes.len() as u64;
+        if piece.complete {
+            if piece.sha256.as_deref() != Some(hex(&whole.finalize()).as_str()) {
+                return Err(wrong("the pieces do not have the digest of the whole"));
+            }
+            let mut result = called.result;
+            result.content.clear();
+            return Ok(Fetched::Pieces(result));
+        }
+        length = PIECE;
+    }
+}
+
+fn read_piece(result: &CallToolResult) -> Result<(Piece, Vec<u8>), PiecesError> {
+    let said = result.structured_content.clone().unwrap_or_default();
+    let piece: Piece = serde_json::from_value(said).map_err(|why| wrong(&why.to_string()))?;
+    let text = result.content.iter().filter_map(|block| block.as_text());
+    let mut bytes = Vec::new();
+    for block in text {
+        STANDARD
+            .decode_vec(&block.text, &mut bytes)
+            .map_err(|why| wrong(&format!("a piece is not base64: {why}")))?;
+    }
+    Ok((piece, bytes))
+}
+
+fn check(piece: &Piece, offset: u64, bytes: &[u8], size: u64) -> Result<(), PiecesError> {
+    let end = offset + bytes.len() as u64;
+    if size > FETCH_MAX {
+        return Err(wrong(&format!(
+            "{size} bytes are more than the {FETCH_MAX} that are fetched"
+        )));
+    }
+    if piece.size != size {
+        return Err(wrong("the file changed while it was fetched; try again"));
+    }
+    if piece.offset != offset || end > size || piece.complete != (end == size) {
+        return Err(wrong("the pieces do not follow each other"));
+    }
+    if bytes.is_empty() {
+        return Err(wrong("a piece is empty"));
+    }
+    Ok(())
+}
+
+fn wrong(why: &str) -> PiecesError {
+    malformed("tools/call", why).into()
+}
+
+/// Bytes as they go over the wire.
+pub(crate) fn encoded(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    halves
+        .filter_map(|half| char::from_digit(half.into(), 16))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(input: &str, output: &str) -> Tool {
+        serde_json::from_str(&format!(
+            r#"{{"name":"t","inputSchema":{{"type":"object","properties":{input}}},
+                "outputSchema":{{"type":"object","properties":{output}}}}}"#
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn pieces_are_used_only_where_both_schemas_know_them() {
+        let data = r#""data":{"type":"string","contentEncoding":"base64"},"offset":{},"final":{}"#;
+        let up = |digest| Pieces::Up {
+            argument: "data".to_owned(),
+            digest,
+        };
+        let cases = [
+            (format!("{{{data}}}"), r#"{"complete":{}}"#, up(false)),
+            (
+                format!(r#"{{{data},"sha256":{{}}}}"#),
+                r#"{"complete":{}}"#,
+                up(true),
+            ),
+            (format!("{{{data}}}"), "{}", Pieces::None),
+            (
+                r#"{"path":{},"offset":{},"length":{}}"#.to_owned(),
+                r#"{"complete":{},"size":{}}"#,
+                Pieces::Down,
+            ),
+            // Another server's tool, whose offset may count lines.
+            (
+                r#"{"path":{},"offset":{},"length":{}}"#.to_owned(),
+                "{}",
+                Pieces::None,
+            ),
+            ("{}".to_owned(), "{}", Pieces::None),
+        ];
+        for (input, output, expected) in cases {
+            assert_eq!(of(&tool(&input, output)), expected, "{input} {output}");
+        }
+    }
+}
