@@ -4,6 +4,7 @@
 //! Nothing here prints, opens sockets or reads files.
 
 mod call;
+mod door;
 mod flight;
 mod handler;
 mod message;
@@ -12,7 +13,7 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use flight::Answered;
+pub(crate) use flight::{Answered, How};
 pub(crate) use tools::list;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use crate::mcp::Limits;
 use crate::policy::{Caller, Grant};
 use crate::services::Services;
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
+use door::Door;
 use flight::Flight;
 use handler::Handler;
 use transport::Transport;
@@ -99,9 +101,9 @@ impl Server {
             stop.clone(),
             Arc::clone(&self.observer),
         );
-        let handler = Handler::new(self, flight);
+        let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
-        let running = rmcp::service::serve_directly_with_ct(handler, transport, None, stop.now);
+        let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }

@@ -14,10 +14,13 @@ use tokio::sync::watch;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
 use crate::error::Exit;
-use crate::mcp::server::{self, Answered, Observer, Server, Stop};
+use crate::mcp::server::{self, Answered, How, Observer, Server, Stop};
 use crate::policy::Caller;
 use crate::services::Services;
 use crate::tool::Settings;
+
+/// Threads for work that blocks: a few more than the tools of one connection that run at a time.
+const THREADS: usize = 16;
 
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -31,6 +34,7 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     keep_panics_short(output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(THREADS)
         .build()
         .context("cannot start the server")?;
     let served = runtime.block_on(serve(services, output));
@@ -96,15 +100,16 @@ fn observer(output: &Output) -> Observer {
 fn line(answered: &Answered) -> String {
     let Answered {
         label,
-        error,
+        how,
         took,
         bytes_in,
         bytes_out,
     } = answered;
-    let how = error.map_or_else(
-        || "answered".to_owned(),
-        |code| format!("refused with {code}"),
-    );
+    let how = match how {
+        How::Done => "done".to_owned(),
+        How::Failed => "failed".to_owned(),
+        How::Refused(code) => format!("refused with {code}"),
+    };
     let millis = took.as_millis();
     format!("{label}: {how} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
 }

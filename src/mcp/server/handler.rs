@@ -1,12 +1,10 @@
-//! The one door: what rmcp's service loop asks of this server.
+//! What is served: the handshake, the list, the calls.
 //!
 //! The policy is asked here, for lists and calls alike, at the moment of each request.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
@@ -22,6 +20,7 @@ use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
 use crate::mcp::shown;
+use crate::name::ToolName;
 use crate::policy::{self, Decision, Denial, Grant, Request};
 use crate::services::Services;
 use crate::tool::Session;
@@ -46,7 +45,7 @@ impl Handler {
     pub(super) fn new(server: Server, flight: Arc<Flight>) -> Self {
         Self {
             session: Session::new(Arc::clone(&server.settings)),
-            places: Arc::new(Semaphore::new(server.limits.running)),
+            places: Arc::new(Semaphore::new(server.limits.running as usize)),
             server,
             flight,
             modern: AtomicBool::new(false),
@@ -112,7 +111,8 @@ impl Handler {
             since: Instant::now(),
             every: self.server.limits.progress,
         };
-        let place = Arc::clone(&self.places).acquire_owned();
+        let places = places_of(grant.tool()).min(self.server.limits.running);
+        let place = Arc::clone(&self.places).acquire_many_owned(places);
         // The places are never closed.
         if let Ok(place) = call.wait_for(place).await? {
             self.flight.hold(&context.id, place);
@@ -135,13 +135,15 @@ impl Handler {
     }
 }
 
-/// The outcome of an answer's making, also when that panics: its caller must not wait for ever.
-async fn caught<T>(answering: impl Future<Output = Result<T, ErrorData>>) -> Result<T, ErrorData> {
-    let caught = AssertUnwindSafe(answering).catch_unwind().await;
-    caught.unwrap_or_else(|_panic| {
-        let fault = "the request failed by a fault of this server";
-        Err(ErrorData::internal_error(fault, None))
-    })
+/// Places that a running tool takes: more when its answer may be large, for it waits in memory to be written.
+const fn places_of(tool: ToolName) -> u32 {
+    match tool {
+        ToolName::FileProvide => 4,
+        ToolName::GpgSign
+        | ToolName::ClipboardGet
+        | ToolName::ClipboardSet
+        | ToolName::FileAccept => 1,
+    }
 }
 
 /// How a caller hears that its call does not run.
@@ -193,7 +195,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         self.check_era(&context)?;
-        caught(async { self.list(request, &context) }).await
+        self.list(request, &context)
     }
 
     async fn call_tool(
@@ -202,8 +204,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        let result = caught(self.call(request, &context)).await?;
-        Ok(result.into())
+        Ok(self.call(request, &context).await?.into())
     }
 
     async fn on_custom_request(
