@@ -19,6 +19,8 @@ pub mod diagnostic;
 pub mod digest;
 pub mod edge;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod incus;
 pub mod infra;
 pub mod inventory;

@@ -5,7 +5,10 @@
 
 mod call;
 mod course;
+mod door;
 mod flight;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod handler;
 mod message;
 #[cfg(test)]
@@ -14,7 +17,7 @@ mod tools;
 mod transport;
 
 pub(crate) use course::{OVERLOADED, overloaded};
-pub(crate) use flight::Answered;
+pub(crate) use flight::{Answered, How};
 pub(crate) use tools::list;
 
 use std::fmt;
@@ -30,6 +33,7 @@ use crate::mcp::live::Policy;
 use crate::mcp::recorder::Recorder;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
+use door::Door;
 use flight::Flight;
 use handler::Handler;
 use transport::Transport;
@@ -121,9 +125,9 @@ impl Server {
             stop.clone(),
             Arc::clone(&self.shared.observer),
         );
-        let handler = Handler::new(self, flight);
+        let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
-        let running = rmcp::service::serve_directly_with_ct(handler, transport, None, stop.now);
+        let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }

@@ -24,6 +24,9 @@ use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
 
+/// Threads for work that blocks: a few more than the tools of one connection that run at a time.
+const THREADS: usize = 16;
+
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
     if args.list_tools {
@@ -48,6 +51,7 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
 fn runtime(builder: &mut tokio::runtime::Builder) -> anyhow::Result<tokio::runtime::Runtime> {
     builder
         .enable_all()
+        .max_blocking_threads(THREADS)
         .build()
         .context("cannot start the server")
 }

@@ -10,6 +10,7 @@ use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
+use crate::name::MachineName;
 
 /// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, 4 nobody serves.
 pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -66,7 +67,7 @@ fn as_text(status: &Status) -> String {
         ));
     }
     for service in &services.services {
-        let consumers: Vec<&str> = service.consumers.iter().map(|name| name.as_str()).collect();
+        let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();
         let consumers = if consumers.is_empty() {
             "nobody".to_owned()
         } else {

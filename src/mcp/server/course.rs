@@ -20,6 +20,7 @@ use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, Running};
 use crate::mcp::live::Policy;
 use crate::mcp::shown;
+use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::Session;
 
@@ -131,7 +132,8 @@ impl Course<'_> {
         };
         let limits = limits(&policy, name);
         let call = self.granted(&grant, &limits, &entry);
-        let place = Arc::clone(self.places).acquire_owned();
+        let places = places_of(grant.tool()).min(self.server.limits.running);
+        let place = Arc::clone(self.places).acquire_many_owned(places);
         match call.wait_for(place).await {
             Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
             // Closed they never are.
@@ -310,6 +312,17 @@ impl Course<'_> {
         let allow = policy.services.allow_unlogged;
         let logged = self.server.shared.recorder.call(line, allow);
         logged.map_err(|error| unseen(&error))
+    }
+}
+
+/// Places that a running tool takes: more when its answer may be large, for it waits in memory to be written.
+const fn places_of(tool: ToolName) -> u32 {
+    match tool {
+        ToolName::FileProvide => 4,
+        ToolName::GpgSign
+        | ToolName::ClipboardGet
+        | ToolName::ClipboardSet
+        | ToolName::FileAccept => 1,
     }
 }
 

@@ -1,12 +1,10 @@
-//! The one door: what rmcp's service loop asks of this server.
+//! What is served: the handshake, the list, the calls.
 //!
 //! The policy is asked here, for lists and calls alike, at the moment of each request.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
@@ -45,7 +43,7 @@ impl Handler {
         Self {
             session: Session::new(Arc::clone(&server.shared.settings)),
             own: Own::default(),
-            places: Arc::new(Semaphore::new(server.limits.running)),
+            places: Arc::new(Semaphore::new(server.limits.running as usize)),
             server,
             flight,
             modern: AtomicBool::new(false),
@@ -106,15 +104,6 @@ impl Handler {
     }
 }
 
-/// The outcome of an answer's making, also when that panics: its caller must not wait for ever.
-async fn caught<T>(answering: impl Future<Output = Result<T, ErrorData>>) -> Result<T, ErrorData> {
-    let caught = AssertUnwindSafe(answering).catch_unwind().await;
-    caught.unwrap_or_else(|_panic| {
-        let fault = "the request failed by a fault of this server";
-        Err(ErrorData::internal_error(fault, None))
-    })
-}
-
 impl ServerHandler for Handler {
     fn get_info(&self) -> ServerConfig {
         ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
@@ -140,7 +129,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         self.check_era(&context)?;
-        caught(async { self.list(request, &context) }).await
+        self.list(request, &context)
     }
 
     async fn call_tool(
@@ -149,8 +138,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        let result = caught(self.call(request, &context)).await?;
-        Ok(result.into())
+        Ok(self.call(request, &context).await?.into())
     }
 
     async fn on_custom_request(

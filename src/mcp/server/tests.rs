@@ -267,7 +267,8 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
         .collect();
     let calls = calls.join("\n") + "\n";
     // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
-    let mut writer = peer.writer;
+    let (_, unused) = tokio::io::split(tokio::io::duplex(1).0);
+    let mut writer = std::mem::replace(&mut peer.writer, unused);
     let writing = tokio::spawn(async move {
         writer.write_all(calls.as_bytes()).await.unwrap();
         writer
@@ -278,11 +279,7 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
     permits.add_permits(CALLS);
     let mut answered = vec![false; CALLS];
     for _ in 0..CALLS {
-        let message = peer.lines.next().await.unwrap();
-        let Some(Line::Whole(line)) = message else {
-            panic!("the stream ended")
-        };
-        let message: Value = serde_json::from_slice(&line).unwrap();
+        let message = peer.receive().await;
         let id = usize::try_from(message["id"].as_u64().unwrap()).unwrap();
         assert_eq!(message, answer(id, "done"));
         assert!(!std::mem::replace(&mut answered[id], true), "{id} twice");
@@ -300,7 +297,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
         counted.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Ok(outcome(&"x".repeat(10_000))) })
     });
-    let limit = server.limits.running;
+    let limit = server.limits.running as usize;
     let mut peer = Peer::of(server);
     let (reader, mut writer) = (peer.lines, peer.writer);
     let writing = tokio::spawn(async move {
@@ -313,10 +310,10 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(started.load(Ordering::SeqCst) <= limit);
-    // The reader goes away: everything ends.
-    drop(reader);
+    // Nobody reads to the end: it comes all the same.
     peer.stop.now.cancel();
     (&mut peer.serving).await.unwrap();
+    drop(reader);
     writing.abort();
 }
 
@@ -423,4 +420,35 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     assert_eq!(peer.receive().await["result"]["tools"], json!([]));
     peer.end().await;
     peer.ended().await;
+}
+
+#[test]
+fn whatever_comes_the_connection_lives() {
+    use proptest::prelude::*;
+    let valid = call(1, "clipboard_get").to_string().into_bytes();
+    // Bytes of any kind, and a valid call with a few bytes changed.
+    let mutated =
+        proptest::collection::vec((0..valid.len(), any::<u8>()), 1..4).prop_map(move |changes| {
+            let mut bytes = valid.clone();
+            for (place, byte) in changes {
+                bytes[place] = byte;
+            }
+            bytes
+        });
+    let any_bytes = proptest::collection::vec(any::<u8>(), 0..200);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    proptest!(|(bytes in prop_oneof![mutated, any_bytes])| {
+        runtime.block_on(async {
+            let mut peer = Peer::of(server(|_, _| Box::pin(async { Ok(outcome("done")) })));
+            peer.writer.write_all(&bytes).await.unwrap();
+            peer.send_text("\n").await;
+            peer.send(json!({"jsonrpc": "2.0", "id": "after", "method": "ping"})).await;
+            while peer.receive().await["id"] != "after" {}
+            peer.end().await;
+            peer.ended().await;
+        });
+    });
 }

@@ -11,7 +11,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::gate::Gate;
 use crate::mcp::live::{Change, Live, Policy, PolicyError};
 use crate::mcp::recorder::{Complain, Recorder};
-use crate::mcp::server::{Answered, Observer, Shared};
+use crate::mcp::server::{Answered, How, Observer, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
@@ -150,15 +150,16 @@ fn observer(output: &Output) -> Observer {
 fn line(answered: &Answered) -> String {
     let Answered {
         label,
-        error,
+        how,
         took,
         bytes_in,
         bytes_out,
     } = answered;
-    let how = error.map_or_else(
-        || "answered".to_owned(),
-        |code| format!("refused with {code}"),
-    );
+    let how = match how {
+        How::Done => "done".to_owned(),
+        How::Failed => "failed".to_owned(),
+        How::Refused(code) => format!("refused with {code}"),
+    };
     let millis = took.as_millis();
     format!("{label}: {how} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
 }
