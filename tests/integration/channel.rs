@@ -7,6 +7,9 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod client;
+mod clients;
+mod connect;
 mod hostile;
 mod identity;
 mod life;
