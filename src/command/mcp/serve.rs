@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::panic;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,6 +22,9 @@ use crate::tool::Settings;
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
+
+/// How long work that was given up may take to clean up behind itself.
+const LAST_WORK: Duration = Duration::from_millis(500);
 
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -38,8 +42,8 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
         .build()
         .context("cannot start the server")?;
     let served = runtime.block_on(serve(services, output));
-    // A read of stdin that waits in a thread of its own is not waited for.
-    runtime.shutdown_background();
+    // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
+    runtime.shutdown_timeout(LAST_WORK);
     served.map(|()| Exit::Done)
 }
 
