@@ -280,12 +280,7 @@ fn fixed(
     for fault in faults.and_then(Result::err).unwrap_or_default() {
         let entry = with.entry(&fault.argument);
         let at = entry.map_or(with.at, |entry| entry.at);
-        let message = format!(
-            "{}: {}",
-            quote(&fault.argument),
-            fault.message.escape_debug()
-        );
-        let new = findings.error(Code::InvalidArgument, at, message);
+        let new = findings.error(Code::InvalidArgument, at, fault.message);
         if let Some(written) = entry.and_then(unquoted) {
             new.help(format!(
                 "YAML reads a number or truth value here; text is quoted: `\"{written}\"`"
