@@ -65,7 +65,7 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
         event,
         previous: head.hash.clone(),
     };
-    let mut bytes = serde_json::to_vec(&line)?;
+    let mut bytes = plain(&serde_json::to_string(&line)?);
     let hash = sha256(&bytes);
     // The closing brace goes behind the hash.
     bytes.pop();
@@ -78,6 +78,25 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
         hash,
     };
     Ok((bytes, head))
+}
+
+/// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,
+/// and whoever looks at the file would see lines that are none.
+fn plain(json: &str) -> Vec<u8> {
+    let mut bytes =
+        Vec::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
+    let mut units = [0; 2];
+    for character in json.chars() {
+        if matches!(character, ' '..='~') {
+            bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        } else {
+            // Such a character stands in texts only, where an escape means the same.
+            for unit in character.encode_utf16(&mut units) {
+                bytes.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
+            }
+        }
+    }
+    bytes
 }
 
 /// What one line of a file is.

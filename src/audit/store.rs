@@ -1,6 +1,6 @@
 //! The files of the log: appending under a lock, rotation by size, the machine's key.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -111,12 +111,12 @@ impl Log {
     /// The disk is full, the file is not writable.
     pub fn reserve(&self) -> Result<(), AuditError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = open
+        let ours = open
             .file
             .metadata()
-            .map_err(|source| self.error("read", source))?
-            .len();
-        if length.saturating_add(RESERVE_LOW) <= open.reserved {
+            .map_err(|source| self.error("read", source))?;
+        // Room in a file that the path no longer names is no room for the line.
+        if ours.len().saturating_add(RESERVE_LOW) <= open.reserved && self.is_named(&ours) {
             return Ok(());
         }
         self.lock_current(&mut open)?;
@@ -172,6 +172,12 @@ impl Log {
         }
     }
 
+    /// Whether the log's path names this file.
+    fn is_named(&self, file: &Metadata) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))
+    }
+
     /// Takes the lock of the file that the path names now: another process may have rotated it.
     fn lock_current(&self, open: &mut Open) -> Result<(), AuditError> {
         /// Rotations in a row that are believed.
@@ -183,16 +189,12 @@ impl Log {
                 .file
                 .metadata()
                 .map_err(|source| self.error("read", source))?;
-            match std::fs::symlink_metadata(&self.path) {
-                Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {
-                    return Ok(());
-                }
-                _ => {
-                    open.file = open_file(&self.path)?;
-                    open.length = u64::MAX;
-                    open.reserved = 0;
-                }
+            if self.is_named(&ours) {
+                return Ok(());
             }
+            open.file = open_file(&self.path)?;
+            open.length = u64::MAX;
+            open.reserved = 0;
         }
         Err(AuditError::Restless(self.path.clone()))
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use crate::audit::flood::{Counted, Floods, Kind};
-use crate::audit::{AuditError, Call, Event, Log, Verdict};
+use crate::audit::{AuditError, Call, Event, Log, Outcome};
 
 /// Hears of what could not be written.
 pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
@@ -61,7 +61,7 @@ impl Recorder {
     ///
     /// It could not be written, and calls must not go unseen.
     pub(crate) fn call(&self, call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
-        let ran = call.decision == Verdict::Allowed;
+        let ran = call.outcome != Outcome::NotRun;
         if ran || self.own_line(&call) {
             self.append(Event::Call(Box::new(call)), allow_unlogged)
         } else {

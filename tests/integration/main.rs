@@ -5,6 +5,7 @@
     reason = "a failed unwrap is a failed test; what a long test has tried is printed; tests start processes and read files"
 )]
 
+mod channel;
 mod cli;
 mod client;
 mod demo;

@@ -7,10 +7,10 @@
     reason = "an answer of another shape is a failed test"
 )]
 
-mod clients;
+pub(crate) mod clients;
 mod endurance;
 mod protocol;
-mod server;
+pub(crate) mod server;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;

@@ -45,17 +45,26 @@ pub(super) struct Own {
 }
 
 impl Own {
-    fn count(&self, service: &str) -> usize {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(service).copied().unwrap_or_default()
-    }
-
-    fn enter(&self, service: &str) -> OwnCall<'_> {
+    /// Lets a call in by `gate`; `Ok(None)`: it is this connection's own calls that fill it.
+    fn enter(
+        &self,
+        service: &str,
+        gate: impl FnOnce() -> Result<Running, Overloaded>,
+    ) -> Result<Option<OwnCall<'_>>, Overloaded> {
+        // Locked over both counts: a call that is in by one is in by the other.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        *running.entry(service.to_owned()).or_default() += 1;
-        OwnCall {
-            own: self,
-            service: service.to_owned(),
+        let own = running.entry(service.to_owned()).or_default();
+        match gate() {
+            Ok(place) => {
+                *own += 1;
+                Ok(Some(OwnCall {
+                    own: self,
+                    service: service.to_owned(),
+                    place: Some(place),
+                }))
+            }
+            Err(full) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
+            Err(full) => Err(full),
         }
     }
 }
@@ -64,10 +73,13 @@ impl Own {
 struct OwnCall<'a> {
     own: &'a Own,
     service: String,
+    place: Option<Running>,
 }
 
 impl Drop for OwnCall<'_> {
     fn drop(&mut self) {
+        // Its place is free before whoever waits for it looks.
+        drop(self.place.take());
         let mut running = self
             .own
             .running
@@ -122,13 +134,16 @@ impl Course<'_> {
         let call = self.granted(&grant, &limits, &entry);
         let places = places_of(grant.tool()).min(self.server.limits.running);
         let place = Arc::clone(self.places).acquire_many_owned(places);
-        // The places are never closed.
-        if let Ok(place) = call.wait_for(place).await? {
-            self.flight.hold(&self.context.id, place);
+        match call.wait_for(place).await {
+            Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
+            // Closed they never are.
+            Ok(Err(_)) => {}
+            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         }
-        let running = match self.enter(&call, name, &limits).await? {
-            Ok(running) => running,
-            Err(full) => return self.overload(&entry, &policy, &grant, &full),
+        let running = match self.enter(&call, name, &limits).await {
+            Ok(Ok(running)) => running,
+            Ok(Err(full)) => return self.overload(&entry, &policy, &grant, &full),
+            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         };
         // It may have waited long: the policy of now is what counts.
         let policy = (self.server.shared.policy)();
@@ -140,9 +155,8 @@ impl Course<'_> {
         recorder
             .reserve(policy.services.allow_unlogged)
             .map_err(|error| unseen(&error))?;
-        let own = self.own.enter(name);
         let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
-        drop((own, running));
+        drop(running);
         let mut line = self.line(&entry, &policy, Verdict::Allowed, "granted".to_owned());
         line.tool = Some(grant.tool().to_string());
         line.outcome = outcome;
@@ -190,18 +204,19 @@ impl Course<'_> {
         call: &Call<'_>,
         name: &str,
         limits: &Limits,
-    ) -> Result<Result<Option<Running>, Overloaded>, ErrorData> {
+    ) -> Result<Result<Option<OwnCall<'_>>, Overloaded>, ErrorData> {
         let Caller::Consumer(caller) = &self.server.caller else {
             return Ok(Ok(None));
         };
         loop {
             let ended = self.own.ended.notified();
             let gate = &self.server.shared.gate;
-            match gate.enter(caller.as_str(), name, limits) {
-                Ok(running) => return Ok(Ok(Some(running))),
-                Err(full) if full.kind == Full::AtOnce && self.own.count(name) > 0 => {
-                    call.wait_for(ended).await?;
-                }
+            let entered = self
+                .own
+                .enter(name, || gate.enter(caller.as_str(), name, limits));
+            match entered {
+                Ok(Some(running)) => return Ok(Ok(Some(running))),
+                Ok(None) => call.wait_for(ended).await?,
                 Err(full) => return Ok(Err(full)),
             }
         }
@@ -241,6 +256,21 @@ impl Course<'_> {
         line.tool = Some(grant.tool().to_string());
         self.log(line, policy)?;
         Err(overloaded(&full.limit, full.retry_after))
+    }
+
+    /// A call that ended while it waited for its turn has its line as well.
+    fn never_ran(
+        &self,
+        entry: &Entry,
+        policy: &Policy,
+        grant: &Grant,
+        ended: ErrorData,
+    ) -> Result<CallToolResult, ErrorData> {
+        let reason = "taken back while it waited".to_owned();
+        let mut line = self.line(entry, policy, Verdict::Allowed, reason);
+        line.tool = Some(grant.tool().to_string());
+        self.log(line, policy)?;
+        Err(ended)
     }
 
     fn entry(&self, name: &str, arguments: &Map<String, Value>) -> Entry {

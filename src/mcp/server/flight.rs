@@ -181,6 +181,13 @@ impl Flight {
         Some((*inner, open.id.clone()))
     }
 
+    /// Frees the client's id of a request whose answer is about to be written: whoever has read it may use it again.
+    pub(super) fn leaves(&self, inner: i64) {
+        if let Some(open) = self.lock().open.get_mut(&inner) {
+            open.id = None;
+        }
+    }
+
     /// Lets go of a request whose answer was written.
     pub(super) fn answered(&self, inner: i64, how: How, bytes_out: usize) -> Option<Answered> {
         let open = self.lock().open.remove(&inner);

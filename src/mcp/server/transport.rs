@@ -150,6 +150,9 @@ where
             // Only now, so that one answer at a time is in memory twice.
             let how = How::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
+            if let Some((inner, _)) = outer {
+                flight.leaves(inner);
+            }
             let written = write(&mut *writer, &line).await;
             drop(writer);
             if let Some((inner, _)) = outer
