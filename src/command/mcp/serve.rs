@@ -9,6 +9,7 @@ use std::io::IsTerminal as _;
 use std::panic;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,6 +28,9 @@ use crate::services::Services;
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
 
+/// How long work that was given up may take to clean up behind itself.
+const LAST_WORK: Duration = Duration::from_millis(500);
+
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
     if args.list_tools {
@@ -36,13 +40,13 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     let served = if let Some(folder) = &args.listen {
         let runtime = runtime(&mut tokio::runtime::Builder::new_multi_thread())?;
         let served = runtime.block_on(listen(folder, args, output));
-        runtime.shutdown_background();
+        runtime.shutdown_timeout(LAST_WORK);
         served
     } else {
         let runtime = runtime(&mut tokio::runtime::Builder::new_current_thread())?;
         let served = runtime.block_on(serve(args, output));
-        // A read of stdin that waits in a thread of its own is not waited for.
-        runtime.shutdown_background();
+        // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
+        runtime.shutdown_timeout(LAST_WORK);
         served
     };
     served.map(|()| Exit::Done)

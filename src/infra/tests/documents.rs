@@ -5,23 +5,20 @@ use std::collections::BTreeSet;
 use super::super::code::Code;
 use super::{EXAMPLE, parse};
 use crate::diagnostic::Faults;
-use crate::edge;
 
 const REFERENCE: &str = include_str!("../../../docs/infra.md");
 const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");
 
 #[test]
 fn every_code_is_a_heading_and_every_heading_a_code() {
-    let headings: Vec<_> = DIAGNOSTICS
+    // What follows is said by the room of edges, and checked there.
+    let (own, _) = DIAGNOSTICS.split_once("\n## Channels\n").unwrap();
+    let headings: Vec<_> = own
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
-        .filter(|heading| !edge::CODES.contains(heading))
         .collect();
     let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(headings, codes);
-    for code in edge::CODES {
-        assert!(DIAGNOSTICS.contains(&format!("\n### {code}\n")), "{code}");
-    }
 }
 
 #[test]
