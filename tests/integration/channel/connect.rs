@@ -301,7 +301,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     connect(&world, &silent, &["--timeout", "0.5"], PING).is(
         4,
         "",
-        &format!("{begin}no answer within 500 ms\n  = help: `--timeout SECONDS` waits longer\n"),
+        &format!("{begin}no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n"),
     );
     // A bound for what hangs, not a measure.
     assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
