@@ -15,6 +15,7 @@ mod identity;
 mod life;
 mod load;
 mod log;
+mod page;
 mod peer;
 mod reload;
 mod unlogged;

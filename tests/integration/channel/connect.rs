@@ -297,14 +297,14 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     );
     let silent = world.path("silent.sock");
     let _listener = UnixListener::bind(&silent).unwrap();
-    let begun = Instant::now();
+    let since = Instant::now();
     connect(&world, &silent, &["--timeout", "0.5"], PING).is(
         4,
         "",
         &format!("{begin}no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n"),
     );
     // A bound for what hangs, not a measure.
-    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+    assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
     let nothing = world.run(&["mcp", "connect"]);
     nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
 }
