@@ -41,6 +41,8 @@ look_for_the_tests() {
     need git git
     need Xvfb xvfb
     need xclip xclip
+    # A shell's own kill does not count.
+    [ -x /bin/kill ] || missing="$missing procps"
     need sway sway
     need wl-copy wl-clipboard
     need python3 python3
