@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::cli::{Cli, Command, CompletionsArgs};
+use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
 use output::Output;
 
@@ -68,6 +69,11 @@ fn report(error: &anyhow::Error, output: &Output) -> Exit {
     if output::is_closed_pipe(error) {
         // Whoever read our answer has seen enough.
         return Exit::Done;
+    }
+    if let Some(Faults(found)) = error.downcast_ref::<Faults>() {
+        // Styled always: the stream takes the colours out where they do not go.
+        output.stderr(&diagnostic::draw(found, true));
+        return Exit::Failed;
     }
     let failure = error.downcast_ref::<Failure>();
     output.failure(

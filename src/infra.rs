@@ -3,12 +3,72 @@
 //! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
 //! who holds an `Infra` need not check anything again.
 
+mod field;
+mod findings;
+mod network;
+mod open;
+mod raw;
+mod validate;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::diagnostic::Place;
+use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
+
+/// Image of machines when neither they nor `global` name one.
+pub const DEFAULT_IMAGE: &str = "images:debian/13";
+/// Largest file that is read, in bytes: four times what 10,000 machines need.
+pub const FILE_MAX: u64 = 16 * 1024 * 1024;
+
+/// What reading gave: the infrastructure, and what the user should know of it.
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// What is declared.
+    pub infra: Infra,
+    /// What is odd and no fault, in file order.
+    pub warnings: Vec<Diagnostic>,
+    /// The folder that holds `infra.yml` or `infra/`.
+    pub folder: PathBuf,
+}
+
+/// Reads and checks an infrastructure: a file, or a folder with `base.yml`, `domains/*.yml` and `policies.yml`.
+/// Without a path `./infra.yml`, then `./infra/`.
+///
+/// # Errors
+///
+/// Every fault, in file order; also when there is nothing to read, or both a file and a folder.
+pub fn open(path: Option<&Path>) -> Result<Read, Faults> {
+    let opened = open::open(path)?;
+    let (infra, warnings) = validate::read(&opened.files, &opened.project)?;
+    Ok(Read {
+        infra,
+        warnings,
+        folder: opened.folder,
+    })
+}
+
+/// Reads and checks the text of one file; `path` is for messages, and its folder names the project.
+///
+/// # Errors
+///
+/// Every fault, in file order.
+pub fn parse(path: &str, text: &str) -> Result<Read, Faults> {
+    let folder = Path::new(path).parent().unwrap_or_else(|| Path::new(""));
+    let file = open::File::whole(path, text);
+    let (infra, warnings) = validate::read(&[file], &open::project_name(folder))?;
+    Ok(Read {
+        infra,
+        warnings,
+        folder: folder.to_owned(),
+    })
+}
 
 /// Everything that an `infra.yml` (or an `infra/` folder) declares.
 #[derive(Debug, Clone)]
@@ -21,6 +81,19 @@ pub struct Infra {
     pub domains: Vec<Domain>,
     /// `network_policies` as written, plus the one that `ai_access_policy: exclusive` adds.
     pub network_policies: Vec<Value>,
+    /// Keys that were read, checked and written for Ansible, and that anklume itself does nothing with: each once.
+    pub unapplied: Vec<Unapplied>,
+    /// Where each machine is: domain and machine, by position.
+    index: HashMap<MachineName, (usize, usize)>,
+}
+
+/// A key that anklume reads and does not act on, and its first place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unapplied {
+    /// The key, with the section that it is in (`global.gpu_policy`).
+    pub key: &'static str,
+    /// Where it is first written.
+    pub place: Place,
 }
 
 /// The `global` section, defaults filled in.
@@ -34,6 +107,8 @@ pub struct Global {
     pub default_connection: Option<String>,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_user: Option<String>,
+    /// Whether names on Incus get the level of nesting in front (`001-`) where `/etc/anklume/absolute_level` says one.
+    pub nesting_prefix: bool,
 }
 
 /// How subnets are given out.
@@ -56,6 +131,8 @@ pub enum Addressing {
 pub struct Domain {
     /// Its name, unique.
     pub name: DomainName,
+    /// Where its name is written.
+    pub place: Place,
     /// Free text.
     pub description: String,
     /// A disabled domain keeps its addresses and has no files and no machines on Incus.
@@ -79,7 +156,7 @@ pub struct Domain {
 }
 
 /// How far a domain is trusted; decides its zone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrustLevel {
     /// `admin`
     Admin,
@@ -94,6 +171,15 @@ pub enum TrustLevel {
 }
 
 impl TrustLevel {
+    /// Every level, from the most trusted down.
+    pub const ALL: [Self; 5] = [
+        Self::Admin,
+        Self::Trusted,
+        Self::SemiTrusted,
+        Self::Untrusted,
+        Self::Disposable,
+    ];
+
     /// The word in `infra.yml`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -252,7 +338,20 @@ impl Infra {
     /// The machine of that name in an enabled domain, with its domain.
     #[must_use]
     pub fn machine(&self, name: &str) -> Option<(&Domain, &Machine)> {
-        self.machines()
-            .find(|(_, machine)| machine.name.as_str() == name)
+        let (domain, machine) = *self.index.get(name)?;
+        let domain = self.domains.get(domain)?;
+        let machine = domain.machines.get(machine)?;
+        domain.enabled.then_some((domain, machine))
+    }
+
+    fn with_index(mut self) -> Self {
+        let machines = self.domains.iter().enumerate().flat_map(|(at, domain)| {
+            let names = domain.machines.iter().map(|machine| machine.name.clone());
+            names
+                .enumerate()
+                .map(move |(position, name)| (name, (at, position)))
+        });
+        self.index = machines.collect();
+        self
     }
 }

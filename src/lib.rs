@@ -6,7 +6,7 @@
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
 //! - `channel`: which way to a machine. `incus`: the only rooms that speak to Incus.
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
-//! - `edge`, `inventory`: what follows from an [`infra`]; pure.
+//! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
 //! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
 
@@ -15,9 +15,11 @@ mod channel;
 pub mod cli;
 mod command;
 pub mod diagnostic;
+pub mod edge;
 pub mod error;
 mod incus;
 pub mod infra;
+pub mod inventory;
 mod mcp;
 pub mod name;
 pub mod policy;

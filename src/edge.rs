@@ -1,0 +1,321 @@
+//! The edges of an [`Infra`]: who is connected to whom, under which names, paths and uids, by which devices.
+//!
+//! Pure, so that the same file always gives the same devices: what `sync` writes is what `apply` makes.
+//! Whether Incus has them is none of its business.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::diagnostic::{Diagnostic, Faults, Severity};
+use crate::infra::{Device, Domain, Infra, Machine, MachineType};
+use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
+
+/// Folder on the host that holds the socket of each edge; 0711, root's.
+pub const HOST_FOLDER: &str = "/var/lib/anklume/mcp";
+/// Folder in a consumer that holds one socket for each of its providers; on the root file system, never in /run.
+pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
+/// Folder in a provider where its server makes one socket for each of its consumers.
+pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
+/// What the devices of edges are named: this, then [`HASH_DIGITS`] digits.
+pub const DEVICE_PREFIX: &str = "mcp-";
+/// Hexadecimal digits of an edge's name.
+pub const HASH_DIGITS: usize = 16;
+/// Lowest host uid of a consumer: above the ranges of subuid, in no passwd.
+pub const FIRST_UID: u32 = 2_000_000_000;
+/// How many uids there are for consumers.
+pub const UIDS: u32 = 100_000_000;
+
+/// Longest path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
+const SOCKET_PATH_MAX: usize = 107;
+/// What socket names end in.
+const SUFFIX: &str = ".sock";
+
+// Names are bounded where they enter, so no path of an edge can be too long: shown once, here.
+const _: () =
+    assert!(CONSUMER_FOLDER.len() + 1 + MACHINE_NAME_MAX + SUFFIX.len() <= SOCKET_PATH_MAX);
+const _: () =
+    assert!(PROVIDER_FOLDER.len() + 1 + MACHINE_NAME_MAX + SUFFIX.len() <= SOCKET_PATH_MAX);
+const _: () = assert!(HOST_FOLDER.len() + 1 + HASH_DIGITS + SUFFIX.len() <= SOCKET_PATH_MAX);
+
+/// One end of an edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// The machine's domain, which is its Incus project.
+    pub domain: DomainName,
+    /// The machine.
+    pub machine: MachineName,
+}
+
+/// A consumer and a provider with at least one service between them: one channel, whatever the number of services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edge {
+    /// Who calls.
+    pub consumer: End,
+    /// Who is called.
+    pub provider: End,
+    /// [`HASH_DIGITS`] hexadecimal digits: the edge's name on the host, where no user text belongs.
+    pub hash: String,
+    /// Host uid and gid of the consumer's channels: who may connect to the edge's socket on the host.
+    pub uid: u32,
+    /// Owner of the socket inside the consumer.
+    pub owner_uid: u32,
+    /// Group of the socket inside the consumer.
+    pub owner_gid: u32,
+}
+
+impl Edge {
+    /// Name of both devices.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        format!("{DEVICE_PREFIX}{}", self.hash)
+    }
+
+    /// The socket on the host, made by the provider's device, used by the consumer's.
+    #[must_use]
+    pub fn host_socket(&self) -> String {
+        format!("{HOST_FOLDER}/{}{SUFFIX}", self.hash)
+    }
+
+    /// The socket inside the consumer.
+    #[must_use]
+    pub fn consumer_socket(&self) -> String {
+        format!("{CONSUMER_FOLDER}/{}{SUFFIX}", self.provider.machine)
+    }
+
+    /// The socket inside the provider, made by its server: which one it is says who calls.
+    #[must_use]
+    pub fn provider_socket(&self) -> String {
+        format!("{PROVIDER_FOLDER}/{}{SUFFIX}", self.consumer.machine)
+    }
+
+    /// The provider's device: from the socket on the host into the machine.
+    #[must_use]
+    pub fn provider_device(&self) -> Device {
+        self.device([
+            ("bind", "host".to_owned()),
+            ("listen", unix(&self.host_socket())),
+            ("connect", unix(&self.provider_socket())),
+            ("uid", self.uid.to_string()),
+            ("gid", self.uid.to_string()),
+            ("mode", "0600".to_owned()),
+        ])
+    }
+
+    /// The consumer's device: from a socket in the machine to the one on the host, as U and without capabilities.
+    #[must_use]
+    pub fn consumer_device(&self) -> Device {
+        self.device([
+            ("bind", "instance".to_owned()),
+            ("listen", unix(&self.consumer_socket())),
+            ("connect", unix(&self.host_socket())),
+            ("uid", self.owner_uid.to_string()),
+            ("gid", self.owner_gid.to_string()),
+            ("mode", "0600".to_owned()),
+            ("security.uid", self.uid.to_string()),
+            ("security.gid", self.uid.to_string()),
+        ])
+    }
+
+    fn device<const N: usize>(&self, keys: [(&str, String); N]) -> Device {
+        let kind = std::iter::once(("type", "proxy".to_owned()));
+        Device {
+            name: self.device_name(),
+            keys: kind
+                .chain(keys)
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        }
+    }
+}
+
+fn unix(path: &str) -> String {
+    format!("unix:{path}")
+}
+
+/// The edges between the enabled machines: providers, then their consumers, in the order of the file.
+///
+/// A machine that lists itself needs no channel and gets none.
+///
+/// # Errors
+///
+/// Two edges of one name, and ends that Incus can give no channel.
+pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
+    let machines: HashMap<&str, (&Domain, &Machine)> = infra
+        .machines()
+        .map(|(domain, machine)| (machine.name.as_str(), (domain, machine)))
+        .collect();
+    let pairs = pairs(infra, &machines);
+    let uids = uids(pairs.iter().map(|(consumer, _)| {
+        let wanted = wanted_uid(&infra.project, consumer.0, consumer.1);
+        (&consumer.1.name, wanted)
+    }));
+    let edges: Vec<Edge> = pairs
+        .iter()
+        .map(|&(consumer, provider)| {
+            let uid = uids.get(&consumer.1.name).copied().unwrap_or(FIRST_UID);
+            edge(&infra.project, consumer, provider, uid)
+        })
+        .collect();
+    let mut faults = clashes(&edges, &machines);
+    faults.extend(virtual_ends(infra, &edges));
+    if faults.is_empty() {
+        Ok(edges)
+    } else {
+        Err(Faults(faults))
+    }
+}
+
+/// A machine with its domain.
+type Placed<'a> = (&'a Domain, &'a Machine);
+
+fn pairs<'a>(
+    infra: &'a Infra,
+    machines: &HashMap<&str, Placed<'a>>,
+) -> Vec<(Placed<'a>, Placed<'a>)> {
+    let mut pairs = Vec::new();
+    for provider in infra.machines() {
+        let mut seen = BTreeSet::new();
+        let consumers = provider
+            .1
+            .services
+            .iter()
+            .flat_map(|service| &service.consumers);
+        for name in consumers {
+            let new = *name != provider.1.name && seen.insert(name);
+            if let Some(consumer) = machines.get(name.as_str()).filter(|_| new) {
+                pairs.push((*consumer, provider));
+            }
+        }
+    }
+    pairs
+}
+
+fn edge(project: &str, consumer: Placed<'_>, provider: Placed<'_>, uid: u32) -> Edge {
+    let end = |(domain, machine): Placed<'_>| End {
+        domain: domain.name.clone(),
+        machine: machine.name.clone(),
+    };
+    Edge {
+        hash: hash(project, &end(consumer), &end(provider)),
+        consumer: end(consumer),
+        provider: end(provider),
+        uid,
+        owner_uid: consumer.1.mcp.uid,
+        owner_gid: consumer.1.mcp.gid,
+    }
+}
+
+/// SHA-256 over texts, each after its length, so that no two lists of texts run together to the same bytes.
+fn digest(texts: &[&str]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for text in texts {
+        hasher.update((text.len() as u64).to_be_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.finalize().into()
+}
+
+fn hash(project: &str, consumer: &End, provider: &End) -> String {
+    let digest = digest(&[
+        project,
+        consumer.domain.as_str(),
+        consumer.machine.as_str(),
+        provider.domain.as_str(),
+        provider.machine.as_str(),
+    ]);
+    let mut hex = String::with_capacity(HASH_DIGITS);
+    for byte in digest.iter().take(HASH_DIGITS / 2) {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
+}
+
+/// A consumer's place among [`UIDS`]: its digest as one large number, modulo.
+fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
+    let digest = digest(&[project, domain.name.as_str(), machine.name.as_str()]);
+    let rest = digest.iter().fold(0_u64, |rest, byte| {
+        (rest * 256 + u64::from(*byte)) % u64::from(UIDS)
+    });
+    u32::try_from(rest).unwrap_or_default()
+}
+
+/// One uid for each consumer: the wanted one, or, for the later names of a clash, the next one that nobody has.
+fn uids<'a>(
+    wanted: impl Iterator<Item = (&'a MachineName, u32)>,
+) -> BTreeMap<&'a MachineName, u32> {
+    let wanted: BTreeMap<&MachineName, u32> = wanted.collect();
+    let mut taken = BTreeSet::new();
+    let mut later = Vec::new();
+    let mut uids = BTreeMap::new();
+    for (name, place) in wanted {
+        if taken.insert(place) {
+            uids.insert(name, FIRST_UID + place);
+        } else {
+            later.push((name, place));
+        }
+    }
+    for (name, place) in later {
+        let mut next = place;
+        while !taken.insert(next) {
+            next = (next + 1) % UIDS;
+        }
+        uids.insert(name, FIRST_UID + next);
+    }
+    uids
+}
+
+/// Two edges of one name would share a socket on the host: refused before anything is made.
+fn clashes(edges: &[Edge], machines: &HashMap<&str, Placed<'_>>) -> Vec<Diagnostic> {
+    let mut seen: HashMap<&str, &Edge> = HashMap::new();
+    let mut faults = Vec::new();
+    for edge in edges {
+        let Some(first) = seen.insert(&edge.hash, edge) else {
+            continue;
+        };
+        let place = machines.get(edge.consumer.machine.as_str());
+        faults.push(Diagnostic {
+            severity: Severity::Error,
+            code: "channel-clash",
+            message: format!(
+                "the channels `{}` → `{}` and `{}` → `{}` get the same name on the host, `{}`",
+                first.consumer.machine,
+                first.provider.machine,
+                edge.consumer.machine,
+                edge.provider.machine,
+                edge.hash
+            ),
+            place: place.map(|(_, machine)| machine.place.clone()),
+            help: Some("rename one of these machines".to_owned()),
+        });
+    }
+    faults
+}
+
+/// Incus gives virtual machines no proxy between Unix sockets.
+fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
+    let ends: HashSet<&MachineName> = edges
+        .iter()
+        .flat_map(|edge| [&edge.consumer.machine, &edge.provider.machine])
+        .collect();
+    infra
+        .machines()
+        .map(|(_, machine)| machine)
+        .filter(|machine| machine.kind == MachineType::VirtualMachine && ends.contains(&machine.name))
+        .map(|machine| Diagnostic {
+            severity: Severity::Error,
+            code: "virtual-machine-end",
+            message: format!("`{}` is a virtual machine, and an end of a service", machine.name),
+            place: Some(machine.place.clone()),
+            help: Some(
+                "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services"
+                    .to_owned(),
+            ),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

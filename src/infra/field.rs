@@ -1,0 +1,369 @@
+//! Typed access to the keys of a map: what has the wrong type is a finding, and the rest is read on.
+//!
+//! No rule of a section lives here.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Number, Value};
+
+use super::findings::{At, Findings};
+use super::raw::{Entry, Kind, Node, Reading};
+use crate::diagnostic::quote;
+
+/// The map of a section.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fields<'t, 'a> {
+    /// Where the section is.
+    pub(super) at: At,
+    entries: &'t [Entry<'a>],
+    /// A section that grants something: an unknown key or an empty value refuses the file.
+    strict: bool,
+}
+
+/// Text and where it is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Text<'t> {
+    /// The text.
+    pub(super) text: &'t str,
+    /// Where.
+    pub(super) at: At,
+}
+
+impl<'t, 'a> Fields<'t, 'a> {
+    /// The map that a key holds. `name` is the key, for the message; `at` is where to point when there is nothing.
+    pub(super) fn of(
+        node: &'t Node<'a>,
+        name: &str,
+        at: At,
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        if let Kind::Map(entries) = &node.kind {
+            return Some(Self {
+                at: node.at,
+                entries,
+                strict: false,
+            });
+        }
+        wrong_type(node, name, at, "a map of keys and values", findings);
+        None
+    }
+
+    /// No keys at all.
+    pub(super) const fn none(at: At) -> Self {
+        Self {
+            at,
+            entries: &[],
+            strict: false,
+        }
+    }
+
+    /// The same section, with unknown keys and empty values as faults.
+    pub(super) const fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// Reports keys that the section does not have.
+    pub(super) fn known(&self, section: &str, keys: &[&str], findings: &mut Findings) {
+        for entry in self.entries {
+            let key = entry.key.text.as_ref();
+            if keys.contains(&key) {
+                continue;
+            }
+            let message = format!("{} is not a key of {section}", quote(key));
+            let near = findings.closest(key, keys.iter().copied());
+            let found = if self.strict {
+                findings.error("unknown-key", entry.at, message)
+            } else {
+                findings.warning("unknown-key", entry.at, message)
+            };
+            match near {
+                Some(near) => found.help(format!("did you mean `{near}`?")),
+                None => found.help(format!("the keys are: {}", keys.join(", "))),
+            }
+        }
+    }
+
+    /// All entries in the order of the file.
+    pub(super) fn entries(&self) -> &'t [Entry<'a>] {
+        self.entries
+    }
+
+    /// The entry of a key, whatever it holds.
+    pub(super) fn entry(&self, key: &str) -> Option<&'t Entry<'a>> {
+        self.entries.iter().find(|entry| entry.key.text == key)
+    }
+
+    /// The entry of a key that holds something. One that is written empty is as if it were not written, and said so.
+    pub(super) fn filled(&self, key: &str, findings: &mut Findings) -> Option<&'t Entry<'a>> {
+        let entry = self.entry(key)?;
+        if self.strict || !is_null(&entry.value) {
+            return Some(entry);
+        }
+        findings
+            .warning(
+                "empty-value",
+                entry.at,
+                format!(
+                    "{} has no value and is read as if it were not there",
+                    quote(key)
+                ),
+            )
+            .help("write a value, or take the key away");
+        None
+    }
+
+    /// Text: quoted, or plain and nothing else.
+    pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
+        let entry = self.filled(key, findings)?;
+        text(&entry.value, key, entry.at, findings)
+    }
+
+    /// Text out of a fixed choice.
+    pub(super) fn choice(
+        &self,
+        key: &str,
+        choices: &[&'static str],
+        findings: &mut Findings,
+    ) -> Option<&'static str> {
+        let written = self.text(key, findings)?;
+        let found = choices.iter().find(|choice| **choice == written.text);
+        if found.is_none() {
+            let message = format!("{} is no value of {}", quote(written.text), quote(key));
+            findings
+                .error("invalid-value", written.at, message)
+                .help(format!("one of: {}", choices.join(", ")));
+        }
+        found.copied()
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self, key: &str, findings: &mut Findings) -> Option<bool> {
+        let entry = self.filled(key, findings)?;
+        if let Kind::Scalar(scalar) = &entry.value.kind
+            && let Reading::Bool(value) = scalar.reading()
+        {
+            return Some(value);
+        }
+        wrong_type(&entry.value, key, entry.at, "true or false", findings);
+        None
+    }
+
+    /// A whole number in a range, and where it is.
+    pub(super) fn integer(
+        &self,
+        key: &str,
+        range: RangeInclusive<i64>,
+        findings: &mut Findings,
+    ) -> Option<(i64, At)> {
+        let entry = self.filled(key, findings)?;
+        let at = entry.value.at;
+        let written = match &entry.value.kind {
+            Kind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
+            _ => {
+                wrong_type(&entry.value, key, entry.at, "a whole number", findings);
+                return None;
+            }
+        };
+        if !is_decimal(written) {
+            findings
+                .error(
+                    "ambiguous-number",
+                    at,
+                    format!("{} is not the same number to every reader", quote(written)),
+                )
+                .help("write it in decimal digits, without `+` and without a zero in front");
+            return None;
+        }
+        match written.parse::<i64>() {
+            Ok(number) if range.contains(&number) => Some((number, at)),
+            _ => {
+                let message = format!("{} is outside the range of {}", quote(written), quote(key));
+                let (least, most) = range.into_inner();
+                let help = if most == i64::MAX {
+                    format!("{least} or more")
+                } else {
+                    format!("{least} to {most}")
+                };
+                findings.error("out-of-range", at, message).help(help);
+                None
+            }
+        }
+    }
+
+    /// A list.
+    pub(super) fn list(&self, key: &str, findings: &mut Findings) -> Option<&'t [Node<'a>]> {
+        let entry = self.filled(key, findings)?;
+        if let Kind::List(items) = &entry.value.kind {
+            return Some(items);
+        }
+        wrong_type(&entry.value, key, entry.at, "a list", findings);
+        None
+    }
+
+    /// A map, its keys not yet looked at.
+    pub(super) fn map(&self, key: &str, findings: &mut Findings) -> Option<Self> {
+        let entry = self.filled(key, findings)?;
+        let mut fields = Self::of(&entry.value, key, entry.at, findings)?;
+        fields.strict = self.strict;
+        Some(fields)
+    }
+
+    /// A path that begins at the root, of printable characters.
+    pub(super) fn absolute_path(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
+        let written = self.text(key, findings)?;
+        let shaped = written.text.starts_with('/') && !written.text.chars().any(char::is_control);
+        if !shaped {
+            findings
+                .error(
+                    "invalid-path",
+                    written.at,
+                    format!("{} is no absolute path", quote(written.text)),
+                )
+                .help("a path begins with `/` and holds no control characters");
+            return None;
+        }
+        Some(written)
+    }
+}
+
+/// Text, or a finding.
+pub(super) fn text<'t>(
+    node: &'t Node<'_>,
+    name: &str,
+    at: At,
+    findings: &mut Findings,
+) -> Option<Text<'t>> {
+    match &node.kind {
+        Kind::Scalar(scalar) if scalar.reading() == Reading::Text => Some(Text {
+            text: &scalar.text,
+            at: node.at,
+        }),
+        _ => {
+            wrong_type(node, name, at, "text", findings);
+            None
+        }
+    }
+}
+
+/// A scalar as the text that Incus and Ansible get: truth values in small letters, anything else as it is written.
+pub(super) fn incus_text(
+    node: &Node<'_>,
+    name: &str,
+    at: At,
+    findings: &mut Findings,
+) -> Option<String> {
+    if let Kind::Scalar(scalar) = &node.kind {
+        match scalar.reading() {
+            Reading::Bool(value) => return Some(value.to_string()),
+            Reading::Null => {}
+            Reading::Integer | Reading::Float | Reading::Text => {
+                return Some(scalar.text.clone().into_owned());
+            }
+        }
+    }
+    wrong_type(node, name, at, "text", findings);
+    None
+}
+
+/// Whether a value is written empty.
+pub(super) fn is_null(node: &Node<'_>) -> bool {
+    matches!(&node.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Null)
+}
+
+/// A value as JSON has it: what is handed on as written.
+pub(super) fn json(node: &Node<'_>) -> Value {
+    match &node.kind {
+        Kind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
+        Kind::List(items) => Value::Array(items.iter().map(json).collect()),
+        Kind::Map(entries) => Value::Object(json_map(entries)),
+        Kind::Unusable => Value::Null,
+    }
+}
+
+/// A map as JSON has it.
+pub(super) fn json_map(entries: &[Entry<'_>]) -> Map<String, Value> {
+    entries
+        .iter()
+        .map(|entry| (entry.key.text.clone().into_owned(), json(&entry.value)))
+        .collect()
+}
+
+fn json_scalar(text: &str, reading: Reading) -> Value {
+    let as_text = || Value::String(text.to_owned());
+    match reading {
+        Reading::Null => Value::Null,
+        Reading::Bool(value) => Value::Bool(value),
+        Reading::Integer => text
+            .parse::<i64>()
+            .map(Value::from)
+            .or_else(|_| text.parse::<u64>().map(Value::from))
+            .unwrap_or_else(|_| as_text()),
+        Reading::Float => text
+            .parse()
+            .ok()
+            .and_then(Number::from_f64)
+            .map_or_else(as_text, Value::Number),
+        Reading::Text => as_text(),
+    }
+}
+
+/// Reports a value of the wrong type. An unusable one is reported already.
+pub(super) fn wrong_type(
+    node: &Node<'_>,
+    name: &str,
+    at: At,
+    expected: &str,
+    findings: &mut Findings,
+) {
+    let found = match &node.kind {
+        Kind::Unusable => return,
+        Kind::List(_) => "a list",
+        Kind::Map(_) => "a map",
+        Kind::Scalar(scalar) => match scalar.reading() {
+            Reading::Null => {
+                let message = format!("{} has no value, and must be {expected}", quote(name));
+                let help = "write a value, or take the key away";
+                findings.error("empty-value", at, message).help(help);
+                return;
+            }
+            Reading::Bool(_) => "a truth value",
+            Reading::Integer | Reading::Float => "a number",
+            Reading::Text => "text",
+        },
+    };
+    let message = format!("{} is {found}, and must be {expected}", quote(name));
+    let help = mending(node, expected);
+    let new = findings.error("wrong-type", node.at, message);
+    if let Some(help) = help {
+        new.help(help);
+    }
+}
+
+/// How to write what was probably meant.
+fn mending(node: &Node<'_>, expected: &str) -> Option<String> {
+    let Kind::Scalar(scalar) = &node.kind else {
+        return None;
+    };
+    let written = quote(&scalar.text);
+    let bare = written.trim_matches('`');
+    match expected {
+        "text" => Some(format!("put it in quotes: `\"{bare}\"`")),
+        "a list" => Some(format!("write a list: `[{bare}]`")),
+        "true or false" if ["yes", "on"].contains(&bare.to_lowercase().as_str()) => {
+            Some("write `true`".to_owned())
+        }
+        "true or false" if ["no", "off"].contains(&bare.to_lowercase().as_str()) => {
+            Some("write `false`".to_owned())
+        }
+        "a whole number" if is_decimal(&scalar.text) => Some(format!("without quotes: `{bare}`")),
+        _ => None,
+    }
+}
+
+fn is_decimal(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty()
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && (digits == "0" || !digits.starts_with('0'))
+}

@@ -1,0 +1,478 @@
+//! The shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
+//!
+//! The only room that knows the YAML reader. What YAML can do and a security policy must not (two equal keys, anchors,
+//! aliases, merge keys, tags, a second document, depth bombs) is a finding here; which keys there are is no matter of this room.
+//! Reads events and not serde types, so that a wrong type is one finding among others and not the end of the reading.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+
+use super::findings::{At, Findings};
+use crate::diagnostic::quote;
+
+/// Deepest nesting of lists and maps; a service's fixed arguments are at 9.
+const DEPTH_MAX: usize = 32;
+/// Most scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
+const NODES_MAX: usize = 2_000_000;
+/// Maps up to this size are searched for equal keys pair by pair, larger ones through a hash table.
+const SMALL_MAP: usize = 12;
+
+/// A value and where it is written.
+#[derive(Debug)]
+pub(super) struct Node<'a> {
+    /// Where. Of a block map its first key, of a block list its first `-`.
+    pub(super) at: At,
+    /// What.
+    pub(super) kind: Kind<'a>,
+}
+
+/// What a value is.
+#[derive(Debug)]
+pub(super) enum Kind<'a> {
+    /// Text, number, truth value or nothing.
+    Scalar(Scalar<'a>),
+    /// `[…]` or lines with `-`.
+    List(Vec<Node<'a>>),
+    /// `{…}` or lines with `key:`.
+    Map(Vec<Entry<'a>>),
+    /// Already reported: an alias, or what stands where something unreadable stood.
+    Unusable,
+}
+
+/// A key and its value.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    /// Where the key is written.
+    pub(super) at: At,
+    /// The key.
+    pub(super) key: Scalar<'a>,
+    /// Its value.
+    pub(super) value: Node<'a>,
+}
+
+/// A scalar as it is written.
+#[derive(Debug, Clone)]
+pub(super) struct Scalar<'a> {
+    /// The text after escapes.
+    pub(super) text: Cow<'a, str>,
+    /// Neither quoted nor a block: may be a number, a truth value, or nothing.
+    pub(super) plain: bool,
+}
+
+/// A list or map that is still open.
+enum Frame<'a> {
+    List {
+        at: At,
+        items: Vec<Node<'a>>,
+    },
+    Map {
+        at: At,
+        flow: bool,
+        entries: Vec<Entry<'a>>,
+        key: Option<(At, Scalar<'a>)>,
+        /// A key that is a list or map was reported; its value is dropped.
+        skip: bool,
+    },
+}
+
+/// Why reading ended before the end of the file: the reason is among the findings.
+struct Stopped;
+
+/// Reads the shape of one file. `None`: what was found makes the rest of the file meaningless.
+pub(super) fn read<'a>(text: &'a str, file: u32, findings: &mut Findings) -> Option<Node<'a>> {
+    let mut builder = Builder {
+        text,
+        file,
+        findings,
+        frames: Vec::new(),
+        nodes: 0,
+        documents: 0,
+        root: None,
+    };
+    let options = granit_parser::options! {
+        emit_comments: false,
+        emit_anchor_events: true,
+        emit_unresolved_aliases: true,
+        disallow_directives: true,
+    };
+    for event in Parser::new_from_str_with_options(text, options) {
+        let taken = match event {
+            Ok((event, span)) => builder.take(event, span),
+            Err(wrong) => builder.syntax(&wrong),
+        };
+        if taken.is_err() {
+            return None;
+        }
+    }
+    builder.end()
+}
+
+struct Builder<'a, 'f> {
+    text: &'a str,
+    file: u32,
+    findings: &'f mut Findings,
+    frames: Vec<Frame<'a>>,
+    nodes: usize,
+    documents: usize,
+    root: Option<Node<'a>>,
+}
+
+impl<'a> Builder<'a, '_> {
+    fn take(&mut self, event: Event<'a>, span: Span) -> Result<(), Stopped> {
+        let at = self.at(&span);
+        match event {
+            Event::DocumentStart(..) => self.document(at),
+            Event::Scalar(text, style, _, _) => {
+                self.check_tag(&span);
+                let plain = style == ScalarStyle::Plain;
+                self.scalar(at, Scalar { text, plain })
+            }
+            Event::SequenceStart(style, _, _) => {
+                self.check_tag(&span);
+                let flow = style == StructureStyle::Flow;
+                self.open(Frame::List {
+                    at: opening(at, flow),
+                    items: Vec::new(),
+                })
+            }
+            Event::MappingStart(style, _, _) => {
+                self.check_tag(&span);
+                let flow = style == StructureStyle::Flow;
+                self.open(Frame::Map {
+                    at: opening(at, flow),
+                    flow,
+                    entries: Vec::new(),
+                    key: None,
+                    skip: false,
+                })
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(),
+            Event::Alias(_) | Event::UnresolvedAlias(_) => self.alias(at),
+            Event::Anchor(_, name) => {
+                self.findings
+                    .error("yaml-anchor", at, format!("anchor {}", quote(&name)))
+                    .help(
+                        "write the value out where it is meant: anchors and aliases are not read",
+                    );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn document(&mut self, at: At) -> Result<(), Stopped> {
+        self.documents += 1;
+        if self.documents == 1 {
+            return Ok(());
+        }
+        self.findings
+            .error("second-document", at, "a second YAML document begins here")
+            .help(
+                "one file is one document: take `---` away, or move what follows to its own file",
+            );
+        Err(Stopped)
+    }
+
+    fn check_tag(&mut self, span: &Span) {
+        if let Some(tag) = span.tag_span() {
+            let at = self.at(&tag);
+            self.findings
+                .error("yaml-tag", at, "a YAML tag")
+                .help("take the tag away: values are what they look like, and text is quoted");
+        }
+    }
+
+    fn alias(&mut self, at: At) -> Result<(), Stopped> {
+        self.findings
+            .error("yaml-alias", at, "a YAML alias")
+            .help("write the value out: anchors and aliases are not read");
+        self.put(Node {
+            at,
+            kind: Kind::Unusable,
+        })
+    }
+
+    fn scalar(&mut self, at: At, scalar: Scalar<'a>) -> Result<(), Stopped> {
+        let Some(Frame::Map { key, skip, .. }) = self.frames.last_mut() else {
+            return self.put(Node {
+                at,
+                kind: Kind::Scalar(scalar),
+            });
+        };
+        if key.is_some() || *skip {
+            return self.put(Node {
+                at,
+                kind: Kind::Scalar(scalar),
+            });
+        }
+        if scalar.plain && scalar.text == "<<" {
+            self.findings
+                .error("yaml-merge-key", at, "a YAML merge key")
+                .help("write the keys out: merge keys are not read");
+            *skip = true;
+        } else {
+            *key = Some((at, scalar));
+        }
+        self.count(at)
+    }
+
+    fn open(&mut self, frame: Frame<'a>) -> Result<(), Stopped> {
+        let (Frame::List { at, .. } | Frame::Map { at, .. }) = &frame;
+        let at = *at;
+        if self.frames.len() >= DEPTH_MAX {
+            self.findings
+                .error(
+                    "too-deep",
+                    at,
+                    format!("lists and maps are nested deeper than {DEPTH_MAX}"),
+                )
+                .help("nothing that this file declares needs more than a dozen");
+            return Err(Stopped);
+        }
+        self.frames.push(frame);
+        self.count(at)
+    }
+
+    fn close(&mut self) -> Result<(), Stopped> {
+        let node = match self.frames.pop() {
+            Some(Frame::List { at, items }) => Node {
+                at,
+                kind: Kind::List(items),
+            },
+            Some(Frame::Map {
+                at, flow, entries, ..
+            }) => {
+                let first = entries.first().map(|entry| entry.at);
+                Node {
+                    at: first.filter(|_| !flow).unwrap_or(at),
+                    kind: Kind::Map(self.without_duplicates(entries)),
+                }
+            }
+            None => return Ok(()),
+        };
+        self.put(node)
+    }
+
+    /// Puts a finished value where it belongs: into the list or map around it, or at the root.
+    fn put(&mut self, node: Node<'a>) -> Result<(), Stopped> {
+        let at = node.at;
+        match self.frames.last_mut() {
+            None => self.root = Some(node),
+            Some(Frame::List { items, .. }) => items.push(node),
+            Some(Frame::Map {
+                entries, key, skip, ..
+            }) => {
+                if *skip {
+                    *skip = false;
+                } else if let Some((at, key)) = key.take() {
+                    entries.push(Entry {
+                        at,
+                        key,
+                        value: node,
+                    });
+                } else {
+                    *skip = true;
+                    // An alias is reported already.
+                    if matches!(node.kind, Kind::Unusable) {
+                        return Ok(());
+                    }
+                    self.findings
+                        .error("complex-key", at, "a key that is no plain text")
+                        .help("a key is a name: text without `?`, `[` or `{` before it");
+                }
+            }
+        }
+        self.count(at)
+    }
+
+    fn count(&mut self, at: At) -> Result<(), Stopped> {
+        self.nodes += 1;
+        if self.nodes <= NODES_MAX {
+            return Ok(());
+        }
+        self.findings
+            .error(
+                "too-many-values",
+                at,
+                format!("more than {NODES_MAX} keys and values"),
+            )
+            .help("split the infrastructure: this is beyond tens of thousands of machines");
+        Err(Stopped)
+    }
+
+    /// Reports keys that equal an earlier one of their map, and keeps the first of each.
+    fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
+        let again = if entries.len() <= SMALL_MAP {
+            repeated_in_small(&entries)
+        } else {
+            repeated_in_large(&entries)
+        };
+        for (first, second) in &again {
+            if let (Some(first), Some(second)) = (entries.get(*first), entries.get(*second)) {
+                let message = format!("{} is already a key of this map", quote(&second.key.text));
+                let line = self.findings.short(first.at);
+                self.findings
+                    .error("duplicate-key", second.at, message)
+                    .help(format!("the first one is at {line}; keep one of them"));
+            }
+        }
+        let mut again = again.iter().map(|(_, second)| *second).peekable();
+        let mut index = 0;
+        entries.retain(|_| {
+            let repeated = again.next_if_eq(&index).is_some();
+            index += 1;
+            !repeated
+        });
+        entries
+    }
+
+    fn syntax(&mut self, wrong: &ScanError) -> Result<(), Stopped> {
+        let marker = wrong.marker();
+        let at = self.at(&Span::empty(*marker));
+        let message = format!("this is not YAML: {}", wrong.kind());
+        self.findings
+            .error("yaml-syntax", at, message.escape_debug().to_string())
+            .help("everything after this place is unread, and may hold more faults");
+        Err(Stopped)
+    }
+
+    fn end(self) -> Option<Node<'a>> {
+        self.root.or_else(|| {
+            let at = At {
+                file: self.file,
+                start: 0,
+                end: 0,
+                line: 1,
+                column: 1,
+            };
+            Some(Node {
+                at,
+                kind: Kind::Scalar(Scalar {
+                    text: Cow::Borrowed(""),
+                    plain: true,
+                }),
+            })
+        })
+    }
+
+    fn at(&self, span: &Span) -> At {
+        let start = span
+            .start
+            .byte_offset()
+            .unwrap_or_else(|| byte_of(self.text, span.start.line(), span.start.col()));
+        let end = span.end.byte_offset().unwrap_or(start).max(start);
+        At {
+            file: self.file,
+            start: clamp(start),
+            end: clamp(end),
+            line: clamp(span.start.line()),
+            column: clamp(span.start.col() + 1),
+        }
+    }
+}
+
+/// Of a list or map only where it begins is known when it begins: its bracket, or nothing.
+const fn opening(at: At, flow: bool) -> At {
+    let end = if flow { at.start + 1 } else { at.start };
+    At { end, ..at }
+}
+
+/// Pairs (first, repeated) of indices with equal keys, ordered by the second.
+fn repeated_in_small(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
+    entries
+        .iter()
+        .enumerate()
+        .filter_map(|(second, entry)| {
+            let first = entries
+                .iter()
+                .take(second)
+                .position(|earlier| earlier.key.text == entry.key.text)?;
+            Some((first, second))
+        })
+        .collect()
+}
+
+/// The same for maps with many keys.
+fn repeated_in_large(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
+    let mut seen: HashMap<&str, usize> = HashMap::with_capacity(entries.len());
+    let mut again = Vec::new();
+    for (second, entry) in entries.iter().enumerate() {
+        let first = *seen.entry(&entry.key.text).or_insert(second);
+        if first != second {
+            again.push((first, second));
+        }
+    }
+    again
+}
+
+/// The byte at which a line (from 1) and column (characters, from 0) begin, at most the end of the text.
+fn byte_of(text: &str, line: usize, column: usize) -> usize {
+    let mut start = 0;
+    for part in text.split_inclusive('\n').take(line.saturating_sub(1)) {
+        start += part.len();
+    }
+    let rest = text.get(start..).unwrap_or_default();
+    start + rest.chars().take(column).map(char::len_utf8).sum::<usize>()
+}
+
+fn clamp(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// What a plain scalar is by the core schema of YAML 1.2; a quoted one is always text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number, in whatever notation.
+    Integer,
+    /// Any other number.
+    Float,
+    /// Anything else.
+    Text,
+}
+
+impl Scalar<'_> {
+    /// What a YAML 1.2 reader takes it for.
+    pub(super) fn reading(&self) -> Reading {
+        if !self.plain {
+            return Reading::Text;
+        }
+        match self.text.as_ref() {
+            "" | "~" | "null" | "Null" | "NULL" => Reading::Null,
+            "true" | "True" | "TRUE" => Reading::Bool(true),
+            "false" | "False" | "FALSE" => Reading::Bool(false),
+            text if is_integer(text) => Reading::Integer,
+            text if is_float(text) => Reading::Float,
+            _ => Reading::Text,
+        }
+    }
+}
+
+fn is_integer(text: &str) -> bool {
+    let digits = |text: &str, radix| !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
+    if let Some(octal) = text.strip_prefix("0o") {
+        return digits(octal, 8);
+    }
+    if let Some(hexadecimal) = text.strip_prefix("0x") {
+        return digits(hexadecimal, 16);
+    }
+    digits(text.strip_prefix(['-', '+']).unwrap_or(text), 10)
+}
+
+fn is_float(text: &str) -> bool {
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let named = [".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"];
+    let begins = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    named.contains(&unsigned)
+        || (begins
+            && unsigned.contains(|c: char| c.is_ascii_digit())
+            && unsigned
+                .chars()
+                .all(|c| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '-' | '+'))
+            && unsigned.parse::<f64>().is_ok())
+}

@@ -1,0 +1,218 @@
+//! `config`, `devices` and `profiles`: what goes to Incus as keys and values. Which of them endanger an edge is the room of `endpoints`.
+
+use std::collections::HashSet;
+
+use crate::diagnostic::quote;
+use crate::infra::field::{self, Fields};
+use crate::infra::findings::{At, Findings};
+use crate::infra::raw::Entry;
+use crate::infra::{Device, Profile};
+
+/// The types of device that Incus knows.
+const TYPES: [&str; 12] = [
+    "none",
+    "nic",
+    "disk",
+    "unix-char",
+    "unix-block",
+    "usb",
+    "gpu",
+    "infiniband",
+    "proxy",
+    "unix-hotplug",
+    "tpm",
+    "pci",
+];
+
+/// The configuration key that makes a container's root the host's root.
+const PRIVILEGED: &str = "security.privileged";
+
+/// What a `config` says of `security.privileged`, and where.
+pub(super) type Privileged = Option<(bool, At)>;
+
+/// A device and the places of its parts.
+#[derive(Debug, Clone)]
+pub(super) struct Placed {
+    pub(super) device: Device,
+    /// Where its name is written, or what stands for it.
+    pub(super) at: At,
+    /// Where the value of each key is written, in the order of the keys; empty where anklume made the device.
+    pub(super) values: Vec<At>,
+}
+
+impl Placed {
+    /// The value of a key and where it is.
+    pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
+        let position = self.device.keys.iter().position(|(name, _)| name == key)?;
+        let (_, value) = self.device.keys.get(position)?;
+        Some((value, self.values.get(position).copied().unwrap_or(self.at)))
+    }
+
+    /// Whether it is of this type.
+    pub(super) fn is(&self, kind: &str) -> bool {
+        self.device.get("type") == Some(kind)
+    }
+}
+
+/// A profile and the places of its parts.
+#[derive(Debug)]
+pub(super) struct PlacedProfile {
+    pub(super) name: String,
+    pub(super) devices: Vec<Placed>,
+    pub(super) privileged: Privileged,
+    config: Vec<(String, String)>,
+}
+
+impl PlacedProfile {
+    /// The profile without places.
+    pub(super) fn build(&self) -> (String, Profile) {
+        let devices = self.devices.iter().map(|placed| placed.device.clone());
+        let profile = Profile {
+            devices: devices.collect(),
+            config: self.config.clone(),
+        };
+        (self.name.clone(), profile)
+    }
+}
+
+/// The profiles of a domain.
+pub(super) fn profiles(fields: Fields<'_, '_>, findings: &mut Findings) -> Vec<PlacedProfile> {
+    let Some(profiles) = fields.map("profiles", findings) else {
+        return Vec::new();
+    };
+    let entries = profiles.entries().iter();
+    entries
+        .filter_map(|entry| profile(entry, findings))
+        .collect()
+}
+
+fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> {
+    let name = name(entry, "profile", findings)?;
+    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    fields.known("a profile", &["description", "config", "devices"], findings);
+    if let Some(entry) = fields.filled("description", findings) {
+        field::incus_text(&entry.value, "description", entry.at, findings);
+    }
+    let (config, privileged) = config(fields, findings);
+    let mut devices = Vec::new();
+    add_own(fields, &mut devices, findings);
+    Some(PlacedProfile {
+        name,
+        devices,
+        privileged,
+        config,
+    })
+}
+
+/// `config`: keys and values as Incus takes them, and what it says of `security.privileged`.
+pub(super) fn config(
+    fields: Fields<'_, '_>,
+    findings: &mut Findings,
+) -> (Vec<(String, String)>, Privileged) {
+    let Some(config) = fields.map("config", findings) else {
+        return (Vec::new(), None);
+    };
+    let mut pairs = Vec::new();
+    let mut privileged = None;
+    for entry in config.entries() {
+        let key = name(entry, "configuration key", findings);
+        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        let (Some(key), Some(value)) = (key, value) else {
+            continue;
+        };
+        if key == PRIVILEGED {
+            privileged = Some((is_true(&value), entry.at));
+        }
+        pairs.push((key, value));
+    }
+    (pairs, privileged)
+}
+
+/// The truth values of Incus.
+pub(super) fn is_true(value: &str) -> bool {
+    ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
+}
+
+/// Adds the user's own devices to those that anklume makes; two of one name are a fault.
+pub(super) fn add_own(fields: Fields<'_, '_>, placed: &mut Vec<Placed>, findings: &mut Findings) {
+    let Some(devices) = fields.map("devices", findings) else {
+        return;
+    };
+    let made: HashSet<String> = placed.iter().map(|p| p.device.name.clone()).collect();
+    for entry in devices.entries() {
+        let Some(device) = device(entry, findings) else {
+            continue;
+        };
+        if made.contains(&device.device.name) {
+            duplicate(&device.device.name, entry.at, findings);
+        }
+        placed.push(device);
+    }
+}
+
+/// Reports a device whose name anklume gives to one that it makes.
+pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
+    let message = format!("the machine has two devices {}", quote(name));
+    findings.error("duplicate-device", at, message).help(
+        "`sv-…` are shared volumes and `pd-…` persistent data: rename the device or the volume",
+    );
+}
+
+fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
+    let name = name(entry, "device", findings)?;
+    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    let mut keys = Vec::new();
+    let mut values = Vec::new();
+    for entry in fields.entries() {
+        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        keys.push((
+            entry.key.text.clone().into_owned(),
+            value.unwrap_or_default(),
+        ));
+        values.push(entry.value.at);
+    }
+    let placed = Placed {
+        device: Device { name, keys },
+        at: entry.at,
+        values,
+    };
+    check_keys(&placed, fields, findings);
+    Some(placed)
+}
+
+fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) {
+    let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
+        Some("proxy") => &["listen", "connect"],
+        Some("disk") => &["path"],
+        Some(_) => &[],
+        None if fields.entry("type").is_some() => return,
+        None => &["type"],
+    };
+    for key in needed {
+        if fields.entry(key).is_none() {
+            let message = format!("device {} has no `{key}`", quote(&placed.device.name));
+            let help = match *key {
+                "type" => format!("one of: {}", TYPES.join(", ")),
+                "path" => "where the machine sees it, such as `path: /data`".to_owned(),
+                _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
+            };
+            findings.error("missing-key", placed.at, message).help(help);
+        }
+    }
+}
+
+/// A key that is a name on Incus: text without spaces and control characters.
+fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String> {
+    /// Longest name that Incus takes for a device, in bytes; profiles and keys are well below it.
+    const NAME_MAX: usize = 64;
+    let text = entry.key.text.as_ref();
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+    if text.is_empty() || text.len() > NAME_MAX || text.contains(odd) || text == "~" {
+        let message = format!("{} is no name of a {what}", quote(text));
+        findings
+            .error("invalid-name", entry.at, message)
+            .help(format!("1 to {NAME_MAX} characters without spaces and `/`"));
+        return None;
+    }
+    Some(text.to_owned())
+}

@@ -1,0 +1,446 @@
+//! Domains: names, trust, subnets. What is inside a machine is the room of `machines`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use super::global::{Scheme, Settings};
+use super::machines::{self, Surroundings};
+use super::{DomainDraft, Home, Names, devices, name_text};
+use crate::diagnostic::quote;
+use crate::infra::field::{self, Fields};
+use crate::infra::findings::{At, Findings};
+use crate::infra::network::{self, GATEWAY, SUBNET_ID_MAX, ZONE_OCTET};
+use crate::infra::raw::{Entry, Kind, Reading};
+use crate::infra::{Domain, Network, TrustLevel};
+use crate::name::DomainName;
+
+const KEYS: [&str; 10] = [
+    "description",
+    "enabled",
+    "subnet_id",
+    "trust_level",
+    "ephemeral",
+    "profiles",
+    "machines",
+    "ai_provider",
+    "ai_sanitize",
+    "file_portal",
+];
+
+/// Longest name of a bridge, in bytes: Linux `IFNAMSIZ` less its final zero.
+const BRIDGE_MAX: usize = 15;
+/// What stands before a domain's name in its bridge's.
+const BRIDGE_PREFIX: &str = "net-";
+
+/// Names that mean something else where a domain's name is used, and what.
+const RESERVED_DOMAINS: [(&str, &str); 5] = [
+    ("all", "Ansible's group of every host"),
+    ("ungrouped", "Ansible's group of hosts without a group"),
+    ("localhost", "Ansible's own computer"),
+    ("host", "the host in `network_policies`"),
+    ("default", "Incus's own project"),
+];
+/// The same for machines.
+const RESERVED_MACHINES: [(&str, &str); 4] = [
+    ("all", "Ansible's group of every host"),
+    ("ungrouped", "Ansible's group of hosts without a group"),
+    ("localhost", "Ansible's own computer"),
+    ("host", "the host in `network_policies`"),
+];
+
+/// Every name that is declared, so that sections can refer to what comes later in the file.
+pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> Names<'t> {
+    let mut names = Names {
+        machines: HashMap::new(),
+        domains: HashMap::new(),
+        disabled: HashSet::new(),
+    };
+    for domain in domains {
+        let domain_name = domain.key.text.as_ref();
+        names.domains.insert(domain_name, domain.at);
+        if entry_of(domain, "enabled").is_some_and(is_false) {
+            names.disabled.insert(domain_name);
+        }
+        for machine in machine_entries(domain) {
+            let home = Home {
+                at: machine.at,
+                domain: domain_name,
+            };
+            let name = machine.key.text.as_ref();
+            match names.machines.get(name) {
+                Some(first) => duplicate_machine(name, machine.at, *first, findings),
+                None => {
+                    names.machines.insert(name, home);
+                }
+            }
+        }
+    }
+    for (name, at) in &names.domains {
+        if let Some(machine) = names.machines.get(name) {
+            let at = *at;
+            let other = findings.short(machine.at);
+            findings
+                .warning(
+                    "same-name",
+                    at,
+                    format!("{} is a domain and a machine", quote(name)),
+                )
+                .help(format!(
+                    "the machine is at {other}; Ansible warns of a group and a host with one name"
+                ));
+        }
+    }
+    names
+}
+
+fn entry_of<'t, 'a>(node: &'t Entry<'a>, key: &str) -> Option<&'t Entry<'a>> {
+    match &node.value.kind {
+        Kind::Map(entries) => entries.iter().find(|entry| entry.key.text == key),
+        _ => None,
+    }
+}
+
+fn is_false(entry: &Entry<'_>) -> bool {
+    matches!(&entry.value.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
+}
+
+fn machine_entries<'t, 'a>(domain: &'t Entry<'a>) -> &'t [Entry<'a>] {
+    match entry_of(domain, "machines").map(|entry| &entry.value.kind) {
+        Some(Kind::Map(entries)) => entries,
+        _ => &[],
+    }
+}
+
+fn duplicate_machine(name: &str, at: At, first: Home<'_>, findings: &mut Findings) {
+    let line = findings.short(first.at);
+    findings
+        .error(
+            "duplicate-machine",
+            at,
+            format!(
+                "machine {} is already in domain {}",
+                quote(name),
+                quote(first.domain)
+            ),
+        )
+        .help(format!(
+            "the first one is at {line}; a machine's name is unique over all domains"
+        ));
+}
+
+/// The part of a domain that decides its subnet.
+struct Ground<'t, 'a> {
+    entry: &'t Entry<'a>,
+    fields: Fields<'t, 'a>,
+    trust: Option<TrustLevel>,
+    subnet_id: Option<(u8, At)>,
+}
+
+/// Reads all domains.
+pub(super) fn read(
+    domains: &[&Entry<'_>],
+    settings: &Settings,
+    names: &Names<'_>,
+    findings: &mut Findings,
+) -> Vec<DomainDraft> {
+    let mut grounds = Vec::new();
+    for entry in domains {
+        grounds.extend(ground(entry, settings, findings));
+    }
+    let subnets = subnets(&grounds, settings, findings);
+    let mut addresses = HashMap::new();
+    let mut drafts = Vec::new();
+    for (ground, subnet) in grounds.iter().zip(subnets) {
+        drafts.extend(domain(
+            ground,
+            subnet,
+            settings,
+            names,
+            &mut addresses,
+            findings,
+        ));
+    }
+    drafts
+}
+
+fn ground<'t, 'a>(
+    entry: &'t Entry<'a>,
+    settings: &Settings,
+    findings: &mut Findings,
+) -> Option<Ground<'t, 'a>> {
+    let fields = Fields::of(&entry.value, &entry.key.text, entry.at, findings)?;
+    fields.known("a domain", &KEYS, findings);
+    let levels = TrustLevel::ALL.map(TrustLevel::as_str);
+    let written = fields.choice("trust_level", &levels, findings);
+    let trust = TrustLevel::ALL
+        .into_iter()
+        .find(|level| Some(level.as_str()) == written);
+    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
+    let subnet_id = fields
+        .integer("subnet_id", 0..=i64::from(SUBNET_ID_MAX), findings)
+        .and_then(|(id, at)| Some((u8::try_from(id).ok()?, at)));
+    let missing = fields
+        .entry("subnet_id")
+        .is_none_or(|entry| field::is_null(&entry.value));
+    if missing && !zones {
+        findings
+            .error(
+                "missing-key",
+                entry.at,
+                format!("domain {} has no `subnet_id`", quote(&entry.key.text)),
+            )
+            .help(format!(
+                "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses"
+            ));
+    }
+    Some(Ground {
+        entry,
+        fields,
+        trust: if zones && fields.entry("trust_level").is_none() {
+            Some(TrustLevel::SemiTrusted)
+        } else {
+            trust
+        },
+        subnet_id,
+    })
+}
+
+/// The subnet of each domain; `None` after a fault.
+fn subnets(
+    grounds: &[Ground<'_, '_>],
+    settings: &Settings,
+    findings: &mut Findings,
+) -> Vec<Option<(u8, Ipv4Addr)>> {
+    check_unique(grounds, settings, findings);
+    match settings.scheme {
+        None => grounds.iter().map(|_| None).collect(),
+        Some(Scheme::Subnets { base: (a, b) }) => grounds
+            .iter()
+            .map(|ground| {
+                let (id, _) = ground.subnet_id?;
+                Some((id, Ipv4Addr::new(a, b, id, 0)))
+            })
+            .collect(),
+        Some(Scheme::Zones { base }) => zones(grounds, base, findings),
+    }
+}
+
+/// A `subnet_id` is unique: over all domains, or in its zone.
+fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut Findings) {
+    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
+    let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
+    for ground in grounds {
+        let Some((id, at)) = ground.subnet_id else {
+            continue;
+        };
+        let zone = ground.trust.filter(|_| zones);
+        if let Some(first) = seen.get(&(zone, id)) {
+            let first = findings.short(*first);
+            let within = zone.map_or(String::new(), |level| {
+                format!(" in the zone of `{}`", level.as_str())
+            });
+            findings
+                .error(
+                    "duplicate-subnet",
+                    at,
+                    format!("`subnet_id` {id} is already taken{within}"),
+                )
+                .help(format!("by the domain at {first}; each has its own"));
+        } else {
+            seen.insert((zone, id), at);
+        }
+    }
+}
+
+fn zones(
+    grounds: &[Ground<'_, '_>],
+    zone_base: i64,
+    findings: &mut Findings,
+) -> Vec<Option<(u8, Ipv4Addr)>> {
+    let mut by_zone: BTreeMap<TrustLevel, Vec<(&str, Option<u8>)>> = BTreeMap::new();
+    for ground in grounds {
+        if let Some(trust) = ground.trust {
+            let id = ground.subnet_id.map(|(id, _)| id);
+            let name = ground.entry.key.text.as_ref();
+            by_zone.entry(trust).or_default().push((name, id));
+        }
+    }
+    let ids: BTreeMap<TrustLevel, _> = by_zone
+        .iter()
+        .map(|(trust, zone)| (*trust, network::subnet_ids(zone)))
+        .collect();
+    grounds
+        .iter()
+        .map(|ground| {
+            let trust = ground.trust?;
+            let name = ground.entry.key.text.as_ref();
+            let id = ids.get(&trust).and_then(|zone| zone.get(name)).copied()?;
+            let octet = network::zone_octet(zone_base, trust);
+            if let (Some(octet), Some(id)) = (octet, id) {
+                return Some((id, Ipv4Addr::new(ZONE_OCTET, octet, id, 0)));
+            }
+            let message = if octet.is_none() {
+                format!("the zone of `{}` lies beyond 10.255", trust.as_str())
+            } else {
+                format!("the zone of `{}` has no subnet left", trust.as_str())
+            };
+            findings
+                .error("zone-overflow", ground.entry.at, message)
+                .help(
+                    "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets",
+                );
+            None
+        })
+        .collect()
+}
+
+fn domain(
+    ground: &Ground<'_, '_>,
+    subnet: Option<(u8, Ipv4Addr)>,
+    settings: &Settings,
+    names: &Names<'_>,
+    addresses: &mut HashMap<Ipv4Addr, At>,
+    findings: &mut Findings,
+) -> Option<DomainDraft> {
+    let fields = ground.fields;
+    let name = domain_name(ground.entry, findings);
+    let description = fields
+        .filled("description", findings)
+        .and_then(|entry| field::incus_text(&entry.value, "description", entry.at, findings));
+    let enabled = fields.flag("enabled", findings).unwrap_or(true);
+    let ephemeral = fields.flag("ephemeral", findings).unwrap_or(false);
+    let (ai_provider, ai_sanitize) = ai(fields, findings);
+    file_portal(fields, findings);
+    let profiles = devices::profiles(fields, findings);
+    let profile_names = profiles.iter().map(|p| p.name.as_str()).collect();
+    let surroundings = Surroundings {
+        domain: &ground.entry.key.text,
+        subnet: subnet.map(|(_, subnet)| subnet),
+        gives_addresses: matches!(settings.scheme, Some(Scheme::Zones { .. })),
+        ephemeral,
+        trust: ground.trust,
+        profiles: &profile_names,
+        settings,
+        names,
+    };
+    let machines = fields
+        .map("machines", findings)
+        .map(|machines| machines::read(machines, &surroundings, addresses, findings));
+    let (subnet_id, subnet) = subnet.unwrap_or((0, Ipv4Addr::UNSPECIFIED));
+    let name = name?;
+    Some(DomainDraft {
+        domain: Domain {
+            place: findings.place(ground.entry.at)?,
+            description: description.unwrap_or_default(),
+            enabled,
+            subnet_id,
+            trust_level: ground.trust,
+            ephemeral,
+            profiles: profiles.iter().map(devices::PlacedProfile::build).collect(),
+            ai_provider,
+            ai_sanitize,
+            network: Network {
+                name: format!("{BRIDGE_PREFIX}{name}"),
+                subnet,
+                gateway: network::host(subnet, GATEWAY),
+            },
+            machines: Vec::new(),
+            name,
+        },
+        profiles,
+        machines: machines.unwrap_or_default(),
+    })
+}
+
+fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName> {
+    let text = name_text(entry, "domain", findings)?;
+    let name = match text.parse::<DomainName>() {
+        Ok(name) => name,
+        Err(why) => {
+            findings
+                .error("invalid-name", entry.at, format!("{}: {why}", quote(text)))
+                .help("such as `work` or `home-2`");
+            return None;
+        }
+    };
+    reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
+    let bridge = BRIDGE_PREFIX.len() + text.len();
+    if bridge > BRIDGE_MAX {
+        let most = BRIDGE_MAX - BRIDGE_PREFIX.len();
+        let message = format!(
+            "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, and Linux allows {BRIDGE_MAX}"
+        );
+        findings
+            .error("name-too-long", entry.at, message)
+            .help(format!("a domain's name has at most {most} characters"));
+    }
+    Some(name)
+}
+
+/// Whether the name means something else where it is used.
+pub(super) fn reserved(
+    kind: &str,
+    name: &str,
+    reserved: &[(&str, &str)],
+    at: At,
+    findings: &mut Findings,
+) {
+    if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
+        findings
+            .error(
+                "reserved-name",
+                at,
+                format!("a {kind} cannot be called `{name}`: that is {meaning}"),
+            )
+            .help("choose another name");
+    }
+}
+
+/// The same for the name of a machine.
+pub(super) fn reserved_machine(name: &str, at: At, findings: &mut Findings) {
+    reserved("machine", name, &RESERVED_MACHINES, at, findings);
+}
+
+fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
+    for (key, name) in [
+        ("ai_provider", "ai_provider"),
+        ("ai_sanitize", "ai_sanitize"),
+        ("file_portal", "file_portal"),
+    ] {
+        if let Some(entry) = fields.entry(key) {
+            findings.unapplied(name, entry.at);
+        }
+    }
+    let provider = fields
+        .choice("ai_provider", &["local", "cloud", "local-first"], findings)
+        .unwrap_or("local");
+    let default = Value::Bool(provider != "local");
+    let Some(entry) = fields.filled("ai_sanitize", findings) else {
+        return (provider.to_owned(), default);
+    };
+    let written = field::json(&entry.value);
+    if !matches!(&written, Value::Bool(_)) && written != "always" {
+        findings
+            .error(
+                "invalid-value",
+                entry.value.at,
+                "this is no value of `ai_sanitize`",
+            )
+            .help("one of: true, false, always");
+    }
+    (provider.to_owned(), written)
+}
+
+fn file_portal(fields: Fields<'_, '_>, findings: &mut Findings) {
+    let Some(portal) = fields.map("file_portal", findings) else {
+        return;
+    };
+    portal.known("`file_portal`", &["allowed_paths", "read_only"], findings);
+    portal.flag("read_only", findings);
+    let paths = portal.list("allowed_paths", findings).unwrap_or_default();
+    for path in paths {
+        field::text(path, "a path", path.at, findings);
+    }
+}

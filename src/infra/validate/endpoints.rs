@@ -1,0 +1,326 @@
+//! What keeps an edge safe: no privileged end, and no device of the user's in the way of the channels.
+//!
+//! The rules of design: host paths of channels are reached by anklume's own devices alone, what anklume keeps inside a
+//! machine is hidden by no disk, and no proxy connects where a machine could have put a link.
+
+use std::collections::HashSet;
+
+use super::devices::{Placed, is_true};
+use super::{DomainDraft, MachineDraft};
+use crate::diagnostic::quote;
+use crate::infra::MachineType;
+use crate::infra::findings::Findings;
+use crate::name::MachineName;
+
+/// Where the channels are, on the host and inside machines.
+const CHANNELS: [&str; 3] = ["/var/lib/anklume", "/run/anklume/mcp", "/srv/anklume/mcp"];
+/// What only anklume's own devices share with a machine.
+const HOST_STATE: &str = "/var/lib/anklume";
+/// What anklume keeps inside a machine: hidden by a disk at it or above it.
+const INSIDE: [&str; 4] = [
+    "/run/anklume",
+    "/srv/anklume",
+    "/opt/anklume",
+    "/etc/anklume",
+];
+/// What is replaced by a disk at it, above it or below it. (Below `/srv/anklume` the portal may be shared.)
+const INSIDE_WHOLE: [&str; 4] = [
+    "/run/anklume",
+    "/srv/anklume/mcp",
+    "/opt/anklume",
+    "/etc/anklume",
+];
+/// Where machines write on the host without any device.
+const MACHINES_OWN: [&str; 5] = [
+    "/var/lib/incus/storage-pools",
+    "/var/lib/incus/containers",
+    "/var/lib/incus/virtual-machines",
+    "/var/lib/incus/devices",
+    "/proc",
+];
+
+/// Checks every machine of an enabled domain.
+pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
+    let ends = ends(drafts);
+    let writable = writable(drafts);
+    let mut profiles = HashSet::new();
+    for (domain, machine) in machines(drafts) {
+        let is_end = ends.contains(machine.machine.name.as_str());
+        check_privileged(domain, machine, is_end, findings);
+        for placed in &machine.devices {
+            check_host_side(placed, &writable, findings);
+            if is_end {
+                check_inside(placed, machine, findings);
+            }
+        }
+        for placed in profile_devices(domain, machine) {
+            // A profile is used by many machines; one finding is enough.
+            if profiles.insert((placed.at, false)) {
+                check_host_side(placed, &writable, findings);
+            }
+            if is_end && profiles.insert((placed.at, true)) {
+                check_inside(placed, machine, findings);
+            }
+        }
+    }
+}
+
+fn machines(drafts: &[DomainDraft]) -> impl Iterator<Item = (&DomainDraft, &MachineDraft)> {
+    drafts
+        .iter()
+        .filter(|domain| domain.domain.enabled)
+        .flat_map(|domain| domain.machines.iter().map(move |machine| (domain, machine)))
+}
+
+/// Every machine that offers a service to somebody, or may call one.
+fn ends(drafts: &[DomainDraft]) -> HashSet<&str> {
+    let mut ends = HashSet::new();
+    for (_, MachineDraft { machine, .. }) in machines(drafts) {
+        for service in &machine.services {
+            if !service.consumers.is_empty() {
+                ends.insert(machine.name.as_str());
+            }
+            ends.extend(service.consumers.iter().map(MachineName::as_str));
+        }
+    }
+    ends
+}
+
+/// The devices that a machine has from its profiles.
+fn profile_devices<'d>(
+    domain: &'d DomainDraft,
+    machine: &'d MachineDraft,
+) -> impl Iterator<Item = &'d Placed> {
+    used(domain, machine).flat_map(|profile| &profile.devices)
+}
+
+fn used<'d>(
+    domain: &'d DomainDraft,
+    machine: &'d MachineDraft,
+) -> impl Iterator<Item = &'d super::devices::PlacedProfile> {
+    let names = &machine.machine.profiles;
+    domain.profiles.iter().filter(move |profile| {
+        // A machine that names no profile has `default`.
+        names.contains(&profile.name) || names.is_empty() && profile.name == "default"
+    })
+}
+
+fn check_privileged(
+    domain: &DomainDraft,
+    machine: &MachineDraft,
+    is_end: bool,
+    findings: &mut Findings,
+) {
+    let from_profile = || {
+        used(domain, machine)
+            .filter_map(|p| p.privileged)
+            .find(|(on, _)| *on)
+    };
+    let Some((true, at)) = machine.privileged.or_else(from_profile) else {
+        return;
+    };
+    let name = quote(machine.machine.name.as_str());
+    if is_end {
+        findings
+            .error(
+                "privileged-end",
+                at,
+                format!("{name} is privileged, and an end of a service"),
+            )
+            .help("its root is the host's root: take `security.privileged` away, or the services");
+    } else if machine.machine.kind == MachineType::Container {
+        findings
+            .warning(
+                "privileged-container",
+                at,
+                format!("{name} is a privileged container"),
+            )
+            .help("its root is the host's root; it can neither offer nor call services");
+    }
+}
+
+/// Folders on the host that some machine may write into.
+fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
+    let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
+    let mut add = |placed: &Placed| {
+        let readonly = placed.device.get("readonly").is_some_and(is_true);
+        if placed.is("disk") && !readonly {
+            folders.extend(
+                placed
+                    .get("source")
+                    .and_then(|(source, _)| absolute(source)),
+            );
+        }
+    };
+    for domain in drafts.iter().filter(|domain| domain.domain.enabled) {
+        let own = domain.machines.iter().flat_map(|machine| &machine.devices);
+        let profiles = domain.profiles.iter().flat_map(|profile| &profile.devices);
+        own.chain(profiles).for_each(&mut add);
+    }
+    folders
+}
+
+/// Rules about what a device does on the host; they hold for every machine.
+fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut Findings) {
+    if is_channel_name(&placed.device.name) {
+        findings
+            .error(
+                "reserved-device-name",
+                placed.at,
+                format!(
+                    "device {} has the name of a channel",
+                    quote(&placed.device.name)
+                ),
+            )
+            .help("`mcp-` and 16 hexadecimal digits are names that anklume gives: choose another");
+    }
+    if placed.is("proxy") {
+        check_proxy(placed, writable, findings);
+    }
+    if placed.is("disk")
+        && let Some((source, at)) = placed.get("source")
+        && let Some(path) = absolute(source)
+        && (is_below(&path, HOST_STATE) || is_below(HOST_STATE, &path))
+    {
+        findings
+            .error(
+                "device-shares-channels",
+                at,
+                format!(
+                    "{} shares {HOST_STATE} of the host, where the channels are",
+                    quote(source)
+                ),
+            )
+            .help("share a folder that neither holds it nor is in it");
+    }
+}
+
+fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findings) {
+    let in_machine = matches!(
+        placed.device.get("bind"),
+        Some("instance" | "guest" | "container")
+    );
+    for (key, on_host) in [("listen", !in_machine), ("connect", in_machine)] {
+        let Some((address, at)) = placed.get(key) else {
+            continue;
+        };
+        let Some(path) = address.strip_prefix("unix:").and_then(absolute) else {
+            continue;
+        };
+        if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
+            findings
+                .error(
+                    "proxy-into-channels",
+                    at,
+                    format!("the proxy's `{key}` is where anklume's channels are"),
+                )
+                .help("choose another path: a channel is declared by `services` alone");
+        } else if on_host && ancestors(&path).any(|folder| writable.contains(folder)) {
+            findings
+                .error(
+                    "proxy-into-shared-folder",
+                    at,
+                    format!("the proxy's `{key}` is in a folder of the host that a machine may write into"),
+                )
+                .help("a machine could put a link there and reach any socket of the host: choose another path");
+        }
+    }
+}
+
+/// Rules about what anklume keeps inside the ends of an edge.
+fn check_inside(placed: &Placed, machine: &MachineDraft, findings: &mut Findings) {
+    let Some((written, at)) = placed.get("path").filter(|_| placed.is("disk")) else {
+        return;
+    };
+    let Some(path) = absolute(written) else {
+        return;
+    };
+    // The machine's own root comes from a pool.
+    if path == "/" && placed.device.get("source").is_none() {
+        return;
+    }
+    let covers = INSIDE.iter().any(|inside| is_below(inside, &path));
+    let within = INSIDE_WHOLE.iter().any(|inside| is_below(&path, inside));
+    if covers || within {
+        let message = format!(
+            "a disk at {} hides what anklume keeps in {}",
+            quote(written),
+            quote(machine.machine.name.as_str())
+        );
+        findings
+            .error("disk-over-anklume", at, message)
+            .help(format!("choose another path than {}", INSIDE.join(", ")));
+    }
+}
+
+fn is_channel_name(name: &str) -> bool {
+    let digits = name.strip_prefix("mcp-").unwrap_or_default();
+    digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// An absolute path in one form: no `.`, `..`, doubled or last `/`, and `/run` for its old name.
+fn absolute(path: &str) -> Option<String> {
+    let inside = path.strip_prefix('/')?;
+    let mut parts: Vec<&str> = Vec::new();
+    for part in inside.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            _ => parts.push(part),
+        }
+    }
+    if parts.starts_with(&["var", "run"]) {
+        parts.remove(0);
+    }
+    Some(format!("/{}", parts.join("/")))
+}
+
+/// Whether a path is the folder or in it; both as [`absolute`] gives them.
+fn is_below(path: &str, folder: &str) -> bool {
+    folder == "/"
+        || path
+            .strip_prefix(folder)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The path and every folder above it.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    let cuts = path.match_indices('/').map(|(at, _)| at);
+    let above = cuts.filter_map(|at| path.get(..at.max(1)));
+    std::iter::once(path).chain(above)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_have_one_form() {
+        for (written, form) in [
+            ("/", "/"),
+            ("/a//b/./c/", "/a/b/c"),
+            ("/a/../../b", "/b"),
+            ("/var/run/anklume/mcp", "/run/anklume/mcp"),
+        ] {
+            assert_eq!(absolute(written).as_deref(), Some(form), "{written}");
+        }
+        assert_eq!(absolute("a/b"), None);
+    }
+
+    #[test]
+    fn a_folder_holds_itself_and_what_is_in_it_and_not_its_neighbours() {
+        assert!(is_below("/a/b", "/a/b"));
+        assert!(is_below("/a/b/c", "/a/b"));
+        assert!(is_below("/a", "/"));
+        assert!(!is_below("/a/bc", "/a/b"));
+        assert!(!is_below("/a", "/a/b"));
+    }
+
+    #[test]
+    fn above_a_path_are_all_its_folders() {
+        let above: Vec<_> = ancestors("/a/b/c").collect();
+        assert_eq!(above, ["/a/b/c", "/", "/a", "/a/b"]);
+    }
+}

@@ -1,0 +1,290 @@
+//! The `global` section and `project_name`.
+
+use crate::diagnostic::quote;
+use crate::infra::field::{self, Fields};
+use crate::infra::findings::{At, Findings};
+use crate::infra::network::{self, BASE_SUBNET, ZONE_BASE, ZONE_OCTET};
+use crate::infra::raw::{Kind, Reading};
+use crate::infra::{Addressing, Global};
+
+const KEYS: [&str; 14] = [
+    "addressing",
+    "base_subnet",
+    "default_os_image",
+    "default_connection",
+    "default_user",
+    "nesting_prefix",
+    "gpu_policy",
+    "firewall_mode",
+    "ai_access_policy",
+    "ai_access_default",
+    "ai_vram_flush",
+    "resource_policy",
+    "shared_volumes_base",
+    "persistent_data_base",
+];
+
+/// Folder on the host of shared volumes that name no source.
+const SHARED_VOLUMES_BASE: &str = "/srv/anklume/shares";
+/// Folder on the host of persistent data.
+const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
+
+/// What `global` says, for the other sections.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// The model's part; `None` after a fault in it.
+    pub(super) global: Option<Global>,
+    /// How subnets are given out; `None` after a fault.
+    pub(super) scheme: Option<Scheme>,
+    pub(super) default_image: Option<String>,
+    pub(super) shared_volumes_base: String,
+    pub(super) persistent_data_base: String,
+    /// `gpu_policy: shared`.
+    pub(super) gpus_shared: bool,
+    /// Where `firewall_mode: vm` is written.
+    pub(super) firewall_vm: Option<At>,
+    pub(super) ai_access: AiAccess,
+}
+
+/// How subnets are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// `base_subnet` and each domain's `subnet_id`.
+    Subnets { base: (u8, u8) },
+    /// A zone for each trust level.
+    Zones { base: i64 },
+}
+
+/// Who may reach the domain `ai-tools`.
+#[derive(Debug, Default)]
+pub(super) struct AiAccess {
+    /// Where `ai_access_policy: exclusive` is written.
+    pub(super) exclusive: Option<At>,
+    /// `ai_access_default`.
+    pub(super) default: Option<(String, At)>,
+}
+
+/// The name of the project: written, or the given one.
+pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Findings) -> String {
+    let Some(written) = top.text("project_name", findings) else {
+        return default.to_owned();
+    };
+    if written.text.trim().is_empty() || written.text.chars().any(char::is_control) {
+        let message = format!("{} is no name of a project", quote(written.text));
+        let help = "a name has a visible character and stays on one line";
+        findings
+            .error("invalid-name", written.at, message)
+            .help(help);
+    }
+    written.text.to_owned()
+}
+
+pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
+    let fields = match top.entry("global") {
+        Some(entry) => Fields::of(&entry.value, "global", entry.at, findings),
+        None => Some(Fields::none(top.at)),
+    };
+    // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
+    let fields = fields.unwrap_or(Fields::none(top.at));
+    fields.known("`global`", &KEYS, findings);
+    note_unapplied(fields, findings);
+    let (scheme, addressing) = addressing(fields, findings).unzip();
+    let global = Global {
+        addressing: addressing.unwrap_or(Addressing::Subnets {
+            base_subnet: BASE_SUBNET.to_owned(),
+        }),
+        default_os_image: image(fields, "default_os_image", findings),
+        default_connection: owned(fields, "default_connection", findings),
+        default_user: owned(fields, "default_user", findings),
+        nesting_prefix: fields.flag("nesting_prefix", findings).unwrap_or(true),
+    };
+    let gpu_policy = fields.choice("gpu_policy", &["exclusive", "shared"], findings);
+    let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
+    resource_policy(fields, findings);
+    if let Some(entry) = fields.filled("ai_vram_flush", findings) {
+        field::incus_text(&entry.value, "ai_vram_flush", entry.at, findings);
+    }
+    Settings {
+        scheme,
+        default_image: global.default_os_image.clone(),
+        global: Some(global),
+        shared_volumes_base: base(fields, "shared_volumes_base", SHARED_VOLUMES_BASE, findings),
+        persistent_data_base: base(
+            fields,
+            "persistent_data_base",
+            PERSISTENT_DATA_BASE,
+            findings,
+        ),
+        gpus_shared: gpu_policy == Some("shared"),
+        firewall_vm: (firewall == Some("vm"))
+            .then(|| fields.entry("firewall_mode").map(|entry| entry.value.at))
+            .flatten(),
+        ai_access: ai_access(fields, findings),
+    }
+}
+
+fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
+    for (key, name) in [
+        ("default_connection", "global.default_connection"),
+        ("default_user", "global.default_user"),
+        ("gpu_policy", "global.gpu_policy"),
+        ("firewall_mode", "global.firewall_mode"),
+        ("ai_access_policy", "global.ai_access_policy"),
+        ("ai_access_default", "global.ai_access_default"),
+        ("ai_vram_flush", "global.ai_vram_flush"),
+        ("resource_policy", "global.resource_policy"),
+    ] {
+        if let Some(entry) = fields.entry(key) {
+            findings.unapplied(name, entry.at);
+        }
+    }
+}
+
+fn owned(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {
+    fields.text(key, findings).map(|text| text.text.to_owned())
+}
+
+/// The name of an image: one word that goes to `incus` as it is.
+pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {
+    let written = fields.text(key, findings)?;
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(odd) {
+        let message = format!("{} is no name of an image", quote(written.text));
+        findings
+            .error("invalid-value", written.at, message)
+            .help("such as `images:debian/13`: without spaces, not beginning with `-`");
+        return None;
+    }
+    Some(written.text.to_owned())
+}
+
+fn base(fields: Fields<'_, '_>, key: &str, default: &str, findings: &mut Findings) -> String {
+    fields
+        .absolute_path(key, findings)
+        .map_or(default, |path| path.text)
+        .trim_end_matches('/')
+        .to_owned()
+}
+
+fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, Addressing)> {
+    let Some(entry) = fields.filled("addressing", findings) else {
+        return subnets(fields, findings);
+    };
+    let zones = Fields::of(&entry.value, "addressing", entry.at, findings)?;
+    if let Some(unused) = fields.entry("base_subnet") {
+        findings
+            .warning(
+                "unused-key",
+                unused.at,
+                "`base_subnet` is not used beside `addressing`",
+            )
+            .help("keep one of them");
+    }
+    zones.known(
+        "`addressing`",
+        &["base_octet", "zone_base", "zone_step"],
+        findings,
+    );
+    let octet = i64::from(ZONE_OCTET);
+    let _ = zones.integer("base_octet", octet..=octet, findings);
+    let _ = zones.integer("zone_step", 1..=i64::MAX, findings);
+    let base = match zones.entry("zone_base") {
+        Some(_) => zones.integer("zone_base", 0..=245, findings)?.0,
+        None => ZONE_BASE,
+    };
+    let written = field::json_map(zones.entries());
+    Some((Scheme::Zones { base }, Addressing::Zones { written }))
+}
+
+fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, Addressing)> {
+    let written = match fields.filled("base_subnet", findings) {
+        Some(_) => fields
+            .text("base_subnet", findings)
+            .map(|t| (t.text, t.at))?,
+        None => (BASE_SUBNET, fields.at),
+    };
+    let (text, at) = written;
+    let Some(base) = network::base_octets(text) else {
+        let message = format!("{} is no base of subnets", quote(text));
+        findings
+            .error("invalid-subnet", at, message)
+            .help("the first two octets of an address, such as `\"10.100\"`");
+        return None;
+    };
+    let base_subnet = text.to_owned();
+    Some((
+        Scheme::Subnets { base },
+        Addressing::Subnets { base_subnet },
+    ))
+}
+
+fn ai_access(fields: Fields<'_, '_>, findings: &mut Findings) -> AiAccess {
+    let policy = fields.choice("ai_access_policy", &["exclusive", "open"], findings);
+    let exclusive = match policy {
+        Some("exclusive") => fields.entry("ai_access_policy").map(|e| e.value.at),
+        _ => None,
+    };
+    let default = fields.text("ai_access_default", findings);
+    AiAccess {
+        exclusive,
+        default: default.map(|domain| (domain.text.to_owned(), domain.at)),
+    }
+}
+
+fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
+    let Some(entry) = fields.filled("resource_policy", findings) else {
+        return;
+    };
+    if let Kind::Scalar(scalar) = &entry.value.kind
+        && scalar.reading() == Reading::Bool(true)
+    {
+        return;
+    }
+    let Some(policy) = Fields::of(&entry.value, "resource_policy", entry.at, findings) else {
+        return;
+    };
+    let keys = [
+        "mode",
+        "cpu_mode",
+        "memory_enforce",
+        "overcommit",
+        "host_reserve",
+    ];
+    policy.known("`resource_policy`", &keys, findings);
+    policy.choice("mode", &["proportional", "equal"], findings);
+    policy.choice("cpu_mode", &["allowance", "count"], findings);
+    policy.choice("memory_enforce", &["soft", "hard"], findings);
+    policy.flag("overcommit", findings);
+    if let Some(reserve) = policy.map("host_reserve", findings) {
+        reserve.known("`host_reserve`", &["cpu", "memory"], findings);
+        for key in ["cpu", "memory"] {
+            host_reserve(reserve, key, findings);
+        }
+    }
+}
+
+/// `20%`, a positive number, and of memory `2GiB`.
+fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
+    let Some(entry) = fields.filled(key, findings) else {
+        return;
+    };
+    let Kind::Scalar(scalar) = &entry.value.kind else {
+        field::wrong_type(&entry.value, key, entry.at, "a share or a number", findings);
+        return;
+    };
+    let text = scalar.text.as_ref();
+    let positive = |text: &str| text.parse::<f64>().is_ok_and(|n| n.is_finite() && n > 0.0);
+    let share = |text: &str| text.parse::<u8>().is_ok_and(|n| (1..100).contains(&n));
+    let units = ["KiB", "MiB", "GiB", "TiB", "kB", "MB", "GB", "TB", "B"];
+    let number = units.iter().find_map(|unit| text.strip_suffix(unit));
+    let fits = text.strip_suffix('%').is_some_and(share)
+        || positive(text)
+        || key == "memory" && number.is_some_and(positive);
+    if !fits {
+        let message = format!("{} is no reserve", quote(text));
+        let help = "such as `20%`, a positive number, or of memory `2GiB`";
+        findings
+            .error("invalid-value", entry.value.at, message)
+            .help(help);
+    }
+}

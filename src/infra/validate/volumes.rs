@@ -1,0 +1,343 @@
+//! Shared volumes, persistent data and storage volumes: what becomes disk devices.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::devices::{self, Placed};
+use super::global::Settings;
+use super::machines::Surroundings;
+use super::{DomainDraft, MachineDraft, Names, name_text};
+use crate::diagnostic::quote;
+use crate::infra::Device;
+use crate::infra::field::{self, Fields};
+use crate::infra::findings::{At, Findings};
+use crate::infra::raw::Entry;
+use crate::name::MachineName;
+
+/// Most devices that shared volumes may make: a thousand volumes for a thousand machines.
+const SHARED_MAX: usize = 1_000_000;
+
+/// The disks of `persistent_data`.
+pub(super) fn persistent(
+    machine: &Entry<'_>,
+    fields: Fields<'_, '_>,
+    surroundings: &Surroundings<'_>,
+    findings: &mut Findings,
+) -> Vec<Placed> {
+    let Some(volumes) = fields.map("persistent_data", findings) else {
+        return Vec::new();
+    };
+    let base = &surroundings.settings.persistent_data_base;
+    let domain = surroundings.domain;
+    let machine = machine.key.text.as_ref();
+    let mut placed = Vec::new();
+    for entry in volumes.entries() {
+        let Some(name) = volume_name(entry, findings) else {
+            continue;
+        };
+        let Some(volume) = Fields::of(&entry.value, name, entry.at, findings) else {
+            continue;
+        };
+        volume.known("`persistent_data`", &["path", "readonly"], findings);
+        let readonly = volume.flag("readonly", findings).unwrap_or(false);
+        if volume.entry("path").is_none() {
+            findings
+                .error(
+                    "missing-key",
+                    entry.at,
+                    format!("{} has no `path`", quote(name)),
+                )
+                .help("where the machine sees it, such as `path: /var/lib/app`");
+        }
+        if let Some(path) = volume.absolute_path("path", findings) {
+            let source = format!("{base}/{domain}/{machine}/{name}");
+            let device = disk(format!("pd-{name}"), source, path.text, true, readonly);
+            placed.push(made(device, entry.at, path.at));
+        }
+    }
+    placed
+}
+
+fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t str> {
+    let text = name_text(entry, "volume", findings)?;
+    // The same rule as for machines, so that `sv-NAME` is a name of a device.
+    if text.parse::<MachineName>().is_err() {
+        findings
+            .error(
+                "invalid-name",
+                entry.at,
+                format!("{} is no name of a volume", quote(text)),
+            )
+            .help("lower-case letters, digits and `-`, with a letter or digit at both ends");
+        return None;
+    }
+    Some(text)
+}
+
+fn disk(name: String, source: String, path: &str, shift: bool, readonly: bool) -> Device {
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let mut keys = vec![
+        pair("type", "disk"),
+        ("source".to_owned(), source),
+        pair("path", path),
+    ];
+    if shift {
+        keys.push(pair("shift", "true"));
+    }
+    if readonly {
+        keys.push(pair("readonly", "true"));
+    }
+    Device { name, keys }
+}
+
+/// A device that anklume makes: its name stands at `at`, all else at `path`.
+fn made(device: Device, at: At, path: At) -> Placed {
+    let values = device.keys.iter().map(|_| path).collect();
+    Placed { device, at, values }
+}
+
+/// `storage_volumes`, as written.
+pub(super) fn storage(
+    fields: Fields<'_, '_>,
+    findings: &mut Findings,
+) -> Option<Map<String, Value>> {
+    let volumes = fields.map("storage_volumes", findings)?;
+    for entry in volumes.entries() {
+        if let Some(volume) = Fields::of(&entry.value, &entry.key.text, entry.at, findings) {
+            volume.known("a storage volume", &["pool", "size", "path"], findings);
+            volume.text("pool", findings);
+            volume.absolute_path("path", findings);
+            if let Some(size) = volume.filled("size", findings) {
+                field::incus_text(&size.value, "size", size.at, findings);
+            }
+        }
+    }
+    Some(field::json_map(volumes.entries()))
+}
+
+/// Gives the disks of `shared_volumes` to their consumers, before the devices that those have already.
+pub(super) fn share(
+    top: Fields<'_, '_>,
+    settings: &Settings,
+    names: &Names<'_>,
+    drafts: &mut [DomainDraft],
+    findings: &mut Findings,
+) {
+    let Some(volumes) = top.map("shared_volumes", findings) else {
+        check_mounts(drafts, findings);
+        return;
+    };
+    let homes = positions(drafts);
+    let mut shared: HashMap<(usize, usize), Vec<Placed>> = HashMap::new();
+    let mut count = 0;
+    for entry in volumes.entries() {
+        let Some((template, consumers)) = volume(entry, settings, names, findings) else {
+            continue;
+        };
+        for (position, readonly) in resolve(consumers, drafts, &homes) {
+            count += 1;
+            if count > SHARED_MAX {
+                let message = format!("shared volumes make more than {SHARED_MAX} devices");
+                findings
+                    .error("too-many-values", entry.at, message)
+                    .help("share fewer volumes, or with fewer machines");
+                return;
+            }
+            shared
+                .entry(position)
+                .or_default()
+                .push(template.placed(readonly));
+        }
+    }
+    for (at, domain) in drafts.iter_mut().enumerate() {
+        for (position, machine) in domain.machines.iter_mut().enumerate() {
+            if let Some(mut placed) = shared.remove(&(at, position)) {
+                let made: HashSet<&str> = placed.iter().map(|p| p.device.name.as_str()).collect();
+                for own in &machine.devices {
+                    if made.contains(own.device.name.as_str()) {
+                        devices::duplicate(&own.device.name, own.at, findings);
+                    }
+                }
+                placed.append(&mut machine.devices);
+                machine.devices = placed;
+            }
+        }
+    }
+    check_mounts(drafts, findings);
+}
+
+/// A shared volume, of which each consumer gets a device.
+struct Template {
+    name: String,
+    source: String,
+    path: String,
+    shift: bool,
+    at: At,
+    path_at: At,
+}
+
+impl Template {
+    fn placed(&self, readonly: bool) -> Placed {
+        let name = format!("sv-{}", self.name);
+        let device = disk(name, self.source.clone(), &self.path, self.shift, readonly);
+        made(device, self.at, self.path_at)
+    }
+}
+
+/// Domain or machine names, and whether they may only read.
+type Consumers<'t> = Vec<(&'t str, bool)>;
+
+fn volume<'t>(
+    entry: &'t Entry<'_>,
+    settings: &Settings,
+    names: &Names<'_>,
+    findings: &mut Findings,
+) -> Option<(Template, Consumers<'t>)> {
+    let name = volume_name(entry, findings)?;
+    let fields = Fields::of(&entry.value, name, entry.at, findings)?;
+    let keys = ["source", "path", "shift", "propagate", "consumers"];
+    fields.known("a shared volume", &keys, findings);
+    let source = fields.absolute_path("source", findings);
+    let path = fields.absolute_path("path", findings);
+    let shift = fields.flag("shift", findings).unwrap_or(true);
+    fields.flag("propagate", findings);
+    if let Some(entry) = fields.entry("propagate") {
+        findings.unapplied("propagate", entry.at);
+    }
+    let consumers = match fields.entry("consumers") {
+        Some(consumers) => Fields::of(&consumers.value, "consumers", consumers.at, findings)?,
+        None => Fields::none(entry.at),
+    };
+    if consumers.entries().is_empty() {
+        findings
+            .error(
+                "missing-key",
+                entry.at,
+                format!("shared volume {} has no consumers", quote(name)),
+            )
+            .help("name domains or machines: `consumers: {work: rw, web: ro}`");
+    }
+    let base = &settings.shared_volumes_base;
+    let template = Template {
+        source: source.map_or_else(|| format!("{base}/{name}"), |s| s.text.to_owned()),
+        path: path.map_or_else(|| format!("/shared/{name}"), |p| p.text.to_owned()),
+        shift,
+        at: entry.at,
+        path_at: path.or(source).map_or(entry.at, |text| text.at),
+        name: name.to_owned(),
+    };
+    let consumers = consumers.entries().iter();
+    let consumers = consumers.filter_map(|entry| consumer(entry, names, findings));
+    Some((template, consumers.collect()))
+}
+
+fn consumer<'t>(
+    entry: &'t Entry<'_>,
+    names: &Names<'_>,
+    findings: &mut Findings,
+) -> Option<(&'t str, bool)> {
+    let name = entry.key.text.as_ref();
+    let known = names.domains.contains_key(name) || names.machines.contains_key(name);
+    if !known {
+        let all = names.domains.keys().copied().chain(names.machine_names());
+        let help = findings
+            .closest(name, all)
+            .map(|near| format!("did you mean `{near}`?"));
+        let files = findings.this_file();
+        findings
+            .error(
+                "unknown-name",
+                entry.at,
+                format!(
+                    "{} is neither a domain nor a machine of {files}",
+                    quote(name)
+                ),
+            )
+            .help(help.unwrap_or_else(|| "declare it, or take it off the list".to_owned()));
+    }
+    let access = field::text(&entry.value, name, entry.at, findings)?;
+    match access.text {
+        "ro" => Some((name, true)),
+        "rw" => Some((name, false)),
+        other => {
+            findings
+                .error(
+                    "invalid-value",
+                    access.at,
+                    format!("{} is no access to a volume", quote(other)),
+                )
+                .help("one of: ro, rw");
+            None
+        }
+    }
+}
+
+/// Where each domain and machine is among the drafts.
+struct Positions {
+    machines: HashMap<String, (usize, usize)>,
+    domains: HashMap<String, usize>,
+}
+
+fn positions(drafts: &[DomainDraft]) -> Positions {
+    let mut positions = Positions {
+        machines: HashMap::new(),
+        domains: HashMap::new(),
+    };
+    for (at, domain) in drafts.iter().enumerate() {
+        let name = domain.domain.name.as_str().to_owned();
+        positions.domains.insert(name, at);
+        for (position, machine) in domain.machines.iter().enumerate() {
+            let name = machine.machine.name.as_str().to_owned();
+            positions.machines.insert(name, (at, position));
+        }
+    }
+    positions
+}
+
+/// Every machine that gets the volume, once: a machine's own entry overrides its domain's.
+fn resolve(
+    consumers: Consumers<'_>,
+    drafts: &[DomainDraft],
+    positions: &Positions,
+) -> BTreeMap<(usize, usize), bool> {
+    let mut resolved = BTreeMap::new();
+    let mut overrides = Vec::new();
+    for (name, readonly) in consumers {
+        if let Some(at) = positions.domains.get(name) {
+            let machines = drafts.get(*at).map_or(0, |domain| domain.machines.len());
+            resolved.extend((0..machines).map(|position| ((*at, position), readonly)));
+        } else if let Some(position) = positions.machines.get(name) {
+            overrides.push((*position, readonly));
+        }
+    }
+    resolved.extend(overrides);
+    resolved
+}
+
+/// Two disks of a machine at one path.
+fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
+    let machines = drafts.iter().flat_map(|domain| &domain.machines);
+    for MachineDraft {
+        machine, devices, ..
+    } in machines
+    {
+        let mut seen: HashSet<&str> = HashSet::new();
+        for placed in devices.iter().filter(|placed| placed.is("disk")) {
+            let Some((path, at)) = placed.get("path") else {
+                continue;
+            };
+            let path = path.trim_end_matches('/');
+            if !seen.insert(path) {
+                let message = format!(
+                    "{} has two disks at {}",
+                    quote(machine.name.as_str()),
+                    quote(path)
+                );
+                findings
+                    .error("duplicate-mount", at, message)
+                    .help("give each disk a `path` of its own");
+            }
+        }
+    }
+}

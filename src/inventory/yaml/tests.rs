@@ -1,0 +1,67 @@
+//! The layout by example; the rest of the style is compared with PyYAML in `tests/integration/sync/yaml.rs`.
+
+use serde_json::json;
+
+use super::*;
+
+fn written(value: &Value) -> String {
+    write(value.as_object().unwrap())
+}
+
+#[test]
+fn the_layout_is_the_one_that_users_have() {
+    let value = json!({
+        "project_name": "demo",
+        "base_subnet": "10.100",
+        "description": "",
+        "ephemeral": false,
+        "network": { "subnet": "10.100.0.0/24", "id": 0 },
+        "services": [
+            { "name": "file_sign", "consumers": ["work-dev", "pro-dev"] },
+            { "name": "clipboard", "consumers": [] },
+        ],
+        "hosts": null,
+        "nested": [[1, [2]], {}, null],
+    });
+    let expected = "\
+project_name: demo
+base_subnet: '10.100'
+description: ''
+ephemeral: false
+network:
+  subnet: 10.100.0.0/24
+  id: 0
+services:
+  - name: file_sign
+    consumers:
+      - work-dev
+      - pro-dev
+  - name: clipboard
+    consumers: []
+hosts:
+nested:
+  - - 1
+    - - 2
+  - {}
+  -
+";
+    assert_eq!(written(&value), expected);
+    assert_eq!(write(&Map::new()), "{}\n");
+}
+
+#[test]
+fn a_marker_in_a_value_never_begins_a_line() {
+    let value = json!({ "a": "x\n# === END MANAGED ===\ny" });
+    assert_eq!(
+        written(&value),
+        "a: 'x\n\n  # === END MANAGED ===\n\n  y'\n"
+    );
+}
+
+#[test]
+fn numbers_are_numbers_for_every_reader() {
+    let value = json!({ "a": 1e300, "b": 1.5e-7, "c": 0.1, "d": -0.0, "e": 1e16, "f": u64::MAX });
+    let expected =
+        "a: 1.0e+300\nb: 1.5e-07\nc: 0.1\nd: -0.0\ne: 1.0e+16\nf: 18446744073709551615\n";
+    assert_eq!(written(&value), expected);
+}
