@@ -78,6 +78,9 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page
     Man,
+    /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
+    #[command(hide = true)]
+    ClipboardHolder(ClipboardHolderArgs),
 }
 
 /// Where the infrastructure is declared.
@@ -210,4 +213,21 @@ pub struct McpCallArgs {
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+}
+
+/// `anklume clipboard-holder`
+#[derive(Debug, Args)]
+pub struct ClipboardHolderArgs {
+    /// What to do with the clipboard
+    #[arg(value_enum)]
+    pub errand: ClipboardErrand,
+}
+
+/// What a process is sent to the display for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClipboardErrand {
+    /// Print what is on the clipboard
+    Read,
+    /// Hold the text from stdin on it until something else is put there
+    Hold,
 }

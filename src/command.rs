@@ -2,6 +2,7 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod clipboard_holder;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -11,9 +12,10 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command, CompletionsArgs};
+use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
 use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
+use crate::infra::{self, Read};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -36,6 +38,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Mcp(command) => mcp::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
+        Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }
 }
 
@@ -51,6 +54,15 @@ fn print_manual(output: &Output) -> anyhow::Result<Exit> {
     clap_mangen::Man::new(Cli::command()).render(&mut page)?;
     output.answer(&page)?;
     Ok(Exit::Done)
+}
+
+/// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
+fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<Read> {
+    let read = infra::open(args.infra.as_deref())?;
+    if !read.warnings.is_empty() {
+        output.say(&diagnostic::draw(&read.warnings, true));
+    }
+    Ok(read)
 }
 
 /// Help and version go to stdout and are no fault; anything else is a usage error.

@@ -1,42 +1,79 @@
 //! The tools: runs a [`Grant`], nothing else.
+//!
+//! Whether a call may run was decided before ([`crate::policy`]); whether its arguments make sense is decided here,
+//! before anything is touched.
 
-use std::path::PathBuf;
+mod blocking;
+pub(crate) mod clipboard;
+mod file;
+mod folder;
+mod gpg;
+mod pieces;
+mod settings;
+
+use std::io;
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::catalogue::BadArguments;
+use crate::name::ToolName;
 use crate::policy::Grant;
 
-/// Where the tools of this server work.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The only folder that `file_accept` and `file_provide` see (`ANKLUME_MCP_PORTAL`).
-    pub portal: PathBuf,
-    /// Folder of the clipboard file where there is no display (`$XDG_RUNTIME_DIR/anklume`).
-    pub runtime: PathBuf,
-}
+pub use gpg::GpgFault;
+pub use settings::{Display, Settings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.
+///
+/// Safe for several calls at once.
 #[derive(Debug)]
 pub struct Session {
     settings: Arc<Settings>,
+    signatures: pieces::Transfers<gpg::Signing>,
+    uploads: pieces::Transfers<file::Upload>,
+    reads: file::Reads,
 }
 
 impl Session {
     /// A connection that has sent nothing.
     #[must_use]
-    pub const fn new(settings: Arc<Settings>) -> Self {
-        Self { settings }
+    pub fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            settings,
+            signatures: pieces::Transfers::new(gpg::TRANSFERS_MAX),
+            uploads: pieces::Transfers::new(file::TRANSFERS_MAX),
+            reads: file::Reads::default(),
+        }
     }
 }
 
 /// What a tool gives back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// What a shell user wants as it is; payloads go here and nowhere else.
     pub text: String,
     /// The rest: sizes, digests, fingerprints; fits the tool's output schema.
     pub structured: Map<String, Value>,
+}
+
+impl Outcome {
+    fn new(text: String, structured: &impl Serialize) -> Result<Self, ToolError> {
+        match serde_json::to_value(structured) {
+            Ok(Value::Object(structured)) => Ok(Self { text, structured }),
+            _ => Err(ToolError::Broken),
+        }
+    }
+}
+
+impl std::fmt::Debug for Outcome {
+    /// Says how long the text is, never what it says.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outcome")
+            .field("text", &format_args!("{} bytes", self.text.len()))
+            .field("structured", &self.structured)
+            .finish()
+    }
 }
 
 /// Why a tool failed; its text goes to the caller and names no path of the server but those below the portal.
@@ -45,6 +82,121 @@ pub enum ToolError {
     /// The arguments are refused; nothing was touched.
     #[error("{0}")]
     Arguments(String),
+    /// No such file below the portal.
+    #[error("no file `{path}` in the portal")]
+    NotFound {
+        /// Where it was looked for, relative to the portal.
+        path: String,
+    },
+    /// There is a file of that name, and nothing is overwritten.
+    #[error("`{path}` exists already, and nothing is overwritten; choose another name")]
+    Exists {
+        /// Relative to the portal.
+        path: String,
+    },
+    /// What is there is not what the tool touches: a symbolic link, a device, a file with two names.
+    #[error("{0}")]
+    Refused(String),
+    /// More than one call, one transfer or the clipboard takes.
+    #[error("{0}")]
+    TooLarge(String),
+    /// A piece that does not follow the one before it.
+    #[error("{0}")]
+    OutOfOrder(String),
+    /// The file changed between the pieces that were read, or while it was read.
+    #[error("`{path}` changed while it was read; begin again")]
+    Changed {
+        /// Relative to the portal.
+        path: String,
+    },
+    /// What arrived is not what was announced.
+    #[error("the SHA-256 of what arrived is {found}, not {announced}; nothing was written")]
+    Digest {
+        /// In hexadecimal.
+        found: String,
+        /// In hexadecimal.
+        announced: String,
+    },
+    /// The caller's share of the portal is used up.
+    #[error(
+        "`{folder}` holds {used} bytes, and {wanted} more would pass its limit of {limit}; \
+         take files out of it on the provider"
+    )]
+    Quota {
+        /// Relative to the portal.
+        folder: String,
+        /// Bytes used and being written.
+        used: u64,
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// Too many transfers at once on this connection.
+    #[error("{0}")]
+    Busy(String),
+    /// Something that the tool needs is not there: a program, the portal, the display.
+    #[error("{0}")]
+    Unavailable(String),
+    /// gpg did not sign.
+    #[error(transparent)]
+    Gpg(#[from] GpgFault),
+    /// It took too long.
+    #[error("{0}")]
+    TimedOut(String),
+    /// The system refused.
+    #[error("cannot {doing}: {cause}")]
+    System {
+        /// What was tried, without a path of the server.
+        doing: String,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// The call was given up while it ran.
+    #[error("the call was given up")]
+    Cancelled,
+    /// A fault of anklume itself.
+    #[error("the tool broke down; this is a fault of anklume")]
+    Broken,
+}
+
+impl ToolError {
+    /// The kind of error as one stable word, for logs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Arguments(_) => "arguments",
+            Self::NotFound { .. } => "not-found",
+            Self::Exists { .. } => "exists",
+            Self::Refused(_) => "refused",
+            Self::TooLarge(_) => "too-large",
+            Self::OutOfOrder(_) => "out-of-order",
+            Self::Changed { .. } => "changed",
+            Self::Digest { .. } => "digest",
+            Self::Quota { .. } => "quota",
+            Self::Busy(_) => "busy",
+            Self::Unavailable(_) => "unavailable",
+            Self::Gpg(_) => "gpg",
+            Self::TimedOut(_) => "timed-out",
+            Self::System { .. } => "system",
+            Self::Cancelled => "cancelled",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// What the system refused, with what was tried.
+    fn system(doing: impl Into<String>, cause: impl Into<io::Error>) -> Self {
+        Self::System {
+            doing: doing.into(),
+            cause: cause.into(),
+        }
+    }
+}
+
+impl From<BadArguments> for ToolError {
+    fn from(bad: BadArguments) -> Self {
+        Self::Arguments(bad.to_string())
+    }
 }
 
 /// Runs the tool of a grant. Dropping the future ends what it started.
@@ -52,8 +204,23 @@ pub enum ToolError {
 /// # Errors
 ///
 /// Whatever the tool could not do, in words for its caller.
-#[expect(clippy::unused_async, reason = "skeleton")]
 pub async fn run(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
-    let _ = (grant, &session.settings);
-    Err(ToolError::Arguments(String::new()))
+    match grant.tool() {
+        ToolName::GpgSign => gpg::sign(grant, session).await,
+        ToolName::ClipboardGet => clipboard::get(grant, session).await,
+        ToolName::ClipboardSet => clipboard::set(grant, session).await,
+        ToolName::FileAccept => file::accept(grant, session).await,
+        ToolName::FileProvide => file::provide(grant, session).await,
+    }
+}
+
+/// Bytes as lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
+    for byte in bytes {
+        // Writing to a `String` cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }

@@ -71,10 +71,10 @@ pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Result<(), Vec<
 }
 
 /// Required arguments that were not sent.
-fn missing<'a>(
+fn missing(
     tool: ToolName,
-    arguments: &'a Map<String, Value>,
-) -> impl Iterator<Item = &'static String> + 'a {
+    arguments: &Map<String, Value>,
+) -> impl Iterator<Item = &'static String> {
     let input = &schema::of(tool).input;
     schema::properties(input)
         .into_iter()

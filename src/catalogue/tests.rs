@@ -5,7 +5,10 @@ use serde_json::json;
 use super::*;
 
 fn map(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
+    match value {
+        Value::Object(map) => map,
+        other => panic!("{other}"),
+    }
 }
 
 /// The faults of a call's arguments.

@@ -1,4 +1,9 @@
-//! `anklume policy`.
+//! `anklume policy …`: questions to the policy of an `infra.yml`.
+//!
+//! Decides nothing itself: every answer is that of `policy::decide`.
+
+mod check;
+mod list;
 
 use crate::cli::PolicyCommand;
 use crate::error::Exit;
@@ -6,6 +11,9 @@ use crate::error::Exit;
 use super::output::Output;
 
 /// Runs `anklume policy …`.
-pub(crate) fn run(args: &PolicyCommand, output: &Output) -> anyhow::Result<Exit> {
-    anyhow::bail!("{args:?} {:?}", output.format())
+pub(crate) fn run(command: &PolicyCommand, output: &Output) -> anyhow::Result<Exit> {
+    match command {
+        PolicyCommand::Check(args) => check::run(args, output),
+        PolicyCommand::List(args) => list::run(args, output),
+    }
 }

@@ -9,4 +9,6 @@
 
 mod cli;
 mod harness;
+mod policy;
+mod serve;
 mod sync;

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rmcp::model::ListToolsResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -141,7 +140,7 @@ fn keep_panics_short(output: &Output) {
 fn list_tools(services: &Services, output: &Output) -> anyhow::Result<Exit> {
     let tools = server::list(services, &Caller::Operator);
     match output.format() {
-        Format::Json => output.json(&ListToolsResult::with_all_items(tools))?,
+        Format::Json => output.json(&serde_json::json!({ "tools": tools }))?,
         Format::Text => {
             let mut text = String::new();
             for tool in tools {

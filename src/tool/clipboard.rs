@@ -1,0 +1,62 @@
+//! `clipboard_get` and `clipboard_set`: the clipboard of the display where there is one, a private file where there is none.
+//!
+//! A display that is named but cannot be reached is an error: falling back to the file would hand over another
+//! clipboard than the one that the user sees.
+
+pub(crate) mod display;
+mod file;
+mod holder;
+
+use crate::catalogue::{CLIPBOARD_MAX, ClipboardGet, ClipboardSet, Clipped, parse};
+use crate::policy::Grant;
+
+use super::{Outcome, Session, ToolError, blocking};
+
+/// Runs `clipboard_get`.
+pub(super) async fn get(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+    let ClipboardGet {} = parse(grant.tool(), grant.arguments())?;
+    let settings = &session.settings;
+    let text = if let Some(display) = &settings.display {
+        holder::read(settings, display).await?
+    } else {
+        let folder = settings.runtime.clone();
+        blocking::run(move |_| file::read(&folder)).await?
+    };
+    let clipped = Clipped {
+        bytes: length(&text),
+    };
+    Outcome::new(text, &clipped)
+}
+
+/// Runs `clipboard_set`.
+pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+    let ClipboardSet { content } = parse(grant.tool(), grant.arguments())?;
+    let settings = &session.settings;
+    let bytes = length(&content);
+    if let Some(display) = &settings.display {
+        holder::hold(settings, display, &content).await?;
+    } else {
+        let folder = settings.runtime.clone();
+        blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
+    }
+    Outcome::new(
+        format!("{bytes} bytes on the clipboard"),
+        &Clipped { bytes },
+    )
+}
+
+fn length(text: &str) -> u64 {
+    u64::try_from(text.len()).unwrap_or(u64::MAX)
+}
+
+/// More on the clipboard than goes over the wire.
+fn too_large(bytes: u64) -> ToolError {
+    ToolError::TooLarge(format!(
+        "the clipboard holds {bytes} bytes, and at most {CLIPBOARD_MAX} are handed over"
+    ))
+}
+
+/// Something on the clipboard that is no text.
+fn not_text() -> ToolError {
+    ToolError::Refused("what is on the clipboard is no UTF-8 text".to_owned())
+}

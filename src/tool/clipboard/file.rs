@@ -1,0 +1,337 @@
+//! The clipboard as a file that only its user can read, for machines without a display.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use super::{CLIPBOARD_MAX, not_text, too_large};
+use crate::tool::blocking::Stop;
+use crate::tool::{ToolError, folder};
+
+/// Name of the file in the runtime folder.
+const NAME: &str = "clipboard";
+/// Permission bits of others.
+const OTHERS: u32 = 0o077;
+/// Limit in bytes, for comparison with file sizes.
+const MOST: u64 = CLIPBOARD_MAX as u64;
+
+/// What is on the clipboard; nothing set is an empty text.
+pub(super) fn read(runtime: &Path) -> Result<String, ToolError> {
+    let folder = open_folder(runtime)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(&folder, NAME, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(String::new()),
+        Err(Errno::LOOP) => return Err(odd("is a symbolic link")),
+        Err(refused) => return Err(ToolError::system("open the clipboard's file", refused)),
+    };
+    let bytes = contents(file)?;
+    String::from_utf8(bytes).map_err(|_| not_text())
+}
+
+/// The bytes of the file, once it is known to be ours alone.
+fn contents(file: OwnedFd) -> Result<Vec<u8>, ToolError> {
+    let system = |refused: Errno| ToolError::system("read the clipboard's file", refused);
+    let stat = fstat(&file).map_err(system)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(odd("is not a regular file"));
+    }
+    if stat.st_uid != geteuid().as_raw() {
+        return Err(odd("belongs to another user"));
+    }
+    if stat.st_nlink != 1 {
+        return Err(odd("has a second name"));
+    }
+    if stat.st_mode & OTHERS != 0 {
+        fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(system)?;
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+    if size > MOST {
+        return Err(too_large(size));
+    }
+    let mut bytes = Vec::new();
+    File::from(file)
+        .take(MOST.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|refused| ToolError::system("read the clipboard's file", refused))?;
+    match u64::try_from(bytes.len()) {
+        Ok(length) if length <= MOST => Ok(bytes),
+        length => Err(too_large(length.unwrap_or(u64::MAX))),
+    }
+}
+
+/// Replaces what is on the clipboard: whole or not at all.
+pub(super) fn write(runtime: &Path, content: &str, stop: &Stop) -> Result<(), ToolError> {
+    let folder = open_folder(runtime)?;
+    let (name, file) = create_beside(&folder)?;
+    let replaced = fill(file, content)
+        .and_then(|()| stop.check())
+        .and_then(|()| {
+            renameat(&folder, &name, &folder, NAME)
+                .map_err(|refused| ToolError::system("replace the clipboard's file", refused))
+        });
+    if replaced.is_err() {
+        // It is ours, and what matters is the first error.
+        let _ = unlinkat(&folder, &name, AtFlags::empty());
+    }
+    replaced
+}
+
+fn fill(file: OwnedFd, content: &str) -> Result<(), ToolError> {
+    let system = |refused: io::Error| ToolError::system("write the clipboard's file", refused);
+    // Whatever the umask says.
+    fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
+    File::from(file)
+        .write_all(content.as_bytes())
+        .map_err(system)
+}
+
+/// A new file beside the clipboard's, with its name.
+fn create_beside(folder: &OwnedFd) -> Result<(String, OwnedFd), ToolError> {
+    /// Names left by processes that were killed are skipped; so many are not.
+    const TRIES: usize = 1000;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut refused = Errno::EXIST;
+    for _ in 0..TRIES {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".{NAME}-{}-{count}", std::process::id());
+        match openat(folder, &name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => return Ok((name, file)),
+            Err(Errno::EXIST) => {}
+            Err(other) => {
+                refused = other;
+                break;
+            }
+        }
+    }
+    Err(ToolError::system("write the clipboard's file", refused))
+}
+
+/// The runtime folder: made when missing, ours, closed to others.
+fn open_folder(runtime: &Path) -> Result<OwnedFd, ToolError> {
+    let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
+    let system = |refused: io::Error| ToolError::system(doing, refused);
+    folder::make(runtime, Mode::RWXU).map_err(system)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened =
+        openat(CWD, runtime, flags, Mode::empty()).map_err(|refused| system(refused.into()))?;
+    let stat = fstat(&opened).map_err(|refused| system(refused.into()))?;
+    if stat.st_uid != geteuid().as_raw() {
+        let text = "the clipboard's folder belongs to another user; remove it on the provider";
+        return Err(ToolError::Refused(text.to_owned()));
+    }
+    if stat.st_mode & OTHERS != 0 {
+        fchmod(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
+    }
+    Ok(opened)
+}
+
+fn odd(what: &str) -> ToolError {
+    ToolError::Refused(format!(
+        "the clipboard's file {what}, and is not read; remove it on the provider, or set the clipboard anew"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn runtime() -> (tempfile::TempDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run/anklume");
+        (root, folder)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn set(folder: &Path, content: &str) {
+        write(folder, content, &Stop::default()).unwrap();
+    }
+
+    fn entries(folder: &Path) -> usize {
+        fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn nothing_set_is_an_empty_text() {
+        let (_root, folder) = runtime();
+        assert_eq!(read(&folder).unwrap(), "");
+    }
+
+    #[test]
+    fn bytes_come_back_as_they_went() {
+        let (_root, folder) = runtime();
+        for text in [
+            "bonjour",
+            "",
+            "a\r\nb\rc\nd\n",
+            "héllo \u{1f600} \0 \u{1b}[31m",
+            "\u{feff}x",
+        ] {
+            set(&folder, text);
+            assert_eq!(read(&folder).unwrap(), text);
+        }
+        assert_eq!(entries(&folder), 1);
+    }
+
+    #[test]
+    fn a_short_text_after_a_long_one_is_the_short_one() {
+        let (_root, folder) = runtime();
+        set(&folder, &"x".repeat(CLIPBOARD_MAX));
+        assert_eq!(read(&folder).unwrap().len(), CLIPBOARD_MAX);
+        set(&folder, "short");
+        assert_eq!(read(&folder).unwrap(), "short");
+    }
+
+    #[test]
+    fn the_file_and_its_folder_are_closed_to_others() {
+        let (_root, folder) = runtime();
+        set(&folder, "x");
+        assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn lax_modes_of_before_are_tightened() {
+        let (_root, folder) = runtime();
+        set(&folder, "x");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(folder.join(NAME), fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(read(&folder).unwrap(), "x");
+        assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o700, 0o600));
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(folder.join(NAME), fs::Permissions::from_mode(0o666)).unwrap();
+        set(&folder, "y");
+        assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_link_is_neither_read_nor_written_through() {
+        let (root, folder) = runtime();
+        set(&folder, "x");
+        let victim = root.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        fs::remove_file(folder.join(NAME)).unwrap();
+        symlink(&victim, folder.join(NAME)).unwrap();
+        let refused = read(&folder).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("the clipboard's file is a symbolic link"),
+            "{refused}"
+        );
+        set(&folder, "mine");
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(read(&folder).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_is_refused() {
+        let (root, folder) = runtime();
+        let elsewhere = root.path().join("elsewhere");
+        fs::create_dir_all(folder.parent().unwrap()).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, &folder).unwrap();
+        assert!(write(&folder, "x", &Stop::default()).is_err());
+        assert!(read(&folder).is_err());
+        assert_eq!(entries(&elsewhere), 0);
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_is_not_read() {
+        let (root, folder) = runtime();
+        set(&folder, "x");
+        let own = root.path().join("key");
+        fs::write(&own, "private").unwrap();
+        fs::remove_file(folder.join(NAME)).unwrap();
+        fs::hard_link(&own, folder.join(NAME)).unwrap();
+        assert!(
+            read(&folder)
+                .unwrap_err()
+                .to_string()
+                .contains("has a second name")
+        );
+        fs::remove_file(folder.join(NAME)).unwrap();
+        rustix::fs::mkfifoat(CWD, folder.join(NAME), Mode::RWXU).unwrap();
+        assert!(
+            read(&folder)
+                .unwrap_err()
+                .to_string()
+                .contains("is not a regular file")
+        );
+        if geteuid().is_root() {
+            fs::remove_file(folder.join(NAME)).unwrap();
+            set(&folder, "x");
+            std::os::unix::fs::chown(folder.join(NAME), Some(12_345), None).unwrap();
+            assert!(
+                read(&folder)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("belongs to another user")
+            );
+            std::os::unix::fs::chown(&folder, Some(12_345), None).unwrap();
+            assert!(
+                read(&folder)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("belongs to another user")
+            );
+            assert!(write(&folder, "y", &Stop::default()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_directory_in_the_way_is_an_error_that_leaves_nothing_behind() {
+        let (_root, folder) = runtime();
+        set(&folder, "x");
+        fs::remove_file(folder.join(NAME)).unwrap();
+        fs::create_dir(folder.join(NAME)).unwrap();
+        let refused = write(&folder, "y", &Stop::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.starts_with("cannot replace the clipboard's file: "),
+            "{refused}"
+        );
+        assert_eq!(entries(&folder), 1);
+    }
+
+    #[test]
+    fn what_is_too_long_or_no_text_is_an_error_with_its_size() {
+        let (_root, folder) = runtime();
+        set(&folder, "x");
+        fs::write(folder.join(NAME), vec![b'x'; CLIPBOARD_MAX + 1]).unwrap();
+        assert_eq!(
+            read(&folder).unwrap_err().to_string(),
+            "the clipboard holds 65537 bytes, and at most 65536 are handed over"
+        );
+        fs::write(folder.join(NAME), b"\xff\xfe").unwrap();
+        assert_eq!(
+            read(&folder).unwrap_err().to_string(),
+            "what is on the clipboard is no UTF-8 text"
+        );
+    }
+
+    #[test]
+    fn errors_name_no_path_of_the_server() {
+        let (root, _) = runtime();
+        fs::write(root.path().join("file"), "").unwrap();
+        let folder = root.path().join("file/anklume");
+        let said = format!(
+            "{} {}",
+            read(&folder).unwrap_err(),
+            write(&folder, "x", &Stop::default()).unwrap_err()
+        );
+        assert!(!said.contains(root.path().to_str().unwrap()), "{said}");
+    }
+}

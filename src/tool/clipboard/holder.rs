@@ -1,0 +1,155 @@
+//! The clipboard of a display, through a process of this same program.
+//!
+//! X11 and Wayland keep no copy: whoever set a text must stay to hand it out, so a process of its own stays when the
+//! server ends, until something else is put on the clipboard. Reading goes the same way, because a program that owns
+//! the clipboard and does not answer can then be given up. What that process does: [`super::display`].
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+
+use super::display::{Answer, COMMAND, Errand};
+use super::{not_text, too_large};
+use crate::catalogue::CLIPBOARD_MAX;
+use crate::tool::{Display, Settings, ToolError};
+
+/// Longest that a display, or the program that owns its clipboard, may take to answer.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// A process that is killed when nobody waits for it any more, unless it was told to stay.
+#[derive(Debug)]
+struct Holder {
+    child: Child,
+    stays: bool,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        if !self.stays {
+            // Gone already is as good.
+            let _ = self.child.start_kill();
+        }
+    }
+}
+
+/// What is on the display's clipboard; nothing that is text is an empty text.
+pub(super) async fn read(settings: &Settings, display: &Display) -> Result<String, ToolError> {
+    match ask(settings, display, Errand::Read, "").await?.0 {
+        Answer::Text(text) => Ok(text),
+        Answer::Nothing => Ok(String::new()),
+        other => Err(refusal(&other, display)),
+    }
+}
+
+/// Puts a text on the display's clipboard, where it stays.
+pub(super) async fn hold(
+    settings: &Settings,
+    display: &Display,
+    text: &str,
+) -> Result<(), ToolError> {
+    match ask(settings, display, Errand::Hold, text).await? {
+        (Answer::Text(_), mut holder) => {
+            holder.stays = true;
+            Ok(())
+        }
+        (other, _) => Err(refusal(&other, display)),
+    }
+}
+
+/// Sends a process on an errand and waits for its answer.
+async fn ask(
+    settings: &Settings,
+    display: &Display,
+    errand: Errand,
+    text: &str,
+) -> Result<(Answer, Holder), ToolError> {
+    let mut holder = start(settings, display, errand)?;
+    let asked = tokio::time::timeout(WAIT, talk(&mut holder.child, text)).await;
+    match asked {
+        Ok(answer) => Ok((answer, holder)),
+        Err(_) => Err(ToolError::TimedOut(format!(
+            "the display, or the program that owns its clipboard, did not answer within {} s",
+            WAIT.as_secs()
+        ))),
+    }
+}
+
+fn start(settings: &Settings, display: &Display, errand: Errand) -> Result<Holder, ToolError> {
+    let mut command = Command::new(&settings.program);
+    command
+        .arg0("anklume")
+        .args([COMMAND, errand.as_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    for (name, value) in [
+        ("WAYLAND_DISPLAY", &display.wayland),
+        ("DISPLAY", &display.x11),
+    ] {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let child = command
+        .spawn()
+        .map_err(|refused| ToolError::system("start the clipboard's holder", refused))?;
+    Ok(Holder {
+        child,
+        stays: false,
+    })
+}
+
+/// Hands the text over and reads the answer, which ends with the process's stdout.
+async fn talk(child: &mut Child, text: &str) -> Answer {
+    if let Some(mut stdin) = child.stdin.take() {
+        // A process that does not read says why on stdout.
+        let _ = stdin.write_all(text.as_bytes()).await;
+    }
+    let mut answer = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        let most = u64::try_from(CLIPBOARD_MAX).unwrap_or(u64::MAX);
+        // One byte says what the answer is.
+        let most = most.saturating_add(1);
+        let _ = stdout.take(most).read_to_end(&mut answer).await;
+    }
+    Answer::read(&answer)
+}
+
+fn refusal(answer: &Answer, display: &Display) -> ToolError {
+    match answer {
+        Answer::Unreachable => ToolError::Unavailable(format!(
+            "cannot reach the display {}; start it on the provider, or unset the variable there so that \
+             the clipboard is a private file",
+            named(display)
+        )),
+        Answer::TooLong(bytes) => too_large(*bytes),
+        Answer::NotText => not_text(),
+        Answer::Text(_) | Answer::Nothing | Answer::Refused => {
+            ToolError::Unavailable("the display refused its clipboard".to_owned())
+        }
+    }
+}
+
+/// The display by its variables: names, never paths.
+fn named(display: &Display) -> String {
+    let variables = [
+        ("WAYLAND_DISPLAY", &display.wayland),
+        ("DISPLAY", &display.x11),
+    ];
+    let named: Vec<String> = variables
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let value = value.as_ref()?.to_string_lossy();
+            let shown = if value.contains('/') {
+                "a path"
+            } else {
+                &value
+            };
+            Some(format!("({name}={})", shown.escape_debug()))
+        })
+        .collect();
+    named.join(" ")
+}

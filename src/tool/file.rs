@@ -1,0 +1,17 @@
+//! `file_accept` and `file_provide`: files below the portal, and nothing else of the machine.
+//!
+//! The operator sees the whole portal. What a consumer hands in lands in `incoming/CALLER/`; what it may fetch lies in
+//! `outgoing/CALLER/` and `outgoing/all/`.
+
+mod accept;
+mod portal;
+mod provide;
+mod unpublished;
+mod usage;
+
+pub(super) use accept::{Upload, accept};
+pub(super) use provide::{Reads, provide};
+pub(super) use usage::Usage;
+
+/// Most files in pieces at once that one connection hands in.
+pub(super) const TRANSFERS_MAX: usize = 8;

@@ -1,0 +1,167 @@
+//! The portal as an open folder: every way into it goes through `openat2`, beneath it, through no symbolic link.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, Mode, OFlags, ResolveFlags, Stat, mkdirat, open, openat, openat2, statat,
+};
+use rustix::io::Errno;
+
+use crate::catalogue::PortalPath;
+use crate::tool::{Settings, ToolError, folder};
+
+/// How a path below the portal is resolved: no way out, no link, no `/proc` trick.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+/// How folders are opened to go on from them.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Permissions of folders that are made, less the umask.
+const FOLDER_MODE: Mode = Mode::RWXU
+    .union(Mode::RGRP)
+    .union(Mode::XGRP)
+    .union(Mode::ROTH)
+    .union(Mode::XOTH);
+
+/// The open portal.
+#[derive(Debug)]
+pub(super) struct Portal(OwnedFd);
+
+impl Portal {
+    /// Opens the portal that is there.
+    pub(super) fn open(settings: &Settings) -> Result<Self, ToolError> {
+        match open(&settings.portal, FOLDER, Mode::empty()) {
+            Ok(folder) => Ok(Self(folder)),
+            Err(Errno::NOENT) => Err(ToolError::Unavailable(
+                "the provider has no portal folder yet; `file_accept` makes it, or its owner does"
+                    .to_owned(),
+            )),
+            Err(refused) => Err(ToolError::system("open the portal folder", refused)),
+        }
+    }
+
+    /// Opens the portal, and makes it where it is missing and nobody else could have a hand in it.
+    pub(super) fn open_or_make(settings: &Settings) -> Result<Self, ToolError> {
+        folder::make(&settings.portal, FOLDER_MODE)
+            .map_err(|refused| ToolError::system("make the portal folder", refused))?;
+        Self::open(settings)
+    }
+
+    /// Opens a file or folder without touching what it is.
+    pub(super) fn look(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        self.resolve(path.as_str(), flags)
+            .map_err(|refused| explain(refused, path, "open"))
+    }
+
+    /// Opens a file for reading; a pipe or device would not make us wait.
+    pub(super) fn read(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        self.resolve(path.as_str(), flags)
+            .map_err(|refused| explain(refused, path, "read"))
+    }
+
+    /// The folder that is there, of those that lead to a file; `None` when one of them is missing.
+    pub(super) fn parent(&self, path: &PortalPath) -> Result<Option<OwnedFd>, ToolError> {
+        let (folders, _) = path.split();
+        match self.resolve_folders(&folders) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(refused) => Err(explain(refused, path, "open the folder of")),
+        }
+    }
+
+    /// The folder nearest to a file that is there.
+    pub(super) fn nearest(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
+        let (mut folders, _) = path.split();
+        loop {
+            match self.resolve_folders(&folders) {
+                Err(Errno::NOENT) if folders.pop().is_some() => {}
+                found => {
+                    return found.map_err(|refused| explain(refused, path, "open the folder of"));
+                }
+            }
+        }
+    }
+
+    /// The folder of a file, with those that are missing made, and how many were.
+    pub(super) fn make_parent(&self, path: &PortalPath) -> Result<(OwnedFd, u64), ToolError> {
+        if let Some(parent) = self.parent(path)? {
+            return Ok((parent, 0));
+        }
+        let (folders, _) = path.split();
+        let failed = |refused| explain(refused, path, "make the folder of");
+        let mut made: u64 = 0;
+        let mut folder = self.resolve(".", FOLDER).map_err(failed)?;
+        for name in folders {
+            match mkdirat(&folder, name, FOLDER_MODE) {
+                Ok(()) => made = made.saturating_add(1),
+                Err(Errno::EXIST) => {}
+                Err(refused) => return Err(failed(refused)),
+            }
+            folder = openat2(&folder, name, FOLDER, Mode::empty(), BENEATH).map_err(failed)?;
+        }
+        Ok((folder, made))
+    }
+
+    /// A folder of the portal, to be listed; `None` when it is not there.
+    pub(super) fn list(&self, folder: &str) -> Result<Option<OwnedFd>, ToolError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match self.resolve(folder, flags) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(refused) => Err(ToolError::system(format!("list `{folder}`"), refused)),
+        }
+    }
+
+    fn resolve_folders(&self, folders: &[&str]) -> Result<OwnedFd, Errno> {
+        if folders.is_empty() {
+            return self.resolve(".", FOLDER);
+        }
+        self.resolve(&folders.join("/"), FOLDER)
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        openat2(&self.0, path, flags, Mode::empty(), BENEATH)
+    }
+}
+
+/// Whether there is anything of that name in a folder.
+pub(super) fn exists(folder: &OwnedFd, name: &str) -> Result<bool, Errno> {
+    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(Stat { .. }) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(refused) => Err(refused),
+    }
+}
+
+/// Makes a folder's entries lasting, where it can be opened for that.
+pub(super) fn sync(folder: &OwnedFd) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(folder) = openat(folder, ".", flags, Mode::empty()) {
+        // The file itself is on disk already; a file system that cannot sync folders has no better to offer.
+        let _ = File::from(folder).sync_all();
+    }
+}
+
+/// What a refusal of the system means for a path of the caller's.
+pub(super) fn explain(refused: Errno, path: &PortalPath, doing: &str) -> ToolError {
+    let text = match refused {
+        Errno::NOENT => {
+            let path = path.to_string();
+            return ToolError::NotFound { path };
+        }
+        Errno::LOOP => format!("`{path}` leads through a symbolic link, and none is followed"),
+        Errno::XDEV => format!("`{path}` leads out of the portal"),
+        Errno::NOTDIR => format!("`{path}` leads through something that is not a folder"),
+        Errno::NOSYS => {
+            let text =
+                "this system has no openat2 (Linux 5.6), without which no file is handed over";
+            return ToolError::Unavailable(text.to_owned());
+        }
+        _ => return ToolError::system(format!("{doing} `{path}`"), refused),
+    };
+    ToolError::Refused(text)
+}

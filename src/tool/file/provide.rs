@@ -1,0 +1,289 @@
+//! `file_provide`: the content of a regular file below the portal.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{FileType, Stat, fstat};
+use sha2::{Digest as _, Sha256};
+
+use super::portal::Portal;
+use crate::catalogue::{FileProvide, ONE_CALL_MAX, PIECE, PortalPath, Provided, parse};
+use crate::policy::{Caller, Grant};
+use crate::tool::{Outcome, Session, Settings, ToolError, blocking, hex};
+
+/// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
+const READS_MAX: usize = 16;
+
+/// The files that one connection reads in pieces.
+#[derive(Debug, Clone, Default)]
+pub(in crate::tool) struct Reads(Arc<Mutex<Shelf>>);
+
+#[derive(Debug, Default)]
+struct Shelf {
+    /// By path as the caller sent it.
+    open: HashMap<String, Progress>,
+    /// Counts pieces, to know which file was read longest ago.
+    clock: u64,
+}
+
+/// How far a file was read.
+#[derive(Debug)]
+struct Progress {
+    identity: Identity,
+    /// Digest of all before `next`; `None` when it was not read in order.
+    digest: Option<Sha256>,
+    next: u64,
+    used: u64,
+}
+
+/// What tells that a file is the same and unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+/// What part of a file is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    offset: u64,
+    length: u64,
+}
+
+/// Runs `file_provide`.
+pub(in crate::tool) async fn provide(
+    grant: &Grant,
+    session: &Session,
+) -> Result<Outcome, ToolError> {
+    let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
+    let path = PortalPath::new(&arguments.path).map_err(ToolError::Arguments)?;
+    let sources = sources(&path, grant.caller());
+    let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| Part {
+        offset: arguments.offset.unwrap_or(0),
+        length: arguments.length.unwrap_or(PIECE),
+    });
+    let settings = Arc::clone(&session.settings);
+    let reads = session.reads.clone();
+    blocking::run(move |_| {
+        let source = Source::open(&settings, &path, &sources)?;
+        match part {
+            None => source.whole(),
+            Some(part) => source.part(part, &path, &reads),
+        }
+    })
+    .await
+}
+
+/// Where a caller's file may lie; the first that is there is given.
+fn sources(path: &PortalPath, caller: &Caller) -> Vec<PortalPath> {
+    match caller {
+        Caller::Operator => vec![path.clone()],
+        Caller::Consumer(name) => vec![
+            path.below(&format!("outgoing/{name}")),
+            path.below("outgoing/all"),
+        ],
+    }
+}
+
+/// An open regular file.
+#[derive(Debug)]
+struct Source {
+    path: PortalPath,
+    file: File,
+    identity: Identity,
+    size: u64,
+}
+
+impl Source {
+    /// Opens the first of the sources that is there.
+    fn open(
+        settings: &Settings,
+        asked: &PortalPath,
+        sources: &[PortalPath],
+    ) -> Result<Self, ToolError> {
+        let portal = Portal::open(settings)?;
+        for path in sources {
+            match Self::open_one(&portal, path) {
+                Err(ToolError::NotFound { .. }) => {}
+                opened => return opened,
+            }
+        }
+        // The caller's own words: where else was looked is not its business.
+        let path = asked.to_string();
+        Err(ToolError::NotFound { path })
+    }
+
+    fn open_one(portal: &Portal, path: &PortalPath) -> Result<Self, ToolError> {
+        // Looked at before it is opened, because opening a device can do things.
+        let looked = fstat_of(&portal.look(path)?, path)?;
+        check(&looked, path)?;
+        let file = portal.read(path)?;
+        let opened = fstat_of(&file, path)?;
+        check(&opened, path)?;
+        Ok(Self {
+            path: path.clone(),
+            file: file.into(),
+            identity: Identity::of(&opened),
+            size: u64::try_from(opened.st_size).unwrap_or(0),
+        })
+    }
+
+    /// The whole file in one call.
+    fn whole(self) -> Result<Outcome, ToolError> {
+        if self.size > ONE_CALL_MAX {
+            return Err(ToolError::TooLarge(format!(
+                "`{}` has {} bytes, and one call gives at most {ONE_CALL_MAX}; \
+                 read it in pieces with `offset` and `length`, {PIECE} bytes each",
+                self.path, self.size
+            )));
+        }
+        let part = Part {
+            offset: 0,
+            length: self.size,
+        };
+        let bytes = self.read(part)?;
+        let digest = hex(&Sha256::digest(&bytes));
+        self.answer(part, &bytes, Some(digest))
+    }
+
+    /// One piece of the file.
+    fn part(self, part: Part, asked: &PortalPath, reads: &Reads) -> Result<Outcome, ToolError> {
+        if part.offset > self.size {
+            return Err(ToolError::Arguments(format!(
+                "`offset` is {}, and `{}` has {} bytes",
+                part.offset, self.path, self.size
+            )));
+        }
+        let mut progress = reads.take(asked, &self, part)?;
+        let part = Part {
+            length: part.length.min(self.size.saturating_sub(part.offset)),
+            ..part
+        };
+        let bytes = self.read(part)?;
+        let end = part.offset.saturating_add(part.length);
+        progress.digest = progress.digest.map(|digest| digest.chain_update(&bytes));
+        progress.next = end;
+        let mut digest = None;
+        if end == self.size {
+            digest = progress.digest.map(|whole| hex(&whole.finalize()));
+        } else {
+            reads.put(asked, progress);
+        }
+        self.answer(part, &bytes, digest)
+    }
+
+    /// Reads exactly a part; a file that changes meanwhile is an error.
+    fn read(&self, part: Part) -> Result<Vec<u8>, ToolError> {
+        let failed = |refused| ToolError::system(format!("read `{}`", self.path), refused);
+        let length = usize::try_from(part.length).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length];
+        match self.file.read_exact_at(&mut bytes, part.offset) {
+            Err(short) if short.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(changed(&self.path));
+            }
+            read => read.map_err(failed)?,
+        }
+        if Identity::of(&fstat_of(&self.file, &self.path)?) != self.identity {
+            return Err(changed(&self.path));
+        }
+        Ok(bytes)
+    }
+
+    fn answer(
+        self,
+        part: Part,
+        bytes: &[u8],
+        sha256: Option<String>,
+    ) -> Result<Outcome, ToolError> {
+        let provided = Provided {
+            path: self.path.as_str().to_owned(),
+            size: self.size,
+            offset: part.offset,
+            length: part.length,
+            complete: part.offset.saturating_add(part.length) == self.size,
+            sha256,
+        };
+        Outcome::new(STANDARD.encode(bytes), &provided)
+    }
+}
+
+impl Reads {
+    /// What is known of a file that is read on; the first piece begins anew.
+    fn take(&self, asked: &PortalPath, source: &Source, part: Part) -> Result<Progress, ToolError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept.open.remove(asked.as_str());
+        let fresh = |digest| Progress {
+            identity: source.identity,
+            digest,
+            next: part.offset,
+            used: 0,
+        };
+        match known {
+            _ if part.offset == 0 => Ok(fresh(Some(Sha256::new()))),
+            Some(known) if known.identity != source.identity => Err(changed(&source.path)),
+            Some(known) if known.next == part.offset => Ok(known),
+            // Read from the middle: nothing to compare with, or no digest in the end.
+            Some(_) | None => Ok(fresh(None)),
+        }
+    }
+
+    fn put(&self, asked: &PortalPath, mut progress: Progress) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clock = kept.clock.saturating_add(1);
+        progress.used = kept.clock;
+        kept.open.insert(asked.as_str().to_owned(), progress);
+        if kept.open.len() > READS_MAX {
+            let oldest = kept.open.iter().min_by_key(|(_, progress)| progress.used);
+            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
+                kept.open.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl Identity {
+    const fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+}
+
+fn fstat_of(file: &impl std::os::fd::AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
+    fstat(file).map_err(|refused| ToolError::system(format!("look at `{path}`"), refused))
+}
+
+/// Only regular files with one name are given: another name may be that of a file outside the portal.
+fn check(stat: &Stat, path: &PortalPath) -> Result<(), ToolError> {
+    let odd = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if stat.st_nlink <= 1 => return Ok(()),
+        FileType::RegularFile => {
+            "has a second name (a hard link), which may lie outside the portal"
+        }
+        FileType::Directory => "is a folder",
+        FileType::Symlink => "is a symbolic link, and none is followed",
+        FileType::Fifo => "is a named pipe",
+        FileType::Socket => "is a socket",
+        _ => "is a device",
+    };
+    Err(ToolError::Refused(format!(
+        "`{path}` {odd}; only regular files are given"
+    )))
+}
+
+fn changed(path: &PortalPath) -> ToolError {
+    ToolError::Changed {
+        path: path.to_string(),
+    }
+}

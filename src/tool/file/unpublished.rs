@@ -1,0 +1,201 @@
+//! A file that nobody sees before it is whole: without a name until then, or where the file system knows no such
+//! thing, with a name of its own that goes when the file does not come.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, fchmod, linkat, openat, renameat_with, unlinkat,
+};
+use rustix::io::Errno;
+
+/// Permissions while the file is being written.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// A file on its way.
+#[derive(Debug)]
+pub(super) struct Unpublished {
+    file: File,
+    /// Its folder and name, while it has one.
+    name: Option<(OwnedFd, String)>,
+}
+
+impl Unpublished {
+    /// A new file on the file system of `folder`.
+    pub(super) fn create(folder: OwnedFd) -> Result<Self, Errno> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match openat(&folder, ".", flags, PRIVATE) {
+            Ok(file) => Ok(Self {
+                file: file.into(),
+                name: None,
+            }),
+            // Not every file system has files without a name; FUSE and NFS have not.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                Self::create_named(folder)
+            }
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// A new file with a name of its own.
+    fn create_named(folder: OwnedFd) -> Result<Self, Errno> {
+        /// Names left by processes that were killed are skipped; so many are not.
+        const TRIES: usize = 1000;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..TRIES {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".anklume-{}-{count}.part", std::process::id());
+            match openat(&folder, &name, flags, PRIVATE) {
+                Ok(file) => {
+                    return Ok(Self {
+                        file: file.into(),
+                        name: Some((folder, name)),
+                    });
+                }
+                Err(Errno::EXIST) => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    /// Adds to its end.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Gives it its permissions, puts it on disk, and then its name in `folder`; `EXIST` where that is taken.
+    pub(super) fn publish(mut self, folder: &OwnedFd, name: &str, mode: Mode) -> io::Result<()> {
+        fchmod(&self.file, mode)?;
+        self.file.sync_all()?;
+        match self.name.take() {
+            None => Ok(self.link(folder, name)?),
+            Some((parent, own)) => {
+                let renamed = rename(&parent, &own, folder, name);
+                if renamed.is_err() {
+                    self.name = Some((parent, own));
+                }
+                Ok(renamed?)
+            }
+        }
+    }
+
+    /// Gives a file without a name its first one.
+    fn link(&self, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+        match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
+            // Allowed to the privileged, and to all on newer kernels; the way through /proc is for everybody.
+            Err(Errno::NOENT | Errno::PERM) => {
+                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
+            }
+            linked => linked,
+        }
+    }
+}
+
+/// Moves a file to a name that is free.
+fn rename(parent: &OwnedFd, own: &str, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match renameat_with(parent, own, folder, name, RenameFlags::NOREPLACE) {
+        // A file system that cannot promise it; a second name can be given only where none is.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            linkat(parent, own, folder, name, AtFlags::empty())?;
+            unlinkat(parent, own, AtFlags::empty())
+        }
+        renamed => renamed,
+    }
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        if let Some((folder, name)) = &self.name {
+            // Somebody else may have removed it.
+            let _ = unlinkat(folder, name, AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::path::Path;
+
+    use rustix::fs::open;
+
+    use super::*;
+
+    fn folder(path: &Path) -> OwnedFd {
+        open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    fn entries(path: &Path) -> usize {
+        fs::read_dir(path).unwrap().count()
+    }
+
+    /// Both ways of making a file, where the second has a name meanwhile.
+    fn both(path: &Path) -> [(Unpublished, usize); 2] {
+        let nameless = Unpublished::create(folder(path)).unwrap();
+        assert!(
+            nameless.name.is_none(),
+            "this test needs a file system with O_TMPFILE"
+        );
+        [
+            (nameless, 0),
+            (Unpublished::create_named(folder(path)).unwrap(), 1),
+        ]
+    }
+
+    #[test]
+    fn it_is_there_whole_with_its_mode_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        for (index, (mut file, _)) in both(root.path()).into_iter().enumerate() {
+            file.write(b"one ").unwrap();
+            file.write(b"two").unwrap();
+            let name = format!("file{index}");
+            assert!(!root.path().join(&name).exists());
+            file.publish(&folder(root.path()), &name, Mode::from_raw_mode(0o641))
+                .unwrap();
+            let path = root.path().join(&name);
+            assert_eq!(fs::read(&path).unwrap(), b"one two");
+            let found = fs::metadata(&path).unwrap();
+            assert_eq!(
+                (found.permissions().mode() & 0o7777, found.nlink()),
+                (0o641, 1)
+            );
+        }
+        assert_eq!(entries(root.path()), 2);
+    }
+
+    #[test]
+    fn given_up_it_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let [nameless, named] = both(root.path());
+        assert_eq!(entries(root.path()), 1);
+        drop(named);
+        assert_eq!(entries(root.path()), 0);
+        drop(nameless);
+        assert_eq!(entries(root.path()), 0);
+    }
+
+    #[test]
+    fn nothing_is_overwritten_not_even_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("taken"), "first").unwrap();
+        std::os::unix::fs::symlink("nowhere", root.path().join("link")).unwrap();
+        for name in ["taken", "link"] {
+            for (mut file, _) in both(root.path()) {
+                file.write(b"second").unwrap();
+                let refused = file
+                    .publish(&folder(root.path()), name, PRIVATE)
+                    .unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+            }
+        }
+        assert_eq!(fs::read(root.path().join("taken")).unwrap(), b"first");
+        assert_eq!(entries(root.path()), 2);
+    }
+}

@@ -1,0 +1,158 @@
+//! `gpg_sign`: a detached signature by the GnuPG of the server's user and its agent.
+//!
+//! The command line is built from checked fields and never from a caller's text; content goes in on stdin and is
+//! written nowhere, so a signature of gigabytes in pieces needs no more memory than one of a line.
+
+mod fault;
+mod process;
+mod status;
+
+use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
+use crate::policy::Grant;
+
+use super::pieces::{Step, Turn};
+use super::{Outcome, Session, Settings, ToolError, blocking};
+use process::{Gpg, Signature};
+
+pub use fault::GpgFault;
+
+/// Most signatures in pieces at once on one connection.
+pub(super) const TRANSFERS_MAX: usize = 4;
+/// Payloads longer than this, in bytes of base64, are decoded on a thread of their own.
+const DECODE_APART: usize = 64 * 1024;
+
+/// A signature whose content comes in pieces: a gpg that waits for more.
+#[derive(Debug)]
+pub(super) struct Signing {
+    gpg: Gpg,
+    size: u64,
+    key: Option<String>,
+}
+
+/// Runs `gpg_sign`.
+pub(super) async fn sign(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+    let arguments: GpgSign = parse(grant.tool(), grant.arguments())?;
+    let settings = &session.settings;
+    let Some(offset) = arguments.offset else {
+        if arguments.r#final.is_some() {
+            return Err(ToolError::Arguments(
+                "`final` without `offset`: a piece says where it begins".to_owned(),
+            ));
+        }
+        let data = decode(arguments.data).await?;
+        let signing = Signing::start(settings, arguments.key_id)?;
+        return signing.take(settings, &data).await?.finish(settings).await;
+    };
+    // Known by what was called: one at a time for each service.
+    let (turn, step) =
+        session
+            .signatures
+            .take(grant.name(), &format!("`{}`", grant.name()), offset)?;
+    let last = arguments.r#final == Some(true);
+    piece(settings, turn, step, arguments, last).await
+}
+
+/// One piece of a signature.
+async fn piece(
+    settings: &Settings,
+    turn: Turn<Signing>,
+    step: Step<Signing>,
+    arguments: GpgSign,
+    last: bool,
+) -> Result<Outcome, ToolError> {
+    let data = match decode(arguments.data).await {
+        Ok(data) => data,
+        Err(refused) => {
+            // A bad piece is no reason to lose the good ones.
+            if let Step::Continue(signing) = step {
+                let size = signing.size;
+                turn.wait(size, signing);
+            }
+            return Err(refused);
+        }
+    };
+    let signing = match step {
+        Step::Begin => Signing::start(settings, arguments.key_id)?,
+        Step::Continue(signing) => signing,
+    };
+    let signing = signing.take(settings, &data).await?;
+    if last {
+        return signing.finish(settings).await;
+    }
+    let size = signing.size;
+    turn.wait(size, signing);
+    let taken = Signed {
+        size,
+        complete: false,
+        fingerprint: None,
+        algorithm: None,
+        time: None,
+        public_key: None,
+    };
+    Outcome::new(
+        format!("{size} bytes taken; the next piece begins there"),
+        &taken,
+    )
+}
+
+impl Signing {
+    fn start(settings: &Settings, key: Option<String>) -> Result<Self, ToolError> {
+        let gpg = Gpg::sign(settings, key.as_deref())?;
+        Ok(Self { gpg, size: 0, key })
+    }
+
+    /// Feeds gpg; over the limit or after a refusal by gpg, the transfer is over.
+    async fn take(mut self, settings: &Settings, data: &[u8]) -> Result<Self, ToolError> {
+        self.size = self
+            .size
+            .saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+        if self.size > SIGN_MAX {
+            return Err(ToolError::TooLarge(format!(
+                "a signature covers at most {SIGN_MAX} bytes; sign a digest of the content instead"
+            )));
+        }
+        let fed = within(settings, self.gpg.feed(data)).await?;
+        if fed {
+            return Ok(self);
+        }
+        // It ended before it had read everything: its last words say why.
+        match self.finish(settings).await {
+            Ok(_) => Err(ToolError::Gpg(GpgFault::Failed(None))),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Ends the content and waits for the signature.
+    async fn finish(self, settings: &Settings) -> Result<Outcome, ToolError> {
+        let Signature { text, created } = within(settings, self.gpg.finish(self.key)).await??;
+        let public_key = within(settings, Gpg::export(settings, &created.fingerprint)).await??;
+        let signed = Signed {
+            size: self.size,
+            complete: true,
+            algorithm: Some(created.algorithm()),
+            time: Some(created.time()),
+            fingerprint: Some(created.fingerprint),
+            public_key: Some(public_key),
+        };
+        Outcome::new(text, &signed)
+    }
+}
+
+/// Decodes a payload, a long one away from the thread that serves.
+async fn decode(data: Payload) -> Result<Vec<u8>, ToolError> {
+    if data.encoded_length() <= DECODE_APART {
+        return data.decode().map_err(ToolError::Arguments);
+    }
+    blocking::run(move |_| data.decode().map_err(ToolError::Arguments)).await
+}
+
+/// Waits no longer than gpg may take.
+async fn within<T>(settings: &Settings, work: impl Future<Output = T>) -> Result<T, ToolError> {
+    let limit = settings.gpg_wait;
+    tokio::time::timeout(limit, work).await.map_err(|_| {
+        ToolError::TimedOut(format!(
+            "gpg did not answer within {} s and was ended; a pinentry may be waiting for a passphrase on the provider",
+            limit.as_secs()
+        ))
+    })
+}

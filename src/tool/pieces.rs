@@ -1,0 +1,217 @@
+//! Transfers that come in several calls of one connection: in order, one piece at a time, few at once.
+//!
+//! A piece that does not fit is refused and the transfer goes on; only a second beginning ends it, so that two
+//! senders of one name can never be mixed into one file.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::ToolError;
+
+/// The transfers of one connection, by name.
+#[derive(Debug)]
+pub(super) struct Transfers<T> {
+    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+    most: usize,
+}
+
+#[derive(Debug)]
+enum Slot<T> {
+    /// A piece is being worked on.
+    Taken,
+    /// Waits for the piece at this offset.
+    Waiting { next: u64, transfer: T },
+}
+
+/// The right to work on the next piece. Dropped without [`Turn::wait`], the transfer is over.
+#[derive(Debug)]
+pub(super) struct Turn<T> {
+    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+    name: String,
+}
+
+/// Whether a piece begins a transfer or goes on with one.
+#[derive(Debug)]
+pub(super) enum Step<T> {
+    /// The first piece.
+    Begin,
+    /// A later one.
+    Continue(T),
+}
+
+impl<T> Transfers<T> {
+    /// No transfers yet, and room for `most`.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            slots: Arc::default(),
+            most,
+        }
+    }
+
+    /// Takes the turn for a piece that begins at `offset`.
+    ///
+    /// `shown` is the name as messages show it.
+    pub(super) fn take(
+        &self,
+        name: &str,
+        shown: &str,
+        offset: u64,
+    ) -> Result<(Turn<T>, Step<T>), ToolError> {
+        let mut slots = lock(&self.slots);
+        let step = if offset == 0 {
+            begin(&mut slots, name, shown, self.most)?
+        } else {
+            resume(&mut slots, name, shown, offset)?
+        };
+        slots.insert(name.to_owned(), Slot::Taken);
+        let turn = Turn {
+            slots: Arc::clone(&self.slots),
+            name: name.to_owned(),
+        };
+        Ok((turn, step))
+    }
+}
+
+fn begin<T>(
+    slots: &mut HashMap<String, Slot<T>>,
+    name: &str,
+    shown: &str,
+    most: usize,
+) -> Result<Step<T>, ToolError> {
+    match slots.get(name) {
+        Some(Slot::Taken) => Err(taken(shown)),
+        Some(Slot::Waiting { .. }) => {
+            slots.remove(name);
+            Err(ToolError::OutOfOrder(format!(
+                "a transfer of {shown} had begun already on this connection; it is given up, begin again at offset 0"
+            )))
+        }
+        None if slots.len() >= most => Err(ToolError::Busy(format!(
+            "{most} transfers are under way on this connection; finish one first"
+        ))),
+        None => Ok(Step::Begin),
+    }
+}
+
+fn resume<T>(
+    slots: &mut HashMap<String, Slot<T>>,
+    name: &str,
+    shown: &str,
+    offset: u64,
+) -> Result<Step<T>, ToolError> {
+    match slots.remove(name) {
+        None => Err(ToolError::OutOfOrder(format!(
+            "no transfer of {shown} is under way on this connection; begin at offset 0"
+        ))),
+        Some(Slot::Taken) => {
+            slots.insert(name.to_owned(), Slot::Taken);
+            Err(taken(shown))
+        }
+        Some(Slot::Waiting { next, transfer }) if next == offset => Ok(Step::Continue(transfer)),
+        Some(waiting @ Slot::Waiting { next, .. }) => {
+            slots.insert(name.to_owned(), waiting);
+            Err(ToolError::OutOfOrder(format!(
+                "the next piece of {shown} begins at offset {next}, not {offset}"
+            )))
+        }
+    }
+}
+
+fn taken(shown: &str) -> ToolError {
+    ToolError::OutOfOrder(format!(
+        "another piece of {shown} is still being worked on; send the next one after its answer"
+    ))
+}
+
+impl<T> Turn<T> {
+    /// Puts the transfer down until the piece at `next` comes.
+    pub(super) fn wait(self, next: u64, transfer: T) {
+        let mut slots = lock(&self.slots);
+        slots.insert(self.name.clone(), Slot::Waiting { next, transfer });
+    }
+}
+
+impl<T> Drop for Turn<T> {
+    fn drop(&mut self) {
+        let mut slots = lock(&self.slots);
+        if matches!(slots.get(&self.name), Some(Slot::Taken)) {
+            slots.remove(&self.name);
+        }
+    }
+}
+
+/// A panic elsewhere leaves a map that is still a map.
+fn lock<T>(slots: &Mutex<HashMap<String, Slot<T>>>) -> MutexGuard<'_, HashMap<String, Slot<T>>> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused<T: std::fmt::Debug>(transfers: &Transfers<T>, name: &str, offset: u64) -> String {
+        transfers
+            .take(name, &format!("`{name}`"), offset)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn pieces_follow_each_other() {
+        let transfers = Transfers::new(2);
+        let (turn, step) = transfers.take("a", "`a`", 0).unwrap();
+        assert!(matches!(step, Step::Begin));
+        turn.wait(3, "abc");
+        assert_eq!(
+            refused(&transfers, "a", 2),
+            "the next piece of `a` begins at offset 3, not 2"
+        );
+        assert_eq!(
+            refused(&transfers, "a", 4),
+            "the next piece of `a` begins at offset 3, not 4"
+        );
+        let (turn, step) = transfers.take("a", "`a`", 3).unwrap();
+        assert!(matches!(step, Step::Continue("abc")));
+        drop(turn);
+        assert_eq!(
+            refused(&transfers, "a", 3),
+            "no transfer of `a` is under way on this connection; begin at offset 0"
+        );
+    }
+
+    #[test]
+    fn two_senders_of_one_name_are_never_mixed() {
+        let transfers = Transfers::new(2);
+        transfers.take("a", "`a`", 0).unwrap().0.wait(3, "one");
+        assert_eq!(
+            refused(&transfers, "a", 0),
+            "a transfer of `a` had begun already on this connection; it is given up, begin again at offset 0"
+        );
+        // The first sender's next piece finds nothing to go on with.
+        assert!(refused(&transfers, "a", 3).starts_with("no transfer of `a`"));
+        transfers.take("a", "`a`", 0).unwrap().0.wait(5, "two");
+        assert!(matches!(
+            transfers.take("a", "`a`", 5).unwrap().1,
+            Step::Continue("two")
+        ));
+    }
+
+    #[test]
+    fn one_piece_at_a_time_and_few_transfers_at_once() {
+        let transfers: Transfers<()> = Transfers::new(2);
+        let (turn, _) = transfers.take("a", "`a`", 0).unwrap();
+        for offset in [0, 1] {
+            assert_eq!(
+                refused(&transfers, "a", offset),
+                "another piece of `a` is still being worked on; send the next one after its answer"
+            );
+        }
+        transfers.take("b", "`b`", 0).unwrap().0.wait(1, ());
+        assert_eq!(
+            refused(&transfers, "c", 0),
+            "2 transfers are under way on this connection; finish one first"
+        );
+        drop(turn);
+        assert!(transfers.take("c", "`c`", 0).is_ok());
+    }
+}

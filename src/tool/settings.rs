@@ -1,0 +1,93 @@
+//! Where the tools of one server work, and within which limits.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::file::Usage;
+
+/// The portal where none is named.
+const PORTAL: &str = "/srv/anklume/portal";
+/// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
+const GPG_WAIT: Duration = Duration::from_secs(300);
+/// Most bytes that one consumer may leave in its folder of the portal.
+const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Where the tools of this server work.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The only folder that `file_accept` and `file_provide` see (`ANKLUME_MCP_PORTAL`).
+    pub portal: PathBuf,
+    /// Folder of the clipboard file where there is no display (`$XDG_RUNTIME_DIR/anklume`).
+    pub runtime: PathBuf,
+    /// The display whose clipboard it is; without one, a file is.
+    pub display: Option<Display>,
+    /// This program: it holds the clipboard of a display after the server has ended.
+    pub program: PathBuf,
+    /// GnuPG: a path, or a name to look for.
+    pub gpg: PathBuf,
+    /// Longest that gpg may take.
+    pub gpg_wait: Duration,
+    /// Most bytes that one consumer may leave in its folder of the portal.
+    pub incoming_max: u64,
+    /// What consumers have left there, as far as known.
+    pub(super) usage: Usage,
+}
+
+/// A display, as its programs find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Display {
+    /// `WAYLAND_DISPLAY`
+    pub wayland: Option<OsString>,
+    /// `DISPLAY`
+    pub x11: Option<OsString>,
+}
+
+impl Settings {
+    /// Settings with these two folders, no display, and everything else as it is by default.
+    #[must_use]
+    pub fn new(portal: PathBuf, runtime: PathBuf) -> Self {
+        Self {
+            portal,
+            runtime,
+            display: None,
+            // Works when the file was replaced while we run.
+            program: PathBuf::from("/proc/self/exe"),
+            gpg: PathBuf::from("gpg"),
+            gpg_wait: GPG_WAIT,
+            incoming_max: INCOMING_MAX,
+            usage: Usage::default(),
+        }
+    }
+
+    /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let portal = variable("ANKLUME_MCP_PORTAL").map_or_else(|| PORTAL.into(), PathBuf::from);
+        // A relative XDG_RUNTIME_DIR is to be ignored, says its specification.
+        let runtime = variable("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|folder| folder.is_absolute())
+            .unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
+        Self {
+            display: Display::from_env(),
+            ..Self::new(portal, runtime.join("anklume"))
+        }
+    }
+}
+
+impl Display {
+    fn from_env() -> Option<Self> {
+        let display = Self {
+            wayland: variable("WAYLAND_DISPLAY"),
+            x11: variable("DISPLAY"),
+        };
+        (display.wayland.is_some() || display.x11.is_some()).then_some(display)
+    }
+}
+
+/// A variable of the environment; empty is as good as not set.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}

@@ -1,0 +1,50 @@
+// Lists and calls the tools of a server with the official TypeScript clients.
+//
+// client.cjs sdk|legacy|auto PLAN COMMAND...
+//
+// `sdk` is @modelcontextprotocol/sdk 1.x; the other two are the ways of @modelcontextprotocol/client 2.x.
+// PLAN is a JSON list of [tool, arguments]. Prints one line of JSON: the protocol version, the tools in the server's
+// order, and each result as the client gives it. Whatever the client complains about goes to stderr.
+
+const [way, planText, command, ...args] = process.argv.slice(2);
+const plan = JSON.parse(planText);
+const about = { name: 'anklume-tests', version: '1' };
+
+function connectable() {
+    if (way === 'sdk') {
+        const { Client } = require('@modelcontextprotocol/sdk/client/index.js');
+        const { StdioClientTransport } = require('@modelcontextprotocol/sdk/client/stdio.js');
+        return [new Client(about), StdioClientTransport];
+    }
+    const { Client } = require('@modelcontextprotocol/client');
+    const { StdioClientTransport } = require('@modelcontextprotocol/client/stdio');
+    return [new Client(about, { versionNegotiation: { mode: way } }), StdioClientTransport];
+}
+
+async function main() {
+    const [client, StdioClientTransport] = connectable();
+    client.onerror = (error) => console.error(String(error));
+    const transport = new StdioClientTransport({ command, args, env: process.env, stderr: 'inherit' });
+    let version;
+    // The 1.x client tells its transport alone what was agreed on.
+    transport.setProtocolVersion = (agreed) => (version = agreed);
+    await client.connect(transport);
+    version = client.getNegotiatedProtocolVersion?.() ?? version;
+    const listed = await client.listTools();
+    const results = [];
+    for (const [name, callArguments] of plan) {
+        const result = await client.callTool({ name, arguments: callArguments });
+        results.push({
+            error: result.isError ?? false,
+            text: result.content.map((block) => block.text),
+            structured: result.structuredContent ?? null,
+        });
+    }
+    await client.close();
+    console.log(JSON.stringify({ version, tools: listed.tools.map((tool) => tool.name), results }));
+}
+
+main().catch((error) => {
+    console.error(error);
+    process.exitCode = 1;
+});

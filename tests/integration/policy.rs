@@ -1,0 +1,278 @@
+//! `anklume policy …` through the binary, with the whole output.
+
+use crate::harness::{Anklume, Ran};
+
+/// The quick start of the README.
+const QUICK_START: &str = r#"domains:
+  vault:
+    subnet_id: 0
+    machines:
+      vault-signer:
+        type: lxc
+        ip: "10.100.0.10"
+        services:
+          - name: file_sign
+            tool: gpg_sign
+            consumers: [work-dev, pro-dev]
+          - name: clipboard
+            tool: clipboard_get
+            consumers: [work-dev]
+  work:
+    subnet_id: 1
+    machines:
+      work-dev:
+        type: lxc
+        ip: "10.100.1.10"
+  pro:
+    subnet_id: 2
+    machines:
+      pro-dev:
+        type: lxc
+        ip: "10.100.2.10"
+"#;
+
+/// Two machines offer `clipboard` to different consumers; `spare` is disabled; `sign` fixes its key.
+const SEVERAL: &str = r#"domains:
+  d:
+    subnet_id: 0
+    machines:
+      a:
+        services:
+          - {name: clipboard, tool: clipboard_get, consumers: [c]}
+          - {name: sign, tool: gpg_sign, consumers: [c], with: {key_id: "0123456789ABCDEF0123456789ABCDEF01234567"}}
+      b:
+        services:
+          - {name: clipboard, tool: clipboard_get, consumers: [a]}
+          - {name: closed, tool: clipboard_set, consumers: []}
+      c: {}
+  off:
+    enabled: false
+    subnet_id: 1
+    machines:
+      spare: {}
+"#;
+
+fn policy(infra: &str, args: &[&str]) -> Ran {
+    Anklume::new()
+        .infra(infra)
+        .args(["policy"])
+        .args(args.iter().copied())
+        .run()
+}
+
+fn check(infra: &str, caller: &str, service: &str, more: &[&str]) -> Ran {
+    let mut args = vec!["check", "--caller", caller, "--service", service];
+    args.extend(more);
+    policy(infra, &args)
+}
+
+#[test]
+fn a_consumer_is_allowed_and_the_line_says_where_it_is_declared() {
+    check(QUICK_START, "work-dev", "file_sign", &[]).answers(
+        "allowed: `work-dev` is a consumer of `file_sign` on `vault-signer` (infra.yml:9)\n",
+    );
+}
+
+#[test]
+fn whoever_is_not_listed_is_denied_with_the_reason() {
+    check(QUICK_START, "pro-dev", "clipboard", &[]).is(
+        1,
+        "denied: `pro-dev` is not a consumer of `clipboard` on `vault-signer` (infra.yml:12); its consumers: work-dev\n",
+        "",
+    );
+    check(SEVERAL, "c", "closed", &[]).is(
+        1,
+        "denied: `c` is not a consumer of `closed` on `b` (infra.yml:12); it has none\n",
+        "",
+    );
+}
+
+#[test]
+fn the_provider_itself_is_no_consumer() {
+    check(QUICK_START, "vault-signer", "clipboard", &[]).is(
+        1,
+        "denied: `vault-signer` is not a consumer of `clipboard` on `vault-signer` (infra.yml:12); its consumers: work-dev\n",
+        "",
+    );
+}
+
+#[test]
+fn a_name_that_exists_nowhere_is_an_error_with_the_closest_match() {
+    for (caller, service, more, message, help) in [
+        (
+            "wrok-dev",
+            "clipboard",
+            vec![],
+            "the caller `wrok-dev` is not a machine of this file",
+            "did you mean `work-dev`?",
+        ),
+        (
+            "zzz",
+            "clipboard",
+            vec![],
+            "the caller `zzz` is not a machine of this file",
+            "`anklume policy list` shows providers and their consumers",
+        ),
+        (
+            "",
+            "clipboard",
+            vec![],
+            "the caller `` is not a machine of this file",
+            "`anklume policy list` shows providers and their consumers",
+        ),
+        (
+            "work-dev",
+            "clipbord",
+            vec![],
+            "no machine offers a service `clipbord`",
+            "did you mean `clipboard`?",
+        ),
+        (
+            "work-dev",
+            "\u{1b}[31m",
+            vec![],
+            "no machine offers a service `\\u{1b}[31m`",
+            "`anklume policy list` shows all services",
+        ),
+        (
+            "work-dev",
+            "clipboard",
+            vec!["--provider", "vault"],
+            "the provider `vault` is not a machine of this file",
+            "did you mean `vault-signer`?",
+        ),
+        (
+            "work-dev",
+            "clipboard",
+            vec!["--provider", "pro-dev"],
+            "`pro-dev` offers no service `clipboard`",
+            "offered by: vault-signer",
+        ),
+        (
+            "work-dev",
+            "vault-signer/clip",
+            vec![],
+            "`vault-signer` offers no service `clip`",
+            "did you mean `clipboard`?",
+        ),
+    ] {
+        check(QUICK_START, caller, service, &more).is(
+            1,
+            "",
+            &format!("error: {message}\n  = help: {help}\n"),
+        );
+    }
+    check(SEVERAL, "spare", "clipboard", &[]).is(
+        1,
+        "",
+        "error: the caller `spare` is in the domain `off`, which is disabled\n  = help: set `enabled: true` there\n",
+    );
+}
+
+#[test]
+fn a_service_of_several_machines_is_decided_for_each() {
+    check(SEVERAL, "c", "clipboard", &[]).is(
+        1,
+        "allowed: `c` is a consumer of `clipboard` on `a` (infra.yml:7)\n\
+         denied: `c` is not a consumer of `clipboard` on `b` (infra.yml:11); its consumers: a\n",
+        "note: several machines offer this service; name one with --provider\n",
+    );
+    let allowed = "allowed: `c` is a consumer of `clipboard` on `a` (infra.yml:7)\n";
+    check(SEVERAL, "c", "clipboard", &["--provider", "a"]).answers(allowed);
+    check(SEVERAL, "c", "a/clipboard", &[]).answers(allowed);
+    check(SEVERAL, "c", "a/clipboard", &["--provider", "a"]).answers(allowed);
+    check(SEVERAL, "c", "a/clipboard", &["--provider", "b"]).is(
+        2,
+        "",
+        "error: two providers are named: `a` in --service and `b` in --provider\n",
+    );
+}
+
+#[test]
+fn arguments_that_the_service_fixes_are_not_the_callers() {
+    let fixed = r#"{"key_id": "0123456789ABCDEF0123456789ABCDEF01234567"}"#;
+    assert_eq!(check(SEVERAL, "c", "sign", &["--args", fixed]).status, 0);
+    check(SEVERAL, "c", "sign", &["--args", r#"{"key_id": "other"}"#]).is(
+        1,
+        "denied: `key_id` is not the caller's to choose in `sign` on `a` (infra.yml:8)\n",
+        "",
+    );
+    check(QUICK_START, "work-dev", "file_sign", &["--args", r#"{"key_id": "other"}"#]).is(
+        1,
+        "denied: `key_id` is not the caller's to choose in `file_sign` on `vault-signer` (infra.yml:9)\n",
+        "",
+    );
+    let ran = check(SEVERAL, "c", "sign", &["--args", "[1]"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
+    assert!(
+        ran.stderr
+            .starts_with("error: `--args` is not a JSON object: ")
+    );
+}
+
+#[test]
+fn decisions_are_json_on_request() {
+    check(QUICK_START, "pro-dev", "clipboard", &["--format", "json"]).is(
+        1,
+        r#"{
+  "allowed": false,
+  "caller": "pro-dev",
+  "service": "clipboard",
+  "decisions": [
+    {
+      "provider": "vault-signer",
+      "allowed": false,
+      "reason": "`pro-dev` is not a consumer of `clipboard` on `vault-signer` (infra.yml:12); its consumers: work-dev"
+    }
+  ]
+}
+"#,
+        "",
+    );
+}
+
+#[test]
+fn all_services_are_listed() {
+    policy(QUICK_START, &["list"]).answers(
+        "SERVICE                 TOOL           CONSUMERS          DECLARED\n\
+         vault-signer/file_sign  gpg_sign       work-dev, pro-dev  infra.yml:9\n\
+         vault-signer/clipboard  clipboard_get  work-dev           infra.yml:12\n",
+    );
+    let ran = policy(SEVERAL, &["list", "--format", "json"]);
+    let rows: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 4);
+    assert_eq!(
+        rows[1]["with"]["key_id"],
+        "0123456789ABCDEF0123456789ABCDEF01234567"
+    );
+    assert_eq!(rows[3]["consumers"], serde_json::json!([]));
+}
+
+#[test]
+fn a_file_without_services_lists_nothing_and_says_so() {
+    policy(
+        "domains: {d: {subnet_id: 0, machines: {a: {}}}}\n",
+        &["list"],
+    )
+    .is(
+        0,
+        "",
+        "no services are declared: nobody may call anything\n",
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    use std::process::Stdio;
+    let run = Anklume::new().infra(QUICK_START).args(["policy", "list"]);
+    let mut child = run
+        .command()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}

@@ -1,0 +1,521 @@
+//! What is answered to what: each case is a line and the whole answer to it.
+
+use serde_json::{Value, json};
+
+use super::server::Server;
+use super::{TOOLS, names};
+
+/// One line to a server and what it answers; nothing: the line has no answer.
+type Exchange = (Vec<u8>, Option<Value>);
+
+fn error(id: Value, code: i32, message: &str) -> Option<Value> {
+    Some(json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
+}
+
+fn result(id: impl Into<Value>, result: Value) -> Option<Value> {
+    Some(json!({"jsonrpc": "2.0", "id": id.into(), "result": result}))
+}
+
+/// Has a conversation on one connection, which still lives at its end.
+#[track_caller]
+fn converse(exchanges: Vec<Exchange>) {
+    let mut server = Server::new();
+    for (line, expected) in exchanges {
+        server.send(&line);
+        // A line without an answer is followed by one that has.
+        let expected = expected.unwrap_or_else(|| {
+            server.send(r#"{"jsonrpc":"2.0","id":"after","method":"ping"}"#);
+            json!({"jsonrpc": "2.0", "id": "after", "result": {}})
+        });
+        assert_eq!(
+            server.receive(),
+            expected,
+            "{}",
+            String::from_utf8_lossy(&line)
+        );
+    }
+    server.ends_quietly();
+}
+
+fn exchange(line: impl AsRef<[u8]>, answer: Option<Value>) -> Exchange {
+    (line.as_ref().to_vec(), answer)
+}
+
+#[test]
+fn what_is_no_request_is_answered_with_the_standard_error_and_the_connection_lives() {
+    let no_id =
+        "invalid request: `id` is not a text of at most 1024 bytes or an integer of 64 bits";
+    let no_version = "invalid request: `jsonrpc` is not \"2.0\"";
+    let no_object = "invalid request: a message is a JSON object";
+    let batch = "invalid request: batches are no part of MCP; send one message a line";
+    let deep = |open: &str, close: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":9,"method":"ping","params":{{"x":{}{}}}}}"#,
+            open.repeat(10_000),
+            close.repeat(10_000)
+        )
+    };
+    let null = || Value::Null;
+    converse(vec![
+        exchange(
+            "nonsense",
+            error(
+                null(),
+                -32700,
+                "not JSON: expected ident at line 1 column 2",
+            ),
+        ),
+        exchange(
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":",
+            error(
+                null(),
+                -32700,
+                "not JSON: EOF while parsing a value at line 1 column 33",
+            ),
+        ),
+        exchange(
+            b"\"\xff\xfe\"",
+            error(
+                null(),
+                -32700,
+                "not JSON: invalid unicode code point at line 1 column 2",
+            ),
+        ),
+        exchange(
+            "{\"a\":\"\0\"}",
+            error(
+                null(),
+                -32700,
+                "not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 1 column 7",
+            ),
+        ),
+        exchange("42", error(null(), -32600, no_object)),
+        exchange("null", error(null(), -32600, no_object)),
+        exchange("{}", error(null(), -32600, no_version)),
+        exchange("[]", error(null(), -32600, batch)),
+        exchange(
+            r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
+            error(null(), -32600, batch),
+        ),
+        exchange(
+            r#"{"id":1,"method":"ping"}"#,
+            error(json!(1), -32600, no_version),
+        ),
+        exchange(
+            r#"{"jsonrpc":"1.0","id":"x","method":"ping"}"#,
+            error(json!("x"), -32600, no_version),
+        ),
+        exchange(
+            r#"{"jsonrpc":2.0,"id":1,"method":"ping"}"#,
+            error(json!(1), -32600, no_version),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
+            error(null(), -32600, no_id),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
+            error(null(), -32600, no_id),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":9223372036854775808,"method":"ping"}"#,
+            error(null(), -32600, no_id),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":[],"method":"ping"}"#,
+            error(null(), -32600, no_id),
+        ),
+        exchange(
+            format!(
+                r#"{{"jsonrpc":"2.0","id":"{}","method":"ping"}}"#,
+                "x".repeat(1025)
+            ),
+            error(null(), -32600, no_id),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1}"#,
+            error(json!(1), -32600, "invalid request: `method` is missing"),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1,"method":7}"#,
+            error(json!(1), -32600, "invalid request: `method` is not a text"),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}"#,
+            error(json!(1), -32602, "`params` is not an object"),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":1}}"#,
+            error(json!(1), -32602, "`_meta` is not an object"),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
+            error(
+                json!(1),
+                -32600,
+                "invalid request: the key `id` is there twice at line 1 column 28",
+            ),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"clipboard_get","arguments":{"a":1,"a":2}}}"#,
+            error(
+                json!(8),
+                -32600,
+                "invalid request: the key `a` is there twice at line 1 column 101",
+            ),
+        ),
+        exchange(
+            deep("[", "]"),
+            error(
+                json!(9),
+                -32600,
+                "invalid request: nested more than 100 levels deep at line 1 column 153",
+            ),
+        ),
+        exchange(
+            deep("{\"a\":", "}"),
+            error(
+                json!(9),
+                -32600,
+                "invalid request: nested more than 100 levels deep at line 1 column 545",
+            ),
+        ),
+    ]);
+}
+
+#[test]
+fn what_has_no_answer_gets_none() {
+    converse(vec![
+        exchange("", None),
+        exchange(" \t ", None),
+        exchange(
+            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+            None,
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","method":"notifications/none/such","params":{"a":1}}"#,
+            None,
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"clipboard_get"}}"#,
+            None,
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":77}}"#,
+            None,
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled"}"#,
+            None,
+        ),
+        exchange(r#"{"jsonrpc":"2.0","id":5,"result":{}}"#, None),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":5,"error":{"code":-1,"message":"x"}}"#,
+            None,
+        ),
+    ]);
+}
+
+#[test]
+fn a_request_in_any_dress_is_answered() {
+    converse(vec![
+        exchange(
+            "\u{feff}{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}",
+            result(1, json!({})),
+        ),
+        exchange(
+            "{\"jsonrpc\":\"2.0\",\"id\":-7,\"method\":\"ping\"}\r",
+            result(-7, json!({})),
+        ),
+        exchange(
+            " { \"method\" : \"ping\" , \"id\" : \"\u{e9}\\u00e9\" , \"jsonrpc\" : \"2.0\" , \"extra\" : [ ] } ",
+            result("éé", json!({})),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":"","method":"ping","params":null}"#,
+            result("", json!({})),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":9223372036854775807,"method":"ping"}"#,
+            result(i64::MAX, json!({})),
+        ),
+    ]);
+}
+
+#[test]
+fn only_what_is_served_is_found() {
+    let methods = [
+        "prompts/list",
+        "prompts/get",
+        "resources/list",
+        "resources/read",
+        "resources/templates/list",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "resources/directory/read",
+        "completion/complete",
+        "logging/setLevel",
+        "sampling/createMessage",
+        "roots/list",
+        "elicitation/create",
+        "subscriptions/listen",
+        "skills/list",
+        "tasks/get",
+        "notifications/initialized",
+        "no/such/method",
+        "",
+    ];
+    let exchanges = methods.map(|method| {
+        let asked = json!({"jsonrpc": "2.0", "id": 3, "method": method, "params": {}});
+        let message = format!("method not found: {method}");
+        exchange(asked.to_string(), error(json!(3), -32601, &message))
+    });
+    converse(exchanges.to_vec());
+    // Escaped, and not the whole of it.
+    let long = format!("a\u{7}{}", "b".repeat(200));
+    let asked = json!({"jsonrpc": "2.0", "id": 3, "method": long});
+    let message = format!("method not found: a\\u{{7}}{}…", "b".repeat(98));
+    converse(vec![exchange(
+        asked.to_string(),
+        error(json!(3), -32601, &message),
+    )]);
+}
+
+#[test]
+fn a_malformed_list_or_call_is_refused_before_anything_runs() {
+    let ask = |method: &str, params: Value| {
+        json!({"jsonrpc": "2.0", "id": 4, "method": method, "params": params}).to_string()
+    };
+    let refused = |message: &str| error(json!(4), -32602, message);
+    converse(vec![
+        exchange(
+            ask("tools/list", json!({"cursor": "abc"})),
+            refused("`cursor` is none of this server's: its list is one page"),
+        ),
+        exchange(
+            ask("tools/list", json!({"cursor": 1})),
+            refused("`cursor` is not a text"),
+        ),
+        exchange(
+            r#"{"jsonrpc":"2.0","id":4,"method":"tools/call"}"#,
+            refused("`name` is missing: the tool to call"),
+        ),
+        exchange(
+            ask("tools/call", json!({})),
+            refused("`name` is missing: the tool to call"),
+        ),
+        exchange(
+            ask("tools/call", json!({"name": 1})),
+            refused("`name` is not a text"),
+        ),
+        exchange(
+            ask(
+                "tools/call",
+                json!({"name": "clipboard_get", "arguments": []}),
+            ),
+            refused("`arguments` is not an object"),
+        ),
+        exchange(
+            ask(
+                "tools/call",
+                json!({"name": "clipboard_get", "arguments": "{}"}),
+            ),
+            refused("`arguments` is not an object"),
+        ),
+        exchange(
+            ask("tools/call", json!({"name": "no_such_tool"})),
+            refused("Unknown tool: no_such_tool"),
+        ),
+        exchange(
+            ask("tools/call", json!({"name": ""})),
+            refused("Unknown tool: "),
+        ),
+        exchange(
+            ask("tools/call", json!({"name": "\u{1b}[31m\n"})),
+            refused("Unknown tool: \\u{1b}[31m\\n"),
+        ),
+        exchange(
+            ask("tools/call", json!({"name": "x".repeat(5000)})),
+            refused(&format!("Unknown tool: {}…", "x".repeat(100))),
+        ),
+        exchange(
+            ask("initialize", json!({})),
+            refused("missing field `protocolVersion`"),
+        ),
+    ]);
+}
+
+#[test]
+fn bad_arguments_are_a_result_that_says_so() {
+    let mut server = Server::new();
+    for (tool, arguments) in [
+        ("gpg_sign", json!({})),
+        ("gpg_sign", json!({"data": "!!!!"})),
+        ("gpg_sign", json!({"data": 1})),
+        ("clipboard_get", json!({"extra": 1})),
+        ("clipboard_set", json!({})),
+        ("file_accept", json!({"path": "../x", "data": ""})),
+        (
+            "file_accept",
+            json!({"path": "x", "data": "", "mode": "4755"}),
+        ),
+        ("file_provide", json!({"path": "x", "offset": -1})),
+    ] {
+        let params = json!({"name": tool, "arguments": arguments});
+        let asked = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+        let answer = server.ask(asked.to_string());
+        assert_eq!(answer["result"]["isError"], true, "{asked}: {answer}");
+        let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert_ne!(text, "", "{asked}");
+    }
+    server.ends_quietly();
+}
+
+fn initialize(version: &str) -> String {
+    json!({"jsonrpc": "2.0", "id": "i", "method": "initialize", "params": {
+        "protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}})
+    .to_string()
+}
+
+/// A request of the stateless era.
+fn modern(id: u32, method: &str, params: Value) -> String {
+    let mut params = params;
+    params["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"}});
+    json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
+}
+
+#[test]
+fn every_version_with_a_handshake_is_agreed_on_and_others_get_the_newest() {
+    let mut server = Server::new();
+    // Several in one connection: each `initialize` is answered.
+    for (asked, agreed) in [
+        ("2024-11-05", "2024-11-05"),
+        ("2025-03-26", "2025-03-26"),
+        ("2025-06-18", "2025-06-18"),
+        ("2025-11-25", "2025-11-25"),
+        ("2026-07-28", "2025-11-25"),
+        ("2099-01-01", "2025-11-25"),
+        ("1999-01-01", "2025-11-25"),
+    ] {
+        let answer = server.ask(initialize(asked));
+        let result = &answer["result"];
+        assert_eq!(answer["id"], "i");
+        assert_eq!(result["protocolVersion"], agreed, "{asked}");
+        assert_eq!(result["capabilities"], json!({"tools": {}}));
+        let program = json!({"name": "anklume", "version": env!("CARGO_PKG_VERSION")});
+        assert_eq!(result["serverInfo"], program);
+
+        server.send(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        assert_eq!(
+            server.ask(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#)["result"],
+            json!({})
+        );
+        let listed = server.ask(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#);
+        assert_eq!(names(&listed["result"]), TOOLS);
+        let members: Vec<&String> = listed["result"].as_object().unwrap().keys().collect();
+        assert_eq!(members, ["tools"], "nothing of the later era");
+    }
+    server.ends_quietly();
+}
+
+#[test]
+fn the_stateless_era_is_served_with_a_list_that_nobody_shares() {
+    let mut server = Server::new();
+    let found = server.ask(modern(1, "server/discover", json!({})));
+    let result = &found["result"];
+    assert_eq!(result["resultType"], "complete");
+    assert_eq!(result["cacheScope"], "private");
+    let versions = json!([
+        "2024-11-05",
+        "2025-03-26",
+        "2025-06-18",
+        "2025-11-25",
+        "2026-07-28"
+    ]);
+    assert_eq!(result["supportedVersions"], versions);
+    assert_eq!(result["capabilities"], json!({"tools": {}}));
+
+    let listed = server.ask(modern(2, "tools/list", json!({})));
+    let result = &listed["result"];
+    assert_eq!(names(result), TOOLS);
+    assert_eq!(result["resultType"], "complete");
+    assert_eq!(
+        (&result["ttlMs"], &result["cacheScope"]),
+        (&json!(0), &json!("private"))
+    );
+
+    let called = server.ask(modern(
+        3,
+        "tools/call",
+        json!({"name": "clipboard_set", "arguments": {}}),
+    ));
+    assert_eq!(called["result"]["resultType"], "complete");
+    assert_eq!(called["result"]["isError"], true);
+
+    let unknown = server.ask(modern(4, "tools/call", json!({"name": "nope"})));
+    assert_eq!(Some(unknown), error(json!(4), -32602, "Unknown tool: nope"));
+    for method in ["ping", "prompts/list", "subscriptions/listen"] {
+        let refused = server.ask(modern(5, method, json!({})));
+        let message = format!("method not found: {method}");
+        assert_eq!(Some(refused), error(json!(5), -32601, &message));
+    }
+
+    // Which rules hold without `_meta` is not for a server to guess once this era was spoken.
+    let bare = server.ask(r#"{"jsonrpc":"2.0","id":6,"method":"tools/list"}"#);
+    assert_eq!(bare["error"]["code"], -32602);
+    server.ends_quietly();
+}
+
+#[test]
+fn both_eras_live_on_one_connection() {
+    let mut server = Server::new();
+    let bare = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    assert_eq!(names(&server.ask(bare)["result"]), TOOLS, "before anything");
+    server.ask(modern(2, "server/discover", json!({})));
+    assert_eq!(
+        names(&server.ask(bare)["result"]),
+        TOOLS,
+        "after a mere question"
+    );
+    let listed = server.ask(modern(3, "tools/list", json!({})));
+    assert_eq!(listed["result"]["cacheScope"], "private");
+    server.ask(initialize("2025-06-18"));
+    let listed = server.ask(bare);
+    assert_eq!(names(&listed["result"]), TOOLS, "after a handshake");
+    assert_eq!(listed["result"].get("cacheScope"), None);
+    let listed = server.ask(modern(4, "tools/list", json!({})));
+    assert_eq!(listed["result"]["cacheScope"], "private");
+    server.ends_quietly();
+}
+
+#[test]
+fn a_version_that_nobody_speaks_and_a_half_said_one_are_named() {
+    let mut server = Server::new();
+    let mut asked: Value = serde_json::from_str(&modern(1, "tools/list", json!({}))).unwrap();
+    let version = "/params/_meta/io.modelcontextprotocol~1protocolVersion";
+    *asked.pointer_mut(version).unwrap() = json!("2099-01-01");
+    let answer = server.ask(asked.to_string());
+    assert_eq!(answer["error"]["code"], -32022);
+    assert_eq!(answer["error"]["data"]["requested"], "2099-01-01");
+
+    let half = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list",
+        "params": {"_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}});
+    let answer = server.ask(half.to_string());
+    assert_eq!(answer["error"]["code"], -32602);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("io.modelcontextprotocol/clientCapabilities"),
+        "{message}"
+    );
+    server.ends_quietly();
+}
+
+#[test]
+fn the_end_right_after_a_probe_is_no_fault() {
+    let mut server = Server::new();
+    server.ask(modern(1, "server/discover", json!({})));
+    server.ends_quietly();
+}
