@@ -16,6 +16,16 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+impl From<hyper::Error> for IncusError {
+    fn from(why: hyper::Error) -> Self {
+        if why.is_parse() {
+            Self::NotHttp(why)
+        } else {
+            Self::Closed(why)
+        }
+    }
+}
+
 /// Why Incus gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IncusError {
@@ -32,16 +42,19 @@ pub(crate) enum IncusError {
     #[error("Incus did not answer within {} s (socket `{}`)", .1.as_secs_f64(), .0.display().to_string().escape_debug())]
     Silent(PathBuf, Duration),
     /// The connection broke.
-    #[error("the connection to Incus failed")]
+    #[error("the connection to Incus failed: {0}")]
     Connection(#[source] io::Error),
     /// What came is not HTTP.
-    #[error("Incus sent what is not HTTP")]
-    Http(#[from] hyper::Error),
+    #[error("Incus sent what is not HTTP: {0}")]
+    NotHttp(#[source] hyper::Error),
+    /// The daemon closed the connection, or never meant to talk.
+    #[error("Incus closed the connection without an answer")]
+    Closed(#[source] hyper::Error),
     /// The answer has more bytes than are read.
     #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
     TooLarge,
     /// The answer is not what the API promises.
-    #[error("the answer of Incus to `{path}` cannot be read")]
+    #[error("the answer of Incus to `{path}` cannot be read: {source}")]
     Answer {
         /// What was asked for.
         path: String,

@@ -156,7 +156,8 @@ fn incus_help(fault: &IncusError) -> Option<String> {
         }
         IncusError::Silent(..) => "look at Incus: `incus info`; `--timeout SECONDS` waits longer",
         IncusError::Connection(_)
-        | IncusError::Http(_)
+        | IncusError::NotHttp(_)
+        | IncusError::Closed(_)
         | IncusError::TooLarge
         | IncusError::Answer { .. }
         | IncusError::Refused { .. } => return None,

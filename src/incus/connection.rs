@@ -130,7 +130,7 @@ async fn read(answer: Response<Incoming>) -> Result<Bytes, IncusError> {
     let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
     body.map(http_body_util::Collected::to_bytes)
         .map_err(|why| match why.downcast::<hyper::Error>() {
-            Ok(why) => IncusError::Http(*why),
+            Ok(why) => (*why).into(),
             Err(why) if why.is::<LengthLimitError>() => IncusError::TooLarge,
             Err(why) => IncusError::Connection(io::Error::other(why)),
         })

@@ -18,6 +18,7 @@ pub(crate) struct Anklume {
     args: Vec<String>,
     env: BTreeMap<String, String>,
     stdin: Vec<u8>,
+    memory: Option<u32>,
 }
 
 /// What came out of a run.
@@ -46,6 +47,7 @@ impl Anklume {
             args: Vec::new(),
             env: BTreeMap::new(),
             stdin: Vec::new(),
+            memory: None,
         }
     }
 
@@ -80,6 +82,12 @@ impl Anklume {
         self
     }
 
+    /// The most memory that the run may have, in KiB of address space.
+    pub(crate) fn memory(mut self, kib: u32) -> Self {
+        self.memory = Some(kib);
+        self
+    }
+
     /// The folder of the run.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().to_owned()
@@ -87,7 +95,15 @@ impl Anklume {
 
     /// The command, ready to start, with a scrubbed environment.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(ANKLUME);
+        let mut command = match self.memory {
+            None => Command::new(ANKLUME),
+            Some(kib) => {
+                let mut shell = Command::new("/bin/sh");
+                let limited = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited, ANKLUME]);
+                shell
+            }
+        };
         command.args(&self.args).current_dir(self.folder.path());
         scrub(&mut command, self.folder.path());
         command.envs(&self.env);

@@ -8,6 +8,7 @@
 )]
 
 mod cli;
+mod client;
 mod harness;
 mod policy;
 mod serve;

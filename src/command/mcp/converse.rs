@@ -184,6 +184,10 @@ async fn hold(
             end.calm().await;
             return Err(Failure::new(Exit::Failed, fault.to_string()).into());
         }
+        // This one answered.
+        ClientError::Malformed { .. } => {
+            return Err(Failure::new(Exit::Unavailable, cannot_reach(&fault)).into());
+        }
         other => Failure::new(Exit::Unavailable, cannot_reach(&other)),
     };
     Err(maybe_done(failure, called).into())

@@ -1,0 +1,16 @@
+//! Behaviour on a real Incus, through the binary that is also pushed into its machines.
+//!
+//! Each test makes a project of its own and removes it, also when it fails.
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a failed unwrap is a failed test; skips are printed; tests start processes and read files"
+)]
+
+mod client;
+#[path = "../integration/harness.rs"]
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+mod harness;
+mod project;

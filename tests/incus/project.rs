@@ -1,0 +1,117 @@
+//! A project of Incus with machines from the image `bb`, for as long as a test needs it.
+
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::harness::{ANKLUME, have};
+
+/// The image that machines are made of: busybox, no libc.
+const IMAGE: &str = "bb";
+
+/// Whether Incus and the image are here; see [`have`].
+#[track_caller]
+pub(crate) fn have_incus() -> bool {
+    let list = Command::new("incus")
+        .args(["image", "alias", "list", "-f", "csv"])
+        .stdin(Stdio::null())
+        .output();
+    let there = list.is_ok_and(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().any(|line| line.starts_with("bb,"))
+    });
+    have("Incus with an image `bb`", there)
+}
+
+/// Runs `incus` and gives what came out.
+pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output {
+    let mut command = Command::new("incus");
+    for arg in args {
+        command.arg(arg.as_ref());
+    }
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// A project; dropped, it is gone with everything in it.
+pub(crate) struct Project {
+    /// Its name, of this run alone.
+    pub(crate) name: String,
+}
+
+impl Project {
+    /// Makes an empty project.
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let project = Self {
+            name: format!("t-client-{}-{count}", std::process::id()),
+        };
+        let features = [
+            "features.images=false",
+            "features.profiles=false",
+            "features.networks=false",
+            "features.storage.volumes=true",
+            "features.storage.buckets=true",
+        ];
+        let mut args = vec!["project", "create", &project.name];
+        for feature in features {
+            args.extend(["-c", feature]);
+        }
+        succeeded(&incus(args));
+        project
+    }
+
+    /// Runs `incus … --project THIS` and gives its stdout; it must succeed.
+    #[track_caller]
+    pub(crate) fn incus(&self, args: &[&str]) -> String {
+        let project = format!("--project={}", self.name);
+        let (verb, rest) = args.split_first().unwrap();
+        let output = incus([&[*verb, &project], rest].concat());
+        succeeded(&output);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Makes a machine and starts it.
+    #[track_caller]
+    pub(crate) fn machine(&self, name: &str) {
+        self.incus(&["create", "-q", IMAGE, name]);
+        self.incus(&["start", "-q", name]);
+    }
+
+    /// Makes a machine, starts it, and pushes the program by the recipe of the documentation.
+    #[track_caller]
+    pub(crate) fn provider(&self, name: &str) {
+        self.machine(name);
+        self.push(ANKLUME, name);
+    }
+
+    /// Pushes a program to where the program is in a machine.
+    #[track_caller]
+    pub(crate) fn push(&self, program: &str, name: &str) {
+        let target = format!("{name}/opt/anklume/anklume");
+        let recipe = "push -q -p --mode 0755 --uid 0 --gid 0";
+        let recipe: Vec<&str> = recipe.split(' ').collect();
+        self.incus(&[&["file"], &recipe[..], &[program, &target]].concat());
+    }
+
+    /// Runs a command in a machine and gives its stdout; it must succeed.
+    #[track_caller]
+    pub(crate) fn exec(&self, name: &str, command: &str) -> String {
+        self.incus(&["exec", name, "-T", "--", "sh", "-c", command])
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        let project = format!("--project={}", self.name);
+        let list = incus(["list", &project, "-c", "n", "-f", "csv"]);
+        for name in String::from_utf8_lossy(&list.stdout).lines() {
+            incus(["delete", "--force", &project, name]);
+        }
+        incus(["project", "delete", &self.name]);
+    }
+}
+
+#[track_caller]
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{output:?}");
+}

@@ -1,0 +1,25 @@
+//! `anklume mcp list` and `mcp call`: against its own server, and against servers that mean harm.
+
+mod exec;
+mod hostile;
+mod local;
+mod server;
+mod socket;
+
+use crate::harness::{Anklume, Ran, have_program};
+use server::Server;
+
+/// Memory that a client may have whatever its server does, in KiB of address space.
+const MEMORY: u32 = 512 * 1024;
+
+/// Runs the client against a server of that kind; `None` where there is no Python to play it.
+fn against(kind: &str, args: &[&str]) -> Option<Ran> {
+    if !have_program("python3") {
+        return None;
+    }
+    let server = Server::start(kind);
+    let args = args.iter().copied().map(str::to_owned);
+    let socket = ["--socket".to_owned(), server.socket()];
+    let ran = Anklume::new().args(args).args(socket).memory(MEMORY).run();
+    Some(ran)
+}

@@ -1,0 +1,191 @@
+//! The way over `incus exec`, with an Incus and a machine that mean harm; the real ones are in `tests/incus`.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use super::Server;
+use crate::harness::{Anklume, have_program};
+
+/// A run with an Incus of `servers.py`, and a program `incus` that does what `script` says.
+fn with_incus(server: &Server, script: &str) -> Anklume {
+    let run = Anklume::new().file("bin/incus", format!("#!/bin/sh\n{script}\n"));
+    let program = run.path().join("bin/incus");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}/bin:/usr/bin:/bin", run.path().display());
+    run.env("INCUS_SOCKET", server.socket()).env("PATH", path)
+}
+
+fn incus(kind: &str) -> Option<Server> {
+    have_program("python3").then(|| Server::start(kind))
+}
+
+#[test]
+fn a_server_that_dies_leaves_its_last_words() {
+    let Some(server) = incus("incus") else { return };
+    let args = ["mcp", "list", "-i", "box"];
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; printf 'fatal \\033[2J' >&2; exit 3";
+    let said: String = (3..=9).map(|n| format!("  | line {n}\n")).collect();
+    let message = format!(
+        "error: Cannot reach MCP server: the server ended without an answer (exit code 3); its last words:\n{said}  | fatal \\u{{1b}}[2J\n"
+    );
+    with_incus(&server, script)
+        .args(args)
+        .run()
+        .is(4, "", &message);
+    let message = "error: Cannot reach MCP server: the server was killed by signal 9\n";
+    with_incus(&server, "kill -9 $$")
+        .args(args)
+        .run()
+        .is(4, "", message);
+}
+
+#[test]
+fn the_command_is_what_the_documentation_says() {
+    let Some(server) = incus("incus") else { return };
+    let script = "printf '%s\\n' \"$@\" >&2; exit 1";
+    let args = ["mcp", "list", "-i", "box", "-v"];
+    let ran = with_incus(&server, script).args(args).run();
+    let words =
+        "exec\nbox\n--project\np\n-T\n--force-local\n--\n/opt/anklume/anklume\nmcp\nserve\n";
+    let begin = format!("machine `box` is in project `p`\n{words}error: Cannot reach");
+    assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
+    let args = ["mcp", "list", "-i", "box", "--dry-run"];
+    let ran = with_incus(&server, script).args(args).run();
+    let line = "incus exec box --project p -T --force-local -- /opt/anklume/anklume mcp serve\n";
+    assert_eq!(ran.stdout.split_inclusive('\n').next(), Some(line));
+    assert_eq!(ran.stdout.lines().count(), 4);
+}
+
+#[test]
+fn what_incus_says_of_the_program_is_understood() {
+    let Some(server) = incus("incus") else { return };
+    let args = ["mcp", "list", "-i", "box"];
+    // This Incus has every file that it is asked for.
+    let script = "echo 'Error: Command not found' >&2; exit 127";
+    let ran = with_incus(&server, script).args(args).run();
+    let begin = "error: Cannot reach MCP server: `/opt/anklume/anklume` is in machine `box` and cannot run there; its last words:\n  | Error: Command not found\n  = help: put this static binary there: `incus file push -p --mode 0755 --uid 0 --gid 0 ";
+    assert!(ran.status == 4 && ran.stderr.starts_with(begin), "{ran:?}");
+    // The program's own exit code means nothing.
+    let ran = with_incus(&server, "exit 127").args(args).run();
+    let message =
+        "error: Cannot reach MCP server: the server ended without an answer (exit code 127)\n";
+    ran.is(4, "", message);
+}
+
+#[test]
+fn a_flood_on_stderr_and_a_server_that_will_not_end_are_survived() {
+    let Some(server) = incus("incus") else { return };
+    let script = "yes flood | cat >&2";
+    let args = ["mcp", "list", "-i", "box", "--timeout", "1"];
+    let ran = with_incus(&server, script)
+        .args(args)
+        .memory(super::MEMORY)
+        .run();
+    assert_eq!(ran.status, 4, "{ran:?}");
+    let begin =
+        "error: Cannot reach MCP server: no answer within 1 s; its last words:\n  | flood\n";
+    assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
+    let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
+    let ran = with_incus(&server, stubborn).args(args).run();
+    let message = "error: Cannot reach MCP server: no answer within 1 s\n  = help: `--timeout SECONDS` waits longer\n";
+    ran.is(4, "", message);
+}
+
+#[test]
+fn an_incus_that_cannot_be_used_says_which_it_is() {
+    let begin = "error: Cannot reach MCP server: ";
+    let run = |socket: &str| {
+        Anklume::new()
+            .args(["mcp", "list", "-i", "box", "--timeout", "0.5"])
+            .env("INCUS_SOCKET", socket)
+            .run()
+    };
+    let help = "start Incus, or install it (Debian: `apt install incus`); without `-i` the server of this computer answers";
+    let message = format!(
+        "{begin}Incus is not running on this computer (no socket at `/nowhere`)\n  = help: {help}\n"
+    );
+    run("/nowhere").is(4, "", &message);
+    let folder = tempfile::tempdir().unwrap();
+    let dead = folder.path().join("x").to_str().unwrap().to_owned();
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    let message = format!(
+        "{begin}Incus is not running (nobody listens on `{dead}`)\n  = help: start Incus: `systemctl start incus.service`\n"
+    );
+    run(&dead).is(4, "", &message);
+    let cases = [
+        ("incus_refuses", "Incus says: not \\u{1b} you (HTTP 403)\n"),
+        (
+            "incus_changed",
+            "the answer of Incus to `/1.0/instances?recursion=1&all-projects=true` cannot be read: missing field `name` at line 1 column 28\n",
+        ),
+        (
+            "no_http",
+            "Incus sent what is not HTTP: invalid HTTP version parsed\n",
+        ),
+        ("gone", "Incus closed the connection without an answer\n"),
+    ];
+    for (kind, message) in cases {
+        let Some(server) = incus(kind) else { return };
+        run(&server.socket()).is(4, "", &format!("{begin}{message}"));
+    }
+    let Some(server) = incus("silent_http") else {
+        return;
+    };
+    let message = format!(
+        "{begin}Incus did not answer within 0.5 s (socket `{}`)\n  = help: look at Incus: `incus info`; `--timeout SECONDS` waits longer\n",
+        server.socket()
+    );
+    run(&server.socket()).is(4, "", &message);
+    let Some(server) = incus("incus") else { return };
+    let ran = Anklume::new()
+        .args(["mcp", "list", "-i", "box"])
+        .env("INCUS_SOCKET", server.socket())
+        .env("PATH", "/nowhere")
+        .run();
+    let message = format!(
+        "{begin}the `incus` program is not on this computer's PATH\n  = help: install the client of Incus (Debian: `apt install incus-client`)\n"
+    );
+    ran.is(4, "", &message);
+}
+
+#[test]
+fn an_interrupted_client_ends_its_server() {
+    let Some(server) = incus("incus") else { return };
+    let scripts = [
+        "echo $$ >pid; exec sleep 1000",
+        "trap '' TERM; echo $$ >pid; while :; do sleep 0.1; done",
+    ];
+    for (signal, script) in [Signal::INT, Signal::TERM].into_iter().zip(scripts) {
+        let run =
+            with_incus(&server, script).args(["mcp", "call", "x", "-i", "box", "--timeout", "60"]);
+        let pid_file = run.path().join("pid");
+        let mut client = run.command();
+        let client = client
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut client = client.spawn().unwrap();
+        let incus = pid_in(&pid_file);
+        let id = Pid::from_raw(i32::try_from(client.id()).unwrap()).unwrap();
+        kill_process(id, signal).unwrap();
+        assert_eq!(client.wait().unwrap().code(), Some(130));
+        assert!(test_kill_process(incus).is_err(), "{script} still runs");
+    }
+}
+
+/// The process id that a script writes, once it is there.
+fn pid_in(path: &Path) -> Pid {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if let (true, Ok(id)) = (text.ends_with('\n'), text.trim().parse()) {
+            return Pid::from_raw(id).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{} never came", path.display());
+}

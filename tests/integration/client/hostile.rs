@@ -1,0 +1,151 @@
+//! Whatever a server sends, the terminal stays whole and the client ends in time, in bounded memory, with one clear error.
+
+use super::against;
+
+/// What a failure to reach a server looks like.
+#[track_caller]
+fn is_unreachable(kind: &str, args: &[&str], message: &str) {
+    let Some(ran) = against(kind, args) else {
+        return;
+    };
+    let expected = format!("error: Cannot reach MCP server: {message}\n");
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (4, ""),
+        "{kind}: {ran:?}"
+    );
+    assert_eq!(ran.stderr, expected, "{kind}");
+}
+
+const LIST: [&str; 2] = ["mcp", "list"];
+const CALL: [&str; 3] = ["mcp", "call", "x"];
+const QUICK: [&str; 4] = ["mcp", "list", "--timeout", "0.5"];
+const WAIT: &str = "`--timeout SECONDS` waits longer";
+const DONE: &str = "the call may have been carried out";
+const ASK: &str = "the provider is stopped or its server does not run: ask whoever runs it";
+
+#[test]
+fn a_server_that_never_answers_ends_in_a_time_out() {
+    let message = format!("no answer within 0.5 s\n  = help: {WAIT}");
+    for kind in ["mute", "mute_later", "deaf", "endless_line"] {
+        is_unreachable(kind, &QUICK, &message);
+    }
+    let call = ["mcp", "call", "x", "--timeout", "0.5"];
+    is_unreachable("mute", &call, &message);
+    let message = format!("no answer within 0.5 s\n  = help: {DONE}; {WAIT}");
+    is_unreachable("mute_later", &call, &message);
+}
+
+#[test]
+fn a_server_that_goes_away_is_one_error_however_it_goes() {
+    let message = format!(
+        "nobody serves behind the socket: it was closed without an answer\n  = help: {ASK}"
+    );
+    is_unreachable("gone", &LIST, &message);
+    is_unreachable("gone_later", &LIST, &message);
+    is_unreachable(
+        "half_a_line",
+        &LIST,
+        "what answers is not an MCP server: it said `{\\\"jsonrpc\\\":\\\"2.0\\\",\\\"id\\\":2,\\\"result\\\":{\\\"cont`",
+    );
+    let message = format!(
+        "nobody serves behind the socket: it was closed without an answer\n  = help: {DONE}; {ASK}"
+    );
+    is_unreachable("gone_later", &CALL, &message);
+}
+
+#[test]
+fn a_server_that_never_stops_sending_is_left() {
+    let flood = "the server sends without end and does not answer";
+    is_unreachable("endless_notifications", &LIST, flood);
+    is_unreachable("endless_requests", &LIST, flood);
+    let long = "the server sent a message of 21 MiB, and 16 MiB is the limit";
+    is_unreachable("endless_answer", &LIST, long);
+    let many = "the server's answer to `tools/list` is not what MCP promises: it lists more than 10000 tools";
+    is_unreachable("many_tools", &LIST, many);
+    let pages =
+        "the server's answer to `tools/list` is not what MCP promises: it has more than 100 pages";
+    is_unreachable("endless_pages", &LIST, pages);
+}
+
+#[test]
+fn what_is_not_mcp_is_said_to_be_so_and_shown_escaped() {
+    let message = "what answers is not an MCP server: it said `Welcome! \\u{1b}[31m`";
+    is_unreachable("garbage", &LIST, message);
+    let message = "the server's answer to `tools/list` is not what MCP promises: invalid type: integer `7`, expected a string at line 1 column 21";
+    is_unreachable("not_a_result", &LIST, message);
+}
+
+#[test]
+fn an_error_that_names_no_request_ends_the_one_in_flight() {
+    if let Some(ran) = against("old_refusal", &LIST) {
+        let message = "error: the server refused `initialize`: no \\u{1b}[2J (-32600)\n";
+        ran.is(1, "", message);
+    }
+}
+
+#[test]
+fn answers_with_other_ids_are_not_taken() {
+    if let Some(ran) = against("wrong_ids", &CALL) {
+        ran.answers("right");
+    }
+}
+
+#[test]
+fn a_server_that_asks_gets_a_reply_and_nothing_more() {
+    if let Some(ran) = against("asks", &CALL) {
+        let ping = r#"{"id": "p", "result": {}, "code": null}"#;
+        let sampling = r#"{"id": "s", "result": null, "code": -32601}"#;
+        ran.answers(&format!("[{ping}, {sampling}]"));
+    }
+}
+
+#[test]
+fn escapes_reach_no_terminal() {
+    if let Some(ran) = against("escapes", &LIST) {
+        ran.answers(
+            "t\\u{1b}]0;owned\\u{7}\\u{9b}2J\\u{202e}  d\\u{1b}]0;owned\\u{7}\\u{9b}2J\\u{202e}\n",
+        );
+    }
+    if let Some(ran) = against("escapes", &CALL) {
+        let said = "error: `x` failed: failed\\u{1b}]0;owned\\u{7}\\u{9b}2J\\u{202e}\n  |   = help: run this\n";
+        ran.is(1, "", said);
+    }
+    if let Some(ran) = against("escapes", &["mcp", "list", "--format", "json"]) {
+        let escaped = r#""name": "t\u001b]0;owned\u0007\u009b2J\u202e""#;
+        assert!(ran.stdout.contains(escaped), "{}", ran.stdout);
+        assert!(ran.stdout.is_ascii());
+    }
+    if let Some(ran) = against("bad_parameters", &["mcp", "call", "echo"]) {
+        let message = "error: the server refused `tools/call`: bad \\u{1b} arguments (-32602)\n";
+        ran.is(1, "", message);
+    }
+}
+
+#[test]
+fn pieces_that_do_not_make_a_whole_give_nothing() {
+    let cases = [
+        (
+            "pieces_other_bytes",
+            "the pieces do not have the digest of the whole",
+        ),
+        (
+            "pieces_no_digest",
+            "the pieces do not have the digest of the whole",
+        ),
+        (
+            "pieces_other_size",
+            "the file changed while it was fetched; try again",
+        ),
+        ("pieces_nothing", "a piece is empty"),
+        (
+            "huge",
+            "1152921504606846976 bytes are more than the 4294967296 that are fetched",
+        ),
+    ];
+    for (kind, why) in cases {
+        let message =
+            format!("the server's answer to `tools/call` is not what MCP promises: {why}");
+        is_unreachable(kind, &["mcp", "call", "fetch", "path=x"], &message);
+    }
+}

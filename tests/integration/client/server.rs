@@ -1,0 +1,54 @@
+//! A server of `servers.py` behind a socket, for as long as a test needs it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// Where the servers are written.
+const SERVERS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/integration/client/servers.py"
+);
+
+/// A running server; dropped, it ends.
+pub(super) struct Server {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// Starts a server of that kind and waits until it listens.
+    pub(super) fn start(kind: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new("python3")
+            .args([SERVERS, kind])
+            .arg(folder.path().join("far.sock"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n", "{kind}");
+        Self { child, folder }
+    }
+
+    /// Its socket.
+    pub(super) fn socket(&self) -> String {
+        self.folder.path().join("far.sock").to_str().unwrap().into()
+    }
+
+    /// The folder of its socket.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
