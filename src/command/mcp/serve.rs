@@ -5,7 +5,6 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::panic;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -19,9 +18,6 @@ use crate::mcp::server::{self, Answered, Observer, Server, Stop};
 use crate::policy::Caller;
 use crate::services::Services;
 use crate::tool::Settings;
-
-/// The portal where `ANKLUME_MCP_PORTAL` names no other.
-const PORTAL: &str = "/srv/anklume/portal";
 
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -63,7 +59,7 @@ async fn serve(services: Services, output: &Output) -> anyhow::Result<()> {
     let server = Server::new(
         Caller::Operator,
         services,
-        Arc::new(settings()),
+        Arc::new(Settings::from_env()),
         observer(output),
     );
     let (reader, writer) = rmcp::transport::stdio_pipes();
@@ -86,19 +82,6 @@ async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: &Stop
     }
     // The connection ends by itself now.
     std::future::pending::<()>().await;
-}
-
-/// Where the tools of this machine work.
-fn settings() -> Settings {
-    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let runtime = folder("XDG_RUNTIME_DIR").map_or_else(
-        || PathBuf::from(format!("/run/user/{}", rustix::process::getuid().as_raw())),
-        PathBuf::from,
-    );
-    Settings {
-        portal: folder("ANKLUME_MCP_PORTAL").map_or_else(|| PathBuf::from(PORTAL), PathBuf::from),
-        runtime: runtime.join("anklume"),
-    }
 }
 
 /// With `--verbose`, a line on stderr for each answer.
