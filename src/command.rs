@@ -2,7 +2,9 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod apply;
 mod clipboard_holder;
+mod destroy;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -34,6 +36,8 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),
+        Command::Apply(args) => apply::run(args, output),
+        Command::Destroy(args) => destroy::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Completions(args) => print_completions(args, output),
