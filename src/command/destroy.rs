@@ -31,7 +31,10 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
         if doomed.actions().next().is_none() {
             return nothing(selection, &infra.project, &doomed, output);
         }
-        show(&doomed, output);
+        // Who agrees beforehand sees each line when it is done.
+        if !args.yes {
+            show(&doomed, output);
+        }
         refuse_protected(&doomed, args.force)?;
         if !args.yes {
             agree()?;

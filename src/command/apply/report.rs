@@ -245,13 +245,15 @@ pub(super) fn show(plan: &Plan, output: &Output) -> anyhow::Result<()> {
     for note in &plan.notes {
         output.say(&format!("note: {note}"));
     }
-    let mut text: String = actions
+    let lines: Vec<&str> = actions
         .iter()
         .flat_map(|action| &action.lines)
-        .map(|line| format!("{line}\n"))
+        .map(String::as_str)
         .collect();
+    let mut text = lines.join("\n");
     if text.is_empty() {
-        "nothing to do: Incus is as declared\n".clone_into(&mut text);
+        "nothing to do: Incus is as declared".clone_into(&mut text);
     }
+    text.push('\n');
     Ok(output.answer(text.as_bytes())?)
 }
