@@ -8,7 +8,7 @@ mod process;
 mod unreachable;
 mod way;
 
-pub(crate) use command::{incus_exec, shell_line, this_program};
+pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
 pub(crate) use open::{Watch, open, resolve};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};

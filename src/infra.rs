@@ -3,6 +3,7 @@
 //! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
 //! who holds an `Infra` need not check anything again.
 
+mod code;
 mod field;
 mod findings;
 mod network;
@@ -11,7 +12,7 @@ mod raw;
 mod validate;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;

@@ -10,6 +10,8 @@ mod folder;
 mod gpg;
 mod pieces;
 mod settings;
+#[cfg(test)]
+mod testing;
 
 use std::io;
 use std::sync::Arc;

@@ -11,10 +11,13 @@ pub(crate) const BINARY: &str = "/opt/anklume/anklume";
 /// What the server is started with.
 pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
 
+/// The environment that makes `incus` talk to the daemon that was asked for the machine, whatever remote the user's
+/// configuration prefers; `--force-local` does not do that.
+pub(crate) const LOCAL_REMOTE: (&str, &str) = ("INCUS_REMOTE", "local");
+
 /// The arguments of `incus` that start the server in a machine.
 ///
-/// `-T`: no terminal, whatever stdin is. `--force-local`: the daemon that was asked for the machine, whatever
-/// remote the user's configuration prefers.
+/// `-T`: no terminal, whatever stdin is. `--force-local`: no greeting on stderr and no new configuration at first use.
 pub(crate) fn incus_exec(machine: &Machine) -> Vec<String> {
     let mut words: Vec<String> = ["exec", &machine.name, "--project", &machine.project]
         .map(str::to_owned)

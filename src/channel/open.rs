@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::{BINARY, SERVE, incus_exec};
+use super::command::{BINARY, LOCAL_REMOTE, SERVE, incus_exec};
 use super::process::Process;
 use super::{Channel, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
@@ -93,7 +93,8 @@ pub(crate) async fn open(
                 return Err(Unreachable::NotRunning(machine.clone()));
             }
             let mut command = Command::new("incus");
-            command.args(incus_exec(machine));
+            let (name, value) = LOCAL_REMOTE;
+            command.args(incus_exec(machine)).env(name, value);
             start(command, channel, watch)
         }
         Channel::Socket(path) => {

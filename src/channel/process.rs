@@ -16,10 +16,14 @@ use super::open::Watch;
 
 /// How long a server may take to end after its stdin was closed.
 const CALM_END: Duration = Duration::from_secs(2);
-/// How long a server may take to end after SIGTERM; then it is killed.
-const ASKED_END: Duration = Duration::from_secs(1);
-/// When a server that was asked to end is asked again.
+/// How long a server may take to end after SIGTERM; then it is asked again.
 const ASKED_AGAIN: Duration = Duration::from_millis(200);
+/// How long it may take after the second SIGTERM; then it is killed.
+const ASKED_END: Duration = Duration::from_millis(800);
+/// How long the kernel may take to end what was killed.
+const KILLED_END: Duration = Duration::from_secs(1);
+/// How long the rest of a server's stderr may take to come after its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often an end is looked for while nothing else can run.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of a server's stderr that are kept as its last words.
@@ -60,7 +64,7 @@ impl Process {
     pub(super) async fn end(mut self) -> (Option<ExitStatus>, Vec<String>) {
         let status = timeout(CALM_END, self.child.wait()).await;
         // Whoever else holds its stderr open is not waited for.
-        let _ = timeout(ASKED_END, &mut self.listener).await;
+        let _ = timeout(LAST_WORDS, &mut self.listener).await;
         let words = self.words.all();
         (status.ok().and_then(Result::ok), words)
     }
@@ -75,26 +79,33 @@ impl Drop for Process {
     /// Blocks for a moment: whoever drops a running server is about to end, and leaves nothing behind.
     fn drop(&mut self) {
         self.listener.abort();
-        let running = || -> Option<Pid> {
-            let id = i32::try_from(self.child.id()?).ok()?;
-            Pid::from_raw(id)
-        };
-        let Some(pid) = running() else {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok());
+        let Some(pid) = id.and_then(Pid::from_raw) else {
             return;
         };
-        let asked = Instant::now();
         // The first signal lets a server end its calls, the second does not.
-        let mut pauses = [Duration::ZERO, ASKED_AGAIN].into_iter().peekable();
-        while asked.elapsed() < ASKED_END {
-            if pauses.next_if(|pause| asked.elapsed() >= *pause).is_some() {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            if !matches!(self.child.try_wait(), Ok(None)) {
+        for patience in [ASKED_AGAIN, ASKED_END] {
+            let _ = kill_process(pid, Signal::TERM);
+            if self.ends_within(patience) {
                 return;
+            }
+        }
+        let _ = self.child.start_kill();
+        self.ends_within(KILLED_END);
+    }
+}
+
+impl Process {
+    /// Waits where nothing else can run.
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if start.elapsed() >= patience {
+                return false;
             }
             sleep(LOOK);
         }
-        let _ = self.child.start_kill();
+        true
     }
 }
 

@@ -43,6 +43,11 @@ impl Output {
         self.verbose
     }
 
+    /// Whether `--quiet` was given.
+    pub(crate) const fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes the answer to stdout as it is.
     #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
     pub(crate) fn answer(&self, bytes: &[u8]) -> io::Result<()> {
@@ -85,11 +90,6 @@ impl Output {
     /// Whether lines for whoever watches may move on a terminal.
     pub(crate) fn animates(&self) -> bool {
         !self.quiet && self.format == Format::Text && io::stderr().is_terminal()
-    }
-
-    /// The colours that stderr gets.
-    pub(crate) const fn color(&self) -> ColorChoice {
-        self.color
     }
 }
 

@@ -6,9 +6,13 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Number, Value};
 
+use super::code::Code;
 use super::findings::{At, Findings};
 use super::raw::{Entry, Kind, Node, Reading};
 use crate::diagnostic::quote;
+
+/// What a section must be.
+const A_MAP: &str = "a map of keys and values";
 
 /// The map of a section.
 #[derive(Debug, Clone, Copy)]
@@ -30,13 +34,22 @@ pub(super) struct Text<'t> {
 }
 
 impl<'t, 'a> Fields<'t, 'a> {
-    /// The map that a key holds. `name` is the key, for the message; `at` is where to point when there is nothing.
-    pub(super) fn of(
+    /// The map that a key holds.
+    pub(super) fn of(entry: &'t Entry<'a>, findings: &mut Findings) -> Option<Self> {
+        let what = What::Key(&entry.key.text, entry.at);
+        Self::of_what(&entry.value, what, findings)
+    }
+
+    /// The map that an item of a list is, or the file; `what` says which.
+    pub(super) fn of_item(
         node: &'t Node<'a>,
-        name: &str,
-        at: At,
+        what: &'static str,
         findings: &mut Findings,
     ) -> Option<Self> {
+        Self::of_what(node, What::Item(what), findings)
+    }
+
+    fn of_what(node: &'t Node<'a>, what: What<'_>, findings: &mut Findings) -> Option<Self> {
         if let Kind::Map(entries) = &node.kind {
             return Some(Self {
                 at: node.at,
@@ -44,7 +57,7 @@ impl<'t, 'a> Fields<'t, 'a> {
                 strict: false,
             });
         }
-        wrong_type(node, name, at, "a map of keys and values", findings);
+        wrong_type(node, what, A_MAP, findings);
         None
     }
 
@@ -73,9 +86,9 @@ impl<'t, 'a> Fields<'t, 'a> {
             let message = format!("{} is not a key of {section}", quote(key));
             let near = findings.closest(key, keys.iter().copied());
             let found = if self.strict {
-                findings.error("unknown-key", entry.at, message)
+                findings.error(Code::UnknownKey, entry.at, message)
             } else {
-                findings.warning("unknown-key", entry.at, message)
+                findings.warning(Code::UnknownKey, entry.at, message)
             };
             match near {
                 Some(near) => found.help(format!("did you mean `{near}`?")),
@@ -102,7 +115,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
         findings
             .warning(
-                "empty-value",
+                Code::EmptyValue,
                 entry.at,
                 format!(
                     "{} has no value and is read as if it were not there",
@@ -116,7 +129,7 @@ impl<'t, 'a> Fields<'t, 'a> {
     /// Text: quoted, or plain and nothing else.
     pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         let entry = self.filled(key, findings)?;
-        text(&entry.value, key, entry.at, findings)
+        text_entry(entry, findings)
     }
 
     /// Text out of a fixed choice.
@@ -131,7 +144,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         if found.is_none() {
             let message = format!("{} is no value of {}", quote(written.text), quote(key));
             findings
-                .error("invalid-value", written.at, message)
+                .error(Code::InvalidValue, written.at, message)
                 .help(format!("one of: {}", choices.join(", ")));
         }
         found.copied()
@@ -145,7 +158,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         {
             return Some(value);
         }
-        wrong_type(&entry.value, key, entry.at, "true or false", findings);
+        wrong_entry(entry, "true or false", findings);
         None
     }
 
@@ -161,14 +174,14 @@ impl<'t, 'a> Fields<'t, 'a> {
         let written = match &entry.value.kind {
             Kind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
             _ => {
-                wrong_type(&entry.value, key, entry.at, "a whole number", findings);
+                wrong_entry(entry, "a whole number", findings);
                 return None;
             }
         };
         if !is_decimal(written) {
             findings
                 .error(
-                    "ambiguous-number",
+                    Code::AmbiguousNumber,
                     at,
                     format!("{} is not the same number to every reader", quote(written)),
                 )
@@ -185,7 +198,7 @@ impl<'t, 'a> Fields<'t, 'a> {
                 } else {
                     format!("{least} to {most}")
                 };
-                findings.error("out-of-range", at, message).help(help);
+                findings.error(Code::OutOfRange, at, message).help(help);
                 None
             }
         }
@@ -197,14 +210,14 @@ impl<'t, 'a> Fields<'t, 'a> {
         if let Kind::List(items) = &entry.value.kind {
             return Some(items);
         }
-        wrong_type(&entry.value, key, entry.at, "a list", findings);
+        wrong_entry(entry, "a list", findings);
         None
     }
 
     /// A map, its keys not yet looked at.
     pub(super) fn map(&self, key: &str, findings: &mut Findings) -> Option<Self> {
         let entry = self.filled(key, findings)?;
-        let mut fields = Self::of(&entry.value, key, entry.at, findings)?;
+        let mut fields = Self::of(entry, findings)?;
         fields.strict = self.strict;
         Some(fields)
     }
@@ -216,7 +229,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         if !shaped {
             findings
                 .error(
-                    "invalid-path",
+                    Code::InvalidPath,
                     written.at,
                     format!("{} is no absolute path", quote(written.text)),
                 )
@@ -227,33 +240,62 @@ impl<'t, 'a> Fields<'t, 'a> {
     }
 }
 
-/// Text, or a finding.
-pub(super) fn text<'t>(
+/// What a value of the wrong type is called in messages, and where to point when nothing is written.
+#[derive(Debug, Clone, Copy)]
+enum What<'w> {
+    /// The value of a key.
+    Key(&'w str, At),
+    /// An item of a list, or the file.
+    Item(&'static str),
+}
+
+/// The value of a key that is text.
+pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<Text<'t>> {
+    text(&entry.value, What::Key(&entry.key.text, entry.at), findings)
+}
+
+/// An item of a list that is text.
+pub(super) fn text_item<'t>(
     node: &'t Node<'_>,
-    name: &str,
-    at: At,
+    what: &'static str,
     findings: &mut Findings,
 ) -> Option<Text<'t>> {
+    text(node, What::Item(what), findings)
+}
+
+/// A key that is text to YAML, such as a name.
+pub(super) fn text_key<'t>(
+    entry: &'t Entry<'_>,
+    what: &'static str,
+    findings: &mut Findings,
+) -> Option<Text<'t>> {
+    let node = Node {
+        at: entry.at,
+        kind: Kind::Scalar(entry.key.clone()),
+    };
+    text(&node, What::Item(what), findings)?;
+    Some(Text {
+        text: &entry.key.text,
+        at: entry.at,
+    })
+}
+
+fn text<'t>(node: &'t Node<'_>, what: What<'_>, findings: &mut Findings) -> Option<Text<'t>> {
     match &node.kind {
         Kind::Scalar(scalar) if scalar.reading() == Reading::Text => Some(Text {
             text: &scalar.text,
             at: node.at,
         }),
         _ => {
-            wrong_type(node, name, at, "text", findings);
+            wrong_type(node, what, "text", findings);
             None
         }
     }
 }
 
 /// A scalar as the text that Incus and Ansible get: truth values in small letters, anything else as it is written.
-pub(super) fn incus_text(
-    node: &Node<'_>,
-    name: &str,
-    at: At,
-    findings: &mut Findings,
-) -> Option<String> {
-    if let Kind::Scalar(scalar) = &node.kind {
+pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
+    if let Kind::Scalar(scalar) = &entry.value.kind {
         match scalar.reading() {
             Reading::Bool(value) => return Some(value.to_string()),
             Reading::Null => {}
@@ -262,7 +304,7 @@ pub(super) fn incus_text(
             }
         }
     }
-    wrong_type(node, name, at, "text", findings);
+    wrong_entry(entry, "text", findings);
     None
 }
 
@@ -308,36 +350,63 @@ fn json_scalar(text: &str, reading: Reading) -> Value {
     }
 }
 
-/// Reports a value of the wrong type. An unusable one is reported already.
-pub(super) fn wrong_type(
+/// Reports the value of a key that has the wrong type.
+pub(super) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
+    let what = What::Key(&entry.key.text, entry.at);
+    wrong_type(&entry.value, what, expected, findings);
+}
+
+/// Reports an item of a list that has the wrong type.
+pub(super) fn wrong_item(
     node: &Node<'_>,
-    name: &str,
-    at: At,
+    what: &'static str,
     expected: &str,
     findings: &mut Findings,
 ) {
+    wrong_type(node, What::Item(what), expected, findings);
+}
+
+/// An unusable value is reported already.
+fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
     let found = match &node.kind {
         Kind::Unusable => return,
         Kind::List(_) => "a list",
         Kind::Map(_) => "a map",
         Kind::Scalar(scalar) => match scalar.reading() {
-            Reading::Null => {
-                let message = format!("{} has no value, and must be {expected}", quote(name));
-                let help = "write a value, or take the key away";
-                findings.error("empty-value", at, message).help(help);
-                return;
-            }
+            Reading::Null => return empty(node, what, expected, findings),
             Reading::Bool(_) => "a truth value",
             Reading::Integer | Reading::Float => "a number",
             Reading::Text => "text",
         },
     };
-    let message = format!("{} is {found}, and must be {expected}", quote(name));
+    let message = match what {
+        What::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
+        What::Item(what) => format!("{what} is {found}, and must be {expected}"),
+    };
     let help = mending(node, expected);
-    let new = findings.error("wrong-type", node.at, message);
+    let new = findings.error(Code::WrongType, node.at, message);
     if let Some(help) = help {
         new.help(help);
     }
+}
+
+fn empty(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
+    let (at, message) = match what {
+        What::Key(key, at) => (
+            at,
+            format!("{} has no value, and must be {expected}", quote(key)),
+        ),
+        What::Item(what) => (
+            node.at,
+            format!("{what} has no value, and must be {expected}"),
+        ),
+    };
+    let help = match (what, expected) {
+        (What::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
+        (What::Key(..), _) => "write a value, or take the key away",
+        (What::Item(_), _) => "write a value, or take it away",
+    };
+    findings.error(Code::EmptyValue, at, message).help(help);
 }
 
 /// How to write what was probably meant.

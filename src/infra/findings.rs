@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Unapplied;
+use super::code::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source};
 use crate::name::closest;
 
@@ -47,7 +48,7 @@ impl Findings {
             sources,
             found: Vec::new(),
             beyond: 0,
-            scratch: diagnostic(Severity::Error, "", String::new()),
+            scratch: diagnostic(Severity::Error, Code::TooManyFindings, String::new()),
             unapplied: Vec::new(),
             comparisons: COMPARISONS_MAX,
         }
@@ -75,7 +76,7 @@ impl Findings {
     /// Adds a fault: the file is refused.
     pub(super) fn error(
         &mut self,
-        code: &'static str,
+        code: Code,
         at: At,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
@@ -85,17 +86,18 @@ impl Findings {
     /// Adds a warning: the file is read.
     pub(super) fn warning(
         &mut self,
-        code: &'static str,
+        code: Code,
         at: At,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
         self.add(Severity::Warning, code, at, message.into())
     }
 
-    fn add(
+    /// Adds a finding of this severity.
+    pub(super) fn add(
         &mut self,
         severity: Severity,
-        code: &'static str,
+        code: Code,
         at: At,
         message: String,
     ) -> &mut Diagnostic {
@@ -154,6 +156,13 @@ impl Findings {
         near
     }
 
+    /// Whether so many more names may be compared.
+    pub(super) fn may_compare(&mut self, names: usize) -> bool {
+        let left = self.comparisons.checked_sub(names);
+        self.comparisons = left.unwrap_or(self.comparisons);
+        left.is_some()
+    }
+
     /// How messages call what is read.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {
@@ -177,10 +186,12 @@ impl Findings {
         let refused = self.has_errors();
         self.found
             .sort_by_key(|(at, _)| (at.file, at.start, at.line, at.column));
+        // What a shared volume does wrong, it does on each of its machines.
+        self.found.dedup();
         let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, found)| found).collect();
         if self.beyond > 0 {
             let message = format!("{} more findings are not shown", self.beyond);
-            let mut rest = diagnostic(Severity::Error, "too-many-findings", message);
+            let mut rest = diagnostic(Severity::Error, Code::TooManyFindings, message);
             rest.help("mend these first");
             all.push(rest);
         }
@@ -188,10 +199,10 @@ impl Findings {
     }
 }
 
-fn diagnostic(severity: Severity, code: &'static str, message: String) -> Diagnostic {
+fn diagnostic(severity: Severity, code: Code, message: String) -> Diagnostic {
     Diagnostic {
         severity,
-        code,
+        code: code.as_str(),
         message,
         place: None,
         help: None,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::FILE_MAX;
+use super::code::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, quote};
 
 /// What is opened when no path is given, in this order.
@@ -76,7 +77,7 @@ pub(super) struct Opened {
 pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
     let path = match path {
         Some(path) => path.to_owned(),
-        None => default_path().map_err(one)?,
+        None => default_path(Path::new("")).map_err(one)?,
     };
     let metadata = fs::metadata(&path).map_err(|why| one(unreadable(&path, &why)))?;
     let files = if metadata.is_dir() {
@@ -97,19 +98,20 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
     })
 }
 
-fn default_path() -> Result<PathBuf, Diagnostic> {
-    let file = fs::symlink_metadata(DEFAULT_FILE).is_ok();
-    let folder = Path::new(DEFAULT_FOLDER).is_dir();
-    match (file, folder) {
-        (true, false) => Ok(DEFAULT_FILE.into()),
-        (false, true) => Ok(DEFAULT_FOLDER.into()),
+/// What is read in a folder when no path is given.
+pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
+    let file = folder.join(DEFAULT_FILE);
+    let folder = folder.join(DEFAULT_FOLDER);
+    match (fs::symlink_metadata(&file).is_ok(), folder.is_dir()) {
+        (true, false) => Ok(file),
+        (false, true) => Ok(folder),
         (true, true) => Err(fault(
-            "both-present",
+            Code::BothPresent,
             "there is an `infra.yml` and an `infra` folder here",
             "keep one of them, or name one with `--infra`",
         )),
         (false, false) => Err(fault(
-            "not-found",
+            Code::NotFound,
             "there is no `infra.yml` and no `infra` folder here",
             "write one (`infra.example.yml` shows every key), or name it with `--infra`",
         )),
@@ -181,7 +183,7 @@ fn open_folder(folder: &Path) -> Result<Vec<File>, Faults> {
             quote(&folder.to_string_lossy())
         );
         let help = "write one: it holds `project_name` and `global`, and may be empty";
-        faults.push(fault("missing-base", message, help));
+        faults.push(fault(Code::MissingBase, message, help));
     }
     faults.extend(strays);
     if faults.is_empty() {
@@ -229,7 +231,7 @@ fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
         Some(stem) => format!("call it {}", quote(&format!("{stem}.yml"))),
         None => format!("this folder holds {belongs}: move it elsewhere"),
     };
-    Some(fault("stray-file", message, help))
+    Some(fault(Code::StrayFile, message, help))
 }
 
 /// Whether the last component of a path may be a symbolic link.
@@ -298,7 +300,7 @@ fn decode(path: &str, bytes: Vec<u8>, role: Role) -> Result<File, Diagnostic> {
         .count()
         + 1;
     let message = format!("byte 0x{byte:02x} is not UTF-8");
-    let mut found = fault("not-utf8", message, "save the file as UTF-8");
+    let mut found = fault(Code::NotUtf8, message, "save the file as UTF-8");
     found.place = Some(Place {
         source: Arc::new(Source {
             path: path.to_owned(),
@@ -311,6 +313,13 @@ fn decode(path: &str, bytes: Vec<u8>, role: Role) -> Result<File, Diagnostic> {
     Err(found)
 }
 
+/// The text of bytes, as [`read`] takes it from a file.
+#[cfg(test)]
+pub(super) fn decode_for_tests(bytes: &[u8]) -> Result<String, Diagnostic> {
+    let file = decode("infra.yml", bytes.to_owned(), Role::Base)?;
+    Ok(file.source.text.clone())
+}
+
 fn too_large(path: &Path) -> Diagnostic {
     let mebibytes = FILE_MAX / (1024 * 1024);
     let message = format!(
@@ -318,7 +327,7 @@ fn too_large(path: &Path) -> Diagnostic {
         quote(&path.to_string_lossy())
     );
     fault(
-        "too-large",
+        Code::TooLarge,
         message,
         "10,000 machines need about 4 MiB: is it the right file?",
     )
@@ -326,17 +335,17 @@ fn too_large(path: &Path) -> Diagnostic {
 
 fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
     let (code, is) = if kind.is_symlink() {
-        ("symlink", "a symbolic link")
+        (Code::Symlink, "a symbolic link")
     } else if kind.is_dir() {
-        ("not-a-file", "a folder")
+        (Code::NotAFile, "a folder")
     } else if kind.is_fifo() {
-        ("not-a-file", "a FIFO")
+        (Code::NotAFile, "a FIFO")
     } else if kind.is_socket() {
-        ("not-a-file", "a socket")
+        (Code::NotAFile, "a socket")
     } else if kind.is_file() {
-        ("not-a-file", "a file")
+        (Code::NotAFile, "a file")
     } else {
-        ("not-a-file", "a device")
+        (Code::NotAFile, "a device")
     };
     let message = format!("{} is {is}", quote(&path.to_string_lossy()));
     fault(
@@ -349,16 +358,20 @@ fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
 fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
     let path = quote(&path.to_string_lossy());
     if why.kind() == io::ErrorKind::NotFound {
-        return fault("not-found", format!("there is no {path}"), "check the path");
+        return fault(
+            Code::NotFound,
+            format!("there is no {path}"),
+            "check the path",
+        );
     }
     let message = format!("{path} cannot be read: {why}");
-    fault("unreadable", message, "check who may read it")
+    fault(Code::Unreadable, message, "check who may read it")
 }
 
-fn fault(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
+fn fault(code: Code, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
     Diagnostic {
         severity: Severity::Error,
-        code,
+        code: code.as_str(),
         message: message.into(),
         place: None,
         help: Some(help.into()),

@@ -7,8 +7,9 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
+use super::code::Code;
 use super::findings::{At, Findings};
 use crate::diagnostic::quote;
 
@@ -91,6 +92,7 @@ pub(super) fn read<'a>(text: &'a str, file: u32, findings: &mut Findings) -> Opt
         documents: 0,
         root: None,
     };
+    builder.check_line_ends().ok()?;
     let options = granit_parser::options! {
         emit_comments: false,
         emit_anchor_events: true,
@@ -129,11 +131,10 @@ impl<'a> Builder<'a, '_> {
                 let plain = style == ScalarStyle::Plain;
                 self.scalar(at, Scalar { text, plain })
             }
-            Event::SequenceStart(style, _, _) => {
+            Event::SequenceStart(..) => {
                 self.check_tag(&span);
-                let flow = style == StructureStyle::Flow;
                 self.open(Frame::List {
-                    at: opening(at, flow),
+                    at,
                     items: Vec::new(),
                 })
             }
@@ -141,7 +142,7 @@ impl<'a> Builder<'a, '_> {
                 self.check_tag(&span);
                 let flow = style == StructureStyle::Flow;
                 self.open(Frame::Map {
-                    at: opening(at, flow),
+                    at,
                     flow,
                     entries: Vec::new(),
                     key: None,
@@ -152,7 +153,7 @@ impl<'a> Builder<'a, '_> {
             Event::Alias(_) | Event::UnresolvedAlias(_) => self.alias(at),
             Event::Anchor(_, name) => {
                 self.findings
-                    .error("yaml-anchor", at, format!("anchor {}", quote(&name)))
+                    .error(Code::YamlAnchor, at, format!("anchor {}", quote(&name)))
                     .help(
                         "write the value out where it is meant: anchors and aliases are not read",
                     );
@@ -162,13 +163,46 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    /// A carriage return ends a line to YAML and not to most of what shows the file: a place would be another one to the
+    /// user, and a terminal writes what follows over what was before.
+    fn check_line_ends(&mut self) -> Result<(), Stopped> {
+        let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
+            let next = self.text.as_bytes().get(at + 1);
+            next != Some(&b'\n')
+        });
+        let Some(start) = alone else {
+            return Ok(());
+        };
+        let before = self.text.get(..start).unwrap_or_default();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let at = At {
+            file: self.file,
+            start: clamp(start),
+            end: clamp(start + 1),
+            line: clamp(before.matches('\n').count() + 1),
+            column: clamp(line.chars().count() + 1),
+        };
+        self.findings
+            .error(
+                Code::YamlSyntax,
+                at,
+                "a carriage return without a line feed",
+            )
+            .help("save the file with line feeds at the ends of lines, or with both");
+        Err(Stopped)
+    }
+
     fn document(&mut self, at: At) -> Result<(), Stopped> {
         self.documents += 1;
         if self.documents == 1 {
             return Ok(());
         }
         self.findings
-            .error("second-document", at, "a second YAML document begins here")
+            .error(
+                Code::SecondDocument,
+                at,
+                "a second YAML document begins here",
+            )
             .help(
                 "one file is one document: take `---` away, or move what follows to its own file",
             );
@@ -179,14 +213,14 @@ impl<'a> Builder<'a, '_> {
         if let Some(tag) = span.tag_span() {
             let at = self.at(&tag);
             self.findings
-                .error("yaml-tag", at, "a YAML tag")
+                .error(Code::YamlTag, at, "a YAML tag")
                 .help("take the tag away: values are what they look like, and text is quoted");
         }
     }
 
     fn alias(&mut self, at: At) -> Result<(), Stopped> {
         self.findings
-            .error("yaml-alias", at, "a YAML alias")
+            .error(Code::YamlAlias, at, "a YAML alias")
             .help("write the value out: anchors and aliases are not read");
         self.put(Node {
             at,
@@ -209,7 +243,7 @@ impl<'a> Builder<'a, '_> {
         }
         if scalar.plain && scalar.text == "<<" {
             self.findings
-                .error("yaml-merge-key", at, "a YAML merge key")
+                .error(Code::YamlMergeKey, at, "a YAML merge key")
                 .help("write the keys out: merge keys are not read");
             *skip = true;
         } else {
@@ -222,17 +256,18 @@ impl<'a> Builder<'a, '_> {
         let (Frame::List { at, .. } | Frame::Map { at, .. }) = &frame;
         let at = *at;
         if self.frames.len() >= DEPTH_MAX {
-            self.findings
-                .error(
-                    "too-deep",
-                    at,
-                    format!("lists and maps are nested deeper than {DEPTH_MAX}"),
-                )
-                .help("nothing that this file declares needs more than a dozen");
-            return Err(Stopped);
+            return self.too_deep(at);
         }
         self.frames.push(frame);
         self.count(at)
+    }
+
+    fn too_deep(&mut self, at: At) -> Result<(), Stopped> {
+        let message = format!("lists and maps are nested deeper than {DEPTH_MAX}");
+        self.findings
+            .error(Code::TooDeep, at, message)
+            .help("nothing that this file declares needs more than a dozen");
+        Err(Stopped)
     }
 
     fn close(&mut self) -> Result<(), Stopped> {
@@ -279,7 +314,7 @@ impl<'a> Builder<'a, '_> {
                         return Ok(());
                     }
                     self.findings
-                        .error("complex-key", at, "a key that is no plain text")
+                        .error(Code::ComplexKey, at, "a key that is no plain text")
                         .help("a key is a name: text without `?`, `[` or `{` before it");
                 }
             }
@@ -294,7 +329,7 @@ impl<'a> Builder<'a, '_> {
         }
         self.findings
             .error(
-                "too-many-values",
+                Code::TooManyValues,
                 at,
                 format!("more than {NODES_MAX} keys and values"),
             )
@@ -314,7 +349,7 @@ impl<'a> Builder<'a, '_> {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
                 let line = self.findings.short(first.at);
                 self.findings
-                    .error("duplicate-key", second.at, message)
+                    .error(Code::DuplicateKey, second.at, message)
                     .help(format!("the first one is at {line}; keep one of them"));
             }
         }
@@ -331,9 +366,14 @@ impl<'a> Builder<'a, '_> {
     fn syntax(&mut self, wrong: &ScanError) -> Result<(), Stopped> {
         let marker = wrong.marker();
         let at = self.at(&Span::empty(*marker));
-        let message = format!("this is not YAML: {}", wrong.kind());
+        let (code, message) = match wrong.kind() {
+            ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
+            ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
+            other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
+        };
+        let message: String = message.chars().flat_map(escaped).collect();
         self.findings
-            .error("yaml-syntax", at, message.escape_debug().to_string())
+            .error(code, at, message)
             .help("everything after this place is unread, and may hold more faults");
         Err(Stopped)
     }
@@ -362,7 +402,13 @@ impl<'a> Builder<'a, '_> {
             .start
             .byte_offset()
             .unwrap_or_else(|| byte_of(self.text, span.start.line(), span.start.col()));
-        let end = span.end.byte_offset().unwrap_or(start).max(start);
+        let end = span.end.byte_offset().unwrap_or(start);
+        // Where nothing is written the caret is under the next character, if there is one.
+        let next = self.text.get(start..).and_then(|rest| rest.chars().next());
+        let least = next
+            .filter(|c| *c != '\n' && *c != '\r')
+            .map_or(0, char::len_utf8);
+        let end = end.max(start + least);
         At {
             file: self.file,
             start: clamp(start),
@@ -373,10 +419,14 @@ impl<'a> Builder<'a, '_> {
     }
 }
 
-/// Of a list or map only where it begins is known when it begins: its bracket, or nothing.
-const fn opening(at: At, flow: bool) -> At {
-    let end = if flow { at.start + 1 } else { at.start };
-    At { end, ..at }
+/// The reader quotes single characters, which may be any.
+fn escaped(character: char) -> impl Iterator<Item = char> {
+    let (plain, escaped) = if character.is_control() {
+        (None, Some(character.escape_debug()))
+    } else {
+        (Some(character), None)
+    };
+    plain.into_iter().chain(escaped.into_iter().flatten())
 }
 
 /// Pairs (first, repeated) of indices with equal keys, ordered by the second.

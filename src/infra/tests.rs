@@ -1,10 +1,23 @@
 //! What is read and what is refused, by whole files.
 
+mod devices;
+mod disk;
+mod documents;
+mod domains;
+mod machines;
+mod model;
+mod mutated;
+mod policies;
+mod sections;
+mod services;
+mod volumes;
+mod yaml;
+
 use super::*;
-use crate::diagnostic::draw;
+use crate::diagnostic::{Severity, draw};
 
 /// The seed's quick start, exactly as printed.
-pub(crate) const QUICK_START: &str = r#"domains:
+const QUICK_START: &str = r#"domains:
   vault:
     subnet_id: 0
     machines:
@@ -26,6 +39,7 @@ pub(crate) const QUICK_START: &str = r#"domains:
         ip: "10.100.1.10"
 "#;
 
+/// The domain that it lacks.
 const PRO: &str = r#"  pro:
     subnet_id: 2
     machines:
@@ -33,6 +47,7 @@ const PRO: &str = r#"  pro:
         ip: "10.100.2.10"
 "#;
 
+/// The example of the repository, with every key.
 const EXAMPLE: &str = include_str!("../../infra.example.yml");
 
 #[track_caller]
@@ -83,4 +98,35 @@ fn the_quick_start_with_a_pro_domain_is_read() {
 fn the_example_is_read_without_a_warning() {
     let read = good(EXAMPLE);
     assert_eq!(draw(&read.warnings, false), "");
+}
+
+/// Every finding as `code line:column marked-text`, warnings with that word in front.
+fn found(text: &str) -> Vec<String> {
+    let all = match parse("infra.yml", text) {
+        Ok(read) => read.warnings,
+        Err(Faults(all)) => all,
+    };
+    all.iter().map(in_short).collect()
+}
+
+fn in_short(found: &Diagnostic) -> String {
+    let place = found.place.as_ref().unwrap();
+    let marked = place.source.text.get(place.bytes.clone()).unwrap();
+    let marked = marked.replace('\u{1b}', r"\u{1b}");
+    let severity = match found.severity {
+        Severity::Error => "",
+        Severity::Warning => "warning ",
+    };
+    let (line, column) = (place.line, place.column);
+    format!("{severity}{} {line}:{column} {marked}", found.code)
+}
+
+/// A file, and all of its findings in short.
+type Case = (&'static str, &'static [&'static str]);
+
+#[track_caller]
+fn check(cases: &[Case]) {
+    for (text, expected) in cases {
+        assert_eq!(found(text), *expected, "{text}");
+    }
 }

@@ -14,10 +14,11 @@ mod volumes;
 
 use std::collections::{HashMap, HashSet};
 
+use super::code::Code;
 use super::field::Fields;
 use super::findings::{At, Findings};
 use super::open::{File, Role};
-use super::raw::{self, Entry, Kind, Node};
+use super::raw::{self, Entry, Node};
 use super::{Domain, Infra, Machine};
 use crate::diagnostic::{Diagnostic, Faults, quote};
 use devices::Placed;
@@ -89,6 +90,8 @@ impl<'t> Names<'t> {
 struct DomainDraft {
     domain: Domain,
     profiles: Vec<devices::PlacedProfile>,
+    /// Where each profile is, by name.
+    profile_index: HashMap<String, usize>,
     machines: Vec<MachineDraft>,
 }
 
@@ -124,6 +127,11 @@ fn infra(roots: &[(Role, Node<'_>)], project: &str, findings: &mut Findings) -> 
 }
 
 impl DomainDraft {
+    /// The profile of that name.
+    fn profile(&self, name: &str) -> Option<&devices::PlacedProfile> {
+        self.profiles.get(*self.profile_index.get(name)?)
+    }
+
     fn build(self) -> Domain {
         let machines = self.machines.into_iter().map(|draft| {
             let devices = draft.devices.into_iter().map(|placed| placed.device);
@@ -149,10 +157,7 @@ fn sections<'t, 'a>(
     let top = top(base, alone, findings)?;
     top.known("the file", &TOP, findings);
     let mut domains: Vec<&Entry<'_>> = match top.entry("domains") {
-        Some(entry) => Fields::of(&entry.value, "domains", entry.at, findings)?
-            .entries()
-            .iter()
-            .collect(),
+        Some(entry) => Fields::of(entry, findings)?.entries().iter().collect(),
         None => Vec::new(),
     };
     let mut policies = Vec::new();
@@ -170,7 +175,7 @@ fn sections<'t, 'a>(
     }
     if alone && top.entry("domains").is_none() {
         findings
-            .error("missing-key", top.at, "there is no `domains`")
+            .error(Code::MissingKey, top.at, "there is no `domains`")
             .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
     }
     Some(Sections {
@@ -183,11 +188,11 @@ fn sections<'t, 'a>(
 /// The map at the top of the first file. `base.yml` of a folder may be empty.
 fn top<'t, 'a>(base: &'t Node<'a>, alone: bool, findings: &mut Findings) -> Option<Fields<'t, 'a>> {
     if !super::field::is_null(base) {
-        return Fields::of(base, "the file", base.at, findings);
+        return Fields::of_item(base, "the file", findings);
     }
     if alone {
         findings
-            .error("empty-file", base.at, "the file declares nothing")
+            .error(Code::EmptyFile, base.at, "the file declares nothing")
             .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
         return None;
     }
@@ -202,11 +207,11 @@ fn add_domains<'t, 'a>(
 ) {
     if super::field::is_null(root) {
         findings
-            .warning("empty-file", root.at, "the file declares nothing")
+            .warning(Code::EmptyFile, root.at, "the file declares nothing")
             .help("declare a domain in it, or remove it");
         return;
     }
-    let Some(fields) = Fields::of(root, "the file", root.at, findings) else {
+    let Some(fields) = Fields::of_item(root, "the file", findings) else {
         return;
     };
     for entry in fields.entries() {
@@ -215,7 +220,7 @@ fn add_domains<'t, 'a>(
             let message = format!("domain {} is declared twice", quote(name));
             let first = findings.short(*first);
             findings
-                .error("duplicate-domain", entry.at, message)
+                .error(Code::DuplicateDomain, entry.at, message)
                 .help(format!("the first one is at {first}; keep one of them"));
         } else {
             seen.insert(name, entry.at);
@@ -233,7 +238,7 @@ fn add_policies<'t, 'a>(
     if super::field::is_null(root) {
         return;
     }
-    let Some(fields) = Fields::of(root, "the file", root.at, findings) else {
+    let Some(fields) = Fields::of_item(root, "the file", findings) else {
         return;
     };
     fields.known("`policies.yml`", &["network_policies"], findings);
@@ -244,7 +249,7 @@ fn add_policies<'t, 'a>(
         let first = findings.short(first.at);
         findings
             .error(
-                "duplicate-key",
+                Code::DuplicateKey,
                 entry.at,
                 "`network_policies` is already in `base.yml`",
             )
@@ -254,14 +259,4 @@ fn add_policies<'t, 'a>(
     if let Some(items) = fields.list("network_policies", findings) {
         policies.extend(items);
     }
-}
-
-/// A name that YAML reads as text, or a finding.
-fn name_text<'t>(entry: &'t Entry<'_>, what: &str, findings: &mut Findings) -> Option<&'t str> {
-    let node = Node {
-        at: entry.at,
-        kind: Kind::Scalar(entry.key.clone()),
-    };
-    super::field::text(&node, &format!("the name of a {what}"), entry.at, findings)?;
-    Some(&entry.key.text)
 }

@@ -15,3 +15,8 @@ pub(super) use usage::Usage;
 
 /// Most files in pieces at once that one connection hands in.
 pub(super) const TRANSFERS_MAX: usize = 8;
+
+#[cfg(test)]
+mod race;
+#[cfg(test)]
+mod tests;

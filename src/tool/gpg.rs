@@ -156,3 +156,25 @@ async fn within<T>(settings: &Settings, work: impl Future<Output = T>) -> Result
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tool::testing::runtime;
+
+    #[test]
+    fn a_signature_in_pieces_has_a_limit() {
+        let mut settings = Settings::new("/nowhere".into(), "/nowhere".into());
+        // Reads whatever it gets.
+        settings.gpg = "/bin/sh".into();
+        let refused = runtime().block_on(async {
+            let mut signing = Signing::start(&settings, None).unwrap();
+            signing.size = SIGN_MAX - 1;
+            signing.take(&settings, b"xy").await.unwrap_err()
+        });
+        assert_eq!(
+            refused.to_string(),
+            "a signature covers at most 4294967296 bytes; sign a digest of the content instead"
+        );
+    }
+}

@@ -11,6 +11,8 @@ use super::file::Usage;
 const PORTAL: &str = "/srv/anklume/portal";
 /// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
+/// Longest that a display, or the program that owns its clipboard, may take to answer.
+const DISPLAY_WAIT: Duration = Duration::from_secs(5);
 /// Most bytes that one consumer may leave in its folder of the portal.
 const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
 
@@ -23,6 +25,8 @@ pub struct Settings {
     pub runtime: PathBuf,
     /// The display whose clipboard it is; without one, a file is.
     pub display: Option<Display>,
+    /// Longest that it, or the program that owns its clipboard, may take to answer.
+    pub display_wait: Duration,
     /// This program: it holds the clipboard of a display after the server has ended.
     pub program: PathBuf,
     /// GnuPG: a path, or a name to look for.
@@ -52,6 +56,7 @@ impl Settings {
             portal,
             runtime,
             display: None,
+            display_wait: DISPLAY_WAIT,
             // Works when the file was replaced while we run.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),

@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{ANKLUME, Anklume, Ran};
 use crate::project::{Project, have_incus};
 
-/// Memory that a client may have for a payload of any size, in KiB of address space.
-const MEMORY: u32 = 512 * 1024;
+/// Memory that a client may have for a payload of any size, in KiB.
+const MEMORY: u32 = 128 * 1024;
 
 /// A payload that no other has, and that no pattern compresses.
 fn bytes(count: usize) -> Vec<u8> {
@@ -54,8 +54,8 @@ fn helpful_command(ran: &Ran) -> String {
 
 #[track_caller]
 fn run_in_shell(command: &str) {
-    let status = Command::new("sh").args(["-c", command]).status().unwrap();
-    assert!(status.success(), "{command}");
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
 }
 
 #[test]
@@ -94,6 +94,11 @@ fn a_machine_is_found_listed_and_called() {
     mcp("list -i", &[&name, "--project", &project.name])
         .run()
         .answers(&local.stdout);
+
+    // Another daemon that the user prefers is not asked.
+    let remote = "default-remote: other\nremotes:\n  other:\n    addr: https://127.0.0.1:1\n    protocol: incus\n";
+    let ran = mcp("list -i", &[&name]).file(".config/incus/config.yml", remote);
+    ran.run().answers(&local.stdout);
 
     let text = "bonjour\r\né \u{1b}[2J no newline";
     let content = format!("content={text}");

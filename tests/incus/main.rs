@@ -3,10 +3,8 @@
 //! Each test makes a project of its own and removes it, also when it fails.
 #![expect(
     clippy::unwrap_used,
-    clippy::missing_panics_doc,
-    clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "a failed unwrap is a failed test; skips are printed; tests start processes and read files"
+    reason = "a failed unwrap is a failed test; tests start processes and read files"
 )]
 
 mod apply;

@@ -9,8 +9,8 @@ mod socket;
 use crate::harness::{Anklume, Ran, have_program};
 use server::Server;
 
-/// Memory that a client may have whatever its server does, in KiB of address space.
-const MEMORY: u32 = 512 * 1024;
+/// Memory that a client may have whatever its server does, in KiB.
+const MEMORY: u32 = 256 * 1024;
 
 /// Runs the client against a server of that kind; `None` where there is no Python to play it.
 fn against(kind: &str, args: &[&str]) -> Option<Ran> {

@@ -1,10 +1,80 @@
 //! `anklume sync`: the files that Ansible reads.
 
+mod ansible;
+mod layout;
+mod race;
+mod refusal;
+mod report;
+mod text;
 mod yaml;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
-use crate::harness::have;
+use crate::harness::{Anklume, Ran, have};
+
+/// The quick start of the documentation, with the domain that its first edition forgot.
+const QUICK_START: &str = "\
+project_name: demo
+domains:
+  vault:
+    subnet_id: 0
+    machines:
+      vault-signer:
+        type: lxc
+        ip: \"10.100.0.10\"
+        services:
+          - name: file_sign
+            tool: gpg_sign
+            consumers: [work-dev, pro-dev]
+          - name: clipboard
+            tool: clipboard_get
+            consumers: [work-dev]
+  work:
+    subnet_id: 1
+    machines:
+      work-dev:
+        type: lxc
+        ip: \"10.100.1.10\"
+  pro:
+    subnet_id: 2
+    machines:
+      pro-dev:
+        type: lxc
+        ip: \"10.100.2.10\"
+";
+
+/// A domain with one machine and nothing else.
+const ONE: &str = "\
+project_name: demo
+domains:
+  work:
+    subnet_id: 1
+    machines:
+      work-dev: {}
+";
+
+/// The files that [`ONE`] has, in the order in which they are written.
+const FILES_OF_ONE: [&str; 4] = [
+    "group_vars/all.yml",
+    "inventory/work.yml",
+    "group_vars/work.yml",
+    "host_vars/work-dev.yml",
+];
+
+/// First lines of every file.
+const HEAD: &str = "\
+---
+# === MANAGED BY infra.yml ===
+# Do not edit this section — it will be overwritten by `make sync`
+";
+/// Last lines of every file.
+const TAIL: &str = "\
+# === END MANAGED ===
+
+# Your custom variables below:
+";
 
 /// A program of the Python environment that `tests/setup.sh` makes; see [`have`].
 #[track_caller]
@@ -13,4 +83,124 @@ fn python(program: &str) -> Option<PathBuf> {
         .join("target/python/bin")
         .join(program);
     have(&format!("target/python/bin/{program}"), path.is_file()).then_some(path)
+}
+
+/// A run of `anklume sync` in the folder that an earlier run left.
+fn again<const N: usize>(ran: Ran, args: [&str; N]) -> Anklume {
+    Anklume::in_folder(ran.folder).args(["sync"]).args(args)
+}
+
+/// The lines of so many machines, `m0` and on.
+fn machines(count: usize) -> String {
+    let mut lines = String::new();
+    for number in 0..count {
+        writeln!(lines, "      m{number}: {{}}").unwrap();
+    }
+    lines
+}
+
+/// Every file below a folder, but the declaration.
+fn tree(base: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![base.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().unwrap() != "infra.yml" {
+                let name = path.strip_prefix(base).unwrap().display().to_string();
+                files.insert(name, std::fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// When each file below a folder was last written.
+fn times(base: &Path) -> BTreeMap<String, std::time::SystemTime> {
+    let time = |name: String| {
+        let time = base.join(&name).metadata().unwrap().modified().unwrap();
+        (name, time)
+    };
+    tree(base).into_keys().map(time).collect()
+}
+
+#[test]
+fn the_first_example_as_first_printed_says_its_one_fault_and_writes_nothing() {
+    let (printed, _) = QUICK_START.split_once("  pro:").unwrap();
+    let printed = printed.replace("project_name: demo\n", "");
+    let ran = Anklume::new().infra(&printed).args(["sync"]).run();
+    ran.is(
+        1,
+        "",
+        "\
+error[unknown-consumer]: `pro-dev` is not a machine of this file
+  --> infra.yml:11:35
+   |
+11 |             consumers: [work-dev, pro-dev]
+   |                                   ^^^^^^^
+   = help: declare the machine in a domain, or take it off the list
+",
+    );
+    assert!(tree(ran.folder.path()).is_empty());
+}
+
+#[test]
+fn a_second_run_writes_nothing_and_a_change_writes_its_own_file_alone() {
+    let first = Anklume::new().infra(ONE).args(["sync"]).run();
+    let before = times(first.folder.path());
+    let second = again(first, []).run();
+    second.answers("nothing to do: 4 files up to date\n");
+    assert_eq!(times(second.folder.path()), before);
+    let infra = ONE.replace("{}", "{description: new}");
+    let third = again(second, []).infra(&infra).run();
+    third.answers("updated host_vars/work-dev.yml\n4 files: 1 updated, 3 unchanged\n");
+    let mut after = times(third.folder.path());
+    assert!(after["host_vars/work-dev.yml"] > before["host_vars/work-dev.yml"]);
+    after.insert(
+        "host_vars/work-dev.yml".to_owned(),
+        before["host_vars/work-dev.yml"],
+    );
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_disabled_domain_has_no_files_and_those_it_had_are_left() {
+    let disabled = ONE.replace("subnet_id: 1", "subnet_id: 1\n    enabled: false");
+    let fresh = Anklume::new().infra(&disabled).args(["sync"]).run();
+    fresh.answers("created group_vars/all.yml\n1 file: 1 created\n");
+    let enabled = again(fresh, []).infra(ONE).run();
+    let before = tree(enabled.folder.path());
+    let off = again(enabled, ["--clean-orphans"]).infra(&disabled).run();
+    off.answers("updated group_vars/all.yml\n1 file: 1 updated\n");
+    let mut after = tree(off.folder.path());
+    after.insert(
+        "group_vars/all.yml".to_owned(),
+        before["group_vars/all.yml"].clone(),
+    );
+    assert_eq!(after, before);
+}
+
+#[test]
+fn an_infra_folder_and_a_base_dir_say_where_from_and_where_to() {
+    let (base, domain) = (
+        "project_name: demo\nglobal: {}\n",
+        "work:\n  subnet_id: 1\n  machines:\n    work-dev: {}\n",
+    );
+    let ran = Anklume::new()
+        .file("infra/base.yml", base)
+        .file("infra/domains/work.yml", domain)
+        .file("out/keep", "")
+        .args(["sync", "--infra", "infra", "--base-dir", "out"])
+        .run();
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let beside = Anklume::new().infra(ONE).args(["sync"]).run();
+    for file in FILES_OF_ONE {
+        assert_eq!(ran.read(&format!("out/{file}")), beside.read(file));
+    }
+    // Without a folder to write into: beside the folder that declares.
+    let ran = again(ran, ["--infra", "infra"]).run();
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert_eq!(ran.read(FILES_OF_ONE[0]), beside.read(FILES_OF_ONE[0]));
 }

@@ -53,21 +53,26 @@ def may_differ(value):
     return False
 
 
-faults = []
-for line in sys.stdin:
-    case = json.loads(line)
-    value, text = case["value"], case["text"]
-    try:
-        read = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        read = fault
-    if not same(read, value):
-        faults.append(f"read {read!a} for {value!a} in {text!a}")
-    written = yaml.dump(
-        value, Dumper=Dumper, default_flow_style=False, sort_keys=False, allow_unicode=True
-    )
-    if written != text and not may_differ(value):
-        faults.append(f"written\n{written!a}\nnot\n{text!a}\nfor {value!a}")
+def main():
+    faults = []
+    for line in sys.stdin:
+        case = json.loads(line)
+        value, text = case["value"], case["text"]
+        try:
+            read = yaml.safe_load(text)
+        except yaml.YAMLError as fault:
+            read = fault
+        if not same(read, value):
+            faults.append(f"read {read!a} for {value!a} in {text!a}")
+        written = yaml.dump(
+            value, Dumper=Dumper, default_flow_style=False, sort_keys=False, allow_unicode=True
+        )
+        if written != text and not may_differ(value):
+            faults.append(f"written\n{written!a}\nnot\n{text!a}\nfor {value!a}")
 
-# The shortest is the easiest to understand.
-print(*sorted(faults, key=len)[:1], sep="\n", end="")
+    # The shortest is the easiest to understand.
+    print(*sorted(faults, key=len)[:1], sep="\n", end="")
+
+
+if __name__ == "__main__":
+    main()

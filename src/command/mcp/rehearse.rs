@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::converse::{find, interruptible, patience, way};
 use super::printable::printable;
-use crate::channel::{Channel, Way, incus_exec, shell_line, this_program};
+use crate::channel::{Channel, LOCAL_REMOTE, Way, incus_exec, shell_line, this_program};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
@@ -65,7 +65,8 @@ fn opening(channel: &Channel) -> String {
             shell_line([program.as_os_str(), "mcp".as_ref(), "serve".as_ref()])
         }
         Channel::Exec(machine) => {
-            let mut words = vec!["incus".to_owned()];
+            let (name, value) = LOCAL_REMOTE;
+            let mut words = vec![format!("{name}={value}"), "incus".to_owned()];
             words.extend(incus_exec(machine));
             shell_line(words)
         }

@@ -50,7 +50,9 @@ pub(super) fn find(text: &str) -> Result<Option<Parts<'_>>, BlockFault> {
             (BEGIN, Some((_, first))) => {
                 return Err(BlockFault {
                     line: index + 1,
-                    message: format!("the managed block begins again, and the one of line {first} has not ended"),
+                    message: format!(
+                        "the managed block begins again, and the one of line {first} has not ended"
+                    ),
                     help: "leave one block, with one first line and one last line",
                 });
             }
@@ -98,7 +100,11 @@ impl<'a> Parts<'a> {
 
     /// The same file with another body.
     fn with_body(&self, body: &str) -> String {
-        let line_break = if self.block.starts_with(&format!("{BEGIN}\r\n")) { "\r\n" } else { "\n" };
+        let line_break = if self.block.starts_with(&format!("{BEGIN}\r\n")) {
+            "\r\n"
+        } else {
+            "\n"
+        };
         [self.before, &block(body, line_break), self.after].concat()
     }
 }
@@ -144,12 +150,19 @@ fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     };
     let block = block(body, line_break);
     let Some(start) = document_start(text)? else {
-        return Ok([mark, "---", line_break, &block, line_break, line_break, text].concat());
+        return Ok([
+            mark, "---", line_break, &block, line_break, line_break, text,
+        ]
+        .concat());
     };
     let (head, rest) = text.split_at_checked(start).unwrap_or((text, ""));
     let head_break = if head.ends_with('\n') { "" } else { line_break };
     let invitation = [INVITATION, line_break].concat();
-    let rest = if rest.trim().is_empty() { &invitation } else { rest };
+    let rest = if rest.trim().is_empty() {
+        &invitation
+    } else {
+        rest
+    };
     Ok([mark, head, head_break, &block, line_break, line_break, rest].concat())
 }
 
@@ -158,7 +171,8 @@ fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
     let mut at = 0;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         at += line.len();
-        let is_preamble = line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%');
+        let is_preamble =
+            line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%');
         let Some(rest) = line.strip_prefix("---") else {
             if is_preamble {
                 continue;
@@ -174,7 +188,9 @@ fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
         }
         return Err(BlockFault {
             line: index + 1,
-            message: "the document begins on the line of its `---`, so no managed block can be put in".to_owned(),
+            message:
+                "the document begins on the line of its `---`, so no managed block can be put in"
+                    .to_owned(),
             help: "put a line break after `---`, and the document into block style",
         });
     }
@@ -209,7 +225,10 @@ mod tests {
             ("", ""),
             ("", "  \t\r\nx: '\\d+'\r\n"),
             ("\u{feff}---\nx: C:\\new\n", "\ny: $1 ${0}"),
-            ("x: 1\n\n", "\n# see # === END MANAGED ===\n # === MANAGED BY infra.yml ===\n"),
+            (
+                "x: 1\n\n",
+                "\n# see # === END MANAGED ===\n # === MANAGED BY infra.yml ===\n",
+            ),
             ("---\n", &format!("\nx: 1\n{}\n", managed("c: 3\n"))),
             ("---\n", "\n# === END MANAGED ===\n"),
             ("# === END MANAGED ===\n", "\n"),
@@ -224,10 +243,16 @@ mod tests {
     #[test]
     fn a_block_keeps_its_files_line_ends() {
         let file = create("b: 2\n").replace('\n', "\r\n");
-        assert_eq!(update(&file, BODY).unwrap(), create(BODY).replace('\n', "\r\n"));
+        assert_eq!(
+            update(&file, BODY).unwrap(),
+            create(BODY).replace('\n', "\r\n")
+        );
         let own = "x: 1\r\ny: 2\r\n";
         let updated = update(own, BODY).unwrap();
-        assert_eq!(updated, format!("---\r\n{}\r\n\r\n{own}", block(BODY, "\r\n")));
+        assert_eq!(
+            updated,
+            format!("---\r\n{}\r\n\r\n{own}", block(BODY, "\r\n"))
+        );
     }
 
     #[test]
@@ -240,8 +265,14 @@ mod tests {
             ("x: 1", format!("---\n{new}\n\nx: 1")),
             ("---\nx: 1\n", format!("---\n{new}\n\nx: 1\n")),
             ("---", create(BODY)),
-            ("# mine\n\n--- # all\nx: 1\n", format!("# mine\n\n--- # all\n{new}\n\nx: 1\n")),
-            ("%YAML 1.1\n---\nx: 1\n", format!("%YAML 1.1\n---\n{new}\n\nx: 1\n")),
+            (
+                "# mine\n\n--- # all\nx: 1\n",
+                format!("# mine\n\n--- # all\n{new}\n\nx: 1\n"),
+            ),
+            (
+                "%YAML 1.1\n---\nx: 1\n",
+                format!("%YAML 1.1\n---\n{new}\n\nx: 1\n"),
+            ),
             ("# mine\n", format!("---\n{new}\n\n# mine\n")),
             ("---x: 1\n", format!("---\n{new}\n\n---x: 1\n")),
             ("\u{feff}x: 1\n", format!("\u{feff}---\n{new}\n\nx: 1\n")),
@@ -257,10 +288,16 @@ mod tests {
     fn a_block_that_is_not_whole_is_left_alone() {
         let open = format!("---\n{BEGIN}\na: 1\n");
         let fault = update(&open, BODY).unwrap_err();
-        assert_eq!((fault.line, fault.message.contains("does not end")), (2, true));
+        assert_eq!(
+            (fault.line, fault.message.contains("does not end")),
+            (2, true)
+        );
         let twice = format!("{BEGIN}\na: 1\n{}", managed(BODY));
         let fault = update(&twice, BODY).unwrap_err();
-        assert_eq!((fault.line, fault.message.contains("begins again")), (3, true));
+        assert_eq!(
+            (fault.line, fault.message.contains("begins again")),
+            (3, true)
+        );
     }
 
     #[test]

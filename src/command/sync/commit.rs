@@ -3,16 +3,19 @@
 //! Everything new is written beside its place first and is on the disk before the first file changes its name; a failure
 //! undoes what was done. A file that someone else wrote in the meantime is not overwritten, whatever the moment.
 
+mod place;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::inventory::{FilePath, Folder};
 
 use super::tree::{Identity, Owner, Tree, TreeFault, temporary_name};
+use place::{Place, Refusal, Renames, Undo, cannot};
 
 /// Up to this many files are brought to the disk one by one; beyond it, the whole file system at once is faster.
 const ONE_BY_ONE: usize = 64;
@@ -50,18 +53,11 @@ pub(super) enum Change {
 impl Change {
     const fn path(&self) -> &FilePath {
         match self {
-            Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => path,
+            Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => {
+                path
+            }
         }
     }
-}
-
-/// How files change places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Renames {
-    /// By exchanging names in one step.
-    Exchange,
-    /// By hard links and plain renames: for file systems that cannot exchange, such as NFS.
-    Links,
 }
 
 /// Makes all changes, or none.
@@ -85,7 +81,7 @@ fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<
         changes,
         renames,
         made: Vec::new(),
-        prepared: 0,
+        new: Vec::with_capacity(changes.len()),
         done: Vec::new(),
     };
     let result = run.all();
@@ -105,22 +101,10 @@ struct Run<'a> {
     renames: Renames,
     /// Folders that this run made.
     made: Vec<Folder>,
-    /// How many changes may have a temporary file.
-    prepared: usize,
+    /// The new files as they were prepared, by the number of their change.
+    new: Vec<Option<Identity>>,
     /// What it takes to undo each change that was made, with the change's number.
     done: Vec<(usize, Undo)>,
-}
-
-/// What undoes a change. The temporary file's name follows from the change's number.
-enum Undo {
-    /// Take the new file away.
-    Unlink,
-    /// Exchange it with the temporary file, which holds the old one.
-    Exchange,
-    /// Give the temporary file, which is the old one, its name back.
-    Rename,
-    /// Give the old file its first name back.
-    Kept,
 }
 
 impl Run<'_> {
@@ -132,38 +116,47 @@ impl Run<'_> {
             }
         }
         for (number, change) in self.changes.iter().enumerate() {
-            self.prepared = number + 1;
-            self.prepare(number, change)?;
+            // Before it is known whether it is there: what is half written goes too.
+            self.new.push(None);
+            let new = self.prepare(number, change)?;
+            if let Some(last) = self.new.last_mut() {
+                *last = new;
+            }
         }
         if self.changes.len() > ONE_BY_ONE {
-            rustix::fs::syncfs(&self.tree.base).map_err(|cause| TreeFault::system("write below", ".", cause))?;
+            rustix::fs::syncfs(&self.tree.base)
+                .map_err(|cause| TreeFault::system("write below", &self.tree.name(), cause))?;
         }
         for (number, change) in self.changes.iter().enumerate() {
             self.make(number, change)?;
         }
         for folder in Folder::ALL {
             if let Some(handle) = self.tree.folder(folder) {
-                sync_folder(handle).map_err(|cause| TreeFault::system("write", folder.as_str(), cause))?;
+                sync_folder(handle)
+                    .map_err(|cause| TreeFault::system("write", &folder.as_str(), cause))?;
             }
         }
         Ok(())
     }
 
     fn folder(&self, path: &FilePath) -> Result<&OwnedFd, TreeFault> {
-        let missing = || TreeFault::system("open", path.folder.as_str(), Errno::NOENT);
+        let missing = || TreeFault::system("open", &path.folder.as_str(), Errno::NOENT);
         self.tree.folder(path.folder).ok_or_else(missing)
     }
 
     /// Writes the new text beside its place.
-    fn prepare(&self, number: usize, change: &Change) -> Result<(), TreeFault> {
+    fn prepare(&self, number: usize, change: &Change) -> Result<Option<Identity>, TreeFault> {
         let (path, text, owner) = match change {
             Change::Create { path, text } => (path, text, None),
-            Change::Update { path, text, owner, .. } => (path, text, Some(owner)),
-            Change::Remove { .. } => return Ok(()),
+            Change::Update {
+                path, text, owner, ..
+            } => (path, text, Some(owner)),
+            Change::Remove { .. } => return Ok(None),
         };
         let folder = self.folder(path)?;
         let fault = |cause| TreeFault::system("write", path, cause);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else reads the new text of a file before it has that file's permissions.
         let mode = Mode::from_raw_mode(if owner.is_some() { 0o600 } else { 0o644 });
         let handle = rustix::fs::openat(folder, temporary_name(number), flags, mode)
@@ -176,77 +169,41 @@ impl Run<'_> {
         if self.changes.len() <= ONE_BY_ONE {
             file.sync_all().map_err(fault)?;
         }
-        Ok(())
+        let stat = rustix::fs::fstat(&file).map_err(|cause| fault(cause.into()))?;
+        Ok(Some(Identity::of(&stat)))
+    }
+
+    /// The names of a change's file.
+    fn place(&self, number: usize, path: &FilePath) -> Result<Place<'_>, TreeFault> {
+        let temporary = temporary_name(number);
+        Ok(Place {
+            folder: self.folder(path)?,
+            name: path.file_name(),
+            kept: temporary.replace(".tmp", "-kept.tmp"),
+            temporary,
+        })
     }
 
     /// Makes a change whose text is prepared.
     fn make(&mut self, number: usize, change: &Change) -> Result<(), TreeFault> {
-        let path = change.path();
-        let undo = match change {
-            Change::Create { .. } => self.create(number, path)?,
-            Change::Update { seen, .. } => self.update(number, path, *seen)?,
-            Change::Remove { seen, .. } => self.remove(number, path, *seen)?,
-        };
-        self.done.push((number, undo));
-        Ok(())
-    }
-
-    fn create(&self, number: usize, path: &FilePath) -> Result<Undo, TreeFault> {
-        let folder = self.folder(path)?;
-        let temporary = temporary_name(number);
-        let made = match self.rename(folder, &temporary, &path.file_name(), RenameFlags::NOREPLACE) {
-            Err(cause) if cannot(cause) => {
-                rustix::fs::linkat(folder, &temporary, folder, path.file_name(), AtFlags::empty())
-            }
-            made => made,
+        let place = self.place(number, change.path())?;
+        let new = self.new.get(number).copied().flatten();
+        // An update has always been prepared; were it not, nothing would be replaced.
+        let made = match (change, new) {
+            (Change::Update { seen, .. }, Some(new)) => place.update(self.renames, *seen, new),
+            (Change::Remove { seen, .. }, _) => place.remove(*seen),
+            (Change::Create { .. } | Change::Update { .. }, _) => place.create(self.renames),
         };
         match made {
-            Ok(()) => Ok(Undo::Unlink),
-            Err(Errno::EXIST) => Err(TreeFault::Changed(path.to_string())),
-            Err(cause) => Err(TreeFault::system("write", path, cause)),
-        }
-    }
-
-    fn update(&self, number: usize, path: &FilePath, seen: Identity) -> Result<Undo, TreeFault> {
-        let folder = self.folder(path)?;
-        let (temporary, name) = (temporary_name(number), path.file_name());
-        match self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE) {
-            Ok(()) if is_still(folder, &temporary, seen) => Ok(Undo::Exchange),
-            Ok(()) => Err(changed(path, self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE))),
-            Err(cause) if cannot(cause) => self.update_by_links(number, path, seen),
-            Err(Errno::NOENT) => Err(TreeFault::Changed(path.to_string())),
-            Err(cause) => Err(TreeFault::system("write", path, cause)),
-        }
-    }
-
-    /// Keeps a second name for the old file, then gives its first one to the new file.
-    fn update_by_links(&self, number: usize, path: &FilePath, seen: Identity) -> Result<Undo, TreeFault> {
-        let folder = self.folder(path)?;
-        let (temporary, name) = (temporary_name(number), path.file_name());
-        let fault = |cause| TreeFault::system("write", path, cause);
-        let kept = kept_name(number);
-        rustix::fs::linkat(folder, &name, folder, &kept, AtFlags::empty()).map_err(fault)?;
-        if !is_still(folder, &kept, seen) {
-            return Err(TreeFault::Changed(path.to_string()));
-        }
-        rustix::fs::renameat(folder, &temporary, folder, &name).map_err(fault)?;
-        Ok(Undo::Kept)
-    }
-
-    fn remove(&self, number: usize, path: &FilePath, seen: Identity) -> Result<Undo, TreeFault> {
-        let folder = self.folder(path)?;
-        let temporary = temporary_name(number);
-        match rustix::fs::renameat(folder, path.file_name(), folder, &temporary) {
-            Ok(()) if is_still(folder, &temporary, seen) => Ok(Undo::Rename),
-            Ok(()) => Err(changed(path, rustix::fs::renameat(folder, &temporary, folder, path.file_name()))),
-            Err(cause) => Err(TreeFault::system("remove", path, cause)),
-        }
-    }
-
-    fn rename(&self, folder: &OwnedFd, from: &str, to: &str, flags: RenameFlags) -> Result<(), Errno> {
-        match self.renames {
-            Renames::Exchange => rustix::fs::renameat_with(folder, from, folder, to, flags),
-            Renames::Links => Err(Errno::INVAL),
+            Ok(undo) => {
+                if undo == Undo::Kept {
+                    // The file system's first refusal to exchange decides for the run.
+                    self.renames = Renames::Links;
+                }
+                self.done.push((number, undo));
+                Ok(())
+            }
+            Err(refusal) => Err(fault(change, refusal)),
         }
     }
 
@@ -260,7 +217,9 @@ impl Run<'_> {
             let Some(path) = self.changes.get(number).map(Change::path) else {
                 continue;
             };
-            if self.undo_one(number, path, &undo).is_err() {
+            let new = self.new.get(number).copied().flatten();
+            let place = self.place(number, path);
+            if !place.is_ok_and(|place| place.undo(undo, new).is_ok()) {
                 left.push(path.to_string());
             }
         }
@@ -275,55 +234,31 @@ impl Run<'_> {
         TreeFault::HalfDone { cause, left }
     }
 
-    fn undo_one(&self, number: usize, path: &FilePath, undo: &Undo) -> Result<(), Errno> {
-        let folder = self.tree.folder(path.folder).ok_or(Errno::NOENT)?;
-        let (temporary, name) = (temporary_name(number), path.file_name());
-        match undo {
-            Undo::Unlink => rustix::fs::unlinkat(folder, name, AtFlags::empty()),
-            Undo::Exchange => self.rename(folder, &temporary, &name, RenameFlags::EXCHANGE),
-            Undo::Rename => rustix::fs::renameat(folder, temporary, folder, name),
-            Undo::Kept => rustix::fs::renameat(folder, kept_name(number), folder, name),
-        }
-    }
-
     /// Removes the temporary files: new texts that were not used, or old ones that are not needed any more.
-    /// What cannot be removed goes with the next run.
     fn remove_temporaries(&self) {
-        for (number, change) in self.changes.iter().enumerate().take(self.prepared) {
-            if let Some(folder) = self.tree.folder(change.path().folder) {
-                for name in [temporary_name(number), kept_name(number)] {
-                    let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
-                }
+        for (number, change) in self.changes.iter().enumerate().take(self.new.len()) {
+            if let Ok(place) = self.place(number, change.path()) {
+                place.tidy();
             }
         }
     }
 }
 
-/// A file that was not the one that was read has been given its name back, or could not be.
-fn changed(path: &FilePath, put_back: Result<(), Errno>) -> TreeFault {
-    let cause = TreeFault::Changed(path.to_string());
-    match put_back {
-        Ok(()) => cause,
-        Err(_) => TreeFault::HalfDone {
-            cause: Box::new(cause),
+/// A refused change in the words of the run.
+fn fault(change: &Change, refusal: Refusal) -> TreeFault {
+    let path = change.path();
+    let changed = || TreeFault::Changed(path.to_string());
+    match refusal {
+        Refusal::Changed => changed(),
+        Refusal::Displaced => TreeFault::HalfDone {
+            cause: Box::new(changed()),
             left: vec![path.to_string()],
         },
+        Refusal::System(cause) => {
+            let is_removal = matches!(change, Change::Remove { .. });
+            TreeFault::system(if is_removal { "remove" } else { "write" }, path, cause)
+        }
     }
-}
-
-/// The second name of an old file.
-fn kept_name(number: usize) -> String {
-    temporary_name(number).replace(".tmp", "-kept.tmp")
-}
-
-/// Whether the file system does not know the way that was tried.
-fn cannot(cause: Errno) -> bool {
-    [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&cause)
-}
-
-/// Whether a name still leads to the file that was read, unchanged.
-fn is_still(folder: &OwnedFd, name: &str, seen: Identity) -> bool {
-    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| Identity::of(&stat) == seen)
 }
 
 /// Gives a new file the permissions of the old one, and its owner as far as the user may.
@@ -347,3 +282,6 @@ fn sync_folder(folder: &OwnedFd) -> Result<(), Errno> {
         result => result,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,11 @@ pub(super) enum TreeFault {
 }
 
 impl TreeFault {
-    pub(super) fn system(doing: &'static str, path: impl ToString, cause: impl Into<io::Error>) -> Self {
+    pub(super) fn system(
+        doing: &'static str,
+        path: &dyn std::fmt::Display,
+        cause: impl Into<io::Error>,
+    ) -> Self {
         Self::System {
             doing,
             path: path.to_string().escape_debug().to_string(),
@@ -88,12 +92,16 @@ impl TreeFault {
     pub(super) const fn help(&self) -> Option<&'static str> {
         match self {
             Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
-            Self::Symlink(_) => Some("put what it leads to in its place, or name the folder that holds the real one with `--base-dir`"),
+            Self::Symlink(_) => Some(
+                "put what it leads to in its place, or name the folder that holds the real one with `--base-dir`",
+            ),
             Self::NotFolder(_) | Self::NotFile(_) => Some("move it out of the way"),
             Self::NotText { .. } => Some("save the file as UTF-8"),
             Self::Changed(_) => Some("run sync again"),
             Self::Busy(_) => Some("wait for it to end, or end it"),
-            Self::HalfDone { .. } => Some("their old content is in hidden files beside them, named `.anklume-sync-…`; put it back by hand"),
+            Self::HalfDone { .. } => Some(
+                "their old content is in hidden files beside them, named `.anklume-sync-…`; put it back by hand",
+            ),
             Self::TooLarge(_) | Self::System { .. } => None,
         }
     }
@@ -114,7 +122,10 @@ impl Identity {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: stat.st_size,
-            modified: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or_default()),
+            modified: (
+                stat.st_mtime,
+                i64::try_from(stat.st_mtime_nsec).unwrap_or_default(),
+            ),
         }
     }
 }
@@ -168,7 +179,7 @@ impl Tree {
         let handle = rustix::fs::open(base, flags, Mode::empty()).map_err(|cause| match cause {
             Errno::NOENT => TreeFault::NoBase(name.clone()),
             Errno::NOTDIR => TreeFault::NotFolder(name.clone()),
-            other => TreeFault::system("open", base.display(), other),
+            other => TreeFault::system("open", &base.display(), other),
         })?;
         let is_alone = lock(&handle, access, &name)?;
         let mut tree = Self {
@@ -184,6 +195,11 @@ impl Tree {
             }
         }
         Ok(tree)
+    }
+
+    /// The folder that holds the others, for messages.
+    pub(super) fn name(&self) -> String {
+        self.base_path.display().to_string()
     }
 
     /// A folder's handle, where the folder is there.
@@ -206,7 +222,7 @@ impl Tree {
         let stat = rustix::fs::statat(&self.base, name, AtFlags::SYMLINK_NOFOLLOW);
         match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::Symlink) => TreeFault::Symlink(path.escape_debug().to_string()),
-            Ok(FileType::Directory) | Err(_) => TreeFault::system("open", path, cause),
+            Ok(FileType::Directory) | Err(_) => TreeFault::system("open", &path, cause),
             Ok(_) => TreeFault::NotFolder(path.escape_debug().to_string()),
         }
     }
@@ -221,7 +237,7 @@ impl Tree {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(cause) => {
                 let path = self.base_path.join(folder.as_str());
-                return Err(TreeFault::system("make the folder", path.display(), cause));
+                return Err(TreeFault::system("make the folder", &path.display(), cause));
             }
         }
         let handle = self.open_folder(folder)?;
@@ -245,7 +261,8 @@ impl Tree {
             Err(Errno::NXIO) => return Err(TreeFault::NotFile(path.to_string())),
             Err(cause) => return Err(TreeFault::system("read", path, cause)),
         };
-        let stat = rustix::fs::fstat(&handle).map_err(|cause| TreeFault::system("read", path, cause))?;
+        let stat =
+            rustix::fs::fstat(&handle).map_err(|cause| TreeFault::system("read", path, cause))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(TreeFault::NotFile(path.to_string()));
         }
@@ -266,7 +283,7 @@ impl Tree {
         let Some(handle) = self.folder(folder) else {
             return Ok(Vec::new());
         };
-        let fault = |cause| TreeFault::system("list", folder.as_str(), cause);
+        let fault = |cause| TreeFault::system("list", &folder.as_str(), cause);
         let entries = Dir::read_from(handle).map_err(fault)?;
         let mut names = Vec::new();
         for entry in entries {
@@ -286,14 +303,18 @@ impl Tree {
             .filter_map(|name| name.strip_suffix(".yml").map(str::to_owned))
             .collect();
         stems.sort_unstable();
-        Ok(stems.into_iter().map(|stem| FilePath { folder, stem }).collect())
+        Ok(stems
+            .into_iter()
+            .map(|stem| FilePath { folder, stem })
+            .collect())
     }
 
     /// Removes what a run that was killed left behind, as far as it can be removed.
     pub(super) fn remove_leftovers(&self) -> Result<(), TreeFault> {
         for folder in Folder::ALL {
             let names = self.names(folder)?;
-            let leftover = |name: &&String| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
+            let leftover =
+                |name: &&String| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
             for name in names.iter().filter(leftover) {
                 if let Some(handle) = self.folder(folder) {
                     let _ = rustix::fs::unlinkat(handle, name, AtFlags::empty());
@@ -306,12 +327,19 @@ impl Tree {
 
 /// The name of a temporary file.
 pub(super) fn temporary_name(number: usize) -> String {
-    format!("{}{}-{number}{}", TEMPORARY.0, std::process::id(), TEMPORARY.1)
+    format!(
+        "{}{}-{number}{}",
+        TEMPORARY.0,
+        std::process::id(),
+        TEMPORARY.1
+    )
 }
 
 fn read_text(handle: OwnedFd, path: &FilePath) -> Result<String, TreeFault> {
     let mut bytes = Vec::new();
-    let read = File::from(handle).take(FILE_MAX + 1).read_to_end(&mut bytes);
+    let read = File::from(handle)
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut bytes);
     read.map_err(|cause| TreeFault::system("read", path, cause))?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(TreeFault::TooLarge(path.to_string()));

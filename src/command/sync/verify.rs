@@ -2,8 +2,6 @@
 //!
 //! A file passes when it is one document that says what infra.yml declares and what the user's text said, and no more.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value as Declared};
 use serde_yaml::{Mapping, Value};
 
@@ -25,11 +23,10 @@ pub(super) fn verify(
     };
     let read = mapping(new, "the file as it would be written")?;
     let count = user.len() + declared.len();
-    let same = |key: &Value, value: &Value| read.get(key) == Some(value);
-    let users_kept = user.iter().all(|(key, value)| same(key, value));
+    let users_kept = user.iter().all(|(key, value)| read.get(key) == Some(value));
     let declared_kept = declared.iter().all(|(key, value)| {
-        let value = serde_yaml::to_value(value);
-        value.is_ok_and(|value| same(&Value::String(key.clone()), &value))
+        read.get(key.as_str())
+            .is_some_and(|read| is_same(value, read))
     });
     if read.len() == count && users_kept && declared_kept {
         Ok(())
@@ -39,6 +36,35 @@ pub(super) fn verify(
             message: "the file would not read back as infra.yml and your own text say".to_owned(),
             help: "move your own text out of the file, run sync, and put it back below the managed block",
         })
+    }
+}
+
+/// Whether a value was read back as it was declared, its type included.
+fn is_same(declared: &Declared, read: &Value) -> bool {
+    match (declared, read) {
+        (Declared::Null, Value::Null) => true,
+        (Declared::Bool(declared), Value::Bool(read)) => declared == read,
+        (Declared::String(declared), Value::String(read)) => declared == read,
+        (Declared::Number(declared), Value::Number(read)) => {
+            (
+                declared.is_f64(),
+                declared.as_i64(),
+                declared.as_u64(),
+                declared.as_f64(),
+            ) == (read.is_f64(), read.as_i64(), read.as_u64(), read.as_f64())
+        }
+        (Declared::Array(declared), Value::Sequence(read)) => {
+            let mut pairs = declared.iter().zip(read);
+            declared.len() == read.len() && pairs.all(|(declared, read)| is_same(declared, read))
+        }
+        (Declared::Object(declared), Value::Mapping(read)) => {
+            let same = |(key, value): (&String, &Declared)| {
+                read.get(key.as_str())
+                    .is_some_and(|read| is_same(value, read))
+            };
+            declared.len() == read.len() && declared.iter().all(same)
+        }
+        _ => false,
     }
 }
 
@@ -62,15 +88,16 @@ fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), Bl
         // A block that was damaged by hand is replaced; what is around it has been read.
         return Ok(());
     };
-    let known = whole.iter().all(|(key, value)| {
-        user.get(key).or_else(|| managed.get(key)) == Some(value)
-    });
+    let known = whole
+        .iter()
+        .all(|(key, value)| user.get(key).or_else(|| managed.get(key)) == Some(value));
     if known && whole.len() == user.len() + managed.len() {
         return Ok(());
     }
     Err(BlockFault {
         line: 1,
-        message: "the lines that begin and end the managed block are part of a value of your own".to_owned(),
+        message: "the lines that begin and end the managed block are part of a value of your own"
+            .to_owned(),
         help: "indent these lines in that value",
     })
 }
@@ -81,24 +108,32 @@ fn no_declared_key(
     text: &str,
     declared: &Map<String, Declared>,
 ) -> Result<Mapping, BlockFault> {
-    let keys: BTreeSet<&str> = user.keys().filter_map(Value::as_str).collect();
-    let Some(key) = keys.into_iter().find(|key| declared.contains_key(*key)) else {
+    let mut keys = user.keys().filter_map(Value::as_str);
+    let Some(key) = keys.find(|key| declared.contains_key(*key)) else {
         return Ok(user);
     };
     let line = text.lines().position(|line| {
         let line = line.trim_start_matches(['"', '\'', '\u{feff}']);
-        line.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        line.strip_prefix(key).is_some_and(|rest| {
+            rest.trim_start_matches(['"', '\''])
+                .trim_start()
+                .starts_with(':')
+        })
     });
     Err(BlockFault {
         line: line.map_or(1, |line| line + 1),
-        message: format!("`{}` is declared by infra.yml and here again; Ansible would take the last of the two", key.escape_debug()),
+        message: format!(
+            "`{}` is declared by infra.yml and here again; Ansible would take the last of the two",
+            key.escape_debug()
+        ),
         help: "take it out here, or change infra.yml",
     })
 }
 
 /// Reads a text as one mapping; an empty document is an empty one.
 fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
-    match serde_yaml::from_str(text) {
+    // A byte order mark says how the file is written, not what is in it.
+    match serde_yaml::from_str(text.trim_start_matches('\u{feff}')) {
         Ok(Value::Mapping(mapping)) => Ok(mapping),
         Ok(Value::Null) => Ok(Mapping::new()),
         Ok(_) => Err(BlockFault {
@@ -111,5 +146,124 @@ fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
             message: format!("{what} is not readable as one YAML document: {fault}"),
             help: "mend it, then run sync again",
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn declared() -> Map<String, Declared> {
+        let value = json!({ "a": "1", "b": [1, true, null, 1.5, u64::MAX], "c": { "d": "x" } });
+        value.as_object().cloned().unwrap()
+    }
+
+    const BODY: &str = "a: '1'\nb: [1, true, null, 1.5, 18446744073709551615]\nc: {d: x}\n";
+
+    /// The fault when this user text stands before and after the block.
+    fn fault(before: &str, after: &str) -> Option<(usize, String)> {
+        let block = block::create(BODY);
+        let block = block
+            .trim_start_matches("---\n")
+            .split("\n\n")
+            .next()
+            .unwrap();
+        let file = format!("{before}{block}{after}");
+        let fault = verify(&file, Some(&file), &declared()).err()?;
+        Some((fault.line, fault.message))
+    }
+
+    #[test]
+    fn a_new_file_reads_back() {
+        assert_eq!(verify(&block::create(BODY), None, &declared()), Ok(()));
+    }
+
+    #[test]
+    fn a_value_of_another_type_or_an_absent_one_is_seen() {
+        for (from, to) in [
+            ("'1'", "1"),
+            ("[1,", "[1.0,"),
+            ("true", "'true'"),
+            ("null", "''"),
+            ("d: x", "d: y"),
+            ("{d: x}", "{d: x, e: 1}"),
+            ("{d: x}", "{}"),
+            ("c: {d: x}\n", ""),
+            ("c: {d: x}\n", "c: {d: x}\nf: 1\n"),
+            ("5, 18446744073709551615", "5"),
+        ] {
+            let body = BODY.replace(from, to);
+            assert_ne!(body, BODY);
+            assert!(
+                verify(&block::create(&body), None, &declared()).is_err(),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_users_write_around_the_block_reads_back() {
+        for (before, after) in [
+            ("---\n", "\n\nx: '\\d+'\ny: C:\\new\n"),
+            ("\u{feff}---\nx: 1\n", "\r\ny: 2\r\n"),
+            (
+                "",
+                "\nsecret: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  6162\n",
+            ),
+            ("", "\nx: &a {z: .nan}\ny: {<<: *a}\n1: 2\nnull: 3\n"),
+            (
+                "",
+                "\nx: \"# === END MANAGED ===\"\ny: |\n  # === MANAGED BY infra.yml ===\n  # === END MANAGED ===\n",
+            ),
+            ("", "\n# a: commented out\n"),
+        ] {
+            assert_eq!(fault(before, after), None, "{before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn text_that_ansible_would_read_otherwise_is_refused_with_its_line() {
+        for (before, after, line, message) in [
+            (
+                "---\n",
+                "\nx: 1\na: 2\n",
+                9,
+                "`a` is declared by infra.yml and here again",
+            ),
+            (
+                "\"a\" : 2\n",
+                "\n",
+                1,
+                "`a` is declared by infra.yml and here again",
+            ),
+            ("", "\nx: 1\nx: 2\n", 7, "duplicate entry"),
+            ("", "\nx: [1\n", 0, "is not readable as one YAML document"),
+            (
+                "",
+                "\n---\nx: 1\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            (
+                "",
+                "\n...\nx: 1\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            ("", "\n- x\n", 1, "is no map of variables"),
+            (
+                "",
+                "\nx: \u{1b}[31m\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            ("x: \"\n", "\n\"\n", 1, "are part of a value of your own"),
+        ] {
+            let (found, said) =
+                fault(before, after).unwrap_or_else(|| panic!("{before:?} {after:?}"));
+            assert!(said.contains(message), "{said}");
+            assert!(line == 0 || found == line, "{found}: {said}");
+        }
     }
 }

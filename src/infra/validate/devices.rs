@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
@@ -88,10 +89,10 @@ pub(super) fn profiles(fields: Fields<'_, '_>, findings: &mut Findings) -> Vec<P
 
 fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> {
     let name = name(entry, "profile", findings)?;
-    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a profile", &["description", "config", "devices"], findings);
     if let Some(entry) = fields.filled("description", findings) {
-        field::incus_text(&entry.value, "description", entry.at, findings);
+        field::incus_text(entry, findings);
     }
     let (config, privileged) = config(fields, findings);
     let mut devices = Vec::new();
@@ -116,7 +117,7 @@ pub(super) fn config(
     let mut privileged = None;
     for entry in config.entries() {
         let key = name(entry, "configuration key", findings);
-        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        let value = field::incus_text(entry, findings);
         let (Some(key), Some(value)) = (key, value) else {
             continue;
         };
@@ -153,18 +154,18 @@ pub(super) fn add_own(fields: Fields<'_, '_>, placed: &mut Vec<Placed>, findings
 /// Reports a device whose name anklume gives to one that it makes.
 pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     let message = format!("the machine has two devices {}", quote(name));
-    findings.error("duplicate-device", at, message).help(
+    findings.error(Code::DuplicateDevice, at, message).help(
         "`sv-…` are shared volumes and `pd-…` persistent data: rename the device or the volume",
     );
 }
 
 fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
     let name = name(entry, "device", findings)?;
-    let fields = Fields::of(&entry.value, &name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     let mut keys = Vec::new();
     let mut values = Vec::new();
     for entry in fields.entries() {
-        let value = field::incus_text(&entry.value, &entry.key.text, entry.at, findings);
+        let value = field::incus_text(entry, findings);
         keys.push((
             entry.key.text.clone().into_owned(),
             value.unwrap_or_default(),
@@ -183,7 +184,8 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
 fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
-        Some("disk") => &["path"],
+        // A block volume of a virtual machine has a source and no path.
+        Some("disk") if fields.entry("source").is_none() => &["path"],
         Some(_) => &[],
         None if fields.entry("type").is_some() => return,
         None => &["type"],
@@ -196,7 +198,9 @@ fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) 
                 "path" => "where the machine sees it, such as `path: /data`".to_owned(),
                 _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
             };
-            findings.error("missing-key", placed.at, message).help(help);
+            findings
+                .error(Code::MissingKey, placed.at, message)
+                .help(help);
         }
     }
 }
@@ -210,7 +214,7 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
     if text.is_empty() || text.len() > NAME_MAX || text.contains(odd) || text == "~" {
         let message = format!("{} is no name of a {what}", quote(text));
         findings
-            .error("invalid-name", entry.at, message)
+            .error(Code::InvalidName, entry.at, message)
             .help(format!("1 to {NAME_MAX} characters without spaces and `/`"));
         return None;
     }

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::global::{Scheme, Settings};
 use super::machines::{self, Surroundings};
-use super::{DomainDraft, Home, Names, devices, name_text};
+use super::{DomainDraft, Home, Names, devices};
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, GATEWAY, SUBNET_ID_MAX, ZONE_OCTET};
@@ -83,7 +84,7 @@ pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> N
             let other = findings.short(machine.at);
             findings
                 .warning(
-                    "same-name",
+                    Code::SameName,
                     at,
                     format!("{} is a domain and a machine", quote(name)),
                 )
@@ -117,7 +118,7 @@ fn duplicate_machine(name: &str, at: At, first: Home<'_>, findings: &mut Finding
     let line = findings.short(first.at);
     findings
         .error(
-            "duplicate-machine",
+            Code::DuplicateMachine,
             at,
             format!(
                 "machine {} is already in domain {}",
@@ -170,24 +171,23 @@ fn ground<'t, 'a>(
     settings: &Settings,
     findings: &mut Findings,
 ) -> Option<Ground<'t, 'a>> {
-    let fields = Fields::of(&entry.value, &entry.key.text, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a domain", &KEYS, findings);
     let levels = TrustLevel::ALL.map(TrustLevel::as_str);
     let written = fields.choice("trust_level", &levels, findings);
     let trust = TrustLevel::ALL
         .into_iter()
         .find(|level| Some(level.as_str()) == written);
-    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
     let subnet_id = fields
         .integer("subnet_id", 0..=i64::from(SUBNET_ID_MAX), findings)
         .and_then(|(id, at)| Some((u8::try_from(id).ok()?, at)));
     let missing = fields
         .entry("subnet_id")
         .is_none_or(|entry| field::is_null(&entry.value));
-    if missing && !zones {
+    if missing && !settings.zones {
         findings
             .error(
-                "missing-key",
+                Code::MissingKey,
                 entry.at,
                 format!("domain {} has no `subnet_id`", quote(&entry.key.text)),
             )
@@ -198,7 +198,7 @@ fn ground<'t, 'a>(
     Some(Ground {
         entry,
         fields,
-        trust: if zones && fields.entry("trust_level").is_none() {
+        trust: if settings.zones && fields.entry("trust_level").is_none() {
             Some(TrustLevel::SemiTrusted)
         } else {
             trust
@@ -229,13 +229,12 @@ fn subnets(
 
 /// A `subnet_id` is unique: over all domains, or in its zone.
 fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut Findings) {
-    let zones = matches!(settings.scheme, Some(Scheme::Zones { .. }));
     let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
     for ground in grounds {
         let Some((id, at)) = ground.subnet_id else {
             continue;
         };
-        let zone = ground.trust.filter(|_| zones);
+        let zone = ground.trust.filter(|_| settings.zones);
         if let Some(first) = seen.get(&(zone, id)) {
             let first = findings.short(*first);
             let within = zone.map_or(String::new(), |level| {
@@ -243,7 +242,7 @@ fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut 
             });
             findings
                 .error(
-                    "duplicate-subnet",
+                    Code::DuplicateSubnet,
                     at,
                     format!("`subnet_id` {id} is already taken{within}"),
                 )
@@ -287,7 +286,7 @@ fn zones(
                 format!("the zone of `{}` has no subnet left", trust.as_str())
             };
             findings
-                .error("zone-overflow", ground.entry.at, message)
+                .error(Code::ZoneOverflow, ground.entry.at, message)
                 .help(
                     "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets",
                 );
@@ -308,20 +307,24 @@ fn domain(
     let name = domain_name(ground.entry, findings);
     let description = fields
         .filled("description", findings)
-        .and_then(|entry| field::incus_text(&entry.value, "description", entry.at, findings));
+        .and_then(|entry| field::incus_text(entry, findings));
     let enabled = fields.flag("enabled", findings).unwrap_or(true);
     let ephemeral = fields.flag("ephemeral", findings).unwrap_or(false);
     let (ai_provider, ai_sanitize) = ai(fields, findings);
     file_portal(fields, findings);
     let profiles = devices::profiles(fields, findings);
-    let profile_names = profiles.iter().map(|p| p.name.as_str()).collect();
+    let profile_index: HashMap<String, usize> = profiles
+        .iter()
+        .map(|profile| profile.name.clone())
+        .zip(0..)
+        .collect();
     let surroundings = Surroundings {
         domain: &ground.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
-        gives_addresses: matches!(settings.scheme, Some(Scheme::Zones { .. })),
+        gives_addresses: settings.zones,
         ephemeral,
         trust: ground.trust,
-        profiles: &profile_names,
+        profiles: &profile_index,
         settings,
         names,
     };
@@ -350,17 +353,22 @@ fn domain(
             name,
         },
         profiles,
+        profile_index,
         machines: machines.unwrap_or_default(),
     })
 }
 
 fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName> {
-    let text = name_text(entry, "domain", findings)?;
+    let text = field::text_key(entry, "the name of a domain", findings)?.text;
     let name = match text.parse::<DomainName>() {
         Ok(name) => name,
         Err(why) => {
             findings
-                .error("invalid-name", entry.at, format!("{}: {why}", quote(text)))
+                .error(
+                    Code::InvalidName,
+                    entry.at,
+                    format!("{}: {why}", quote(text)),
+                )
                 .help("such as `work` or `home-2`");
             return None;
         }
@@ -373,7 +381,7 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
             "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, and Linux allows {BRIDGE_MAX}"
         );
         findings
-            .error("name-too-long", entry.at, message)
+            .error(Code::NameTooLong, entry.at, message)
             .help(format!("a domain's name has at most {most} characters"));
     }
     Some(name)
@@ -390,7 +398,7 @@ pub(super) fn reserved(
     if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
         findings
             .error(
-                "reserved-name",
+                Code::ReservedName,
                 at,
                 format!("a {kind} cannot be called `{name}`: that is {meaning}"),
             )
@@ -424,7 +432,7 @@ fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
     if !matches!(&written, Value::Bool(_)) && written != "always" {
         findings
             .error(
-                "invalid-value",
+                Code::InvalidValue,
                 entry.value.at,
                 "this is no value of `ai_sanitize`",
             )
@@ -441,6 +449,6 @@ fn file_portal(fields: Fields<'_, '_>, findings: &mut Findings) {
     portal.flag("read_only", findings);
     let paths = portal.list("allowed_paths", findings).unwrap_or_default();
     for path in paths {
-        field::text(path, "a path", path.at, findings);
+        field::text_item(path, "a path", findings);
     }
 }

@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 
-use super::devices::{Placed, is_true};
+use super::devices::{Placed, PlacedProfile, is_true};
 use super::{DomainDraft, MachineDraft};
-use crate::diagnostic::quote;
+use crate::diagnostic::{Severity, quote};
 use crate::infra::MachineType;
+use crate::infra::code::Code;
 use crate::infra::findings::Findings;
 use crate::name::MachineName;
 
@@ -42,13 +43,22 @@ const MACHINES_OWN: [&str; 5] = [
 /// Checks every machine of an enabled domain.
 pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
     let ends = ends(drafts);
-    let writable = writable(drafts);
+    // Without a service there is no channel to take over; what else a device takes over is said all the same.
+    let severity = if ends.is_empty() {
+        Severity::Warning
+    } else {
+        Severity::Error
+    };
+    let host = Host {
+        writable: writable(drafts),
+        severity,
+    };
     let mut profiles = HashSet::new();
     for (domain, machine) in machines(drafts) {
         let is_end = ends.contains(machine.machine.name.as_str());
         check_privileged(domain, machine, is_end, findings);
         for placed in &machine.devices {
-            check_host_side(placed, &writable, findings);
+            host.check(placed, findings);
             if is_end {
                 check_inside(placed, machine, findings);
             }
@@ -56,7 +66,7 @@ pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
         for placed in profile_devices(domain, machine) {
             // A profile is used by many machines; one finding is enough.
             if profiles.insert((placed.at, false)) {
-                check_host_side(placed, &writable, findings);
+                host.check(placed, findings);
             }
             if is_end && profiles.insert((placed.at, true)) {
                 check_inside(placed, machine, findings);
@@ -97,12 +107,11 @@ fn profile_devices<'d>(
 fn used<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
-) -> impl Iterator<Item = &'d super::devices::PlacedProfile> {
-    let names = &machine.machine.profiles;
-    domain.profiles.iter().filter(move |profile| {
-        // A machine that names no profile has `default`.
-        names.contains(&profile.name) || names.is_empty() && profile.name == "default"
-    })
+) -> impl Iterator<Item = &'d PlacedProfile> {
+    let names = machine.machine.profiles.iter().map(String::as_str);
+    // A machine that names no profile has `default`.
+    let default = machine.machine.profiles.is_empty().then_some("default");
+    names.chain(default).filter_map(|name| domain.profile(name))
 }
 
 fn check_privileged(
@@ -123,7 +132,7 @@ fn check_privileged(
     if is_end {
         findings
             .error(
-                "privileged-end",
+                Code::PrivilegedEnd,
                 at,
                 format!("{name} is privileged, and an end of a service"),
             )
@@ -131,7 +140,7 @@ fn check_privileged(
     } else if machine.machine.kind == MachineType::Container {
         findings
             .warning(
-                "privileged-container",
+                Code::PrivilegedContainer,
                 at,
                 format!("{name} is a privileged container"),
             )
@@ -160,69 +169,71 @@ fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     folders
 }
 
-/// Rules about what a device does on the host; they hold for every machine.
-fn check_host_side(placed: &Placed, writable: &HashSet<String>, findings: &mut Findings) {
-    if is_channel_name(&placed.device.name) {
-        findings
-            .error(
-                "reserved-device-name",
-                placed.at,
-                format!(
-                    "device {} has the name of a channel",
-                    quote(&placed.device.name)
-                ),
-            )
-            .help("`mcp-` and 16 hexadecimal digits are names that anklume gives: choose another");
-    }
-    if placed.is("proxy") {
-        check_proxy(placed, writable, findings);
-    }
-    if placed.is("disk")
-        && let Some((source, at)) = placed.get("source")
-        && let Some(path) = absolute(source)
-        && (is_below(&path, HOST_STATE) || is_below(HOST_STATE, &path))
-    {
-        findings
-            .error(
-                "device-shares-channels",
-                at,
-                format!(
-                    "{} shares {HOST_STATE} of the host, where the channels are",
-                    quote(source)
-                ),
-            )
-            .help("share a folder that neither holds it nor is in it");
-    }
+/// What a device must not do on the host: rules for every machine, as soon as any of them offers a service.
+struct Host {
+    /// Folders that some machine may write into.
+    writable: HashSet<String>,
+    severity: Severity,
 }
 
-fn check_proxy(placed: &Placed, writable: &HashSet<String>, findings: &mut Findings) {
-    let in_machine = matches!(
-        placed.device.get("bind"),
-        Some("instance" | "guest" | "container")
-    );
-    for (key, on_host) in [("listen", !in_machine), ("connect", in_machine)] {
-        let Some((address, at)) = placed.get(key) else {
-            continue;
-        };
-        let Some(path) = address.strip_prefix("unix:").and_then(absolute) else {
-            continue;
-        };
-        if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
+impl Host {
+    fn check(&self, placed: &Placed, findings: &mut Findings) {
+        if is_channel_name(&placed.device.name) {
+            let name = quote(&placed.device.name);
+            let message = format!("device {name} has the name of a channel");
             findings
-                .error(
-                    "proxy-into-channels",
-                    at,
-                    format!("the proxy's `{key}` is where anklume's channels are"),
-                )
-                .help("choose another path: a channel is declared by `services` alone");
-        } else if on_host && ancestors(&path).any(|folder| writable.contains(folder)) {
+                .add(self.severity, Code::ReservedDeviceName, placed.at, message)
+                .help(
+                    "`mcp-` and 16 hexadecimal digits are names that anklume gives: choose another",
+                );
+        }
+        if placed.is("proxy") {
+            self.check_proxy(placed, findings);
+        }
+        if placed.is("disk") {
+            self.check_disk(placed, findings);
+        }
+    }
+
+    fn check_disk(&self, placed: &Placed, findings: &mut Findings) {
+        let Some((source, at)) = placed.get("source") else {
+            return;
+        };
+        let shares = absolute(source)
+            .is_some_and(|path| is_below(&path, HOST_STATE) || is_below(HOST_STATE, &path));
+        if shares {
+            let source = quote(source);
+            let message =
+                format!("{source} shares {HOST_STATE} of the host, where the channels are");
             findings
-                .error(
-                    "proxy-into-shared-folder",
-                    at,
-                    format!("the proxy's `{key}` is in a folder of the host that a machine may write into"),
-                )
-                .help("a machine could put a link there and reach any socket of the host: choose another path");
+                .add(self.severity, Code::DeviceSharesChannels, at, message)
+                .help("share a folder that neither holds it nor is in it");
+        }
+    }
+
+    fn check_proxy(&self, placed: &Placed, findings: &mut Findings) {
+        let bind = placed.device.get("bind");
+        let in_machine = matches!(bind, Some("instance" | "guest" | "container"));
+        for (key, on_host) in [("listen", !in_machine), ("connect", in_machine)] {
+            let Some((address, at)) = placed.get(key) else {
+                continue;
+            };
+            let Some(path) = address.strip_prefix("unix:").and_then(absolute) else {
+                continue;
+            };
+            if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
+                let message = format!("the proxy's `{key}` is where anklume's channels are");
+                findings
+                    .add(self.severity, Code::ProxyIntoChannels, at, message)
+                    .help("choose another path: a channel is declared by `services` alone");
+            } else if on_host && ancestors(&path).any(|folder| self.writable.contains(folder)) {
+                let message = format!(
+                    "the proxy's `{key}` is in a folder of the host that a machine may write into"
+                );
+                findings
+                    .add(self.severity, Code::ProxyIntoSharedFolder, at, message)
+                    .help("a machine could put a link there and reach any socket of the host: choose another path");
+            }
         }
     }
 }
@@ -248,7 +259,7 @@ fn check_inside(placed: &Placed, machine: &MachineDraft, findings: &mut Findings
             quote(machine.machine.name.as_str())
         );
         findings
-            .error("disk-over-anklume", at, message)
+            .error(Code::DiskOverAnklume, at, message)
             .help(format!("choose another path than {}", INSIDE.join(", ")));
     }
 }

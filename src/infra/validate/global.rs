@@ -1,6 +1,7 @@
 //! The `global` section and `project_name`.
 
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, BASE_SUBNET, ZONE_BASE, ZONE_OCTET};
@@ -34,6 +35,8 @@ const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 pub(super) struct Settings {
     /// The model's part; `None` after a fault in it.
     pub(super) global: Option<Global>,
+    /// Whether `addressing` is written.
+    pub(super) zones: bool,
     /// How subnets are given out; `None` after a fault.
     pub(super) scheme: Option<Scheme>,
     pub(super) default_image: Option<String>,
@@ -73,7 +76,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
         let message = format!("{} is no name of a project", quote(written.text));
         let help = "a name has a visible character and stays on one line";
         findings
-            .error("invalid-name", written.at, message)
+            .error(Code::InvalidName, written.at, message)
             .help(help);
     }
     written.text.to_owned()
@@ -81,7 +84,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
 
 pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
     let fields = match top.entry("global") {
-        Some(entry) => Fields::of(&entry.value, "global", entry.at, findings),
+        Some(entry) => Fields::of(entry, findings),
         None => Some(Fields::none(top.at)),
     };
     // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
@@ -102,9 +105,12 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
     resource_policy(fields, findings);
     if let Some(entry) = fields.filled("ai_vram_flush", findings) {
-        field::incus_text(&entry.value, "ai_vram_flush", entry.at, findings);
+        field::incus_text(entry, findings);
     }
     Settings {
+        zones: fields
+            .entry("addressing")
+            .is_some_and(|entry| !field::is_null(&entry.value)),
         scheme,
         default_image: global.default_os_image.clone(),
         global: Some(global),
@@ -151,7 +157,7 @@ pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) 
     if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(odd) {
         let message = format!("{} is no name of an image", quote(written.text));
         findings
-            .error("invalid-value", written.at, message)
+            .error(Code::InvalidValue, written.at, message)
             .help("such as `images:debian/13`: without spaces, not beginning with `-`");
         return None;
     }
@@ -170,11 +176,11 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
     let Some(entry) = fields.filled("addressing", findings) else {
         return subnets(fields, findings);
     };
-    let zones = Fields::of(&entry.value, "addressing", entry.at, findings)?;
+    let zones = Fields::of(entry, findings)?;
     if let Some(unused) = fields.entry("base_subnet") {
         findings
             .warning(
-                "unused-key",
+                Code::UnusedKey,
                 unused.at,
                 "`base_subnet` is not used beside `addressing`",
             )
@@ -207,7 +213,7 @@ fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, A
     let Some(base) = network::base_octets(text) else {
         let message = format!("{} is no base of subnets", quote(text));
         findings
-            .error("invalid-subnet", at, message)
+            .error(Code::InvalidSubnet, at, message)
             .help("the first two octets of an address, such as `\"10.100\"`");
         return None;
     };
@@ -240,7 +246,7 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
     {
         return;
     }
-    let Some(policy) = Fields::of(&entry.value, "resource_policy", entry.at, findings) else {
+    let Some(policy) = Fields::of(entry, findings) else {
         return;
     };
     let keys = [
@@ -269,7 +275,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         return;
     };
     let Kind::Scalar(scalar) = &entry.value.kind else {
-        field::wrong_type(&entry.value, key, entry.at, "a share or a number", findings);
+        field::wrong_entry(entry, "a share or a number", findings);
         return;
     };
     let text = scalar.text.as_ref();
@@ -284,7 +290,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         let message = format!("{} is no reserve", quote(text));
         let help = "such as `20%`, a positive number, or of memory `2GiB`";
         findings
-            .error("invalid-value", entry.value.at, message)
+            .error(Code::InvalidValue, entry.value.at, message)
             .help(help);
     }
 }

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::{Settings, image};
-use super::{MachineDraft, Names, domains, name_text, services, volumes};
+use super::{MachineDraft, Names, domains, services, volumes};
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, GIVEN_OUT, Unfit};
@@ -51,7 +52,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) gives_addresses: bool,
     pub(super) ephemeral: bool,
     pub(super) trust: Option<TrustLevel>,
-    pub(super) profiles: &'s HashSet<&'s str>,
+    /// The domain's profiles by name.
+    pub(super) profiles: &'s HashMap<String, usize>,
     pub(super) settings: &'s Settings,
     pub(super) names: &'s Names<'s>,
 }
@@ -82,7 +84,7 @@ fn machine(
     findings: &mut Findings,
 ) -> Option<MachineDraft> {
     let name = machine_name(entry, findings);
-    let fields = Fields::of(&entry.value, &entry.key.text, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     fields.known("a machine", &KEYS, findings);
     note_unapplied(fields, findings);
     let kind = match fields.choice("type", &["lxc", "vm"], findings) {
@@ -103,7 +105,7 @@ fn machine(
         kind,
         description: fields
             .filled("description", findings)
-            .and_then(|entry| field::incus_text(&entry.value, "description", entry.at, findings))
+            .and_then(|entry| field::incus_text(entry, findings))
             .unwrap_or_default(),
         ip,
         os_image: own_image.unwrap_or_else(|| default_image.unwrap_or(DEFAULT_IMAGE).to_owned()),
@@ -135,12 +137,16 @@ fn machine(
 }
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {
-    let text = name_text(entry, "machine", findings)?;
+    let text = field::text_key(entry, "the name of a machine", findings)?.text;
     domains::reserved_machine(text, entry.at, findings);
     text.parse()
         .map_err(|why| {
             findings
-                .error("invalid-name", entry.at, format!("{}: {why}", quote(text)))
+                .error(
+                    Code::InvalidName,
+                    entry.at,
+                    format!("{}: {why}", quote(text)),
+                )
                 .help("such as `work-dev` or `web1`");
         })
         .ok()
@@ -170,7 +176,7 @@ fn warn_of_container(
             quote(surroundings.domain)
         );
         findings
-            .warning("container-in-untrusted-domain", entry.at, message)
+            .warning(Code::ContainerInUntrustedDomain, entry.at, message)
             .help("a container shares the host's kernel: `type: vm` keeps it apart");
     }
 }
@@ -185,7 +191,7 @@ fn address(
     let Ok(address) = text.parse::<Ipv4Addr>() else {
         findings
             .error(
-                "invalid-address",
+                Code::InvalidAddress,
                 at,
                 format!("{} is no IPv4 address", quote(text)),
             )
@@ -196,7 +202,7 @@ fn address(
         let first = findings.short(*first);
         findings
             .error(
-                "duplicate-address",
+                Code::DuplicateAddress,
                 at,
                 format!("`{address}` is already taken"),
             )
@@ -221,19 +227,19 @@ fn report_unfit(
 ) {
     let (code, is) = match unfit {
         Unfit::Outside => (
-            "address-outside-subnet",
+            Code::AddressOutsideSubnet,
             format!("not in its domain's subnet {subnet}/24"),
         ),
         Unfit::Network => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the address of the subnet {subnet}/24 itself"),
         ),
         Unfit::Gateway => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the gateway of the subnet {subnet}/24"),
         ),
         Unfit::Broadcast => (
-            "reserved-address",
+            Code::ReservedAddress,
             format!("the broadcast address of the subnet {subnet}/24"),
         ),
     };
@@ -275,7 +281,7 @@ fn give_addresses(
             last + 1
         );
         findings
-            .error("no-address-left", draft.at, message)
+            .error(Code::NoAddressLeft, draft.at, message)
             .help(help);
     }
 }
@@ -288,11 +294,11 @@ fn profiles(
     let mut names: Vec<String> = Vec::new();
     let mut seen = HashSet::new();
     for item in fields.list("profiles", findings).unwrap_or_default() {
-        let Some(Text { text, at }) = field::text(item, "the name of a profile", item.at, findings)
+        let Some(Text { text, at }) = field::text_item(item, "the name of a profile", findings)
         else {
             continue;
         };
-        let known = text == "default" || surroundings.profiles.contains(text);
+        let known = text == "default" || surroundings.profiles.contains_key(text);
         if !known {
             let message = format!(
                 "{} is no profile of domain {}",
@@ -300,12 +306,12 @@ fn profiles(
                 quote(surroundings.domain)
             );
             findings
-                .error("unknown-profile", at, message)
+                .error(Code::UnknownProfile, at, message)
                 .help("declare it in `profiles` of the domain, or take it off the list");
         } else if !seen.insert(text) {
             findings
                 .error(
-                    "duplicate-item",
+                    Code::DuplicateItem,
                     at,
                     format!("profile {} is listed twice", quote(text)),
                 )
@@ -320,7 +326,7 @@ fn roles(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<serde_js
     let items = fields.list("roles", findings)?;
     for item in items {
         if field::is_null(item) {
-            field::wrong_type(item, "a role", item.at, "text", findings);
+            field::wrong_item(item, "a role", "text", findings);
         }
     }
     Some(items.iter().map(field::json).collect())
@@ -337,7 +343,7 @@ fn shaped(
     if !fits(text) {
         findings
             .error(
-                "invalid-value",
+                Code::InvalidValue,
                 at,
                 format!("{} is no value of `{key}`", quote(text)),
             )

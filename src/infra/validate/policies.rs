@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::global::Settings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::Findings;
 use crate::infra::network::{self, FIREWALL};
@@ -42,7 +43,7 @@ pub(super) fn read(
     let mut written = Vec::new();
     let mut to_ai = 0;
     for node in policies {
-        let Some(fields) = Fields::of(node, "a policy", node.at, findings) else {
+        let Some(fields) = Fields::of_item(node, "a policy", findings) else {
             continue;
         };
         fields.known("a policy", &KEYS, findings);
@@ -66,7 +67,7 @@ fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Find
     if fields.entry(key).is_none() {
         findings
             .error(
-                "missing-key",
+                Code::MissingKey,
                 fields.at,
                 format!("the policy has no `{key}`"),
             )
@@ -85,12 +86,12 @@ fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Find
         let near = findings.closest(text, all);
         let files = findings.this_file();
         let help = match near {
-            Some(near) => format!("did you mean `{near}`?"),
+            Some(near) => format!("did you mean {}?", quote(near)),
             None => "name a domain, a machine, or `host`".to_owned(),
         };
         findings
             .error(
-                "unknown-name",
+                Code::UnknownName,
                 at,
                 format!(
                     "{} is neither a domain nor a machine of {files}",
@@ -103,7 +104,7 @@ fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Find
     if names.is_disabled(domain) {
         findings
             .warning(
-                "disabled-domain",
+                Code::DisabledDomain,
                 at,
                 format!("domain {} is disabled", quote(domain)),
             )
@@ -119,7 +120,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         Kind::Scalar(scalar) if scalar.reading() == Reading::Text && scalar.text == "all" => return,
         Kind::List(items) => items,
         _ => {
-            field::wrong_type(&entry.value, "ports", entry.at, "a list", findings);
+            field::wrong_entry(entry, "a list", findings);
             return;
         }
     };
@@ -132,7 +133,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         };
         if port.is_none() {
             findings
-                .error("invalid-value", item.at, "this is no port")
+                .error(Code::InvalidValue, item.at, "this is no port")
                 .help("numbers from 1 to 65535, or `ports: all`");
         }
     }
@@ -149,7 +150,7 @@ fn ai_access(
     if !names.domains.contains_key(AI_DOMAIN) {
         findings
             .error(
-                "ai-access",
+                Code::AiAccess,
                 at,
                 format!("exclusive AI access needs a domain `{AI_DOMAIN}`"),
             )
@@ -158,7 +159,7 @@ fn ai_access(
     if to_ai > 1 {
         findings
             .error(
-                "ai-access",
+                Code::AiAccess,
                 at,
                 format!("{to_ai} policies lead to `{AI_DOMAIN}`, and exclusive access allows one"),
             )
@@ -167,7 +168,7 @@ fn ai_access(
     let Some((default, place)) = &settings.ai_access.default else {
         findings
             .error(
-                "ai-access",
+                Code::AiAccess,
                 at,
                 "exclusive AI access needs `ai_access_default`",
             )
@@ -177,7 +178,7 @@ fn ai_access(
     if default == AI_DOMAIN || !names.domains.contains_key(default.as_str()) {
         findings
             .error(
-                "ai-access",
+                Code::AiAccess,
                 *place,
                 format!(
                     "{} is not a domain that could use `{AI_DOMAIN}`",
@@ -224,7 +225,7 @@ pub(super) fn add_firewall(
         if !names.domains.contains_key(FIREWALL_DOMAIN) {
             findings
                 .error(
-                    "firewall-mode",
+                    Code::FirewallMode,
                     at,
                     format!("a firewall machine needs a domain `{FIREWALL_DOMAIN}`"),
                 )
@@ -236,7 +237,7 @@ pub(super) fn add_firewall(
     if let Some(taken) = draft.machines.iter().find(|m| m.machine.ip == Some(ip)) {
         findings
             .error(
-                "duplicate-address",
+                Code::DuplicateAddress,
                 taken.at,
                 format!("`{ip}` is the firewall machine's"),
             )
@@ -278,7 +279,7 @@ pub(super) fn check_gpus(settings: &Settings, drafts: &[DomainDraft], findings: 
     let mut users = Vec::new();
     for domain in drafts {
         let with_gpu = |name: &str| {
-            let profile = domain.profiles.iter().find(|profile| profile.name == name);
+            let profile = domain.profile(name);
             profile.is_some_and(|profile| profile.devices.iter().any(|device| device.is("gpu")))
         };
         let machines = domain.machines.iter().filter(|draft| {
@@ -294,7 +295,7 @@ pub(super) fn check_gpus(settings: &Settings, drafts: &[DomainDraft], findings: 
     if settings.gpus_shared {
         findings
             .warning(
-                "shared-gpu",
+                Code::SharedGpu,
                 second.at,
                 format!("{count} machines share the GPU, the first is {first}"),
             )
@@ -302,7 +303,7 @@ pub(super) fn check_gpus(settings: &Settings, drafts: &[DomainDraft], findings: 
     } else {
         findings
             .error(
-                "several-gpus",
+                Code::SeveralGpus,
                 second.at,
                 format!("{count} machines use the GPU, the first is {first}"),
             )

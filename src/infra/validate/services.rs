@@ -7,11 +7,12 @@ use serde_json::{Map, Value};
 use super::Names;
 use crate::catalogue;
 use crate::diagnostic::quote;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
 use crate::infra::{DeclaredService, McpUsers};
-use crate::name::{MachineName, ServiceName, ToolName};
+use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 4] = ["name", "tool", "consumers", "with"];
 
@@ -27,7 +28,7 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
     let Some(entry) = fields.entry("mcp") else {
         return McpUsers::default();
     };
-    let Some(fields) = Fields::of(&entry.value, "mcp", entry.at, findings) else {
+    let Some(fields) = Fields::of(entry, findings) else {
         return McpUsers::default();
     };
     let fields = fields.strict();
@@ -51,7 +52,7 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
         findings
             .error(
-                "invalid-name",
+                Code::InvalidName,
                 at,
                 format!("{} is no name of a user", quote(text)),
             )
@@ -72,7 +73,7 @@ pub(super) fn read(
         return Vec::new();
     };
     let Kind::List(items) = &entry.value.kind else {
-        field::wrong_type(&entry.value, "services", entry.at, "a list", findings);
+        field::wrong_entry(entry, "a list", findings);
         return Vec::new();
     };
     let mut seen = HashMap::new();
@@ -90,7 +91,7 @@ fn service<'t>(
     seen: &mut HashMap<&'t str, At>,
     findings: &mut Findings,
 ) -> Option<DeclaredService> {
-    let fields = Fields::of(item, "a service", item.at, findings)?.strict();
+    let fields = Fields::of_item(item, "a service", findings)?.strict();
     fields.known("a service", &KEYS, findings);
     let name = service_name(fields, seen, findings);
     let tool = tool(fields, findings);
@@ -113,7 +114,7 @@ fn service_name<'t>(
 ) -> Option<(ServiceName, At)> {
     if fields.entry("name").is_none() {
         findings
-            .error("missing-key", fields.at, "the service has no `name`")
+            .error(Code::MissingKey, fields.at, "the service has no `name`")
             .help("give it the name that consumers call, such as `name: file_sign`");
     }
     let Text { text, at } = fields.text("name", findings)?;
@@ -121,7 +122,7 @@ fn service_name<'t>(
         let first = findings.short(*first);
         let message = format!("service {} is already on this machine", quote(text));
         findings
-            .error("duplicate-service", at, message)
+            .error(Code::DuplicateService, at, message)
             .help(format!(
                 "the first one is at {first}; a name is unique on its machine"
             ));
@@ -132,7 +133,7 @@ fn service_name<'t>(
         Ok(name) => Some((name, at)),
         Err(why) => {
             findings
-                .error("invalid-name", at, format!("{}: {why}", quote(text)))
+                .error(Code::InvalidName, at, format!("{}: {why}", quote(text)))
                 .help("such as `file_sign`");
             None
         }
@@ -142,7 +143,7 @@ fn service_name<'t>(
 fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
     if fields.entry("tool").is_none() {
         findings
-            .error("missing-key", fields.at, "the service has no `tool`")
+            .error(Code::MissingKey, fields.at, "the service has no `tool`")
             .help(format!("one of: {}", tools()));
     }
     let Text { text, at } = fields.text("tool", findings)?;
@@ -154,7 +155,11 @@ fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
             None => format!("the tools are: {}", tools()),
         };
         findings
-            .error("unknown-tool", at, format!("{} is not a tool", quote(text)))
+            .error(
+                Code::UnknownTool,
+                at,
+                format!("{} is not a tool", quote(text)),
+            )
             .help(help);
     }
     tool.ok()
@@ -173,13 +178,13 @@ fn consumers(
     let mut seen = HashSet::new();
     let mut consumers = Vec::new();
     for item in fields.list("consumers", findings).unwrap_or_default() {
-        let Some(written) = field::text(item, "a consumer", item.at, findings) else {
+        let Some(written) = field::text_item(item, "a consumer", findings) else {
             continue;
         };
         if !seen.insert(written.text) {
             findings
                 .error(
-                    "duplicate-consumer",
+                    Code::DuplicateConsumer,
                     written.at,
                     format!("consumer {} is listed twice", quote(written.text)),
                 )
@@ -199,7 +204,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     if text == machine {
         findings
             .error(
-                "own-consumer",
+                Code::OwnConsumer,
                 at,
                 format!("{quoted} offers this service itself"),
             )
@@ -209,7 +214,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             let domain = quote(home.domain);
             findings
                 .error(
-                    "disabled-consumer",
+                    Code::DisabledConsumer,
                     at,
                     format!("{quoted} is in domain {domain}, which is disabled"),
                 )
@@ -218,20 +223,20 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     } else if names.domains.contains_key(text) {
         findings
             .error(
-                "domain-as-consumer",
+                Code::DomainAsConsumer,
                 at,
                 format!("{quoted} is a domain, and consumers are machines"),
             )
             .help("list the machines of the domain that may call the service, one by one");
     } else {
-        let near = typo(text, names);
+        let near = typo(text, names, findings);
         let help = match near {
-            Some(near) => format!("did you mean `{near}`?"),
+            Some(near) => format!("did you mean {}?", quote(near)),
             None => "declare the machine in a domain, or take it off the list".to_owned(),
         };
         findings
             .error(
-                "unknown-consumer",
+                Code::UnknownConsumer,
                 at,
                 format!("{quoted} is not a machine of {files}"),
             )
@@ -241,14 +246,20 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
 
 /// The machine that a consumer with a slip in its name was meant to be. Nearer than other suggestions: whom a service is
 /// granted to is not guessed from a likeness.
-fn typo<'t>(text: &str, names: &Names<'t>) -> Option<&'t str> {
+fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
     /// Names of fewer characters are all alike, and in larger files somebody else's machine is always near.
     const LEAST: usize = 4;
     const MOST: usize = 1000;
-    if text.len() < LEAST || text.len() > 64 || names.machines.len() > MOST {
+    let machines = names.machines.len();
+    if text.len() < LEAST || text.len() > MACHINE_NAME_MAX || machines > MOST {
         return None;
     }
-    let near = names.machine_names().filter_map(|name| {
+    if !findings.may_compare(machines) {
+        return None;
+    }
+    let names = names.machine_names();
+    let near = names.filter(|name| name.len() <= MACHINE_NAME_MAX);
+    let near = near.filter_map(|name| {
         let distance = strsim::osa_distance(text, name);
         (distance <= TYPO).then_some((distance, name))
     });
@@ -274,7 +285,7 @@ fn fixed(
             quote(&fault.argument),
             fault.message.escape_debug()
         );
-        let new = findings.error("invalid-argument", at, message);
+        let new = findings.error(Code::InvalidArgument, at, message);
         if let Some(written) = entry.and_then(unquoted) {
             new.help(format!(
                 "YAML reads a number or truth value here; text is quoted: `\"{written}\"`"

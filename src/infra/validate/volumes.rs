@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 use super::devices::{self, Placed};
 use super::global::Settings;
 use super::machines::Surroundings;
-use super::{DomainDraft, MachineDraft, Names, name_text};
+use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;
+use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
@@ -36,7 +37,7 @@ pub(super) fn persistent(
         let Some(name) = volume_name(entry, findings) else {
             continue;
         };
-        let Some(volume) = Fields::of(&entry.value, name, entry.at, findings) else {
+        let Some(volume) = Fields::of(entry, findings) else {
             continue;
         };
         volume.known("`persistent_data`", &["path", "readonly"], findings);
@@ -44,7 +45,7 @@ pub(super) fn persistent(
         if volume.entry("path").is_none() {
             findings
                 .error(
-                    "missing-key",
+                    Code::MissingKey,
                     entry.at,
                     format!("{} has no `path`", quote(name)),
                 )
@@ -60,12 +61,12 @@ pub(super) fn persistent(
 }
 
 fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t str> {
-    let text = name_text(entry, "volume", findings)?;
+    let text = field::text_key(entry, "the name of a volume", findings)?.text;
     // The same rule as for machines, so that `sv-NAME` is a name of a device.
     if text.parse::<MachineName>().is_err() {
         findings
             .error(
-                "invalid-name",
+                Code::InvalidName,
                 entry.at,
                 format!("{} is no name of a volume", quote(text)),
             )
@@ -104,12 +105,12 @@ pub(super) fn storage(
 ) -> Option<Map<String, Value>> {
     let volumes = fields.map("storage_volumes", findings)?;
     for entry in volumes.entries() {
-        if let Some(volume) = Fields::of(&entry.value, &entry.key.text, entry.at, findings) {
+        if let Some(volume) = Fields::of(entry, findings) {
             volume.known("a storage volume", &["pool", "size", "path"], findings);
             volume.text("pool", findings);
             volume.absolute_path("path", findings);
             if let Some(size) = volume.filled("size", findings) {
-                field::incus_text(&size.value, "size", size.at, findings);
+                field::incus_text(size, findings);
             }
         }
     }
@@ -140,7 +141,7 @@ pub(super) fn share(
             if count > SHARED_MAX {
                 let message = format!("shared volumes make more than {SHARED_MAX} devices");
                 findings
-                    .error("too-many-values", entry.at, message)
+                    .error(Code::TooManyValues, entry.at, message)
                     .help("share fewer volumes, or with fewer machines");
                 return;
             }
@@ -195,7 +196,7 @@ fn volume<'t>(
     findings: &mut Findings,
 ) -> Option<(Template, Consumers<'t>)> {
     let name = volume_name(entry, findings)?;
-    let fields = Fields::of(&entry.value, name, entry.at, findings)?;
+    let fields = Fields::of(entry, findings)?;
     let keys = ["source", "path", "shift", "propagate", "consumers"];
     fields.known("a shared volume", &keys, findings);
     let source = fields.absolute_path("source", findings);
@@ -206,13 +207,13 @@ fn volume<'t>(
         findings.unapplied("propagate", entry.at);
     }
     let consumers = match fields.entry("consumers") {
-        Some(consumers) => Fields::of(&consumers.value, "consumers", consumers.at, findings)?,
+        Some(consumers) => Fields::of(consumers, findings)?,
         None => Fields::none(entry.at),
     };
     if consumers.entries().is_empty() {
         findings
             .error(
-                "missing-key",
+                Code::MissingKey,
                 entry.at,
                 format!("shared volume {} has no consumers", quote(name)),
             )
@@ -243,11 +244,11 @@ fn consumer<'t>(
         let all = names.domains.keys().copied().chain(names.machine_names());
         let help = findings
             .closest(name, all)
-            .map(|near| format!("did you mean `{near}`?"));
+            .map(|near| format!("did you mean {}?", quote(near)));
         let files = findings.this_file();
         findings
             .error(
-                "unknown-name",
+                Code::UnknownName,
                 entry.at,
                 format!(
                     "{} is neither a domain nor a machine of {files}",
@@ -256,14 +257,14 @@ fn consumer<'t>(
             )
             .help(help.unwrap_or_else(|| "declare it, or take it off the list".to_owned()));
     }
-    let access = field::text(&entry.value, name, entry.at, findings)?;
+    let access = field::text_entry(entry, findings)?;
     match access.text {
         "ro" => Some((name, true)),
         "rw" => Some((name, false)),
         other => {
             findings
                 .error(
-                    "invalid-value",
+                    Code::InvalidValue,
                     access.at,
                     format!("{} is no access to a volume", quote(other)),
                 )
@@ -335,7 +336,7 @@ fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
                     quote(path)
                 );
                 findings
-                    .error("duplicate-mount", at, message)
+                    .error(Code::DuplicateMount, at, message)
                     .help("give each disk a `path` of its own");
             }
         }

@@ -39,6 +39,10 @@ enum Style {
 
 /// Writes `text` and gives the column after it.
 pub(super) fn write(text: &str, position: Position, out: &mut String) -> usize {
+    if is_obviously_plain(text) {
+        out.push_str(text);
+        return position.column + text.len();
+    }
     let mut folded = Folded {
         out,
         column: position.column,
@@ -52,6 +56,16 @@ pub(super) fn write(text: &str, position: Position, out: &mut String) -> usize {
         Style::Double => folded.double(&characters),
     }
     folded.column
+}
+
+/// Whether a text is plain at first sight, as nearly all are: lower case first, nothing special after it, no word of YAML's.
+fn is_obviously_plain(text: &str) -> bool {
+    let harmless =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/' | b':');
+    text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(harmless)
+        && !text.ends_with(':')
+        && !words::is_word(text)
 }
 
 fn style(text: &str, characters: &[char]) -> Style {

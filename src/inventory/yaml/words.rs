@@ -8,19 +8,18 @@ pub(super) fn means_something_else(text: &str) -> bool {
     is_word(text) || is_integer(text) || is_float(text) || is_base_60(text) || is_time(text)
 }
 
-fn is_word(text: &str) -> bool {
-    let spellings = |word: &str| {
-        let mut capital = word.to_owned();
-        if let Some(first) = capital.get_mut(..1) {
-            first.make_ascii_uppercase();
-        }
-        text == word || text == capital || text == word.to_ascii_uppercase()
-    };
-    let special = ["", "~", "=", "<<"].contains(&text);
-    special
-        || ["null", "true", "false", "yes", "no", "on", "off", "y", "n"]
-            .into_iter()
-            .any(spellings)
+/// Whether a text is a word of YAML's: in lower case, in capitals, or with a capital first.
+pub(super) fn is_word(text: &str) -> bool {
+    const WORDS: [&str; 9] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
+    const SPECIAL: [&str; 4] = ["", "~", "=", "<<"];
+    if text.len() > 5 {
+        return false;
+    }
+    let rest = text.get(1..).unwrap_or_default();
+    let is_spelled = text.bytes().all(|byte| byte.is_ascii_uppercase())
+        || rest.bytes().all(|byte| byte.is_ascii_lowercase());
+    SPECIAL.contains(&text)
+        || (is_spelled && WORDS.iter().any(|word| word.eq_ignore_ascii_case(text)))
 }
 
 fn unsigned(text: &str) -> &str {

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
 
-use super::message::{self, Meaning};
+use super::message::{self, Meaning, NoMessage};
 use super::{ClientError, IN_ALL};
 use crate::mcp::wire::{Line, Lines};
 
@@ -129,7 +129,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             budget.spend(line.len())?;
             return Ok(Meaning::Foreign);
         }
-        let message = message::read(&line).ok_or_else(|| not_mcp(&line))?;
+        let message = message::read(&line).map_err(|why| match why {
+            NoMessage::Cut => ClientError::Closed,
+            NoMessage::Other => not_mcp(&line),
+        })?;
         let meaning = message.meaning(self.last_id);
         if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
             budget.spend(line.len())?;

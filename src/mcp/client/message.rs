@@ -87,13 +87,28 @@ pub(super) fn notification(method: &'static str) -> String {
     format!(r#"{{"jsonrpc":"2.0","method":"{method}"}}"#)
 }
 
-/// Reads a line. `None`: it is no message.
-pub(super) fn read(line: &[u8]) -> Option<Incoming<'_>> {
-    let message: Incoming<'_> = serde_json::from_slice(line).ok()?;
-    message
-        .jsonrpc
-        .is_some_and(|version| version.get() == r#""2.0""#)
-        .then_some(message)
+/// Why a line is no message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoMessage {
+    /// It ends too early, as the last one of a server that died.
+    Cut,
+    /// It is something else.
+    Other,
+}
+
+/// Reads a line.
+pub(super) fn read(line: &[u8]) -> Result<Incoming<'_>, NoMessage> {
+    let message: Incoming<'_> = serde_json::from_slice(line).map_err(|why| {
+        if why.is_eof() {
+            NoMessage::Cut
+        } else {
+            NoMessage::Other
+        }
+    })?;
+    match message.jsonrpc {
+        Some(version) if version.get() == r#""2.0""# => Ok(message),
+        _ => Err(NoMessage::Other),
+    }
 }
 
 impl Incoming<'_> {
@@ -148,7 +163,7 @@ mod tests {
 
     fn meaning(line: &str) -> String {
         read(line.as_bytes()).map_or_else(
-            || "no message".to_owned(),
+            |why| format!("no message: {why:?}"),
             |message| match message.meaning(3) {
                 Meaning::Result(raw) => format!("result {}", raw.get()),
                 Meaning::Error(raw) => format!("error {}", raw.get()),
@@ -194,14 +209,21 @@ mod tests {
                 r#"{"jsonrpc":"2.0","id":"a","method":"ping"}"#,
                 r#"asked {"jsonrpc":"2.0","id":"a","result":{}}"#,
             ),
-            (r#"{"jsonrpc":"1.0","id":3,"result":{}}"#, "no message"),
-            (r#"{"id":3,"result":{}}"#, "no message"),
+            (
+                r#"{"jsonrpc":"1.0","id":3,"result":{}}"#,
+                "no message: Other",
+            ),
+            (r#"{"id":3,"result":{}}"#, "no message: Other"),
             (
                 r#"{"jsonrpc":"2.0","id":3,"id":3,"result":{}}"#,
-                "no message",
+                "no message: Other",
             ),
-            (r#"[{"jsonrpc":"2.0","id":3,"result":{}}]"#, "no message"),
-            ("hello", "no message"),
+            (
+                r#"[{"jsonrpc":"2.0","id":3,"result":{}}]"#,
+                "no message: Other",
+            ),
+            ("hello", "no message: Other"),
+            ("{\"jsonrpc\":\"2.0\",\"id\":3,\"resu", "no message: Cut"),
         ];
         for (line, expected) in cases {
             assert_eq!(meaning(line), expected, "{line}");

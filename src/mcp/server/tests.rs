@@ -84,10 +84,7 @@ fn server(
     let (sender, receiver) = watch::channel(Arc::new(services));
     // The services of these tests live as long as their connections.
     std::mem::forget(sender);
-    let settings = Settings {
-        portal: "/nowhere".into(),
-        runtime: "/nowhere".into(),
-    };
+    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
     let mut server = Server::new(
         Caller::Operator,
         receiver,
@@ -98,11 +95,11 @@ fn server(
     server
 }
 
-fn outcome(text: &str) -> Result<Outcome, ToolError> {
-    Ok(Outcome {
+fn outcome(text: &str) -> Outcome {
+    Outcome {
         text: text.to_owned(),
         structured: Map::new(),
-    })
+    }
 }
 
 /// A server whose tools wait for a permit of the semaphore and then give their name back.
@@ -113,7 +110,7 @@ fn waiting() -> (Server, Arc<Semaphore>) {
         let held = Arc::clone(&held);
         Box::pin(async move {
             held.acquire().await.unwrap().forget();
-            outcome(grant.name())
+            Ok(outcome(grant.name()))
         })
     });
     (server, permits)
@@ -133,7 +130,7 @@ async fn a_tool_that_panics_is_answered_and_the_connection_lives() {
     let mut peer = Peer::of(server(|grant, _| match grant.tool() {
         ToolName::GpgSign => Box::pin(async { panic!("secret contents") }),
         ToolName::FileAccept => panic!("before it is even a future"),
-        _ => Box::pin(async { outcome("alive") }),
+        _ => Box::pin(async { Ok(outcome("alive")) }),
     }));
     for tool in ["gpg_sign", "file_accept"] {
         peer.call(1, tool).await;
@@ -218,7 +215,7 @@ async fn a_cancelled_call_is_dropped_has_no_answer_and_its_id_is_free() {
             if tool == ToolName::GpgSign {
                 std::future::pending::<()>().await;
             }
-            outcome("done")
+            Ok(outcome("done"))
         })
     }));
     peer.call(1, "gpg_sign").await;
@@ -259,15 +256,16 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
         let held = Arc::clone(&held);
         Box::pin(async move {
             held.acquire().await.unwrap().forget();
-            outcome("done")
+            Ok(outcome("done"))
         })
     });
     server.limits.in_flight = 4;
     server.limits.running = 2;
     let mut peer = Peer::of(server);
-    let calls: String = (0..CALLS)
-        .map(|id| format!("{}\n", call(id, "gpg_sign")))
+    let calls: Vec<String> = (0..CALLS)
+        .map(|id| call(id, "gpg_sign").to_string())
         .collect();
+    let calls = calls.join("\n") + "\n";
     // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
     let mut writer = peer.writer;
     let writing = tokio::spawn(async move {
@@ -300,7 +298,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     let counted = Arc::clone(&started);
     let server = server(move |_, _| {
         counted.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async { outcome(&"x".repeat(10_000)) })
+        Box::pin(async { Ok(outcome(&"x".repeat(10_000))) })
     });
     let limit = server.limits.running;
     let mut peer = Peer::of(server);
@@ -379,7 +377,11 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     };
     let (sender, receiver) = watch::channel(services(&["work-dev"]));
     let mut server = server(|grant, _| {
-        Box::pin(async move { outcome(&Value::Object(grant.arguments().clone()).to_string()) })
+        Box::pin(async move {
+            Ok(outcome(
+                &Value::Object(grant.arguments().clone()).to_string(),
+            ))
+        })
     });
     server.caller = Caller::Consumer("work-dev".parse().unwrap());
     server.services = receiver;

@@ -5,7 +5,6 @@
 //! the clipboard and does not answer can then be given up. What that process does: [`super::display`].
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
@@ -14,9 +13,6 @@ use super::display::{Answer, COMMAND, Errand};
 use super::{not_text, too_large};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::tool::{Display, Settings, ToolError};
-
-/// Longest that a display, or the program that owns its clipboard, may take to answer.
-const WAIT: Duration = Duration::from_secs(5);
 
 /// A process that is killed when nobody waits for it any more, unless it was told to stay.
 #[derive(Debug)]
@@ -66,12 +62,12 @@ async fn ask(
     text: &str,
 ) -> Result<(Answer, Holder), ToolError> {
     let mut holder = start(settings, display, errand)?;
-    let asked = tokio::time::timeout(WAIT, talk(&mut holder.child, text)).await;
+    let asked = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text)).await;
     match asked {
         Ok(answer) => Ok((answer, holder)),
         Err(_) => Err(ToolError::TimedOut(format!(
             "the display, or the program that owns its clipboard, did not answer within {} s",
-            WAIT.as_secs()
+            settings.display_wait.as_secs()
         ))),
     }
 }

@@ -33,19 +33,19 @@ pub(in crate::tool) struct Upload {
 
 /// What a caller wants of a file; may be said with any piece, and not differently with another.
 #[derive(Debug, Default)]
-struct Wishes {
+pub(super) struct Wishes {
     mode: Option<u32>,
     sha256: Option<String>,
 }
 
 /// One call: what it brings and where to.
 #[derive(Debug)]
-struct Piece {
-    path: PortalPath,
-    caller: Caller,
-    data: Vec<u8>,
-    wishes: Wishes,
-    last: bool,
+pub(super) struct Piece {
+    pub(super) path: PortalPath,
+    pub(super) caller: Caller,
+    pub(super) data: Vec<u8>,
+    pub(super) wishes: Wishes,
+    pub(super) last: bool,
 }
 
 /// Runs `file_accept`.
@@ -196,7 +196,7 @@ impl Wishes {
 
 impl Upload {
     /// A file on its way, where nothing of its name is there yet.
-    fn begin(settings: &Settings, piece: &Piece) -> Result<Self, ToolError> {
+    pub(super) fn begin(settings: &Settings, piece: &Piece) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;
         let (_, name) = path.split();
@@ -228,7 +228,12 @@ impl Upload {
     }
 
     /// Adds a piece.
-    fn take(mut self, settings: &Settings, piece: &Piece, stop: &Stop) -> Result<Self, ToolError> {
+    pub(super) fn take(
+        mut self,
+        settings: &Settings,
+        piece: &Piece,
+        stop: &Stop,
+    ) -> Result<Self, ToolError> {
         stop.check()?;
         let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
         let size = self.size.saturating_add(length);
@@ -244,7 +249,7 @@ impl Upload {
     }
 
     /// Gives the file its name, if it is what was announced.
-    fn finish(self, settings: &Settings, stop: &Stop) -> Result<Outcome, ToolError> {
+    pub(super) fn finish(self, settings: &Settings, stop: &Stop) -> Result<Outcome, ToolError> {
         let Self {
             path,
             file,

@@ -94,7 +94,7 @@ fn sources(path: &PortalPath, caller: &Caller) -> Vec<PortalPath> {
 
 /// An open regular file.
 #[derive(Debug)]
-struct Source {
+pub(super) struct Source {
     path: PortalPath,
     file: File,
     identity: Identity,
@@ -103,7 +103,7 @@ struct Source {
 
 impl Source {
     /// Opens the first of the sources that is there.
-    fn open(
+    pub(super) fn open(
         settings: &Settings,
         asked: &PortalPath,
         sources: &[PortalPath],
@@ -136,7 +136,7 @@ impl Source {
     }
 
     /// The whole file in one call.
-    fn whole(self) -> Result<Outcome, ToolError> {
+    pub(super) fn whole(self) -> Result<Outcome, ToolError> {
         if self.size > ONE_CALL_MAX {
             return Err(ToolError::TooLarge(format!(
                 "`{}` has {} bytes, and one call gives at most {ONE_CALL_MAX}; \

@@ -87,13 +87,16 @@ impl Unpublished {
     /// Gives a file without a name its first one.
     fn link(&self, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
         match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
-            // Allowed to the privileged, and to all on newer kernels; the way through /proc is for everybody.
-            Err(Errno::NOENT | Errno::PERM) => {
-                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
-            }
+            // Allowed to the privileged, and to all on newer kernels.
+            Err(Errno::NOENT | Errno::PERM) => self.link_through_proc(folder, name),
             linked => linked,
         }
+    }
+
+    /// The same in the way that is open to everybody.
+    fn link_through_proc(&self, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
 }
 
@@ -179,6 +182,18 @@ mod tests {
         assert_eq!(entries(root.path()), 0);
         drop(nameless);
         assert_eq!(entries(root.path()), 0);
+    }
+
+    #[test]
+    fn there_is_a_way_for_users_without_privileges() {
+        let root = tempfile::tempdir().unwrap();
+        let mut file = Unpublished::create(folder(root.path())).unwrap();
+        file.write(b"x").unwrap();
+        let target = folder(root.path());
+        file.link_through_proc(&target, "f").unwrap();
+        assert_eq!(fs::read(root.path().join("f")).unwrap(), b"x");
+        let other = Unpublished::create(folder(root.path())).unwrap();
+        assert_eq!(other.link_through_proc(&target, "f"), Err(Errno::EXIST));
     }
 
     #[test]

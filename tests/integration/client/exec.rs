@@ -28,7 +28,8 @@ fn a_server_that_dies_leaves_its_last_words() {
     let Some(server) = incus("incus") else { return };
     let args = ["mcp", "list", "-i", "box"];
     let script = "for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; printf 'fatal \\033[2J' >&2; exit 3";
-    let said: String = (3..=9).map(|n| format!("  | line {n}\n")).collect();
+    let said: Vec<String> = (3..=9).map(|n| format!("  | line {n}\n")).collect();
+    let said = said.concat();
     let message = format!(
         "error: Cannot reach MCP server: the server ended without an answer (exit code 3); its last words:\n{said}  | fatal \\u{{1b}}[2J\n"
     );
@@ -55,7 +56,7 @@ fn the_command_is_what_the_documentation_says() {
     assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
     let args = ["mcp", "list", "-i", "box", "--dry-run"];
     let ran = with_incus(&server, script).args(args).run();
-    let line = "incus exec box --project p -T --force-local -- /opt/anklume/anklume mcp serve\n";
+    let line = "INCUS_REMOTE=local incus exec box --project p -T --force-local -- /opt/anklume/anklume mcp serve\n";
     assert_eq!(ran.stdout.split_inclusive('\n').next(), Some(line));
     assert_eq!(ran.stdout.lines().count(), 4);
 }
@@ -180,12 +181,13 @@ fn an_interrupted_client_ends_its_server() {
 /// The process id that a script writes, once it is there.
 fn pid_in(path: &Path) -> Pid {
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(60) {
+    loop {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         if let (true, Ok(id)) = (text.ends_with('\n'), text.trim().parse()) {
             return Pid::from_raw(id).unwrap();
         }
+        let never = format!("{} never came", path.display());
+        assert!(start.elapsed() < Duration::from_secs(60), "{never}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("{} never came", path.display());
 }

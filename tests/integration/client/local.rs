@@ -1,6 +1,21 @@
-//! Without `-i`: the server is a child of the client.
+//! Without `-i`: the server is a child of the client, and the tools are this computer's.
 
-use crate::harness::Anklume;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::MEMORY;
+use crate::harness::{Anklume, have_program, scrub};
+
+/// More than one call takes.
+const LARGE: usize = 9 * 1024 * 1024 + 1;
+
+/// Bytes with no pattern of the size of a piece.
+fn bytes(count: usize) -> Vec<u8> {
+    (0_u8..=250).cycle().take(count).collect()
+}
 
 #[test]
 fn the_five_tools_are_listed_in_order() {
@@ -39,9 +54,103 @@ fn an_unknown_tool_names_those_there_are() {
         ran.is(1, "", &message);
     }
     let ran = Anklume::new().args(["mcp", "call", "\u{1b}"]).run();
-    ran.is(
-        1,
-        "",
-        &format!("error: Unknown tool: \\u{{1b}}\n  = help: {there}\n"),
+    let message = format!("error: Unknown tool: \\u{{1b}}\n  = help: {there}\n");
+    ran.is(1, "", &message);
+}
+
+#[test]
+fn files_of_any_size_go_in_and_come_out() {
+    let portal = tempfile::tempdir().unwrap();
+    let mcp = |words: &[&str]| {
+        Anklume::new()
+            .args(["mcp", "call"])
+            .args(words.iter().copied())
+            .env("ANKLUME_MCP_PORTAL", portal.path().to_str().unwrap())
+            .memory(MEMORY)
+    };
+    for (path, size) in [("empty", 0), ("small", 1), ("large", LARGE)] {
+        let content = bytes(size);
+        let path = format!("path={path}");
+        let ran = mcp(&["file_accept", &path, "data=@f"]).file("f", &content);
+        let ran = ran.run();
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        let ran = mcp(&["file_provide", &path]).run();
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout == STANDARD.encode(&content), "{path}");
+        // Nothing is overwritten, in pieces neither.
+        let ran = mcp(&["file_accept", &path, "data=@f"]).file("f", "other");
+        let ran = ran.run();
+        assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    }
+    let object = format!(
+        r#"{{"path":"object","data":"{}"}}"#,
+        STANDARD.encode(bytes(LARGE))
     );
+    let ran = mcp(&["file_accept", "-"]).stdin(object).run();
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    assert!(std::fs::read(portal.path().join("object")).unwrap() == bytes(LARGE));
+    // Whoever says which piece gets that piece.
+    let words = ["file_provide", "path=large", "offset=1", "length=3"];
+    mcp(&words).run().answers(&STANDARD.encode([1, 2, 3]));
+}
+
+#[test]
+fn a_signature_over_content_of_any_size_verifies() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    for size in [2, LARGE] {
+        let ran = Anklume::new()
+            .file("f", bytes(size))
+            .args(["mcp", "call", "gpg_sign", "data=@f"])
+            .env("GNUPGHOME", keyring.home())
+            .run();
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        std::fs::write(ran.folder.path().join("f.asc"), &ran.stdout).unwrap();
+        keyring.gpg(&["--verify", "f.asc", "f"], ran.folder.path());
+    }
+}
+
+/// A throw-away keyring with one key; dropped, its agent ends.
+struct Keyring(tempfile::TempDir);
+
+impl Keyring {
+    fn new() -> Self {
+        let keyring = Self(tempfile::tempdir().unwrap());
+        let key = [
+            "--quick-generate-key",
+            "test@example.org",
+            "ed25519",
+            "sign",
+            "never",
+        ];
+        let words = [&["--batch", "--passphrase", ""], &key[..]].concat();
+        keyring.gpg(&words, keyring.0.path());
+        keyring
+    }
+
+    fn home(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    #[track_caller]
+    fn gpg(&self, words: &[&str], folder: &Path) {
+        let output = self.command("gpg").args(words).current_dir(folder).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        scrub(&mut command, self.0.path());
+        command.env("GNUPGHOME", self.home()).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Keyring {
+    fn drop(&mut self) {
+        let _ = self.command("gpgconf").args(["--kill", "all"]).output();
+    }
 }

@@ -133,8 +133,8 @@ fn stdin_and_files_are_arguments_of_any_size() {
     run("-", object.as_bytes()).answers(&format!(r#"{{"text": "{escaped}"}}"#));
     let at = 256 * 1024 + 1;
     let message = format!(
-        "error: stdin is not UTF-8 at byte {}, and `text` is a text\n",
-        at
+        "error: stdin is not UTF-8 at byte {at}, and `text` is a text
+"
     );
     run("text=-", &bytes).is(1, "", &message);
     let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: a value that begins with `@` is a file; as plain text: `key:=\"@…\"`\n";

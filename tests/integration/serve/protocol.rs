@@ -8,12 +8,13 @@ use super::{TOOLS, names};
 /// One line to a server and what it answers; nothing: the line has no answer.
 type Exchange = (Vec<u8>, Option<Value>);
 
-fn error(id: Value, code: i32, message: &str) -> Option<Value> {
-    Some(json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
+fn error(id: impl Into<Value>, code: i32, message: &str) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "error": {"code": code, "message": message}})
 }
 
-fn result(id: impl Into<Value>, result: Value) -> Option<Value> {
-    Some(json!({"jsonrpc": "2.0", "id": id.into(), "result": result}))
+/// The answer to `ping`.
+fn pong(id: impl Into<Value>) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "result": {}})
 }
 
 /// Has a conversation on one connection, which still lives at its end.
@@ -25,7 +26,7 @@ fn converse(exchanges: Vec<Exchange>) {
         // A line without an answer is followed by one that has.
         let expected = expected.unwrap_or_else(|| {
             server.send(r#"{"jsonrpc":"2.0","id":"after","method":"ping"}"#);
-            json!({"jsonrpc": "2.0", "id": "after", "result": {}})
+            pong("after")
         });
         assert_eq!(
             server.receive(),
@@ -37,182 +38,171 @@ fn converse(exchanges: Vec<Exchange>) {
     server.ends_quietly();
 }
 
-fn exchange(line: impl AsRef<[u8]>, answer: Option<Value>) -> Exchange {
-    (line.as_ref().to_vec(), answer)
+fn exchange(line: impl AsRef<[u8]>, answer: Value) -> Exchange {
+    (line.as_ref().to_vec(), Some(answer))
+}
+
+fn silence(line: impl AsRef<[u8]>) -> Exchange {
+    (line.as_ref().to_vec(), None)
+}
+
+/// Lines that are refused with one code, each with the id and the message of its answer.
+#[track_caller]
+fn refuses<const N: usize>(code: i32, cases: [(&[u8], Value, &str); N]) {
+    let exchanges = cases.map(|(line, id, message)| exchange(line, error(id, code, message)));
+    converse(exchanges.to_vec());
 }
 
 #[test]
-fn what_is_no_request_is_answered_with_the_standard_error_and_the_connection_lives() {
+fn what_is_not_json_is_answered_though_nobody_knows_to_what() {
+    let null = Value::Null;
+    refuses(
+        -32700,
+        [
+            (
+                b"nonsense",
+                null.clone(),
+                "not JSON: expected ident at line 1 column 2",
+            ),
+            (
+                b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":",
+                null.clone(),
+                "not JSON: EOF while parsing a value at line 1 column 33",
+            ),
+            (
+                b"\"\xff\xfe\"",
+                null.clone(),
+                "not JSON: invalid unicode code point at line 1 column 2",
+            ),
+            (
+                b"{\"a\":\"\0\"}",
+                null.clone(),
+                "not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 1 column 7",
+            ),
+            (
+                b"{}{}",
+                null,
+                "not JSON: trailing characters at line 1 column 3",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_request_is_refused_and_the_connection_lives() {
     let no_id =
         "invalid request: `id` is not a text of at most 1024 bytes or an integer of 64 bits";
     let no_version = "invalid request: `jsonrpc` is not \"2.0\"";
     let no_object = "invalid request: a message is a JSON object";
     let batch = "invalid request: batches are no part of MCP; send one message a line";
-    let deep = |open: &str, close: &str| {
-        format!(
-            r#"{{"jsonrpc":"2.0","id":9,"method":"ping","params":{{"x":{}{}}}}}"#,
-            open.repeat(10_000),
-            close.repeat(10_000)
-        )
-    };
+    let long = json!({"jsonrpc": "2.0", "id": "x".repeat(1025), "method": "ping"}).to_string();
     let null = || Value::Null;
-    converse(vec![
-        exchange(
-            "nonsense",
-            error(
+    refuses(
+        -32600,
+        [
+            (b"42", null(), no_object),
+            (b"null", null(), no_object),
+            (b"{}", null(), no_version),
+            (b"[]", null(), batch),
+            (
+                br#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
                 null(),
-                -32700,
-                "not JSON: expected ident at line 1 column 2",
+                batch,
             ),
-        ),
-        exchange(
-            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":",
-            error(
-                null(),
-                -32700,
-                "not JSON: EOF while parsing a value at line 1 column 33",
+            (br#"{"id":1,"method":"ping"}"#, json!(1), no_version),
+            (
+                br#"{"jsonrpc":"1.0","id":"x","method":"ping"}"#,
+                json!("x"),
+                no_version,
             ),
-        ),
-        exchange(
-            b"\"\xff\xfe\"",
-            error(
-                null(),
-                -32700,
-                "not JSON: invalid unicode code point at line 1 column 2",
-            ),
-        ),
-        exchange(
-            "{\"a\":\"\0\"}",
-            error(
-                null(),
-                -32700,
-                "not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 1 column 7",
-            ),
-        ),
-        exchange("42", error(null(), -32600, no_object)),
-        exchange("null", error(null(), -32600, no_object)),
-        exchange("{}", error(null(), -32600, no_version)),
-        exchange("[]", error(null(), -32600, batch)),
-        exchange(
-            r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#,
-            error(null(), -32600, batch),
-        ),
-        exchange(
-            r#"{"id":1,"method":"ping"}"#,
-            error(json!(1), -32600, no_version),
-        ),
-        exchange(
-            r#"{"jsonrpc":"1.0","id":"x","method":"ping"}"#,
-            error(json!("x"), -32600, no_version),
-        ),
-        exchange(
-            r#"{"jsonrpc":2.0,"id":1,"method":"ping"}"#,
-            error(json!(1), -32600, no_version),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
-            error(null(), -32600, no_id),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
-            error(null(), -32600, no_id),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":9223372036854775808,"method":"ping"}"#,
-            error(null(), -32600, no_id),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":[],"method":"ping"}"#,
-            error(null(), -32600, no_id),
-        ),
-        exchange(
-            format!(
-                r#"{{"jsonrpc":"2.0","id":"{}","method":"ping"}}"#,
-                "x".repeat(1025)
-            ),
-            error(null(), -32600, no_id),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1}"#,
-            error(json!(1), -32600, "invalid request: `method` is missing"),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1,"method":7}"#,
-            error(json!(1), -32600, "invalid request: `method` is not a text"),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}"#,
-            error(json!(1), -32602, "`params` is not an object"),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":1}}"#,
-            error(json!(1), -32602, "`_meta` is not an object"),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
-            error(
+            (
+                br#"{"jsonrpc":2.0,"id":1,"method":"ping"}"#,
                 json!(1),
-                -32600,
+                no_version,
+            ),
+            (
+                br#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
+                null(),
+                no_id,
+            ),
+            (
+                br#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#,
+                null(),
+                no_id,
+            ),
+            (
+                br#"{"jsonrpc":"2.0","id":9223372036854775808,"method":"ping"}"#,
+                null(),
+                no_id,
+            ),
+            (
+                br#"{"jsonrpc":"2.0","id":[],"method":"ping"}"#,
+                null(),
+                no_id,
+            ),
+            (long.as_bytes(), null(), no_id),
+            (
+                br#"{"jsonrpc":"2.0","id":1}"#,
+                json!(1),
+                "invalid request: `method` is missing",
+            ),
+            (
+                br#"{"jsonrpc":"2.0","id":1,"method":7}"#,
+                json!(1),
+                "invalid request: `method` is not a text",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn equal_keys_and_endless_nesting_are_refused_whole() {
+    let deep = |open: &str, close: &str| {
+        let (open, close) = (open.repeat(10_000), close.repeat(10_000));
+        format!(r#"{{"jsonrpc":"2.0","id":9,"method":"ping","params":{{"x":{open}{close}}}}}"#)
+    };
+    let (arrays, objects) = (deep("[", "]"), deep("{\"a\":", "}"));
+    refuses(
+        -32600,
+        [
+            (
+                br#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
+                json!(1),
                 "invalid request: the key `id` is there twice at line 1 column 28",
             ),
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"clipboard_get","arguments":{"a":1,"a":2}}}"#,
-            error(
+            (
+                br#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"clipboard_get","arguments":{"a":1,"a":2}}}"#,
                 json!(8),
-                -32600,
                 "invalid request: the key `a` is there twice at line 1 column 101",
             ),
-        ),
-        exchange(
-            deep("[", "]"),
-            error(
+            (
+                arrays.as_bytes(),
                 json!(9),
-                -32600,
                 "invalid request: nested more than 100 levels deep at line 1 column 153",
             ),
-        ),
-        exchange(
-            deep("{\"a\":", "}"),
-            error(
+            (
+                objects.as_bytes(),
                 json!(9),
-                -32600,
                 "invalid request: nested more than 100 levels deep at line 1 column 545",
             ),
-        ),
-    ]);
+        ],
+    );
 }
 
 #[test]
 fn what_has_no_answer_gets_none() {
     converse(vec![
-        exchange("", None),
-        exchange(" \t ", None),
-        exchange(
-            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
-            None,
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","method":"notifications/none/such","params":{"a":1}}"#,
-            None,
-        ),
-        exchange(
-            r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"clipboard_get"}}"#,
-            None,
-        ),
-        exchange(
+        silence(""),
+        silence(" \t "),
+        silence(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#),
+        silence(r#"{"jsonrpc":"2.0","method":"notifications/none/such","params":{"a":1}}"#),
+        silence(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"clipboard_get"}}"#),
+        silence(
             r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":77}}"#,
-            None,
         ),
-        exchange(
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled"}"#,
-            None,
-        ),
-        exchange(r#"{"jsonrpc":"2.0","id":5,"result":{}}"#, None),
-        exchange(
-            r#"{"jsonrpc":"2.0","id":5,"error":{"code":-1,"message":"x"}}"#,
-            None,
-        ),
+        silence(r#"{"jsonrpc":"2.0","method":"notifications/cancelled"}"#),
+        silence(r#"{"jsonrpc":"2.0","id":5,"result":{}}"#),
+        silence(r#"{"jsonrpc":"2.0","id":5,"error":{"code":-1,"message":"x"}}"#),
     ]);
 }
 
@@ -221,23 +211,23 @@ fn a_request_in_any_dress_is_answered() {
     converse(vec![
         exchange(
             "\u{feff}{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}",
-            result(1, json!({})),
+            pong(1),
         ),
         exchange(
             "{\"jsonrpc\":\"2.0\",\"id\":-7,\"method\":\"ping\"}\r",
-            result(-7, json!({})),
+            pong(-7),
         ),
         exchange(
             " { \"method\" : \"ping\" , \"id\" : \"\u{e9}\\u00e9\" , \"jsonrpc\" : \"2.0\" , \"extra\" : [ ] } ",
-            result("éé", json!({})),
+            pong("éé"),
         ),
         exchange(
             r#"{"jsonrpc":"2.0","id":"","method":"ping","params":null}"#,
-            result("", json!({})),
+            pong(""),
         ),
         exchange(
             r#"{"jsonrpc":"2.0","id":9223372036854775807,"method":"ping"}"#,
-            result(i64::MAX, json!({})),
+            pong(i64::MAX),
         ),
     ]);
 }
@@ -268,7 +258,7 @@ fn only_what_is_served_is_found() {
     let exchanges = methods.map(|method| {
         let asked = json!({"jsonrpc": "2.0", "id": 3, "method": method, "params": {}});
         let message = format!("method not found: {method}");
-        exchange(asked.to_string(), error(json!(3), -32601, &message))
+        exchange(asked.to_string(), error(3, -32601, &message))
     });
     converse(exchanges.to_vec());
     // Escaped, and not the whole of it.
@@ -277,7 +267,7 @@ fn only_what_is_served_is_found() {
     let message = format!("method not found: a\\u{{7}}{}…", "b".repeat(98));
     converse(vec![exchange(
         asked.to_string(),
-        error(json!(3), -32601, &message),
+        error(3, -32601, &message),
     )]);
 }
 
@@ -286,8 +276,13 @@ fn a_malformed_list_or_call_is_refused_before_anything_runs() {
     let ask = |method: &str, params: Value| {
         json!({"jsonrpc": "2.0", "id": 4, "method": method, "params": params}).to_string()
     };
-    let refused = |message: &str| error(json!(4), -32602, message);
+    let refused = |message: &str| error(4, -32602, message);
     converse(vec![
+        exchange(ask("ping", json!([])), refused("`params` is not an object")),
+        exchange(
+            ask("ping", json!({"_meta": 1})),
+            refused("`_meta` is not an object"),
+        ),
         exchange(
             ask("tools/list", json!({"cursor": "abc"})),
             refused("`cursor` is none of this server's: its list is one page"),
@@ -456,11 +451,11 @@ fn the_stateless_era_is_served_with_a_list_that_nobody_shares() {
     assert_eq!(called["result"]["isError"], true);
 
     let unknown = server.ask(modern(4, "tools/call", json!({"name": "nope"})));
-    assert_eq!(Some(unknown), error(json!(4), -32602, "Unknown tool: nope"));
+    assert_eq!(unknown, error(4, -32602, "Unknown tool: nope"));
     for method in ["ping", "prompts/list", "subscriptions/listen"] {
         let refused = server.ask(modern(5, method, json!({})));
         let message = format!("method not found: {method}");
-        assert_eq!(Some(refused), error(json!(5), -32601, &message));
+        assert_eq!(refused, error(5, -32601, &message));
     }
 
     // Which rules hold without `_meta` is not for a server to guess once this era was spoken.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::python;
 
 /// Texts that some YAML reader takes for something else, or folds, or refuses.
-const NASTY: &[&str] = &[
+pub(super) const NASTY: &[&str] = &[
     "",
     " ",
     "  ",

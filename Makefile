@@ -1,0 +1,112 @@
+# Wraps `anklume` and cargo; no logic of its own. `make help` lists the targets.
+#
+# What a user hands over (I=, ARGS=, …) is data and must stay so. make would run a `$(shell …)` in it when it hands the
+# variables of the command line to a recipe, and a shell would read quotes and `;` if their text stood in a recipe. So
+# each is replaced by its plain text, once, and recipes see it only as a variable of the environment, in quotes.
+# tests/integration/makefile.rs shows it for every variable.
+
+override outside := $(foreach v,$(.VARIABLES),$(if $(findstring $$,$v),,$(if $(filter command,$(firstword $(origin $v))),$v)))
+$(foreach v,$(outside),$(eval override export $v := $$(value $v)))
+override MAKEOVERRIDES :=
+override SHELL := /bin/sh
+override .SHELLFLAGS := -ec
+
+# One place for what is built, and always the static binary of .cargo/config.toml, whatever the environment says.
+override export CARGO_TARGET_DIR := target
+unexport CARGO_BUILD_TARGET RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS
+
+override built := target/x86_64-unknown-linux-gnu
+override release := $(built)/release/anklume
+override dev := $(built)/debug/anklume
+# The wrapping targets run what was built already: the release where there is one, else the quick build.
+override anklume := $(firstword $(wildcard $(release)) $(dev))
+override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-long check build install bench setup sync policy-check policy-list mcp-list mcp-call
+
+help: ## list the targets
+	@echo 'usage: make TARGET [NAME=value …]'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)$$/\1\t\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-14s %s\n' "$$target" "$$text"; done
+
+# --- see it, test it ---
+
+demo: ## build, and show the main job in a temporary folder
+	@sh tests/setup.sh demo
+	cargo build
+	@sh tests/demo.sh $(dev)
+
+setup: ## install or name what the tests need
+	@sh tests/setup.sh
+
+test: ## install or name what the tests need, and run them all
+	@sh tests/run.sh
+
+test-long: ## the same tests with larger numbers (hours)
+	@ANKLUME_TEST_LONG=1 sh tests/run.sh
+
+check: ## formatting, lints, docs
+	cargo metadata --locked --format-version 1 >/dev/null
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
+	cargo test --test integration -- docs::
+
+bench: ## measure, beside the floor and the Python SDK
+	@sh tests/setup.sh
+	cargo bench --bench bench
+
+# --- build it, install it ---
+
+build: ## one static binary, optimised
+	cargo build --release
+	@ls -l $(release)
+
+install: $(release) ## binary, manual page, completions: PREFIX= (/usr/local), DESTDIR=
+	@at="$${DESTDIR:-}$${PREFIX:-/usr/local}"; \
+	case "$$at" in /*) ;; *) echo "make install: \`$$at\` is not an absolute path: give PREFIX=/… or DESTDIR=/…" >&2; exit 2;; esac; \
+	share="$$at/share"; \
+	mkdir -p -- "$$at/bin" "$$share/man/man1" "$$share/bash-completion/completions" "$$share/zsh/site-functions" "$$share/fish/vendor_completions.d"; \
+	install -m 0755 -- $(release) "$$at/bin/anklume"; \
+	$(release) man > "$$share/man/man1/anklume.1"; \
+	$(release) completions bash > "$$share/bash-completion/completions/anklume"; \
+	$(release) completions zsh > "$$share/zsh/site-functions/_anklume"; \
+	$(release) completions fish > "$$share/fish/vendor_completions.d/anklume.fish"; \
+	printf 'installed %s\n' "$$at/bin/anklume"
+
+$(release): $(sources)
+	cargo build --release
+	@touch $@
+
+$(dev): $(sources)
+	cargo build
+	@touch $@
+
+# --- use it ---
+# `--name=value`, and `--` before what has no name: a value that begins with `-` is still a value.
+
+override infra := $${INFRA:+"--infra=$$INFRA"}
+override machine := "--instance=$$I" $${P:+"--project=$$P"}
+
+sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFRA=
+	@$(anklume) sync $(infra)
+
+policy-check: $(anklume) ## may CALLER= use SERVICE=? PROVIDER=, INFRA=
+	@test -n "$${CALLER:-}" || { echo 'make policy-check: CALLER= is missing: the machine that calls' >&2; exit 2; }
+	@test -n "$${SERVICE:-}" || { echo 'make policy-check: SERVICE= is missing: the service that it calls' >&2; exit 2; }
+	@$(anklume) policy check "--caller=$$CALLER" "--service=$$SERVICE" $${PROVIDER:+"--provider=$$PROVIDER"} $(infra)
+
+policy-list: $(anklume) ## all declared services: INFRA=
+	@$(anklume) policy list $(infra)
+
+mcp-list: $(anklume) ## the tools of machine I=, P= (its project)
+	@test -n "$${I:-}" || { echo 'make mcp-list: I= is missing: the machine to ask, as in `make mcp-list I=vault-signer`' >&2; exit 2; }
+	@$(anklume) mcp list $(machine)
+
+mcp-call: $(anklume) ## call TOOL= of machine I=: ARGS= (a JSON object; - reads it from stdin), P= (its project)
+	@test -n "$${I:-}" || { echo 'make mcp-call: I= is missing: the machine to call, as in `make mcp-call I=vault-signer TOOL=clipboard_get`' >&2; exit 2; }
+	@test -n "$${TOOL:-}" || { echo 'make mcp-call: TOOL= is missing: the tool to call; `make mcp-list I=…` names them' >&2; exit 2; }
+	@$(anklume) mcp call $(machine) -- "$$TOOL" $${ARGS:+"$$ARGS"}

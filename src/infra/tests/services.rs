@@ -1,0 +1,106 @@
+//! `services` and `mcp`: the part that grants.
+//!
+//! Each case is a file and all of its findings: code, line:column, the text above the caret.
+
+use super::{Case, check};
+
+const CASES: &[Case] = &[
+    (
+        r#"domains:
+  vault:
+    subnet_id: 0
+    machines:
+      signer:
+        services:
+          - name: a
+            tool: gpgsign
+            consumers: work-dev
+            consumer: x
+          - file_sign
+          - name: a
+            tool: gpg_sign
+            consumers: [signer, vault, wrk-dev, work-dev, work-dev, 5, [a], off, ghost]
+          - {}
+          - name: ../../x y
+            tool: [gpg_sign]
+            consumers: {a: b}
+          - name: 5
+            tool: null
+            consumers:
+          -
+          - [name]
+          - {name: "a\n", tool: "gpg_sign\n", consumers: ["work-dev\n"]}
+        mcp: {run_as: 1000, uid: -1, gid: 4294967295, shell: x}
+      n: {mcp: {run_as: "a b", uid: 4294967294, gid: 0}}
+      o: {mcp: {run_as: , uid: x}}
+      p: {services: }
+      q: {mcp: }
+  work:
+    subnet_id: 1
+    machines:
+      work-dev: {}
+  away: {subnet_id: 2, enabled: false, machines: {off: {}}}"#,
+        &[
+            "unknown-tool 8:19 gpgsign",
+            "wrong-type 9:24 work-dev",
+            "unknown-key 10:13 consumer",
+            "wrong-type 11:13 file_sign",
+            "duplicate-service 12:19 a",
+            "own-consumer 14:25 signer",
+            "domain-as-consumer 14:33 vault",
+            "unknown-consumer 14:40 wrk-dev",
+            "duplicate-consumer 14:59 work-dev",
+            "wrong-type 14:69 5",
+            "wrong-type 14:72 [",
+            "disabled-consumer 14:77 off",
+            "unknown-consumer 14:82 ghost",
+            "missing-key 15:13 {",
+            "missing-key 15:13 {",
+            "invalid-name 16:19 ../../x y",
+            "wrong-type 17:19 [",
+            "wrong-type 18:24 {",
+            "wrong-type 19:19 5",
+            "empty-value 20:13 tool",
+            "empty-value 21:13 consumers",
+            "empty-value 22:12 ",
+            "wrong-type 23:13 [",
+            r#"invalid-name 24:20 "a\n""#,
+            r#"unknown-tool 24:33 "gpg_sign\n""#,
+            r#"unknown-consumer 24:59 "work-dev\n""#,
+            "wrong-type 25:23 1000",
+            "out-of-range 25:34 -1",
+            "out-of-range 25:43 4294967295",
+            "unknown-key 25:55 shell",
+            r#"invalid-name 26:25 "a b""#,
+            "empty-value 27:17 run_as",
+            "wrong-type 27:32 x",
+            "empty-value 28:11 services",
+            "empty-value 29:11 mcp",
+        ],
+    ),
+    (
+        "domains:
+  a:
+    subnet_id: 0
+    machines:
+      m:
+        services:
+          - name: a
+            tool: gpg_sign
+            with: {key_id: 1234567890123456, nope: x}
+          - {name: b, tool: clipboard_get, with: [key_id]}
+          - {name: c, tool: clipboard_get, with: }
+",
+        &[
+            "invalid-argument 9:20 key_id",
+            "invalid-argument 9:46 nope",
+            "wrong-type 10:50 [",
+            "empty-value 11:44 with",
+        ],
+    ),
+];
+
+#[test]
+fn services_are_read_strictly() {
+    check(CASES);
+}

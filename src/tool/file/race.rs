@@ -1,0 +1,158 @@
+//! The race that the forerunner lost: a folder of the portal becomes a link and a folder again while files are handed
+//! over. 50,000 calls by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, open, renameat_with, unlinkat};
+
+use super::accept::{Piece, Upload};
+use super::provide::Source;
+use crate::catalogue::PortalPath;
+use crate::policy::Caller;
+use crate::tool::Settings;
+use crate::tool::blocking::Stop;
+
+/// Calls of each kind.
+fn calls() -> u64 {
+    if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
+        250_000
+    } else {
+        25_000
+    }
+}
+
+/// A portal whose folder `d` is exchanged with a link that leads out, all the time.
+struct Field {
+    root: tempfile::TempDir,
+    portal: PathBuf,
+    settings: Settings,
+    over: AtomicBool,
+    exchanges: AtomicU64,
+}
+
+/// Ends the exchange when it goes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Field {
+    fn new() -> Self {
+        // In memory where possible: what is raced are names, not disks.
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
+        let root = root.unwrap();
+        let portal = root.path().join("portal");
+        for folder in ["portal/d", "outside"] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        symlink(root.path().join("outside"), portal.join("link")).unwrap();
+        Self {
+            settings: Settings::new(portal.clone(), root.path().join("run")),
+            root,
+            portal,
+            over: AtomicBool::new(false),
+            exchanges: AtomicU64::new(0),
+        }
+    }
+
+    fn outside(&self) -> PathBuf {
+        self.root.path().join("outside")
+    }
+
+    /// Exchanges the folder and the link until it is over.
+    fn exchange(&self) {
+        while !self.over.load(Ordering::Relaxed) {
+            let (folder, link) = (self.portal.join("d"), self.portal.join("link"));
+            renameat_with(CWD, folder, CWD, link, RenameFlags::EXCHANGE).unwrap();
+            self.exchanges.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs calls against the exchange; how many succeeded, how many were refused.
+    fn run(&self, call: impl Fn(u64) -> bool) -> (u64, u64) {
+        thread::scope(|scope| {
+            scope.spawn(|| self.exchange());
+            // Also when an assertion fails.
+            let over = Over(&self.over);
+            let done = (0..calls()).filter(|index| call(*index)).count();
+            drop(over);
+            let done = u64::try_from(done).unwrap();
+            (done, calls() - done)
+        })
+    }
+
+    /// The race was one: both outcomes were met, and the exchange went on all the time.
+    fn was_raced(&self, (done, refused): (u64, u64)) {
+        let exchanges = self.exchanges.load(Ordering::Relaxed);
+        assert!(done > 0 && refused > 0, "done {done}, refused {refused}");
+        assert!(exchanges > 1000, "exchanges {exchanges}");
+    }
+}
+
+#[test]
+fn file_provide_never_reads_outside_the_portal() {
+    let field = Field::new();
+    fs::write(field.portal.join("d/f"), "inside").unwrap();
+    fs::write(field.outside().join("f"), "outside").unwrap();
+    let path = PortalPath::new("d/f").unwrap();
+    let raced = field.run(|_| {
+        let read = Source::open(&field.settings, &path, std::slice::from_ref(&path))
+            .and_then(Source::whole);
+        if let Ok(outcome) = &read {
+            // "inside" in base64.
+            assert_eq!(outcome.text, "aW5zaWRl", "read outside the portal");
+        }
+        read.is_ok()
+    });
+    field.was_raced(raced);
+}
+
+#[test]
+fn file_accept_never_writes_outside_the_portal() {
+    let field = Field::new();
+    let stop = Stop::default();
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let folder = open(field.portal.join("d"), flags, Mode::empty()).unwrap();
+    let raced = field.run(|index| {
+        let piece = Piece {
+            path: PortalPath::new(&format!("d/f{}", index % 100)).unwrap(),
+            caller: Caller::Operator,
+            data: b"x".to_vec(),
+            wishes: super::accept::Wishes::default(),
+            last: true,
+        };
+        let written = Upload::begin(&field.settings, &piece)
+            .and_then(|upload| upload.take(&field.settings, &piece, &stop))
+            .and_then(|upload| upload.finish(&field.settings, &stop));
+        if index % 100 == 99 {
+            empty(&folder);
+        }
+        written.is_ok()
+    });
+    assert_eq!(
+        fs::read_dir(field.outside()).unwrap().count(),
+        0,
+        "written outside the portal"
+    );
+    field.was_raced(raced);
+}
+
+/// Makes room for the names of the next round, in the folder itself and wherever it is just now.
+fn empty(folder: &OwnedFd) {
+    for index in 0..100 {
+        let _ = unlinkat(folder, format!("f{index}"), AtFlags::empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! A bench for tests of tools: a portal and a runtime folder of their own, a caller, one connection.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Outcome, Session, Settings, ToolError};
+use crate::catalogue::describe;
+use crate::name::ToolName;
+use crate::policy::{Caller, Decision, Grant, Request, decide};
+use crate::services::{Service, Services};
+
+/// Folders, a caller and a connection.
+pub(super) struct Bench {
+    root: Arc<tempfile::TempDir>,
+    portal: PathBuf,
+    settings: Settings,
+    caller: Caller,
+    session: Session,
+}
+
+/// A text, so that assertions read well.
+pub(super) fn sentence(text: &str) -> &str {
+    text
+}
+
+impl Bench {
+    /// The operator's connection to a server with an empty portal.
+    pub(super) fn new() -> Self {
+        let bench = Self::without_portal();
+        fs::create_dir_all(&bench.portal).unwrap();
+        bench
+    }
+
+    /// The same, before the portal was made.
+    pub(super) fn without_portal() -> Self {
+        let root = Arc::new(tempfile::tempdir().unwrap());
+        fs::create_dir(root.path().join("outside")).unwrap();
+        let portal = root.path().join("srv/portal");
+        let settings = Settings::new(portal.clone(), root.path().join("run/anklume"));
+        Self {
+            root,
+            portal,
+            session: Session::new(Arc::new(settings.clone())),
+            settings,
+            caller: Caller::Operator,
+        }
+    }
+
+    /// Another connection of a consumer to the same server.
+    pub(super) fn called_by(mut self, consumer: &str) -> Self {
+        self.caller = Caller::Consumer(consumer.parse().unwrap());
+        self.reconnect()
+    }
+
+    /// Another connection of the operator to the same server.
+    pub(super) fn called_by_operator(mut self) -> Self {
+        self.caller = Caller::Operator;
+        self.reconnect()
+    }
+
+    /// The same server with another share of the portal for each consumer.
+    pub(super) fn with_share(mut self, bytes: u64) -> Self {
+        self.settings.incoming_max = bytes;
+        self.reconnect()
+    }
+
+    /// Ends the connection and makes another.
+    pub(super) fn reconnect(mut self) -> Self {
+        self.session = Session::new(Arc::new(self.settings.clone()));
+        self
+    }
+
+    /// The portal.
+    pub(super) fn portal(&self) -> &Path {
+        &self.portal
+    }
+
+    /// A folder beside the portal.
+    pub(super) fn outside(&self) -> PathBuf {
+        self.root.path().join("outside")
+    }
+
+    /// How many entries the portal has.
+    pub(super) fn entries(&self) -> usize {
+        fs::read_dir(&self.portal).map_or(0, Iterator::count)
+    }
+
+    /// What the policy grants for a call.
+    fn grant(&self, tool: &str, arguments: Value) -> Grant {
+        let Value::Object(arguments) = arguments else {
+            panic!("arguments are an object");
+        };
+        let consumers = match &self.caller {
+            Caller::Operator => Vec::new(),
+            Caller::Consumer(name) => vec![name.clone()],
+        };
+        let service = |tool: &ToolName| Service {
+            name: tool.as_str().parse().unwrap(),
+            tool: *tool,
+            consumers: consumers.clone(),
+            with: serde_json::Map::new(),
+            declared_at: None,
+        };
+        let services = Services {
+            machine: "vault".parse().unwrap(),
+            services: ToolName::ALL.iter().map(service).collect(),
+        };
+        let request = Request {
+            caller: &self.caller,
+            name: tool,
+            arguments: &arguments,
+        };
+        match decide(&services, request) {
+            Decision::Allowed(grant) => grant,
+            Decision::Denied(denial) => panic!("{denial:?}"),
+        }
+    }
+
+    /// Calls a tool; errors as their text.
+    pub(super) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+        let outcomes = self.call_all(vec![(tool, arguments)]);
+        let [outcome] = <[_; 1]>::try_from(outcomes).unwrap();
+        outcome
+    }
+
+    /// Calls tools, all at once on one connection.
+    pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<Outcome, String>> {
+        let tools: Vec<ToolName> = calls
+            .iter()
+            .map(|(tool, _)| tool.parse().unwrap())
+            .collect();
+        let grants: Vec<Grant> = calls
+            .into_iter()
+            .map(|(tool, arguments)| self.grant(tool, arguments))
+            .collect();
+        let calls = grants.iter().map(|grant| super::run(grant, &self.session));
+        let text = |outcome: Result<Outcome, ToolError>| outcome.map_err(|error| error.to_string());
+        let outcomes = runtime().block_on(futures_util::future::join_all(calls));
+        for (tool, outcome) in tools.into_iter().zip(&outcomes) {
+            if let Ok(outcome) = &outcome {
+                fits(tool, outcome);
+            }
+        }
+        outcomes.into_iter().map(text).collect()
+    }
+
+    /// Begins a call, gives it up at once, and waits until what it had started has ended.
+    pub(super) fn give_up(&self, tool: &str, arguments: Value) {
+        let grant = self.grant(tool, arguments);
+        // Dropping the runtime waits for its blocking threads.
+        runtime().block_on(async {
+            tokio::select! {
+                biased;
+                outcome = super::run(&grant, &self.session) => panic!("ended at once: {outcome:?}"),
+                () = std::future::ready(()) => {}
+            }
+        });
+    }
+}
+
+/// Asserts that a structured result is what the tool's output schema says.
+fn fits(tool: ToolName, outcome: &Outcome) {
+    let schema = describe(tool).output;
+    let properties = schema["properties"].as_object().unwrap();
+    for (name, value) in &outcome.structured {
+        let wanted = properties[name]["type"].as_str().unwrap();
+        let found = match value {
+            Value::String(_) => "string",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.is_u64() => "integer",
+            other => panic!("{tool}: {name}: {other}"),
+        };
+        assert_eq!(found, wanted, "{tool}: {name}");
+    }
+    for required in schema["required"].as_array().unwrap() {
+        assert!(
+            outcome.structured.contains_key(required.as_str().unwrap()),
+            "{tool}: {required}"
+        );
+    }
+}
+
+/// A runtime as the server has it: one thread.
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}

@@ -1,0 +1,241 @@
+//! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
+//! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
+//! `cargo bench -- list declared calls` picks groups; none named means all.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a measurement that fails ends the bench; a table and how far it is are printed; processes are started and files read to be measured"
+)]
+
+mod declare;
+mod session;
+mod table;
+mod yardstick;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use table::{Row, Table};
+use yardstick::Python;
+
+/// The program that is measured: an optimised build, as `cargo bench` makes it.
+const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
+
+/// Machines in an infrastructure, and how often it is measured.
+const SIZES: [(usize, usize); 3] = [(10, 15), (1_000, 5), (10_000, 3)];
+
+fn main() {
+    let folder = tempfile::tempdir().unwrap();
+    let python = Python::find();
+    let mut table = Table::default();
+    // cargo itself hands over `--bench`.
+    let picked: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |group: &str| picked.is_empty() || picked.iter().any(|word| word == group);
+    if wanted("list") {
+        cold_list(&mut table, folder.path(), python.as_ref());
+    }
+    for (machines, rounds) in SIZES.into_iter().filter(|_| wanted("declared")) {
+        declared(&mut table, folder.path(), python.as_ref(), machines, rounds);
+    }
+    if wanted("calls") {
+        calls(&mut table, folder.path(), python.as_ref());
+    }
+    print!("{table}");
+}
+
+/// Client and server start, shake hands, list, end: against two programs that do nothing at all.
+fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
+    let (mut ours, mut floor, mut peer) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..40 {
+        floor.push(timed(|| {
+            for _ in 0..2 {
+                assert!(Command::new("/bin/true").status().unwrap().success());
+            }
+        }));
+        ours.push(timed(|| run(anklume(folder).args(["mcp", "list"]))));
+        if let Some(python) = python.filter(|_| round % 8 == 0) {
+            peer.push(timed(|| run(&mut python.client(folder))));
+        }
+    }
+    table.push(Row {
+        what: "mcp list, cold".to_owned(),
+        ours: median(ours),
+        floor: ("two fork+execs", median(floor)),
+        expected: "≤ 3 × floor",
+        peer: (
+            "Python SDK, both ends",
+            (!peer.is_empty()).then(|| median(peer)),
+        ),
+    });
+}
+
+/// `policy check` and `sync` over a generated declaration.
+fn declared(
+    table: &mut Table,
+    folder: &Path,
+    python: Option<&Python>,
+    machines: usize,
+    rounds: usize,
+) {
+    let folder = folder.join(machines.to_string());
+    std::fs::create_dir(&folder).unwrap();
+    let infra = folder.join("infra.yml");
+    std::fs::write(&infra, declare::infra(machines)).unwrap();
+    policy_check(table, &folder, &infra, python, machines, rounds);
+    sync(table, &folder, &infra, python, machines, rounds);
+}
+
+fn policy_check(
+    table: &mut Table,
+    folder: &Path,
+    infra: &Path,
+    python: Option<&Python>,
+    machines: usize,
+    rounds: usize,
+) {
+    let (provider, service, caller) = declare::a_grant(machines);
+    let ours = measured(rounds, || {
+        let mut check = anklume(folder);
+        check.args([
+            "policy",
+            "check",
+            "--caller",
+            &caller,
+            "--service",
+            service,
+            "--provider",
+            &provider,
+        ]);
+        run(check.arg("--infra").arg(infra));
+    });
+    let floor = measured(rounds, || run(Command::new("/bin/cat").arg(infra)));
+    let peer = python.map(|python| measured(rounds.min(3), || run(&mut python.reader(infra))));
+    table.push(Row {
+        what: format!("policy check, {machines} machines"),
+        ours,
+        floor: ("cat of the file", floor),
+        expected: if machines == 10_000 { "< 0.5 s" } else { "" },
+        peer: ("PyYAML reads it (C loader)", peer),
+    });
+}
+
+fn sync(
+    table: &mut Table,
+    folder: &Path,
+    infra: &Path,
+    python: Option<&Python>,
+    machines: usize,
+    rounds: usize,
+) {
+    let (mut fresh, mut again, mut write, mut read, mut peer) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let place = |name: &str| folder.join(format!("{name}-{round}"));
+        let sync = || {
+            let base = place("sync");
+            std::fs::create_dir_all(&base).unwrap();
+            timed(|| {
+                let mut sync = anklume(folder);
+                sync.arg("sync").arg("--infra").arg(infra);
+                run(sync.arg("--base-dir").arg(&base));
+            })
+        };
+        fresh.push(sync());
+        again.push(sync());
+        let files = yardstick::files_below(&place("sync"));
+        write.push(timed(|| yardstick::write_files(&files, &place("plain"))));
+        read.push(timed(|| drop(yardstick::files_below(&place("plain")))));
+        if let Some(python) = python {
+            peer.push(timed(|| run(&mut python.writer(infra, &place("peer")))));
+        }
+        for name in ["sync", "plain", "peer"] {
+            // The peer leaves no folder where there is no peer.
+            let _ = std::fs::remove_dir_all(place(name));
+        }
+    }
+    let peer = python.map(|_| median(peer));
+    table.push(Row {
+        what: format!("sync, {machines} machines, fresh"),
+        ours: median(fresh),
+        floor: ("the same files, written", median(write)),
+        expected: if machines == 10_000 { "< 3 s" } else { "" },
+        peer: ("PyYAML reads, writes a file each (C)", peer),
+    });
+    table.push(Row {
+        what: format!("sync, {machines} machines, repeated"),
+        ours: median(again),
+        floor: ("the same files, read", median(read)),
+        expected: if machines == 10_000 { "< 1.5 s" } else { "" },
+        peer: ("", None),
+    });
+}
+
+/// One small call on an open session: one at a time, and sixteen in flight.
+fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
+    for (in_flight, label) in [(1, "a call, one at a time"), (16, "a call, 16 in flight")] {
+        let ours = session::time_per_call(anklume(folder).args(["mcp", "serve"]), 4_000, in_flight);
+        let floor = session::time_per_line(&mut Command::new("/bin/cat"), 4_000, in_flight);
+        let peer =
+            python.map(|python| session::time_per_call(&mut python.server(folder), 400, in_flight));
+        table.push(Row {
+            what: format!("{label} ({:.0}/s)", 1.0 / ours.as_secs_f64()),
+            ours,
+            floor: ("the line through a bare pipe", floor),
+            expected: "",
+            peer: ("Python SDK server", peer),
+        });
+    }
+}
+
+/// `anklume` with a clean environment: no display, a runtime folder of its own.
+fn anklume(folder: &Path) -> Command {
+    clean(ANKLUME.into(), folder)
+}
+
+fn clean(program: PathBuf, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", folder)
+        .env("XDG_RUNTIME_DIR", folder)
+        .current_dir(folder);
+    command
+}
+
+/// Runs to the end, with the answer read by nobody.
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn measured(rounds: usize, mut work: impl FnMut()) -> Duration {
+    median((0..rounds).map(|_| timed(&mut work)).collect())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}

@@ -1,0 +1,146 @@
+#!/bin/sh
+# Shows the main job from beginning to end, in a temporary folder that is gone afterwards: tests/demo.sh ANKLUME-BINARY
+#
+# Needs no Incus, no display, no key of yours: the keyring, the clipboard and the exchange folder are made for the
+# occasion. Each step shows the command, what it prints, and its exit code; a code that is not the expected one ends the demo with 1.
+set -eu
+
+binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
+# Short, because gpg's agent keeps a socket in there, and a socket's path may have 107 bytes.
+folder=$(mktemp -d /tmp/anklume-demo.XXXXXX)
+
+clean() {
+    status=$?
+    trap - EXIT
+    if command -v gpgconf >/dev/null; then gpgconf --homedir "$folder/keys" --kill all 2>/dev/null || true; fi
+    cd /
+    rm -rf -- "$folder"
+    exit "$status"
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+mkdir "$folder/bin" "$folder/home" "$folder/desk"
+mkdir -m 0700 "$folder/keys" "$folder/run" "$folder/portal"
+ln -s "$binary" "$folder/bin/anklume"
+PATH=$folder/bin:$PATH
+export PATH
+# Nothing of the user's is touched: not the clipboard of the display, not the keyring, not the home folder.
+unset DISPLAY WAYLAND_DISPLAY
+export LC_ALL=C.UTF-8
+export HOME="$folder/home" GNUPGHOME="$folder/keys" XDG_RUNTIME_DIR="$folder/run" ANKLUME_MCP_PORTAL="$folder/portal"
+cd "$folder/desk"
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$(printf '\033[1m') dim=$(printf '\033[2m') plain=$(printf '\033[0m')
+else
+    bold='' dim='' plain=''
+fi
+
+# A heading, and a few words on what comes.
+say() {
+    printf '\n%s%s%s\n' "$bold" "$1" "$plain"
+    shift
+    [ $# = 0 ] || printf '%s\n' "$@"
+}
+
+# Runs a command line as a reader would type it: EXPECTED-EXIT-CODE COMMAND.
+try() {
+    printf '\n%s$ %s%s\n' "$bold" "$2" "$plain"
+    code=0
+    sh -c "$2" >"$folder/output" 2>&1 </dev/null || code=$?
+    cat "$folder/output"
+    # What a tool gives comes out as it is, often without a newline at its end.
+    [ -z "$(tail -c 1 "$folder/output")" ] || echo
+    printf '%sexit code %s%s\n' "$dim" "$code" "$plain"
+    if [ "$code" != "$1" ]; then
+        printf '\ndemo: this should have ended with %s\n' "$1" >&2
+        exit 1
+    fi
+}
+
+printf '%s\n' \
+    'anklume lets machines do small things for each other (sign a file, share a clipboard, hand over a document) without a' \
+    'network between them. Who offers what to whom stands in infra.yml, the file that also creates the machines.' \
+    "All of this happens in $folder and is gone afterwards."
+
+say '1. Declare' \
+    'Three machines, each in a domain of its own. vault-signer holds a key: it signs for work-dev and pro-dev, and shows its' \
+    'clipboard to work-dev alone. What is not declared is refused.'
+cat >infra.yml <<'END'
+domains:
+  vault:
+    subnet_id: 0
+    machines:
+      vault-signer:
+        type: lxc
+        ip: "10.100.0.10"
+        services:
+          - name: file_sign
+            tool: gpg_sign
+            consumers: [work-dev, pro-dev]
+          - name: clipboard
+            tool: clipboard_get
+            consumers: [work-dev]
+  work:
+    subnet_id: 1
+    machines:
+      work-dev:
+        type: lxc
+        ip: "10.100.1.10"
+  pro:
+    subnet_id: 2
+    machines:
+      pro-dev:
+        type: lxc
+        ip: "10.100.2.10"
+END
+try 0 'cat infra.yml'
+
+say '2. Check it, and write what Ansible reads' \
+    'The whole file is checked before anything is written. The proxy devices are the only way between the two machines:' \
+    'a Unix socket for that pair, no port, no network.'
+try 0 'anklume sync'
+try 0 'cat host_vars/vault-signer.yml'
+say 'A second run changes nothing. A slip is shown where it stands.'
+try 0 'anklume sync'
+try 1 'sed "s/work-dev, pro-dev/work-dev, pro-dve/" infra.yml > slip.yml; anklume sync --infra slip.yml'
+
+say '3. May this machine use that service?' 'Exit code 0 says yes, 1 says no: made for scripts.'
+try 0 'anklume policy list'
+try 0 'anklume policy check --caller pro-dev --service file_sign'
+try 1 'anklume policy check --caller pro-dev --service clipboard'
+
+say '4. Serve' \
+    'A server speaks MCP, one JSON message a line. Here one is started on this computer for each command; for a machine' \
+    'it is the same with `-i vault-signer`.'
+try 0 'anklume mcp list'
+
+say '5. Sign' 'The key stays with the server; only the file and its signature travel. The key is a throw-away one.'
+if command -v gpg >/dev/null; then
+    try 0 'gpg --batch --quiet --passphrase "" --quick-generate-key "Demo <demo@example.invalid>" ed25519 sign 1d'
+    gpg --batch --quiet --check-trustdb 2>/dev/null
+    echo 'I owe you a coffee.' >letter.txt
+    try 0 'anklume mcp call gpg_sign data=@letter.txt > letter.txt.asc'
+    try 0 'cat letter.txt.asc'
+    try 0 'gpg --verify letter.txt.asc letter.txt'
+    try 1 'echo "I owe you two." > letter.txt; gpg --verify letter.txt.asc letter.txt'
+else
+    echo '(left out: gpg is not installed; on Debian it is the package gnupg)'
+fi
+
+say '6. Share a clipboard'
+try 0 "anklume mcp call clipboard_set '{\"content\": \"bonjour\"}'"
+try 0 'anklume mcp call clipboard_get'
+
+say '7. Hand a file in, and take it out again'
+echo 'minutes of the meeting' >minutes.txt
+try 0 'anklume mcp call file_accept path=minutes.txt data=@minutes.txt'
+try 0 'anklume mcp call file_provide path=minutes.txt | base64 -d'
+try 1 'anklume mcp call file_provide path=../../etc/passwd'
+
+say '8. The same by hand' 'The one-line test of a deployment: a message in, the answer out.'
+try 0 "echo '{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}' | anklume mcp serve | cut -c 1-200"
+
+say 'That was all: the temporary folder goes now, with its key.'

@@ -1,0 +1,65 @@
+//! `make demo` runs to its end, shows what it promises, and leaves nothing behind.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::harness::{ANKLUME, have_program, scrub};
+
+#[test]
+fn the_demo_shows_the_main_job_and_leaves_nothing() {
+    if !have_program("gpg") {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let mut demo = Command::new("sh");
+    scrub(&mut demo, home.path());
+    let output = demo
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/demo.sh"))
+        .arg(ANKLUME)
+        // A display that is not there: the demo must not try it.
+        .env("DISPLAY", ":4711")
+        .env("WAYLAND_DISPLAY", "wayland-4711")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{shown}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for expected in [
+        "10 files: 10 created\nexit code 0\n",
+        "nothing to do: 10 files up to date\nexit code 0\n",
+        "error[unknown-consumer]: `pro-dve` is not a machine of this file\n",
+        "allowed: `pro-dev` is a consumer of `file_sign` on `vault-signer` (infra.yml:9)\nexit code 0\n",
+        "its consumers: work-dev\nexit code 1\n",
+        "gpg: Good signature from \"Demo <demo@example.invalid>\"",
+        "\n$ anklume mcp call clipboard_get\nbonjour\nexit code 0\n",
+        "base64 -d\nminutes of the meeting\nexit code 0\n",
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"tools\":[{\"name\":\"gpg_sign\"",
+    ] {
+        assert!(shown.contains(expected), "{expected:?} is not in:\n{shown}");
+    }
+
+    let folder = shown
+        .split("happens in ")
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap();
+    assert!(folder.starts_with("/tmp/anklume-demo."), "{folder}");
+    assert!(!Path::new(folder).exists(), "{folder} is still there");
+    for process in std::fs::read_dir("/proc").unwrap() {
+        // Most entries are no processes, and processes end while we look.
+        let line = std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        assert!(!line.contains(folder), "still running: {line}");
+    }
+    assert_eq!(
+        std::fs::read_dir(home.path()).unwrap().count(),
+        0,
+        "nothing of the user's was touched"
+    );
+}

@@ -1,0 +1,452 @@
+//! The Makefile only wraps, and nothing that a user hands over in a variable is ever run.
+//!
+//! A copy of the Makefile stands in a folder whose built `anklume` is a recorder: it writes down its argv as it came.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::harness::{have_program, scrub};
+
+const BUILT: &str = "target/x86_64-unknown-linux-gnu/release/anklume";
+
+/// Writes its argv, each ended by a NUL, and answers on stdout.
+const RECORDER: &str = "#!/bin/sh\nfor argument; do printf '%s\\0' \"$argument\"; done > argv\necho \"answer to $1\"\n";
+
+/// Texts that would run `touch pwned` if make or a shell ever read them as its own.
+const HOSTILE: [&str; 16] = [
+    "bonjour",
+    "$(shell touch pwned)",
+    "$$(shell touch pwned)",
+    "${shell touch pwned}",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "; touch pwned",
+    "' ; touch pwned ; '",
+    "\" ; touch pwned ; \"",
+    "a\ntouch pwned\n",
+    "a\n\ttouch pwned",
+    "$(eval X := $(shell touch pwned))$X",
+    "-x --infra=/etc/passwd",
+    "& touch pwned # * ? ~ [a-z] \\ \\n %",
+    r#"{"content": "it's $5 \"quoted\" $(shell touch pwned)"}"#,
+    "é ☕ \u{1b}[31m",
+];
+
+/// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
+const WRAPPED: [(&str, &str, &[&str], &[&str]); 13] = [
+    ("sync", "INFRA", &[], &["sync", "--infra=@"]),
+    (
+        "policy-list",
+        "INFRA",
+        &[],
+        &["policy", "list", "--infra=@"],
+    ),
+    (
+        "policy-check",
+        "CALLER",
+        &["SERVICE=s"],
+        &["policy", "check", "--caller=@", "--service=s"],
+    ),
+    (
+        "policy-check",
+        "SERVICE",
+        &["CALLER=c"],
+        &["policy", "check", "--caller=c", "--service=@"],
+    ),
+    (
+        "policy-check",
+        "PROVIDER",
+        &["CALLER=c", "SERVICE=s"],
+        &[
+            "policy",
+            "check",
+            "--caller=c",
+            "--service=s",
+            "--provider=@",
+        ],
+    ),
+    (
+        "policy-check",
+        "INFRA",
+        &["CALLER=c", "SERVICE=s"],
+        &["policy", "check", "--caller=c", "--service=s", "--infra=@"],
+    ),
+    ("mcp-list", "I", &[], &["mcp", "list", "--instance=@"]),
+    (
+        "mcp-list",
+        "P",
+        &["I=i"],
+        &["mcp", "list", "--instance=i", "--project=@"],
+    ),
+    (
+        "mcp-call",
+        "I",
+        &["TOOL=t"],
+        &["mcp", "call", "--instance=@", "--", "t"],
+    ),
+    (
+        "mcp-call",
+        "P",
+        &["I=i", "TOOL=t"],
+        &["mcp", "call", "--instance=i", "--project=@", "--", "t"],
+    ),
+    (
+        "mcp-call",
+        "TOOL",
+        &["I=i"],
+        &["mcp", "call", "--instance=i", "--", "@"],
+    ),
+    (
+        "mcp-call",
+        "ARGS",
+        &["I=i", "TOOL=t"],
+        &["mcp", "call", "--instance=i", "--", "t", "@"],
+    ),
+    // Not read by the Makefile: handed on, as make does, and as harmless as the others.
+    ("sync", "UNKNOWN", &[], &["sync"]),
+];
+
+/// How a variable gets to make.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    CommandLine,
+    Environment,
+}
+
+#[test]
+fn whatever_a_variable_holds_arrives_as_it_is_and_runs_nothing() {
+    if !have_program("make") {
+        return;
+    }
+    let house = House::new();
+    for (target, variable, besides, expected) in WRAPPED {
+        for value in HOSTILE {
+            for way in [Way::CommandLine, Way::Environment] {
+                let output = house.make(way, target, variable, value, besides);
+                let expected: Vec<String> = expected
+                    .iter()
+                    .map(|argument| argument.replace('@', value))
+                    .collect();
+                let case = format!("make {target} {variable}={value:?} by {way:?}: {output:?}");
+                assert!(output.status.success(), "{case}");
+                assert_eq!(house.recorded(), expected, "{case}");
+                assert_eq!(
+                    String::from_utf8_lossy(&output.stdout),
+                    format!("answer to {}\n", expected[0]),
+                    "{case}"
+                );
+                house.is_unharmed(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn install_takes_its_folders_as_they_are() {
+    if !have_program("make") {
+        return;
+    }
+    for value in HOSTILE {
+        for way in [Way::CommandLine, Way::Environment] {
+            for variable in ["PREFIX", "DESTDIR"] {
+                let house = House::new();
+                let at = format!("{}/{value}", house.path().display());
+                let output = house.make(way, "install", variable, &at, &[]);
+                let case = format!("make install {variable}={at:?} by {way:?}: {output:?}");
+                assert!(output.status.success(), "{case}");
+                let prefix = if variable == "PREFIX" {
+                    at.clone()
+                } else {
+                    format!("{at}/usr/local")
+                };
+                for (file, content) in [
+                    ("bin/anklume", RECORDER),
+                    ("share/man/man1/anklume.1", "answer to man\n"),
+                    (
+                        "share/bash-completion/completions/anklume",
+                        "answer to completions\n",
+                    ),
+                    (
+                        "share/zsh/site-functions/_anklume",
+                        "answer to completions\n",
+                    ),
+                    (
+                        "share/fish/vendor_completions.d/anklume.fish",
+                        "answer to completions\n",
+                    ),
+                ] {
+                    let path = format!("{prefix}/{file}");
+                    assert_eq!(
+                        std::fs::read_to_string(&path).unwrap(),
+                        content,
+                        "{path}: {case}"
+                    );
+                }
+                house.is_unharmed(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn install_refuses_a_folder_that_begins_like_an_option() {
+    if !have_program("make") {
+        return;
+    }
+    let house = House::new();
+    let output = house.make(
+        Way::CommandLine,
+        "install",
+        "PREFIX",
+        "--target-directory=/",
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .starts_with("make install: `--target-directory=/` is not an absolute path: give PREFIX=/… or DESTDIR=/…\n"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn the_makefiles_own_words_cannot_be_replaced() {
+    if !have_program("make") {
+        return;
+    }
+    let house = House::new();
+    for variable in [
+        "SHELL",
+        ".SHELLFLAGS",
+        "MAKEOVERRIDES",
+        "anklume",
+        "release",
+        "dev",
+        "built",
+        "sources",
+        "infra",
+        "machine",
+        "outside",
+        "CARGO_TARGET_DIR",
+    ] {
+        let output = house.make(
+            Way::CommandLine,
+            "sync",
+            variable,
+            "touch pwned; ./pwn",
+            &["INFRA=i"],
+        );
+        assert!(output.status.success(), "{variable}: {output:?}");
+        assert_eq!(house.recorded(), ["sync", "--infra=i"], "{variable}");
+        house.is_unharmed(variable);
+    }
+}
+
+/// Writes down what it is asked for and in which environment, and builds a recorder.
+const CARGO: &str = "#!/bin/sh\n\
+    echo \"$* ${CARGO_TARGET_DIR-} ${RUSTFLAGS-}${CARGO_BUILD_TARGET-}\" >> cargo\n\
+    mkdir -p target/x86_64-unknown-linux-gnu/debug\n\
+    install -m 0755 recorder target/x86_64-unknown-linux-gnu/debug/anklume\n";
+
+#[test]
+fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() {
+    if !have_program("make") {
+        return;
+    }
+    let house = House::new();
+    std::fs::remove_file(house.path().join(BUILT)).unwrap();
+    std::fs::create_dir_all(house.path().join("bin")).unwrap();
+    house.executable("recorder", RECORDER);
+    house.executable("bin/cargo", CARGO);
+    let path = format!(
+        "{}/bin:{}",
+        house.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let sync = || {
+        let mut make = Command::new("make");
+        scrub(&mut make, house.path());
+        make.env("PATH", &path)
+            .env("RUSTFLAGS", "-O")
+            .env("CARGO_BUILD_TARGET", "other")
+            .env("CARGO_TARGET_DIR", "/elsewhere");
+        let output = make.current_dir(house.path()).arg("sync").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(house.recorded(), ["sync"]);
+        std::fs::read_to_string(house.path().join("cargo")).unwrap()
+    };
+    assert_eq!(sync(), "build target \n");
+    assert_eq!(
+        sync(),
+        "build target \n",
+        "what is there is not built again"
+    );
+
+    // A source that is newer than the binary, whatever the clock says.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let source = std::fs::File::create(house.path().join("Cargo.toml")).unwrap();
+    source.set_modified(later).unwrap();
+    assert_eq!(sync(), "build target \nbuild target \n");
+}
+
+#[test]
+fn every_variable_that_the_makefile_reads_is_tried_here() {
+    let makefile =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile")).unwrap();
+    let mut read = BTreeSet::new();
+    for (at, _) in makefile.match_indices('$') {
+        let name: String = makefile
+            .split_at(at + 1)
+            .1
+            .trim_start_matches(['$', '{', '('])
+            .chars()
+            .take_while(|c| c.is_ascii_uppercase() || *c == '_')
+            .collect();
+        if !name.is_empty() {
+            read.insert(name);
+        }
+    }
+    let mut tried: BTreeSet<String> = WRAPPED.iter().map(|row| row.1.to_owned()).collect();
+    tried.remove("UNKNOWN");
+    tried.extend(["PREFIX".to_owned(), "DESTDIR".to_owned()]);
+    assert_eq!(read, tried);
+}
+
+#[test]
+fn a_missing_value_is_named() {
+    if !have_program("make") {
+        return;
+    }
+    for (target, given, message) in [
+        (
+            "mcp-list",
+            vec![],
+            "make mcp-list: I= is missing: the machine to ask, as in `make mcp-list I=vault-signer`",
+        ),
+        (
+            "mcp-call",
+            vec!["TOOL=clipboard_get"],
+            "make mcp-call: I= is missing: the machine to call, as in `make mcp-call I=vault-signer TOOL=clipboard_get`",
+        ),
+        (
+            "mcp-call",
+            vec!["I=v"],
+            "make mcp-call: TOOL= is missing: the tool to call; `make mcp-list I=…` names them",
+        ),
+        (
+            "policy-check",
+            vec!["SERVICE=s"],
+            "make policy-check: CALLER= is missing: the machine that calls",
+        ),
+        (
+            "policy-check",
+            vec!["CALLER=c"],
+            "make policy-check: SERVICE= is missing: the service that it calls",
+        ),
+    ] {
+        let output = House::new().make(Way::CommandLine, target, "UNKNOWN", "", &given);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr).lines().next(),
+            Some(message)
+        );
+        assert_eq!(output.stdout, b"");
+    }
+}
+
+#[test]
+fn help_names_every_target_and_is_what_make_alone_does() {
+    if !have_program("make") {
+        return;
+    }
+    let makefile =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile")).unwrap();
+    let house = House::new();
+    let help = Command::new("make")
+        .current_dir(house.path())
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let phony = makefile
+        .lines()
+        .find_map(|line| line.strip_prefix(".PHONY: "))
+        .unwrap();
+    for target in phony.split(' ') {
+        assert!(
+            help.lines()
+                .any(|line| line.starts_with(&format!("  {target} "))),
+            "{target} is not in:\n{help}"
+        );
+    }
+}
+
+/// A folder with the Makefile and the recorder.
+struct House(tempfile::TempDir);
+
+impl House {
+    fn new() -> Self {
+        let house = Self(tempfile::tempdir().unwrap());
+        let makefile = concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile");
+        std::fs::copy(makefile, house.path().join("Makefile")).unwrap();
+        let built = house.path().join(BUILT);
+        std::fs::create_dir_all(built.parent().unwrap()).unwrap();
+        house.executable(BUILT, RECORDER);
+        house.executable("pwn", "#!/bin/sh\ntouch pwned\n");
+        house
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Written by a process of its own: while this one holds a file open for writing, another test's child may inherit it,
+    /// and what is open for writing cannot be started.
+    fn executable(&self, path: &str, content: &str) {
+        let mut install = Command::new("install")
+            .args(["-m", "0755", "/dev/stdin"])
+            .arg(self.path().join(path))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        install
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(content.as_bytes())
+            .unwrap();
+        assert!(install.wait().unwrap().success());
+    }
+
+    fn make(
+        &self,
+        way: Way,
+        target: &str,
+        variable: &str,
+        value: &str,
+        besides: &[&str],
+    ) -> Output {
+        let mut make = Command::new("make");
+        scrub(&mut make, self.path());
+        make.current_dir(self.path()).arg(target).args(besides);
+        match way {
+            Way::CommandLine => make.arg(format!("{variable}={value}")),
+            Way::Environment => make.env(variable, value),
+        };
+        make.output().unwrap()
+    }
+
+    fn recorded(&self) -> Vec<String> {
+        let argv = std::fs::read_to_string(self.path().join("argv")).unwrap();
+        argv.split_terminator('\0').map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn is_unharmed(&self, case: &str) {
+        assert!(
+            !self.path().join("pwned").exists(),
+            "something was run: {case}"
+        );
+    }
+}

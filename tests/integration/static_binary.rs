@@ -1,0 +1,129 @@
+//! One file is the whole program: it needs no loader, no libc, no file of any system.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::harness::{ANKLUME, have};
+
+#[test]
+fn the_program_asks_for_no_loader() {
+    let binary = std::fs::read(ANKLUME).unwrap();
+    assert_eq!(
+        &binary[..6],
+        b"\x7fELF\x02\x01",
+        "a 64-bit little-endian ELF file"
+    );
+    let at = usize::try_from(number(&binary, 32, 8)).unwrap();
+    let size = usize::try_from(number(&binary, 54, 2)).unwrap();
+    let count = usize::try_from(number(&binary, 56, 2)).unwrap();
+    assert!(count > 0);
+    let interpreter = 3;
+    for header in 0..count {
+        assert_ne!(
+            number(&binary, at + header * size, 4),
+            interpreter,
+            "the program names a loader: it is not static"
+        );
+    }
+}
+
+#[test]
+fn it_runs_in_an_empty_root() {
+    let root = tempfile::tempdir().unwrap();
+    if !have(
+        "the right to change the root folder",
+        in_root(root.path(), &["/nothing"], "").is_some(),
+    ) {
+        return;
+    }
+    // By a process of its own: a file that this one holds open for writing, for another test's child to inherit, cannot be started.
+    assert!(
+        Command::new("cp")
+            .arg(ANKLUME)
+            .arg(root.path())
+            .status()
+            .unwrap()
+            .success()
+    );
+
+    let version = in_root(root.path(), &["/anklume", "--version"], "").unwrap();
+    assert_eq!(
+        (
+            version.status.code(),
+            text(&version.stdout),
+            text(&version.stderr)
+        ),
+        (
+            Some(0),
+            format!("anklume {}\n", env!("CARGO_PKG_VERSION")),
+            String::new()
+        )
+    );
+
+    // The one-line deployment test of the documentation.
+    let message = "{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}\n";
+    let list = in_root(root.path(), &["/anklume", "mcp", "serve"], message).unwrap();
+    assert_eq!(list.status.code(), Some(0), "{list:?}");
+    let answer: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let names: Vec<&str> = answer["result"]["tools"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| tool["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "gpg_sign",
+            "clipboard_get",
+            "clipboard_set",
+            "file_accept",
+            "file_provide"
+        ]
+    );
+}
+
+/// A little-endian number of the file.
+fn number(file: &[u8], at: usize, width: usize) -> u64 {
+    let bytes = file.get(at..at + width).unwrap();
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// Runs a program with `root` as its root folder and nothing in its environment; nothing where this machine does not allow that.
+fn in_root(root: &Path, argv: &[&str], stdin: &str) -> Option<Output> {
+    // As root this is chroot(2); as another user it takes a user namespace, which some machines forbid.
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--user", "--map-root-user", "--root"])
+        .arg(root)
+        .args(argv);
+    let mut chroot = Command::new("chroot");
+    chroot.arg(root).args(argv);
+    let mut command = if rustix::process::geteuid().is_root() {
+        chroot
+    } else {
+        unshare
+    };
+    let mut child = command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    // A program that ends without reading is told so by its output.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    // 127: the root folder was changed, and there is no such program in it.
+    let refused = output.status.code() != Some(127) && argv == ["/nothing"];
+    (!refused).then_some(output)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}

@@ -1,0 +1,123 @@
+//! Others at work in the same folders: another sync, an editor, and somebody who exchanges files for links.
+
+use std::os::unix::fs::symlink;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{ONE, QUICK_START, tree};
+use crate::harness::Anklume;
+
+/// More with `ANKLUME_TEST_LONG`.
+fn rounds(few: usize, many: usize) -> usize {
+    if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
+        many
+    } else {
+        few
+    }
+}
+
+#[test]
+fn several_syncs_at_once_leave_the_tree_of_one() {
+    let expected = Anklume::new().infra(QUICK_START).args(["sync"]).run();
+    let run = Anklume::new().infra(QUICK_START).args(["sync", "--quiet"]);
+    let children: Vec<_> = (0..8)
+        .map(|_| run.command().stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    assert_eq!(tree(&run.path()), tree(expected.folder.path()));
+}
+
+#[test]
+fn nothing_outside_is_written_while_somebody_exchanges_files_and_folders_for_links() {
+    let outside = tempfile::tempdir().unwrap();
+    let precious = outside.path().join("work-dev.yml");
+    std::fs::write(&precious, "precious: 1\n").unwrap();
+    let run = Anklume::new()
+        .infra(ONE)
+        .file("host_vars/work-dev.yml", "")
+        .args(["sync", "--quiet"]);
+    let base = run.path();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let folder = base.join("host_vars");
+            let file = folder.join("work-dev.yml");
+            while !stop.load(Ordering::Relaxed) {
+                let _ = std::fs::remove_file(&file);
+                let _ = symlink(&precious, &file);
+                let _ = std::fs::rename(&folder, base.join("aside"));
+                let _ = symlink(outside.path(), &folder);
+                let _ = std::fs::remove_file(&folder);
+                let _ = std::fs::rename(base.join("aside"), &folder);
+                let _ = std::fs::remove_file(&file);
+                let _ = std::fs::write(&file, "x: 1\n");
+            }
+        });
+        let mut written = 0;
+        for _ in 0..rounds(150, 5_000) {
+            let output = run.command().output().unwrap();
+            let code = output.status.code();
+            assert!(
+                code == Some(0) || code == Some(1),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            written += usize::from(code == Some(0));
+        }
+        stop.store(true, Ordering::Relaxed);
+        eprintln!("{written} runs wrote");
+    });
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious: 1\n");
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn the_text_of_an_editor_is_not_lost() {
+    let run = Anklume::new().infra(ONE).args(["sync", "--quiet"]);
+    assert!(run.command().status().unwrap().success());
+    let file = run.path().join("host_vars/work-dev.yml");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let saved = scope.spawn(|| {
+            // As editors save: a new file in the place of the old one.
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // For an instant a run may show its own text, before it sees that the file has changed.
+                let last = format!("\nmine: {number}\n");
+                let text = (0..1_000_000)
+                    .map(|_| std::fs::read_to_string(&file).unwrap())
+                    .find(|text| number == 0 || text.ends_with(&last))
+                    .expect("what was saved is lost");
+                number += 1;
+                let own = text.strip_suffix(&last).unwrap_or(&text);
+                let beside = file.with_extension("swp");
+                std::fs::write(&beside, format!("{own}\nmine: {number}\n")).unwrap();
+                std::fs::rename(&beside, &file).unwrap();
+            }
+            number
+        });
+        for round in 0..rounds(100, 3_000) {
+            let run =
+                Anklume::new().infra(&ONE.replace("{}", &format!("{{description: d{round}}}")));
+            let infra = run.path().join("infra.yml");
+            let output = run
+                .args(["sync", "--quiet", "--infra"])
+                .args([infra.to_str().unwrap(), "--base-dir"]);
+            let output = output
+                .args([file.parent().unwrap().parent().unwrap().to_str().unwrap()])
+                .command()
+                .output()
+                .unwrap();
+            assert!(matches!(output.status.code(), Some(0 | 1)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(saved.join().unwrap() > 0);
+    });
+}

