@@ -127,7 +127,12 @@ impl Arguments {
         let Some(Value::String(encoded)) = self.object.get(&argument) else {
             return;
         };
-        if encoded.len() as u64 / 4 * 3 <= ONE_CALL_MAX {
+        let padding = encoded
+            .bytes()
+            .rev()
+            .take_while(|byte| *byte == b'=')
+            .count();
+        if (encoded.len() / 4 * 3).saturating_sub(padding) as u64 <= ONE_CALL_MAX {
             return;
         }
         // What is not base64 is left to the server's own words.
