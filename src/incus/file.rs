@@ -87,6 +87,7 @@ impl Incus {
     }
 
     /// Writes a file, over one that is there. Not atomic: write beside, then rename inside the machine.
+    #[expect(dead_code, reason = "the program and its files go into machines by it")]
     pub(crate) async fn write_file(
         &mut self,
         machine: &Object,
