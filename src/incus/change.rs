@@ -20,6 +20,13 @@ const EDIT_TRIES: usize = 5;
 /// Longest that a machine may take to stop before it is killed, in seconds.
 const STOP_SECONDS: u32 = 10;
 
+/// How long a machine that is busy with something else is waited for.
+const BUSY_MAX: Duration = Duration::from_secs(30);
+/// How often a busy machine is looked at.
+const BUSY_LOOK: Duration = Duration::from_millis(250);
+/// What Incus says of a machine that still starts or stops, for which it has no operation to wait for.
+const BUSY: &str = "is busy running a";
+
 /// What a machine is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Power {
@@ -111,6 +118,7 @@ impl Incus {
             .await
     }
 
+    /// Writes; tried again while the machine is busy with what an earlier run or Incus itself began.
     async fn write(
         &mut self,
         method: Method,
@@ -118,8 +126,27 @@ impl Incus {
         body: Option<&Value>,
         etag: Option<String>,
     ) -> Result<(), IncusError> {
+        let began = Instant::now();
+        loop {
+            let done = self.write_once(&method, path, body, etag.clone()).await;
+            match done {
+                Err(why) if is_busy(&why) && began.elapsed() < BUSY_MAX => {
+                    tokio::time::sleep(BUSY_LOOK).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn write_once(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+        etag: Option<String>,
+    ) -> Result<(), IncusError> {
         let mut call = Call {
-            method,
+            method: method.clone(),
             path,
             ..Call::default()
         };
@@ -166,5 +193,12 @@ impl Incus {
                 _ => {}
             }
         }
+    }
+}
+
+fn is_busy(why: &IncusError) -> bool {
+    match why {
+        IncusError::Refused { message, .. } | IncusError::Failed(message) => message.contains(BUSY),
+        _ => false,
     }
 }

@@ -73,7 +73,14 @@ impl Answered {
                 path: path.to_owned(),
                 source,
             })?;
-        Ok(envelope.metadata)
+        match envelope.metadata {
+            Some(metadata) => Ok(metadata),
+            None if envelope.error.is_empty() => Err(IncusError::Answer {
+                path: path.to_owned(),
+                source: serde::de::Error::missing_field("metadata"),
+            }),
+            None => Err(IncusError::Failed(envelope.error)),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! An infrastructure of two domains on the real Incus, for as long as a test needs it.
+#![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
 
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,19 +65,25 @@ impl World {
         Anklume::new().infra(&self.text).args(args.iter().copied())
     }
 
+    /// Runs `anklume …` to the end; that it waited for another test's run is no part of what came out.
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        settled(self.anklume(args).run())
+    }
+
     /// `anklume apply`, which must succeed; its answer.
     #[track_caller]
     pub(crate) fn apply(&self) -> Ran {
-        let ran = self.anklume(&["apply"]).run();
+        let ran = self.run(&["apply"]);
         assert_eq!(ran.status, 0, "{}\n{}", ran.stdout, ran.stderr);
         ran
     }
 
     /// `anklume apply --format json`, whatever comes of it.
     pub(crate) fn apply_json(&self) -> (i32, serde_json::Value) {
-        let ran = self.anklume(&["apply", "--format", "json"]).run();
-        let answer = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"));
-        (ran.status, answer)
+        let ran = self.run(&["apply", "--format", "json"]);
+        let answer = serde_json::from_str(&ran.stdout);
+        assert!(answer.is_ok(), "{ran:?}");
+        (ran.status, answer.unwrap())
     }
 
     /// Nothing is left to do, and looking sends no writing request.
@@ -90,7 +97,7 @@ impl World {
     /// The plan, sorted: machines are independent of each other.
     #[track_caller]
     pub(crate) fn plan(&self) -> Vec<String> {
-        let ran = self.anklume(&["apply", "--dry-run"]).run();
+        let ran = self.run(&["apply", "--dry-run"]);
         assert_eq!(ran.status, 0, "{}", ran.stderr);
         let mut lines: Vec<String> = ran.stdout.lines().map(str::to_owned).collect();
         lines.sort_unstable();
@@ -120,6 +127,13 @@ impl World {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    /// Whether a domain's project is on Incus.
+    pub(crate) fn is_there(&self, domain: usize) -> bool {
+        incus(["project", "show", &self.domains[domain]])
+            .status
+            .success()
+    }
+
     /// The names of the devices of edges on a machine, sorted.
     pub(crate) fn edge_devices(&self, domain: usize, machine: &str) -> Vec<String> {
         let output = self.incus(domain, &["config", "device", "list", machine]);
@@ -134,9 +148,16 @@ impl World {
     }
 }
 
+/// What came out of a run, but for its having waited.
+pub(crate) fn settled(mut ran: Ran) -> Ran {
+    let waited = "waiting for another anklume that changes this Incus\n";
+    ran.stderr = ran.stderr.replace(waited, "");
+    ran
+}
+
 impl Drop for World {
     fn drop(&mut self) {
-        self.anklume(&["destroy", "--yes", "--force"]).run();
+        self.run(&["destroy", "--yes", "--force"]);
         // What a test made by hand is nobody's: `destroy` leaves it.
         for domain in &self.domains {
             let project = format!("--project={domain}");

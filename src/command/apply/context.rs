@@ -99,7 +99,10 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
     let mut message = why.to_string();
     let mut cause = why.source();
     while let Some(one) = cause {
-        message = format!("{message}: {one}");
+        let more = one.to_string();
+        if !message.ends_with(&more) {
+            message = format!("{message}: {more}");
+        }
         cause = one.source();
     }
     let failure = Failure::new(Exit::Failed, message);

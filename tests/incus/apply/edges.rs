@@ -1,7 +1,11 @@
 //! The devices under anklume's folder equal the edges, on the right machines, whatever happened to those.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use super::plan::SEED;
 use crate::project::{have_incus, incus};
@@ -45,23 +49,51 @@ fn socket(device: &str) -> String {
     )
 }
 
-/// Whether a byte goes from a consumer's socket to a listener in the provider.
+/// The root file system of a running machine, as the host sees it.
+fn root(world: &World, domain: usize, name: &str) -> String {
+    let machine = world.machine(domain, name);
+    let list = world.incus(domain, &["list", &machine, "-c", "p", "-f", "csv"]);
+    let pid = String::from_utf8_lossy(&list.stdout).trim().to_owned();
+    format!("/proc/{pid}/root")
+}
+
+/// Whether bytes go from the consumer's socket to what listens in the provider, and back.
 fn carries(world: &World) -> bool {
     let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
-    let listen = format!(
-        "mkdir -p /run/anklume/mcp; rm -f /run/anklume/mcp/{dev}.sock; nc -lk -e /bin/cat local:/run/anklume/mcp/{dev}.sock >/dev/null 2>&1 &"
-    );
-    world.exec(0, "signer", &listen);
-    let call = format!("test -S /srv/anklume/mcp/{signer}.sock");
-    let host = edge(world);
-    let connected = std::os::unix::net::UnixStream::connect(socket(&host));
-    world.exec(1, "dev", &call).0 && connected.is_ok()
+    let folder = root(world, 0, "signer") + "/run/anklume/mcp";
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = format!("{folder}/{dev}.sock");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    // The listener is the host's root, the proxy the machine's.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let echo = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        stream.write_all(&byte).unwrap();
+    });
+    let entry = format!("{}/srv/anklume/mcp/{signer}.sock", root(world, 1, "dev"));
+    let Ok(mut stream) = UnixStream::connect(&entry) else {
+        return false;
+    };
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut byte = [0];
+    let came = stream
+        .write_all(b"x")
+        .and_then(|()| stream.read_exact(&mut byte));
+    if came.is_ok() {
+        echo.join().unwrap();
+    }
+    came.is_ok() && byte == *b"x"
 }
 
 fn edge(world: &World) -> String {
     let devices = world.edge_devices(0, &world.machine(0, "signer"));
     assert_eq!(devices.len(), 1, "{devices:?}");
-    devices[0].clone()
+    devices.concat()
 }
 
 #[test]

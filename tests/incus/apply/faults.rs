@@ -87,9 +87,7 @@ fn a_name_that_is_taken_and_its_adoption() {
     );
     let unknown = "`nobody` is no machine and no domain of this file";
     is_refused(&world, &["--adopt", "nobody"], unknown, "declare it first");
-    let ran = world
-        .anklume(&["apply", "--adopt", &domain, "--adopt", &dev])
-        .run();
+    let ran = world.run(&["apply", "--adopt", &domain, "--adopt", &dev]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert_eq!(world.config(1, "dev", "user.mine"), "1");
     assert_eq!(world.config(1, "dev", "limits.memory"), "1GiB");

@@ -77,7 +77,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
         .take_while(|_| killed(&world, &["destroy", "--yes", "--force"], 1))
         .count();
     assert!(runs > 5, "{runs}");
-    let ran = world.anklume(&["destroy", "--yes"]).run();
+    let ran = world.run(&["destroy", "--yes"]);
     ran.answers("nothing to do: Incus is as declared\n");
 }
 
@@ -109,7 +109,7 @@ fn one_machine_that_does_not_start_stops_no_other() {
     );
     let mut world = World::new(&broken);
     let (dev, project) = (world.machine(1, "dev"), world.domains[1].clone());
-    let ran = world.anklume(&["apply"]).run();
+    let ran = world.run(&["apply"]);
     assert_eq!(ran.status, 1, "{}", ran.stderr);
     let more = format!("see more: `incus info {dev} --project {project} --show-log`");
     assert!(ran.stderr.contains(&more), "{}", ran.stderr);
@@ -137,7 +137,7 @@ fn a_full_disk_is_said_and_the_next_run_finishes() {
         pool.name
     );
     let world = World::new(&SEED.replace("boot_autostart: true", &on_it));
-    let ran = world.anklume(&["apply"]).run();
+    let ran = world.run(&["apply"]);
     assert_eq!(ran.status, 1, "{}", ran.stderr);
     assert!(
         ran.stderr.to_lowercase().contains("no space left"),

@@ -48,12 +48,13 @@ fn domains_are_apart_and_each_works_inside() {
 
     let reaches = |domain, name, command: &str| world.exec(domain, name, &world.filled(command)).0;
     let ping = |target: &str| format!("ping -c1 -W1 {target} >/dev/null");
-    let serve = "nc -lk -p 7000 -e /bin/cat >/dev/null 2>&1 &";
+    let serve = "nc -ll -p 7000 -e /bin/cat >/dev/null 2>&1 &";
     for (domain, name) in [(0, "two"), (1, "far")] {
         assert!(reaches(domain, name, serve));
     }
-    let talk =
-        |target: &str| format!("echo hello | timeout 2 nc -w 1 {target} 7000 | grep -q hello");
+    let talk = |target: &str| {
+        format!("(echo hello; sleep 1) | timeout 3 nc -w 1 {target} 7000 | grep -q hello")
+    };
 
     // Inside a domain, and with its own gateway.
     assert!(reaches(0, "one", &ping(&two)));

@@ -33,7 +33,7 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
         return;
     }
     let world = World::new(SEED);
-    let dry = world.anklume(&["apply", "--dry-run", "--exit-code"]).run();
+    let dry = world.run(&["apply", "--dry-run", "--exit-code"]);
     assert_eq!(dry.status, 6, "{}", dry.stderr);
     let made = [
         "+ project {a}",
@@ -53,15 +53,12 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     ];
     let made = world.filled(&made.map(|line| format!("{line}\n")).concat());
     assert!(dry.stdout.contains(&made), "{}\n{made}", dry.stdout);
-    assert!(
-        !world.incus(0, &["list"]).status.success(),
-        "a dry run made a project"
-    );
+    assert!(!world.is_there(0), "a dry run made a project");
 
     let ran = world.apply();
     assert!(ran.stdout.starts_with("done: 1"), "{}", ran.stdout);
     world.is_settled();
-    let again = world.anklume(&["apply", "--dry-run", "--exit-code"]).run();
+    let again = world.run(&["apply", "--dry-run", "--exit-code"]);
     again.is(0, "nothing to do: Incus is as declared\n", "");
     assert!(world.exec(0, "signer", "true").0 && world.exec(1, "dev", "true").0);
     assert!(world.exec(1, "dev", "test -d /data").0);
@@ -98,7 +95,7 @@ fn only_declared_keys_are_compared_and_what_is_no_longer_declared_goes() {
             "unix-char",
             "path=/dev/null",
         ],
-        vec!["config", "device", "set", &dev, "eth0", "mtu=1400"],
+        vec!["config", "device", "set", &dev, "eth0", "boot.priority=3"],
         vec!["profile", "set", "small", "user.mine=1"],
     ];
     for command in &by_hand {
@@ -134,7 +131,7 @@ fn only_declared_keys_are_compared_and_what_is_no_longer_declared_goes() {
     let devices = world.incus(1, &["config", "device", "show", &dev]);
     let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
     assert!(
-        devices.contains("mtu: \"1400\"") && devices.contains("/dev/null"),
+        devices.contains("boot.priority: \"3\"") && devices.contains("/dev/null"),
         "{devices}"
     );
 }
@@ -177,9 +174,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let world = World::new(SEED);
     world.apply();
     let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
-    let ran = world
-        .anklume(&["destroy", "--domain", &world.domains[1]])
-        .run();
+    let ran = world.run(&["destroy", "--domain", &world.domains[1]]);
     assert_eq!(ran.status, 2, "{}", ran.stderr);
     assert!(
         ran.stderr.contains(&format!("- machine {dev}\n")),
@@ -192,16 +187,14 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
         ran.stderr
     );
 
-    let ran = world.anklume(&["destroy", "--yes"]).run();
+    let ran = world.run(&["destroy", "--yes"]);
     let refused = format!(
         "error: not ephemeral, and so not deleted: {signer}\n  = help: `--force` deletes them all the same; nothing was deleted\n"
     );
     ran.is(1, "", &refused);
     assert!(world.exec(1, "dev", "true").0, "something was deleted");
 
-    let ran = world
-        .anklume(&["destroy", "--machine", &dev, "--yes"])
-        .run();
+    let ran = world.run(&["destroy", "--machine", &dev, "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert_eq!(ran.stdout, "done: 2 changes\n");
     assert!(!world.incus(1, &["info", &dev]).status.success());
@@ -210,7 +203,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let by_hand = world.machine(1, "mine");
     let pool = ["create", "-q", "bb", &by_hand];
     assert!(world.incus(1, &pool).status.success());
-    let ran = world.anklume(&["destroy", "--yes", "--force"]).run();
+    let ran = world.run(&["destroy", "--yes", "--force"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let note = format!(
         "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}",
@@ -218,13 +211,10 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);
     assert!(world.incus(1, &["info", &by_hand]).status.success());
-    assert!(
-        !world.incus(0, &["list"]).status.success(),
-        "the first domain is gone"
-    );
+    assert!(!world.is_there(0), "the first domain is gone");
     world.incus(1, &["delete", &by_hand]);
-    let ran = world.anklume(&["destroy", "--yes"]).run();
+    let ran = world.run(&["destroy", "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
-    let ran = world.anklume(&["destroy", "--yes"]).run();
+    let ran = world.run(&["destroy", "--yes"]);
     ran.answers("nothing to do: Incus is as declared\n");
 }
