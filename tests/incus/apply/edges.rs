@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -57,22 +56,43 @@ fn root(world: &World, domain: usize, name: &str) -> String {
     format!("/proc/{pid}/root")
 }
 
+/// No test: what answers inside a provider, which has no program for that but this one.
+#[test]
+fn echo() {
+    let Some(path) = std::env::var_os("ECHO_SOCKET") else {
+        return;
+    };
+    let _ = std::fs::remove_file(&path);
+    for stream in UnixListener::bind(&path).unwrap().incoming() {
+        let mut stream = stream.unwrap();
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+        });
+    }
+}
+
 /// Whether bytes go from the consumer's socket to what listens in the provider, and back.
 fn carries(world: &World) -> bool {
     let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
-    let folder = root(world, 0, "signer") + "/run/anklume/mcp";
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = format!("{folder}/{dev}.sock");
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).unwrap();
-    // The listener is the host's root, the proxy the machine's.
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let echo = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        stream.write_all(&byte).unwrap();
-    });
+    let this = std::env::current_exe().unwrap();
+    let target = format!("{signer}/root/echo");
+    let push = [
+        "file",
+        "push",
+        "-q",
+        "--mode=0755",
+        this.to_str().unwrap(),
+        &target,
+    ];
+    if !world.exec(0, "signer", "test -e /root/echo").0 {
+        assert!(world.incus(0, &push).status.success());
+    }
+    let serve = format!(
+        "mkdir -p /run/anklume/mcp; ECHO_SOCKET=/run/anklume/mcp/{dev}.sock setsid /root/echo --exact apply::edges::echo >/dev/null 2>&1 </dev/null & \
+         for i in 1 2 3 4 5 6 7 8 9 10; do test -S /run/anklume/mcp/{dev}.sock && exit 0; sleep 1; done; exit 1"
+    );
+    assert!(world.exec(0, "signer", &serve).0);
     let entry = format!("{}/srv/anklume/mcp/{signer}.sock", root(world, 1, "dev"));
     let Ok(mut stream) = UnixStream::connect(&entry) else {
         return false;
@@ -84,9 +104,6 @@ fn carries(world: &World) -> bool {
     let came = stream
         .write_all(b"x")
         .and_then(|()| stream.read_exact(&mut byte));
-    if came.is_ok() {
-        echo.join().unwrap();
-    }
     came.is_ok() && byte == *b"x"
 }
 

@@ -140,7 +140,7 @@ fn a_full_disk_is_said_and_the_next_run_finishes() {
     let ran = world.run(&["apply"]);
     assert_eq!(ran.status, 1, "{}", ran.stderr);
     assert!(
-        ran.stderr.to_lowercase().contains("no space left"),
+        ran.stderr.contains("run out of disk space"),
         "{}",
         ran.stderr
     );
