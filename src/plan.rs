@@ -11,18 +11,20 @@ mod edges;
 mod image;
 mod machine;
 mod mark;
+mod network;
 
 pub(crate) use action::{Action, Role, Shown};
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use image::{Remote, remote_images};
 pub(crate) use mark::{Owner, owner};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, quote};
 use crate::edge::Edge;
 use crate::incus::State;
+use crate::incus::state::Instance;
 use crate::infra::Infra;
 
 /// What is wanted.
@@ -163,14 +165,10 @@ impl Plan {
 /// Compares; the plan, or everything that stands in its way.
 pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
     let mut faults = Vec::new();
-    let setting = Setting {
-        wanted,
-        state,
-        facts,
-        pool: domain::pool(state),
-    };
+    let setting = Setting::new(wanted, state, facts);
     check::check(&setting, &mut faults);
     let moves = edges::moves(&setting);
+    let mut ends = edges::wanted(wanted.edges);
     let mut plan = Plan {
         revoked: moves.revoked,
         host: check::folders(&setting),
@@ -185,7 +183,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
             .map(|one| MachinePlan {
                 name: one.name.to_string(),
                 make: machine::make(&setting, declared, one, &mut faults),
-                connect: edges::connect(&setting, declared, one, &moves.stolen),
+                connect: edges::connect(&setting, declared, one, &mut ends, &moves.stolen),
             })
             .collect();
         plan.domains.push(DomainPlan {
@@ -209,9 +207,29 @@ struct Setting<'a> {
     facts: &'a Facts,
     /// The storage pool of machines; `None`: there is none.
     pool: Option<String>,
+    /// The machines on Incus by project and name.
+    machines: HashMap<(&'a str, &'a str), &'a Instance>,
 }
 
-impl Setting<'_> {
+impl<'a> Setting<'a> {
+    fn new(wanted: Wanted<'a>, state: &'a State, facts: &'a Facts) -> Self {
+        let machines = state.instances.iter();
+        Self {
+            wanted,
+            state,
+            facts,
+            pool: domain::pool(state),
+            machines: machines
+                .map(|one| ((one.project.as_str(), one.name.as_str()), one))
+                .collect(),
+        }
+    }
+
+    /// The machine of that name in that domain's project, if it is there.
+    fn there(&self, domain: &str, machine: &str) -> Option<&'a Instance> {
+        self.machines.get(&(domain, machine)).copied()
+    }
+
     /// The name of the infrastructure, which its objects bear.
     fn project(&self) -> &str {
         &self.wanted.infra.project

@@ -21,7 +21,7 @@ pub(super) use report::{Outcome, Report};
 use crate::cli::{ApplyArgs, Format};
 use crate::command::open_infra;
 use crate::edge::{Edge, edges};
-use crate::error::Exit;
+use crate::error::{Exit, Failure};
 use crate::incus::State;
 use crate::infra::Infra;
 use crate::plan::{Plan, Wanted, owner, plan, remote_images};
@@ -40,14 +40,31 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         if args.dry_run {
             return show(&plan, args.exit_code, output);
         }
-        if !plan.is_empty() {
-            for note in &plan.notes {
-                output.say(&format!("note: {note}"));
+        for note in &plan.notes {
+            output.say(&format!("note: {note}"));
+        }
+        let progress = Progress::new(output, plan.actions().count());
+        tokio::select! {
+            report = execute(&context, &plan, &progress) => {
+                progress.end();
+                report.print(NOTHING, &plan.notes, context.writes(), output)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                progress.end();
+                Err(interrupted())
             }
         }
-        let report = execute(&context, &plan, output).await;
-        report.print(&plan.notes, context.writes(), output)
     })
+}
+
+/// What was asked for is there.
+const NOTHING: &str = "nothing to do: Incus is as declared";
+
+/// Asked to stop in the middle: what has begun on Incus goes on there.
+pub(super) fn interrupted() -> anyhow::Error {
+    let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
+    let help = "run the command again: it goes on where it was";
+    failure.help(help).into()
 }
 
 /// Reads what there is and compares.
@@ -86,14 +103,13 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
-async fn execute(context: &Context, plan: &Plan, output: &Output) -> Report {
-    let progress = Progress::new(output, plan.actions().count());
+async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
     let mut report = Report::default();
     let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
-    report.add(in_parallel(context, each, &progress).await);
-    report.add(carry_out(context, &plan.host, &progress).await);
+    report.add(in_parallel(context, each, progress).await);
+    report.add(carry_out(context, &plan.host, progress).await);
     let bases = plan.domains.iter().map(|domain| domain.base.as_slice());
-    let bases = in_parallel(context, bases.collect(), &progress).await;
+    let bases = in_parallel(context, bases.collect(), progress).await;
     let mut sound = Vec::new();
     for (domain, outcomes) in plan.domains.iter().zip(bases) {
         if outcomes.iter().all(Outcome::is_done) {
@@ -104,13 +120,12 @@ async fn execute(context: &Context, plan: &Plan, output: &Output) -> Report {
                 .iter()
                 .flat_map(|one| one.make.iter().chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
-            report.skip(actions, &why, &progress);
+            report.skip(actions, &why, progress);
         }
         report.add(vec![outcomes]);
     }
-    machines(context, &sound, &mut report, &progress).await;
-    report.add(carry_out(context, &plan.swept, &progress).await);
-    progress.end();
+    machines(context, &sound, &mut report, progress).await;
+    report.add(carry_out(context, &plan.swept, progress).await);
     report
 }
 

@@ -2,13 +2,18 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use super::apply::{Context, Progress, Report, carry_out, in_parallel, lock, runtime};
+use super::apply::{
+    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, lock, runtime,
+};
 use super::open_infra;
 use super::output::Output;
 use crate::cli::DestroyArgs;
 use crate::error::{Exit, Failure};
 use crate::plan::{Action, Doomed, Selection, destroy};
 
+/// Nothing that was asked for is there.
+const NOTHING: &str =
+    "nothing to delete: there is nothing on Incus that anklume made for this file";
 /// What a user types to agree.
 const YES: &str = "yes";
 
@@ -39,7 +44,17 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
         if !args.yes {
             agree()?;
         }
-        execute(&context, &doomed, output).await
+        let progress = Progress::new(output, doomed.actions().count());
+        tokio::select! {
+            report = execute(&context, &doomed, &progress) => {
+                progress.end();
+                report.print(NOTHING, &doomed.notes, context.writes(), output)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                progress.end();
+                Err(interrupted())
+            }
+        }
     })
 }
 
@@ -50,7 +65,7 @@ fn nothing(
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let (kind, name) = match selection {
-        Selection::All => return Report::default().print(&doomed.notes, 0, output),
+        Selection::All => return Report::default().print(NOTHING, &doomed.notes, 0, output),
         Selection::Domain(name) => ("domain", name),
         Selection::Machine(name) => ("machine", name),
     };
@@ -113,21 +128,19 @@ fn agree() -> anyhow::Result<()> {
 }
 
 /// Machines at once, then what they used; what fails keeps what it needs.
-async fn execute(context: &Context, doomed: &Doomed, output: &Output) -> anyhow::Result<Exit> {
-    let progress = Progress::new(output, doomed.actions().count());
+async fn execute(context: &Context, doomed: &Doomed, progress: &Progress) -> Report {
     let mut report = Report::default();
     let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
-    let deleted = in_parallel(context, machines, &progress).await;
-    let all_gone = deleted.iter().flatten().all(super::apply::Outcome::is_done);
+    let deleted = in_parallel(context, machines, progress).await;
+    let all_gone = deleted.iter().flatten().all(Outcome::is_done);
     report.add(deleted);
     if all_gone {
         let volumes: Vec<_> = doomed.volumes.iter().map(std::slice::from_ref).collect();
-        report.add(in_parallel(context, volumes, &progress).await);
-        report.add(carry_out(context, &doomed.rest, &progress).await);
+        report.add(in_parallel(context, volumes, progress).await);
+        report.add(carry_out(context, &doomed.rest, progress).await);
     } else {
         let rest = doomed.volumes.iter().chain(&doomed.rest);
-        report.skip(rest, "a machine could not be deleted", &progress);
+        report.skip(rest, "a machine could not be deleted", progress);
     }
-    progress.end();
-    report.print(&doomed.notes, context.writes(), output)
+    report
 }

@@ -1,12 +1,13 @@
 //! What stands in the way before anything is changed, and what the user should know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::mark::{self, Owner};
 use super::{Action, FolderState, Setting, domain, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::edge::HOST_FOLDER;
 use crate::incus::Keys;
+use crate::incus::state::Instance;
 use crate::infra::{Domain, Machine};
 
 /// Rights of anklume's folders on the host: whoever knows a path may go through, nobody may look around.
@@ -20,10 +21,65 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     pool(setting, faults);
     uids(setting, faults);
     host_folders(setting, faults);
+    namesake(setting, faults);
+    let holders = holders(setting);
     for (domain, machine) in setting.wanted.infra.machines() {
-        address(setting, domain, machine, faults);
+        address(setting, domain, machine, &holders, faults);
         sources(setting, machine, faults);
     }
+}
+
+/// Another file of the same `project_name`, whose channels would all be taken for left-overs.
+fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    let infra = setting.wanted.infra;
+    let there: Vec<&str> = domain::our_projects(setting.state, setting.project())
+        .map(|project| project.name.as_str())
+        .collect();
+    let known = |name: &&str| infra.domains.iter().any(|one| one.name.as_str() == *name);
+    if there.is_empty() || there.iter().any(known) || infra.domains.is_empty() {
+        return;
+    }
+    faults.push(fault(
+        "other-infrastructure",
+        None,
+        format!(
+            "an infrastructure {} is on Incus, and this file declares none of its domains: {}",
+            quote(setting.project()),
+            there.join(", ").escape_debug()
+        ),
+        format!(
+            "give this one a `project_name` of its own; or, if the domains were renamed, delete the old ones first: `anklume destroy --domain {}`",
+            there.first().unwrap_or(&"NAME").escape_debug()
+        ),
+    ));
+}
+
+/// Who has which fixed address on which network: machines that the file does not declare.
+type Holders<'a> = HashMap<(&'a str, &'a str), &'a Instance>;
+
+fn holders<'a>(setting: &Setting<'a>) -> Holders<'a> {
+    let mut holders = Holders::new();
+    for instance in &setting.state.instances {
+        // A declared one gets the address that it is declared with.
+        let declared = setting
+            .wanted
+            .infra
+            .machine(&instance.name)
+            .is_some_and(|(home, _)| home.name.as_str() == instance.project);
+        if declared {
+            continue;
+        }
+        let key = |device: &'a Keys, key: &str| device.get(key).map(String::as_str);
+        for device in instance.expanded_devices.values() {
+            let network = key(device, "network").or_else(|| key(device, "parent"));
+            let address =
+                key(device, "ipv4.address").filter(|_| key(device, "type") == Some("nic"));
+            if let (Some(network), Some(address)) = (network, address) {
+                holders.insert((network, address), instance);
+            }
+        }
+    }
+    holders
 }
 
 /// A name that is to be taken over must be one of the file's.
@@ -114,29 +170,14 @@ fn address(
     setting: &Setting<'_>,
     domain: &Domain,
     machine: &Machine,
+    holders: &Holders<'_>,
     faults: &mut Vec<Diagnostic>,
 ) {
     let Some(ip) = machine.ip.map(|ip| ip.to_string()) else {
         return;
     };
     let network = domain.network.name.as_str();
-    let has = |device: &Keys| {
-        let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
-        is("type", "nic")
-            && is("ipv4.address", &ip)
-            && (is("network", network) || is("parent", network))
-    };
-    let holder = setting.state.instances.iter().find(|instance| {
-        let itself =
-            instance.project == domain.name.as_str() && instance.name == machine.name.as_str();
-        // A declared one gets the address that it is declared with.
-        let declared = setting
-            .wanted
-            .infra
-            .machine(&instance.name)
-            .is_some_and(|(home, _)| home.name.as_str() == instance.project);
-        !itself && !declared && instance.expanded_devices.values().any(has)
-    });
+    let holder = holders.get(&(network, ip.as_str()));
     let Some(holder) = holder else { return };
     let ours = mark::owner(&holder.config, setting.project()) == Owner::Ours;
     let help = if ours {

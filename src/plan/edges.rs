@@ -21,15 +21,19 @@ pub(super) struct Moves {
 }
 
 /// An end of an edge, with the device that belongs there.
-struct Wanted {
+#[derive(Debug)]
+pub(super) struct Wanted {
     role: Role,
     other: (String, String),
     keys: Keys,
 }
 
 /// The devices of all edges: by project and machine, then by name.
-fn wanted(edges: &[Edge]) -> BTreeMap<(&str, &str), BTreeMap<String, Wanted>> {
-    let mut wanted: BTreeMap<(&str, &str), BTreeMap<String, Wanted>> = BTreeMap::new();
+pub(super) type Ends<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<String, Wanted>>;
+
+/// The devices of all edges.
+pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
+    let mut wanted = Ends::new();
     for edge in edges {
         let ends = [
             (
@@ -150,17 +154,16 @@ fn revoke(instance: &Instance, name: &str, device: &Keys, taken_over: bool) -> A
 }
 
 /// The devices that a machine's edges need and that are not there as they must be.
-pub(super) fn connect(
+pub(super) fn connect<'a>(
     setting: &Setting<'_>,
-    domain: &Domain,
-    machine: &Machine,
+    domain: &'a Domain,
+    machine: &'a Machine,
+    ends: &mut Ends<'a>,
     stolen: &BTreeSet<String>,
 ) -> Vec<Action> {
     let place = (domain.name.as_str(), machine.name.as_str());
-    let mut wanted = wanted(setting.wanted.edges);
-    let here = wanted.remove(&place).unwrap_or_default();
-    let mut instances = setting.state.instances.iter();
-    let there = instances.find(|one| (one.project.as_str(), one.name.as_str()) == place);
+    let here = ends.remove(&place).unwrap_or_default();
+    let there = setting.there(place.0, place.1);
     let mut actions = Vec::new();
     for (device, one) in here {
         let old = there.and_then(|there| there.devices.get(&device));

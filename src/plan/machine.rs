@@ -24,8 +24,7 @@ pub(super) fn make(
     faults: &mut Vec<Diagnostic>,
 ) -> Vec<Action> {
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
-    let mut instances = setting.state.instances.iter();
-    let there = instances.find(|one| one.project == project && one.name == name);
+    let there = setting.there(project, name);
     let mut actions = volumes(setting, domain, machine, faults);
     let object = Object::machine(project, name);
     let Some(there) = there else {

@@ -12,6 +12,8 @@ use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
 /// Longest that one request may take; making a network takes a second, and they wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The socket of users who may use a project of their own and no more.
+const PLAIN: &str = "unix.socket.user";
 /// Oldest Incus that does what anklume needs.
 const OLDEST: (u32, u32) = (6, 0);
 /// What the API must be able to do.
@@ -44,6 +46,10 @@ impl Context {
     /// Finds Incus and makes sure that it can be used.
     pub(crate) async fn new(output: &Output) -> anyhow::Result<Self> {
         let socket = socket_path(|name| std::env::var_os(name));
+        if socket.file_name().is_some_and(|name| name == PLAIN) {
+            // It gives its user a project and no more: enough to begin, and not to finish.
+            return Err(incus_failure(&IncusError::NoPermission(socket)).into());
+        }
         let writes = Writes::default();
         let mut incus = connect(&socket, &writes)
             .await

@@ -160,8 +160,11 @@ impl Report {
     }
 
     /// Prints the end of a run and says how it ended.
+    ///
+    /// `nothing` is said where there was no step.
     pub(crate) fn print(
         &self,
+        nothing: &str,
         notes: &[String],
         writes: u64,
         output: &Output,
@@ -180,7 +183,7 @@ impl Report {
             })?;
         } else {
             let line = match (self.outcomes.is_empty(), changed) {
-                (true, _) => "nothing to do: Incus is as declared\n".to_owned(),
+                (true, _) => format!("{nothing}\n"),
                 (false, 1) => "done: 1 change\n".to_owned(),
                 (false, _) => format!("done: {changed} changes\n"),
             };
@@ -252,7 +255,7 @@ pub(super) fn show(plan: &Plan, output: &Output) -> anyhow::Result<()> {
         .collect();
     let mut text = lines.join("\n");
     if text.is_empty() {
-        "nothing to do: Incus is as declared".clone_into(&mut text);
+        super::NOTHING.clone_into(&mut text);
     }
     text.push('\n');
     Ok(output.answer(text.as_bytes())?)

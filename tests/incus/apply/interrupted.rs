@@ -78,7 +78,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
         .count();
     assert!(runs > 5, "{runs}");
     let ran = world.run(&["destroy", "--yes"]);
-    ran.answers("nothing to do: Incus is as declared\n");
+    ran.answers("nothing to delete: there is nothing on Incus that anklume made for this file\n");
 }
 
 #[test]
