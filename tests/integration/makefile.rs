@@ -35,8 +35,9 @@ const HOSTILE: [&str; 16] = [
 ];
 
 /// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
-const WRAPPED: [(&str, &str, &[&str], &[&str]); 13] = [
+const WRAPPED: [(&str, &str, &[&str], &[&str]); 14] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
+    ("apply", "INFRA", &[], &["apply", "--infra=@"]),
     (
         "policy-list",
         "INFRA",
