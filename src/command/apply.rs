@@ -14,7 +14,6 @@ mod report;
 
 pub(super) use carry::{carry_out, in_parallel};
 pub(super) use context::{Context, runtime};
-pub(super) use lock::lock;
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};
 
@@ -34,8 +33,10 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     let edges = edges(&infra)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let context = Context::new(output).await?;
-        let _lock = if args.dry_run { None } else { lock(output)? };
+        let mut context = Context::new(output).await?;
+        if !args.dry_run {
+            context = context.locked(output).await?;
+        }
         let plan = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::apply::{
-    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, lock, runtime,
+    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, runtime,
 };
 use super::open_infra;
 use super::output::Output;
@@ -26,8 +26,7 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
         _ => Selection::All,
     };
     runtime()?.block_on(async {
-        let context = Context::new(output).await?;
-        let _lock = lock(output)?;
+        let context = Context::new(output).await?.locked(output).await?;
         let state = context.state(&infra.project).await?;
         let doomed = destroy(&infra.project, &state, selection);
         for note in &doomed.notes {

@@ -60,9 +60,33 @@ const SUCCEEDED: u16 = 200;
 
 impl Incus {
     /// Makes an object; `body` is what the API takes, name included.
+    ///
+    /// One that an interrupted run had asked for may come to be meanwhile: with every key of `body`'s configuration it
+    /// is the one that was wanted.
     pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> Result<(), IncusError> {
-        self.write(Method::POST, &object.collection(), Some(body), None)
-            .await
+        let made = self
+            .write(Method::POST, &object.collection(), Some(body), None)
+            .await;
+        match made {
+            Err(IncusError::Refused { .. } | IncusError::Failed(_))
+                if self.is_there(object, body).await =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether an object is there and has every key of this configuration.
+    async fn is_there(&mut self, object: &Object, body: &Value) -> bool {
+        let there: Result<Value, IncusError> = self.get(&object.path("")).await;
+        let wanted = body.get("config").and_then(Value::as_object);
+        let (Ok(there), Some(wanted)) = (there, wanted) else {
+            return false;
+        };
+        let config = there.get("config");
+        let has = |(key, value)| config.and_then(|config| config.get(key)) == Some(value);
+        !wanted.is_empty() && wanted.iter().all(has)
     }
 
     /// Edits an object as it is at this moment; tried again where somebody else edits it too.

@@ -157,21 +157,18 @@ pub(crate) fn settled(mut ran: Ran) -> Ran {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.run(&["destroy", "--yes", "--force"]);
-        // What a test made by hand is nobody's: `destroy` leaves it.
+        // What a test made by hand is nobody's: `destroy` would leave it, and what it uses.
         for domain in &self.domains {
             let project = format!("--project={domain}");
             let list = incus(["list", &project, "-c", "n", "-f", "csv"]);
             for name in String::from_utf8_lossy(&list.stdout).lines() {
-                incus([
-                    "config",
-                    "set",
-                    &project,
-                    name,
-                    "security.protection.delete=",
-                ]);
+                let key = "security.protection.delete=";
+                incus(["config", "set", &project, name, key]);
                 incus(["delete", "--force", &project, name]);
             }
+        }
+        self.run(&["destroy", "--yes", "--force"]);
+        for domain in &self.domains {
             incus(["network", "delete", &format!("net-{domain}")]);
             incus(["network", "acl", "delete", &format!("net-{domain}")]);
             incus(["project", "delete", domain]);

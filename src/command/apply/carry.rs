@@ -5,6 +5,7 @@ use futures_util::stream;
 
 use super::context::{Context, incus_failure};
 use super::host_work;
+use super::lock::Lock;
 use super::progress::Progress;
 use super::provision;
 use super::report::{Outcome, Status};
@@ -122,12 +123,30 @@ async fn ask(
     let incus = connected(context, connection)
         .await
         .map_err(|why| incus_failure(&why).message)?;
+    let busy = is_network(action).then(|| Lock::busy(context.lock()));
     let done = request(incus, action).await;
+    if let Some(busy) = busy {
+        busy.done();
+    }
     if done.is_err() {
         // The next action of the chain must not read an answer of this one.
         *connection = None;
     }
     done.map_err(|why| incus_failure(&why).message)
+}
+
+/// Whether an action makes or deletes a network.
+fn is_network(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Create {
+            object: Object::Network(_),
+            ..
+        } | Action::Delete {
+            object: Object::Network(_),
+            ..
+        }
+    )
 }
 
 async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {

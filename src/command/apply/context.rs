@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::runtime::{Builder, Runtime};
 
 use super::super::output::Output;
+use super::lock::{Lock, lock};
 use crate::error::{Exit, Failure};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
@@ -36,10 +37,12 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
 }
 
 /// The way to Incus.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Context {
     socket: PathBuf,
     writes: Writes,
+    /// Held for the run; `None` for one that changes nothing.
+    lock: Option<Lock>,
 }
 
 impl Context {
@@ -63,7 +66,22 @@ impl Context {
                 socket.display().to_string().escape_debug()
             ));
         }
-        Ok(Self { socket, writes })
+        Ok(Self {
+            socket,
+            writes,
+            lock: None,
+        })
+    }
+
+    /// The same, with the lock of a run that changes things.
+    pub(crate) async fn locked(mut self, output: &Output) -> anyhow::Result<Self> {
+        self.lock = lock(output).await?;
+        Ok(self)
+    }
+
+    /// The lock, if it is held.
+    pub(super) const fn lock(&self) -> Option<&Lock> {
+        self.lock.as_ref()
     }
 
     /// A new connection.

@@ -56,6 +56,19 @@ fn killed(world: &World, args: &[&str], at: usize) -> bool {
     }
 }
 
+/// The DNS servers that run for the networks of a world.
+fn name_servers(world: &World) -> usize {
+    let mut found = 0;
+    for process in std::fs::read_dir("/proc").unwrap() {
+        let words = std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let mut bridges = world.domains.iter();
+        let serves = |domain| words.contains(&format!("--interface=net-{domain}\0"));
+        found += usize::from(words.contains("dnsmasq") && bridges.any(serves));
+    }
+    found
+}
+
 fn long() -> bool {
     std::env::var_os("ANKLUME_TEST_LONG").is_some()
 }
@@ -73,12 +86,48 @@ fn killed_at_every_request_the_next_run_goes_on() {
     assert!(runs > 10, "{runs}");
     world.apply();
     world.is_settled();
+    assert_eq!(name_servers(&world), 2);
     let runs = (1..ENOUGH)
         .take_while(|_| killed(&world, &["destroy", "--yes", "--force"], 1))
         .count();
     assert!(runs > 5, "{runs}");
+    // Incus leaves one behind where a network is deleted twice at once.
+    assert_eq!(name_servers(&world), 0);
     let ran = world.run(&["destroy", "--yes"]);
     ran.answers("nothing to delete: there is nothing on Incus that anklume made for this file\n");
+}
+
+#[test]
+fn asked_to_stop_it_says_how_to_go_on() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let recorder = Recorder::new(|number, _| {
+        if number == 6 {
+            // Not before the signal has come.
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+        Fate::Pass
+    });
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["apply"]).env("INCUS_SOCKET", socket);
+    let mut command = run.command();
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    while recorder.writes().len() < 6 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = i32::try_from(child.id()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    let end =
+        "error: stopped in the middle\n  = help: run the command again: it goes on where it was\n";
+    assert!(stderr.ends_with(end), "{stderr}");
+    world.apply();
+    world.is_settled();
 }
 
 #[test]
