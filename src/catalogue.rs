@@ -203,7 +203,7 @@ pub fn describe(tool: ToolName) -> Description {
 
 /// The schema of a tool's arguments less some that the caller does not choose.
 #[must_use]
-pub fn input_without(tool: ToolName, hidden: &[&str]) -> Map<String, Value> {
+pub fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
     let mut input = schema::of(tool).input.clone();
     schema::hide(&mut input, hidden);
     input

@@ -78,6 +78,9 @@ pub enum Command {
     /// Serve tools, list them, call them
     #[command(subcommand, arg_required_else_help = true)]
     Mcp(McpCommand),
+    /// Show and verify the log of calls
+    #[command(subcommand, arg_required_else_help = true)]
+    Audit(AuditCommand),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page
@@ -159,6 +162,10 @@ pub enum PolicyCommand {
     Check(PolicyCheckArgs),
     /// List all declared services
     List(PolicyListArgs),
+    /// Say why a call is allowed or denied, and what would change that
+    Explain(PolicyCheckArgs),
+    /// Print the services file that a machine's server reads
+    Export(PolicyExportArgs),
 }
 
 /// `anklume policy check`
@@ -189,6 +196,17 @@ pub struct PolicyListArgs {
     pub infra: InfraArgs,
 }
 
+/// `anklume policy export`
+#[derive(Debug, Args)]
+pub struct PolicyExportArgs {
+    /// The machine
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: String,
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+}
+
 /// `anklume mcp …`
 #[derive(Debug, Subcommand)]
 pub enum McpCommand {
@@ -198,14 +216,30 @@ pub enum McpCommand {
     List(McpListArgs),
     /// Call a tool of a machine
     Call(McpCallArgs),
+    /// Join stdin and stdout to a provider, for any MCP client
+    Connect(McpConnectArgs),
+    /// Say what the server of this machine serves to whom
+    Status(McpStatusArgs),
 }
 
 /// `anklume mcp serve`
 #[derive(Debug, Args)]
 pub struct McpServeArgs {
     /// Print the tools and end
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["listen", "caller", "services"])]
     pub list_tools: bool,
+    /// Make a socket for each consumer in this folder [default: /run/anklume/mcp]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "/run/anklume/mcp")]
+    pub listen: Option<PathBuf>,
+    /// Serve this consumer on stdin and stdout, by the services file
+    #[arg(long, value_name = "MACHINE", conflicts_with = "listen")]
+    pub caller: Option<String>,
+    /// The services file, as `policy export` writes it [default: /etc/anklume/services.json]
+    #[arg(long, value_name = "FILE")]
+    pub services: Option<PathBuf>,
+    /// The log of calls [default: /var/log/anklume/audit.jsonl]
+    #[arg(long, value_name = "FILE", env = "ANKLUME_AUDIT_LOG")]
+    pub audit_log: Option<PathBuf>,
 }
 
 /// Which channel to use.
@@ -249,11 +283,116 @@ pub struct McpCallArgs {
     pub arguments: Vec<String>,
 }
 
+/// `anklume mcp connect`
+#[derive(Debug, Args)]
+pub struct McpConnectArgs {
+    /// The machine whose services to use
+    #[arg(value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// The Incus project of the machine, on the host [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT", requires = "provider")]
+    pub project: Option<String>,
+    /// The socket of a provider, whatever else is said
+    #[arg(long, value_name = "PATH", conflicts_with = "provider")]
+    pub socket: Option<PathBuf>,
+    /// Seconds of silence to bear once stdin has ended [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+}
+
+/// `anklume mcp status`
+#[derive(Debug, Args)]
+pub struct McpStatusArgs {
+    /// The folder of the server's sockets
+    #[arg(
+        long = "listen",
+        value_name = "DIR",
+        default_value = "/run/anklume/mcp"
+    )]
+    pub folder: PathBuf,
+}
+
 /// `anklume completions`
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+}
+
+/// `anklume audit …`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Show the calls
+    Show(AuditShowArgs),
+    /// Find edited, removed, moved and inserted lines: 0 whole, 1 not
+    Verify(AuditVerifyArgs),
+}
+
+/// Which log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// The log; its older files (FILE.1, FILE.2 ...) belong to it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ANKLUME_AUDIT_LOG",
+        default_value = "/var/log/anklume/audit.jsonl"
+    )]
+    pub file: PathBuf,
+}
+
+/// `anklume audit show`
+#[derive(Debug, Args)]
+pub struct AuditShowArgs {
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Calls of this caller only
+    #[arg(long, value_name = "MACHINE")]
+    pub caller: Option<String>,
+    /// Calls of this service only
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Not older than this: 2026-11-22T10:00:00Z, or 90s, 15m, 2h, 7d ago
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Calls with this decision only
+    #[arg(long, value_enum, value_name = "DECISION")]
+    pub decision: Option<DecisionFilter>,
+}
+
+/// A decision to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DecisionFilter {
+    /// The call could run
+    Allowed,
+    /// It could not
+    Refused,
+    /// The server had too much to do
+    Overloaded,
+}
+
+impl DecisionFilter {
+    /// The word in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// `anklume audit verify`
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// A hash that an earlier verify printed; its line must still be there
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
 }
 
 /// `anklume clipboard-holder`

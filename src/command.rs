@@ -3,6 +3,7 @@
 //! One file a noun. Nothing below `command` prints or ends the process.
 
 mod apply;
+mod audit;
 mod clipboard_holder;
 mod destroy;
 mod mcp;
@@ -40,6 +41,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Destroy(args) => destroy::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
+        Command::Audit(command) => audit::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),

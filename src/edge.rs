@@ -27,6 +27,13 @@ pub const FIRST_UID: u32 = 2_000_000_000;
 /// How many uids there are for consumers.
 pub const UIDS: u32 = 100_000_000;
 
+/// Code of two edges of one name.
+const CHANNEL_CLASH: &str = "channel-clash";
+/// Code of a virtual machine that an edge would have to reach.
+const VIRTUAL_MACHINE_END: &str = "virtual-machine-end";
+/// The codes of faults that only the edges show: headings in `docs/diagnostics.md`.
+pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
+
 /// Longest path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// What socket names end in.
@@ -278,7 +285,7 @@ fn clashes(edges: &[Edge], machines: &HashMap<&str, Placed<'_>>) -> Vec<Diagnost
         let place = machines.get(edge.consumer.machine.as_str());
         faults.push(Diagnostic {
             severity: Severity::Error,
-            code: "channel-clash",
+            code: CHANNEL_CLASH,
             message: format!(
                 "the channels `{}` → `{}` and `{}` → `{}` get the same name on the host, `{}`",
                 first.consumer.machine,
@@ -306,7 +313,7 @@ fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
         .filter(|machine| machine.kind == MachineType::VirtualMachine && ends.contains(&machine.name))
         .map(|machine| Diagnostic {
             severity: Severity::Error,
-            code: "virtual-machine-end",
+            code: VIRTUAL_MACHINE_END,
             message: format!("`{}` is a virtual machine, and an end of a service", machine.name),
             place: Some(machine.place.clone()),
             help: Some(

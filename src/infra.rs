@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::diagnostic::{Diagnostic, Faults, Place};
+use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
 
 /// Image of machines when neither they nor `global` name one.
@@ -307,6 +308,8 @@ pub struct McpUsers {
     pub uid: u32,
     /// Group of the consumer's sockets inside the machine.
     pub gid: u32,
+    /// The machine's services run also while their calls cannot be logged.
+    pub allow_unlogged: bool,
 }
 
 /// An entry of `services`.
@@ -322,6 +325,8 @@ pub struct DeclaredService {
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, checked against the tool's schema; empty when not written.
     pub with: Map<String, Value>,
+    /// How much a caller may ask of it.
+    pub limits: Limits,
 }
 
 impl Infra {

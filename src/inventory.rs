@@ -70,33 +70,73 @@ impl fmt::Display for FilePath {
 }
 
 /// A file that `sync` keeps up to date.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GeneratedFile {
+#[derive(Debug, Clone)]
+pub struct GeneratedFile<'a> {
     /// Where it is.
     pub path: FilePath,
-    /// What the managed part of it says.
-    pub values: Map<String, Value>,
+    subject: Subject<'a>,
+}
+
+/// What a file is about.
+#[derive(Debug, Clone)]
+enum Subject<'a> {
+    All(&'a Infra),
+    Inventory(&'a Domain),
+    Domain(&'a Domain),
+    Machine(&'a Domain, &'a Machine, Vec<Hold<'a>>),
+}
+
+/// A machine's hold of an edge.
+#[derive(Debug, Clone, Copy)]
+enum Hold<'a> {
+    Provider(&'a Edge),
+    Consumer(&'a Edge),
+}
+
+impl Hold<'_> {
+    fn device(self) -> Device {
+        match self {
+            Self::Provider(edge) => edge.provider_device(),
+            Self::Consumer(edge) => edge.consumer_device(),
+        }
+    }
+}
+
+impl GeneratedFile<'_> {
+    /// What the managed part of the file says. Made when asked for: of many files only few need be held at a time.
+    #[must_use]
+    pub fn values(&self) -> Map<String, Value> {
+        match &self.subject {
+            Subject::All(infra) => all_values(infra),
+            Subject::Inventory(domain) => inventory_values(domain),
+            Subject::Domain(domain) => domain_values(domain),
+            Subject::Machine(domain, machine, holds) => machine_values(domain, machine, holds),
+        }
+    }
 }
 
 /// The files of an infrastructure: `group_vars/all.yml`, then for each enabled domain its inventory, its variables
 /// and those of its machines.
 #[must_use]
-pub fn files(infra: &Infra, edges: &[Edge]) -> Vec<GeneratedFile> {
-    let devices = edge_devices(edges);
-    let file = |folder, stem: &str, values| GeneratedFile {
+pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> {
+    let mut holds = holds(edges);
+    let file = |folder, stem: &str, subject| GeneratedFile {
         path: FilePath::new(folder, stem),
-        values,
+        subject,
     };
-    let mut files = vec![file(Folder::GroupVars, "all", all_values(infra))];
+    let mut files = vec![file(Folder::GroupVars, "all", Subject::All(infra))];
     for domain in infra.enabled() {
         let name = domain.name.as_str();
-        files.push(file(Folder::Inventory, name, inventory_values(domain)));
-        files.push(file(Folder::GroupVars, name, domain_values(domain)));
+        files.push(file(Folder::Inventory, name, Subject::Inventory(domain)));
+        files.push(file(Folder::GroupVars, name, Subject::Domain(domain)));
         for machine in &domain.machines {
             let name = machine.name.as_str();
-            let edges = devices.get(name).map_or(&[][..], Vec::as_slice);
-            let values = machine_values(domain, machine, edges);
-            files.push(file(Folder::HostVars, name, values));
+            let holds = holds.remove(name).unwrap_or_default();
+            files.push(file(
+                Folder::HostVars,
+                name,
+                Subject::Machine(domain, machine, holds),
+            ));
         }
     }
     files
@@ -116,15 +156,15 @@ pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
     known
 }
 
-/// Both devices of each edge, under the machine that each belongs to.
-fn edge_devices(edges: &[Edge]) -> HashMap<&str, Vec<Device>> {
-    let mut devices: HashMap<&str, Vec<Device>> = HashMap::new();
+/// Both ends of each edge, under the machine that each belongs to.
+fn holds(edges: &[Edge]) -> HashMap<&str, Vec<Hold<'_>>> {
+    let mut holds: HashMap<&str, Vec<Hold<'_>>> = HashMap::new();
     for edge in edges {
-        let mut add = |machine, device| devices.entry(machine).or_default().push(device);
-        add(edge.provider.machine.as_str(), edge.provider_device());
-        add(edge.consumer.machine.as_str(), edge.consumer_device());
+        let mut add = |machine, hold| holds.entry(machine).or_default().push(hold);
+        add(edge.provider.machine.as_str(), Hold::Provider(edge));
+        add(edge.consumer.machine.as_str(), Hold::Consumer(edge));
     }
-    devices
+    holds
 }
 
 /// Gathers keys in order; what is not declared has no key.
@@ -232,8 +272,8 @@ fn domain_values(domain: &Domain) -> Map<String, Value> {
 
 fn profile_value(profile: &Profile) -> Value {
     let mut keys = Keys::default();
-    let devices = devices_value(&profile.devices);
-    keys.put_some("devices", unless_empty(profile.devices.len(), devices));
+    let devices: Map<String, Value> = profile.devices.iter().map(device_value).collect();
+    keys.put_some("devices", unless_empty(devices.len(), devices));
     keys.put_some(
         "config",
         unless_empty(profile.config.len(), strings(&profile.config)),
@@ -241,8 +281,10 @@ fn profile_value(profile: &Profile) -> Value {
     Value::Object(keys.0)
 }
 
-fn machine_values(domain: &Domain, machine: &Machine, edges: &[Device]) -> Map<String, Value> {
-    let devices: Vec<&Device> = machine.devices.iter().chain(edges).collect();
+fn machine_values(domain: &Domain, machine: &Machine, holds: &[Hold<'_>]) -> Map<String, Value> {
+    let edges = holds.iter().map(|hold| device_value(&hold.device()));
+    let own = machine.devices.iter().map(device_value);
+    let devices: Map<String, Value> = own.chain(edges).collect();
     let services: Vec<Value> = machine.services.iter().map(service_value).collect();
     let mut keys = Keys::default();
     keys.put("instance_name", machine.name.as_str());
@@ -263,8 +305,7 @@ fn machine_values(domain: &Domain, machine: &Machine, edges: &[Device]) -> Map<S
         "instance_config",
         unless_empty(config.len(), strings(config)),
     );
-    let devices = unless_empty(devices.len(), devices_value(devices.iter().copied()));
-    keys.put_some("instance_devices", devices);
+    keys.put_some("instance_devices", unless_empty(devices.len(), devices));
     keys.put_some("instance_storage_volumes", machine.storage_volumes.clone());
     keys.put_some("instance_services", unless_empty(services.len(), services));
     keys.put_some("instance_roles", machine.roles.clone());
@@ -294,9 +335,8 @@ fn service_value(service: &DeclaredService) -> Value {
     Value::Object(keys.0)
 }
 
-fn devices_value<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Value {
-    let value = |device: &Device| (device.name.clone(), strings(&device.keys));
-    Value::Object(devices.into_iter().map(value).collect())
+fn device_value(device: &Device) -> (String, Value) {
+    (device.name.clone(), strings(&device.keys))
 }
 
 /// Keys and values as Incus takes them: strings, so that no reader makes `True` of `true`.

@@ -11,16 +11,21 @@
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
 //! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
 
+pub mod audit;
 pub mod catalogue;
 mod channel;
 pub mod cli;
 mod command;
 pub mod diagnostic;
+pub mod digest;
 pub mod edge;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod incus;
 pub mod infra;
 pub mod inventory;
+pub mod limits;
 mod mcp;
 pub mod name;
 mod plan;

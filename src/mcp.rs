@@ -4,6 +4,11 @@
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
 pub(crate) mod client;
+pub(crate) mod gate;
+pub(crate) mod listen;
+pub(crate) mod live;
+pub(crate) mod recorder;
+pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod wire;
 
@@ -25,8 +30,8 @@ pub(crate) struct Limits {
     pub(crate) in_flight: usize,
     /// Bytes of those requests; beyond it nothing more is read.
     pub(crate) in_flight_bytes: usize,
-    /// Tools that run at a time; each holds its place until its answer is written.
-    pub(crate) running: usize,
+    /// Places for tools that run; each holds its own until its answer is written.
+    pub(crate) running: u32,
     /// How long the running calls may still take when the requests have ended.
     pub(crate) drain: Duration,
     /// How long they may still take when the server is told to end.
@@ -40,7 +45,7 @@ impl Limits {
     pub(crate) const DEFAULT: Self = Self {
         line: LINE_MAX,
         in_flight: 64,
-        in_flight_bytes: 32 * 1024 * 1024,
+        in_flight_bytes: 16 * 1024 * 1024,
         running: 8,
         drain: Duration::from_secs(60),
         stop: Duration::from_secs(20),

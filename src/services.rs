@@ -2,10 +2,14 @@
 //!
 //! The same type for both, so that what is checked on the host is what is enforced in the machine.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::digest::sha256;
 use crate::infra::Machine;
+use crate::limits::Limits;
 use crate::name::{MachineName, ServiceName, ToolName};
 
 /// What one machine offers.
@@ -16,6 +20,9 @@ pub struct Services {
     pub machine: MachineName,
     /// In the order of the file; names are unique.
     pub services: Vec<Service>,
+    /// Calls run also while they cannot be logged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_unlogged: bool,
 }
 
 /// One service of a machine.
@@ -31,6 +38,9 @@ pub struct Service {
     /// Fixed arguments: the service's word, never the caller's.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub with: Map<String, Value>,
+    /// How much a caller may ask of it.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub limits: Limits,
     /// Where it is declared (`infra.yml:12`); unknown to a server.
     #[serde(skip)]
     pub declared_at: Option<String>,
@@ -48,12 +58,14 @@ impl Services {
                 tool: declared.tool,
                 consumers: declared.consumers.clone(),
                 with: declared.with.clone(),
+                limits: declared.limits,
                 declared_at: Some(declared.place.short()),
             })
             .collect();
         Self {
             machine: machine.name.clone(),
             services,
+            allow_unlogged: machine.mcp.allow_unlogged,
         }
     }
 
@@ -63,5 +75,130 @@ impl Services {
         self.services
             .iter()
             .find(|service| service.name.as_str() == name)
+    }
+
+    /// The machines that are a consumer of at least one service, each once, sorted.
+    #[must_use]
+    pub fn consumers(&self) -> BTreeSet<&MachineName> {
+        self.services
+            .iter()
+            .flat_map(|service| &service.consumers)
+            .collect()
+    }
+
+    /// No services, for a machine that has no services file: nobody may call anything.
+    #[must_use]
+    pub const fn none(machine: MachineName) -> Self {
+        Self {
+            machine,
+            services: Vec::new(),
+            allow_unlogged: false,
+        }
+    }
+
+    /// SHA-256 over the machine and its services, in hexadecimal: what a server reports and an apply compares.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        // These types hold nothing that JSON cannot.
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        sha256(bytes)
+    }
+
+    /// The bytes of the services file.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        let file = ServicesFile {
+            digest: self.digest(),
+            policy: self.clone(),
+        };
+        let mut bytes = serde_json::to_vec_pretty(&file).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads a services file: whole, of the known form, with the digest that it gives.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and where.
+    pub fn from_file(bytes: &[u8]) -> Result<Self, ServicesFault> {
+        let file: ServicesFile = serde_json::from_slice(bytes)?;
+        let digest = file.policy.digest();
+        if digest != file.digest {
+            return Err(ServicesFault::Digest {
+                written: file.digest,
+                computed: digest,
+            });
+        }
+        let mut names = BTreeSet::new();
+        match file.policy.services.iter().find(|s| !names.insert(&s.name)) {
+            Some(twice) => Err(ServicesFault::Twice(twice.name.clone())),
+            None => Ok(file.policy),
+        }
+    }
+}
+
+/// `services.json`: a machine's services and the digest over them, nothing else of the infrastructure.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServicesFile {
+    digest: String,
+    policy: Services,
+}
+
+/// Why a services file is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ServicesFault {
+    /// Not JSON, cut off, or of another form; says line and column.
+    #[error("it is not a services file: {0}")]
+    Shape(#[from] serde_json::Error),
+    /// It was changed, or cut in a way that left it readable.
+    #[error(
+        "its digest is {computed}, and it says {written}: it was changed by hand or is damaged"
+    )]
+    Digest {
+        /// What the file says.
+        written: String,
+        /// What it is.
+        computed: String,
+    },
+    /// Two services of one name: which one holds is anyone's guess.
+    #[error("it has two services `{0}`")]
+    Twice(ServiceName),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services() -> Services {
+        let service = serde_json::json!({
+            "machine": "vault",
+            "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev"], "with": {"key_id": "AB"}}]
+        });
+        serde_json::from_value(service).unwrap()
+    }
+
+    #[test]
+    fn a_services_file_reads_back() {
+        let read = Services::from_file(&services().to_file()).unwrap();
+        assert_eq!(read.digest(), services().digest());
+    }
+
+    #[test]
+    fn a_truncated_or_changed_file_is_refused_at_every_byte() {
+        let bytes = services().to_file();
+        for end in 0..bytes.len() - 2 {
+            assert!(Services::from_file(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        for place in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[place] ^= 1;
+            let Ok(read) = Services::from_file(&changed) else {
+                continue;
+            };
+            // White space may change; what is granted may not.
+            assert_eq!(read.digest(), services().digest(), "changed at {place}");
+        }
     }
 }

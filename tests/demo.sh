@@ -6,12 +6,15 @@
 set -eu
 
 binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
+# The server of the last step, while it runs.
+server=
 # Short, because gpg's agent keeps a socket in there, and a socket's path may have 107 bytes.
 folder=$(mktemp -d /tmp/anklume-demo.XXXXXX)
 
 clean() {
     status=$?
     trap - EXIT
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
     if command -v gpgconf >/dev/null; then gpgconf --homedir "$folder/keys" --kill all 2>/dev/null || true; fi
     cd /
     rm -rf -- "$folder"
@@ -142,5 +145,42 @@ try 1 'anklume mcp call file_provide path=../../etc/passwd'
 
 say '8. The same by hand' 'The one-line test of a deployment: a message in, the answer out.'
 try 0 "echo '{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}' | anklume mcp serve | cut -c 1-200"
+
+say '9. Two consumers, each on a socket of its own' \
+    'The server of vault-signer makes a socket for each consumer of its services file; the socket is who calls. Between' \
+    'machines Incus carries it; here each consumer has it in a folder of its own. The log names every call.'
+mkdir "$folder/mcp" "$folder/work-dev" "$folder/pro-dev"
+ANKLUME_AUDIT_LOG=$folder/audit.jsonl
+export ANKLUME_AUDIT_LOG
+try 0 'anklume policy export --machine vault-signer > services.json'
+printf '\n%s$ %s%s\n' "$bold" 'anklume mcp serve --listen ../mcp --services services.json &' "$plain"
+anklume --quiet mcp serve --listen ../mcp --services services.json </dev/null &
+server=$!
+until anklume mcp status --listen ../mcp >/dev/null 2>&1; do
+    kill -0 "$server" || exit 1
+    sleep 0.1
+done
+try 0 'anklume mcp status --listen ../mcp'
+ln -s ../mcp/work-dev.sock "$folder/work-dev/vault-signer.sock"
+ln -s ../mcp/pro-dev.sock "$folder/pro-dev/vault-signer.sock"
+say 'In work-dev:'
+export ANKLUME_SOCKET_DIR="$folder/work-dev"
+try 0 'anklume mcp list -i vault-signer'
+if command -v gpg >/dev/null; then
+    try 0 'anklume mcp call -i vault-signer file_sign data=@minutes.txt > minutes.txt.asc'
+    try 0 'gpg --verify minutes.txt.asc minutes.txt'
+fi
+try 0 'anklume mcp call -i vault-signer clipboard'
+say 'In pro-dev, which may sign and nothing else:'
+export ANKLUME_SOCKET_DIR="$folder/pro-dev"
+try 3 'anklume mcp call -i vault-signer clipboard'
+unset ANKLUME_SOCKET_DIR
+say 'On the host: why, and what happened.'
+try 0 'anklume policy explain --caller pro-dev --service clipboard'
+try 0 'anklume audit show'
+try 0 'anklume audit verify'
+kill "$server"
+wait "$server"
+server=
 
 say 'That was all: the temporary folder goes now, with its key.'

@@ -41,6 +41,8 @@ look_for_the_tests() {
     need git git
     need Xvfb xvfb
     need xclip xclip
+    need sway sway
+    need wl-copy wl-clipboard
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
     # The machine of the tests holds nothing but this one program.

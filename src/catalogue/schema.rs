@@ -53,13 +53,12 @@ pub(super) fn requires(schema: &Map<String, Value>, property: &str) -> bool {
 }
 
 /// Takes properties out of an object's schema.
-pub(super) fn hide(schema: &mut Map<String, Value>, hidden: &[&str]) {
-    let is_hidden = |name: &str| hidden.contains(&name);
+pub(super) fn hide(schema: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| !is_hidden(name));
+        properties.retain(|name, _| !hidden(name));
     }
     if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
-        required.retain(|name| !name.as_str().is_some_and(is_hidden));
+        required.retain(|name| !name.as_str().is_some_and(&hidden));
         if required.is_empty() {
             schema.shift_remove("required");
         }

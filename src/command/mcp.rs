@@ -3,12 +3,14 @@
 mod answer;
 mod arguments;
 mod call;
+mod connect;
 mod converse;
 mod given;
 mod list;
 mod printable;
 mod rehearse;
 mod serve;
+mod status;
 
 use crate::cli::McpCommand;
 use crate::error::Exit;
@@ -21,5 +23,7 @@ pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit>
         McpCommand::Serve(args) => serve::run(args, output),
         McpCommand::List(args) => list::run(args, output),
         McpCommand::Call(args) => call::run(args, output),
+        McpCommand::Connect(args) => connect::run(args, output),
+        McpCommand::Status(args) => status::run(args, output),
     }
 }

@@ -104,7 +104,7 @@ struct Planned {
 }
 
 /// Compares every file with what it should say. All faults are shown, the last as the error.
-fn plan(tree: &Tree, files: &[GeneratedFile], output: &Output) -> anyhow::Result<Vec<Planned>> {
+fn plan(tree: &Tree, files: &[GeneratedFile<'_>], output: &Output) -> anyhow::Result<Vec<Planned>> {
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
     for result in on_all_cores(files, |file| planned(tree, file)) {
@@ -124,8 +124,8 @@ fn plan(tree: &Tree, files: &[GeneratedFile], output: &Output) -> anyhow::Result
 
 /// Does the same for every file, in the order of the files; many files are shared out, since most of a run is reading back.
 fn on_all_cores<T: Send>(
-    files: &[GeneratedFile],
-    work: impl Fn(&GeneratedFile) -> T + Sync,
+    files: &[GeneratedFile<'_>],
+    work: impl Fn(&GeneratedFile<'_>) -> T + Sync,
 ) -> Vec<T> {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let share = files.len().div_ceil(cores).max(SHARE_MIN);
@@ -146,14 +146,15 @@ fn on_all_cores<T: Send>(
     })
 }
 
-fn planned(tree: &Tree, file: &GeneratedFile) -> Result<Planned, Failure> {
+fn planned(tree: &Tree, file: &GeneratedFile<'_>) -> Result<Planned, Failure> {
     let path = file.path.clone();
     let found = tree.read(&path).map_err(|fault| failure(&fault))?;
     let in_file = |fault: BlockFault| block_failure(&path, &fault);
-    let body = yaml::write(&file.values);
+    let values = file.values();
+    let body = yaml::write(&values);
     let Some(found) = found else {
         let new = block::create(&body);
-        verify::verify(&new, None, &file.values).map_err(in_file)?;
+        verify::verify(&new, None, &values).map_err(in_file)?;
         return Ok(Planned {
             path,
             found: None,
@@ -170,7 +171,7 @@ fn planned(tree: &Tree, file: &GeneratedFile) -> Result<Planned, Failure> {
     // What sync alone wrote has been read back when it was written.
     let parts = block::find(&found.text).map_err(in_file)?;
     if state == State::Updated || parts.is_some_and(|parts| parts.has_user_text()) {
-        verify::verify(&new, Some(&found.text), &file.values).map_err(in_file)?;
+        verify::verify(&new, Some(&found.text), &values).map_err(in_file)?;
     }
     Ok(Planned {
         path,

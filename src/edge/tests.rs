@@ -160,3 +160,16 @@ fn a_virtual_machine_is_no_end() {
     assert_eq!(faults[0].code, "virtual-machine-end");
     assert_eq!(faults[0].place.as_ref().unwrap().line, 13);
 }
+
+#[test]
+fn every_code_is_a_heading_and_every_heading_a_code() {
+    let (_, channels) = include_str!("../../docs/diagnostics.md")
+        .split_once("\n## Channels\n")
+        .unwrap();
+    let headings: Vec<&str> = channels
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    assert_eq!(headings, [VIRTUAL_MACHINE_END, CHANNEL_CLASH]);
+    assert_eq!(headings.len(), CODES.len());
+}

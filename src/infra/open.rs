@@ -1,7 +1,7 @@
 //! An infrastructure on disk: one file, or a folder that reads as one file.
 //!
 //! Looks at files and their bytes alone; what they say is no matter of this room. Nothing that is not a regular file
-//! is opened, nothing blocks, nothing larger than [`FILE_MAX`](super::FILE_MAX) is read.
+//! is opened, nothing blocks, nothing larger than [`FILE_MAX`] is read.
 
 use std::ffi::OsStr;
 use std::fs;

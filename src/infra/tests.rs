@@ -130,3 +130,20 @@ fn check(cases: &[Case]) {
         assert_eq!(found(text), *expected, "{text}");
     }
 }
+
+#[test]
+fn a_fixed_argument_is_named_once_and_the_help_says_what_yaml_read() {
+    let text = "domains:\n  a:\n    subnet_id: 0\n    machines:\n      m:\n        services:\n          \
+                - {name: s, tool: gpg_sign, with: {key_id: 1234567890123456}}\n";
+    let Err(Faults(faults)) = parse("infra.yml", text) else {
+        panic!("read")
+    };
+    let drawn = draw(&faults, false);
+    assert!(
+        drawn.starts_with("error[invalid-argument]: `key_id` must be "),
+        "{drawn}"
+    );
+    let help =
+        "= help: YAML reads a number or truth value here; text is quoted: `\"1234567890123456\"`";
+    assert!(drawn.ends_with(help), "{drawn}");
+}

@@ -4,7 +4,11 @@
 //! Nothing here prints, opens sockets or reads files.
 
 mod call;
+mod course;
+mod door;
 mod flight;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod handler;
 mod message;
 #[cfg(test)]
@@ -12,7 +16,8 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use flight::Answered;
+pub(crate) use course::{OVERLOADED, overloaded};
+pub(crate) use flight::{Answered, How};
 pub(crate) use tools::list;
 
 use std::fmt;
@@ -20,13 +25,15 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::mcp::Limits;
+use crate::mcp::gate::Gate;
+use crate::mcp::live::Policy;
+use crate::mcp::recorder::Recorder;
 use crate::policy::{Caller, Grant};
-use crate::services::Services;
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
+use door::Door;
 use flight::Flight;
 use handler::Handler;
 use transport::Transport;
@@ -47,14 +54,35 @@ pub(crate) struct Stop {
     pub(crate) now: CancellationToken,
 }
 
+/// The policy of the moment at which it is asked for.
+pub(crate) type PolicySource = Box<dyn Fn() -> Arc<Policy> + Send + Sync>;
+
+/// What all connections of a server share.
+pub(crate) struct Shared {
+    /// The policy in force.
+    pub(crate) policy: PolicySource,
+    /// Where the tools work.
+    pub(crate) settings: Arc<Settings>,
+    /// The log.
+    pub(crate) recorder: Arc<Recorder>,
+    /// How busy the server is.
+    pub(crate) gate: Arc<Gate>,
+    /// Who hears of each answer.
+    pub(crate) observer: Observer,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
 /// What a connection is served with.
 #[derive(Clone)]
 pub(crate) struct Server {
     caller: Caller,
-    services: watch::Receiver<Arc<Services>>,
-    settings: Arc<Settings>,
+    shared: Arc<Shared>,
     limits: Limits,
-    observer: Observer,
     run: Run,
 }
 
@@ -67,19 +95,17 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Serves `caller` by what `services` holds at the moment of each call.
-    pub(crate) fn new(
-        caller: Caller,
-        services: watch::Receiver<Arc<Services>>,
-        settings: Arc<Settings>,
-        observer: Observer,
-    ) -> Self {
+    /// Serves `caller` by the policy of the moment of each call.
+    pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
+        let mut limits = Limits::DEFAULT;
+        if let Some(bytes) = longest_message(&caller, &(shared.policy)()) {
+            limits.line = bytes;
+            limits.in_flight_bytes = limits.in_flight_bytes.max(bytes.saturating_mul(2));
+        }
         Self {
             caller,
-            services,
-            settings,
-            limits: Limits::DEFAULT,
-            observer,
+            shared,
+            limits,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
     }
@@ -97,12 +123,29 @@ impl Server {
             Arc::clone(&flight),
             self.limits,
             stop.clone(),
-            Arc::clone(&self.observer),
+            Arc::clone(&self.shared.observer),
         );
-        let handler = Handler::new(self, flight);
+        let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
-        let running = rmcp::service::serve_directly_with_ct(handler, transport, None, stop.now);
+        let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }
+}
+
+/// The longest message that the caller's services set, if any does; which service a message names shows only when it is read.
+fn longest_message(caller: &Caller, policy: &Policy) -> Option<usize> {
+    let Caller::Consumer(name) = caller else {
+        return None;
+    };
+    let services = policy.services.services.iter();
+    let set = services
+        .filter(|service| service.consumers.contains(name))
+        .map(|service| service.limits.message_bytes);
+    let longest = set.reduce(|longest, next| match (longest, next) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        // One that sets nothing allows what is allowed by default.
+        (one, other) => Some(one.or(other)?.max(crate::limits::MESSAGE_BYTES)),
+    })??;
+    usize::try_from(longest).ok()
 }

@@ -102,10 +102,12 @@ impl Bench {
             tool: *tool,
             consumers: consumers.clone(),
             with: serde_json::Map::new(),
+            limits: crate::limits::Limits::default(),
             declared_at: None,
         };
         let services = Services {
             machine: "vault".parse().unwrap(),
+            allow_unlogged: false,
             services: ToolName::ALL.iter().map(service).collect(),
         };
         let request = Request {

@@ -126,6 +126,24 @@ fn a_room_uses_only_rooms_below_it() {
 }
 
 #[test]
+fn every_program_that_a_test_asks_for_is_provided_by_the_setup() {
+    let setup = read("tests/setup.sh");
+    let asked = files_below("tests")
+        .into_iter()
+        .filter(|file| Path::new(file).extension().is_some_and(|end| end == "rs"));
+    for file in asked {
+        for call in read(&file).split("have_program(\"").skip(1) {
+            let program = leading_name(call);
+            assert!(
+                setup.contains(&format!("need {program} "))
+                    || (program == "node" && setup.contains("provide_node")),
+                "{file} asks for `{program}`, which tests/setup.sh does not provide"
+            );
+        }
+    }
+}
+
+#[test]
 fn links_lead_somewhere() {
     for (page, text) in pages() {
         for target in links(&text).filter(|target| !target.contains("://")) {

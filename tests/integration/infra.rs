@@ -50,7 +50,7 @@ error[unknown-consumer]: `pro-dev` is not a machine of this file
 
 #[test]
 fn the_five_rules_of_the_documentation() {
-    let infra = r#"domains:
+    let infra = r"domains:
   vault:
     subnet_id: 0
     machines:
@@ -62,7 +62,7 @@ fn the_five_rules_of_the_documentation() {
           - name: file_sign
           - tool: gpg_sign
           - file_sign
-"#;
+";
     let drawn = "\
 error[unknown-tool]: `gpg_signe` is not a tool
  --> infra.yml:8:19

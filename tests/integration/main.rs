@@ -2,9 +2,10 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    reason = "a failed unwrap is a failed test; tests start processes and read files"
+    reason = "a failed unwrap is a failed test; what a long test has tried is printed; tests start processes and read files"
 )]
 
+mod channel;
 mod cli;
 mod client;
 mod demo;

@@ -7,10 +7,14 @@
     reason = "an answer of another shape is a failed test"
 )]
 
-mod clients;
+pub(crate) mod clients;
 mod endurance;
 mod protocol;
-mod server;
+pub(crate) mod server;
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
 
@@ -53,6 +57,41 @@ fn what_people_type_to_try_a_deployment_answers_and_ends() {
         assert_eq!(answer["id"], 1);
         assert_eq!(names(&answer["result"]), TOOLS);
     }
+}
+
+#[test]
+fn files_and_sockets_serve_as_well_as_pipes() {
+    let list = r#"{"jsonrpc":"2.0","method":"tools/list","id":1}"#;
+    let anklume = Anklume::new()
+        .args(["mcp", "serve"])
+        .file("in", list)
+        .file("out", "");
+    let folder = anklume.path();
+    let from = std::fs::File::open(folder.join("in")).unwrap();
+    let to = std::fs::File::create(folder.join("out")).unwrap();
+    let status = anklume.command().stdin(from).stdout(to).status().unwrap();
+    assert!(status.success());
+    let answer = std::fs::read_to_string(folder.join("out")).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(names(&answer["result"]), TOOLS);
+
+    // As inetd-like starters have it: one socket for both.
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let from = OwnedFd::from(far.try_clone().unwrap());
+    let mut command = anklume.command();
+    let mut child = command
+        .stdin(from)
+        .stdout(OwnedFd::from(far))
+        .spawn()
+        .unwrap();
+    drop(command);
+    near.write_all(list.as_bytes()).unwrap();
+    near.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    near.read_to_string(&mut answer).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(names(&answer["result"]), TOOLS);
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -101,6 +101,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
     };
     let services = Services {
         machine: "vault".parse().unwrap(),
+        allow_unlogged: false,
         services: Vec::new(),
     };
     let request = Request {

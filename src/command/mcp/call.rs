@@ -98,7 +98,7 @@ fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
     if !matches!(channel, Channel::Socket(_)) {
         return Failure::new(Exit::Failed, message).help(help);
     }
-    let ask = "whether this machine may use it is declared in infra.yml; on the host `anklume policy check --caller MACHINE --service NAME` says why not";
+    let ask = "whoever runs the host can say why: `anklume policy explain --caller MACHINE --service NAME` there";
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 

@@ -14,6 +14,7 @@ use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::PiecesError;
 use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::server::OVERLOADED;
 
 /// Longest time-out that may be asked for, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
@@ -181,8 +182,9 @@ async fn hold(
         ClientError::Closed => failure(&end.died(patience.first).await),
         ClientError::Silent(waited) => failure(&end.silent(waited)),
         ClientError::Refused { .. } => {
+            let failure = refused(&fault, end.channel());
             end.calm().await;
-            return Err(Failure::new(Exit::Failed, fault.to_string()).into());
+            return Err(failure.into());
         }
         // This one answered.
         ClientError::Malformed { .. } => {
@@ -193,8 +195,23 @@ async fn hold(
     Err(maybe_done(failure, called).into())
 }
 
+/// An error of the protocol: overloaded is no refusal, and the same call may be made again.
+fn refused(fault: &ClientError, channel: &Channel) -> Failure {
+    match fault {
+        ClientError::Refused { refusal, .. } if refusal.code.0 == OVERLOADED => {
+            let words = refusal.message.escape_debug();
+            let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
+            failure.help("nothing was refused; the same call may be made again")
+        }
+        ClientError::Refused { .. } if matches!(channel, Channel::Socket(_)) => {
+            Failure::new(Exit::Refused, fault.to_string())
+        }
+        _ => Failure::new(Exit::Failed, fault.to_string()),
+    }
+}
+
 /// Passes a server's stderr on for whoever wants to see more.
-fn watch(output: &Output) -> Watch {
+pub(super) fn watch(output: &Output) -> Watch {
     let output = output.clone();
     Watch::new(move |line| {
         if output.verbose() {
@@ -203,7 +220,7 @@ fn watch(output: &Output) -> Watch {
     })
 }
 
-fn cannot_reach(why: &impl std::fmt::Display) -> String {
+pub(super) fn cannot_reach(why: &impl std::fmt::Display) -> String {
     format!("Cannot reach MCP server: {why}")
 }
 
@@ -215,7 +232,7 @@ fn failure(why: &Unreachable) -> Failure {
     }
 }
 
-fn unreachable(why: &Unreachable) -> anyhow::Error {
+pub(super) fn unreachable(why: &Unreachable) -> anyhow::Error {
     failure(why).into()
 }
 

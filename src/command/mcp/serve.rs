@@ -1,42 +1,63 @@
-//! `anklume mcp serve`: this machine's tools on stdin and stdout.
+//! `anklume mcp serve`: this machine's tools on stdin and stdout, or on a socket for each consumer.
 //!
 //! stdout carries the protocol and nothing else; whatever there is to say goes to stderr, and never any contents.
+
+mod shared;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::panic;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 
+use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
-use crate::error::Exit;
-use crate::mcp::server::{self, Answered, Observer, Server, Stop};
+use crate::error::{Exit, Failure};
+use crate::mcp::listen::Listening;
+use crate::mcp::listen::folder::{Folder, FolderError};
+use crate::mcp::server::{self, Server, Shared, Stop};
+use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
-use crate::tool::Settings;
+
+/// Threads for work that blocks: a few more than the tools of one connection that run at a time.
+const THREADS: usize = 16;
+
+/// How long work that was given up may take to clean up behind itself.
+const LAST_WORK: Duration = Duration::from_millis(500);
 
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
-    let services = no_services()?;
     if args.list_tools {
-        return list_tools(&services, output);
-    }
-    if std::io::stdin().is_terminal() {
-        output.say(HINT);
+        return list_tools(&no_services()?, output);
     }
     keep_panics_short(output);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the server")?;
-    let served = runtime.block_on(serve(services, output));
-    // A read of stdin that waits in a thread of its own is not waited for.
-    runtime.shutdown_background();
+    let served = if let Some(folder) = &args.listen {
+        let runtime = runtime(&mut tokio::runtime::Builder::new_multi_thread())?;
+        let served = runtime.block_on(listen(folder, args, output));
+        runtime.shutdown_timeout(LAST_WORK);
+        served
+    } else {
+        let runtime = runtime(&mut tokio::runtime::Builder::new_current_thread())?;
+        let served = runtime.block_on(serve(args, output));
+        // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
+        runtime.shutdown_timeout(LAST_WORK);
+        served
+    };
     served.map(|()| Exit::Done)
+}
+
+fn runtime(builder: &mut tokio::runtime::Builder) -> anyhow::Result<tokio::runtime::Runtime> {
+    builder
+        .enable_all()
+        .max_blocking_threads(THREADS)
+        .build()
+        .context("cannot start the server")
 }
 
 /// For a person who typed the command.
@@ -45,34 +66,94 @@ const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n
 
 /// The operator's connection needs no services: its tools are the five, by name.
 fn no_services() -> anyhow::Result<Services> {
-    Ok(Services {
-        machine: "localhost".parse()?,
-        services: Vec::new(),
-    })
+    Ok(Services::none("localhost".parse()?))
 }
 
-async fn serve(services: Services, output: &Output) -> anyhow::Result<()> {
-    let cannot = "cannot watch for signals";
-    let terminate = signal(SignalKind::terminate()).context(cannot)?;
-    let interrupt = signal(SignalKind::interrupt()).context(cannot)?;
-    let (_keeps, services) = watch::channel(Arc::new(services));
-    let server = Server::new(
-        Caller::Operator,
-        services,
-        Arc::new(Settings::from_env()),
-        observer(output),
-    );
+/// One caller on stdin and stdout: the operator, or the consumer that whoever started us names.
+async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
+    if std::io::stdin().is_terminal() {
+        output.say(HINT);
+    }
+    let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
-    let stop = Stop::default();
-    tokio::select! {
-        () = server.serve(reader, writer, stop.clone()) => {}
-        () = end_on_signal(terminate, interrupt, &stop) => {}
+    match &args.caller {
+        None => {
+            let shared = shared::for_operator(args, no_services()?, output)?;
+            let server = Server::new(Caller::Operator, shared);
+            server.serve(reader, writer, stop).await;
+        }
+        Some(caller) => {
+            let caller = caller_name(caller)?;
+            let (shared, _) = shared::for_consumers(args, output)?;
+            let server = Server::new(Caller::Consumer(caller), Arc::clone(&shared));
+            server.serve(reader, writer, stop).await;
+            end_log(&shared);
+        }
     }
     Ok(())
 }
 
+fn caller_name(text: &str) -> Result<MachineName, Failure> {
+    text.parse().map_err(|fault| {
+        let shown = text.escape_debug();
+        Failure::new(Exit::Usage, format!("`--caller {shown}`: {fault}"))
+    })
+}
+
+/// A socket for each consumer, until a signal ends it.
+async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
+    let folder = Folder::take(path).map_err(|error| no_folder(&error))?;
+    let (shared, live) = shared::for_consumers(args, output)?;
+    let listening = Listening::new(folder, live, Arc::clone(&shared), stop_on_signal()?);
+    let shown = path.display();
+    let ready = || {
+        output.say(&format!("serving in `{shown}`"));
+        // Where nobody waits for the word, it goes nowhere.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    };
+    let ended = listening.run(ready).await;
+    end_log(&shared);
+    ended.map_err(|error| no_folder(&error))?;
+    Ok(())
+}
+
+fn no_folder(error: &FolderError) -> Failure {
+    let failure = Failure::new(Exit::Failed, error.to_string());
+    match error {
+        FolderError::Taken(_) => failure
+            .help("one server serves a folder; `anklume mcp status` shows what that one serves"),
+        FolderError::NotOurs(_) => {
+            failure.help("name a folder that this user may make its own with --listen")
+        }
+        FolderError::PathTooLong { .. } => {
+            failure.help("name a folder with a shorter path with --listen")
+        }
+        FolderError::Io { .. } => failure,
+    }
+}
+
+/// The last lines of the log: what is still to be counted, and the end.
+fn end_log(shared: &Shared) {
+    let policy = (shared.policy)();
+    shared.recorder.count(true);
+    let pid = std::process::id();
+    // Nothing runs any more that could go unseen.
+    let _ = shared
+        .recorder
+        .append(Event::Stop { pid }, policy.services.allow_unlogged);
+}
+
 /// The first signal ends the server when its calls are answered, the second one at once.
-async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: &Stop) {
+fn stop_on_signal() -> anyhow::Result<Stop> {
+    let cannot = "cannot watch for signals";
+    let terminate = signal(SignalKind::terminate()).context(cannot)?;
+    let interrupt = signal(SignalKind::interrupt()).context(cannot)?;
+    let stop = Stop::default();
+    tokio::spawn(end_on_signal(terminate, interrupt, stop.clone()));
+    Ok(stop)
+}
+
+async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Stop) {
     for end in [&stop.gently, &stop.now] {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -80,33 +161,6 @@ async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: &Stop
         }
         end.cancel();
     }
-    // The connection ends by itself now.
-    std::future::pending::<()>().await;
-}
-
-/// With `--verbose`, a line on stderr for each answer.
-fn observer(output: &Output) -> Observer {
-    if !output.verbose() {
-        return Arc::new(|_| {});
-    }
-    let output = output.clone();
-    Arc::new(move |answered| output.stderr(&line(answered)))
-}
-
-fn line(answered: &Answered) -> String {
-    let Answered {
-        label,
-        error,
-        took,
-        bytes_in,
-        bytes_out,
-    } = answered;
-    let how = error.map_or_else(
-        || "answered".to_owned(),
-        |code| format!("refused with {code}"),
-    );
-    let millis = took.as_millis();
-    format!("{label}: {how} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
 }
 
 /// A panic says where it happened and not what it held: its message may quote a caller's contents.

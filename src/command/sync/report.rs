@@ -27,18 +27,16 @@ pub(super) fn report(
     if output.format() == Format::Json {
         return output.json(&json(mode, plan, orphans));
     }
-    if output.quiet() {
-        return Ok(());
-    }
     let summary = summary(mode, plan, orphans);
     if mode == Mode::Show {
         // The diff alone is the answer, for whoever applies it.
         output.answer(diffs(plan, orphans).as_bytes())?;
         output.say(&summary);
-        return Ok(());
+    } else if !output.quiet() {
+        let text = lines(mode, plan, orphans, output.verbose()) + &summary + "\n";
+        output.answer(text.as_bytes())?;
     }
-    let text = lines(mode, plan, orphans, output.verbose()) + &summary + "\n";
-    Ok(output.answer(text.as_bytes())?)
+    Ok(())
 }
 
 fn say_orphans(orphans: &[Orphan], output: &Output) {
@@ -207,19 +205,18 @@ struct OrphanFile {
 }
 
 fn json(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> Answer {
-    let shown = |diff: String| (mode == Mode::Show && !diff.is_empty()).then_some(diff);
-    let file = |file: &Planned| File {
-        path: file.path.to_string(),
-        state: match file.state {
-            State::Created => "created",
-            State::Updated => "updated",
-            State::Unchanged => "unchanged",
-        },
-        diff: shown(diff(
-            &file.path,
-            file.found.as_ref().map(|found| found.text.as_str()),
-            Some(&file.new),
-        )),
+    let file = |file: &Planned| {
+        let old = file.found.as_ref().map(|found| found.text.as_str());
+        let (state, differs) = match file.state {
+            State::Created => ("created", true),
+            State::Updated => ("updated", true),
+            State::Unchanged => ("unchanged", false),
+        };
+        File {
+            path: file.path.to_string(),
+            state,
+            diff: (mode == Mode::Show && differs).then(|| diff(&file.path, old, Some(&file.new))),
+        }
     };
     let orphan = |orphan: &Orphan| {
         let (state, reason) = match &orphan.fate {
@@ -227,13 +224,12 @@ fn json(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> Answer {
             Fate::Removed => ("removed", None),
             Fate::Kept(reason) => ("kept", Some(reason.clone())),
         };
+        let goes = mode == Mode::Show && orphan.fate == Fate::Removed;
         OrphanFile {
             path: orphan.path.to_string(),
             state,
             reason,
-            diff: (orphan.fate == Fate::Removed)
-                .then(|| diff(&orphan.path, Some(&orphan.found.text), None))
-                .and_then(shown),
+            diff: goes.then(|| diff(&orphan.path, Some(&orphan.found.text), None)),
         }
     };
     let changed =

@@ -11,7 +11,9 @@ const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");
 
 #[test]
 fn every_code_is_a_heading_and_every_heading_a_code() {
-    let headings: Vec<_> = DIAGNOSTICS
+    // What follows is said by the room of edges, and checked there.
+    let (own, _) = DIAGNOSTICS.split_once("\n## Channels\n").unwrap();
+    let headings: Vec<_> = own
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
         .collect();

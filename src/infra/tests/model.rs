@@ -82,6 +82,17 @@ fn the_hundredth_machine_without_an_address_gets_none() {
 }
 
 #[test]
+fn a_zone_holds_255_domains() {
+    let mut text = "global: {addressing: {}}\ndomains:\n".to_owned();
+    for number in 0..300 {
+        writeln!(text, "  d{number:03}: {{}}").unwrap();
+    }
+    let found = found(&text);
+    assert_eq!(found.len(), 45);
+    assert_eq!(found.first().unwrap(), "zone-overflow 258:3 d255");
+}
+
+#[test]
 fn volumes_come_before_the_users_devices_and_a_machine_overrides_its_domain() {
     let infra = infra(
         "domains:\n  pro:\n    subnet_id: 0\n    machines:\n      pro-dev:\n        \

@@ -12,9 +12,10 @@ use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
 use crate::infra::{DeclaredService, McpUsers};
+use crate::limits::{Limits, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
-const KEYS: [&str; 4] = ["name", "tool", "consumers", "with"];
+const KEYS: [&str; 5] = ["name", "tool", "consumers", "with", "limits"];
 
 /// Largest user or group id: the one above it is "nobody at all" to the kernel.
 const ID_MAX: i64 = 0xffff_fffe;
@@ -32,7 +33,11 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         return McpUsers::default();
     };
     let fields = fields.strict();
-    fields.known("`mcp`", &["run_as", "uid", "gid"], findings);
+    fields.known(
+        "`mcp`",
+        &["run_as", "uid", "gid", "allow_unlogged"],
+        findings,
+    );
     let mut id = |key| {
         let id = fields.integer(key, 0..=ID_MAX, findings);
         id.and_then(|(id, _)| u32::try_from(id).ok())
@@ -42,6 +47,7 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         uid: id("uid"),
         gid: id("gid"),
         run_as: run_as(fields, findings),
+        allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
     }
 }
 
@@ -97,6 +103,7 @@ fn service<'t>(
     let tool = tool(fields, findings);
     let consumers = consumers(machine, fields, names, findings);
     let with = fixed(fields, tool, findings);
+    let limits = limits(fields, findings);
     let (name, at) = name?;
     Some(DeclaredService {
         name,
@@ -104,7 +111,33 @@ fn service<'t>(
         tool: tool?,
         consumers,
         with,
+        limits,
     })
+}
+
+/// The `limits` of a service: each a whole number of at least 1.
+fn limits(fields: Fields<'_, '_>, findings: &mut Findings) -> Limits {
+    let Some(entry) = fields.entry("limits") else {
+        return Limits::default();
+    };
+    let Some(fields) = Fields::of(entry, findings) else {
+        return Limits::default();
+    };
+    let fields = fields.strict();
+    fields.known("`limits`", &Limits::KEYS, findings);
+    let mut number = |key, most: u32| {
+        let number = fields.integer(key, 1..=i64::from(most), findings);
+        number.and_then(|(number, _)| u32::try_from(number).ok())
+    };
+    Limits {
+        message_bytes: number("message_bytes", MESSAGE_BYTES_MAX).map(u64::from),
+        calls_per_minute: number("calls_per_minute", u32::MAX),
+        calls_per_minute_all: number("calls_per_minute_all", u32::MAX),
+        in_flight: number("in_flight", u32::MAX),
+        in_flight_all: number("in_flight_all", u32::MAX),
+        call_seconds: number("call_seconds", u32::MAX),
+        connections: number("connections", u32::MAX),
+    }
 }
 
 fn service_name<'t>(
@@ -280,12 +313,7 @@ fn fixed(
     for fault in faults.and_then(Result::err).unwrap_or_default() {
         let entry = with.entry(&fault.argument);
         let at = entry.map_or(with.at, |entry| entry.at);
-        let message = format!(
-            "{}: {}",
-            quote(&fault.argument),
-            fault.message.escape_debug()
-        );
-        let new = findings.error(Code::InvalidArgument, at, message);
+        let new = findings.error(Code::InvalidArgument, at, fault.message);
         if let Some(written) = entry.and_then(unquoted) {
             new.help(format!(
                 "YAML reads a number or truth value here; text is quoted: `\"{written}\"`"

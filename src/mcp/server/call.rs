@@ -1,5 +1,8 @@
 //! A call that runs: its progress, its end, and what happens when it is cancelled.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rmcp::model::{
     CallToolResult, ContentBlock, ErrorData, ProgressNotificationParam, ProgressToken,
@@ -9,6 +12,7 @@ use serde_json::Value;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::Run;
+use crate::audit;
 use crate::policy::Grant;
 use crate::tool::{Outcome, Session};
 
@@ -25,20 +29,27 @@ pub(super) struct Call<'a> {
     pub(super) since: Instant,
     /// How often its caller hears that it still runs.
     pub(super) every: Duration,
+    /// Longest that the tool may take.
+    pub(super) longest: Duration,
 }
 
 impl Call<'_> {
-    /// Runs the tool.
-    ///
-    /// # Errors
-    ///
-    /// When the call was cancelled. What a tool says went wrong is a result.
-    pub(super) async fn run(&self) -> Result<CallToolResult, ErrorData> {
-        let running = (self.run)(self.grant, self.session);
-        Ok(match self.wait_for(running).await? {
-            Ok(outcome) => succeeded(outcome),
-            Err(error) => failed(error.to_string()),
-        })
+    /// Runs the tool: how it ended, and what its caller hears. What a tool says went wrong is a result.
+    pub(super) async fn run(&self) -> (audit::Outcome, Result<CallToolResult, ErrorData>) {
+        // Caught here, so that a call that panicked is logged as well.
+        let running = AssertUnwindSafe(async { (self.run)(self.grant, self.session).await });
+        let running = timeout(self.longest, running.catch_unwind());
+        match self.wait_for(running).await {
+            Ok(Ok(Ok(Ok(outcome)))) => (audit::Outcome::Done, Ok(succeeded(outcome))),
+            Ok(Ok(Ok(Err(error)))) => (audit::Outcome::Failed, Ok(failed(error.to_string()))),
+            Ok(Ok(Err(_panic))) => (audit::Outcome::Failed, Err(fault())),
+            Ok(Err(_elapsed)) => {
+                let seconds = self.longest.as_secs();
+                let text = format!("it was ended after {seconds} s, the longest it may take");
+                (audit::Outcome::TimedOut, Ok(failed(text)))
+            }
+            Err(cancelled) => (audit::Outcome::Cancelled, Err(cancelled)),
+        }
     }
 
     /// Waits for something on behalf of the call, reporting progress to a caller that asked for it.
@@ -107,4 +118,9 @@ fn succeeded(outcome: Outcome) -> CallToolResult {
 /// What a tool could not do, as a result.
 pub(super) fn failed(text: String) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
+}
+
+/// What the caller of something that panicked hears.
+pub(super) fn fault() -> ErrorData {
+    ErrorData::internal_error("the request failed by a fault of this server", None)
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rmcp::model::{RequestId, ServerJsonRpcMessage};
+use rmcp::model::{RequestId, ServerJsonRpcMessage, ServerResult};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::Asked;
@@ -35,6 +35,37 @@ struct Open {
     since: Instant,
     /// The place of a running tool, free when its answer is written.
     place: Option<OwnedSemaphorePermit>,
+    /// Its answer is made, or given up.
+    handled: bool,
+    /// Its answer is no longer wanted.
+    cancelled: bool,
+}
+
+/// How a request went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// It was answered with a result.
+    Done,
+    /// The tool could not do it.
+    Failed,
+    /// It was answered with an error of this code.
+    Refused(i32),
+}
+
+impl How {
+    /// How the request of an answer went.
+    pub(super) fn of(answer: &ServerJsonRpcMessage) -> Self {
+        match answer {
+            ServerJsonRpcMessage::Error(error) => Self::Refused(error.error.code.0),
+            ServerJsonRpcMessage::Response(response) => match &response.result {
+                ServerResult::CallToolResult(result) if result.is_error == Some(true) => {
+                    Self::Failed
+                }
+                _ => Self::Done,
+            },
+            ServerJsonRpcMessage::Request(_) | ServerJsonRpcMessage::Notification(_) => Self::Done,
+        }
+    }
 }
 
 /// An answer that was written, as a log may tell of it: nothing of any contents.
@@ -42,8 +73,8 @@ struct Open {
 pub(crate) struct Answered {
     /// What was asked, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
-    /// The code of the error that was answered.
-    pub(crate) error: Option<i32>,
+    /// How it went.
+    pub(crate) how: How,
     /// From the request's last byte read to the answer's last byte written.
     pub(crate) took: Duration,
     /// Length of the request.
@@ -68,19 +99,59 @@ impl Flight {
             bytes,
             since: Instant::now(),
             place: None,
+            handled: false,
+            cancelled: false,
         };
         requests.open.insert(inner, open);
         Some(RequestId::Number(inner))
     }
 
-    /// The inner id of a client's request that is in flight.
-    pub(super) fn find(&self, id: &RequestId) -> Option<RequestId> {
-        let requests = self.lock();
-        let found = requests
+    /// Takes back a client's request and gives its inner id. Its id is free again, and no answer is written; it stays in
+    /// flight until it is handled, so that calls that come and go cannot pile up.
+    pub(super) fn cancel(&self, id: &RequestId) -> Option<RequestId> {
+        let mut requests = self.lock();
+        let (inner, open) = requests
             .open
-            .iter()
-            .find(|(_, open)| open.id.as_ref() == Some(id));
-        found.map(|(inner, _)| RequestId::Number(*inner))
+            .iter_mut()
+            .find(|(_, open)| open.id.as_ref() == Some(id))?;
+        let inner = *inner;
+        open.id = None;
+        open.cancelled = true;
+        if open.handled {
+            requests.open.remove(&inner);
+        }
+        drop(requests);
+        self.changed.notify_waiters();
+        Some(RequestId::Number(inner))
+    }
+
+    /// Notes that nothing works on a request any more.
+    pub(super) fn handled(&self, inner: &RequestId) {
+        let RequestId::Number(inner) = inner else {
+            return;
+        };
+        let mut requests = self.lock();
+        let Some(open) = requests.open.get_mut(inner) else {
+            return;
+        };
+        open.handled = true;
+        if open.cancelled {
+            requests.open.remove(inner);
+        }
+        drop(requests);
+        self.changed.notify_waiters();
+    }
+
+    /// The client's id of a request in flight, as JSON text, and the request's length in bytes.
+    pub(super) fn asked(&self, inner: &RequestId) -> (String, u64) {
+        let RequestId::Number(inner) = inner else {
+            return (String::new(), 0);
+        };
+        let requests = self.lock();
+        let open = requests.open.get(inner);
+        let id = open.and_then(|open| serde_json::to_string(open.id.as_ref()?).ok());
+        let bytes = open.map_or(0, |open| open.bytes as u64);
+        (id.unwrap_or_default(), bytes)
     }
 
     /// Keeps the place of a running tool until its answer is written.
@@ -106,32 +177,24 @@ impl Flight {
             return None;
         };
         let requests = self.lock();
-        requests
-            .open
-            .get(inner)
-            .map(|open| (*inner, open.id.clone()))
+        let open = requests.open.get(inner).filter(|open| !open.cancelled)?;
+        Some((*inner, open.id.clone()))
     }
 
-    /// Lets go of a request whose answer is no longer wanted.
-    pub(super) fn forget(&self, inner: &RequestId) {
-        if let RequestId::Number(inner) = inner {
-            self.lock().open.remove(inner);
+    /// Frees the client's id of a request whose answer is about to be written: whoever has read it may use it again.
+    pub(super) fn leaves(&self, inner: i64) {
+        if let Some(open) = self.lock().open.get_mut(&inner) {
+            open.id = None;
         }
-        self.changed.notify_waiters();
     }
 
     /// Lets go of a request whose answer was written.
-    pub(super) fn answered(
-        &self,
-        inner: i64,
-        error: Option<i32>,
-        bytes_out: usize,
-    ) -> Option<Answered> {
+    pub(super) fn answered(&self, inner: i64, how: How, bytes_out: usize) -> Option<Answered> {
         let open = self.lock().open.remove(&inner);
         self.changed.notify_waiters();
         open.map(|open| Answered {
             label: open.label,
-            error,
+            how,
             took: open.since.elapsed(),
             bytes_in: open.bytes,
             bytes_out,

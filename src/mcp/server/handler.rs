@@ -1,12 +1,10 @@
-//! The one door: what rmcp's service loop asks of this server.
+//! What is served: the handshake, the list, the calls.
 //!
 //! The policy is asked here, for lists and calls alike, at the moment of each request.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
@@ -15,15 +13,11 @@ use rmcp::model::{
 };
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
-use super::call::{self, Call};
+use super::course::{Course, Own};
 use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
-use crate::mcp::shown;
-use crate::policy::{self, Decision, Denial, Grant, Request};
-use crate::services::Services;
 use crate::tool::Session;
 
 /// What a client's model may read about this server.
@@ -38,6 +32,8 @@ pub(super) struct Handler {
     flight: Arc<Flight>,
     /// Places for tools that run.
     places: Arc<Semaphore>,
+    /// Calls of this connection that run.
+    own: Own,
     /// A request of the stateless era has come: from then on one without `_meta` is not answered by older rules.
     modern: AtomicBool,
 }
@@ -45,8 +41,9 @@ pub(super) struct Handler {
 impl Handler {
     pub(super) fn new(server: Server, flight: Arc<Flight>) -> Self {
         Self {
-            session: Session::new(Arc::clone(&server.settings)),
-            places: Arc::new(Semaphore::new(server.limits.running)),
+            session: Session::new(Arc::clone(&server.shared.settings)),
+            own: Own::default(),
+            places: Arc::new(Semaphore::new(server.limits.running as usize)),
             server,
             flight,
             modern: AtomicBool::new(false),
@@ -69,11 +66,6 @@ impl Handler {
         Ok(())
     }
 
-    /// The services of this moment.
-    fn services(&self) -> Arc<Services> {
-        Arc::clone(&self.server.services.borrow())
-    }
-
     fn list(
         &self,
         request: Option<PaginatedRequestParams>,
@@ -85,7 +77,8 @@ impl Handler {
                 None,
             ));
         }
-        let tools = tools::list(&self.services(), &self.server.caller);
+        let policy = (self.server.shared.policy)();
+        let tools = tools::list(&policy.services, &self.server.caller);
         let result = ListToolsResult::with_all_items(tools);
         if is_modern_version(context.protocol_version().as_ref()) {
             // The list is this caller's alone and may change at any moment.
@@ -99,72 +92,15 @@ impl Handler {
         request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
-        let grant = match self.decide(request) {
-            Ok(grant) => grant,
-            Err(Refusal::Error(error)) => return Err(error),
-            Err(Refusal::Result(text)) => return Ok(call::failed(text)),
-        };
-        let call = Call {
-            grant: &grant,
+        let course = Course {
+            server: &self.server,
             session: &self.session,
-            run: &self.server.run,
+            flight: &self.flight,
+            places: &self.places,
+            own: &self.own,
             context,
-            since: Instant::now(),
-            every: self.server.limits.progress,
         };
-        let place = Arc::clone(&self.places).acquire_owned();
-        // The places are never closed.
-        if let Ok(place) = call.wait_for(place).await? {
-            self.flight.hold(&context.id, place);
-        }
-        call.run().await
-    }
-
-    /// Asks the policy.
-    fn decide(&self, params: CallToolRequestParams) -> Result<Grant, Refusal> {
-        let arguments = params.arguments.unwrap_or_default();
-        let request = Request {
-            caller: &self.server.caller,
-            name: &params.name,
-            arguments: &arguments,
-        };
-        match policy::decide(&self.services(), request) {
-            Decision::Allowed(grant) => Ok(grant),
-            Decision::Denied(denial) => Err(Refusal::of(denial, &params.name)),
-        }
-    }
-}
-
-/// The outcome of an answer's making, also when that panics: its caller must not wait for ever.
-async fn caught<T>(answering: impl Future<Output = Result<T, ErrorData>>) -> Result<T, ErrorData> {
-    let caught = AssertUnwindSafe(answering).catch_unwind().await;
-    caught.unwrap_or_else(|_panic| {
-        let fault = "the request failed by a fault of this server";
-        Err(ErrorData::internal_error(fault, None))
-    })
-}
-
-/// How a caller hears that its call does not run.
-enum Refusal {
-    /// As an error of the protocol.
-    Error(ErrorData),
-    /// As the result of a tool that failed.
-    Result(String),
-}
-
-impl Refusal {
-    /// A service that is there for others and one that is not there at all are one answer.
-    fn of(denial: Denial, name: &str) -> Self {
-        match denial {
-            Denial::Unknown | Denial::NotConsumer { .. } => Self::Error(ErrorData::invalid_params(
-                format!("Unknown tool: {}", shown(name)),
-                None,
-            )),
-            Denial::FixedArgument { argument } => Self::Result(format!(
-                "`{}` is not the caller's to choose",
-                shown(&argument)
-            )),
-        }
+        course.call(request).await
     }
 }
 
@@ -193,7 +129,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         self.check_era(&context)?;
-        caught(async { self.list(request, &context) }).await
+        self.list(request, &context)
     }
 
     async fn call_tool(
@@ -202,8 +138,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        let result = caught(self.call(request, &context)).await?;
-        Ok(result.into())
+        Ok(self.call(request, &context).await?.into())
     }
 
     async fn on_custom_request(

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
-use crate::services::Service;
+use crate::services::{Service, Services};
 
 /// The other end of a connection.
 struct Peer {
@@ -77,22 +77,22 @@ fn call(id: impl Into<Value>, name: &str) -> Value {
 fn server(
     run: impl for<'a> Fn(&'a Grant, &'a Session) -> Running<'a> + Send + Sync + 'static,
 ) -> Server {
-    let services = Services {
-        machine: "vault".parse().unwrap(),
-        services: Vec::new(),
-    };
-    let (sender, receiver) = watch::channel(Arc::new(services));
-    // The services of these tests live as long as their connections.
-    std::mem::forget(sender);
-    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
-    let mut server = Server::new(
-        Caller::Operator,
-        receiver,
-        Arc::new(settings),
-        Arc::new(|_| {}),
-    );
+    let policy = Policy::new(Services::none("vault".parse().unwrap()));
+    let mut server = Server::new(Caller::Operator, shared(move || Arc::clone(&policy)));
     server.run = Arc::new(run);
     server
+}
+
+/// What a server shares that keeps no log and whose policy is as `policy` says.
+fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Shared> {
+    let settings = Settings::new("/nowhere".into(), "/nowhere".into());
+    Arc::new(Shared {
+        policy: Box::new(policy),
+        settings: Arc::new(settings),
+        recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+        gate: Arc::new(Gate::default()),
+        observer: Arc::new(|_| {}),
+    })
 }
 
 fn outcome(text: &str) -> Outcome {
@@ -267,7 +267,8 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
         .collect();
     let calls = calls.join("\n") + "\n";
     // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
-    let mut writer = peer.writer;
+    let (_, unused) = tokio::io::split(tokio::io::duplex(1).0);
+    let mut writer = std::mem::replace(&mut peer.writer, unused);
     let writing = tokio::spawn(async move {
         writer.write_all(calls.as_bytes()).await.unwrap();
         writer
@@ -278,11 +279,7 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
     permits.add_permits(CALLS);
     let mut answered = vec![false; CALLS];
     for _ in 0..CALLS {
-        let message = peer.lines.next().await.unwrap();
-        let Some(Line::Whole(line)) = message else {
-            panic!("the stream ended")
-        };
-        let message: Value = serde_json::from_slice(&line).unwrap();
+        let message = peer.receive().await;
         let id = usize::try_from(message["id"].as_u64().unwrap()).unwrap();
         assert_eq!(message, answer(id, "done"));
         assert!(!std::mem::replace(&mut answered[id], true), "{id} twice");
@@ -300,7 +297,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
         counted.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Ok(outcome(&"x".repeat(10_000))) })
     });
-    let limit = server.limits.running;
+    let limit = server.limits.running as usize;
     let mut peer = Peer::of(server);
     let (reader, mut writer) = (peer.lines, peer.writer);
     let writing = tokio::spawn(async move {
@@ -313,10 +310,10 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(started.load(Ordering::SeqCst) <= limit);
-    // The reader goes away: everything ends.
-    drop(reader);
+    // Nobody reads to the end: it comes all the same.
     peer.stop.now.cancel();
     (&mut peer.serving).await.unwrap();
+    drop(reader);
     writing.abort();
 }
 
@@ -367,12 +364,14 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
         tool: ToolName::GpgSign,
         consumers: consumers.iter().map(|name| name.parse().unwrap()).collect(),
         with: Map::from_iter([("key_id".to_owned(), json!("ABCD"))]),
+        limits: crate::limits::Limits::default(),
         declared_at: None,
     };
     let services = |consumers: &[&str]| {
-        Arc::new(Services {
+        Policy::new(Services {
             machine: "vault".parse().unwrap(),
             services: vec![service(consumers)],
+            allow_unlogged: false,
         })
     };
     let (sender, receiver) = watch::channel(services(&["work-dev"]));
@@ -384,7 +383,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
         })
     });
     server.caller = Caller::Consumer("work-dev".parse().unwrap());
-    server.services = receiver;
+    server.shared = shared(move || Arc::clone(&receiver.borrow()));
     let mut peer = Peer::of(server);
     let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
 
@@ -421,4 +420,35 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     assert_eq!(peer.receive().await["result"]["tools"], json!([]));
     peer.end().await;
     peer.ended().await;
+}
+
+#[test]
+fn whatever_comes_the_connection_lives() {
+    use proptest::prelude::*;
+    let valid = call(1, "clipboard_get").to_string().into_bytes();
+    // Bytes of any kind, and a valid call with a few bytes changed.
+    let mutated =
+        proptest::collection::vec((0..valid.len(), any::<u8>()), 1..4).prop_map(move |changes| {
+            let mut bytes = valid.clone();
+            for (place, byte) in changes {
+                bytes[place] = byte;
+            }
+            bytes
+        });
+    let any_bytes = proptest::collection::vec(any::<u8>(), 0..200);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    proptest!(|(bytes in prop_oneof![mutated, any_bytes])| {
+        runtime.block_on(async {
+            let mut peer = Peer::of(server(|_, _| Box::pin(async { Ok(outcome("done")) })));
+            peer.writer.write_all(&bytes).await.unwrap();
+            peer.send_text("\n").await;
+            peer.send(json!({"jsonrpc": "2.0", "id": "after", "method": "ping"})).await;
+            while peer.receive().await["id"] != "after" {}
+            peer.end().await;
+            peer.ended().await;
+        });
+    });
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use rmcp::model::{MetaObject, Tool, ToolAnnotations};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::catalogue;
 use crate::policy::{self, Caller, Offer};
@@ -28,7 +28,7 @@ fn describe(offer: Offer, caller: &Caller) -> Tool {
         let others = *caller != Caller::Operator && policy::operator_only(offer.tool, argument);
         others || offer.fixed.contains_key(argument)
     };
-    let input = without(words.input, hidden);
+    let input = catalogue::input_without(offer.tool, hidden);
     let mut meta = MetaObject::new();
     meta.0
         .insert(TOOL_KEY.to_owned(), Value::from(offer.tool.as_str()));
@@ -43,15 +43,4 @@ fn describe(offer: Offer, caller: &Caller) -> Tool {
                 .open_world(false),
         )
         .with_meta(meta)
-}
-
-/// A schema of arguments without those that the caller does not choose.
-fn without(mut schema: Map<String, Value>, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
-    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        properties.retain(|name, _| !hidden(name));
-    }
-    if let Some(Value::Array(required)) = schema.get_mut("required") {
-        required.retain(|name| !name.as_str().is_some_and(&hidden));
-    }
-    schema
 }

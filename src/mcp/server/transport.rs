@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use super::flight::Flight;
+use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
 use super::{Observer, Stop};
 use crate::mcp::Limits;
@@ -96,11 +96,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         };
         match message::read(line, self.limits.line) {
             Incoming::Nothing => None,
-            Incoming::Cancelled(id) => {
-                let inner = self.flight.find(&id)?;
-                self.flight.forget(&inner);
-                Some(cancelled(inner))
-            }
+            Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
             Incoming::Request(asked) => self.enter(*asked, bytes),
         }
     }
@@ -152,12 +148,15 @@ where
             }
             let mut writer = writer.lock().await;
             // Only now, so that one answer at a time is in memory twice.
-            let error = error_code(&item);
+            let how = How::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
+            if let Some((inner, _)) = outer {
+                flight.leaves(inner);
+            }
             let written = write(&mut *writer, &line).await;
             drop(writer);
             if let Some((inner, _)) = outer
-                && let Some(answered) = flight.answered(inner, error, line.len())
+                && let Some(answered) = flight.answered(inner, how, line.len())
             {
                 observer(&answered);
             }
@@ -186,13 +185,6 @@ where
     async fn close(&mut self) -> io::Result<()> {
         // Every answer is flushed as it is written; the stream closes when it is dropped.
         Ok(())
-    }
-}
-
-fn error_code(message: &ServerJsonRpcMessage) -> Option<i32> {
-    match message {
-        ServerJsonRpcMessage::Error(error) => Some(error.error.code.0),
-        _ => None,
     }
 }
 

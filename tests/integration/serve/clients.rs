@@ -16,7 +16,7 @@ fn project(path: &str) -> PathBuf {
 }
 
 /// The Python client, if it was installed.
-fn python(way: &str) -> Option<Command> {
+pub(crate) fn python(way: &str) -> Option<Command> {
     let program = project("target/python/bin/python");
     let there = program.exists() && project("target/python/bin/mcp").exists();
     if !have("the Python client (target/python)", there) {
@@ -33,7 +33,7 @@ fn python(way: &str) -> Option<Command> {
 }
 
 /// A TypeScript client, if it was installed.
-fn node(way: &str) -> Option<Command> {
+pub(crate) fn node(way: &str) -> Option<Command> {
     let packages = project("target/node/node_modules");
     let there = packages.join("@modelcontextprotocol/client").exists();
     if !have("the TypeScript clients (target/node)", there) || !have_program("node") {

@@ -136,6 +136,26 @@ fn a_flood_of_calls_is_answered_one_for_one_and_costs_no_memory() {
 }
 
 #[test]
+fn a_flood_of_calls_that_are_taken_back_costs_no_memory() {
+    let calls = if long() { 500_000 } else { 20_000 };
+    let mut server = Server::start(serving());
+    let mut stdin = server.take_stdin();
+    let flood = std::thread::spawn(move || {
+        for id in 0..calls {
+            let back = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}});
+            writeln!(stdin, "{}\n{back}", call(id, "clipboard_get", &json!({}))).unwrap();
+        }
+        writeln!(stdin, r#"{{"jsonrpc":"2.0","id":"last","method":"ping"}}"#).unwrap();
+        stdin
+    });
+    // A call that was answered before it was taken back is no fault.
+    while server.receive()["id"] != "last" {}
+    assert!(server.peak_kib() < MEMORY_KIB, "{} KiB", server.peak_kib());
+    drop(flood.join().unwrap());
+    server.end();
+}
+
+#[test]
 fn answers_that_nobody_reads_cost_no_memory_and_none_is_lost() {
     const CALLS: usize = 3000;
     let anklume = serving().file("portal/file", vec![b'x'; 100_000]);
@@ -380,20 +400,20 @@ fn the_log_tells_what_was_called_and_nothing_of_any_contents() {
     }
     let told: Vec<&str> = stderr
         .lines()
-        .map(|line| line.split(':').next().unwrap())
+        .map(|line| line.split(" in ").next().unwrap())
         .collect();
     assert_eq!(
         told,
         [
-            "tools/call clipboard_set",
-            "tools/call clipboard_get",
-            "tools/call file_accept",
-            "tools/call file_accept",
-            "tools/call file_provide",
-            "tools/call gpg_sign",
-            "tools/call gpg_sign",
-            "tools/call file_provide",
-            "a message that cannot be read",
+            "tools/call clipboard_set: done",
+            "tools/call clipboard_get: done",
+            "tools/call file_accept: done",
+            "tools/call file_accept: failed",
+            "tools/call file_provide: done",
+            "tools/call gpg_sign: failed",
+            "tools/call gpg_sign: failed",
+            "tools/call file_provide: failed",
+            "a message that cannot be read: refused with -32700",
         ]
     );
 }

@@ -182,13 +182,13 @@ impl Server {
 }
 
 /// A throw-away GnuPG home with one key without a passphrase; its agent ends with it.
-pub(super) struct Keyring {
+pub(crate) struct Keyring {
     folder: tempfile::TempDir,
 }
 
 impl Keyring {
     /// Makes a key.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let keyring = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -207,12 +207,12 @@ impl Keyring {
     }
 
     /// The home.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Whether a detached signature of `content` is good.
-    pub(super) fn verifies(&self, content: &[u8], signature: &str) -> bool {
+    pub(crate) fn verifies(&self, content: &[u8], signature: &str) -> bool {
         let folder = tempfile::tempdir().unwrap();
         let (signed, detached) = (folder.path().join("signed"), folder.path().join("detached"));
         std::fs::write(&signed, content).unwrap();

@@ -135,7 +135,7 @@ domains:
           - name: sign
             tool: gpg_sign
             consumers: [aside]
-            with: {key_id: \"0x1f\"}
+            with: {key_id: \"1234567890123456\"}
         roles: [base]
         ephemeral: false
         boot_autostart: true
@@ -246,7 +246,7 @@ instance_services:
     consumers:
       - aside
     with:
-      key_id: '0x1f'
+      key_id: '1234567890123456'
 instance_roles:
   - base
 instance_boot_autostart: true

@@ -19,6 +19,10 @@ struct Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
+        // A holder needs a while to see that its display is gone, and the next display may have this one's number.
+        for holder in self.processes("clipboard-holder") {
+            signal("-KILL", holder);
+        }
         let _ = self.xvfb.kill();
         let _ = self.xvfb.wait();
     }
@@ -38,6 +42,7 @@ impl Desk {
                 "-screen",
                 "0",
                 "64x64x24",
+                "-noreset",
                 "-nolisten",
                 "tcp",
             ])
@@ -117,6 +122,15 @@ impl Desk {
     fn holders(&self) -> usize {
         self.processes("clipboard-holder").len()
     }
+}
+
+/// Sends a signal to a process of the test's; gone already is as good.
+fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill")
+        .args([name, &process.to_string()])
+        .stderr(Stdio::null())
+        .status();
+    sent.unwrap();
 }
 
 fn server_on(display: &str) -> Server {
@@ -252,13 +266,7 @@ fn a_program_that_holds_the_clipboard_and_does_not_answer_is_given_up() {
     let Some(mut desk) = Desk::new() else { return };
     desk.copied(b"x");
     let [holder] = <[u32; 1]>::try_from(desk.processes("xclip")).unwrap();
-    let signal = |name: &str| {
-        let status = Command::new("kill")
-            .args([name, &holder.to_string()])
-            .status();
-        assert!(status.unwrap().success());
-    };
-    signal("-STOP");
+    signal("-STOP", holder);
     desk.server.settings.display_wait = Duration::from_millis(500);
     assert_eq!(
         desk.get().unwrap_err(),
@@ -269,7 +277,7 @@ fn a_program_that_holds_the_clipboard_and_does_not_answer_is_given_up() {
     desk.server.settings.display_wait = Duration::from_secs(5);
     desk.set("y");
     assert_eq!(desk.get().unwrap(), "y");
-    signal("-CONT");
+    signal("-CONT", holder);
 }
 
 #[test]

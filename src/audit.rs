@@ -1,0 +1,203 @@
+//! The log of every call: one JSON line each, in a chain of hashes.
+//!
+//! Contents never enter it: arguments are there as a keyed digest, payloads as sizes. Several processes may
+//! write one log: each takes the file's lock and reads its end anew.
+
+pub mod chain;
+pub mod flood;
+mod store;
+pub mod verify;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::Sha256;
+
+use crate::digest::hex;
+
+pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files};
+
+/// Longest name that a line holds, in characters; what a caller sent beyond it is cut.
+const NAME_MAX: usize = 128;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A server began.
+    Start {
+        /// Its version.
+        version: String,
+        /// Its process.
+        pid: u32,
+        /// Digest of the policy that it serves by.
+        policy: String,
+    },
+    /// A server ended in order.
+    Stop {
+        /// Its process.
+        pid: u32,
+    },
+    /// A server read its services file anew.
+    Reload {
+        /// Digest of the policy that holds now.
+        policy: String,
+        /// Why the file was not taken; the old policy holds on.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        refused: Option<String>,
+    },
+    /// A call.
+    Call(Box<Call>),
+    /// Calls that did not run, beyond those that get a line of their own.
+    Counted {
+        /// Who called.
+        caller: String,
+        /// What it called.
+        service: String,
+        /// What was decided.
+        decision: Verdict,
+        /// Why.
+        reason: String,
+        /// How often.
+        count: u64,
+    },
+    /// The log goes on in a new file.
+    Rotated {
+        /// Bytes of the file before.
+        bytes: u64,
+    },
+    /// The last line before was not whole (a crash, a full disk) and was taken off.
+    Torn {
+        /// Bytes taken off.
+        bytes: u64,
+    },
+}
+
+/// A call, as it is logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// The request's id on its connection, as JSON text.
+    pub id: String,
+    /// Who called, known from the channel.
+    pub caller: String,
+    /// The name that was called.
+    pub service: String,
+    /// What would run; absent when the name is unknown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tool: Option<String>,
+    /// What was decided.
+    pub decision: Verdict,
+    /// Why, in words for the operator.
+    pub reason: String,
+    /// Digest of the policy that decided.
+    pub policy: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Bytes of the request's arguments.
+    pub bytes_in: u64,
+    /// Bytes of the answer's text.
+    pub bytes_out: u64,
+    /// Microseconds from the request to the answer.
+    pub duration_us: u64,
+    /// HMAC-SHA-256 of the arguments under the machine's key, in hexadecimal.
+    pub arguments: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The call could run.
+    Allowed,
+    /// It could not.
+    Refused,
+    /// It could have, but the server had too much to do.
+    Overloaded,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Overloaded => "overloaded",
+        })
+    }
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The tool did it.
+    Done,
+    /// The tool could not do it.
+    Failed,
+    /// The caller took it back, or went away.
+    Cancelled,
+    /// It ran longer than it may.
+    TimedOut,
+    /// No tool ran.
+    NotRun,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed out",
+            Self::NotRun => "not run",
+        })
+    }
+}
+
+/// The machine's key for digests of arguments: equal arguments can be found again, contents cannot be guessed.
+#[derive(Clone)]
+pub struct Key([u8; 32]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+impl Key {
+    /// The digest of a call's arguments; the order of members does not matter.
+    #[must_use]
+    pub fn digest(&self, arguments: &Map<String, Value>) -> String {
+        let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
+        let Ok(mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
+            // HMAC takes a key of any length.
+            return String::new();
+        };
+        let mut digester = Digester(mac);
+        // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
+        let _ = serde_json::to_writer(&mut digester, &sorted);
+        hex(&digester.0.finalize().into_bytes())
+    }
+}
+
+/// Takes bytes into a digest.
+struct Digester(Hmac<Sha256>);
+
+impl std::io::Write for Digester {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A name that a caller sent, cut to what a line may hold. JSON escapes the rest.
+#[must_use]
+pub fn bounded(name: &str) -> String {
+    name.chars().take(NAME_MAX).collect()
+}

@@ -1,0 +1,143 @@
+//! The chain: what a line of the log looks like, and whether lines follow one another.
+//!
+//! Pure: bytes in, verdicts out. A line is a JSON object whose last member is `hash`, the SHA-256 of the
+//! line's bytes without that member; `previous` is the hash of the line before. So the check needs no second
+//! serialisation, and any changed byte shows.
+
+use serde::{Deserialize, Serialize};
+
+use super::Event;
+use crate::digest::sha256;
+
+/// What `previous` of the very first line is.
+pub const ORIGIN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// What stands before the hash at the end of a line.
+const HASH_MEMBER: &str = ",\"hash\":\"";
+/// What stands after it.
+const LINE_END: &str = "\"}";
+/// Length of a SHA-256 in hexadecimal.
+const HASH_LENGTH: usize = 64;
+
+/// The end of a chain: what the next line continues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Number of the last line; 0 before the first.
+    pub seq: u64,
+    /// Hash of the last line.
+    pub hash: String,
+}
+
+impl Head {
+    /// Before the first line.
+    #[must_use]
+    pub fn origin() -> Self {
+        Self {
+            seq: 0,
+            hash: ORIGIN.to_owned(),
+        }
+    }
+}
+
+/// One line of the log, but for its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Number of the line in the whole chain, from 1; goes on over rotated files.
+    pub seq: u64,
+    /// RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+    /// Hash of the line before.
+    pub previous: String,
+}
+
+/// Writes the line that continues `head`: its bytes with the newline, and the new head.
+///
+/// # Errors
+///
+/// Only what serde_json cannot write, which these types never hold.
+pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<u8>, Head)> {
+    let line = Line {
+        seq: head.seq.saturating_add(1),
+        time,
+        event,
+        previous: head.hash.clone(),
+    };
+    let mut bytes = plain(&serde_json::to_string(&line)?);
+    let hash = sha256(&bytes);
+    // The closing brace goes behind the hash.
+    bytes.pop();
+    bytes.extend_from_slice(HASH_MEMBER.as_bytes());
+    bytes.extend_from_slice(hash.as_bytes());
+    bytes.extend_from_slice(LINE_END.as_bytes());
+    bytes.push(b'\n');
+    let head = Head {
+        seq: line.seq,
+        hash,
+    };
+    Ok((bytes, head))
+}
+
+/// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,
+/// and whoever looks at the file would see lines that are none.
+fn plain(json: &str) -> Vec<u8> {
+    let mut bytes =
+        Vec::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
+    let mut units = [0; 2];
+    for character in json.chars() {
+        if matches!(character, ' '..='~') {
+            bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        } else {
+            // Such a character stands in texts only, where an escape means the same.
+            for unit in character.encode_utf16(&mut units) {
+                bytes.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+/// What one line of a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// A line whose hash is its own.
+    Whole(Line, Head),
+    /// A line of the log's form whose bytes were changed: its hash is not its own.
+    Edited(Head),
+    /// No line of this log.
+    Foreign,
+}
+
+/// Reads a line (without newline) and checks its own hash.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Read {
+    let Some((body, written)) = split(bytes) else {
+        return Read::Foreign;
+    };
+    let Ok(line) = serde_json::from_slice::<Line>(&body) else {
+        return Read::Foreign;
+    };
+    let head = Head {
+        seq: line.seq,
+        hash: written.to_owned(),
+    };
+    if sha256(&body) == written {
+        Read::Whole(line, head)
+    } else {
+        Read::Edited(head)
+    }
+}
+
+/// The bytes that the hash covers, and the hash that the line gives.
+fn split(bytes: &[u8]) -> Option<(Vec<u8>, &str)> {
+    let text = bytes.strip_suffix(LINE_END.as_bytes())?;
+    let (front, hash) = text.split_at_checked(text.len().checked_sub(HASH_LENGTH)?)?;
+    let body = front.strip_suffix(HASH_MEMBER.as_bytes())?;
+    let hash = std::str::from_utf8(hash).ok()?;
+    let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    hash.bytes()
+        .all(hexadecimal)
+        .then(|| ([body, b"}"].concat(), hash))
+}

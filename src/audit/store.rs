@@ -1,0 +1,569 @@
+//! The files of the log: appending under a lock, rotation by size, the machine's key.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat};
+use rustix::io::Errno;
+
+use super::chain::{self, Head};
+use super::verify::LINE_MAX;
+use super::{Event, Key};
+
+/// The log where none is named.
+pub const LOG: &str = "/var/log/anklume/audit.jsonl";
+/// Size at which the log goes on in a new file, in bytes.
+pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
+/// Files that are kept beside the one that is written.
+pub const KEEP: u32 = 8;
+
+/// Room that is made sure of before a call runs, in bytes: the lines of all calls that may run at once, and more.
+const RESERVE: u64 = 2 * 1024 * 1024;
+/// When less of it than this is left, more is made sure of.
+const RESERVE_LOW: u64 = 1024 * 1024;
+
+/// Why the log could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The system refused.
+    #[error("the audit log `{}` cannot be {doing}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There was no log to write when the server started.
+    #[error("there is no audit log to write")]
+    NotOpen,
+    /// Someone else keeps replacing the file.
+    #[error("the audit log `{}` is replaced again and again", .0.display())]
+    Restless(PathBuf),
+    /// The end of the file is no line of the log.
+    #[error("the audit log `{}` ends in something that is no line of it; `anklume audit verify` shows more", .0.display())]
+    Foreign(PathBuf),
+}
+
+/// The log of this machine.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    rotate_at: u64,
+    key: Key,
+    open: Mutex<Open>,
+}
+
+/// The file as this process saw it last.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    length: u64,
+    head: Head,
+    /// Up to where this process made sure of room.
+    reserved: u64,
+}
+
+impl Log {
+    /// Opens the log, creating it (0600) and the machine's key beside it when they are not there.
+    ///
+    /// # Errors
+    ///
+    /// The folder is not there or not writable; the key is damaged.
+    pub fn open(path: &Path) -> Result<Self, AuditError> {
+        Self::open_with(path, ROTATE_AT)
+    }
+
+    /// The same with another size for rotation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::open`].
+    pub fn open_with(path: &Path, rotate_at: u64) -> Result<Self, AuditError> {
+        let file = open_file(path)?;
+        Ok(Self {
+            key: machine_key(&path.with_extension("key"))?,
+            path: path.to_owned(),
+            rotate_at,
+            open: Mutex::new(Open {
+                file,
+                length: u64::MAX,
+                head: Head::origin(),
+                reserved: 0,
+            }),
+        })
+    }
+
+    /// The machine's key.
+    #[must_use]
+    pub const fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Makes sure of the room that the lines of running calls need, so that none of them ends unseen.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, the file is not writable.
+    pub fn reserve(&self) -> Result<(), AuditError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = open
+            .file
+            .metadata()
+            .map_err(|source| self.error("read", source))?;
+        // Room in a file that the path no longer names is no room for the line.
+        if ours.len().saturating_add(RESERVE_LOW) <= open.reserved && self.is_named(&ours) {
+            return Ok(());
+        }
+        self.lock_current(&mut open)?;
+        let reserved = self.reserve_locked(&mut open);
+        let unlocked = flock(&open.file, FlockOperation::Unlock);
+        reserved?;
+        unlocked.map_err(|source| self.error("unlocked", source.into()))
+    }
+
+    fn reserve_locked(&self, open: &mut Open) -> Result<(), AuditError> {
+        let length = open
+            .file
+            .metadata()
+            .map_err(|source| self.error("read", source))?
+            .len();
+        // Blocks of the file beyond its end: its length stays, nobody else can take them.
+        match fallocate(&open.file, FallocateFlags::KEEP_SIZE, length, RESERVE) {
+            // A file system that cannot is asked when the line is written.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                open.reserved = length.saturating_add(RESERVE);
+                Ok(())
+            }
+            Err(source) => Err(self.error("given room", source.into())),
+        }
+    }
+
+    /// Where the log is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends an event; when this returns, the line is in the file.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, the file is not writable; nothing of the line is left then.
+    pub fn append(&self, event: Event) -> Result<Head, AuditError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock_current(&mut open)?;
+        let written = self.append_locked(&mut open, event);
+        let unlocked = flock(&open.file, FlockOperation::Unlock);
+        let head = written?;
+        unlocked.map_err(|source| self.error("unlocked", source.into()))?;
+        Ok(head)
+    }
+
+    fn error(&self, doing: &'static str, source: io::Error) -> AuditError {
+        AuditError::Io {
+            doing,
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Whether the log's path names this file.
+    fn is_named(&self, file: &Metadata) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))
+    }
+
+    /// Takes the lock of the file that the path names now: another process may have rotated it.
+    fn lock_current(&self, open: &mut Open) -> Result<(), AuditError> {
+        /// Rotations in a row that are believed.
+        const TRIES: u32 = 16;
+        for _ in 0..TRIES {
+            flock(&open.file, FlockOperation::LockExclusive)
+                .map_err(|source| self.error("locked", source.into()))?;
+            let ours = open
+                .file
+                .metadata()
+                .map_err(|source| self.error("read", source))?;
+            if self.is_named(&ours) {
+                return Ok(());
+            }
+            open.file = open_file(&self.path)?;
+            open.length = u64::MAX;
+            open.reserved = 0;
+        }
+        Err(AuditError::Restless(self.path.clone()))
+    }
+
+    fn append_locked(&self, open: &mut Open, event: Event) -> Result<Head, AuditError> {
+        self.catch_up(open)?;
+        if open.length >= self.rotate_at {
+            // A full disk must not lose the line for which there is room in the old file.
+            let _ = self.rotate(open);
+        }
+        self.write(open, event)
+    }
+
+    /// Reads the end of the file anew when another process wrote.
+    fn catch_up(&self, open: &mut Open) -> Result<(), AuditError> {
+        let length = open
+            .file
+            .metadata()
+            .map_err(|source| self.error("read", source))?
+            .len();
+        if length == open.length {
+            return Ok(());
+        }
+        let (whole, last) =
+            last_line(&open.file, length).map_err(|source| self.error("read", source))?;
+        open.head = match last.as_deref() {
+            None => self.head_before()?,
+            Some(line) => match chain::read(line) {
+                chain::Read::Whole(_, head) | chain::Read::Edited(head) => head,
+                chain::Read::Foreign => return Err(AuditError::Foreign(self.path.clone())),
+            },
+        };
+        open.length = whole;
+        if whole < length {
+            open.file
+                .set_len(whole)
+                .map_err(|source| self.error("repaired", source))?;
+            let bytes = length - whole;
+            self.write(open, Event::Torn { bytes })?;
+        }
+        Ok(())
+    }
+
+    /// The end of the chain when the current file is empty: that of the file before, if there is one.
+    fn head_before(&self) -> Result<Head, AuditError> {
+        let Ok(file) = File::open(numbered(&self.path, 1)) else {
+            return Ok(Head::origin());
+        };
+        let length = file
+            .metadata()
+            .map_err(|source| self.error("read", source))?
+            .len();
+        let (_, last) = last_line(&file, length).map_err(|source| self.error("read", source))?;
+        match last.as_deref().map(chain::read) {
+            Some(chain::Read::Whole(_, head) | chain::Read::Edited(head)) => Ok(head),
+            Some(chain::Read::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
+            None => Ok(Head::origin()),
+        }
+    }
+
+    /// Moves the files one number up and begins a new one, whose first line says so.
+    fn rotate(&self, open: &mut Open) -> Result<(), AuditError> {
+        let rotated = |source| self.error("rotated", source);
+        for number in (1..KEEP).rev() {
+            let from = numbered(&self.path, number);
+            if from.exists() {
+                std::fs::rename(&from, numbered(&self.path, number + 1)).map_err(rotated)?;
+            }
+        }
+        let bytes = open.length;
+        let head = open.head.clone();
+        // Locked before it bears the name, so that no other process writes its first line.
+        let fresh = self.path.with_extension("new");
+        match std::fs::remove_file(&fresh) {
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(rotated)?,
+        }
+        let file = open_file(&fresh)?;
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|source| self.error("locked", source.into()))?;
+        let mut next = Open {
+            file,
+            length: 0,
+            head,
+            reserved: 0,
+        };
+        self.write(&mut next, Event::Rotated { bytes })?;
+        std::fs::rename(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
+        std::fs::rename(&fresh, &self.path).map_err(rotated)?;
+        // Dropping the old file lets go of its lock; who waits for it finds the new name.
+        *open = next;
+        Ok(())
+    }
+
+    fn write(&self, open: &mut Open, event: Event) -> Result<Head, AuditError> {
+        let (bytes, head) = chain::link(&open.head, now(), event)
+            .map_err(|source| self.error("written", source.into()))?;
+        let before = open.length;
+        let written = open
+            .file
+            .seek(SeekFrom::Start(before))
+            .and_then(|_| open.file.write_all(&bytes));
+        if let Err(source) = written {
+            // What was written of the line goes; if even that fails, the next writer takes it off.
+            let _ = open.file.set_len(before);
+            open.length = u64::MAX;
+            return Err(self.error("written", source));
+        }
+        open.length = before.saturating_add(bytes.len() as u64);
+        open.head = head.clone();
+        Ok(head)
+    }
+}
+
+/// The log's files that are there, oldest first.
+#[must_use]
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    (1..=KEEP)
+        .rev()
+        .map(|number| numbered(path, number))
+        .filter(|file| file.exists())
+        .chain(path.exists().then(|| path.to_owned()))
+        .collect()
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+fn now() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+fn open_file(path: &Path) -> Result<File, AuditError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|source| AuditError::Io {
+            doing: "opened",
+            path: path.to_owned(),
+            source: source.into(),
+        })
+}
+
+/// The length of the whole lines of a file, and the last of them without its newline.
+fn last_line(file: &File, length: u64) -> io::Result<(u64, Option<Vec<u8>>)> {
+    let window = length.min(LINE_MAX as u64 * 2);
+    let start = length - window;
+    let mut bytes = vec![0; usize::try_from(window).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, start)?;
+    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+        return Ok((0, None));
+    };
+    let whole = bytes.get(..end).unwrap_or_default();
+    let line = whole.rsplit(|byte| *byte == b'\n').next();
+    Ok((
+        start.saturating_add(end as u64).saturating_add(1),
+        line.map(<[u8]>::to_vec),
+    ))
+}
+
+/// Reads the machine's key, or makes one.
+fn machine_key(path: &Path) -> Result<Key, AuditError> {
+    let error = |doing| {
+        move |source| AuditError::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mut file = open_file(path)?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|e| error("locked")(e.into()))?;
+    let mut key = [0; 32];
+    match file.read_exact(&mut key) {
+        Ok(()) => return Ok(Key(key)),
+        Err(short) if short.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(error("read")(short));
+        }
+        Err(_) => {}
+    }
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(error("given a key"))?;
+    file.set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| file.write_all(&key))
+        .and_then(|()| file.sync_all())
+        .map_err(error("written"))?;
+    Ok(Key(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufReader;
+
+    use super::super::verify::{Fault, Report, Verifier};
+    use super::*;
+
+    fn stop(pid: u32) -> Event {
+        Event::Stop { pid }
+    }
+
+    fn check(path: &Path, head: Option<String>) -> Report {
+        let mut verifier = Verifier::new(head);
+        for file in files(path) {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            verifier
+                .file(&name, BufReader::new(File::open(&file).unwrap()))
+                .unwrap();
+        }
+        verifier.finish()
+    }
+
+    fn faults(path: &Path) -> Vec<(u64, Fault)> {
+        let findings = check(path, None).findings;
+        findings.into_iter().map(|f| (f.line, f.fault)).collect()
+    }
+
+    /// A log of ten lines, and its lines.
+    fn ten() -> (tempfile::TempDir, PathBuf, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let log = Log::open(&path).unwrap();
+        for pid in 1..=10 {
+            log.append(stop(pid)).unwrap();
+        }
+        let text = std::fs::read(&path).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let lines = text.lines().map(str::to_owned).collect();
+        (folder, path, lines)
+    }
+
+    fn rewrite(path: &Path, lines: &[String]) {
+        std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    }
+
+    #[test]
+    fn a_log_as_it_was_written_is_whole() {
+        let (_folder, path, lines) = ten();
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{report:?}");
+        assert_eq!((report.lines, report.head.seq), (10, 10));
+        assert!(lines.iter().all(|line| line.contains("\"event\":\"stop\"")));
+        assert!(check(&path, Some(report.head.hash)).is_whole());
+    }
+
+    #[test]
+    fn an_edited_line_is_found_and_named() {
+        let (_folder, path, mut lines) = ten();
+        lines[4] = lines[4].replace("\"pid\":5", "\"pid\":6");
+        rewrite(&path, &lines);
+        assert_eq!(faults(&path), [(5, Fault::Edited)]);
+    }
+
+    #[test]
+    fn removed_reordered_inserted_and_replaced_lines_are_found_and_named() {
+        let (_folder, path, lines) = ten();
+        let mut removed = lines.clone();
+        removed.remove(4);
+        rewrite(&path, &removed);
+        assert_eq!(faults(&path), [(5, Fault::Removed { count: 1 })]);
+
+        let mut swapped = lines.clone();
+        swapped.swap(4, 5);
+        rewrite(&path, &swapped);
+        assert!(!faults(&path).is_empty());
+        assert_eq!(faults(&path)[0].0, 5);
+
+        let mut repeated = lines.clone();
+        repeated.insert(5, lines[2].clone());
+        rewrite(&path, &repeated);
+        let misplaced = Fault::Misplaced {
+            expected: 6,
+            found: 3,
+        };
+        assert_eq!(faults(&path), [(6, misplaced)]);
+
+        let mut inserted = lines.clone();
+        inserted.insert(5, "{\"seq\":6}".to_owned());
+        rewrite(&path, &inserted);
+        assert_eq!(faults(&path), [(6, Fault::Foreign)]);
+
+        rewrite(&path, &lines[1..]);
+        assert_eq!(faults(&path), [(1, Fault::NoBeginning)]);
+    }
+
+    #[test]
+    fn a_line_written_anew_with_a_right_hash_does_not_fit_its_follower() {
+        let (_folder, path, mut lines) = ten();
+        let chain::Read::Whole(line, _) = chain::read(lines[4].as_bytes()) else {
+            panic!("a line of the log");
+        };
+        let before = Head {
+            seq: 4,
+            hash: line.previous,
+        };
+        let (forged, _) = chain::link(&before, line.time, stop(99)).unwrap();
+        lines[4] = String::from_utf8(forged).unwrap().trim_end().to_owned();
+        rewrite(&path, &lines);
+        assert_eq!(faults(&path), [(6, Fault::Replaced)]);
+    }
+
+    #[test]
+    fn a_cut_tail_shows_only_with_the_head() {
+        let (_folder, path, lines) = ten();
+        let head = check(&path, None).head.hash;
+        rewrite(&path, &lines[..7]);
+        assert!(check(&path, None).is_whole());
+        assert!(check(&path, Some(head)).head_missing);
+    }
+
+    #[test]
+    fn a_torn_line_is_taken_off_and_noted() {
+        let (_folder, path, lines) = ten();
+        std::fs::write(&path, lines.join("\n") + "\n{\"seq\":11,\"ti").unwrap();
+        let log = Log::open(&path).unwrap();
+        log.append(stop(11)).unwrap();
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{report:?}");
+        assert_eq!(report.lines, 12);
+    }
+
+    #[test]
+    fn rotation_keeps_the_chain() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let log = Log::open_with(&path, 2_000).unwrap();
+        for pid in 0..60 {
+            log.append(stop(pid)).unwrap();
+        }
+        assert!(files(&path).len() > 3);
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{report:?}");
+    }
+
+    #[test]
+    fn many_writers_keep_one_chain_over_rotations() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let log = Log::open_with(path, 40_000).unwrap();
+                    for _ in 0..100 {
+                        log.append(stop(writer)).unwrap();
+                    }
+                });
+            }
+        });
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{report:?}");
+        assert!(report.head.seq >= 800);
+    }
+
+    #[test]
+    fn equal_arguments_have_equal_digests_and_nothing_shows() {
+        let (_folder, path, _) = ten();
+        let log = Log::open(&path).unwrap();
+        let one = serde_json::json!({"a": 1, "b": "secret"});
+        let two = serde_json::json!({"b": "secret", "a": 1});
+        let digest = |v: &serde_json::Value| log.key().digest(v.as_object().unwrap());
+        assert_eq!(digest(&one), digest(&two));
+        assert_ne!(
+            digest(&one),
+            digest(&serde_json::json!({"a": 2, "b": "secret"}))
+        );
+        assert_eq!(format!("{:?}", log.key()), "Key(…)");
+    }
+}

@@ -1,0 +1,221 @@
+//! Is the log as it was written? Finds edited, removed, reordered and inserted lines, and says which.
+//!
+//! Pure but for the reader that it is given. The provider's root can write a whole new chain: only a head
+//! that was kept elsewhere shows that.
+
+use std::io::{self, BufRead};
+
+use super::Event;
+use super::chain::{self, Head, ORIGIN};
+
+/// Longest line that the log writes, in bytes; what is longer was not written by it.
+pub const LINE_MAX: usize = 64 * 1024;
+
+/// What is wrong at a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Its bytes are not those that were written.
+    Edited,
+    /// It is not a line of this log.
+    Foreign,
+    /// Lines are missing before it.
+    Removed {
+        /// How many.
+        count: u64,
+    },
+    /// Its number was passed already: it was moved, repeated or inserted.
+    Misplaced {
+        /// The number that should stand here.
+        expected: u64,
+        /// The number that stands here.
+        found: u64,
+    },
+    /// Its number is right, but it does not continue the line before: one of the two was replaced.
+    Replaced,
+    /// The log begins with it, and it is neither the first line nor the first after a rotation.
+    NoBeginning,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Edited => f.write_str("edited: its hash is not that of its bytes"),
+            Self::Foreign => f.write_str("inserted or edited: not a line of this log"),
+            Self::Removed { count } => write!(f, "{count} line(s) before it were removed"),
+            Self::Misplaced { expected, found } => write!(
+                f,
+                "moved, repeated or inserted: number {found} stands where {expected} belongs"
+            ),
+            Self::Replaced => f.write_str("replaced: it does not continue the line before it"),
+            Self::NoBeginning => {
+                f.write_str("lines before it were removed: the log cannot begin here")
+            }
+        }
+    }
+}
+
+/// A fault and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The file, as it was named to [`Verifier::file`].
+    pub file: String,
+    /// Line in that file, from 1.
+    pub line: u64,
+    /// What is wrong there.
+    pub fault: Fault,
+}
+
+/// Walks the files of a log, oldest first.
+#[derive(Debug)]
+pub struct Verifier {
+    /// The line before; `None` before the first.
+    last: Option<Head>,
+    /// Whether the line before is itself at fault, so that its follower is not reported for the same thing.
+    shaken: bool,
+    wanted: Option<String>,
+    lines: u64,
+    findings: Vec<Finding>,
+}
+
+/// What the walk found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Lines seen.
+    pub lines: u64,
+    /// The end of the chain.
+    pub head: Head,
+    /// Every fault, in order.
+    pub findings: Vec<Finding>,
+    /// A head was given, and no line has it: the end was cut, or the whole was written anew.
+    pub head_missing: bool,
+}
+
+impl Report {
+    /// Nothing is wrong.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.findings.is_empty() && !self.head_missing
+    }
+}
+
+impl Verifier {
+    /// A walk that has seen nothing; `head`: the hash of a line that must be there.
+    #[must_use]
+    pub const fn new(head: Option<String>) -> Self {
+        Self {
+            last: None,
+            shaken: false,
+            wanted: head,
+            lines: 0,
+            findings: Vec::new(),
+        }
+    }
+
+    /// Walks one file.
+    ///
+    /// # Errors
+    ///
+    /// What reading gave.
+    pub fn file(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
+        let mut number = 0_u64;
+        while let Some(line) = next_line(&mut reader)? {
+            number += 1;
+            if let Some(fault) = self.line(&line) {
+                self.findings.push(Finding {
+                    file: name.to_owned(),
+                    line: number,
+                    fault,
+                });
+            }
+        }
+        self.lines += number;
+        Ok(())
+    }
+
+    /// The result.
+    #[must_use]
+    pub fn finish(self) -> Report {
+        Report {
+            lines: self.lines,
+            head: self.last.unwrap_or_else(Head::origin),
+            findings: self.findings,
+            head_missing: self.wanted.is_some(),
+        }
+    }
+
+    fn line(&mut self, bytes: &[u8]) -> Option<Fault> {
+        let (line, head) = match chain::read(bytes) {
+            chain::Read::Whole(line, head) => (line, head),
+            chain::Read::Edited(head) => {
+                self.step(head, true);
+                return Some(Fault::Edited);
+            }
+            chain::Read::Foreign => {
+                self.shaken = true;
+                return Some(Fault::Foreign);
+            }
+        };
+        if self.wanted.as_deref() == Some(head.hash.as_str()) {
+            self.wanted = None;
+        }
+        let fault = self.place(&line);
+        let backwards = matches!(fault, Some(Fault::Misplaced { .. }));
+        if backwards {
+            // Whatever follows is measured against the line that belongs here.
+            self.shaken = true;
+        } else {
+            self.step(head, false);
+        }
+        fault
+    }
+
+    fn step(&mut self, head: Head, shaken: bool) {
+        self.last = Some(head);
+        self.shaken = shaken;
+    }
+
+    /// Does this whole line belong behind the last?
+    fn place(&self, line: &chain::Line) -> Option<Fault> {
+        let Some(last) = &self.last else {
+            let first = line.seq == 1 && line.previous == ORIGIN;
+            let rotated = matches!(line.event, Event::Rotated { .. });
+            return (!first && !rotated && !self.shaken).then_some(Fault::NoBeginning);
+        };
+        let expected = last.seq.saturating_add(1);
+        if line.seq > expected {
+            return Some(Fault::Removed {
+                count: line.seq - expected,
+            });
+        }
+        if line.seq < expected {
+            return Some(Fault::Misplaced {
+                expected,
+                found: line.seq,
+            });
+        }
+        (line.previous != last.hash && !self.shaken).then_some(Fault::Replaced)
+    }
+}
+
+/// The next line without its newline; an endless one is cut at [`LINE_MAX`], which makes it foreign.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut seen = false;
+    loop {
+        let chunk = reader.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok(seen.then_some(line));
+        }
+        seen = true;
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let part = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or(chunk);
+        if line.len() <= LINE_MAX {
+            line.extend_from_slice(part);
+        }
+        let used = part.len() + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
+}

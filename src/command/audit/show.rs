@@ -1,0 +1,210 @@
+//! `anklume audit show`: the lines of the log, those that are asked for.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+
+use crate::audit::chain::{self, Line, Read};
+use crate::audit::{self, Call, Event};
+use crate::cli::{AuditShowArgs, Format};
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+
+/// Runs `anklume audit show`.
+pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
+    let path = &args.log.file;
+    let files = audit::files(path);
+    if files.is_empty() {
+        return Err(no_log(path).into());
+    }
+    let since = args.since.as_deref().map(since).transpose()?;
+    let mut foreign = 0_u64;
+    for file in files {
+        let name = file.display().to_string();
+        let reader = File::open(&file).with_context(|| format!("cannot read `{name}`"))?;
+        for bytes in BufReader::new(reader).split(b'\n') {
+            let bytes = bytes.with_context(|| format!("cannot read `{name}`"))?;
+            let Read::Whole(line, _) = chain::read(&bytes) else {
+                foreign += 1;
+                continue;
+            };
+            if wanted(&line, args, since) {
+                print(&line, &bytes, output)?;
+            }
+        }
+    }
+    if foreign > 0 {
+        output.say(&format!(
+            "warning: {foreign} line(s) are not as they were written; `anklume audit verify` says which"
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+/// There is no log at that path.
+pub(super) fn no_log(path: &Path) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        format!("there is no audit log `{}`", path.display()),
+    )
+    .help("a server writes it where it runs; name another with --file")
+}
+
+fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
+    match output.format() {
+        Format::Json => output.answer(&[bytes, b"\n"].concat())?,
+        Format::Text => output.answer(as_text(line).as_bytes())?,
+    }
+    Ok(())
+}
+
+fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
+    let recent = since.is_none_or(|since| {
+        line.time
+            .parse::<Timestamp>()
+            .is_ok_and(|time| time >= since)
+    });
+    let fits = |filter: &Option<String>, value: Option<&str>| {
+        filter.as_deref().is_none_or(|wanted| value == Some(wanted))
+    };
+    let (caller, service, decision) = match &line.event {
+        Event::Call(call) => (
+            Some(call.caller.as_str()),
+            Some(call.service.as_str()),
+            Some(call.decision.to_string()),
+        ),
+        Event::Counted {
+            caller,
+            service,
+            decision,
+            ..
+        } => (
+            Some(caller.as_str()),
+            Some(service.as_str()),
+            Some(decision.to_string()),
+        ),
+        _ => (None, None, None),
+    };
+    recent
+        && fits(&args.caller, caller)
+        && fits(&args.service, service)
+        && fits(
+            &args.decision.map(|d| d.as_str().to_owned()),
+            decision.as_deref(),
+        )
+}
+
+fn as_text(line: &Line) -> String {
+    let what = match &line.event {
+        Event::Call(call) => call_text(call),
+        Event::Counted {
+            caller,
+            service,
+            decision,
+            reason,
+            count,
+        } => format!(
+            "{decision}  {}  {}  {count} times more: {}",
+            escaped(caller),
+            escaped(service),
+            escaped(reason)
+        ),
+        Event::Start {
+            version, policy, ..
+        } => {
+            format!(
+                "server started (anklume {version}, policy {})",
+                short(policy)
+            )
+        }
+        Event::Stop { .. } => "server stopped".to_owned(),
+        Event::Reload {
+            policy,
+            refused: None,
+        } => {
+            format!("policy {} in force", short(policy))
+        }
+        Event::Reload {
+            policy,
+            refused: Some(reason),
+        } => format!(
+            "new services file refused, policy {} stays in force: {}",
+            short(policy),
+            escaped(reason)
+        ),
+        Event::Rotated { .. } => "log goes on in a new file".to_owned(),
+        Event::Torn { bytes } => format!("{bytes} byte(s) of an unfinished line were taken off"),
+    };
+    let time = line
+        .time
+        .split_once('.')
+        .map_or(line.time.as_str(), |(seconds, _)| seconds);
+    format!("{}Z  {what}\n", escaped(time.trim_end_matches('Z')))
+}
+
+fn call_text(call: &Call) -> String {
+    let tool = call
+        .tool
+        .as_deref()
+        .filter(|tool| *tool != call.service)
+        .map_or_else(String::new, |tool| format!(" ({})", escaped(tool)));
+    let head = format!(
+        "{}  {}  {}{tool}",
+        call.decision,
+        escaped(&call.caller),
+        escaped(&call.service)
+    );
+    match call.decision {
+        audit::Verdict::Allowed => format!(
+            "{head}  {}, {} B in, {} B out, {:.1} ms",
+            call.outcome,
+            call.bytes_in,
+            call.bytes_out,
+            Duration::from_micros(call.duration_us).as_secs_f64() * 1e3
+        ),
+        audit::Verdict::Refused | audit::Verdict::Overloaded => {
+            format!("{head}  {}", escaped(&call.reason))
+        }
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+/// The first digits of a digest, enough to tell two apart.
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
+/// A time (`2026-11-22T10:00:00Z`), or how long ago (`90s`, `15m`, `2h`, `7d`).
+fn since(text: &str) -> Result<Timestamp, Failure> {
+    let wrong = || {
+        Failure::new(
+            Exit::Usage,
+            format!("`--since {}` is no time", text.escape_debug()),
+        )
+        .help("write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
+    };
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let split = text.len().checked_sub(1).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at_checked(split).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let ago = number
+        .parse::<u32>()
+        .map(|number| Duration::from_secs(u64::from(number) * seconds))
+        .map_err(|_| wrong())?;
+    Timestamp::now().checked_sub(ago).map_err(|_| wrong())
+}

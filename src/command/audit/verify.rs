@@ -1,0 +1,99 @@
+//! `anklume audit verify`: is the log as it was written?
+
+use std::fs::File;
+use std::io::BufReader;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::audit;
+use crate::audit::verify::{Report, Verifier};
+use crate::cli::{AuditVerifyArgs, Format};
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+
+/// Runs `anklume audit verify`: 0 whole, 1 not.
+pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let path = &args.log.file;
+    let files = audit::files(path);
+    if files.is_empty() {
+        return Err(super::show::no_log(path).into());
+    }
+    let mut verifier = Verifier::new(head(args.head.as_deref())?);
+    for file in &files {
+        let name = file.display().to_string();
+        let reader = File::open(file).with_context(|| format!("cannot read `{name}`"))?;
+        verifier
+            .file(&name, BufReader::new(reader))
+            .with_context(|| format!("cannot read `{name}`"))?;
+    }
+    let report = verifier.finish();
+    match output.format() {
+        Format::Json => output.json(&as_json(&report))?,
+        Format::Text => output.answer(as_text(&report).as_bytes())?,
+    }
+    Ok(if report.is_whole() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// A hash as `verify` prints it; anything else would never be found and so is a mistake.
+fn head(text: Option<&str>) -> Result<Option<String>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(Some(text.to_ascii_lowercase()));
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        format!("`--head {}` is not a hash", text.escape_debug()),
+    )
+    .help("give the 64 hexadecimal digits that an earlier `anklume audit verify` printed"))
+}
+
+fn as_text(report: &Report) -> String {
+    let mut lines: Vec<String> = report
+        .findings
+        .iter()
+        .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
+        .collect();
+    if report.head_missing {
+        lines.push(
+            "the line with the given head is missing: the end was cut, or the log was written anew"
+                .to_owned(),
+        );
+    }
+    let word = if report.is_whole() {
+        "whole"
+    } else {
+        "NOT as it was written"
+    };
+    lines.push(format!(
+        "{word}: {} line(s), head {} (number {})",
+        report.lines, report.head.hash, report.head.seq
+    ));
+    lines.join("\n") + "\n"
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    let findings: Vec<_> = report
+        .findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "file": finding.file,
+                "line": finding.line,
+                "fault": finding.fault.to_string(),
+            })
+        })
+        .collect();
+    json!({
+        "whole": report.is_whole(),
+        "lines": report.lines,
+        "head": report.head.hash,
+        "seq": report.head.seq,
+        "head_missing": report.head_missing,
+        "findings": findings,
+    })
+}

@@ -1,0 +1,165 @@
+//! What the connections of a server share: its policy, its log, its tools.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::audit::{AuditError, Event, LOG, Log};
+use crate::cli::McpServeArgs;
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+use crate::mcp::gate::Gate;
+use crate::mcp::live::{Change, Live, Policy, PolicyError};
+use crate::mcp::recorder::{Complain, Recorder};
+use crate::mcp::server::{Answered, How, Observer, Shared};
+use crate::services::Services;
+use crate::tool::Settings;
+
+/// The services file where none is named.
+const SERVICES: &str = "/etc/anklume/services.json";
+/// A log that cannot be written is told of this often at most.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// The server of a consumer's channel: a services file that is followed, and a log without which no call runs.
+pub(super) fn for_consumers(
+    args: &McpServeArgs,
+    output: &Output,
+) -> anyhow::Result<(Arc<Shared>, Arc<Live>)> {
+    let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
+    let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
+    let recorder = Arc::new(required_log(args, &policy, output)?);
+    let live = Arc::new(Live::new(&path, policy, on_change(&recorder, output)));
+    let policy = live.current();
+    let started = Event::Start {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        policy: policy.digest.clone(),
+    };
+    recorder
+        .append(started, policy.services.allow_unlogged)
+        .map_err(|error| no_log(&error))?;
+    let source = Arc::clone(&live);
+    let shared = Shared {
+        policy: Box::new(move || source.current()),
+        settings: Arc::new(Settings::from_env()),
+        recorder,
+        gate: Arc::new(Gate::default()),
+        observer: observer(output),
+    };
+    Ok((Arc::new(shared), live))
+}
+
+/// The operator's own server: the five tools by name, logged where there is a log.
+pub(super) fn for_operator(
+    args: &McpServeArgs,
+    services: Services,
+    output: &Output,
+) -> anyhow::Result<Arc<Shared>> {
+    let log = match &args.audit_log {
+        Some(path) => Some(Log::open(path).map_err(|error| no_log(&error))?),
+        None => Log::open(Path::new(LOG)).ok(),
+    };
+    let policy = Policy::new(services);
+    Ok(Arc::new(Shared {
+        policy: Box::new(move || Arc::clone(&policy)),
+        settings: Arc::new(Settings::from_env()),
+        recorder: Arc::new(Recorder::new(log, false, complain(output))),
+        gate: Arc::new(Gate::default()),
+        observer: observer(output),
+    }))
+}
+
+fn required_log(
+    args: &McpServeArgs,
+    policy: &Services,
+    output: &Output,
+) -> anyhow::Result<Recorder> {
+    let path = args.audit_log.clone().unwrap_or_else(|| PathBuf::from(LOG));
+    let complain = complain(output);
+    let log = match Log::open(&path) {
+        Ok(log) => Some(log),
+        Err(error) if policy.allow_unlogged => {
+            complain(&error);
+            None
+        }
+        Err(error) => return Err(no_log(&error).into()),
+    };
+    Ok(Recorder::new(log, true, complain))
+}
+
+fn no_log(error: &AuditError) -> Failure {
+    Failure::new(Exit::Failed, error.to_string()).help(
+        "no call runs unseen: make its folder writable, or name another with --audit-log; \
+         `mcp: {allow_unlogged: true}` in infra.yml lets calls run all the same",
+    )
+}
+
+fn broken_policy(error: &PolicyError) -> Failure {
+    Failure::new(Exit::Failed, error.to_string()).help(
+        "a server does not start by a broken policy; `anklume policy export --machine NAME` on the host writes the file",
+    )
+}
+
+/// Tells of a change of the policy, loudly when it was refused.
+fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::live::OnChange {
+    let (recorder, output) = (Arc::clone(recorder), output.clone());
+    Box::new(move |change| {
+        let (policy, refused) = match change {
+            Change::Taken(policy) => (policy, None),
+            Change::Refused(policy, error) => (policy, Some(error.to_string())),
+        };
+        match &refused {
+            None => output.say(&format!("policy {} is in force", policy.digest)),
+            Some(reason) => output.stderr(&format!(
+                "error: {}\n  = note: the policy {} stays in force",
+                reason.escape_debug(),
+                policy.digest
+            )),
+        }
+        let event = Event::Reload {
+            policy: policy.digest.clone(),
+            refused,
+        };
+        // Whether calls may go on without a log is asked at each call.
+        let _ = recorder.append(event, true);
+    })
+}
+
+/// Says on stderr that the log cannot be written, but not for every call.
+fn complain(output: &Output) -> Complain {
+    let output = output.clone();
+    let last: Mutex<Option<Instant>> = Mutex::new(None);
+    Box::new(move |error| {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            *last = Some(Instant::now());
+            output.stderr(&format!("error: {error}"));
+        }
+    })
+}
+
+/// With `--verbose`, a line on stderr for each answer.
+fn observer(output: &Output) -> Observer {
+    if !output.verbose() {
+        return Arc::new(|_| {});
+    }
+    let output = output.clone();
+    Arc::new(move |answered| output.stderr(&line(answered)))
+}
+
+fn line(answered: &Answered) -> String {
+    let Answered {
+        label,
+        how,
+        took,
+        bytes_in,
+        bytes_out,
+    } = answered;
+    let how = match how {
+        How::Done => "done".to_owned(),
+        How::Failed => "failed".to_owned(),
+        How::Refused(code) => format!("refused with {code}"),
+    };
+    let millis = took.as_millis();
+    format!("{label}: {how} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
+}

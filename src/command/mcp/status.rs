@@ -1,0 +1,79 @@
+//! `anklume mcp status`: what the server of this machine serves to whom, and by which policy.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::cli::{Format, McpStatusArgs};
+use crate::command::output::Output;
+use crate::error::{Exit, Failure};
+use crate::mcp::listen::Status;
+use crate::mcp::listen::folder::Folder;
+use crate::name::MachineName;
+
+/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, 4 nobody serves.
+pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit> {
+    let status = read(&args.folder)?;
+    match output.format() {
+        Format::Json => output.json(&json!({
+            "pid": status.pid,
+            "version": status.version,
+            "machine": status.services.machine,
+            "digest": status.digest,
+            "refused": status.refused,
+            "services": status.services.services,
+        }))?,
+        Format::Text => output.answer(as_text(&status).as_bytes())?,
+    }
+    Ok(if status.refused.is_none() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+fn read(folder: &Path) -> anyhow::Result<Status> {
+    let shown = folder.display();
+    if !Folder::is_served(folder) {
+        return Err(Failure::new(
+            Exit::Unavailable,
+            format!("no server runs in `{shown}`"),
+        )
+        .help("`anklume mcp serve --listen` starts one; name another folder with --listen DIR")
+        .into());
+    }
+    let file = Folder::status_file(folder);
+    let text = std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("`{}` was written by another version", file.display()))
+}
+
+fn as_text(status: &Status) -> String {
+    let services = &status.services;
+    let mut lines = vec![
+        format!(
+            "`{}` is served by anklume {} (process {})",
+            services.machine,
+            status.version.escape_debug(),
+            status.pid
+        ),
+        format!("policy: {}", status.digest.escape_debug()),
+    ];
+    if let Some(refused) = &status.refused {
+        lines.push(format!(
+            "NOT in force: a newer policy was refused: {}",
+            refused.escape_debug()
+        ));
+    }
+    for service in &services.services {
+        let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();
+        let consumers = if consumers.is_empty() {
+            "nobody".to_owned()
+        } else {
+            consumers.join(", ")
+        };
+        lines.push(format!("{} ({}): {consumers}", service.name, service.tool));
+    }
+    lines.join("\n") + "\n"
+}

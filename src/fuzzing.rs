@@ -1,0 +1,3 @@
+//! Doors for the fuzzer, built for it alone (`--cfg fuzzing`).
+
+pub use crate::mcp::server::fuzzing::connection;

@@ -1,0 +1,205 @@
+//! The folder of a server's sockets: private before the first socket, one server at a time, nothing left behind.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use tokio::net::UnixListener;
+
+use crate::name::MachineName;
+
+/// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
+const SOCKET_PATH_MAX: usize = 107;
+/// The file that a running server holds locked.
+const LOCK: &str = ".lock";
+/// What the running server says of itself.
+const STATUS: &str = ".status.json";
+/// What the socket of a consumer is called, behind its name.
+const SOCKET_SUFFIX: &str = ".sock";
+
+/// Why sockets cannot be made in a folder.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FolderError {
+    /// The system refused.
+    #[error("the folder of the sockets, `{}`, cannot be {doing}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is a link, a file, or another user's.
+    #[error("`{}` is not a folder of this user's own", .0.display())]
+    NotOurs(PathBuf),
+    /// Another server has it.
+    #[error("another server serves in `{}`", .0.display())]
+    Taken(PathBuf),
+    /// A socket's path would be longer than the system allows.
+    #[error("the path of the socket `{}` has {length} bytes; {SOCKET_PATH_MAX} is the most there can be", path.display())]
+    PathTooLong {
+        /// The socket.
+        path: PathBuf,
+        /// Bytes of its path.
+        length: usize,
+    },
+}
+
+/// A folder that this process serves in; the lock goes with it.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder private (0700), takes its lock and clears what a killed server left.
+    ///
+    /// # Errors
+    ///
+    /// It is not ours, cannot be made, or another server has it.
+    pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
+        make_private(path)?;
+        let lock = lock_file(path).map_err(|source| error("locked", path, source))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(FolderError::Taken(path.to_owned())),
+            Err(source) => return Err(error("locked", path, source.into())),
+        }
+        let folder = Self {
+            path: path.to_owned(),
+            _lock: lock,
+        };
+        folder.clear()?;
+        Ok(folder)
+    }
+
+    /// Whether a server holds the folder's lock now.
+    pub(crate) fn is_served(path: &Path) -> bool {
+        let Ok(lock) = openat(
+            CWD,
+            path.join(LOCK),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) else {
+            return false;
+        };
+        flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+    }
+
+    /// The file in which the server says what it serves.
+    pub(crate) fn status_file(path: &Path) -> PathBuf {
+        path.join(STATUS)
+    }
+
+    /// The socket of a consumer.
+    pub(crate) fn socket(&self, consumer: &MachineName) -> PathBuf {
+        self.path.join(format!("{consumer}{SOCKET_SUFFIX}"))
+    }
+
+    /// Makes the socket of a consumer (0600).
+    ///
+    /// # Errors
+    ///
+    /// Its path is too long, or the system refuses.
+    pub(crate) fn bind(&self, consumer: &MachineName) -> Result<UnixListener, FolderError> {
+        let path = self.socket(consumer);
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(FolderError::PathTooLong { path, length });
+        }
+        self.remove(consumer)?;
+        let made = UnixListener::bind(&path).and_then(|listener| {
+            // Nobody else enters the folder in between.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        });
+        made.map_err(|source| error("given a socket", &path, source))
+    }
+
+    /// Removes the socket of a consumer.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses; a socket that is not there is no error.
+    pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
+        let path = self.socket(consumer);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(error("cleared", &path, source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says what is served, for `mcp status`: whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
+        let path = Self::status_file(&self.path);
+        let written = tempfile::NamedTempFile::new_in(&self.path).and_then(|mut file| {
+            io::Write::write_all(&mut file, text)?;
+            file.persist(&path).map_err(|failed| failed.error)
+        });
+        written
+            .map(drop)
+            .map_err(|source| error("written to", &path, source))
+    }
+
+    /// Removes every socket and the status.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(crate) fn clear(&self) -> Result<(), FolderError> {
+        let failed = |source| error("cleared", &self.path, source);
+        for entry in std::fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_socket = entry.file_type().map_err(failed)?.is_socket();
+            if is_socket || entry.file_name() == STATUS {
+                std::fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn error(doing: &'static str, path: &Path, source: io::Error) -> FolderError {
+    FolderError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn make_private(path: &Path) -> Result<(), FolderError> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|source| error("made", parent, source))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error("made", path, source));
+        }
+        _ => {}
+    }
+    let metadata = std::fs::symlink_metadata(path).map_err(|source| error("read", path, source))?;
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    if !metadata.is_dir() || !ours {
+        return Err(FolderError::NotOurs(path.to_owned()));
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .map_err(|source| error("made private", path, source))
+}
+
+fn lock_file(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(CWD, folder.join(LOCK), flags, Mode::RUSR | Mode::WUSR)?;
+    Ok(file.into())
+}

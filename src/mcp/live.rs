@@ -1,0 +1,325 @@
+//! The policy in force: a services file that may change at any time, looked at before every call.
+//!
+//! A file that cannot be taken leaves the last good policy in force and is reported; a file that is gone
+//! grants nothing.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::services::{Services, ServicesFault};
+
+/// Largest services file that is read, in bytes.
+const FILE_MAX: u64 = 16 * 1024 * 1024;
+/// A file younger than this may change again within one tick of the file system's clock; it is read anew.
+const UNSETTLED: Duration = Duration::from_millis(100);
+/// The name of a machine that nobody has named: it has no services file.
+const NAMELESS: &str = "unnamed";
+
+/// A policy, and the digest by which it is known.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// The services.
+    pub(crate) services: Services,
+    /// Their digest.
+    pub(crate) digest: String,
+}
+
+impl Policy {
+    /// A policy of these services.
+    pub(crate) fn new(services: Services) -> Arc<Self> {
+        Arc::new(Self {
+            digest: services.digest(),
+            services,
+        })
+    }
+}
+
+/// Why a services file is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PolicyError {
+    /// The system refused.
+    #[error("the services file `{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its size is beyond any services file's.
+    #[error("the services file `{}` has more than {FILE_MAX} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// What it holds is no policy.
+    #[error("the services file `{}` is refused: {fault}", path.display())]
+    Fault {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: ServicesFault,
+    },
+}
+
+/// What happened to the policy, for the log.
+#[derive(Debug)]
+pub(crate) enum Change<'a> {
+    /// Another policy is in force.
+    Taken(&'a Policy),
+    /// A new file was refused; the policy stays in force.
+    Refused(&'a Policy, &'a PolicyError),
+}
+
+/// Hears of every change.
+pub(crate) type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
+
+/// A services file and the policy that it last gave.
+pub(crate) struct Live {
+    path: PathBuf,
+    on_change: OnChange,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    seen: Stamp,
+    policy: Arc<Policy>,
+    refused: Option<String>,
+}
+
+/// What tells one state of the file from another without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stamp {
+    Gone,
+    There {
+        inode: (u64, u64),
+        bytes: u64,
+        modified: (i64, i64),
+        changed: (i64, i64),
+    },
+    /// Too young to be told apart from a later state, or not to be looked at.
+    Unsettled,
+}
+
+impl Live {
+    /// Reads a file for the first time.
+    ///
+    /// # Errors
+    ///
+    /// A file that is there and cannot be taken: a server does not start by a broken policy.
+    pub(crate) fn read(path: &Path) -> Result<Services, PolicyError> {
+        read(path)
+    }
+
+    /// Follows the file, from the services on that it gave first.
+    pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
+        Self {
+            path: path.to_owned(),
+            on_change,
+            state: Mutex::new(State {
+                // Looked at anew at once: it may have changed since it was read.
+                seen: Stamp::Unsettled,
+                policy: Policy::new(first),
+                refused: None,
+            }),
+        }
+    }
+
+    /// The policy in force now.
+    pub(crate) fn current(&self) -> Arc<Policy> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = stamp(&self.path);
+        if now != Stamp::Unsettled && now == state.seen {
+            return Arc::clone(&state.policy);
+        }
+        state.seen = now;
+        match read(&self.path) {
+            Ok(services) => self.take(&mut state, services),
+            Err(error) => self.refuse(&mut state, &error),
+        }
+        Arc::clone(&state.policy)
+    }
+
+    /// Why the newest file was not taken, if it was not.
+    pub(crate) fn refused(&self) -> Option<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.refused.clone()
+    }
+
+    fn take(&self, state: &mut State, services: Services) {
+        let mended = state.refused.take().is_some();
+        let policy = Policy::new(services);
+        if mended || policy.digest != state.policy.digest {
+            state.policy = policy;
+            (self.on_change)(&Change::Taken(&state.policy));
+        }
+    }
+
+    fn refuse(&self, state: &mut State, error: &PolicyError) {
+        let text = error.to_string();
+        if state.refused.as_ref() != Some(&text) {
+            (self.on_change)(&Change::Refused(&state.policy, error));
+        }
+        state.refused = Some(text);
+    }
+}
+
+fn nothing(path: &Path) -> Result<Services, PolicyError> {
+    let name = NAMELESS.parse().map_err(|_| PolicyError::Io {
+        path: path.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })?;
+    Ok(Services::none(name))
+}
+
+fn read(path: &Path) -> Result<Services, PolicyError> {
+    let failed = |source| PolicyError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return nothing(path),
+        Err(error) => return Err(failed(error.into())),
+    };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is not a regular file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(PolicyError::TooLarge(path.to_owned()));
+    }
+    Services::from_file(&bytes).map_err(|fault| PolicyError::Fault {
+        path: path.to_owned(),
+        fault,
+    })
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Stamp::Gone,
+        Err(_) => return Stamp::Unsettled,
+    };
+    let age = metadata
+        .modified()
+        .ok()
+        .and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    if age.is_none_or(|age| age < UNSETTLED) {
+        return Stamp::Unsettled;
+    }
+    Stamp::There {
+        inode: (metadata.dev(), metadata.ino()),
+        bytes: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn policy(consumer: &str) -> Services {
+        serde_json::from_value(serde_json::json!({
+            "machine": "vault",
+            "services": [{"name": "sign", "tool": "gpg_sign", "consumers": [consumer]}]
+        }))
+        .unwrap()
+    }
+
+    struct Watched {
+        live: Live,
+        path: PathBuf,
+        changes: Arc<AtomicUsize>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn watched(first: Option<&Services>) -> Watched {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("services.json");
+        if let Some(services) = first {
+            std::fs::write(&path, services.to_file()).unwrap();
+        }
+        let changes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&changes);
+        let count = move |_: &Change<'_>| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        Watched {
+            live: Live::new(&path, Live::read(&path).unwrap(), Box::new(count)),
+            path,
+            changes,
+            _folder: folder,
+        }
+    }
+
+    #[test]
+    fn every_change_is_seen_at_the_next_look() {
+        let watched = watched(Some(&policy("a")));
+        let consumers = || {
+            let policy = watched.live.current();
+            let names = policy.services.consumers();
+            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(consumers(), ["a"]);
+        for consumer in ["b", "c", "d", "e"] {
+            std::fs::write(&watched.path, policy(consumer).to_file()).unwrap();
+            assert_eq!(consumers(), [consumer]);
+        }
+        let beside = watched.path.with_extension("new");
+        std::fs::write(&beside, policy("f").to_file()).unwrap();
+        std::fs::rename(&beside, &watched.path).unwrap();
+        assert_eq!(consumers(), ["f"]);
+        std::fs::remove_file(&watched.path).unwrap();
+        assert_eq!(consumers(), Vec::<String>::new());
+        assert_eq!(watched.changes.load(Ordering::Relaxed), 6);
+    }
+
+    #[test]
+    fn a_broken_file_leaves_the_last_good_policy_and_says_so_once() {
+        let watched = watched(Some(&policy("a")));
+        let whole = policy("b").to_file();
+        std::fs::write(&watched.path, &whole[..whole.len() / 2]).unwrap();
+        for _ in 0..3 {
+            assert_eq!(watched.live.current().digest, policy("a").digest());
+        }
+        assert_eq!(watched.changes.load(Ordering::Relaxed), 1);
+        assert!(watched.live.refused().unwrap().contains("is refused"));
+        std::fs::write(&watched.path, whole).unwrap();
+        assert_eq!(watched.live.current().digest, policy("b").digest());
+        assert_eq!(watched.live.refused(), None);
+    }
+
+    #[test]
+    fn no_file_grants_nothing_and_a_broken_one_does_not_start() {
+        assert!(watched(None).live.current().services.services.is_empty());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("services.json");
+        for broken in [&b"{"[..], b"", b"[]", b"\xff"] {
+            std::fs::write(&path, broken).unwrap();
+            assert!(Live::read(&path).is_err());
+        }
+        std::fs::remove_file(&path).unwrap();
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(Live::read(&path).is_err());
+    }
+}

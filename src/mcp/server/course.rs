@@ -1,0 +1,350 @@
+//! The way of a call: decided, let in, run, logged, and only then answered.
+//!
+//! The policy is asked at the moment of the call, and once more when it had to wait for its turn.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rmcp::model::{CallToolRequestParams, CallToolResult, ErrorCode, ErrorData};
+use rmcp::service::{RequestContext, RoleServer};
+use serde_json::{Map, Value, json};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+
+use super::Server;
+use super::call::{self, Call};
+use super::flight::Flight;
+use crate::audit::{self, AuditError, Outcome, Verdict, bounded};
+use crate::limits::{CALL_TIME, Limits};
+use crate::mcp::gate::{Full, Overloaded, Running};
+use crate::mcp::live::Policy;
+use crate::mcp::shown;
+use crate::name::ToolName;
+use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
+use crate::tool::Session;
+
+/// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
+pub(crate) const OVERLOADED: i32 = -32010;
+
+/// The error of a call that may run, but not now.
+pub(crate) fn overloaded(limit: &str, retry_after: Duration) -> ErrorData {
+    let seconds = retry_after.as_secs_f64();
+    ErrorData::new(
+        ErrorCode(OVERLOADED),
+        format!("overloaded: {limit} is the limit; try again in {seconds:.1} s"),
+        Some(json!({"retryAfterSeconds": seconds, "limit": limit})),
+    )
+}
+
+/// The calls of one connection that run, by service: it waits for them instead of being told "overloaded".
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    running: Mutex<HashMap<String, usize>>,
+    ended: Notify,
+}
+
+impl Own {
+    /// Lets a call in by `gate`; `Ok(None)`: it is this connection's own calls that fill it.
+    fn enter(
+        &self,
+        service: &str,
+        gate: impl FnOnce() -> Result<Running, Overloaded>,
+    ) -> Result<Option<OwnCall<'_>>, Overloaded> {
+        // Locked over both counts: a call that is in by one is in by the other.
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = running.entry(service.to_owned()).or_default();
+        match gate() {
+            Ok(place) => {
+                *own += 1;
+                Ok(Some(OwnCall {
+                    own: self,
+                    service: service.to_owned(),
+                    place: Some(place),
+                }))
+            }
+            Err(full) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
+            Err(full) => Err(full),
+        }
+    }
+}
+
+/// One of them; noted as ended when dropped.
+struct OwnCall<'a> {
+    own: &'a Own,
+    service: String,
+    place: Option<Running>,
+}
+
+impl Drop for OwnCall<'_> {
+    fn drop(&mut self) {
+        // Its place is free before whoever waits for it looks.
+        drop(self.place.take());
+        let mut running = self
+            .own
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = running.get_mut(&self.service) {
+            *count = count.saturating_sub(1);
+        }
+        drop(running);
+        self.own.ended.notify_waiters();
+    }
+}
+
+/// What one call passes through.
+pub(super) struct Course<'a> {
+    pub(super) server: &'a Server,
+    pub(super) session: &'a Session,
+    pub(super) flight: &'a Flight,
+    pub(super) places: &'a Arc<Semaphore>,
+    pub(super) own: &'a Own,
+    pub(super) context: &'a RequestContext<RoleServer>,
+}
+
+/// What the log tells of a call, however it ends.
+struct Entry {
+    id: String,
+    service: String,
+    bytes_in: u64,
+    arguments: String,
+    since: Instant,
+}
+
+impl Course<'_> {
+    /// Decides, runs, logs.
+    ///
+    /// # Errors
+    ///
+    /// What its caller hears as an error of the protocol: unknown, refused, overloaded, cancelled, not to be logged.
+    pub(super) async fn call(
+        &self,
+        request: CallToolRequestParams,
+    ) -> Result<CallToolResult, ErrorData> {
+        let arguments = request.arguments.unwrap_or_default();
+        let name = request.name.as_ref();
+        let entry = self.entry(name, &arguments);
+        let policy = (self.server.shared.policy)();
+        let grant = match self.decide(&policy, name, &arguments) {
+            Ok(grant) => grant,
+            Err(denial) => return self.refuse(&entry, &policy, &denial, name),
+        };
+        let limits = limits(&policy, name);
+        let call = self.granted(&grant, &limits, &entry);
+        let places = places_of(grant.tool()).min(self.server.limits.running);
+        let place = Arc::clone(self.places).acquire_many_owned(places);
+        match call.wait_for(place).await {
+            Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
+            // Closed they never are.
+            Ok(Err(_)) => {}
+            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+        }
+        let running = match self.enter(&call, name, &limits).await {
+            Ok(Ok(running)) => running,
+            Ok(Err(full)) => return self.overload(&entry, &policy, &grant, &full),
+            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+        };
+        // It may have waited long: the policy of now is what counts.
+        let policy = (self.server.shared.policy)();
+        let grant = match self.decide(&policy, name, &arguments) {
+            Ok(grant) => grant,
+            Err(denial) => return self.refuse(&entry, &policy, &denial, name),
+        };
+        let recorder = &self.server.shared.recorder;
+        recorder
+            .reserve(policy.services.allow_unlogged)
+            .map_err(|error| unseen(&error))?;
+        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
+        drop(running);
+        let mut line = self.line(&entry, &policy, Verdict::Allowed, "granted".to_owned());
+        line.tool = Some(grant.tool().to_string());
+        line.outcome = outcome;
+        line.bytes_out = result.as_ref().map_or(0, text_bytes);
+        self.log(line, &policy)?;
+        result
+    }
+
+    fn decide(
+        &self,
+        policy: &Policy,
+        name: &str,
+        arguments: &Map<String, Value>,
+    ) -> Result<Grant, Denial> {
+        let request = Request {
+            caller: &self.server.caller,
+            name,
+            arguments,
+        };
+        match policy::decide(&policy.services, request) {
+            Decision::Allowed(grant) => Ok(grant),
+            Decision::Denied(denial) => Err(denial),
+        }
+    }
+
+    fn granted<'c>(&'c self, grant: &'c Grant, limits: &Limits, entry: &Entry) -> Call<'c> {
+        Call {
+            grant,
+            session: self.session,
+            run: &self.server.run,
+            context: self.context,
+            since: entry.since,
+            every: self.server.limits.progress,
+            longest: limits.call_time().max(match self.server.caller {
+                // A tool's own time is the operator's to set.
+                Caller::Operator => CALL_TIME.max(self.server.shared.settings.gpg_wait),
+                Caller::Consumer(_) => Duration::ZERO,
+            }),
+        }
+    }
+
+    /// A place among the calls that run. Those of this connection are waited for: that is back-pressure, no overload.
+    async fn enter(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        limits: &Limits,
+    ) -> Result<Result<Option<OwnCall<'_>>, Overloaded>, ErrorData> {
+        let Caller::Consumer(caller) = &self.server.caller else {
+            return Ok(Ok(None));
+        };
+        loop {
+            let ended = self.own.ended.notified();
+            let gate = &self.server.shared.gate;
+            let entered = self
+                .own
+                .enter(name, || gate.enter(caller.as_str(), name, limits));
+            match entered {
+                Ok(Some(running)) => return Ok(Ok(Some(running))),
+                Ok(None) => call.wait_for(ended).await?,
+                Err(full) => return Ok(Err(full)),
+            }
+        }
+    }
+
+    /// A service that is there for others and one that is not there at all are one answer.
+    fn refuse(
+        &self,
+        entry: &Entry,
+        policy: &Policy,
+        denial: &Denial,
+        name: &str,
+    ) -> Result<CallToolResult, ErrorData> {
+        let (reason, answer) = match denial {
+            Denial::Unknown => ("no such service".to_owned(), Err(unknown_tool(name))),
+            Denial::NotConsumer { .. } => ("not a consumer".to_owned(), Err(unknown_tool(name))),
+            Denial::FixedArgument { argument } => {
+                let text = format!("`{}` is not the caller's to choose", shown(argument));
+                (text.clone(), Ok(call::failed(text)))
+            }
+        };
+        let mut line = self.line(entry, policy, Verdict::Refused, reason);
+        let service = policy.services.service(name);
+        line.tool = service.map(|service| service.tool.to_string());
+        self.log(line, policy)?;
+        answer
+    }
+
+    fn overload(
+        &self,
+        entry: &Entry,
+        policy: &Policy,
+        grant: &Grant,
+        full: &Overloaded,
+    ) -> Result<CallToolResult, ErrorData> {
+        let mut line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
+        line.tool = Some(grant.tool().to_string());
+        self.log(line, policy)?;
+        Err(overloaded(&full.limit, full.retry_after))
+    }
+
+    /// A call that ended while it waited for its turn has its line as well.
+    fn never_ran(
+        &self,
+        entry: &Entry,
+        policy: &Policy,
+        grant: &Grant,
+        ended: ErrorData,
+    ) -> Result<CallToolResult, ErrorData> {
+        let reason = "taken back while it waited".to_owned();
+        let mut line = self.line(entry, policy, Verdict::Allowed, reason);
+        line.tool = Some(grant.tool().to_string());
+        self.log(line, policy)?;
+        Err(ended)
+    }
+
+    fn entry(&self, name: &str, arguments: &Map<String, Value>) -> Entry {
+        let (id, bytes_in) = self.flight.asked(&self.context.id);
+        Entry {
+            id: bounded(&id),
+            service: bounded(name),
+            bytes_in,
+            arguments: self.server.shared.recorder.digest(arguments),
+            since: Instant::now(),
+        }
+    }
+
+    fn line(
+        &self,
+        entry: &Entry,
+        policy: &Policy,
+        decision: Verdict,
+        reason: String,
+    ) -> audit::Call {
+        let took = entry.since.elapsed().as_micros();
+        audit::Call {
+            id: entry.id.clone(),
+            caller: self.server.caller.to_string(),
+            service: entry.service.clone(),
+            tool: None,
+            decision,
+            reason,
+            policy: policy.digest.clone(),
+            outcome: Outcome::NotRun,
+            bytes_in: entry.bytes_in,
+            bytes_out: 0,
+            duration_us: u64::try_from(took).unwrap_or(u64::MAX),
+            arguments: entry.arguments.clone(),
+        }
+    }
+
+    fn log(&self, line: audit::Call, policy: &Policy) -> Result<(), ErrorData> {
+        let allow = policy.services.allow_unlogged;
+        let logged = self.server.shared.recorder.call(line, allow);
+        logged.map_err(|error| unseen(&error))
+    }
+}
+
+/// Places that a running tool takes: more when its answer may be large, for it waits in memory to be written.
+const fn places_of(tool: ToolName) -> u32 {
+    match tool {
+        ToolName::FileProvide => 4,
+        ToolName::GpgSign
+        | ToolName::ClipboardGet
+        | ToolName::ClipboardSet
+        | ToolName::FileAccept => 1,
+    }
+}
+
+/// What the service sets; for the operator, nothing.
+fn limits(policy: &Policy, name: &str) -> Limits {
+    let service = policy.services.service(name);
+    service.map_or_else(Limits::default, |service| service.limits)
+}
+
+fn unknown_tool(name: &str) -> ErrorData {
+    ErrorData::invalid_params(format!("Unknown tool: {}", shown(name)), None)
+}
+
+/// A call that nobody could see afterwards does not run; of one that has run, the answer stays here.
+fn unseen(_error: &AuditError) -> ErrorData {
+    ErrorData::internal_error(
+        "the call is refused: this server cannot write its log",
+        None,
+    )
+}
+
+fn text_bytes(result: &CallToolResult) -> u64 {
+    let texts = result.content.iter().filter_map(|block| block.as_text());
+    texts.map(|text| text.text.len() as u64).sum()
+}

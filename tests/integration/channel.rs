@@ -1,0 +1,39 @@
+//! The channel between a consumer and a provider: `mcp serve --listen`, `--caller`, the log, `mcp connect`.
+
+#![expect(
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "an answer of another shape is a failed test"
+)]
+
+mod hostile;
+mod identity;
+mod life;
+mod load;
+mod log;
+mod peer;
+mod reload;
+mod unlogged;
+mod world;
+
+use serde_json::Value;
+
+/// The names that a list shows.
+fn names(listed: &Value) -> Vec<&str> {
+    let tools = listed["result"]["tools"].as_array().expect("a list");
+    tools
+        .iter()
+        .map(|tool| tool["name"].as_str().unwrap())
+        .collect()
+}
+
+/// The text of an answer that is no error, of a tool that did not fail.
+#[track_caller]
+fn text(answer: &Value) -> &str {
+    let result = &answer["result"];
+    assert_ne!(result["isError"], true, "{answer}");
+    result["content"][0]["text"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no text: {answer}"))
+}

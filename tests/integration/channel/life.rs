@@ -1,0 +1,201 @@
+//! A server's life: ready, one a folder, ended in order, killed and started again.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
+
+use serde_json::json;
+
+use super::peer::call;
+use super::text;
+use super::world::{PATIENCE, World, until};
+use crate::harness::have_program;
+use crate::serve::server::Keyring;
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
+
+/// What is in the folder of the sockets.
+fn sockets(world: &World) -> Vec<String> {
+    let entries = fs::read_dir(world.path("sockets")).unwrap();
+    let mut sockets: Vec<String> = entries
+        .map(Result::unwrap)
+        .filter(|entry| entry.file_type().unwrap().is_socket())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    sockets.sort();
+    sockets
+}
+
+#[test]
+fn sockets_and_their_folder_are_private() {
+    let world = World::new(&[COPY]);
+    fs::create_dir(world.path("sockets")).unwrap();
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(world.path("sockets"), open).unwrap();
+    let server = world.listen();
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(world.path("sockets")), 0o700);
+    assert_eq!(mode(server.socket("alice")), 0o600);
+    assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
+}
+
+#[test]
+fn readiness_is_told_when_the_sockets_are_there() {
+    let world = World::new(&[COPY]);
+    let path = world.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let args = ["mcp", "serve", "--listen", "sockets"];
+    let mut command = world.command(&[&args[..], &["--services", "services.json"]].concat());
+    let server = world.begin(command.env("NOTIFY_SOCKET", &path));
+    let mut said = [0; 256];
+    let length = socket.recv(&mut said).unwrap();
+    let said = std::str::from_utf8(&said[..length]).unwrap();
+    assert_eq!(said.trim_end(), "READY=1");
+    // At this very moment a consumer is served.
+    server.peer("alice").lives();
+    server.end();
+}
+
+#[test]
+fn a_second_server_of_one_folder_is_refused() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let args = ["mcp", "serve", "--listen", "sockets"];
+    let second = world.run(&[&args[..], &["--services", "services.json"]].concat());
+    second.is(
+        1,
+        "",
+        "error: another server serves in `sockets`\n  = help: one server serves a folder; `anklume mcp status` shows what that one serves\n",
+    );
+    server.peer("alice").lives();
+    assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
+    server.end();
+}
+
+#[test]
+fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
+    if !have_program("gpg") {
+        return;
+    }
+    for signal in ["TERM", "INT"] {
+        let keyring = Keyring::new();
+        let world = World::new(&[COPY, SIGN])
+            .held_gpg()
+            .env("GNUPGHOME", keyring.path().to_str().unwrap());
+        let mut server = world.listen();
+        let mut alice = server.peer("alice");
+        let idle = server.peer("bob");
+        alice.send(call("runs", "sign", &json!({"data": "aGVsbG8="})));
+        until("it runs", || world.path("started").exists());
+        server.signal(signal);
+        // No new connection and no new call.
+        idle.is_closed();
+        let socket = server.socket("bob");
+        until("nobody listens", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_err()
+        });
+        alice.send(call("late", "copy", &json!({"content": "late"})));
+        world.write("go", "");
+        let answer = alice.receive();
+        assert_eq!(answer["id"], "runs");
+        assert!(keyring.verifies(b"hello", text(&answer)));
+        alice.is_closed();
+        assert_eq!(server.wait(), 0, "{}", server.stderr());
+        assert_eq!(sockets(&world), [""; 0]);
+        assert_eq!(world.clipboard(), None);
+        let events: Vec<_> = world
+            .log()
+            .into_iter()
+            .map(|line| line["event"].clone())
+            .collect();
+        assert_eq!(events, ["start", "call", "stop"]);
+    }
+}
+
+#[test]
+fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[COPY, SIGN])
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let mut server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "before"})));
+    alice.send(call("lost", "sign", &json!({"data": "aGVsbG8="})));
+    until("it runs", || world.path("started").exists());
+    server.signal("KILL");
+    assert_eq!(server.wait(), -1);
+    alice.is_closed();
+    assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
+    // A client says so, and that its call may have been carried out is for it to find out.
+    let socket = server.socket("alice");
+    let ran = world.run(&["mcp", "list", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(ran.status, 4, "{ran:?}");
+    // It no longer serves alice: her socket goes.
+    world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
+    let server = world.listen();
+    assert_eq!(sockets(&world), ["bob.sock", "carol.sock"]);
+    text(
+        &server
+            .peer("bob")
+            .call("copy", &json!({"content": "after"})),
+    );
+    world.write("go", "");
+    server.end();
+    assert_eq!(world.logged("start").len(), 2);
+    assert_eq!(world.logged("call").len(), 2);
+    world.log_is_whole();
+}
+
+#[test]
+fn killed_in_the_middle_of_many_calls_the_chain_goes_on() {
+    let world = World::new(&[COPY]);
+    for _ in 0..3 {
+        let mut server = world.listen();
+        let mut alice = server.peer("alice");
+        let calls: Vec<String> = (0..200)
+            .map(|id| call(id, "copy", &json!({"content": "x"})))
+            .collect();
+        alice.send(calls.join("\n"));
+        for _ in 0..20 {
+            text(&alice.receive());
+        }
+        server.signal("KILL");
+        assert_eq!(server.wait(), -1);
+    }
+    // What a crash left of a last line is taken off, and that is told.
+    let mut log = fs::OpenOptions::new()
+        .append(true)
+        .open(world.path("log/audit.jsonl"))
+        .unwrap();
+    std::io::Write::write_all(&mut log, b"{\"seq\":9,\"ti").unwrap();
+    world.listen().end();
+    assert_eq!(world.logged("torn")[0]["bytes"], 12);
+    assert!(world.logged("call").len() >= 60);
+    world.log_is_whole();
+}
+
+#[test]
+fn a_folder_that_is_not_ours_alone_is_refused() {
+    let world = World::new(&[COPY]);
+    std::os::unix::fs::symlink(world.path("elsewhere"), world.path("sockets")).unwrap();
+    let args = ["mcp", "serve", "--listen", "sockets"];
+    let args = [&args[..], &["--services", "services.json"]].concat();
+    let refused = "error: `sockets` is not a folder of this user's own\n  = help: name a folder that this user may make its own with --listen\n";
+    world.run(&args).is(1, "", refused);
+    fs::create_dir(world.path("elsewhere")).unwrap();
+    world.run(&args).is(1, "", refused);
+    fs::remove_file(world.path("sockets")).unwrap();
+    world.write("sockets", "a file");
+    world.run(&args).is(1, "", refused);
+    // What is in the way and no socket is not removed.
+    fs::remove_file(world.path("sockets")).unwrap();
+    world.write("sockets/kept.txt", "kept");
+    world.listen().end();
+    assert!(world.path("sockets/kept.txt").exists());
+}

@@ -1,0 +1,542 @@
+//! The log of calls: a line for each, shown and verified; what is done to it shows.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::thread;
+
+use anklume::audit::chain::{self, Read};
+use anklume::audit::{Event, Log, ROTATE_AT};
+use serde_json::{Value, json};
+
+use super::peer::call;
+use super::text;
+use super::world::{Ended, World, lines_of, until};
+use crate::harness::have_program;
+use crate::serve::server::Keyring;
+
+const SERVICES: [&str; 2] = [
+    "{name: copy, tool: clipboard_set, consumers: [alice]}",
+    "{name: paste, tool: clipboard_get, consumers: [bob]}",
+];
+
+/// A world whose log has six lines: start, four calls, stop.
+fn six_lines() -> World {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "one"})));
+    alice.call("paste", &json!({}));
+    alice.call("nowhere", &json!({}));
+    text(&server.peer("bob").call("paste", &json!({})));
+    drop(alice);
+    server.end();
+    assert_eq!(world.log().len(), 6);
+    world
+}
+
+/// The text of `audit show` with what differs from run to run replaced.
+fn steady(text: &str) -> String {
+    let steady = |line: &str| {
+        let (time, rest) = line.split_at(20);
+        assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T', "{line}");
+        let words: Vec<&str> = rest.split(' ').collect();
+        let next_is = |at: usize, what: &str| words.get(at + 1).is_some_and(|word| *word == what);
+        let after = |at: usize, what: &str| at > 0 && words[at - 1] == what;
+        let words: Vec<&str> = words
+            .iter()
+            .enumerate()
+            .map(|(at, word)| match *word {
+                _ if next_is(at, "ms") => "N",
+                _ if after(at, "policy") => "P)",
+                word => word,
+            })
+            .collect();
+        format!("T{}\n", words.join(" "))
+    };
+    text.lines().map(steady).collect()
+}
+
+#[test]
+fn the_log_shows_what_is_asked_for() {
+    let world = six_lines();
+    let copy = call(1, "copy", &json!({"content": "one"})).len();
+    let paste = call(1, "paste", &json!({})).len();
+    let version = env!("CARGO_PKG_VERSION");
+    let started = format!("T  server started (anklume {version}, policy P)\n");
+    let copied =
+        format!("T  allowed  alice  copy (clipboard_set)  done, {copy} B in, 24 B out, N ms\n");
+    let denied = "T  refused  alice  paste (clipboard_get)  not a consumer\n";
+    let unknown = "T  refused  alice  nowhere  no such service\n";
+    let pasted =
+        format!("T  allowed  bob  paste (clipboard_get)  done, {paste} B in, 3 B out, N ms\n");
+    let stopped = "T  server stopped\n";
+    let show = |args: &[&str]| {
+        let ran = world.run(&[&["audit", "show"], args].concat());
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{args:?}");
+        steady(&ran.stdout)
+    };
+    let all = [&started, &copied, denied, unknown, &pasted, stopped].concat();
+    assert_eq!(show(&[]), all);
+    assert_eq!(show(&["--since", "1h"]), all);
+    assert_eq!(show(&["--since", "2020-01-01T00:00:00Z"]), all);
+    assert_eq!(show(&["--since", "2120-01-01T00:00:00Z"]), "");
+    assert_eq!(
+        show(&["--caller", "alice"]),
+        [&copied, denied, unknown].concat()
+    );
+    assert_eq!(show(&["--caller", "carol"]), "");
+    assert_eq!(show(&["--service", "paste"]), [denied, &pasted].concat());
+    assert_eq!(show(&["--decision", "refused"]), [denied, unknown].concat());
+    let narrow = ["--caller", "alice", "--service", "paste"];
+    assert_eq!(
+        show(&[&narrow[..], &["--decision", "refused"]].concat()),
+        denied
+    );
+    assert_eq!(
+        show(&[&narrow[..], &["--decision", "allowed"]].concat()),
+        ""
+    );
+    let json = world.run(&["audit", "show", "--format", "json", "--service", "copy"]);
+    assert_eq!(
+        json.stdout,
+        lines_of(&world.path("log/audit.jsonl"))[1].clone() + "\n"
+    );
+    let wrong = world.run(&["audit", "show", "--since", "soon"]);
+    wrong.is(2, "", "error: `--since soon` is no time\n  = help: write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d\n");
+    let none = world.run(&["audit", "show", "--file", "none.jsonl"]);
+    none.is(1, "", "error: there is no audit log `none.jsonl`\n  = help: a server writes it where it runs; name another with --file\n");
+}
+
+#[test]
+fn a_line_holds_what_the_design_says() {
+    let world = six_lines();
+    let log = world.log();
+    let line = &log[1];
+    let keys: Vec<&str> = line
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    let expected = [
+        "seq",
+        "time",
+        "event",
+        "id",
+        "caller",
+        "service",
+        "tool",
+        "decision",
+        "reason",
+        "policy",
+        "outcome",
+        "bytes_in",
+        "bytes_out",
+        "duration_us",
+        "arguments",
+        "previous",
+        "hash",
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(
+        (&line["id"], &line["outcome"]),
+        (&json!("1"), &json!("done"))
+    );
+    let file: Value =
+        serde_json::from_slice(&fs::read(world.path("services.json")).unwrap()).unwrap();
+    assert_eq!(line["policy"], file["digest"]);
+    // Equal arguments have an equal digest, and it is keyed: not the plain hash of anything guessable.
+    assert_eq!(log[2]["arguments"], log[3]["arguments"]);
+    assert_ne!(log[1]["arguments"], log[2]["arguments"]);
+    for file in ["audit.jsonl", "audit.key"] {
+        let mode = fs::metadata(world.path("log").join(file))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+}
+
+/// What `audit verify` says of these lines.
+fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    world.write("copy.jsonl", text);
+    world.run(&[&["audit", "verify", "--file", "copy.jsonl"], more].concat())
+}
+
+fn hash(line: &str) -> String {
+    let line: Value = serde_json::from_str(line).unwrap();
+    line["hash"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
+    let world = six_lines();
+    let whole = lines_of(&world.path("log/audit.jsonl"));
+    let head = hash(&whole[5]);
+    let good = |count: usize| {
+        let hash = hash(&whole[count - 1]);
+        format!("whole: {count} line(s), head {hash} (number {count})\n")
+    };
+    verify(&world, &whole, &[]).is(0, &good(6), "");
+    verify(&world, &whole, &["--head", &head]).is(0, &good(6), "");
+    verify(&world, &whole, &["--head", &hash(&whole[2])]).is(0, &good(6), "");
+
+    let bad = |lines: Vec<String>, faults: &str| {
+        let (count, end) = (lines.len(), lines.last().unwrap().clone());
+        let end_hash = hash(&end);
+        let number = serde_json::from_str::<Value>(&end).unwrap()["seq"].clone();
+        let expected = format!(
+            "{faults}NOT as it was written: {count} line(s), head {end_hash} (number {number})\n"
+        );
+        verify(&world, &lines, &[]).is(1, &expected, "");
+    };
+    let mut edited = whole.clone();
+    edited[2] = edited[2].replace("alice", "carol");
+    bad(
+        edited,
+        "copy.jsonl:3: edited: its hash is not that of its bytes\n",
+    );
+
+    let mut removed = whole.clone();
+    removed.drain(2..4);
+    bad(removed, "copy.jsonl:3: 2 line(s) before it were removed\n");
+
+    let mut reordered = whole.clone();
+    reordered.swap(2, 3);
+    bad(
+        reordered,
+        "copy.jsonl:3: 1 line(s) before it were removed\n\
+         copy.jsonl:4: moved, repeated or inserted: number 3 stands where 5 belongs\n",
+    );
+
+    let mut repeated = whole.clone();
+    repeated.insert(4, whole[1].clone());
+    bad(
+        repeated,
+        "copy.jsonl:5: moved, repeated or inserted: number 2 stands where 5 belongs\n",
+    );
+
+    let mut inserted = whole.clone();
+    inserted.insert(1, "{\"event\":\"call\"}".to_owned());
+    bad(
+        inserted,
+        "copy.jsonl:2: inserted or edited: not a line of this log\n",
+    );
+
+    // A line of another content with a good hash of its own.
+    let mut forged = whole.clone();
+    let Read::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
+        unreachable!()
+    };
+    let event = Event::Stop { pid: 1 };
+    let (bytes, _) = chain::link(&before, "2026-01-01T00:00:00Z".to_owned(), event).unwrap();
+    forged[2] = String::from_utf8(bytes).unwrap().trim_end().to_owned();
+    bad(
+        forged,
+        "copy.jsonl:4: replaced: it does not continue the line before it\n",
+    );
+
+    bad(
+        whole[1..].to_vec(),
+        "copy.jsonl:1: lines before it were removed: the log cannot begin here\n",
+    );
+
+    // A cut tail leaves a good chain: only a head that was kept shows it.
+    verify(&world, &whole[..4], &[]).is(0, &good(4), "");
+    let cut = verify(&world, &whole[..4], &["--head", &head]);
+    let end = hash(&whole[3]);
+    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s), head {end} (number 4)\n"), "");
+    verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
+    let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
+    let report: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (json.status, &report["whole"], &report["head_missing"]),
+        (1, &json!(false), &json!(true))
+    );
+}
+
+#[test]
+fn every_single_changed_byte_is_found() {
+    let world = six_lines();
+    let good = fs::read(world.path("log/audit.jsonl")).unwrap();
+    // Spread over the whole file; every place has its turn in the unit tests.
+    for place in (0..good.len()).step_by(good.len() / 23) {
+        let mut bytes = good.clone();
+        bytes[place] ^= 1;
+        world.write("copy.jsonl", &bytes);
+        let ran = world.run(&["audit", "verify", "--file", "copy.jsonl"]);
+        assert_eq!(ran.status, 1, "byte {place}: {ran:?}");
+    }
+}
+
+#[test]
+fn no_name_and_no_id_forges_or_breaks_a_line() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let forged = lines_like("alice");
+    let names = [
+        "a\nb",
+        "a\r\nb",
+        &forged,
+        "\u{1b}[2J\u{1b}]0;x\u{7}",
+        "\"}\n{\"seq\":1,\"event\":\"stop\"}",
+        "\",\"hash\":\"00\"}",
+        "\0",
+        "\u{202e}x\u{2028}\u{85}",
+        &"x".repeat(1024 * 1024),
+        &"\n".repeat(1024 * 1024),
+        &"é".repeat(1000),
+    ];
+    for name in names {
+        let answer = alice.call(name, &json!({name: name}));
+        assert_eq!(answer["error"]["code"], -32602);
+        let id = name.chars().take(300).collect::<String>();
+        let answer = alice.ask(call(id.as_str(), name, &json!({})));
+        assert_eq!(answer["id"], *id);
+    }
+    drop(alice);
+    server.end();
+    world.log_is_whole();
+    for line in lines_of(&world.path("log/audit.jsonl")) {
+        assert!(line.len() < 8 * 1024, "{} bytes", line.len());
+        assert!(
+            line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{line:?}"
+        );
+    }
+    let events: Vec<Value> = world
+        .log()
+        .iter()
+        .map(|line| line["event"].clone())
+        .collect();
+    let (first, last) = (events.first().unwrap(), events.last().unwrap());
+    assert_eq!((first, last), (&json!("start"), &json!("stop")));
+    let told: u64 = world.logged("call").len() as u64
+        + world
+            .logged("counted")
+            .iter()
+            .map(|line| line["count"].as_u64().unwrap())
+            .sum::<u64>();
+    assert_eq!(told, 2 * names.len() as u64);
+    let shown = world.run(&["audit", "show"]);
+    assert_eq!(shown.stdout.lines().count(), world.log().len());
+    let safe = |c: char| c == '\n' || !(c.is_control() || c == '\u{202e}' || c == '\u{2028}');
+    assert!(shown.stdout.chars().all(safe), "{:?}", shown.stdout);
+}
+
+/// What somebody might hope to have taken for a line.
+fn lines_like(caller: &str) -> String {
+    format!(
+        "x\n{{\"seq\":2,\"time\":\"2026-01-01T00:00:00Z\",\"event\":\"call\",\"caller\":\"{caller}\"}}\n"
+    )
+}
+
+#[test]
+fn contents_are_never_in_the_log_nor_on_stderr() {
+    let secret = "sesame-open-4711";
+    let world = World::new(&[
+        "{name: copy, tool: clipboard_set, consumers: [alice]}",
+        "{name: paste, tool: clipboard_get, consumers: [alice]}",
+        "{name: take, tool: file_accept, consumers: [alice]}",
+        "{name: give, tool: file_provide, consumers: [alice]}",
+    ]);
+    world.write("portal/outgoing/alice/f", secret);
+    let args = [
+        "mcp",
+        "serve",
+        "--listen",
+        "sockets",
+        "--services",
+        "services.json",
+        "-v",
+    ];
+    let server = world.listen_by(world.command(&args));
+    let mut alice = server.peer("alice");
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, secret);
+    text(&alice.call("copy", &json!({"content": secret})));
+    assert_eq!(text(&alice.call("paste", &json!({}))), secret);
+    text(&alice.call("take", &json!({"path": secret, "data": encoded})));
+    text(&alice.call("give", &json!({"path": "f"})));
+    alice.call("give", &json!({"path": secret}));
+    alice.call("copy", &json!({secret: secret, "content": 1}));
+    alice.call("nowhere", &json!({secret: secret}));
+    alice.ask(json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "copy", "arguments": secret, secret: secret}}).to_string());
+    let said = server.stderr();
+    drop(alice);
+    server.end();
+    let mut held = said.into_bytes();
+    for file in fs::read_dir(world.path("log")).unwrap() {
+        held.extend(fs::read(file.unwrap().path()).unwrap());
+    }
+    assert!(world.logged("call").len() == 7);
+    for word in [secret, &encoded] {
+        let found = held
+            .windows(word.len())
+            .any(|window| window == word.as_bytes());
+        assert!(!found, "{word}: {}", String::from_utf8_lossy(&held));
+    }
+}
+
+#[test]
+fn a_flood_of_refusals_is_counted_and_takes_nobody_elses_share() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let flood: Vec<String> = (0..1_000)
+        .map(|number| call(number, &format!("no_{number}"), &json!({})))
+        .collect();
+    let reader = thread::spawn(move || {
+        for lines in flood.chunks(50) {
+            alice.send(lines.join("\n"));
+            for _ in lines {
+                assert_eq!(alice.receive()["error"]["code"], -32602);
+            }
+        }
+    });
+    reader.join().unwrap();
+    let mut bob = server.peer("bob");
+    bob.call("copy", &json!({}));
+    drop(bob);
+    server.end();
+    let own = world.logged("call");
+    assert_eq!(own.iter().filter(|line| line["caller"] == "bob").count(), 1);
+    let own = own.iter().filter(|line| line["caller"] == "alice").count() as u64;
+    let counted = world.logged("counted");
+    let total: u64 = counted
+        .iter()
+        .map(|line| line["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(own + total, 1_000);
+    assert!(own + counted.len() as u64 <= 100, "{own} {}", counted.len());
+    world.log_is_whole();
+}
+
+#[test]
+fn several_servers_on_one_log_keep_one_chain() {
+    let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice, bob]}"]);
+    let listen = |folder: &str| {
+        let args = [
+            "mcp",
+            "serve",
+            "--listen",
+            folder,
+            "--services",
+            "services.json",
+        ];
+        world.listen_by(world.command(&args))
+    };
+    let (first, second) = (listen("sockets"), listen("others"));
+    let calls = |socket: &Path, consumer: &str| {
+        let mut peer = super::peer::Peer::connect(&socket.join(format!("{consumer}.sock")));
+        for number in 0..40 {
+            text(&peer.call("copy", &json!({"content": number.to_string()})));
+        }
+    };
+    let input: Vec<String> = (0..40)
+        .map(|id| call(id, "copy", &json!({"content": "x"})))
+        .collect();
+    let input = input.join("\n");
+    thread::scope(|scope| {
+        for folder in ["sockets", "others"] {
+            for consumer in ["alice", "bob"] {
+                let folder = world.path(folder);
+                scope.spawn(move || calls(&folder, consumer));
+            }
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let args = [
+                    "mcp",
+                    "serve",
+                    "--caller",
+                    "alice",
+                    "--services",
+                    "services.json",
+                ];
+                assert_eq!(world.run_with(&args, input.as_bytes()).status, 0);
+            });
+        }
+    });
+    first.end();
+    second.end();
+    assert_eq!(world.logged("call").len(), 6 * 40);
+    assert_eq!(world.logged("start").len(), 4);
+    assert_eq!(world.logged("stop").len(), 4);
+    world.log_is_whole();
+}
+
+#[test]
+fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
+    let world = World::new(&SERVICES);
+    let path = world.path("log/audit.jsonl");
+    let log = Log::open(&path).unwrap();
+    let filler = "x".repeat(60_000);
+    while fs::metadata(&path).unwrap().len() < ROTATE_AT {
+        let (policy, refused) = (String::new(), Some(filler.clone()));
+        log.append(Event::Reload { policy, refused }).unwrap();
+    }
+    let before = lines_of(&path).len();
+    let server = world.listen();
+    text(&server.peer("alice").call("copy", &json!({"content": "x"})));
+    server.end();
+    let old = world.path("log/audit.jsonl.1");
+    assert_eq!(lines_of(&old).len(), before);
+    let events: Vec<Value> = world
+        .log()
+        .iter()
+        .map(|line| line["event"].clone())
+        .collect();
+    assert_eq!(events, ["rotated", "start", "call", "stop"]);
+    let ran = world.run(&["audit", "verify"]);
+    let lines = before + 4;
+    let head = hash(lines_of(&path).last().unwrap());
+    ran.is(
+        0,
+        &format!("whole: {lines} line(s), head {head} (number {lines})\n"),
+        "",
+    );
+}
+
+#[test]
+fn a_call_that_is_taken_back_has_its_line() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world =
+        World::new(&["{name: sign, tool: gpg_sign, consumers: [alice], limits: {in_flight: 1}}"])
+            .held_gpg()
+            .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let data = json!({"data": "aGVsbG8="});
+    alice.send(call("runs", "sign", &data));
+    until("it runs", || world.path("started").exists());
+    alice.send(call("waits", "sign", &data));
+    alice.lives();
+    let cancel = |id: &str| {
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})
+            .to_string()
+    };
+    for id in ["waits", "runs"] {
+        alice.send(cancel(id));
+        until("it is in the log", || {
+            let calls = world.logged("call");
+            calls.iter().any(|line| line["id"] == format!("\"{id}\""))
+        });
+    }
+    let told: Vec<_> = world
+        .logged("call")
+        .into_iter()
+        .map(|line| (line["id"].clone(), line["outcome"].clone()))
+        .collect();
+    let expected = [("\"waits\"", "not_run"), ("\"runs\"", "cancelled")];
+    assert_eq!(
+        told,
+        expected.map(|(id, outcome)| (id.into(), outcome.into()))
+    );
+    alice.lives();
+}

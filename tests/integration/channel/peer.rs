@@ -1,0 +1,106 @@
+//! A client of nobody's making: bytes to a socket, lines from it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::world::PATIENCE;
+
+/// One connection.
+pub(super) struct Peer {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+/// A call as one line.
+pub(super) fn call(id: impl Into<Value>, name: &str, arguments: &Value) -> String {
+    let params = json!({"name": name, "arguments": arguments});
+    json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": params}).to_string()
+}
+
+impl Peer {
+    /// Connects; every read and write ends in bounded time.
+    #[track_caller]
+    pub(super) fn connect(socket: &Path) -> Self {
+        let writer = UnixStream::connect(socket).unwrap();
+        writer.set_read_timeout(Some(PATIENCE)).unwrap();
+        writer.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self {
+            reader: BufReader::new(writer.try_clone().unwrap()),
+            writer,
+        }
+    }
+
+    /// Writes bytes.
+    #[track_caller]
+    pub(super) fn write(&mut self, bytes: &[u8]) {
+        self.writer.write_all(bytes).unwrap();
+    }
+
+    /// Writes one line.
+    #[track_caller]
+    pub(super) fn send(&mut self, line: impl AsRef<[u8]>) {
+        self.write(&[line.as_ref(), b"\n"].concat());
+    }
+
+    /// The next line with its newline; empty when the server has closed the connection.
+    #[track_caller]
+    pub(super) fn line(&mut self) -> String {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(_) => line,
+            Err(fault) if fault.kind() == std::io::ErrorKind::ConnectionReset => String::new(),
+            Err(fault) => panic!("no answer: {fault}"),
+        }
+    }
+
+    /// The next message.
+    #[track_caller]
+    pub(super) fn receive(&mut self) -> Value {
+        let line = self.line();
+        serde_json::from_str(&line).unwrap_or_else(|fault| panic!("{fault}: {line:?}"))
+    }
+
+    /// Writes one line and gives the next message.
+    #[track_caller]
+    pub(super) fn ask(&mut self, line: impl AsRef<[u8]>) -> Value {
+        self.send(line);
+        self.receive()
+    }
+
+    /// Calls.
+    #[track_caller]
+    pub(super) fn call(&mut self, name: &str, arguments: &Value) -> Value {
+        self.ask(call(1, name, arguments))
+    }
+
+    /// Lists.
+    #[track_caller]
+    pub(super) fn list(&mut self) -> Value {
+        self.ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
+    }
+
+    /// The connection lives and is in order.
+    #[track_caller]
+    pub(super) fn lives(&mut self) {
+        let answer = self.ask(r#"{"jsonrpc":"2.0","id":"alive","method":"ping"}"#);
+        assert_eq!(
+            answer,
+            json!({"jsonrpc": "2.0", "id": "alive", "result": {}})
+        );
+    }
+
+    /// The server closes the connection without another word.
+    #[track_caller]
+    pub(super) fn is_closed(mut self) {
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(fault) if fault.kind() == std::io::ErrorKind::ConnectionReset => {}
+            Err(fault) => panic!("it stays open: {fault}"),
+        }
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+    }
+}

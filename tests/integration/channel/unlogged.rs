@@ -1,0 +1,189 @@
+//! A log that cannot be written: no call runs unseen, unless the machine allows that.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::peer::call;
+use super::text;
+use super::world::{World, until};
+use crate::harness::have;
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
+
+#[track_caller]
+fn is_refused_unseen(answer: &Value) {
+    assert_eq!(
+        answer["error"],
+        json!({"code": -32603, "message": "the call is refused: this server cannot write its log"})
+    );
+}
+
+#[test]
+fn a_server_without_a_log_does_not_start() {
+    let world = World::new(&[COPY]).env("ANKLUME_AUDIT_LOG", "nowhere/audit.jsonl");
+    for start in [&["--listen", "sockets"][..], &["--caller", "alice"]] {
+        let args = [&["mcp", "serve", "--services", "services.json"], start].concat();
+        world.run(&args).is(
+            1,
+            "",
+            "error: the audit log `nowhere/audit.jsonl` cannot be opened: No such file or directory (os error 2)\n  \
+             = help: no call runs unseen: make its folder writable, or name another with --audit-log; `mcp: {allow_unlogged: true}` in infra.yml lets calls run all the same\n",
+        );
+    }
+}
+
+#[test]
+fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "seen"})));
+    let (log, kept) = (world.path("log/audit.jsonl"), world.path("log/kept"));
+    // The folder is there, the log is not one any more.
+    fs::rename(&log, &kept).unwrap();
+    fs::create_dir(&log).unwrap();
+    is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
+    assert_eq!(world.clipboard().as_deref(), Some("seen"));
+    until("it is told", || server.stderr().contains("the audit log `"));
+    alice.lives();
+    fs::remove_dir(&log).unwrap();
+    fs::rename(&kept, &log).unwrap();
+    text(&alice.call("copy", &json!({"content": "seen again"})));
+    // The folder is gone as well.
+    fs::rename(world.path("log"), world.path("away")).unwrap();
+    is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
+    is_refused_unseen(&alice.call("nowhere", &json!({})));
+    assert_eq!(world.clipboard().as_deref(), Some("seen again"));
+    fs::rename(world.path("away"), world.path("log")).unwrap();
+    text(&alice.call("copy", &json!({"content": "back"})));
+    drop(alice);
+    server.end();
+    world.log_is_whole();
+    let ran = world.logged("call");
+    assert_eq!(
+        ran.iter().filter(|line| line["outcome"] == "done").count(),
+        3
+    );
+}
+
+#[test]
+fn a_machine_that_allows_it_serves_without_a_log() {
+    let world = World::with_mcp(&[COPY], "{allow_unlogged: true}");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    fs::rename(world.path("log"), world.path("away")).unwrap();
+    text(&alice.call("copy", &json!({"content": "unseen"})));
+    assert_eq!(world.clipboard().as_deref(), Some("unseen"));
+    until("it is told all the same", || {
+        server.stderr().contains("error: the audit log `")
+    });
+    drop((alice, server));
+    // It starts without one as well.
+    let server = world.listen();
+    assert!(server.stderr().starts_with("error: the audit log `"));
+    text(
+        &server
+            .peer("alice")
+            .call("copy", &json!({"content": "again"})),
+    );
+    assert_eq!(world.clipboard().as_deref(), Some("again"));
+}
+
+/// A small disk; unmounted when dropped.
+struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// Mounts one of so many bytes on an empty folder; `None` where that is not ours to do.
+    fn mount(path: PathBuf, bytes: u64) -> Option<Self> {
+        let options = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "anklume-test"])
+            .arg(&path)
+            .output()
+            .is_ok_and(|ran| ran.status.success());
+        have("the right to mount a small disk", mounted).then_some(Self { path })
+    }
+
+    /// Leaves no byte free.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.path.join("filler")).unwrap();
+        let block = [0; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.path.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn on_a_disk_without_room_for_its_line_no_call_runs() {
+    let world = World::new(&[COPY]);
+    let Some(disk) = Disk::mount(world.path("log"), 64 * 1024) else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
+    disk.fill();
+    is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
+    assert_eq!(world.clipboard(), None);
+    alice.lives();
+    world.log_is_whole();
+    drop((alice, server, disk));
+}
+
+#[test]
+fn when_the_disk_fills_up_every_call_that_ran_is_in_the_log() {
+    let world = World::new(&[COPY]);
+    let Some(disk) = Disk::mount(world.path("log"), 4 * 1024 * 1024) else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "first"})));
+    disk.fill();
+    let (mut ran, mut refused) = (1, 0);
+    // Room for the lines of running calls was made sure of; when it is used up, nothing runs any more.
+    for batch in 0..100 {
+        let calls: Vec<String> = (0..50)
+            .map(|id| call(id, "copy", &json!({"content": format!("{batch} {id}")})))
+            .collect();
+        alice.send(calls.join("\n"));
+        for _ in 0..50 {
+            let answer = alice.receive();
+            if answer["result"].is_object() {
+                ran += 1;
+            } else {
+                is_refused_unseen(&answer);
+                refused += 1;
+            }
+        }
+        if refused > 0 {
+            break;
+        }
+    }
+    assert!(refused > 0, "{ran} calls ran");
+    let done = world.logged("call");
+    assert_eq!(done.len(), ran, "{refused} refused");
+    is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
+    assert_ne!(world.clipboard().as_deref(), Some("unseen"));
+    disk.free();
+    text(&alice.call("copy", &json!({"content": "seen"})));
+    assert_eq!(world.clipboard().as_deref(), Some("seen"));
+    drop(alice);
+    server.end();
+    world.log_is_whole();
+    drop(disk);
+}

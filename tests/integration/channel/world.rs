@@ -1,0 +1,402 @@
+//! A provider `vault` in a folder of its own: its services, its log, and the servers that are started in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::peer::Peer;
+use crate::harness::{ANKLUME, scrub};
+
+/// Longer than anything here takes on the slowest machine; only what hangs meets it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that is waited for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Machines that may be consumers.
+const CONSUMERS: [&str; 11] = [
+    "alice", "bob", "carol", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8",
+];
+
+/// Waits until something holds.
+#[track_caller]
+pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "never: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A provider's folder.
+pub(super) struct World {
+    folder: tempfile::TempDir,
+    env: BTreeMap<String, String>,
+    mcp: &'static str,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) status: i32,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl Ended {
+    /// The whole result: exit code, stdout, stderr.
+    #[track_caller]
+    pub(super) fn is(&self, status: i32, stdout: &str, stderr: &str) {
+        assert_eq!(
+            (self.status, self.stdout.as_str(), self.stderr.as_str()),
+            (status, stdout, stderr),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+    }
+}
+
+impl World {
+    /// A provider of these services, each a map of `infra.yml` on one line.
+    pub(super) fn new(services: &[&str]) -> Self {
+        Self::with_mcp(services, "{}")
+    }
+
+    /// The same with its own `mcp:` in `infra.yml`.
+    pub(super) fn with_mcp(services: &[&str], mcp: &'static str) -> Self {
+        let world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            env: BTreeMap::new(),
+            mcp,
+        };
+        for name in ["log", "run", "portal", "bin"] {
+            fs::create_dir(world.path(name)).unwrap();
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(world.path(name), private).unwrap();
+        }
+        world.policy(services);
+        world
+    }
+
+    /// Sets a variable for everything that runs here from now on.
+    pub(super) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A path in the folder.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The same as text.
+    pub(super) fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file below the folder.
+    pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// gpg waits for a file `go` before it begins, and says with a file `started` that it is there.
+    pub(super) fn held_gpg(self) -> Self {
+        let go = self.text("go");
+        let started = self.text("started");
+        // Bounded, so that it does not outlive its test by much.
+        let wait = format!(
+            "case \"$*\" in *--detach-sign*)\n: > '{started}'\ni=0\n\
+             while [ ! -e '{go}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
+        );
+        self.gpg_after(&wait)
+    }
+
+    /// gpg signs so many seconds late.
+    pub(super) fn slow_gpg(self, seconds: u32) -> Self {
+        self.gpg_after(&format!(
+            "case \"$*\" in *--detach-sign*) sleep {seconds};; esac"
+        ))
+    }
+
+    fn gpg_after(self, shell: &str) -> Self {
+        let path = std::env::var("PATH").unwrap();
+        let gpg = std::env::split_paths(&path)
+            .map(|folder| folder.join("gpg"))
+            .find(|gpg| gpg.is_file())
+            .unwrap();
+        let script = format!("#!/bin/sh\n{shell}\nexec {} \"$@\"\n", gpg.display());
+        self.write("bin/gpg", script);
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.path("bin/gpg"), executable).unwrap();
+        let bin = self.text("bin");
+        self.env("PATH", format!("{bin}:{path}"))
+    }
+
+    /// The services file of these services, as `policy export` prints it.
+    pub(super) fn export(&self, services: &[&str]) -> Vec<u8> {
+        let listed: String = services
+            .iter()
+            .map(|service| format!("          - {service}\n"))
+            .collect();
+        let others: String = CONSUMERS
+            .iter()
+            .map(|name| format!("      {name}: {{}}\n"))
+            .collect();
+        let services = if services.is_empty() {
+            "        services: []\n".to_owned()
+        } else {
+            format!("        services:\n{listed}")
+        };
+        let mcp = self.mcp;
+        let infra = format!(
+            "domains:\n  d:\n    subnet_id: 0\n    machines:\n      vault:\n        mcp: {mcp}\n{services}{others}"
+        );
+        self.write("infra.yml", infra);
+        let ran = self.run(&["policy", "export", "--machine", "vault"]);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        ran.stdout.into_bytes()
+    }
+
+    /// Puts these services in force: a file beside, renamed over the old one.
+    pub(super) fn policy(&self, services: &[&str]) {
+        self.policy_bytes(&self.export(services));
+    }
+
+    /// The same with any bytes.
+    pub(super) fn policy_bytes(&self, bytes: &[u8]) {
+        self.write("services.new", bytes);
+        fs::rename(self.path("services.new"), self.path("services.json")).unwrap();
+    }
+
+    /// A run of the binary in this folder, ready to start.
+    pub(super) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(ANKLUME);
+        command.args(args).current_dir(self.folder.path());
+        scrub(&mut command, self.folder.path());
+        command
+            .env("ANKLUME_AUDIT_LOG", self.path("log/audit.jsonl"))
+            .env("ANKLUME_MCP_PORTAL", self.path("portal"))
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("ANKLUME_SOCKET_DIR", self.path("sockets"))
+            .envs(&self.env)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end, with nothing on stdin.
+    #[track_caller]
+    pub(super) fn run(&self, args: &[&str]) -> Ended {
+        self.run_with(args, b"")
+    }
+
+    /// Runs to the end; stdin ends after `input`.
+    #[track_caller]
+    pub(super) fn run_with(&self, args: &[&str], input: &[u8]) -> Ended {
+        let mut command = self.command(args);
+        command.stdin(file_of(input));
+        ended(command)
+    }
+
+    /// Starts `mcp serve --listen` and waits until it serves.
+    #[track_caller]
+    pub(super) fn listen(&self) -> Listening {
+        let args = ["mcp", "serve", "--listen", "sockets"];
+        let args = [&args[..], &["--services", "services.json"]].concat();
+        self.listen_by(self.command(&args))
+    }
+
+    /// The same by a command of one's own.
+    #[track_caller]
+    pub(super) fn listen_by(&self, mut command: Command) -> Listening {
+        let mut listening = self.begin(&mut command);
+        let begun = Instant::now();
+        while !listening.stderr().contains("serving in") {
+            let ended = listening.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && begun.elapsed() < PATIENCE,
+                "it does not serve ({ended:?}): {}",
+                listening.stderr()
+            );
+            std::thread::sleep(LOOK);
+        }
+        listening
+    }
+
+    /// Starts a server and waits for nothing.
+    pub(super) fn begin(&self, command: &mut Command) -> Listening {
+        let stderr = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap();
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(stderr.reopen().unwrap())
+            .spawn()
+            .unwrap();
+        Listening {
+            child,
+            sockets: self.path("sockets"),
+            stderr,
+        }
+    }
+
+    /// The lines of the log, as JSON.
+    #[track_caller]
+    pub(super) fn log(&self) -> Vec<Value> {
+        let text = String::from_utf8(fs::read(self.path("log/audit.jsonl")).unwrap()).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// The lines of the log that tell of that event.
+    #[track_caller]
+    pub(super) fn logged(&self, event: &str) -> Vec<Value> {
+        let mut lines = self.log();
+        lines.retain(|line| line["event"] == event);
+        lines
+    }
+
+    /// The log is whole, says `audit verify`.
+    #[track_caller]
+    pub(super) fn log_is_whole(&self) {
+        let ran = self.run(&["audit", "verify"]);
+        assert!(
+            ran.status == 0 && ran.stdout.starts_with("whole: "),
+            "{ran:?}"
+        );
+    }
+
+    /// The text on the provider's clipboard; `None`: nothing was ever put there.
+    pub(super) fn clipboard(&self) -> Option<String> {
+        let found = fs::read(self.path("run/anklume/clipboard")).ok()?;
+        Some(String::from_utf8(found).unwrap())
+    }
+}
+
+/// A server of a world; dropped, it is killed.
+pub(super) struct Listening {
+    child: Child,
+    sockets: PathBuf,
+    stderr: tempfile::NamedTempFile,
+}
+
+impl Listening {
+    /// The socket of a consumer.
+    pub(super) fn socket(&self, consumer: &str) -> PathBuf {
+        self.sockets.join(format!("{consumer}.sock"))
+    }
+
+    /// A connection of a consumer.
+    #[track_caller]
+    pub(super) fn peer(&self, consumer: &str) -> Peer {
+        Peer::connect(&self.socket(consumer))
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said so far.
+    pub(super) fn stderr(&self) -> String {
+        String::from_utf8(fs::read(self.stderr.path()).unwrap()).unwrap()
+    }
+
+    /// Sends a signal.
+    pub(super) fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.pid().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Most memory that it held so far, in KiB.
+    pub(super) fn peak_kib(&self) -> u64 {
+        let status = fs::read(format!("/proc/{}/status", self.pid())).unwrap();
+        let status = String::from_utf8(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.unwrap().split_whitespace().nth(1).unwrap();
+        number.parse().unwrap()
+    }
+
+    /// Waits for its end: the exit code, -1 for a signal.
+    #[track_caller]
+    pub(super) fn wait(&mut self) -> i32 {
+        wait(&mut self.child)
+    }
+
+    /// Ends it in order.
+    #[track_caller]
+    pub(super) fn end(mut self) {
+        self.signal("TERM");
+        assert_eq!(self.wait(), 0, "{}", self.stderr());
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child, which is killed when it does not end.
+#[track_caller]
+pub(super) fn wait(child: &mut Child) -> i32 {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().unwrap_or(-1);
+        }
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("it does not end");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Runs a command to its end, whatever its stdin is.
+#[track_caller]
+pub(super) fn ended(mut command: Command) -> Ended {
+    let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let mut child = command
+        .stdout(stdout.try_clone().unwrap())
+        .stderr(stderr.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let status = wait(&mut child);
+    let text = |mut file: fs::File| {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    };
+    Ended {
+        status,
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
+}
+
+/// A file with that content, to be read from its beginning.
+pub(super) fn file_of(content: &[u8]) -> fs::File {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, content).unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file
+}
+
+/// The lines of a log file, without their newlines.
+pub(super) fn lines_of(path: &Path) -> Vec<String> {
+    let text = String::from_utf8(fs::read(path).unwrap()).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
