@@ -25,7 +25,7 @@ override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check build install bench setup sync policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long check build install bench setup sync apply policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -94,6 +94,9 @@ override machine := "--instance=$$I" $${P:+"--project=$$P"}
 
 sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFRA=
 	@$(anklume) sync $(infra)
+
+apply: $(anklume) ## make Incus match infra.yml: INFRA=
+	@$(anklume) apply $(infra)
 
 policy-check: $(anklume) ## may CALLER= use SERVICE=? PROVIDER=, INFRA=
 	@test -n "$${CALLER:-}" || { echo 'make policy-check: CALLER= is missing: the machine that calls' >&2; exit 2; }

@@ -2,8 +2,10 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod apply;
 mod audit;
 mod clipboard_holder;
+mod destroy;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -35,6 +37,8 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),
+        Command::Apply(args) => apply::run(args, output),
+        Command::Destroy(args) => destroy::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),

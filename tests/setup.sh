@@ -69,6 +69,8 @@ look_for_the_tests() {
     # The machine of the tests holds nothing but this one program.
     is_static busybox || missing="$missing busybox-static"
     need dnsmasq dnsmasq-base
+    # Incus keeps the domains apart with it.
+    [ -x /usr/sbin/nft ] || need nft nftables
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
 }

@@ -35,8 +35,9 @@ const HOSTILE: [&str; 16] = [
 ];
 
 /// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
-const WRAPPED: [(&str, &str, &[&str], &[&str]); 13] = [
+const WRAPPED: [(&str, &str, &[&str], &[&str]); 14] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
+    ("apply", "INFRA", &[], &["apply", "--infra=@"]),
     (
         "policy-list",
         "INFRA",
@@ -316,7 +317,9 @@ fn deepest_source() -> String {
             }
         }
     }
-    let deepest = sources.into_iter().max_by_key(|path| path.matches('/').count());
+    let deepest = sources
+        .into_iter()
+        .max_by_key(|path| path.matches('/').count());
     deepest.unwrap()
 }
 
