@@ -18,6 +18,7 @@ mod log;
 mod page;
 mod peer;
 mod reload;
+mod tamper;
 mod unlogged;
 mod world;
 
