@@ -316,7 +316,9 @@ fn deepest_source() -> String {
             }
         }
     }
-    let deepest = sources.into_iter().max_by_key(|path| path.matches('/').count());
+    let deepest = sources
+        .into_iter()
+        .max_by_key(|path| path.matches('/').count());
     deepest.unwrap()
 }
 
