@@ -180,7 +180,7 @@ pub struct PolicyCheckArgs {
     /// The machine that offers the service; needed only where several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,
-    /// The arguments of the call, as a JSON object
+    /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; none need be there
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
     /// Where the infrastructure is declared.
