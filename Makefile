@@ -20,7 +20,7 @@ override release := $(built)/release/anklume
 override dev := $(built)/debug/anklume
 # The wrapping targets run what was built already: the release where there is one, else the quick build.
 override anklume := $(firstword $(wildcard $(release)) $(dev))
-override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs)
+override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -49,6 +49,7 @@ test-long: ## the same tests with larger numbers (hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh
 
 check: ## formatting, lints, docs
+	@sh tests/setup.sh check
 	cargo metadata --locked --format-version 1 >/dev/null
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings

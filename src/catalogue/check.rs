@@ -170,7 +170,7 @@ fn mode_fault(text: &str) -> Option<String> {
     let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     (!octal).then(|| {
         let shown = text.escape_debug();
-        format!("`mode` must be three octal digits such as 0644 (no setuid, setgid or sticky bit), not `{shown}`")
+        format!("`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{shown}`")
     })
 }
 

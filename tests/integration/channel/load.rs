@@ -219,7 +219,7 @@ fn connections_over_the_limit_are_overloaded_and_the_others_live() {
         (&answer["id"], &answer["error"]["code"]),
         (&json!(1), &json!(OVERLOADED))
     );
-    fourth.is_closed();
+    fourth.gets_closed();
     assert_eq!(world.clipboard(), None);
     let socket = server.socket("alice");
     let args = ["mcp", "list", "--socket", socket.to_str().unwrap()];

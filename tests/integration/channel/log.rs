@@ -160,8 +160,7 @@ fn a_line_holds_what_the_design_says() {
 
 /// What `audit verify` says of these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    world.write("copy.jsonl", text);
+    world.write("copy.jsonl", lines.join("\n") + "\n");
     world.run(&[&["audit", "verify", "--file", "copy.jsonl"], more].concat())
 }
 

@@ -160,7 +160,7 @@ fn a_payload_that_comes_in_pieces_is_one_answer() {
 
 #[test]
 fn a_refused_tool_names_those_there_are_and_whom_to_ask() {
-    let help = "there are: echo; whether this machine may use it is declared in infra.yml; on the host `anklume policy check --caller MACHINE --service NAME` says why not";
+    let help = "there are: echo; whoever runs the host can say why: `anklume policy explain --caller MACHINE --service clipboard` there";
     for arguments in [&["x=1"][..], &[]] {
         let args = [&["mcp", "call", "clipboard"], arguments].concat();
         if let Some(ran) = against("refuses", &args) {
