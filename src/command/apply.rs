@@ -33,10 +33,8 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     let edges = edges(&infra)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let mut context = Context::new(output).await?;
-        if !args.dry_run {
-            context = context.locked(output).await?;
-        }
+        // A dry run too: what another run is in the middle of is no state to plan from.
+        let context = Context::new(output).await?.locked(output).await?;
         let plan = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);

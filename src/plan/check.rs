@@ -92,7 +92,7 @@ fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
                 .any(|one| one.name.as_str() == name || one.network.name == *name);
         if !known {
             faults.push(fault(
-                "unknown-name",
+                "nothing-to-adopt",
                 None,
                 format!("{} is no machine and no domain of this file", quote(name)),
                 "declare it first, as it is on Incus",

@@ -41,7 +41,7 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
 pub(crate) struct Context {
     socket: PathBuf,
     writes: Writes,
-    /// Held for the run; `None` for one that changes nothing.
+    /// Held for the run; `None` without root's rights.
     lock: Option<Lock>,
 }
 
@@ -73,7 +73,7 @@ impl Context {
         })
     }
 
-    /// The same, with the lock of a run that changes things.
+    /// The same, when no other run changes things.
     pub(crate) async fn locked(mut self, output: &Output) -> anyhow::Result<Self> {
         self.lock = lock(output).await?;
         Ok(self)

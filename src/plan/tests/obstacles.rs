@@ -1,5 +1,7 @@
 //! What stands in the way of a plan, and what takes it away.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::memory::{carry, instance};
@@ -58,7 +60,7 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     );
     assert_eq!(
         codes(INFRA, &state, &facts(), &["work", "nobody", "vault"]),
-        ["unknown-name", "not-ours"]
+        ["nothing-to-adopt", "not-ours"]
     );
     let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
     carry(&mut state, &plan);
@@ -223,4 +225,28 @@ fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() 
     assert_eq!(remote_images(&infra(&text), &state), Vec::<String>::new());
     let plan = planned(&text, &state, &facts, &[]).unwrap();
     assert!(plan.is_empty() && plan.notes.len() == 2, "{:?}", plan.notes);
+}
+
+#[test]
+fn every_code_is_a_heading_and_every_heading_a_code() {
+    let page = include_str!("../../../docs/diagnostics.md");
+    let (_, section) = page.split_once("\n## What `apply` finds\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let headings: BTreeSet<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    let sources = [
+        include_str!("../../plan.rs"),
+        include_str!("../check.rs"),
+        include_str!("../domain.rs"),
+        include_str!("../machine.rs"),
+        include_str!("../network.rs"),
+    ];
+    let codes: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.split("fault(").skip(1))
+        .filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next())
+        .collect();
+    assert_eq!(headings, codes);
 }
