@@ -161,7 +161,7 @@ fn a_client_that_is_told_overloaded_ends_with_5() {
     let socket = server.socket("alice");
     let args = ["mcp", "call", "--socket", socket.to_str().unwrap()];
     let run = || world.run(&[&args[..], &["copy", "content=x"]].concat());
-    run().is(0, "1 bytes on the clipboard", "");
+    run().is(0, "1 byte on the clipboard", "");
     let ran = run();
     assert_eq!((ran.status, ran.stdout.as_str()), (5, ""));
     let begin = "error: the provider is overloaded: 1 calls of this caller in a minute is the limit; try again in ";
