@@ -5,8 +5,12 @@
 # each is replaced by its plain text, once, and recipes see it only as a variable of the environment, in quotes.
 # tests/integration/makefile.rs shows it for every variable.
 
-override outside := $(foreach v,$(.VARIABLES),$(if $(findstring $$,$v),,$(if $(filter command,$(firstword $(origin $v))),$v)))
-$(foreach v,$(outside),$(eval override export $v := $$(value $v)))
+# The loops' own name shades a variable of that name: it is made plain first, by hand.
+ifeq ($(origin anklume_name),command line)
+override export anklume_name := $(value anklume_name)
+endif
+override outside := $(filter-out anklume_name,$(foreach anklume_name,$(.VARIABLES),$(if $(findstring $$,$(anklume_name)),,$(if $(filter command,$(firstword $(origin $(anklume_name)))),$(anklume_name)))))
+$(foreach anklume_name,$(outside),$(eval override export $(anklume_name) := $$(value $(anklume_name))))
 override MAKEOVERRIDES :=
 override SHELL := /bin/sh
 override .SHELLFLAGS := -ec

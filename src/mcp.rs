@@ -19,6 +19,8 @@ use std::time::Duration;
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
 /// Arrays and objects within each other in one message, at most.
 pub(crate) const DEPTH_MAX: usize = 100;
+/// Values (texts, numbers, lists, objects) in one message, at most; no call of a tool needs a hundred.
+pub(crate) const VALUES_MAX: usize = 10_000;
 /// Longest id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
 /// What one connection may take of its server.

@@ -21,8 +21,40 @@ pub struct FixedFault {
 
 /// Why the arguments of a call are refused: everything that is wrong with them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.join("; "))]
+#[error("{}", told(.0))]
 pub struct BadArguments(pub Vec<String>);
+
+/// Faults that are told; a caller that sends a million must not get a million back.
+const FAULTS_TOLD: usize = 10;
+/// Characters of a caller's own text that are repeated to it.
+const SHOWN: usize = 80;
+
+fn told(faults: &[String]) -> String {
+    let first: Vec<&str> = faults
+        .iter()
+        .take(FAULTS_TOLD)
+        .map(String::as_str)
+        .collect();
+    let more = faults.len().saturating_sub(FAULTS_TOLD);
+    if more == 0 {
+        first.join("; ")
+    } else {
+        format!("{}; and {more} more", first.join("; "))
+    }
+}
+
+/// A caller's text as it is repeated to it: escaped, and cut.
+fn shown(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
 
 /// Reads the arguments of a call: known names, right types, allowed values, nothing missing.
 ///
@@ -112,7 +144,7 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
 
 /// An argument that the tool does not have: the closest that it has, or all of them.
 fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
-    let shown = name.escape_debug();
+    let shown = shown(name);
     let names = || known.keys().map(String::as_str);
     if let Some(near) = closest(name, names()) {
         return format!("unknown argument `{shown}`; closest: `{near}`");
@@ -186,7 +218,7 @@ fn mode_fault(text: &str) -> Option<String> {
     let digits = digits.unwrap_or(text);
     let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     (!octal).then(|| {
-        let shown = text.escape_debug();
+        let shown = shown(text);
         format!("`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{shown}`")
     })
 }
@@ -208,7 +240,7 @@ fn key_id_fault(text: &str) -> Option<String> {
         .and_then(|address| address.split_once('@'))
         .is_some_and(|(name, host)| is_address_part(name) && is_address_part(host));
     (!is_key && !is_address).then(|| {
-        let shown = text.escape_debug();
+        let shown = shown(text);
         format!(
             "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
              `<name@example.org>`, not `{shown}`"

@@ -24,15 +24,15 @@ impl PortalPath {
         if text.is_empty() {
             return Err("`path` is empty".to_owned());
         }
-        if text.starts_with('/') {
-            return Err(format!(
-                "`path` must be relative to the portal, not `{shown}`"
-            ));
-        }
         if text.len() > PATH_BYTES_MAX {
             let length = text.len();
             return Err(format!(
                 "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
+            ));
+        }
+        if text.starts_with('/') {
+            return Err(format!(
+                "`path` must be relative to the portal, not `{shown}`"
             ));
         }
         let components: Vec<&str> = text.split('/').collect();

@@ -436,3 +436,20 @@ fn arguments_never_print_what_they_hold() {
         "{shown}"
     );
 }
+
+#[test]
+fn a_million_faults_are_told_in_few_words() {
+    let arguments: serde_json::Map<String, Value> = (0..1_000_000)
+        .map(|number| (format!("\u{1b}{number}"), Value::Null))
+        .collect();
+    let Err(refused) = parse::<ClipboardGet>(ToolName::ClipboardGet, &arguments) else {
+        panic!("taken");
+    };
+    let told = refused.to_string();
+    assert!(told.ends_with("; and 999990 more"), "{told}");
+    let long = map(json!({"x".repeat(1_000_000): 1}));
+    let Err(refused) = parse::<ClipboardGet>(ToolName::ClipboardGet, &long) else {
+        panic!("taken");
+    };
+    assert!(told.len() < 1_000 && refused.to_string().len() < 1_000);
+}

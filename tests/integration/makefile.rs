@@ -230,6 +230,8 @@ fn the_makefiles_own_words_cannot_be_replaced() {
         "infra",
         "machine",
         "outside",
+        "v",
+        "anklume_name",
         "CARGO_TARGET_DIR",
     ] {
         let output = house.make(

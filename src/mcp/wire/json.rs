@@ -2,6 +2,7 @@
 //!
 //! Two readers that disagree on which of two equal keys counts are a hole in a policy.
 
+use std::cell::Cell;
 use std::fmt;
 
 use rmcp::model::RequestId;
@@ -11,7 +12,7 @@ use serde::de::{
 use serde_json::error::Category;
 use serde_json::{Map, Number, Value};
 
-use crate::mcp::{DEPTH_MAX, ID_MAX, shown};
+use crate::mcp::{DEPTH_MAX, ID_MAX, VALUES_MAX, shown};
 
 /// UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -42,7 +43,11 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
 /// A [`JsonFault`], with the place in the line.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let strict = Strict { depth: 0 };
+    let values = Cell::new(0);
+    let strict = Strict {
+        depth: 0,
+        values: &values,
+    };
     strict
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
@@ -54,11 +59,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
 
 /// Reads a value at some depth.
 #[derive(Clone, Copy)]
-struct Strict {
+struct Strict<'c> {
     depth: usize,
+    /// Values read so far, over all depths.
+    values: &'c Cell<usize>,
 }
 
-impl Strict {
+impl Strict<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         if self.depth == DEPTH_MAX {
             return Err(E::custom(format_args!(
@@ -67,19 +74,28 @@ impl Strict {
         }
         Ok(Self {
             depth: self.depth + 1,
+            values: self.values,
         })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        // A value takes many times more memory than its text: a line of empty lists must not become a gigabyte.
+        let values = self.values.get() + 1;
+        if values > VALUES_MAX {
+            return Err(D::Error::custom(format_args!(
+                "more than {VALUES_MAX} values in one message"
+            )));
+        }
+        self.values.set(values);
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -279,5 +295,16 @@ mod tests {
                 "{head} … {tail}"
             );
         }
+    }
+
+    #[test]
+    fn a_line_of_many_values_is_refused_before_it_becomes_large() {
+        let many = format!("[{}[]]", "[],".repeat(VALUES_MAX));
+        let Err(JsonFault::Refused(why)) = read(many.as_bytes()) else {
+            panic!("read");
+        };
+        assert!(why.starts_with("more than 10000 values"), "{why}");
+        let enough = format!("[{}[]]", "[],".repeat(VALUES_MAX - 2));
+        assert!(read(enough.as_bytes()).is_ok());
     }
 }
