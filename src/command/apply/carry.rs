@@ -1,5 +1,7 @@
 //! Carries actions out: one chain after the other's order, several chains at once, and no chain stops another.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
@@ -14,6 +16,11 @@ use crate::plan::Action;
 
 /// How many chains run at once.
 const AT_ONCE: usize = 8;
+/// How often a network is tried again: while Incus makes or deletes one it looks at every interface of the host, and
+/// fails where a machine that stops meanwhile takes its own away.
+const NETWORK_TRIES: usize = 3;
+/// How long between two tries.
+const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Does something with each, several at once; gives the results in order.
 pub(super) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
@@ -124,7 +131,17 @@ async fn ask(
         .await
         .map_err(|why| incus_failure(&why).message)?;
     let busy = is_network(action).then(|| Lock::busy(context.lock()));
-    let done = request(incus, action).await;
+    let mut done = request(incus, action).await;
+    for _ in 0..NETWORK_TRIES {
+        let Err(IncusError::Refused { code: 500, .. }) = &done else {
+            break;
+        };
+        if busy.is_none() {
+            break;
+        }
+        tokio::time::sleep(NETWORK_PAUSE).await;
+        done = request(incus, action).await;
+    }
     if let Some(busy) = busy {
         busy.done();
     }

@@ -208,9 +208,7 @@ fn a_left_over_socket_is_swept_and_a_strange_file_is_not() {
     let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
     std::fs::write(&strange, "mine").unwrap();
-    let ran = world.run(&["apply", "--dry-run"]);
-    let line = format!("- socket {left} on the host\n");
-    assert!(ran.stdout.contains(&line), "{}", ran.stdout);
+    // Whoever applies first sweeps it: this test, or another.
     world.apply();
     assert!(!Path::new(&left).exists() && Path::new(&strange).exists());
     std::fs::remove_file(&strange).unwrap();
