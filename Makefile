@@ -29,7 +29,7 @@ override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check build install bench setup sync apply policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long check build install bench fuzz setup sync apply policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -59,6 +59,9 @@ check: ## formatting, lints, docs
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
 	cargo test --test integration -- docs::
+
+fuzz: ## any bytes against one connection, for ten minutes; needs cargo-fuzz
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz connection -- -max_total_time=600 -max_len=65536
 
 bench: ## measure, beside the floor and the Python SDK
 	@sh tests/setup.sh

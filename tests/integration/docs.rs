@@ -387,10 +387,19 @@ fn files_below(folder: &str) -> Vec<String> {
             let entry = entry.unwrap();
             let path = folder.join(entry.file_name());
             if entry.file_type().unwrap().is_dir() {
-                if !["__pycache__", "node_modules"].contains(&entry.file_name().to_str().unwrap()) {
+                // What tools make and git ignores.
+                if ![
+                    "__pycache__",
+                    "node_modules",
+                    "target",
+                    "corpus",
+                    "artifacts",
+                ]
+                .contains(&entry.file_name().to_str().unwrap())
+                {
                     folders.push(path);
                 }
-            } else {
+            } else if entry.file_name() != "Cargo.lock" {
                 files.push(path.to_str().unwrap().to_owned());
             }
         }
