@@ -24,7 +24,7 @@ const EXITS: [(Exit, &str); 8] = [
     ),
     (
         Exit::Differs,
-        "something differs from what is declared (sync --check)",
+        "something differs from what is declared (sync --check, apply --dry-run --exit-code)",
     ),
     (Exit::Interrupted, "interrupted; what was started is ended"),
 ];
