@@ -1,6 +1,6 @@
 //! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
 //! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
-//! `cargo bench -- list declared calls` picks groups; none named means all.
+//! `cargo bench -- list declared calls flood` picks groups; none named means all.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -10,6 +10,7 @@
 )]
 
 mod declare;
+mod flood;
 mod session;
 mod table;
 mod yardstick;
@@ -46,6 +47,9 @@ fn main() {
     if wanted("calls") {
         calls(&mut table, folder.path(), python.as_ref());
     }
+    if wanted("flood") {
+        flood(&mut table, folder.path());
+    }
     print!("{table}");
 }
 
@@ -72,6 +76,18 @@ fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
             "Python SDK, both ends",
             (!peer.is_empty()).then(|| median(peer)),
         ),
+    });
+}
+
+/// A caller's slowest calls while another floods the server, beside the same with nobody else there.
+fn flood(table: &mut Table, folder: &Path) {
+    let (idle, flooded) = flood::p99(|| anklume(folder), folder);
+    table.push(Row {
+        what: "a call, p99 while another floods".to_owned(),
+        ours: flooded,
+        floor: ("its p99 with nobody else", idle),
+        expected: "",
+        peer: ("", None),
     });
 }
 
