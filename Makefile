@@ -20,12 +20,12 @@ override release := $(built)/release/anklume
 override dev := $(built)/debug/anklume
 # The wrapping targets run what was built already: the release where there is one, else the quick build.
 override anklume := $(firstword $(wildcard $(release)) $(dev))
-override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs)
+override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check build install bench setup sync policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long check build install bench setup sync apply policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -49,6 +49,7 @@ test-long: ## the same tests with larger numbers (hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh
 
 check: ## formatting, lints, docs
+	@sh tests/setup.sh check
 	cargo metadata --locked --format-version 1 >/dev/null
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
@@ -93,6 +94,9 @@ override machine := "--instance=$$I" $${P:+"--project=$$P"}
 
 sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFRA=
 	@$(anklume) sync $(infra)
+
+apply: $(anklume) ## make Incus match infra.yml: INFRA=
+	@$(anklume) apply $(infra)
 
 policy-check: $(anklume) ## may CALLER= use SERVICE=? PROVIDER=, INFRA=
 	@test -n "$${CALLER:-}" || { echo 'make policy-check: CALLER= is missing: the machine that calls' >&2; exit 2; }

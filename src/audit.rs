@@ -96,7 +96,7 @@ pub struct Call {
     pub policy: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// Bytes of the request's arguments.
+    /// Bytes of the request.
     pub bytes_in: u64,
     /// Bytes of the answer's text.
     pub bytes_out: u64,

@@ -68,6 +68,10 @@ pub enum When {
 pub enum Command {
     /// Check infra.yml and write the files that Ansible reads
     Sync(SyncArgs),
+    /// Make Incus match infra.yml; touches only what differs, and only what anklume made
+    Apply(ApplyArgs),
+    /// Delete what apply made
+    Destroy(DestroyArgs),
     /// Ask and show who may call what
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
@@ -114,6 +118,43 @@ pub struct SyncArgs {
     pub clean_orphans: bool,
 }
 
+/// `anklume apply`
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Change nothing; show the plan: + is made, ~ is changed, - is removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: exit 6 where there is something to do
+    #[arg(long, requires = "dry_run")]
+    pub exit_code: bool,
+    /// Take over a machine, or a domain's project and network, that is on Incus already
+    #[arg(long, value_name = "NAME")]
+    pub adopt: Vec<String>,
+}
+
+/// `anklume destroy`
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Only this domain, with everything in it
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "machine")]
+    pub domain: Option<String>,
+    /// Only this machine, with its volumes
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Also machines that are not ephemeral
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// `anklume policy …`
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
@@ -139,7 +180,7 @@ pub struct PolicyCheckArgs {
     /// The machine that offers the service; needed only where several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,
-    /// The arguments of the call, as a JSON object
+    /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; none need be there
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
     /// Where the infrastructure is declared.

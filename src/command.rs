@@ -2,8 +2,11 @@
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 
+mod apply;
 mod audit;
 mod clipboard_holder;
+mod destroy;
+mod manual;
 mod mcp;
 pub(crate) mod output;
 mod policy;
@@ -11,7 +14,7 @@ mod sync;
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
 use crate::diagnostic::{self, Faults};
@@ -35,6 +38,8 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),
+        Command::Apply(args) => apply::run(args, output),
+        Command::Destroy(args) => destroy::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
@@ -46,23 +51,34 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
 
 fn print_completions(args: &CompletionsArgs, output: &Output) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "anklume", &mut script);
+    clap_complete::generate(args.shell, &mut manual::shown(), "anklume", &mut script);
     output.answer(&script)?;
     Ok(Exit::Done)
 }
 
 fn print_manual(output: &Output) -> anyhow::Result<Exit> {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-    output.answer(&page)?;
+    output.answer(&manual::page()?)?;
     Ok(Exit::Done)
 }
+
+/// Most warnings that are drawn without `--verbose`: more of them push the rest off the screen.
+const WARNINGS_SHOWN: usize = 20;
 
 /// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
 fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<Read> {
     let read = infra::open(args.infra.as_deref())?;
     if !read.warnings.is_empty() {
-        output.say(&diagnostic::draw(&read.warnings, true));
+        let all = read.warnings.as_slice();
+        let (shown, more) = match all.split_at_checked(WARNINGS_SHOWN) {
+            Some(parts) if !output.verbose() => parts,
+            _ => (all, [].as_slice()),
+        };
+        output.say(&diagnostic::draw(shown, true));
+        match more.len() {
+            0 => {}
+            1 => output.say("1 more warning; -v shows all"),
+            more => output.say(&format!("{more} more warnings; -v shows all")),
+        }
     }
     Ok(read)
 }

@@ -2,15 +2,23 @@
 //!
 //! The only room that opens that socket. Streams go through the `incus` program, in [`crate::channel`].
 
+mod change;
 mod connection;
+mod file;
 mod machine;
 mod model;
+mod object;
 mod socket;
+pub(crate) mod state;
 
-pub(crate) use connection::Incus;
+pub(crate) use change::Power;
+pub(crate) use connection::{Incus, Writes};
+pub(crate) use file::{Kind, Owner};
 pub(crate) use machine::{FindError, find};
 pub(crate) use model::Machine;
+pub(crate) use object::{DEFAULT_PROJECT, Devices, Direction, Edit, Keys, Object, as_object};
 pub(crate) use socket::socket_path;
+pub(crate) use state::State;
 
 use std::io;
 use std::path::PathBuf;
@@ -70,4 +78,13 @@ pub(crate) enum IncusError {
         /// Its words.
         message: String,
     },
+    /// What Incus had begun did not succeed, in its words.
+    #[error("Incus says: {}", .0.escape_debug())]
+    Failed(String),
+    /// A path in a machine is not what anklume made there.
+    #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
+    Altered(String),
+    /// What Incus had begun goes on and on.
+    #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]
+    Slow(Duration),
 }

@@ -109,7 +109,7 @@ pub struct Global {
     pub default_connection: Option<String>,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_user: Option<String>,
-    /// Whether names on Incus get the level of nesting in front (`001-`) where `/etc/anklume/absolute_level` says one.
+    /// As written; `true` when not. Nothing applies it: names on Incus have no level of nesting in front.
     pub nesting_prefix: bool,
 }
 

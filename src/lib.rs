@@ -4,7 +4,8 @@
 //!
 //! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
-//! - `channel`: which way to a machine. `incus`: the only rooms that speak to Incus.
+//! - `channel`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
+//! - `incus`: the only rooms that speak to Incus.
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
 //! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
@@ -27,6 +28,7 @@ pub mod inventory;
 pub mod limits;
 mod mcp;
 pub mod name;
+mod plan;
 pub mod policy;
 pub mod services;
 pub mod tool;

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the build, the demo and the tests need, or names it. Says what it does; does nothing where all is there.
 #
-#   tests/setup.sh [demo|test|packages]      demo: to build and to run the demo. test (default): everything.
+#   tests/setup.sh [demo|test|check|packages]  demo: to build and to run the demo. test (default): everything.
+#                                            check: what `make check` needs to build, format and lint.
 #                                            packages: Debian packages only, to be run as root for another user.
 #
 # As root on Debian (or what is made of it) missing packages are installed by name, Incus from backports where the
@@ -15,6 +16,15 @@ missing='' # Debian packages, by name
 absent=''  # what no package brings
 
 say() { printf 'setup: %s\n' "$*"; }
+
+case "$(uname -m)" in
+x86_64 | amd64) ;;
+*)
+    say "anklume is built for x86_64 only, and this is $(uname -m): nothing here can be built or tested"
+    exit 1
+    ;;
+esac
+
 has() { command -v "$1" >/dev/null 2>&1; }
 need() { has "$1" || missing="$missing $2"; }
 
@@ -33,6 +43,15 @@ look_for_the_build() {
         absent="$absent
   cargo ${found:-(none found)}: Rust $wanted or later is needed; rustup installs it"
     fi
+    case $part in check | test) look_for_the_checks ;; esac
+}
+
+# rustup leaves a program for both in the PATH, even where the component itself is not installed.
+look_for_the_checks() {
+    for component in fmt clippy; do
+        cargo "$component" --version >/dev/null 2>&1 || absent="$absent
+  cargo-$component: \`make check\` needs it; rustup component add $(echo "$component" | sed s/^fmt/rustfmt/)"
+    done
 }
 
 is_static() { has "$1" && ! ldd "$(command -v "$1")" >/dev/null 2>&1; }
@@ -50,6 +69,8 @@ look_for_the_tests() {
     # The machine of the tests holds nothing but this one program.
     is_static busybox || missing="$missing busybox-static"
     need dnsmasq dnsmasq-base
+    # Incus keeps the domains apart with it.
+    [ -x /usr/sbin/nft ] || need nft nftables
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
 }
@@ -58,8 +79,8 @@ look() {
     missing=''
     absent=''
     look_for_the_build
-    need gpg gnupg
-    [ "$part" = demo ] || look_for_the_tests
+    [ "$part" = check ] || need gpg gnupg
+    case $part in demo | check) ;; *) look_for_the_tests ;; esac
 }
 
 # --- install ---
@@ -209,6 +230,8 @@ fi
 if [ -n "$missing$absent" ]; then
     say "still missing:$missing$absent"
     # Without these nothing can be built at all.
-    case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo'*) exit 1 ;; esac
+    case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo '*) exit 1 ;; esac
+    # Without these there is no check.
+    case "$part $absent" in 'check '*'  cargo-'*) exit 1 ;; esac
     [ "${CI:-}" != true ] || exit 1
 fi

@@ -47,6 +47,23 @@ pub fn parse<T: DeserializeOwned>(
     T::deserialize(arguments).map_err(|refused| BadArguments(vec![refused.to_string()]))
 }
 
+/// Checks the arguments that are there: known names, right types, allowed values. Nothing need be there.
+///
+/// # Errors
+///
+/// Every fault, not the first alone.
+pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
+    let faults: Vec<String> = arguments
+        .iter()
+        .filter_map(|(name, value)| fault(tool, name, value))
+        .collect();
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(BadArguments(faults))
+    }
+}
+
 /// Checks fixed arguments against the tool's schema: known names, right types; not all need be there.
 ///
 /// # Errors
@@ -170,7 +187,7 @@ fn mode_fault(text: &str) -> Option<String> {
     let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     (!octal).then(|| {
         let shown = text.escape_debug();
-        format!("`mode` must be three octal digits such as 0644 (no setuid, setgid or sticky bit), not `{shown}`")
+        format!("`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{shown}`")
     })
 }
 

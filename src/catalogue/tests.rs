@@ -328,7 +328,7 @@ fn modes_are_three_octal_digits_and_nothing_else() {
     assert_eq!(
         fault("-3023"),
         [
-            "`mode` must be three octal digits such as 0644 (no setuid, setgid or sticky bit), not `-3023`"
+            "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `-3023`"
         ]
     );
 }

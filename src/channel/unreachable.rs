@@ -160,6 +160,9 @@ fn incus_help(fault: &IncusError) -> Option<String> {
         | IncusError::Closed(_)
         | IncusError::TooLarge
         | IncusError::Answer { .. }
+        | IncusError::Failed(_)
+        | IncusError::Slow(_)
+        | IncusError::Altered(_)
         | IncusError::Refused { .. } => return None,
     };
     Some(text.to_owned())

@@ -2,7 +2,7 @@
 //!
 //! Written through locks with `writeln!`, so that a closed pipe is an error to handle and not a panic.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use anstream::{AutoStream, ColorChoice};
 
@@ -85,6 +85,11 @@ impl Output {
         if let Some(help) = help {
             self.stderr(&format!("  \u{1b}[1;36m=\u{1b}[0m help: {help}"));
         }
+    }
+
+    /// Whether lines for whoever watches may move on a terminal.
+    pub(crate) fn animates(&self) -> bool {
+        !self.quiet && self.format == Format::Text && io::stderr().is_terminal()
     }
 }
 

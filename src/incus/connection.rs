@@ -2,11 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -27,6 +30,58 @@ pub(crate) struct Incus {
     patience: Duration,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
+    writes: Writes,
+}
+
+/// How many requests were sent that may change something, over all connections that share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Writes(Arc<AtomicU64>);
+
+impl Writes {
+    /// The number so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A request.
+#[derive(Debug, Default)]
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    /// Headers besides `Host`.
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: Bytes,
+}
+
+/// An answer that is no refusal.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Answered {
+    /// What `metadata` holds.
+    pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
+        let envelope: Envelope<T> =
+            serde_json::from_slice(&self.body).map_err(|source| IncusError::Answer {
+                path: path.to_owned(),
+                source,
+            })?;
+        match envelope.metadata {
+            Some(metadata) => Ok(metadata),
+            None if envelope.error.is_empty() => Err(IncusError::Answer {
+                path: path.to_owned(),
+                source: serde::de::Error::missing_field("metadata"),
+            }),
+            None => Err(IncusError::Failed(envelope.error)),
+        }
+    }
 }
 
 impl Drop for Incus {
@@ -48,40 +103,64 @@ impl Incus {
             patience,
             sender,
             driver: tokio::spawn(connection),
+            writes: Writes::default(),
         })
+    }
+
+    /// The same connection, counting its writing requests in `writes`.
+    pub(crate) fn counting(mut self, writes: Writes) -> Self {
+        self.writes = writes;
+        self
     }
 
     /// What is at `path` of the API.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, IncusError> {
-        let answer = self.send(Method::GET, path).await?;
+        let call = Call {
+            path,
+            ..Call::default()
+        };
+        self.exchange(call).await?.metadata(path)
+    }
+
+    /// Sends a request and reads its answer; a refusal is an error.
+    pub(super) async fn exchange(&mut self, call: Call<'_>) -> Result<Answered, IncusError> {
+        let answer = self.send(call).await?;
         let status = answer.status();
+        let headers = answer.headers().clone();
         let body = within(&self.socket, self.patience, read(answer)).await??;
         if !status.is_success() {
             return Err(refusal(status, &body));
         }
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&body).map_err(|source| IncusError::Answer {
-                path: path.to_owned(),
-                source,
-            })?;
-        Ok(envelope.metadata)
+        Ok(Answered { headers, body })
     }
 
     /// Whether something is at `path` of the API.
     pub(crate) async fn has(&mut self, path: &str) -> Result<bool, IncusError> {
-        let status = self.send(Method::HEAD, path).await?.status();
+        let call = Call {
+            method: Method::HEAD,
+            path,
+            ..Call::default()
+        };
+        let status = self.send(call).await?.status();
         if status.is_success() || status == StatusCode::NOT_FOUND {
             return Ok(status.is_success());
         }
         Err(refusal(status, &[]))
     }
 
-    async fn send(&mut self, method: Method, path: &str) -> Result<Response<Incoming>, IncusError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("Host", "incus")
-            .body(Full::default())
+    async fn send(&mut self, call: Call<'_>) -> Result<Response<Incoming>, IncusError> {
+        if call.method != Method::GET && call.method != Method::HEAD {
+            self.writes.add();
+        }
+        let mut request = Request::builder()
+            .method(call.method)
+            .uri(call.path)
+            .header("Host", "incus");
+        for (name, value) in call.headers {
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Full::new(call.body))
             .map_err(|why| IncusError::Connection(io::Error::other(why)))?;
         within(&self.socket, self.patience, self.sender.ready()).await??;
         let answer = within(

@@ -5,8 +5,16 @@ use serde::Deserialize;
 /// The frame around every answer of the API.
 #[derive(Debug, Deserialize)]
 pub(super) struct Envelope<T> {
-    /// The answer itself.
-    pub(super) metadata: T,
+    /// The answer itself; `None` where an operation failed, whatever the status says.
+    #[serde(default = "nothing")]
+    pub(super) metadata: Option<T>,
+    /// Why it failed, in Incus's words.
+    #[serde(default)]
+    pub(super) error: String,
+}
+
+fn nothing<T>() -> Option<T> {
+    None
 }
 
 /// The frame around a refusal.

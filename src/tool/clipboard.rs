@@ -40,7 +40,10 @@ pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, Too
         blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
     }
     Outcome::new(
-        format!("{bytes} bytes on the clipboard"),
+        match bytes {
+            1 => "1 byte on the clipboard".to_owned(),
+            _ => format!("{bytes} bytes on the clipboard"),
+        },
         &Clipped { bytes },
     )
 }

@@ -107,7 +107,7 @@ mod tests {
         // As in /tmp: nobody can exchange what we make.
         fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
         make(&open.join("x"), Mode::RWXU).unwrap();
-        if geteuid().is_root() {
+        if crate::tool::testing::is_root() {
             let theirs = root.path().join("theirs");
             fs::create_dir(&theirs).unwrap();
             chown(&theirs, Some(12_345), None).unwrap();

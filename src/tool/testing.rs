@@ -26,6 +26,21 @@ pub(super) fn sentence(text: &str) -> &str {
     text
 }
 
+/// Whether root runs the test, who alone can make what it is about. Not: a failure in CI, a printed skip elsewhere.
+#[track_caller]
+pub(super) fn is_root() -> bool {
+    let there = rustix::process::geteuid().is_root();
+    if !there {
+        let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+        assert!(!ci, "this test needs root, and CI=true skips nothing");
+        // Not `eprintln`: the test runner keeps that back for tests that pass.
+        let place = std::panic::Location::caller();
+        let line = format!("skipped: {place} needs root\n");
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }
+    there
+}
+
 impl Bench {
     /// The operator's connection to a server with an empty portal.
     pub(super) fn new() -> Self {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{ANKLUME, Anklume, Ran};
+use crate::harness::{ANKLUME, Anklume, Ran, have};
 use crate::project::{Project, have_incus};
 
 /// Memory that a client may have for a payload of any size, in KiB.
@@ -25,6 +25,12 @@ fn bytes(count: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     std::iter::repeat_with(next).take(count).collect()
+}
+
+/// Whether root runs the test: only root can become another user.
+#[track_caller]
+fn is_root() -> bool {
+    have("root", rustix::process::getuid().is_root())
 }
 
 /// Runs `anklume mcp …` with these words and what follows them.
@@ -278,7 +284,7 @@ fn a_name_that_means_no_machine_is_told_with_the_closest() {
 
 #[test]
 fn a_user_without_permission_is_told_so() {
-    if !have_incus() || !rustix::process::getuid().is_root() {
+    if !have_incus() || !is_root() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

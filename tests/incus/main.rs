@@ -7,8 +7,11 @@
     reason = "a failed unwrap is a failed test; tests start processes and read files"
 )]
 
+mod apply;
 mod client;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 mod project;
+mod recorder;
+mod world;

@@ -99,10 +99,11 @@ fi
 
 # --- does a machine come up? ---
 
-probe=anklume-probe
-incus delete --force "$probe" 2>/dev/null || true
+# Its own name: a machine that is somebody else's is never touched.
+probe=anklume-probe-$$
 # A machine without a network card comes with hints on stderr; they are shown only when it does not start.
-hints=$(incus -q create bb "$probe" 2>&1 && incus -q start "$probe" 2>&1) || true
+hints=$(incus -q create bb "$probe" 2>&1) || fail "a machine cannot be created here: $hints"
+hints=$(incus -q start "$probe" 2>&1) || true
 answer=$(incus exec "$probe" -- echo ok 2>&1) || true
 incus delete --force "$probe" || true
 [ "$answer" = ok ] || fail "a machine does not start here: $answer

@@ -7,13 +7,18 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod client;
+mod clients;
+mod connect;
 mod hostile;
 mod identity;
 mod life;
 mod load;
 mod log;
+mod page;
 mod peer;
 mod reload;
+mod tamper;
 mod unlogged;
 mod world;
 

@@ -167,6 +167,25 @@ fn links_lead_somewhere() {
 }
 
 #[test]
+fn every_page_is_linked_from_the_readme_or_another_page() {
+    let mut linked = BTreeSet::new();
+    for (page, text) in pages() {
+        let folder = Path::new(&page).parent().unwrap();
+        for target in links(&text) {
+            let file = folder.join(target.split('#').next().unwrap());
+            let file = file.to_str().unwrap().to_owned();
+            // A page's links to itself lead nobody to it.
+            if file != page {
+                linked.insert(file);
+            }
+        }
+    }
+    for page in files_below("docs") {
+        assert!(linked.contains(&page), "no page links to {page}");
+    }
+}
+
+#[test]
 fn the_exit_codes_of_the_docs_are_those_of_the_program() {
     let enum_text = read("src/error.rs");
     let in_the_program: Vec<String> = enum_text

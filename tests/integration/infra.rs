@@ -283,3 +283,28 @@ fn the_example_of_the_repository_is_read_without_a_word() {
     let ran = list(include_str!("../../infra.example.yml"));
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
 }
+
+#[test]
+fn twenty_warnings_are_drawn_and_the_others_counted() {
+    let of = |count: usize, more: &[&str]| {
+        let keys: String =
+            (0..count).fold(String::new(), |keys, n| format!("{keys}    odd{n}: 1\n"));
+        let infra = format!("domains:\n  a:\n    subnet_id: 0\n{keys}");
+        let ran = Anklume::new()
+            .infra(&infra)
+            .args(["policy", "list"])
+            .args(more.iter().copied())
+            .run();
+        assert_eq!(ran.status, 0, "{ran:?}");
+        let drawn = ran.stderr.matches("warning[").count();
+        let mut lines = ran.stderr.lines();
+        let count = lines.find(|line| line.ends_with("-v shows all"));
+        (drawn, count.map(str::to_owned))
+    };
+    assert_eq!(of(20, &[]), (20, None));
+    let one = "1 more warning; -v shows all".to_owned();
+    assert_eq!(of(21, &[]), (20, Some(one)));
+    let five = "5 more warnings; -v shows all".to_owned();
+    assert_eq!(of(25, &[]), (20, Some(five)));
+    assert_eq!(of(25, &["-v"]), (25, None));
+}

@@ -35,8 +35,9 @@ const HOSTILE: [&str; 16] = [
 ];
 
 /// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
-const WRAPPED: [(&str, &str, &[&str], &[&str]); 13] = [
+const WRAPPED: [(&str, &str, &[&str], &[&str]); 14] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
+    ("apply", "INFRA", &[], &["apply", "--infra=@"]),
     (
         "policy-list",
         "INFRA",
@@ -284,11 +285,42 @@ fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() 
         "what is there is not built again"
     );
 
-    // A source that is newer than the binary, whatever the clock says.
-    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
-    let source = std::fs::File::create(house.path().join("Cargo.toml")).unwrap();
-    source.set_modified(later).unwrap();
-    assert_eq!(sync(), "build target \nbuild target \n");
+    // A source that is newer than the binary, whatever the clock says; also the one that lies deepest.
+    let now = std::time::SystemTime::now();
+    let later = now + std::time::Duration::from_secs(3600);
+    let mut builds = "build target \n".to_owned();
+    for name in ["Cargo.toml", &deepest_source()] {
+        let path = house.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let source = std::fs::File::create(path).unwrap();
+        source.set_modified(later).unwrap();
+        builds.push_str("build target \n");
+        assert_eq!(sync(), builds, "{name}");
+        source.set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    assert_eq!(sync(), builds);
+}
+
+/// The source file of this tree with the most folders above it.
+fn deepest_source() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("src")];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let source = path.strip_prefix(root).unwrap();
+                sources.push(source.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let deepest = sources
+        .into_iter()
+        .max_by_key(|path| path.matches('/').count());
+    deepest.unwrap()
 }
 
 #[test]

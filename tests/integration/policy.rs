@@ -211,6 +211,26 @@ fn arguments_that_the_service_fixes_are_not_the_callers() {
 }
 
 #[test]
+fn arguments_that_the_tool_would_refuse_are_an_error() {
+    for (args, wrong) in [
+        (r#"{"dta": ""}"#, "unknown argument `dta`; closest: `data`"),
+        (
+            r#"{"data": 1, "offset": -1}"#,
+            "`data` must be a text, not a number; `offset` must be between 0 and 9007199254740991, not -1",
+        ),
+    ] {
+        check(SEVERAL, "c", "sign", &["--provider", "a", "--args", args]).is(
+            1,
+            "",
+            &format!(
+                "error: `--args` is no call of `sign` on `a`: {wrong}\n  = help: `sign` runs `gpg_sign`; \
+                 `anklume mcp serve --list-tools --format json` shows what that takes\n"
+            ),
+        );
+    }
+}
+
+#[test]
 fn decisions_are_json_on_request() {
     check(QUICK_START, "pro-dev", "clipboard", &["--format", "json"]).is(
         1,

@@ -15,7 +15,7 @@ use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, Fetched, Pieces};
 use crate::mcp::client::{CALL, LIST, call_params};
-use crate::name::{ToolName, closest};
+use crate::name::{ServiceName, ToolName, closest};
 
 /// Tools that are named where there is no such tool.
 const TOOLS_SHOWN: usize = 40;
@@ -98,7 +98,12 @@ fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
     if !matches!(channel, Channel::Socket(_)) {
         return Failure::new(Exit::Failed, message).help(help);
     }
-    let ask = "whoever runs the host can say why: `anklume policy explain --caller MACHINE --service NAME` there";
+    // What is no service's name is not put into a command for somebody to type.
+    let service = name.parse::<ServiceName>();
+    let service = service.as_ref().map_or("NAME", ServiceName::as_str);
+    let ask = format!(
+        "whoever runs the host can say why: `anklume policy explain --caller MACHINE --service {service}` there"
+    );
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 

@@ -182,7 +182,7 @@ async fn hold(
         ClientError::Closed => failure(&end.died(patience.first).await),
         ClientError::Silent(waited) => failure(&end.silent(waited)),
         ClientError::Refused { .. } => {
-            let failure = refused(&fault, end.channel());
+            let failure = refused(&fault);
             end.calm().await;
             return Err(failure.into());
         }
@@ -195,16 +195,14 @@ async fn hold(
     Err(maybe_done(failure, called).into())
 }
 
-/// An error of the protocol: overloaded is no refusal, and the same call may be made again.
-fn refused(fault: &ClientError, channel: &Channel) -> Failure {
+/// An error of the protocol. What the policy refuses is told by an unknown tool; overloaded is no refusal, and the same call
+/// may be made again.
+fn refused(fault: &ClientError) -> Failure {
     match fault {
         ClientError::Refused { refusal, .. } if refusal.code.0 == OVERLOADED => {
             let words = refusal.message.escape_debug();
             let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
             failure.help("nothing was refused; the same call may be made again")
-        }
-        ClientError::Refused { .. } if matches!(channel, Channel::Socket(_)) => {
-            Failure::new(Exit::Refused, fault.to_string())
         }
         _ => Failure::new(Exit::Failed, fault.to_string()),
     }

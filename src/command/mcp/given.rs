@@ -129,13 +129,14 @@ impl Written<'_> {
 fn unreadable(path: &str, why: &io::Error) -> Failure {
     let message = format!("`{}` cannot be read: {why}", path.escape_debug());
     Failure::new(Exit::Failed, message)
-        .help("a value that begins with `@` is a file; as plain text: `key:=\"@…\"`")
+        .help("a value that begins with `@` is a file; as plain text: key:='\"@…\"'")
 }
 
 fn json(key: &str, text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text).map_err(|why| {
         let message = format!("argument `{}` is not JSON: {why}", key.escape_debug());
-        Failure::new(Exit::Usage, message).help("text in JSON has quotes: `key:=\"text\"`")
+        Failure::new(Exit::Usage, message)
+            .help("text in JSON has quotes, and a shell wants its own around them: key:='\"text\"'")
     })
 }
 
@@ -189,8 +190,14 @@ pub(super) fn shown(word: &str) -> String {
     let mut text: String = word
         .chars()
         .take(SHOWN)
-        .flat_map(char::escape_debug)
-        .collect();
+        .fold(String::new(), |mut text, character| {
+            match character {
+                // The text stands between backticks: a quote ends nothing, and JSON is full of them.
+                '"' | '\'' => text.push(character),
+                _ => text.extend(character.escape_debug()),
+            }
+            text
+        });
     if word.chars().nth(SHOWN).is_some() {
         text.push('…');
     }
@@ -200,6 +207,31 @@ pub(super) fn shown(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_message_shows_has_its_quotes_and_nothing_that_a_terminal_obeys() {
+        assert_eq!(shown(r#"{"a": 'b'}"#), r#"{"a": 'b'}"#);
+        assert_eq!(shown("a\u{1b}[2J\n\\"), "a\\u{1b}[2J\\n\\\\");
+    }
+
+    #[test]
+    fn what_the_help_shows_works_in_a_shell() {
+        for (word, expected) in [("key=@/nowhere/x", "@…"), ("key:=x", "text")] {
+            let help = parse(&[word.to_owned()]).unwrap_err().help.unwrap();
+            let (_, form) = help.split_once(": key").unwrap();
+            #[expect(clippy::disallowed_methods, reason = "a shell is what is tested")]
+            let shell = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s key{form}")])
+                .output()
+                .unwrap();
+            let typed = String::from_utf8(shell.stdout).unwrap();
+            let given = parsed(&[&typed]);
+            assert_eq!(
+                given,
+                format!("Pairs([(\"key\", Json(String({expected:?})))])")
+            );
+        }
+    }
 
     fn parsed(words: &[&str]) -> String {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();

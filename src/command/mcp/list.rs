@@ -4,7 +4,7 @@ use rmcp::model::Tool;
 use serde_json::json;
 
 use super::converse::converse;
-use super::printable::{in_json, one_line};
+use super::printable::{first_sentence, in_json, one_line};
 use super::rehearse::rehearse;
 use crate::cli::{Format, McpListArgs};
 use crate::command::output::Output;
@@ -14,7 +14,7 @@ use crate::mcp::client::LIST;
 /// Longest tool name that is shown, in characters; MCP allows 128.
 const NAME_SHOWN: usize = 128;
 /// Longest description that is shown, in characters.
-const DESCRIPTION_SHOWN: usize = 300;
+const DESCRIPTION_SHOWN: usize = 100;
 
 /// Runs `anklume mcp list`.
 pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -38,7 +38,7 @@ pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
     })
 }
 
-/// One line a tool: its name, and the first line of what it says of itself.
+/// One line a tool: its name, and the first sentence of what it says of itself.
 fn table(tools: &[Tool]) -> String {
     let rows: Vec<(String, String)> = tools
         .iter()
@@ -46,7 +46,7 @@ fn table(tools: &[Tool]) -> String {
             let said = tool.description.as_deref().unwrap_or_default();
             (
                 one_line(&tool.name, NAME_SHOWN),
-                one_line(said, DESCRIPTION_SHOWN),
+                one_line(first_sentence(said), DESCRIPTION_SHOWN),
             )
         })
         .collect();

@@ -46,6 +46,12 @@ pub(super) fn one_line(text: &str, most: usize) -> String {
     printable(&cut.replace('\t', " "))
 }
 
+/// The first sentence of a text: the rest is for whoever asks for JSON.
+pub(super) fn first_sentence(text: &str) -> &str {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    line.split_inclusive(". ").next().unwrap_or(line).trim_end()
+}
+
 /// Control characters, and those that change the direction or the place of what follows.
 fn is_obeyed(character: char) -> bool {
     character.is_control()
@@ -87,6 +93,16 @@ mod tests {
         let text = in_json(&value).unwrap();
         assert_eq!(text, "\"é\\u001b\\u009b\\u202e\\udb40\\udc01\\u007f\"\n");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn the_first_sentence_ends_at_its_full_stop() {
+        assert_eq!(
+            first_sentence("Takes 1.5 MB. Gives it back."),
+            "Takes 1.5 MB."
+        );
+        assert_eq!(first_sentence("\n All of it.\nMore"), "All of it.");
+        assert_eq!(first_sentence(""), "");
     }
 
     #[test]

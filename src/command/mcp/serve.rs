@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::printable::first_sentence;
 use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
@@ -183,7 +184,7 @@ fn list_tools(services: &Services, output: &Output) -> anyhow::Result<Exit> {
             for tool in tools {
                 let words = tool.description.unwrap_or_default();
                 // Writing to a `String` cannot fail.
-                let _ = writeln!(text, "{:<15}{words}", tool.name);
+                let _ = writeln!(text, "{:<15}{}", tool.name, first_sentence(&words));
             }
             output.answer(text.as_bytes())?;
         }

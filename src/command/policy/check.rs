@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::question::{Question, joined};
+use crate::catalogue::check_some;
 use crate::cli::{Format, PolicyCheckArgs};
 use crate::command::{open_infra, output::Output};
-use crate::error::Exit;
+use crate::error::{Exit, Failure};
 use crate::infra::Machine;
 use crate::name::MachineName;
 use crate::policy::{Caller, Decision, Denial, Request, decide};
@@ -18,6 +19,9 @@ pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exi
     let verdicts: Vec<Verdict> = verdicts(&question);
     // Several machines offer it: allowed is what none of them refuses.
     let allowed = verdicts.iter().all(|verdict| verdict.allowed);
+    if allowed {
+        are_arguments(&question)?;
+    }
     match output.format() {
         Format::Json => output.json(&Answer {
             allowed,
@@ -34,6 +38,25 @@ pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exi
         }
     }
     Ok(if allowed { Exit::Done } else { Exit::Failed })
+}
+
+/// What is allowed must also be a call: the arguments that are given fit the tool of each machine.
+fn are_arguments(question: &Question<'_>) -> Result<(), Failure> {
+    for provider in &question.providers {
+        let services = Services::of(provider);
+        let Some(service) = services.service(question.service) else {
+            continue;
+        };
+        check_some(service.tool, &question.arguments).map_err(|wrong| {
+            let (machine, tool) = (&provider.name, service.tool);
+            let message = format!("`--args` is no call of `{}` on `{machine}`: {wrong}", service.name);
+            Failure::new(Exit::Failed, message).help(format!(
+                "`{}` runs `{tool}`; `anklume mcp serve --list-tools --format json` shows what that takes",
+                service.name
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 /// The decision of each machine.

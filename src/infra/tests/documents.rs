@@ -62,7 +62,7 @@ domains:
         q9: 1
         persistent_data: {v: {q9: 1, path: /v}}
         storage_volumes: {v: {q9: 1}}
-        services: [{q9: 1, name: s, tool: gpg_sign}]
+        services: [{q9: 1, name: s, tool: gpg_sign, limits: {q9: 1}}]
         mcp: {q9: 1}
 shared_volumes: {v: {q9: 1, consumers: {m: ro}}}
 network_policies: [{q9: 1, from: d, to: d}]

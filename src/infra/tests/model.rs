@@ -183,6 +183,7 @@ fn the_example_says_what_anklume_does_not_apply() {
     let expected = [
         "global.default_connection",
         "global.default_user",
+        "global.nesting_prefix",
         "global.gpu_policy",
         "global.firewall_mode",
         "global.ai_access_policy",

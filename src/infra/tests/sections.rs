@@ -124,6 +124,16 @@ domains: {a: {}}"#,
             ],
         ),
         (
+            "global: {nesting_prefix: true}
+domains: {a: {subnet_id: 0}}",
+            &["warning unused-key 1:10 nesting_prefix"],
+        ),
+        (
+            "global: {nesting_prefix: false}
+domains: {a: {subnet_id: 0}}",
+            &[],
+        ),
+        (
             "global:
   default_os_image: 12
   default_connection: [a]

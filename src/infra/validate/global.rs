@@ -99,7 +99,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
         default_os_image: image(fields, "default_os_image", findings),
         default_connection: owned(fields, "default_connection", findings),
         default_user: owned(fields, "default_user", findings),
-        nesting_prefix: fields.flag("nesting_prefix", findings).unwrap_or(true),
+        nesting_prefix: nesting_prefix(fields, findings),
     };
     let gpu_policy = fields.choice("gpu_policy", &["exclusive", "shared"], findings);
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
@@ -133,6 +133,7 @@ fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
     for (key, name) in [
         ("default_connection", "global.default_connection"),
         ("default_user", "global.default_user"),
+        ("nesting_prefix", "global.nesting_prefix"),
         ("gpu_policy", "global.gpu_policy"),
         ("firewall_mode", "global.firewall_mode"),
         ("ai_access_policy", "global.ai_access_policy"),
@@ -144,6 +145,18 @@ fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
             findings.unapplied(name, entry.at);
         }
     }
+}
+
+/// Read, and not applied: whoever asks for it must not believe that it is there.
+fn nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) -> bool {
+    let written = fields.flag("nesting_prefix", findings);
+    if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
+        let message = "`nesting_prefix` is not applied: names on Incus get no level in front";
+        findings
+            .warning(Code::UnusedKey, entry.at, message)
+            .help("remove it, or set it to `false`");
+    }
+    written.unwrap_or(true)
 }
 
 fn owned(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {

@@ -18,6 +18,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const LOCK: &str = ".lock";
 /// What the running server says of itself.
 const STATUS: &str = ".status.json";
+/// A socket that does not listen yet; no longer than any consumer's.
+const FRESH: &str = ".new";
 /// What the socket of a consumer is called, behind its name.
 const SOCKET_SUFFIX: &str = ".sock";
 
@@ -113,10 +115,13 @@ impl Folder {
         if length > SOCKET_PATH_MAX {
             return Err(FolderError::PathTooLong { path, length });
         }
-        self.remove(consumer)?;
-        let made = UnixListener::bind(&path).and_then(|listener| {
+        // Under another name until it listens, so that whoever sees the socket can connect.
+        let fresh = self.path.join(FRESH);
+        Self::remove_socket(&fresh)?;
+        let made = UnixListener::bind(&fresh).and_then(|listener| {
             // Nobody else enters the folder in between.
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::rename(&fresh, &path)?;
             Ok(listener)
         });
         made.map_err(|source| error("given a socket", &path, source))
@@ -128,10 +133,13 @@ impl Folder {
     ///
     /// The system refuses; a socket that is not there is no error.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
-        let path = self.socket(consumer);
-        match std::fs::remove_file(&path) {
+        Self::remove_socket(&self.socket(consumer))
+    }
+
+    fn remove_socket(path: &Path) -> Result<(), FolderError> {
+        match std::fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(error("cleared", &path, source))
+                Err(error("cleared", path, source))
             }
             _ => Ok(()),
         }

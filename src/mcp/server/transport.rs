@@ -61,9 +61,11 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
             self.lines.next().await
         };
         let (line, patience) = tokio::select! {
+            // In this order: once told to end, not one more request is taken.
+            biased;
+            () = self.stop.gently.cancelled() => (None, self.limits.stop),
             // A stream that fails has ended: there is nobody to tell.
             line = next => (line.ok().flatten(), self.limits.drain),
-            () = self.stop.gently.cancelled() => (None, self.limits.stop),
         };
         if line.is_none() {
             self.last_moment = Some(Instant::now() + patience);

@@ -269,7 +269,7 @@ mod tests {
                 .to_string()
                 .contains("is not a regular file")
         );
-        if geteuid().is_root() {
+        if crate::tool::testing::is_root() {
             fs::remove_file(folder.join(NAME)).unwrap();
             set(&folder, "x");
             std::os::unix::fs::chown(folder.join(NAME), Some(12_345), None).unwrap();

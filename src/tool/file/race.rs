@@ -1,5 +1,5 @@
 //! The race that the forerunner lost: a folder of the portal becomes a link and a folder again while files are handed
-//! over. 50,000 calls by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
+//! over. 50,000 calls of each tool by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -20,9 +20,9 @@ use crate::tool::blocking::Stop;
 /// Calls of each kind.
 fn calls() -> u64 {
     if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
-        250_000
+        500_000
     } else {
-        25_000
+        50_000
     }
 }
 

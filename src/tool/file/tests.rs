@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::tool::testing::{Bench, sentence};
+use crate::tool::testing::{Bench, is_root, sentence};
 use crate::tool::{Outcome, hex};
 
 impl Bench {
@@ -254,7 +254,7 @@ fn only_regular_files_with_one_name_are_given() {
 #[test]
 fn a_device_is_not_even_opened() {
     let bench = Bench::new();
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return;
     }
     let path = bench.portal().join("null");

@@ -91,7 +91,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
         until("it runs", || world.path("started").exists());
         server.signal(signal);
         // No new connection and no new call.
-        idle.is_closed();
+        idle.gets_closed();
         let socket = server.socket("bob");
         until("nobody listens", || {
             std::os::unix::net::UnixStream::connect(&socket).is_err()
@@ -101,7 +101,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
         let answer = alice.receive();
         assert_eq!(answer["id"], "runs");
         assert!(keyring.verifies(b"hello", text(&answer)));
-        alice.is_closed();
+        alice.gets_closed();
         assert_eq!(server.wait(), 0, "{}", server.stderr());
         assert_eq!(sockets(&world), [""; 0]);
         assert_eq!(world.clipboard(), None);
@@ -130,7 +130,7 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
     until("it runs", || world.path("started").exists());
     server.signal("KILL");
     assert_eq!(server.wait(), -1);
-    alice.is_closed();
+    alice.gets_closed();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
     // A client says so, and that its call may have been carried out is for it to find out.
     let socket = server.socket("alice");

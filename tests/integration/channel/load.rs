@@ -161,7 +161,7 @@ fn a_client_that_is_told_overloaded_ends_with_5() {
     let socket = server.socket("alice");
     let args = ["mcp", "call", "--socket", socket.to_str().unwrap()];
     let run = || world.run(&[&args[..], &["copy", "content=x"]].concat());
-    run().is(0, "1 bytes on the clipboard", "");
+    run().is(0, "1 byte on the clipboard", "");
     let ran = run();
     assert_eq!((ran.status, ran.stdout.as_str()), (5, ""));
     let begin = "error: the provider is overloaded: 1 calls of this caller in a minute is the limit; try again in ";
@@ -219,7 +219,7 @@ fn connections_over_the_limit_are_overloaded_and_the_others_live() {
         (&answer["id"], &answer["error"]["code"]),
         (&json!(1), &json!(OVERLOADED))
     );
-    fourth.is_closed();
+    fourth.gets_closed();
     assert_eq!(world.clipboard(), None);
     let socket = server.socket("alice");
     let args = ["mcp", "list", "--socket", socket.to_str().unwrap()];

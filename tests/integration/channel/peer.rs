@@ -94,7 +94,7 @@ impl Peer {
 
     /// The server closes the connection without another word.
     #[track_caller]
-    pub(super) fn is_closed(mut self) {
+    pub(super) fn gets_closed(mut self) {
         let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
             Ok(_) => {}

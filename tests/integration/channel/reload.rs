@@ -71,7 +71,7 @@ fn a_file_that_is_gone_grants_nothing() {
     let refused = "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32602,\"message\":\"Unknown tool: copy\"}}\n";
     assert!(line.is_empty() || line == refused, "{line}");
     if !line.is_empty() {
-        alice.is_closed();
+        alice.gets_closed();
     }
     assert_eq!(world.clipboard().as_deref(), Some("before"));
     for consumer in ["alice", "bob"] {
@@ -91,8 +91,8 @@ fn a_consumer_that_is_gone_loses_its_connections_and_socket_and_a_new_one_gets_i
     let (mut bob, idle) = (server.peer("bob"), server.peer("bob"));
     bob.lives();
     world.policy(&[ALICE, "{name: x, tool: clipboard_set, consumers: [carol]}"]);
-    bob.is_closed();
-    idle.is_closed();
+    bob.gets_closed();
+    idle.gets_closed();
     until("bob's socket goes", || !server.socket("bob").exists());
     until("carol's socket is there", || {
         server.socket("carol").exists()

@@ -142,22 +142,20 @@ impl World {
 
     /// The services file of these services, as `policy export` prints it.
     pub(super) fn export(&self, services: &[&str]) -> Vec<u8> {
-        let listed: String = services
+        let listed: Vec<String> = services
             .iter()
             .map(|service| format!("          - {service}\n"))
             .collect();
-        let others: String = CONSUMERS
-            .iter()
-            .map(|name| format!("      {name}: {{}}\n"))
-            .collect();
+        let others = CONSUMERS.map(|name| format!("      {name}: {{}}\n"));
         let services = if services.is_empty() {
             "        services: []\n".to_owned()
         } else {
-            format!("        services:\n{listed}")
+            format!("        services:\n{}", listed.concat())
         };
         let mcp = self.mcp;
         let infra = format!(
-            "domains:\n  d:\n    subnet_id: 0\n    machines:\n      vault:\n        mcp: {mcp}\n{services}{others}"
+            "domains:\n  d:\n    subnet_id: 0\n    machines:\n      vault:\n        mcp: {mcp}\n{services}{}",
+            others.concat()
         );
         self.write("infra.yml", infra);
         let ran = self.run(&["policy", "export", "--machine", "vault"]);

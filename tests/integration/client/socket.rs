@@ -137,7 +137,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
 "
     );
     run("text=-", &bytes).is(1, "", &message);
-    let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: a value that begins with `@` is a file; as plain text: `key:=\"@…\"`\n";
+    let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: a value that begins with `@` is a file; as plain text: key:='\"@…\"'\n";
     run("text=@nowhere", &[]).is(1, "", message);
     run("-", b"[1]").is(2, "", "error: the arguments are not a JSON object: invalid type: sequence, expected a JSON object at line 1 column 0\n");
 }
@@ -160,7 +160,7 @@ fn a_payload_that_comes_in_pieces_is_one_answer() {
 
 #[test]
 fn a_refused_tool_names_those_there_are_and_whom_to_ask() {
-    let help = "there are: echo; whether this machine may use it is declared in infra.yml; on the host `anklume policy check --caller MACHINE --service NAME` says why not";
+    let help = "there are: echo; whoever runs the host can say why: `anklume policy explain --caller MACHINE --service clipboard` there";
     for arguments in [&["x=1"][..], &[]] {
         let args = [&["mcp", "call", "clipboard"], arguments].concat();
         if let Some(ran) = against("refuses", &args) {

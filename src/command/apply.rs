@@ -1,0 +1,175 @@
+//! `anklume apply`: makes Incus match `infra.yml`, and says what it does.
+//!
+//! What there is to do is decided in [`crate::plan`]; here it is looked for, shown, and carried out.
+
+mod carry;
+mod context;
+mod host;
+mod host_work;
+mod lock;
+mod progress;
+mod provision;
+mod remote;
+mod report;
+
+pub(super) use carry::{carry_out, in_parallel};
+pub(super) use context::{Context, runtime};
+pub(super) use progress::Progress;
+pub(super) use report::{Outcome, Report};
+
+use crate::cli::{ApplyArgs, Format};
+use crate::command::open_infra;
+use crate::edge::{Edge, edges};
+use crate::error::{Exit, Failure};
+use crate::incus::State;
+use crate::infra::Infra;
+use crate::plan::{Plan, Wanted, owner, plan, remote_images};
+
+use super::output::Output;
+
+/// Runs `anklume apply`.
+pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let infra = open_infra(&args.infra, output)?.infra;
+    let edges = edges(&infra)?;
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        // A dry run too: what another run is in the middle of is no state to plan from.
+        let context = Context::new(output).await?.locked(output).await?;
+        let plan = look(&context, &infra, &edges, &args.adopt).await?;
+        if args.dry_run {
+            return show(&plan, args.exit_code, output);
+        }
+        for note in &plan.notes {
+            output.say(&format!("note: {note}"));
+        }
+        let progress = Progress::new(output, plan.actions().count());
+        tokio::select! {
+            report = execute(&context, &plan, &progress) => {
+                progress.end();
+                report.print(NOTHING, &plan.notes, context.writes(), output)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                progress.end();
+                Err(interrupted())
+            }
+        }
+    })
+}
+
+/// What was asked for is there.
+const NOTHING: &str = "nothing to do: Incus is as declared";
+
+/// Asked to stop in the middle: what has begun on Incus goes on there.
+pub(super) fn interrupted() -> anyhow::Error {
+    let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
+    let help = "run the command again: it goes on where it was";
+    failure.help(help).into()
+}
+
+/// Reads what there is and compares.
+async fn look(
+    context: &Context,
+    infra: &Infra,
+    edges: &[Edge],
+    adopt: &[String],
+) -> anyhow::Result<Plan> {
+    let state = context.state(&infra.project).await?;
+    let mut facts = host::facts(infra, edges).await;
+    facts.images = remote::find(remote_images(infra, &state)).await;
+    let wanted = Wanted {
+        infra,
+        edges,
+        adopt,
+    };
+    Ok(plan(wanted, &state, &facts)?)
+}
+
+/// Whether a project of this state is that infrastructure's.
+fn is_ours(state: &State, infra: &str, project: &str) -> bool {
+    state
+        .projects
+        .iter()
+        .any(|one| one.name == project && owner(&one.config, infra) == crate::plan::Owner::Ours)
+}
+
+fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
+    report::show(plan, output)?;
+    Ok(if exit_code && !plan.is_empty() {
+        Exit::Differs
+    } else {
+        Exit::Done
+    })
+}
+
+/// Carries the plan out, stage by stage: what fails holds up only what needs it.
+async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
+    let mut report = Report::default();
+    let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
+    report.add(in_parallel(context, each, progress).await);
+    report.add(carry_out(context, &plan.host, progress).await);
+    let bases = plan.domains.iter().map(|domain| domain.base.as_slice());
+    let bases = in_parallel(context, bases.collect(), progress).await;
+    let mut sound = Vec::new();
+    for (domain, outcomes) in plan.domains.iter().zip(bases) {
+        if outcomes.iter().all(Outcome::is_done) {
+            sound.push(domain);
+        } else {
+            let actions = domain
+                .machines
+                .iter()
+                .flat_map(|one| one.make.iter().chain(&one.connect));
+            let why = format!("the domain {} could not be made ready", domain.name);
+            report.skip(actions, &why, progress);
+        }
+        report.add(vec![outcomes]);
+    }
+    machines(context, &sound, &mut report, progress).await;
+    report.add(carry_out(context, &plan.swept, progress).await);
+    report
+}
+
+async fn machines(
+    context: &Context,
+    domains: &[&crate::plan::DomainPlan],
+    report: &mut Report,
+    progress: &Progress,
+) {
+    let all: Vec<_> = domains.iter().flat_map(|domain| &domain.machines).collect();
+    let made = in_parallel(
+        context,
+        all.iter().map(|one| one.make.as_slice()).collect(),
+        progress,
+    )
+    .await;
+    let mut ready = Vec::new();
+    for (machine, outcomes) in all.into_iter().zip(made) {
+        if outcomes.iter().all(Outcome::is_done) {
+            ready.push(machine);
+        } else {
+            let why = format!("the machine {} is not ready", machine.name);
+            report.skip(machine.connect.iter(), &why, progress);
+        }
+        report.add(vec![outcomes]);
+    }
+    // Everything that an end needs inside comes before its devices.
+    let provisioned = provision::provision(context, &ready, progress).await;
+    let mut connect = Vec::new();
+    for (machine, failed) in ready.into_iter().zip(provisioned) {
+        match failed {
+            None => connect.push(machine.connect.as_slice()),
+            Some(outcome) => {
+                let why = format!("the machine {} is not ready", machine.name);
+                report.add(vec![vec![outcome]]);
+                report.skip(machine.connect.iter(), &why, progress);
+            }
+        }
+    }
+    report.add(in_parallel(context, connect, progress).await);
+}
+
+impl Output {
+    /// Whether the answer is for programs.
+    pub(super) fn is_json(&self) -> bool {
+        self.format() == Format::Json
+    }
+}

@@ -1,0 +1,228 @@
+//! Carries actions out: one chain after the other's order, several chains at once, and no chain stops another.
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+
+use super::context::{Context, incus_failure};
+use super::host_work;
+use super::lock::Lock;
+use super::progress::Progress;
+use super::provision;
+use super::report::{Outcome, Status};
+use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
+use crate::plan::Action;
+
+/// How many chains run at once.
+const AT_ONCE: usize = 8;
+
+/// Does something with each, several at once; gives the results in order.
+pub(super) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
+where
+    F: Fn(&'a T) -> Fut,
+    Fut: Future<Output = R>,
+{
+    stream::iter(all.iter().map(one))
+        .buffered(AT_ONCE)
+        .collect()
+        .await
+}
+
+/// Runs each chain of actions, several at once; gives the outcomes of each, in the order of the chains.
+pub(crate) async fn in_parallel(
+    context: &Context,
+    chains: Vec<&[Action]>,
+    progress: &Progress,
+) -> Vec<Vec<Outcome>> {
+    stream::iter(chains)
+        .map(|chain| carry_out_chain(context, chain, progress))
+        .buffered(AT_ONCE)
+        .collect()
+        .await
+}
+
+/// Runs one chain; what follows a failure is skipped.
+pub(crate) async fn carry_out(
+    context: &Context,
+    chain: &[Action],
+    progress: &Progress,
+) -> Vec<Vec<Outcome>> {
+    vec![carry_out_chain(context, chain, progress).await]
+}
+
+async fn carry_out_chain(context: &Context, chain: &[Action], progress: &Progress) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    let mut connection = None;
+    let mut failed = false;
+    for action in chain {
+        if failed {
+            let status = Status::Skipped("an earlier step failed".to_owned());
+            outcomes.push(progress.ended(Outcome::new(action, status)));
+            continue;
+        }
+        let step = progress.began(action);
+        let done = act(context, &mut connection, action).await;
+        progress.left(step);
+        let status = match done {
+            Ok(()) => Status::Done,
+            Err(why) => {
+                failed = true;
+                Status::Failed(why)
+            }
+        };
+        outcomes.push(progress.ended(Outcome::new(action, status)));
+    }
+    outcomes
+}
+
+/// The connection of a chain: made when it is first needed.
+async fn connected<'c>(
+    context: &Context,
+    connection: &'c mut Option<Incus>,
+) -> Result<&'c mut Incus, IncusError> {
+    if connection.is_none() {
+        *connection = Some(context.incus().await?);
+    }
+    connection
+        .as_mut()
+        .ok_or_else(|| IncusError::Connection(std::io::ErrorKind::NotConnected.into()))
+}
+
+async fn act(
+    context: &Context,
+    connection: &mut Option<Incus>,
+    action: &Action,
+) -> Result<(), String> {
+    let on_host = |done: std::io::Result<()>| done.map_err(|why| why.to_string());
+    match action {
+        Action::Folder { path, mode, .. } => on_host(host_work::make_folder(path, *mode)),
+        Action::Sweep { path } => on_host(host_work::remove_socket(path)),
+        Action::Revoke { host, .. } => {
+            if let Some(path) = host {
+                on_host(host_work::remove_socket(path))?;
+            }
+            ask(context, connection, action).await
+        }
+        Action::Delete { sockets, .. } => {
+            ask(context, connection, action).await?;
+            sockets
+                .iter()
+                .try_for_each(|path| on_host(host_work::remove_socket(path)))
+        }
+        Action::Create { .. }
+        | Action::Edit { .. }
+        | Action::Start { .. }
+        | Action::Connect { .. } => ask(context, connection, action).await,
+    }
+}
+
+async fn ask(
+    context: &Context,
+    connection: &mut Option<Incus>,
+    action: &Action,
+) -> Result<(), String> {
+    let incus = connected(context, connection)
+        .await
+        .map_err(|why| incus_failure(&why).message)?;
+    let busy = is_network(action).then(|| Lock::busy(context.lock()));
+    let done = request(incus, action).await;
+    if let Some(busy) = busy {
+        busy.done();
+    }
+    if done.is_err() {
+        // The next action of the chain must not read an answer of this one.
+        *connection = None;
+    }
+    done.map_err(|why| incus_failure(&why).message)
+}
+
+/// Whether an action makes or deletes a network.
+fn is_network(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Create {
+            object: Object::Network(_),
+            ..
+        } | Action::Delete {
+            object: Object::Network(_),
+            ..
+        }
+    )
+}
+
+async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
+    match action {
+        Action::Create { object, body, .. } => incus.create(object, body).await,
+        Action::Edit { object, edits } => incus.edit(object, edits).await,
+        Action::Start {
+            machine,
+            power,
+            listens,
+            ..
+        } => {
+            if *listens {
+                // A device whose folder is not there keeps the machine from starting.
+                provision::listen_folder(incus, machine).await?;
+            }
+            incus.power(machine, *power).await
+        }
+        Action::Connect {
+            machine,
+            device,
+            new,
+            anew,
+            ..
+        } => {
+            if *anew {
+                incus.edit(machine, &[set(device, None)]).await?;
+            }
+            incus.edit(machine, &[set(device, Some(new))]).await
+        }
+        Action::Revoke {
+            machine,
+            device,
+            inside,
+            ..
+        } => {
+            // The files first: while the device is there, the next run knows of them.
+            if let Some(path) = inside {
+                provision::delete_socket(incus, machine, path).await?;
+            }
+            incus.edit(machine, &[set(device, None)]).await
+        }
+        Action::Delete {
+            object,
+            running,
+            protected,
+            ..
+        } => delete(incus, object, *running, *protected).await,
+        Action::Folder { .. } | Action::Sweep { .. } => Ok(()),
+    }
+}
+
+fn set(device: &str, keys: Option<&Keys>) -> Edit {
+    Edit::Device {
+        name: device.to_owned(),
+        old: None,
+        new: keys.cloned(),
+    }
+}
+
+async fn delete(
+    incus: &mut Incus,
+    object: &Object,
+    running: bool,
+    protected: bool,
+) -> Result<(), IncusError> {
+    if protected {
+        let edit = Edit::Config {
+            key: "security.protection.delete".to_owned(),
+            old: None,
+            new: None,
+        };
+        incus.edit(object, &[edit]).await?;
+    }
+    if running {
+        incus.power(object, Power::Stop).await?;
+    }
+    incus.delete(object).await
+}

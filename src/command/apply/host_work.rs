@@ -1,0 +1,73 @@
+//! What is changed on the host itself: folders and left-over sockets. Follows no symbolic link.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use super::host;
+
+/// Rights of a folder that leads to shared ones: a program that a machine's root leaves there with the rights of
+/// its owner must not be within reach of the host's users.
+const CLOSED: u32 = 0o700;
+
+/// Makes a folder, or gives it root as its owner and these rights.
+pub(super) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
+    let path = Path::new(path);
+    if !host::is_own(path) {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(CLOSED)
+            .create(parent)?;
+    }
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
+            if !fs::symlink_metadata(path)?.is_dir() {
+                return Err(why);
+            }
+            std::os::unix::fs::lchown(path, Some(0), Some(0))?;
+        }
+        Err(why) => return Err(why),
+    }
+    // The umask does not count here.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Removes a socket; what is not there is removed, what is no socket stays.
+pub(super) fn remove_socket(path: &str) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(is) if is.file_type().is_socket() => match fs::remove_file(path) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+            _ => Ok(()),
+        },
+        Ok(_) => Err(io::Error::other("it is not a socket")),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(why) => Err(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_made_with_closed_parents_and_sockets_alone_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let leaf = root.path().join("a/b");
+        make_folder(leaf.to_str().unwrap(), 0o755).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&leaf), 0o755);
+        assert_eq!(mode(&root.path().join("a")), CLOSED);
+
+        let socket = root.path().join("s.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        remove_socket(socket.to_str().unwrap()).unwrap();
+        assert!(!socket.exists());
+        remove_socket(socket.to_str().unwrap()).unwrap();
+        fs::write(&socket, "precious").unwrap();
+        assert!(remove_socket(socket.to_str().unwrap()).is_err());
+        assert!(socket.exists());
+    }
+}

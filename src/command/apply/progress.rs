@@ -1,0 +1,86 @@
+//! What a run says while it goes on: a bar and the steps in hand on a terminal, a line for each step elsewhere.
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::time::Duration;
+
+use super::super::output::Output;
+use super::report::{Outcome, Status};
+use crate::plan::Action;
+
+/// How often a step in hand is drawn anew.
+const TICK: Duration = Duration::from_millis(120);
+
+/// What a run says while it goes on.
+pub(crate) struct Progress {
+    output: Output,
+    bars: Option<(MultiProgress, ProgressBar)>,
+}
+
+impl Progress {
+    /// Of a run with so many steps.
+    pub(crate) fn new(output: &Output, steps: usize) -> Self {
+        let bars = output.animates().then(|| {
+            let all = MultiProgress::new();
+            let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let total = u64::try_from(steps).unwrap_or(u64::MAX);
+            let bar = all.add(ProgressBar::new(total).with_style(style));
+            (all, bar)
+        });
+        Self {
+            output: output.clone(),
+            bars,
+        }
+    }
+
+    /// A step begins.
+    pub(super) fn began(&self, action: &Action) -> Option<ProgressBar> {
+        let (all, _) = self.bars.as_ref()?;
+        let line = action.lines().into_iter().next().unwrap_or_default();
+        let spinner = all.add(ProgressBar::new_spinner().with_message(line));
+        spinner.enable_steady_tick(TICK);
+        Some(spinner)
+    }
+
+    /// A step is over, well or not.
+    pub(super) fn left(&self, step: Option<ProgressBar>) {
+        if let (Some((all, bar)), Some(step)) = (&self.bars, step) {
+            step.finish_and_clear();
+            all.remove(&step);
+            bar.inc(1);
+        }
+    }
+
+    /// How a step ended.
+    pub(super) fn ended(&self, outcome: Outcome) -> Outcome {
+        for line in outcome.lines() {
+            self.line(&line);
+        }
+        outcome
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bars {
+            Some((all, _)) => all.suspend(|| self.output.say(line)),
+            None => self.output.say(line),
+        }
+    }
+
+    /// The run is over.
+    pub(crate) fn end(&self) {
+        if let Some((_, bar)) = &self.bars {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Outcome {
+    /// The lines that say how a step ended.
+    fn lines(&self) -> Vec<String> {
+        match &self.status {
+            Status::Done => self.shown.lines.clone(),
+            Status::Failed(why) => vec![format!("! {}: {why}", self.title())],
+            Status::Skipped(why) => vec![format!("! {}: skipped, {why}", self.title())],
+        }
+    }
+}

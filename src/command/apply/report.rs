@@ -1,0 +1,262 @@
+//! How a run ended: every step with its outcome, and for what failed the command that shows more.
+
+use serde::Serialize;
+
+use super::super::output::Output;
+use super::progress::Progress;
+use crate::channel::shell_line;
+use crate::error::Exit;
+use crate::incus::Object;
+use crate::plan::{Action, Plan, Shown};
+
+/// How one step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// As planned.
+    Done,
+    /// Why not.
+    Failed(String),
+    /// Not begun, and why.
+    Skipped(String),
+}
+
+/// A step and how it ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(super) shown: Shown,
+    pub(super) status: Status,
+    /// The command that shows more.
+    more: Option<String>,
+}
+
+impl Outcome {
+    /// Of an action.
+    pub(crate) fn new(action: &Action, status: Status) -> Self {
+        Self {
+            shown: action.shown(),
+            status,
+            more: subject(action).map(show_command),
+        }
+    }
+
+    /// Of what goes into a machine.
+    pub(super) fn of_machine(machine: &Object, status: Status) -> Self {
+        Self {
+            shown: Shown {
+                verb: "change",
+                kind: machine.kind(),
+                name: machine.name().to_owned(),
+                lines: Vec::new(),
+            },
+            status,
+            more: Some(show_command(machine)),
+        }
+    }
+
+    /// Whether the step is done.
+    pub(crate) fn is_done(&self) -> bool {
+        self.status == Status::Done
+    }
+
+    /// What it was about.
+    pub(super) fn title(&self) -> String {
+        format!(
+            "{} {} {}",
+            self.shown.verb,
+            self.shown.kind,
+            self.shown.name.escape_debug()
+        )
+    }
+}
+
+fn subject(action: &Action) -> Option<&Object> {
+    match action {
+        Action::Create { object, .. }
+        | Action::Edit { object, .. }
+        | Action::Delete { object, .. } => Some(object),
+        Action::Start { machine, .. }
+        | Action::Connect { machine, .. }
+        | Action::Revoke { machine, .. } => Some(machine),
+        Action::Folder { .. } | Action::Sweep { .. } => None,
+    }
+}
+
+fn show_command(object: &Object) -> String {
+    let words: Vec<&str> = match object {
+        Object::Project(name) => vec!["project", "show", name],
+        Object::Acl(name) => vec!["network", "acl", "show", name],
+        Object::Network(name) => vec!["network", "show", name],
+        Object::Profile { project, name } => vec!["profile", "show", name, "--project", project],
+        Object::Volume {
+            project,
+            pool,
+            name,
+        } => vec![
+            "storage",
+            "volume",
+            "show",
+            pool,
+            name,
+            "--project",
+            project,
+        ],
+        Object::Machine { project, name } => {
+            vec!["info", name, "--project", project, "--show-log"]
+        }
+    };
+    shell_line([&["incus"], words.as_slice()].concat())
+}
+
+/// All steps of a run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    outcomes: Vec<Outcome>,
+}
+
+/// The answer as JSON.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    changed: usize,
+    failed: usize,
+    skipped: usize,
+    /// Requests to Incus that may change something.
+    writes: u64,
+    actions: Vec<Entry<'a>>,
+    notes: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Entry<'a> {
+    #[serde(flatten)]
+    shown: &'a Shown,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more: Option<&'a str>,
+}
+
+impl Report {
+    /// Adds what chains of steps gave.
+    pub(crate) fn add(&mut self, chains: Vec<Vec<Outcome>>) {
+        self.outcomes.extend(chains.into_iter().flatten());
+    }
+
+    /// Adds steps that were not begun.
+    pub(crate) fn skip<'a>(
+        &mut self,
+        actions: impl Iterator<Item = &'a Action>,
+        why: &str,
+        progress: &Progress,
+    ) {
+        for action in actions {
+            let outcome = Outcome::new(action, Status::Skipped(why.to_owned()));
+            self.outcomes.push(progress.ended(outcome));
+        }
+    }
+
+    fn count(&self, is: impl Fn(&Status) -> bool) -> usize {
+        self.outcomes.iter().filter(|one| is(&one.status)).count()
+    }
+
+    /// Prints the end of a run and says how it ended.
+    ///
+    /// `nothing` is said where there was no step.
+    pub(crate) fn print(
+        &self,
+        nothing: &str,
+        notes: &[String],
+        writes: u64,
+        output: &Output,
+    ) -> anyhow::Result<Exit> {
+        let changed = self.count(|status| *status == Status::Done);
+        let failed = self.count(|status| matches!(status, Status::Failed(_)));
+        let skipped = self.count(|status| matches!(status, Status::Skipped(_)));
+        if output.is_json() {
+            output.json(&Answer {
+                changed,
+                failed,
+                skipped,
+                writes,
+                actions: self.outcomes.iter().map(entry).collect(),
+                notes,
+            })?;
+        } else {
+            let line = match (self.outcomes.is_empty(), changed) {
+                (true, _) => format!("{nothing}\n"),
+                (false, 1) => "done: 1 change\n".to_owned(),
+                (false, _) => format!("done: {changed} changes\n"),
+            };
+            output.answer(line.as_bytes())?;
+        }
+        if failed + skipped == 0 {
+            return Ok(Exit::Done);
+        }
+        self.print_failures(failed, skipped, output);
+        Ok(Exit::Failed)
+    }
+
+    fn print_failures(&self, failed: usize, skipped: usize, output: &Output) {
+        let all = self.outcomes.len();
+        let skipped = match skipped {
+            0 => String::new(),
+            some => format!(", and {some} that need them were not begun"),
+        };
+        output.failure(&format!("{failed} of {all} steps failed{skipped}"), None);
+        for outcome in &self.outcomes {
+            if let Status::Failed(why) = &outcome.status {
+                output.stderr(&format!("  {}: {why}", outcome.title()));
+                if let Some(more) = &outcome.more {
+                    output.stderr(&format!("    see more: `{more}`"));
+                }
+            }
+        }
+        output.stderr("  run the command again when that is mended: it goes on where it was");
+    }
+}
+
+fn entry(outcome: &Outcome) -> Entry<'_> {
+    let (status, reason) = match &outcome.status {
+        Status::Done => ("done", None),
+        Status::Failed(why) => ("failed", Some(why.as_str())),
+        Status::Skipped(why) => ("skipped", Some(why.as_str())),
+    };
+    Entry {
+        shown: &outcome.shown,
+        status,
+        reason,
+        more: outcome.more.as_deref().filter(|_| status == "failed"),
+    }
+}
+
+/// A plan as JSON.
+#[derive(Debug, Serialize)]
+struct Planned<'a> {
+    actions: Vec<Shown>,
+    notes: &'a [String],
+}
+
+/// Prints a plan that is not carried out.
+pub(super) fn show(plan: &Plan, output: &Output) -> anyhow::Result<()> {
+    let actions: Vec<Shown> = plan.actions().map(Action::shown).collect();
+    if output.is_json() {
+        return output.json(&Planned {
+            actions,
+            notes: &plan.notes,
+        });
+    }
+    for note in &plan.notes {
+        output.say(&format!("note: {note}"));
+    }
+    let lines: Vec<&str> = actions
+        .iter()
+        .flat_map(|action| &action.lines)
+        .map(String::as_str)
+        .collect();
+    let mut text = lines.join("\n");
+    if text.is_empty() {
+        super::NOTHING.clone_into(&mut text);
+    }
+    text.push('\n');
+    Ok(output.answer(text.as_bytes())?)
+}

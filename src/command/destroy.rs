@@ -1,0 +1,145 @@
+//! `anklume destroy`: deletes what `apply` made, on request.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use super::apply::{
+    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, runtime,
+};
+use super::open_infra;
+use super::output::Output;
+use crate::cli::DestroyArgs;
+use crate::error::{Exit, Failure};
+use crate::plan::{Action, Doomed, Selection, destroy};
+
+/// Nothing that was asked for is there.
+const NOTHING: &str =
+    "nothing to delete: there is nothing on Incus that anklume made for this file";
+/// What a user types to agree.
+const YES: &str = "yes";
+
+/// Runs `anklume destroy`.
+pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let infra = open_infra(&args.infra, output)?.infra;
+    let selection = match (&args.domain, &args.machine) {
+        (Some(domain), _) => Selection::Domain(domain),
+        (_, Some(machine)) => Selection::Machine(machine),
+        _ => Selection::All,
+    };
+    runtime()?.block_on(async {
+        let context = Context::new(output).await?.locked(output).await?;
+        let state = context.state(&infra.project).await?;
+        let doomed = destroy(&infra.project, &state, selection);
+        for note in &doomed.notes {
+            output.say(&format!("note: {note}"));
+        }
+        if doomed.actions().next().is_none() {
+            return nothing(selection, &infra.project, &doomed, output);
+        }
+        // Who agrees beforehand sees each line when it is done.
+        if !args.yes {
+            show(&doomed, output);
+        }
+        refuse_protected(&doomed, args.force)?;
+        if !args.yes {
+            agree()?;
+        }
+        let progress = Progress::new(output, doomed.actions().count());
+        tokio::select! {
+            report = execute(&context, &doomed, &progress) => {
+                progress.end();
+                report.print(NOTHING, &doomed.notes, context.writes(), output)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                progress.end();
+                Err(interrupted())
+            }
+        }
+    })
+}
+
+fn nothing(
+    selection: Selection<'_>,
+    project: &str,
+    doomed: &Doomed,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let (kind, name) = match selection {
+        Selection::All => return Report::default().print(NOTHING, &doomed.notes, 0, output),
+        Selection::Domain(name) => ("domain", name),
+        Selection::Machine(name) => ("machine", name),
+    };
+    let message = format!(
+        "there is no {kind} `{}` on Incus that anklume made for `{}`",
+        name.escape_debug(),
+        project.escape_debug()
+    );
+    let help = "`incus list --all-projects` shows all machines";
+    Err(Failure::new(Exit::Failed, message).help(help).into())
+}
+
+/// What goes, before anybody is asked.
+fn show(doomed: &Doomed, output: &Output) {
+    for line in doomed.actions().flat_map(Action::lines) {
+        output.say(&line);
+    }
+}
+
+fn refuse_protected(doomed: &Doomed, force: bool) -> anyhow::Result<()> {
+    let protected: Vec<&str> = doomed
+        .machines
+        .iter()
+        .filter_map(|action| match action {
+            Action::Delete {
+                object,
+                protected: true,
+                ..
+            } => Some(object.name()),
+            _ => None,
+        })
+        .collect();
+    if force || protected.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "not ephemeral, and so not deleted: {}",
+        protected.join(", ").escape_debug()
+    );
+    let help = "`--force` deletes them all the same; nothing was deleted";
+    Err(Failure::new(Exit::Failed, message).help(help).into())
+}
+
+/// Asks at the terminal.
+fn agree() -> anyhow::Result<()> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        let failure = Failure::new(Exit::Usage, "nobody is there to be asked");
+        return Err(failure.help("`--yes` deletes without asking").into());
+    }
+    let mut stderr = std::io::stderr().lock();
+    write!(stderr, "delete all of this? type `{YES}`: ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    stdin.read_line(&mut answer)?;
+    if answer.trim() == YES {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Failed, "nothing was deleted").into())
+}
+
+/// Machines at once, then what they used; what fails keeps what it needs.
+async fn execute(context: &Context, doomed: &Doomed, progress: &Progress) -> Report {
+    let mut report = Report::default();
+    let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
+    let deleted = in_parallel(context, machines, progress).await;
+    let all_gone = deleted.iter().flatten().all(Outcome::is_done);
+    report.add(deleted);
+    if all_gone {
+        let volumes: Vec<_> = doomed.volumes.iter().map(std::slice::from_ref).collect();
+        report.add(in_parallel(context, volumes, progress).await);
+        report.add(carry_out(context, &doomed.rest, progress).await);
+    } else {
+        let rest = doomed.volumes.iter().chain(&doomed.rest);
+        report.skip(rest, "a machine could not be deleted", progress);
+    }
+    report
+}

@@ -1,0 +1,110 @@
+//! The command line as it is shown: what completion offers, and the manual page. One page holds every subcommand.
+
+use std::io::{self, Write as _};
+
+use clap::CommandFactory as _;
+use clap_mangen::{Man, roff};
+
+use crate::cli::Cli;
+use crate::error::Exit;
+
+/// What an exit code means, for the page; `docs/commands.md` has the same table.
+const EXITS: [(Exit, &str); 8] = [
+    (Exit::Done, "done, or allowed"),
+    (Exit::Failed, "failed; for policy check: denied or error"),
+    (Exit::Usage, "the command line is wrong"),
+    (Exit::Refused, "the provider refused the call"),
+    (
+        Exit::Unavailable,
+        "the provider cannot be reached, or did not answer in time",
+    ),
+    (
+        Exit::Overloaded,
+        "the provider has too much to do; the same call may succeed later",
+    ),
+    (
+        Exit::Differs,
+        "something differs from what is declared (sync --check)",
+    ),
+    (Exit::Interrupted, "interrupted; what was started is ended"),
+];
+
+/// The command line without what only anklume itself calls: clap hides that from its help alone.
+pub(super) fn shown() -> clap::Command {
+    let whole = Cli::command();
+    let subcommands = whole.get_subcommands().filter(|one| !one.is_hide_set());
+    clap::Command::new("anklume")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(whole.get_about().cloned().unwrap_or_default())
+        .long_about(whole.get_long_about().cloned().unwrap_or_default())
+        .subcommand_required(true)
+        .args(whole.get_arguments().cloned())
+        .subcommands(subcommands.cloned())
+}
+
+/// The manual page, as roff.
+pub(super) fn page() -> io::Result<Vec<u8>> {
+    let mut whole = shown().disable_help_subcommand(true);
+    whole.build();
+    let mut page = Vec::new();
+    let root = Man::new(whole.clone());
+    root.render_title(&mut page)?;
+    root.render_name_section(&mut page)?;
+    root.render_synopsis_section(&mut page)?;
+    root.render_description_section(&mut page)?;
+    root.render_options_section(&mut page)?;
+    add_subcommands(&whole, &mut page)?;
+    add_exits(&mut page)?;
+    root.render_version_section(&mut page)?;
+    Ok(page)
+}
+
+/// A section for each subcommand that does something.
+fn add_subcommands(above: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
+    for command in above.get_subcommands() {
+        if command.has_subcommands() {
+            add_subcommands(command, page)?;
+        } else {
+            add_subcommand(command, page)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let about = command.get_about().map(ToString::to_string);
+    let mut heading = roff::Roff::new();
+    heading.control("SH", [name]);
+    heading.text([roff::roman(about.unwrap_or_default())]);
+    heading.control("PP", []);
+    heading.to_writer(page)?;
+    // What every subcommand understands stands once, above.
+    let own = command.clone().mut_args(|argument| {
+        let everywhere = argument.is_global_set() || argument.get_id() == "help";
+        argument.hide(everywhere)
+    });
+    let man = Man::new(own);
+    let mut sections = Vec::new();
+    man.render_synopsis_section(&mut sections)?;
+    man.render_options_section(&mut sections)?;
+    for line in sections.split_inclusive(|byte| *byte == b'\n') {
+        // Their headings would end the section of this subcommand.
+        match line {
+            b".SH SYNOPSIS\n" | b".SH OPTIONS\n" => {}
+            _ => page.write_all(line)?,
+        }
+    }
+    Ok(())
+}
+
+fn add_exits(page: &mut Vec<u8>) -> io::Result<()> {
+    let mut exits = roff::Roff::new();
+    exits.control("SH", ["EXIT STATUS"]);
+    for (exit, meaning) in EXITS {
+        exits.control("TP", []);
+        exits.text([roff::bold((exit as u8).to_string())]);
+        exits.text([roff::roman(meaning)]);
+    }
+    exits.to_writer(page)
+}

@@ -1,0 +1,228 @@
+//! Writing to Incus: objects are made, edited, deleted, started and stopped, and each is waited for.
+
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::connection::{Answered, Call};
+use super::object::{Edit, Object};
+use super::{Incus, IncusError};
+
+/// Longest that one operation may take: an image may have to be fetched first.
+const OPERATION_MAX: Duration = Duration::from_secs(900);
+/// How long Incus holds one question for the end of an operation, in seconds; shorter than any patience.
+const WAIT_SECONDS: u64 = 10;
+/// How often an edit is tried again because somebody else changed the object meanwhile.
+const EDIT_TRIES: usize = 5;
+/// Longest that a machine may take to stop before it is killed, in seconds.
+const STOP_SECONDS: u32 = 10;
+
+/// How long a machine that is busy with something else is waited for.
+const BUSY_MAX: Duration = Duration::from_secs(30);
+/// How often a busy machine is looked at.
+const BUSY_LOOK: Duration = Duration::from_millis(250);
+/// What Incus says of a machine that still starts or stops, for which it has no operation to wait for.
+const BUSY: &str = "is busy running a";
+
+/// What a machine is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Power {
+    /// Start it.
+    Start,
+    /// Let a paused one go on.
+    Resume,
+    /// Stop it, at once where it does not end by itself.
+    Stop,
+}
+
+/// An answer that may have started an operation.
+#[derive(Debug, Deserialize)]
+struct Begun {
+    /// Where it can be asked about; empty when all is done.
+    #[serde(default)]
+    operation: String,
+}
+
+/// An operation of Incus.
+#[derive(Debug, Deserialize)]
+struct Operation {
+    #[serde(default)]
+    status_code: u16,
+    #[serde(default)]
+    err: String,
+}
+
+/// Status of an operation that has ended well.
+const SUCCEEDED: u16 = 200;
+
+impl Incus {
+    /// Makes an object; `body` is what the API takes, name included.
+    ///
+    /// One that an interrupted run had asked for may come to be meanwhile: with every key of `body`'s configuration it
+    /// is the one that was wanted.
+    pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> Result<(), IncusError> {
+        let made = self
+            .write(Method::POST, &object.collection(), Some(body), None)
+            .await;
+        match made {
+            Err(IncusError::Refused { .. } | IncusError::Failed(_))
+                if self.is_there(object, body).await =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether an object is there and has every key of this configuration.
+    async fn is_there(&mut self, object: &Object, body: &Value) -> bool {
+        let there: Result<Value, IncusError> = self.get(&object.path("")).await;
+        let wanted = body.get("config").and_then(Value::as_object);
+        let (Ok(there), Some(wanted)) = (there, wanted) else {
+            return false;
+        };
+        let config = there.get("config");
+        let has = |(key, value)| config.and_then(|config| config.get(key)) == Some(value);
+        !wanted.is_empty() && wanted.iter().all(has)
+    }
+
+    /// Edits an object as it is at this moment; tried again where somebody else edits it too.
+    pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
+        let path = object.path("");
+        let mut tries = EDIT_TRIES;
+        loop {
+            let call = Call {
+                path: &path,
+                ..Call::default()
+            };
+            let answer = self.exchange(call).await?;
+            let etag = answer
+                .headers
+                .get("ETag")
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned);
+            let mut there: Map<String, Value> = answer.metadata(&path)?;
+            for edit in edits {
+                edit.apply(&mut there);
+            }
+            let body = Value::Object(there);
+            tries -= 1;
+            match self.write(Method::PUT, &path, Some(&body), etag).await {
+                Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Deletes an object; one that is not there is deleted.
+    pub(crate) async fn delete(&mut self, object: &Object) -> Result<(), IncusError> {
+        let path = object.path("");
+        match self.write(Method::DELETE, &path, None, None).await {
+            Err(IncusError::Refused { code: 404, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Starts, resumes or stops a machine.
+    pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
+        let action = match power {
+            Power::Start => "start",
+            Power::Resume => "unfreeze",
+            Power::Stop => "stop",
+        };
+        let body = json!({
+            "action": action,
+            "force": power == Power::Stop,
+            "timeout": STOP_SECONDS,
+        });
+        self.write(Method::PUT, &machine.path("/state"), Some(&body), None)
+            .await
+    }
+
+    /// Writes; tried again while the machine is busy with what an earlier run or Incus itself began.
+    async fn write(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        etag: Option<String>,
+    ) -> Result<(), IncusError> {
+        let began = Instant::now();
+        loop {
+            let done = self.write_once(&method, path, body, etag.clone()).await;
+            match done {
+                Err(why) if is_busy(&why) && began.elapsed() < BUSY_MAX => {
+                    tokio::time::sleep(BUSY_LOOK).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn write_once(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+        etag: Option<String>,
+    ) -> Result<(), IncusError> {
+        let mut call = Call {
+            method: method.clone(),
+            path,
+            ..Call::default()
+        };
+        if let Some(body) = body {
+            call.body = Bytes::from(body.to_string());
+            call.headers
+                .push(("Content-Type", "application/json".to_owned()));
+        }
+        if let Some(etag) = etag {
+            call.headers.push(("If-Match", etag));
+        }
+        let answer = self.exchange(call).await?;
+        self.ended(path, &answer).await
+    }
+
+    /// Waits for the operation that an answer began, if it did.
+    pub(super) async fn ended(&mut self, path: &str, answer: &Answered) -> Result<(), IncusError> {
+        let begun: Begun =
+            serde_json::from_slice(&answer.body).map_err(|source| IncusError::Answer {
+                path: path.to_owned(),
+                source,
+            })?;
+        if begun.operation.is_empty() {
+            return Ok(());
+        }
+        self.operation(&begun.operation, OPERATION_MAX).await
+    }
+
+    /// Waits for the end of an operation.
+    pub(super) async fn operation(
+        &mut self,
+        operation: &str,
+        longest: Duration,
+    ) -> Result<(), IncusError> {
+        let (place, query) = operation.split_once('?').unwrap_or((operation, ""));
+        let wait = format!("{place}/wait?timeout={WAIT_SECONDS}&{query}");
+        let began = Instant::now();
+        loop {
+            let now: Operation = self.get(wait.trim_end_matches('&')).await?;
+            match now.status_code {
+                SUCCEEDED => return Ok(()),
+                code if code > SUCCEEDED => return Err(IncusError::Failed(now.err)),
+                _ if began.elapsed() > longest => return Err(IncusError::Slow(longest)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn is_busy(why: &IncusError) -> bool {
+    match why {
+        IncusError::Refused { message, .. } | IncusError::Failed(message) => message.contains(BUSY),
+        _ => false,
+    }
+}

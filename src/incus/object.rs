@@ -1,0 +1,356 @@
+//! The objects of Incus that anklume makes, and the edits that one takes: what to change, not when or why.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::connection::encoded;
+
+/// Configuration, or a device: keys and values as Incus takes them.
+pub(crate) type Keys = BTreeMap<String, String>;
+/// Devices by name.
+pub(crate) type Devices = BTreeMap<String, Keys>;
+
+/// The project that is always there; networks and their access lists are its own.
+pub(crate) const DEFAULT_PROJECT: &str = "default";
+
+/// Something that Incus keeps under a name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Object {
+    /// A project.
+    Project(String),
+    /// A network access list of the default project.
+    Acl(String),
+    /// A network of the default project.
+    Network(String),
+    /// A profile.
+    Profile {
+        /// Its project.
+        project: String,
+        /// Its name.
+        name: String,
+    },
+    /// A custom storage volume.
+    Volume {
+        /// Its project.
+        project: String,
+        /// Its storage pool.
+        pool: String,
+        /// Its name.
+        name: String,
+    },
+    /// A container or virtual machine.
+    Machine {
+        /// Its project.
+        project: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Object {
+    /// The machine of a project.
+    pub(crate) fn machine(project: &str, name: &str) -> Self {
+        Self::Machine {
+            project: project.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Where objects of this kind are made.
+    pub(super) fn collection(&self) -> String {
+        match self {
+            Self::Project(_) => "/1.0/projects".to_owned(),
+            Self::Acl(_) => format!("/1.0/network-acls?project={DEFAULT_PROJECT}"),
+            Self::Network(_) => format!("/1.0/networks?project={DEFAULT_PROJECT}"),
+            Self::Profile { project, .. } => {
+                format!("/1.0/profiles?project={}", encoded(project))
+            }
+            Self::Volume { project, pool, .. } => format!(
+                "/1.0/storage-pools/{}/volumes/custom?project={}",
+                encoded(pool),
+                encoded(project)
+            ),
+            Self::Machine { project, .. } => {
+                format!("/1.0/instances?project={}", encoded(project))
+            }
+        }
+    }
+
+    /// Where it is, with `below` (such as `/state`) between its name and the query.
+    pub(super) fn path(&self, below: &str) -> String {
+        let collection = self.collection();
+        let (kind, query) = collection
+            .split_once('?')
+            .map_or((collection.as_str(), String::new()), |(kind, query)| {
+                (kind, format!("?{query}"))
+            });
+        format!("{kind}/{}{below}{query}", encoded(self.name()))
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Project(name) | Self::Acl(name) | Self::Network(name) => name,
+            Self::Profile { name, .. } | Self::Volume { name, .. } | Self::Machine { name, .. } => {
+                name
+            }
+        }
+    }
+
+    /// What kind of thing it is, in a word.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Project(_) => "project",
+            Self::Acl(_) => "acl",
+            Self::Network(_) => "network",
+            Self::Profile { .. } => "profile",
+            Self::Volume { .. } => "volume",
+            Self::Machine { .. } => "machine",
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind(), self.name().escape_debug())?;
+        match self {
+            Self::Profile { project, .. } | Self::Volume { project, .. } => {
+                write!(f, " of {}", project.escape_debug())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which traffic a rule of an access list is about, seen from the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direction {
+    /// To the machines.
+    Ingress,
+    /// From the machines.
+    Egress,
+}
+
+impl Direction {
+    /// The word of the API.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// One change of one object. `None` is "not there".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// The description.
+    Description {
+        /// Before.
+        old: String,
+        /// After.
+        new: String,
+    },
+    /// A key of the configuration.
+    Config {
+        /// The key.
+        key: String,
+        /// Before.
+        old: Option<String>,
+        /// After.
+        new: Option<String>,
+    },
+    /// A device.
+    Device {
+        /// Its name.
+        name: String,
+        /// Before.
+        old: Option<Keys>,
+        /// After.
+        new: Option<Keys>,
+    },
+    /// The list of profiles.
+    Profiles {
+        /// Before.
+        old: Vec<String>,
+        /// After.
+        new: Vec<String>,
+    },
+    /// Rules of an access list: `old` go, `new` come, others stay.
+    Rules {
+        /// Of which traffic.
+        direction: Direction,
+        /// Those that go.
+        old: Vec<Keys>,
+        /// Those that come.
+        new: Vec<Keys>,
+    },
+}
+
+impl Edit {
+    /// Makes the change in what the API gave for an object.
+    pub(super) fn apply(&self, object: &mut Map<String, Value>) {
+        match self {
+            Self::Description { new, .. } => {
+                object.insert("description".to_owned(), new.clone().into());
+            }
+            Self::Config { key, new, .. } => {
+                set(
+                    object,
+                    "config",
+                    key,
+                    new.as_ref().map(|v| v.clone().into()),
+                );
+            }
+            Self::Device { name, new, .. } => {
+                set(object, "devices", name, new.as_ref().map(as_object));
+            }
+            Self::Profiles { new, .. } => {
+                object.insert("profiles".to_owned(), new.clone().into());
+            }
+            Self::Rules {
+                direction,
+                old,
+                new,
+            } => {
+                let rules = object
+                    .entry(direction.as_str())
+                    .or_insert_with(|| Value::Array(Vec::new()));
+                if !rules.is_array() {
+                    *rules = Value::Array(Vec::new());
+                }
+                if let Some(rules) = rules.as_array_mut() {
+                    rules.retain(|rule| !old.iter().any(|gone| is_rule(rule, gone)));
+                    rules.extend(new.iter().map(as_object));
+                }
+            }
+        }
+    }
+}
+
+/// Keys as a JSON object.
+pub(crate) fn as_object(keys: &Keys) -> Value {
+    let pairs = keys
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone().into()));
+    Value::Object(pairs.collect())
+}
+
+fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<Value>) {
+    let section = object
+        .entry(section)
+        .or_insert_with(|| Value::Object(Map::new()));
+    if !section.is_object() {
+        *section = Value::Object(Map::new());
+    }
+    let Some(section) = section.as_object_mut() else {
+        return;
+    };
+    match value {
+        Some(value) => {
+            section.insert(key.to_owned(), value);
+        }
+        None => {
+            section.shift_remove(key);
+        }
+    }
+}
+
+/// Whether a rule of the API has exactly these filled keys.
+fn is_rule(rule: &Value, keys: &Keys) -> bool {
+    rule.as_object().is_some_and(|rule| {
+        let filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));
+        filled.clone().count() == keys.len()
+            && filled
+                .clone()
+                .all(|(key, value)| keys.get(key).map(String::as_str) == value.as_str())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn keys(pairs: &[(&str, &str)]) -> Keys {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        pairs.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn every_object_has_its_place() {
+        let of = |project: &str, name: &str| (project.to_owned(), name.to_owned());
+        let (project, name) = of("p q", "a/b");
+        let volume = Object::Volume {
+            project: project.clone(),
+            pool: "d".to_owned(),
+            name,
+        };
+        assert_eq!(
+            volume.path(""),
+            "/1.0/storage-pools/d/volumes/custom/a%2Fb?project=p%20q"
+        );
+        assert_eq!(Object::Project(project).path(""), "/1.0/projects/p%20q");
+        assert_eq!(
+            Object::machine("p", "m").path("/state"),
+            "/1.0/instances/m/state?project=p"
+        );
+    }
+
+    #[test]
+    fn an_edit_touches_what_it_names_and_nothing_beside_it() {
+        let mut object = json!({
+            "config": {"a": "1", "hand": "made"},
+            "devices": {"eth0": {"type": "nic"}, "d": {"type": "disk"}},
+            "egress": [
+                {"action": "reject", "destination": "x", "source": "", "description": "anklume"},
+                {"action": "drop", "destination": "y"},
+            ],
+        });
+        let edits = [
+            Edit::Config {
+                key: "a".to_owned(),
+                old: Some("1".to_owned()),
+                new: None,
+            },
+            Edit::Config {
+                key: "b".to_owned(),
+                old: None,
+                new: Some("2".to_owned()),
+            },
+            Edit::Device {
+                name: "d".to_owned(),
+                old: Some(keys(&[("type", "disk")])),
+                new: None,
+            },
+            Edit::Rules {
+                direction: Direction::Egress,
+                old: vec![keys(&[
+                    ("action", "reject"),
+                    ("destination", "x"),
+                    ("description", "anklume"),
+                ])],
+                new: vec![keys(&[("action", "reject"), ("destination", "z")])],
+            },
+        ];
+        for edit in &edits {
+            edit.apply(object.as_object_mut().unwrap());
+        }
+        assert_eq!(
+            object,
+            json!({
+                "config": {"hand": "made", "b": "2"},
+                "devices": {"eth0": {"type": "nic"}},
+                "egress": [
+                    {"action": "drop", "destination": "y"},
+                    {"action": "reject", "destination": "z"},
+                ],
+            })
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! What there is on Incus, read in few requests: everything that a plan compares with `infra.yml`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use super::connection::encoded;
+use super::object::{Devices, Keys};
+use super::{Incus, IncusError};
+
+/// Longest that operations of an earlier, interrupted run are waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(120);
+
+/// Everything on Incus that matters to anklume.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    /// All projects.
+    pub(crate) projects: Vec<Project>,
+    /// All networks of the default project, unmanaged interfaces of the host included.
+    pub(crate) networks: Vec<Network>,
+    /// All access lists of the default project.
+    pub(crate) acls: Vec<Acl>,
+    /// All profiles of all projects.
+    pub(crate) profiles: Vec<Profile>,
+    /// All machines of all projects.
+    pub(crate) instances: Vec<Instance>,
+    /// The custom volumes of all projects.
+    pub(crate) volumes: Vec<Volume>,
+    /// The storage pools.
+    pub(crate) pools: Vec<String>,
+    /// The image aliases of the default project.
+    pub(crate) aliases: Vec<Alias>,
+    /// The fingerprints of the images of the default project.
+    pub(crate) images: Vec<String>,
+}
+
+/// The daemon.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Server {
+    /// Names of what this version of the API can do.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) api_extensions: Vec<String>,
+    /// `trusted` for whoever may use it.
+    #[serde(default)]
+    pub(crate) auth: String,
+    /// More about it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) environment: Environment,
+}
+
+/// More about the daemon.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Environment {
+    /// Such as `6.0.4`.
+    #[serde(default)]
+    pub(crate) server_version: String,
+    /// Whether this daemon is one of several.
+    #[serde(default)]
+    pub(crate) server_clustered: bool,
+}
+
+/// A project.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Project {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) description: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+}
+
+/// A network, or an interface of the host.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    /// `bridge` and others.
+    #[serde(default, rename = "type")]
+    pub(crate) kind: String,
+    /// Whether Incus made it.
+    #[serde(default)]
+    pub(crate) managed: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) used_by: Vec<String>,
+}
+
+/// A network access list.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Acl {
+    pub(crate) name: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) ingress: Vec<Keys>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) egress: Vec<Keys>,
+}
+
+/// A profile.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Profile {
+    pub(crate) name: String,
+    #[serde(default = "default_project")]
+    pub(crate) project: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) devices: Devices,
+}
+
+/// A machine as it is on Incus.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Instance {
+    pub(crate) name: String,
+    #[serde(default = "default_project")]
+    pub(crate) project: String,
+    /// `container` or `virtual-machine`.
+    #[serde(default, rename = "type")]
+    pub(crate) kind: String,
+    /// `Running`, `Stopped`, `Frozen`, …
+    #[serde(default)]
+    pub(crate) status: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) devices: Devices,
+    /// Its own devices and those of its profiles.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) expanded_devices: Devices,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) profiles: Vec<String>,
+}
+
+/// A custom storage volume.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Volume {
+    pub(crate) name: String,
+    #[serde(default = "default_project")]
+    pub(crate) project: String,
+    #[serde(default)]
+    pub(crate) pool: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) config: Keys,
+}
+
+/// A name of an image.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Alias {
+    pub(crate) name: String,
+    /// `container` or `virtual-machine`.
+    #[serde(default, rename = "type")]
+    pub(crate) kind: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Pool {
+    name: String,
+}
+
+/// The operations that go on, by state.
+#[derive(Debug, Default, Deserialize)]
+struct Operations {
+    #[serde(default, deserialize_with = "or_default")]
+    running: Vec<Running>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Running {
+    id: String,
+    #[serde(default)]
+    class: String,
+    #[serde(default, deserialize_with = "or_default")]
+    resources: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+fn default_project() -> String {
+    super::object::DEFAULT_PROJECT.to_owned()
+}
+
+/// Go writes an empty list or map as `null` where nobody filled it.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The last part of an address of the API, without its query.
+fn last_part(url: &str) -> String {
+    let place = url.split_once('?').map_or(url, |(place, _)| place);
+    place.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+impl Incus {
+    /// The daemon itself.
+    pub(crate) async fn server(&mut self) -> Result<Server, IncusError> {
+        self.get("/1.0").await
+    }
+
+    /// Everything.
+    pub(crate) async fn state(&mut self) -> Result<State, IncusError> {
+        let pools: Vec<Pool> = self.get("/1.0/storage-pools?recursion=1").await?;
+        let mut state = State {
+            projects: self.get("/1.0/projects?recursion=1").await?,
+            networks: self.get("/1.0/networks?recursion=1").await?,
+            acls: self.get("/1.0/network-acls?recursion=1").await?,
+            profiles: self
+                .get("/1.0/profiles?recursion=1&all-projects=true")
+                .await?,
+            instances: self
+                .get("/1.0/instances?recursion=1&all-projects=true")
+                .await?,
+            aliases: self.get("/1.0/images/aliases?recursion=1").await?,
+            images: self.get("/1.0/images").await?,
+            volumes: Vec::new(),
+            pools: pools.into_iter().map(|pool| pool.name).collect(),
+        };
+        state.images = state.images.iter().map(|url| last_part(url)).collect();
+        for pool in state.pools.clone() {
+            let path = format!(
+                "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
+                encoded(&pool)
+            );
+            let volumes: Vec<Volume> = self.get(&path).await?;
+            state
+                .volumes
+                .extend(volumes.into_iter().map(|volume| Volume {
+                    pool: pool.clone(),
+                    ..volume
+                }));
+        }
+        Ok(state)
+    }
+
+    /// Waits for what an interrupted run left going on in the machines of these projects; whether there was anything.
+    pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> Result<bool, IncusError> {
+        let mut waited = false;
+        let operations: Operations = self
+            .get("/1.0/operations?recursion=1&all-projects=true")
+            .await?;
+        for running in operations.running {
+            let touched = running.resources.get("instances").into_iter().flatten();
+            // A program that runs in a machine (`websocket`) is nobody's unfinished work.
+            if running.class == "task" && touched.into_iter().any(|url| ours(project_of(url))) {
+                waited = true;
+                let place = format!("/1.0/operations/{}", encoded(&running.id));
+                match self.operation(&place, SETTLE_MAX).await {
+                    // How it ended shows in what is there now.
+                    Ok(())
+                    | Err(
+                        IncusError::Failed(_) | IncusError::Slow(_) | IncusError::Refused { .. },
+                    ) => {}
+                    Err(why) => return Err(why),
+                }
+            }
+        }
+        Ok(waited)
+    }
+}
+
+/// The project in the address of a machine.
+fn project_of(url: &str) -> &str {
+    url.split_once("project=")
+        .map_or(super::object::DEFAULT_PROJECT, |(_, project)| {
+            project.split('&').next().unwrap_or_default()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nulls_and_missing_fields_are_empty() {
+        let text = r#"{"name":"a","config":null,"devices":null,"later":1}"#;
+        let instance: Instance = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (instance.project.as_str(), instance.devices.len()),
+            ("default", 0)
+        );
+    }
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        assert_eq!(last_part("/1.0/images/abc?project=x"), "abc");
+        assert_eq!(project_of("/1.0/instances/a?project=vault"), "vault");
+        assert_eq!(project_of("/1.0/instances/a"), "default");
+    }
+}

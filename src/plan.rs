@@ -1,0 +1,302 @@
+//! An [`Infra`] and what Incus has, compared: the actions that make Incus match, or every reason why they may not begin.
+//!
+//! Pure: reads no file, asks nobody. Who carries the actions out, and how, is none of its business.
+
+mod action;
+mod check;
+mod destroy;
+mod difference;
+mod domain;
+mod edges;
+mod image;
+mod machine;
+mod mark;
+mod network;
+
+pub(crate) use action::{Action, Role, Shown};
+pub(crate) use destroy::{Doomed, Selection, destroy};
+pub(crate) use image::{Remote, remote_images};
+pub(crate) use mark::{Owner, owner};
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use crate::diagnostic::{Diagnostic, Faults, Place, Severity, quote};
+use crate::edge::Edge;
+use crate::incus::State;
+use crate::incus::state::Instance;
+use crate::infra::Infra;
+
+/// What is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// What is declared.
+    pub(crate) infra: &'a Infra,
+    /// The edges that follow.
+    pub(crate) edges: &'a [Edge],
+    /// Machines and domains that may be taken over though anklume did not make them.
+    pub(crate) adopt: &'a [String],
+}
+
+/// What is known of the host besides Incus.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// User and group numbers that the host uses, and for what.
+    pub(crate) ids: Vec<TakenIds>,
+    /// File names in the folder of the edges' sockets.
+    pub(crate) sockets: Vec<String>,
+    /// Paths that devices need and that are not there.
+    pub(crate) missing: BTreeSet<String>,
+    /// anklume's own folders on the host that are not as they must be: path, and what is wrong where it cannot be mended.
+    pub(crate) folders: Vec<HostFolder>,
+    /// Routes to networks that are directly connected.
+    pub(crate) routes: Vec<Route>,
+    /// Images of remotes, by their name as written: where they are, or why not.
+    pub(crate) images: BTreeMap<String, Result<Remote, String>>,
+    /// Whether this process may write anklume's folders.
+    pub(crate) root: bool,
+}
+
+/// A range of user or group numbers that the host uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TakenIds {
+    /// The first.
+    pub(crate) first: u32,
+    /// How many.
+    pub(crate) count: u32,
+    /// By whom, such as "`/etc/passwd` for `alice`".
+    pub(crate) by: String,
+}
+
+/// One of anklume's own folders on the host that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostFolder {
+    /// Its path.
+    pub(crate) path: String,
+    /// What is wrong.
+    pub(crate) state: FolderState,
+}
+
+/// What is wrong with a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FolderState {
+    /// It is not there.
+    Missing,
+    /// Owner or rights differ.
+    Loose,
+    /// It is no folder.
+    NoFolder,
+}
+
+/// A network that the host reaches directly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Over which interface.
+    pub(crate) interface: String,
+    /// Its first address.
+    pub(crate) network: Ipv4Addr,
+    /// Bits of its prefix.
+    pub(crate) prefix: u8,
+}
+
+/// What must be done, in the order in which it must be done.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plan {
+    /// Channels that are no longer declared: first, because whoever was revoked should not wait.
+    pub(crate) revoked: Vec<Action>,
+    /// Folders on the host.
+    pub(crate) host: Vec<Action>,
+    /// Projects, networks and profiles; then the machines in them.
+    pub(crate) domains: Vec<DomainPlan>,
+    /// Left-over sockets on the host.
+    pub(crate) swept: Vec<Action>,
+    /// What the user should know, and what no action follows from.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What must be done in one domain.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DomainPlan {
+    /// The domain.
+    pub(crate) name: String,
+    /// Project, access list, network, profiles: one after the other, before any of its machines.
+    pub(crate) base: Vec<Action>,
+    /// Its machines, independent of each other.
+    pub(crate) machines: Vec<MachinePlan>,
+}
+
+/// What must be done for one machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MachinePlan {
+    /// The machine.
+    pub(crate) name: String,
+    /// Volumes, the machine itself, its start: one after the other.
+    pub(crate) make: Vec<Action>,
+    /// The devices of its edges, when it and the other ends run.
+    pub(crate) connect: Vec<Action>,
+}
+
+impl Plan {
+    /// Every action, in the order of the plan.
+    pub(crate) fn actions(&self) -> impl Iterator<Item = &Action> {
+        let domains = self.domains.iter();
+        let base = domains.clone().flat_map(|domain| &domain.base);
+        let make = domains
+            .clone()
+            .flat_map(|domain| &domain.machines)
+            .flat_map(|machine| &machine.make);
+        let connect = domains
+            .flat_map(|domain| &domain.machines)
+            .flat_map(|machine| &machine.connect);
+        let first = self.revoked.iter().chain(&self.host);
+        first
+            .chain(base)
+            .chain(make)
+            .chain(connect)
+            .chain(&self.swept)
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.actions().next().is_none()
+    }
+}
+
+/// Compares; the plan, or everything that stands in its way.
+pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
+    let mut faults = Vec::new();
+    let setting = Setting::new(wanted, state, facts);
+    check::check(&setting, &mut faults);
+    let moves = edges::moves(&setting);
+    let mut ends = edges::wanted(wanted.edges);
+    let mut plan = Plan {
+        revoked: moves.revoked,
+        host: check::folders(&setting),
+        swept: moves.swept,
+        ..Plan::default()
+    };
+    for declared in wanted.infra.enabled() {
+        let base = domain::base(&setting, declared, &mut faults);
+        let machines = declared
+            .machines
+            .iter()
+            .map(|one| MachinePlan {
+                name: one.name.to_string(),
+                make: machine::make(&setting, declared, one, &mut faults),
+                connect: edges::connect(&setting, declared, one, &mut ends, &moves.stolen),
+            })
+            .collect();
+        plan.domains.push(DomainPlan {
+            name: declared.name.to_string(),
+            base,
+            machines,
+        });
+    }
+    plan.notes = check::notes(&setting);
+    if faults.is_empty() {
+        Ok(plan)
+    } else {
+        Err(Faults(faults))
+    }
+}
+
+/// Everything that a part of the comparison looks at.
+struct Setting<'a> {
+    wanted: Wanted<'a>,
+    state: &'a State,
+    facts: &'a Facts,
+    /// The storage pool of machines; `None`: there is none.
+    pool: Option<String>,
+    /// The machines on Incus by project and name.
+    machines: HashMap<(&'a str, &'a str), &'a Instance>,
+}
+
+impl<'a> Setting<'a> {
+    fn new(wanted: Wanted<'a>, state: &'a State, facts: &'a Facts) -> Self {
+        let machines = state.instances.iter();
+        Self {
+            wanted,
+            state,
+            facts,
+            pool: domain::pool(state),
+            machines: machines
+                .map(|one| ((one.project.as_str(), one.name.as_str()), one))
+                .collect(),
+        }
+    }
+
+    /// The machine of that name in that domain's project, if it is there.
+    fn there(&self, domain: &str, machine: &str) -> Option<&'a Instance> {
+        self.machines.get(&(domain, machine)).copied()
+    }
+
+    /// The name of the infrastructure, which its objects bear.
+    fn project(&self) -> &str {
+        &self.wanted.infra.project
+    }
+
+    /// Whether the user allows to take over the thing of this name.
+    fn adopts(&self, name: &str) -> bool {
+        self.wanted.adopt.iter().any(|one| one == name)
+    }
+}
+
+/// Something in the way.
+fn fault(
+    code: &'static str,
+    place: Option<&Place>,
+    message: String,
+    help: impl Into<String>,
+) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        code,
+        message,
+        place: place.cloned(),
+        help: Some(help.into()),
+    }
+}
+
+/// What stands in the way when an object is there and not this infrastructure's.
+fn not_ours(
+    what: &str,
+    name: &str,
+    adopt: &str,
+    owner: &Owner,
+    place: Option<&Place>,
+) -> Diagnostic {
+    match owner {
+        Owner::Other(other) => fault(
+            "not-ours",
+            place,
+            format!(
+                "the {what} {} on Incus belongs to another infrastructure, {}",
+                quote(name),
+                quote(other)
+            ),
+            "give it another name here, or set `project_name` back if it was changed",
+        ),
+        Owner::Copy(original) => fault(
+            "not-ours",
+            place,
+            format!(
+                "the {what} {} on Incus is a copy of {} and was not made by anklume",
+                quote(name),
+                quote(original)
+            ),
+            format!("`anklume apply --adopt {adopt}` takes it over as it is"),
+        ),
+        Owner::Nobody | Owner::Ours => fault(
+            "not-ours",
+            place,
+            format!(
+                "the {what} {} is on Incus already and was not made by anklume",
+                quote(name)
+            ),
+            format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! One thing to do, and how it reads in a plan: `+` is made, `~` is changed, `-` is removed.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::incus::{Edit, Keys, Object, Power};
+
+/// Longest value of a key that a plan shows, in characters.
+const SHOWN_MAX: usize = 60;
+/// Keys that anklume keeps for itself; shown only where nothing else changes.
+const MARKS: &str = "user.anklume.";
+
+/// Which end of an edge a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The end that calls.
+    Consumer,
+    /// The end that is called.
+    Provider,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Action {
+    /// Make an object.
+    Create {
+        /// The object.
+        object: Object,
+        /// What the API takes.
+        body: Value,
+        /// More about it, for whoever reads the plan.
+        about: String,
+    },
+    /// Change an object.
+    Edit {
+        /// The object.
+        object: Object,
+        /// The changes.
+        edits: Vec<Edit>,
+    },
+    /// Make a machine run.
+    Start {
+        /// The machine.
+        machine: Object,
+        /// From a stop or a pause.
+        power: Power,
+        /// What Incus called its state.
+        from: String,
+        /// Whether it has devices that listen in its folder of sockets, which must be there before.
+        listens: bool,
+    },
+    /// Make or change the device of an edge at one of its ends.
+    Connect {
+        /// The machine.
+        machine: Object,
+        /// The device's name.
+        device: String,
+        /// Which end this is.
+        role: Role,
+        /// The machine at the other end: its project and name.
+        other: (String, String),
+        /// The device as it is.
+        old: Option<Keys>,
+        /// The device as it must be.
+        new: Keys,
+        /// Make it again though it looks right: its socket was taken over.
+        anew: bool,
+    },
+    /// Remove the device of an edge that is not declared, or not on this machine, with its sockets.
+    Revoke {
+        /// The machine.
+        machine: Object,
+        /// The device's name.
+        device: String,
+        /// The device as it is.
+        old: Keys,
+        /// Its socket in the machine.
+        inside: Option<String>,
+        /// Its socket on the host, where nobody else has a right to it.
+        host: Option<String>,
+        /// Why, where it is not that the edge is no longer declared.
+        why: Option<&'static str>,
+    },
+    /// Make a folder on the host, or give it its owner and rights.
+    Folder {
+        /// Its path.
+        path: String,
+        /// Its rights.
+        mode: u32,
+        /// Whether it is there already.
+        there: bool,
+    },
+    /// Remove a left-over socket on the host.
+    Sweep {
+        /// Its path.
+        path: String,
+    },
+    /// Delete an object.
+    Delete {
+        /// The object.
+        object: Object,
+        /// Whether it runs.
+        running: bool,
+        /// Whether it is protected from deletion.
+        protected: bool,
+        /// Sockets on the host that go with it.
+        sockets: Vec<String>,
+    },
+}
+
+/// An action as programs read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Shown {
+    /// `create`, `change` or `remove`.
+    pub(crate) verb: &'static str,
+    /// What it is done to: `machine`, `device`, …
+    pub(crate) kind: &'static str,
+    /// Its name.
+    pub(crate) name: String,
+    /// As people read it, a line for each change.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Action {
+    /// The action as people and programs read it.
+    pub(crate) fn shown(&self) -> Shown {
+        let (verb, kind, name) = self.heading();
+        Shown {
+            verb,
+            kind,
+            name: name.to_owned(),
+            lines: self.lines(),
+        }
+    }
+
+    fn heading(&self) -> (&'static str, &'static str, &str) {
+        match self {
+            Self::Create { object, .. } => ("create", object.kind(), object.name()),
+            Self::Edit { object, .. } => ("change", object.kind(), object.name()),
+            Self::Start { machine, .. } => ("change", machine.kind(), machine.name()),
+            Self::Connect {
+                device, old: None, ..
+            } => ("create", "device", device),
+            Self::Connect { device, .. } => ("change", "device", device),
+            Self::Revoke { device, .. } => ("remove", "device", device),
+            Self::Folder {
+                path, there: false, ..
+            } => ("create", "folder", path),
+            Self::Folder { path, .. } => ("change", "folder", path),
+            Self::Sweep { path } => ("remove", "socket", path),
+            Self::Delete { object, .. } => ("remove", object.kind(), object.name()),
+        }
+    }
+
+    /// The lines of the plan.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Create { object, about, .. } if about.is_empty() => vec![format!("+ {object}")],
+            Self::Create { object, about, .. } => vec![format!("+ {object} ({about})")],
+            Self::Edit { object, edits } => edit_lines(object, edits),
+            Self::Start { machine, from, .. } => {
+                let from = from.to_lowercase();
+                vec![format!(
+                    "~ {machine} status: {} → running",
+                    from.escape_debug()
+                )]
+            }
+            Self::Connect {
+                machine,
+                device,
+                role,
+                other,
+                old,
+                anew,
+                ..
+            } => {
+                let sign = if old.is_none() { '+' } else { '~' };
+                let way = match role {
+                    Role::Consumer => "consumer of",
+                    Role::Provider => "provider for",
+                };
+                let again = if *anew { ", made again" } else { "" };
+                vec![format!(
+                    "{sign} device {device} on {} ({way} {}{again})",
+                    machine.name(),
+                    other.1
+                )]
+            }
+            Self::Revoke {
+                machine,
+                device,
+                why,
+                ..
+            } => {
+                let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+                vec![format!(
+                    "- device {} on {}{why}",
+                    device.escape_debug(),
+                    machine.name().escape_debug()
+                )]
+            }
+            Self::Folder {
+                path, there: false, ..
+            } => vec![format!("+ folder {} on the host", path.escape_debug())],
+            Self::Folder { path, mode, .. } => vec![format!(
+                "~ folder {} on the host: root's, {mode:04o}",
+                path.escape_debug()
+            )],
+            Self::Sweep { path } => vec![format!("- socket {} on the host", path.escape_debug())],
+            Self::Delete {
+                object, protected, ..
+            } => {
+                let more = if *protected { " (not ephemeral)" } else { "" };
+                vec![format!("- {object}{more}")]
+            }
+        }
+    }
+}
+
+fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
+    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if key.starts_with(MARKS));
+    let mut lines: Vec<String> = edits
+        .iter()
+        .filter(|edit| !is_mark(edit))
+        .flat_map(|edit| lines_of(object, edit))
+        .collect();
+    if lines.is_empty() {
+        let marks = edits.iter().filter(is_mark);
+        lines = marks.flat_map(|edit| lines_of(object, edit)).collect();
+    }
+    lines
+}
+
+fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
+    match edit {
+        Edit::Description { old, new } => {
+            vec![change(
+                &format!("{object} description"),
+                Some(old),
+                Some(new),
+            )]
+        }
+        Edit::Config { key, old, new } => vec![change(
+            &format!("{object} {}", key.escape_debug()),
+            old.as_deref(),
+            new.as_deref(),
+        )],
+        Edit::Device { name, old, new } => device_lines(object, name, old.as_ref(), new.as_ref()),
+        Edit::Profiles { old, new } => vec![change(
+            &format!("{object} profiles"),
+            Some(&old.join(", ")),
+            Some(&new.join(", ")),
+        )],
+        Edit::Rules {
+            direction,
+            old,
+            new,
+        } => vec![change(
+            &format!("{object} {}", direction.as_str()),
+            rules_text(old).as_deref(),
+            rules_text(new).as_deref(),
+        )],
+    }
+}
+
+fn device_lines(
+    object: &Object,
+    name: &str,
+    old: Option<&Keys>,
+    new: Option<&Keys>,
+) -> Vec<String> {
+    let on = match object {
+        Object::Machine { name, .. } => name.clone(),
+        other => other.to_string(),
+    };
+    let device = format!("device {} on {on}", name.escape_debug());
+    let (Some(old), Some(new)) = (old, new) else {
+        let sign = if old.is_none() { '+' } else { '-' };
+        return vec![format!("{sign} {device}")];
+    };
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let changed = keys
+        .into_iter()
+        .filter(|key| old.get(*key) != new.get(*key));
+    changed
+        .map(|key| {
+            change(
+                &format!("{device} {}", key.escape_debug()),
+                old.get(key).map(String::as_str),
+                new.get(key).map(String::as_str),
+            )
+        })
+        .collect()
+}
+
+fn change(what: &str, old: Option<&str>, new: Option<&str>) -> String {
+    format!("~ {what}: {} → {}", value(old), value(new))
+}
+
+/// A value on one line, escaped, and cut where it is long.
+fn value(value: Option<&str>) -> String {
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        return "(none)".to_owned();
+    };
+    let mut shown: String = value
+        .chars()
+        .take(SHOWN_MAX)
+        .flat_map(char::escape_debug)
+        .collect();
+    if value.chars().count() > SHOWN_MAX {
+        shown.push('…');
+    }
+    shown
+}
+
+fn rules_text(rules: &[Keys]) -> Option<String> {
+    let text: Vec<String> = rules
+        .iter()
+        .map(|rule| {
+            let key = |key: &str| rule.get(key).map_or("", String::as_str);
+            let subject = [key("source"), key("destination")].concat();
+            format!("{} {subject}", key("action"))
+        })
+        .collect();
+    (!text.is_empty()).then(|| text.join("; "))
+}

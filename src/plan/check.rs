@@ -1,0 +1,324 @@
+//! What stands in the way before anything is changed, and what the user should know.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::mark::{self, Owner};
+use super::{Action, FolderState, Setting, domain, fault};
+use crate::diagnostic::{Diagnostic, quote};
+use crate::edge::HOST_FOLDER;
+use crate::incus::Keys;
+use crate::incus::state::Instance;
+use crate::infra::{Domain, Machine};
+
+/// Rights of anklume's folders on the host: whoever knows a path may go through, nobody may look around.
+const FOLDER_MODE: u32 = 0o711;
+/// Rights of a folder that is shared with a machine: the machine's users see it as any other.
+const SHARED_MODE: u32 = 0o755;
+
+/// Everything that is no matter of one object.
+pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    adopted(setting, faults);
+    pool(setting, faults);
+    uids(setting, faults);
+    host_folders(setting, faults);
+    namesake(setting, faults);
+    let holders = holders(setting);
+    for (domain, machine) in setting.wanted.infra.machines() {
+        address(setting, domain, machine, &holders, faults);
+        sources(setting, machine, faults);
+    }
+}
+
+/// Another file of the same `project_name`, whose channels would all be taken for left-overs.
+fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    let infra = setting.wanted.infra;
+    let there: Vec<&str> = domain::our_projects(setting.state, setting.project())
+        .map(|project| project.name.as_str())
+        .collect();
+    let known = |name: &&str| infra.domains.iter().any(|one| one.name.as_str() == *name);
+    if there.is_empty() || there.iter().any(known) || infra.domains.is_empty() {
+        return;
+    }
+    faults.push(fault(
+        "other-infrastructure",
+        None,
+        format!(
+            "an infrastructure {} is on Incus, and this file declares none of its domains: {}",
+            quote(setting.project()),
+            there.join(", ").escape_debug()
+        ),
+        format!(
+            "give this one a `project_name` of its own; or, if the domains were renamed, delete the old ones first: `anklume destroy --domain {}`",
+            there.first().unwrap_or(&"NAME").escape_debug()
+        ),
+    ));
+}
+
+/// Who has which fixed address on which network: machines that the file does not declare.
+type Holders<'a> = HashMap<(&'a str, &'a str), &'a Instance>;
+
+fn holders<'a>(setting: &Setting<'a>) -> Holders<'a> {
+    let mut holders = Holders::new();
+    for instance in &setting.state.instances {
+        // A declared one gets the address that it is declared with.
+        let declared = setting
+            .wanted
+            .infra
+            .machine(&instance.name)
+            .is_some_and(|(home, _)| home.name.as_str() == instance.project);
+        if declared {
+            continue;
+        }
+        let key = |device: &'a Keys, key: &str| device.get(key).map(String::as_str);
+        for device in instance.expanded_devices.values() {
+            let network = key(device, "network").or_else(|| key(device, "parent"));
+            let address =
+                key(device, "ipv4.address").filter(|_| key(device, "type") == Some("nic"));
+            if let (Some(network), Some(address)) = (network, address) {
+                holders.insert((network, address), instance);
+            }
+        }
+    }
+    holders
+}
+
+/// A name that is to be taken over must be one of the file's.
+fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    let infra = setting.wanted.infra;
+    for name in setting.wanted.adopt {
+        let known = infra.machine(name).is_some()
+            || infra
+                .enabled()
+                .any(|one| one.name.as_str() == name || one.network.name == *name);
+        if !known {
+            faults.push(fault(
+                "nothing-to-adopt",
+                None,
+                format!("{} is no machine and no domain of this file", quote(name)),
+                "declare it first, as it is on Incus",
+            ));
+        }
+    }
+}
+
+fn pool(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    if setting.pool.is_none() && setting.wanted.infra.machines().next().is_some() {
+        faults.push(fault(
+            "no-pool",
+            None,
+            "Incus has no storage pool for the machines".to_owned(),
+            "make one: `incus storage create default dir`, or run `incus admin init`",
+        ));
+    }
+}
+
+/// The number under which a consumer's proxy runs must be nobody else's.
+fn uids(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    let consumers: BTreeMap<u32, &str> = setting
+        .wanted
+        .edges
+        .iter()
+        .map(|edge| (edge.uid, edge.consumer.machine.as_str()))
+        .collect();
+    for (uid, consumer) in consumers {
+        let taken = setting.facts.ids.iter().find(|taken| {
+            uid.checked_sub(taken.first)
+                .is_some_and(|above| above < taken.count)
+        });
+        if let Some(taken) = taken {
+            let place = setting.wanted.infra.machine(consumer);
+            faults.push(fault(
+                "uid-in-use",
+                place.map(|(_, machine)| &machine.place),
+                format!(
+                    "the channels of {} would run as the host's user {uid}, which {} has already",
+                    quote(consumer),
+                    taken.by
+                ),
+                "rename the machine (its number follows from its name), or move that user or range out of 2000000000 to 2099999999",
+            ));
+        }
+    }
+}
+
+fn host_folders(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    if setting.wanted.edges.is_empty() && setting.facts.sockets.is_empty() {
+        return;
+    }
+    for folder in &setting.facts.folders {
+        if folder.state == FolderState::NoFolder {
+            faults.push(fault(
+                "host-folder",
+                None,
+                format!("{} is not a folder", quote(&folder.path)),
+                "move it away: anklume keeps the sockets of services there",
+            ));
+        }
+    }
+    if !setting.facts.root && !setting.wanted.edges.is_empty() {
+        faults.push(fault(
+            "host-folder",
+            None,
+            format!("services need the folder `{HOST_FOLDER}`, and only root may look after it"),
+            "run this as root: `sudo anklume apply`",
+        ));
+    }
+}
+
+/// The machine that has an address of ours: Incus would notice at the start, when half is done.
+fn address(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    machine: &Machine,
+    holders: &Holders<'_>,
+    faults: &mut Vec<Diagnostic>,
+) {
+    let Some(ip) = machine.ip.map(|ip| ip.to_string()) else {
+        return;
+    };
+    let network = domain.network.name.as_str();
+    let holder = holders.get(&(network, ip.as_str()));
+    let Some(holder) = holder else { return };
+    let ours = mark::owner(&holder.config, setting.project()) == Owner::Ours;
+    let help = if ours {
+        format!(
+            "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
+            holder.name.escape_debug(),
+            machine.name,
+            holder.project.escape_debug(),
+        )
+    } else {
+        "give one of them another address".to_owned()
+    };
+    faults.push(fault(
+        "address-in-use",
+        Some(&machine.place),
+        format!(
+            "the address {ip} of {} is that of the machine {} (project {}) on Incus",
+            quote(machine.name.as_str()),
+            quote(&holder.name),
+            quote(&holder.project)
+        ),
+        help,
+    ));
+}
+
+/// Folders that anklume itself declares are made; others must be there.
+fn is_own(device: &str) -> bool {
+    device.starts_with("sv-") || device.starts_with("pd-")
+}
+
+fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic>) {
+    for device in &machine.devices {
+        let Some(source) = device.get("source") else {
+            continue;
+        };
+        let missing = setting.facts.missing.contains(source);
+        let message = |what: &str| {
+            format!(
+                "the folder {} of the device {} of {} {what}",
+                quote(source),
+                quote(&device.name),
+                quote(machine.name.as_str())
+            )
+        };
+        if missing && !is_own(&device.name) {
+            faults.push(fault(
+                "no-source",
+                Some(&machine.place),
+                message("is not on the host"),
+                format!(
+                    "make it: `mkdir -p {}`; or say `required: false`",
+                    source.escape_debug()
+                ),
+            ));
+        } else if missing && !setting.facts.root {
+            faults.push(fault(
+                "no-source",
+                Some(&machine.place),
+                message("is not on the host, and only root may make it"),
+                "run this as root: `sudo anklume apply`",
+            ));
+        }
+    }
+}
+
+/// Folders on the host that must be made or mended.
+pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
+    let mut actions = Vec::new();
+    if !setting.wanted.edges.is_empty() {
+        let folders = setting.facts.folders.iter();
+        actions.extend(folders.map(|folder| Action::Folder {
+            path: folder.path.clone(),
+            mode: FOLDER_MODE,
+            there: folder.state == FolderState::Loose,
+        }));
+    }
+    let devices = setting
+        .wanted
+        .infra
+        .machines()
+        .flat_map(|(_, one)| &one.devices);
+    let sources: BTreeSet<&str> = devices
+        .filter(|device| is_own(&device.name))
+        .filter_map(|device| device.get("source"))
+        .filter(|source| setting.facts.missing.contains(*source))
+        .collect();
+    actions.extend(sources.into_iter().map(|path| Action::Folder {
+        path: path.to_owned(),
+        mode: SHARED_MODE,
+        there: false,
+    }));
+    actions
+}
+
+/// What no action follows from.
+pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
+    let infra = setting.wanted.infra;
+    let mut notes = Vec::new();
+    if !infra.unapplied.is_empty() {
+        let keys: Vec<String> = infra
+            .unapplied
+            .iter()
+            .map(|one| format!("`{}`", one.key))
+            .collect();
+        notes.push(format!("not applied by anklume: {}", keys.join(", ")));
+    }
+    for instance in &setting.state.instances {
+        let (project, name) = (instance.project.as_str(), instance.name.as_str());
+        let owner = mark::machine_owner(&instance.config, setting.project(), project, name);
+        let declared = infra
+            .machine(name)
+            .filter(|(home, _)| home.name.as_str() == project);
+        match (owner, declared) {
+            (Owner::Ours, None) => notes.push(format!(
+                "the machine {} (project {}) is no longer declared and stays; `anklume destroy --machine {}` deletes it",
+                quote(name),
+                quote(project),
+                name.escape_debug()
+            )),
+            (Owner::Ours, Some((_, machine))) => {
+                let made_of = instance.config.get(mark::IMAGE);
+                if let Some(image) = made_of.filter(|image| **image != machine.os_image) {
+                    notes.push(format!(
+                        "{} was made of {} and stays so; to make it anew of {}: `incus rebuild`",
+                        quote(name),
+                        quote(image),
+                        quote(&machine.os_image)
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    for project in domain::our_projects(setting.state, setting.project()) {
+        if !infra.enabled().any(|one| one.name.as_str() == project.name) {
+            notes.push(format!(
+                "the domain {} is no longer declared and stays; `anklume destroy --domain {}` deletes it",
+                quote(&project.name),
+                project.name.escape_debug()
+            ));
+        }
+    }
+    notes
+}

@@ -1,0 +1,210 @@
+//! What `destroy` deletes: only what bears the marks of this infrastructure, and nothing that is still used.
+
+use std::collections::BTreeSet;
+
+use super::Action;
+use super::domain::our_projects;
+use super::mark::{self, Owner, machine_owner, owner};
+use crate::edge::HOST_FOLDER;
+use crate::incus::state::Instance;
+use crate::incus::{Keys, Object, State};
+
+/// What is to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selection<'a> {
+    /// Everything of the infrastructure.
+    All,
+    /// A domain with everything in it.
+    Domain(&'a str),
+    /// A machine with its volumes.
+    Machine(&'a str),
+}
+
+/// What goes, in the order in which it can go.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doomed {
+    /// Machines, independent of each other.
+    pub(crate) machines: Vec<Action>,
+    /// Their volumes.
+    pub(crate) volumes: Vec<Action>,
+    /// Profiles, networks, access lists, projects, one after the other.
+    pub(crate) rest: Vec<Action>,
+    /// What stays, and why.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Doomed {
+    /// Every action, in order.
+    pub(crate) fn actions(&self) -> impl Iterator<Item = &Action> {
+        self.machines.iter().chain(&self.volumes).chain(&self.rest)
+    }
+}
+
+/// Everything of the infrastructure `project` that the selection names.
+pub(crate) fn destroy(project: &str, state: &State, selection: Selection<'_>) -> Doomed {
+    let mut doomed = Doomed::default();
+    let is_ours = |instance: &&Instance| {
+        machine_owner(&instance.config, project, &instance.project, &instance.name) == Owner::Ours
+    };
+    let chosen = |one: &&Instance| match selection {
+        Selection::All => true,
+        Selection::Domain(domain) => one.project == domain,
+        Selection::Machine(machine) => one.name == machine,
+    };
+    let machines: Vec<&Instance> = state
+        .instances
+        .iter()
+        .filter(is_ours)
+        .filter(chosen)
+        .collect();
+    doomed.machines = machines.iter().map(|one| delete_machine(one)).collect();
+    let gone: BTreeSet<String> = machines
+        .iter()
+        .map(|one| format!("{}/{}", one.project, one.name))
+        .collect();
+    let with_domain = |domain: &str| match selection {
+        Selection::All => true,
+        Selection::Domain(one) => one == domain,
+        Selection::Machine(_) => false,
+    };
+    for volume in &state.volumes {
+        let ours = owner(&volume.config, project) == Owner::Ours;
+        let follows = volume
+            .config
+            .get(mark::MACHINE)
+            .is_some_and(|of| gone.contains(of));
+        if ours && (follows || with_domain(&volume.project)) {
+            doomed.volumes.push(delete(Object::Volume {
+                project: volume.project.clone(),
+                pool: volume.pool.clone(),
+                name: volume.name.clone(),
+            }));
+        }
+    }
+    for domain in our_projects(state, project).filter(|one| with_domain(&one.name)) {
+        delete_domain(project, state, &domain.name, &gone, &mut doomed);
+    }
+    doomed
+}
+
+fn delete(object: Object) -> Action {
+    Action::Delete {
+        object,
+        running: false,
+        protected: false,
+        sockets: Vec::new(),
+    }
+}
+
+fn delete_machine(instance: &Instance) -> Action {
+    let is_true = |value: &String| ["true", "1", "yes", "on"].contains(&value.as_str());
+    let sockets = instance.devices.values().filter_map(host_listener);
+    Action::Delete {
+        object: Object::machine(&instance.project, &instance.name),
+        running: instance.status != "Stopped",
+        protected: instance
+            .config
+            .get("security.protection.delete")
+            .is_some_and(is_true),
+        sockets: sockets.map(str::to_owned).collect(),
+    }
+}
+
+/// The socket of anklume's that a device makes on the host.
+fn host_listener(device: &Keys) -> Option<&str> {
+    let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
+    let path = device.get("listen")?.strip_prefix("unix:")?;
+    let name = path.strip_prefix(HOST_FOLDER)?.strip_prefix('/')?;
+    (is("type", "proxy") && !is("bind", "instance") && !name.contains('/')).then_some(path)
+}
+
+/// The name in an address of the API.
+fn used_name(url: &str) -> String {
+    let place = url.split_once('?').map_or(url, |(place, _)| place);
+    place.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+fn delete_domain(
+    project: &str,
+    state: &State,
+    domain: &str,
+    gone: &BTreeSet<String>,
+    doomed: &mut Doomed,
+) {
+    let stays: Vec<&str> = state
+        .instances
+        .iter()
+        .filter(|one| one.project == domain && !gone.contains(&format!("{domain}/{}", one.name)))
+        .map(|one| one.name.as_str())
+        .collect();
+    let doomed_volume = |name: &str| {
+        doomed.volumes.iter().any(|action| match action {
+            Action::Delete { object, .. } => object.name() == name,
+            _ => false,
+        })
+    };
+    let volumes = state.volumes.iter().filter(|one| one.project == domain);
+    let volumes = volumes.map(|one| one.name.as_str());
+    let mut stays = stays;
+    stays.extend(volumes.filter(|name| !doomed_volume(name)));
+    if !stays.is_empty() {
+        doomed.notes.push(format!(
+            "the domain `{}` stays: it holds what anklume did not make: {}",
+            domain.escape_debug(),
+            stays.join(", ").escape_debug()
+        ));
+        return;
+    }
+    let profiles = state.profiles.iter().filter(|one| {
+        one.project == domain
+            && one.name != super::domain::DEFAULT_PROFILE
+            && owner(&one.config, project) == Owner::Ours
+    });
+    doomed.rest.extend(profiles.map(|one| {
+        delete(Object::Profile {
+            project: domain.to_owned(),
+            name: one.name.clone(),
+        })
+    }));
+    networks(project, state, domain, gone, doomed);
+    doomed.rest.push(delete(Object::Project(domain.to_owned())));
+}
+
+/// The network and the access list of a domain are known by their mark; one that is used by others stays.
+fn networks(
+    project: &str,
+    state: &State,
+    domain: &str,
+    gone: &BTreeSet<String>,
+    doomed: &mut Doomed,
+) {
+    let is_ours = |config: &Keys| {
+        owner(config, project) == Owner::Ours
+            && config.get(mark::DOMAIN).is_some_and(|of| of == domain)
+    };
+    let mut stays = BTreeSet::new();
+    for network in state.networks.iter().filter(|one| is_ours(&one.config)) {
+        let foreign = network.used_by.iter().any(|url| {
+            let home = url
+                .split_once("project=")
+                .map_or("default", |(_, home)| home);
+            url.contains("/instances/") && !gone.contains(&format!("{home}/{}", used_name(url)))
+        });
+        if foreign {
+            stays.insert(network.name.as_str());
+            doomed.notes.push(format!(
+                "the network `{}` stays: other machines use it",
+                network.name.escape_debug()
+            ));
+        } else {
+            doomed
+                .rest
+                .push(delete(Object::Network(network.name.clone())));
+        }
+    }
+    let acls = state.acls.iter().filter(|one| is_ours(&one.config));
+    let acls = acls.filter(|one| !stays.contains(one.name.as_str()));
+    doomed
+        .rest
+        .extend(acls.map(|one| delete(Object::Acl(one.name.clone()))));
+}

@@ -1,0 +1,115 @@
+//! What an object has against what it should have: only declared keys count, and those that were declared before.
+
+use std::collections::BTreeSet;
+
+use super::mark;
+use crate::incus::{Devices, Edit, Keys};
+use crate::infra::Device;
+
+/// What an object should have.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Want {
+    pub(super) config: Keys,
+    pub(super) devices: Devices,
+}
+
+impl Want {
+    /// Sets a key.
+    pub(super) fn set(&mut self, key: &str, value: impl Into<String>) {
+        self.config.insert(key.to_owned(), value.into());
+    }
+
+    /// Sets a device, in the place of one of that name.
+    pub(super) fn device(&mut self, device: &Device) {
+        let keys = device.keys.iter().cloned().collect();
+        self.devices.insert(device.name.clone(), keys);
+    }
+
+    /// The same with the marks of its owner.
+    pub(super) fn marked(mut self, project: &str) -> Self {
+        let mut keys: Vec<String> = self.config.keys().cloned().collect();
+        for (name, device) in &self.devices {
+            keys.extend(device.keys().map(|key| format!("@{name}:{key}")));
+        }
+        // A list of strings is always JSON.
+        let list = serde_json::to_string(&keys).unwrap_or_default();
+        self.set(mark::PROJECT, project);
+        self.set(mark::KEYS, list);
+        self
+    }
+}
+
+/// The edits that make an object with this configuration and these devices what it should be.
+pub(super) fn edits(config: &Keys, devices: &Devices, want: &Want) -> Vec<Edit> {
+    let before = mark::set_before(config);
+    let mut edits = Vec::new();
+    for (key, value) in &want.config {
+        let old = config.get(key);
+        if old != Some(value) {
+            edits.push(Edit::Config {
+                key: key.clone(),
+                old: old.cloned(),
+                new: Some(value.clone()),
+            });
+        }
+    }
+    for key in before.iter().filter(|key| !key.starts_with('@')) {
+        let gone = !want.config.contains_key(key);
+        if let Some(old) = config.get(key).filter(|_| gone) {
+            edits.push(Edit::Config {
+                key: key.clone(),
+                old: Some(old.clone()),
+                new: None,
+            });
+        }
+    }
+    edits.extend(device_edits(devices, want, &before));
+    edits
+}
+
+fn device_edits(devices: &Devices, want: &Want, before: &[String]) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    let before: Vec<(&str, &str)> = before
+        .iter()
+        .filter_map(|key| key.strip_prefix('@')?.rsplit_once(':'))
+        .collect();
+    for (name, wanted) in &want.devices {
+        let old = devices.get(name);
+        let new = old.map_or_else(|| wanted.clone(), |old| merged(name, old, wanted, &before));
+        if old != Some(&new) {
+            edits.push(Edit::Device {
+                name: name.clone(),
+                old: old.cloned(),
+                new: Some(new),
+            });
+        }
+    }
+    let names: BTreeSet<&str> = before.iter().map(|(name, _)| *name).collect();
+    for name in names {
+        let gone = !want.devices.contains_key(name);
+        if let Some(old) = devices.get(name).filter(|_| gone) {
+            edits.push(Edit::Device {
+                name: name.to_owned(),
+                old: Some(old.clone()),
+                new: None,
+            });
+        }
+    }
+    edits
+}
+
+/// A device with what is declared, with what was set by hand, and without what is no longer declared.
+fn merged(name: &str, old: &Keys, wanted: &Keys, before: &[(&str, &str)]) -> Keys {
+    if old.get("type") != wanted.get("type") {
+        // Another kind of thing: its keys have other meanings.
+        return wanted.clone();
+    }
+    let mut new = old.clone();
+    new.retain(|key, _| !before.contains(&(name, key.as_str())));
+    new.extend(
+        wanted
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    new
+}

@@ -1,0 +1,244 @@
+//! What a domain needs before its machines: project, network, profiles.
+
+use serde_json::{Value, json};
+
+use super::difference::{Want, edits};
+use super::mark::{self, Owner, owner};
+use super::{Action, Setting, fault, network, not_ours};
+use crate::diagnostic::{Diagnostic, quote};
+use crate::incus::state::Project;
+use crate::incus::{DEFAULT_PROJECT, Devices, Edit, Keys, Object, State, as_object};
+use crate::infra::{Domain, Profile};
+
+/// What a domain's project shares with the others (`false`) and has for itself (`true`).
+const FEATURES: [(&str, &str); 5] = [
+    ("features.images", "false"),
+    ("features.networks", "false"),
+    ("features.profiles", "true"),
+    ("features.storage.buckets", "true"),
+    ("features.storage.volumes", "true"),
+];
+/// The profile that every project has.
+pub(super) const DEFAULT_PROFILE: &str = "default";
+
+/// The storage pool that machines get: the one of the default profile, one of that name, or the only one.
+pub(super) fn pool(state: &State) -> Option<String> {
+    let profile = state
+        .profiles
+        .iter()
+        .find(|one| one.project == DEFAULT_PROJECT && one.name == DEFAULT_PROFILE);
+    let of_profile = profile.and_then(|profile| {
+        let root = profile.devices.values().find(|device| is_root(device))?;
+        root.get("pool").cloned()
+    });
+    of_profile
+        .or_else(|| state.pools.iter().find(|pool| *pool == "default").cloned())
+        .or_else(|| match state.pools.as_slice() {
+            [only] => Some(only.clone()),
+            _ => None,
+        })
+}
+
+/// Whether a device is a machine's root disk.
+pub(super) fn is_root(device: &Keys) -> bool {
+    let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
+    is("type", "disk") && is("path", "/")
+}
+
+/// Project, access list, network, profiles, in this order.
+pub(super) fn base(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    faults: &mut Vec<Diagnostic>,
+) -> Vec<Action> {
+    let mut actions = Vec::new();
+    actions.extend(project(setting, domain, faults));
+    actions.extend(network::acl(setting, domain, faults));
+    actions.extend(network::network(setting, domain, faults));
+    actions.extend(profiles(setting, domain));
+    actions
+}
+
+/// Whether an object that is there may be touched; says so where not.
+pub(super) fn may_touch(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    object: &Object,
+    config: &Keys,
+    faults: &mut Vec<Diagnostic>,
+) -> bool {
+    let owner = owner(config, setting.project());
+    let adopted = owner == Owner::Nobody
+        && (setting.adopts(domain.name.as_str()) || setting.adopts(object.name()));
+    if owner == Owner::Ours || adopted {
+        return true;
+    }
+    faults.push(not_ours(
+        object.kind(),
+        object.name(),
+        domain.name.as_str(),
+        &owner,
+        Some(&domain.place),
+    ));
+    false
+}
+
+/// An action that edits, if there is something to edit.
+pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
+    (!edits.is_empty()).then_some(Action::Edit { object, edits })
+}
+
+fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>) -> Option<Action> {
+    let name = domain.name.as_str();
+    let object = Object::Project(name.to_owned());
+    let there = setting.state.projects.iter().find(|one| one.name == name);
+    let Some(there) = there else {
+        let mut want = Want::default().marked(setting.project());
+        for (feature, value) in FEATURES {
+            want.set(feature, value);
+        }
+        let body = json!({
+            "name": name,
+            "description": domain.description,
+            "config": as_object(&want.config),
+        });
+        return Some(Action::Create {
+            object,
+            body,
+            about: String::new(),
+        });
+    };
+    let touched = may_touch(setting, domain, &object, &there.config, faults);
+    if let Some(other) = other_features(there) {
+        faults.push(fault(
+            "project-features",
+            Some(&domain.place),
+            format!(
+                "the project {} on Incus has {other}; a domain needs it the other way round",
+                quote(name)
+            ),
+            "give the domain another name, or empty and delete that project: `incus project delete`",
+        ));
+    } else if touched {
+        let want = Want::default().marked(setting.project());
+        let mut edits = edits(&there.config, &Devices::new(), &want);
+        if !domain.description.is_empty() && domain.description != there.description {
+            edits.push(Edit::Description {
+                old: there.description.clone(),
+                new: domain.description.clone(),
+            });
+        }
+        return edit(object, edits);
+    }
+    None
+}
+
+/// The features that differ, as text.
+fn other_features(project: &Project) -> Option<String> {
+    let differ: Vec<String> = FEATURES
+        .iter()
+        .filter_map(|(feature, wanted)| {
+            let is = project.config.get(*feature).map_or("false", String::as_str);
+            (is != *wanted).then(|| format!("`{feature}={}`", is.escape_debug()))
+        })
+        .collect();
+    (!differ.is_empty()).then(|| differ.join(", "))
+}
+
+/// What a declared profile should have; `default` has a root disk besides.
+fn profile_want(setting: &Setting<'_>, name: &str, declared: Option<&Profile>) -> Want {
+    let mut want = Want::default();
+    if let (DEFAULT_PROFILE, Some(pool)) = (name, &setting.pool) {
+        want.devices.insert("root".to_owned(), root_disk(pool));
+    }
+    if let Some(declared) = declared {
+        if declared
+            .devices
+            .iter()
+            .any(|device| is_root(&device.keys.iter().cloned().collect()))
+        {
+            want.devices.clear();
+        }
+        want.config.extend(declared.config.iter().cloned());
+        for device in &declared.devices {
+            want.device(device);
+        }
+    }
+    want
+}
+
+/// The root disk of a machine that gets none from a profile.
+pub(super) fn root_disk(pool: &str) -> Keys {
+    [("type", "disk"), ("path", "/"), ("pool", pool)]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Whether a profile of a domain gives its machines a root disk.
+pub(super) fn gives_root(domain: &Domain, name: &str) -> bool {
+    name == DEFAULT_PROFILE
+        || domain.profiles.iter().any(|(known, profile)| {
+            let mut devices = profile.devices.iter();
+            known == name && devices.any(|one| is_root(&one.keys.iter().cloned().collect()))
+        })
+}
+
+fn profiles(setting: &Setting<'_>, domain: &Domain) -> Vec<Action> {
+    let declared = domain
+        .profiles
+        .iter()
+        .map(|(name, one)| (name.as_str(), Some(one)));
+    let mut wanted: Vec<(&str, Option<&Profile>)> = declared.collect();
+    if !wanted.iter().any(|(name, _)| *name == DEFAULT_PROFILE) {
+        wanted.insert(0, (DEFAULT_PROFILE, None));
+    }
+    wanted
+        .into_iter()
+        .filter_map(|(name, declared)| {
+            let want = profile_want(setting, name, declared).marked(setting.project());
+            profile(setting, domain.name.as_str(), name, &want)
+        })
+        .collect()
+}
+
+/// A profile in a domain's own project is the domain's own.
+fn profile(setting: &Setting<'_>, project: &str, name: &str, want: &Want) -> Option<Action> {
+    let object = Object::Profile {
+        project: project.to_owned(),
+        name: name.to_owned(),
+    };
+    let mut profiles = setting.state.profiles.iter();
+    let there = profiles.find(|one| one.project == project && one.name == name);
+    match there {
+        Some(there) => edit(object, edits(&there.config, &there.devices, want)),
+        // Incus makes this one together with the project.
+        None if name == DEFAULT_PROFILE => edit(object, edits(&Keys::new(), &Devices::new(), want)),
+        None => Some(Action::Create {
+            object,
+            body: json!({
+                "name": name,
+                "config": as_object(&want.config),
+                "devices": devices_json(&want.devices),
+            }),
+            about: String::new(),
+        }),
+    }
+}
+
+/// Devices as the API takes them.
+pub(super) fn devices_json(devices: &Devices) -> Value {
+    let devices = devices
+        .iter()
+        .map(|(name, keys)| (name.clone(), as_object(keys)));
+    Value::Object(devices.collect())
+}
+
+/// The projects of this infrastructure that are on Incus, by name.
+pub(super) fn our_projects<'a>(
+    state: &'a State,
+    project: &'a str,
+) -> impl Iterator<Item = &'a Project> {
+    let ours = move |one: &&Project| mark::owner(&one.config, project) == Owner::Ours;
+    state.projects.iter().filter(ours)
+}

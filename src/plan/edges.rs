@@ -1,0 +1,187 @@
+//! The devices of edges: those that must be, those that must go, and the sockets that nobody owns any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::mark::{self, Owner};
+use super::{Action, Role, Setting};
+use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
+use crate::incus::state::Instance;
+use crate::incus::{Keys, Object};
+use crate::infra::{Domain, Machine};
+
+/// What must go, and what follows from it.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    /// Devices that must go.
+    pub(super) revoked: Vec<Action>,
+    /// Edges whose socket on the host another machine took over, by hash.
+    pub(super) stolen: BTreeSet<String>,
+    /// Sockets that belong to no device.
+    pub(super) swept: Vec<Action>,
+}
+
+/// An end of an edge, with the device that belongs there.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    role: Role,
+    other: (String, String),
+    keys: Keys,
+}
+
+/// The devices of all edges: by project and machine, then by name.
+pub(super) type Ends<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<String, Wanted>>;
+
+/// The devices of all edges.
+pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
+    let mut wanted = Ends::new();
+    for edge in edges {
+        let ends = [
+            (
+                Role::Provider,
+                &edge.provider,
+                &edge.consumer,
+                edge.provider_device(),
+            ),
+            (
+                Role::Consumer,
+                &edge.consumer,
+                &edge.provider,
+                edge.consumer_device(),
+            ),
+        ];
+        for (role, end, other, device) in ends {
+            let machine = (end.domain.as_str(), end.machine.as_str());
+            let one = Wanted {
+                role,
+                other: (other.domain.to_string(), other.machine.to_string()),
+                keys: device.keys.into_iter().collect(),
+            };
+            wanted.entry(machine).or_default().insert(device.name, one);
+        }
+    }
+    wanted
+}
+
+/// The path in an address of a proxy.
+fn path(address: &str) -> Option<&str> {
+    address.strip_prefix("unix:")
+}
+
+fn value<'a>(device: &'a Keys, key: &str) -> &'a str {
+    device.get(key).map_or("", String::as_str)
+}
+
+fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
+    path.strip_prefix(folder)?.strip_prefix('/')
+}
+
+/// The file name of the socket on the host that a proxy makes or uses, if it is one of anklume's.
+fn host_socket(device: &Keys) -> Option<&str> {
+    if value(device, "type") != "proxy" {
+        return None;
+    }
+    ["listen", "connect"]
+        .iter()
+        .find_map(|key| below(path(value(device, key))?, HOST_FOLDER))
+}
+
+/// Whether a proxy listens in the machine's folder of sockets.
+pub(super) fn listens_inside(device: &Keys) -> bool {
+    value(device, "bind") == "instance" && host_socket(device).is_some()
+}
+
+/// Compares the devices on all machines of all projects with the edges.
+pub(super) fn moves(setting: &Setting<'_>) -> Moves {
+    let edges = setting.wanted.edges;
+    let wanted = wanted(edges);
+    let ours: BTreeSet<String> = edges
+        .iter()
+        .map(|edge| format!("{}.sock", edge.hash))
+        .collect();
+    let mut moves = Moves::default();
+    let mut used = ours.clone();
+    for instance in &setting.state.instances {
+        let place = (instance.project.as_str(), instance.name.as_str());
+        for (name, device) in &instance.devices {
+            let Some(socket) = host_socket(device) else {
+                continue;
+            };
+            used.insert(socket.to_owned());
+            let belongs = wanted
+                .get(&place)
+                .is_some_and(|here| here.contains_key(name));
+            let of_us = mark::owner(&instance.config, setting.project()) == Owner::Ours;
+            if belongs || !(of_us || ours.contains(socket)) {
+                continue;
+            }
+            let taken_over = ours.contains(socket);
+            if taken_over && value(device, "bind") != "instance" {
+                let hash = socket.strip_suffix(".sock").unwrap_or(socket);
+                moves.stolen.insert(hash.to_owned());
+            }
+            moves
+                .revoked
+                .push(revoke(instance, name, device, taken_over));
+        }
+    }
+    let left = setting
+        .facts
+        .sockets
+        .iter()
+        .filter(|name| !used.contains(*name));
+    moves.swept = left
+        .map(|name| Action::Sweep {
+            path: format!("{HOST_FOLDER}/{name}"),
+        })
+        .collect();
+    moves
+}
+
+fn revoke(instance: &Instance, name: &str, device: &Keys, taken_over: bool) -> Action {
+    let listen = path(value(device, "listen")).unwrap_or_default();
+    let inside = value(device, "bind") == "instance";
+    let file = |folder: &str| below(listen, folder).is_some_and(|name| !name.contains('/'));
+    let taken = (inside && file(CONSUMER_FOLDER)).then(|| listen.to_owned());
+    let host = (!inside && !taken_over && file(HOST_FOLDER)).then(|| listen.to_owned());
+    Action::Revoke {
+        machine: Object::machine(&instance.project, &instance.name),
+        device: name.to_owned(),
+        old: device.clone(),
+        inside: taken,
+        host,
+        why: taken_over.then_some("not an end of that channel"),
+    }
+}
+
+/// The devices that a machine's edges need and that are not there as they must be.
+pub(super) fn connect<'a>(
+    setting: &Setting<'_>,
+    domain: &'a Domain,
+    machine: &'a Machine,
+    ends: &mut Ends<'a>,
+    stolen: &BTreeSet<String>,
+) -> Vec<Action> {
+    let place = (domain.name.as_str(), machine.name.as_str());
+    let here = ends.remove(&place).unwrap_or_default();
+    let there = setting.there(place.0, place.1);
+    let mut actions = Vec::new();
+    for (device, one) in here {
+        let old = there.and_then(|there| there.devices.get(&device));
+        let hash = device
+            .strip_prefix(crate::edge::DEVICE_PREFIX)
+            .unwrap_or_default();
+        let anew = one.role == Role::Provider && old.is_some() && stolen.contains(hash);
+        if anew || old != Some(&one.keys) {
+            actions.push(Action::Connect {
+                machine: Object::machine(place.0, place.1),
+                role: one.role,
+                other: one.other,
+                old: old.cloned(),
+                new: one.keys,
+                anew,
+                device,
+            });
+        }
+    }
+    actions
+}

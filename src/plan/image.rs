@@ -1,0 +1,126 @@
+//! Which image a new machine is made of: one that Incus has, or one of a remote.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::Facts;
+use crate::incus::State;
+use crate::infra::{Infra, MachineType};
+
+/// The remote that is this Incus itself.
+const LOCAL: &str = "local";
+/// Fewest digits by which an image may be named.
+const FINGERPRINT_MIN: usize = 12;
+
+/// Where the images of a remote are fetched from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remote {
+    /// Its address.
+    pub(crate) server: String,
+    /// `simplestreams` or `incus`.
+    pub(crate) protocol: String,
+    /// The image's name there.
+    pub(crate) alias: String,
+}
+
+/// Why a machine cannot be made of an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoImage {
+    pub(super) what: String,
+    pub(super) help: String,
+}
+
+/// The images of remotes that machines which are still to be made need, as written.
+pub(crate) fn remote_images(infra: &Infra, state: &State) -> Vec<String> {
+    let missing = infra.machines().filter(|(domain, machine)| {
+        let there = |project: &str, name: &str| {
+            project == domain.name.as_str() && name == machine.name.as_str()
+        };
+        !state
+            .instances
+            .iter()
+            .any(|instance| there(&instance.project, &instance.name))
+    });
+    let images: BTreeSet<&str> = missing
+        .map(|(_, machine)| machine.os_image.as_str())
+        .filter(|image| matches!(split(image), (Some(_), _)))
+        .collect();
+    images.into_iter().map(str::to_owned).collect()
+}
+
+/// The remote, if it is another Incus or an image server, and the name there.
+fn split(image: &str) -> (Option<&str>, &str) {
+    match image.split_once(':') {
+        Some((LOCAL, name)) => (None, name),
+        Some((remote, name)) => (Some(remote), name),
+        None => (None, image),
+    }
+}
+
+/// Where a new machine comes from, as the API takes it.
+pub(super) fn source(
+    image: &str,
+    kind: MachineType,
+    state: &State,
+    facts: &Facts,
+) -> Result<Value, NoImage> {
+    if let (Some(_), _) = split(image) {
+        return match facts.images.get(image) {
+            Some(Ok(remote)) => Ok(json!({
+                "type": "image",
+                "mode": "pull",
+                "server": remote.server,
+                "protocol": remote.protocol,
+                "alias": remote.alias,
+            })),
+            Some(Err(why)) => Err(NoImage {
+                what: format!("cannot be found: {}", why.escape_debug()),
+                help:
+                    "look for it: `incus image list images:`; `incus remote list` shows where from"
+                        .to_owned(),
+            }),
+            None => Err(NoImage {
+                what: "was not looked for".to_owned(),
+                help: "run the command again".to_owned(),
+            }),
+        };
+    }
+    local(split(image).1, kind, state)
+}
+
+fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage> {
+    if let Some(alias) = state.aliases.iter().find(|alias| alias.name == name) {
+        if !alias.kind.is_empty() && alias.kind != api_kind(kind) {
+            return Err(NoImage {
+                what: format!("is for another type of machine ({})", alias.kind),
+                help: "change `type`, or take an image of that type".to_owned(),
+            });
+        }
+        return Ok(json!({"type": "image", "alias": name}));
+    }
+    let digits = name.len() >= FINGERPRINT_MIN && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let mut images = state.images.iter();
+    if let Some(found) = images.find(|image| digits && image.starts_with(name)) {
+        return Ok(json!({"type": "image", "fingerprint": found}));
+    }
+    let mut names: Vec<&str> = state.aliases.iter().map(|one| one.name.as_str()).collect();
+    names.sort_unstable();
+    let known = if names.is_empty() {
+        "Incus has none under a name here".to_owned()
+    } else {
+        format!("there are: {}", names.join(", ").escape_debug())
+    };
+    Err(NoImage {
+        what: "is not there".to_owned(),
+        help: format!("{known}; one of a server is written `images:debian/13`"),
+    })
+}
+
+/// What the API calls a type of machine.
+pub(super) const fn api_kind(kind: MachineType) -> &'static str {
+    match kind {
+        MachineType::Container => "container",
+        MachineType::VirtualMachine => "virtual-machine",
+    }
+}

@@ -1,0 +1,62 @@
+//! The marks that an object of anklume's bears in its configuration, and whose an object is.
+
+use serde_json::Value;
+
+use crate::incus::Keys;
+
+/// Names the infrastructure (`project_name`).
+pub(super) const PROJECT: &str = "user.anklume.project";
+/// Names the domain that a network or an access list is for.
+pub(super) const DOMAIN: &str = "user.anklume.domain";
+/// Names the machine as `DOMAIN/NAME`, so that a copy is known as one.
+pub(super) const MACHINE: &str = "user.anklume.machine";
+/// Names the image that a machine was made of, as declared.
+pub(super) const IMAGE: &str = "user.anklume.image";
+/// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
+pub(super) const KEYS: &str = "user.anklume.keys";
+
+/// Whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This infrastructure's.
+    Ours,
+    /// Another one's, by name.
+    Other(String),
+    /// A copy of a machine of this infrastructure, named `DOMAIN/NAME`.
+    Copy(String),
+    /// Nobody's that anklume knows.
+    Nobody,
+}
+
+/// Whose an object with this configuration is.
+pub(crate) fn owner(config: &Keys, project: &str) -> Owner {
+    match config.get(PROJECT) {
+        Some(name) if name == project => Owner::Ours,
+        Some(name) => Owner::Other(name.clone()),
+        None => Owner::Nobody,
+    }
+}
+
+/// Whose a machine is: `incus copy` and `incus rename` keep the marks.
+pub(super) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &str) -> Owner {
+    let own = format!("{domain}/{name}");
+    match (owner(config, project), config.get(MACHINE)) {
+        (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),
+        (owner, _) => owner,
+    }
+}
+
+/// What anklume set on an object the last time.
+pub(super) fn set_before(config: &Keys) -> Vec<String> {
+    let Some(text) = config.get(KEYS) else {
+        return Vec::new();
+    };
+    // A list that somebody broke forgets what to remove, and nothing else.
+    match serde_json::from_str(text) {
+        Ok(Value::Array(keys)) => keys
+            .into_iter()
+            .filter_map(|key| key.as_str().map(str::to_owned))
+            .collect(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,382 @@
+//! Plans against an Incus in memory: what is made of nothing, what follows from a change, what stands in the way.
+
+mod memory;
+mod obstacles;
+
+use serde_json::json;
+
+use super::{
+    Action, Doomed, Facts, FolderState, HostFolder, Plan, Selection, Wanted, destroy, plan,
+};
+use crate::diagnostic::Faults;
+use crate::edge::{Edge, edges};
+use crate::incus::state::{Alias, Instance};
+use crate::incus::{Object, State};
+use crate::infra::{Infra, parse};
+use memory::{carry, instance};
+
+const INFRA: &str = r"
+project_name: demo
+global: {default_os_image: bb}
+domains:
+  vault:
+    subnet_id: 0
+    machines:
+      signer:
+        ip: 10.100.0.10
+        services: [{name: sign, tool: gpg_sign, consumers: [dev]}]
+  work:
+    description: Where work is done
+    subnet_id: 1
+    ephemeral: true
+    profiles:
+      small: {config: {limits.cpu: 1}, devices: {scratch: {type: disk, source: /srv/scratch, path: /mnt}}}
+    machines:
+      dev:
+        ip: 10.100.1.10
+        profiles: [default, small]
+        config: {limits.memory: 1GiB}
+        storage_volumes: {data: {size: 1GiB, path: /data}}
+";
+
+fn infra(text: &str) -> Infra {
+    match parse("demo/infra.yml", text) {
+        Ok(read) => read.infra,
+        Err(Faults(faults)) => panic!("{faults:#?}"),
+    }
+}
+
+/// An Incus on which nobody made anything.
+fn empty() -> State {
+    State {
+        pools: vec!["default".to_owned()],
+        aliases: vec![Alias {
+            name: "bb".to_owned(),
+            kind: "container".to_owned(),
+        }],
+        ..State::default()
+    }
+}
+
+fn facts() -> Facts {
+    Facts {
+        root: true,
+        ..Facts::default()
+    }
+}
+
+fn planned(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Result<Plan, Faults> {
+    let infra = infra(text);
+    let edges: Vec<Edge> = edges(&infra)?;
+    let adopt: Vec<String> = adopt.iter().map(|&name| name.to_owned()).collect();
+    let wanted = Wanted {
+        infra: &infra,
+        edges: &edges,
+        adopt: &adopt,
+    };
+    plan(wanted, state, facts)
+}
+
+fn lines(plan: &Plan) -> Vec<String> {
+    plan.actions().flat_map(Action::lines).collect()
+}
+
+/// The code of each fault.
+fn codes(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Vec<&'static str> {
+    match planned(text, state, facts, adopt) {
+        Ok(plan) => panic!("no fault, but {:#?}", lines(&plan)),
+        Err(Faults(faults)) => faults.iter().map(|fault| fault.code).collect(),
+    }
+}
+
+/// An Incus on which a file was applied.
+fn applied(text: &str) -> State {
+    let mut state = empty();
+    let plan = planned(text, &state, &facts(), &[]).unwrap();
+    carry(&mut state, &plan);
+    assert_eq!(
+        lines(&planned(text, &state, &facts(), &[]).unwrap()),
+        Vec::<String>::new()
+    );
+    state
+}
+
+#[test]
+fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
+    let mut facts = facts();
+    facts.folders = vec![HostFolder {
+        path: "/var/lib/anklume".to_owned(),
+        state: FolderState::Missing,
+    }];
+    let plan = planned(INFRA, &empty(), &facts, &[]).unwrap();
+    let infra = infra(INFRA);
+    let device = edges(&infra).unwrap()[0].device_name();
+    assert_eq!(
+        lines(&plan),
+        [
+            "+ folder /var/lib/anklume on the host",
+            "+ project vault",
+            "+ acl net-vault (keeps the domain apart)",
+            "+ network net-vault (10.100.0.0/24)",
+            "+ device root on profile default of vault",
+            "+ project work",
+            "+ acl net-work (keeps the domain apart)",
+            "+ network net-work (10.100.1.0/24)",
+            "+ device root on profile default of work",
+            "+ profile small of work",
+            "+ machine signer (bb, 10.100.0.10)",
+            "~ machine signer status: stopped → running",
+            "+ volume dev-data of work (1GiB)",
+            "+ machine dev (bb, 10.100.1.10)",
+            "~ machine dev status: stopped → running",
+            &format!("+ device {device} on signer (provider for dev)"),
+            &format!("+ device {device} on dev (consumer of signer)"),
+        ]
+    );
+}
+
+#[test]
+fn a_change_of_the_file_is_what_is_planned_and_nothing_else() {
+    let infra = infra(INFRA);
+    let edge = edges(&infra).unwrap().remove(0);
+    let device = edge.device_name();
+    let gone = [
+        format!("- device {device} on signer"),
+        format!("- device {device} on dev"),
+    ];
+    let cases: [(&str, &str, Vec<String>); 12] = [
+        (
+            "1GiB}\n        storage",
+            "2GiB}\n        storage",
+            vec!["~ machine dev limits.memory: 1GiB → 2GiB".to_owned()],
+        ),
+        (
+            "config: {limits.memory: 1GiB}",
+            "boot_priority: 3",
+            vec![
+                "~ machine dev boot.autostart.priority: (none) → 3".to_owned(),
+                "~ machine dev limits.memory: 1GiB → (none)".to_owned(),
+            ],
+        ),
+        (
+            "size: 1GiB",
+            "size: 2GiB",
+            vec!["~ volume dev-data of work size: 1GiB → 2GiB".to_owned()],
+        ),
+        (
+            "{data: {size: 1GiB, path: /data}}",
+            "{}",
+            vec!["- device vol-data on dev".to_owned()],
+        ),
+        (
+            "limits.cpu: 1",
+            "limits.cpu: 2",
+            vec!["~ profile small of work limits.cpu: 1 → 2".to_owned()],
+        ),
+        (
+            "path: /mnt}}",
+            "path: /other}}",
+            vec!["~ device scratch on profile small of work path: /mnt → /other".to_owned()],
+        ),
+        (
+            "[default, small]",
+            "[default]",
+            vec!["~ machine dev profiles: default, small → default".to_owned()],
+        ),
+        (
+            "Where work is done",
+            "Elsewhere",
+            vec!["~ project work description: Where work is done → Elsewhere".to_owned()],
+        ),
+        (
+            "ip: 10.100.1.10",
+            "ip: 10.100.1.11",
+            vec!["~ device eth0 on dev ipv4.address: 10.100.1.10 → 10.100.1.11".to_owned()],
+        ),
+        (
+            "    ephemeral: true\n",
+            "",
+            vec!["~ machine dev security.protection.delete: (none) → true".to_owned()],
+        ),
+        ("consumers: [dev]", "consumers: []", gone.to_vec()),
+        (
+            "services: [{name: sign",
+            "services: [{name: other, tool: clipboard_get, consumers: [dev]}, {name: sign",
+            Vec::new(),
+        ),
+    ];
+    for (old, new, expected) in cases {
+        let changed = INFRA.replacen(old, new, 1);
+        assert_ne!(changed, INFRA, "{old}");
+        let mut state = applied(INFRA);
+        let plan = planned(&changed, &state, &facts(), &[]).unwrap();
+        assert_eq!(lines(&plan), expected, "{old} → {new}");
+        carry(&mut state, &plan);
+        let again = planned(&changed, &state, &facts(), &[]).unwrap();
+        let left: Vec<String> = lines(&again)
+            .into_iter()
+            // The Incus of these tests keeps neither.
+            .filter(|line| !line.contains("profiles:") && !line.contains("description:"))
+            .collect();
+        assert_eq!(left, Vec::<String>::new(), "{old} → {new}");
+    }
+}
+
+#[test]
+fn a_new_domain_is_closed_in_the_lists_of_the_others() {
+    let one = INFRA
+        .split("  work:")
+        .next()
+        .unwrap()
+        .replace("consumers: [dev]", "consumers: []");
+    let state = applied(&one);
+    let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
+    let closed = "~ acl net-vault egress: (none) → reject 10.100.1.0/24".to_owned();
+    assert!(lines(&plan).contains(&closed), "{:#?}", lines(&plan));
+    // A domain that is gone from the file and not from Incus stays closed too.
+    let state = applied(INFRA);
+    let plan = planned(&one, &state, &facts(), &[]).unwrap();
+    assert!(
+        !lines(&plan).iter().any(|line| line.contains("acl")),
+        "{:#?}",
+        lines(&plan)
+    );
+    assert_eq!(plan.notes.len(), 2, "{:#?}", plan.notes);
+}
+
+#[test]
+fn a_key_of_a_device_that_is_no_longer_declared_goes_and_one_set_by_hand_stays() {
+    let shared = |access: &str| {
+        INFRA.to_owned()
+            + &format!(
+                "shared_volumes: {{docs: {{source: /srv/docs, consumers: {{dev: {access}}}}}}}\n"
+            )
+    };
+    let mut state = applied(&shared("ro"));
+    let dev = instance(&mut state, &Object::machine("work", "dev"));
+    let docs = dev.devices.get_mut("sv-docs").unwrap();
+    docs.insert("raw.mount.options".to_owned(), "noexec".to_owned());
+    let plan = planned(&shared("rw"), &state, &facts(), &[]).unwrap();
+    assert_eq!(
+        lines(&plan),
+        ["~ device sv-docs on dev readonly: true → (none)"]
+    );
+    let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
+    assert_eq!(lines(&plan), ["- device sv-docs on dev"]);
+    // What anklume never set is not its to remove.
+    let dev = instance(&mut state, &Object::machine("work", "dev"));
+    dev.config.remove("user.anklume.keys");
+    let plan = planned(&shared("rw"), &state, &facts(), &[]).unwrap();
+    let marks = lines(&plan);
+    assert!(
+        marks.iter().all(|line| line.contains("user.anklume.keys")),
+        "{marks:#?}"
+    );
+}
+
+#[test]
+fn a_copy_is_not_ours_and_its_channel_goes() {
+    let mut state = applied(INFRA);
+    let mut copy = instance(&mut state, &Object::machine("vault", "signer")).clone();
+    "copy".clone_into(&mut copy.name);
+    copy.expanded_devices.clear();
+    state.instances.push(copy);
+    let device = edges(&infra(INFRA)).unwrap()[0].device_name();
+    let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
+    assert_eq!(
+        lines(&plan),
+        [
+            format!("- device {device} on copy (not an end of that channel)"),
+            format!("~ device {device} on signer (provider for dev, made again)"),
+        ]
+    );
+    let declared = INFRA.replace(
+        "consumers: [dev]}]\n",
+        "consumers: [dev]}]\n      copy: {}\n",
+    );
+    assert_eq!(codes(&declared, &state, &facts(), &[]), ["not-ours"]);
+    let plan = planned(&declared, &state, &facts(), &["copy"]).unwrap();
+    assert!(
+        lines(&plan)[0].starts_with("- device mcp-"),
+        "{:#?}",
+        lines(&plan)
+    );
+}
+
+#[test]
+fn values_of_any_kind_are_shown_on_one_line_and_escaped() {
+    let hostile = INFRA.replace(
+        "{limits.memory: 1GiB}",
+        r#"{user.text: "a\nb\e[2J", user.long: "LONG"}"#,
+    );
+    let hostile = hostile.replace("LONG", &"x".repeat(100));
+    let plan = planned(&hostile, &applied(INFRA), &facts(), &[]).unwrap();
+    let shown = lines(&plan);
+    assert!(
+        shown.iter().all(|line| !line.contains(['\n', '\u{1b}'])),
+        "{shown:#?}"
+    );
+    assert!(
+        shown.contains(&"~ machine dev user.text: (none) → a\\nb\\u{1b}[2J".to_owned()),
+        "{shown:#?}"
+    );
+    assert!(
+        shown.iter().any(|line| line.ends_with("xxx…")),
+        "{shown:#?}"
+    );
+}
+
+fn gone(doomed: &Doomed) -> Vec<String> {
+    doomed.actions().flat_map(Action::lines).collect()
+}
+
+#[test]
+fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
+    let mut state = applied(INFRA);
+    assert_eq!(
+        gone(&destroy("demo", &state, Selection::All)),
+        [
+            "- machine signer (not ephemeral)",
+            "- machine dev",
+            "- volume dev-data of work",
+            "- network net-vault",
+            "- acl net-vault",
+            "- project vault",
+            "- profile small of work",
+            "- network net-work",
+            "- acl net-work",
+            "- project work",
+        ]
+    );
+    assert_eq!(
+        gone(&destroy("other", &state, Selection::All)),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        gone(&destroy("demo", &state, Selection::Machine("dev"))),
+        ["- machine dev", "- volume dev-data of work"]
+    );
+    assert_eq!(
+        gone(&destroy("demo", &state, Selection::Machine("nobody"))),
+        Vec::<String>::new()
+    );
+    let device = state.instances[0]
+        .devices
+        .values()
+        .find_map(|device| device.get("listen"));
+    let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
+    let doomed = destroy("demo", &state, Selection::Machine("signer"));
+    assert!(matches!(&doomed.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
+    let by_hand: Instance =
+        serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
+    state.instances.push(by_hand);
+    let doomed = destroy("demo", &state, Selection::Domain("work"));
+    assert_eq!(
+        gone(&doomed),
+        ["- machine dev", "- volume dev-data of work"]
+    );
+    assert_eq!(
+        doomed.notes,
+        ["the domain `work` stays: it holds what anklume did not make: mine"]
+    );
+}

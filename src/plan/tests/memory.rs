@@ -1,0 +1,157 @@
+//! An Incus in memory, on which plans are carried out.
+
+use serde_json::{Value, json};
+
+use crate::incus::state::{Acl, Instance, Network, Profile, Project, Volume};
+use crate::incus::{Devices, Direction, Edit, Keys, Object, State};
+use crate::plan::{Action, Plan};
+
+/// Carries a plan out on an Incus in memory.
+pub(super) fn carry(state: &mut State, plan: &Plan) {
+    let actions: Vec<Action> = plan.actions().cloned().collect();
+    for action in actions {
+        match action {
+            Action::Create { object, body, .. } => create(state, &object, body),
+            Action::Edit { object, edits } => edit(state, &object, &edits),
+            Action::Start { machine, .. } => {
+                "Running".clone_into(&mut instance(state, &machine).status);
+            }
+            Action::Connect {
+                machine,
+                device,
+                new,
+                ..
+            } => {
+                instance(state, &machine).devices.insert(device, new);
+            }
+            Action::Revoke {
+                machine, device, ..
+            } => {
+                instance(state, &machine).devices.remove(&device);
+            }
+            Action::Folder { .. } | Action::Sweep { .. } | Action::Delete { .. } => {}
+        }
+    }
+}
+
+/// A machine that is there.
+pub(super) fn instance<'s>(state: &'s mut State, machine: &Object) -> &'s mut Instance {
+    let Object::Machine { project, name } = machine else {
+        panic!("{machine}");
+    };
+    let mut instances = state.instances.iter_mut();
+    let found = instances.find(|one| one.project == *project && one.name == *name);
+    found.unwrap()
+}
+
+fn of<T: serde::de::DeserializeOwned>(mut body: Value, more: Value) -> T {
+    let (Value::Object(body_map), Value::Object(more)) = (&mut body, more) else {
+        panic!("{body}");
+    };
+    body_map.extend(more);
+    serde_json::from_value(body).unwrap()
+}
+
+fn create(state: &mut State, object: &Object, body: Value) {
+    match object {
+        Object::Project(name) => {
+            state.projects.push(of::<Project>(body, json!({})));
+            state.profiles.push(Profile {
+                name: "default".to_owned(),
+                project: name.clone(),
+                ..Profile::default()
+            });
+        }
+        Object::Acl(_) => state.acls.push(of::<Acl>(body, json!({}))),
+        Object::Network(_) => state
+            .networks
+            .push(of::<Network>(body, json!({"managed": true}))),
+        Object::Profile { project, .. } => {
+            state
+                .profiles
+                .push(of::<Profile>(body, json!({"project": project})));
+        }
+        Object::Volume { project, pool, .. } => {
+            let more = json!({"project": project, "pool": pool});
+            state.volumes.push(of::<Volume>(body, more));
+        }
+        Object::Machine { project, .. } => {
+            let expanded = body.get("devices").cloned();
+            let more =
+                json!({"project": project, "status": "Stopped", "expanded_devices": expanded});
+            state.instances.push(of::<Instance>(body, more));
+        }
+    }
+}
+
+fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
+    let mut no_devices = Devices::new();
+    let name = object.name();
+    let mut lists = None;
+    let (config, devices): (&mut Keys, &mut Devices) = match object {
+        Object::Project(_) => {
+            let mut all = state.projects.iter_mut();
+            (
+                &mut all.find(|one| one.name == name).unwrap().config,
+                &mut no_devices,
+            )
+        }
+        Object::Acl(_) => {
+            let mut all = state.acls.iter_mut();
+            let acl = all.find(|one| one.name == name).unwrap();
+            lists = Some((&mut acl.ingress, &mut acl.egress));
+            (&mut acl.config, &mut no_devices)
+        }
+        Object::Network(_) => {
+            let mut all = state.networks.iter_mut();
+            (
+                &mut all.find(|one| one.name == name).unwrap().config,
+                &mut no_devices,
+            )
+        }
+        Object::Profile { project, .. } => {
+            let mut all = state.profiles.iter_mut();
+            let one = all
+                .find(|one| one.name == name && one.project == *project)
+                .unwrap();
+            (&mut one.config, &mut one.devices)
+        }
+        Object::Volume { .. } => {
+            let mut all = state.volumes.iter_mut();
+            (
+                &mut all.find(|one| one.name == name).unwrap().config,
+                &mut no_devices,
+            )
+        }
+        Object::Machine { .. } => {
+            let one = instance(state, object);
+            (&mut one.config, &mut one.devices)
+        }
+    };
+    for edit in edits {
+        match edit {
+            Edit::Config { key, new, .. } => match new {
+                Some(value) => drop(config.insert(key.clone(), value.clone())),
+                None => drop(config.remove(key)),
+            },
+            Edit::Device { name, new, .. } => match new {
+                Some(keys) => drop(devices.insert(name.clone(), keys.clone())),
+                None => drop(devices.remove(name)),
+            },
+            Edit::Rules {
+                direction,
+                old,
+                new,
+            } => {
+                let (ingress, egress) = lists.as_mut().unwrap();
+                let rules = match direction {
+                    Direction::Ingress => ingress,
+                    Direction::Egress => egress,
+                };
+                rules.retain(|rule| !old.contains(rule));
+                rules.extend(new.iter().cloned());
+            }
+            Edit::Description { .. } | Edit::Profiles { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What stands in the way of a plan, and what takes it away.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::memory::{carry, instance};
+use super::{INFRA, applied, codes, empty, facts, infra, lines, planned};
+use crate::edge::{FIRST_UID, UIDS, edges};
+use crate::incus::state::{Network, Project};
+use crate::incus::{Object, State};
+use crate::plan::{Action, Facts, Remote, Route, TakenIds, remote_images};
+
+#[test]
+fn folders_that_anklume_shares_are_made_and_others_must_be_there() {
+    let text = INFRA.to_owned() + "shared_volumes: {docs: {consumers: {dev: ro}}}\n";
+    let mut facts = facts();
+    facts.missing = ["/srv/anklume/shares/docs".to_owned()].into();
+    let plan = planned(&text, &empty(), &facts, &[]).unwrap();
+    assert_eq!(
+        lines(&plan)[0],
+        "+ folder /srv/anklume/shares/docs on the host"
+    );
+    facts.root = false;
+    assert_eq!(
+        codes(&text, &empty(), &facts, &[]),
+        ["host-folder", "no-source"]
+    );
+    let own = INFRA.replace(
+        "        profiles: [",
+        "        devices: {d: {type: disk, source: /nowhere, path: /d}}\n        profiles: [",
+    );
+    facts = self::facts();
+    facts.missing = ["/nowhere".to_owned()].into();
+    assert_eq!(codes(&own, &empty(), &facts, &[]), ["no-source"]);
+}
+
+#[test]
+fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
+    let mut state = applied(INFRA);
+    for mark in [
+        "user.anklume.project",
+        "user.anklume.machine",
+        "user.anklume.keys",
+    ] {
+        instance(&mut state, &Object::machine("work", "dev"))
+            .config
+            .remove(mark);
+        for network in &mut state.networks {
+            network.config.remove(mark);
+        }
+    }
+    assert_eq!(
+        codes(INFRA, &state, &facts(), &[]),
+        ["not-ours", "not-ours", "not-ours"]
+    );
+    assert_eq!(
+        codes(INFRA, &state, &facts(), &["work", "vault"]),
+        ["not-ours"]
+    );
+    assert_eq!(
+        codes(INFRA, &state, &facts(), &["work", "nobody", "vault"]),
+        ["nothing-to-adopt", "not-ours"]
+    );
+    let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
+    carry(&mut state, &plan);
+    assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
+    // Another infrastructure's is not to be had.
+    let second = INFRA.replace("project_name: demo", "project_name: second");
+    let found = codes(
+        &second,
+        &state,
+        &facts(),
+        &["work", "vault", "dev", "signer"],
+    );
+    assert!(
+        found.len() > 5 && found.iter().all(|code| *code == "not-ours"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn the_host_and_incus_can_stand_in_the_way() {
+    let consumer_uid = edges(&infra(INFRA)).unwrap()[0].uid;
+    assert!((FIRST_UID..FIRST_UID + UIDS).contains(&consumer_uid));
+    let with = |change: &dyn Fn(&mut State, &mut Facts)| {
+        let (mut state, mut facts) = (empty(), facts());
+        change(&mut state, &mut facts);
+        codes(INFRA, &state, &facts, &[])
+    };
+    let taken = TakenIds {
+        first: consumer_uid,
+        count: 1,
+        by: "`/etc/passwd` for `alice`".to_owned(),
+    };
+    assert_eq!(
+        with(&|_, facts| facts.ids = vec![taken.clone()]),
+        ["uid-in-use"]
+    );
+    let range = TakenIds {
+        first: FIRST_UID - 1,
+        count: UIDS,
+        ..taken.clone()
+    };
+    assert_eq!(
+        with(&|_, facts| facts.ids = vec![range.clone()]),
+        ["uid-in-use"]
+    );
+    let before = TakenIds {
+        first: consumer_uid - 10,
+        count: 10,
+        ..taken.clone()
+    };
+    let mut near = facts();
+    near.ids = vec![before];
+    assert!(planned(INFRA, &empty(), &near, &[]).is_ok());
+    assert_eq!(with(&|_, facts| facts.root = false), ["host-folder"]);
+    assert_eq!(
+        with(&|state, _| state.aliases.clear()),
+        ["no-image", "no-image"]
+    );
+    assert_eq!(
+        with(&|state, _| "virtual-machine".clone_into(&mut state.aliases[0].kind)),
+        ["no-image", "no-image"]
+    );
+    assert_eq!(
+        with(&|state, _| state.pools.clear()),
+        ["no-pool", "no-pool"]
+    );
+    let route = |prefix, network: &str| Route {
+        interface: "eth9".to_owned(),
+        network: network.parse().unwrap(),
+        prefix,
+    };
+    assert_eq!(
+        with(&|_, facts| facts.routes = vec![route(24, "10.100.1.0")]),
+        ["subnet-in-use"]
+    );
+    assert_eq!(
+        with(&|_, facts| facts.routes = vec![route(30, "10.100.1.4")]),
+        ["subnet-in-use"]
+    );
+    assert_eq!(
+        with(&|_, facts| facts.routes = vec![route(16, "10.100.0.0")]),
+        ["subnet-in-use", "subnet-in-use"]
+    );
+    let mut vpn = facts();
+    vpn.routes = vec![route(8, "10.0.0.0"), route(24, "10.101.0.0")];
+    assert!(planned(INFRA, &empty(), &vpn, &[]).is_ok());
+    let project =
+        json!({"name": "work", "config": {"features.images": "true", "features.profiles": "true"}});
+    let project: Project = serde_json::from_value(project).unwrap();
+    assert_eq!(
+        with(&|state, _| state.projects.push(project.clone())),
+        ["not-ours", "project-features"]
+    );
+    let unmanaged: Network =
+        serde_json::from_value(json!({"name": "net-work", "type": "bridge"})).unwrap();
+    assert_eq!(
+        with(&|state, _| state.networks.push(unmanaged.clone())),
+        ["bridge-name"]
+    );
+}
+
+#[test]
+fn an_address_or_a_name_of_a_machine_that_is_no_longer_declared_is_said() {
+    let state = applied(INFRA);
+    let renamed = INFRA
+        .replace("      dev:", "      new:")
+        .replace("[dev]", "[new]");
+    assert_eq!(codes(&renamed, &state, &facts(), &[]), ["address-in-use"]);
+    let elsewhere = renamed.replace("10.100.1.10", "10.100.1.11");
+    let plan = planned(&elsewhere, &state, &facts(), &[]).unwrap();
+    let shown = lines(&plan);
+    assert!(
+        shown[0].ends_with("on signer") && shown[1].ends_with("on dev"),
+        "{shown:#?}"
+    );
+    assert!(
+        plan.notes[0].contains("`dev` (project `work`) is no longer declared and stays"),
+        "{:?}",
+        plan.notes
+    );
+    let others =
+        "project_name: demo\nglobal: {default_os_image: bb}\ndomains: {other: {subnet_id: 7}}\n";
+    assert_eq!(
+        codes(others, &state, &facts(), &[]),
+        ["other-infrastructure"]
+    );
+}
+
+#[test]
+fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() {
+    let text = INFRA.replace("default_os_image: bb", "default_os_image: images:debian/13");
+    assert_eq!(remote_images(&infra(&text), &empty()), ["images:debian/13"]);
+    let mut facts = facts();
+    facts
+        .images
+        .insert("images:debian/13".to_owned(), Err("no network".to_owned()));
+    assert_eq!(
+        codes(&text, &empty(), &facts, &[]),
+        ["no-image", "no-image"]
+    );
+    let remote = Remote {
+        server: "https://example.org".to_owned(),
+        protocol: "simplestreams".to_owned(),
+        alias: "debian/13".to_owned(),
+    };
+    facts
+        .images
+        .insert("images:debian/13".to_owned(), Ok(remote));
+    let plan = planned(&text, &empty(), &facts, &[]).unwrap();
+    let made = plan.actions().find_map(|action| match action {
+        Action::Create {
+            object: Object::Machine { .. },
+            body,
+            ..
+        } => Some(body["source"].clone()),
+        _ => None,
+    });
+    let expected = json!({"type": "image", "mode": "pull", "server": "https://example.org", "protocol": "simplestreams", "alias": "debian/13"});
+    assert_eq!(made.unwrap(), expected);
+    // What is there was made long ago, of whatever.
+    let state = applied(INFRA);
+    assert_eq!(remote_images(&infra(&text), &state), Vec::<String>::new());
+    let plan = planned(&text, &state, &facts, &[]).unwrap();
+    assert!(plan.is_empty() && plan.notes.len() == 2, "{:?}", plan.notes);
+}
+
+#[test]
+fn every_code_is_a_heading_and_every_heading_a_code() {
+    let page = include_str!("../../../docs/diagnostics.md");
+    let (_, section) = page.split_once("\n## What `apply` finds\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let headings: BTreeSet<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    let sources = [
+        include_str!("../../plan.rs"),
+        include_str!("../check.rs"),
+        include_str!("../domain.rs"),
+        include_str!("../machine.rs"),
+        include_str!("../network.rs"),
+    ];
+    let codes: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.split("fault(").skip(1))
+        .filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next())
+        .collect();
+    assert_eq!(headings, codes);
+}

@@ -1,0 +1,7 @@
+//! `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
+
+mod edges;
+mod faults;
+mod interrupted;
+mod isolation;
+mod plan;

@@ -1,0 +1,243 @@
+//! The devices under anklume's folder equal the edges, on the right machines, whatever happened to those.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use super::plan::SEED;
+use crate::project::{have_incus, incus};
+use crate::world::World;
+
+/// `PROJECT/MACHINE DEVICE` for every device under anklume's folder, in the projects of a world.
+fn devices(world: &World) -> BTreeSet<String> {
+    let list = incus(["query", "/1.0/instances?recursion=1&all-projects=true"]);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let mut found = BTreeSet::new();
+    for instance in list.as_array().unwrap() {
+        let project = instance["project"].as_str().unwrap();
+        if !world.domains.iter().any(|domain| domain == project) {
+            continue;
+        }
+        for (name, device) in instance["devices"].as_object().unwrap() {
+            if device.to_string().contains("/var/lib/anklume/mcp/") {
+                found.insert(format!(
+                    "{project}/{} {name}",
+                    instance["name"].as_str().unwrap()
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// What `sync` computes from the file alone.
+fn declared(world: &World, hash: &str) -> BTreeSet<String> {
+    [
+        format!("{}/{} {hash}", world.domains[0], world.machine(0, "signer")),
+        format!("{}/{} {hash}", world.domains[1], world.machine(1, "dev")),
+    ]
+    .into()
+}
+
+fn socket(device: &str) -> String {
+    format!(
+        "/var/lib/anklume/mcp/{}.sock",
+        device.strip_prefix("mcp-").unwrap()
+    )
+}
+
+/// The root file system of a running machine, as the host sees it.
+fn root(world: &World, domain: usize, name: &str) -> String {
+    let machine = world.machine(domain, name);
+    let list = world.incus(domain, &["list", &machine, "-c", "p", "-f", "csv"]);
+    let pid = String::from_utf8_lossy(&list.stdout).trim().to_owned();
+    format!("/proc/{pid}/root")
+}
+
+/// No test: what answers inside a provider, which has no program for that but this one.
+#[test]
+fn echo() {
+    let Some(path) = std::env::var_os("ECHO_SOCKET") else {
+        return;
+    };
+    let _ = std::fs::remove_file(&path);
+    for stream in UnixListener::bind(&path).unwrap().incoming() {
+        let mut stream = stream.unwrap();
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+        });
+    }
+}
+
+/// Whether bytes go from the consumer's socket to what listens in the provider, and back.
+fn carries(world: &World) -> bool {
+    let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
+    let this = std::env::current_exe().unwrap();
+    let target = format!("{signer}/root/echo");
+    let push = [
+        "file",
+        "push",
+        "-q",
+        "--mode=0755",
+        this.to_str().unwrap(),
+        &target,
+    ];
+    if !world.exec(0, "signer", "test -e /root/echo").0 {
+        assert!(world.incus(0, &push).status.success());
+    }
+    let serve = format!(
+        "mkdir -p /run/anklume/mcp; ECHO_SOCKET=/run/anklume/mcp/{dev}.sock setsid /root/echo --exact apply::edges::echo >/dev/null 2>&1 </dev/null & \
+         for i in 1 2 3 4 5 6 7 8 9 10; do test -S /run/anklume/mcp/{dev}.sock && exit 0; sleep 1; done; exit 1"
+    );
+    assert!(world.exec(0, "signer", &serve).0);
+    let entry = format!("{}/srv/anklume/mcp/{signer}.sock", root(world, 1, "dev"));
+    let Ok(mut stream) = UnixStream::connect(&entry) else {
+        return false;
+    };
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut byte = [0];
+    let came = stream
+        .write_all(b"x")
+        .and_then(|()| stream.read_exact(&mut byte));
+    came.is_ok() && byte == *b"x"
+}
+
+fn edge(world: &World) -> String {
+    let devices = world.edge_devices(0, &world.machine(0, "signer"));
+    assert_eq!(devices.len(), 1, "{devices:?}");
+    devices.concat()
+}
+
+#[test]
+fn a_removed_service_takes_devices_and_sockets_with_it() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let device = edge(&world);
+    assert_eq!(devices(&world), declared(&world, &device));
+    assert!(carries(&world));
+    world.declare(&SEED.replace("consumers: [{b}-dev]", "consumers: []"));
+    world.apply();
+    assert_eq!(devices(&world), BTreeSet::new());
+    assert!(!Path::new(&socket(&device)).exists());
+    assert_eq!(world.exec(1, "dev", "ls /srv/anklume/mcp").1, "");
+    world.is_settled();
+    world.declare(SEED);
+    world.apply();
+    assert_eq!(devices(&world), declared(&world, &device));
+    assert!(carries(&world));
+}
+
+#[test]
+fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let device = edge(&world);
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let (original, copy) = (world.machine(domain, name), world.machine(domain, "copy"));
+        let copied = world.incus(domain, &["copy", &original, &copy]);
+        assert!(copied.status.success(), "{copied:?}");
+        // The address is the original's; without it the copy starts, and takes the socket.
+        world.incus(
+            domain,
+            &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
+        );
+        assert!(world.incus(domain, &["start", &copy]).status.success());
+    }
+    assert_eq!(devices(&world).len(), 4);
+    let plan = world.plan();
+    let lost = format!(
+        "- device {device} on {} (not an end of that channel)",
+        world.machine(0, "copy")
+    );
+    let again = format!(
+        "~ device {device} on {} (provider for {}, made again)",
+        world.machine(0, "signer"),
+        world.machine(1, "dev")
+    );
+    assert!(plan.contains(&lost) && plan.contains(&again), "{plan:?}");
+    world.apply();
+    assert_eq!(devices(&world), declared(&world, &device));
+    assert!(carries(&world));
+    world.is_settled();
+}
+
+#[test]
+fn what_a_snapshot_brings_back_is_put_right() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let dev = world.machine(1, "dev");
+    assert!(
+        world
+            .incus(1, &["snapshot", "create", &dev, "s"])
+            .status
+            .success()
+    );
+    world.declare(&SEED.replace("consumers: [{b}-dev]", "consumers: []"));
+    world.apply();
+    world.is_settled();
+    let restored = world.incus(1, &["snapshot", "restore", &dev, "s"]);
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(devices(&world).len(), 1);
+    world.apply();
+    assert_eq!(devices(&world), BTreeSet::new());
+    world.is_settled();
+}
+
+#[test]
+fn a_left_over_socket_is_swept_and_a_strange_file_is_not() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let left = format!("/var/lib/anklume/mcp/{:016x}.sock", std::process::id());
+    let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    std::fs::write(&strange, "mine").unwrap();
+    let ran = world.run(&["apply", "--dry-run"]);
+    let line = format!("- socket {left} on the host\n");
+    assert!(ran.stdout.contains(&line), "{}", ran.stdout);
+    world.apply();
+    assert!(!Path::new(&left).exists() && Path::new(&strange).exists());
+    std::fs::remove_file(&strange).unwrap();
+}
+
+#[test]
+fn a_machine_may_not_redirect_the_folder_of_its_sockets() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(&SEED.replace("consumers: [{b}-dev]", "consumers: []"));
+    world.apply();
+    assert!(
+        world
+            .exec(1, "dev", "rm -rf /srv/anklume; ln -s /tmp /srv/anklume")
+            .0
+    );
+    world.declare(SEED);
+    let (status, answer) = world.apply_json();
+    assert_eq!((status, &answer["failed"]), (1, &1.into()), "{answer:#}");
+    assert!(
+        answer
+            .to_string()
+            .contains("machine altered: `/srv/anklume` in it is not a folder"),
+        "{answer:#}"
+    );
+    assert!(world.exec(1, "dev", "rm /srv/anklume").0);
+    world.apply();
+    assert!(carries(&world));
+}

@@ -1,0 +1,277 @@
+//! What stands in the way is found before anything is changed, and says what to do.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+
+use crate::project::{have_incus, incus};
+use crate::recorder::{Fate, Recorder};
+use crate::world::World;
+
+use super::plan::SEED;
+
+/// Refused with this first line and this help, and not one writing request.
+#[track_caller]
+fn is_refused(world: &World, args: &[&str], message: &str, help: &str) {
+    let recorder = Recorder::new(|_, _| Fate::Pass);
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let ran = world
+        .anklume(&[&["apply"], args].concat())
+        .env("INCUS_SOCKET", socket)
+        .run();
+    let (message, help) = (world.filled(message), world.filled(help));
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&message), "{}\n{message}", ran.stderr);
+    assert!(ran.stderr.contains(&help), "{}\n{help}", ran.stderr);
+    assert_eq!(recorder.writes(), Vec::<String>::new());
+}
+
+#[test]
+fn an_image_that_is_not_there() {
+    if !have_incus() {
+        return;
+    }
+    let local = World::new(&SEED.replace("boot_autostart: true", "os_image: nowhere"));
+    let message = "error[no-image]: the image `nowhere` of `{b}-dev` is not there";
+    is_refused(&local, &[], message, "help: there are: bb");
+    let remote = World::new(&SEED.replace("boot_autostart: true", "os_image: no-remote:x"));
+    let message =
+        "the image `no-remote:x` of `{b}-dev` cannot be found: there is no remote `no-remote`";
+    is_refused(&remote, &[], message, "`incus remote list`");
+}
+
+#[test]
+fn a_virtual_machine_as_an_end() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(&SEED.replace("boot_autostart: true", "type: vm"));
+    let message = "`{b}-dev` is a virtual machine, and an end of a service";
+    is_refused(&world, &[], message, "make it a container");
+}
+
+#[test]
+fn a_name_that_is_taken_and_its_adoption() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let features = ["features.images=false", "features.networks=false"];
+    let mut create = vec!["project", "create", &world.domains[1]];
+    for feature in features {
+        create.extend(["-c", feature]);
+    }
+    assert!(incus(create).status.success());
+    let dev = world.machine(1, "dev");
+    let root = [
+        "create",
+        "-q",
+        "bb",
+        &dev,
+        "-s",
+        "default",
+        "-c",
+        "user.mine=1",
+    ];
+    assert!(world.incus(1, &root).status.success());
+    let project = "the project `{b}` is on Incus already and was not made by anklume";
+    is_refused(
+        &world,
+        &[],
+        project,
+        "`anklume apply --adopt {b}` takes it over",
+    );
+    let machine = "the machine `{b}-dev` is on Incus already and was not made by anklume";
+    let domain = world.domains[1].clone();
+    is_refused(
+        &world,
+        &["--adopt", &domain],
+        machine,
+        "`anklume apply --adopt {b}-dev` takes it over",
+    );
+    let unknown = "`nobody` is no machine and no domain of this file";
+    is_refused(&world, &["--adopt", "nobody"], unknown, "declare it first");
+    let ran = world.run(&["apply", "--adopt", &domain, "--adopt", &dev]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert_eq!(world.config(1, "dev", "user.mine"), "1");
+    assert_eq!(world.config(1, "dev", "limits.memory"), "1GiB");
+    world.is_settled();
+}
+
+#[test]
+fn a_project_with_other_features() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let create = [
+        "project",
+        "create",
+        &world.domains[0],
+        "-c",
+        "features.images=true",
+    ];
+    assert!(incus(create).status.success());
+    let message = "error[project-features]: the project `{a}` on Incus has `features.images=true`";
+    is_refused(
+        &world,
+        &["--adopt", &world.domains[0]],
+        message,
+        "give the domain another name",
+    );
+}
+
+#[test]
+fn another_infrastructure_of_the_same_names() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let own = std::mem::replace(&mut world.name, "t-apply-second".to_owned());
+    world.declare(SEED);
+    let message =
+        format!("the project `{{a}}` on Incus belongs to another infrastructure, `{own}`");
+    is_refused(
+        &world,
+        &["--adopt", &world.domains[0]],
+        &message,
+        "give it another name here",
+    );
+    world.name = own;
+    world.declare(SEED);
+    world.is_settled();
+}
+
+#[test]
+fn an_address_that_another_machine_has() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    world.declare(&SEED.replace("{b}-dev", "{b}-new"));
+    let message = "the address {base}.2.10 of `{b}-new` is that of the machine `{b}-dev` (project `{b}`) on Incus";
+    is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
+}
+
+#[test]
+fn a_bridge_and_a_subnet_that_are_taken() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let subnet = world.filled("ipv4.address={base}.1.1/24");
+    let net = format!("t-n{}", std::process::id());
+    let made = incus(["network", "create", &net, &subnet, "ipv6.address=none"]);
+    assert!(made.status.success(), "{made:?}");
+    let message =
+        format!("the subnet of `{{a}}`, {{base}}.1.0/24, is that of the network `{net}` too");
+    is_refused(&world, &[], &message, "take another `subnet_id`");
+    incus(["network", "delete", &net]);
+    let net = world.filled("net-{a}");
+    let made = incus([
+        "network",
+        "create",
+        &net,
+        "ipv4.address=none",
+        "ipv6.address=none",
+    ]);
+    assert!(made.status.success(), "{made:?}");
+    let message = "the network `net-{a}` is on Incus already and was not made by anklume";
+    is_refused(
+        &world,
+        &[],
+        message,
+        "`anklume apply --adopt {a}` takes it over",
+    );
+}
+
+#[test]
+fn what_the_file_itself_says_wrong() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(&SEED.replace("{base}.2.10", "{base}.1.10"));
+    is_refused(&world, &[], "`{base}.1.10`", "subnet");
+    let two = SEED.replace("  {b}:\n", "      {a}-two: {ip: \"{base}.1.10\"}\n  {b}:\n");
+    is_refused(
+        &World::new(&two),
+        &[],
+        "error[duplicate-address]",
+        "{base}.1.10",
+    );
+    let long = SEED.replace("  {b}:\n", "  much-too-long:\n    subnet_id: 9\n  {b}:\n");
+    is_refused(&World::new(&long), &[], "much-too-long", "15");
+}
+
+#[test]
+fn a_user_who_may_not_use_incus() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let run = world.anklume(&["apply"]);
+    // Where another user finds both.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("anklume");
+    std::fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    std::fs::copy(
+        run.path().join("infra.yml"),
+        folder.path().join("infra.yml"),
+    )
+    .unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let output = std::process::Command::new(&program)
+        .arg("apply")
+        .current_dir(folder.path())
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let message = "error: no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)\n";
+    assert!(stderr.starts_with(message), "{stderr}");
+    assert!(
+        stderr.contains("a member of the group `incus-admin`"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn no_incus_no_permission_and_one_that_is_too_old() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let apply = |socket: &str| world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();
+    let none = apply("/nowhere/unix.socket");
+    none.is(
+        1,
+        "",
+        "error: Incus is not running on this computer (no socket at `/nowhere/unix.socket`)\n  = help: start Incus, or install it (Debian: `apt install incus`)\n",
+    );
+    let environment = r#"{"metadata":{"auth":"trusted","api_extensions":[],"environment":{"server_version":"5.21.3"}}}"#;
+    let old = Recorder::new(|_, _| Fate::Answer(200, environment.to_owned()));
+    let ran = apply(old.socket().to_str().unwrap());
+    assert!(
+        ran.stderr.starts_with("error: Incus 5.21.3 is too old"),
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("help: upgrade it"), "{}", ran.stderr);
+    let untrusted = r#"{"metadata":{"auth":"untrusted"}}"#;
+    let closed = Recorder::new(|_, _| Fate::Answer(200, untrusted.to_owned()));
+    let ran = apply(closed.socket().to_str().unwrap());
+    assert!(
+        ran.stderr.starts_with("error: no permission to use Incus"),
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("incus-admin"), "{}", ran.stderr);
+    assert_eq!(
+        (old.writes().len(), closed.writes().len(), ran.status),
+        (0, 0, 1)
+    );
+}

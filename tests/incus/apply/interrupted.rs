@@ -1,0 +1,260 @@
+//! Whatever ends a run, the next one finishes; whatever fails, the rest goes on.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::plan::SEED;
+use crate::project::{have_incus, incus};
+use crate::recorder::{Fate, Recorder};
+use crate::world::World;
+
+/// More runs than any test needs.
+const ENOUGH: usize = 100;
+
+/// Runs `anklume …`, kills it when its writing request `at` has reached Incus, and says whether it was killed.
+fn killed(world: &World, args: &[&str], at: usize) -> bool {
+    let target = Arc::new(AtomicI32::new(0));
+    let victim = Arc::clone(&target);
+    let recorder = Recorder::new(move |number, _| {
+        if number != at {
+            return Fate::Pass;
+        }
+        while victim.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        Fate::Lose
+    });
+    let writes = || recorder.writes().len();
+    let run = world
+        .anklume(args)
+        .env("INCUS_SOCKET", recorder.socket().to_str().unwrap());
+    let mut child = run
+        .command()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    loop {
+        if writes() >= at {
+            // The request is on its way to Incus; whoever sent it is gone before the answer.
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+            target.store(pid, Ordering::SeqCst);
+            child.wait().unwrap();
+            return true;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status:?}");
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// The DNS servers that run for the networks of a world.
+fn name_servers(world: &World) -> usize {
+    let mut found = 0;
+    for process in std::fs::read_dir("/proc").unwrap() {
+        let words = std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let mut bridges = world.domains.iter();
+        let serves = |domain| words.contains(&format!("--interface=net-{domain}\0"));
+        found += usize::from(words.contains("dnsmasq") && bridges.any(serves));
+    }
+    found
+}
+
+fn long() -> bool {
+    std::env::var_os("ANKLUME_TEST_LONG").is_some()
+}
+
+#[test]
+fn killed_at_every_request_the_next_run_goes_on() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    // Each run is killed at its first writing request: the next begins where that left Incus.
+    let runs = (1..ENOUGH)
+        .take_while(|_| killed(&world, &["apply"], 1))
+        .count();
+    assert!(runs > 10, "{runs}");
+    world.apply();
+    world.is_settled();
+    assert_eq!(name_servers(&world), 2);
+    let runs = (1..ENOUGH)
+        .take_while(|_| killed(&world, &["destroy", "--yes", "--force"], 1))
+        .count();
+    assert!(runs > 5, "{runs}");
+    // Incus leaves one behind where a network is deleted twice at once.
+    assert_eq!(name_servers(&world), 0);
+    let ran = world.run(&["destroy", "--yes"]);
+    ran.answers("nothing to delete: there is nothing on Incus that anklume made for this file\n");
+}
+
+#[test]
+fn asked_to_stop_it_says_how_to_go_on() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let recorder = Recorder::new(|number, _| {
+        if number == 6 {
+            // Not before the signal has come.
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+        Fate::Pass
+    });
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["apply"]).env("INCUS_SOCKET", socket);
+    let mut command = run.command();
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    while recorder.writes().len() < 6 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = i32::try_from(child.id()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    let end =
+        "error: stopped in the middle\n  = help: run the command again: it goes on where it was\n";
+    assert!(stderr.ends_with(end), "{stderr}");
+    world.apply();
+    world.is_settled();
+}
+
+#[test]
+fn killed_after_n_requests_for_every_n_the_next_run_finishes() {
+    if !have_incus() || !long() {
+        return;
+    }
+    for at in 1..ENOUGH {
+        let world = World::new(SEED);
+        let was_killed = killed(&world, &["apply"], at);
+        world.apply();
+        world.is_settled();
+        if !was_killed {
+            assert!(at > 10, "{at}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn one_machine_that_does_not_start_stops_no_other() {
+    if !have_incus() {
+        return;
+    }
+    let broken = SEED.replace(
+        "config: {limits.memory: 1GiB}",
+        "config: {raw.lxc: lxc.init.cmd = /nowhere}",
+    );
+    let mut world = World::new(&broken);
+    let (dev, project) = (world.machine(1, "dev"), world.domains[1].clone());
+    let ran = world.run(&["apply"]);
+    assert_eq!(ran.status, 1, "{}", ran.stderr);
+    let more = format!("see more: `incus info {dev} --project {project} --show-log`");
+    assert!(ran.stderr.contains(&more), "{}", ran.stderr);
+    assert!(
+        ran.stderr
+            .contains(&format!("change machine {dev}: Incus says: ")),
+        "{}",
+        ran.stderr
+    );
+    assert!(world.exec(0, "signer", "true").0, "the other machine runs");
+    world.declare(SEED);
+    world.apply();
+    world.is_settled();
+}
+
+#[test]
+fn a_full_disk_is_said_and_the_next_run_finishes() {
+    if !have_incus() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Pool::new(folder.path().to_owned());
+    let on_it = format!(
+        "devices: {{root: {{type: disk, path: /, pool: {}}}}}",
+        pool.name
+    );
+    let world = World::new(&SEED.replace("boot_autostart: true", &on_it));
+    let ran = world.run(&["apply"]);
+    assert_eq!(ran.status, 1, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("run out of disk space"),
+        "{}",
+        ran.stderr
+    );
+    assert!(world.exec(0, "signer", "true").0, "the other machine runs");
+    pool.grow();
+    world.apply();
+    world.is_settled();
+    drop(world);
+}
+
+/// A storage pool on a file system that is too small for a machine.
+struct Pool {
+    name: String,
+    folder: PathBuf,
+}
+
+impl Pool {
+    fn new(folder: PathBuf) -> Self {
+        let name = format!("t-apply-{}", std::process::id());
+        mount(&["-t", "tmpfs", "-o", "size=400k", "none"], &folder);
+        let source = format!("source={}", folder.display());
+        let made = incus(["storage", "create", &name, "dir", &source]);
+        assert!(made.status.success(), "{made:?}");
+        Self { name, folder }
+    }
+
+    fn grow(&self) {
+        mount(&["-o", "remount,size=64m"], &self.folder);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        incus(["storage", "delete", &self.name]);
+        let unmounted = std::process::Command::new("umount")
+            .arg(&self.folder)
+            .status();
+        assert!(unmounted.is_ok());
+    }
+}
+
+#[track_caller]
+fn mount(options: &[&str], folder: &std::path::Path) {
+    let status = std::process::Command::new("mount")
+        .args(options)
+        .arg(folder)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn an_incus_that_stops_in_the_middle_fails_the_rest_and_the_next_run_finishes() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    // From its eighth writing request on nobody answers any more.
+    let recorder = Recorder::new(|number, _| if number < 8 { Fate::Pass } else { Fate::Lose });
+    let ran = world
+        .anklume(&["apply"])
+        .env("INCUS_SOCKET", recorder.socket().to_str().unwrap())
+        .run();
+    assert_eq!(ran.status, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("steps failed"), "{}", ran.stderr);
+    world.apply();
+    world.is_settled();
+}

@@ -1,0 +1,219 @@
+//! What is made, what is changed, what stays, what goes.
+
+use crate::project::have_incus;
+use crate::world::World;
+
+/// Two domains, a service between them, a volume.
+pub(super) const SEED: &str = r#"
+domains:
+  {a}:
+    subnet_id: 1
+    machines:
+      {a}-signer:
+        ip: "{base}.1.10"
+        services:
+          - {name: sign, tool: gpg_sign, consumers: [{b}-dev]}
+  {b}:
+    subnet_id: 2
+    ephemeral: true
+    profiles:
+      small: {config: {limits.cpu: 1}}
+    machines:
+      {b}-dev:
+        ip: "{base}.2.10"
+        config: {limits.memory: 1GiB}
+        boot_autostart: true
+        profiles: [default, small]
+        storage_volumes: {data: {size: 10MiB, path: /data}}
+"#;
+
+#[test]
+fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    let dry = world.run(&["apply", "--dry-run", "--exit-code"]);
+    assert_eq!(dry.status, 6, "{}", dry.stderr);
+    let made = [
+        "+ project {a}",
+        "+ acl net-{a} (keeps the domain apart)",
+        "+ network net-{a} ({base}.1.0/24)",
+        "+ device root on profile default of {a}",
+        "+ project {b}",
+        "+ acl net-{b} (keeps the domain apart)",
+        "+ network net-{b} ({base}.2.0/24)",
+        "+ device root on profile default of {b}",
+        "+ profile small of {b}",
+        "+ machine {a}-signer (bb, {base}.1.10)",
+        "~ machine {a}-signer status: stopped → running",
+        "+ volume {b}-dev-data of {b} (10MiB)",
+        "+ machine {b}-dev (bb, {base}.2.10)",
+        "~ machine {b}-dev status: stopped → running",
+    ];
+    let made = world.filled(&made.map(|line| format!("{line}\n")).concat());
+    assert!(dry.stdout.contains(&made), "{}\n{made}", dry.stdout);
+    assert!(!world.is_there(0), "a dry run made a project");
+
+    let ran = world.apply();
+    assert!(ran.stdout.starts_with("done: 1"), "{}", ran.stdout);
+    world.is_settled();
+    assert_eq!(world.plan(), ["nothing to do: Incus is as declared"]);
+    assert!(world.exec(0, "signer", "true").0 && world.exec(1, "dev", "true").0);
+    assert!(world.exec(1, "dev", "test -d /data").0);
+    for (key, value) in [
+        ("limits.memory", "1GiB"),
+        ("boot.autostart", "true"),
+        ("user.anklume.project", &world.name),
+        ("security.protection.delete", ""),
+    ] {
+        assert_eq!(world.config(1, "dev", key), value, "{key}");
+    }
+    assert_eq!(
+        world.config(0, "signer", "security.protection.delete"),
+        "true"
+    );
+}
+
+#[test]
+fn only_declared_keys_are_compared_and_what_is_no_longer_declared_goes() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let dev = world.machine(1, "dev");
+    let by_hand = [
+        vec!["config", "set", &dev, "user.mine=1", "limits.processes=500"],
+        vec![
+            "config",
+            "device",
+            "add",
+            &dev,
+            "null",
+            "unix-char",
+            "path=/dev/null",
+        ],
+        vec!["config", "device", "set", &dev, "eth0", "boot.priority=3"],
+        vec!["profile", "set", "small", "user.mine=1"],
+    ];
+    for command in &by_hand {
+        let output = world.incus(1, command);
+        assert!(output.status.success(), "{output:?}");
+    }
+    world.is_settled();
+
+    let output = world.incus(1, &["config", "set", &dev, "limits.memory=3GiB"]);
+    assert!(output.status.success());
+    let changed = SEED
+        .replace("boot_autostart: true", "boot_priority: 7")
+        .replace("{limits.cpu: 1}", "{limits.cpu: 2}");
+    world.declare(&changed);
+    let mut expected = [
+        "~ machine {b}-dev boot.autostart.priority: (none) → 7",
+        "~ machine {b}-dev boot.autostart: true → (none)",
+        "~ machine {b}-dev limits.memory: 3GiB → 1GiB",
+        "~ profile small of {b} limits.cpu: 1 → 2",
+    ]
+    .map(|line| world.filled(line));
+    expected.sort_unstable();
+    assert_eq!(world.plan(), expected);
+    world.apply();
+    world.is_settled();
+    for (key, value) in [
+        ("user.mine", "1"),
+        ("limits.processes", "500"),
+        ("boot.autostart", ""),
+    ] {
+        assert_eq!(world.config(1, "dev", key), value, "{key}");
+    }
+    let devices = world.incus(1, &["config", "device", "show", &dev]);
+    let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
+    assert!(
+        devices.contains("boot.priority: \"3\"") && devices.contains("/dev/null"),
+        "{devices}"
+    );
+}
+
+#[test]
+fn a_stopped_machine_is_started_and_one_that_is_no_longer_declared_stays() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let dev = world.machine(1, "dev");
+    assert!(world.incus(1, &["stop", "--force", &dev]).status.success());
+    let started = world.filled("~ machine {b}-dev status: stopped → running");
+    assert_eq!(world.plan(), [started]);
+    world.apply();
+    world.is_settled();
+
+    let fewer = SEED.replace("{b}-dev", "{b}-new").replace(".2.10", ".2.11");
+    world.declare(&fewer);
+    let ran = world.apply();
+    let note = format!("`anklume destroy --machine {dev}` deletes it");
+    assert!(ran.stderr.contains(&note), "{}", ran.stderr);
+    assert!(world.exec(1, "dev", "true").0);
+    // A renamed machine leaves nothing behind: its devices and sockets are those of the new name.
+    assert_eq!(world.edge_devices(1, &dev), Vec::<String>::new());
+    let new = world.machine(1, "new");
+    assert_eq!(world.edge_devices(1, &new).len(), 1);
+    assert_eq!(world.edge_devices(0, &world.machine(0, "signer")).len(), 1);
+    let sockets = world.exec(1, "dev", "ls /srv/anklume/mcp").1;
+    assert_eq!(sockets, "");
+    world.is_settled();
+}
+
+#[test]
+fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
+    let ran = world.run(&["destroy", "--domain", &world.domains[1]]);
+    assert_eq!(ran.status, 2, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains(&format!("- machine {dev}\n")),
+        "{}",
+        ran.stderr
+    );
+    assert!(
+        ran.stderr.contains("`--yes` deletes without asking"),
+        "{}",
+        ran.stderr
+    );
+
+    let ran = world.run(&["destroy", "--yes"]);
+    let refused = format!(
+        "error: not ephemeral, and so not deleted: {signer}\n  = help: `--force` deletes them all the same; nothing was deleted\n"
+    );
+    ran.is(1, "", &refused);
+    assert!(world.exec(1, "dev", "true").0, "something was deleted");
+
+    let ran = world.run(&["destroy", "--machine", &dev, "--yes"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "done: 2 changes\n");
+    assert!(!world.incus(1, &["info", &dev]).status.success());
+    world.apply();
+
+    let by_hand = world.machine(1, "mine");
+    let pool = ["create", "-q", "bb", &by_hand];
+    assert!(world.incus(1, &pool).status.success());
+    let ran = world.run(&["destroy", "--yes", "--force"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    let note = format!(
+        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}",
+        world.domains[1]
+    );
+    assert!(ran.stderr.contains(&note), "{}", ran.stderr);
+    assert!(world.incus(1, &["info", &by_hand]).status.success());
+    assert!(!world.is_there(0), "the first domain is gone");
+    world.incus(1, &["delete", &by_hand]);
+    let ran = world.run(&["destroy", "--yes"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    let ran = world.run(&["destroy", "--yes"]);
+    ran.answers("nothing to delete: there is nothing on Incus that anklume made for this file\n");
+}

@@ -1,0 +1,173 @@
+//! A socket between anklume and Incus that records every request, and can end, answer or change what passes.
+
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Where the real Incus listens.
+const INCUS: &str = "/var/lib/incus/unix.socket";
+
+/// What becomes of a request.
+pub(crate) enum Fate {
+    /// It goes to Incus, and its answer comes back.
+    Pass,
+    /// It goes to Incus; nobody hears the answer, and the connection ends.
+    Lose,
+    /// It never arrives; this is the answer.
+    Answer(u16, String),
+}
+
+/// Decides about the request with this number (writing ones from 1, others 0), method and path.
+pub(crate) type Judge = dyn Fn(usize, &str) -> Fate + Send + Sync;
+
+/// The recording socket.
+pub(crate) struct Recorder {
+    folder: tempfile::TempDir,
+    writes: Arc<Mutex<Vec<String>>>,
+}
+
+impl Recorder {
+    /// Listens; each request is `judge`d.
+    pub(crate) fn new(judge: impl Fn(usize, &str) -> Fate + Send + Sync + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+        let writes = Arc::new(Mutex::new(Vec::new()));
+        let judge: Arc<Judge> = Arc::new(judge);
+        let shared = Arc::clone(&writes);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (judge, writes) = (Arc::clone(&judge), Arc::clone(&shared));
+                let client = client.unwrap();
+                // A connection that breaks is what many tests are about.
+                std::thread::spawn(move || serve(client, &judge, &writes));
+            }
+        });
+        Self { folder, writes }
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    /// The requests so far that may change something, as `METHOD PATH`.
+    pub(crate) fn writes(&self) -> Vec<String> {
+        self.writes.lock().unwrap().clone()
+    }
+}
+
+/// The first line of a message, its other lines, its body.
+struct Message {
+    first: String,
+    head: String,
+    body: Vec<u8>,
+}
+
+fn read(stream: &mut BufReader<UnixStream>, has_body: bool) -> Option<Message> {
+    let mut head = String::new();
+    let mut length = Some(0);
+    let mut first = String::new();
+    stream
+        .read_line(&mut first)
+        .ok()
+        .filter(|count| *count > 0)?;
+    loop {
+        let mut line = String::new();
+        stream
+            .read_line(&mut line)
+            .ok()
+            .filter(|count| *count > 0)?;
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = Some(value.trim().parse().unwrap());
+        }
+        if lower.starts_with("transfer-encoding:") {
+            length = None;
+        }
+        head.push_str(&line);
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = Vec::new();
+    match length {
+        Some(length) if has_body => {
+            body = vec![0; length];
+            stream.read_exact(&mut body).ok()?;
+        }
+        None if has_body => read_chunks(stream, &mut body)?,
+        _ => {}
+    }
+    Some(Message { first, head, body })
+}
+
+/// Reads a chunked body as it is on the wire.
+fn read_chunks(stream: &mut BufReader<UnixStream>, body: &mut Vec<u8>) -> Option<()> {
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).ok()?;
+        body.extend_from_slice(line.as_bytes());
+        let size = u64::from_str_radix(line.trim(), 16).ok()?;
+        let mut chunk = Vec::new();
+        stream
+            .by_ref()
+            .take(size + 2)
+            .read_to_end(&mut chunk)
+            .ok()?;
+        body.extend_from_slice(&chunk);
+        if size == 0 {
+            return Some(());
+        }
+    }
+}
+
+fn send(stream: &mut UnixStream, message: &Message) -> Option<()> {
+    let head = format!("{}{}", message.first, message.head);
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(&message.body).ok()
+}
+
+fn serve(client: UnixStream, judge: &Arc<Judge>, writes: &Mutex<Vec<String>>) -> Option<()> {
+    let upstream = UnixStream::connect(Path::new(INCUS)).unwrap();
+    let mut to_client = client.try_clone().unwrap();
+    let mut to_incus = upstream.try_clone().unwrap();
+    let mut client = BufReader::new(client);
+    let mut upstream = BufReader::new(upstream);
+    loop {
+        let request = read(&mut client, true)?;
+        let line = request
+            .first
+            .trim()
+            .trim_end_matches(" HTTP/1.1")
+            .to_owned();
+        let writing = !line.starts_with("GET ") && !line.starts_with("HEAD ");
+        let number = {
+            let mut writes = writes.lock().unwrap();
+            if writing {
+                writes.push(line.clone());
+            }
+            if writing { writes.len() } else { 0 }
+        };
+        match judge(number, &line) {
+            Fate::Pass => {
+                send(&mut to_incus, &request)?;
+                let answer = read(&mut upstream, !line.starts_with("HEAD "))?;
+                send(&mut to_client, &answer)?;
+            }
+            Fate::Lose => {
+                send(&mut to_incus, &request)?;
+                // Incus gives up on a request whose sender goes; this one has arrived.
+                read(&mut upstream, true)?;
+                return None;
+            }
+            Fate::Answer(code, body) => {
+                let head = format!(
+                    "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                to_client.write_all(head.as_bytes()).ok()?;
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `mcp list` and `mcp call` inside a consumer: the name is a socket, and every end has its exit code.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::{Value, json};
+
+use super::world::{Ended, Listening, World};
+
+const SERVICES: [&str; 2] = [
+    "{name: copy, tool: clipboard_set, consumers: [alice]}",
+    "{name: clipboard, tool: clipboard_get, consumers: [bob]}",
+];
+
+/// The machine alice: one socket, named after its provider.
+fn inside_alice(world: World, server: &Listening) -> World {
+    let folder = world.path("alice");
+    fs::create_dir(&folder).unwrap();
+    symlink(server.socket("alice"), folder.join("vault.sock")).unwrap();
+    let folder = folder.to_str().unwrap().to_owned();
+    world.env("ANKLUME_SOCKET_DIR", folder)
+}
+
+fn mcp(world: &World, args: &[&str]) -> Ended {
+    world.run(&[&["mcp"], args].concat())
+}
+
+#[test]
+fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
+    let world = World::new(&SERVICES);
+    let mut server = world.listen();
+    let world = inside_alice(world, &server);
+
+    let listed = mcp(&world, &["list", "-i", "vault"]);
+    assert_eq!((listed.status, listed.stderr.as_str()), (0, ""));
+    assert!(
+        listed.stdout.starts_with("copy  ") && listed.stdout.lines().count() == 1,
+        "{}",
+        listed.stdout
+    );
+    mcp(&world, &["call", "-i", "vault", "copy", "content=hi"]).is(
+        0,
+        "2 bytes on the clipboard",
+        "",
+    );
+    // Refused, and whom to ask with which command.
+    for args in [&["clipboard"][..], &["clipboard", "x=1"], &["nowhere"]] {
+        let name = args[0];
+        let ran = mcp(&world, &[&["call", "-i", "vault"], args].concat());
+        assert_eq!((ran.status, ran.stdout.as_str()), (3, ""), "{ran:?}");
+        let begin = format!("error: Unknown tool: {name}\n  = help: ");
+        assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
+        let ask = format!("`anklume policy explain --caller MACHINE --service {name}`");
+        assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
+    }
+    // What the tool cannot do is no refusal.
+    let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    // No such provider, and one whose server does not run.
+    let ran = mcp(&world, &["list", "-i", "vaults"]);
+    let folder = world.path("alice");
+    let message = format!(
+        "error: Cannot reach MCP server: there is no socket `{}/vaults.sock`\n  = help: did you mean `vault`? there are: vault\n",
+        folder.display()
+    );
+    ran.is(4, "", &message);
+    server.signal("KILL");
+    server.wait();
+    let ran = mcp(&world, &["call", "-i", "vault", "copy", "content=x"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
+    let message = format!(
+        "error: Cannot reach MCP server: nobody serves behind socket `{}/vault.sock`",
+        folder.display()
+    );
+    assert!(ran.stderr.starts_with(&message), "{}", ran.stderr);
+}
+
+#[test]
+fn connect_takes_a_name_as_well() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let list = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}\n";
+    let ran = world.run_with(&["mcp", "connect", "vault"], list);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(super::names(&answer), ["copy"]);
+}
+
+#[test]
+fn too_much_ends_with_5() {
+    let world = World::new(&[
+        "{name: copy, tool: clipboard_set, consumers: [alice], limits: {calls_per_minute: 1}}",
+    ]);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let call = ["call", "-i", "vault", "copy", "content=x"];
+    assert_eq!(mcp(&world, &call).status, 0);
+    assert_eq!(mcp(&world, &call).status, 5);
+    assert_eq!(world.logged("call")[1]["decision"], json!("overloaded"));
+}

@@ -1,0 +1,339 @@
+//! `mcp connect`: stdin and stdout of any client, joined to a provider's socket.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::peer::call;
+use super::text;
+use super::world::{Ended, PATIENCE, World, until, wait};
+use crate::harness::have_program;
+use crate::serve::server::Keyring;
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
+const PING: &[u8] = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n";
+
+/// Runs `mcp connect` with that input, which ends.
+#[track_caller]
+fn connect(world: &World, socket: &Path, more: &[&str], input: &[u8]) -> Ended {
+    let args = ["mcp", "connect", "--socket", socket.to_str().unwrap()];
+    world.run_with(&[&args[..], more].concat(), input)
+}
+
+/// A running `mcp connect` whose stdin is open; dropped, it is killed.
+struct Connected {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Connected {
+    fn start(world: &World, socket: &Path) -> Self {
+        let args = ["mcp", "connect", "--socket", socket.to_str().unwrap()];
+        let mut child = world
+            .command(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(bytes).unwrap();
+        stdin.flush().unwrap();
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Waits for its end: the exit code, and what is left of its output.
+    fn end(mut self) -> Ended {
+        let status = wait(&mut self.child);
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.stdout.read_to_string(&mut stdout).unwrap();
+        let mut pipe = self.child.stderr.take().unwrap();
+        pipe.read_to_string(&mut stderr).unwrap();
+        Ended {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Listens in the world's folder and has `serve` speak with the one who connects.
+fn far_end<T: Send + 'static>(
+    world: &World,
+    serve: impl FnOnce(UnixStream) -> T + Send + 'static,
+) -> (std::path::PathBuf, thread::JoinHandle<T>) {
+    let path = world.path("far.sock");
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let serving = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        serve(stream)
+    });
+    (path, serving)
+}
+
+#[test]
+fn bytes_pass_as_they_are_both_ways() {
+    let world = World::new(&[COPY]);
+    // Whatever a client may write: no JSON, any bytes, any line ends, spaces that JSON would not need.
+    let mut input = b"\xff\xfe\0 no json\r\n\n{ \"id\" : 1.50 , \"method\":\"a\"}\n".to_vec();
+    input.extend(
+        (0..=255_u8)
+            .cycle()
+            .take(200_000)
+            .filter(|byte| *byte != b'\n'),
+    );
+    input.extend_from_slice(b"\n{\"jsonrpc\":\"2.0\",\"id\":\"end\",\"method\":\"ping\"}\n");
+    let mut output = b"\x80\x81 hello \0\r\n\r\n{\"id\" :1.50, \"result\":1}\n".to_vec();
+    output.extend(
+        (0..=255_u8)
+            .rev()
+            .cycle()
+            .take(200_000)
+            .filter(|byte| *byte != b'\n'),
+    );
+    let last = b"\n{\"id\":\"end\",\"result\":{}}\n\xff without a newline";
+    output.extend_from_slice(last);
+
+    let (length, answer) = (input.len(), output.clone());
+    let (socket, serving) = far_end(&world, move |mut stream| {
+        let mut seen = vec![0; length];
+        stream.read_exact(&mut seen).unwrap();
+        stream.write_all(&answer).unwrap();
+        // No half-close came: the client's end is the end of the connection.
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        (seen, rest)
+    });
+    let mut command = world.command(&["mcp", "connect", "--socket", socket.to_str().unwrap()]);
+    command.stdin(super::world::file_of(&input));
+    let out = world.path("out");
+    command.stdout(fs::File::create(&out).unwrap());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(wait(&mut child), 0);
+    let (seen, rest) = serving.join().unwrap();
+    assert!(seen == input && rest.is_empty(), "{} more", rest.len());
+    assert!(fs::read(&out).unwrap() == output);
+}
+
+#[test]
+fn it_ends_when_the_answers_are_out_and_not_before() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[COPY, SIGN])
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let server = world.listen();
+    let mut connected = Connected::start(&world, &server.socket("alice"));
+    connected.send((call("slow", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
+    connected.send(PING);
+    // A last line without a newline, and the end.
+    connected.send(call("last", "copy", &json!({"content": "last"})).as_bytes());
+    connected.stdin = None;
+    let mut ids = vec![];
+    for _ in 0..2 {
+        let answer: Value = serde_json::from_str(&connected.line()).unwrap();
+        ids.push(answer["id"].to_string());
+    }
+    ids.sort();
+    assert_eq!(ids, ["\"last\"", "1"]);
+    assert!(connected.child.try_wait().unwrap().is_none());
+    world.write("go", "");
+    let answer: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(answer["id"], "slow");
+    assert!(keyring.verifies(b"hello", text(&answer)));
+    connected.end().is(0, "", "");
+    // Nothing to ask is nothing to wait for.
+    connect(&world, &server.socket("alice"), &[], b"").is(0, "", "");
+    let told = b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
+    connect(&world, &server.socket("alice"), &[], told).is(0, "", "");
+}
+
+#[test]
+fn eight_mebibytes_go_each_way() {
+    let world = World::new(&[
+        "{name: take, tool: file_accept, consumers: [alice]}",
+        "{name: give, tool: file_provide, consumers: [alice]}",
+    ]);
+    let content: Vec<u8> = (0..=255).cycle().take(8 * 1024 * 1024).collect();
+    world.write("portal/outgoing/alice/big", &content);
+    let server = world.listen();
+    let lines = [
+        call(
+            "up",
+            "take",
+            &json!({"path": "up", "data": STANDARD.encode(&content)}),
+        ),
+        call("down", "give", &json!({"path": "big"})),
+    ];
+    let ran = connect(
+        &world,
+        &server.socket("alice"),
+        &[],
+        (lines.join("\n") + "\n").as_bytes(),
+    );
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let answers: Vec<Value> = ran
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 2);
+    let down = answers
+        .iter()
+        .find(|answer| answer["id"] == "down")
+        .unwrap();
+    assert!(STANDARD.decode(text(down)).unwrap() == content);
+    assert!(fs::read(world.path("portal/incoming/alice/up")).unwrap() == content);
+}
+
+#[test]
+fn a_provider_that_vanishes_ends_it_with_4() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[COPY, SIGN])
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let begin = "error: Cannot reach MCP server: ";
+
+    // In the middle of a call, whether the client has more to say or not.
+    for stays in [true, false] {
+        let mut server = world.listen();
+        let mut connected = Connected::start(&world, &server.socket("alice"));
+        connected.send(PING);
+        assert!(connected.line().contains("\"result\":{}"));
+        connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
+        if !stays {
+            connected.stdin = None;
+        }
+        until("it runs", || world.path("started").exists());
+        fs::remove_file(world.path("started")).unwrap();
+        server.signal("KILL");
+        server.wait();
+        let message = format!("{begin}it closed the connection and owes 1 answer(s)\n");
+        connected.end().is(4, "", &message);
+    }
+    // Idle, with a client that waits for more to do.
+    let mut server = world.listen();
+    let mut connected = Connected::start(&world, &server.socket("alice"));
+    connected.send(PING);
+    connected.line();
+    server.signal("KILL");
+    server.wait();
+    connected
+        .end()
+        .is(4, "", &format!("{begin}it closed the connection\n"));
+    world.write("go", "");
+
+    // Behind a proxy of Incus a connection that nobody serves is accepted and then closed.
+    let (socket, serving) = far_end(&world, drop);
+    let ran = connect(&world, &socket, &[], PING);
+    serving.join().unwrap();
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
+    assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
+    // Mute, then closed.
+    let (socket, serving) = far_end(&world, |mut stream| {
+        let mut seen = vec![0; PING.len()];
+        stream.read_exact(&mut seen).unwrap();
+    });
+    let ran = connect(&world, &socket, &[], PING);
+    serving.join().unwrap();
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
+    assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
+}
+
+#[test]
+fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
+    let world = World::new(&[COPY]);
+    let begin = "error: Cannot reach MCP server: ";
+    let gone = world.path("none.sock");
+    connect(&world, &gone, &[], PING).is(
+        4,
+        "",
+        &format!("{begin}there is no socket `{}`\n  = help: no provider serves this machine: whoever runs it declares that in infra.yml\n", gone.display()),
+    );
+    let dead = world.path("dead.sock");
+    drop(UnixListener::bind(&dead).unwrap());
+    connect(&world, &dead, &[], PING).is(
+        4,
+        "",
+        &format!("{begin}nobody serves behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n", dead.display()),
+    );
+    let silent = world.path("silent.sock");
+    let _listener = UnixListener::bind(&silent).unwrap();
+    let since = Instant::now();
+    connect(&world, &silent, &["--timeout", "0.5"], PING).is(
+        4,
+        "",
+        &format!("{begin}no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n"),
+    );
+    // A bound for what hangs, not a measure.
+    assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
+    let nothing = world.run(&["mcp", "connect"]);
+    nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
+}
+
+#[test]
+fn a_client_that_goes_away_ends_it_quietly() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let mut connected = Connected::start(&world, &server.socket("alice"));
+    connected.send(PING);
+    connected.line();
+    // Nobody reads its stdout any more.
+    let Connected { stdout, .. } = &mut connected;
+    let gone = std::mem::replace(stdout, BufReader::new(unheard(&world)));
+    drop(gone);
+    connected.send(PING);
+    let status = wait(&mut connected.child);
+    assert_eq!(status, 0);
+    server.peer("alice").lives();
+}
+
+/// Any stdout to put in the place of one that is closed.
+fn unheard(world: &World) -> ChildStdout {
+    let mut child = world
+        .command(&["--version"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    wait(&mut child);
+    stdout
+}

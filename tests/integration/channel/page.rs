@@ -1,0 +1,95 @@
+//! docs/channel.md says what is so.
+
+use std::fs;
+
+use anklume::audit::flood::{OWN_LINES, WINDOW};
+use anklume::audit::{KEEP, ROTATE_AT};
+use anklume::limits::{
+    CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IN_FLIGHT, IN_FLIGHT_ALL,
+    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX,
+};
+use serde_json::{Value, json};
+
+use super::world::World;
+
+fn page() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/channel.md");
+    String::from_utf8(fs::read(path).unwrap()).unwrap()
+}
+
+/// The blocks of that language.
+fn blocks(language: &str) -> Vec<String> {
+    let page = page();
+    let begin = format!("```{language}\n");
+    let blocks = page.split(&begin).skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn its_limits_are_the_servers() {
+    let page = page();
+    let rows: Vec<(&str, u64)> = page
+        .lines()
+        .skip_while(|line| !line.starts_with("| `limits:`"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            (cells[1].trim_matches('`'), cells[2].parse().unwrap())
+        })
+        .collect();
+    let defaults = [
+        MESSAGE_BYTES,
+        CALLS_PER_MINUTE.into(),
+        CALLS_PER_MINUTE_ALL.into(),
+        IN_FLIGHT.into(),
+        IN_FLIGHT_ALL.into(),
+        CALL_TIME.as_secs(),
+        CONNECTIONS.into(),
+    ];
+    let expected: Vec<_> = Limits::KEYS.into_iter().zip(defaults).collect();
+    assert_eq!(rows, expected);
+    let most = format!("at most {MESSAGE_BYTES_MAX}");
+    assert!(page.contains(&most), "{most}");
+    let floods = format!("a line of their own {OWN_LINES} times a minute");
+    assert!(page.contains(&floods) && WINDOW.as_secs() == 60, "{floods}");
+    let rotation = format!("At {} MiB the log goes on", ROTATE_AT / 1024 / 1024);
+    assert!(page.contains(&rotation), "{rotation}");
+    assert!(page.contains("eight old ones") && KEEP == 8);
+}
+
+#[test]
+fn its_limits_are_read_from_infra_yml() {
+    let all = "{message_bytes: 1000, calls_per_minute: 1, calls_per_minute_all: 2, in_flight: 3, in_flight_all: 4, call_seconds: 5, connections: 6}";
+    let service = format!("{{name: x, tool: clipboard_get, consumers: [alice], limits: {all}}}");
+    let world = World::new(&[&service]);
+    let file: Value =
+        serde_json::from_slice(&fs::read(world.path("services.json")).unwrap()).unwrap();
+    let limits = file["policy"]["services"][0]["limits"].as_object().unwrap();
+    let keys: Vec<&str> = limits.keys().map(String::as_str).collect();
+    assert_eq!(keys, Limits::KEYS);
+}
+
+#[test]
+fn its_entries_for_clients_start_the_right_command() {
+    let args = json!(["mcp", "connect", "vault-signer"]);
+    let entries: Vec<Value> = blocks("json")
+        .iter()
+        .map(|block| serde_json::from_str(block).unwrap())
+        .collect();
+    for (entry, root) in entries.iter().zip(["mcpServers", "servers"]) {
+        let server = &entry[root]["vault-signer"];
+        assert_eq!(
+            (&server["command"], &server["args"]),
+            (&json!("anklume"), &args)
+        );
+    }
+    assert_eq!(entries.len(), 2);
+    let toml = blocks("toml").concat();
+    assert!(
+        toml.contains(r#"args = ["mcp", "connect", "vault-signer"]"#),
+        "{toml}"
+    );
+}

@@ -1,0 +1,123 @@
+//! What is done to the log afterwards: `audit verify` finds it and names the line.
+
+use std::fs;
+
+use anklume::audit::Event;
+use anklume::audit::chain::{self, Read};
+use serde_json::{Value, json};
+
+use super::log::six_lines;
+use super::world::{Ended, World, lines_of};
+
+/// What `audit verify` says of these lines.
+fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
+    world.write("copy.jsonl", lines.join("\n") + "\n");
+    world.run(&[&["audit", "verify", "--file", "copy.jsonl"], more].concat())
+}
+
+/// The hash of a line.
+pub(super) fn hash(line: &str) -> String {
+    let line: Value = serde_json::from_str(line).unwrap();
+    line["hash"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
+    let world = six_lines();
+    let whole = lines_of(&world.path("log/audit.jsonl"));
+    let head = hash(&whole[5]);
+    let good = |count: usize| {
+        let hash = hash(&whole[count - 1]);
+        format!("whole: {count} line(s), head {hash} (number {count})\n")
+    };
+    verify(&world, &whole, &[]).is(0, &good(6), "");
+    verify(&world, &whole, &["--head", &head]).is(0, &good(6), "");
+    verify(&world, &whole, &["--head", &hash(&whole[2])]).is(0, &good(6), "");
+
+    let bad = |lines: Vec<String>, faults: &str| {
+        let (count, end) = (lines.len(), lines.last().unwrap().clone());
+        let end_hash = hash(&end);
+        let number = serde_json::from_str::<Value>(&end).unwrap()["seq"].clone();
+        let expected = format!(
+            "{faults}NOT as it was written: {count} line(s), head {end_hash} (number {number})\n"
+        );
+        verify(&world, &lines, &[]).is(1, &expected, "");
+    };
+    let mut edited = whole.clone();
+    edited[2] = edited[2].replace("alice", "carol");
+    bad(
+        edited,
+        "copy.jsonl:3: edited: its hash is not that of its bytes\n",
+    );
+
+    let mut removed = whole.clone();
+    removed.drain(2..4);
+    bad(removed, "copy.jsonl:3: 2 line(s) before it were removed\n");
+
+    let mut reordered = whole.clone();
+    reordered.swap(2, 3);
+    bad(
+        reordered,
+        "copy.jsonl:3: 1 line(s) before it were removed\n\
+         copy.jsonl:4: moved, repeated or inserted: number 3 stands where 5 belongs\n",
+    );
+
+    let mut repeated = whole.clone();
+    repeated.insert(4, whole[1].clone());
+    bad(
+        repeated,
+        "copy.jsonl:5: moved, repeated or inserted: number 2 stands where 5 belongs\n",
+    );
+
+    let mut inserted = whole.clone();
+    inserted.insert(1, "{\"event\":\"call\"}".to_owned());
+    bad(
+        inserted,
+        "copy.jsonl:2: inserted or edited: not a line of this log\n",
+    );
+
+    // A line of another content with a good hash of its own.
+    let mut forged = whole.clone();
+    let Read::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
+        unreachable!()
+    };
+    let event = Event::Stop { pid: 1 };
+    let (bytes, _) = chain::link(&before, "2026-01-01T00:00:00Z".to_owned(), event).unwrap();
+    forged[2] = String::from_utf8(bytes).unwrap().trim_end().to_owned();
+    bad(
+        forged,
+        "copy.jsonl:4: replaced: it does not continue the line before it\n",
+    );
+
+    bad(
+        whole[1..].to_vec(),
+        "copy.jsonl:1: lines before it were removed: the log cannot begin here\n",
+    );
+
+    // A cut tail leaves a good chain: only a head that was kept shows it.
+    verify(&world, &whole[..4], &[]).is(0, &good(4), "");
+    let cut = verify(&world, &whole[..4], &["--head", &head]);
+    let end = hash(&whole[3]);
+    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s), head {end} (number 4)\n"), "");
+    verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
+    let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
+    let report: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (json.status, &report["whole"], &report["head_missing"]),
+        (1, &json!(false), &json!(true))
+    );
+}
+
+#[test]
+fn every_single_changed_byte_is_found() {
+    let world = six_lines();
+    let good = fs::read(world.path("log/audit.jsonl")).unwrap();
+    // Spread over the whole file; every place has its turn in the unit tests.
+    for place in (0..good.len()).step_by(good.len() / 23) {
+        let mut bytes = good.clone();
+        bytes[place] ^= 1;
+        world.write("copy.jsonl", &bytes);
+        let ran = world.run(&["audit", "verify", "--file", "copy.jsonl"]);
+        assert_eq!(ran.status, 1, "byte {place}: {ran:?}");
+    }
+}
