@@ -20,4 +20,5 @@ if ! sh tests/incus/up.sh; then
     echo 'tests: no Incus here, so what needs it is skipped'
 fi
 
-cargo test "$@"
+# All failures of a run, not those of the first program alone.
+cargo test --no-fail-fast "$@"

@@ -263,7 +263,9 @@ fn no_host_of_a_registry_and_no_path_of_one_machine_is_written_down() {
         concat!("/wo", "rk/"),
     ];
     for folder in ["src", "tests", "docs", ".ci", ".cargo"] {
-        for file in files_below(folder) {
+        // Locks name the registry themselves; cargo writes them so.
+        let files = files_below(folder).into_iter();
+        for file in files.filter(|file| !file.ends_with("/Cargo.lock")) {
             nothing_of(&forbidden, &file);
         }
     }
