@@ -216,6 +216,7 @@ where
         }
         let (piece, bytes) = read_piece(&called.result)?;
         if offset == 0 && piece.complete {
+            check_whole(&piece, &bytes)?;
             return Ok(Fetched::Whole(called));
         }
         check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
@@ -266,6 +267,17 @@ fn check(piece: &Piece, offset: u64, bytes: &[u8], size: u64) -> Result<(), Piec
     Ok(())
 }
 
+/// A file that came in one answer must be what the answer says of it, as one in pieces must.
+fn check_whole(piece: &Piece, bytes: &[u8]) -> Result<(), PiecesError> {
+    if piece.offset != 0 || piece.size != bytes.len() as u64 {
+        return Err(wrong("the content does not have the size that it says"));
+    }
+    if piece.sha256.as_deref() != Some(hex(&Sha256::digest(bytes)).as_str()) {
+        return Err(wrong("the content does not have the digest that it says"));
+    }
+    Ok(())
+}
+
 fn wrong(why: &str) -> PiecesError {
     malformed("tools/call", why).into()
 }
@@ -292,6 +304,30 @@ mod tests {
                 "outputSchema":{{"type":"object","properties":{output}}}}}"#
         ))
         .unwrap()
+    }
+
+    #[test]
+    fn a_file_in_one_answer_is_what_the_answer_says() {
+        let digest = hex(&Sha256::digest(b"hi"));
+        let says = |size, offset, sha256: Option<&str>| {
+            let piece = Piece {
+                size,
+                offset,
+                complete: true,
+                sha256: sha256.map(str::to_owned),
+            };
+            check_whole(&piece, b"hi").map_err(|why| why.to_string())
+        };
+        assert_eq!(says(2, 0, Some(&digest)), Ok(()));
+        let refused = |why| {
+            Err(format!(
+                "the server's answer to `tools/call` is not what MCP promises: the content does not have the {why} that it says"
+            ))
+        };
+        assert_eq!(says(3, 0, Some(&digest)), refused("size"));
+        assert_eq!(says(2, 1, Some(&digest)), refused("size"));
+        assert_eq!(says(2, 0, Some("00")), refused("digest"));
+        assert_eq!(says(2, 0, None), refused("digest"));
     }
 
     #[test]
