@@ -77,6 +77,9 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     schema.get("properties")?.get(name)
 }
 
+/// Largest content that is sent, in bytes: a stream may have no end.
+const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
 /// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.
 pub(crate) struct Source(Option<Box<dyn Read + Send>>);
 
@@ -123,6 +126,9 @@ pub(crate) enum PiecesError {
     /// What is to be sent cannot be read.
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
+    /// What is to be sent does not end.
+    #[error("the content has more than {SEND_MAX} bytes, which is the most that is sent")]
+    TooLarge,
     /// What comes cannot be kept.
     #[error("the content cannot be kept in a temporary file: {0}")]
     Keep(#[source] io::Error),
@@ -150,6 +156,7 @@ where
     loop {
         let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
         let last = next.is_empty();
+        let end = sent(offset, &piece)?;
         whole.update(&piece);
         let mut arguments = arguments.clone();
         arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
@@ -163,9 +170,18 @@ where
         if last || called.result.is_error == Some(true) {
             return Ok(called);
         }
-        offset += piece.len() as u64;
+        offset = end;
         piece = next;
     }
+}
+
+/// How much has been sent with this piece, which still goes.
+fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
+    let end = offset.saturating_add(piece.len() as u64);
+    if end > SEND_MAX {
+        return Err(PiecesError::TooLarge);
+    }
+    Ok(end)
 }
 
 /// What was fetched.
@@ -304,6 +320,15 @@ mod tests {
                 "outputSchema":{{"type":"object","properties":{output}}}}}"#
         ))
         .unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_has_an_end() {
+        assert_eq!(sent(SEND_MAX - 2, b"xy").unwrap(), SEND_MAX);
+        assert_eq!(
+            sent(SEND_MAX - 1, b"xy").unwrap_err().to_string(),
+            "the content has more than 4294967296 bytes, which is the most that is sent"
+        );
     }
 
     #[test]
