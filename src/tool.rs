@@ -24,7 +24,7 @@ use crate::name::ToolName;
 use crate::policy::Grant;
 
 pub use gpg::GpgFault;
-pub use settings::{Display, Settings};
+pub use settings::{Display, RelativePortal, Settings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.
 ///

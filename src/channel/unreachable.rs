@@ -1,13 +1,17 @@
 //! Why a server could not be reached, and what to do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::command::{BINARY, shell_line, this_program};
 use crate::incus::{FindError, IncusError, Machine};
 use crate::name::closest;
+
+/// Longest path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
+const PATH_MAX: usize = 107;
 
 /// Why a server could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +46,7 @@ pub(crate) enum Unreachable {
         words: Vec<String>,
     },
     /// The socket could not be connected to.
-    #[error("{} `{}`", socket_fault(why), path.display().to_string().escape_debug())]
+    #[error("{} `{}`", socket_fault(path, why), path.display().to_string().escape_debug())]
     Socket {
         /// The socket.
         path: PathBuf,
@@ -73,13 +77,29 @@ pub(crate) enum Unreachable {
     },
 }
 
-fn socket_fault(why: &io::Error) -> String {
+fn socket_fault(path: &Path, why: &io::Error) -> String {
     match why.kind() {
+        io::ErrorKind::InvalidInput if is_too_long(path) => {
+            format!("a socket path has at most {PATH_MAX} bytes, unlike")
+        }
+        // The kernel says the same of a file of another kind as of a socket at which nobody listens.
+        io::ErrorKind::ConnectionRefused if !is_socket(path) => {
+            "what is there is no socket:".to_owned()
+        }
         io::ErrorKind::NotFound => "there is no socket".to_owned(),
         io::ErrorKind::ConnectionRefused => "nobody serves behind socket".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to use socket".to_owned(),
         _ => format!("{why}: socket"),
     }
+}
+
+fn is_too_long(path: &Path) -> bool {
+    path.as_os_str().len() > PATH_MAX
+}
+
+fn is_socket(path: &Path) -> bool {
+    // What cannot be looked at may be one.
+    std::fs::metadata(path).map_or(true, |it| it.file_type().is_socket())
 }
 
 fn ending(status: Option<ExitStatus>) -> String {
@@ -242,7 +262,14 @@ fn push(machine: &Machine) -> String {
     ])
 }
 
-fn socket_help(path: &std::path::Path, there: &[String], why: &io::Error) -> String {
+fn socket_help(path: &Path, there: &[String], why: &io::Error) -> String {
+    if is_too_long(path) {
+        return "name it by a shorter path, such as one relative to its folder or through a symbolic link"
+            .to_owned();
+    }
+    if why.kind() == io::ErrorKind::ConnectionRefused && !is_socket(path) {
+        return "name the socket of a provider: a file `PROVIDER.sock`".to_owned();
+    }
     if why.kind() != io::ErrorKind::NotFound {
         return "the provider is stopped or its server does not run: ask whoever runs it"
             .to_owned();

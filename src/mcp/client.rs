@@ -39,6 +39,9 @@ const TOOLS_MAX: usize = 10_000;
 /// Most pages that a listing may have.
 const PAGES_MAX: usize = 100;
 
+/// Characters of a server's own words about a failure that are shown.
+pub(crate) const WORDS_SHOWN: usize = 4000;
+
 /// How long a client waits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
@@ -87,7 +90,7 @@ pub(crate) enum ClientError {
         why: String,
     },
     /// The server refused the request with an error of JSON-RPC.
-    #[error("the server refused `{method}`: {} ({})", refusal.message.escape_debug(), refusal.code.0)]
+    #[error("the server refused `{method}`: {} ({})", words(&refusal.message), refusal.code.0)]
     Refused {
         /// What was asked.
         method: &'static str,
@@ -263,6 +266,19 @@ fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result
     serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
 }
 
+/// A server's own words on one line: escaped, and not longer than anybody would read.
+fn words(text: &str) -> String {
+    let mut shown: String = text
+        .chars()
+        .take(WORDS_SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(WORDS_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn malformed(method: &'static str, why: &str) -> ClientError {
     /// Characters of a reason that are shown; it may quote the server.
     const SHOWN: usize = 300;
@@ -272,4 +288,21 @@ fn malformed(method: &'static str, why: &str) -> ClientError {
         .flat_map(char::escape_debug)
         .collect();
     ClientError::Malformed { method, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_of_its_refusal_is_cut_and_escaped() {
+        let refusal = ErrorData::internal_error(format!("\u{1b}{}", "x".repeat(5000)), None);
+        let method = LIST;
+        let shown = ClientError::Refused { method, refusal }.to_string();
+        let expected = format!(
+            "the server refused `tools/list`: \\u{{1b}}{}… (-32603)",
+            "x".repeat(WORDS_SHOWN - 1)
+        );
+        assert_eq!(shown, expected);
+    }
 }

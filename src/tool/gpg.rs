@@ -10,7 +10,7 @@ mod status;
 use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
 use crate::policy::Grant;
 
-use super::pieces::{Step, Turn};
+use super::pieces::{self, Step, Turn};
 use super::{Outcome, Session, Settings, ToolError, blocking};
 use process::{Gpg, Signature};
 
@@ -60,7 +60,10 @@ async fn piece(
     arguments: GpgSign,
     last: bool,
 ) -> Result<Outcome, ToolError> {
-    let data = match decode(arguments.data).await {
+    let data = match decode(arguments.data).await.and_then(|data| {
+        pieces::not_empty(&data, last)?;
+        Ok(data)
+    }) {
         Ok(data) => data,
         Err(refused) => {
             // A bad piece is no reason to lose the good ones.
@@ -73,6 +76,14 @@ async fn piece(
     };
     let signing = match step {
         Step::Begin => Signing::start(settings, arguments.key_id)?,
+        // The gpg that waits signs with the first piece's key whatever a later one says.
+        Step::Continue(signing)
+            if arguments.key_id.is_some() && arguments.key_id != signing.key =>
+        {
+            let size = signing.size;
+            turn.wait(size, signing);
+            return Err(pieces::contradicts("key_id"));
+        }
         Step::Continue(signing) => signing,
     };
     let signing = signing.take(settings, &data).await?;

@@ -140,6 +140,21 @@ impl<T> Drop for Turn<T> {
     }
 }
 
+/// Refuses a piece without content that is not the last: nothing would have moved on.
+pub(super) fn not_empty(data: &[u8], last: bool) -> Result<(), ToolError> {
+    if data.is_empty() && !last {
+        return Err(ToolError::Arguments(
+            "`data` is empty, and only the last piece (`final`) may be".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// What is said with one piece must not be said differently with another.
+pub(super) fn contradicts(name: &str) -> ToolError {
+    ToolError::Arguments(format!("`{name}` differs from that of an earlier piece"))
+}
+
 /// A panic elsewhere leaves a map that is still a map.
 fn lock<T>(slots: &Mutex<HashMap<String, Slot<T>>>) -> MutexGuard<'_, HashMap<String, Slot<T>>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)

@@ -39,6 +39,14 @@ pub struct Settings {
     pub(super) usage: Usage,
 }
 
+/// A portal that depends on where the server is started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`ANKLUME_MCP_PORTAL` is `{}`, and the portal is named by its absolute path",
+    .0.display().to_string().escape_debug()
+)]
+pub struct RelativePortal(PathBuf);
+
 /// A display, as its programs find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Display {
@@ -67,18 +75,21 @@ impl Settings {
     }
 
     /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`.
-    #[must_use]
-    pub fn from_env() -> Self {
-        let portal = variable("ANKLUME_MCP_PORTAL").map_or_else(|| PORTAL.into(), PathBuf::from);
+    ///
+    /// # Errors
+    ///
+    /// A portal that is named and has no absolute path.
+    pub fn from_env() -> Result<Self, RelativePortal> {
+        let portal = portal(variable("ANKLUME_MCP_PORTAL"))?;
         // A relative XDG_RUNTIME_DIR is to be ignored, says its specification.
         let runtime = variable("XDG_RUNTIME_DIR")
             .map(PathBuf::from)
             .filter(|folder| folder.is_absolute())
             .unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
-        Self {
+        Ok(Self {
             display: Display::from_env(),
             ..Self::new(portal, runtime.join("anklume"))
-        }
+        })
     }
 }
 
@@ -92,7 +103,32 @@ impl Display {
     }
 }
 
+/// The portal as named; another than the default only by an absolute path, as a server may be started anywhere.
+fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
+    let portal = named.map_or_else(|| PORTAL.into(), PathBuf::from);
+    if portal.is_absolute() {
+        Ok(portal)
+    } else {
+        Err(RelativePortal(portal))
+    }
+}
+
 /// A variable of the environment; empty is as good as not set.
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portal_is_named_by_its_absolute_path() {
+        assert_eq!(portal(None), Ok(PORTAL.into()));
+        assert_eq!(portal(Some("/p".into())), Ok("/p".into()));
+        assert_eq!(
+            portal(Some("p/q".into())).unwrap_err().to_string(),
+            "`ANKLUME_MCP_PORTAL` is `p/q`, and the portal is named by its absolute path"
+        );
+    }
 }

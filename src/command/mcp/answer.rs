@@ -8,14 +8,11 @@ use base64::write::EncoderWriter;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
-use super::printable::{in_json, printable};
+use super::printable::{in_json, one_line, printable};
 use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
-use crate::mcp::client::Called;
-
-/// Characters of a tool's failure that are shown.
-const FAILURE_SHOWN: usize = 4000;
+use crate::mcp::client::{Called, WORDS_SHOWN};
 
 /// What came back.
 #[derive(Debug)]
@@ -72,16 +69,27 @@ fn block(block: &ContentBlock) -> String {
         ContentBlock::Audio(audio) => encoded("audio", &audio.mime_type, &audio.data),
         ContentBlock::Resource(resource) => match &resource.resource {
             ResourceContents::TextResourceContents { uri, .. }
-            | ResourceContents::BlobResourceContents { uri, .. } => format!("[resource {uri}]"),
+            | ResourceContents::BlobResourceContents { uri, .. } => named(uri),
             _ => "[resource]".to_owned(),
         },
-        ContentBlock::ResourceLink(link) => format!("[resource {}]", link.uri),
+        ContentBlock::ResourceLink(link) => named(&link.uri),
         _ => "[content of an unknown kind]".to_owned(),
     }
 }
 
 fn encoded(kind: &str, mime: &str, data: &str) -> String {
-    format!("[{kind} {mime}, {} bytes in base64]", data.len())
+    format!("[{kind} {}, {} bytes in base64]", word(mime), data.len())
+}
+
+fn named(uri: &str) -> String {
+    format!("[resource {}]", word(uri))
+}
+
+/// A server's word in a line of ours, which is escaped in a pipe too: it is no text of the tool's.
+fn word(text: &str) -> String {
+    /// Characters that are shown of it.
+    const SHOWN: usize = 500;
+    one_line(text, SHOWN)
 }
 
 /// In a pipe a text is what the tool wrote, byte for byte. On a terminal it is escaped and ends its line.
@@ -98,7 +106,7 @@ fn text_out(text: &str) -> String {
 
 /// A tool's words about its failure; further lines are marked, so that they are not taken for ours.
 fn failure(tool: &str, words: &str) -> Failure {
-    let words: String = words.trim_end().chars().take(FAILURE_SHOWN).collect();
+    let words: String = words.trim_end().chars().take(WORDS_SHOWN).collect();
     let words = match words.trim() {
         "" => "it does not say why".to_owned(),
         said => printable(said).replace('\n', "\n  | "),
@@ -145,5 +153,27 @@ fn print_base64(file: &mut File, stdout: &mut impl io::Write) -> io::Result<()> 
             return Ok(());
         }
         encoder.write_all(buffer.get(..read).unwrap_or_default())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_is_described_on_one_line_without_escapes() {
+        let cases = [
+            (
+                r#"{"type":"image","data":"AAAA","mimeType":"a\u001b[2J\nb"}"#,
+                "[image a\\u{1b}[2J, 4 bytes in base64]",
+            ),
+            (
+                r#"{"type":"resource_link","uri":"file:\u202e","name":"x"}"#,
+                "[resource file:\\u{202e}]",
+            ),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(block(&serde_json::from_str(json).unwrap()), expected);
+        }
     }
 }

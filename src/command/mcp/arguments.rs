@@ -57,7 +57,7 @@ async fn object_from_stdin() -> Result<Map<String, Value>, Failure> {
         .map_err(|why| Failure::new(Exit::Failed, format!("stdin cannot be read: {why}")))?;
     if bytes.len() as u64 > OBJECT_MAX {
         let message = format!("the object on stdin has more than {OBJECT_MAX} bytes");
-        return Err(Failure::new(Exit::Usage, message).help("`key=@FILE` has no limit"));
+        return Err(Failure::new(Exit::Usage, message).help("`key=@FILE` takes up to 4 GiB"));
     }
     let text = String::from_utf8(bytes).map_err(|why| {
         let at = why.utf8_error().valid_up_to();

@@ -50,7 +50,9 @@ impl From<PiecesError> for Broken {
     fn from(why: PiecesError) -> Self {
         match why {
             PiecesError::Client(why) => Self::Client(why),
-            PiecesError::Read(_) | PiecesError::Keep(_) => Self::Other(why.into()),
+            PiecesError::Read(_) | PiecesError::TooLarge | PiecesError::Keep(_) => {
+                Self::Other(why.into())
+            }
         }
     }
 }

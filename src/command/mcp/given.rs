@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
+use std::os::unix::fs::FileTypeExt as _;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -116,7 +117,7 @@ impl Written<'_> {
                 })
             }
             Self::File(path) => {
-                let file = File::open(path).map_err(|why| unreadable(path, &why))?;
+                let file = open(path)?;
                 Ok(GivenValue::Content {
                     from: format!("`{}`", path.escape_debug()),
                     source: Source::new(file),
@@ -124,6 +125,18 @@ impl Written<'_> {
             }
         }
     }
+}
+
+/// Opens a file or a pipe; a device is neither, and may never end.
+fn open(path: &str) -> Result<File, Failure> {
+    let kind = std::fs::metadata(path).map(|it| it.file_type());
+    if kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device()) && path != "/dev/null"
+    {
+        let message = format!("`{}` is a device, not a file", path.escape_debug());
+        return Err(Failure::new(Exit::Failed, message)
+            .help("what a terminal says comes in with `key=-`; part of a device: `head -c BYTES DEVICE | anklume mcp call … key=-`"));
+    }
+    File::open(path).map_err(|why| unreadable(path, &why))
 }
 
 fn unreadable(path: &str, why: &io::Error) -> Failure {
@@ -243,7 +256,7 @@ mod tests {
 
     #[test]
     fn every_form_is_read_and_a_wrong_one_is_named() {
-        let cases: [(&[&str], &str); 17] = [
+        let cases: [(&[&str], &str); 18] = [
             (&[], "Pairs([])"),
             (&["-"], "Stdin"),
             (&[r#" {"a":1}"#], r#"Object({"a": Number(1)})"#),
@@ -268,6 +281,7 @@ mod tests {
                 &["a=@/nowhere/x"],
                 "`/nowhere/x` cannot be read: No such file or directory (os error 2)",
             ),
+            (&["a=@/dev/zero"], "`/dev/zero` is a device, not a file"),
             (
                 &[r#"{"a":1,"a":2}"#],
                 "the arguments are not a JSON object: `a` is there twice at line 1 column 13",

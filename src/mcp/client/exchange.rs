@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
 
 use super::message::{self, Meaning, NoMessage};
-use super::{ClientError, IN_ALL};
+use super::{ClientError, IN_ALL, malformed};
 use crate::mcp::wire::{Line, Lines};
 
 /// Most messages beside its answer that a request waits through.
@@ -105,6 +105,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 }
                 Meaning::Progress => budget.refresh(),
                 Meaning::Asked(reply) => self.queue(reply.into_bytes()),
+                Meaning::Malformed(why) => return Err(malformed(method, why)),
                 Meaning::Foreign => {}
             }
         }

@@ -1,7 +1,7 @@
 //! JSON-RPC as a client writes and reads it.
 
 use rmcp::model::ErrorData;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// A message of the server's, its parts unparsed. A key that is there twice is no message.
@@ -15,10 +15,15 @@ pub(super) struct Incoming<'a> {
     method: Option<&'a RawValue>,
     #[serde(borrow)]
     params: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "there")]
     result: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+}
+
+/// A value that is there, `null` too: as an answer that is not the same as none.
+fn there<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
 }
 
 /// What a message means to the request in flight.
@@ -32,6 +37,8 @@ pub(super) enum Meaning {
     Progress,
     /// A request of the server's own, which waits for this reply.
     Asked(String),
+    /// An answer to it that is neither; why.
+    Malformed(&'static str),
     /// Nothing.
     Foreign,
 }
@@ -118,8 +125,21 @@ impl Incoming<'_> {
         match (self.method, self.id, self.result, self.error) {
             (Some(method), Some(asked), ..) => Meaning::Asked(reply(method, asked)),
             (Some(method), None, ..) if self.is_progress(method, id) => Meaning::Progress,
+            // Some servers say what there is not as `null`; of an error that is no harm.
+            (None, Some(_), Some(result), Some(error)) if ours && result.get() == "null" => {
+                Meaning::Error(error.to_owned())
+            }
+            (None, Some(_), Some(result), None) if ours && result.get() == "null" => {
+                Meaning::Malformed("its `result` is null")
+            }
             (None, Some(_), Some(result), None) if ours => Meaning::Result(result.to_owned()),
             (None, Some(_), None, Some(error)) if ours => Meaning::Error(error.to_owned()),
+            (None, Some(_), Some(_), Some(_)) if ours => {
+                Meaning::Malformed("it has both `result` and `error`")
+            }
+            (None, Some(_), None, None) if ours => {
+                Meaning::Malformed("it has neither `result` nor `error`")
+            }
             (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
             _ => Meaning::Foreign,
         }
@@ -169,6 +189,7 @@ mod tests {
                 Meaning::Error(raw) => format!("error {}", raw.get()),
                 Meaning::Progress => "progress".to_owned(),
                 Meaning::Asked(reply) => format!("asked {reply}"),
+                Meaning::Malformed(why) => format!("malformed: {why}"),
                 Meaning::Foreign => "foreign".to_owned(),
             },
         )
@@ -187,11 +208,27 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":2,"result":{}}"#, "foreign"),
             (r#"{"jsonrpc":"2.0","id":"3","result":{}}"#, "foreign"),
             (r#"{"jsonrpc":"2.0","id":3.0,"result":{}}"#, "foreign"),
-            (r#"{"jsonrpc":"2.0","id":3}"#, "foreign"),
+            (
+                r#"{"jsonrpc":"2.0","id":3}"#,
+                "malformed: it has neither `result` nor `error`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"result":null}"#,
+                "malformed: its `result` is null",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"error":null}"#,
+                "malformed: it has neither `result` nor `error`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"result":null,"error":{"code":1}}"#,
+                r#"error {"code":1}"#,
+            ),
+            (r#"{"jsonrpc":"2.0","id":2,"result":null}"#, "foreign"),
             (r#"{"jsonrpc":"2.0","result":{}}"#, "foreign"),
             (
                 r#"{"jsonrpc":"2.0","id":3,"result":{},"error":{}}"#,
-                "foreign",
+                "malformed: it has both `result` and `error`",
             ),
             (
                 r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"progress":1}}"#,

@@ -77,6 +77,9 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     schema.get("properties")?.get(name)
 }
 
+/// Largest content that is sent, in bytes: a stream may have no end.
+const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
 /// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.
 pub(crate) struct Source(Option<Box<dyn Read + Send>>);
 
@@ -123,6 +126,9 @@ pub(crate) enum PiecesError {
     /// What is to be sent cannot be read.
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
+    /// What is to be sent does not end.
+    #[error("the content has more than {SEND_MAX} bytes, which is the most that is sent")]
+    TooLarge,
     /// What comes cannot be kept.
     #[error("the content cannot be kept in a temporary file: {0}")]
     Keep(#[source] io::Error),
@@ -150,6 +156,7 @@ where
     loop {
         let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
         let last = next.is_empty();
+        let end = sent(offset, &piece)?;
         whole.update(&piece);
         let mut arguments = arguments.clone();
         arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
@@ -163,9 +170,18 @@ where
         if last || called.result.is_error == Some(true) {
             return Ok(called);
         }
-        offset += piece.len() as u64;
+        offset = end;
         piece = next;
     }
+}
+
+/// How much has been sent with this piece, which still goes.
+fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
+    let end = offset.saturating_add(piece.len() as u64);
+    if end > SEND_MAX {
+        return Err(PiecesError::TooLarge);
+    }
+    Ok(end)
 }
 
 /// What was fetched.
@@ -216,6 +232,7 @@ where
         }
         let (piece, bytes) = read_piece(&called.result)?;
         if offset == 0 && piece.complete {
+            check_whole(&piece, &bytes)?;
             return Ok(Fetched::Whole(called));
         }
         check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
@@ -266,6 +283,17 @@ fn check(piece: &Piece, offset: u64, bytes: &[u8], size: u64) -> Result<(), Piec
     Ok(())
 }
 
+/// A file that came in one answer must be what the answer says of it, as one in pieces must.
+fn check_whole(piece: &Piece, bytes: &[u8]) -> Result<(), PiecesError> {
+    if piece.offset != 0 || piece.size != bytes.len() as u64 {
+        return Err(wrong("the content does not have the size that it says"));
+    }
+    if piece.sha256.as_deref() != Some(hex(&Sha256::digest(bytes)).as_str()) {
+        return Err(wrong("the content does not have the digest that it says"));
+    }
+    Ok(())
+}
+
 fn wrong(why: &str) -> PiecesError {
     malformed("tools/call", why).into()
 }
@@ -292,6 +320,39 @@ mod tests {
                 "outputSchema":{{"type":"object","properties":{output}}}}}"#
         ))
         .unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_has_an_end() {
+        assert_eq!(sent(SEND_MAX - 2, b"xy").unwrap(), SEND_MAX);
+        assert_eq!(
+            sent(SEND_MAX - 1, b"xy").unwrap_err().to_string(),
+            "the content has more than 4294967296 bytes, which is the most that is sent"
+        );
+    }
+
+    #[test]
+    fn a_file_in_one_answer_is_what_the_answer_says() {
+        let digest = hex(&Sha256::digest(b"hi"));
+        let says = |size, offset, sha256: Option<&str>| {
+            let piece = Piece {
+                size,
+                offset,
+                complete: true,
+                sha256: sha256.map(str::to_owned),
+            };
+            check_whole(&piece, b"hi").map_err(|why| why.to_string())
+        };
+        assert_eq!(says(2, 0, Some(&digest)), Ok(()));
+        let refused = |why| {
+            Err(format!(
+                "the server's answer to `tools/call` is not what MCP promises: the content does not have the {why} that it says"
+            ))
+        };
+        assert_eq!(says(3, 0, Some(&digest)), refused("size"));
+        assert_eq!(says(2, 1, Some(&digest)), refused("size"));
+        assert_eq!(says(2, 0, Some("00")), refused("digest"));
+        assert_eq!(says(2, 0, None), refused("digest"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::usage::Room;
 use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
 use crate::policy::{Caller, Grant};
 use crate::tool::blocking::Stop;
-use crate::tool::pieces::{Step, Turn};
+use crate::tool::pieces::{self, Step, Turn, contradicts};
 use crate::tool::{Outcome, Session, Settings, ToolError, blocking, hex};
 
 /// Permissions of files whose caller names none.
@@ -149,6 +149,7 @@ impl Piece {
         last: bool,
     ) -> Result<Self, ToolError> {
         let data = arguments.data.decode().map_err(ToolError::Arguments)?;
+        pieces::not_empty(&data, last)?;
         Ok(Self {
             path,
             caller,
@@ -179,9 +180,6 @@ impl Wishes {
 
     /// Takes over what is said for the first time; what contradicts is refused.
     fn agree(&mut self, other: &Self) -> Result<(), ToolError> {
-        let contradicts = |name: &str| {
-            ToolError::Arguments(format!("`{name}` differs from that of an earlier piece"))
-        };
         if self.mode.is_some() && other.mode.is_some() && self.mode != other.mode {
             return Err(contradicts("mode"));
         }

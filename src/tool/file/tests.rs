@@ -337,6 +337,11 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
             .unwrap_err(),
         "`mode` differs from that of an earlier piece"
     );
+    let empty = "`data` is empty, and only the last piece (`final`) may be";
+    for (path, offset) in [("new/f", 100_000), ("new/g", 0)] {
+        let refused = bench.piece(path, offset, b"", json!({})).unwrap_err();
+        assert_eq!(refused, empty);
+    }
     bench
         .piece("new/f", 100_000, &whole[100_000..200_000], json!({}))
         .unwrap();

@@ -214,6 +214,32 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
 }
 
 #[test]
+fn what_can_be_no_socket_is_said_to_be_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.sock");
+    std::fs::write(&file, "").unwrap();
+    let long = folder.path().join("x".repeat(108));
+    let run = |path: &std::path::Path, message: &str| {
+        let ran = Anklume::new()
+            .args(["mcp", "list", "--socket"])
+            .args([path.to_str().unwrap()])
+            .run();
+        let message = format!("error: Cannot reach MCP server: {message}\n");
+        ran.is(4, "", &message);
+    };
+    let message = format!(
+        "what is there is no socket: `{}`\n  = help: name the socket of a provider: a file `PROVIDER.sock`",
+        file.display()
+    );
+    run(&file, &message);
+    let message = format!(
+        "a socket path has at most 107 bytes, unlike `{}`\n  = help: name it by a shorter path, such as one relative to its folder or through a symbolic link",
+        long.display()
+    );
+    run(&long, &message);
+}
+
+#[test]
 fn a_socket_without_a_server_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("x.sock");

@@ -338,6 +338,15 @@ fn pieces_make_one_signature() {
             .unwrap_err()
             .contains("not base64")
     );
+    assert_eq!(
+        piece(1_000_000, b"", false).unwrap_err(),
+        "`data` is empty, and only the last piece (`final`) may be"
+    );
+    let other = json!({"data": "aGk=", "offset": 1_000_000, "key_id": "<other@example.org>"});
+    assert_eq!(
+        connection.call("gpg_sign", other).unwrap_err(),
+        "`key_id` differs from that of an earlier piece"
+    );
     piece(1_000_000, &whole[1_000_000..2_000_000], false).unwrap();
     let last = piece(2_000_000, &whole[2_000_000..], true).unwrap();
     assert_eq!(last.structured["size"], json!(3_000_000));

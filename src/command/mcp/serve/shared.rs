@@ -25,6 +25,7 @@ pub(super) fn for_consumers(
     args: &McpServeArgs,
     output: &Output,
 ) -> anyhow::Result<(Arc<Shared>, Arc<Live>)> {
+    let settings = settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
     let recorder = Arc::new(required_log(args, &policy, output)?);
@@ -41,7 +42,7 @@ pub(super) fn for_consumers(
     let source = Arc::clone(&live);
     let shared = Shared {
         policy: Box::new(move || source.current()),
-        settings: Arc::new(Settings::from_env()),
+        settings,
         recorder,
         gate: Arc::new(Gate::default()),
         observer: observer(output),
@@ -55,6 +56,7 @@ pub(super) fn for_operator(
     services: Services,
     output: &Output,
 ) -> anyhow::Result<Arc<Shared>> {
+    let settings = settings()?;
     let log = match &args.audit_log {
         Some(path) => Some(Log::open(path).map_err(|error| no_log(&error))?),
         None => Log::open(Path::new(LOG)).ok(),
@@ -62,11 +64,19 @@ pub(super) fn for_operator(
     let policy = Policy::new(services);
     Ok(Arc::new(Shared {
         policy: Box::new(move || Arc::clone(&policy)),
-        settings: Arc::new(Settings::from_env()),
+        settings,
         recorder: Arc::new(Recorder::new(log, false, complain(output))),
         gate: Arc::new(Gate::default()),
         observer: observer(output),
     }))
+}
+
+/// Where the tools work, from the environment.
+fn settings() -> Result<Arc<Settings>, Failure> {
+    match Settings::from_env() {
+        Ok(settings) => Ok(Arc::new(settings)),
+        Err(relative) => Err(Failure::new(Exit::Usage, relative.to_string())),
+    }
 }
 
 fn required_log(
