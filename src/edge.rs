@@ -4,11 +4,11 @@
 //! Whether Incus has them is none of its business.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::diagnostic::{Diagnostic, Faults, Severity};
+use crate::digest::hex;
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
 
@@ -232,12 +232,9 @@ fn hash(project: &str, consumer: &End, provider: &End) -> String {
         provider.domain.as_str(),
         provider.machine.as_str(),
     ]);
-    let mut hex = String::with_capacity(HASH_DIGITS);
-    for byte in digest.iter().take(HASH_DIGITS / 2) {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex
+    let mut name = hex(&digest);
+    name.truncate(HASH_DIGITS);
+    name
 }
 
 /// A consumer's place among [`UIDS`]: its digest as one large number, modulo.

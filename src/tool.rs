@@ -215,14 +215,3 @@ pub async fn run(grant: &Grant, session: &Session) -> Result<Outcome, ToolError>
         ToolName::FileProvide => file::provide(grant, session).await,
     }
 }
-
-/// Bytes as lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
-    for byte in bytes {
-        // Writing to a `String` cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}

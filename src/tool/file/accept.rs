@@ -11,10 +11,11 @@ use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
 use super::usage::Room;
 use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
+use crate::digest::hex;
 use crate::policy::{Caller, Grant};
 use crate::tool::blocking::Stop;
 use crate::tool::pieces::{self, Step, Turn, contradicts};
-use crate::tool::{Outcome, Session, Settings, ToolError, blocking, hex};
+use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
 
 /// Permissions of files whose caller names none.
 const FILE_MODE: u32 = 0o644;

@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::portal::Portal;
 use crate::catalogue::{FileProvide, ONE_CALL_MAX, PIECE, PortalPath, Provided, parse};
+use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
-use crate::tool::{Outcome, Session, Settings, ToolError, blocking, hex};
+use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
 
 /// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
 const READS_MAX: usize = 16;
@@ -149,7 +150,7 @@ impl Source {
             length: self.size,
         };
         let bytes = self.read(part)?;
-        let digest = hex(&Sha256::digest(&bytes));
+        let digest = sha256(&bytes);
         self.answer(part, &bytes, Some(digest))
     }
 

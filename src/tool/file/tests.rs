@@ -8,11 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
+use crate::digest::sha256;
+use crate::tool::Outcome;
 use crate::tool::testing::{Bench, is_root, sentence};
-use crate::tool::{Outcome, hex};
 
 impl Bench {
     fn accept(&self, path: &str, bytes: &[u8]) -> Result<String, String> {
@@ -41,10 +41,6 @@ impl Bench {
             json!({"path": path, "offset": offset, "length": length}),
         )
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }
 
 fn mode(path: &Path) -> u32 {
