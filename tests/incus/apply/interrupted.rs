@@ -171,7 +171,7 @@ fn one_machine_that_does_not_start_stops_no_other() {
     assert!(world.exec(0, "signer", "true").0, "the other machine runs");
     world.declare(SEED);
     world.apply();
-    world.is_settled();
+    world.settles();
 }
 
 #[test]
