@@ -61,7 +61,8 @@ check: ## formatting, lints, docs
 	cargo test --test integration -- docs::
 
 fuzz: ## any bytes against one connection, for ten minutes; needs cargo-fuzz
-	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz connection -- -max_total_time=600 -max_len=65536
+	mkdir -p tests/fuzz/corpus/connection
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz connection tests/fuzz/corpus/connection tests/fuzz/seeds -- -max_total_time=600 -max_len=65536
 
 bench: ## measure, beside the floor and the Python SDK
 	@sh tests/setup.sh
