@@ -28,40 +28,59 @@ const INFRA: &str = "domains:
       loud: {}
 ";
 
-/// The quiet caller's p99 while nobody else calls, and while the other floods.
-pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> (Duration, Duration) {
-    let (infra, services, sockets) = (
-        folder.join("flood.yml"),
-        folder.join("services.json"),
-        folder.join("sockets"),
-    );
+/// The quiet caller's p99.
+pub(crate) struct P99 {
+    /// While nobody else calls.
+    pub(crate) idle: Duration,
+    /// While the other floods another server: what the shared processors cost.
+    pub(crate) elsewhere: Duration,
+    /// While the other floods the same server.
+    pub(crate) flooded: Duration,
+}
+
+/// Measures the quiet caller.
+pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> P99 {
+    let (infra, services) = (folder.join("flood.yml"), folder.join("services.json"));
     std::fs::write(&infra, INFRA).unwrap();
     let mut export = anklume();
     export.args(["policy", "export", "--machine", "vault", "--infra"]);
     let exported = export.arg(&infra).output().unwrap();
     assert!(exported.status.success(), "policy export");
     std::fs::write(&services, exported.stdout).unwrap();
-    let mut serve = anklume();
-    serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
-    serve.arg("--services").arg(&services);
-    serve.env("ANKLUME_AUDIT_LOG", folder.join("audit.jsonl"));
-    let server = Server(serve.stderr(Stdio::null()).spawn().unwrap());
-    let socket = |name: &str| sockets.join(format!("{name}.sock"));
-    while !socket("quiet").exists() || !socket("loud").exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let idle = measure(&socket("quiet"));
-    let stop = AtomicBool::new(false);
-    let flooded = std::thread::scope(|scope| {
-        for _ in 0..LOUD {
-            scope.spawn(|| flood(&socket("loud"), &stop));
+    let start = |name: &str| {
+        let sockets = folder.join(name);
+        let mut serve = anklume();
+        serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
+        serve.arg("--services").arg(&services);
+        serve.env("ANKLUME_AUDIT_LOG", folder.join(format!("{name}.jsonl")));
+        let server = Server(serve.stderr(Stdio::null()).spawn().unwrap());
+        let socket = |name: &str| sockets.join(format!("{name}.sock"));
+        while !socket("quiet").exists() || !socket("loud").exists() {
+            std::thread::sleep(Duration::from_millis(10));
         }
-        let flooded = measure(&socket("quiet"));
+        (server, socket("quiet"), socket("loud"))
+    };
+    let (ours, quiet, loud) = start("ours");
+    let (other, _, loud_elsewhere) = start("other");
+    let times = P99 {
+        idle: measure(&quiet),
+        elsewhere: while_flooded(&quiet, &loud_elsewhere),
+        flooded: while_flooded(&quiet, &loud),
+    };
+    drop((ours, other));
+    times
+}
+
+fn while_flooded(quiet: &Path, loud: &Path) -> Duration {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..LOUD {
+            scope.spawn(|| flood(loud, &stop));
+        }
+        let flooded = measure(quiet);
         stop.store(true, Ordering::Relaxed);
         flooded
-    });
-    drop(server);
-    (idle, flooded)
+    })
 }
 
 /// Ended when dropped.

@@ -81,11 +81,18 @@ fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
 
 /// A caller's slowest calls while another floods the server, beside the same with nobody else there.
 fn flood(table: &mut Table, folder: &Path) {
-    let (idle, flooded) = flood::p99(|| anklume(folder), folder);
+    let times = flood::p99(|| anklume(folder), folder);
     table.push(Row {
         what: "a call, p99 while another floods".to_owned(),
-        ours: flooded,
-        floor: ("its p99 with nobody else", idle),
+        ours: times.flooded,
+        floor: ("its p99, the flood on another server", times.elsewhere),
+        expected: "",
+        peer: ("", None),
+    });
+    table.push(Row {
+        what: "the same, beside an idle machine".to_owned(),
+        ours: times.flooded,
+        floor: ("its p99 with nobody else", times.idle),
         expected: "",
         peer: ("", None),
     });
