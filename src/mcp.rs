@@ -14,9 +14,12 @@ pub(crate) mod wire;
 
 use std::time::Duration;
 
-/// Longest message that a server or a client reads, in bytes without its newline:
-/// a payload of 8 MiB in base64, and its frame.
+use crate::limits;
+
+/// Longest message that a server or a client reads, in bytes without its newline.
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
+// What the page of limits says is what is read.
+const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);
 /// Arrays and objects within each other in one message, at most.
 pub(crate) const DEPTH_MAX: usize = 100;
 /// Values (texts, numbers, lists, objects) in one message, at most; no call of a tool needs a hundred.
@@ -46,7 +49,7 @@ impl Limits {
     /// The limits of a server that is told nothing else.
     pub(crate) const DEFAULT: Self = Self {
         line: LINE_MAX,
-        in_flight: 64,
+        in_flight: limits::IN_FLIGHT_CONNECTION,
         in_flight_bytes: 16 * 1024 * 1024,
         running: 8,
         drain: Duration::from_secs(60),

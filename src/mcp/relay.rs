@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use crate::mcp::LINE_MAX;
+
 /// Bytes that are passed on at once.
 const CHUNK: usize = 64 * 1024;
-/// Longest line whose id is read, in bytes; a longer one is passed on, and nobody waits for its answer.
-const LINE_MAX: usize = 16 * 1024 * 1024;
 
 /// How a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +215,7 @@ fn note_request(line: &[u8], pending: &mut HashSet<String>) {
     }
 }
 
-/// Cuts a stream into lines, to look at them.
+/// Cuts a stream into lines, to look at them. One over [`LINE_MAX`] is passed on unread: nobody waits for its answer.
 #[derive(Debug, Default)]
 struct Scanner {
     line: Vec<u8>,
