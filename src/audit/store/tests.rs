@@ -1,0 +1,178 @@
+//! The log's files: as they were written, tampered with, torn, rotated, shared.
+
+use std::io::BufReader;
+
+use super::super::verify::{Fault, Report, Verifier};
+use super::*;
+
+fn stop(pid: u32) -> Event {
+    Event::Stop { pid }
+}
+
+fn check(path: &Path, head: Option<String>) -> Report {
+    let mut verifier = Verifier::new(head);
+    for file in files(path) {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        verifier
+            .file(&name, BufReader::new(File::open(&file).unwrap()))
+            .unwrap();
+    }
+    verifier.finish()
+}
+
+fn faults(path: &Path) -> Vec<(u64, Fault)> {
+    let findings = check(path, None).findings;
+    findings.into_iter().map(|f| (f.line, f.fault)).collect()
+}
+
+/// A log of ten lines, and its lines.
+fn ten() -> (tempfile::TempDir, PathBuf, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = Log::open(&path).unwrap();
+    for pid in 1..=10 {
+        log.append(stop(pid)).unwrap();
+    }
+    let text = std::fs::read(&path).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let lines = text.lines().map(str::to_owned).collect();
+    (folder, path, lines)
+}
+
+fn rewrite(path: &Path, lines: &[String]) {
+    std::fs::write(path, lines.join("\n") + "\n").unwrap();
+}
+
+#[test]
+fn a_log_as_it_was_written_is_whole() {
+    let (_folder, path, lines) = ten();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!((report.lines, report.head.seq), (10, 10));
+    assert!(lines.iter().all(|line| line.contains("\"event\":\"stop\"")));
+    assert!(check(&path, Some(report.head.hash)).is_whole());
+}
+
+#[test]
+fn an_edited_line_is_found_and_named() {
+    let (_folder, path, mut lines) = ten();
+    lines[4] = lines[4].replace("\"pid\":5", "\"pid\":6");
+    rewrite(&path, &lines);
+    assert_eq!(faults(&path), [(5, Fault::Edited)]);
+}
+
+#[test]
+fn removed_reordered_inserted_and_replaced_lines_are_found_and_named() {
+    let (_folder, path, lines) = ten();
+    let mut removed = lines.clone();
+    removed.remove(4);
+    rewrite(&path, &removed);
+    assert_eq!(faults(&path), [(5, Fault::Removed { count: 1 })]);
+
+    let mut swapped = lines.clone();
+    swapped.swap(4, 5);
+    rewrite(&path, &swapped);
+    assert!(!faults(&path).is_empty());
+    assert_eq!(faults(&path)[0].0, 5);
+
+    let mut repeated = lines.clone();
+    repeated.insert(5, lines[2].clone());
+    rewrite(&path, &repeated);
+    let misplaced = Fault::Misplaced {
+        expected: 6,
+        found: 3,
+    };
+    assert_eq!(faults(&path), [(6, misplaced)]);
+
+    let mut inserted = lines.clone();
+    inserted.insert(5, "{\"seq\":6}".to_owned());
+    rewrite(&path, &inserted);
+    assert_eq!(faults(&path), [(6, Fault::Foreign)]);
+
+    rewrite(&path, &lines[1..]);
+    assert_eq!(faults(&path), [(1, Fault::NoBeginning)]);
+}
+
+#[test]
+fn a_line_written_anew_with_a_right_hash_does_not_fit_its_follower() {
+    let (_folder, path, mut lines) = ten();
+    let chain::Read::Whole(line, _) = chain::read(lines[4].as_bytes()) else {
+        panic!("a line of the log");
+    };
+    let before = Head {
+        seq: 4,
+        hash: line.previous,
+    };
+    let (forged, _) = chain::link(&before, line.time, stop(99)).unwrap();
+    lines[4] = String::from_utf8(forged).unwrap().trim_end().to_owned();
+    rewrite(&path, &lines);
+    assert_eq!(faults(&path), [(6, Fault::Replaced)]);
+}
+
+#[test]
+fn a_cut_tail_shows_only_with_the_head() {
+    let (_folder, path, lines) = ten();
+    let head = check(&path, None).head.hash;
+    rewrite(&path, &lines[..7]);
+    assert!(check(&path, None).is_whole());
+    assert!(check(&path, Some(head)).head_missing);
+}
+
+#[test]
+fn a_torn_line_is_taken_off_and_noted() {
+    let (_folder, path, lines) = ten();
+    std::fs::write(&path, lines.join("\n") + "\n{\"seq\":11,\"ti").unwrap();
+    let log = Log::open(&path).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(report.lines, 12);
+}
+
+#[test]
+fn rotation_keeps_the_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = Log::open_with(&path, 2_000).unwrap();
+    for pid in 0..60 {
+        log.append(stop(pid)).unwrap();
+    }
+    assert!(files(&path).len() > 3);
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+}
+
+#[test]
+fn many_writers_keep_one_chain_over_rotations() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let path = &path;
+            scope.spawn(move || {
+                let log = Log::open_with(path, 40_000).unwrap();
+                for _ in 0..100 {
+                    log.append(stop(writer)).unwrap();
+                }
+            });
+        }
+    });
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert!(report.head.seq >= 800);
+}
+
+#[test]
+fn equal_arguments_have_equal_digests_and_nothing_shows() {
+    let (_folder, path, _) = ten();
+    let log = Log::open(&path).unwrap();
+    let one = serde_json::json!({"a": 1, "b": "secret"});
+    let two = serde_json::json!({"b": "secret", "a": 1});
+    let digest = |v: &serde_json::Value| log.key().digest(v.as_object().unwrap());
+    assert_eq!(digest(&one), digest(&two));
+    assert_ne!(
+        digest(&one),
+        digest(&serde_json::json!({"a": 2, "b": "secret"}))
+    );
+    assert_eq!(format!("{:?}", log.key()), "Key(…)");
+}
