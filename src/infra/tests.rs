@@ -17,35 +17,10 @@ use super::*;
 use crate::diagnostic::{Severity, draw};
 
 /// The seed's quick start, exactly as printed.
-const QUICK_START: &str = r#"domains:
-  vault:
-    subnet_id: 0
-    machines:
-      vault-signer:
-        type: lxc
-        ip: "10.100.0.10"
-        services:
-          - name: file_sign
-            tool: gpg_sign
-            consumers: [work-dev, pro-dev]
-          - name: clipboard
-            tool: clipboard_get
-            consumers: [work-dev]
-  work:
-    subnet_id: 1
-    machines:
-      work-dev:
-        type: lxc
-        ip: "10.100.1.10"
-"#;
+const QUICK_START: &str = include_str!("../../tests/fixtures/quick-start.yml");
 
 /// The domain that it lacks.
-const PRO: &str = r#"  pro:
-    subnet_id: 2
-    machines:
-      pro-dev:
-        ip: "10.100.2.10"
-"#;
+const PRO: &str = include_str!("../../tests/fixtures/quick-start-pro.yml");
 
 /// The example of the repository, with every key.
 const EXAMPLE: &str = include_str!("../../infra.example.yml");

@@ -6,27 +6,7 @@ use std::os::unix::fs::symlink;
 use crate::harness::{Anklume, Ran};
 
 /// The quick start of the user's documentation, exactly as printed.
-const QUICK_START: &str = r#"domains:
-  vault:
-    subnet_id: 0
-    machines:
-      vault-signer:
-        type: lxc
-        ip: "10.100.0.10"
-        services:
-          - name: file_sign
-            tool: gpg_sign
-            consumers: [work-dev, pro-dev]
-          - name: clipboard
-            tool: clipboard_get
-            consumers: [work-dev]
-  work:
-    subnet_id: 1
-    machines:
-      work-dev:
-        type: lxc
-        ip: "10.100.1.10"
-"#;
+const QUICK_START: &str = include_str!("../fixtures/quick-start.yml");
 
 fn list(infra: &str) -> Ran {
     Anklume::new().infra(infra).args(["policy", "list"]).run()

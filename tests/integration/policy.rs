@@ -3,33 +3,10 @@
 use crate::harness::{Anklume, Ran};
 
 /// The quick start of the README.
-const QUICK_START: &str = r#"domains:
-  vault:
-    subnet_id: 0
-    machines:
-      vault-signer:
-        type: lxc
-        ip: "10.100.0.10"
-        services:
-          - name: file_sign
-            tool: gpg_sign
-            consumers: [work-dev, pro-dev]
-          - name: clipboard
-            tool: clipboard_get
-            consumers: [work-dev]
-  work:
-    subnet_id: 1
-    machines:
-      work-dev:
-        type: lxc
-        ip: "10.100.1.10"
-  pro:
-    subnet_id: 2
-    machines:
-      pro-dev:
-        type: lxc
-        ip: "10.100.2.10"
-"#;
+const QUICK_START: &str = concat!(
+    include_str!("../fixtures/quick-start.yml"),
+    include_str!("../fixtures/quick-start-pro.yml"),
+);
 
 /// Two machines offer `clipboard` to different consumers; `spare` is disabled; `sign` fixes its key.
 const SEVERAL: &str = r#"domains:
