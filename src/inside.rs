@@ -26,8 +26,6 @@ pub const PROGRAM: &str = "/opt/anklume/anklume";
 pub const FRESH_PREFIX: &str = "anklume.new-";
 /// A link to the program, where a shell finds it.
 pub const LINK: &str = "/usr/local/bin/anklume";
-/// The folder of what the program is told.
-pub const ETC: &str = "/etc/anklume";
 /// Says that this is a machine of anklume's, which one, and by whom it is served ([`Identity`]).
 pub const IDENTITY: &str = "/etc/anklume/machine";
 /// The services that the machine's server serves ([`Services`]).
@@ -87,6 +85,7 @@ impl Order {
             machine: self.machine.clone(),
             run_as: self.run_as.clone(),
             supervisor: self.services.as_ref().map(|_| supervisor),
+            unfinished: false,
         }
     }
 }
@@ -103,6 +102,9 @@ pub struct Identity {
     /// Who keeps the server running; `None`: nobody is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
+    /// Somebody began to put the machine in order, and has not finished.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 impl Identity {

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 
 use crate::inside::{
-    ETC, FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
+    FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
     Supervisor, program_digest,
 };
 use account::{Account, AccountError};
@@ -91,23 +91,32 @@ async fn put_in_order(order: &Order) -> Result<Option<String>, SetupError> {
     let services = order.services()?;
     let account = Account::find(order.run_as.as_deref())?;
     let tree = Tree::open()?;
-    program(&tree, order)?;
-    tree.link(LINK, PROGRAM)?;
-    tree.folder(ETC, FOLDER_MODE)?;
+    // Before anything else: what comes later is another run's, which may be waiting for this one.
+    let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
+    let _one_at_a_time = tree.lock(PROGRAM_FOLDER)?;
+    let known = identity(&tree)?;
     let supervisor = match order.services {
         Some(_) => supervisor::detect(),
         None => Supervisor::Nobody,
     };
-    let known = identity(&tree)?;
+    let finished = order.identity(supervisor);
+    let unfinished = Identity {
+        unfinished: true,
+        ..finished.clone()
+    };
+    // Whatever ends this run, the next one sees that it did not come to its end.
+    tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)?;
+    program(&tree, order, &left)?;
+    tree.link(LINK, PROGRAM)?;
     let Some(text) = &order.services else {
         supervisor::withdraw(&tree).await?;
         tree.remove(SERVICES)?;
-        tree.file(IDENTITY, &order.identity(supervisor).to_file(), FILE_MODE)?;
+        tree.file(IDENTITY, &finished.to_file(), FILE_MODE)?;
         return Ok(None);
     };
     tree.file(SERVICES, text.as_bytes(), FILE_MODE)?;
     tree.folder_of(PORTAL, FOLDER_MODE, &account)?;
-    let other_user = known.is_none_or(|known| known.run_as != order.run_as);
+    let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
     let restart =
         supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
     supervisor::run(supervisor, &account, restart).await?;
@@ -115,8 +124,7 @@ async fn put_in_order(order: &Order) -> Result<Option<String>, SetupError> {
         .map(|services| services.digest())
         .unwrap_or_default();
     server::reports(&digest).await?;
-    // Last: what says that all this is done.
-    tree.file(IDENTITY, &order.identity(supervisor).to_file(), FILE_MODE)?;
+    tree.file(IDENTITY, &finished.to_file(), FILE_MODE)?;
     Ok(Some(digest))
 }
 
@@ -126,7 +134,7 @@ fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {
 }
 
 /// Puts this very program in its place, where it is not there already, and removes what interrupted runs left beside it.
-fn program(tree: &Tree, order: &Order) -> Result<(), SetupError> {
+fn program(tree: &Tree, order: &Order, left: &[String]) -> Result<(), SetupError> {
     let own = std::fs::read("/proc/self/exe").map_err(failed("cannot read this program"))?;
     if program_digest(&own) != order.program {
         return Err(SetupError::Program);
@@ -139,6 +147,8 @@ fn program(tree: &Tree, order: &Order) -> Result<(), SetupError> {
     if let Some(fresh) = fresh {
         tree.rename(PROGRAM_FOLDER, fresh, PROGRAM)?;
     }
-    tree.clear(PROGRAM_FOLDER, FRESH_PREFIX)?;
+    for name in left {
+        tree.remove(&format!("{PROGRAM_FOLDER}/{name}"))?;
+    }
     Ok(())
 }

@@ -43,6 +43,7 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
         found.machine == order.machine
             && found.run_as == order.run_as
             && found.supervisor.is_some() == order.services.is_some()
+            && !found.unfinished
     });
     if !named || found.link.as_deref() != Some(super::PROGRAM) {
         let sign = sign(found.identity.is_some());

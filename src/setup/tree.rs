@@ -5,8 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, fstat, mkdirat, open,
-    openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, flock,
+    fstat, mkdirat, open, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -235,20 +235,26 @@ impl Tree {
         }
     }
 
-    /// Removes the files of a folder whose name begins so.
-    pub(super) fn clear(&self, folder: &str, prefix: &str) -> Result<(), TreeError> {
+    /// The names in a folder that begin so.
+    pub(super) fn names(&self, folder: &str, prefix: &str) -> Result<Vec<String>, TreeError> {
         let opened = self
             .folder_there(folder)
             .map_err(|why| refused("opened", folder, why))?;
         let entries =
             rustix::fs::Dir::read_from(&opened).map_err(|why| refused("read", folder, why))?;
-        for entry in entries.filter_map(Result::ok) {
-            if entry.file_name().to_bytes().starts_with(prefix.as_bytes()) {
-                // What cannot be removed now, such as a program that still runs, goes the next time.
-                let _ = unlinkat(&opened, entry.file_name(), AtFlags::empty());
-            }
-        }
-        Ok(())
+        let names =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+    }
+
+    /// Waits until nobody else holds the lock of a folder, and holds it.
+    pub(super) fn lock(&self, folder: &str) -> Result<OwnedFd, TreeError> {
+        let opened = self
+            .folder_there(folder)
+            .map_err(|why| refused("opened", folder, why))?;
+        flock(&opened, FlockOperation::LockExclusive)
+            .map_err(|why| refused("locked", folder, why))?;
+        Ok(opened)
     }
 }
 
@@ -342,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_takes_its_place_and_what_others_left_goes() {
+    fn a_program_takes_its_place_and_what_others_left_is_found() {
         let (root, tree) = tree();
         let opt = root.path().join("opt");
         std::fs::create_dir(&opt).unwrap();
@@ -351,11 +357,13 @@ mod tests {
         }
         tree.rename("/opt", "anklume.new-2", "/opt/anklume")
             .unwrap();
-        tree.clear("/opt", "anklume.new-").unwrap();
+        let left = tree.names("/opt", "anklume.new-").unwrap();
+        assert_eq!(left, ["anklume.new-1"]);
+        let _held = tree.lock("/opt").unwrap();
         assert_eq!(
             std::fs::read(opt.join("anklume")).unwrap(),
             b"anklume.new-2"
         );
-        assert_eq!(std::fs::read_dir(&opt).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(&opt).unwrap().count(), 3);
     }
 }

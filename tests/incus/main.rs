@@ -8,6 +8,7 @@
 )]
 
 mod apply;
+mod channel;
 mod client;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
