@@ -9,6 +9,7 @@
 
 mod apply;
 mod client;
+mod debian;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
