@@ -73,6 +73,8 @@ look_for_the_tests() {
     [ -x /usr/sbin/nft ] || need nft nftables
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
+    # The long tests have machines with a whole Debian.
+    [ -z "${ANKLUME_TEST_LONG:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
 }
 
 look() {

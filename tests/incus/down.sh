@@ -1,6 +1,6 @@
 #!/bin/sh
 # Undoes what tests/incus/up.sh noted in /run/anklume-tests, and nothing else: stops the daemon that it started,
-# removes the image that it made, and, where there was no Incus state before, all state.
+# removes the images that it, systemd-image.sh and openrc-image.sh made, and, where there was no Incus state before, all state.
 set -u
 notes=/run/anklume-tests
 [ -d "$notes" ] || exit 0
@@ -54,7 +54,9 @@ take_out() {
 if [ -n "$(noted fresh)" ]; then
     delete_what_tests_left >/dev/null 2>&1
 else
-    [ -z "$(noted image)" ] || incus image delete "$(noted image)"
+    for image in "$notes"/image*; do
+        [ ! -f "$image" ] || incus image delete "$(cat "$image")"
+    done
     if [ -n "$(noted pool)" ]; then
         incus -q profile device remove default root
         incus -q storage delete default

@@ -1,5 +1,6 @@
 //! A project of Incus with machines from the image `bb`, for as long as a test needs it.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,6 +21,17 @@ pub(crate) fn have_incus() -> bool {
         text.lines().any(|line| line.starts_with("bb,"))
     });
     have("Incus with an image `bb`", there)
+}
+
+/// Whether the long tests are wanted; where they are not, a line says that one is skipped.
+pub(crate) fn have_time() -> bool {
+    let there = std::env::var_os("ANKLUME_TEST_LONG").is_some();
+    if !there {
+        let line = b"skipped: ANKLUME_TEST_LONG is not set; make test-long runs it\n";
+        // Not `eprintln`: the test runner keeps that back for tests that pass.
+        let _ = std::io::stderr().write_all(line);
+    }
+    there
 }
 
 /// Runs `incus` and gives what came out.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::plan::SEED;
-use crate::project::{have_incus, incus};
+use crate::project::{have_incus, have_time, incus};
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
@@ -67,10 +67,6 @@ fn name_servers(world: &World) -> usize {
         found += usize::from(words.contains("dnsmasq") && bridges.any(serves));
     }
     found
-}
-
-fn long() -> bool {
-    std::env::var_os("ANKLUME_TEST_LONG").is_some()
 }
 
 #[test]
@@ -132,7 +128,7 @@ fn asked_to_stop_it_says_how_to_go_on() {
 
 #[test]
 fn killed_after_n_requests_for_every_n_the_next_run_finishes() {
-    if !have_incus() || !long() {
+    if !have_incus() || !have_time() {
         return;
     }
     for at in 1..ENOUGH {

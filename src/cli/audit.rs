@@ -1,0 +1,81 @@
+//! `anklume audit …`: its flags, and which log.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// `anklume audit …`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Show the calls
+    Show(AuditShowArgs),
+    /// Find edited, removed, moved and inserted lines: 0 whole, 1 not
+    Verify(AuditVerifyArgs),
+}
+
+/// Which log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// The log; its older files (FILE.1, FILE.2 ...) belong to it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ANKLUME_AUDIT_LOG",
+        default_value = "/var/log/anklume/audit.jsonl"
+    )]
+    pub file: PathBuf,
+}
+
+/// `anklume audit show`
+#[derive(Debug, Args)]
+pub struct AuditShowArgs {
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Calls of this caller only
+    #[arg(long, value_name = "MACHINE")]
+    pub caller: Option<String>,
+    /// Calls of this service only
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Not older than this: 2026-11-22T10:00:00Z, or 90s, 15m, 2h, 7d ago
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Calls with this decision only
+    #[arg(long, value_enum, value_name = "DECISION")]
+    pub decision: Option<DecisionFilter>,
+}
+
+/// A decision to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DecisionFilter {
+    /// The call could run
+    Allowed,
+    /// It could not
+    Refused,
+    /// The server had too much to do
+    Overloaded,
+}
+
+impl DecisionFilter {
+    /// The word in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// `anklume audit verify`
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    /// Which log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// A hash that an earlier verify printed; its line must still be there
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
+}
