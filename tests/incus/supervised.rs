@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::apply::inside::{apply_by, newer_version};
 use crate::debian::{Init, debian};
-use crate::world::World;
+use crate::world::{World, kill_proxy};
 
 /// Longest that a supervisor, or a machine, takes to come back.
 const BACK: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ fn signs_again(world: &World) {
 fn server(world: &World) -> (String, String) {
     let (_, status) = world.exec(0, "signer", "anklume mcp status --format json");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    let pid = status["pid"].to_string();
+    let pid = status.get("pid").unwrap().to_string();
     let (_, user) = world.exec(0, "signer", &format!("stat -c %U /proc/{pid}"));
     (pid, user)
 }
@@ -109,8 +109,8 @@ fn lives(init: Init, file: &str) {
     assert!(!signs(&world));
     world.apply();
     assert!(signs(&world));
-    for domain in [0, 1] {
-        world.kill_proxies(domain, &socket);
+    for provider in [true, false] {
+        kill_proxy(provider, &socket);
         assert!(!signs(&world));
         world.apply();
         assert!(signs(&world));
@@ -140,8 +140,11 @@ fn lives(init: Init, file: &str) {
             .0
     );
     let lost = world.plan();
-    let signer = world.machine(0, "signer");
-    assert_eq!(lost, [format!("+ supervision of the server on {signer}")]);
+    let line = format!(
+        "+ supervision of the server on {}",
+        world.machine(0, "signer")
+    );
+    assert_eq!(lost, [line]);
     world.apply();
     world.declare(&declared(image, "root"));
     world.apply();
