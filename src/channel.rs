@@ -3,12 +3,14 @@
 //! Opens the way and ends what it started. What goes over it is [`crate::mcp`]'s matter.
 
 mod command;
+mod exec;
 mod open;
 mod process;
 mod unreachable;
 mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
+pub(crate) use exec::Errand;
 pub(crate) use open::{Watch, open, resolve};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};

@@ -101,6 +101,9 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page
     Man,
+    /// Put this machine in order by the order on stdin; started by apply, inside a machine
+    #[command(hide = true)]
+    MachineSetup,
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),

@@ -6,6 +6,7 @@ mod apply;
 mod audit;
 mod clipboard_holder;
 mod destroy;
+mod machine_setup;
 mod manual;
 mod mcp;
 pub(crate) mod output;
@@ -45,6 +46,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Audit(command) => audit::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
+        Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }
 }

@@ -4,8 +4,10 @@
 //!
 //! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
+//! - `setup`: what the program does in a machine that it was pushed into.
 //! - `channel`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
 //! - `incus`: the only rooms that speak to Incus.
+//! - [`inside`]: what a machine holds of anklume; pure.
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
 //! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
@@ -24,6 +26,7 @@ pub mod error;
 pub mod fuzzing;
 mod incus;
 pub mod infra;
+pub mod inside;
 pub mod inventory;
 pub mod limits;
 mod mcp;
@@ -31,6 +34,7 @@ pub mod name;
 mod plan;
 pub mod policy;
 pub mod services;
+mod setup;
 pub mod tool;
 
 use std::ffi::OsString;

@@ -9,13 +9,15 @@ mod difference;
 mod domain;
 mod edges;
 mod image;
+mod install;
 mod machine;
 mod mark;
 mod network;
 
-pub(crate) use action::{Action, Role, Shown};
+pub(crate) use action::{Action, Again, Role, Shown};
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use image::{Remote, remote_images};
+pub(crate) use install::has_inside;
 pub(crate) use mark::{Owner, owner};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +28,7 @@ use crate::edge::Edge;
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
+use crate::inside::Found;
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +39,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) edges: &'a [Edge],
     /// Machines and domains that may be taken over though anklume did not make them.
     pub(crate) adopt: &'a [String],
+    /// SHA-256 of the program that goes into the machines.
+    pub(crate) program: &'a str,
 }
 
 /// What is known of the host besides Incus.
@@ -55,6 +60,10 @@ pub(crate) struct Facts {
     pub(crate) images: BTreeMap<String, Result<Remote, String>>,
     /// Whether this process may write anklume's folders.
     pub(crate) root: bool,
+    /// What was found in machines, by project and name.
+    pub(crate) inside: BTreeMap<(String, String), Found>,
+    /// Ends of edges whose device is there and does not work, by the edge's hash.
+    pub(crate) broken: BTreeMap<(String, Role), Again>,
 }
 
 /// A range of user or group numbers that the host uses.
@@ -132,6 +141,8 @@ pub(crate) struct MachinePlan {
     pub(crate) name: String,
     /// Volumes, the machine itself, its start: one after the other.
     pub(crate) make: Vec<Action>,
+    /// What goes into it, when it runs and before any device of its edges.
+    pub(crate) install: Option<Action>,
     /// The devices of its edges, when it and the other ends run.
     pub(crate) connect: Vec<Action>,
 }
@@ -145,6 +156,10 @@ impl Plan {
             .clone()
             .flat_map(|domain| &domain.machines)
             .flat_map(|machine| &machine.make);
+        let install = domains
+            .clone()
+            .flat_map(|domain| &domain.machines)
+            .filter_map(|machine| machine.install.as_ref());
         let connect = domains
             .flat_map(|domain| &domain.machines)
             .flat_map(|machine| &machine.connect);
@@ -152,6 +167,7 @@ impl Plan {
         first
             .chain(base)
             .chain(make)
+            .chain(install)
             .chain(connect)
             .chain(&self.swept)
     }
@@ -183,6 +199,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
             .map(|one| MachinePlan {
                 name: one.name.to_string(),
                 make: machine::make(&setting, declared, one, &mut faults),
+                install: install::install(&setting, declared, one),
                 connect: edges::connect(&setting, declared, one, &mut ends, &moves.stolen),
             })
             .collect();
@@ -209,11 +226,15 @@ struct Setting<'a> {
     pool: Option<String>,
     /// The machines on Incus by project and name.
     machines: HashMap<(&'a str, &'a str), &'a Instance>,
+    /// The ends of edges by project and name.
+    ends: BTreeSet<(&'a str, &'a str)>,
 }
 
 impl<'a> Setting<'a> {
     fn new(wanted: Wanted<'a>, state: &'a State, facts: &'a Facts) -> Self {
         let machines = state.instances.iter();
+        let ends = wanted.edges.iter();
+        let ends = ends.flat_map(|edge| [&edge.consumer, &edge.provider]);
         Self {
             wanted,
             state,
@@ -221,6 +242,9 @@ impl<'a> Setting<'a> {
             pool: domain::pool(state),
             machines: machines
                 .map(|one| ((one.project.as_str(), one.name.as_str()), one))
+                .collect(),
+            ends: ends
+                .map(|end| (end.domain.as_str(), end.machine.as_str()))
                 .collect(),
         }
     }

@@ -4,9 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use crate::incus::Machine;
-
-/// Where the program is in a machine.
-pub(crate) const BINARY: &str = "/opt/anklume/anklume";
+use crate::inside::PROGRAM;
 
 /// What the server is started with.
 pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
@@ -22,7 +20,7 @@ pub(crate) fn incus_exec(machine: &Machine) -> Vec<String> {
     let mut words: Vec<String> = ["exec", &machine.name, "--project", &machine.project]
         .map(str::to_owned)
         .to_vec();
-    words.extend(["-T", "--force-local", "--", BINARY].map(str::to_owned));
+    words.extend(["-T", "--force-local", "--", PROGRAM].map(str::to_owned));
     words.extend(SERVE.map(str::to_owned));
     words
 }

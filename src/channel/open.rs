@@ -11,10 +11,11 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::{BINARY, LOCAL_REMOTE, SERVE, incus_exec};
+use super::command::{LOCAL_REMOTE, SERVE, incus_exec};
 use super::process::Process;
 use super::{Channel, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
+use crate::inside::PROGRAM;
 
 /// This very program, also where its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -251,7 +252,7 @@ impl End {
 /// Incus says "not found" also of a program whose interpreter or libraries are not there.
 async fn not_found(machine: Machine, words: Vec<String>, patience: Duration) -> Unreachable {
     let there = match connect_incus(patience).await {
-        Ok(mut incus) => incus.has_file(&machine, BINARY).await.unwrap_or_default(),
+        Ok(mut incus) => incus.has_file(&machine, PROGRAM).await.unwrap_or_default(),
         Err(_) => false,
     };
     if there {

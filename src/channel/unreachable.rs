@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::command::{BINARY, shell_line, this_program};
+use super::command::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, Machine};
+use crate::inside::PROGRAM;
 use crate::name::closest;
 
 /// Longest path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
@@ -32,13 +33,13 @@ pub(crate) enum Unreachable {
     #[error("`{0}` could not be started: {1}")]
     NotStarted(&'static str, #[source] io::Error),
     /// The machine has no anklume.
-    #[error("`{BINARY}` is not in machine `{}`", .0.name)]
+    #[error("`{PROGRAM}` is not in machine `{}`", .0.name)]
     NoBinary(Machine),
     /// The machine's anklume may not be executed.
-    #[error("`{BINARY}` in machine `{}` is not executable", .0.name)]
+    #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
     NotExecutable(Machine),
     /// The machine's anklume is there and cannot run.
-    #[error("`{BINARY}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
+    #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
     NotRunnable {
         /// The machine.
         machine: Machine,
@@ -151,7 +152,7 @@ impl Unreachable {
                     "--",
                     "chmod",
                     "0755",
-                    BINARY
+                    PROGRAM
                 ])
             )),
             Self::Socket { path, there, why } => Some(socket_help(path, there, why)),
@@ -244,7 +245,7 @@ fn wake(machine: &Machine) -> String {
 /// The recipe that puts this program into a machine.
 fn push(machine: &Machine) -> String {
     let program = this_program().to_string_lossy().into_owned();
-    let target = format!("{}{BINARY}", machine.name);
+    let target = format!("{}{PROGRAM}", machine.name);
     shell_line([
         "incus",
         "file",

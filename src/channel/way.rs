@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::edge::CONSUMER_FOLDER;
+use crate::inside::IDENTITY;
 use crate::name::{MachineName, NameFault};
 
 /// Where a consumer finds the sockets of its providers.
-const SOCKETS: &str = "/srv/anklume/mcp";
-/// `apply` writes this file into every machine that has the program.
-const MARK: &str = "/etc/anklume/machine";
+const SOCKETS: &str = CONSUMER_FOLDER;
 /// Incus puts this socket into every machine that may ask it things.
 const GUEST: &str = "/dev/incus/sock";
 
@@ -38,7 +38,9 @@ impl Surroundings {
             sockets: std::env::var_os("ANKLUME_SOCKET_DIR")
                 .filter(|folder| !folder.is_empty())
                 .map(PathBuf::from),
-            in_machine: [MARK, GUEST].iter().any(|path| Path::new(path).exists()),
+            in_machine: [IDENTITY, GUEST]
+                .iter()
+                .any(|path| Path::new(path).exists()),
         }
     }
 }

@@ -6,11 +6,15 @@ mod carry;
 mod context;
 mod host;
 mod host_work;
+mod inside;
 mod lock;
+mod program;
 mod progress;
+mod proof;
 mod provision;
 mod remote;
 mod report;
+mod wire;
 
 pub(super) use carry::{carry_out, in_parallel};
 pub(super) use context::{Context, runtime};
@@ -26,6 +30,7 @@ use crate::infra::Infra;
 use crate::plan::{Plan, Wanted, owner, plan, remote_images};
 
 use super::output::Output;
+use program::Program;
 
 /// Runs `anklume apply`.
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -35,6 +40,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     runtime.block_on(async {
         // A dry run too: what another run is in the middle of is no state to plan from.
         let context = Context::new(output).await?.locked(output).await?;
+        let context = context.with_program(Some(Program::of_this()?));
         let plan = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);
@@ -44,7 +50,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         }
         let progress = Progress::new(output, plan.actions().count());
         tokio::select! {
-            report = execute(&context, &plan, &progress) => {
+            report = execute(&context, &edges, &plan, &progress) => {
                 progress.end();
                 report.print(NOTHING, &plan.notes, context.writes(), output)
             }
@@ -76,10 +82,15 @@ async fn look(
     let state = context.state(&infra.project).await?;
     let mut facts = host::facts(infra, edges).await;
     facts.images = remote::find(remote_images(infra, &state)).await;
+    let found = inside::look(context, infra, edges, &state).await;
+    (facts.inside, facts.broken) = (found.inside, found.broken);
     let wanted = Wanted {
         infra,
         edges,
         adopt,
+        program: context
+            .program()
+            .map_or("", |program| program.digest.as_str()),
     };
     Ok(plan(wanted, &state, &facts)?)
 }
@@ -102,7 +113,7 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
-async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
+async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Progress) -> Report {
     let mut report = Report::default();
     let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
     report.add(in_parallel(context, each, progress).await);
@@ -117,13 +128,14 @@ async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report 
             let actions = domain
                 .machines
                 .iter()
-                .flat_map(|one| one.make.iter().chain(&one.connect));
+                .flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
             report.skip(actions, &why, progress);
         }
         report.add(vec![outcomes]);
     }
     machines(context, &sound, &mut report, progress).await;
+    report.add(proof::of_new(edges, plan, &report, progress).await);
     report.add(carry_out(context, &plan.swept, progress).await);
     report
 }
@@ -147,22 +159,23 @@ async fn machines(
             ready.push(machine);
         } else {
             let why = format!("the machine {} is not ready", machine.name);
-            report.skip(machine.connect.iter(), &why, progress);
+            let rest = machine.install.iter().chain(&machine.connect);
+            report.skip(rest, &why, progress);
         }
         report.add(vec![outcomes]);
     }
-    // Everything that an end needs inside comes before its devices.
-    let provisioned = provision::provision(context, &ready, progress).await;
+    // The program first, then the policy, then the devices.
+    let installs = ready.iter().map(|one| one.install.as_slice());
+    let installed = in_parallel(context, installs.collect(), progress).await;
     let mut connect = Vec::new();
-    for (machine, failed) in ready.into_iter().zip(provisioned) {
-        match failed {
-            None => connect.push(machine.connect.as_slice()),
-            Some(outcome) => {
-                let why = format!("the machine {} is not ready", machine.name);
-                report.add(vec![vec![outcome]]);
-                report.skip(machine.connect.iter(), &why, progress);
-            }
+    for (machine, outcomes) in ready.into_iter().zip(installed) {
+        if outcomes.iter().all(Outcome::is_done) {
+            connect.push(machine.connect.as_slice());
+        } else {
+            let why = format!("the machine {} is not ready", machine.name);
+            report.skip(machine.connect.iter(), &why, progress);
         }
+        report.add(vec![outcomes]);
     }
     report.add(in_parallel(context, connect, progress).await);
 }

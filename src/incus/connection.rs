@@ -134,6 +134,31 @@ impl Incus {
         Ok(Answered { headers, body })
     }
 
+    /// Sends a request and hands its answer on as it comes, at most so many bytes; gives the answer's headers.
+    pub(super) async fn pour(
+        &mut self,
+        call: Call<'_>,
+        most: u64,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<HeaderMap, IncusError> {
+        let answer = self.send(call).await?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        if !status.is_success() {
+            let body = within(&self.socket, self.patience, read(answer)).await??;
+            return Err(refusal(status, &body));
+        }
+        let mut body = answer.into_body();
+        let mut left = most;
+        while let Some(frame) = within(&self.socket, self.patience, body.frame()).await? {
+            let frame = frame?;
+            let bytes = frame.data_ref().map_or([].as_slice(), |bytes| bytes);
+            let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            left = left.checked_sub(length).ok_or(IncusError::TooLarge)?;
+            each(bytes);
+        }
+        Ok(headers)
+    }
+
     /// Whether something is at `path` of the API.
     pub(crate) async fn has(&mut self, path: &str) -> Result<bool, IncusError> {
         let call = Call {

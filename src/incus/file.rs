@@ -4,19 +4,24 @@
 
 use hyper::Method;
 use hyper::body::Bytes;
+use hyper::header::HeaderMap;
+use serde::Deserialize;
 
 use super::connection::{Call, encoded};
 use super::object::Object;
 use super::{Incus, IncusError};
+use crate::digest::Digester;
 
 /// What is at a path in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A folder.
     Folder,
-    /// A regular file.
+    /// A regular file; of a pipe or socket Incus says the same.
     File,
-    /// A symbolic link, a socket, a device or what else there may be.
+    /// A symbolic link.
+    Link,
+    /// Whatever else there may be.
     Other,
 }
 
@@ -44,6 +49,22 @@ impl Owner {
     }
 }
 
+fn kind(headers: &HeaderMap) -> Kind {
+    let kind = headers.get("X-Incus-type");
+    match kind.map(hyper::header::HeaderValue::as_bytes) {
+        Some(b"directory") => Kind::Folder,
+        Some(b"file") => Kind::File,
+        Some(b"symlink") => Kind::Link,
+        _ => Kind::Other,
+    }
+}
+
+/// What Incus says of a machine that runs.
+#[derive(Debug, Deserialize)]
+struct Running {
+    pid: u32,
+}
+
 fn place(machine: &Object, path: &str) -> String {
     format!("{}&path={}", machine.path("/files"), encoded(path))
 }
@@ -62,17 +83,62 @@ impl Incus {
             ..Call::default()
         };
         match self.exchange(call).await {
-            Ok(answer) => {
-                let kind = answer.headers.get("X-Incus-type");
-                Ok(Some(match kind.map(hyper::header::HeaderValue::as_bytes) {
-                    Some(b"directory") => Kind::Folder,
-                    Some(b"file") => Kind::File,
-                    _ => Kind::Other,
-                }))
-            }
+            Ok(answer) => Ok(Some(kind(&answer.headers))),
             Err(IncusError::Refused { code: 404, .. }) => Ok(None),
             Err(why) => Err(why),
         }
+    }
+
+    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    pub(crate) async fn read_file(
+        &mut self,
+        machine: &Object,
+        path: &str,
+        kind: Kind,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>, IncusError> {
+        let mut content = Vec::new();
+        let read = self.pour_file(machine, path, most, |bytes| {
+            content.extend_from_slice(bytes);
+        });
+        Ok((read.await? == Some(kind)).then_some(content))
+    }
+
+    /// SHA-256 of a regular file, in hexadecimal; `None`: nothing is there, or something else.
+    pub(crate) async fn digest_of_file(
+        &mut self,
+        machine: &Object,
+        path: &str,
+        most: u64,
+    ) -> Result<Option<String>, IncusError> {
+        let mut digest = Digester::default();
+        let read = self.pour_file(machine, path, most, |bytes| digest.add(bytes));
+        Ok((read.await? == Some(Kind::File)).then(|| digest.end()))
+    }
+
+    async fn pour_file(
+        &mut self,
+        machine: &Object,
+        path: &str,
+        most: u64,
+        each: impl FnMut(&[u8]),
+    ) -> Result<Option<Kind>, IncusError> {
+        let place = place(machine, path);
+        let call = Call {
+            path: &place,
+            ..Call::default()
+        };
+        match self.pour(call, most, each).await {
+            Ok(headers) => Ok(Some(kind(&headers))),
+            Err(IncusError::Refused { code: 404, .. }) => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Process number, on the host, of a running machine's first process.
+    pub(crate) async fn first_process(&mut self, machine: &Object) -> Result<u32, IncusError> {
+        let state: Running = self.get(&machine.path("/state")).await?;
+        Ok(state.pid)
     }
 
     /// Makes a folder; one that is there stays as it is.
@@ -87,7 +153,6 @@ impl Incus {
     }
 
     /// Writes a file, over one that is there. Not atomic: write beside, then rename inside the machine.
-    #[expect(dead_code, reason = "the program and its files go into machines by it")]
     pub(crate) async fn write_file(
         &mut self,
         machine: &Object,

@@ -100,6 +100,17 @@ impl Object {
         }
     }
 
+    /// The project that it is in.
+    pub(crate) fn project(&self) -> &str {
+        match self {
+            Self::Project(name) => name,
+            Self::Acl(_) | Self::Network(_) => DEFAULT_PROJECT,
+            Self::Profile { project, .. }
+            | Self::Volume { project, .. }
+            | Self::Machine { project, .. } => project,
+        }
+    }
+
     /// What kind of thing it is, in a word.
     pub(crate) const fn kind(&self) -> &'static str {
         match self {

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::incus::{Edit, Keys, Object, Power};
+use crate::inside::Order;
 
 /// Longest value of a key that a plan shows, in characters.
 const SHOWN_MAX: usize = 60;
@@ -11,12 +12,34 @@ const SHOWN_MAX: usize = 60;
 const MARKS: &str = "user.anklume.";
 
 /// Which end of an edge a device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     /// The end that calls.
     Consumer,
     /// The end that is called.
     Provider,
+}
+
+/// Why a device that looks right is made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Another machine's device took its socket over.
+    TakenOver,
+    /// Nobody carries bytes: its process was killed.
+    NoProcess,
+    /// Its socket was removed.
+    NoSocket,
+}
+
+impl Again {
+    /// As a plan says it, behind the device.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::TakenOver => ", made again",
+            Self::NoProcess => ", made again: its process is gone",
+            Self::NoSocket => ", made again: its socket is gone",
+        }
+    }
 }
 
 /// One thing to do.
@@ -63,8 +86,19 @@ pub(crate) enum Action {
         old: Option<Keys>,
         /// The device as it must be.
         new: Keys,
-        /// Make it again though it looks right: its socket was taken over.
-        anew: bool,
+        /// Make it again though it looks right, and why.
+        anew: Option<Again>,
+    },
+    /// Put the program, the machine's name, its services and its server in order.
+    Install {
+        /// The machine.
+        machine: Object,
+        /// What it should hold.
+        order: Order,
+        /// Whether the program must be pushed.
+        push: bool,
+        /// What differs, as people read it.
+        lines: Vec<String>,
     },
     /// Remove the device of an edge that is not declared, or not on this machine, with its sockets.
     Revoke {
@@ -142,6 +176,7 @@ impl Action {
                 device, old: None, ..
             } => ("create", "device", device),
             Self::Connect { device, .. } => ("change", "device", device),
+            Self::Install { machine, lines, .. } => (verb(lines), "program", machine.name()),
             Self::Revoke { device, .. } => ("remove", "device", device),
             Self::Folder {
                 path, there: false, ..
@@ -179,13 +214,14 @@ impl Action {
                     Role::Consumer => "consumer of",
                     Role::Provider => "provider for",
                 };
-                let again = if *anew { ", made again" } else { "" };
+                let again = anew.map(Again::words).unwrap_or_default();
                 vec![format!(
                     "{sign} device {device} on {} ({way} {}{again})",
                     machine.name(),
                     other.1
                 )]
             }
+            Self::Install { lines, .. } => lines.clone(),
             Self::Revoke {
                 machine,
                 device,
@@ -214,6 +250,15 @@ impl Action {
                 vec![format!("- {object}{more}")]
             }
         }
+    }
+}
+
+/// What lines of a plan come to.
+fn verb(lines: &[String]) -> &'static str {
+    match lines.first().and_then(|line| line.chars().next()) {
+        Some('+') => "create",
+        Some('-') => "remove",
+        _ => "change",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mark::{self, Owner};
-use super::{Action, Role, Setting};
+use super::{Action, Again, Role, Setting};
 use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
 use crate::incus::state::Instance;
 use crate::incus::{Keys, Object};
@@ -170,8 +170,15 @@ pub(super) fn connect<'a>(
         let hash = device
             .strip_prefix(crate::edge::DEVICE_PREFIX)
             .unwrap_or_default();
-        let anew = one.role == Role::Provider && old.is_some() && stolen.contains(hash);
-        if anew || old != Some(&one.keys) {
+        let taken_over = one.role == Role::Provider && stolen.contains(hash);
+        let broken = setting.facts.broken.get(&(hash.to_owned(), one.role));
+        let anew = if taken_over {
+            Some(Again::TakenOver)
+        } else {
+            broken.copied()
+        };
+        let anew = anew.filter(|_| old.is_some());
+        if anew.is_some() || old != Some(&one.keys) {
             actions.push(Action::Connect {
                 machine: Object::machine(place.0, place.1),
                 role: one.role,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::difference::{Want, edits};
 use super::domain::{self, DEFAULT_PROFILE, devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
-use super::{Action, Setting, edges, fault, image, not_ours};
+use super::{Action, Setting, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
 use crate::incus::{Devices, Edit, Keys, Object, Power, as_object};
@@ -152,6 +152,10 @@ fn want(
     }
     let mut want = want.marked(setting.project());
     want.set(mark::MACHINE, format!("{}/{}", domain.name, machine.name));
+    let has_inside = there.is_some_and(install::has_inside);
+    if has_inside || install::needs_inside(setting, domain, machine) {
+        want.set(mark::INSIDE, "true");
+    }
     let image = there.and_then(|there| there.config.get(mark::IMAGE));
     // The image that it was made of: a later declaration does not make it another.
     want.set(mark::IMAGE, image.unwrap_or(&machine.os_image));

@@ -12,6 +12,8 @@ pub(super) const DOMAIN: &str = "user.anklume.domain";
 pub(super) const MACHINE: &str = "user.anklume.machine";
 /// Names the image that a machine was made of, as declared.
 pub(super) const IMAGE: &str = "user.anklume.image";
+/// Is there where the program is, or was: `true`.
+pub(super) const INSIDE: &str = "user.anklume.inside";
 /// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
 

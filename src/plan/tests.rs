@@ -1,5 +1,6 @@
 //! Plans against an Incus in memory: what is made of nothing, what follows from a change, what stands in the way.
 
+mod inside;
 mod memory;
 mod obstacles;
 
@@ -73,12 +74,30 @@ fn planned(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Result<P
         infra: &infra,
         edges: &edges,
         adopt: &adopt,
+        program: PROGRAM,
     };
-    plan(wanted, state, facts)
+    let mut facts = facts.clone();
+    in_order(&infra, state, &mut facts);
+    plan(wanted, state, &facts)
 }
 
 fn lines(plan: &Plan) -> Vec<String> {
     plan.actions().flat_map(Action::lines).collect()
+}
+
+/// The program that goes into the machines.
+const PROGRAM: &str = "0f";
+
+/// Machines that are there hold what they should, unless a test says otherwise.
+fn in_order(infra: &Infra, state: &State, facts: &mut Facts) {
+    for (domain, machine) in infra.machines() {
+        let place = (domain.name.to_string(), machine.name.to_string());
+        let is_there = |one: &&Instance| one.project == place.0 && one.name == place.1;
+        if let Some(there) = state.instances.iter().find(is_there) {
+            let found = inside::done(machine, there.status == "Running");
+            facts.inside.entry(place).or_insert(found);
+        }
+    }
 }
 
 /// The code of each fault.
@@ -129,6 +148,14 @@ fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
             "+ volume dev-data of work (1GiB)",
             "+ machine dev (bb, 10.100.1.10)",
             "~ machine dev status: stopped → running",
+            "+ program on signer",
+            "+ name and link of the program on signer",
+            &format!(
+                "+ services of signer: sign for dev ({})",
+                inside::digest("signer")
+            ),
+            "+ program on dev",
+            "+ name and link of the program on dev",
             &format!("+ device {device} on signer (provider for dev)"),
             &format!("+ device {device} on dev (consumer of signer)"),
         ]

@@ -1,6 +1,6 @@
 //! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
 //! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
-//! `cargo bench -- list declared calls flood` picks groups; none named means all.
+//! `cargo bench -- list declared calls flood apply edge` picks groups; none named means all.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -9,7 +9,9 @@
     reason = "a measurement that fails ends the bench; a table and how far it is are printed; processes are started and files read to be measured"
 )]
 
+mod apply;
 mod declare;
+mod edge;
 mod flood;
 mod session;
 mod table;
@@ -29,6 +31,9 @@ const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 const SIZES: [(usize, usize); 3] = [(10, 15), (1_000, 5), (10_000, 3)];
 
 fn main() {
+    if edge::plays_a_part() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let python = Python::find();
     let mut table = Table::default();
@@ -50,7 +55,54 @@ fn main() {
     if wanted("flood") {
         flood(&mut table, folder.path());
     }
+    if wanted("apply") || wanted("edge") {
+        if apply::is_possible() {
+            machines(&mut table, folder.path(), &wanted);
+        } else {
+            eprintln!("skipped: apply, edge: they need root and Incus (sh tests/incus/up.sh)");
+        }
+    }
     print!("{table}");
+}
+
+/// `apply` beside a shell script, and a call over an edge beside bare proxies.
+fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
+    for machines in [2, 10, 30].into_iter().filter(|_| wanted("apply")) {
+        let times = apply::measure(|| anklume(folder), folder, machines);
+        let script = ("the same by an incus script", times.script);
+        for (how, ours) in [("fresh", times.fresh), ("repeated", times.repeated)] {
+            table.push(Row {
+                what: format!("apply, {machines} machines, {how}"),
+                ours,
+                floor: script,
+                expected: "",
+                peer: ("", None),
+            });
+        }
+    }
+    if wanted("edge") {
+        apply::with_an_edge(
+            || anklume(folder),
+            folder,
+            || {
+                let times = edge::measure();
+                table.push(Row {
+                    what: "a call over an edge".to_owned(),
+                    ours: times.call,
+                    floor: ("an echo over two bare proxies", times.echo),
+                    expected: "",
+                    peer: ("", None),
+                });
+                table.push(Row {
+                    what: "connect over an edge, first answer".to_owned(),
+                    ours: times.connect,
+                    floor: ("an echo over two bare proxies", times.connect_echo),
+                    expected: "",
+                    peer: ("", None),
+                });
+            },
+        );
+    }
 }
 
 /// Client and server start, shake hands, list, end: against two programs that do nothing at all.

@@ -2,6 +2,7 @@
 
 mod edges;
 mod faults;
+mod inside;
 mod interrupted;
 mod isolation;
 mod plan;

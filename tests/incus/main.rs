@@ -8,6 +8,7 @@
 )]
 
 mod apply;
+mod channel;
 mod client;
 mod debian;
 #[path = "../integration/harness.rs"]

@@ -128,6 +128,12 @@ fn send(stream: &mut UnixStream, message: &Message) -> Option<()> {
     stream.write_all(&message.body).ok()
 }
 
+/// Passes on what comes until it ends.
+fn copy(from: &mut BufReader<UnixStream>, to: &mut UnixStream) -> Option<()> {
+    let _ = std::io::copy(from, to);
+    to.shutdown(std::net::Shutdown::Write).ok()
+}
+
 fn serve(client: UnixStream, judge: &Arc<Judge>, writes: &Mutex<Vec<String>>) -> Option<()> {
     let upstream = UnixStream::connect(Path::new(INCUS)).unwrap();
     let mut to_client = client.try_clone().unwrap();
@@ -154,6 +160,11 @@ fn serve(client: UnixStream, judge: &Arc<Judge>, writes: &Mutex<Vec<String>>) ->
                 send(&mut to_incus, &request)?;
                 let answer = read(&mut upstream, !line.starts_with("HEAD "))?;
                 send(&mut to_client, &answer)?;
+                if answer.first.contains(" 101 ") {
+                    // A stream of a program in a machine: from here on it is bytes.
+                    std::thread::spawn(move || copy(&mut client, &mut to_incus));
+                    return copy(&mut upstream, &mut to_client);
+                }
             }
             Fate::Lose => {
                 send(&mut to_incus, &request)?;

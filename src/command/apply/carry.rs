@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::provision;
 use super::report::{Outcome, Status};
 use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
-use crate::plan::Action;
+use crate::plan::{Action, Role};
 
 /// How many chains run at once.
 const AT_ONCE: usize = 8;
@@ -23,7 +23,7 @@ const NETWORK_TRIES: usize = 3;
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Does something with each, several at once; gives the results in order.
-pub(super) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
+pub(crate) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
 where
     F: Fn(&'a T) -> Fut,
     Fut: Future<Output = R>,
@@ -115,6 +115,21 @@ async fn act(
                 .iter()
                 .try_for_each(|path| on_host(host_work::remove_socket(path)))
         }
+        Action::Install {
+            machine,
+            order,
+            push,
+            ..
+        } => {
+            let incus = connected(context, connection)
+                .await
+                .map_err(|why| incus_failure(&why).message)?;
+            let done = provision::install(context, incus, machine, order, *push).await;
+            if done.is_err() {
+                *connection = None;
+            }
+            done
+        }
         Action::Create { .. }
         | Action::Edit { .. }
         | Action::Start { .. }
@@ -186,10 +201,14 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             machine,
             device,
             new,
+            role,
             anew,
             ..
         } => {
-            if *anew {
+            if *role == Role::Consumer {
+                provision::listen_folder(incus, machine).await?;
+            }
+            if anew.is_some() {
                 incus.edit(machine, &[set(device, None)]).await?;
             }
             incus.edit(machine, &[set(device, Some(new))]).await
@@ -212,7 +231,7 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             protected,
             ..
         } => delete(incus, object, *running, *protected).await,
-        Action::Folder { .. } | Action::Sweep { .. } => Ok(()),
+        Action::Install { .. } | Action::Folder { .. } | Action::Sweep { .. } => Ok(()),
     }
 }
 

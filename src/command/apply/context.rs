@@ -8,11 +8,14 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::super::output::Output;
 use super::lock::{Lock, lock};
+use super::program::Program;
 use crate::error::{Exit, Failure};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
 /// Longest that one request may take; making a network takes a second, and they wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest that a look into a machine may take.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
 /// Oldest Incus that does what anklume needs.
@@ -43,6 +46,8 @@ pub(crate) struct Context {
     writes: Writes,
     /// Held for the run; `None` without root's rights.
     lock: Option<Lock>,
+    /// What goes into machines; `None`: nothing does.
+    program: Option<Program>,
 }
 
 impl Context {
@@ -70,6 +75,7 @@ impl Context {
             socket,
             writes,
             lock: None,
+            program: None,
         })
     }
 
@@ -77,6 +83,17 @@ impl Context {
     pub(crate) async fn locked(mut self, output: &Output) -> anyhow::Result<Self> {
         self.lock = lock(output).await?;
         Ok(self)
+    }
+
+    /// The same, with the program that goes into machines.
+    pub(super) fn with_program(mut self, program: Option<Program>) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// The program that goes into machines.
+    pub(super) const fn program(&self) -> Option<&Program> {
+        self.program.as_ref()
     }
 
     /// The lock, if it is held.
@@ -87,6 +104,12 @@ impl Context {
     /// A new connection.
     pub(crate) async fn incus(&self) -> Result<Incus, IncusError> {
         connect(&self.socket, &self.writes).await
+    }
+
+    /// A new connection for looking into machines, each of which may keep a question waiting.
+    pub(crate) async fn incus_for_looking(&self) -> Result<Incus, IncusError> {
+        let incus = Incus::connect(self.socket.clone(), LOOK_PATIENCE).await?;
+        Ok(incus.counting(self.writes.clone()))
     }
 
     /// How many writing requests were sent so far.

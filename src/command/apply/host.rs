@@ -175,6 +175,29 @@ fn route(line: &str) -> Option<Route> {
     })
 }
 
+/// Where something is mounted for a process of this host; nothing, where that may not be looked at.
+pub(super) fn mounts(process: u32) -> Vec<String> {
+    text(&format!("/proc/{process}/mountinfo"))
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescaped)
+        .collect()
+}
+
+/// A path as the kernel writes it: blanks and backslashes as octal numbers.
+fn unescaped(path: &str) -> String {
+    let mut plain = path.to_owned();
+    for (code, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
+        plain = plain.replace(code, character);
+    }
+    plain
+}
+
 /// Whether a path is one of anklume's own folders.
 pub(super) fn is_own(path: &Path) -> bool {
     FOLDERS.iter().any(|own| Path::new(own) == path)

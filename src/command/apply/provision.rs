@@ -1,14 +1,18 @@
-//! What goes into the machines between their start and their edges: so far, the folder in which a consumer's devices listen.
+//! What goes into the machines between their start and their edges: the program, and by it the rest; the folder in which
+//! a consumer's devices listen.
 //!
 //! Everything in a machine may be hostile: nothing goes through a symbolic link of the machine's.
 
-use super::carry;
+use std::time::Duration;
+
 use super::context::{Context, incus_failure};
-use super::progress::Progress;
-use super::report::{Outcome, Status};
+use super::host;
+use crate::channel::Errand;
 use crate::edge::CONSUMER_FOLDER;
 use crate::incus::{Incus, IncusError, Kind, Object, Owner};
-use crate::plan::{Action, MachinePlan, Role};
+use crate::inside::{
+    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
+};
 
 /// Root's, as everything that anklume puts into a machine.
 const FOLDER: Owner = Owner {
@@ -17,46 +21,100 @@ const FOLDER: Owner = Owner {
     mode: 0o755,
 };
 
-/// Makes the machines ready for their edges: for each, `None`, or what went wrong.
-///
-/// Called once, with every machine that is declared and runs, changed or not, before any device of an edge is made.
-pub(super) async fn provision(
+/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced.
+const SETUP_PATIENCE: Duration = Duration::from_secs(150);
+/// Longest of a machine's words that are shown, in characters.
+const WORDS_MAX: usize = 300;
+
+/// Puts a machine in order: the program where it is not there, then by it everything else.
+pub(super) async fn install(
     context: &Context,
-    machines: &[&MachinePlan],
-    progress: &Progress,
-) -> Vec<Option<Outcome>> {
-    carry::each(machines, |machine| one(context, machine, progress)).await
+    incus: &mut Incus,
+    machine: &Object,
+    order: &Order,
+    push: bool,
+) -> Result<(), String> {
+    let done = prepare(context, incus, machine, push).await;
+    let program = done.map_err(|why| incus_failure(&why).message)?;
+    let errand = Errand {
+        project: machine.project(),
+        machine: machine.name(),
+        user: None,
+        words: &[&program, "machine-setup"],
+        // An order is plain data, which is always JSON.
+        stdin: &serde_json::to_vec(order).unwrap_or_default(),
+        patience: SETUP_PATIENCE,
+    };
+    let said = errand.run().await.map_err(|why| why.to_string())?;
+    let report: Report = serde_json::from_slice(&said.stdout).map_err(|_| {
+        let words = shown(&said.stderr);
+        format!("the program does not run in the machine: {words}")
+    })?;
+    if let Some(path) = report.altered {
+        return Err(IncusError::Altered(path).to_string());
+    }
+    if let Some(why) = report.failed {
+        return Err(format!("the machine says: {}", shown(&why)));
+    }
+    let digest = order.services().ok().flatten();
+    let digest = digest.map(|services| services.digest());
+    if report.digest == digest {
+        return Ok(());
+    }
+    Err("its server does not report the policy that was sent".to_owned())
 }
 
-async fn one(context: &Context, machine: &MachinePlan, progress: &Progress) -> Option<Outcome> {
-    let listener = machine.connect.iter().find(|action| {
-        matches!(
-            action,
-            Action::Connect {
-                role: Role::Consumer,
-                ..
-            }
-        )
-    })?;
-    let Action::Connect { machine, .. } = listener else {
-        return None;
+/// A machine's words, cut and escaped.
+fn shown(words: &str) -> String {
+    let cut = words.chars().take(WORDS_MAX).flat_map(char::escape_debug);
+    cut.collect()
+}
+
+/// Makes sure that the way to the program is the machine's own, and pushes it where it must be; where it is to be started.
+async fn prepare(
+    context: &Context,
+    incus: &mut Incus,
+    machine: &Object,
+    push: bool,
+) -> Result<String, IncusError> {
+    let first = incus.first_process(machine).await?;
+    if let Some(mount) = host::mounts(first).into_iter().find(|path| is_ours(path)) {
+        return Err(altered(&mount));
+    }
+    let Some(program) = context.program().filter(|_| push) else {
+        return Ok(PROGRAM.to_owned());
     };
-    let made = async {
-        let mut incus = context.incus().await?;
-        listen_folder(&mut incus, machine).await
-    };
-    let why = made.await.err()?;
-    let status = Status::Failed(incus_failure(&why).message);
-    Some(progress.ended(Outcome::of_machine(machine, status)))
+    folders(incus, machine, PROGRAM_FOLDER).await?;
+    let number = std::process::id();
+    let fresh = format!("{PROGRAM_FOLDER}/{FRESH_PREFIX}{number}");
+    let owner = Owner { ..FOLDER };
+    incus
+        .write_file(machine, &fresh, owner, program.bytes.clone())
+        .await?;
+    Ok(fresh)
+}
+
+/// Whether a path is on the way to something that goes into a machine.
+fn is_ours(path: &str) -> bool {
+    let all = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
+    path != "/"
+        && all
+            .iter()
+            .any(|ours| parts(ours).iter().any(|part| part == path))
 }
 
 /// Makes the folder in which a consumer's devices listen; every part of its path is a folder, or it is refused.
 pub(super) async fn listen_folder(incus: &mut Incus, machine: &Object) -> Result<(), IncusError> {
-    for path in parts(CONSUMER_FOLDER) {
+    folders(incus, machine, CONSUMER_FOLDER).await
+}
+
+/// Makes a folder with what is missing above it, through nothing but folders.
+async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<(), IncusError> {
+    for path in parts(folder) {
         match incus.kind_of_file(machine, &path).await? {
             Some(Kind::Folder) => {}
             None => incus.make_folder(machine, &path, FOLDER).await?,
-            Some(Kind::File | Kind::Other) => return Err(altered(&path)),
+            Some(Kind::File | Kind::Link | Kind::Other) => return Err(altered(&path)),
         }
     }
     Ok(())

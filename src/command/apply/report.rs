@@ -9,6 +9,9 @@ use crate::error::Exit;
 use crate::incus::Object;
 use crate::plan::{Action, Plan, Shown};
 
+/// The verb of a step that changes nothing.
+pub(super) const PROVE: &str = "prove";
+
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -27,6 +30,8 @@ pub(crate) struct Outcome {
     pub(super) status: Status,
     /// The command that shows more.
     more: Option<String>,
+    /// The machine that it was about.
+    machine: Option<Object>,
 }
 
 impl Outcome {
@@ -36,21 +41,23 @@ impl Outcome {
             shown: action.shown(),
             status,
             more: subject(action).map(show_command),
+            machine: subject(action).cloned(),
         }
     }
 
-    /// Of what goes into a machine.
-    pub(super) fn of_machine(machine: &Object, status: Status) -> Self {
+    /// Of a step that is no action of a plan.
+    pub(super) const fn of(shown: Shown, status: Status, more: String) -> Self {
         Self {
-            shown: Shown {
-                verb: "change",
-                kind: machine.kind(),
-                name: machine.name().to_owned(),
-                lines: Vec::new(),
-            },
+            shown,
             status,
-            more: Some(show_command(machine)),
+            more: Some(more),
+            machine: None,
         }
+    }
+
+    /// Whether the step changed something.
+    fn is_change(&self) -> bool {
+        self.is_done() && self.shown.verb != PROVE
     }
 
     /// Whether the step is done.
@@ -75,6 +82,7 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Edit { object, .. }
         | Action::Delete { object, .. } => Some(object),
         Action::Start { machine, .. }
+        | Action::Install { machine, .. }
         | Action::Connect { machine, .. }
         | Action::Revoke { machine, .. } => Some(machine),
         Action::Folder { .. } | Action::Sweep { .. } => None,
@@ -155,6 +163,12 @@ impl Report {
         }
     }
 
+    /// Whether a step of that machine did not succeed.
+    pub(super) fn has_failed(&self, machine: &Object) -> bool {
+        let mut own = self.outcomes.iter();
+        own.any(|one| one.machine.as_ref() == Some(machine) && !one.is_done())
+    }
+
     fn count(&self, is: impl Fn(&Status) -> bool) -> usize {
         self.outcomes.iter().filter(|one| is(&one.status)).count()
     }
@@ -169,7 +183,7 @@ impl Report {
         writes: u64,
         output: &Output,
     ) -> anyhow::Result<Exit> {
-        let changed = self.count(|status| *status == Status::Done);
+        let changed = self.outcomes.iter().filter(|one| one.is_change()).count();
         let failed = self.count(|status| matches!(status, Status::Failed(_)));
         let skipped = self.count(|status| matches!(status, Status::Skipped(_)));
         if output.is_json() {

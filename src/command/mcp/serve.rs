@@ -6,6 +6,7 @@ mod shared;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
 use std::panic;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::mcp::server::{self, Server, Shared, Stop};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
+use crate::setup::account::Account;
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
@@ -37,6 +39,7 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     if args.list_tools {
         return list_tools(&no_services()?, output);
     }
+    as_the_server_of_this_machine(args)?;
     keep_panics_short(output);
     let served = if let Some(folder) = &args.listen {
         let runtime = runtime(&mut tokio::runtime::Builder::new_multi_thread())?;
@@ -51,6 +54,22 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
         served
     };
     served.map(|()| Exit::Done)
+}
+
+/// The operator comes as root, and asks for the keys, the clipboard and the portal of the user that serves.
+fn as_the_server_of_this_machine(args: &McpServeArgs) -> anyhow::Result<()> {
+    let operator = args.listen.is_none() && args.caller.is_none();
+    if !operator || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(account) = Account::of_this_machine()?.filter(|account| account.uid != 0) else {
+        return Ok(());
+    };
+    let mut command = tokio::process::Command::new("/proc/self/exe");
+    let same = command.arg0("anklume").args(std::env::args_os().skip(1));
+    // Comes back only where it fails.
+    let why = account.runs(same).current_dir("/").as_std_mut().exec();
+    Err(why).with_context(|| format!("cannot become the user `{}`", account.name.escape_debug()))
 }
 
 fn runtime(builder: &mut tokio::runtime::Builder) -> anyhow::Result<tokio::runtime::Runtime> {

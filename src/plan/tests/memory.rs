@@ -29,7 +29,10 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
             } => {
                 instance(state, &machine).devices.remove(&device);
             }
-            Action::Folder { .. } | Action::Sweep { .. } | Action::Delete { .. } => {}
+            Action::Install { .. }
+            | Action::Folder { .. }
+            | Action::Sweep { .. }
+            | Action::Delete { .. } => {}
         }
     }
 }

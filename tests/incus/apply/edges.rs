@@ -1,10 +1,7 @@
 //! The devices under anklume's folder equal the edges, on the right machines, whatever happened to those.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
 
 use super::plan::SEED;
 use crate::project::{have_incus, incus};
@@ -48,63 +45,11 @@ fn socket(device: &str) -> String {
     )
 }
 
-/// The root file system of a running machine, as the host sees it.
-fn root(world: &World, domain: usize, name: &str) -> String {
-    let machine = world.machine(domain, name);
-    let list = world.incus(domain, &["list", &machine, "-c", "p", "-f", "csv"]);
-    let pid = String::from_utf8_lossy(&list.stdout).trim().to_owned();
-    format!("/proc/{pid}/root")
-}
-
-/// No test: what answers inside a provider, which has no program for that but this one.
-#[test]
-fn echo() {
-    let Some(path) = std::env::var_os("ECHO_SOCKET") else {
-        return;
-    };
-    let _ = std::fs::remove_file(&path);
-    for stream in UnixListener::bind(&path).unwrap().incoming() {
-        let mut stream = stream.unwrap();
-        std::thread::spawn(move || {
-            let mut byte = [0];
-            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-        });
-    }
-}
-
-/// Whether bytes go from the consumer's socket to what listens in the provider, and back.
+/// Whether the consumer lists what the provider offers.
 fn carries(world: &World) -> bool {
-    let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
-    let this = std::env::current_exe().unwrap();
-    let target = format!("{signer}/root/echo");
-    let push = [
-        "file",
-        "push",
-        "-q",
-        "--mode=0755",
-        this.to_str().unwrap(),
-        &target,
-    ];
-    if !world.exec(0, "signer", "test -e /root/echo").0 {
-        assert!(world.incus(0, &push).status.success());
-    }
-    let serve = format!(
-        "mkdir -p /run/anklume/mcp; ECHO_SOCKET=/run/anklume/mcp/{dev}.sock setsid /root/echo --exact apply::edges::echo >/dev/null 2>&1 </dev/null & \
-         for i in 1 2 3 4 5 6 7 8 9 10; do test -S /run/anklume/mcp/{dev}.sock && exit 0; sleep 1; done; exit 1"
-    );
-    assert!(world.exec(0, "signer", &serve).0);
-    let entry = format!("{}/srv/anklume/mcp/{signer}.sock", root(world, 1, "dev"));
-    let Ok(mut stream) = UnixStream::connect(&entry) else {
-        return false;
-    };
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    let mut byte = [0];
-    let came = stream
-        .write_all(b"x")
-        .and_then(|()| stream.read_exact(&mut byte));
-    came.is_ok() && byte == *b"x"
+    let list = format!("anklume mcp list -i {}", world.machine(0, "signer"));
+    let (listed, tools) = world.exec(1, "dev", &list);
+    listed && tools.starts_with("sign ")
 }
 
 fn edge(world: &World) -> String {

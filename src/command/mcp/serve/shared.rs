@@ -8,6 +8,7 @@ use crate::audit::{AuditError, Event, LOG, Log};
 use crate::cli::McpServeArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::inside::SERVICES;
 use crate::mcp::gate::Gate;
 use crate::mcp::live::{Change, Live, Policy, PolicyError};
 use crate::mcp::recorder::{Complain, Recorder};
@@ -15,8 +16,6 @@ use crate::mcp::server::{Answered, How, Observer, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
-/// The services file where none is named.
-const SERVICES: &str = "/etc/anklume/services.json";
 /// A log that cannot be written is told of this often at most.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 

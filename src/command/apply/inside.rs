@@ -1,0 +1,189 @@
+//! Looks into the machines and at their channels, and changes nothing: what they hold of anklume, and whether they answer.
+//!
+//! What a machine says is its own word; processes and sockets of the host are looked at from the host.
+
+use std::collections::BTreeMap;
+
+use super::carry::each;
+use super::context::Context;
+use super::wire::{self, Answer};
+use crate::edge::{Edge, PROVIDER_FOLDER};
+use crate::incus::state::Instance;
+use crate::incus::{Incus, Kind, Object, State};
+use crate::infra::{Infra, Machine};
+use crate::inside::{
+    Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, PROGRAM, SERVICES, SYSTEMD_UNIT, Serving,
+    Supervisor,
+};
+use crate::mcp::listen::Status;
+use crate::mcp::listen::folder::Folder;
+use crate::plan::{Again, Role, has_inside};
+
+/// Largest program that is read back, in bytes.
+const PROGRAM_MAX: u64 = 512 * 1024 * 1024;
+/// Largest of the other files that are read, in bytes.
+const FILE_MAX: u64 = 32 * 1024 * 1024;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// In the machines, by project and name.
+    pub(super) inside: BTreeMap<(String, String), Found>,
+    /// Ends of edges whose device does not work, by the edge's hash.
+    pub(super) broken: BTreeMap<(String, Role), Again>,
+}
+
+/// Looks into every declared machine that is there and has, or had, the program.
+pub(super) async fn look(
+    context: &Context,
+    infra: &Infra,
+    edges: &[Edge],
+    state: &State,
+) -> Looked {
+    let there = |domain: &str, machine: &str| {
+        let mut all = state.instances.iter();
+        all.find(|one| one.project == domain && one.name == machine)
+    };
+    let machines: Vec<(&Machine, &Instance)> = infra
+        .machines()
+        .filter_map(|(domain, machine)| {
+            Some((machine, there(domain.name.as_str(), machine.name.as_str())?))
+        })
+        .filter(|(_, there)| has_inside(there) && there.kind == "container")
+        .collect();
+    let found = each(&machines, |(_, there)| into(context, there)).await;
+    let channels = each(edges, |edge| channel(context, edge, &there)).await;
+    let mut looked = Looked::default();
+    for ((machine, there), mut found) in machines.iter().zip(found) {
+        if let Some(found) = &mut found
+            && is_silent(edges, &channels, machine)
+        {
+            found.serving = Serving::Silent;
+        }
+        let place = (there.project.clone(), there.name.clone());
+        looked.inside.extend(found.map(|found| (place, found)));
+    }
+    for (edge, channel) in edges.iter().zip(channels) {
+        let ends = [
+            (Role::Provider, channel.provider),
+            (Role::Consumer, channel.consumer),
+        ];
+        for (role, again) in ends {
+            let broken = again.map(|again| ((edge.hash.clone(), role), again));
+            looked.broken.extend(broken);
+        }
+    }
+    looked
+}
+
+/// Whether a machine was asked over one of its channels, and nobody answered.
+fn is_silent(edges: &[Edge], channels: &[Channel], machine: &Machine) -> bool {
+    let mut own = edges.iter().zip(channels);
+    own.any(|(edge, channel)| edge.provider.machine == machine.name && channel.silent)
+}
+
+/// What a machine holds; `None`: it could not be looked at.
+async fn into(context: &Context, there: &Instance) -> Option<Found> {
+    let machine = Object::machine(&there.project, &there.name);
+    let runs = runs(there);
+    let mut found = Found {
+        runs,
+        ..Found::default()
+    };
+    let mut incus = context.incus_for_looking().await.ok()?;
+    // What cannot be read is not there as it must be; the machine's own program says why.
+    found.program = incus
+        .digest_of_file(&machine, PROGRAM, PROGRAM_MAX)
+        .await
+        .ok()?;
+    found.link = text(&mut incus, &machine, LINK, Kind::Link).await?;
+    let identity = text(&mut incus, &machine, IDENTITY, Kind::File).await?;
+    found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
+    found.services = text(&mut incus, &machine, SERVICES, Kind::File).await?;
+    let unit = match found.identity.as_ref().and_then(|one| one.supervisor) {
+        Some(Supervisor::Systemd) => Some(SYSTEMD_UNIT),
+        Some(Supervisor::Openrc) => Some(OPENRC_SCRIPT),
+        Some(Supervisor::Nobody) | None => None,
+    };
+    if let Some(unit) = unit {
+        found.unit = text(&mut incus, &machine, unit, Kind::File).await?;
+    }
+    if runs && found.services.is_some() {
+        found.serving = serving(&mut incus, &machine).await?;
+    }
+    Some(found)
+}
+
+fn runs(there: &Instance) -> bool {
+    ["Running", "Ready"].contains(&there.status.as_str())
+}
+
+async fn text(
+    incus: &mut Incus,
+    machine: &Object,
+    path: &str,
+    kind: Kind,
+) -> Option<Option<String>> {
+    let content = incus.read_file(machine, path, kind, FILE_MAX).await.ok()?;
+    Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// What the server last said of itself.
+async fn serving(incus: &mut Incus, machine: &Object) -> Option<Serving> {
+    let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
+    let said = text(incus, machine, &file.to_string_lossy(), Kind::File).await?;
+    let status: Option<Status> = said.and_then(|text| serde_json::from_str(&text).ok());
+    Some(match status {
+        Some(status) => Serving::Policy {
+            digest: status.digest,
+            refused: status.refused,
+        },
+        None => Serving::Silent,
+    })
+}
+
+/// What was found of a channel: its two devices, and whether the provider answers.
+#[derive(Debug, Default)]
+struct Channel {
+    provider: Option<Again>,
+    consumer: Option<Again>,
+    silent: bool,
+}
+
+async fn channel<'s>(
+    context: &Context,
+    edge: &Edge,
+    there: &impl Fn(&str, &str) -> Option<&'s Instance>,
+) -> Channel {
+    let end = |end: &crate::edge::End| {
+        there(end.domain.as_str(), end.machine.as_str()).filter(|one| {
+            // A device that is not there is made anyway.
+            runs(one) && one.devices.contains_key(&edge.device_name())
+        })
+    };
+    let mut channel = Channel::default();
+    if end(&edge.provider).is_some() {
+        match wire::ask(edge).await {
+            Answer::Tools(_) | Answer::NotAllowed => {}
+            Answer::NoSocket => channel.provider = Some(Again::NoSocket),
+            Answer::NoProcess => channel.provider = Some(Again::NoProcess),
+            Answer::Silent => channel.silent = true,
+        }
+    }
+    if let Some(consumer) = end(&edge.consumer) {
+        channel.consumer = consumer_end(context, edge, consumer).await;
+    }
+    channel
+}
+
+/// What is wrong with a consumer's device.
+async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Option<Again> {
+    let machine = Object::machine(&consumer.project, &consumer.name);
+    let mut incus = context.incus_for_looking().await.ok()?;
+    let first = incus.first_process(&machine).await.ok()?;
+    if !wire::carries(edge, first) {
+        return Some(Again::NoProcess);
+    }
+    let socket = incus.kind_of_file(&machine, &edge.consumer_socket()).await;
+    matches!(socket, Ok(None)).then_some(Again::NoSocket)
+}

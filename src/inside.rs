@@ -1,0 +1,158 @@
+//! What a machine holds of anklume: what it should be, what was found there, and what differs.
+//!
+//! Pure. [`crate::plan`] compares, `apply` looks and pushes, [`crate::setup`] puts in order what is in the machine.
+
+mod difference;
+mod found;
+mod unit;
+
+pub use difference::{Kind, Piece, differences};
+pub use found::{Found, Serving};
+pub use unit::{
+    LOGS, OPENRC_SCRIPT, RUNTIME, SYSTEMD_UNIT, openrc_script, systemd_unit, systemd_wanted,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::sha256;
+use crate::name::MachineName;
+use crate::services::{Services, ServicesFault};
+
+/// The folder of the program.
+pub const PROGRAM_FOLDER: &str = "/opt/anklume";
+/// The program.
+pub const PROGRAM: &str = "/opt/anklume/anklume";
+/// What the file of a program that is on its way in begins with, in the program's folder.
+pub const FRESH_PREFIX: &str = "anklume.new-";
+/// A link to the program, where a shell finds it.
+pub const LINK: &str = "/usr/local/bin/anklume";
+/// Says that this is a machine of anklume's, which one, and by whom it is served ([`Identity`]).
+pub const IDENTITY: &str = "/etc/anklume/machine";
+/// The services that the machine's server serves ([`Services`]).
+pub const SERVICES: &str = "/etc/anklume/services.json";
+/// Name of the service at the machine's supervisor.
+pub const UNIT: &str = "anklume-mcp";
+
+/// What a machine should hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// SHA-256 of the program.
+    pub program: String,
+    /// The machine.
+    pub machine: MachineName,
+    /// The user that serves; `None`: root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<String>,
+    /// The text of its services file; `None`: it serves nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<String>,
+}
+
+impl Order {
+    /// Of a machine that serves these, or nobody.
+    #[must_use]
+    pub fn new(
+        program: &str,
+        machine: MachineName,
+        run_as: Option<String>,
+        services: Option<&Services>,
+    ) -> Self {
+        // What `to_file` gives is JSON, which is text.
+        let text = |services: &Services| String::from_utf8_lossy(&services.to_file()).into_owned();
+        Self {
+            program: program.to_owned(),
+            machine,
+            run_as,
+            services: services.map(text),
+        }
+    }
+
+    /// The services, read back.
+    ///
+    /// # Errors
+    ///
+    /// They are no services file.
+    pub fn services(&self) -> Result<Option<Services>, ServicesFault> {
+        let read = |text: &String| Services::from_file(text.as_bytes());
+        self.services.as_ref().map(read).transpose()
+    }
+
+    /// What the identity file should say, under this supervisor.
+    #[must_use]
+    pub fn identity(&self, supervisor: Supervisor) -> Identity {
+        Identity {
+            machine: self.machine.clone(),
+            run_as: self.run_as.clone(),
+            supervisor: self.services.as_ref().map(|_| supervisor),
+            unfinished: false,
+        }
+    }
+}
+
+/// What the identity file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The machine's name.
+    pub machine: MachineName,
+    /// The user that serves, and that the operator's calls run as; `None`: root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<String>,
+    /// Who keeps the server running; `None`: nobody is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervisor: Option<Supervisor>,
+    /// Somebody began to put the machine in order, and has not finished.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
+}
+
+impl Identity {
+    /// The bytes of the file.
+    #[must_use]
+    pub fn to_file(&self) -> Vec<u8> {
+        // These types hold nothing that JSON cannot.
+        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads the file; `None`: it is none.
+    #[must_use]
+    pub fn from_file(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+/// Who keeps a machine's server running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supervisor {
+    /// systemd, by a unit.
+    Systemd,
+    /// OpenRC, by a script.
+    Openrc,
+    /// Nobody: it was started, and nothing starts it again.
+    Nobody,
+}
+
+/// What the program says when it has put a machine in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Digest of the policy that the server reports; `None`: nobody is served.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// A path that is not what it was left as: a link, a mount, something else than a file or folder.
+    #[serde(default)]
+    pub altered: Option<String>,
+    /// What else went wrong, in words.
+    #[serde(default)]
+    pub failed: Option<String>,
+}
+
+/// SHA-256 of a program's bytes, as orders name it.
+#[must_use]
+pub fn program_digest(bytes: &[u8]) -> String {
+    sha256(bytes)
+}

@@ -1,0 +1,297 @@
+//! What differs between an order and what was found, a line for each.
+
+use super::{Found, Order, Serving, Supervisor, openrc_script, systemd_unit};
+use crate::services::Services;
+
+/// One thing that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// What it is.
+    pub kind: Kind,
+    /// `+`, `~` or `-`, what, and of which machine.
+    pub line: String,
+}
+
+/// What kind of thing differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The program must be pushed.
+    Program,
+    /// What the program in the machine puts in order.
+    Rest,
+}
+
+/// Everything that differs; empty: the machine is as it should be.
+#[must_use]
+pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
+    let machine = &order.machine;
+    let mut pieces = Vec::new();
+    if found.program.as_ref() != Some(&order.program) {
+        let sign = sign(found.program.is_some());
+        pieces.push(Piece {
+            kind: Kind::Program,
+            line: format!("{sign} program on {machine}"),
+        });
+    }
+    let mut rest = |line: String| {
+        pieces.push(Piece {
+            kind: Kind::Rest,
+            line,
+        });
+    };
+    let named = found.identity.as_ref().is_some_and(|found| {
+        found.machine == order.machine
+            && found.run_as == order.run_as
+            && found.supervisor.is_some() == order.services.is_some()
+            && !found.unfinished
+    });
+    if !named || found.link.as_deref() != Some(super::PROGRAM) {
+        let sign = sign(found.identity.is_some());
+        rest(format!("{sign} name and link of the program on {machine}"));
+    }
+    if order.services != found.services {
+        let (old, new) = (
+            summary(found.services.as_ref()),
+            summary(order.services.as_ref()),
+        );
+        rest(match (&found.services, &order.services) {
+            (None, _) => format!("+ services of {machine}: {new}"),
+            (Some(_), None) => format!("- services of {machine}"),
+            (Some(_), Some(_)) => format!("~ services of {machine}: {old} → {new}"),
+        });
+    }
+    if let Some(line) = supervision(order, found) {
+        rest(line);
+    }
+    if let Some(line) = serving(order, found) {
+        rest(line);
+    }
+    pieces
+}
+
+const fn sign(there: bool) -> char {
+    if there { '~' } else { '+' }
+}
+
+/// The services of a file as a plan shows them.
+fn summary(text: Option<&String>) -> String {
+    let Some(text) = text else {
+        return "(none)".to_owned();
+    };
+    let Ok(services) = Services::from_file(text.as_bytes()) else {
+        return "(unreadable)".to_owned();
+    };
+    let one = |service: &crate::services::Service| {
+        let consumers: Vec<&str> = service
+            .consumers
+            .iter()
+            .map(crate::name::MachineName::as_str)
+            .collect();
+        let consumers = if consumers.is_empty() {
+            "nobody".to_owned()
+        } else {
+            consumers.join(", ")
+        };
+        format!("{} for {consumers}", service.name)
+    };
+    let all: Vec<String> = services.services.iter().map(one).collect();
+    let digest: String = services.digest().chars().take(DIGEST_SHOWN).collect();
+    format!("{} ({digest})", all.join("; "))
+}
+
+/// How much of a digest is shown, in characters.
+const DIGEST_SHOWN: usize = 12;
+
+/// The file of the supervisor that the machine said it has.
+fn supervision(order: &Order, found: &Found) -> Option<String> {
+    let machine = &order.machine;
+    let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
+    let run_as = order.run_as.as_deref();
+    let wanted = match supervisor? {
+        _ if order.services.is_none() => None,
+        Supervisor::Systemd => Some(systemd_unit(run_as)),
+        Supervisor::Openrc => Some(openrc_script(run_as)),
+        Supervisor::Nobody => None,
+    };
+    (found.unit != wanted).then(|| {
+        let sign = match (&found.unit, &wanted) {
+            (None, _) => '+',
+            (_, None) => '-',
+            _ => '~',
+        };
+        format!("{sign} supervision of the server on {machine}")
+    })
+}
+
+/// Whether the server answers by the policy of the order.
+fn serving(order: &Order, found: &Found) -> Option<String> {
+    let machine = &order.machine;
+    let Ok(Some(services)) = order.services() else {
+        return None;
+    };
+    match &found.serving {
+        // What is not there yet is started with what is new.
+        Serving::Unknown if found.runs || found.services.is_none() => None,
+        Serving::Unknown => Some(format!("~ server on {machine}: stopped → running")),
+        Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
+        Serving::Policy { digest, refused } => {
+            let same = *digest == services.digest() && refused.is_none();
+            let changes = order.services != found.services;
+            (!same && !changes)
+                .then(|| format!("~ server on {machine}: another policy → the declared one"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inside::Identity;
+
+    fn order() -> Order {
+        let services = serde_json::json!({
+            "machine": "signer",
+            "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev", "web"]}]
+        });
+        let services: Services = serde_json::from_value(services).unwrap();
+        Order::new("p1", "signer".parse().unwrap(), None, Some(&services))
+    }
+
+    /// A machine in which an order was carried out.
+    fn done(order: &Order) -> Found {
+        let services = order.services().unwrap();
+        Found {
+            runs: true,
+            program: Some(order.program.clone()),
+            link: Some(crate::inside::PROGRAM.to_owned()),
+            identity: Some(Identity {
+                ..order.identity(Supervisor::Systemd)
+            }),
+            services: order.services.clone(),
+            unit: services
+                .as_ref()
+                .map(|_| systemd_unit(order.run_as.as_deref())),
+            serving: services.map_or(Serving::Unknown, |services| Serving::Policy {
+                digest: services.digest(),
+                refused: None,
+            }),
+        }
+    }
+
+    fn lines(order: &Order, found: &Found) -> Vec<String> {
+        differences(order, found)
+            .into_iter()
+            .map(|piece| piece.line)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_done_leaves_nothing_to_do() {
+        assert_eq!(lines(&order(), &done(&order())), [""; 0]);
+    }
+
+    #[test]
+    fn an_empty_machine_gets_everything() {
+        let services = order().services().unwrap().unwrap();
+        let digest = services.digest();
+        assert_eq!(
+            lines(&order(), &Found::default()),
+            [
+                "+ program on signer".to_owned(),
+                "+ name and link of the program on signer".to_owned(),
+                format!(
+                    "+ services of signer: sign for dev, web ({})",
+                    digest.split_at(12).0
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn each_part_is_compared() {
+        let same = done(&order());
+        let services = order().services;
+        let cases: [(Found, &str); 8] = [
+            (
+                Found {
+                    program: Some("p0".to_owned()),
+                    ..same.clone()
+                },
+                "~ program on signer",
+            ),
+            (
+                Found {
+                    link: None,
+                    ..same.clone()
+                },
+                "~ name and link of the program on signer",
+            ),
+            (
+                Found {
+                    identity: None,
+                    unit: None,
+                    ..same.clone()
+                },
+                "+ name and link of the program on signer",
+            ),
+            (
+                Found {
+                    unit: None,
+                    ..same.clone()
+                },
+                "+ supervision of the server on signer",
+            ),
+            (
+                Found {
+                    unit: Some("x".to_owned()),
+                    ..same.clone()
+                },
+                "~ supervision of the server on signer",
+            ),
+            (
+                Found {
+                    serving: Serving::Silent,
+                    ..same.clone()
+                },
+                "~ server on signer: no answer → running",
+            ),
+            (
+                Found {
+                    runs: false,
+                    serving: Serving::Unknown,
+                    ..same.clone()
+                },
+                "~ server on signer: stopped → running",
+            ),
+            (
+                Found {
+                    serving: Serving::Policy {
+                        digest: "d".to_owned(),
+                        refused: None,
+                    },
+                    ..same
+                },
+                "~ server on signer: another policy → the declared one",
+            ),
+        ];
+        for (found, line) in cases {
+            assert_eq!(lines(&order(), &found), [line]);
+        }
+        let withdrawn = Order {
+            services: None,
+            ..order()
+        };
+        let found = Found {
+            services,
+            ..done(&order())
+        };
+        assert_eq!(
+            lines(&withdrawn, &found),
+            [
+                "~ name and link of the program on signer",
+                "- services of signer",
+                "- supervision of the server on signer",
+            ]
+        );
+    }
+}

@@ -1,0 +1,39 @@
+//! What was found in a machine.
+
+use super::Identity;
+
+/// What was found in a machine; nothing, where it is not there yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether the machine runs.
+    pub runs: bool,
+    /// SHA-256 of the program.
+    pub program: Option<String>,
+    /// Where the link leads.
+    pub link: Option<String>,
+    /// Who the machine is told to be.
+    pub identity: Option<Identity>,
+    /// The text of the services file.
+    pub services: Option<String>,
+    /// The text of the file that its supervisor starts the server by.
+    pub unit: Option<String>,
+    /// Whether it serves.
+    pub serving: Serving,
+}
+
+/// What a machine's server says of itself, and whether it answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Serving {
+    /// Nothing is known: nobody looked, or there is no way to ask.
+    #[default]
+    Unknown,
+    /// No server answers.
+    Silent,
+    /// A server answers, by the policy of this digest; `refused`: a newer one was not taken.
+    Policy {
+        /// SHA-256 of the policy.
+        digest: String,
+        /// Why a newer one was refused.
+        refused: Option<String>,
+    },
+}

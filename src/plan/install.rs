@@ -1,0 +1,53 @@
+//! What goes into a machine: the program, its name, its services.
+
+use super::mark;
+use super::{Action, Setting};
+use crate::incus::Object;
+use crate::incus::state::Instance;
+use crate::infra::{Domain, Machine, MachineType};
+use crate::inside::{Found, Kind, Order, differences};
+use crate::services::Services;
+
+/// Whether the program is, or was, in a machine.
+pub(crate) fn has_inside(instance: &Instance) -> bool {
+    instance.config.contains_key(mark::INSIDE)
+}
+
+/// Whether the program must be in a machine: it offers something, or it is the end of an edge.
+pub(super) fn needs_inside(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
+    // Incus gives virtual machines no channel; `sync` refuses one as an end.
+    machine.kind == MachineType::Container
+        && (!machine.services.is_empty()
+            || setting
+                .ends
+                .contains(&(domain.name.as_str(), machine.name.as_str())))
+}
+
+/// What must change in a machine; `None`: nothing.
+pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> Option<Action> {
+    let place = (domain.name.to_string(), machine.name.to_string());
+    let there = setting.there(&place.0, &place.1);
+    let needed = needs_inside(setting, domain, machine);
+    if !needed && !there.is_some_and(has_inside) {
+        return None;
+    }
+    let services = (!machine.services.is_empty()).then(|| Services::of(machine));
+    let order = Order::new(
+        setting.wanted.program,
+        machine.name.clone(),
+        machine.mcp.run_as.clone(),
+        services.as_ref(),
+    );
+    let nothing = Found::default();
+    let found = setting.facts.inside.get(&place).unwrap_or(&nothing);
+    let pieces = differences(&order, found);
+    if pieces.is_empty() {
+        return None;
+    }
+    Some(Action::Install {
+        machine: Object::machine(&place.0, &place.1),
+        order,
+        push: pieces.iter().any(|piece| piece.kind == Kind::Program),
+        lines: pieces.into_iter().map(|piece| piece.line).collect(),
+    })
+}

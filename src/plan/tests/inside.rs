@@ -1,0 +1,113 @@
+//! What goes into machines, and the channels that are there and do not work.
+
+use super::*;
+use crate::infra::Machine;
+use crate::inside::{Found, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
+use crate::plan::{Again, Role};
+use crate::services::Services;
+
+/// The beginning of the digest of a machine's services.
+pub(super) fn digest(machine: &str) -> String {
+    let infra = infra(INFRA);
+    let (_, machine) = infra.machine(machine).unwrap();
+    let digest = Services::of(machine).digest();
+    digest.split_at(12).0.to_owned()
+}
+
+/// A machine that holds what it should.
+pub(super) fn done(machine: &Machine, runs: bool) -> Found {
+    let services = (!machine.services.is_empty()).then(|| Services::of(machine));
+    let run_as = machine.mcp.run_as.clone();
+    let order = Order::new(PROGRAM, machine.name.clone(), run_as, services.as_ref());
+    let serving = services.map_or(Serving::Unknown, |services| Serving::Policy {
+        digest: services.digest(),
+        refused: None,
+    });
+    Found {
+        runs,
+        program: Some(PROGRAM.to_owned()),
+        link: Some(PLACE.to_owned()),
+        identity: Some(Identity {
+            ..order.identity(Supervisor::Nobody)
+        }),
+        services: order.services,
+        unit: None,
+        serving: if runs { serving } else { Serving::Unknown },
+    }
+}
+
+fn with(place: (&str, &str), change: impl FnOnce(&mut Found)) -> Facts {
+    let mut facts = facts();
+    in_order(&infra(INFRA), &applied(INFRA), &mut facts);
+    let place = (place.0.to_owned(), place.1.to_owned());
+    change(facts.inside.get_mut(&place).unwrap());
+    facts
+}
+
+fn of(facts: &Facts) -> Vec<String> {
+    lines(&planned(INFRA, &applied(INFRA), facts, &[]).unwrap())
+}
+
+#[test]
+fn what_is_gone_from_a_machine_comes_back() {
+    let rebuilt = with(("work", "dev"), |found| {
+        *found = Found {
+            runs: true,
+            ..Found::default()
+        }
+    });
+    assert_eq!(
+        of(&rebuilt),
+        ["+ program on dev", "+ name and link of the program on dev"]
+    );
+    let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
+    assert_eq!(of(&silent), ["~ server on signer: no answer → running"]);
+}
+
+#[test]
+fn a_broken_channel_is_made_again_and_the_plan_says_why() {
+    let device = edges(&infra(INFRA)).unwrap()[0].device_name();
+    let hash = device.strip_prefix("mcp-").unwrap().to_owned();
+    let mut facts = facts();
+    facts
+        .broken
+        .insert((hash.clone(), Role::Provider), Again::NoSocket);
+    facts
+        .broken
+        .insert((hash, Role::Consumer), Again::NoProcess);
+    assert_eq!(
+        of(&facts),
+        [
+            format!(
+                "~ device {device} on signer (provider for dev, made again: its socket is gone)"
+            ),
+            format!(
+                "~ device {device} on dev (consumer of signer, made again: its process is gone)"
+            ),
+        ]
+    );
+}
+
+#[test]
+fn a_machine_that_serves_no_longer_is_withdrawn_from() {
+    let without = INFRA.replace(
+        "services: [{name: sign, tool: gpg_sign, consumers: [dev]}]",
+        "description: x",
+    );
+    assert_ne!(without, INFRA);
+    let state = applied(INFRA);
+    let mut facts = facts();
+    in_order(&infra(INFRA), &state, &mut facts);
+    let plan = planned(&without, &state, &facts, &[]).unwrap();
+    let lines = lines(&plan);
+    assert!(
+        lines.contains(&"- services of signer".to_owned()),
+        "{lines:#?}"
+    );
+    // What never was an end has nothing inside.
+    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
+    let plan = planned(&alone, &empty(), &Facts::clone(&facts), &[]).unwrap();
+    assert!(plan.actions().all(
+        |action| !matches!(action, Action::Install { machine, .. } if machine.name() == "dev")
+    ));
+}

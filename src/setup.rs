@@ -1,0 +1,154 @@
+//! What the program does in a machine that `apply` pushed it into: puts itself, the machine's name, services and server in order.
+//!
+//! Runs as root inside the machine. Goes through no symbolic link and no mount on the way to what it writes, and can be run
+//! again at any time: what is in order stays as it is.
+
+pub(crate) mod account;
+mod server;
+mod supervisor;
+mod tree;
+
+use std::io;
+use std::path::Path;
+
+use crate::inside::{
+    FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
+    Supervisor, program_digest,
+};
+use account::{Account, AccountError};
+use tree::{Tree, TreeError};
+
+/// Folders that anybody may look into.
+const FOLDER_MODE: u32 = 0o755;
+/// Files that anybody may read.
+const FILE_MODE: u32 = 0o644;
+/// The portal of the file tools.
+const PORTAL: &str = "/srv/anklume/portal";
+
+/// Why a machine could not be put in order.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    /// Something in the machine is not what it was left as.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The user that serves.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// The services are no policy.
+    #[error("the services are refused: {0}")]
+    Services(#[from] crate::services::ServicesFault),
+    /// The program is not the one of the order.
+    #[error("the program that arrived is not the one that was sent")]
+    Program,
+    /// The system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The supervisor refused, in its words.
+    #[error("`{command}` failed: {words}")]
+    Supervisor {
+        /// What was run.
+        command: String,
+        /// Its last words.
+        words: String,
+    },
+    /// No server, or one with another policy, within the time.
+    #[error("the server does not report the policy that was sent: {0}")]
+    NotServing(String),
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
+    move |source| SetupError::Io { doing, source }
+}
+
+/// Carries an order out; what came of it.
+pub(crate) async fn carry_out(order: &Order) -> Report {
+    match put_in_order(order).await {
+        Ok(digest) => Report {
+            digest,
+            altered: None,
+            failed: None,
+        },
+        Err(SetupError::Tree(TreeError::Altered(path))) => Report {
+            digest: None,
+            altered: Some(path),
+            failed: None,
+        },
+        Err(why) => Report {
+            digest: None,
+            altered: None,
+            failed: Some(why.to_string()),
+        },
+    }
+}
+
+/// The program first, then what it serves by, then the server.
+async fn put_in_order(order: &Order) -> Result<Option<String>, SetupError> {
+    let services = order.services()?;
+    let account = Account::find(order.run_as.as_deref())?;
+    let tree = Tree::open()?;
+    // Before anything else: what comes later is another run's, which may be waiting for this one.
+    let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
+    let _one_at_a_time = tree.lock(PROGRAM_FOLDER)?;
+    let known = identity(&tree)?;
+    let supervisor = match order.services {
+        Some(_) => supervisor::detect(),
+        None => Supervisor::Nobody,
+    };
+    let finished = order.identity(supervisor);
+    let unfinished = Identity {
+        unfinished: true,
+        ..finished.clone()
+    };
+    // Whatever ends this run, the next one sees that it did not come to its end.
+    tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)?;
+    program(&tree, order, &left)?;
+    tree.link(LINK, PROGRAM)?;
+    let Some(text) = &order.services else {
+        supervisor::withdraw(&tree).await?;
+        tree.remove(SERVICES)?;
+        tree.file(IDENTITY, &finished.to_file(), FILE_MODE)?;
+        return Ok(None);
+    };
+    tree.file(SERVICES, text.as_bytes(), FILE_MODE)?;
+    tree.folder_of(PORTAL, FOLDER_MODE, &account)?;
+    let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
+    let restart =
+        supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
+    supervisor::run(supervisor, &account, restart).await?;
+    let digest = services
+        .map(|services| services.digest())
+        .unwrap_or_default();
+    server::reports(&digest).await?;
+    tree.file(IDENTITY, &finished.to_file(), FILE_MODE)?;
+    Ok(Some(digest))
+}
+
+fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {
+    let text = tree.read(IDENTITY)?;
+    Ok(text.as_deref().and_then(Identity::from_file))
+}
+
+/// Puts this very program in its place, where it is not there already, and removes what interrupted runs left beside it.
+fn program(tree: &Tree, order: &Order, left: &[String]) -> Result<(), SetupError> {
+    let own = std::fs::read("/proc/self/exe").map_err(failed("cannot read this program"))?;
+    if program_digest(&own) != order.program {
+        return Err(SetupError::Program);
+    }
+    let path = std::env::current_exe().map_err(failed("cannot find this program"))?;
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+    let fresh = name.filter(|name| {
+        name.starts_with(FRESH_PREFIX) && path.parent() == Some(Path::new(PROGRAM_FOLDER))
+    });
+    if let Some(fresh) = fresh {
+        tree.rename(PROGRAM_FOLDER, fresh, PROGRAM)?;
+    }
+    for name in left {
+        tree.remove(&format!("{PROGRAM_FOLDER}/{name}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! The user that serves, as the machine's `/etc/passwd` knows them.
+
+use std::fs;
+
+use tokio::process::Command;
+
+use crate::inside::{IDENTITY, Identity, RUNTIME};
+
+/// Where users are.
+const PASSWD: &str = "/etc/passwd";
+/// Largest file of users, or of the machine's name, that is read, in bytes.
+const FILE_MAX: u64 = 16 * 1024 * 1024;
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// Its name.
+    pub(crate) name: String,
+    /// User number.
+    pub(crate) uid: u32,
+    /// Group number.
+    pub(crate) gid: u32,
+    /// Home folder.
+    home: String,
+}
+
+/// Why a user cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AccountError {
+    /// The machine does not know them.
+    #[error("there is no user `{}` in this machine: make one (`useradd -m {}`), or take another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
+    Nobody(String),
+    /// The file of users cannot be read.
+    #[error("`{PASSWD}` cannot be read: {0}")]
+    Unreadable(#[source] std::io::Error),
+}
+
+impl Account {
+    /// The user of that name; root where none is named.
+    pub(crate) fn find(name: Option<&str>) -> Result<Self, AccountError> {
+        let Some(name) = name.filter(|name| *name != "root") else {
+            return Ok(Self {
+                name: "root".to_owned(),
+                uid: 0,
+                gid: 0,
+                home: "/root".to_owned(),
+            });
+        };
+        let text = read(PASSWD).map_err(AccountError::Unreadable)?;
+        let text = String::from_utf8_lossy(&text);
+        let mut lines = text.lines();
+        lines
+            .find_map(|line| account(line, name))
+            .ok_or_else(|| AccountError::Nobody(name.to_owned()))
+    }
+
+    /// The user that this machine's server runs as; `None` outside of anklume's machines.
+    pub(crate) fn of_this_machine() -> Result<Option<Self>, AccountError> {
+        let identity = read(IDENTITY).ok();
+        match identity.as_deref().and_then(Identity::from_file) {
+            Some(identity) => Self::find(identity.run_as.as_deref()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes a command run as this user, from root, with a user's environment and without root's groups.
+    pub(crate) fn runs<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        // The standard library drops the supplementary groups where root sets a user.
+        command
+            .uid(self.uid)
+            .gid(self.gid)
+            .env("HOME", &self.home)
+            .env("USER", &self.name)
+            .env("LOGNAME", &self.name)
+            .env("XDG_RUNTIME_DIR", RUNTIME)
+    }
+}
+
+fn read(path: &str) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    fs::File::open(path)?
+        .take(FILE_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A line of passwd, if it is that user's.
+fn account(line: &str, name: &str) -> Option<Account> {
+    let fields: Vec<&str> = line.split(':').collect();
+    let [own, _, uid, gid, _, home, ..] = fields.as_slice() else {
+        return None;
+    };
+    (*own == name).then_some(())?;
+    Some(Account {
+        name: name.to_owned(),
+        uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
+        home: (*home).to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_passwd_is_taken_apart() {
+        let line = "signer:x:1001:1002:,,,:/home/signer:/bin/sh";
+        let expected = Account {
+            name: "signer".to_owned(),
+            uid: 1001,
+            gid: 1002,
+            home: "/home/signer".to_owned(),
+        };
+        assert_eq!(account(line, "signer"), Some(expected));
+        for other in ["sign", "x"] {
+            assert_eq!(account(line, other), None);
+        }
+        assert_eq!(account("signer:x:-1:0::/:", "signer"), None);
+        assert_eq!(account("signer:x", "signer"), None);
+    }
+
+    #[test]
+    fn who_is_not_there_is_named() {
+        let why = Account::find(Some("nobody-of-that-name")).unwrap_err();
+        assert!(
+            why.to_string()
+                .starts_with("there is no user `nobody-of-that-name`"),
+            "{why}"
+        );
+        assert_eq!(Account::find(None).unwrap().uid, 0);
+    }
+}

@@ -1,0 +1,110 @@
+//! The machine's server, seen from beside it: which process, by which policy; ended and started where nobody else does.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use super::SetupError;
+use super::account::Account;
+use super::failed;
+use crate::edge::PROVIDER_FOLDER;
+use crate::inside::PROGRAM;
+use crate::mcp::listen::Status;
+use crate::mcp::listen::folder::Folder;
+
+/// How long a server may take to report a policy: it looks for one several times a second.
+const REPORT_MAX: Duration = Duration::from_secs(20);
+/// How long a server may take to end: as long as its running calls may.
+const END_MAX: Duration = Duration::from_secs(90);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(20);
+
+fn folder() -> &'static Path {
+    Path::new(PROVIDER_FOLDER)
+}
+
+/// What the server says of itself, if one runs.
+fn status() -> Option<Status> {
+    if !Folder::is_served(folder()) {
+        return None;
+    }
+    let text = std::fs::read(Folder::status_file(folder())).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Whether a server runs, and of the program that is in its place now.
+pub(super) fn is_current() -> bool {
+    status().is_some_and(|status| {
+        let program = std::fs::read_link(format!("/proc/{}/exe", status.pid));
+        program.is_ok_and(|path| path == Path::new(PROGRAM))
+    })
+}
+
+/// Waits until the server reports this policy.
+pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
+    let began = Instant::now();
+    loop {
+        let status = status();
+        let fits = |status: &Status| status.digest == digest && status.refused.is_none();
+        if status.as_ref().is_some_and(fits) && is_current() {
+            return Ok(());
+        }
+        if began.elapsed() > REPORT_MAX {
+            return Err(SetupError::NotServing(match status {
+                None => format!("no server runs in `{PROVIDER_FOLDER}`"),
+                Some(Status {
+                    refused: Some(why), ..
+                }) => why,
+                Some(status) => format!("it reports {}", status.digest),
+            }));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Ends the server that runs, when its calls are answered.
+pub(super) async fn end() -> Result<(), SetupError> {
+    let Some(pid) = status()
+        .and_then(|status| i32::try_from(status.pid).ok())
+        .and_then(Pid::from_raw)
+    else {
+        return Ok(());
+    };
+    // One that is gone meanwhile has ended.
+    let _ = kill_process(pid, Signal::TERM);
+    let began = Instant::now();
+    while Folder::is_served(folder()) {
+        if began.elapsed() > END_MAX {
+            return Err(SetupError::NotServing(
+                "the old server does not end".to_owned(),
+            ));
+        }
+        sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Starts a server that nobody supervises.
+pub(super) fn start(account: &Account) -> Result<(), SetupError> {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["mcp", "serve", "--listen", PROVIDER_FOLDER])
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let started = account.runs(&mut command).spawn();
+    started
+        .map(drop)
+        .map_err(failed("the server cannot be started"))
+}

@@ -1,0 +1,159 @@
+//! Who keeps the server running: systemd, OpenRC, or nobody.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::account::Account;
+use super::tree::Tree;
+use super::{SetupError, failed, server};
+use crate::edge::PROVIDER_FOLDER;
+use crate::inside::{
+    LOGS, OPENRC_SCRIPT, RUNTIME, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script, systemd_unit,
+};
+
+/// Longest that a supervisor may take: as long as the running calls of the server that it ends.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// Most of a supervisor's last words that are passed on, in characters.
+const WORDS_MAX: usize = 500;
+
+/// Who supervises here.
+pub(super) fn detect() -> Supervisor {
+    if Path::new("/run/systemd/system").is_dir() {
+        Supervisor::Systemd
+    } else if Path::new("/run/openrc").is_dir() {
+        Supervisor::Openrc
+    } else {
+        Supervisor::Nobody
+    }
+}
+
+/// Writes what the supervisor starts the server by; whether that was otherwise before.
+pub(super) async fn install(
+    tree: &Tree,
+    supervisor: Supervisor,
+    run_as: Option<&str>,
+) -> Result<bool, SetupError> {
+    match supervisor {
+        Supervisor::Systemd => {
+            let changed = tree.file(SYSTEMD_UNIT, systemd_unit(run_as).as_bytes(), 0o644)?;
+            if changed {
+                tell("systemctl", &["daemon-reload"]).await?;
+            }
+            tell("systemctl", &["--quiet", "enable", UNIT]).await?;
+            Ok(changed)
+        }
+        Supervisor::Openrc => {
+            let changed = tree.file(OPENRC_SCRIPT, openrc_script(run_as).as_bytes(), 0o755)?;
+            tell("rc-update", &["--quiet", "add", UNIT, "default"]).await?;
+            Ok(changed)
+        }
+        Supervisor::Nobody => Ok(false),
+    }
+}
+
+/// Makes the server of the program in place run: starts one, or ends the old one first where that must be.
+pub(super) async fn run(
+    supervisor: Supervisor,
+    account: &Account,
+    restart: bool,
+) -> Result<(), SetupError> {
+    if server::is_current() && !restart {
+        return Ok(());
+    }
+    match supervisor {
+        Supervisor::Systemd => tell("systemctl", &["restart", UNIT]).await,
+        Supervisor::Openrc => tell("rc-service", &["--quiet", UNIT, "restart"]).await,
+        Supervisor::Nobody => {
+            server::end().await?;
+            folders(account)?;
+            server::start(account)
+        }
+    }
+}
+
+/// Ends the server, and takes away what would start it again.
+pub(super) async fn withdraw(tree: &Tree) -> Result<(), SetupError> {
+    if tree.read(SYSTEMD_UNIT)?.is_some() {
+        if detect() == Supervisor::Systemd {
+            tell("systemctl", &["--quiet", "disable", "--now", UNIT]).await?;
+        }
+        tree.remove(&crate::inside::systemd_wanted())?;
+        tree.remove(SYSTEMD_UNIT)?;
+        if detect() == Supervisor::Systemd {
+            tell("systemctl", &["daemon-reload"]).await?;
+        }
+    }
+    if tree.read(OPENRC_SCRIPT)?.is_some() {
+        if detect() == Supervisor::Openrc {
+            tell("rc-service", &["--quiet", UNIT, "stop"]).await?;
+            tell("rc-update", &["--quiet", "delete", UNIT]).await?;
+        }
+        tree.remove(OPENRC_SCRIPT)?;
+    }
+    server::end().await
+}
+
+/// Runs a supervisor's command to its end.
+async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let shown = || format!("{program} {}", args.join(" "));
+    let output = timeout(PATIENCE, command.output())
+        .await
+        .map_err(|_| SetupError::Supervisor {
+            command: shown(),
+            words: format!("no end within {} s", PATIENCE.as_secs()),
+        })?
+        .map_err(failed("the supervisor cannot be asked"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(SetupError::Supervisor {
+        command: shown(),
+        words: words.trim().chars().take(WORDS_MAX).collect(),
+    })
+}
+
+/// The folders that a supervisor would make: of the sockets, of the clipboard, of the log.
+fn folders(account: &Account) -> Result<(), SetupError> {
+    let cannot = "the server's folders cannot be made";
+    for (path, mode) in [(PROVIDER_FOLDER, 0o700), (RUNTIME, 0o700), (LOGS, 0o750)] {
+        let path = Path::new(path);
+        if let Some(parent) = path.parent() {
+            let mut parents = fs::DirBuilder::new();
+            parents.recursive(true).mode(0o755);
+            parents.create(parent).map_err(failed(cannot))?;
+        }
+        match fs::DirBuilder::new().mode(mode).create(path) {
+            Err(why) if why.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed(cannot)(why));
+            }
+            _ => {}
+        }
+        give(path, account).map_err(failed(cannot))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed(cannot))?;
+    }
+    Ok(())
+}
+
+/// Gives a folder, and what is directly in it, to a user who does not have it.
+fn give(folder: &Path, account: &Account) -> std::io::Result<()> {
+    let is = fs::symlink_metadata(folder)?;
+    if !is.is_dir() {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
+    if (is.uid(), is.gid()) == (account.uid, account.gid) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        lchown(entry?.path(), Some(account.uid), Some(account.gid))?;
+    }
+    lchown(folder, Some(account.uid), Some(account.gid))
+}

@@ -1,0 +1,369 @@
+//! The machine's files: a path is gone through part by part, through no symbolic link and no mount.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, flock,
+    fstat, mkdirat, open, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+use super::account::Account;
+
+/// How every path is resolved, from the root folder on.
+const STRICT: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+/// How a folder is opened to work in it.
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW);
+/// Largest file that is read, in bytes: a services file, and more.
+const READ_MAX: u64 = 32 * 1024 * 1024;
+
+/// Why a file is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TreeError {
+    /// A part of the path is a link, a mount, or something else than a file or folder.
+    #[error("machine altered: `{0}` in it is a link, a mount, or no file or folder")]
+    Altered(String),
+    /// The system refused.
+    #[error("`{path}` cannot be {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn refused(doing: &'static str, path: &str, why: Errno) -> TreeError {
+    match why {
+        Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::ISDIR | Errno::BUSY => {
+            TreeError::Altered(path.to_owned())
+        }
+        why => io(doing, path, why.into()),
+    }
+}
+
+fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
+    TreeError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The root folder.
+#[derive(Debug)]
+pub(super) struct Tree(OwnedFd);
+
+/// A path, taken apart.
+struct Parts<'a> {
+    folder: &'a str,
+    name: &'a str,
+}
+
+fn parts(path: &str) -> Parts<'_> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    Parts { folder, name }
+}
+
+/// A path below the root, as `openat2` takes it.
+fn below(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        path => path,
+    }
+}
+
+impl Tree {
+    /// The machine's own.
+    pub(super) fn open() -> Result<Self, TreeError> {
+        Self::at("/")
+    }
+
+    fn at(root: &str) -> Result<Self, TreeError> {
+        let folder = open(root, FOLDER, Mode::empty());
+        folder.map(Self).map_err(|why| refused("opened", root, why))
+    }
+
+    fn folder_there(&self, path: &str) -> Result<OwnedFd, Errno> {
+        openat2(&self.0, below(path), FOLDER, Mode::empty(), STRICT)
+    }
+
+    /// A folder, made with what is missing above it.
+    pub(super) fn folder(&self, path: &str, mode: u32) -> Result<OwnedFd, TreeError> {
+        match self.folder_there(path) {
+            Err(Errno::NOENT) => {}
+            Ok(folder) => return Ok(folder),
+            Err(why) => return Err(refused("opened", path, why)),
+        }
+        let Parts { folder, name } = parts(path);
+        let parent = self.folder(folder, 0o755)?;
+        match mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(why) => return Err(refused("made", path, why)),
+        }
+        let folder_made = self
+            .folder_there(path)
+            .map_err(|why| refused("opened", path, why))?;
+        // Whatever the umask took.
+        fchmod(&folder_made, Mode::from_raw_mode(mode))
+            .map_err(|why| refused("given its rights", path, why))?;
+        Ok(folder_made)
+    }
+
+    /// A folder of a user's, made and given to them where it is missing.
+    pub(super) fn folder_of(
+        &self,
+        path: &str,
+        mode: u32,
+        owner: &Account,
+    ) -> Result<(), TreeError> {
+        match self.folder_there(path) {
+            // What a user mounts there is theirs: nothing is pushed into it.
+            Ok(_) | Err(Errno::XDEV) => return Ok(()),
+            Err(_) => {}
+        }
+        let folder_made = self.folder(path, mode)?;
+        let (user, group) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        fchown(&folder_made, Some(user), Some(group))
+            .map_err(|why| refused("given to its user", path, why))
+    }
+
+    /// What is at a path, itself and not what it leads to.
+    fn look(folder: &OwnedFd, path: &str, name: &str) -> Result<Option<Stat>, TreeError> {
+        match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(is) => Ok(Some(is)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(why) => Err(refused("looked at", path, why)),
+        }
+    }
+
+    /// The content of a regular file; `None`: nothing is there.
+    pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, TreeError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match openat2(&self.0, below(path), flags, Mode::empty(), STRICT) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(why) => return Err(refused("read", path, why)),
+        };
+        let is = fstat(&file).map_err(|why| refused("read", path, why))?;
+        if FileType::from_raw_mode(is.st_mode) != FileType::RegularFile {
+            return Err(TreeError::Altered(path.to_owned()));
+        }
+        let mut bytes = Vec::new();
+        let read = File::from(file).take(READ_MAX).read_to_end(&mut bytes);
+        read.map_err(|why| io("read", path, why))?;
+        Ok(Some(bytes))
+    }
+
+    /// Makes a file hold this, whole or not at all; whether it was otherwise.
+    pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
+        let Parts { folder, name } = parts(path);
+        let parent = self.folder(folder, 0o755)?;
+        if self.read(path)?.as_deref() == Some(content) {
+            return Ok(false);
+        }
+        let fresh = format!(".{name}.new");
+        match unlinkat(&parent, &fresh, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(why) => return Err(refused("written", path, why)),
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&parent, &fresh, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|why| refused("written", path, why))?;
+        fchmod(&file, Mode::from_raw_mode(mode)).map_err(|why| refused("written", path, why))?;
+        let mut file = File::from(file);
+        let written = file.write_all(content).and_then(|()| file.sync_all());
+        written.map_err(|why| io("written", path, why))?;
+        renameat(&parent, &fresh, &parent, name).map_err(|why| refused("written", path, why))?;
+        Ok(true)
+    }
+
+    /// Puts a file of a folder in the place of another path's.
+    pub(super) fn rename(&self, folder: &str, name: &str, to: &str) -> Result<(), TreeError> {
+        let from = self
+            .folder_there(folder)
+            .map_err(|why| refused("opened", folder, why))?;
+        let target = parts(to);
+        let parent = self.folder(target.folder, 0o755)?;
+        if let Some(there) = Self::look(&parent, to, target.name)?
+            && FileType::from_raw_mode(there.st_mode) != FileType::RegularFile
+        {
+            return Err(TreeError::Altered(to.to_owned()));
+        }
+        renameat(&from, name, &parent, target.name)
+            .map_err(|why| refused("put in its place", to, why))
+    }
+
+    /// A symbolic link, of ours or not there.
+    pub(super) fn link(&self, path: &str, target: &str) -> Result<(), TreeError> {
+        let Parts { folder, name } = parts(path);
+        let parent = self.folder(folder, 0o755)?;
+        match readlinkat(&parent, name, Vec::new()) {
+            Ok(leads) if leads.as_bytes() == target.as_bytes() => return Ok(()),
+            Err(Errno::NOENT) => {}
+            // A link of somebody's, or a file.
+            Ok(_) | Err(Errno::INVAL) => return Err(TreeError::Altered(path.to_owned())),
+            Err(why) => return Err(refused("made", path, why)),
+        }
+        symlinkat(target, &parent, name).map_err(|why| refused("made", path, why))
+    }
+
+    /// Removes a file or link; whether it was there.
+    pub(super) fn remove(&self, path: &str) -> Result<bool, TreeError> {
+        let Parts { folder, name } = parts(path);
+        let parent = match self.folder_there(folder) {
+            Ok(parent) => parent,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(why) => return Err(refused("removed", path, why)),
+        };
+        match unlinkat(&parent, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(why) => Err(refused("removed", path, why)),
+        }
+    }
+
+    /// The names in a folder that begin so.
+    pub(super) fn names(&self, folder: &str, prefix: &str) -> Result<Vec<String>, TreeError> {
+        let opened = self
+            .folder_there(folder)
+            .map_err(|why| refused("opened", folder, why))?;
+        let entries =
+            rustix::fs::Dir::read_from(&opened).map_err(|why| refused("read", folder, why))?;
+        let names =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+    }
+
+    /// Waits until nobody else holds the lock of a folder, and holds it.
+    pub(super) fn lock(&self, folder: &str) -> Result<OwnedFd, TreeError> {
+        let opened = self
+            .folder_there(folder)
+            .map_err(|why| refused("opened", folder, why))?;
+        flock(&opened, FlockOperation::LockExclusive)
+            .map_err(|why| refused("locked", folder, why))?;
+        Ok(opened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, Tree) {
+        let root = tempfile::tempdir().unwrap();
+        let tree = Tree::at(root.path().to_str().unwrap()).unwrap();
+        (root, tree)
+    }
+
+    fn altered<T: std::fmt::Debug>(result: Result<T, TreeError>) -> String {
+        match result {
+            Err(TreeError::Altered(path)) => path,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_is_written_once_and_whole() {
+        let (root, tree) = tree();
+        assert!(tree.file("/etc/a/machine", b"one", 0o644).unwrap());
+        assert!(!tree.file("/etc/a/machine", b"one", 0o644).unwrap());
+        assert!(tree.file("/etc/a/machine", b"two", 0o644).unwrap());
+        let path = root.path().join("etc/a/machine");
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o644);
+        let beside = std::fs::read_dir(root.path().join("etc/a"))
+            .unwrap()
+            .count();
+        assert_eq!(beside, 1);
+        assert_eq!(tree.read("/etc/a/machine").unwrap().unwrap(), b"two");
+        assert!(tree.remove("/etc/a/machine").unwrap());
+        assert!(!tree.remove("/etc/a/machine").unwrap());
+        assert_eq!(tree.read("/etc/a/machine").unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_goes_through_a_link_or_over_one() {
+        let (root, tree) = tree();
+        let elsewhere = tempfile::tempdir().unwrap();
+        symlink(elsewhere.path(), root.path().join("etc")).unwrap();
+        assert_eq!(altered(tree.file("/etc/a", b"x", 0o644)), "/etc");
+        assert_eq!(altered(tree.folder("/etc/a/b", 0o755)), "/etc/a/b");
+        altered(tree.remove("/etc/a"));
+        std::fs::create_dir(root.path().join("opt")).unwrap();
+        symlink(elsewhere.path().join("f"), root.path().join("opt/f")).unwrap();
+        assert_eq!(altered(tree.file("/opt/f", b"x", 0o644)), "/opt/f");
+        std::fs::write(root.path().join("opt/new"), "n").unwrap();
+        assert_eq!(altered(tree.rename("/opt", "new", "/opt/f")), "/opt/f");
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_mount_is_no_way() {
+        // The kernel's own file system, which is there for everybody.
+        let tree = Tree::open().unwrap();
+        assert_eq!(altered(tree.read("/proc/version")), "/proc/version");
+    }
+
+    #[test]
+    fn a_folder_or_pipe_is_no_file() {
+        let (root, tree) = tree();
+        std::fs::create_dir(root.path().join("d")).unwrap();
+        assert_eq!(altered(tree.file("/d", b"x", 0o644)), "/d");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.path().join("p"),
+            FileType::Fifo,
+            Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        assert_eq!(altered(tree.file("/p", b"x", 0o644)), "/p");
+    }
+
+    #[test]
+    fn a_link_is_made_once_and_never_in_the_place_of_something_else() {
+        let (root, tree) = tree();
+        tree.link("/bin/anklume", "/opt/anklume").unwrap();
+        tree.link("/bin/anklume", "/opt/anklume").unwrap();
+        assert_eq!(altered(tree.link("/bin/anklume", "/else")), "/bin/anklume");
+        std::fs::write(root.path().join("bin/own"), "mine").unwrap();
+        assert_eq!(altered(tree.link("/bin/own", "/opt/anklume")), "/bin/own");
+        assert_eq!(std::fs::read(root.path().join("bin/own")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_program_takes_its_place_and_what_others_left_is_found() {
+        let (root, tree) = tree();
+        let opt = root.path().join("opt");
+        std::fs::create_dir(&opt).unwrap();
+        for name in ["anklume", "anklume.new-1", "anklume.new-2", "other"] {
+            std::fs::write(opt.join(name), name).unwrap();
+        }
+        tree.rename("/opt", "anklume.new-2", "/opt/anklume")
+            .unwrap();
+        let left = tree.names("/opt", "anklume.new-").unwrap();
+        assert_eq!(left, ["anklume.new-1"]);
+        let _held = tree.lock("/opt").unwrap();
+        assert_eq!(
+            std::fs::read(opt.join("anklume")).unwrap(),
+            b"anklume.new-2"
+        );
+        assert_eq!(std::fs::read_dir(&opt).unwrap().count(), 3);
+    }
+}

@@ -1,0 +1,177 @@
+//! `anklume apply` on a real Incus, beside the same made by a plain shell script of `incus` commands.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::timed;
+
+/// What was measured for one number of machines.
+pub(crate) struct Times {
+    /// From nothing to machines with their edges.
+    pub(crate) fresh: Duration,
+    /// Again, with nothing to do.
+    pub(crate) repeated: Duration,
+    /// The script.
+    pub(crate) script: Duration,
+}
+
+/// Whether a real Incus with the tests' image is there, and this process may use it.
+pub(crate) fn is_possible() -> bool {
+    let image = incus(&["image", "alias", "list", "-f", "csv"]);
+    image.is_some_and(|list| list.lines().any(|line| line.starts_with("bb,")))
+        && rustix::process::geteuid().is_root()
+}
+
+/// Runs `incus`; its stdout, if it succeeded.
+pub(crate) fn incus(args: &[&str]) -> Option<String> {
+    let output = Command::new("incus")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A chain of so many machines in two domains: each serves the next one.
+pub(crate) fn declared(machines: usize) -> String {
+    let mut text =
+        "project_name: bench\nglobal: {default_os_image: bb, base_subnet: \"10.97\"}\ndomains:\n"
+            .to_owned();
+    for domain in 0..2 {
+        let _ = write!(
+            text,
+            "  bench{domain}:\n    subnet_id: {domain}\n    ephemeral: true\n    machines:\n"
+        );
+        for machine in (domain..machines).step_by(2) {
+            let _ = writeln!(text, "      {}:", name(machine));
+            let consumer = if machine + 1 < machines {
+                name(machine + 1)
+            } else {
+                String::new()
+            };
+            let _ = writeln!(
+                text,
+                "        services: [{{name: paste, tool: clipboard_get, consumers: [{consumer}]}}]"
+            );
+        }
+    }
+    text
+}
+
+/// The name of a machine.
+pub(crate) fn name(machine: usize) -> String {
+    format!("bench{}-m{machine}", machine % 2)
+}
+
+/// Measures so many machines.
+pub(crate) fn measure(anklume: impl Fn() -> Command, folder: &Path, machines: usize) -> Times {
+    let infra = folder.join("infra.yml");
+    std::fs::write(&infra, declared(machines)).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = anklume();
+        command.args(words).arg("--infra").arg(&infra);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let destroy = || run(&["destroy", "--yes", "--force"]);
+    destroy();
+    let fresh = timed(|| run(&["apply"]));
+    let repeated = timed(|| run(&["apply"]));
+    destroy();
+    let program = anklume().get_program().to_string_lossy().into_owned();
+    let text = script(machines, &program, &infra.to_string_lossy());
+    let script = timed(|| shell(&text));
+    shell(&undo(machines));
+    Times {
+        fresh,
+        repeated,
+        script,
+    }
+}
+
+fn shell(script: &str) {
+    let output = Command::new("/bin/sh")
+        .args(["-ec", script])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// What a person would write who wants the same: no checks, no isolation, one thing after the other.
+fn script(machines: usize, program: &str, infra: &str) -> String {
+    let mut text = String::from("mkdir -p /var/lib/anklume/mcp\n");
+    for domain in 0..2 {
+        let _ = write!(
+            text,
+            "incus -q project create bench{domain} -c features.images=false -c features.networks=false
+             incus -q network create net-bench{domain} ipv4.address=10.97.{domain}.254/24 ipv6.address=none
+             incus -q profile device add default root disk path=/ pool=default --project bench{domain}\n"
+        );
+    }
+    for machine in 0..machines {
+        let (name, project) = (name(machine), format!("bench{}", machine % 2));
+        let _ = write!(
+            text,
+            "incus -q launch bb {name} --project {project} -n net-{project}
+             incus -q file push -p --mode 0755 --uid 0 --gid 0 {program} {name}/opt/anklume/anklume --project {project}
+             {program} policy export --machine {name} --infra {infra} | incus -q file push -p --mode 0644 --uid 0 --gid 0 - {name}/etc/anklume/services.json --project {project}
+             incus exec {name} --project {project} -T -- sh -c 'mkdir -p /var/log/anklume /srv/anklume/mcp; setsid /opt/anklume/anklume mcp serve --listen >/dev/null 2>&1 </dev/null &'\n"
+        );
+    }
+    for machine in 0..machines.saturating_sub(1) {
+        let (provider, consumer) = (name(machine), name(machine + 1));
+        let projects = [machine % 2, (machine + 1) % 2];
+        let uid = 2_000_000_000 + machine;
+        let host = format!("unix:/var/lib/anklume/mcp/bench{machine}.sock");
+        let _ = write!(
+            text,
+            "incus -q config device add {provider} mcp-{machine} proxy --project bench{} bind=host listen={host} connect=unix:/run/anklume/mcp/{consumer}.sock uid={uid} gid={uid} mode=0600
+             incus -q config device add {consumer} mcp-{machine} proxy --project bench{} bind=instance listen=unix:/srv/anklume/mcp/{provider}.sock connect={host} uid=0 gid=0 mode=0600 security.uid={uid} security.gid={uid}
+             incus exec {consumer} --project bench{} -T -- /opt/anklume/anklume mcp list --socket /srv/anklume/mcp/{provider}.sock >/dev/null 2>&1 || :\n",
+            projects[0], projects[1], projects[1]
+        );
+    }
+    text
+}
+
+/// Takes away what the script made.
+fn undo(machines: usize) -> String {
+    let mut text = String::new();
+    for machine in 0..machines {
+        let _ = writeln!(
+            text,
+            "incus -q delete --force {} --project bench{}",
+            name(machine),
+            machine % 2
+        );
+    }
+    for domain in 0..2 {
+        let _ = write!(
+            text,
+            "incus -q network delete net-bench{domain}\nincus -q project delete bench{domain}\n"
+        );
+    }
+    text.push_str("rm -f /var/lib/anklume/mcp/bench*.sock\n");
+    text
+}
+
+/// Two machines with an edge, for as long as `during` runs.
+pub(crate) fn with_an_edge(anklume: impl Fn() -> Command, folder: &Path, during: impl FnOnce()) {
+    let infra = folder.join("infra.yml");
+    std::fs::write(&infra, declared(2)).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = anklume();
+        command.args(words).arg("--infra").arg(&infra);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    run(&["apply"]);
+    during();
+    run(&["destroy", "--yes", "--force"]);
+}

@@ -1,0 +1,385 @@
+//! What goes into the machines: once, through no link and no mount of theirs, and a newer version without losing a call.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::plan::SEED;
+use crate::harness::{ANKLUME, scrub};
+use crate::project::have_incus;
+use crate::world::World;
+
+#[test]
+fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    // How a machine alters itself, what is found, and how it is undone. The program itself is deleted each time, so
+    // that it would have to be pushed.
+    let link = |path: &str| {
+        (
+            format!("mv {path} {path}.away; mkdir -p /tmp/trap; ln -s /tmp/trap {path}"),
+            format!("rm {path}; mv {path}.away {path}"),
+        )
+    };
+    let mount = |path: &str| {
+        (
+            format!("mkdir -p /tmp/trap; mount -o bind /tmp/trap {path}"),
+            format!("umount {path}"),
+        )
+    };
+    let file = |path: &str, target: &str| {
+        (
+            format!("mkdir -p /tmp/trap; rm -f {path}; ln -s {target} {path}"),
+            format!("rm -f {path}"),
+        )
+    };
+    let cases = [
+        (link("/opt"), "/opt"),
+        (link("/opt/anklume"), "/opt/anklume"),
+        (mount("/opt"), "/opt"),
+        (mount("/opt/anklume"), "/opt/anklume"),
+        (link("/etc/anklume"), "/etc/anklume"),
+        (mount("/etc/anklume"), "/etc/anklume"),
+        (mount("/etc"), "/etc"),
+        (link("/srv/anklume"), "/srv/anklume"),
+        (mount("/srv/anklume"), "/srv/anklume"),
+        (
+            file("/opt/anklume/anklume", "/tmp/trap/program"),
+            "/opt/anklume/anklume",
+        ),
+        (
+            file("/etc/anklume/machine", "/tmp/trap/machine"),
+            "/etc/anklume/machine",
+        ),
+        (
+            file("/etc/anklume/services.json", "/tmp/trap/s"),
+            "/etc/anklume/services.json",
+        ),
+        (
+            file("/usr/local/bin/anklume", "/tmp/trap/link"),
+            "/usr/local/bin/anklume",
+        ),
+    ];
+    for ((alter, undo), path) in cases {
+        assert!(
+            world.exec(0, "signer", "rm /opt/anklume/anklume").0,
+            "{path}"
+        );
+        assert!(world.exec(0, "signer", &alter).0, "{alter}");
+        let (status, answer) = world.apply_json();
+        let text = answer.to_string();
+        assert_eq!(status, 1, "{alter}: {answer:#}");
+        assert!(text.contains("machine altered: `"), "{alter}: {answer:#}");
+        assert!(text.contains(&format!("`{path}")), "{alter}: {answer:#}");
+        let (_, trapped) = world.exec(0, "signer", "ls -A /tmp/trap");
+        assert_eq!(trapped, "", "{alter}: something went through");
+        assert!(world.exec(0, "signer", &undo).0, "{undo}");
+        world.apply();
+    }
+    world.is_settled();
+}
+
+/// Calls a service from the consumer: exit code and stdout.
+fn call(world: &World, service: &str) -> (i32, String) {
+    let dev = world.machine(1, "dev");
+    let signer = world.machine(0, "signer");
+    let output = world.incus(
+        1,
+        &[
+            "exec",
+            &dev,
+            "-T",
+            "--",
+            "anklume",
+            "mcp",
+            "call",
+            "-i",
+            &signer,
+            service,
+            "data=aGk=",
+        ],
+    );
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), text)
+}
+
+/// The process of the server in the provider, as the provider sees it.
+fn server(world: &World) -> serde_json::Value {
+    let (_, status) = world.exec(0, "signer", "anklume mcp status --format json");
+    serde_json::from_str(&status).unwrap()
+}
+
+/// `anklume apply --format json` by another program.
+fn apply_by(world: &World, program: &Path) -> std::process::Output {
+    let run = world.anklume(&["apply", "--format", "json"]);
+    let mut command = Command::new(program);
+    command
+        .args(run.command().get_args())
+        .current_dir(run.path());
+    scrub(&mut command, &run.path());
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_newer_version_takes_over_and_no_running_call_is_lost() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let before = server(&world);
+    // A call that takes its time and says when it has begun: what signs here is slow, and has no key.
+    let slow = "printf '#!/bin/sh\\ntouch /tmp/began\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg";
+    assert!(world.exec(0, "signer", slow).0);
+    // Another file of the same meaning.
+    let folder = tempfile::tempdir().unwrap();
+    let newer = folder.path().join("anklume");
+    std::fs::copy(ANKLUME, &newer).unwrap();
+    let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
+    file.write_all(b"newer").unwrap();
+    drop(file);
+    let (running, applied) = std::thread::scope(|scope| {
+        let running = scope.spawn(|| call(&world, "sign"));
+        let began = "for i in $(seq 100); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1";
+        assert!(world.exec(0, "signer", began).0);
+        let applied = apply_by(&world, &newer);
+        (running.join().unwrap(), applied)
+    });
+    assert!(applied.status.success(), "{applied:?}");
+    // The tool's own answer, not a lost connection.
+    assert_eq!(running.0, 1, "{running:?}");
+    assert!(running.1.contains("gpg"), "{running:?}");
+    assert_ne!(server(&world)["pid"], before["pid"]);
+    let again = apply_by(&world, &newer);
+    let again = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(again.contains("\"writes\": 0"), "{again}");
+    let (_, left) = world.exec(0, "signer", "ls -A /opt/anklume");
+    assert_eq!(left, "anklume\n");
+}
+
+#[test]
+fn who_serves_is_the_declared_user_also_for_the_operator() {
+    if !have_incus() {
+        return;
+    }
+    let declared = |run_as: &str| {
+        SEED.replace(
+            "        services:\n",
+            &format!("        mcp: {{run_as: {run_as}}}\n        services:\n          - {{name: drop, tool: file_accept, consumers: [{{b}}-dev]}}\n"),
+        )
+    };
+    let mut world = World::new(&declared("user"));
+    world.apply();
+    let dev = world.machine(1, "dev");
+    let signer = world.machine(0, "signer");
+    let give = format!("anklume mcp call -i {signer} drop path=a.txt data=aGk=");
+    assert!(world.exec(1, "dev", &give).0);
+    let owner = |path: &str| world.exec(0, "signer", &format!("stat -c %U:%G {path}")).1;
+    assert_eq!(
+        owner(&format!("/srv/anklume/portal/incoming/{dev}/a.txt")),
+        "user:user\n"
+    );
+    assert_eq!(owner("/run/anklume/mcp"), "user:user\n");
+    assert_eq!(owner("/var/log/anklume/audit.jsonl"), "user:user\n");
+    let operator = [
+        "mcp",
+        "call",
+        "-i",
+        &signer,
+        "file_accept",
+        "path=b.txt",
+        "data=aGk=",
+    ];
+    let ran = world.run(&operator);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert_eq!(owner("/srv/anklume/portal/b.txt"), "user:user\n");
+    // Another user takes over, with what there is.
+    world.declare(&declared("root"));
+    world.apply();
+    assert!(world.exec(1, "dev", &give.replace("a.txt", "c.txt")).0);
+    world.is_settled();
+    world.declare(&declared("ghost"));
+    let (status, answer) = world.apply_json();
+    assert_eq!(status, 1, "{answer:#}");
+    assert!(
+        answer
+            .to_string()
+            .contains("there is no user `ghost` in this machine: make one (`useradd -m ghost`)"),
+        "{answer:#}"
+    );
+    // Nobody is served as somebody else meanwhile.
+    let ran = world.run(&operator);
+    assert_ne!(ran.status, 0, "{ran:?}");
+}
+
+#[test]
+fn a_new_service_changes_the_policy_and_nothing_else() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let before = server(&world);
+    world.declare(&SEED.replace(
+        "services:\n",
+        "services:\n          - {name: paste, tool: clipboard_get, consumers: [{b}-dev]}\n",
+    ));
+    let plan = world.plan();
+    let signer = world.machine(0, "signer");
+    assert_eq!(plan.len(), 1, "{plan:#?}");
+    assert!(
+        plan[0].starts_with(&format!("~ services of {signer}: sign for ")),
+        "{plan:#?}"
+    );
+    world.apply();
+    let after = server(&world);
+    assert_eq!(before["pid"], after["pid"]);
+    assert_ne!(before["digest"], after["digest"]);
+    world.is_settled();
+    // Nobody offers anything any more: no server, no file, no way.
+    let served = "\n          - {name: sign, tool: gpg_sign, consumers: [{b}-dev]}";
+    let none = SEED.replace(served, " []");
+    assert_ne!(none, SEED);
+    world.declare(&none);
+    world.apply();
+    world.is_settled();
+    let (_, found) = world.exec(
+        0,
+        "signer",
+        "anklume mcp status 2>&1; ls /etc/anklume; ls -A /run/anklume/mcp | grep sock; ps | grep '[m]cp serve'",
+    );
+    assert!(
+        found.starts_with("error: no server runs in `/run/anklume/mcp`"),
+        "{found}"
+    );
+    assert!(found.ends_with("machine\n"), "{found}");
+}
+
+#[test]
+fn a_renamed_machine_leaves_nothing_behind() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(SEED);
+    world.apply();
+    let old = world.edge_devices(0, &world.machine(0, "signer"));
+    world.declare(
+        &SEED
+            .replace("{b}-dev", "{b}-new")
+            .replace("{base}.2.10", "{base}.2.11"),
+    );
+    world.apply();
+    let new = world.edge_devices(0, &world.machine(0, "signer"));
+    assert_eq!((old.len(), new.len()), (1, 1));
+    assert_ne!(old, new);
+    assert_eq!(world.edge_devices(1, &world.machine(1, "dev")), [""; 0]);
+    let host = |device: &str| {
+        format!(
+            "/var/lib/anklume/mcp/{}.sock",
+            device.strip_prefix("mcp-").unwrap()
+        )
+    };
+    assert!(!std::path::Path::new(&host(&old[0])).exists());
+    let (_, sockets) = world.exec(0, "signer", "ls /run/anklume/mcp");
+    assert_eq!(sockets, format!("{}.sock\n", world.machine(1, "new")));
+    let (_, inside) = world.exec(1, "dev", "ls /srv/anklume/mcp");
+    assert_eq!(inside, "");
+    world.is_settled();
+}
+
+#[test]
+fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(&SEED.replace(
+        "        config:",
+        "        mcp: {uid: 1000, gid: 1000}\n        config:",
+    ));
+    world.apply();
+    let signer = world.machine(0, "signer");
+    let hash = world.edge_devices(0, &signer).concat();
+    let host = format!(
+        "/var/lib/anklume/mcp/{}.sock",
+        hash.strip_prefix("mcp-").unwrap()
+    );
+    let consumer = format!("unix:/srv/anklume/mcp/{signer}.sock");
+    let mut found = 0;
+    for process in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        if !(words.contains("forkproxy")
+            && words.contains(&format!("{consumer}\0"))
+            && words.contains(&host))
+        {
+            continue;
+        }
+        found += 1;
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap();
+        let line = |key: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .unwrap()
+                .trim()
+                .to_owned()
+        };
+        let uids: Vec<u32> = line("Uid:")
+            .split_whitespace()
+            .map(|uid| uid.parse().unwrap())
+            .collect();
+        assert!(
+            uids.iter()
+                .all(|uid| (2_000_000_000..2_100_000_000).contains(uid)),
+            "{status}"
+        );
+        assert_eq!(line("Groups:"), "", "{status}");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(line(set), "0000000000000000", "{status}");
+        }
+    }
+    assert_eq!(found, 1);
+    // In the consumer: the declared user may, another may not.
+    let as_user = |uid: &str| {
+        let dev = world.machine(1, "dev");
+        let list = [
+            "exec", &dev, "-T", "--user", uid, "--group", uid, "--cwd", "/", "--", "anklume",
+            "mcp", "list", "-i", &signer,
+        ];
+        let output = world.incus(1, &list);
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    assert_eq!(as_user("1000").0, 0);
+    let (code, words) = as_user("1001");
+    assert_eq!(code, 4, "{words}");
+    assert!(words.contains("ermission"), "{words}");
+    // On the host: whoever knows the path may not either.
+    let mut nobody = std::process::Command::new("setpriv");
+    scrub(&mut nobody, std::path::Path::new("/"));
+    let binary = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let program = binary.path().join("anklume");
+    std::fs::copy(ANKLUME, &program).unwrap();
+    for path in [binary.path(), program.as_path()] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+    }
+    let output = nobody
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["mcp", "list", "--socket", &host])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("ermission"),
+        "{output:?}"
+    );
+}

@@ -1,0 +1,190 @@
+//! Calls over real edges: many at once, in both directions, across restarts, and by whom they may not be made.
+
+use std::collections::BTreeMap;
+
+use crate::project::have_incus;
+use crate::world::World;
+
+/// Each machine offers the other something.
+const BOTH: &str = r"
+domains:
+  {a}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {a}-one:
+        services:
+          - {name: copy, tool: clipboard_set, consumers: [{b}-two]}
+          - {name: paste, tool: clipboard_get, consumers: [{b}-two]}
+  {b}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {b}-two:
+        services:
+          - {name: copy, tool: clipboard_set, consumers: [{a}-one]}
+          - {name: paste, tool: clipboard_get, consumers: [{a}-one]}
+";
+
+/// Puts a text on the other machine's clipboard and gets it back: whether that went well, and what came.
+fn paste(world: &World, domain: usize, name: &str, other: &str, text: &str) -> (bool, String) {
+    let calls = format!(
+        "anklume mcp call -i {other} copy content={text} >/dev/null && anklume mcp call -i {other} paste 2>&1"
+    );
+    world.exec(domain, name, &calls)
+}
+
+#[test]
+fn two_machines_serve_each_other_and_survive_restarts() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(BOTH);
+    world.apply();
+    let (one, two) = (world.machine(0, "one"), world.machine(1, "two"));
+    let both = |text: &str| {
+        assert_eq!(paste(&world, 0, "one", &two, text), (true, text.to_owned()));
+        let back = format!("{text}-back");
+        assert_eq!(paste(&world, 1, "two", &one, &back), (true, back.clone()));
+    };
+    both("first");
+    // A restarted machine has its sockets again; nobody restarts its server, and `apply` does.
+    for (domain, name) in [(0, &one), (1, &two)] {
+        let restarted = world.incus(domain, &["restart", "--force", name]);
+        assert!(restarted.status.success(), "{restarted:?}");
+        let plan = world.plan();
+        assert_eq!(plan, [format!("~ server on {name}: no answer → running")]);
+        world.apply();
+        both("again");
+        world.is_settled();
+    }
+    // A killed server too.
+    assert!(
+        world
+            .exec(
+                0,
+                "one",
+                "kill -9 $(ps | sed -n 's/^ *\\([0-9]*\\) .*[m]cp serve.*/\\1/p')"
+            )
+            .0
+    );
+    let (_, words) = paste(&world, 1, "two", &one, "dead");
+    assert!(!words.contains("dead"), "{words}");
+    world.apply();
+    both("alive");
+    world.is_settled();
+}
+
+#[test]
+fn a_hundred_connections_at_once_over_one_edge_all_get_their_own_answer() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(
+        &BOTH
+            .replace(
+                "clipboard_set, consumers: [{b}-two]}",
+                "clipboard_set, consumers: [{b}-two], limits: {connections: 128}}",
+            )
+            .replace("clipboard_get", "file_provide"),
+    );
+    world.apply();
+    let one = world.machine(0, "one");
+    let files = "mkdir -p /srv/anklume/portal/outgoing/all; cd /srv/anklume/portal/outgoing/all; \
+                 for i in $(seq 100); do echo number $i > $i.txt; done";
+    assert!(world.exec(0, "one", files).0);
+    let calls = format!(
+        "cd /tmp; for i in $(seq 100); do (anklume mcp call -i {one} paste path=$i.txt 2>&1 | base64 -d > got.$i) & done; wait; \
+         for i in $(seq 100); do echo \"$i $(cat got.$i)\"; done"
+    );
+    let (done, answers) = world.exec(1, "two", &calls);
+    assert!(done);
+    let got: BTreeMap<&str, &str> = answers
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .collect();
+    assert_eq!(got.len(), 100);
+    for (number, answer) in got {
+        assert_eq!(answer, format!("number {number}"), "{answers}");
+    }
+}
+
+#[test]
+fn a_user_in_a_machine_is_told_what_there_is() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(BOTH);
+    world.apply();
+    let (one, two) = (world.machine(0, "one"), world.machine(1, "two"));
+    let (done, listed) = world.exec(1, "two", &format!("anklume mcp list -i {one}"));
+    assert!(done);
+    let names: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(names, ["copy", "paste"]);
+    let (_, wrong) = world.exec(1, "two", "anklume mcp list -i nobody 2>&1; echo $?");
+    assert!(
+        wrong.contains("nobody") && wrong.contains(&one) && wrong.ends_with("4\n"),
+        "{wrong}"
+    );
+    let (_, alone) = world.exec(
+        1,
+        "two",
+        "rm -r /srv/anklume/mcp; anklume mcp list -i nobody 2>&1; echo $?",
+    );
+    assert!(
+        alone.contains("no provider serves this machine") && alone.ends_with("4\n"),
+        "{alone}"
+    );
+    // The host's own commands.
+    let ran = world.run(&["mcp", "list", "-i", &two]);
+    assert!(ran.stdout.starts_with("gpg_sign "), "{ran:?}");
+}
+
+/// So many machines, half of them in each domain, and so many edges from each to the next ones.
+fn many(machines: usize, edges: usize) -> String {
+    let tag = |machine: usize| {
+        if machine.is_multiple_of(2) {
+            "{a}"
+        } else {
+            "{b}"
+        }
+    };
+    let machine = |number: usize| {
+        let served = (1..=edges).filter(|edge| edge % machines == number);
+        let consumers: Vec<String> = served
+            .enumerate()
+            .map(|(step, _)| (number + 1 + step) % machines)
+            .map(|consumer| format!("{}-m{consumer}", tag(consumer)))
+            .collect();
+        format!(
+            "      {}-m{number}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{}]}}]\n",
+            tag(number),
+            consumers.join(", ")
+        )
+    };
+    let domain = |first: usize| {
+        let machines: String = (first..machines).step_by(2).map(machine).collect();
+        format!(
+            "  {}:\n    subnet_id: {first}\n    ephemeral: true\n    machines:\n{machines}",
+            tag(first)
+        )
+    };
+    format!("domains:\n{}{}", domain(0), domain(1))
+}
+
+#[test]
+fn twenty_machines_with_thirty_edges() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(&many(20, 30));
+    let (status, answer) = world.apply_json();
+    assert_eq!(status, 0, "{answer:#}");
+    let proven = answer["actions"].as_array().unwrap().iter();
+    let proven = proven.filter(|action| action["verb"] == "prove" && action["status"] == "done");
+    assert_eq!(proven.count(), 30, "{answer:#}");
+    world.is_settled();
+}
