@@ -8,15 +8,16 @@ mod file;
 mod machine;
 mod model;
 mod object;
+mod power;
 mod socket;
 pub(crate) mod state;
 
-pub(crate) use change::Power;
 pub(crate) use connection::{Incus, Writes};
 pub(crate) use file::{Kind, Owner};
 pub(crate) use machine::{FindError, find};
 pub(crate) use model::Machine;
 pub(crate) use object::{DEFAULT_PROJECT, Devices, Direction, Edit, Keys, Object, as_object};
+pub(crate) use power::Power;
 pub(crate) use socket::socket_path;
 pub(crate) use state::State;
 
@@ -84,6 +85,9 @@ pub(crate) enum IncusError {
     /// A path in a machine is not what anklume made there.
     #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
     Altered(String),
+    /// A machine was started, as often as this, and does not run.
+    #[error("Incus started it {0} times, and it does not run")]
+    NotUp(usize),
     /// What Incus had begun goes on and on.
     #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]
     Slow(Duration),

@@ -11,7 +11,7 @@
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
 //! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
-//! - [`cli`], [`error`], [`diagnostic`], [`name`]: the ground.
+//! - [`cli`], [`error`], [`diagnostic`], [`name`], `shown`: the ground.
 
 pub mod audit;
 pub mod catalogue;
@@ -35,6 +35,7 @@ mod plan;
 pub mod policy;
 pub mod services;
 mod setup;
+mod shown;
 pub mod tool;
 
 use std::ffi::OsString;

@@ -63,13 +63,5 @@ const SHOWN_MAX: usize = 100;
 
 /// A peer's text as it may be shown: escaped, and cut after 100 characters.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(SHOWN_MAX)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(SHOWN_MAX).is_some() {
-        shown.push('…');
-    }
-    shown
+    crate::shown::shown(text, SHOWN_MAX)
 }

@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 use crate::catalogue::BadArguments;
 use crate::name::ToolName;
 use crate::policy::Grant;
+use crate::shown;
 
 pub use gpg::GpgFault;
 pub use settings::{Display, RelativePortal, Settings};
@@ -121,8 +122,9 @@ pub enum ToolError {
     },
     /// The caller's share of the portal is used up.
     #[error(
-        "`{folder}` holds {used} bytes, and {wanted} more would pass its limit of {limit}; \
-         take files out of it on the provider"
+        "`{folder}` holds {}, and {wanted} more would pass its limit of {limit}; \
+         take files out of it on the provider",
+        shown::bytes(*used)
     )]
     Quota {
         /// Relative to the portal.

@@ -6,6 +6,7 @@
 set -eu
 
 binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
+fixtures=$(cd "$(dirname -- "$0")" && pwd)/fixtures
 # The server of the last step, while it runs.
 server=
 # Short, because gpg's agent keeps a socket in there, and a socket's path may have 107 bytes.
@@ -71,34 +72,7 @@ printf '%s\n' \
 say '1. Declare' \
     'Three machines, each in a domain of its own. vault-signer holds a key: it signs for work-dev and pro-dev, and shows its' \
     'clipboard to work-dev alone. What is not declared is refused.'
-cat >infra.yml <<'END'
-domains:
-  vault:
-    subnet_id: 0
-    machines:
-      vault-signer:
-        type: lxc
-        ip: "10.100.0.10"
-        services:
-          - name: file_sign
-            tool: gpg_sign
-            consumers: [work-dev, pro-dev]
-          - name: clipboard
-            tool: clipboard_get
-            consumers: [work-dev]
-  work:
-    subnet_id: 1
-    machines:
-      work-dev:
-        type: lxc
-        ip: "10.100.1.10"
-  pro:
-    subnet_id: 2
-    machines:
-      pro-dev:
-        type: lxc
-        ip: "10.100.2.10"
-END
+cat "$fixtures/quick-start.yml" "$fixtures/quick-start-pro.yml" >infra.yml
 try 0 'cat infra.yml'
 
 say '2. Check it, and write what Ansible reads' \

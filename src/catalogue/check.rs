@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::path::PortalPath;
 use super::{CLIPBOARD_MAX, payload, schema};
 use crate::name::{ToolName, closest};
+use crate::shown::shown;
 
 /// Arguments that belong to one transfer and so cannot be fixed for all.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
@@ -41,19 +42,6 @@ fn told(faults: &[String]) -> String {
     } else {
         format!("{}; and {more} more", first.join("; "))
     }
-}
-
-/// A caller's text as it is repeated to it: escaped, and cut.
-fn shown(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(SHOWN)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// Reads the arguments of a call: known names, right types, allowed values, nothing missing.
@@ -144,7 +132,7 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
 
 /// An argument that the tool does not have: the closest that it has, or all of them.
 fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
-    let shown = shown(name);
+    let shown = shown(name, SHOWN);
     let names = || known.keys().map(String::as_str);
     if let Some(near) = closest(name, names()) {
         return format!("unknown argument `{shown}`; closest: `{near}`");
@@ -218,7 +206,7 @@ fn mode_fault(text: &str) -> Option<String> {
     let digits = digits.unwrap_or(text);
     let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     (!octal).then(|| {
-        let shown = shown(text);
+        let shown = shown(text, SHOWN);
         format!("`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{shown}`")
     })
 }
@@ -240,7 +228,7 @@ fn key_id_fault(text: &str) -> Option<String> {
         .and_then(|address| address.split_once('@'))
         .is_some_and(|(name, host)| is_address_part(name) && is_address_part(host));
     (!is_key && !is_address).then(|| {
-        let shown = shown(text);
+        let shown = shown(text, SHOWN);
         format!(
             "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
              `<name@example.org>`, not `{shown}`"

@@ -184,6 +184,7 @@ fn incus_help(fault: &IncusError) -> Option<String> {
         | IncusError::Failed(_)
         | IncusError::Slow(_)
         | IncusError::Altered(_)
+        | IncusError::NotUp(_)
         | IncusError::Refused { .. } => return None,
     };
     Some(text.to_owned())

@@ -1,11 +1,11 @@
-//! Writing to Incus: objects are made, edited, deleted, started and stopped, and each is waited for.
+//! Writing to Incus: objects are made, edited and deleted, and each is waited for.
 
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use hyper::body::Bytes;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::connection::{Answered, Call};
 use super::object::{Edit, Object};
@@ -17,8 +17,6 @@ const OPERATION_MAX: Duration = Duration::from_secs(900);
 const WAIT_SECONDS: u64 = 10;
 /// How often an edit is tried again because somebody else changed the object meanwhile.
 const EDIT_TRIES: usize = 5;
-/// Longest that a machine may take to stop before it is killed, in seconds.
-const STOP_SECONDS: u32 = 10;
 
 /// How long a machine that is busy with something else is waited for.
 const BUSY_MAX: Duration = Duration::from_secs(30);
@@ -26,17 +24,6 @@ const BUSY_MAX: Duration = Duration::from_secs(30);
 const BUSY_LOOK: Duration = Duration::from_millis(250);
 /// What Incus says of a machine that still starts or stops, for which it has no operation to wait for.
 const BUSY: &str = "is busy running a";
-
-/// What a machine is told to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Power {
-    /// Start it.
-    Start,
-    /// Let a paused one go on.
-    Resume,
-    /// Stop it, at once where it does not end by itself.
-    Stop,
-}
 
 /// An answer that may have started an operation.
 #[derive(Debug, Deserialize)]
@@ -126,24 +113,8 @@ impl Incus {
         }
     }
 
-    /// Starts, resumes or stops a machine.
-    pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
-        let action = match power {
-            Power::Start => "start",
-            Power::Resume => "unfreeze",
-            Power::Stop => "stop",
-        };
-        let body = json!({
-            "action": action,
-            "force": power == Power::Stop,
-            "timeout": STOP_SECONDS,
-        });
-        self.write(Method::PUT, &machine.path("/state"), Some(&body), None)
-            .await
-    }
-
     /// Writes; tried again while the machine is busy with what an earlier run or Incus itself began.
-    async fn write(
+    pub(super) async fn write(
         &mut self,
         method: Method,
         path: &str,

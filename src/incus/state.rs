@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::connection::encoded;
-use super::object::{Devices, Keys};
+use super::object::{Devices, Keys, Object};
 use super::{Incus, IncusError};
 
 /// Longest that operations of an earlier, interrupted run are waited for.
@@ -158,15 +158,19 @@ struct Pool {
     name: String,
 }
 
-/// The operations that go on, by state.
+/// Operations, by state.
 #[derive(Debug, Default, Deserialize)]
 struct Operations {
     #[serde(default, deserialize_with = "or_default")]
-    running: Vec<Running>,
+    running: Vec<Begun>,
+    /// Those that failed in the last seconds.
+    #[serde(default, deserialize_with = "or_default")]
+    failure: Vec<Begun>,
 }
 
+/// An operation.
 #[derive(Debug, Deserialize)]
-struct Running {
+struct Begun {
     id: String,
     #[serde(default)]
     class: String,
@@ -234,17 +238,16 @@ impl Incus {
         Ok(state)
     }
 
-    /// Waits for what an interrupted run left going on in the machines of these projects; whether there was anything.
+    /// Waits for what an interrupted run left going on in the machines of these projects, and for the end of what has
+    /// just failed there; whether there was anything.
     pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> Result<bool, IncusError> {
-        let mut waited = false;
         let operations: Operations = self
             .get("/1.0/operations?recursion=1&all-projects=true")
             .await?;
+        let mut touched = Vec::new();
         for running in operations.running {
-            let touched = running.resources.get("instances").into_iter().flatten();
-            // A program that runs in a machine (`websocket`) is nobody's unfinished work.
-            if running.class == "task" && touched.into_iter().any(|url| ours(project_of(url))) {
-                waited = true;
+            let machines = running.machines(&ours);
+            if !machines.is_empty() {
                 let place = format!("/1.0/operations/{}", encoded(&running.id));
                 match self.operation(&place, SETTLE_MAX).await {
                     // How it ended shows in what is there now.
@@ -255,8 +258,30 @@ impl Incus {
                     Err(why) => return Err(why),
                 }
             }
+            touched.extend(machines);
         }
-        Ok(waited)
+        touched.extend(
+            operations
+                .failure
+                .iter()
+                .flat_map(|one| one.machines(&ours)),
+        );
+        for machine in &touched {
+            self.runs(machine).await?;
+        }
+        Ok(!touched.is_empty())
+    }
+}
+
+impl Begun {
+    /// The machines of these projects that it is about.
+    fn machines(&self, ours: impl Fn(&str) -> bool) -> Vec<Object> {
+        // A program that runs in a machine (`websocket`) is nobody's unfinished work.
+        let urls = self.resources.get("instances");
+        let urls = urls.filter(|_| self.class == "task").into_iter().flatten();
+        urls.filter(|url| ours(project_of(url)))
+            .map(|url| Object::machine(project_of(url), &last_part(url)))
+            .collect()
     }
 }
 
@@ -280,6 +305,28 @@ mod tests {
             (instance.project.as_str(), instance.devices.len()),
             ("default", 0)
         );
+    }
+
+    #[test]
+    fn an_operation_is_about_the_machines_of_our_projects() {
+        let text = r#"{
+            "failure": [
+                {"id": "1", "class": "task", "resources": {"instances": ["/1.0/instances/dev?project=work", "/1.0/instances/b"]}},
+                {"id": "2", "class": "websocket", "resources": {"instances": ["/1.0/instances/dev?project=work"]}},
+                {"id": "3", "class": "task", "resources": null}
+            ],
+            "success": [{"id": "4"}]
+        }"#;
+        let operations: Operations = serde_json::from_str(text).unwrap();
+        let ours = |project: &str| project == "work";
+        let touched: Vec<_> = operations
+            .failure
+            .iter()
+            .map(|one| one.machines(ours))
+            .collect();
+        let dev = Object::machine("work", "dev");
+        assert_eq!(touched, [vec![dev], vec![], vec![]]);
+        assert!(operations.running.is_empty());
     }
 
     #[test]

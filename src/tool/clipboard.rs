@@ -9,6 +9,7 @@ mod holder;
 
 use crate::catalogue::{CLIPBOARD_MAX, ClipboardGet, ClipboardSet, Clipped, parse};
 use crate::policy::Grant;
+use crate::shown;
 
 use super::{Outcome, Session, ToolError, blocking};
 
@@ -40,10 +41,7 @@ pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, Too
         blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
     }
     Outcome::new(
-        match bytes {
-            1 => "1 byte on the clipboard".to_owned(),
-            _ => format!("{bytes} bytes on the clipboard"),
-        },
+        format!("{} on the clipboard", shown::bytes(bytes)),
         &Clipped { bytes },
     )
 }

@@ -9,6 +9,7 @@ mod status;
 
 use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
 use crate::policy::Grant;
+use crate::shown;
 
 use super::pieces::{self, Step, Turn};
 use super::{Outcome, Session, Settings, ToolError, blocking};
@@ -101,7 +102,7 @@ async fn piece(
         public_key: None,
     };
     Outcome::new(
-        format!("{size} bytes taken; the next piece begins there"),
+        format!("{} taken; the next piece begins there", shown::bytes(size)),
         &taken,
     )
 }

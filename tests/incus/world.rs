@@ -86,21 +86,6 @@ impl World {
         (ran.status, answer.unwrap())
     }
 
-    /// Runs until nothing is left to do, a few times at most: Incus may stop a machine, a moment after its start,
-    /// in the name of an earlier start that had failed.
-    #[track_caller]
-    pub(crate) fn settles(&self) {
-        /// Runs within which Incus has finished with what came before.
-        const RUNS: usize = 5;
-        let done = (0..RUNS).any(|_| {
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            let (status, answer) = self.apply_json();
-            assert_eq!(status, 0, "{answer:#}");
-            answer["writes"] == 0
-        });
-        assert!(done, "not settled after {RUNS} runs");
-    }
-
     /// Nothing is left to do, and looking sends no writing request.
     #[track_caller]
     pub(crate) fn is_settled(&self) {

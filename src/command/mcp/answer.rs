@@ -13,6 +13,7 @@ use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::{Called, WORDS_SHOWN};
+use crate::shown;
 
 /// What came back.
 #[derive(Debug)]
@@ -78,7 +79,8 @@ fn block(block: &ContentBlock) -> String {
 }
 
 fn encoded(kind: &str, mime: &str, data: &str) -> String {
-    format!("[{kind} {}, {} bytes in base64]", word(mime), data.len())
+    let (mime, size) = (word(mime), shown::bytes(data.len()));
+    format!("[{kind} {mime}, {size} in base64]")
 }
 
 fn named(uri: &str) -> String {

@@ -14,6 +14,7 @@ use super::portal::Portal;
 use crate::catalogue::{FileProvide, ONE_CALL_MAX, PIECE, PortalPath, Provided, parse};
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
+use crate::shown;
 use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
 
 /// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
@@ -158,8 +159,10 @@ impl Source {
     fn part(self, part: Part, asked: &PortalPath, reads: &Reads) -> Result<Outcome, ToolError> {
         if part.offset > self.size {
             return Err(ToolError::Arguments(format!(
-                "`offset` is {}, and `{}` has {} bytes",
-                part.offset, self.path, self.size
+                "`offset` is {}, and `{}` has {}",
+                part.offset,
+                self.path,
+                shown::bytes(self.size)
             )));
         }
         let mut progress = reads.take(asked, &self, part)?;

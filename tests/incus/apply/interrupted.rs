@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::plan::SEED;
+use crate::harness::Ran;
 use crate::project::{have_incus, have_time, incus};
 use crate::recorder::{Fate, Recorder};
-use crate::world::World;
+use crate::world::{World, settled};
 
 /// More runs than any test needs.
 const ENOUGH: usize = 100;
@@ -167,7 +168,79 @@ fn one_machine_that_does_not_start_stops_no_other() {
     assert!(world.exec(0, "signer", "true").0, "the other machine runs");
     world.declare(SEED);
     world.apply();
-    world.settles();
+    world.is_settled();
+}
+
+#[test]
+fn a_machine_that_has_just_failed_to_start_is_not_taken_for_running() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let dev = world.machine(1, "dev");
+    let by_hand = |args: &[&str]| world.incus(1, args).status.success();
+    assert!(by_hand(&["stop", "--force", &dev]));
+    // LXC starts it only where this command succeeds.
+    let folder = tempfile::tempdir().unwrap();
+    let mended = folder.path().join("mended");
+    let hook = format!("raw.lxc=lxc.hook.mount = /bin/test -e {}", mended.display());
+    assert!(by_hand(&["config", "set", &dev, &hook]));
+    assert!(!by_hand(&["start", &dev]));
+    // For half a second from here on Incus calls it running.
+    std::fs::write(&mended, "").unwrap();
+    world.apply();
+    world.is_settled();
+    assert!(world.exec(1, "dev", "true").0);
+}
+
+/// Starts a stopped machine of `world` through an Incus that gives this answer to the first starts, without doing anything.
+fn started_after(world: &World, starts: usize, code: u16, answer: &'static str) -> Ran {
+    let dev = world.machine(1, "dev");
+    assert!(world.incus(1, &["stop", "--force", &dev]).status.success());
+    let left = AtomicUsize::new(starts);
+    let recorder = Recorder::new(move |number, line| {
+        let starts = number > 0 && line.contains("/state?");
+        let one_less = |left: usize| left.checked_sub(1).filter(|_| starts);
+        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+            Ok(_) => Fate::Answer(code, answer.to_owned()),
+            Err(_) => Fate::Pass,
+        }
+    });
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["apply"]).env("INCUS_SOCKET", socket);
+    settled(run.run())
+}
+
+const STARTED: &str = r#"{"type":"sync","status":"Success","status_code":200,"metadata":{}}"#;
+
+#[test]
+fn a_machine_is_started_again_where_a_start_was_none() {
+    const RUNS: &str = r#"{"type":"error","error":"The instance is already running"}"#;
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    for (code, answer) in [(200, STARTED), (400, RUNS)] {
+        let ran = started_after(&world, 1, code, answer);
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        world.is_settled();
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_stay_up_is_said_not_to_run() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(SEED);
+    world.apply();
+    let ran = started_after(&world, 100, 200, STARTED);
+    assert_eq!(ran.status, 1, "{}", ran.stderr);
+    let dev = world.machine(1, "dev");
+    let why = format!("change machine {dev}: Incus started it 3 times, and it does not run\n");
+    assert!(ran.stderr.contains(&why), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,0 +1,239 @@
+//! Files in pieces: whole at the end or not there, the connection's own, few at once.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::{mode, structured};
+use crate::catalogue::{ONE_CALL_MAX, PIECE};
+use crate::digest::sha256;
+use crate::tool::Outcome;
+use crate::tool::file::TRANSFERS_MAX;
+use crate::tool::testing::Bench;
+
+impl Bench {
+    pub(super) fn piece(
+        &self,
+        path: &str,
+        offset: u64,
+        bytes: &[u8],
+        more: Value,
+    ) -> Result<Outcome, String> {
+        let base = json!({"path": path, "data": STANDARD.encode(bytes), "offset": offset});
+        let mut arguments = structured(base);
+        arguments.extend(structured(more));
+        self.call("file_accept", Value::Object(arguments))
+    }
+
+    fn read_piece(&self, path: &str, offset: u64, length: u64) -> Result<Outcome, String> {
+        self.call(
+            "file_provide",
+            json!({"path": path, "offset": offset, "length": length}),
+        )
+    }
+}
+
+#[test]
+fn what_is_too_large_for_one_call_goes_in_pieces() {
+    let bench = Bench::new();
+    let size = usize::try_from(ONE_CALL_MAX).unwrap();
+    let most = vec![7; size];
+    bench.accept("most", &most).unwrap();
+    assert_eq!(bench.provide("most").unwrap(), most);
+    let refused = bench.accept("more", &vec![7; size + 1]).unwrap_err();
+    assert_eq!(
+        refused,
+        "`data` holds 8388609 bytes, and one call takes at most 8388608; send it in pieces with `offset` and `final`"
+    );
+    fs::write(bench.portal().join("more"), vec![7; size + 1]).unwrap();
+    assert_eq!(
+        bench.provide("more").unwrap_err(),
+        "`more` has 8388609 bytes, and one call gives at most 8388608; \
+         read it in pieces with `offset` and `length`, 1048576 bytes each"
+    );
+}
+
+#[test]
+fn pieces_in_make_one_file_that_nobody_sees_before() {
+    let bench = Bench::new();
+    let whole: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let first = bench
+        .piece("new/f", 0, &whole[..100_000], json!({"mode": "0640"}))
+        .unwrap();
+    assert_eq!(
+        first.text,
+        "100000 bytes taken; the next piece begins there"
+    );
+    assert_eq!(
+        first.structured,
+        structured(json!({"path": "new/f", "size": 100_000, "complete": false}))
+    );
+    assert_eq!(
+        bench.entries(),
+        0,
+        "neither the file nor its folder is there yet"
+    );
+    assert_eq!(
+        bench.piece("new/f", 99_999, b"x", json!({})).unwrap_err(),
+        "the next piece of `new/f` begins at offset 100000, not 99999"
+    );
+    // A bad piece loses nothing.
+    let bad = json!({"path": "new/f", "data": "!!!", "offset": 100_000});
+    assert!(
+        bench
+            .call("file_accept", bad)
+            .unwrap_err()
+            .contains("not base64")
+    );
+    assert_eq!(
+        bench
+            .piece("new/f", 100_000, b"x", json!({"mode": "0600"}))
+            .unwrap_err(),
+        "`mode` differs from that of an earlier piece"
+    );
+    let empty = "`data` is empty, and only the last piece (`final`) may be";
+    for (path, offset) in [("new/f", 100_000), ("new/g", 0)] {
+        let refused = bench.piece(path, offset, b"", json!({})).unwrap_err();
+        assert_eq!(refused, empty);
+    }
+    bench
+        .piece("new/f", 100_000, &whole[100_000..200_000], json!({}))
+        .unwrap();
+    let last = json!({"final": true, "sha256": sha256(&whole).to_uppercase()});
+    let last = bench
+        .piece("new/f", 200_000, &whole[200_000..], last)
+        .unwrap();
+    assert_eq!(last.text, "new/f");
+    assert_eq!(last.structured["sha256"], json!(sha256(&whole)));
+    assert_eq!(fs::read(bench.portal().join("new/f")).unwrap(), whole);
+    assert_eq!(mode(&bench.portal().join("new/f")), 0o640);
+}
+
+#[test]
+fn pieces_die_with_their_connection() {
+    let bench = Bench::new();
+    bench.piece("f", 0, b"abc", json!({})).unwrap();
+    let bench = bench.reconnect();
+    assert_eq!(
+        bench.piece("f", 3, b"d", json!({})).unwrap_err(),
+        "no transfer of `f` is under way on this connection; begin at offset 0"
+    );
+    assert_eq!(bench.entries(), 0);
+}
+
+#[test]
+fn a_name_taken_between_the_pieces_is_not_overwritten() {
+    let bench = Bench::new();
+    bench.piece("f", 0, b"abc", json!({})).unwrap();
+    fs::write(bench.portal().join("f"), "theirs").unwrap();
+    let refused = bench
+        .piece("f", 3, b"", json!({"final": true}))
+        .unwrap_err();
+    assert!(refused.contains("exists already"), "{refused}");
+    assert_eq!(bench.provide("f").unwrap(), b"theirs");
+    assert_eq!(bench.entries(), 1);
+}
+
+#[test]
+fn a_folder_that_became_a_link_between_the_pieces_leads_nowhere() {
+    let bench = Bench::new();
+    fs::create_dir(bench.portal().join("d")).unwrap();
+    bench.piece("d/f", 0, b"abc", json!({})).unwrap();
+    fs::remove_dir(bench.portal().join("d")).unwrap();
+    symlink(bench.outside(), bench.portal().join("d")).unwrap();
+    let refused = bench
+        .piece("d/f", 3, b"", json!({"final": true}))
+        .unwrap_err();
+    assert!(refused.contains("symbolic link"), "{refused}");
+    assert_eq!(fs::read_dir(bench.outside()).unwrap().count(), 0);
+}
+
+#[test]
+fn transfers_at_once_are_few() {
+    let bench = Bench::new();
+    for index in 0..TRANSFERS_MAX {
+        bench
+            .piece(&format!("f{index}"), 0, b"x", json!({}))
+            .unwrap();
+    }
+    assert_eq!(
+        bench.piece("one-more", 0, b"x", json!({})).unwrap_err(),
+        "8 transfers are under way on this connection; finish one first"
+    );
+    bench.piece("f0", 1, b"", json!({"final": true})).unwrap();
+    bench.piece("one-more", 0, b"x", json!({})).unwrap();
+}
+
+#[test]
+fn pieces_out_carry_the_digest_of_the_whole_with_the_last() {
+    let bench = Bench::new();
+    let whole: Vec<u8> = (0..=255).cycle().take(250_000).collect();
+    fs::write(bench.portal().join("f"), &whole).unwrap();
+    let mut read = Vec::new();
+    for offset in [0, 100_000, 200_000] {
+        let piece = bench.read_piece("f", offset, 100_000).unwrap();
+        read.extend(STANDARD.decode(&piece.text).unwrap());
+        let last = offset == 200_000;
+        assert_eq!(piece.structured["complete"], json!(last));
+        assert_eq!(piece.structured["size"], json!(250_000));
+        assert_eq!(piece.structured.get("sha256").is_some(), last);
+        if last {
+            assert_eq!(piece.structured["sha256"], json!(sha256(&whole)));
+            assert_eq!(piece.structured["length"], json!(50_000));
+        }
+    }
+    assert_eq!(read, whole);
+    // From the middle: the bytes, and no digest that nobody computed.
+    let middle = bench.read_piece("f", 249_999, 10).unwrap();
+    assert_eq!(STANDARD.decode(middle.text).unwrap(), whole[249_999..]);
+    assert_eq!(middle.structured.get("sha256"), None);
+    assert_eq!(bench.read_piece("f", 250_000, 10).unwrap().text, "");
+    assert_eq!(
+        bench.read_piece("f", 250_001, 10).unwrap_err(),
+        "`offset` is 250001, and `f` has 250000 bytes"
+    );
+    // Without `length`, a piece is a piece.
+    fs::write(
+        bench.portal().join("large"),
+        vec![0; usize::try_from(PIECE).unwrap() + 1],
+    )
+    .unwrap();
+    let piece = bench
+        .call("file_provide", json!({"path": "large", "offset": 0}))
+        .unwrap();
+    assert_eq!(piece.structured["length"], json!(PIECE));
+}
+
+#[test]
+fn a_file_that_changes_between_the_pieces_is_an_error() {
+    let bench = Bench::new();
+    let path = bench.portal().join("f");
+    fs::write(&path, "0123456789").unwrap();
+    bench.read_piece("f", 0, 4).unwrap();
+    // Another file of the same size under the same name.
+    fs::write(bench.portal().join("g"), "9876543210").unwrap();
+    fs::rename(bench.portal().join("g"), &path).unwrap();
+    assert_eq!(
+        bench.read_piece("f", 4, 4).unwrap_err(),
+        "`f` changed while it was read; begin again"
+    );
+    bench.read_piece("f", 0, 4).unwrap();
+    bench.read_piece("f", 4, 4).unwrap();
+    fs::write(&path, "short").unwrap();
+    assert!(bench.read_piece("f", 8, 2).is_err());
+}
+
+#[test]
+fn one_byte_is_one_byte() {
+    let bench = Bench::new();
+    let taken = bench.piece("f", 0, b"x", json!({})).unwrap();
+    assert_eq!(taken.text, "1 byte taken; the next piece begins there");
+    bench.piece("f", 1, b"", json!({"final": true})).unwrap();
+    assert_eq!(
+        bench.read_piece("f", 2, 1).unwrap_err(),
+        "`offset` is 2, and `f` has 1 byte"
+    );
+}
