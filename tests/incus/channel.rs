@@ -1,7 +1,10 @@
 //! Calls over real edges: many at once, in both directions, across restarts, and by whom they may not be made.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use crate::harness::{ANKLUME, have_program, scrub};
 use crate::project::have_incus;
 use crate::world::World;
 
@@ -187,4 +190,35 @@ fn twenty_machines_with_thirty_edges() {
     let proven = proven.filter(|action| action["verb"] == "prove" && action["status"] == "done");
     assert_eq!(proven.count(), 30, "{answer:#}");
     world.is_settled();
+}
+
+#[test]
+fn make_lists_and_calls_what_apply_made() {
+    if !have_incus() || !have_program("make") {
+        return;
+    }
+    let world = World::new(BOTH);
+    world.apply();
+    // The Makefile beside the program under test, and no sources: nothing is built.
+    let house = tempfile::tempdir().unwrap();
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(tree.join("Makefile"), house.path().join("Makefile")).unwrap();
+    let built = house.path().join("target/x86_64-unknown-linux-gnu/debug");
+    std::fs::create_dir_all(&built).unwrap();
+    std::os::unix::fs::symlink(ANKLUME, built.join("anklume")).unwrap();
+    let make = |target: &str, more: &[&str]| {
+        let mut make = Command::new("make");
+        make.args(["-s", target])
+            .current_dir(house.path())
+            .arg(format!("I={}", world.machine(0, "one")))
+            .args(more);
+        scrub(&mut make, house.path());
+        let output = make.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(make("mcp-list", &[]).starts_with("gpg_sign "));
+    let args = r#"ARGS={"content": "bonjour"}"#;
+    make("mcp-call", &["TOOL=clipboard_set", args]);
+    assert_eq!(make("mcp-call", &["TOOL=clipboard_get"]), "bonjour");
 }

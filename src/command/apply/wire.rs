@@ -62,6 +62,10 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
 ///
 /// Only root can make a process of the edge's user, so whatever bears its number is what Incus started.
 pub(super) fn carries(edge: &Edge, first: u32) -> bool {
+    // Others may not see it (`hidepid` of proc(5)): what cannot be looked at is taken for sound.
+    if !rustix::process::geteuid().is_root() {
+        return true;
+    }
     let Ok(entries) = fs::read_dir("/proc") else {
         return true;
     };

@@ -16,7 +16,7 @@ fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
     }
     let world = World::new(SEED);
     world.apply();
-    // How a machine alters itself, what is found, and how it is undone. The program itself is deleted each time, so
+    // How a machine alters itself, what is found, and how it is undone. The program itself is deleted, so
     // that it would have to be pushed.
     let link = |path: &str| {
         (
@@ -63,11 +63,8 @@ fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
             "/usr/local/bin/anklume",
         ),
     ];
+    assert!(world.exec(0, "signer", "rm /opt/anklume/anklume").0);
     for ((alter, undo), path) in cases {
-        assert!(
-            world.exec(0, "signer", "rm /opt/anklume/anklume").0,
-            "{path}"
-        );
         assert!(world.exec(0, "signer", &alter).0, "{alter}");
         let (status, answer) = world.apply_json();
         let text = answer.to_string();
@@ -77,8 +74,8 @@ fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
         let (_, trapped) = world.exec(0, "signer", "ls -A /tmp/trap");
         assert_eq!(trapped, "", "{alter}: something went through");
         assert!(world.exec(0, "signer", &undo).0, "{undo}");
-        world.apply();
     }
+    world.apply();
     world.is_settled();
 }
 
