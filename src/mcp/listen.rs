@@ -3,9 +3,11 @@
 //! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
 
 pub(crate) mod folder;
+mod lane;
 mod turned_away;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,8 @@ const FOLLOW: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to end, beyond what each takes for its running calls.
 const END: Duration = Duration::from_secs(25);
+/// How long they may take then, told to end at once.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What a server says of itself, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +86,7 @@ impl Listening {
     ///
     /// A socket of the policy at the start cannot be made.
     pub(crate) async fn run(mut self, ready: impl FnOnce()) -> Result<(), FolderError> {
+        lane::allow_many();
         let mut tasks = JoinSet::new();
         self.follow(&mut tasks)?;
         ready();
@@ -122,14 +127,26 @@ impl Listening {
         for name in wanted {
             if !self.doors.contains_key(name) {
                 let listener = self.folder.bind(name)?;
-                let door = self.open(name, listener, tasks);
+                let door = match self.open(name, listener, tasks) {
+                    Ok(door) => door,
+                    Err(source) => {
+                        self.folder.remove(name)?;
+                        return Err(self.folder.not_served(name, source));
+                    }
+                };
                 self.doors.insert(name.clone(), door);
             }
         }
         self.tell(&policy)
     }
 
-    fn open(&self, name: &MachineName, listener: UnixListener, tasks: &mut JoinSet<()>) -> Door {
+    /// Serves a consumer's socket in a lane of its own.
+    fn open(
+        &self,
+        name: &MachineName,
+        listener: std::os::unix::net::UnixListener,
+        tasks: &mut JoinSet<()>,
+    ) -> io::Result<Door> {
         let door = Door {
             close: CancellationToken::new(),
             connections: Stop {
@@ -137,16 +154,18 @@ impl Listening {
                 now: self.stop.now.child_token(),
             },
         };
-        let accepting = Accepting {
-            caller: name.clone(),
-            listener,
-            live: Arc::clone(&self.live),
-            shared: Arc::clone(&self.shared),
-            connections: door.connections.clone(),
-        };
-        let close = door.close.clone();
-        tasks.spawn(async move { accepting.run(close).await });
-        door
+        let serving = lane::start(name.as_str(), || {
+            let accepting = Accepting {
+                caller: name.clone(),
+                listener: UnixListener::from_std(listener)?,
+                live: Arc::clone(&self.live),
+                shared: Arc::clone(&self.shared),
+                connections: door.connections.clone(),
+            };
+            Ok(accepting.run(door.close.clone()))
+        })?;
+        tasks.spawn(serving);
+        Ok(door)
     }
 
     /// Writes the status anew when it is another.
@@ -175,9 +194,10 @@ impl Listening {
         for door in self.doors.values() {
             door.close.cancel();
         }
-        let ended = async { while tasks.join_next().await.is_some() {} };
-        if timeout(END, ended).await.is_err() {
+        let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
+        if timeout(END, ended(&mut tasks)).await.is_err() {
             self.stop.now.cancel();
+            let _ = timeout(LAST, ended(&mut tasks)).await;
         }
         self.folder.clear()
     }
@@ -203,15 +223,17 @@ impl Accepting {
                 () = self.connections.gently.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if served.len() < self.most() => {
-                        served.spawn(self.serve(stream));
+                accepted = self.listener.accept() => {
+                    match accepted {
+                        Ok((stream, _)) if served.len() < self.most() => {
+                            served.spawn(self.serve(stream));
+                        }
+                        Ok((stream, _)) if turned_away.len() < turned_away::AT_ONCE => {
+                            turned_away.spawn(turned_away::answer(stream));
+                        }
+                        Ok(_) => {}
+                        Err(_) => sleep(ACCEPT_PAUSE).await,
                     }
-                    Ok((stream, _)) if turned_away.len() < turned_away::AT_ONCE => {
-                        turned_away.spawn(turned_away::answer(stream));
-                    }
-                    Ok(_) => {}
-                    Err(_) => sleep(ACCEPT_PAUSE).await,
                 }
             }
         }
