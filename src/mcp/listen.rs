@@ -14,11 +14,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::CONNECTIONS;
 use crate::mcp::live::{Live, Policy};
+use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
 use crate::name::MachineName;
 use crate::policy::Caller;
@@ -160,6 +161,7 @@ impl Listening {
                 listener: UnixListener::from_std(listener)?,
                 live: Arc::clone(&self.live),
                 shared: Arc::clone(&self.shared),
+                pace: Arc::default(),
                 connections: door.connections.clone(),
             };
             Ok(accepting.run(door.close.clone()))
@@ -209,6 +211,7 @@ struct Accepting {
     listener: UnixListener,
     live: Arc<Live>,
     shared: Arc<Shared>,
+    pace: Arc<Pace>,
     connections: Stop,
 }
 
@@ -217,13 +220,19 @@ impl Accepting {
     async fn run(self, close: CancellationToken) {
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
+        let mut turn = Instant::now();
         loop {
+            let accept = async {
+                sleep_until(turn).await;
+                self.listener.accept().await
+            };
             tokio::select! {
                 () = close.cancelled() => break,
                 () = self.connections.gently.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
-                accepted = self.listener.accept() => {
+                accepted = accept => {
+                    turn = self.pace.connection();
                     match accepted {
                         Ok((stream, _)) if served.len() < self.most() => {
                             served.spawn(self.serve(stream));
@@ -245,7 +254,8 @@ impl Accepting {
         let server = Server::new(
             Caller::Consumer(self.caller.clone()),
             Arc::clone(&self.shared),
-        );
+        )
+        .paced(Arc::clone(&self.pace));
         // Each connection ends by itself; the door ends all of them.
         let stop = Stop {
             gently: self.connections.gently.child_token(),
