@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Calls of the quiet caller in each part of a round.
-const CALLS: u32 = 250;
+const CALLS: u32 = 100;
 /// Rounds, each with all three parts, so that no part has the better half of a machine's day.
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 10;
 /// Pause between its calls: a program that calls now and then, far below its own limits.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Threads of the loud caller.
@@ -57,7 +57,7 @@ const FLOODS: [Flood; 8] = [
     }),
     Flood {
         anew: true,
-        ..Flood::of("connections, a call each", 1, 1, || call("free", ""))
+        ..Flood::of("connections", 1, 1, || call("free", ""))
     },
 ];
 
