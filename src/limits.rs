@@ -22,6 +22,10 @@ pub const IN_FLIGHT_CONNECTION: usize = 64;
 pub const CALL_TIME: Duration = Duration::from_secs(300);
 /// Connections of one caller at once.
 pub const CONNECTIONS: u32 = 256;
+/// Messages of one caller that are read at once although they run nothing: lists, refusals, what is no message.
+pub const MESSAGES_AT_ONCE: u32 = 1_000;
+/// Such messages beyond them that are read in a second; the others wait unread.
+pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
 /// What a service sets otherwise (`limits:` in `infra.yml`); what is not set is the default.
 ///

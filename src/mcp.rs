@@ -7,6 +7,7 @@ pub(crate) mod client;
 pub(crate) mod gate;
 pub(crate) mod listen;
 pub(crate) mod live;
+pub(crate) mod pace;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod server;

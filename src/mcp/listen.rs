@@ -3,20 +3,23 @@
 //! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
 
 pub(crate) mod folder;
+mod lane;
 mod turned_away;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::CONNECTIONS;
 use crate::mcp::live::{Live, Policy};
+use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
 use crate::name::MachineName;
 use crate::policy::Caller;
@@ -29,6 +32,8 @@ const FOLLOW: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to end, beyond what each takes for its running calls.
 const END: Duration = Duration::from_secs(25);
+/// How long they may take then, told to end at once.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What a server says of itself, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +87,7 @@ impl Listening {
     ///
     /// A socket of the policy at the start cannot be made.
     pub(crate) async fn run(mut self, ready: impl FnOnce()) -> Result<(), FolderError> {
+        lane::allow_many();
         let mut tasks = JoinSet::new();
         self.follow(&mut tasks)?;
         ready();
@@ -122,14 +128,26 @@ impl Listening {
         for name in wanted {
             if !self.doors.contains_key(name) {
                 let listener = self.folder.bind(name)?;
-                let door = self.open(name, listener, tasks);
+                let door = match self.open(name, listener, tasks) {
+                    Ok(door) => door,
+                    Err(source) => {
+                        self.folder.remove(name)?;
+                        return Err(self.folder.not_served(name, source));
+                    }
+                };
                 self.doors.insert(name.clone(), door);
             }
         }
         self.tell(&policy)
     }
 
-    fn open(&self, name: &MachineName, listener: UnixListener, tasks: &mut JoinSet<()>) -> Door {
+    /// Serves a consumer's socket in a lane of its own.
+    fn open(
+        &self,
+        name: &MachineName,
+        listener: std::os::unix::net::UnixListener,
+        tasks: &mut JoinSet<()>,
+    ) -> io::Result<Door> {
         let door = Door {
             close: CancellationToken::new(),
             connections: Stop {
@@ -137,16 +155,19 @@ impl Listening {
                 now: self.stop.now.child_token(),
             },
         };
-        let accepting = Accepting {
-            caller: name.clone(),
-            listener,
-            live: Arc::clone(&self.live),
-            shared: Arc::clone(&self.shared),
-            connections: door.connections.clone(),
-        };
-        let close = door.close.clone();
-        tasks.spawn(async move { accepting.run(close).await });
-        door
+        let serving = lane::start(name.as_str(), || {
+            let accepting = Accepting {
+                caller: name.clone(),
+                listener: UnixListener::from_std(listener)?,
+                live: Arc::clone(&self.live),
+                shared: Arc::clone(&self.shared),
+                pace: Arc::default(),
+                connections: door.connections.clone(),
+            };
+            Ok(accepting.run(door.close.clone()))
+        })?;
+        tasks.spawn(serving);
+        Ok(door)
     }
 
     /// Writes the status anew when it is another.
@@ -175,9 +196,10 @@ impl Listening {
         for door in self.doors.values() {
             door.close.cancel();
         }
-        let ended = async { while tasks.join_next().await.is_some() {} };
-        if timeout(END, ended).await.is_err() {
+        let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
+        if timeout(END, ended(&mut tasks)).await.is_err() {
             self.stop.now.cancel();
+            let _ = timeout(LAST, ended(&mut tasks)).await;
         }
         self.folder.clear()
     }
@@ -189,6 +211,7 @@ struct Accepting {
     listener: UnixListener,
     live: Arc<Live>,
     shared: Arc<Shared>,
+    pace: Arc<Pace>,
     connections: Stop,
 }
 
@@ -197,21 +220,29 @@ impl Accepting {
     async fn run(self, close: CancellationToken) {
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
+        let mut turn = Instant::now();
         loop {
+            let accept = async {
+                sleep_until(turn).await;
+                self.listener.accept().await
+            };
             tokio::select! {
                 () = close.cancelled() => break,
                 () = self.connections.gently.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if served.len() < self.most() => {
-                        served.spawn(self.serve(stream));
+                accepted = accept => {
+                    turn = self.pace.connection();
+                    match accepted {
+                        Ok((stream, _)) if served.len() < self.most() => {
+                            served.spawn(self.serve(stream));
+                        }
+                        Ok((stream, _)) if turned_away.len() < turned_away::AT_ONCE => {
+                            turned_away.spawn(turned_away::answer(stream));
+                        }
+                        Ok(_) => {}
+                        Err(_) => sleep(ACCEPT_PAUSE).await,
                     }
-                    Ok((stream, _)) if turned_away.len() < turned_away::AT_ONCE => {
-                        turned_away.spawn(turned_away::answer(stream));
-                    }
-                    Ok(_) => {}
-                    Err(_) => sleep(ACCEPT_PAUSE).await,
                 }
             }
         }
@@ -223,7 +254,8 @@ impl Accepting {
         let server = Server::new(
             Caller::Consumer(self.caller.clone()),
             Arc::clone(&self.shared),
-        );
+        )
+        .paced(Arc::clone(&self.pace));
         // Each connection ends by itself; the door ends all of them.
         let stop = Stop {
             gently: self.connections.gently.child_token(),

@@ -11,6 +11,7 @@ mod flight;
 pub(crate) mod fuzzing;
 mod handler;
 mod message;
+mod paced;
 #[cfg(test)]
 mod tests;
 mod tools;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::mcp::Limits;
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
+use crate::mcp::pace::Pace;
 use crate::mcp::recorder::Recorder;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
@@ -83,6 +85,8 @@ pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
     limits: Limits,
+    /// How fast the caller is read; `None`: as fast as it writes.
+    pace: Option<Arc<Pace>>,
     run: Run,
 }
 
@@ -106,8 +110,15 @@ impl Server {
             caller,
             shared,
             limits,
+            pace: None,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
+    }
+
+    /// The same, at the pace of all connections of its caller.
+    pub(crate) fn paced(mut self, pace: Arc<Pace>) -> Self {
+        self.pace = Some(pace);
+        self
     }
 
     /// Serves one connection to its end: until its requests have ended and are answered, or until `stop`.
@@ -122,6 +133,7 @@ impl Server {
             writer,
             Arc::clone(&flight),
             self.limits,
+            self.pace.clone(),
             stop.clone(),
             Arc::clone(&self.shared.observer),
         );

@@ -30,6 +30,24 @@ pub(crate) enum Line {
     },
 }
 
+impl Line {
+    /// Bytes of it that are in memory.
+    pub(crate) fn kept(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::TooLong { head, tail, .. } => head.len() + tail.len(),
+        }
+    }
+
+    /// Its whole length.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::TooLong { bytes, .. } => usize::try_from(*bytes).unwrap_or(usize::MAX),
+        }
+    }
+}
+
 /// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {

@@ -1,45 +1,124 @@
-//! What one caller feels while another floods the same server: its p99, idle and under flood, in one run.
+//! What one caller feels while another floods: its p99 idle, under a flood on another server, and under the same
+//! flood on its own, in one run, for each kind of flood.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Calls of the quiet caller in each half.
-const CALLS: u32 = 1_000;
-/// Pause between them: a program that calls now and then, far below its own limits.
+/// Calls of the quiet caller in each part of a round.
+const CALLS: u32 = 100;
+/// Rounds, each with all three parts, so that no part has the better half of a machine's day.
+const ROUNDS: u32 = 10;
+/// Pause between its calls: a program that calls now and then, far below its own limits.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Connections of the loud caller.
+/// Threads of the loud caller.
 const LOUD: usize = 4;
-/// Calls that each of them sends before it reads.
-const BATCH: usize = 32;
 
-/// Two consumers of one clipboard.
+/// Two consumers of one provider. Neither meets a limit, but where the flood is to be over it.
 const INFRA: &str = "domains:
   d:
     subnet_id: 0
     machines:
       vault:
         services:
-          - {name: clipboard, tool: clipboard_get, consumers: [quiet, loud]}
+          - {name: clipboard, tool: clipboard_get, consumers: [quiet], limits: {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}}
+          - {name: free, tool: clipboard_get, consumers: [loud], limits: {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}}
+          - {name: metered, tool: clipboard_get, consumers: [loud], limits: {calls_per_minute: 1}}
       quiet: {}
       loud: {}
 ";
 
-/// The quiet caller's p99.
+/// A flood: what each of the loud caller's threads does again and again.
+struct Flood {
+    what: &'static str,
+    /// Connections of each thread.
+    connections: usize,
+    /// Lines that it writes on each of them before it reads as many answers.
+    batch: usize,
+    line: fn() -> String,
+    /// Whether it connects anew each time.
+    anew: bool,
+}
+
+const FLOODS: [Flood; 8] = [
+    Flood::of("calls", 1, 32, || call("free", "")),
+    Flood::of("calls, 256 connections", 64, 2, || call("free", "")),
+    Flood::of("calls over the limit", 1, 32, || call("metered", "")),
+    Flood::of("refused calls", 1, 32, || call("unknown", "")),
+    Flood::of("tools/list", 1, 32, || {
+        "{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/list\"}\n".to_owned()
+    }),
+    Flood::of("garbage", 1, 32, || "x\n".to_owned()),
+    Flood::of("refused calls of 1 MiB", 1, 1, || {
+        call("unknown", &"x".repeat(1024 * 1024))
+    }),
+    Flood {
+        anew: true,
+        ..Flood::of("connections", 1, 1, || call("free", ""))
+    },
+];
+
+impl Flood {
+    const fn of(
+        what: &'static str,
+        connections: usize,
+        batch: usize,
+        line: fn() -> String,
+    ) -> Self {
+        Self {
+            what,
+            connections,
+            batch,
+            line,
+            anew: false,
+        }
+    }
+}
+
+/// The quiet caller's p99 beside a kind of flood.
 pub(crate) struct P99 {
+    /// The flood.
+    pub(crate) what: &'static str,
     /// While nobody else calls.
     pub(crate) idle: Duration,
     /// While the other floods another server: what the shared processors cost.
     pub(crate) elsewhere: Duration,
     /// While the other floods the same server.
-    pub(crate) flooded: Duration,
+    pub(crate) here: Duration,
 }
 
 /// Measures the quiet caller.
-pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> P99 {
+pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> Vec<P99> {
+    let services = services(&anklume, folder);
+    let here = Server::start(anklume(), folder, "here", &services);
+    let elsewhere = Server::start(anklume(), folder, "elsewhere", &services);
+    FLOODS
+        .iter()
+        .map(|flood| {
+            let (mut idle, mut other, mut same) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                idle.extend(measure(&here.socket("quiet")));
+                let beside = |server: &Server, times: &mut Vec<Duration>| {
+                    let loud = server.socket("loud");
+                    times.extend(flood.beside(&loud, || measure(&here.socket("quiet"))));
+                };
+                beside(&elsewhere, &mut other);
+                beside(&here, &mut same);
+            }
+            P99 {
+                what: flood.what,
+                idle: p99_of(idle),
+                elsewhere: p99_of(other),
+                here: p99_of(same),
+            }
+        })
+        .collect()
+}
+
+fn services(anklume: impl Fn() -> Command, folder: &Path) -> PathBuf {
     let (infra, services) = (folder.join("flood.yml"), folder.join("services.json"));
     std::fs::write(&infra, INFRA).unwrap();
     let mut export = anklume();
@@ -47,88 +126,143 @@ pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> P99 {
     let exported = export.arg(&infra).output().unwrap();
     assert!(exported.status.success(), "policy export");
     std::fs::write(&services, exported.stdout).unwrap();
-    let start = |name: &str| {
-        let sockets = folder.join(name);
-        let mut serve = anklume();
-        serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
-        serve.arg("--services").arg(&services);
-        serve.env("ANKLUME_AUDIT_LOG", folder.join(format!("{name}.jsonl")));
-        let server = Server(serve.stderr(Stdio::null()).spawn().unwrap());
-        let socket = |name: &str| sockets.join(format!("{name}.sock"));
-        while !socket("quiet").exists() || !socket("loud").exists() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        (server, socket("quiet"), socket("loud"))
-    };
-    let (ours, quiet, loud) = start("ours");
-    let (other, _, loud_elsewhere) = start("other");
-    let times = P99 {
-        idle: measure(&quiet),
-        elsewhere: while_flooded(&quiet, &loud_elsewhere),
-        flooded: while_flooded(&quiet, &loud),
-    };
-    drop((ours, other));
-    times
+    services
 }
 
-fn while_flooded(quiet: &Path, loud: &Path) -> Duration {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..LOUD {
-            scope.spawn(|| flood(loud, &stop));
-        }
-        let flooded = measure(quiet);
-        stop.store(true, Ordering::Relaxed);
-        flooded
-    })
-}
-
-/// Ended when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // One that ended by itself has failed the measurement already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn call(id: u32) -> String {
-    format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"clipboard\"}}}}\n"
-    )
-}
-
-fn measure(socket: &Path) -> Duration {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let mut answers = BufReader::new(stream.try_clone().unwrap());
-    let mut line = String::new();
-    let mut times: Vec<Duration> = (0..CALLS)
-        .map(|id| {
-            std::thread::sleep(PAUSE);
-            let start = Instant::now();
-            stream.write_all(call(id).as_bytes()).unwrap();
-            line.clear();
-            answers.read_line(&mut line).unwrap();
-            assert!(!line.contains("\"error\""), "{line}");
-            start.elapsed()
-        })
-        .collect();
+fn p99_of(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times.swap_remove(times.len() * 99 / 100)
 }
 
-fn flood(socket: &Path, stop: &AtomicBool) {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let mut answers = BufReader::new(stream.try_clone().unwrap());
-    let batch: String = (0..).take(BATCH).map(call).collect();
-    let mut line = String::new();
-    while !stop.load(Ordering::Relaxed) {
-        stream.write_all(batch.as_bytes()).unwrap();
-        for _ in 0..BATCH {
-            line.clear();
-            answers.read_line(&mut line).unwrap();
+/// Ended when dropped.
+struct Server {
+    process: Child,
+    sockets: PathBuf,
+}
+
+impl Server {
+    fn start(mut serve: Command, folder: &Path, name: &str, services: &Path) -> Self {
+        let sockets = folder.join(name);
+        serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
+        serve.arg("--services").arg(services);
+        serve.env("ANKLUME_AUDIT_LOG", folder.join(format!("{name}.jsonl")));
+        let process = serve.stderr(Stdio::null()).spawn().unwrap();
+        let server = Self { process, sockets };
+        while !server.socket("quiet").exists() || !server.socket("loud").exists() {
+            std::thread::sleep(Duration::from_millis(10));
         }
+        server
+    }
+
+    fn socket(&self, caller: &str) -> PathBuf {
+        self.sockets.join(format!("{caller}.sock"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that ended by itself has failed the measurement already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn call(service: &str, content: &str) -> String {
+    let arguments = if content.is_empty() {
+        String::new()
+    } else {
+        format!("\"content\":\"{content}\"")
+    };
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/call\",\"params\":{{\"name\":\"{service}\",\"arguments\":{{{arguments}}}}}}}\n"
+    )
+}
+
+fn measure(socket: &Path) -> Vec<Duration> {
+    let mut peer = Peer::connect(socket).unwrap();
+    let line = call("clipboard", "");
+    (0..CALLS)
+        .map(|_| {
+            std::thread::sleep(PAUSE);
+            let start = Instant::now();
+            peer.write(&line).unwrap();
+            let answer = peer.read().unwrap();
+            assert!(!answer.contains("\"error\""), "{answer}");
+            start.elapsed()
+        })
+        .collect()
+}
+
+impl Flood {
+    /// Measures while it goes on.
+    fn beside<T>(&self, loud: &Path, measured: impl FnOnce() -> T) -> T {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..LOUD {
+                scope.spawn(|| self.pour(loud, &stop));
+            }
+            let _ends = Ends(&stop);
+            measured()
+        })
+    }
+
+    fn pour(&self, socket: &Path, stop: &AtomicBool) {
+        let lines: String = (0..self.batch)
+            .map(|id| (self.line)().replacen("\"id\":0", &format!("\"id\":{id}"), 1))
+            .collect();
+        let connect = || {
+            (0..self.connections)
+                .map(|_| Peer::connect(socket))
+                .collect::<std::io::Result<Vec<_>>>()
+        };
+        let mut peers = connect().unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            if self.anew {
+                drop(peers);
+                peers = connect().unwrap_or_default();
+            }
+            for peer in &mut peers {
+                // A connection of a storm may be turned away.
+                let _ = peer.write(&lines);
+            }
+            for peer in &mut peers {
+                for _ in 0..self.batch {
+                    let _ = peer.read();
+                }
+            }
+        }
+    }
+}
+
+/// Ends a flood when dropped, so that a measurement that fails does not wait for it.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One connection.
+struct Peer {
+    writer: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl Peer {
+    fn connect(socket: &Path) -> std::io::Result<Self> {
+        let writer = UnixStream::connect(socket)?;
+        let answers = BufReader::new(writer.try_clone()?);
+        Ok(Self { writer, answers })
+    }
+
+    fn write(&mut self, lines: &str) -> std::io::Result<()> {
+        self.writer.write_all(lines.as_bytes())
+    }
+
+    fn read(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line)
     }
 }

@@ -131,23 +131,17 @@ fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
     });
 }
 
-/// A caller's slowest calls while another floods the server, beside the same with nobody else there.
+/// A caller's slowest calls while another floods its server, beside the same flood on another server and none at all.
 fn flood(table: &mut Table, folder: &Path) {
-    let times = flood::p99(|| anklume(folder), folder);
-    table.push(Row {
-        what: "a call, p99 while another floods".to_owned(),
-        ours: times.flooded,
-        floor: ("its p99, the flood on another server", times.elsewhere),
-        expected: "",
-        peer: ("", None),
-    });
-    table.push(Row {
-        what: "the same, beside an idle machine".to_owned(),
-        ours: times.flooded,
-        floor: ("its p99 with nobody else", times.idle),
-        expected: "",
-        peer: ("", None),
-    });
+    for times in flood::p99(|| anklume(folder), folder) {
+        table.push(Row {
+            what: format!("p99, flood of {}", times.what),
+            ours: times.here,
+            floor: ("the flood on another server", times.elsewhere),
+            expected: "≈ floor",
+            peer: ("nobody floods", Some(times.idle)),
+        });
+    }
 }
 
 /// `policy check` and `sync` over a generated declaration.

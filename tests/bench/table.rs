@@ -55,7 +55,10 @@ impl Display for Table {
                 row.peer.0
             )?;
         }
-        writeln!(f, "\n`ours is` N × the floor; `peer is` N × ours. Medians.")
+        writeln!(
+            f,
+            "\n`ours is` N × the floor; `peer is` N × ours. Medians, but where a p99 is named."
+        )
     }
 }
 

@@ -10,6 +10,7 @@
 mod client;
 mod clients;
 mod connect;
+mod flood;
 mod hostile;
 mod identity;
 mod life;

@@ -41,18 +41,19 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     }
     as_the_server_of_this_machine(args)?;
     keep_panics_short(output);
-    let served = if let Some(folder) = &args.listen {
-        let runtime = runtime(&mut tokio::runtime::Builder::new_multi_thread())?;
-        let served = runtime.block_on(listen(folder, args, output));
-        runtime.shutdown_timeout(LAST_WORK);
-        served
-    } else {
-        let runtime = runtime(&mut tokio::runtime::Builder::new_current_thread())?;
-        let served = runtime.block_on(serve(args, output));
-        // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
-        runtime.shutdown_timeout(LAST_WORK);
-        served
-    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(THREADS)
+        .build()
+        .context("cannot start the server")?;
+    let served = runtime.block_on(async {
+        match &args.listen {
+            Some(folder) => listen(folder, args, output).await,
+            None => serve(args, output).await,
+        }
+    });
+    // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
+    runtime.shutdown_timeout(LAST_WORK);
     served.map(|()| Exit::Done)
 }
 
@@ -70,14 +71,6 @@ fn as_the_server_of_this_machine(args: &McpServeArgs) -> anyhow::Result<()> {
     // Comes back only where it fails.
     let why = account.runs(same).current_dir("/").as_std_mut().exec();
     Err(why).with_context(|| format!("cannot become the user `{}`", account.name.escape_debug()))
-}
-
-fn runtime(builder: &mut tokio::runtime::Builder) -> anyhow::Result<tokio::runtime::Runtime> {
-    builder
-        .enable_all()
-        .max_blocking_threads(THREADS)
-        .build()
-        .context("cannot start the server")
 }
 
 /// For a person who typed the command.

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
-use tokio::net::UnixListener;
 
 use crate::name::MachineName;
 
@@ -104,7 +104,7 @@ impl Folder {
         self.path.join(format!("{consumer}{SOCKET_SUFFIX}"))
     }
 
-    /// Makes the socket of a consumer (0600).
+    /// Makes the socket of a consumer (0600), for a runtime to take over.
     ///
     /// # Errors
     ///
@@ -119,12 +119,18 @@ impl Folder {
         let fresh = self.path.join(FRESH);
         Self::remove_socket(&fresh)?;
         let made = UnixListener::bind(&fresh).and_then(|listener| {
+            listener.set_nonblocking(true)?;
             // Nobody else enters the folder in between.
             std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
             std::fs::rename(&fresh, &path)?;
             Ok(listener)
         });
         made.map_err(|source| error("given a socket", &path, source))
+    }
+
+    /// Why the socket of a consumer, which is there, cannot be served.
+    pub(crate) fn not_served(&self, consumer: &MachineName, source: io::Error) -> FolderError {
+        error("served", &self.socket(consumer), source)
     }
 
     /// Removes the socket of a consumer.

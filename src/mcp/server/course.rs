@@ -145,6 +145,7 @@ impl Course<'_> {
             Ok(Err(full)) => return self.overload(&entry, &policy, &grant, &full),
             Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         };
+        self.runs(&entry);
         // It may have waited long: the policy of now is what counts.
         let policy = (self.server.shared.policy)();
         let grant = match self.decide(&policy, name, &arguments) {
@@ -219,6 +220,13 @@ impl Course<'_> {
                 Ok(None) => call.wait_for(ended).await?,
                 Err(full) => return Ok(Err(full)),
             }
+        }
+    }
+
+    /// Its caller's pace is that of what does not run.
+    fn runs(&self, entry: &Entry) {
+        if let Some(pace) = &self.server.pace {
+            pace.runs(usize::try_from(entry.bytes_in).unwrap_or(usize::MAX));
         }
     }
 

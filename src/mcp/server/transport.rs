@@ -18,13 +18,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
+use super::paced::PacedLines;
 use super::{Observer, Stop};
 use crate::mcp::Limits;
+use crate::mcp::pace::Pace;
 use crate::mcp::wire::{Line, Lines};
 
 /// One connection.
 pub(super) struct Transport<R, W> {
-    lines: Lines<R>,
+    lines: PacedLines<R>,
     writer: Arc<Mutex<W>>,
     flight: Arc<Flight>,
     limits: Limits,
@@ -40,11 +42,12 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         writer: W,
         flight: Arc<Flight>,
         limits: Limits,
+        pace: Option<Arc<Pace>>,
         stop: Stop,
         observer: Observer,
     ) -> Self {
         Self {
-            lines: Lines::new(reader, limits.line),
+            lines: PacedLines::new(Lines::new(reader, limits.line), pace),
             writer: Arc::new(Mutex::new(writer)),
             flight,
             limits,
@@ -92,10 +95,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
 
     /// What rmcp gets to see of a line.
     fn admit(&self, line: &Line) -> Option<ClientJsonRpcMessage> {
-        let bytes = match line {
-            Line::Whole(bytes) => bytes.len(),
-            Line::TooLong { head, tail, .. } => head.len() + tail.len(),
-        };
+        let bytes = line.kept();
         match message::read(line, self.limits.line) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),

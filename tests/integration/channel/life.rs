@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 
 use serde_json::json;
 
@@ -198,4 +199,31 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
     world.write("sockets/kept.txt", "kept");
     world.listen().end();
     assert!(world.path("sockets/kept.txt").exists());
+}
+
+#[test]
+fn it_serves_more_consumers_than_it_was_given_files_for() {
+    let all = "[alice, bob, carol, c1, c2, c3, c4, c5, c6, c7, c8]";
+    let world = World::new(&[&format!(
+        "{{name: copy, tool: clipboard_set, consumers: {all}}}"
+    )]);
+    let args = ["mcp", "serve", "--listen", "sockets"];
+    let server = world.command(&[&args[..], &["--services", "services.json"]].concat());
+    // As systemd does it: few, and leave to have more.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -S -n 32 && exec \"$@\"", "sh"]);
+    limited.arg(server.get_program()).args(server.get_args());
+    limited.current_dir(server.get_current_dir().unwrap());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let server = world.listen_by(limited);
+    let mut peers: Vec<_> = (0..32).map(|_| server.peer("c8")).collect();
+    for peer in &mut peers {
+        peer.lives();
+    }
+    server.peer("alice").lives();
 }

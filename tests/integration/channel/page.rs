@@ -6,7 +6,7 @@ use anklume::audit::flood::{OWN_LINES, WINDOW};
 use anklume::audit::{KEEP, ROTATE_AT};
 use anklume::limits::{
     CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IN_FLIGHT, IN_FLIGHT_ALL,
-    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX,
+    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND,
 };
 use serde_json::{Value, json};
 
@@ -53,6 +53,10 @@ fn its_limits_are_the_servers() {
     assert_eq!(rows, expected);
     let most = format!("at most {MESSAGE_BYTES_MAX}");
     assert!(page.contains(&most), "{most}");
+    let read = format!(
+        "{MESSAGES_AT_ONCE} such messages of one caller are read at once, those beyond at\n{MESSAGES_PER_SECOND} a second"
+    );
+    assert!(page.contains(&read), "{read}");
     let floods = format!("a line of their own {OWN_LINES} times a minute");
     assert!(page.contains(&floods) && WINDOW.as_secs() == 60, "{floods}");
     let rotation = format!("At {} MiB the log goes on", ROTATE_AT / 1024 / 1024);
