@@ -9,7 +9,7 @@ mod unit;
 pub use difference::{Kind, Piece, differences};
 pub use found::{Found, Serving};
 pub use unit::{
-    LOGS, OPENRC_SCRIPT, RUNTIME, SYSTEMD_UNIT, openrc_script, systemd_unit, systemd_wanted,
+    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, SYSTEMD_UNIT, openrc_script, systemd_unit, systemd_wanted,
 };
 
 use serde::{Deserialize, Serialize};

@@ -9,6 +9,8 @@ pub const SYSTEMD_UNIT: &str = "/etc/systemd/system/anklume-mcp.service";
 pub const OPENRC_SCRIPT: &str = "/etc/init.d/anklume-mcp";
 /// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both have one clipboard.
 pub const RUNTIME: &str = "/run/anklume/user";
+/// Where the server finds programs, whoever starts it: as systemd has it.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder of the log.
 pub const LOGS: &str = "/var/log/anklume";
 /// How long running calls may take to end before the server is killed, in seconds: longer than the server itself waits.
@@ -31,7 +33,7 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={PROGRAM} mcp serve --listen {PROVIDER_FOLDER}
 User={user}
-Environment=XDG_RUNTIME_DIR={RUNTIME}
+Environment=PATH={PATH} XDG_RUNTIME_DIR={RUNTIME}
 RuntimeDirectory=anklume/mcp anklume/user
 RuntimeDirectoryMode=0700
 RuntimeDirectoryPreserve=restart
@@ -62,7 +64,7 @@ supervisor=supervise-daemon
 command={PROGRAM}
 command_args=\"mcp serve --listen {PROVIDER_FOLDER}\"
 command_user={user}
-export XDG_RUNTIME_DIR={RUNTIME}
+supervise_daemon_args=\"--env PATH={PATH} --env XDG_RUNTIME_DIR={RUNTIME}\"
 retry=\"TERM/{STOP_SECONDS}/KILL/5\"
 respawn_delay=1
 respawn_max=0

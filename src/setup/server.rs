@@ -12,7 +12,7 @@ use super::SetupError;
 use super::account::Account;
 use super::failed;
 use crate::edge::PROVIDER_FOLDER;
-use crate::inside::PROGRAM;
+use crate::inside::{PATH, PROGRAM};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 
@@ -94,10 +94,7 @@ pub(super) fn start(account: &Account) -> Result<(), SetupError> {
     command
         .args(["mcp", "serve", "--listen", PROVIDER_FOLDER])
         .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
+        .env("PATH", PATH)
         .current_dir("/")
         .process_group(0)
         .stdin(Stdio::null())

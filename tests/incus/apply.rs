@@ -2,7 +2,7 @@
 
 mod edges;
 mod faults;
-mod inside;
+pub(crate) mod inside;
 mod interrupted;
 mod isolation;
 mod plan;

@@ -16,4 +16,5 @@ mod debian;
 mod harness;
 mod project;
 mod recorder;
+mod supervised;
 mod world;

@@ -157,6 +157,33 @@ impl World {
     }
 }
 
+/// Kills the process that carries the bytes of an edge at one of its ends, and waits until it is gone; `socket` is the
+/// edge's on the host.
+pub(crate) fn kill_proxy(provider: bool, socket: &str) {
+    // The provider's listens on the host's socket, the consumer's connects to it.
+    let (first, last) = ("forkproxy\0--\0", format!("unix:{socket}\0"));
+    let mut killed = 0;
+    for process in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let Some((_, addresses)) = words.split_once(first) else {
+            continue;
+        };
+        let listens = addresses.split('\0').nth(2) == Some(last.trim_end_matches('\0'));
+        if !addresses.contains(&last) || listens != provider {
+            continue;
+        }
+        let pid = process.file_name().to_str().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        while process.path().join("exe").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        killed += 1;
+    }
+    assert_eq!(killed, 1);
+}
+
 /// What came out of a run, but for its having waited.
 pub(crate) fn settled(mut ran: Ran) -> Ran {
     let waited = "waiting for another anklume that changes this Incus\n";

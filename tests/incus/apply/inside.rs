@@ -1,7 +1,7 @@
 //! What goes into the machines: once, through no link and no mount of theirs, and a newer version without losing a call.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::plan::SEED;
@@ -113,8 +113,18 @@ fn server(world: &World) -> serde_json::Value {
     serde_json::from_str(&status).unwrap()
 }
 
+/// Another file of the same meaning, in a folder of its own.
+pub(crate) fn newer_version() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let newer = folder.path().join("anklume");
+    std::fs::copy(ANKLUME, &newer).unwrap();
+    let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
+    file.write_all(b"newer").unwrap();
+    (folder, newer)
+}
+
 /// `anklume apply --format json` by another program.
-fn apply_by(world: &World, program: &Path) -> std::process::Output {
+pub(crate) fn apply_by(world: &World, program: &Path) -> std::process::Output {
     let run = world.anklume(&["apply", "--format", "json"]);
     let mut command = Command::new(program);
     command
@@ -135,13 +145,7 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
     // A call that takes its time and says when it has begun: what signs here is slow, and has no key.
     let slow = "printf '#!/bin/sh\\ntouch /tmp/began\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg";
     assert!(world.exec(0, "signer", slow).0);
-    // Another file of the same meaning.
-    let folder = tempfile::tempdir().unwrap();
-    let newer = folder.path().join("anklume");
-    std::fs::copy(ANKLUME, &newer).unwrap();
-    let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
-    file.write_all(b"newer").unwrap();
-    drop(file);
+    let (_folder, newer) = newer_version();
     let (running, applied) = std::thread::scope(|scope| {
         let running = scope.spawn(|| call(&world, "sign"));
         let began = "for i in $(seq 100); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1";

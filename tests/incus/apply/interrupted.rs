@@ -33,11 +33,12 @@ fn killed(world: &World, args: &[&str], at: usize) -> bool {
     let run = world
         .anklume(args)
         .env("INCUS_SOCKET", recorder.socket().to_str().unwrap());
+    let said = run.path().join("stderr");
     let mut child = run
         .command()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(std::fs::File::create(&said).unwrap())
         .spawn()
         .unwrap();
     let pid = i32::try_from(child.id()).unwrap();
@@ -50,7 +51,8 @@ fn killed(world: &World, args: &[&str], at: usize) -> bool {
             return true;
         }
         if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{status:?}");
+            let said = std::fs::read_to_string(&said).unwrap();
+            assert!(status.success(), "{status:?} {at} {said}");
             return false;
         }
         std::thread::sleep(std::time::Duration::from_millis(1));

@@ -1,0 +1,178 @@
+//! A provider with a supervisor: its server comes back after a crash and a restart, and gives way to a newer version.
+
+use std::time::{Duration, Instant};
+
+use crate::apply::inside::{apply_by, newer_version};
+use crate::debian::{Init, debian};
+use crate::world::{World, kill_proxy};
+
+/// Longest that a supervisor, or a machine, takes to come back.
+const BACK: Duration = Duration::from_secs(60);
+
+/// A signer with a user of its own, and a consumer of busybox.
+fn declared(image: &str, run_as: &str) -> String {
+    format!(
+        "
+domains:
+  {{a}}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {{a}}-signer:
+        os_image: {image}
+        mcp: {{run_as: {run_as}}}
+        services: [{{name: sign, tool: gpg_sign, consumers: [{{b}}-dev]}}]
+  {{b}}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {{b}}-dev: {{}}
+"
+    )
+}
+
+/// A user, a key without passphrase, and a gpg that takes its time while somebody asks for it.
+const SIGNER: &str = r#"useradd -m signer
+su -s /bin/sh signer -c "gpg --batch --pinentry-mode loopback --passphrase '' --quick-gen-key signer@example.org ed25519 sign never" 2>/dev/null
+printf '#!/bin/sh\n[ -e /tmp/slow ] && { touch /tmp/began; sleep 4; }\nexec /usr/bin/gpg "$@"\n' >/usr/local/bin/gpg
+chmod 755 /usr/local/bin/gpg"#;
+
+/// A call of the service from the consumer: whether it came back signed.
+fn signs(world: &World) -> bool {
+    let call = format!(
+        "anklume mcp call -i {} sign data=aGk=",
+        world.machine(0, "signer")
+    );
+    let (done, answer) = world.exec(1, "dev", &call);
+    done && answer.starts_with("-----BEGIN PGP SIGNATURE-----")
+}
+
+/// Waits until a call comes back signed, with nobody's help.
+#[track_caller]
+fn signs_again(world: &World) {
+    let began = Instant::now();
+    while !signs(world) {
+        assert!(began.elapsed() < BACK, "the server does not come back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The server's process number in the machine, and the user that it runs as.
+fn server(world: &World) -> (String, String) {
+    let (_, status) = world.exec(0, "signer", "anklume mcp status --format json");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let pid = status.get("pid").unwrap().to_string();
+    let (_, user) = world.exec(0, "signer", &format!("stat -c %U /proc/{pid}"));
+    (pid, user)
+}
+
+/// The whole life of a supervised server; `file` is what its supervisor starts it by.
+fn lives(init: Init, file: &str) {
+    let Some(image) = debian(init) else {
+        return;
+    };
+    let mut world = World::new(&declared(image, "signer"));
+    let (status, answer) = world.apply_json();
+    assert_eq!(status, 1, "{answer:#}");
+    assert!(
+        answer.to_string().contains("there is no user `signer`"),
+        "{answer:#}"
+    );
+    assert!(world.exec(0, "signer", init.up()).0);
+    let (made, words) = world.exec(0, "signer", SIGNER);
+    assert!(made, "{words}");
+    world.apply();
+    assert!(signs(&world));
+    let (first, user) = server(&world);
+    assert_eq!(user, "signer\n");
+    world.is_settled();
+
+    // A crash.
+    assert!(world.exec(0, "signer", &format!("kill -9 {first}")).0);
+    signs_again(&world);
+    assert_ne!(server(&world).0, first);
+    // Restarts of either end; nobody runs `apply` in between.
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let machine = world.machine(domain, name);
+        let restarted = world.incus(domain, &["restart", &machine, "--timeout=60"]);
+        assert!(restarted.status.success(), "{restarted:?}");
+        signs_again(&world);
+    }
+    world.is_settled();
+    // The host's socket gone, and both proxies killed.
+    let device = world.edge_devices(0, &world.machine(0, "signer")).concat();
+    let socket = format!(
+        "/var/lib/anklume/mcp/{}.sock",
+        device.strip_prefix("mcp-").unwrap()
+    );
+    std::fs::remove_file(&socket).unwrap();
+    assert!(!signs(&world));
+    world.apply();
+    assert!(signs(&world));
+    for provider in [true, false] {
+        kill_proxy(provider, &socket);
+        assert!(!signs(&world));
+        world.apply();
+        assert!(signs(&world));
+    }
+    world.is_settled();
+
+    // A newer version, while a call runs.
+    let (before, _) = server(&world);
+    let (_folder, newer) = newer_version();
+    assert!(world.exec(0, "signer", "touch /tmp/slow").0);
+    let (signed, applied) = std::thread::scope(|scope| {
+        let signed = scope.spawn(|| signs(&world));
+        let began = "for i in $(seq 100); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1";
+        assert!(world.exec(0, "signer", began).0);
+        let applied = apply_by(&world, &newer);
+        (signed.join().unwrap(), applied)
+    });
+    assert!(applied.status.success(), "{applied:?}");
+    assert!(signed, "the running call was lost");
+    assert_ne!(server(&world).0, before);
+    world.apply();
+
+    // What starts the server is put back, changed by another user, and goes with the last service.
+    assert!(
+        world
+            .exec(0, "signer", &format!("rm /tmp/slow; rm {file}"))
+            .0
+    );
+    let lost = world.plan();
+    let line = format!(
+        "+ supervision of the server on {}",
+        world.machine(0, "signer")
+    );
+    assert_eq!(lost, [line]);
+    world.apply();
+    world.declare(&declared(image, "root"));
+    world.apply();
+    assert_eq!(server(&world).1, "root\n");
+    world.is_settled();
+    let none = declared(image, "root")
+        .replace("consumers: [{b}-dev]}]", "consumers: []}]")
+        .replace(
+            "services: [{name: sign, tool: gpg_sign, consumers: []}]",
+            "description: signs no more",
+        );
+    world.declare(&none);
+    world.apply();
+    let (_, left) = world.exec(
+        0,
+        "signer",
+        &format!("ls {file} /etc/anklume/services.json 2>/dev/null; anklume mcp status 2>&1"),
+    );
+    assert!(left.starts_with("error: no server runs"), "{left}");
+    world.is_settled();
+}
+
+#[test]
+fn systemd_keeps_the_server_running() {
+    lives(Init::Systemd, "/etc/systemd/system/anklume-mcp.service");
+}
+
+#[test]
+fn openrc_keeps_the_server_running() {
+    lives(Init::OpenRc, "/etc/init.d/anklume-mcp");
+}
