@@ -2,17 +2,19 @@
 //!
 //! No rule of a section lives here.
 
-use std::ops::RangeInclusive;
+mod json;
+mod wrong;
 
-use serde_json::{Map, Number, Value};
+use std::ops::RangeInclusive;
 
 use super::code::Code;
 use super::findings::{At, Findings};
 use super::raw::{Entry, Kind, Node, Reading};
 use crate::diagnostic::quote;
 
-/// What a section must be.
-const A_MAP: &str = "a map of keys and values";
+pub(super) use json::{json, json_map};
+use wrong::{A_MAP, What, is_decimal, wrong_type};
+pub(super) use wrong::{wrong_entry, wrong_item};
 
 /// The map of a section.
 #[derive(Debug, Clone, Copy)]
@@ -240,15 +242,6 @@ impl<'t, 'a> Fields<'t, 'a> {
     }
 }
 
-/// What a value of the wrong type is called in messages, and where to point when nothing is written.
-#[derive(Debug, Clone, Copy)]
-enum What<'w> {
-    /// The value of a key.
-    Key(&'w str, At),
-    /// An item of a list, or the file.
-    Item(&'static str),
-}
-
 /// The value of a key that is text.
 pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<Text<'t>> {
     text(&entry.value, What::Key(&entry.key.text, entry.at), findings)
@@ -311,128 +304,4 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
 /// Whether a value is written empty.
 pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Null)
-}
-
-/// A value as JSON has it: what is handed on as written.
-pub(super) fn json(node: &Node<'_>) -> Value {
-    match &node.kind {
-        Kind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
-        Kind::List(items) => Value::Array(items.iter().map(json).collect()),
-        Kind::Map(entries) => Value::Object(json_map(entries)),
-        Kind::Unusable => Value::Null,
-    }
-}
-
-/// A map as JSON has it.
-pub(super) fn json_map(entries: &[Entry<'_>]) -> Map<String, Value> {
-    entries
-        .iter()
-        .map(|entry| (entry.key.text.clone().into_owned(), json(&entry.value)))
-        .collect()
-}
-
-fn json_scalar(text: &str, reading: Reading) -> Value {
-    let as_text = || Value::String(text.to_owned());
-    match reading {
-        Reading::Null => Value::Null,
-        Reading::Bool(value) => Value::Bool(value),
-        Reading::Integer => text
-            .parse::<i64>()
-            .map(Value::from)
-            .or_else(|_| text.parse::<u64>().map(Value::from))
-            .unwrap_or_else(|_| as_text()),
-        Reading::Float => text
-            .parse()
-            .ok()
-            .and_then(Number::from_f64)
-            .map_or_else(as_text, Value::Number),
-        Reading::Text => as_text(),
-    }
-}
-
-/// Reports the value of a key that has the wrong type.
-pub(super) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
-    let what = What::Key(&entry.key.text, entry.at);
-    wrong_type(&entry.value, what, expected, findings);
-}
-
-/// Reports an item of a list that has the wrong type.
-pub(super) fn wrong_item(
-    node: &Node<'_>,
-    what: &'static str,
-    expected: &str,
-    findings: &mut Findings,
-) {
-    wrong_type(node, What::Item(what), expected, findings);
-}
-
-/// An unusable value is reported already.
-fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
-    let found = match &node.kind {
-        Kind::Unusable => return,
-        Kind::List(_) => "a list",
-        Kind::Map(_) => "a map",
-        Kind::Scalar(scalar) => match scalar.reading() {
-            Reading::Null => return empty(node, what, expected, findings),
-            Reading::Bool(_) => "a truth value",
-            Reading::Integer | Reading::Float => "a number",
-            Reading::Text => "text",
-        },
-    };
-    let message = match what {
-        What::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
-        What::Item(what) => format!("{what} is {found}, and must be {expected}"),
-    };
-    let help = mending(node, expected);
-    let new = findings.error(Code::WrongType, node.at, message);
-    if let Some(help) = help {
-        new.help(help);
-    }
-}
-
-fn empty(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
-    let (at, message) = match what {
-        What::Key(key, at) => (
-            at,
-            format!("{} has no value, and must be {expected}", quote(key)),
-        ),
-        What::Item(what) => (
-            node.at,
-            format!("{what} has no value, and must be {expected}"),
-        ),
-    };
-    let help = match (what, expected) {
-        (What::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
-        (What::Key(..), _) => "write a value, or take the key away",
-        (What::Item(_), _) => "write a value, or take it away",
-    };
-    findings.error(Code::EmptyValue, at, message).help(help);
-}
-
-/// How to write what was probably meant.
-fn mending(node: &Node<'_>, expected: &str) -> Option<String> {
-    let Kind::Scalar(scalar) = &node.kind else {
-        return None;
-    };
-    let written = quote(&scalar.text);
-    let bare = written.trim_matches('`');
-    match expected {
-        "text" => Some(format!("put it in quotes: `\"{bare}\"`")),
-        "a list" => Some(format!("write a list: `[{bare}]`")),
-        "true or false" if ["yes", "on"].contains(&bare.to_lowercase().as_str()) => {
-            Some("write `true`".to_owned())
-        }
-        "true or false" if ["no", "off"].contains(&bare.to_lowercase().as_str()) => {
-            Some("write `false`".to_owned())
-        }
-        "a whole number" if is_decimal(&scalar.text) => Some(format!("without quotes: `{bare}`")),
-        _ => None,
-    }
-}
-
-fn is_decimal(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    !digits.is_empty()
-        && digits.bytes().all(|byte| byte.is_ascii_digit())
-        && (digits == "0" || !digits.starts_with('0'))
 }

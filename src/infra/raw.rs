@@ -4,8 +4,11 @@
 //! aliases, merge keys, tags, a second document, depth bombs) is a finding here; which keys there are is no matter of this room.
 //! Reads events and not serde types, so that a wrong type is one finding among others and not the end of the reading.
 
+mod place;
+mod repeated;
+mod shape;
+
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
@@ -13,54 +16,14 @@ use super::code::Code;
 use super::findings::{At, Findings};
 use crate::diagnostic::quote;
 
+use place::{clamp, place};
+use repeated::repeated;
+pub(super) use shape::{Entry, Kind, Node, Reading, Scalar};
+
 /// Deepest nesting of lists and maps; a service's fixed arguments are at 9.
 const DEPTH_MAX: usize = 32;
 /// Most scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
 const NODES_MAX: usize = 2_000_000;
-/// Maps up to this size are searched for equal keys pair by pair, larger ones through a hash table.
-const SMALL_MAP: usize = 12;
-
-/// A value and where it is written.
-#[derive(Debug)]
-pub(super) struct Node<'a> {
-    /// Where. Of a block map its first key, of a block list its first `-`.
-    pub(super) at: At,
-    /// What.
-    pub(super) kind: Kind<'a>,
-}
-
-/// What a value is.
-#[derive(Debug)]
-pub(super) enum Kind<'a> {
-    /// Text, number, truth value or nothing.
-    Scalar(Scalar<'a>),
-    /// `[…]` or lines with `-`.
-    List(Vec<Node<'a>>),
-    /// `{…}` or lines with `key:`.
-    Map(Vec<Entry<'a>>),
-    /// Already reported: an alias, or what stands where something unreadable stood.
-    Unusable,
-}
-
-/// A key and its value.
-#[derive(Debug)]
-pub(super) struct Entry<'a> {
-    /// Where the key is written.
-    pub(super) at: At,
-    /// The key.
-    pub(super) key: Scalar<'a>,
-    /// Its value.
-    pub(super) value: Node<'a>,
-}
-
-/// A scalar as it is written.
-#[derive(Debug, Clone)]
-pub(super) struct Scalar<'a> {
-    /// The text after escapes.
-    pub(super) text: Cow<'a, str>,
-    /// Neither quoted nor a block: may be a number, a truth value, or nothing.
-    pub(super) plain: bool,
-}
 
 /// A list or map that is still open.
 enum Frame<'a> {
@@ -339,11 +302,7 @@ impl<'a> Builder<'a, '_> {
 
     /// Reports keys that equal an earlier one of their map, and keeps the first of each.
     fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
-        let again = if entries.len() <= SMALL_MAP {
-            repeated_in_small(&entries)
-        } else {
-            repeated_in_large(&entries)
-        };
+        let again = repeated(&entries);
         for (first, second) in &again {
             if let (Some(first), Some(second)) = (entries.get(*first), entries.get(*second)) {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
@@ -398,24 +357,7 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn at(&self, span: &Span) -> At {
-        let start = span
-            .start
-            .byte_offset()
-            .unwrap_or_else(|| byte_of(self.text, span.start.line(), span.start.col()));
-        let end = span.end.byte_offset().unwrap_or(start);
-        // Where nothing is written the caret is under the next character, if there is one.
-        let next = self.text.get(start..).and_then(|rest| rest.chars().next());
-        let least = next
-            .filter(|c| *c != '\n' && *c != '\r')
-            .map_or(0, char::len_utf8);
-        let end = end.max(start + least);
-        At {
-            file: self.file,
-            start: clamp(start),
-            end: clamp(end),
-            line: clamp(span.start.line()),
-            column: clamp(span.start.col() + 1),
-        }
+        place(self.text, self.file, span)
     }
 }
 
@@ -427,102 +369,4 @@ fn escaped(character: char) -> impl Iterator<Item = char> {
         (Some(character), None)
     };
     plain.into_iter().chain(escaped.into_iter().flatten())
-}
-
-/// Pairs (first, repeated) of indices with equal keys, ordered by the second.
-fn repeated_in_small(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
-    entries
-        .iter()
-        .enumerate()
-        .filter_map(|(second, entry)| {
-            let first = entries
-                .iter()
-                .take(second)
-                .position(|earlier| earlier.key.text == entry.key.text)?;
-            Some((first, second))
-        })
-        .collect()
-}
-
-/// The same for maps with many keys.
-fn repeated_in_large(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
-    let mut seen: HashMap<&str, usize> = HashMap::with_capacity(entries.len());
-    let mut again = Vec::new();
-    for (second, entry) in entries.iter().enumerate() {
-        let first = *seen.entry(&entry.key.text).or_insert(second);
-        if first != second {
-            again.push((first, second));
-        }
-    }
-    again
-}
-
-/// The byte at which a line (from 1) and column (characters, from 0) begin, at most the end of the text.
-fn byte_of(text: &str, line: usize, column: usize) -> usize {
-    let mut start = 0;
-    for part in text.split_inclusive('\n').take(line.saturating_sub(1)) {
-        start += part.len();
-    }
-    let rest = text.get(start..).unwrap_or_default();
-    start + rest.chars().take(column).map(char::len_utf8).sum::<usize>()
-}
-
-fn clamp(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// What a plain scalar is by the core schema of YAML 1.2; a quoted one is always text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reading {
-    /// Nothing, `~` or `null`.
-    Null,
-    /// `true` or `false`.
-    Bool(bool),
-    /// A whole number, in whatever notation.
-    Integer,
-    /// Any other number.
-    Float,
-    /// Anything else.
-    Text,
-}
-
-impl Scalar<'_> {
-    /// What a YAML 1.2 reader takes it for.
-    pub(super) fn reading(&self) -> Reading {
-        if !self.plain {
-            return Reading::Text;
-        }
-        match self.text.as_ref() {
-            "" | "~" | "null" | "Null" | "NULL" => Reading::Null,
-            "true" | "True" | "TRUE" => Reading::Bool(true),
-            "false" | "False" | "FALSE" => Reading::Bool(false),
-            text if is_integer(text) => Reading::Integer,
-            text if is_float(text) => Reading::Float,
-            _ => Reading::Text,
-        }
-    }
-}
-
-fn is_integer(text: &str) -> bool {
-    let digits = |text: &str, radix| !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
-    if let Some(octal) = text.strip_prefix("0o") {
-        return digits(octal, 8);
-    }
-    if let Some(hexadecimal) = text.strip_prefix("0x") {
-        return digits(hexadecimal, 16);
-    }
-    digits(text.strip_prefix(['-', '+']).unwrap_or(text), 10)
-}
-
-fn is_float(text: &str) -> bool {
-    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let named = [".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"];
-    let begins = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.');
-    named.contains(&unsigned)
-        || (begins
-            && unsigned.contains(|c: char| c.is_ascii_digit())
-            && unsigned
-                .chars()
-                .all(|c| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '-' | '+'))
-            && unsigned.parse::<f64>().is_ok())
 }

@@ -8,6 +8,7 @@ mod domains;
 mod endpoints;
 mod global;
 mod machines;
+mod names;
 mod policies;
 mod services;
 mod volumes;
@@ -108,7 +109,7 @@ fn infra(roots: &[(Role, Node<'_>)], project: &str, findings: &mut Findings) -> 
     let sections = sections(roots, findings)?;
     let settings = global::read(sections.top, findings);
     let project = global::project(sections.top, project, findings);
-    let names = domains::names(&sections.domains, findings);
+    let names = names::names(&sections.domains, findings);
     let mut drafts = domains::read(&sections.domains, &settings, &names, findings);
     policies::add_firewall(&settings, &mut drafts, &names, findings);
     volumes::share(sections.top, &settings, &names, &mut drafts, findings);

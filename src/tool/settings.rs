@@ -31,6 +31,8 @@ pub struct Settings {
     pub program: PathBuf,
     /// GnuPG: a path, or a name to look for.
     pub gpg: PathBuf,
+    /// Where gpg keeps its keys, as far as the environment says it.
+    pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
     pub gpg_wait: Duration,
     /// Most bytes that one consumer may leave in its folder of the portal.
@@ -46,6 +48,15 @@ pub struct Settings {
     .0.display().to_string().escape_debug()
 )]
 pub struct RelativePortal(PathBuf);
+
+/// The folder that gpg starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpgHome {
+    /// The variable that names it: `GNUPGHOME`, or `HOME`, in which gpg makes its own.
+    pub variable: &'static str,
+    /// The folder.
+    pub path: PathBuf,
+}
 
 /// A display, as its programs find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +79,15 @@ impl Settings {
             // Works when the file was replaced while we run.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
+            gpg_home: None,
             gpg_wait: GPG_WAIT,
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
         }
     }
 
-    /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`.
+    /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
+    /// `HOME`.
     ///
     /// # Errors
     ///
@@ -88,7 +101,19 @@ impl Settings {
             .unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
         Ok(Self {
             display: Display::from_env(),
+            gpg_home: GpgHome::from_env(),
             ..Self::new(portal, runtime.join("anklume"))
+        })
+    }
+}
+
+impl GpgHome {
+    /// As gpg looks for it; where neither variable is set it asks the system's list of users.
+    fn from_env() -> Option<Self> {
+        ["GNUPGHOME", "HOME"].into_iter().find_map(|name| {
+            let path = variable(name)?.into();
+            let variable = name;
+            Some(Self { variable, path })
         })
     }
 }

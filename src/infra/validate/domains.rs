@@ -1,19 +1,19 @@
 //! Domains: names, trust, subnets. What is inside a machine is the room of `machines`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
 use super::global::{Scheme, Settings};
 use super::machines::{self, Surroundings};
-use super::{DomainDraft, Home, Names, devices};
+use super::{DomainDraft, Names, devices};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, GATEWAY, SUBNET_ID_MAX, ZONE_OCTET};
-use crate::infra::raw::{Entry, Kind, Reading};
+use crate::infra::raw::Entry;
 use crate::infra::{Domain, Network, TrustLevel};
 use crate::name::DomainName;
 
@@ -50,86 +50,6 @@ const RESERVED_MACHINES: [(&str, &str); 4] = [
     ("localhost", "Ansible's own computer"),
     ("host", "the host in `network_policies`"),
 ];
-
-/// Every name that is declared, so that sections can refer to what comes later in the file.
-pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> Names<'t> {
-    let mut names = Names {
-        machines: HashMap::new(),
-        domains: HashMap::new(),
-        disabled: HashSet::new(),
-    };
-    for domain in domains {
-        let domain_name = domain.key.text.as_ref();
-        names.domains.insert(domain_name, domain.at);
-        if entry_of(domain, "enabled").is_some_and(is_false) {
-            names.disabled.insert(domain_name);
-        }
-        for machine in machine_entries(domain) {
-            let home = Home {
-                at: machine.at,
-                domain: domain_name,
-            };
-            let name = machine.key.text.as_ref();
-            match names.machines.get(name) {
-                Some(first) => duplicate_machine(name, machine.at, *first, findings),
-                None => {
-                    names.machines.insert(name, home);
-                }
-            }
-        }
-    }
-    for (name, at) in &names.domains {
-        if let Some(machine) = names.machines.get(name) {
-            let at = *at;
-            let other = findings.short(machine.at);
-            findings
-                .warning(
-                    Code::SameName,
-                    at,
-                    format!("{} is a domain and a machine", quote(name)),
-                )
-                .help(format!(
-                    "the machine is at {other}; Ansible warns of a group and a host with one name"
-                ));
-        }
-    }
-    names
-}
-
-fn entry_of<'t, 'a>(node: &'t Entry<'a>, key: &str) -> Option<&'t Entry<'a>> {
-    match &node.value.kind {
-        Kind::Map(entries) => entries.iter().find(|entry| entry.key.text == key),
-        _ => None,
-    }
-}
-
-fn is_false(entry: &Entry<'_>) -> bool {
-    matches!(&entry.value.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
-}
-
-fn machine_entries<'t, 'a>(domain: &'t Entry<'a>) -> &'t [Entry<'a>] {
-    match entry_of(domain, "machines").map(|entry| &entry.value.kind) {
-        Some(Kind::Map(entries)) => entries,
-        _ => &[],
-    }
-}
-
-fn duplicate_machine(name: &str, at: At, first: Home<'_>, findings: &mut Findings) {
-    let line = findings.short(first.at);
-    findings
-        .error(
-            Code::DuplicateMachine,
-            at,
-            format!(
-                "machine {} is already in domain {}",
-                quote(name),
-                quote(first.domain)
-            ),
-        )
-        .help(format!(
-            "the first one is at {line}; a machine's name is unique over all domains"
-        ));
-}
 
 /// The part of a domain that decides its subnet.
 struct Ground<'t, 'a> {

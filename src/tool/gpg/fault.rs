@@ -1,5 +1,9 @@
 //! Why gpg did not sign, from the codes that it reports, with what to do next.
 
+use std::io;
+
+use crate::tool::GpgHome;
+
 /// Why gpg did not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GpgFault {
@@ -12,6 +16,19 @@ pub enum GpgFault {
         /// What was asked for; `None`: the default key.
         key: Option<String>,
         /// The user whose keys were searched.
+        uid: u32,
+    },
+    /// gpg has no place for its keys. It would say that it has no key.
+    #[error(
+        "`{variable}` names {what} on the provider, so gpg has no keys there; make that folder for the user that serves \
+         (uid {uid}), or start the server with `GNUPGHOME` set to the folder of its keys"
+    )]
+    NoHome {
+        /// The variable that names the place; the path is not the caller's business.
+        variable: &'static str,
+        /// What is there instead.
+        what: &'static str,
+        /// The user that serves.
         uid: u32,
     },
     /// The key is there and must not sign: expired, revoked, or not for signing.
@@ -81,6 +98,21 @@ mod code {
 }
 
 impl GpgFault {
+    /// What is wrong with the folder that gpg starts from, if anything is.
+    pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
+        let what = match home.path.metadata() {
+            Ok(there) if there.is_dir() => return None,
+            Ok(_) => "something that is no folder",
+            Err(why) if why.kind() == io::ErrorKind::NotFound => "a folder that does not exist",
+            Err(_) => "a folder that cannot be reached",
+        };
+        Some(Self::NoHome {
+            variable: home.variable,
+            what,
+            uid: rustix::process::geteuid().as_raw(),
+        })
+    }
+
     /// What a code of libgpg-error means for a signature; `None`: nothing that this room has words for.
     pub(super) fn of_code(number: u32, key: Option<String>) -> Option<Self> {
         let fault = match number & code::MASK {

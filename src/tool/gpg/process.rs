@@ -74,6 +74,9 @@ impl Gpg {
     }
 
     fn start(settings: &Settings, arguments: &[&OsStr], stdin: Stdio) -> Result<Self, ToolError> {
+        if let Some(fault) = settings.gpg_home.as_ref().and_then(GpgFault::of_home) {
+            return Err(fault.into());
+        }
         let mut child = Command::new(&settings.gpg)
             .args(["--batch", "--no-tty", "--disable-dirmngr"])
             .args(arguments)

@@ -112,6 +112,28 @@ fn a_signature_over_content_of_any_size_verifies() {
     }
 }
 
+#[test]
+fn a_folder_of_keys_that_is_not_there_is_said_to_be_that() {
+    let uid = rustix::process::geteuid();
+    for (variable, path, what) in [
+        ("GNUPGHOME", "missing", "a folder that does not exist"),
+        ("GNUPGHOME", "file", "something that is no folder"),
+        ("GNUPGHOME", "file/keys", "a folder that cannot be reached"),
+        ("HOME", "missing", "a folder that does not exist"),
+    ] {
+        let run = Anklume::new()
+            .file("file", "")
+            .args(["mcp", "call", "gpg_sign", "data=aGk="]);
+        let path = run.path().join(path);
+        let ran = run.env(variable, path.to_str().unwrap()).run();
+        let said = format!(
+            "error: `gpg_sign` failed: `{variable}` names {what} on the provider, so gpg has no keys there; \
+             make that folder for the user that serves (uid {uid}), or start the server with `GNUPGHOME` set to the folder of its keys\n"
+        );
+        ran.is(1, "", &said);
+    }
+}
+
 /// A throw-away keyring with one key; dropped, its agent ends.
 struct Keyring(tempfile::TempDir);
 

@@ -1,0 +1,295 @@
+//! The arguments of a call: read, or refused in words.
+
+use serde_json::json;
+
+use super::map;
+use crate::catalogue::*;
+
+/// The faults of a call's arguments.
+fn faults(tool: ToolName, arguments: Value) -> Vec<String> {
+    let arguments = map(arguments);
+    let parsed = match tool {
+        ToolName::GpgSign => parse::<GpgSign>(tool, &arguments).map(drop),
+        ToolName::ClipboardGet => parse::<ClipboardGet>(tool, &arguments).map(drop),
+        ToolName::ClipboardSet => parse::<ClipboardSet>(tool, &arguments).map(drop),
+        ToolName::FileAccept => parse::<FileAccept>(tool, &arguments).map(drop),
+        ToolName::FileProvide => parse::<FileProvide>(tool, &arguments).map(drop),
+    };
+    parsed.err().map(|bad| bad.0).unwrap_or_default()
+}
+
+#[test]
+fn good_arguments_are_read() {
+    let accept: FileAccept = parse(
+        ToolName::FileAccept,
+        &map(json!({"path": "a/b", "data": "aGk=", "mode": "0600", "offset": 0, "final": true})),
+    )
+    .unwrap();
+    assert_eq!(accept.path, "a/b");
+    assert_eq!(accept.data.decode().unwrap(), b"hi");
+    assert_eq!(
+        (accept.mode.as_deref(), accept.offset, accept.r#final),
+        (Some("0600"), Some(0), Some(true))
+    );
+    assert_eq!(faults(ToolName::ClipboardGet, json!({})), [""; 0]);
+}
+
+#[test]
+fn every_fault_of_a_call_is_said_in_words() {
+    for (tool, arguments, said) in [
+        (ToolName::GpgSign, json!({}), "missing argument `data`"),
+        (
+            ToolName::GpgSign,
+            json!({"data": "", "kye_id": "x"}),
+            "unknown argument `kye_id`; closest: `key_id`",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "zzz\u{1b}": 1}),
+            "unknown argument `zzz\\u{1b}`; `file_provide` takes `path`, `offset`, `length`",
+        ),
+        (
+            ToolName::ClipboardGet,
+            json!({"x": 1}),
+            "unknown argument `x`; `clipboard_get` takes no arguments",
+        ),
+        (
+            ToolName::ClipboardSet,
+            json!({"content": 5}),
+            "`content` must be a text, not a number",
+        ),
+        (
+            ToolName::ClipboardSet,
+            json!({"content": null}),
+            "`content` must be a text, not null; leave it out instead",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "offset": "1"}),
+            "`offset` must be a whole number, not a text",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "offset": null}),
+            "`offset` must be a whole number, not null; leave it out instead",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "offset": 1.5}),
+            "`offset` must be a whole number, not a number with a fraction or an exponent",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "offset": -1}),
+            "`offset` must be between 0 and 9007199254740991, not -1",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "offset": u64::MAX}),
+            "`offset` must be between 0 and 9007199254740991, not 18446744073709551615",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "length": 0}),
+            "`length` must be between 1 and 8388608, not 0",
+        ),
+        (
+            ToolName::FileProvide,
+            json!({"path": "a", "length": 8_388_609}),
+            "`length` must be between 1 and 8388608, not 8388609",
+        ),
+        (
+            ToolName::FileAccept,
+            json!({"path": "a", "data": "", "final": "yes"}),
+            "`final` must be true or false, not a text",
+        ),
+        (
+            ToolName::FileAccept,
+            json!({"path": "a", "data": "", "sha256": "abc"}),
+            "`sha256` must be 64 hexadecimal digits",
+        ),
+        (
+            ToolName::FileAccept,
+            json!({"path": "../a", "data": ""}),
+            "`path` is `../a`, and `..` is not allowed in it",
+        ),
+    ] {
+        assert_eq!(faults(tool, arguments), [said]);
+    }
+    let many = faults(
+        ToolName::FileAccept,
+        json!({"mode": 7, "path": "/x", "nope!": true}),
+    );
+    assert_eq!(
+        many,
+        [
+            "missing argument `data`",
+            "`mode` must be a text, not a number",
+            "`path` must be relative to the portal, not `/x`",
+            "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `sha256`",
+        ]
+    );
+}
+
+#[test]
+fn the_clipboard_limit_says_both_sizes() {
+    assert_eq!(
+        faults(
+            ToolName::ClipboardSet,
+            json!({"content": "x".repeat(CLIPBOARD_MAX)})
+        ),
+        [""; 0]
+    );
+    let long = "é".repeat(CLIPBOARD_MAX / 2) + "x";
+    assert_eq!(
+        faults(ToolName::ClipboardSet, json!({"content": long})),
+        ["`content` has 65537 bytes, and the clipboard takes at most 65536"]
+    );
+}
+
+#[test]
+fn modes_are_three_octal_digits_and_nothing_else() {
+    let fault = |mode: &str| {
+        faults(
+            ToolName::FileAccept,
+            json!({"path": "a", "data": "", "mode": mode}),
+        )
+    };
+    for good in ["644", "0644", "000", "0777", "777"] {
+        assert_eq!(fault(good), [""; 0], "{good}");
+    }
+    // The first four gave setuid or were written before they were refused by the forerunner.
+    for bad in [
+        "-3023", "-1", "4755", "rwx", "04755", "1777", "+644", "0o644", "64", "0644\n", " 644",
+        "8", "", "06 44", "６44",
+    ] {
+        assert_eq!(fault(bad).len(), 1, "{bad:?}");
+    }
+    assert_eq!(
+        fault("-3023"),
+        [
+            "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `-3023`"
+        ]
+    );
+}
+
+#[test]
+fn key_ids_are_fingerprints_long_ids_or_addresses_and_never_options() {
+    let fault = |key: &str| faults(ToolName::GpgSign, json!({"data": "", "key_id": key}));
+    let fingerprint = "0123456789ABCDEF0123456789abcdef01234567";
+    for good in [
+        fingerprint,
+        &format!("0x{fingerprint}"),
+        &format!("{fingerprint}!"),
+        "0123456789ABCDEF",
+        &"a".repeat(64),
+        "<signer@example.org>",
+    ] {
+        assert_eq!(fault(good), [""; 0], "{good}");
+    }
+    for bad in [
+        "-0123456789ABCDEF",
+        "--homedir=/tmp",
+        "-u",
+        "",
+        "01234567",
+        "signer",
+        "signer@example.org",
+        "<a b@c>",
+        "<@c>",
+        "<a@>",
+        "<a@b@c>",
+        "<-a@b",
+        "=Name",
+        "*",
+        "&0123456789ABCDEF",
+        "0123456789ABCDEF ",
+        "0x",
+        "!",
+        "0123456789ABCDEF\n",
+        "<a@b\n>",
+    ] {
+        assert_eq!(fault(bad).len(), 1, "{bad:?}");
+    }
+}
+
+#[test]
+fn fixed_arguments_are_held_to_the_same_rules() {
+    let check = |tool, with: Value| check_fixed(tool, &map(with));
+    assert_eq!(
+        check(ToolName::GpgSign, json!({"key_id": "0123456789ABCDEF"})),
+        Ok(())
+    );
+    assert_eq!(
+        check(ToolName::FileProvide, json!({"path": "report.pdf"})),
+        Ok(())
+    );
+    assert_eq!(check(ToolName::FileAccept, json!({"mode": "0600"})), Ok(()));
+    assert_eq!(check(ToolName::ClipboardGet, json!({})), Ok(()));
+    let fault = |argument: &str, message: &str| FixedFault {
+        argument: argument.to_owned(),
+        message: message.to_owned(),
+    };
+    assert_eq!(
+        check(
+            ToolName::FileAccept,
+            json!({"mod": "0600", "mode": 600, "path": "/etc/x", "data": "!!!", "offset": 0, "final": true})
+        ),
+        Err(vec![
+            fault("mod", "unknown argument `mod`; closest: `mode`"),
+            fault("mode", "`mode` must be a text, not a number"),
+            fault(
+                "path",
+                "`path` must be relative to the portal, not `/etc/x`"
+            ),
+            fault(
+                "data",
+                "`data` is not base64 (with padding, no spaces, no line breaks): character 1 is not allowed there"
+            ),
+            fault(
+                "offset",
+                "`offset` belongs to one transfer and cannot be fixed"
+            ),
+            fault(
+                "final",
+                "`final` belongs to one transfer and cannot be fixed"
+            ),
+        ])
+    );
+    let signer = check(ToolName::GpgSign, json!({"key_id": "release key"})).unwrap_err();
+    assert_eq!(signer.len(), 1);
+    assert!(
+        signer[0].message.ends_with("not `release key`"),
+        "{}",
+        signer[0].message
+    );
+}
+
+#[test]
+fn arguments_never_print_what_they_hold() {
+    let set: ClipboardSet =
+        parse(ToolName::ClipboardSet, &map(json!({"content": "secret"}))).unwrap();
+    let sign: GpgSign = parse(ToolName::GpgSign, &map(json!({"data": "c2VjcmV0"}))).unwrap();
+    let shown = format!("{set:?} {sign:?}");
+    assert!(
+        !shown.contains("secret") && !shown.contains("c2VjcmV0"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_million_faults_are_told_in_few_words() {
+    let arguments: serde_json::Map<String, Value> = (0..1_000_000)
+        .map(|number| (format!("\u{1b}{number}"), Value::Null))
+        .collect();
+    let Err(refused) = parse::<ClipboardGet>(ToolName::ClipboardGet, &arguments) else {
+        panic!("taken");
+    };
+    let told = refused.to_string();
+    assert!(told.ends_with("; and 999990 more"), "{told}");
+    let long = map(json!({"x".repeat(1_000_000): 1}));
+    let Err(refused) = parse::<ClipboardGet>(ToolName::ClipboardGet, &long) else {
+        panic!("taken");
+    };
+    assert!(told.len() < 1_000 && refused.to_string().len() < 1_000);
+}

@@ -1,0 +1,105 @@
+//! A value of the wrong type, in words, with what was probably meant.
+
+use crate::diagnostic::quote;
+use crate::infra::code::Code;
+use crate::infra::findings::{At, Findings};
+use crate::infra::raw::{Entry, Kind, Node, Reading};
+
+/// What a section must be.
+pub(super) const A_MAP: &str = "a map of keys and values";
+
+/// What a value of the wrong type is called in messages, and where to point when nothing is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What<'w> {
+    /// The value of a key.
+    Key(&'w str, At),
+    /// An item of a list, or the file.
+    Item(&'static str),
+}
+
+/// Reports the value of a key that has the wrong type.
+pub(in crate::infra) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
+    let what = What::Key(&entry.key.text, entry.at);
+    wrong_type(&entry.value, what, expected, findings);
+}
+
+/// Reports an item of a list that has the wrong type.
+pub(in crate::infra) fn wrong_item(
+    node: &Node<'_>,
+    what: &'static str,
+    expected: &str,
+    findings: &mut Findings,
+) {
+    wrong_type(node, What::Item(what), expected, findings);
+}
+
+/// An unusable value is reported already.
+pub(super) fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
+    let found = match &node.kind {
+        Kind::Unusable => return,
+        Kind::List(_) => "a list",
+        Kind::Map(_) => "a map",
+        Kind::Scalar(scalar) => match scalar.reading() {
+            Reading::Null => return empty(node, what, expected, findings),
+            Reading::Bool(_) => "a truth value",
+            Reading::Integer | Reading::Float => "a number",
+            Reading::Text => "text",
+        },
+    };
+    let message = match what {
+        What::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
+        What::Item(what) => format!("{what} is {found}, and must be {expected}"),
+    };
+    let help = mending(node, expected);
+    let new = findings.error(Code::WrongType, node.at, message);
+    if let Some(help) = help {
+        new.help(help);
+    }
+}
+
+fn empty(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
+    let (at, message) = match what {
+        What::Key(key, at) => (
+            at,
+            format!("{} has no value, and must be {expected}", quote(key)),
+        ),
+        What::Item(what) => (
+            node.at,
+            format!("{what} has no value, and must be {expected}"),
+        ),
+    };
+    let help = match (what, expected) {
+        (What::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
+        (What::Key(..), _) => "write a value, or take the key away",
+        (What::Item(_), _) => "write a value, or take it away",
+    };
+    findings.error(Code::EmptyValue, at, message).help(help);
+}
+
+/// How to write what was probably meant.
+fn mending(node: &Node<'_>, expected: &str) -> Option<String> {
+    let Kind::Scalar(scalar) = &node.kind else {
+        return None;
+    };
+    let written = quote(&scalar.text);
+    let bare = written.trim_matches('`');
+    match expected {
+        "text" => Some(format!("put it in quotes: `\"{bare}\"`")),
+        "a list" => Some(format!("write a list: `[{bare}]`")),
+        "true or false" if ["yes", "on"].contains(&bare.to_lowercase().as_str()) => {
+            Some("write `true`".to_owned())
+        }
+        "true or false" if ["no", "off"].contains(&bare.to_lowercase().as_str()) => {
+            Some("write `false`".to_owned())
+        }
+        "a whole number" if is_decimal(&scalar.text) => Some(format!("without quotes: `{bare}`")),
+        _ => None,
+    }
+}
+
+pub(super) fn is_decimal(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty()
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && (digits == "0" || !digits.starts_with('0'))
+}

@@ -1,0 +1,103 @@
+//! The tree that an infra file is, and what a scalar in it means; nothing of the YAML reader.
+
+use std::borrow::Cow;
+
+use crate::infra::findings::At;
+
+/// A value and where it is written.
+#[derive(Debug)]
+pub(in crate::infra) struct Node<'a> {
+    /// Where. Of a block map its first key, of a block list its first `-`.
+    pub(in crate::infra) at: At,
+    /// What.
+    pub(in crate::infra) kind: Kind<'a>,
+}
+
+/// What a value is.
+#[derive(Debug)]
+pub(in crate::infra) enum Kind<'a> {
+    /// Text, number, truth value or nothing.
+    Scalar(Scalar<'a>),
+    /// `[…]` or lines with `-`.
+    List(Vec<Node<'a>>),
+    /// `{…}` or lines with `key:`.
+    Map(Vec<Entry<'a>>),
+    /// Already reported: an alias, or what stands where something unreadable stood.
+    Unusable,
+}
+
+/// A key and its value.
+#[derive(Debug)]
+pub(in crate::infra) struct Entry<'a> {
+    /// Where the key is written.
+    pub(in crate::infra) at: At,
+    /// The key.
+    pub(in crate::infra) key: Scalar<'a>,
+    /// Its value.
+    pub(in crate::infra) value: Node<'a>,
+}
+
+/// A scalar as it is written.
+#[derive(Debug, Clone)]
+pub(in crate::infra) struct Scalar<'a> {
+    /// The text after escapes.
+    pub(in crate::infra) text: Cow<'a, str>,
+    /// Neither quoted nor a block: may be a number, a truth value, or nothing.
+    pub(in crate::infra) plain: bool,
+}
+
+/// What a plain scalar is by the core schema of YAML 1.2; a quoted one is always text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::infra) enum Reading {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number, in whatever notation.
+    Integer,
+    /// Any other number.
+    Float,
+    /// Anything else.
+    Text,
+}
+
+impl Scalar<'_> {
+    /// What a YAML 1.2 reader takes it for.
+    pub(in crate::infra) fn reading(&self) -> Reading {
+        if !self.plain {
+            return Reading::Text;
+        }
+        match self.text.as_ref() {
+            "" | "~" | "null" | "Null" | "NULL" => Reading::Null,
+            "true" | "True" | "TRUE" => Reading::Bool(true),
+            "false" | "False" | "FALSE" => Reading::Bool(false),
+            text if is_integer(text) => Reading::Integer,
+            text if is_float(text) => Reading::Float,
+            _ => Reading::Text,
+        }
+    }
+}
+
+fn is_integer(text: &str) -> bool {
+    let digits = |text: &str, radix| !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
+    if let Some(octal) = text.strip_prefix("0o") {
+        return digits(octal, 8);
+    }
+    if let Some(hexadecimal) = text.strip_prefix("0x") {
+        return digits(hexadecimal, 16);
+    }
+    digits(text.strip_prefix(['-', '+']).unwrap_or(text), 10)
+}
+
+fn is_float(text: &str) -> bool {
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let named = [".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"];
+    let begins = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    named.contains(&unsigned)
+        || (begins
+            && unsigned.contains(|c: char| c.is_ascii_digit())
+            && unsigned
+                .chars()
+                .all(|c| c.is_ascii_digit() || matches!(c, '.' | 'e' | 'E' | '-' | '+'))
+            && unsigned.parse::<f64>().is_ok())
+}
