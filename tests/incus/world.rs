@@ -1,6 +1,7 @@
 //! An infrastructure of two domains on the real Incus, for as long as a test needs it.
 #![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
 
+use std::fs::File;
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,6 +16,8 @@ pub(crate) struct World {
     pub(crate) domains: [String; 2],
     /// The first two parts of every address.
     pub(crate) base: String,
+    /// Held while the addresses are its own.
+    _claim: File,
     /// Its `infra.yml`.
     text: String,
 }
@@ -29,10 +32,12 @@ impl World {
             .into_iter()
             .map(|digit| char::from_digit(digit, 36).unwrap())
             .collect();
+        let (second, claim) = claim(number);
         let mut world = Self {
             name: format!("t-apply-{}-{count}", std::process::id()),
             domains: ["a", "b"].map(|one| format!("t-apply{tag}{one}")),
-            base: format!("10.{}", 130 + number % 100),
+            base: format!("10.{second}"),
+            _claim: claim,
             text: String::new(),
         };
         world.declare(text);
@@ -182,6 +187,19 @@ pub(crate) fn kill_proxy(provider: bool, socket: &str) {
         killed += 1;
     }
     assert_eq!(killed, 1);
+}
+
+/// The second part of addresses that no other test has now, also of another run of the tests.
+fn claim(number: u32) -> (u32, File) {
+    /// The first of the numbers that tests take, and how many there are.
+    const SECOND: (u32, u32) = (130, 100);
+    let claimed = (0..SECOND.1).find_map(|step| {
+        let second = SECOND.0 + (number + step) % SECOND.1;
+        let path = std::env::temp_dir().join(format!("anklume-tests-10.{second}"));
+        let file = File::create(path).unwrap();
+        file.try_lock().is_ok().then_some((second, file))
+    });
+    claimed.unwrap()
 }
 
 /// What came out of a run, but for its having waited.
