@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
+use crate::shown::shown;
 
 /// Longest value of a key that a plan shows, in characters.
 const SHOWN_MAX: usize = 60;
@@ -349,15 +350,7 @@ fn value(value: Option<&str>) -> String {
     let Some(value) = value.filter(|value| !value.is_empty()) else {
         return "(none)".to_owned();
     };
-    let mut shown: String = value
-        .chars()
-        .take(SHOWN_MAX)
-        .flat_map(char::escape_debug)
-        .collect();
-    if value.chars().count() > SHOWN_MAX {
-        shown.push('…');
-    }
-    shown
+    shown(value, SHOWN_MAX)
 }
 
 fn rules_text(rules: &[Keys]) -> Option<String> {

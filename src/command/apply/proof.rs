@@ -11,6 +11,7 @@ use crate::edge::{Edge, End};
 use crate::incus::Object;
 use crate::inside::PROGRAM;
 use crate::plan::{Action, Plan, Shown};
+use crate::shown::shown;
 
 /// How long a consumer may take to list what it is offered.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -65,13 +66,13 @@ fn outcome(edge: &Edge, proven: Result<(), String>) -> Outcome {
         Ok(()) => Status::Done,
         Err(why) => Status::Failed(why),
     };
-    let shown = Shown {
+    let step = Shown {
         verb: PROVE,
         kind: "channel",
         name,
         lines,
     };
-    Outcome::of(shown, status, shell_line(["anklume", "doctor"]))
+    Outcome::of(step, status, shell_line(["anklume", "doctor"]))
 }
 
 /// Lists, inside the consumer, what the provider offers.
@@ -93,8 +94,7 @@ async fn prove(edge: &Edge) -> Result<(), String> {
             return Ok(());
         }
         if tries == 0 {
-            let words = said.stderr.chars().take(WORDS_MAX);
-            let words: String = words.flat_map(char::escape_debug).collect();
+            let words = shown(&said.stderr, WORDS_MAX);
             return Err(format!("the consumer says: {words}"));
         }
         tokio::time::sleep(PAUSE).await;

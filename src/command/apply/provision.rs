@@ -13,6 +13,7 @@ use crate::incus::{Incus, IncusError, Kind, Object, Owner};
 use crate::inside::{
     FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
 };
+use crate::shown::shown;
 
 /// Root's, as everything that anklume puts into a machine.
 const FOLDER: Owner = Owner {
@@ -47,14 +48,14 @@ pub(super) async fn install(
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
     let report: Report = serde_json::from_slice(&said.stdout).map_err(|_| {
-        let words = shown(&said.stderr);
+        let words = shown(&said.stderr, WORDS_MAX);
         format!("the program does not run in the machine: {words}")
     })?;
     if let Some(path) = report.altered {
         return Err(IncusError::Altered(path).to_string());
     }
     if let Some(why) = report.failed {
-        return Err(format!("the machine says: {}", shown(&why)));
+        return Err(format!("the machine says: {}", shown(&why, WORDS_MAX)));
     }
     let digest = order.services().ok().flatten();
     let digest = digest.map(|services| services.digest());
@@ -62,12 +63,6 @@ pub(super) async fn install(
         return Ok(());
     }
     Err("its server does not report the policy that was sent".to_owned())
-}
-
-/// A machine's words, cut and escaped.
-fn shown(words: &str) -> String {
-    let cut = words.chars().take(WORDS_MAX).flat_map(char::escape_debug);
-    cut.collect()
 }
 
 /// Makes sure that the way to the program is the machine's own, and pushes it where it must be; where it is to be started.
