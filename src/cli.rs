@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, DecisionFilter, LogArgs};
 pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
-pub use machines::{ApplyArgs, DestroyArgs};
+pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs};
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
 };
@@ -88,6 +88,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Delete what apply made
     Destroy(DestroyArgs),
+    /// Walk every channel from the consumer's end, and say what is broken and what mends it
+    Doctor(DoctorArgs),
     /// Ask and show who may call what
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
@@ -101,6 +103,9 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page
     Man,
+    /// Rotate the logs that Incus writes of the channels; started by the host's scheduler
+    #[command(hide = true)]
+    RotateLogs,
     /// Put this machine in order by the order on stdin; started by apply, inside a machine
     #[command(hide = true)]
     MachineSetup,

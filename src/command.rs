@@ -6,11 +6,13 @@ mod apply;
 mod audit;
 mod clipboard_holder;
 mod destroy;
+mod doctor;
 mod machine_setup;
 mod manual;
 mod mcp;
 pub(crate) mod output;
 mod policy;
+mod rotate_logs;
 mod sync;
 
 use std::ffi::OsString;
@@ -41,11 +43,13 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Sync(args) => sync::run(args, output),
         Command::Apply(args) => apply::run(args, output),
         Command::Destroy(args) => destroy::run(args, output),
+        Command::Doctor(args) => doctor::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
+        Command::RotateLogs => rotate_logs::run(output),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }

@@ -13,12 +13,15 @@ mod install;
 mod machine;
 mod mark;
 mod network;
+mod upkeep;
 
 pub(crate) use action::{Action, Again, Role, Shown};
 pub(crate) use destroy::{Doomed, Selection, destroy};
+pub(crate) use edges::strangers;
 pub(crate) use image::{Remote, remote_images};
-pub(crate) use install::has_inside;
-pub(crate) use mark::{Owner, owner};
+pub(crate) use install::{has_inside, order};
+pub(crate) use mark::{Owner, machine_owner, owner};
+pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -64,6 +67,10 @@ pub(crate) struct Facts {
     pub(crate) inside: BTreeMap<(String, String), Found>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
+    /// Logs of the edges that have grown over the limit.
+    pub(crate) logs: Vec<BigLog>,
+    /// Whether the host rotates them by itself.
+    pub(crate) rotation: Rotation,
 }
 
 /// A range of user or group numbers that the host uses.
@@ -119,6 +126,8 @@ pub(crate) struct Plan {
     pub(crate) domains: Vec<DomainPlan>,
     /// Left-over sockets on the host.
     pub(crate) swept: Vec<Action>,
+    /// What keeps the host's logs of channels bounded; independent of each other.
+    pub(crate) upkeep: Vec<Action>,
     /// What the user should know, and what no action follows from.
     pub(crate) notes: Vec<String>,
 }
@@ -170,6 +179,7 @@ impl Plan {
             .chain(install)
             .chain(connect)
             .chain(&self.swept)
+            .chain(&self.upkeep)
     }
 
     /// Whether there is nothing to do.
@@ -189,6 +199,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
         revoked: moves.revoked,
         host: check::folders(&setting),
         swept: moves.swept,
+        upkeep: upkeep::upkeep(&setting),
         ..Plan::default()
     };
     for declared in wanted.infra.enabled() {

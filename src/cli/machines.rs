@@ -1,4 +1,4 @@
-//! `anklume apply`, `destroy`: what is done to the machines of an infra.
+//! `anklume apply`, `destroy`, `doctor`: what is done to the machines of an infra, and how they are.
 
 use clap::Args;
 
@@ -39,4 +39,15 @@ pub struct DestroyArgs {
     /// Also machines that are not ephemeral
     #[arg(long)]
     pub force: bool,
+}
+
+/// `anklume doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Where the infrastructure is declared.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Only the channels of these machines
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<String>,
 }

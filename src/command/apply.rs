@@ -6,20 +6,27 @@ mod carry;
 mod context;
 mod host;
 mod host_work;
+mod hung;
 mod inside;
 mod lock;
+mod logs;
 mod program;
 mod progress;
 mod proof;
 mod provision;
 mod remote;
 mod report;
+mod schedule;
 mod wire;
 
-pub(super) use carry::{carry_out, in_parallel};
+pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, runtime};
+pub(super) use inside::runs;
+pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
+pub(super) use program::Program;
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};
+pub(super) use schedule::{has_daemon, is_scheduled};
 
 use crate::cli::{ApplyArgs, Format};
 use crate::command::open_infra;
@@ -27,10 +34,9 @@ use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::incus::State;
 use crate::infra::Infra;
-use crate::plan::{Plan, Wanted, owner, plan, remote_images};
+use crate::plan::{Facts, Plan, Wanted, owner, plan, remote_images};
 
 use super::output::Output;
-use program::Program;
 
 /// Runs `anklume apply`.
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -72,6 +78,19 @@ pub(super) fn interrupted() -> anyhow::Error {
     failure.help(help).into()
 }
 
+/// Reads what there is, on Incus, on the host and in the machines.
+pub(super) async fn survey(
+    context: &Context,
+    infra: &Infra,
+    edges: &[Edge],
+) -> anyhow::Result<(State, Facts)> {
+    let state = context.state(&infra.project).await?;
+    let mut facts = host::facts(infra, edges).await;
+    let found = inside::look(context, infra, edges, &state).await;
+    (facts.inside, facts.broken) = (found.inside, found.broken);
+    Ok((state, facts))
+}
+
 /// Reads what there is and compares.
 async fn look(
     context: &Context,
@@ -79,11 +98,8 @@ async fn look(
     edges: &[Edge],
     adopt: &[String],
 ) -> anyhow::Result<Plan> {
-    let state = context.state(&infra.project).await?;
-    let mut facts = host::facts(infra, edges).await;
+    let (state, mut facts) = survey(context, infra, edges).await?;
     facts.images = remote::find(remote_images(infra, &state)).await;
-    let found = inside::look(context, infra, edges, &state).await;
-    (facts.inside, facts.broken) = (found.inside, found.broken);
     let wanted = Wanted {
         infra,
         edges,
@@ -137,6 +153,8 @@ async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Prog
     machines(context, &sound, &mut report, progress).await;
     report.add(proof::of_new(edges, plan, &report, progress).await);
     report.add(carry_out(context, &plan.swept, progress).await);
+    let upkeep = plan.upkeep.iter().map(std::slice::from_ref);
+    report.add(in_parallel(context, upkeep.collect(), progress).await);
     report
 }
 

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::apply::{
-    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, runtime,
+    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, is_scheduled, runtime,
 };
 use super::open_infra;
 use super::output::Output;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
     runtime()?.block_on(async {
         let context = Context::new(output).await?.locked(output).await?;
         let state = context.state(&infra.project).await?;
-        let doomed = destroy(&infra.project, &state, selection);
+        let doomed = destroy(&infra.project, &state, selection, is_scheduled());
         for note in &doomed.notes {
             output.say(&format!("note: {note}"));
         }

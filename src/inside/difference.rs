@@ -17,8 +17,14 @@ pub struct Piece {
 pub enum Kind {
     /// The program must be pushed.
     Program,
-    /// What the program in the machine puts in order.
-    Rest,
+    /// The name of the machine, or the link to the program.
+    Name,
+    /// The services file.
+    Services,
+    /// What its supervisor starts the server by.
+    Supervision,
+    /// The server that runs.
+    Server,
 }
 
 /// Everything that differs; empty: the machine is as it should be.
@@ -33,12 +39,7 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
             line: format!("{sign} program on {machine}"),
         });
     }
-    let mut rest = |line: String| {
-        pieces.push(Piece {
-            kind: Kind::Rest,
-            line,
-        });
-    };
+    let mut rest = |kind, line| pieces.push(Piece { kind, line });
     let named = found.identity.as_ref().is_some_and(|found| {
         found.machine == order.machine
             && found.run_as == order.run_as
@@ -47,24 +48,26 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
     });
     if !named || found.link.as_deref() != Some(super::PROGRAM) {
         let sign = sign(found.identity.is_some());
-        rest(format!("{sign} name and link of the program on {machine}"));
+        let line = format!("{sign} name and link of the program on {machine}");
+        rest(Kind::Name, line);
     }
     if order.services != found.services {
         let (old, new) = (
             summary(found.services.as_ref()),
             summary(order.services.as_ref()),
         );
-        rest(match (&found.services, &order.services) {
+        let line = match (&found.services, &order.services) {
             (None, _) => format!("+ services of {machine}: {new}"),
             (Some(_), None) => format!("- services of {machine}"),
             (Some(_), Some(_)) => format!("~ services of {machine}: {old} → {new}"),
-        });
+        };
+        rest(Kind::Services, line);
     }
     if let Some(line) = supervision(order, found) {
-        rest(line);
+        rest(Kind::Supervision, line);
     }
     if let Some(line) = serving(order, found) {
-        rest(line);
+        rest(Kind::Server, line);
     }
     pieces
 }

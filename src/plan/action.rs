@@ -3,12 +3,15 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Schedule;
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
 use crate::shown::shown;
 
 /// Longest value of a key that a plan shows, in characters.
 const SHOWN_MAX: usize = 60;
+/// Bytes of the unit in which sizes are shown.
+const MIB: u64 = 1024 * 1024;
 /// Keys that anklume keeps for itself; shown only where nothing else changes.
 const MARKS: &str = "user.anklume.";
 
@@ -30,6 +33,8 @@ pub(crate) enum Again {
     NoProcess,
     /// Its socket was removed.
     NoSocket,
+    /// Its socket on the host is no socket, or not its user's alone.
+    OddSocket,
 }
 
 impl Again {
@@ -39,6 +44,7 @@ impl Again {
             Self::TakenOver => ", made again",
             Self::NoProcess => ", made again: its process is gone",
             Self::NoSocket => ", made again: its socket is gone",
+            Self::OddSocket => ", made again: its socket is another one",
         }
     }
 }
@@ -98,6 +104,8 @@ pub(crate) enum Action {
         order: Order,
         /// Whether the program must be pushed.
         push: bool,
+        /// Whether a server that does not answer must be ended first.
+        hung: bool,
         /// What differs, as people read it.
         lines: Vec<String>,
     },
@@ -130,6 +138,17 @@ pub(crate) enum Action {
         /// Its path.
         path: String,
     },
+    /// Empty a log of a channel, and keep its end.
+    Rotate {
+        /// Its path.
+        path: String,
+        /// What it takes on the disk.
+        bytes: u64,
+    },
+    /// Make the host's scheduler rotate the logs of channels.
+    Schedule(Schedule),
+    /// Take that away.
+    Unschedule,
     /// Delete an object.
     Delete {
         /// The object.
@@ -184,6 +203,11 @@ impl Action {
             } => ("create", "folder", path),
             Self::Folder { path, .. } => ("change", "folder", path),
             Self::Sweep { path } => ("remove", "socket", path),
+            Self::Rotate { path, .. } => ("change", "log", path),
+            Self::Schedule(Schedule { by, there, .. }) => {
+                (if *there { "change" } else { "create" }, "rotation", by)
+            }
+            Self::Unschedule => ("remove", "rotation", "logs"),
             Self::Delete { object, .. } => ("remove", object.kind(), object.name()),
         }
     }
@@ -244,6 +268,16 @@ impl Action {
                 path.escape_debug()
             )],
             Self::Sweep { path } => vec![format!("- socket {} on the host", path.escape_debug())],
+            Self::Rotate { path, bytes } => vec![format!(
+                "~ log {} on the host: {} MiB → rotated",
+                path.escape_debug(),
+                bytes / MIB
+            )],
+            Self::Schedule(Schedule { by, there, .. }) => {
+                let sign = if *there { '~' } else { '+' };
+                vec![format!("{sign} rotation of the channels' logs, by {by}")]
+            }
+            Self::Unschedule => vec!["- rotation of the channels' logs".to_owned()],
             Self::Delete {
                 object, protected, ..
             } => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::mark::{self, Owner};
-use super::{Action, FolderState, Setting, domain, fault};
+use super::{Action, FolderState, Setting, domain, fault, upkeep};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::edge::HOST_FOLDER;
 use crate::incus::Keys;
@@ -275,7 +275,7 @@ pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
 /// What no action follows from.
 pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = upkeep::note(setting).into_iter().collect();
     if !infra.unapplied.is_empty() {
         let keys: Vec<String> = infra
             .unapplied

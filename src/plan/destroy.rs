@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Action;
 use super::domain::our_projects;
+use super::edges::host_socket;
 use super::mark::{self, Owner, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::Instance;
@@ -40,8 +41,14 @@ impl Doomed {
     }
 }
 
-/// Everything of the infrastructure `project` that the selection names.
-pub(crate) fn destroy(project: &str, state: &State, selection: Selection<'_>) -> Doomed {
+/// Everything of the infrastructure `project` that the selection names; `rotated`: whether the host's scheduler was told to
+/// rotate the logs of channels.
+pub(crate) fn destroy(
+    project: &str,
+    state: &State,
+    selection: Selection<'_>,
+    rotated: bool,
+) -> Doomed {
     let mut doomed = Doomed::default();
     let is_ours = |instance: &&Instance| {
         machine_owner(&instance.config, project, &instance.project, &instance.name) == Owner::Ours
@@ -84,7 +91,21 @@ pub(crate) fn destroy(project: &str, state: &State, selection: Selection<'_>) ->
     for domain in our_projects(state, project).filter(|one| with_domain(&one.name)) {
         delete_domain(project, state, &domain.name, &gone, &mut doomed);
     }
+    if rotated && are_last_ends(&machines, &state.instances) {
+        doomed.rest.push(Action::Unschedule);
+    }
     doomed
+}
+
+/// Whether these machines are ends of channels, and no other machine is.
+fn are_last_ends(machines: &[&Instance], all: &[Instance]) -> bool {
+    let is_end = |one: &Instance| one.devices.values().any(|keys| host_socket(keys).is_some());
+    let ends = || all.iter().filter(|one| is_end(one));
+    let goes = |end: &Instance| {
+        let mut machines = machines.iter();
+        machines.any(|one| one.project == end.project && one.name == end.name)
+    };
+    ends().next().is_some() && ends().all(goes)
 }
 
 fn delete(object: Object) -> Action {

@@ -62,6 +62,46 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
     wanted
 }
 
+/// A device that uses an edge's socket on the host, on a machine that is no end of that edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stranger {
+    /// File name of the socket.
+    pub(crate) socket: String,
+    /// The machine's project.
+    pub(crate) project: String,
+    /// The machine.
+    pub(crate) machine: String,
+    /// The device.
+    pub(crate) device: String,
+}
+
+/// The devices that use these edges' sockets where they have no right to.
+pub(crate) fn strangers(edges: &[Edge], instances: &[Instance]) -> Vec<Stranger> {
+    let wanted = wanted(edges);
+    let ours = sockets(edges);
+    let mut found = Vec::new();
+    for instance in instances {
+        let here = wanted.get(&(instance.project.as_str(), instance.name.as_str()));
+        for (name, device) in &instance.devices {
+            let belongs = here.is_some_and(|here| here.contains_key(name));
+            let socket = host_socket(device).filter(|socket| ours.contains(*socket));
+            found.extend(socket.filter(|_| !belongs).map(|socket| Stranger {
+                socket: socket.to_owned(),
+                project: instance.project.clone(),
+                machine: instance.name.clone(),
+                device: name.clone(),
+            }));
+        }
+    }
+    found
+}
+
+/// The file names of the edges' sockets on the host.
+fn sockets(edges: &[Edge]) -> BTreeSet<String> {
+    let name = |edge: &Edge| format!("{}.sock", edge.hash);
+    edges.iter().map(name).collect()
+}
+
 /// The path in an address of a proxy.
 fn path(address: &str) -> Option<&str> {
     address.strip_prefix("unix:")
@@ -76,7 +116,7 @@ fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
 }
 
 /// The file name of the socket on the host that a proxy makes or uses, if it is one of anklume's.
-fn host_socket(device: &Keys) -> Option<&str> {
+pub(super) fn host_socket(device: &Keys) -> Option<&str> {
     if value(device, "type") != "proxy" {
         return None;
     }
@@ -94,10 +134,7 @@ pub(super) fn listens_inside(device: &Keys) -> bool {
 pub(super) fn moves(setting: &Setting<'_>) -> Moves {
     let edges = setting.wanted.edges;
     let wanted = wanted(edges);
-    let ours: BTreeSet<String> = edges
-        .iter()
-        .map(|edge| format!("{}.sock", edge.hash))
-        .collect();
+    let ours = sockets(edges);
     let mut moves = Moves::default();
     let mut used = ours.clone();
     for instance in &setting.state.instances {

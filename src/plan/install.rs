@@ -5,7 +5,7 @@ use super::{Action, Setting};
 use crate::incus::Object;
 use crate::incus::state::Instance;
 use crate::infra::{Domain, Machine, MachineType};
-use crate::inside::{Found, Kind, Order, differences};
+use crate::inside::{Found, Kind, Order, Serving, differences};
 use crate::services::Services;
 
 /// Whether the program is, or was, in a machine.
@@ -23,6 +23,13 @@ pub(super) fn needs_inside(setting: &Setting<'_>, domain: &Domain, machine: &Mac
                 .contains(&(domain.name.as_str(), machine.name.as_str())))
 }
 
+/// What a machine should hold, with the program of this digest.
+pub(crate) fn order(program: &str, machine: &Machine) -> Order {
+    let services = (!machine.services.is_empty()).then(|| Services::of(machine));
+    let run_as = machine.mcp.run_as.clone();
+    Order::new(program, machine.name.clone(), run_as, services.as_ref())
+}
+
 /// What must change in a machine; `None`: nothing.
 pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> Option<Action> {
     let place = (domain.name.to_string(), machine.name.to_string());
@@ -31,13 +38,7 @@ pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine)
     if !needed && !there.is_some_and(has_inside) {
         return None;
     }
-    let services = (!machine.services.is_empty()).then(|| Services::of(machine));
-    let order = Order::new(
-        setting.wanted.program,
-        machine.name.clone(),
-        machine.mcp.run_as.clone(),
-        services.as_ref(),
-    );
+    let order = order(setting.wanted.program, machine);
     let nothing = Found::default();
     let found = setting.facts.inside.get(&place).unwrap_or(&nothing);
     let pieces = differences(&order, found);
@@ -48,6 +49,7 @@ pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine)
         machine: Object::machine(&place.0, &place.1),
         order,
         push: pieces.iter().any(|piece| piece.kind == Kind::Program),
+        hung: found.serving == Serving::Silent,
         lines: pieces.into_iter().map(|piece| piece.line).collect(),
     })
 }

@@ -40,7 +40,7 @@ pub(crate) fn owner(config: &Keys, project: &str) -> Owner {
 }
 
 /// Whose a machine is: `incus copy` and `incus rename` keep the marks.
-pub(super) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &str) -> Owner {
+pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &str) -> Owner {
     let own = format!("{domain}/{name}");
     match (owner(config, project), config.get(MACHINE)) {
         (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),

@@ -3,6 +3,7 @@
 mod inside;
 mod memory;
 mod obstacles;
+mod upkeep;
 
 use serde_json::json;
 
@@ -361,7 +362,7 @@ fn gone(doomed: &Doomed) -> Vec<String> {
 fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     let mut state = applied(INFRA);
     assert_eq!(
-        gone(&destroy("demo", &state, Selection::All)),
+        gone(&destroy("demo", &state, Selection::All, false)),
         [
             "- machine signer (not ephemeral)",
             "- machine dev",
@@ -376,15 +377,20 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
         ]
     );
     assert_eq!(
-        gone(&destroy("other", &state, Selection::All)),
+        gone(&destroy("other", &state, Selection::All, false)),
         Vec::<String>::new()
     );
     assert_eq!(
-        gone(&destroy("demo", &state, Selection::Machine("dev"))),
+        gone(&destroy("demo", &state, Selection::Machine("dev"), false)),
         ["- machine dev", "- volume dev-data of work"]
     );
     assert_eq!(
-        gone(&destroy("demo", &state, Selection::Machine("nobody"))),
+        gone(&destroy(
+            "demo",
+            &state,
+            Selection::Machine("nobody"),
+            false
+        )),
         Vec::<String>::new()
     );
     let device = state.instances[0]
@@ -392,12 +398,12 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
         .values()
         .find_map(|device| device.get("listen"));
     let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
-    let doomed = destroy("demo", &state, Selection::Machine("signer"));
+    let doomed = destroy("demo", &state, Selection::Machine("signer"), false);
     assert!(matches!(&doomed.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
     let by_hand: Instance =
         serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
     state.instances.push(by_hand);
-    let doomed = destroy("demo", &state, Selection::Domain("work"));
+    let doomed = destroy("demo", &state, Selection::Domain("work"), false);
     assert_eq!(
         gone(&doomed),
         ["- machine dev", "- volume dev-data of work"]

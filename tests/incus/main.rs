@@ -11,6 +11,7 @@ mod apply;
 mod channel;
 mod client;
 mod debian;
+mod doctor;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;

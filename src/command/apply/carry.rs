@@ -7,10 +7,13 @@ use futures_util::stream;
 
 use super::context::{Context, incus_failure};
 use super::host_work;
+use super::hung;
 use super::lock::Lock;
+use super::logs;
 use super::progress::Progress;
 use super::provision;
 use super::report::{Outcome, Status};
+use super::schedule;
 use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
 use crate::plan::{Action, Role};
 
@@ -103,6 +106,9 @@ async fn act(
     match action {
         Action::Folder { path, mode, .. } => on_host(host_work::make_folder(path, *mode)),
         Action::Sweep { path } => on_host(host_work::remove_socket(path)),
+        Action::Rotate { path, .. } => on_host(logs::rotate(path)),
+        Action::Schedule(schedule) => on_host(schedule::set_up(schedule).await),
+        Action::Unschedule => on_host(schedule::take_away().await),
         Action::Revoke { host, .. } => {
             if let Some(path) = host {
                 on_host(host_work::remove_socket(path))?;
@@ -119,12 +125,20 @@ async fn act(
             machine,
             order,
             push,
+            hung,
             ..
         } => {
             let incus = connected(context, connection)
                 .await
                 .map_err(|why| incus_failure(&why).message)?;
-            let done = provision::install(context, incus, machine, order, *push).await;
+            let done = async {
+                if *hung {
+                    let first = incus.first_process(machine).await;
+                    hung::end(first.map_err(|why| incus_failure(&why).message)?).await;
+                }
+                provision::install(context, incus, machine, order, *push).await
+            };
+            let done = done.await;
             if done.is_err() {
                 *connection = None;
             }
@@ -231,7 +245,12 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             protected,
             ..
         } => delete(incus, object, *running, *protected).await,
-        Action::Install { .. } | Action::Folder { .. } | Action::Sweep { .. } => Ok(()),
+        Action::Install { .. }
+        | Action::Folder { .. }
+        | Action::Sweep { .. }
+        | Action::Rotate { .. }
+        | Action::Schedule(_)
+        | Action::Unschedule => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use tokio::process::Command;
 
+use super::{logs, schedule};
 use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
 use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, Route, TakenIds};
@@ -30,6 +31,8 @@ pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
         missing: missing(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
         routes: routes(),
+        logs: logs::big(edges),
+        rotation: schedule::look(),
         root: rustix::process::geteuid().is_root(),
         ..Facts::default()
     }

@@ -114,7 +114,7 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
     Some(found)
 }
 
-fn runs(there: &Instance) -> bool {
+pub(in crate::command) fn runs(there: &Instance) -> bool {
     ["Running", "Ready"].contains(&there.status.as_str())
 }
 
@@ -162,13 +162,18 @@ async fn channel<'s>(
         })
     };
     let mut channel = Channel::default();
-    if end(&edge.provider).is_some() {
-        match wire::ask(edge).await {
-            Answer::Tools(_) | Answer::NotAllowed => {}
-            Answer::NoSocket => channel.provider = Some(Again::NoSocket),
-            Answer::NoProcess => channel.provider = Some(Again::NoProcess),
-            Answer::Silent => channel.silent = true,
-        }
+    if let Some(provider) = end(&edge.provider) {
+        channel.provider = match wire::ask(edge).await {
+            Answer::Tools | Answer::NotAllowed => None,
+            Answer::NoProcess => Some(Again::NoProcess),
+            _ if !carried(context, edge, Role::Provider, provider).await => Some(Again::NoProcess),
+            Answer::NoSocket => Some(Again::NoSocket),
+            Answer::OddSocket => Some(Again::OddSocket),
+            Answer::Silent => {
+                channel.silent = true;
+                None
+            }
+        };
     }
     if let Some(consumer) = end(&edge.consumer) {
         channel.consumer = consumer_end(context, edge, consumer).await;
@@ -178,12 +183,21 @@ async fn channel<'s>(
 
 /// What is wrong with a consumer's device.
 async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Option<Again> {
-    let machine = Object::machine(&consumer.project, &consumer.name);
-    let mut incus = context.incus_for_looking().await.ok()?;
-    let first = incus.first_process(&machine).await.ok()?;
-    if !wire::carries(edge, first) {
+    if !carried(context, edge, Role::Consumer, consumer).await {
         return Some(Again::NoProcess);
     }
+    let machine = Object::machine(&consumer.project, &consumer.name);
+    let mut incus = context.incus_for_looking().await.ok()?;
     let socket = incus.kind_of_file(&machine, &edge.consumer_socket()).await;
     matches!(socket, Ok(None)).then_some(Again::NoSocket)
+}
+
+/// Whether the process of an end's device is there; where nobody can say, it is.
+async fn carried(context: &Context, edge: &Edge, role: Role, end: &Instance) -> bool {
+    let machine = Object::machine(&end.project, &end.name);
+    let Ok(mut incus) = context.incus_for_looking().await else {
+        return true;
+    };
+    let first = incus.first_process(&machine).await;
+    first.map_or(true, |first| wire::carries(edge, role, first))
 }

@@ -17,7 +17,7 @@ pub(crate) struct Program {
     /// Its file.
     pub(super) bytes: Bytes,
     /// SHA-256 of it.
-    pub(super) digest: String,
+    pub(in crate::command) digest: String,
 }
 
 impl Program {
@@ -26,7 +26,7 @@ impl Program {
     /// # Errors
     ///
     /// It cannot be read, or it needs a library that a machine may not have.
-    pub(super) fn of_this() -> anyhow::Result<Self> {
+    pub(in crate::command) fn of_this() -> anyhow::Result<Self> {
         let bytes = fs::read(THIS_PROGRAM).context("cannot read this program")?;
         if !is_static(&bytes) {
             let message = "this anklume needs libraries, and a machine may have none: it cannot go into machines";

@@ -85,7 +85,11 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Install { machine, .. }
         | Action::Connect { machine, .. }
         | Action::Revoke { machine, .. } => Some(machine),
-        Action::Folder { .. } | Action::Sweep { .. } => None,
+        Action::Folder { .. }
+        | Action::Sweep { .. }
+        | Action::Rotate { .. }
+        | Action::Schedule(_)
+        | Action::Unschedule => None,
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::edge::Edge;
 use crate::mcp::client::{Client, Patience};
+use crate::plan::Role;
 
 /// How long a provider's server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,21 +19,40 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What came of asking a provider over the host's socket of an edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Its server listed its tools, after this time.
-    Tools(Duration),
+    /// Its server listed its tools.
+    Tools,
     /// Nobody answered, though the provider's device carries bytes.
     Silent,
     /// The socket is there, and no process behind it.
     NoProcess,
     /// There is no socket.
     NoSocket,
+    /// What is there is not the edge's user's alone, so that the consumer's end cannot use it, or others can.
+    OddSocket,
     /// This user may not ask.
     NotAllowed,
 }
 
+/// Rights of an edge's socket on the host.
+const SOCKET_MODE: u32 = 0o600;
+/// Bits of a mode that are rights.
+const RIGHTS: u32 = 0o7777;
+
+/// Whether something else is at the path of an edge's socket, or it has another owner or other rights.
+fn is_odd(edge: &Edge) -> bool {
+    fs::symlink_metadata(edge.host_socket()).is_ok_and(|is| {
+        let as_made = is.file_type().is_socket()
+            && (is.uid(), is.gid()) == (edge.uid, edge.uid)
+            && is.mode() & RIGHTS == SOCKET_MODE;
+        !as_made
+    })
+}
+
 /// Asks the provider of an edge what it offers to the consumer, over the host's socket of the edge.
 pub(super) async fn ask(edge: &Edge) -> Answer {
-    let began = Instant::now();
+    if is_odd(edge) {
+        return Answer::OddSocket;
+    }
     let stream = match UnixStream::connect(edge.host_socket()).await {
         Ok(stream) => stream,
         Err(why) => {
@@ -53,15 +74,15 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
         client.tools().await
     };
     match timeout(PATIENCE, listed).await {
-        Ok(Ok(_)) => Answer::Tools(began.elapsed()),
+        Ok(Ok(_)) => Answer::Tools,
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
 }
 
-/// Whether a process of the host carries a consumer's bytes out of the machine whose first process that is.
+/// Whether a process of the host carries the bytes of an edge's end, a machine whose first process that is.
 ///
 /// Only root can make a process of the edge's user, so whatever bears its number is what Incus started.
-pub(super) fn carries(edge: &Edge, first: u32) -> bool {
+pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
     // Others may not see it (`hidepid` of proc(5)): what cannot be looked at is taken for sound.
     if !rustix::process::geteuid().is_root() {
         return true;
@@ -69,15 +90,28 @@ pub(super) fn carries(edge: &Edge, first: u32) -> bool {
     let Ok(entries) = fs::read_dir("/proc") else {
         return true;
     };
-    let listen = format!("unix:{}", edge.consumer_socket());
-    let connect = format!("unix:{}", edge.host_socket());
+    let host = format!("unix:{}", edge.host_socket());
+    let (inside, uid) = match role {
+        Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
+        // Runs as the machine's root, whatever number that has here.
+        Role::Provider => (edge.provider_socket(), None),
+    };
+    let needed = [host, format!("unix:{inside}"), first.to_string()];
     let mut processes = entries
         .filter_map(Result::ok)
-        .filter(|entry| entry.metadata().is_ok_and(|is| is.uid() == edge.uid));
+        .filter(|entry| uid.is_none_or(|uid| entry.metadata().is_ok_and(|is| is.uid() == uid)));
     processes.any(|entry| {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
-        let has = |word: &str| words.contains(&word.as_bytes());
-        has(&listen) && has(&connect) && has(&first.to_string())
+        let all = needed.iter().all(|word| words.contains(&word.as_bytes()));
+        all && runs(&entry.path())
     })
+}
+
+/// Whether a process is neither stopped nor a corpse (proc(5): the state is behind the name, which is in brackets).
+fn runs(process: &Path) -> bool {
+    let stat = fs::read(process.join("stat")).unwrap_or_default();
+    let mut rest = stat.rsplit(|byte| *byte == b')');
+    let state = rest.next().and_then(|rest| rest.get(1));
+    state.is_some_and(|state| !b"TtZXx".contains(state))
 }

@@ -32,6 +32,9 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
             Action::Install { .. }
             | Action::Folder { .. }
             | Action::Sweep { .. }
+            | Action::Rotate { .. }
+            | Action::Schedule(_)
+            | Action::Unschedule
             | Action::Delete { .. } => {}
         }
     }

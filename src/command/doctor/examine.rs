@@ -1,0 +1,471 @@
+//! The first thing that is broken on the way of a channel, of what was seen. Pure: looks at nothing itself.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::super::apply::{LOG_LIMIT, log_path, runs};
+use super::consumer::ListenFolder;
+use crate::channel::shell_line;
+use crate::edge::{CONSUMER_FOLDER, Edge, End};
+use crate::incus::State;
+use crate::incus::state::Instance;
+use crate::infra::{Device, Infra};
+use crate::inside::{Found, Kind, Order, PROGRAM, Piece, Serving, Supervisor, differences};
+use crate::plan::{Again, Facts, Owner, Role, has_inside, machine_owner, order, strangers};
+
+/// What kind of thing is broken, in the order in which it is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum What {
+    /// A machine is not there, not ours, or does not run.
+    Machine,
+    /// A folder in which sockets lie, in the consumer or on the host.
+    Folder,
+    /// A device is missing or another one.
+    Device,
+    /// Another machine has a device of this channel.
+    Copy,
+    /// Nobody carries the bytes of a device.
+    Process,
+    /// A socket is gone.
+    Socket,
+    /// The program in a machine.
+    Program,
+    /// The provider's server does not answer.
+    Server,
+    /// It serves another policy.
+    Policy,
+    /// What starts it with its machine.
+    Supervision,
+    /// A log of the host's grows without bound.
+    Log,
+}
+
+/// What is broken, and what mends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Broken {
+    /// What kind of thing.
+    pub(super) what: What,
+    /// What is wrong with it.
+    pub(super) detail: String,
+    /// The command that mends it.
+    pub(super) mend: String,
+}
+
+/// How a channel is.
+#[derive(Debug)]
+pub(super) struct Health<'e> {
+    /// The channel.
+    pub(super) edge: &'e Edge,
+    /// The first thing that is broken; `None`: it works.
+    pub(super) broken: Option<Broken>,
+    /// How long the consumer's question took.
+    pub(super) took: Option<Duration>,
+    /// What the user should know, and what is not broken.
+    pub(super) notes: Vec<String>,
+}
+
+/// Everything that was seen from the host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Examiner<'a> {
+    pub(super) infra: &'a Infra,
+    pub(super) edges: &'a [Edge],
+    pub(super) state: &'a State,
+    pub(super) facts: &'a Facts,
+    /// SHA-256 of the program that belongs in the machines.
+    pub(super) program: &'a str,
+    /// The command that mends nearly everything.
+    pub(super) apply: &'a str,
+}
+
+impl Examiner<'_> {
+    /// What the user should know of a channel that is not broken for it.
+    pub(super) fn notes(&self, edge: &Edge) -> Vec<String> {
+        let provider = &edge.provider;
+        let identity = self
+            .found(provider)
+            .and_then(|found| found.identity.as_ref());
+        let alone = identity.is_some_and(|one| one.supervisor == Some(Supervisor::Nobody));
+        let note = format!(
+            "{} has neither systemd nor OpenRC: nothing restarts its server but `{}`",
+            provider.machine, self.apply
+        );
+        alone.then_some(note).into_iter().collect()
+    }
+
+    /// The machines at both ends.
+    pub(super) fn machines(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
+        self.consumer(edge, listens).or_else(|| self.provider(edge))
+    }
+
+    fn consumer(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
+        // A device whose folder is not there keeps the machine from starting.
+        let starts = *listens == ListenFolder::There;
+        self.machine(&edge.consumer, starts)
+    }
+
+    fn provider(&self, edge: &Edge) -> Option<Broken> {
+        let identity = self
+            .found(&edge.provider)
+            .and_then(|one| one.identity.as_ref());
+        let supervisor = identity.and_then(|one| one.supervisor);
+        let starts = [Some(Supervisor::Systemd), Some(Supervisor::Openrc)].contains(&supervisor);
+        self.machine(&edge.provider, starts)
+    }
+
+    /// A machine; `starts`: nothing is left to be done once it is started.
+    fn machine(&self, end: &End, starts: bool) -> Option<Broken> {
+        let name = &end.machine;
+        let Some(there) = self.there(end) else {
+            let detail = format!("{name} is not on Incus (project {})", end.domain);
+            return Some(self.by_apply(What::Machine, detail));
+        };
+        let project = &self.infra.project;
+        let owner = machine_owner(&there.config, project, &there.project, &there.name);
+        if owner != Owner::Ours {
+            let whose = match owner {
+                Owner::Other(other) => {
+                    format!("belongs to the infrastructure {}", other.escape_debug())
+                }
+                Owner::Copy(original) => format!("is a copy of {}", original.escape_debug()),
+                Owner::Nobody | Owner::Ours => "was not made by anklume".to_owned(),
+            };
+            return Some(Broken {
+                what: What::Machine,
+                detail: format!("{name} {whose}"),
+                mend: format!("{} --adopt {name}", self.apply),
+            });
+        }
+        if runs(there) {
+            return None;
+        }
+        let status = there.status.to_lowercase();
+        let detail = format!("{name} is {}", status.escape_debug());
+        let incus = |verb: &str| {
+            shell_line([
+                "incus",
+                verb,
+                name.as_str(),
+                "--project",
+                end.domain.as_str(),
+            ])
+        };
+        let mend = match status.as_str() {
+            "frozen" => incus("resume"),
+            "stopped" if starts => incus("start"),
+            _ => self.apply.to_owned(),
+        };
+        Some(Broken {
+            what: What::Machine,
+            detail,
+            mend,
+        })
+    }
+
+    /// What the host sees between two machines that run.
+    pub(super) fn way(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
+        self.folders(edge, listens)
+            .or_else(|| self.device(&edge.consumer, &edge.consumer_device()))
+            .or_else(|| self.device(&edge.provider, &edge.provider_device()))
+            .or_else(|| self.copy(edge))
+            .or_else(|| self.ends(edge, What::Process))
+            .or_else(|| self.ends(edge, What::Socket))
+            .or_else(|| self.inside(&edge.provider, &[Kind::Program, Kind::Name]))
+            .or_else(|| self.inside(&edge.consumer, &[Kind::Program, Kind::Name]))
+            .or_else(|| self.silence(&edge.provider))
+    }
+
+    fn folders(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
+        let consumer = &edge.consumer;
+        let name = &consumer.machine;
+        let broken = |detail, mend| {
+            Some(Broken {
+                what: What::Folder,
+                detail,
+                mend,
+            })
+        };
+        match listens {
+            ListenFolder::There => {}
+            ListenFolder::Gone => {
+                let detail = format!("`{CONSUMER_FOLDER}` is gone from {name}");
+                return broken(detail, self.apply.to_owned());
+            }
+            ListenFolder::Altered(part) => {
+                let project = consumer.domain.as_str();
+                let words = [
+                    "incus",
+                    "exec",
+                    name.as_str(),
+                    "--project",
+                    project,
+                    "--",
+                    "rm",
+                    part,
+                ];
+                let mend = format!("{}; {}", shell_line(words), self.apply);
+                return broken(
+                    format!("machine altered: `{part}` in {name} is not a folder"),
+                    mend,
+                );
+            }
+            ListenFolder::Unknown(why) => {
+                let detail = format!("`{CONSUMER_FOLDER}` of {name} cannot be looked at: {why}");
+                return broken(detail, self.apply.to_owned());
+            }
+        }
+        let folder = self.facts.folders.first()?;
+        let detail = format!(
+            "`{}` on the host is missing, or not root's with the rights 0711",
+            folder.path.escape_debug()
+        );
+        broken(detail, self.apply.to_owned())
+    }
+
+    fn device(&self, end: &End, device: &Device) -> Option<Broken> {
+        let (machine, name) = (&end.machine, &device.name);
+        let there = self.there(end)?;
+        let Some(found) = there.devices.get(name) else {
+            let detail = format!("{machine} has no device {name}");
+            return Some(self.by_apply(What::Device, detail));
+        };
+        let mut keys: BTreeSet<&str> = found.keys().map(String::as_str).collect();
+        keys.extend(device.keys.iter().map(|(key, _)| key.as_str()));
+        let differs = |key: &&str| found.get(*key).map(String::as_str) != device.get(key);
+        let keys: Vec<&str> = keys.into_iter().filter(differs).collect();
+        if keys.is_empty() {
+            return None;
+        }
+        let keys = keys.join(", ");
+        let detail = format!(
+            "the device {name} of {machine} is another one: {}",
+            keys.escape_debug()
+        );
+        Some(self.by_apply(What::Device, detail))
+    }
+
+    fn copy(&self, edge: &Edge) -> Option<Broken> {
+        let socket = format!("{}.sock", edge.hash);
+        let all = strangers(self.edges, &self.state.instances);
+        let one = all.into_iter().find(|one| one.socket == socket)?;
+        let detail = format!(
+            "{} (project {}) has a device of this channel, {}, and is no end of it",
+            one.machine.escape_debug(),
+            one.project.escape_debug(),
+            one.device.escape_debug()
+        );
+        Some(self.by_apply(What::Copy, detail))
+    }
+
+    /// What is wrong with the devices of both ends, if it is of that kind.
+    fn ends(&self, edge: &Edge, what: What) -> Option<Broken> {
+        let ends = [
+            (Role::Consumer, &edge.consumer, edge.consumer_socket()),
+            (Role::Provider, &edge.provider, edge.host_socket()),
+        ];
+        let mut broken = ends.into_iter().filter_map(|(role, end, socket)| {
+            let again = self.facts.broken.get(&(edge.hash.clone(), role))?;
+            let machine = &end.machine;
+            let place = match role {
+                Role::Consumer => format!("in {machine}"),
+                Role::Provider => "on the host".to_owned(),
+            };
+            let (is, detail) = match again {
+                Again::NoProcess | Again::TakenOver => (
+                    What::Process,
+                    format!(
+                        "nobody carries the bytes of the device {} of {machine}",
+                        edge.device_name()
+                    ),
+                ),
+                Again::NoSocket => (What::Socket, format!("`{socket}` {place} is gone")),
+                Again::OddSocket => (
+                    What::Socket,
+                    format!(
+                        "`{socket}` {place} is no socket, or not user {}'s alone",
+                        edge.uid
+                    ),
+                ),
+            };
+            (is == what).then(|| self.by_apply(is, detail))
+        });
+        broken.next()
+    }
+
+    /// The first of these kinds of things that differ in a machine.
+    fn inside(&self, end: &End, kinds: &[Kind]) -> Option<Broken> {
+        let machine = &end.machine;
+        let Some(found) = self.found(end) else {
+            let known = self.there(end).is_some_and(has_inside);
+            let detail = if known {
+                format!("{machine} cannot be looked into")
+            } else {
+                format!("`{PROGRAM}` was never put into {machine}")
+            };
+            return Some(self.by_apply(What::Program, detail));
+        };
+        let order = self.order(end)?;
+        let pieces = differences(&order, found);
+        let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
+        let (what, detail) = described(piece, machine.as_str(), &order, found);
+        Some(self.by_apply(what, detail))
+    }
+
+    /// A provider that was asked from the host and did not answer; why, where the host can see that.
+    fn silence(&self, provider: &End) -> Option<Broken> {
+        let found = self.found(provider)?;
+        if found.serving != Serving::Silent {
+            return None;
+        }
+        // Whom a policy of somebody's leaves out has no socket there.
+        self.inside(provider, &[Kind::Services])
+            .or_else(|| self.inside(provider, &[Kind::Server]))
+    }
+
+    /// What the consumer sees must be what is declared.
+    pub(super) fn heard(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
+        let policy = [Kind::Services, Kind::Server];
+        if let Some(broken) = self.inside(&edge.provider, &policy) {
+            return Some(broken);
+        }
+        let (_, provider) = self.infra.machine(edge.provider.machine.as_str())?;
+        let declared = provider.services.iter();
+        let declared = declared.filter(|one| one.consumers.contains(&edge.consumer.machine));
+        let declared: BTreeSet<String> = declared.map(|one| one.name.to_string()).collect();
+        if declared == *services {
+            return None;
+        }
+        let list = |names: &BTreeSet<String>| {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            if names.is_empty() {
+                "nothing".to_owned()
+            } else {
+                names.join(", ")
+            }
+        };
+        let detail = format!(
+            "the consumer says that it is offered {}; declared is {}",
+            list(services),
+            list(&declared)
+        );
+        Some(self.by_apply(What::Policy, detail))
+    }
+
+    /// The consumer could not ask, though all on the way looks right from the host.
+    pub(super) fn unheard(&self, why: &str) -> Broken {
+        self.by_apply(What::Server, why.to_owned())
+    }
+
+    /// What works now and will not for ever.
+    pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
+        self.inside(&edge.provider, &[Kind::Supervision])
+            .or_else(|| self.log(edge))
+    }
+
+    fn log(&self, edge: &Edge) -> Option<Broken> {
+        let paths = [&edge.provider, &edge.consumer].map(|end| log_path(edge, end));
+        let mut logs = self.facts.logs.iter();
+        let log = logs.find(|log| paths.contains(&log.path))?;
+        let mib = |bytes: u64| bytes / (1024 * 1024);
+        let detail = format!(
+            "`{}` takes {} MiB of the host's disk; from {} MiB on it should be rotated",
+            log.path.escape_debug(),
+            mib(log.bytes),
+            mib(LOG_LIMIT)
+        );
+        Some(self.by_apply(What::Log, detail))
+    }
+
+    fn by_apply(&self, what: What, detail: String) -> Broken {
+        Broken {
+            what,
+            detail,
+            mend: self.apply.to_owned(),
+        }
+    }
+
+    fn there(&self, end: &End) -> Option<&Instance> {
+        let mut all = self.state.instances.iter();
+        all.find(|one| one.project == end.domain.as_str() && one.name == end.machine.as_str())
+    }
+
+    fn found(&self, end: &End) -> Option<&Found> {
+        let place = (end.domain.to_string(), end.machine.to_string());
+        self.facts.inside.get(&place)
+    }
+
+    fn order(&self, end: &End) -> Option<Order> {
+        let (_, machine) = self.infra.machine(end.machine.as_str())?;
+        Some(order(self.program, machine))
+    }
+}
+
+/// What differs in a machine, in words.
+fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
+    match piece.kind {
+        Kind::Program if found.program.is_none() => {
+            (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
+        }
+        Kind::Program => (
+            What::Program,
+            format!("`{PROGRAM}` in {machine} is another program than this one"),
+        ),
+        Kind::Name => (
+            What::Program,
+            format!("the name of {machine} or the link to its program is not as `apply` left it"),
+        ),
+        Kind::Services if found.services.is_none() => (
+            What::Policy,
+            format!("the services file is gone from {machine}"),
+        ),
+        Kind::Services => (
+            What::Policy,
+            format!("the services file of {machine} is not the declared one"),
+        ),
+        Kind::Supervision => (
+            What::Supervision,
+            format!("what starts the server of {machine} is missing or changed"),
+        ),
+        Kind::Server => match &found.serving {
+            Serving::Policy {
+                refused: Some(why), ..
+            } => {
+                let cut: String = why
+                    .chars()
+                    .take(WORDS_MAX)
+                    .flat_map(char::escape_debug)
+                    .collect();
+                (
+                    What::Policy,
+                    format!("the server of {machine} refused its newest services: it says {cut}"),
+                )
+            }
+            Serving::Policy { digest, .. } => {
+                let declared = order.services().ok().flatten().map(|one| one.digest());
+                let short = |digest: &str| -> String {
+                    let shown = digest.chars().take(DIGEST_SHOWN);
+                    shown.flat_map(char::escape_debug).collect()
+                };
+                (
+                    What::Policy,
+                    format!(
+                        "the server of {machine} reports the policy {}; declared is {}",
+                        short(digest),
+                        short(&declared.unwrap_or_default())
+                    ),
+                )
+            }
+            Serving::Silent | Serving::Unknown => (
+                What::Server,
+                format!("the server of {machine} does not answer"),
+            ),
+        },
+    }
+}
+
+/// Longest of a machine's words that are shown, in characters.
+const WORDS_MAX: usize = 300;
+/// How much of a digest is shown, in characters.
+const DIGEST_SHOWN: usize = 12;

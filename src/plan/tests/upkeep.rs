@@ -1,0 +1,87 @@
+//! The logs of channels: rotated where they are big, and by the host's scheduler between runs.
+
+use super::*;
+use crate::plan::{BigLog, HostFile, Rotation, Schedule};
+
+fn wanting(there: bool) -> Facts {
+    let file = HostFile {
+        path: "/etc/cron.d/anklume".to_owned(),
+        content: String::new(),
+    };
+    Facts {
+        rotation: Rotation::Wanting(Schedule {
+            by: "cron",
+            files: vec![file],
+            there,
+        }),
+        ..facts()
+    }
+}
+
+fn of(facts: &Facts) -> Vec<String> {
+    lines(&planned(INFRA, &applied(INFRA), facts, &[]).unwrap())
+}
+
+#[test]
+fn a_big_log_is_rotated_and_the_scheduler_is_set_up() {
+    assert_eq!(
+        of(&wanting(false)),
+        ["+ rotation of the channels' logs, by cron"]
+    );
+    assert_eq!(
+        of(&wanting(true)),
+        ["~ rotation of the channels' logs, by cron"]
+    );
+    let big = Facts {
+        logs: vec![BigLog {
+            path: "/var/log/incus/work_dev/proxy.mcp-1.log".to_owned(),
+            bytes: 13 * 1024 * 1024 + 1,
+        }],
+        ..facts()
+    };
+    assert_eq!(
+        of(&big),
+        ["~ log /var/log/incus/work_dev/proxy.mcp-1.log on the host: 13 MiB → rotated"]
+    );
+}
+
+#[test]
+fn without_channels_nothing_is_scheduled_and_where_nothing_can_be_that_is_said() {
+    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
+    let plan = planned(&alone, &applied(&alone), &wanting(false), &[]).unwrap();
+    assert_eq!(lines(&plan), Vec::<String>::new());
+    let nobody = Facts {
+        rotation: Rotation::Nobody("no cron".to_owned()),
+        ..facts()
+    };
+    let plan = planned(INFRA, &applied(INFRA), &nobody, &[]).unwrap();
+    assert_eq!(
+        plan.notes,
+        ["nothing rotates the logs of channels between two runs of `anklume apply`: no cron"]
+    );
+    let plan = planned(&alone, &applied(&alone), &nobody, &[]).unwrap();
+    assert_eq!(plan.notes, [""; 0]);
+}
+
+#[test]
+fn what_is_scheduled_goes_with_the_last_channel() {
+    let last = "- rotation of the channels' logs".to_owned();
+    let mut state = applied(INFRA);
+    let all = |state: &State, rotated| {
+        let doomed = destroy("demo", state, Selection::All, rotated);
+        gone(&doomed)
+    };
+    assert_eq!(all(&state, true).last(), Some(&last));
+    assert!(!all(&state, false).contains(&last));
+    // One end stays.
+    let one = destroy("demo", &state, Selection::Machine("dev"), true);
+    assert!(!gone(&one).contains(&last));
+    let mut other = state.instances[0].clone();
+    (other.project, other.name) = ("else".to_owned(), "one".to_owned());
+    other.config.clear();
+    state.instances.push(other);
+    assert!(!all(&state, true).contains(&last));
+    // Without channels it is none of this infrastructure's business.
+    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
+    assert!(!all(&applied(&alone), true).contains(&last));
+}

@@ -1,0 +1,205 @@
+//! `anklume doctor` on a real Incus: each breakage is made for real, named, mended by `apply`, and gone.
+#![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
+
+mod inside;
+mod logs;
+mod machines;
+mod way;
+
+use serde_json::Value;
+
+use crate::world::World;
+
+/// A provider with two services, and their consumer in another domain.
+const PAIR: &str = r#"
+domains:
+  {a}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {a}-signer:
+        ip: "{base}.1.10"
+        services:
+          - {name: sign, tool: gpg_sign, consumers: [{b}-dev]}
+          - {name: push, tool: file_accept, consumers: [{b}-dev]}
+  {b}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {b}-dev: {ip: "{base}.2.10", mcp: {uid: 1000, gid: 1000}}
+"#;
+
+/// A channel between two machines.
+pub(crate) struct Patient {
+    pub(crate) world: World,
+    /// Name of its devices.
+    pub(crate) device: String,
+}
+
+impl Patient {
+    /// A channel that works.
+    pub(crate) fn new() -> Self {
+        let world = World::new(PAIR);
+        world.apply();
+        let devices = world.edge_devices(0, &world.machine(0, "signer"));
+        assert_eq!(devices.len(), 1, "{devices:?}");
+        let patient = Self {
+            world,
+            device: devices.concat(),
+        };
+        patient.is_well();
+        patient
+    }
+
+    fn signer(&self) -> String {
+        self.world.machine(0, "signer")
+    }
+
+    fn dev(&self) -> String {
+        self.world.machine(1, "dev")
+    }
+
+    /// `anklume doctor --format json`.
+    #[track_caller]
+    pub(crate) fn examined(&self) -> (i32, Value) {
+        let ran = self.world.run(&["doctor", "--format", "json"]);
+        let answer = serde_json::from_str(&ran.stdout);
+        assert!(answer.is_ok(), "{ran:?}");
+        (ran.status, answer.unwrap())
+    }
+
+    /// The channel works, and the doctor says so.
+    #[track_caller]
+    pub(crate) fn is_well(&self) {
+        let (status, answer) = self.examined();
+        assert_eq!(status, 0, "{answer:#}");
+        assert_eq!(answer["ok"], true);
+        let edge = &answer["edges"][0];
+        assert_eq!(edge["consumer"], self.dev());
+        assert_eq!(edge["provider"], self.signer());
+        assert!(edge["milliseconds"].as_f64().unwrap() > 0.0, "{answer:#}");
+        assert_eq!(edge["broken"], Value::Null);
+    }
+
+    /// The doctor names this first; what it says mends it is given back.
+    #[track_caller]
+    pub(crate) fn ails(&self, what: &str, detail: &str) -> String {
+        let (status, answer) = self.examined();
+        assert_eq!(status, 1, "{answer:#}");
+        let edge = &answer["edges"][0];
+        assert_eq!(edge["ok"], false);
+        assert_eq!(edge["milliseconds"], Value::Null);
+        let broken = &edge["broken"];
+        assert_eq!(broken["what"], what, "{answer:#}");
+        let detail = detail
+            .replace("{dev}", &self.dev())
+            .replace("{signer}", &self.signer())
+            .replace("{device}", &self.device);
+        let said = broken["detail"].as_str().unwrap();
+        assert!(said.contains(&detail), "{said} | {detail}");
+        broken["mend"].as_str().unwrap().to_owned()
+    }
+
+    /// `apply` mends it, and has nothing to do afterwards.
+    #[track_caller]
+    pub(crate) fn is_mended(&self) {
+        self.world.apply();
+        self.is_well();
+        self.world.is_settled();
+    }
+
+    /// All of it: broken so, named so, mended by `apply`.
+    #[track_caller]
+    pub(crate) fn recovers(&self, what: &str, detail: &str) {
+        assert_eq!(self.ails(what, detail), "anklume apply");
+        self.is_mended();
+    }
+
+    /// Runs `incus …` on one of the domains, which must succeed.
+    #[track_caller]
+    pub(crate) fn incus(&self, domain: usize, args: &[&str]) {
+        let output = self.world.incus(domain, args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    }
+
+    /// Runs a command in a machine, which must succeed.
+    #[track_caller]
+    pub(crate) fn exec(&self, domain: usize, name: &str, command: &str) {
+        let (done, said) = self.world.exec(domain, name, command);
+        assert!(done, "{command}: {said}");
+    }
+
+    /// The socket on the host.
+    pub(crate) fn host_socket(&self) -> String {
+        let hash = self.device.strip_prefix("mcp-").unwrap();
+        format!("/var/lib/anklume/mcp/{hash}.sock")
+    }
+
+    /// The first process of a machine, on the host.
+    pub(crate) fn first(&self, domain: usize, name: &str) -> String {
+        let machine = self.world.machine(domain, name);
+        let args = ["list", &machine, "-c", "p", "-f", "csv"];
+        let list = self.world.incus(domain, &args);
+        String::from_utf8_lossy(&list.stdout).trim().to_owned()
+    }
+
+    /// The process on the host that carries the bytes of a machine's end.
+    pub(crate) fn proxy(&self, domain: usize, name: &str) -> i32 {
+        let words = [
+            format!("unix:{}", self.host_socket()),
+            self.first(domain, name),
+        ];
+        process(|line| {
+            line.contains(&"forkproxy".to_owned()) && words.iter().all(|word| line.contains(word))
+        })
+    }
+
+    /// The provider's server, as the host numbers it.
+    pub(crate) fn server(&self) -> i32 {
+        let root = format!("/proc/{}/ns/pid", self.first(0, "signer"));
+        let machine = std::fs::read_link(root).unwrap();
+        let mut all = processes(|line| line.contains(&"--listen".to_owned()));
+        all.retain(|one| {
+            std::fs::read_link(format!("/proc/{one}/ns/pid")).is_ok_and(|it| it == machine)
+        });
+        assert_eq!(all.len(), 1, "{all:?}");
+        all[0]
+    }
+}
+
+/// The processes of the host with such a command line.
+fn processes(is: impl Fn(&Vec<String>) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|number: &i32| {
+            let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            is(&line.split('\0').map(str::to_owned).collect())
+        })
+        .collect()
+}
+
+fn process(is: impl Fn(&Vec<String>) -> bool) -> i32 {
+    let all = processes(is);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all[0]
+}
+
+/// Sends a process of the test's own making a signal.
+pub(crate) fn signal(process: i32, signal: rustix::process::Signal) {
+    let process = rustix::process::Pid::from_raw(process).unwrap();
+    rustix::process::kill_process(process, signal).unwrap();
+}
+
+/// Kills a process and waits until it is gone, but for a corpse.
+pub(crate) fn kill(process: i32) {
+    let number = rustix::process::Pid::from_raw(process).unwrap();
+    let handle = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).unwrap();
+    signal(process, rustix::process::Signal::KILL);
+    let mut ending = [rustix::event::PollFd::new(
+        &handle,
+        rustix::event::PollFlags::IN,
+    )];
+    rustix::event::poll(&mut ending, None).unwrap();
+}

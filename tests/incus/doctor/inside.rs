@@ -1,0 +1,123 @@
+//! What the machines hold: program, server, services, supervision.
+
+use rustix::process::Signal;
+
+use super::{Patient, kill, signal};
+use crate::project::have_incus;
+
+#[test]
+fn a_server_that_does_not_answer_is_named_and_answers_again() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let (_, answer) = patient.examined();
+    let note = answer["edges"][0]["notes"][0].as_str().unwrap();
+    let alone = format!(
+        "{} has neither systemd nor OpenRC: nothing restarts its server but `anklume apply`",
+        patient.signer()
+    );
+    assert_eq!(note, alone);
+    kill(patient.server());
+    patient.recovers("server", "the server of {signer} does not answer");
+    signal(patient.server(), Signal::STOP);
+    patient.recovers("server", "the server of {signer} does not answer");
+    // It runs, and nobody can reach it.
+    patient.exec(0, "signer", "rm /run/anklume/mcp/*.sock");
+    patient.recovers("server", "the server of {signer} does not answer");
+}
+
+#[test]
+fn services_that_are_not_the_declared_ones_are_named_and_put_right() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let file = "/etc/anklume/services.json";
+    let changed = "the services file of {signer} is not the declared one";
+    // One more than declared, one less, one that is no policy, none.
+    patient.exec(
+        0,
+        "signer",
+        &format!("sed -i s/gpg_sign/clipboard_get/ {file}"),
+    );
+    patient.recovers("policy", changed);
+    let dev = patient.dev();
+    patient.exec(0, "signer", &format!("sed -i s/{dev}/nobody/g {file}"));
+    patient.recovers("policy", changed);
+    patient.exec(0, "signer", &format!("echo broken > {file}"));
+    patient.recovers("policy", changed);
+    patient.exec(0, "signer", &format!("rm {file}"));
+    patient.recovers("policy", "the services file is gone from {signer}");
+}
+
+#[test]
+fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let machine = patient.world.machine(domain, name);
+        let gone = format!("`/opt/anklume/anklume` is gone from {machine}");
+        patient.exec(domain, name, "rm /opt/anklume/anklume");
+        patient.recovers("program", &gone);
+        patient.exec(domain, name, "rm -r /opt/anklume");
+        patient.recovers("program", &gone);
+        let other = "rm /opt/anklume/anklume; printf '#!/bin/sh\\nexit 0\\n' > /opt/anklume/anklume; chmod 755 /opt/anklume/anklume";
+        patient.exec(domain, name, other);
+        let another =
+            format!("`/opt/anklume/anklume` in {machine} is another program than this one");
+        patient.recovers("program", &another);
+        patient.exec(domain, name, "rm /usr/local/bin/anklume");
+        let link =
+            format!("the name of {machine} or the link to its program is not as `apply` left it");
+        patient.recovers("program", &link);
+    }
+}
+
+#[test]
+fn what_a_consumer_says_is_only_its_word() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    // The program is the declared one, and yet the user who may call is kept from it.
+    patient.exec(1, "dev", "chmod 700 /opt/anklume");
+    let (status, answer) = patient.examined();
+    assert_eq!(status, 1, "{answer:#}");
+    assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
+    patient.exec(1, "dev", "chmod 755 /opt/anklume");
+    patient.is_well();
+}
+
+/// What stands for OpenRC in a machine that has none: it starts the server, and no more.
+const RC_SERVICE: &str = r#"#!/bin/sh
+[ "$3" = restart ] || exit 0
+XDG_RUNTIME_DIR=/run/anklume/user
+export XDG_RUNTIME_DIR
+mkdir -p /run/anklume/user /var/log/anklume
+kill $(pidof anklume) 2>/dev/null
+while pidof anklume | grep -q -v "$$" && [ -S /run/anklume/mcp/*.sock ]; do :; done
+setsid /opt/anklume/anklume mcp serve --listen /run/anklume/mcp </dev/null >/dev/null 2>&1 &
+"#;
+
+#[test]
+fn supervision_that_is_missing_or_changed_is_named_and_put_right() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let make = format!(
+        "mkdir -p /run/openrc /sbin /etc/init.d; ln -sf /bin/true /sbin/rc-update; cat > /sbin/rc-service <<'END'\n{RC_SERVICE}END\nchmod 755 /sbin/rc-service; rm /etc/anklume/machine"
+    );
+    patient.exec(0, "signer", &make);
+    patient.is_mended();
+    let (_, answer) = patient.examined();
+    assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
+    let named = "what starts the server of {signer} is missing or changed";
+    patient.exec(0, "signer", "rm /etc/init.d/anklume-mcp");
+    patient.recovers("supervision", named);
+    patient.exec(0, "signer", "echo respawn_max=1 >> /etc/init.d/anklume-mcp");
+    patient.recovers("supervision", named);
+}

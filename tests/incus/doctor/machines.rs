@@ -1,0 +1,98 @@
+//! Machines that do not run, are not there, or lost what is in them.
+
+use super::Patient;
+use crate::project::have_incus;
+
+#[test]
+fn a_machine_that_does_not_run_is_named_first() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let (signer, dev) = (patient.signer(), patient.dev());
+    patient.incus(0, &["pause", &signer]);
+    let resume = format!(
+        "incus resume {signer} --project {}",
+        patient.world.domains[0]
+    );
+    assert_eq!(patient.ails("machine", "{signer} is frozen"), resume);
+    // Of two, the consumer comes first.
+    patient.incus(1, &["stop", "--force", &dev]);
+    let start = format!("incus start {dev} --project {}", patient.world.domains[1]);
+    assert_eq!(patient.ails("machine", "{dev} is stopped"), start);
+    patient.incus(1, &["start", &dev]);
+    patient.incus(0, &["resume", &signer]);
+    patient.is_well();
+
+    patient.incus(0, &["stop", "--force", &signer]);
+    // Nothing in it would start the server.
+    patient.recovers("machine", "{signer} is stopped");
+    patient.incus(1, &["pause", &dev]);
+    assert!(
+        patient
+            .ails("machine", "{dev} is frozen")
+            .starts_with("incus resume ")
+    );
+    patient.is_mended();
+    patient.incus(1, &["delete", "--force", &dev]);
+    patient.recovers("machine", "{dev} is not on Incus");
+}
+
+#[test]
+fn a_consumer_without_its_folder_gets_it_back_running_or_not() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    patient.exec(1, "dev", "rm -rf /srv/anklume");
+    patient.recovers("folder", "`/srv/anklume/mcp` is gone from {dev}");
+
+    patient.exec(1, "dev", "rm -rf /srv/anklume");
+    let dev = patient.dev();
+    let restarted = patient.world.incus(1, &["restart", "--force", &dev]);
+    assert!(!restarted.status.success(), "it started without its folder");
+    assert_eq!(patient.ails("machine", "{dev} is stopped"), "anklume apply");
+    patient.world.settles();
+    patient.is_well();
+
+    patient.exec(1, "dev", "rm -rf /srv/anklume; ln -s /tmp /srv/anklume");
+    let mend = patient.ails(
+        "folder",
+        "machine altered: `/srv/anklume` in {dev} is not a folder",
+    );
+    let (removed, rest) = mend.split_once("; ").unwrap();
+    assert_eq!(rest, "anklume apply");
+    // As it stands there.
+    let words: Vec<&str> = removed.split(' ').skip(1).collect();
+    assert!(crate::project::incus(words).status.success(), "{removed}");
+    patient.is_mended();
+}
+
+#[test]
+fn a_rebuilt_machine_gets_everything_back() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let machine = patient.world.machine(domain, name);
+        patient.incus(domain, &["rebuild", "bb", &machine, "--force"]);
+        // Incus starts one that ran, and fails where a device's folder went with the rest.
+        let status = patient
+            .world
+            .incus(domain, &["list", &machine, "-c", "s", "-f", "csv"]);
+        let status = String::from_utf8_lossy(&status.stdout)
+            .trim()
+            .to_lowercase();
+        if status == "running" {
+            patient.ails(
+                "program",
+                &format!("`/opt/anklume/anklume` is gone from {machine}"),
+            );
+        } else {
+            patient.ails("machine", &format!("{machine} is {status}"));
+        }
+        patient.world.settles();
+        patient.is_well();
+    }
+}

@@ -1,0 +1,107 @@
+//! Devices, the processes that carry their bytes, and sockets.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use super::{Patient, kill, signal};
+use crate::project::have_incus;
+
+#[test]
+fn a_device_that_was_removed_or_changed_is_named_and_comes_back() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let (signer, dev) = (patient.signer(), patient.dev());
+    let device = patient.device.clone();
+    patient.incus(1, &["config", "device", "remove", &dev, &device]);
+    patient.recovers("device", "{dev} has no device {device}");
+    patient.incus(0, &["config", "device", "remove", &signer, &device]);
+    patient.recovers("device", "{signer} has no device {device}");
+    patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0666"]);
+    patient.recovers(
+        "device",
+        "the device {device} of {dev} is another one: mode",
+    );
+    let other = "connect=unix:/run/anklume/mcp/other.sock";
+    patient.incus(
+        0,
+        &["config", "device", "set", &signer, &device, other, "uid=0"],
+    );
+    patient.recovers(
+        "device",
+        "the device {device} of {signer} is another one: connect, uid",
+    );
+}
+
+#[test]
+fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let (machine, copy) = (
+            patient.world.machine(domain, name),
+            patient.world.machine(domain, "copy"),
+        );
+        patient.incus(domain, &["copy", &machine, &copy]);
+        // The address is the original's; without it the copy starts, and a provider's takes the socket.
+        patient.incus(
+            domain,
+            &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
+        );
+        patient.incus(domain, &["start", &copy]);
+        let detail = format!(
+            "{copy} (project {}) has a device of this channel, {{device}}, and is no end of it",
+            patient.world.domains[domain]
+        );
+        patient.recovers("copy", &detail);
+        patient.incus(domain, &["delete", "--force", &copy]);
+        patient.is_well();
+    }
+}
+
+#[test]
+fn a_device_whose_process_is_gone_or_stopped_is_made_again() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    for (domain, name) in [(0, "signer"), (1, "dev")] {
+        let machine = patient.world.machine(domain, name);
+        let detail = format!("nobody carries the bytes of the device {{device}} of {machine}");
+        kill(patient.proxy(domain, name));
+        patient.recovers("process", &detail);
+        signal(patient.proxy(domain, name), Signal::STOP);
+        patient.recovers("process", &detail);
+    }
+    // Both at once, in one run.
+    kill(patient.proxy(0, "signer"));
+    kill(patient.proxy(1, "dev"));
+    patient.recovers("process", "of the device {device} of {dev}");
+}
+
+#[test]
+fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let socket = patient.host_socket();
+    std::fs::remove_file(&socket).unwrap();
+    let gone = format!("`{socket}` on the host is gone");
+    patient.recovers("socket", &gone);
+    assert!(Path::new(&socket).exists());
+
+    std::os::unix::fs::chown(&socket, Some(0), Some(0)).unwrap();
+    patient.recovers(
+        "socket",
+        &format!("`{socket}` on the host is no socket, or not user "),
+    );
+
+    let inside = format!("/srv/anklume/mcp/{}.sock", patient.signer());
+    patient.exec(1, "dev", &format!("rm {inside}"));
+    patient.recovers("socket", &format!("`{inside}` in {{dev}} is gone"));
+}
