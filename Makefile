@@ -29,7 +29,7 @@ override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check build install bench fuzz setup sync apply policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long check build install bench fuzz setup sync apply doctor policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -105,6 +105,9 @@ sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFR
 
 apply: $(anklume) ## make Incus match infra.yml: INFRA=
 	@$(anklume) apply $(infra)
+
+doctor: $(anklume) ## what is broken on the way of each channel, and what mends it: INFRA=
+	@$(anklume) doctor $(infra)
 
 policy-check: $(anklume) ## may CALLER= use SERVICE=? PROVIDER=, INFRA=
 	@test -n "$${CALLER:-}" || { echo 'make policy-check: CALLER= is missing: the machine that calls' >&2; exit 2; }

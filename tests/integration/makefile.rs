@@ -35,9 +35,10 @@ const HOSTILE: [&str; 16] = [
 ];
 
 /// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
-const WRAPPED: [(&str, &str, &[&str], &[&str]); 14] = [
+const WRAPPED: [(&str, &str, &[&str], &[&str]); 15] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
     ("apply", "INFRA", &[], &["apply", "--infra=@"]),
+    ("doctor", "INFRA", &[], &["doctor", "--infra=@"]),
     (
         "policy-list",
         "INFRA",

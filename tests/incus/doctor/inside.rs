@@ -109,7 +109,7 @@ fn supervision_that_is_missing_or_changed_is_named_and_put_right() {
     }
     let patient = Patient::new();
     let make = format!(
-        "mkdir -p /run/openrc /sbin /etc/init.d; ln -sf /bin/true /sbin/rc-update; cat > /sbin/rc-service <<'END'\n{RC_SERVICE}END\nchmod 755 /sbin/rc-service; rm /etc/anklume/machine"
+        "mkdir -p /run/openrc /sbin /etc/init.d; printf '#!/bin/sh\n' > /sbin/rc-update; cat > /sbin/rc-service <<'END'\n{RC_SERVICE}END\nchmod 755 /sbin/rc-service /sbin/rc-update; rm /etc/anklume/machine"
     );
     patient.exec(0, "signer", &make);
     patient.is_mended();
