@@ -3,6 +3,7 @@
 //! Pure: reads no file, asks nobody. Who carries the actions out, and how, is none of its business.
 
 mod action;
+mod again;
 mod check;
 mod destroy;
 mod difference;
@@ -15,7 +16,8 @@ mod mark;
 mod network;
 mod upkeep;
 
-pub(crate) use action::{Action, Again, Role, Shown};
+pub(crate) use action::{Action, Role, Shown};
+pub(crate) use again::Again;
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::strangers;
 pub(crate) use image::{Remote, remote_images};

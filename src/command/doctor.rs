@@ -5,6 +5,7 @@
 
 mod consumer;
 mod examine;
+mod inside;
 mod report;
 
 use super::apply::{Context, Program, each, has_daemon, runtime, survey};

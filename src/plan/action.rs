@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Schedule;
+use super::{Again, Schedule};
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
 use crate::shown::shown;
@@ -22,31 +22,6 @@ pub(crate) enum Role {
     Consumer,
     /// The end that is called.
     Provider,
-}
-
-/// Why a device that looks right is made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
-    /// Another machine's device took its socket over.
-    TakenOver,
-    /// Nobody carries bytes: its process was killed.
-    NoProcess,
-    /// Its socket was removed.
-    NoSocket,
-    /// Its socket on the host is no socket, or not its user's alone.
-    OddSocket,
-}
-
-impl Again {
-    /// As a plan says it, behind the device.
-    const fn words(self) -> &'static str {
-        match self {
-            Self::TakenOver => ", made again",
-            Self::NoProcess => ", made again: its process is gone",
-            Self::NoSocket => ", made again: its socket is gone",
-            Self::OddSocket => ", made again: its socket is another one",
-        }
-    }
 }
 
 /// One thing to do.

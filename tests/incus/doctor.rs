@@ -39,7 +39,14 @@ pub(crate) struct Patient {
 impl Patient {
     /// A channel that works.
     pub(crate) fn new() -> Self {
-        let world = World::new(PAIR);
+        Self::of(PAIR, |_| {})
+    }
+
+    /// The same of another file; `up` waits until a machine that has just been started is ready.
+    pub(crate) fn of(text: &str, up: impl FnOnce(&World)) -> Self {
+        let world = World::new(text);
+        world.apply_json();
+        up(&world);
         world.apply();
         let devices = world.edge_devices(0, &world.machine(0, "signer"));
         assert_eq!(devices.len(), 1, "{devices:?}");

@@ -13,11 +13,12 @@ use crate::edge::{CONSUMER_FOLDER, Edge};
 use crate::incus::{IncusError, Kind, Object};
 use crate::inside::PROGRAM;
 use crate::name::ServiceName;
+use crate::shown::shown;
 
 /// How long a consumer may take to list what it is offered.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest of a machine's words that are shown, in characters.
-const WORDS_MAX: usize = 300;
+pub(super) const WORDS_MAX: usize = 300;
 
 /// The folder in which a consumer's devices listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +97,11 @@ pub(super) async fn ask(edge: &Edge) -> Result<Heard, String> {
         .map_err(|why| format!("asked in the consumer, {why}"))?;
     let took = began.elapsed();
     if said.code != Some(0) {
-        return Err(format!("the consumer says: {}", shown(&said.stderr)));
+        let words = shown(&said.stderr, WORDS_MAX);
+        return Err(match words.as_str() {
+            "" => "the consumer's program fails and says nothing".to_owned(),
+            words => format!("the consumer says: {words}"),
+        });
     }
     match services(&said.stdout) {
         Some(services) => Ok(Heard { services, took }),
@@ -111,17 +116,6 @@ fn services(text: &[u8]) -> Option<BTreeSet<String>> {
     let names = listing.tools.into_iter().map(|tool| tool.name.to_string());
     let names: BTreeSet<String> = names.collect();
     (names.len() == count).then_some(names)
-}
-
-/// A machine's words, cut and escaped.
-fn shown(words: &str) -> String {
-    let cut = words.chars().take(WORDS_MAX).flat_map(char::escape_debug);
-    let text: String = cut.collect();
-    if text.is_empty() {
-        "(nothing)".to_owned()
-    } else {
-        text
-    }
 }
 
 #[cfg(test)]
@@ -144,12 +138,5 @@ mod tests {
         ] {
             assert_eq!(services(bad), None, "{}", String::from_utf8_lossy(bad));
         }
-    }
-
-    #[test]
-    fn words_are_cut_and_escaped() {
-        assert_eq!(shown("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
-        assert_eq!(shown(&"x".repeat(1000)).len(), WORDS_MAX);
-        assert_eq!(shown(""), "(nothing)");
     }
 }

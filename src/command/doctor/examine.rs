@@ -12,8 +12,8 @@ use crate::edge::{CONSUMER_FOLDER, Edge, End};
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
-use crate::inside::{Found, Kind, Order, PROGRAM, Piece, Serving, Supervisor, differences};
-use crate::plan::{Again, Facts, Owner, Role, has_inside, machine_owner, order, strangers};
+use crate::inside::{Found, Kind, Supervisor};
+use crate::plan::{Again, Facts, Owner, Role, machine_owner, strangers};
 
 /// What kind of thing is broken, in the order in which it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -294,36 +294,6 @@ impl Examiner<'_> {
         broken.next()
     }
 
-    /// The first of these kinds of things that differ in a machine.
-    fn inside(&self, end: &End, kinds: &[Kind]) -> Option<Broken> {
-        let machine = &end.machine;
-        let Some(found) = self.found(end) else {
-            let known = self.there(end).is_some_and(has_inside);
-            let detail = if known {
-                format!("{machine} cannot be looked into")
-            } else {
-                format!("`{PROGRAM}` was never put into {machine}")
-            };
-            return Some(self.by_apply(What::Program, detail));
-        };
-        let order = self.order(end)?;
-        let pieces = differences(&order, found);
-        let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
-        let (what, detail) = described(piece, machine.as_str(), &order, found);
-        Some(self.by_apply(what, detail))
-    }
-
-    /// A provider that was asked from the host and did not answer; why, where the host can see that.
-    fn silence(&self, provider: &End) -> Option<Broken> {
-        let found = self.found(provider)?;
-        if found.serving != Serving::Silent {
-            return None;
-        }
-        // Whom a policy of somebody's leaves out has no socket there.
-        self.inside(provider, &[Kind::Services])
-            .or_else(|| self.inside(provider, &[Kind::Server]))
-    }
-
     /// What the consumer sees must be what is declared.
     pub(super) fn heard(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
         let policy = [Kind::Services, Kind::Server];
@@ -378,7 +348,7 @@ impl Examiner<'_> {
         Some(self.by_apply(What::Log, detail))
     }
 
-    fn by_apply(&self, what: What, detail: String) -> Broken {
+    pub(super) fn by_apply(&self, what: What, detail: String) -> Broken {
         Broken {
             what,
             detail,
@@ -386,86 +356,13 @@ impl Examiner<'_> {
         }
     }
 
-    fn there(&self, end: &End) -> Option<&Instance> {
+    pub(super) fn there(&self, end: &End) -> Option<&Instance> {
         let mut all = self.state.instances.iter();
         all.find(|one| one.project == end.domain.as_str() && one.name == end.machine.as_str())
     }
 
-    fn found(&self, end: &End) -> Option<&Found> {
+    pub(super) fn found(&self, end: &End) -> Option<&Found> {
         let place = (end.domain.to_string(), end.machine.to_string());
         self.facts.inside.get(&place)
     }
-
-    fn order(&self, end: &End) -> Option<Order> {
-        let (_, machine) = self.infra.machine(end.machine.as_str())?;
-        Some(order(self.program, machine))
-    }
 }
-
-/// What differs in a machine, in words.
-fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
-    match piece.kind {
-        Kind::Program if found.program.is_none() => {
-            (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
-        }
-        Kind::Program => (
-            What::Program,
-            format!("`{PROGRAM}` in {machine} is another program than this one"),
-        ),
-        Kind::Name => (
-            What::Program,
-            format!("the name of {machine} or the link to its program is not as `apply` left it"),
-        ),
-        Kind::Services if found.services.is_none() => (
-            What::Policy,
-            format!("the services file is gone from {machine}"),
-        ),
-        Kind::Services => (
-            What::Policy,
-            format!("the services file of {machine} is not the declared one"),
-        ),
-        Kind::Supervision => (
-            What::Supervision,
-            format!("what starts the server of {machine} is missing or changed"),
-        ),
-        Kind::Server => match &found.serving {
-            Serving::Policy {
-                refused: Some(why), ..
-            } => {
-                let cut: String = why
-                    .chars()
-                    .take(WORDS_MAX)
-                    .flat_map(char::escape_debug)
-                    .collect();
-                (
-                    What::Policy,
-                    format!("the server of {machine} refused its newest services: it says {cut}"),
-                )
-            }
-            Serving::Policy { digest, .. } => {
-                let declared = order.services().ok().flatten().map(|one| one.digest());
-                let short = |digest: &str| -> String {
-                    let shown = digest.chars().take(DIGEST_SHOWN);
-                    shown.flat_map(char::escape_debug).collect()
-                };
-                (
-                    What::Policy,
-                    format!(
-                        "the server of {machine} reports the policy {}; declared is {}",
-                        short(digest),
-                        short(&declared.unwrap_or_default())
-                    ),
-                )
-            }
-            Serving::Silent | Serving::Unknown => (
-                What::Server,
-                format!("the server of {machine} does not answer"),
-            ),
-        },
-    }
-}
-
-/// Longest of a machine's words that are shown, in characters.
-const WORDS_MAX: usize = 300;
-/// How much of a digest is shown, in characters.
-const DIGEST_SHOWN: usize = 12;

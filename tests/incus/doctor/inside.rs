@@ -2,7 +2,8 @@
 
 use rustix::process::Signal;
 
-use super::{Patient, kill, signal};
+use super::{PAIR, Patient, kill, signal};
+use crate::debian::{Init, debian};
 use crate::project::have_incus;
 
 #[test]
@@ -91,33 +92,43 @@ fn what_a_consumer_says_is_only_its_word() {
     patient.is_well();
 }
 
-/// What stands for OpenRC in a machine that has none: it starts the server, and no more.
-const RC_SERVICE: &str = r#"#!/bin/sh
-[ "$3" = restart ] || exit 0
-XDG_RUNTIME_DIR=/run/anklume/user
-export XDG_RUNTIME_DIR
-mkdir -p /run/anklume/user /var/log/anklume
-kill $(pidof anklume) 2>/dev/null
-while pidof anklume | grep -q -v "$$" && [ -S /run/anklume/mcp/*.sock ]; do :; done
-setsid /opt/anklume/anklume mcp serve --listen /run/anklume/mcp </dev/null >/dev/null 2>&1 &
-"#;
-
-#[test]
-fn supervision_that_is_missing_or_changed_is_named_and_put_right() {
-    if !have_incus() {
+/// A provider with a supervisor whose unit or script, at this path, goes and changes.
+fn is_supervised(init: Init, file: &str) {
+    let Some(image) = debian(init) else {
         return;
-    }
-    let patient = Patient::new();
-    let make = format!(
-        "mkdir -p /run/openrc /sbin /etc/init.d; printf '#!/bin/sh\n' > /sbin/rc-update; cat > /sbin/rc-service <<'END'\n{RC_SERVICE}END\nchmod 755 /sbin/rc-service /sbin/rc-update; rm /etc/anklume/machine"
-    );
-    patient.exec(0, "signer", &make);
-    patient.is_mended();
+    };
+    let machine = format!("{{a}}-signer:\n        os_image: {image}");
+    let patient = Patient::of(&PAIR.replace("{a}-signer:", &machine), |world| {
+        assert!(world.exec(0, "signer", init.up()).0);
+    });
     let (_, answer) = patient.examined();
     assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
     let named = "what starts the server of {signer} is missing or changed";
-    patient.exec(0, "signer", "rm /etc/init.d/anklume-mcp");
+    patient.exec(0, "signer", &format!("rm {file}"));
     patient.recovers("supervision", named);
-    patient.exec(0, "signer", "echo respawn_max=1 >> /etc/init.d/anklume-mcp");
+    patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
     patient.recovers("supervision", named);
+    // Whoever watches it brings it back after a crash; after a silence `apply` must.
+    signal(patient.server(), Signal::STOP);
+    patient.recovers("server", "the server of {signer} does not answer");
+    let signer = patient.signer();
+    patient.incus(0, &["stop", &signer, "--timeout=60"]);
+    let start = format!(
+        "incus start {signer} --project {}",
+        patient.world.domains[0]
+    );
+    assert_eq!(patient.ails("machine", "{signer} is stopped"), start);
+    patient.incus(0, &["start", &signer]);
+    patient.exec(0, "signer", init.up());
+    patient.is_mended();
+}
+
+#[test]
+fn a_unit_of_systemd_that_is_missing_or_changed_is_named_and_put_right() {
+    is_supervised(Init::Systemd, "/etc/systemd/system/anklume-mcp.service");
+}
+
+#[test]
+fn a_script_of_openrc_that_is_missing_or_changed_is_named_and_put_right() {
+    is_supervised(Init::OpenRc, "/etc/init.d/anklume-mcp");
 }

@@ -52,8 +52,7 @@ fn a_consumer_without_its_folder_gets_it_back_running_or_not() {
     let restarted = patient.world.incus(1, &["restart", "--force", &dev]);
     assert!(!restarted.status.success(), "it started without its folder");
     assert_eq!(patient.ails("machine", "{dev} is stopped"), "anklume apply");
-    patient.world.settles();
-    patient.is_well();
+    patient.is_mended();
 
     patient.exec(1, "dev", "rm -rf /srv/anklume; ln -s /tmp /srv/anklume");
     let mend = patient.ails(
@@ -96,7 +95,6 @@ fn a_rebuilt_machine_gets_everything_back() {
         } else {
             patient.ails("machine", &format!("{machine} is {status}"));
         }
-        patient.world.settles();
-        patient.is_well();
+        patient.is_mended();
     }
 }

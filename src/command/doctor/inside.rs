@@ -1,0 +1,175 @@
+//! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
+
+use super::consumer::WORDS_MAX;
+use super::examine::{Broken, Examiner, What};
+use crate::edge::End;
+use crate::inside::{Found, Kind, Order, PROGRAM, Piece, Serving, differences};
+use crate::plan::{has_inside, order};
+use crate::shown::shown;
+
+/// How much of a digest is shown, in characters.
+const DIGEST_SHOWN: usize = 12;
+
+impl Examiner<'_> {
+    /// The first of these kinds of things that differ in a machine.
+    pub(super) fn inside(&self, end: &End, kinds: &[Kind]) -> Option<Broken> {
+        let machine = &end.machine;
+        let Some(found) = self.found(end) else {
+            let known = self.there(end).is_some_and(has_inside);
+            let detail = if known {
+                format!("{machine} cannot be looked into")
+            } else {
+                format!("`{PROGRAM}` was never put into {machine}")
+            };
+            return Some(self.by_apply(What::Program, detail));
+        };
+        let order = self.order(end)?;
+        let pieces = differences(&order, found);
+        let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
+        let (what, detail) = described(piece, machine.as_str(), &order, found);
+        Some(self.by_apply(what, detail))
+    }
+
+    /// A provider that was asked from the host and did not answer; why, where the host can see that.
+    pub(super) fn silence(&self, provider: &End) -> Option<Broken> {
+        let found = self.found(provider)?;
+        if found.serving != Serving::Silent {
+            return None;
+        }
+        // Whom a policy of somebody's leaves out has no socket there.
+        self.inside(provider, &[Kind::Services])
+            .or_else(|| self.inside(provider, &[Kind::Server]))
+    }
+
+    fn order(&self, end: &End) -> Option<Order> {
+        let (_, machine) = self.infra.machine(end.machine.as_str())?;
+        Some(order(self.program, machine))
+    }
+}
+
+/// What differs in a machine, in words.
+fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
+    match piece.kind {
+        Kind::Program if found.program.is_none() => {
+            (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
+        }
+        Kind::Program => (
+            What::Program,
+            format!("`{PROGRAM}` in {machine} is another program than this one"),
+        ),
+        Kind::Name => (
+            What::Program,
+            format!("the name of {machine} or the link to its program is not as `apply` left it"),
+        ),
+        Kind::Services if found.services.is_none() => (
+            What::Policy,
+            format!("the services file is gone from {machine}"),
+        ),
+        Kind::Services => (
+            What::Policy,
+            format!("the services file of {machine} is not the declared one"),
+        ),
+        Kind::Supervision => (
+            What::Supervision,
+            format!("what starts the server of {machine} is missing or changed"),
+        ),
+        Kind::Server => server(machine, order, found),
+    }
+}
+
+/// What is wrong with a server.
+fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
+    match &found.serving {
+        Serving::Policy {
+            refused: Some(why), ..
+        } => {
+            let why = shown(why, WORDS_MAX);
+            let detail =
+                format!("the server of {machine} refused its newest services: it says {why}");
+            (What::Policy, detail)
+        }
+        Serving::Policy { digest, .. } => {
+            let declared = order.services().ok().flatten();
+            let declared = declared.map(|services| services.digest());
+            let detail = format!(
+                "the server of {machine} reports the policy {}; declared is {}",
+                shown(digest, DIGEST_SHOWN),
+                shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
+            );
+            (What::Policy, detail)
+        }
+        Serving::Silent | Serving::Unknown => {
+            let detail = format!("the server of {machine} does not answer");
+            (What::Server, detail)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inside::Supervisor;
+    use crate::services::Services;
+
+    /// A machine in which everything is in order, but for the server's word.
+    fn found(order: &Order, serving: Serving) -> Found {
+        Found {
+            runs: true,
+            program: Some(order.program.clone()),
+            link: Some(PROGRAM.to_owned()),
+            identity: Some(order.identity(Supervisor::Openrc)),
+            services: order.services.clone(),
+            unit: Some("another one".to_owned()),
+            serving,
+        }
+    }
+
+    #[test]
+    fn what_differs_is_said_in_words_and_a_machine_s_own_are_escaped() {
+        let services = serde_json::json!({
+            "machine": "signer",
+            "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev"]}]
+        });
+        let services: Services = serde_json::from_value(services).unwrap();
+        let digest = services.digest();
+        let order = Order::new("p1", "signer".parse().unwrap(), None, Some(&services));
+        let said = |serving: Serving| {
+            let found = found(&order, serving);
+            let pieces = differences(&order, &found);
+            let described = pieces
+                .iter()
+                .map(|one| described(one, "signer", &order, &found));
+            described.collect::<Vec<_>>()
+        };
+        let policy = |digest: &str, refused: Option<&str>| Serving::Policy {
+            digest: digest.to_owned(),
+            refused: refused.map(str::to_owned),
+        };
+        let unit = "what starts the server of signer is missing or changed";
+        let unit = (What::Supervision, unit.to_owned());
+        assert_eq!(said(policy(&digest, None)), [unit.clone()]);
+        let short = digest.split_at(DIGEST_SHOWN).0;
+        let cases = [
+            (
+                policy("ab\u{1b}", None),
+                What::Policy,
+                format!(
+                    "the server of signer reports the policy ab\\u{{1b}}; declared is {short}…"
+                ),
+            ),
+            (
+                policy(&digest, Some("no\nJSON")),
+                What::Policy,
+                "the server of signer refused its newest services: it says no\\nJSON".to_owned(),
+            ),
+            (
+                Serving::Silent,
+                What::Server,
+                "the server of signer does not answer".to_owned(),
+            ),
+        ];
+        for (serving, what, detail) in cases {
+            assert_eq!(said(serving), [unit.clone(), (what, detail)]);
+        }
+    }
+}

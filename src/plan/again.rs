@@ -1,0 +1,26 @@
+//! Devices of edges that look right and do not work.
+
+/// Why a device that looks right is made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Another machine's device took its socket over.
+    TakenOver,
+    /// Nobody carries bytes: its process was killed.
+    NoProcess,
+    /// Its socket was removed.
+    NoSocket,
+    /// Its socket on the host is no socket, or not its user's alone.
+    OddSocket,
+}
+
+impl Again {
+    /// As a plan says it, behind the device.
+    pub(super) const fn words(self) -> &'static str {
+        match self {
+            Self::TakenOver => ", made again",
+            Self::NoProcess => ", made again: its process is gone",
+            Self::NoSocket => ", made again: its socket is gone",
+            Self::OddSocket => ", made again: its socket is another one",
+        }
+    }
+}
