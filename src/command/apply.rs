@@ -4,6 +4,7 @@
 
 mod carry;
 mod context;
+mod heads;
 mod host;
 mod host_work;
 mod hung;
@@ -21,6 +22,7 @@ mod wire;
 
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, runtime};
+pub(super) use heads::{Log, forget, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use program::Program;
@@ -33,6 +35,7 @@ use crate::command::open_infra;
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::incus::State;
+use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{Facts, Plan, Wanted, owner, plan, remote_images};
 
@@ -47,10 +50,12 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         // A dry run too: what another run is in the middle of is no state to plan from.
         let context = Context::new(output).await?.locked(output).await?;
         let context = context.with_program(Some(Program::of_this()?));
-        let plan = look(&context, &infra, &edges, &args.adopt).await?;
+        let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);
         }
+        plan.notes
+            .extend(logs_of_calls(&context, &edges, &state).await);
         for note in &plan.notes {
             output.say(&format!("note: {note}"));
         }
@@ -97,7 +102,7 @@ async fn look(
     infra: &Infra,
     edges: &[Edge],
     adopt: &[String],
-) -> anyhow::Result<Plan> {
+) -> anyhow::Result<(Plan, State)> {
     let (state, mut facts) = survey(context, infra, edges).await?;
     facts.images = remote::find(remote_images(infra, &state)).await;
     let wanted = Wanted {
@@ -108,7 +113,31 @@ async fn look(
             .program()
             .map_or("", |program| program.digest.as_str()),
     };
-    Ok(plan(wanted, &state, &facts)?)
+    let plan = plan(wanted, &state, &facts)?;
+    Ok((plan, state))
+}
+
+/// Keeps the last lines of the providers' logs of calls, before anything is changed; what is to be said of them.
+async fn logs_of_calls(context: &Context, edges: &[Edge], state: &State) -> Vec<String> {
+    forget(&state.instances);
+    let mut notes = Vec::new();
+    for provider in providers(edges, state) {
+        match keep(context, provider).await {
+            Log::Sound => {}
+            Log::Altered { detail, .. } => notes.push(detail),
+            Log::Unknown(why) => notes.push(why),
+        }
+    }
+    notes
+}
+
+/// The machines on Incus that are providers of these edges, each once.
+pub(super) fn providers<'s>(edges: &[Edge], state: &'s State) -> Vec<&'s Instance> {
+    let is_provider = |one: &&Instance| {
+        let mut ends = edges.iter().map(|edge| &edge.provider);
+        ends.any(|end| one.project == end.domain.as_str() && one.name == end.machine.as_str())
+    };
+    state.instances.iter().filter(is_provider).collect()
 }
 
 /// Whether a project of this state is that infrastructure's.

@@ -1,6 +1,6 @@
 //! `anklume doctor`: walks every channel and says the first thing on its way that is broken, and what mends it.
 //!
-//! Changes nothing. Devices, processes, sockets and logs are looked at from the host; what only a machine can say is asked
+//! Changes nothing but what the host knows of the providers' logs of calls. Devices, processes, sockets and logs are looked at from the host; what only a machine can say is asked
 //! there, within bounds, and shown as the machine's word.
 
 mod consumer;
@@ -8,7 +8,9 @@ mod examine;
 mod inside;
 mod report;
 
-use super::apply::{Context, Program, each, has_daemon, runtime, survey};
+use std::collections::BTreeMap;
+
+use super::apply::{Context, Log, Program, each, has_daemon, keep, providers, runtime, survey};
 use super::open_infra;
 use super::output::Output;
 use crate::channel::shell_line;
@@ -64,6 +66,12 @@ async fn examine<'e>(
     let context = Context::new(output).await?;
     let program = Program::of_this()?;
     let (state, facts) = survey(&context, infra, edges).await?;
+    let mut calls = BTreeMap::new();
+    let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
+    for provider in providers(&asked, &state) {
+        let place = (provider.project.clone(), provider.name.clone());
+        calls.insert(place, keep(&context, provider).await);
+    }
     let apply = apply_command(&args.infra);
     let examiner = Examiner {
         infra,
@@ -71,10 +79,16 @@ async fn examine<'e>(
         state: &state,
         facts: &facts,
         program: &program.digest,
+        calls: &calls,
         apply: &apply,
     };
     let healths = each(chosen, |edge| walk(&context, &examiner, edge)).await;
-    Ok((healths, host_notes(&facts, &apply)))
+    let mut notes = host_notes(&facts, &apply);
+    notes.extend(calls.into_values().filter_map(|log| match log {
+        Log::Unknown(why) => Some(why),
+        Log::Sound | Log::Altered { .. } => None,
+    }));
+    Ok((healths, notes))
 }
 
 /// Walks one edge: what the host sees, then what the consumer sees, then what will break it.

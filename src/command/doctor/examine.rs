@@ -1,11 +1,11 @@
 //! The first thing that is broken on the way of a channel, of what was seen. Pure: looks at nothing itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::super::apply::{LOG_LIMIT, log_path, runs};
+use super::super::apply::{LOG_LIMIT, Log, log_path, runs};
 use super::consumer::ListenFolder;
 use crate::channel::shell_line;
 use crate::edge::{CONSUMER_FOLDER, Edge, End};
@@ -41,6 +41,8 @@ pub(super) enum What {
     Supervision,
     /// A log of the host's grows without bound.
     Log,
+    /// The provider's log of calls is not as it was written.
+    Audit,
 }
 
 /// What is broken, and what mends it.
@@ -76,6 +78,8 @@ pub(super) struct Examiner<'a> {
     pub(super) facts: &'a Facts,
     /// SHA-256 of the program that belongs in the machines.
     pub(super) program: &'a str,
+    /// The providers' logs of calls, by project and machine.
+    pub(super) calls: &'a BTreeMap<(String, String), Log>,
     /// The command that mends nearly everything.
     pub(super) apply: &'a str,
 }
@@ -332,6 +336,22 @@ impl Examiner<'_> {
     pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
         self.inside(&edge.provider, &[Kind::Supervision])
             .or_else(|| self.log(edge))
+            .or_else(|| self.calls(edge))
+    }
+
+    fn calls(&self, edge: &Edge) -> Option<Broken> {
+        let provider = &edge.provider;
+        let place = (provider.domain.to_string(), provider.machine.to_string());
+        match self.calls.get(&place)? {
+            Log::Sound | Log::Unknown(_) => None,
+            Log::Altered { detail, accept } => Some(Broken {
+                what: What::Audit,
+                detail: format!(
+                    "{detail}; once you know why, the command below accepts it as it is"
+                ),
+                mend: accept.clone(),
+            }),
+        }
     }
 
     fn log(&self, edge: &Edge) -> Option<Broken> {

@@ -147,7 +147,7 @@ mod tests {
         };
         let unit = "what starts the server of signer is missing or changed";
         let unit = (What::Supervision, unit.to_owned());
-        assert_eq!(said(policy(&digest, None)), [unit.clone()]);
+        assert_eq!(said(policy(&digest, None)), std::slice::from_ref(&unit));
         let short = digest.split_at(DIGEST_SHOWN).0;
         let cases = [
             (

@@ -1,5 +1,7 @@
 //! What the machines hold: program, server, services, supervision.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use rustix::process::Signal;
 
 use super::{PAIR, Patient, kill, signal};
@@ -104,8 +106,10 @@ fn is_supervised(init: Init, file: &str) {
     let (_, answer) = patient.examined();
     assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
     let named = "what starts the server of {signer} is missing or changed";
-    patient.exec(0, "signer", &format!("rm {file}"));
-    patient.recovers("supervision", named);
+    if init == Init::Systemd {
+        patient.exec(0, "signer", &format!("rm {file}"));
+        patient.recovers("supervision", named);
+    }
     patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
     patient.recovers("supervision", named);
     // Whoever watches it brings it back after a crash; after a silence `apply` must.
@@ -131,4 +135,56 @@ fn a_unit_of_systemd_that_is_missing_or_changed_is_named_and_put_right() {
 #[test]
 fn a_script_of_openrc_that_is_missing_or_changed_is_named_and_put_right() {
     is_supervised(Init::OpenRc, "/etc/init.d/anklume-mcp");
+}
+
+#[test]
+fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let log = "/var/log/anklume/audit.jsonl";
+    // It goes on: a call, a new server.
+    let call = format!(
+        "anklume mcp call -i {} push path=a data=aGk=",
+        patient.signer()
+    );
+    patient.exec(1, "dev", &call);
+    patient.is_well();
+    kill(patient.server());
+    patient.is_mended();
+    for (harm, said) in [
+        (
+            format!("sed -i '$d' {log}"),
+            "was cut, written anew, or taken back to a snapshot",
+        ),
+        (
+            format!("sed -i s/push/pull/ {log}"),
+            "is not as it was written, at 1 places",
+        ),
+        (format!("rm {log}"), "is gone: it had "),
+    ] {
+        patient.exec(0, "signer", &harm);
+        let accept = patient.ails("audit", &format!("the log of calls of {{signer}} {said}"));
+        // `apply` says so too, and mends nothing of it: what was written is lost.
+        let (status, answer) = patient.world.apply_json();
+        assert_eq!(status, 0, "{answer:#}");
+        let notes = answer["notes"].to_string();
+        assert!(notes.contains(said), "{notes}");
+        patient.ails("audit", said);
+        let path = accept.strip_prefix("rm ").unwrap();
+        assert_eq!(
+            std::fs::metadata(path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        std::fs::remove_file(path).unwrap();
+        // A whole log again.
+        patient.exec(0, "signer", &format!("rm -f {log}; exit 0"));
+        patient.exec(
+            1,
+            "dev",
+            &call.replace("path=a", &format!("path={}", said.len())),
+        );
+        patient.is_well();
+    }
 }
