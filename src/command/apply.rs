@@ -22,7 +22,7 @@ mod wire;
 
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, runtime};
-pub(super) use heads::{Log, forget, keep};
+pub(super) use heads::{Log, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use program::Program;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             return show(&plan, args.exit_code, output);
         }
         plan.notes
-            .extend(logs_of_calls(&context, &edges, &state).await);
+            .extend(logs_of_calls(&context, &infra, &edges, &state).await);
         for note in &plan.notes {
             output.say(&format!("note: {note}"));
         }
@@ -118,8 +118,13 @@ async fn look(
 }
 
 /// Keeps the last lines of the providers' logs of calls, before anything is changed; what is to be said of them.
-async fn logs_of_calls(context: &Context, edges: &[Edge], state: &State) -> Vec<String> {
-    forget(&state.instances);
+async fn logs_of_calls(
+    context: &Context,
+    infra: &Infra,
+    edges: &[Edge],
+    state: &State,
+) -> Vec<String> {
+    heads::forget(infra, &state.instances);
     let mut notes = Vec::new();
     for provider in providers(edges, state) {
         match keep(context, provider).await {

@@ -20,6 +20,7 @@ use crate::audit::{KEEP, LOG, ROTATE_AT};
 use crate::channel::shell_line;
 use crate::incus::state::Instance;
 use crate::incus::{IncusError, Kind, Object};
+use crate::infra::Infra;
 
 /// Where they are kept.
 const FOLDER: &str = "/var/lib/anklume/audit";
@@ -227,8 +228,8 @@ fn write(uuid: &str, kept: &Kept) -> io::Result<()> {
     done.map(drop).map_err(|failed| failed.error)
 }
 
-/// Forgets machines that are no longer there.
-pub(in crate::command) fn forget(instances: &[Instance]) {
+/// Forgets the machines of these domains that are no longer there.
+pub(super) fn forget(infra: &Infra, instances: &[Instance]) {
     let Ok(entries) = fs::read_dir(FOLDER) else {
         return;
     };
@@ -239,7 +240,12 @@ pub(in crate::command) fn forget(instances: &[Instance]) {
             let mut all = instances.iter();
             all.any(|one| one.config.get(UUID).is_some_and(|it| it == uuid))
         };
-        if uuid.is_some_and(|uuid| !is_there(uuid)) {
+        let is_of_us = |uuid: &str| {
+            let kept = read(uuid).ok().flatten();
+            let mut domains = infra.enabled();
+            kept.is_some_and(|kept| domains.any(|one| one.name.as_str() == kept.project))
+        };
+        if uuid.is_some_and(|uuid| !is_there(uuid) && is_of_us(uuid)) {
             // The next run tries again.
             let _ = fs::remove_file(entry.path());
         }

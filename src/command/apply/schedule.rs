@@ -49,11 +49,11 @@ enum Scheduler {
 }
 
 impl Scheduler {
-    fn of_host() -> Option<Self> {
-        if Path::new(SYSTEMD).is_dir() {
+    fn of(root: &Path) -> Option<Self> {
+        if at(root, SYSTEMD).is_dir() {
             Some(Self::Systemd)
         } else {
-            Path::new(CRON_FOLDER).is_dir().then_some(Self::Cron)
+            at(root, CRON_FOLDER).is_dir().then_some(Self::Cron)
         }
     }
 
@@ -110,30 +110,48 @@ WantedBy=timers.target
     }
 
     /// The program that the files on the host name, if they are ours in every other word.
-    fn scheduled(self) -> Option<String> {
+    fn scheduled(self, root: &Path) -> Option<String> {
         let path = match self {
             Self::Systemd => SERVICE,
             Self::Cron => CRON,
         };
-        let text = String::from_utf8(fs::read(path).ok()?).ok()?;
+        let text = String::from_utf8(fs::read(at(root, path)).ok()?).ok()?;
         let command = format!(" {COMMAND}");
         let line = text.lines().find_map(|line| line.strip_suffix(&command))?;
         let program = line.rsplit([' ', '=']).next()?.to_owned();
         let same = |file: &HostFile| {
-            fs::read(&file.path).is_ok_and(|content| content == file.content.as_bytes())
+            fs::read(at(root, &file.path)).is_ok_and(|content| content == file.content.as_bytes())
         };
-        let enabled = self == Self::Cron || fs::symlink_metadata(WANTED).is_ok();
+        let enabled = self == Self::Cron || is_at(root, WANTED);
         (enabled && self.files(&program).iter().all(same)).then_some(program)
     }
 }
 
+/// The root folder of the host.
+fn host() -> &'static Path {
+    Path::new("/")
+}
+
+/// A path of the host, below this root folder.
+fn at(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn is_at(root: &Path, path: &str) -> bool {
+    fs::symlink_metadata(at(root, path)).is_ok()
+}
+
 /// Whether the host rotates the logs, and what it takes where it does not.
 pub(in crate::command) fn look() -> Rotation {
-    let Some(scheduler) = Scheduler::of_host() else {
+    look_in(host(), program)
+}
+
+fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rotation {
+    let Some(scheduler) = Scheduler::of(root) else {
         return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
     };
     // An anklume at another place does it as well, as long as it is there.
-    if let Some(program) = scheduler.scheduled()
+    if let Some(program) = scheduler.scheduled(root)
         && is_safe(Path::new(&program))
     {
         return Rotation::Scheduled;
@@ -141,7 +159,7 @@ pub(in crate::command) fn look() -> Rotation {
     match program() {
         Ok(program) => Rotation::Wanting(Schedule {
             by: scheduler.name(),
-            there: fs::symlink_metadata(CRON).is_ok() || fs::symlink_metadata(TIMER).is_ok(),
+            there: is_scheduled_in(root),
             files: scheduler.files(&program),
         }),
         Err(why) => Rotation::Nobody(why),
@@ -150,14 +168,17 @@ pub(in crate::command) fn look() -> Rotation {
 
 /// Whether something of ours is scheduled, as it must be or not.
 pub(in crate::command) fn is_scheduled() -> bool {
-    [CRON, TIMER, SERVICE]
-        .iter()
-        .any(|path| fs::symlink_metadata(path).is_ok())
+    is_scheduled_in(host())
+}
+
+fn is_scheduled_in(root: &Path) -> bool {
+    let mut files = [CRON, TIMER, SERVICE].into_iter();
+    files.any(|path| is_at(root, path))
 }
 
 /// Whether the program that runs what is scheduled by cron is there; systemd always is.
 pub(in crate::command) fn has_daemon() -> bool {
-    Scheduler::of_host() != Some(Scheduler::Cron) || {
+    Scheduler::of(host()) != Some(Scheduler::Cron) || {
         let entries = fs::read_dir("/proc").into_iter().flatten();
         entries.filter_map(Result::ok).any(|entry| {
             let name = fs::read(entry.path().join("comm")).unwrap_or_default();
@@ -195,9 +216,7 @@ fn is_safe(program: &Path) -> bool {
 
 /// Makes the host rotate the logs.
 pub(super) async fn set_up(schedule: &Schedule) -> io::Result<()> {
-    for file in &schedule.files {
-        write(file)?;
-    }
+    write_in(host(), schedule)?;
     if schedule.by == Scheduler::Systemd.name() {
         tell(&["daemon-reload"]).await?;
         tell(&["--quiet", "enable", "--now", TIMER_NAME]).await?;
@@ -207,29 +226,37 @@ pub(super) async fn set_up(schedule: &Schedule) -> io::Result<()> {
 
 /// Takes that away.
 pub(super) async fn take_away() -> io::Result<()> {
-    let of_systemd = Path::new(SYSTEMD).is_dir() && fs::symlink_metadata(TIMER).is_ok();
+    let of_systemd = Path::new(SYSTEMD).is_dir() && is_at(host(), TIMER);
     if of_systemd {
         tell(&["--quiet", "disable", "--now", TIMER_NAME]).await?;
     }
-    for path in [CRON, TIMER, SERVICE] {
-        match fs::remove_file(path) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-            _ => {}
-        }
-    }
+    remove_in(host())?;
     if of_systemd {
         tell(&["daemon-reload"]).await?;
     }
     Ok(())
 }
 
-/// Writes a file whole or not at all; cron never sees half a line.
-fn write(file: &HostFile) -> io::Result<()> {
-    let path = Path::new(&file.path);
-    let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/")))?;
-    fresh.write_all(file.content.as_bytes())?;
-    fs::set_permissions(fresh.path(), fs::Permissions::from_mode(MODE))?;
-    fresh.persist(path).map(drop).map_err(|failed| failed.error)
+/// Writes each file whole or not at all: cron never sees half a line, nor what is not there yet under its name.
+fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
+    for file in &schedule.files {
+        let path = at(root, &file.path);
+        let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(root))?;
+        fresh.write_all(file.content.as_bytes())?;
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(MODE))?;
+        fresh.persist(path).map_err(|failed| failed.error)?;
+    }
+    Ok(())
+}
+
+fn remove_in(root: &Path) -> io::Result<()> {
+    for path in [CRON, TIMER, SERVICE] {
+        match fs::remove_file(at(root, path)) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn tell(words: &[&str]) -> io::Result<()> {
@@ -261,6 +288,69 @@ mod tests {
         assert!(!is_safe(Path::new("/usr/bin")));
         let shell = fs::canonicalize("/bin/sh").unwrap();
         assert!(is_safe(&shell));
+    }
+
+    /// What it takes on a host with this folder, by a program that nobody but root changes.
+    fn wanting(root: &Path) -> Schedule {
+        let shell = || Ok(fs::canonicalize("/bin/sh").unwrap().display().to_string());
+        match look_in(root, shell) {
+            Rotation::Wanting(schedule) => schedule,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_set_up_is_found_again_until_it_is_changed_or_taken_away() {
+        for (by, folders) in [
+            ("cron", vec!["etc/cron.d"]),
+            // Where there are both.
+            (
+                "systemd",
+                vec![
+                    "etc/cron.d",
+                    "run/systemd/system",
+                    "etc/systemd/system/timers.target.wants",
+                ],
+            ),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            let root = host.path();
+            for folder in folders {
+                fs::create_dir_all(root.join(folder)).unwrap();
+            }
+            let schedule = wanting(root);
+            assert_eq!((schedule.by, schedule.there), (by, false));
+            write_in(root, &schedule).unwrap();
+            if by == "systemd" {
+                // Written, and not enabled.
+                assert!(wanting(root).there);
+                std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
+            }
+            let nobody = || Err("no program".to_owned());
+            assert_eq!(look_in(root, nobody), Rotation::Scheduled);
+            let file = at(root, &schedule.files[0].path);
+            assert_eq!(
+                fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+                MODE
+            );
+            // Another command, another user's program, nothing.
+            for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {
+                let text = String::from_utf8(fs::read(&file).unwrap()).unwrap();
+                fs::write(&file, text.replace("rotate-logs", harm)).unwrap();
+                assert!(wanting(root).there, "{harm}");
+                write_in(root, &schedule).unwrap();
+            }
+            fs::write(&file, schedule.files[0].content.replace("/usr/", "/tmp/")).unwrap();
+            assert!(wanting(root).there);
+            remove_in(root).unwrap();
+            remove_in(root).unwrap();
+            assert!(!wanting(root).there && !is_scheduled_in(root));
+        }
+        let bare = tempfile::tempdir().unwrap();
+        let nobody = look_in(bare.path(), || Ok(String::new()));
+        assert!(
+            matches!(nobody, Rotation::Nobody(why) if why.contains("neither systemd nor cron"))
+        );
     }
 
     #[test]
