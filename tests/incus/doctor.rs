@@ -4,6 +4,7 @@
 mod inside;
 mod logs;
 mod machines;
+mod said;
 mod way;
 
 use serde_json::Value;

@@ -1,13 +1,12 @@
-//! The logs that Incus writes on the host, and what there is to see without a channel.
+//! The logs that Incus writes of channels on the host.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 
-use super::{PAIR, Patient, kill};
+use super::{Patient, kill};
 use crate::harness::Anklume;
 use crate::project::have_incus;
-use crate::world::World;
 
 /// From where on the doctor complains, in bytes.
 const LIMIT: u64 = 10 * 1024 * 1024;
@@ -100,53 +99,4 @@ fn the_host_rotates_the_logs_between_two_runs() {
         let said = "nothing rotates the logs of channels between two runs of `anklume apply`: ";
         assert!(ran.stderr.contains(said), "{ran:?}");
     }
-}
-
-#[test]
-fn what_there_is_to_say_without_a_channel_is_said() {
-    if !have_incus() {
-        return;
-    }
-    let mut world = World::new(PAIR);
-    let ran = world.run(&["doctor"]);
-    assert_eq!(ran.status, 1, "{ran:?}");
-    let expected = format!(
-        "broken  {dev} → {signer}  {dev} is not on Incus (project {project})\n        mend it: anklume apply\n",
-        dev = world.machine(1, "dev"),
-        signer = world.machine(0, "signer"),
-        project = world.domains[1]
-    );
-    assert_eq!(ran.stdout, expected);
-    let ran = world.run(&["doctor", "ghost"]);
-    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{ran:?}");
-    assert!(
-        ran.stderr.contains("`ghost` is no machine of this file"),
-        "{}",
-        ran.stderr
-    );
-    let nearly = world.machine(1, "def");
-    let ran = world.run(&["doctor", &nearly]);
-    assert!(ran.stderr.contains("did you mean"), "{}", ran.stderr);
-
-    world.declare(&PAIR.replace("consumers: [{b}-dev]", "consumers: []"));
-    let ran = world.run(&["doctor"]);
-    assert_eq!(
-        (ran.status, ran.stdout.as_str()),
-        (
-            0,
-            "no channels: no machine of this file offers another one a service\n"
-        )
-    );
-    let ran = world.run(&["doctor", "--format", "json"]);
-    let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(
-        answer,
-        serde_json::json!({"ok": true, "edges": [], "notes": []})
-    );
-    let dev = world.machine(1, "dev");
-    let ran = world.run(&["doctor", &dev]);
-    assert_eq!(
-        ran.stdout,
-        format!("no channels: {dev} is an end of none\n")
-    );
 }

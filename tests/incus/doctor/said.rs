@@ -1,0 +1,140 @@
+//! What there is to say without a channel, without Incus, without rights, without a file; and that nothing is changed.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+
+use super::{PAIR, Patient};
+use crate::harness::{ANKLUME, Anklume};
+use crate::project::have_incus;
+use crate::recorder::{Fate, Recorder};
+use crate::world::World;
+
+#[test]
+fn what_there_is_to_say_without_a_channel_is_said() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(PAIR);
+    let ran = world.run(&["doctor"]);
+    assert_eq!(ran.status, 1, "{ran:?}");
+    let expected = format!(
+        "broken  {dev} → {signer}  {dev} is not on Incus (project {project})\n        mend it: anklume apply\n",
+        dev = world.machine(1, "dev"),
+        signer = world.machine(0, "signer"),
+        project = world.domains[1]
+    );
+    assert_eq!(ran.stdout, expected);
+    let ran = world.run(&["doctor", "ghost"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{ran:?}");
+    assert!(
+        ran.stderr.contains("`ghost` is no machine of this file"),
+        "{}",
+        ran.stderr
+    );
+    let nearly = world.machine(1, "def");
+    let ran = world.run(&["doctor", &nearly]);
+    assert!(ran.stderr.contains("did you mean"), "{}", ran.stderr);
+
+    world.declare(&PAIR.replace("consumers: [{b}-dev]", "consumers: []"));
+    let ran = world.run(&["doctor"]);
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (
+            0,
+            "no channels: no machine of this file offers another one a service\n"
+        )
+    );
+    let ran = world.run(&["doctor", "--format", "json"]);
+    let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        answer,
+        serde_json::json!({"ok": true, "edges": [], "notes": []})
+    );
+    let dev = world.machine(1, "dev");
+    let ran = world.run(&["doctor", &dev]);
+    assert_eq!(
+        ran.stdout,
+        format!("no channels: {dev} is an end of none\n")
+    );
+}
+
+#[test]
+fn without_incus_rights_or_a_file_that_is_said() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(PAIR);
+    let none = world
+        .anklume(&["doctor"])
+        .env("INCUS_SOCKET", "/nowhere/unix.socket");
+    none.run().is(
+        1,
+        "",
+        "error: Incus is not running on this computer (no socket at `/nowhere/unix.socket`)\n  = help: start Incus, or install it (Debian: `apt install incus`)\n",
+    );
+    let wrong = Anklume::new()
+        .args(["doctor", "--infra", "nowhere.yml"])
+        .run();
+    assert_eq!((wrong.status, wrong.stdout.as_str()), (1, ""), "{wrong:?}");
+    assert!(wrong.stderr.contains("nowhere.yml"), "{}", wrong.stderr);
+
+    // A user who is neither root nor of Incus's group; the program must be where they may run it.
+    let folder = world.run(&["doctor"]).folder;
+    let program = folder.path().join("program");
+    std::fs::copy(ANKLUME, &program).unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    for command in ["doctor", "rotate-logs"] {
+        let output = std::process::Command::new(&program)
+            .arg(command)
+            .current_dir(folder.path())
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let message = match command {
+            "doctor" => {
+                "error: no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)\n"
+            }
+            _ => "error: only root may rotate the logs of Incus\n",
+        };
+        assert!(stderr.starts_with(message), "{stderr}");
+    }
+}
+
+#[test]
+fn the_text_is_a_line_for_each_channel_and_nothing_is_changed() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let (dev, signer) = (patient.dev(), patient.signer());
+    let ran = patient.world.run(&["doctor", &dev]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let (first, notes) = ran.stdout.split_once('\n').unwrap();
+    let took = first.strip_prefix(&format!("ok      {dev} → {signer}  "));
+    let took = took.and_then(|took| took.strip_suffix(" ms"));
+    assert!(took.unwrap().parse::<f64>().unwrap() > 0.0, "{first}");
+    let note = format!(
+        "        note: {signer} has neither systemd nor OpenRC: nothing restarts its server but `anklume apply --infra infra.yml`\n"
+    );
+    assert_eq!(notes, note.replace(" --infra infra.yml", ""));
+    let ran = patient.world.run(&["doctor", "--infra", "infra.yml"]);
+    assert!(ran.stdout.ends_with(&note), "{}", ran.stdout);
+
+    patient.incus(0, &["stop", "--force", &signer]);
+    let recorder = Recorder::new(|_, _| Fate::Pass);
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let ran = patient
+        .world
+        .anklume(&["doctor"])
+        .env("INCUS_SOCKET", socket)
+        .run();
+    assert_eq!(ran.status, 1, "{ran:?}");
+    let broken =
+        format!("broken  {dev} → {signer}  {signer} is stopped\n        mend it: anklume apply\n");
+    assert!(ran.stdout.starts_with(&broken), "{}", ran.stdout);
+    assert_eq!(recorder.writes(), Vec::<String>::new());
+}
