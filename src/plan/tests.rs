@@ -1,5 +1,6 @@
 //! Plans against an Incus in memory: what is made of nothing, what follows from a change, what stands in the way.
 
+mod destroy;
 mod inside;
 mod memory;
 mod obstacles;
@@ -7,9 +8,7 @@ mod upkeep;
 
 use serde_json::json;
 
-use super::{
-    Action, Doomed, Facts, FolderState, HostFolder, Plan, Selection, Wanted, destroy, plan,
-};
+use super::{Action, Facts, FolderState, HostFolder, Plan, Wanted, plan};
 use crate::diagnostic::Faults;
 use crate::edge::{Edge, edges};
 use crate::incus::state::{Alias, Instance};
@@ -351,65 +350,5 @@ fn values_of_any_kind_are_shown_on_one_line_and_escaped() {
     assert!(
         shown.iter().any(|line| line.ends_with("xxx…")),
         "{shown:#?}"
-    );
-}
-
-fn gone(doomed: &Doomed) -> Vec<String> {
-    doomed.actions().flat_map(Action::lines).collect()
-}
-
-#[test]
-fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
-    let mut state = applied(INFRA);
-    assert_eq!(
-        gone(&destroy("demo", &state, Selection::All, false)),
-        [
-            "- machine signer (not ephemeral)",
-            "- machine dev",
-            "- volume dev-data of work",
-            "- network net-vault",
-            "- acl net-vault",
-            "- project vault",
-            "- profile small of work",
-            "- network net-work",
-            "- acl net-work",
-            "- project work",
-        ]
-    );
-    assert_eq!(
-        gone(&destroy("other", &state, Selection::All, false)),
-        Vec::<String>::new()
-    );
-    assert_eq!(
-        gone(&destroy("demo", &state, Selection::Machine("dev"), false)),
-        ["- machine dev", "- volume dev-data of work"]
-    );
-    assert_eq!(
-        gone(&destroy(
-            "demo",
-            &state,
-            Selection::Machine("nobody"),
-            false
-        )),
-        Vec::<String>::new()
-    );
-    let device = state.instances[0]
-        .devices
-        .values()
-        .find_map(|device| device.get("listen"));
-    let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
-    let doomed = destroy("demo", &state, Selection::Machine("signer"), false);
-    assert!(matches!(&doomed.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
-    let by_hand: Instance =
-        serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
-    state.instances.push(by_hand);
-    let doomed = destroy("demo", &state, Selection::Domain("work"), false);
-    assert_eq!(
-        gone(&doomed),
-        ["- machine dev", "- volume dev-data of work"]
-    );
-    assert_eq!(
-        doomed.notes,
-        ["the domain `work` stays: it holds what anklume did not make: mine"]
     );
 }

@@ -62,26 +62,3 @@ fn without_channels_nothing_is_scheduled_and_where_nothing_can_be_that_is_said()
     let plan = planned(&alone, &applied(&alone), &nobody, &[]).unwrap();
     assert_eq!(plan.notes, [""; 0]);
 }
-
-#[test]
-fn what_is_scheduled_goes_with_the_last_channel() {
-    let last = "- rotation of the channels' logs".to_owned();
-    let mut state = applied(INFRA);
-    let all = |state: &State, rotated| {
-        let doomed = destroy("demo", state, Selection::All, rotated);
-        gone(&doomed)
-    };
-    assert_eq!(all(&state, true).last(), Some(&last));
-    assert!(!all(&state, false).contains(&last));
-    // One end stays.
-    let one = destroy("demo", &state, Selection::Machine("dev"), true);
-    assert!(!gone(&one).contains(&last));
-    let mut other = state.instances[0].clone();
-    (other.project, other.name) = ("else".to_owned(), "one".to_owned());
-    other.config.clear();
-    state.instances.push(other);
-    assert!(!all(&state, true).contains(&last));
-    // Without channels it is none of this infrastructure's business.
-    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
-    assert!(!all(&applied(&alone), true).contains(&last));
-}

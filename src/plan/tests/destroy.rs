@@ -1,0 +1,87 @@
+//! What `destroy` takes, and what stays.
+
+use super::*;
+use crate::plan::{Doomed, Selection, destroy};
+
+fn gone(doomed: &Doomed) -> Vec<String> {
+    doomed.actions().flat_map(Action::lines).collect()
+}
+
+#[test]
+fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
+    let mut state = applied(INFRA);
+    assert_eq!(
+        gone(&destroy("demo", &state, Selection::All, false)),
+        [
+            "- machine signer (not ephemeral)",
+            "- machine dev",
+            "- volume dev-data of work",
+            "- network net-vault",
+            "- acl net-vault",
+            "- project vault",
+            "- profile small of work",
+            "- network net-work",
+            "- acl net-work",
+            "- project work",
+        ]
+    );
+    assert_eq!(
+        gone(&destroy("other", &state, Selection::All, false)),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        gone(&destroy("demo", &state, Selection::Machine("dev"), false)),
+        ["- machine dev", "- volume dev-data of work"]
+    );
+    assert_eq!(
+        gone(&destroy(
+            "demo",
+            &state,
+            Selection::Machine("nobody"),
+            false
+        )),
+        Vec::<String>::new()
+    );
+    let device = state.instances[0]
+        .devices
+        .values()
+        .find_map(|device| device.get("listen"));
+    let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
+    let doomed = destroy("demo", &state, Selection::Machine("signer"), false);
+    assert!(matches!(&doomed.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
+    let by_hand: Instance =
+        serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
+    state.instances.push(by_hand);
+    let doomed = destroy("demo", &state, Selection::Domain("work"), false);
+    assert_eq!(
+        gone(&doomed),
+        ["- machine dev", "- volume dev-data of work"]
+    );
+    assert_eq!(
+        doomed.notes,
+        ["the domain `work` stays: it holds what anklume did not make: mine"]
+    );
+}
+
+#[test]
+fn what_is_scheduled_goes_with_the_last_channel() {
+    let last = "- rotation of the channels' logs".to_owned();
+    let mut state = applied(INFRA);
+    let all = |state: &State, rotated| {
+        let doomed = destroy("demo", state, Selection::All, rotated);
+        gone(&doomed)
+    };
+    assert_eq!(all(&state, true).last(), Some(&last));
+    assert!(!all(&state, false).contains(&last));
+    // One end stays.
+    let one = destroy("demo", &state, Selection::Machine("dev"), true);
+    assert!(!gone(&one).contains(&last));
+    let mut other = state.instances[0].clone();
+    (other.project, other.name) = ("else".to_owned(), "one".to_owned());
+    other.config.clear();
+    state.instances.push(other);
+    assert!(!all(&state, true).contains(&last));
+    // Without channels it is none of this infrastructure's business.
+    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
+    assert!(!all(&applied(&alone), true).contains(&last));
+}
