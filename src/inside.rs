@@ -24,8 +24,14 @@ pub const PROGRAM_FOLDER: &str = "/opt/anklume";
 pub const PROGRAM: &str = "/opt/anklume/anklume";
 /// What the file of a program that is on its way in begins with, in the program's folder.
 pub const FRESH_PREFIX: &str = "anklume.new-";
+/// The command by which the program puts a machine in order.
+pub const SETUP: &str = "machine-setup";
+/// Held locked by who puts a machine in order; nobody else can open it.
+pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
 /// A link to the program, where a shell finds it.
 pub const LINK: &str = "/usr/local/bin/anklume";
+/// The folder of what the program is told.
+pub const ETC: &str = "/etc/anklume";
 /// Says that this is a machine of anklume's, which one, and by whom it is served ([`Identity`]).
 pub const IDENTITY: &str = "/etc/anklume/machine";
 /// The services that the machine's server serves ([`Services`]).
@@ -90,9 +96,18 @@ impl Order {
     }
 }
 
-/// What the identity file says.
+/// An order on its way into a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// When it was sent, in seconds since 1970: host and machine have one clock.
+    pub at: i64,
+    /// The order.
+    pub order: Order,
+}
+
+/// What the identity file says; a field that is not known is another version's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The machine's name.
     pub machine: MachineName,
@@ -117,7 +132,7 @@ impl Identity {
         bytes
     }
 
-    /// Reads the file; `None`: it is none.
+    /// Reads the file; `None`: it is no identity.
     #[must_use]
     pub fn from_file(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()

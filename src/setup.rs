@@ -12,8 +12,8 @@ use std::io;
 use std::path::Path;
 
 use crate::inside::{
-    FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
-    Supervisor, program_digest,
+    ETC, FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
+    SETUP_LOCK, Sent, Supervisor, program_digest,
 };
 use account::{Account, AccountError};
 use tree::{Tree, TreeError};
@@ -37,6 +37,9 @@ pub(crate) enum SetupError {
     /// The services are no policy.
     #[error("the services are refused: {0}")]
     Services(#[from] crate::services::ServicesFault),
+    /// The order was sent too long ago.
+    #[error("the order came too late: another run may have sent a newer one")]
+    Old,
     /// The program is not the one of the order.
     #[error("the program that arrived is not the one that was sent")]
     Program,
@@ -65,9 +68,12 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }
 }
 
+/// How old an order may be when it is begun, in seconds: a later run may have sent another one since.
+const AGE_MAX: i64 = 30;
+
 /// Carries an order out; what came of it.
-pub(crate) async fn carry_out(order: &Order) -> Report {
-    match put_in_order(order).await {
+pub(crate) async fn carry_out(sent: &Sent) -> Report {
+    match put_in_order(sent).await {
         Ok(digest) => Report {
             digest,
             altered: None,
@@ -87,13 +93,20 @@ pub(crate) async fn carry_out(order: &Order) -> Report {
 }
 
 /// The program first, then what it serves by, then the server.
-async fn put_in_order(order: &Order) -> Result<Option<String>, SetupError> {
+async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
+    let order = &sent.order;
     let services = order.services()?;
     let account = Account::find(order.run_as.as_deref())?;
     let tree = Tree::open()?;
     // Before anything else: what comes later is another run's, which may be waiting for this one.
     let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
-    let _one_at_a_time = tree.lock(PROGRAM_FOLDER)?;
+    for folder in [PROGRAM_FOLDER, ETC] {
+        tree.is_roots(folder)?;
+    }
+    let _one_at_a_time = tree.lock(SETUP_LOCK).await?;
+    if jiff::Timestamp::now().as_second() - sent.at > AGE_MAX {
+        return Err(SetupError::Old);
+    }
     let known = identity(&tree)?;
     let supervisor = match order.services {
         Some(_) => supervisor::detect(),
@@ -105,8 +118,9 @@ async fn put_in_order(order: &Order) -> Result<Option<String>, SetupError> {
         ..finished.clone()
     };
     // Whatever ends this run, the next one sees that it did not come to its end.
-    tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)?;
-    program(&tree, order, &left)?;
+    program(&tree, order, &left, || {
+        tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)
+    })?;
     tree.link(LINK, PROGRAM)?;
     let Some(text) = &order.services else {
         supervisor::withdraw(&tree).await?;
@@ -134,7 +148,14 @@ fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {
 }
 
 /// Puts this very program in its place, where it is not there already, and removes what interrupted runs left beside it.
-fn program(tree: &Tree, order: &Order, left: &[String]) -> Result<(), SetupError> {
+///
+/// `begin` is called when everything is known to be as it must be, before anything is changed.
+fn program(
+    tree: &Tree,
+    order: &Order,
+    left: &[String],
+    begin: impl FnOnce() -> Result<bool, TreeError>,
+) -> Result<(), SetupError> {
     let own = std::fs::read("/proc/self/exe").map_err(failed("cannot read this program"))?;
     if program_digest(&own) != order.program {
         return Err(SetupError::Program);
@@ -144,6 +165,7 @@ fn program(tree: &Tree, order: &Order, left: &[String]) -> Result<(), SetupError
     let fresh = name.filter(|name| {
         name.starts_with(FRESH_PREFIX) && path.parent() == Some(Path::new(PROGRAM_FOLDER))
     });
+    begin()?;
     if let Some(fresh) = fresh {
         tree.rename(PROGRAM_FOLDER, fresh, PROGRAM)?;
     }

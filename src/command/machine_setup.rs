@@ -4,7 +4,7 @@ use std::io::{self, Read as _};
 
 use super::output::Output;
 use crate::error::{Exit, Failure};
-use crate::inside::Order;
+use crate::inside::Sent;
 use crate::setup;
 
 /// Largest order that is read, in bytes: a services file and a little.
@@ -18,14 +18,14 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
     }
     let mut text = Vec::new();
     io::stdin().lock().take(ORDER_MAX).read_to_end(&mut text)?;
-    let order: Order = serde_json::from_slice(&text).map_err(|why| {
+    let sent: Sent = serde_json::from_slice(&text).map_err(|why| {
         Failure::new(Exit::Usage, format!("what is on stdin is no order: {why}"))
             .help("`anklume apply` on the host gives one")
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let report = runtime.block_on(setup::carry_out(&order));
+    let report = runtime.block_on(setup::carry_out(&sent));
     output.json(&report)?;
     let done = report.altered.is_none() && report.failed.is_none();
     Ok(if done { Exit::Done } else { Exit::Failed })

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::connection::encoded;
 use super::object::{Devices, Keys, Object};
 use super::{Incus, IncusError};
+use crate::inside::SETUP;
 
 /// Longest that operations of an earlier, interrupted run are waited for.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
@@ -176,6 +178,8 @@ struct Begun {
     class: String,
     #[serde(default, deserialize_with = "or_default")]
     resources: std::collections::BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    metadata: Option<Value>,
 }
 
 fn default_project() -> String {
@@ -274,11 +278,19 @@ impl Incus {
 }
 
 impl Begun {
+    /// Whether it is a program of a run that was killed, which still puts a machine in order.
+    fn is_setup(&self) -> bool {
+        let command = self.metadata.as_ref().and_then(|all| all.get("command"));
+        let words = command.and_then(Value::as_array);
+        words.is_some_and(|words| words.get(1).is_some_and(|word| word == SETUP))
+    }
+
     /// The machines of these projects that it is about.
     fn machines(&self, ours: impl Fn(&str) -> bool) -> Vec<Object> {
-        // A program that runs in a machine (`websocket`) is nobody's unfinished work.
+        // Another program that runs in a machine (`websocket`) is nobody's unfinished work.
+        let counts = self.class == "task" || self.is_setup();
         let urls = self.resources.get("instances");
-        let urls = urls.filter(|_| self.class == "task").into_iter().flatten();
+        let urls = urls.filter(|_| counts).into_iter().flatten();
         urls.filter(|url| ours(project_of(url)))
             .map(|url| Object::machine(project_of(url), &last_part(url)))
             .collect()
@@ -312,7 +324,7 @@ mod tests {
         let text = r#"{
             "failure": [
                 {"id": "1", "class": "task", "resources": {"instances": ["/1.0/instances/dev?project=work", "/1.0/instances/b"]}},
-                {"id": "2", "class": "websocket", "resources": {"instances": ["/1.0/instances/dev?project=work"]}},
+                {"id": "2", "class": "websocket", "resources": {"instances": ["/1.0/instances/dev?project=work"]}, "metadata": {"command": ["/bin/sh"]}},
                 {"id": "3", "class": "task", "resources": null}
             ],
             "success": [{"id": "4"}]

@@ -88,20 +88,35 @@ fn summary(text: Option<&String>) -> String {
         let consumers: Vec<&str> = service
             .consumers
             .iter()
+            .take(CONSUMERS_SHOWN)
             .map(crate::name::MachineName::as_str)
             .collect();
-        let consumers = if consumers.is_empty() {
-            "nobody".to_owned()
-        } else {
-            consumers.join(", ")
+        let more = service.consumers.len().saturating_sub(CONSUMERS_SHOWN);
+        let consumers = match (consumers.is_empty(), more) {
+            (true, _) => "nobody".to_owned(),
+            (false, 0) => consumers.join(", "),
+            (false, more) => format!("{} and {more} more", consumers.join(", ")),
         };
         format!("{} for {consumers}", service.name)
     };
-    let all: Vec<String> = services.services.iter().map(one).collect();
+    let mut all: Vec<String> = services
+        .services
+        .iter()
+        .take(SERVICES_SHOWN)
+        .map(one)
+        .collect();
+    let more = services.services.len().saturating_sub(SERVICES_SHOWN);
+    if more > 0 {
+        all.push(format!("and {more} more"));
+    }
     let digest: String = services.digest().chars().take(DIGEST_SHOWN).collect();
     format!("{} ({digest})", all.join("; "))
 }
 
+/// How many services are shown.
+const SERVICES_SHOWN: usize = 8;
+/// How many consumers of a service are shown.
+const CONSUMERS_SHOWN: usize = 8;
 /// How much of a digest is shown, in characters.
 const DIGEST_SHOWN: usize = 12;
 

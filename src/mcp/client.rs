@@ -153,6 +153,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.exchange.asked() == Some(CALL)
     }
 
+    /// Whether the server lists anything at all; what it is, is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the answer from coming.
+    pub(crate) async fn answers(&mut self) -> Result<(), ClientError> {
+        let listed = self
+            .exchange
+            .request(LIST, &Map::new(), self.patience.call)
+            .await;
+        listed.map(drop)
+    }
+
     /// Everything that the server lists.
     ///
     /// # Errors
@@ -161,11 +174,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     pub(crate) async fn tools(&mut self) -> Result<Listing, ClientError> {
         let mut whole: Option<Listing> = None;
         let mut params = Map::new();
+        let mut room = LINE_MAX;
         for _ in 0..PAGES_MAX {
             let answer = self
                 .exchange
                 .request(LIST, &params, self.patience.call)
                 .await?;
+            room = room.checked_sub(answer.get().len()).ok_or_else(|| {
+                malformed(
+                    LIST,
+                    &format!("its pages have more than {LINE_MAX} bytes together"),
+                )
+            })?;
             let page: ListToolsResult = typed(LIST, &answer)?;
             let result: Value = typed(LIST, &answer)?;
             let cursor = page.next_cursor.clone();
@@ -244,7 +264,7 @@ pub(crate) fn rehearsal(
 }
 
 impl Listing {
-    /// Adds a page: its tools, and what it says beside them.
+    /// Adds a page's tools; what it says beside them, the first page has said.
     fn and(mut self, page: Value, tools: Vec<Tool>) -> Self {
         self.tools.extend(tools);
         let (Value::Object(whole), Value::Object(mut page)) = (&mut self.result, page) else {
@@ -255,8 +275,6 @@ impl Listing {
         {
             all.extend(more);
         }
-        whole.remove("nextCursor");
-        whole.extend(page);
         whole.remove("nextCursor");
         self
     }

@@ -30,6 +30,11 @@ pub(crate) enum AccountError {
     /// The machine does not know them.
     #[error("there is no user `{}` in this machine: make one (`useradd -m {}`), or take another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
     Nobody(String),
+    /// What says who serves cannot be read.
+    #[error(
+        "`{IDENTITY}` cannot be read, so nobody knows who serves here: {0}; `anklume apply` on the host writes it anew"
+    )]
+    Identity(#[source] std::io::Error),
     /// The file of users cannot be read.
     #[error("`{PASSWD}` cannot be read: {0}")]
     Unreadable(#[source] std::io::Error),
@@ -56,11 +61,15 @@ impl Account {
 
     /// The user that this machine's server runs as; `None` outside of anklume's machines.
     pub(crate) fn of_this_machine() -> Result<Option<Self>, AccountError> {
-        let identity = read(IDENTITY).ok();
-        match identity.as_deref().and_then(Identity::from_file) {
-            Some(identity) => Self::find(identity.run_as.as_deref()).map(Some),
-            None => Ok(None),
-        }
+        let text = match read(IDENTITY) {
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(AccountError::Identity)?,
+        };
+        // Nobody becomes root because a file cannot be read.
+        let identity = Identity::from_file(&text).ok_or_else(|| {
+            AccountError::Identity(std::io::Error::other("it says no machine's name"))
+        })?;
+        Self::find(identity.run_as.as_deref()).map(Some)
     }
 
     /// Makes a command run as this user, from root, with a user's environment and without root's groups.

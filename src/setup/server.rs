@@ -1,10 +1,11 @@
 //! The machine's server, seen from beside it: which process, by which policy; ended and started where nobody else does.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::sleep;
 
@@ -32,7 +33,7 @@ fn status() -> Option<Status> {
     if !Folder::is_served(folder()) {
         return None;
     }
-    let text = std::fs::read(Folder::status_file(folder())).ok()?;
+    let text = Folder::status(folder()).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -66,6 +67,26 @@ pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
     }
 }
 
+/// Whether a process is a server of the folder: the program, also where its file was replaced, by the folder's owner.
+fn is_server(pid: Pid) -> bool {
+    let process = format!("/proc/{}", pid.as_raw_nonzero());
+    let program = std::fs::read_link(format!("{process}/exe")).unwrap_or_default();
+    let replaced = format!("{PROGRAM} (deleted)");
+    let ours = [PROGRAM, &replaced]
+        .iter()
+        .any(|path| program == Path::new(path));
+    let words = std::fs::read(format!("{process}/cmdline")).unwrap_or_default();
+    let serves = words
+        .split(|byte| *byte == 0)
+        .any(|word| word == b"--listen");
+    let owner = |path: &Path| std::fs::symlink_metadata(path).map(|is| is.uid());
+    let same = match (owner(Path::new(&process)), owner(folder())) {
+        (Ok(process), Ok(folder)) => process == folder,
+        _ => false,
+    };
+    ours && serves && same
+}
+
 /// Ends the server that runs, when its calls are answered.
 pub(super) async fn end() -> Result<(), SetupError> {
     let Some(pid) = status()
@@ -74,8 +95,13 @@ pub(super) async fn end() -> Result<(), SetupError> {
     else {
         return Ok(());
     };
-    // One that is gone meanwhile has ended.
-    let _ = kill_process(pid, Signal::TERM);
+    // Whose file this number is from may be anybody: only a server of ours, of that user's, is told anything; it is held
+    // by a descriptor, so that it is no other process meanwhile. One that is gone has ended.
+    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+        && is_server(pid)
+    {
+        let _ = pidfd_send_signal(&process, Signal::TERM);
+    }
     let began = Instant::now();
     while Folder::is_served(folder()) {
         if began.elapsed() > END_MAX {

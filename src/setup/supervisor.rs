@@ -1,11 +1,14 @@
 //! Who keeps the server running: systemd, OpenRC, or nobody.
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
+use std::fs::{self, File};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown,
+};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -131,29 +134,58 @@ fn folders(account: &Account) -> Result<(), SetupError> {
             parents.recursive(true).mode(0o755);
             parents.create(parent).map_err(failed(cannot))?;
         }
-        match fs::DirBuilder::new().mode(mode).create(path) {
-            Err(why) if why.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(failed(cannot)(why));
-            }
-            _ => {}
-        }
-        give(path, account).map_err(failed(cannot))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed(cannot))?;
+        folder(path, mode, account).map_err(failed(cannot))?;
     }
     Ok(())
 }
 
-/// Gives a folder, and what is directly in it, to a user who does not have it.
-fn give(folder: &Path, account: &Account) -> std::io::Result<()> {
-    let is = fs::symlink_metadata(folder)?;
-    if !is.is_dir() {
-        return Err(std::io::ErrorKind::NotADirectory.into());
+/// A folder of a user's. One of another user's gives way to it; of what was in it, a log goes along.
+fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
+            return fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        }
+        Ok(is) => Some(is.uid()),
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => None,
+        Err(why) => return Err(why),
+    };
+    let mut away = path.as_os_str().to_owned();
+    away.push(format!(".{}", std::process::id()));
+    if there.is_some() {
+        fs::rename(path, &away)?;
     }
-    if (is.uid(), is.gid()) == (account.uid, account.gid) {
-        return Ok(());
+    fs::DirBuilder::new().mode(mode).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    if let Some(before) = there {
+        if path == Path::new(LOGS) {
+            logs(Path::new(&away), path, before, account)?;
+        }
+        // What cannot be removed, such as a mount of the other user's, stays out of the way.
+        let _ = fs::remove_dir_all(&away);
     }
-    for entry in fs::read_dir(folder)? {
-        lchown(entry?.path(), Some(account.uid), Some(account.gid))?;
+    lchown(path, Some(account.uid), Some(account.gid))
+}
+
+/// Hands a log on: files that only the user had, under the names that the log has.
+fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let is_log = entry.file_name().to_string_lossy().starts_with("audit.");
+        let file = File::options()
+            .read(true)
+            .custom_flags(
+                i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default(),
+            )
+            .open(entry.path());
+        let Some(file) = file.ok().filter(|_| is_log) else {
+            continue;
+        };
+        let is = file.metadata()?;
+        // Another name of the file may be somebody else's.
+        if is.is_file() && is.nlink() == 1 && is.uid() == before {
+            fchown(&file, Some(account.uid), Some(account.gid))?;
+            fs::rename(entry.path(), to.join(entry.file_name()))?;
+        }
     }
-    lchown(folder, Some(account.uid), Some(account.gid))
+    Ok(())
 }

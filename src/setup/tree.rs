@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, flock,
-    fstat, mkdirat, open, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    fstat, mkdirat, open, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
+use tokio::time::sleep;
 
 use super::account::Account;
 
@@ -23,6 +25,10 @@ const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOFOLLOW);
+/// How long another run's work in the machine is waited for.
+const LOCK_MAX: Duration = Duration::from_secs(15);
+/// How often is looked whether it has ended.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Largest file that is read, in bytes: a services file, and more.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
@@ -180,7 +186,7 @@ impl Tree {
         }
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&parent, &fresh, flags, Mode::RUSR | Mode::WUSR)
+        let file = openat(&parent, &fresh, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|why| refused("written", path, why))?;
         fchmod(&file, Mode::from_raw_mode(mode)).map_err(|why| refused("written", path, why))?;
         let mut file = File::from(file);
@@ -247,14 +253,42 @@ impl Tree {
         Ok(names.filter(|name| name.starts_with(prefix)).collect())
     }
 
-    /// Waits until nobody else holds the lock of a folder, and holds it.
-    pub(super) fn lock(&self, folder: &str) -> Result<OwnedFd, TreeError> {
-        let opened = self
-            .folder_there(folder)
-            .map_err(|why| refused("opened", folder, why))?;
-        flock(&opened, FlockOperation::LockExclusive)
-            .map_err(|why| refused("locked", folder, why))?;
-        Ok(opened)
+    /// Waits until nobody else holds the lock of a file of root's, and holds it.
+    ///
+    /// # Errors
+    ///
+    /// Somebody holds it for long.
+    pub(super) async fn lock(&self, path: &str) -> Result<OwnedFd, TreeError> {
+        let Parts { folder, name } = parts(path);
+        let parent = self.folder(folder, 0o755)?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|why| refused("locked", path, why))?;
+        let began = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_MAX => sleep(LOCK_LOOK).await,
+                Err(why) => return Err(refused("locked", path, why)),
+            }
+        }
+    }
+
+    /// That a folder, where it is there, is root's and nobody else can change what is in it.
+    pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
+        /// Rights to write of the group and of others.
+        const OTHERS_WRITE: u32 = 0o022;
+        let folder = match self.folder_there(path) {
+            Err(Errno::NOENT) => return Ok(()),
+            folder => folder.map_err(|why| refused("opened", path, why))?,
+        };
+        let is = fstat(&folder).map_err(|why| refused("looked at", path, why))?;
+        if is.st_uid == 0 && is.st_mode & OTHERS_WRITE == 0 {
+            Ok(())
+        } else {
+            Err(TreeError::Altered(path.to_owned()))
+        }
     }
 }
 
@@ -348,6 +382,30 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_others_can_write_to_is_not_ours() {
+        let (root, tree) = tree();
+        tree.is_roots("/nowhere").unwrap();
+        std::fs::create_dir(root.path().join("open")).unwrap();
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(root.path().join("open"), open).unwrap();
+        assert_eq!(altered(tree.is_roots("/open")), "/open");
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_root_s_own_file() {
+        let (root, tree) = tree();
+        let _held = tree.lock("/etc/a/.lock").await.unwrap();
+        let mode = root
+            .path()
+            .join("etc/a/.lock")
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+
+    #[test]
     fn a_program_takes_its_place_and_what_others_left_is_found() {
         let (root, tree) = tree();
         let opt = root.path().join("opt");
@@ -359,7 +417,6 @@ mod tests {
             .unwrap();
         let left = tree.names("/opt", "anklume.new-").unwrap();
         assert_eq!(left, ["anklume.new-1"]);
-        let _held = tree.lock("/opt").unwrap();
         assert_eq!(
             std::fs::read(opt.join("anklume")).unwrap(),
             b"anklume.new-2"

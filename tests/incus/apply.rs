@@ -2,6 +2,7 @@
 
 mod edges;
 mod faults;
+mod hostile;
 pub(crate) mod inside;
 mod interrupted;
 mod isolation;

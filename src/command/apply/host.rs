@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -178,14 +178,43 @@ fn route(line: &str) -> Option<Route> {
     })
 }
 
-/// Where something is mounted for a process of this host; nothing, where that may not be looked at.
-pub(super) fn mounts(process: u32) -> Vec<String> {
-    text(&format!("/proc/{process}/mountinfo"))
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(unescaped)
-        .collect()
+/// The first place of those that are looked for where something is mounted for a process of this host; nothing, where
+/// that may not be looked at.
+///
+/// # Errors
+///
+/// The table is longer than any sound machine's: whoever made so many mounts hides something, or means harm.
+pub(super) fn mounted(
+    process: u32,
+    is_looked_for: impl Fn(&str) -> bool,
+) -> Result<Option<String>, TooManyMounts> {
+    /// Longest table that is read, in bytes.
+    const TABLE_MAX: u64 = 4 * 1024 * 1024;
+    let Ok(table) = fs::File::open(format!("/proc/{process}/mountinfo")) else {
+        return Ok(None);
+    };
+    let mut table = BufReader::new(table.take(TABLE_MAX));
+    let mut line = Vec::new();
+    let mut read = 0;
+    while let Ok(length @ 1..) = table.read_until(b'\n', &mut line) {
+        let text = String::from_utf8_lossy(&line);
+        let place = text.split(' ').nth(4).map(unescaped);
+        if let Some(place) = place.filter(|place| is_looked_for(place)) {
+            return Ok(Some(place));
+        }
+        line.clear();
+        read += u64::try_from(length).unwrap_or(u64::MAX);
+    }
+    if read < TABLE_MAX {
+        Ok(None)
+    } else {
+        Err(TooManyMounts)
+    }
 }
+
+/// A machine has more mounts than are read.
+#[derive(Debug)]
+pub(super) struct TooManyMounts;
 
 /// A path as the kernel writes it: blanks and backslashes as octal numbers.
 fn unescaped(path: &str) -> String {

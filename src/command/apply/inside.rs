@@ -3,13 +3,17 @@
 //! What a machine says is its own word; processes and sockets of the host are looked at from the host.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::carry::each;
 use super::context::Context;
+use super::program::Program;
 use super::wire::{self, Answer};
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
-use crate::incus::{Incus, Kind, Object, State};
+use crate::incus::{Incus, IncusError, Kind, Object, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
     Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, PROGRAM, SERVICES, SYSTEMD_UNIT, Serving,
@@ -19,10 +23,12 @@ use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
 
-/// Largest program that is read back, in bytes.
-const PROGRAM_MAX: u64 = 512 * 1024 * 1024;
+/// Longest that a look into one machine may take: a machine decides how fast its files are.
+const LOOK_MAX: Duration = Duration::from_secs(20);
+/// Largest services file that is read, in bytes.
+const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
-const FILE_MAX: u64 = 32 * 1024 * 1024;
+const FILE_MAX: u64 = 1024 * 1024;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -51,7 +57,11 @@ pub(super) async fn look(
         })
         .filter(|(_, there)| has_inside(there) && there.kind == "container")
         .collect();
-    let found = each(&machines, |(_, there)| into(context, there)).await;
+    let found = each(&machines, |(_, there)| async {
+        let found = timeout(LOOK_MAX, into(context, there)).await;
+        found.ok().flatten()
+    })
+    .await;
     let channels = each(edges, |edge| channel(context, edge, &there)).await;
     let mut looked = Looked::default();
     for ((machine, there), mut found) in machines.iter().zip(found) {
@@ -92,14 +102,20 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
     };
     let mut incus = context.incus_for_looking().await.ok()?;
     // What cannot be read is not there as it must be; the machine's own program says why.
-    found.program = incus
-        .digest_of_file(&machine, PROGRAM, PROGRAM_MAX)
-        .await
-        .ok()?;
+    let longest = context.program().map_or(0, Program::length);
+    found.program = match incus.digest_of_file(&machine, PROGRAM, longest).await {
+        Ok(digest) => digest,
+        // Another one, whatever it is; the rest of it is not read.
+        Err(IncusError::TooLarge) => {
+            incus = context.incus_for_looking().await.ok()?;
+            Some("another".to_owned())
+        }
+        Err(_) => return None,
+    };
     found.link = text(&mut incus, &machine, LINK, Kind::Link).await?;
     let identity = text(&mut incus, &machine, IDENTITY, Kind::File).await?;
     found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
-    found.services = text(&mut incus, &machine, SERVICES, Kind::File).await?;
+    found.services = services(&mut incus, &machine).await?;
     let unit = match found.identity.as_ref().and_then(|one| one.supervisor) {
         Some(Supervisor::Systemd) => Some(SYSTEMD_UNIT),
         Some(Supervisor::Openrc) => Some(OPENRC_SCRIPT),
@@ -109,13 +125,22 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
         found.unit = text(&mut incus, &machine, unit, Kind::File).await?;
     }
     if runs && found.services.is_some() {
-        found.serving = serving(&mut incus, &machine).await?;
+        // Whoever serves writes it: what cannot be read says that nobody serves as they should.
+        found.serving = serving(&mut incus, &machine)
+            .await
+            .unwrap_or(Serving::Silent);
     }
     Some(found)
 }
 
 pub(in crate::command) fn runs(there: &Instance) -> bool {
     ["Running", "Ready"].contains(&there.status.as_str())
+}
+
+async fn services(incus: &mut Incus, machine: &Object) -> Option<Option<String>> {
+    let content = incus.read_file(machine, SERVICES, Kind::File, SERVICES_MAX);
+    let content = content.await.ok()?;
+    Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 async fn text(

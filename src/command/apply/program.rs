@@ -21,6 +21,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// Its length, in bytes.
+    pub(super) fn length(&self) -> u64 {
+        u64::try_from(self.bytes.len()).unwrap_or(u64::MAX)
+    }
+
     /// This very program.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::channel::Errand;
 use crate::edge::CONSUMER_FOLDER;
 use crate::incus::{Incus, IncusError, Kind, Object, Owner};
 use crate::inside::{
-    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
+    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP, Sent,
 };
 use crate::shown::shown;
 
@@ -41,9 +41,8 @@ pub(super) async fn install(
         project: machine.project(),
         machine: machine.name(),
         user: None,
-        words: &[&program, "machine-setup"],
-        // An order is plain data, which is always JSON.
-        stdin: &serde_json::to_vec(order).unwrap_or_default(),
+        words: &[&program, SETUP],
+        stdin: &sent(order),
         patience: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
@@ -52,7 +51,10 @@ pub(super) async fn install(
         format!("the program does not run in the machine: {words}")
     })?;
     if let Some(path) = report.altered {
-        return Err(IncusError::Altered(path).to_string());
+        let path = shown(&path, WORDS_MAX);
+        return Err(format!(
+            "the machine says: machine altered: `{path}` in it is not what was left there"
+        ));
     }
     if let Some(why) = report.failed {
         return Err(format!("the machine says: {}", shown(&why, WORDS_MAX)));
@@ -65,6 +67,16 @@ pub(super) async fn install(
     Err("its server does not report the policy that was sent".to_owned())
 }
 
+/// An order as it is sent: with the time, so that nobody carries it out long after.
+fn sent(order: &Order) -> Vec<u8> {
+    let sent = Sent {
+        at: jiff::Timestamp::now().as_second(),
+        order: order.clone(),
+    };
+    // An order is plain data, which is always JSON.
+    serde_json::to_vec(&sent).unwrap_or_default()
+}
+
 /// Makes sure that the way to the program is the machine's own, and pushes it where it must be; where it is to be started.
 async fn prepare(
     context: &Context,
@@ -73,8 +85,10 @@ async fn prepare(
     push: bool,
 ) -> Result<String, IncusError> {
     let first = incus.first_process(machine).await?;
-    if let Some(mount) = host::mounts(first).into_iter().find(|path| is_ours(path)) {
-        return Err(altered(&mount));
+    match host::mounted(first, is_ours) {
+        Ok(None) => {}
+        Ok(Some(place)) => return Err(altered(&place)),
+        Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
     let Some(program) = context.program().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());

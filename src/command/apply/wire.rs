@@ -71,10 +71,10 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
     let (reader, writer) = tokio::io::split(stream);
     let listed = async {
         let mut client = Client::start(reader, writer, patience).await?;
-        client.tools().await
+        client.answers().await
     };
     match timeout(PATIENCE, listed).await {
-        Ok(Ok(_)) => Answer::Tools,
+        Ok(Ok(())) => Answer::Tools,
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
 }

@@ -44,7 +44,8 @@ fn read(folder: &Path) -> anyhow::Result<Status> {
         .into());
     }
     let file = Folder::status_file(folder);
-    let text = std::fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let text =
+        Folder::status(folder).with_context(|| format!("cannot read `{}`", file.display()))?;
     serde_json::from_slice(&text)
         .with_context(|| format!("`{}` was written by another version", file.display()))
 }

@@ -1,7 +1,7 @@
 //! The folder of a server's sockets: private before the first socket, one server at a time, nothing left behind.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
@@ -83,15 +83,28 @@ impl Folder {
 
     /// Whether a server holds the folder's lock now.
     pub(crate) fn is_served(path: &Path) -> bool {
-        let Ok(lock) = openat(
-            CWD,
-            path.join(LOCK),
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) else {
+        let Ok(lock) = regular(&path.join(LOCK)) else {
             return false;
         };
         flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+    }
+
+    /// What the server says of itself; the folder is its user's, who may be anybody.
+    ///
+    /// # Errors
+    ///
+    /// The system's; and what is there is no file, or too large.
+    pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
+        /// Largest status that is read, in bytes: a services file and a little.
+        const STATUS_MAX: u64 = 32 * 1024 * 1024;
+        let mut text = Vec::new();
+        let file = regular(&Self::status_file(path))?;
+        file.take(STATUS_MAX + 1).read_to_end(&mut text)?;
+        if u64::try_from(text.len()).is_ok_and(|length| length <= STATUS_MAX) {
+            Ok(text)
+        } else {
+            Err(io::ErrorKind::FileTooLarge.into())
+        }
     }
 
     /// The file in which the server says what it serves.
@@ -182,6 +195,17 @@ impl Folder {
             }
         }
         Ok(())
+    }
+}
+
+/// Opens a regular file for reading, through no link; a pipe or device would make us wait.
+fn regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(openat(CWD, path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::ErrorKind::InvalidInput.into())
     }
 }
 

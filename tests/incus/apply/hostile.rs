@@ -1,0 +1,119 @@
+//! Users inside a machine who mean harm: they hold nothing up, and neither the machine's root nor the host does their work.
+
+use crate::project::have_incus;
+use crate::world::World;
+
+/// A provider whose server is an unprivileged user's.
+fn declared(run_as: &str) -> String {
+    format!(
+        "
+domains:
+  {{a}}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {{a}}-signer:
+        mcp: {{run_as: {run_as}}}
+        services: [{{name: paste, tool: clipboard_get, consumers: [{{b}}-dev]}}]
+  {{b}}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {{b}}-dev: {{}}
+"
+    )
+}
+
+/// The user number of `user` in the tests' image.
+const USER: &str = "1000";
+
+fn as_user(world: &World, command: &str) {
+    let signer = world.machine(0, "signer");
+    let words = [
+        "exec", &signer, "-T", "--user", USER, "--group", USER, "--cwd", "/", "--",
+    ];
+    let ran = world.incus(0, &[words.as_slice(), &["sh", "-c", command]].concat());
+    assert!(ran.status.success(), "{command}: {ran:?}");
+}
+
+#[test]
+fn who_serves_cannot_use_the_machine_s_root_against_others() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(&declared("user"));
+    world.apply();
+    // A process and a file of root's, and a server that claims to be that process.
+    let (_, victim) = world.exec(
+        0,
+        "signer",
+        "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; echo roots > /run/roots; chmod 666 /run/roots",
+    );
+    let victim = victim.trim();
+    let (_, status) = world.exec(0, "signer", "cat /run/anklume/mcp/.status.json");
+    let mut status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let own = status.get("pid").unwrap().to_string();
+    *status.get_mut("pid").unwrap() = victim.parse::<u32>().unwrap().into();
+    as_user(
+        &world,
+        &format!(
+            "ln /run/roots /run/anklume/mcp/hard; kill -9 {own}; sleep 0.3; \
+             printf '%s' '{status}' > /run/anklume/mcp/.status.json; \
+             flock /run/anklume/mcp/.lock sleep 1000 >/dev/null 2>&1 </dev/null & \
+             flock /opt/anklume sleep 1000 >/dev/null 2>&1 </dev/null & sleep 0.2"
+        ),
+    );
+    world.declare(&declared("root"));
+    world.apply();
+    assert!(
+        world.exec(0, "signer", &format!("kill -0 {victim}")).0,
+        "root's process was ended"
+    );
+    let (_, owner) = world.exec(0, "signer", "stat -c %u:%a /run/roots");
+    assert_eq!(owner, "0:666\n");
+    world.is_settled();
+}
+
+#[test]
+fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
+    if !have_incus() {
+        return;
+    }
+    let world = World::new(&declared("user"));
+    world.apply();
+    let signer = world.machine(0, "signer");
+    // A status that would never end.
+    as_user(
+        &world,
+        "rm /run/anklume/mcp/.status.json; mkfifo /run/anklume/mcp/.status.json",
+    );
+    let plan = world.plan();
+    assert_eq!(plan, [format!("~ server on {signer}: no answer → running")]);
+    world.apply();
+    world.is_settled();
+    // Who serves is not known: nobody is served as root instead.
+    assert!(world.exec(0, "signer", "echo '{' > /etc/anklume/machine").0);
+    let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
+    assert_eq!(ran.status, 4, "{ran:?}");
+    assert!(
+        ran.stderr.contains("nobody knows who serves here"),
+        "{ran:?}"
+    );
+    world.apply();
+    let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    // More mounts than anybody needs.
+    let deep = format!(
+        "d=/tmp; for i in $(seq 15); do d=$d/{}; mkdir -p $d; done; cd $d; for i in $(seq 1200); do mount -t tmpfs none . || exit 1; done; rm /opt/anklume/anklume",
+        "x".repeat(250)
+    );
+    assert!(world.exec(0, "signer", &deep).0);
+    let (code, answer) = world.apply_json();
+    assert_eq!(code, 1, "{answer:#}");
+    assert!(
+        answer
+            .to_string()
+            .contains("machine altered: `/proc/mounts`"),
+        "{answer:#}"
+    );
+}
