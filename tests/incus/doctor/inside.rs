@@ -106,10 +106,8 @@ fn is_supervised(init: Init, file: &str) {
     let (_, answer) = patient.examined();
     assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
     let named = "what starts the server of {signer} is missing or changed";
-    if init == Init::Systemd {
-        patient.exec(0, "signer", &format!("rm {file}"));
-        patient.recovers("supervision", named);
-    }
+    patient.exec(0, "signer", &format!("rm {file}"));
+    patient.recovers("supervision", named);
     patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
     patient.recovers("supervision", named);
     // Whoever watches it brings it back after a crash; after a silence `apply` must.
