@@ -22,7 +22,7 @@ mod wire;
 
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, runtime};
-pub(super) use heads::{Log, keep};
+pub(super) use heads::{Log, forget_deleted, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use program::Program;

@@ -3,12 +3,14 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::apply::{
-    Context, Outcome, Progress, Report, carry_out, in_parallel, interrupted, is_scheduled, runtime,
+    Context, Outcome, Progress, Report, carry_out, forget_deleted, in_parallel, interrupted,
+    is_scheduled, runtime,
 };
 use super::open_infra;
 use super::output::Output;
 use crate::cli::DestroyArgs;
 use crate::error::{Exit, Failure};
+use crate::incus::Object;
 use crate::plan::{Action, Doomed, Selection, destroy};
 
 /// Nothing that was asked for is there.
@@ -126,11 +128,23 @@ fn agree() -> anyhow::Result<()> {
     Err(Failure::new(Exit::Failed, "nothing was deleted").into())
 }
 
+/// The machines that were deleted.
+fn gone<'d>(doomed: &'d Doomed, deleted: &[Vec<Outcome>]) -> Vec<&'d Object> {
+    let ended = doomed.machines.iter().zip(deleted);
+    let done = ended.filter(|(_, outcomes)| outcomes.iter().all(Outcome::is_done));
+    done.filter_map(|(action, _)| match action {
+        Action::Delete { object, .. } => Some(object),
+        _ => None,
+    })
+    .collect()
+}
+
 /// Machines at once, then what they used; what fails keeps what it needs.
 async fn execute(context: &Context, doomed: &Doomed, progress: &Progress) -> Report {
     let mut report = Report::default();
     let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
     let deleted = in_parallel(context, machines, progress).await;
+    forget_deleted(&gone(doomed, &deleted));
     let all_gone = deleted.iter().flatten().all(Outcome::is_done);
     report.add(deleted);
     if all_gone {

@@ -228,24 +228,29 @@ fn write(uuid: &str, kept: &Kept) -> io::Result<()> {
     done.map(drop).map_err(|failed| failed.error)
 }
 
+/// Forgets machines that were deleted.
+pub(in crate::command) fn forget_deleted(deleted: &[&Object]) {
+    forget_if(|_, kept| deleted.contains(&&Object::machine(&kept.project, &kept.machine)));
+}
+
 /// Forgets the machines of these domains that are no longer there.
 pub(super) fn forget(infra: &Infra, instances: &[Instance]) {
+    forget_if(|uuid, kept| {
+        let is_it = |one: &Instance| one.config.get(UUID).is_some_and(|it| it == uuid);
+        let mut domains = infra.enabled();
+        domains.any(|one| one.name.as_str() == kept.project) && !instances.iter().any(is_it)
+    });
+}
+
+fn forget_if(goes: impl Fn(&str, &Kept) -> bool) {
     let Ok(entries) = fs::read_dir(FOLDER) else {
         return;
     };
     for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let uuid = name.strip_suffix(".json").filter(|uuid| is_name(uuid));
-        let is_there = |uuid: &str| {
-            let mut all = instances.iter();
-            all.any(|one| one.config.get(UUID).is_some_and(|it| it == uuid))
-        };
-        let is_of_us = |uuid: &str| {
-            let kept = read(uuid).ok().flatten();
-            let mut domains = infra.enabled();
-            kept.is_some_and(|kept| domains.any(|one| one.name.as_str() == kept.project))
-        };
-        if uuid.is_some_and(|uuid| !is_there(uuid) && is_of_us(uuid)) {
+        let kept = uuid.and_then(|uuid| Some((uuid, read(uuid).ok().flatten()?)));
+        if kept.is_some_and(|(uuid, kept)| goes(uuid, &kept)) {
             // The next run tries again.
             let _ = fs::remove_file(entry.path());
         }

@@ -106,10 +106,8 @@ fn is_supervised(init: Init, file: &str) {
     let (_, answer) = patient.examined();
     assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
     let named = "what starts the server of {signer} is missing or changed";
-    if init == Init::Systemd {
-        patient.exec(0, "signer", &format!("rm {file}"));
-        patient.recovers("supervision", named);
-    }
+    patient.exec(0, "signer", &format!("rm {file}"));
+    patient.recovers("supervision", named);
     patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
     patient.recovers("supervision", named);
     // Whoever watches it brings it back after a crash; after a silence `apply` must.
@@ -187,4 +185,16 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         );
         patient.is_well();
     }
+    // Of a machine that is deleted nothing is kept.
+    let kept = || {
+        let files = std::fs::read_dir("/var/lib/anklume/audit").unwrap();
+        let texts = files.filter_map(|file| std::fs::read(file.ok()?.path()).ok());
+        texts
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .filter(|text| text.contains(&format!("\"{}\"", patient.signer())))
+            .count()
+    };
+    assert_eq!(kept(), 1);
+    let destroyed = patient.world.run(&["destroy", "--yes", "--force"]);
+    assert_eq!((destroyed.status, kept()), (0, 0), "{destroyed:?}");
 }
