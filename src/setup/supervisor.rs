@@ -6,11 +6,11 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::account::Account;
 use super::tree::Tree;
@@ -22,6 +22,8 @@ use crate::inside::{
 
 /// Longest that a supervisor may take: as long as the running calls of the server that it ends.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// How often is looked whether OpenRC has started everything.
+const LOOK: Duration = Duration::from_millis(50);
 /// Most of a supervisor's last words that are passed on, in characters.
 const WORDS_MAX: usize = 500;
 
@@ -52,11 +54,28 @@ pub(super) async fn install(
             Ok(changed)
         }
         Supervisor::Openrc => {
+            started().await;
             let changed = tree.file(OPENRC_SCRIPT, openrc_script(run_as).as_bytes(), 0o755)?;
             tell("rc-update", &["--quiet", "add", UNIT, "default"]).await?;
             Ok(changed)
         }
         Supervisor::Nobody => Ok(false),
+    }
+}
+
+/// Waits until OpenRC has started what it starts with the machine: what is started meanwhile it forgets, and can neither
+/// stop nor start again.
+async fn started() {
+    /// There while OpenRC changes the runlevel, of which a boot has several.
+    const STARTING: &str = "/run/openrc/rc.starting";
+    /// How long it must be away.
+    const AWAY: u32 = 10;
+    let began = Instant::now();
+    let mut away = 0;
+    while away < AWAY && began.elapsed() < PATIENCE {
+        let starting = Path::new(STARTING).exists();
+        away = if starting { 0 } else { away + 1 };
+        sleep(LOOK).await;
     }
 }
 
