@@ -63,8 +63,10 @@ async fn examine<'e>(
     chosen: &[&'e Edge],
     output: &Output,
 ) -> anyhow::Result<(Vec<Health<'e>>, Vec<String>)> {
-    let context = Context::new(output).await?;
     let program = Program::of_this()?;
+    let context = Context::new(output)
+        .await?
+        .with_program(Some(program.clone()));
     let (state, facts) = survey(&context, infra, edges).await?;
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();

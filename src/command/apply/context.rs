@@ -86,7 +86,7 @@ impl Context {
     }
 
     /// The same, with the program that goes into machines.
-    pub(super) fn with_program(mut self, program: Option<Program>) -> Self {
+    pub(in crate::command) fn with_program(mut self, program: Option<Program>) -> Self {
         self.program = program;
         self
     }
