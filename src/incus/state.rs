@@ -231,7 +231,12 @@ impl Incus {
                 "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
                 encoded(&pool)
             );
-            let volumes: Vec<Volume> = self.get(&path).await?;
+            let volumes: Vec<Volume> = match self.get(&path).await {
+                Ok(volumes) => volumes,
+                // Somebody deleted it meanwhile.
+                Err(IncusError::Refused { code: 404, .. }) => continue,
+                Err(why) => return Err(why),
+            };
             state
                 .volumes
                 .extend(volumes.into_iter().map(|volume| Volume {
