@@ -21,4 +21,8 @@ if ! sh tests/incus/up.sh; then
 fi
 
 # All failures of a run, not those of the first program alone.
-cargo test --no-fail-fast "$@"
+status=0
+cargo test --no-fail-fast --lib --bins --test integration "$@" || status=$?
+# These wait for Incus and for each other more than they compute.
+RUST_TEST_THREADS=${RUST_TEST_THREADS:-4} cargo test --no-fail-fast --test incus "$@" || status=$?
+exit "$status"
