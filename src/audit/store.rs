@@ -1,20 +1,22 @@
 //! The files of the log: appending under a lock, rotation by size, the machine's key.
 
+mod file;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, openat};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 
 use super::chain::{self, Head};
-use super::verify::LINE_MAX;
 use super::{Event, Key};
+pub use file::files;
+use file::{gone, last_line, numbered, open_file, same_file};
 
 /// The log where none is named.
 pub const LOG: &str = "/var/log/anklume/audit.jsonl";
@@ -258,37 +260,52 @@ impl Log {
         }
     }
 
-    /// Moves the files one number up and begins a new one, whose first line says so.
+    /// Begins a new file, whose first line says so, and moves the others one number up.
+    ///
+    /// The log's path names a file at every moment: who opens the log in between finds the old one, locked.
     fn rotate(&self, open: &mut Open) -> Result<(), AuditError> {
         let rotated = |source| self.error("rotated", source);
-        for number in (1..KEEP).rev() {
-            let from = numbered(&self.path, number);
-            if from.exists() {
-                std::fs::rename(&from, numbered(&self.path, number + 1)).map_err(rotated)?;
-            }
-        }
-        let bytes = open.length;
-        let head = open.head.clone();
-        // Locked before it bears the name, so that no other process writes its first line.
         let fresh = self.path.with_extension("new");
-        match std::fs::remove_file(&fresh) {
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
-            other => other.map_err(rotated)?,
-        }
-        let file = open_file(&fresh)?;
+        let next = self.begin(&fresh, open)?;
+        self.make_room()?;
+        std::fs::hard_link(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
+        std::fs::rename(&fresh, &self.path).map_err(rotated)?;
+        // Dropping the old file lets go of its lock; who waits for it finds the new name.
+        *open = next;
+        Ok(())
+    }
+
+    /// A file that goes on where `open` ends.
+    fn begin(&self, fresh: &Path, open: &Open) -> Result<Open, AuditError> {
+        gone(fresh).map_err(|source| self.error("rotated", source))?;
+        let file = open_file(fresh)?;
+        // Locked before it bears the name, so that no other process writes its first line.
         flock(&file, FlockOperation::LockExclusive)
             .map_err(|source| self.error("locked", source.into()))?;
         let mut next = Open {
             file,
             length: 0,
-            head,
+            head: open.head.clone(),
             reserved: 0,
         };
+        let bytes = open.length;
         self.write(&mut next, Event::Rotated { bytes })?;
-        std::fs::rename(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
-        std::fs::rename(&fresh, &self.path).map_err(rotated)?;
-        // Dropping the old file lets go of its lock; who waits for it finds the new name.
-        *open = next;
+        Ok(next)
+    }
+
+    /// Makes the first number free: the files up to the first number that is free move one up.
+    fn make_room(&self) -> Result<(), AuditError> {
+        let rotated = |source| self.error("rotated", source);
+        let first = numbered(&self.path, 1);
+        if same_file(&first, &self.path) {
+            // A rotation was cut off when the file had both names.
+            gone(&first).map_err(rotated)?;
+        }
+        let free = (1..KEEP).find(|number| !numbered(&self.path, *number).exists());
+        for number in (1..free.unwrap_or(KEEP)).rev() {
+            let from = numbered(&self.path, number);
+            std::fs::rename(&from, numbered(&self.path, number + 1)).map_err(rotated)?;
+        }
         Ok(())
     }
 
@@ -312,53 +329,8 @@ impl Log {
     }
 }
 
-/// The log's files that are there, oldest first.
-#[must_use]
-pub fn files(path: &Path) -> Vec<PathBuf> {
-    (1..=KEEP)
-        .rev()
-        .map(|number| numbered(path, number))
-        .filter(|file| file.exists())
-        .chain(path.exists().then(|| path.to_owned()))
-        .collect()
-}
-
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
 fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
-}
-
-fn open_file(path: &Path) -> Result<File, AuditError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .map_err(|source| AuditError::Io {
-            doing: "opened",
-            path: path.to_owned(),
-            source: source.into(),
-        })
-}
-
-/// The length of the whole lines of a file, and the last of them without its newline.
-fn last_line(file: &File, length: u64) -> io::Result<(u64, Option<Vec<u8>>)> {
-    let window = length.min(LINE_MAX as u64 * 2);
-    let start = length - window;
-    let mut bytes = vec![0; usize::try_from(window).unwrap_or_default()];
-    file.read_exact_at(&mut bytes, start)?;
-    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
-        return Ok((0, None));
-    };
-    let whole = bytes.get(..end).unwrap_or_default();
-    let line = whole.rsplit(|byte| *byte == b'\n').next();
-    Ok((
-        start.saturating_add(end as u64).saturating_add(1),
-        line.map(<[u8]>::to_vec),
-    ))
 }
 
 /// Reads the machine's key, or makes one.

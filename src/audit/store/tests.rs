@@ -1,6 +1,7 @@
 //! The log's files: as they were written, tampered with, torn, rotated, shared.
 
 use std::io::BufReader;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::verify::{Fault, Report, Verifier};
 use super::*;
@@ -160,6 +161,62 @@ fn many_writers_keep_one_chain_over_rotations() {
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
     assert!(report.head.seq >= 800);
+}
+
+#[test]
+fn there_is_a_log_at_every_moment_of_a_rotation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = Log::open_with(&path, 1).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Whoever finds none makes one, which the rotation then replaces with all that was written into it.
+        let looking = scope.spawn(|| {
+            let mut missing = 0;
+            while !done.load(Ordering::Relaxed) {
+                missing += u32::from(!path.exists());
+            }
+            missing
+        });
+        for pid in 0..500 {
+            log.append(stop(pid)).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(looking.join().unwrap(), 0);
+    });
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+}
+
+#[test]
+fn a_rotation_that_was_cut_off_leaves_a_whole_log_and_the_next_one_ends_it() {
+    let (_folder, path, _) = ten();
+    std::fs::hard_link(&path, numbered(&path, 1)).unwrap();
+    assert!(check(&path, None).is_whole());
+    let log = Log::open_with(&path, 1).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!((report.lines, files(&path).len()), (12, 2));
+}
+
+#[test]
+fn rotations_that_fail_take_no_file_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = Log::open_with(&path, 1).unwrap();
+    for pid in 0..5 {
+        log.append(stop(pid)).unwrap();
+    }
+    let before = files(&path).len();
+    // In the way of the new file, as a full disk would be.
+    std::fs::create_dir(path.with_extension("new")).unwrap();
+    for pid in 5..20 {
+        log.append(stop(pid)).unwrap();
+    }
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(files(&path).len(), before);
 }
 
 #[test]

@@ -1,0 +1,73 @@
+//! What the log's files are called, which of them are there, and how one ends.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use super::super::verify::LINE_MAX;
+use super::{AuditError, KEEP};
+
+/// The log's files that are there, oldest first.
+#[must_use]
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    (1..=KEEP)
+        .rev()
+        .map(|number| numbered(path, number))
+        // A rotation that was cut off leaves the last file with both names.
+        .filter(|file| file.exists() && !same_file(file, path))
+        .chain(path.exists().then(|| path.to_owned()))
+        .collect()
+}
+
+/// Whether both paths name one file.
+pub(super) fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Removes a file that may not be there.
+pub(super) fn gone(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(source),
+        _ => Ok(()),
+    }
+}
+
+/// A file of the log that is no longer written.
+pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Opens a file for writing, through no link; one that is not there is made (0600).
+pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|source| AuditError::Io {
+            doing: "opened",
+            path: path.to_owned(),
+            source: source.into(),
+        })
+}
+
+/// The length of the whole lines of a file, and the last of them without its newline.
+pub(super) fn last_line(file: &File, length: u64) -> io::Result<(u64, Option<Vec<u8>>)> {
+    let window = length.min(LINE_MAX as u64 * 2);
+    let start = length - window;
+    let mut bytes = vec![0; usize::try_from(window).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, start)?;
+    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+        return Ok((0, None));
+    };
+    let whole = bytes.get(..end).unwrap_or_default();
+    let line = whole.rsplit(|byte| *byte == b'\n').next();
+    Ok((
+        start.saturating_add(end as u64).saturating_add(1),
+        line.map(<[u8]>::to_vec),
+    ))
+}
