@@ -7,13 +7,34 @@ use std::io;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 /// Threads of a caller for work that blocks: as many as the tools of one connection that run at a time.
 const THREADS: usize = 8;
 /// How long work that was given up may take to clean up behind itself.
 const LAST_WORK: Duration = Duration::from_millis(500);
+
+/// A lane's runtime. One that comes to nothing is dropped inside the server's own, where it may not wait for its end.
+struct Own(Option<Runtime>);
+
+impl Own {
+    /// Runs the work to its end, and gives what it gave up a moment.
+    fn run(mut self, work: impl Future<Output = ()>) {
+        if let Some(runtime) = self.0.take() {
+            runtime.block_on(work);
+            runtime.shutdown_timeout(LAST_WORK);
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
 
 /// Starts work in a lane of its own; what is given back ends when it has ended.
 ///
@@ -33,16 +54,17 @@ where
         .enable_all()
         .max_blocking_threads(THREADS)
         .build()?;
+    let handle = runtime.handle().clone();
+    let runtime = Own(Some(runtime));
     let work = {
-        let _inside = runtime.enter();
+        let _inside = handle.enter();
         prepare()?
     };
     let (ended, end) = oneshot::channel::<()>();
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            runtime.block_on(work);
-            runtime.shutdown_timeout(LAST_WORK);
+            runtime.run(work);
             drop(ended);
         })?;
     // The sender says nothing; that it is gone is the word.
@@ -59,4 +81,24 @@ pub(super) fn allow_many() {
     };
     // Where that is forbidden, what there is has to do.
     let _ = setrlimit(Resource::Nofile, most);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_cannot_be_prepared_leaves_the_server_as_it_was() {
+        let failed = start("alice", || {
+            Err::<std::future::Ready<()>, _>(io::ErrorKind::Other.into())
+        });
+        assert!(failed.is_err());
+        let (said, heard) = oneshot::channel();
+        let lane = start("bob", || {
+            Ok(async move { said.send("served").unwrap_or_default() })
+        })
+        .unwrap();
+        assert_eq!(heard.await, Ok("served"));
+        lane.await;
+    }
 }
