@@ -167,6 +167,10 @@ impl Live {
     }
 
     fn refuse(&self, state: &mut State, error: &PolicyError) {
+        if let PolicyError::Io { .. } = error {
+            // It was not read, for want of files or so: what it holds may be a refusal, and it stays as it looks now.
+            state.seen = Stamp::Unsettled;
+        }
         let text = error.to_string();
         if state.refused.as_ref() != Some(&text) {
             (self.on_change)(&Change::Refused(&state.policy, error));
