@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 /// `anklume mcp …`
 #[derive(Debug, Subcommand)]
@@ -21,6 +21,8 @@ pub enum McpCommand {
 
 /// `anklume mcp serve`
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("consumers").args(["listen", "caller"]))]
 pub struct McpServeArgs {
     /// Print the tools and end
     #[arg(long, conflicts_with_all = ["listen", "caller", "services"])]
@@ -32,7 +34,7 @@ pub struct McpServeArgs {
     #[arg(long, value_name = "MACHINE", conflicts_with = "listen")]
     pub caller: Option<String>,
     /// The services file, as `policy export` writes it [default: /etc/anklume/services.json]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "consumers")]
     pub services: Option<PathBuf>,
     /// The log of calls [default: /var/log/anklume/audit.jsonl]
     #[arg(long, value_name = "FILE", env = "ANKLUME_AUDIT_LOG")]

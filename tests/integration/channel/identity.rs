@@ -209,6 +209,16 @@ fn one_caller_on_stdio_is_served_as_on_its_socket() {
 }
 
 #[test]
+fn services_without_a_consumer_to_serve_are_a_mistake() {
+    let world = World::new(&SERVICES);
+    let ran = world.run(&["mcp", "serve", "--services", "services.json"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""));
+    for option in ["--listen [<DIR>]", "--caller <MACHINE>"] {
+        assert!(ran.stderr.contains(option), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_granted_service_runs_with_its_fixed_arguments_hidden() {
     let world = World::new(&[
         "{name: copy, tool: clipboard_set, consumers: [alice], with: {content: fixed}}",
