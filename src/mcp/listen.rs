@@ -6,7 +6,7 @@ pub(crate) mod folder;
 mod lane;
 mod turned_away;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +48,9 @@ pub(crate) struct Status {
     pub(crate) digest: String,
     /// Why the newest services file was not taken.
     pub(crate) refused: Option<String>,
+    /// What of the policy in force cannot be done, such as a socket that cannot be made; it is tried again and again.
+    #[serde(default)]
+    pub(crate) failed: Vec<String>,
 }
 
 /// A server of many consumers.
@@ -58,7 +61,17 @@ pub(crate) struct Listening {
     shared: Arc<Shared>,
     stop: Stop,
     doors: BTreeMap<MachineName, Door>,
-    said: Option<(String, Option<String>)>,
+    /// Consumers whose sockets are to go.
+    gone: BTreeSet<MachineName>,
+    said: Option<Said>,
+}
+
+/// What the status says that may change.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    digest: String,
+    refused: Option<String>,
+    failed: Vec<String>,
 }
 
 /// A consumer's socket, and what it takes to close it.
@@ -77,29 +90,43 @@ impl Listening {
             shared,
             stop,
             doors: BTreeMap::new(),
+            gone: BTreeSet::new(),
             said: None,
         }
     }
 
-    /// Serves until it is stopped; `ready` is called once, when every socket is there.
+    /// Serves until it is stopped; `ready` is called once, when every socket is there, and `complain` for each thing
+    /// that cannot be done from then on.
     ///
     /// # Errors
     ///
     /// A socket of the policy at the start cannot be made.
-    pub(crate) async fn run(mut self, ready: impl FnOnce()) -> Result<(), FolderError> {
+    pub(crate) async fn run(
+        mut self,
+        ready: impl FnOnce(),
+        complain: impl Fn(&str),
+    ) -> Result<(), FolderError> {
         lane::allow_many();
         let mut tasks = JoinSet::new();
-        self.follow(&mut tasks)?;
+        if let Some(failed) = self.follow(&mut tasks).into_iter().next() {
+            // The sockets that were made go again.
+            let _ = self.end(tasks).await;
+            return Err(failed);
+        }
         ready();
         let mut ticks = interval(FOLLOW);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known = Vec::new();
         loop {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
                     self.shared.recorder.count(false);
-                    // The last good state stays; the next tick tries again, `mcp status` tells.
-                    let _ = self.follow(&mut tasks);
+                    // What could be done is; the next tick tries the rest again.
+                    let failed = self.follow(&mut tasks);
+                    let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+                    failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
+                    known = failed;
                 }
                 Some(_) = tasks.join_next() => {}
             }
@@ -107,38 +134,80 @@ impl Listening {
         self.end(tasks).await
     }
 
-    /// Makes and removes sockets so that they are those of the policy in force.
-    fn follow(&mut self, tasks: &mut JoinSet<()>) -> Result<(), FolderError> {
+    /// Makes and removes sockets so that they are those of the policy in force, and gives what could not be done.
+    fn follow(&mut self, tasks: &mut JoinSet<()>) -> Vec<FolderError> {
         let policy = self.live.current();
         let wanted = policy.services.consumers();
-        let gone: Vec<MachineName> = self
-            .doors
-            .keys()
-            .filter(|name| !wanted.contains(name))
-            .cloned()
-            .collect();
-        for name in gone {
-            if let Some(door) = self.doors.remove(&name) {
-                door.close.cancel();
-                door.connections.gently.cancel();
-                door.connections.now.cancel();
-            }
-            self.folder.remove(&name)?;
-        }
+        let mut failed = self.close(|name| wanted.contains(&name));
         for name in wanted {
-            if !self.doors.contains_key(name) {
-                let listener = self.folder.bind(name)?;
-                let door = match self.open(name, listener, tasks) {
-                    Ok(door) => door,
-                    Err(source) => {
-                        self.folder.remove(name)?;
-                        return Err(self.folder.not_served(name, source));
-                    }
-                };
-                self.doors.insert(name.clone(), door);
+            if self.doors.contains_key(name) && self.folder.has(name) {
+                continue;
+            }
+            match self.bind(name, tasks) {
+                Ok(door) => {
+                    self.gone.remove(name);
+                    self.doors.insert(name.clone(), door);
+                }
+                Err(error) => failed.push(error),
             }
         }
-        self.tell(&policy)
+        if let Err(error) = self.tell(&policy, &failed) {
+            failed.push(error);
+        }
+        failed
+    }
+
+    /// Closes the doors of those that are not wanted any more, and takes their sockets away.
+    fn close(&mut self, wanted: impl Fn(&MachineName) -> bool) -> Vec<FolderError> {
+        let gone = &mut self.gone;
+        self.doors.retain(|name, door| {
+            if wanted(name) {
+                return true;
+            }
+            door.close.cancel();
+            door.connections.gently.cancel();
+            door.connections.now.cancel();
+            gone.insert(name.clone());
+            false
+        });
+        let mut failed = Vec::new();
+        self.gone.retain(|name| match self.folder.remove(name) {
+            Ok(()) => false,
+            Err(error) => {
+                failed.push(error);
+                true
+            }
+        });
+        failed
+    }
+
+    /// Makes the socket of a consumer, also of one whose socket was taken away, and serves it.
+    fn bind(&mut self, name: &MachineName, tasks: &mut JoinSet<()>) -> Result<Door, FolderError> {
+        let listener = self.folder.bind(name)?;
+        let old = self.doors.get(name);
+        let connections = old.map_or_else(
+            || Stop {
+                gently: self.stop.gently.child_token(),
+                now: self.stop.now.child_token(),
+            },
+            |door| door.connections.clone(),
+        );
+        let opened = self.open(name, listener, connections, tasks);
+        match opened {
+            Ok(door) => {
+                if let Some(old) = old {
+                    // Its connections live on, and end with those of the new one.
+                    old.close.cancel();
+                }
+                Ok(door)
+            }
+            Err(source) => {
+                // Nobody would answer there.
+                self.gone.insert(name.clone());
+                let _ = self.folder.remove(name);
+                Err(self.folder.not_served(name, source))
+            }
+        }
     }
 
     /// Serves a consumer's socket in a lane of its own.
@@ -146,14 +215,12 @@ impl Listening {
         &self,
         name: &MachineName,
         listener: std::os::unix::net::UnixListener,
+        connections: Stop,
         tasks: &mut JoinSet<()>,
     ) -> io::Result<Door> {
         let door = Door {
             close: CancellationToken::new(),
-            connections: Stop {
-                gently: self.stop.gently.child_token(),
-                now: self.stop.now.child_token(),
-            },
+            connections,
         };
         let serving = lane::start(name.as_str(), || {
             let accepting = Accepting {
@@ -171,9 +238,12 @@ impl Listening {
     }
 
     /// Writes the status anew when it is another.
-    fn tell(&mut self, policy: &Policy) -> Result<(), FolderError> {
-        let refused = self.live.refused();
-        let now = (policy.digest.clone(), refused.clone());
+    fn tell(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
+        let now = Said {
+            digest: policy.digest.clone(),
+            refused: self.live.refused(),
+            failed: failed.iter().map(ToString::to_string).collect(),
+        };
         if self.said.as_ref() == Some(&now) {
             return Ok(());
         }
@@ -181,8 +251,9 @@ impl Listening {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             services: policy.services.clone(),
-            digest: policy.digest.clone(),
-            refused,
+            digest: now.digest.clone(),
+            refused: now.refused.clone(),
+            failed: now.failed.clone(),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();
@@ -231,16 +302,16 @@ impl Accepting {
                 () = self.connections.gently.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
-                accepted = accept => {
+                // Those beyond wait until one that is turned away has gone: each gets its answer.
+                accepted = accept, if turned_away.len() < turned_away::AT_ONCE || served.len() < self.most() => {
                     turn = self.pace.connection();
                     match accepted {
                         Ok((stream, _)) if served.len() < self.most() => {
                             served.spawn(self.serve(stream));
                         }
-                        Ok((stream, _)) if turned_away.len() < turned_away::AT_ONCE => {
+                        Ok((stream, _)) => {
                             turned_away.spawn(turned_away::answer(stream));
                         }
-                        Ok(_) => {}
                         Err(_) => sleep(ACCEPT_PAUSE).await,
                     }
                 }

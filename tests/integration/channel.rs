@@ -19,6 +19,7 @@ mod log;
 mod page;
 mod peer;
 mod reload;
+mod starved;
 mod tamper;
 mod unlogged;
 mod world;

@@ -9,11 +9,13 @@ use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::panic;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::printable::first_sentence;
 use crate::audit::Event;
@@ -30,6 +32,9 @@ use crate::setup::account::Account;
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
+
+/// How often is looked for counted lines that are due.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// How long work that was given up may take to clean up behind itself.
 const LAST_WORK: Duration = Duration::from_millis(500);
@@ -92,18 +97,41 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     match &args.caller {
         None => {
             let shared = shared::for_operator(args, no_services()?, output)?;
-            let server = Server::new(Caller::Operator, shared);
-            server.serve(reader, writer, stop).await;
+            let server = Server::new(Caller::Operator, Arc::clone(&shared));
+            counting(
+                || shared.recorder.count(false),
+                server.serve(reader, writer, stop),
+            )
+            .await;
+            // Its log begins and ends with no line of its own.
+            shared.recorder.count(true);
         }
         Some(caller) => {
             let caller = caller_name(caller)?;
             let (shared, _) = shared::for_consumers(args, output)?;
             let server = Server::new(Caller::Consumer(caller), Arc::clone(&shared));
-            server.serve(reader, writer, stop).await;
+            counting(
+                || shared.recorder.count(false),
+                server.serve(reader, writer, stop),
+            )
+            .await;
             end_log(&shared);
         }
     }
     Ok(())
+}
+
+/// Serves, and writes the counted lines of the log when they are due.
+async fn counting(count: impl Fn(), serving: impl Future<Output = ()>) {
+    let mut serving = pin!(serving);
+    let mut ticks = interval(COUNT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = &mut serving => return,
+            _ = ticks.tick() => count(),
+        }
+    }
 }
 
 fn caller_name(text: &str) -> Result<MachineName, Failure> {
@@ -124,7 +152,8 @@ async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Re
         // Where nobody waits for the word, it goes nowhere.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
-    let ended = listening.run(ready).await;
+    let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
+    let ended = listening.run(ready, complain).await;
     end_log(&shared);
     ended.map_err(|error| no_folder(&error))?;
     Ok(())
@@ -137,6 +166,9 @@ fn no_folder(error: &FolderError) -> Failure {
             .help("one server serves a folder; `anklume mcp status` shows what that one serves"),
         FolderError::NotOurs(_) => {
             failure.help("name a folder that this user may make its own with --listen")
+        }
+        FolderError::Foreign { .. } => {
+            failure.help("a server closes its folder to others; name one that is empty, or not there yet, with --listen")
         }
         FolderError::PathTooLong { .. } => {
             failure.help("name a folder with a shorter path with --listen")
@@ -202,4 +234,19 @@ fn list_tools(services: &Services, output: &Output) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn counted_lines_are_looked_for_again_and_again_while_it_serves() {
+        let looked = Semaphore::new(0);
+        let served = async { looked.acquire_many(2).await.unwrap().forget() };
+        counting(|| looked.add_permits(1), served).await;
+        assert_eq!(looked.available_permits(), 0);
+    }
 }

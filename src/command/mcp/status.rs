@@ -12,7 +12,7 @@ use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::name::MachineName;
 
-/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, 4 nobody serves.
+/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused or something of it failed, 4 nobody serves.
 pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit> {
     let status = read(&args.folder)?;
     match output.format() {
@@ -22,11 +22,12 @@ pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit>
             "machine": status.services.machine,
             "digest": status.digest,
             "refused": status.refused,
+            "failed": status.failed,
             "services": status.services.services,
         }))?,
         Format::Text => output.answer(as_text(&status).as_bytes())?,
     }
-    Ok(if status.refused.is_none() {
+    Ok(if status.refused.is_none() && status.failed.is_empty() {
         Exit::Done
     } else {
         Exit::Failed
@@ -66,6 +67,9 @@ fn as_text(status: &Status) -> String {
             "NOT in force: a newer policy was refused: {}",
             refused.escape_debug()
         ));
+    }
+    for failed in &status.failed {
+        lines.push(format!("NOT done: {}", failed.escape_debug()));
     }
     for service in &services.services {
         let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();

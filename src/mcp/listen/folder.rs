@@ -1,6 +1,6 @@
 //! The folder of a server's sockets: private before the first socket, one server at a time, nothing left behind.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
@@ -20,6 +20,8 @@ const LOCK: &str = ".lock";
 const STATUS: &str = ".status.json";
 /// A socket that does not listen yet; no longer than any consumer's.
 const FRESH: &str = ".new";
+/// How a status that is not whole yet is called, before a few random letters.
+const FRESH_STATUS: &str = ".status.new.";
 /// What the socket of a consumer is called, behind its name.
 const SOCKET_SUFFIX: &str = ".sock";
 
@@ -35,6 +37,14 @@ pub(crate) enum FolderError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// There is something in it, and no server's.
+    #[error("`{}` holds `{}`, which is not of a server's sockets", folder.display(), name.escape_debug())]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// What it holds.
+        name: String,
     },
     /// It is a link, a file, or another user's.
     #[error("`{}` is not a folder of this user's own", .0.display())]
@@ -64,7 +74,7 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// It is not ours, cannot be made, or another server has it.
+    /// It is not ours, cannot be made, holds what is no server's, or another server has it.
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
         let lock = lock_file(path).map_err(|source| error("locked", path, source))?;
@@ -141,6 +151,12 @@ impl Folder {
         made.map_err(|source| error("given a socket", &path, source))
     }
 
+    /// Whether something is where the socket of a consumer belongs; where that cannot be seen, it is taken to be there.
+    pub(crate) fn has(&self, consumer: &MachineName) -> bool {
+        let there = std::fs::symlink_metadata(self.socket(consumer));
+        !there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Why the socket of a consumer, which is there, cannot be served.
     pub(crate) fn not_served(&self, consumer: &MachineName, source: io::Error) -> FolderError {
         error("served", &self.socket(consumer), source)
@@ -171,7 +187,10 @@ impl Folder {
     /// The system refuses.
     pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
         let path = Self::status_file(&self.path);
-        let written = tempfile::NamedTempFile::new_in(&self.path).and_then(|mut file| {
+        let fresh = tempfile::Builder::new()
+            .prefix(FRESH_STATUS)
+            .tempfile_in(&self.path);
+        let written = fresh.and_then(|mut file| {
             io::Write::write_all(&mut file, text)?;
             file.persist(&path).map_err(|failed| failed.error)
         });
@@ -180,7 +199,7 @@ impl Folder {
             .map_err(|source| error("written to", &path, source))
     }
 
-    /// Removes every socket and the status.
+    /// Removes every socket of a consumer and the status, and nothing else.
     ///
     /// # Errors
     ///
@@ -189,13 +208,24 @@ impl Folder {
         let failed = |source| error("cleared", &self.path, source);
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let is_socket = entry.file_type().map_err(failed)?.is_socket();
-            if is_socket || entry.file_name() == STATUS {
+            if entry.file_name() != LOCK && is_ours(&entry).map_err(failed)? {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether it is named and made as a server does it.
+fn is_ours(entry: &DirEntry) -> io::Result<bool> {
+    let kind = entry.file_type()?;
+    let name = entry.file_name();
+    let name = name.to_str().unwrap_or_default();
+    let consumer = name.strip_suffix(SOCKET_SUFFIX);
+    let is_socket =
+        name == FRESH || consumer.is_some_and(|name| name.parse::<MachineName>().is_ok());
+    let is_file = [LOCK, STATUS].contains(&name) || name.starts_with(FRESH_STATUS);
+    Ok((kind.is_socket() && is_socket) || (kind.is_file() && is_file))
 }
 
 /// Opens a regular file for reading, through no link; a pipe or device would make us wait.
@@ -232,8 +262,27 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
     if !metadata.is_dir() || !ours {
         return Err(FolderError::NotOurs(path.to_owned()));
     }
+    holds_sockets_only(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
         .map_err(|source| error("made private", path, source))
+}
+
+/// A folder that no server had before is empty, or it is somebody's: it would be closed to others, and emptied.
+fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
+    let failed = |source| error("read", path, source);
+    if regular(&path.join(LOCK)).is_ok() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !is_ours(&entry).map_err(failed)? {
+            return Err(FolderError::Foreign {
+                folder: path.to_owned(),
+                name: entry.file_name().to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn lock_file(folder: &Path) -> io::Result<File> {

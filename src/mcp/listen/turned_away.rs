@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::mcp::server::overloaded;
 use crate::mcp::wire::{Line, Lines};
 
-/// Connections of one caller that are answered so at once; those beyond are closed without a word.
+/// Connections of one caller that are answered so at once; those beyond wait to be accepted.
 pub(super) const AT_ONCE: usize = 32;
 /// Longest first request that is looked at, in bytes.
 const LINE_MAX: usize = 64 * 1024;

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
@@ -194,11 +195,62 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
     fs::remove_file(world.path("sockets")).unwrap();
     world.write("sockets", "a file");
     world.run(&args).is(1, "", refused);
-    // What is in the way and no socket is not removed.
-    fs::remove_file(world.path("sockets")).unwrap();
-    world.write("sockets/kept.txt", "kept");
+}
+
+#[test]
+fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
+    let world = World::new(&[COPY]);
+    let args = ["mcp", "serve", "--listen", "sockets"];
+    let args = [&args[..], &["--services", "services.json"]].concat();
+    let put: [(&str, fn(&Path)); 5] = [
+        ("S.gpg-agent", |path| {
+            drop(UnixListener::bind(path).unwrap())
+        }),
+        ("Not-A-Name.sock", |path| {
+            drop(UnixListener::bind(path).unwrap())
+        }),
+        ("alice.sock", |path| fs::write(path, "a file").unwrap()),
+        ("kept.txt", |path| fs::write(path, "kept").unwrap()),
+        ("folder", |path| fs::create_dir(path).unwrap()),
+    ];
+    for (name, put) in put {
+        fs::create_dir(world.path("sockets")).unwrap();
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(world.path("sockets"), open).unwrap();
+        put(&world.path("sockets").join(name));
+        world.run(&args).is(
+            1,
+            "",
+            &format!("error: `sockets` holds `{name}`, which is not of a server's sockets\n  = help: a server closes its folder to others; name one that is empty, or not there yet, with --listen\n"),
+        );
+        let left = fs::read_dir(world.path("sockets")).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [name]);
+        let mode = fs::metadata(world.path("sockets"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o755);
+        fs::remove_dir_all(world.path("sockets")).unwrap();
+    }
+}
+
+#[test]
+fn in_a_folder_that_is_a_servers_only_what_is_a_servers_is_cleared() {
+    let world = World::new(&[COPY]);
     world.listen().end();
+    world.write("sockets/kept.txt", "kept");
+    // What a server of this folder left that was killed, and what is somebody's.
+    for name in ["S.gpg-agent", "carol.sock", ".new"] {
+        drop(UnixListener::bind(world.path("sockets").join(name)).unwrap());
+    }
+    world.write("sockets/.status.new.abc", "{");
+    let server = world.listen();
+    assert_eq!(sockets(&world), ["S.gpg-agent", "alice.sock", "bob.sock"]);
     assert!(world.path("sockets/kept.txt").exists());
+    assert!(!world.path("sockets/.status.new.abc").exists());
+    server.end();
+    assert_eq!(sockets(&world), ["S.gpg-agent"]);
 }
 
 #[test]

@@ -234,6 +234,25 @@ fn connections_over_the_limit_are_overloaded_and_the_others_live() {
 }
 
 #[test]
+fn connections_far_over_the_limit_wait_until_it_is_their_turn_to_be_told() {
+    let world = World::new(&[
+        "{name: copy, tool: clipboard_set, consumers: [alice], limits: {connections: 1}}",
+    ]);
+    let server = world.listen();
+    let mut first = server.peer("alice");
+    first.lives();
+    // As many as are turned away at once, and more, none of which says a word.
+    let silent: Vec<Peer> = (0..40).map(|_| server.peer("alice")).collect();
+    let socket = server.socket("alice");
+    let args = ["mcp", "list", "--socket", socket.to_str().unwrap()];
+    let ran = world.run(&[&args[..], &["--timeout", "60"]].concat());
+    assert_eq!(ran.status, 5, "{ran:?}");
+    first.lives();
+    drop(silent);
+    server.end();
+}
+
+#[test]
 fn a_slow_reader_and_a_slow_writer_disturb_nobody() {
     let world = World::new(&[
         "{name: give, tool: file_provide, consumers: [alice]}",

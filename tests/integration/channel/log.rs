@@ -299,6 +299,28 @@ fn a_flood_of_refusals_is_counted_and_takes_nobody_elses_share() {
 }
 
 #[test]
+fn on_stdio_the_refusals_that_were_counted_are_in_the_log_at_the_end() {
+    let calls: Vec<String> = (0..100).map(|id| call(id, "nowhere", &json!({}))).collect();
+    let bob = ["--caller", "bob", "--services", "services.json"];
+    for (caller, args) in [("bob", &bob[..]), ("operator", &[])] {
+        let world = World::new(&SERVICES);
+        let args = [&["mcp", "serve"], args].concat();
+        let ran = world.run_with(&args, calls.join("\n").as_bytes());
+        assert_eq!(
+            (ran.status, ran.stdout.lines().count()),
+            (0, 100),
+            "{ran:?}"
+        );
+        let own = world.logged("call").len() as u64;
+        let counted = world.logged("counted");
+        assert_eq!(counted.len(), 1, "{caller}");
+        assert_eq!(counted[0]["caller"], caller);
+        assert_eq!(own + counted[0]["count"].as_u64().unwrap(), 100);
+        world.log_is_whole();
+    }
+}
+
+#[test]
 fn several_servers_on_one_log_keep_one_chain() {
     let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice, bob]}"]);
     let listen = |folder: &str| {

@@ -1,0 +1,251 @@
+//! A server to which the system gives no threads, no files, no room: it serves on, tells of it, and mends itself.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
+use serde_json::{Value, json};
+
+use super::text;
+use super::world::{Ended, Listening, World, until};
+use crate::harness::{have, have_program};
+
+const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
+const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
+const SERVE: [&str; 6] = [
+    "mcp",
+    "serve",
+    "--listen",
+    "sockets",
+    "--services",
+    "services.json",
+];
+
+/// What `mcp status` says, as JSON.
+fn status(world: &World) -> (Ended, Value) {
+    let ran = world.run(&["mcp", "status", "--listen", "sockets", "--format", "json"]);
+    let said = serde_json::from_str(&ran.stdout).unwrap();
+    (ran, said)
+}
+
+/// Sets how many files a server may have open, and gives how many it might.
+fn files(server: &Listening, most: u64) -> u64 {
+    let pid = Pid::from_raw(server.pid().try_into().unwrap());
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: Some(most),
+        maximum,
+    };
+    let before = prlimit(pid, Resource::Nofile, limit).unwrap();
+    before.current.unwrap()
+}
+
+/// Files that it has open.
+fn open_files(server: &Listening) -> u64 {
+    let folder = format!("/proc/{}/fd", server.pid());
+    fs::read_dir(folder).unwrap().count() as u64
+}
+
+/// Another user, who has no processes: the superuser may start as many as there can be.
+const NOBODY_ELSE: u32 = 23_456;
+
+/// A server that may have so many threads and processes.
+fn with_threads(world: &World, most: u32) -> Command {
+    let own = |path: &std::path::Path| chown(path, Some(NOBODY_ELSE), Some(NOBODY_ELSE)).unwrap();
+    own(&world.path(""));
+    for name in ["services.json", "log", "run", "portal"] {
+        own(&world.path(name));
+    }
+    let program = world.path("anklume");
+    if !program.exists() {
+        // Where it was built, that user may not look.
+        fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    }
+    let server = world.command(&SERVE);
+    let mut limited = Command::new("setpriv");
+    limited.args([
+        format!("--reuid={NOBODY_ELSE}"),
+        format!("--regid={NOBODY_ELSE}"),
+    ]);
+    limited.args([
+        "--clear-groups",
+        "prlimit",
+        &format!("--nproc={most}"),
+        "--",
+    ]);
+    limited.arg(program).args(server.get_args());
+    limited.current_dir(server.get_current_dir().unwrap());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+/// More consumers than there will be threads.
+const MANY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob, carol, c1, c2, c3, c4, c5, c6, c7, c8]}";
+
+#[test]
+fn without_a_thread_for_each_consumer_it_does_not_start_and_says_why() {
+    if !have("root", geteuid().is_root()) || !have_program("setpriv") {
+        return;
+    }
+    let world = World::new(&[MANY]);
+    let mut server = world.begin(&mut with_threads(&world, 6));
+    assert_eq!(server.wait(), 1, "{}", server.stderr());
+    let said = server.stderr();
+    assert!(
+        said.starts_with("error: the folder of the sockets, `sockets/")
+            && said.contains("cannot be served: Resource temporarily unavailable"),
+        "{said}"
+    );
+    assert!(!world.path("sockets/alice.sock").exists());
+}
+
+#[test]
+fn without_a_thread_for_a_new_consumer_it_serves_the_others_on() {
+    if !have("root", geteuid().is_root()) || !have_program("setpriv") {
+        return;
+    }
+    let world = World::new(&[ALICE]);
+    let server = world.listen_by(with_threads(&world, 8));
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "before"})));
+    world.policy(&[MANY]);
+    chown(world.path("services.json"), Some(NOBODY_ELSE), None).unwrap();
+    until("it is told", || {
+        server
+            .stderr()
+            .contains("cannot be served: Resource temporarily unavailable")
+    });
+    text(&alice.call("copy", &json!({"content": "after"})));
+    // A consumer who cannot be served has no socket on which nobody answers.
+    until("the status tells", || {
+        !status(&world).1["failed"].as_array().unwrap().is_empty()
+    });
+    world.policy(&[ALICE]);
+    chown(world.path("services.json"), Some(NOBODY_ELSE), None).unwrap();
+    until("nothing is left to do", || status(&world).0.status == 0);
+    server.peer("alice").lives();
+    server.end();
+}
+
+#[test]
+fn a_policy_that_could_not_be_read_once_is_read_again() {
+    let world = World::new(&[ALICE, PASTE]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "before"})));
+    let before = files(&server, 5);
+    // Old enough to be believed at the first look.
+    world.write("services.new", world.export(&[PASTE]));
+    let new = fs::File::options()
+        .append(true)
+        .open(world.path("services.new"))
+        .unwrap();
+    new.set_modified(SystemTime::now() - Duration::from_secs(3600))
+        .unwrap();
+    fs::rename(world.path("services.new"), world.path("services.json")).unwrap();
+    until("it cannot be read", || {
+        server
+            .stderr()
+            .contains("cannot be read: Too many open files")
+    });
+    files(&server, before);
+    until("the grant is gone", || {
+        let answer = alice.call("copy", &json!({"content": "after"}));
+        answer["error"]["message"] == "Unknown tool: copy"
+    });
+    until("it is told", || status(&world).0.status == 0);
+    server.end();
+}
+
+#[test]
+fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
+    let world = World::new(&[ALICE]);
+    let server = world.listen();
+    // In the way of bob's socket: what cannot be replaced by one.
+    fs::create_dir_all(world.path("sockets/bob.sock").join("full")).unwrap();
+    world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
+    until("carol is served", || server.socket("carol").exists());
+    server.peer("carol").lives();
+    until("alice is not", || !server.socket("alice").exists());
+    until("the status tells", || status(&world).0.status == 1);
+    let (_, said) = status(&world);
+    let failed = "the folder of the sockets, `sockets/bob.sock`, cannot be given a socket: Is a directory (os error 21)";
+    assert_eq!(said["failed"], json!([failed]));
+    let text = world.run(&["mcp", "status", "--listen", "sockets"]);
+    assert!(
+        text.stdout.contains(&format!("\nNOT done: {failed}\n")),
+        "{text:?}"
+    );
+    fs::remove_dir_all(world.path("sockets/bob.sock")).unwrap();
+    until("bob is served", || status(&world).0.status == 0);
+    server.peer("bob").lives();
+    let told = server.stderr();
+    assert_eq!(told.matches(failed).count(), 1, "{told}");
+    server.end();
+}
+
+#[test]
+fn a_socket_that_cannot_be_removed_is_removed_later() {
+    let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice, bob]}"]);
+    let server = world.listen();
+    let bob = server.peer("bob");
+    fs::remove_file(server.socket("bob")).unwrap();
+    fs::create_dir(server.socket("bob")).unwrap();
+    world.policy(&[
+        ALICE,
+        "{name: paste, tool: clipboard_get, consumers: [carol]}",
+    ]);
+    until("the status tells", || status(&world).0.status == 1);
+    bob.gets_closed();
+    server.peer("carol").lives();
+    fs::remove_dir(server.socket("bob")).unwrap();
+    until("nothing is left to do", || status(&world).0.status == 0);
+    server.end();
+}
+
+#[test]
+fn a_socket_that_somebody_took_away_comes_back() {
+    let world = World::new(&[ALICE]);
+    let server = world.listen();
+    let mut before = server.peer("alice");
+    before.lives();
+    fs::remove_file(server.socket("alice")).unwrap();
+    until("it is back", || server.socket("alice").exists());
+    server.peer("alice").lives();
+    before.lives();
+    // Both connections are hers, and end with her.
+    world.policy(&["{name: paste, tool: clipboard_get, consumers: [carol]}"]);
+    before.gets_closed();
+    until("it is gone", || !server.socket("alice").exists());
+    server.end();
+}
+
+#[test]
+fn without_files_for_a_new_consumer_it_serves_the_others_on() {
+    let world = World::new(&[ALICE]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "before"})));
+    let before = files(&server, open_files(&server) + 3);
+    world.policy(&[
+        ALICE,
+        "{name: paste, tool: clipboard_get, consumers: [bob]}",
+    ]);
+    until("it is told", || {
+        server.stderr().contains("Too many open files")
+    });
+    assert!(!server.socket("bob").exists());
+    text(&alice.call("copy", &json!({"content": "after"})));
+    files(&server, before);
+    until("bob is served", || server.socket("bob").exists());
+    server.peer("bob").lives();
+    until("nothing is left to do", || status(&world).0.status == 0);
+    server.end();
+}
