@@ -1,11 +1,14 @@
 //! How fast a caller is read: what costs the server work and is no call that runs, such as lists, refusals and
 //! garbage, is read at a steady pace when there is much of it. So a flood waits in its own sockets.
 //!
-//! Calls that run have limits of their own ([`crate::mcp::gate`]) and are not counted here.
+//! Calls that run have limits of their own ([`crate::mcp::gate`]) and are not counted here. How much of a caller's long
+//! messages is in memory at once is counted for all of them, whether they are whole, run, or never come to an end.
 
-use std::sync::{Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::limits::{MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
@@ -20,22 +23,60 @@ const BYTES: usize = 64 * 1024;
 const MESSAGE_MAX: u32 = 256;
 /// A connection that is accepted takes as long as this many messages.
 const CONNECTION: u32 = 5;
+/// Bytes of a message that every connection may read; what is longer shares [`LONG`].
+pub(crate) const SHORT: usize = 64 * 1024;
+/// Bytes that the long messages of one caller may have in memory, until they are answered. A single one may have more,
+/// where its limit is larger.
+pub(crate) const LONG: usize = PARTS as usize * BYTES;
+/// The same, counted in parts of [`BYTES`].
+const PARTS: u32 = 1024;
+
+/// The memory of a long message; free again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// Gives back what a message of so many bytes does not need.
+    pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
+        // All of it where it does not have as much.
+        self.0.split(bytes.div_ceil(BYTES)).map(Self).or(Some(self))
+    }
+}
+
 /// The pace of one caller, over all its connections.
 #[derive(Debug)]
 pub(crate) struct Pace {
+    /// Parts of memory that long messages may still take.
+    long: Arc<Semaphore>,
     /// When all that was read so far would be done, at one message a [`MESSAGE`].
     done: Mutex<Instant>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self {
-            done: Mutex::new(Instant::now()),
-        }
+        Self::from(Instant::now())
     }
 }
 
 impl Pace {
+    fn from(now: Instant) -> Self {
+        Self {
+            long: Arc::new(Semaphore::new(LONG / BYTES)),
+            done: Mutex::new(now),
+        }
+    }
+
+    /// Waits for the memory of a message that may have so many bytes: all at once, so that each that has begun can end.
+    ///
+    /// # Errors
+    ///
+    /// None; the semaphore is never closed.
+    pub(crate) async fn room(&self, bytes: usize) -> io::Result<Room> {
+        let parts = u32::try_from(bytes.div_ceil(BYTES)).unwrap_or(PARTS);
+        let taken = Arc::clone(&self.long).acquire_many_owned(parts.min(PARTS));
+        taken.await.map(Room).map_err(io::Error::other)
+    }
+
     /// Takes the turn of a message of so many bytes: when it may be read.
     pub(crate) fn message(&self, bytes: usize) -> Instant {
         self.turn(cost(bytes), Instant::now())
@@ -73,9 +114,7 @@ mod tests {
     #[test]
     fn a_burst_is_read_at_once_and_the_rest_at_a_pace() {
         let now = Instant::now();
-        let pace = Pace {
-            done: Mutex::new(now),
-        };
+        let pace = Pace::from(now);
         let burst = MESSAGES_AT_ONCE;
         for _ in 0..=burst {
             assert_eq!(pace.turn(cost(10), now), now);
@@ -93,9 +132,7 @@ mod tests {
     #[test]
     fn calls_that_run_are_not_counted() {
         let now = Instant::now();
-        let pace = Pace {
-            done: Mutex::new(now),
-        };
+        let pace = Pace::from(now);
         for _ in 0..100_000 {
             assert_eq!(pace.turn(cost(5 * BYTES), now), now);
             pace.runs(5 * BYTES);

@@ -48,6 +48,17 @@ impl Line {
     }
 }
 
+/// How far the reading of a line came.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// It is there.
+    Line(Line),
+    /// It is unfinished, and long.
+    Grows,
+    /// There are no more.
+    End,
+}
+
 /// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
@@ -82,10 +93,25 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     ///
     /// What the stream answers; what was read of an unfinished line is lost then.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
+        match self.next_within(usize::MAX).await? {
+            Step::Line(line) => Ok(Some(line)),
+            Step::Grows | Step::End => Ok(None),
+        }
+    }
+
+    /// The same, but reads no further when so many bytes of an unfinished line are in memory, and one read more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lines::next`].
+    pub(crate) async fn next_within(&mut self, most: usize) -> io::Result<Step> {
         loop {
+            if self.line.len() > most {
+                return Ok(Step::Grows);
+            }
             let chunk = self.reader.fill_buf().await?;
             if chunk.is_empty() {
-                return Ok(self.last());
+                return Ok(self.last().map_or(Step::End, Step::Line));
             }
             // In memory this cannot fail; it is the standard library's fast search for a byte.
             let used = io::BufRead::skip_until(&mut &*chunk, b'\n')?;
@@ -97,7 +123,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             take(&mut self.line, &mut self.skipped, part, self.max);
             self.reader.consume(used);
             if ended {
-                return Ok(Some(self.finish()));
+                return Ok(Step::Line(self.finish()));
             }
         }
     }

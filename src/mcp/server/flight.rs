@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::Asked;
 use crate::mcp::Limits;
+use crate::mcp::pace::Room;
 
 /// The requests in flight.
 #[derive(Debug, Default)]
@@ -32,6 +33,8 @@ struct Open {
     id: Option<RequestId>,
     label: String,
     bytes: usize,
+    /// Its memory, where it is long.
+    _room: Option<Room>,
     since: Instant,
     /// The place of a running tool, free when its answer is written.
     place: Option<OwnedSemaphorePermit>,
@@ -85,7 +88,12 @@ pub(crate) struct Answered {
 
 impl Flight {
     /// Takes a request in and gives it its inner id; `None` when its id is already in flight.
-    pub(super) fn enter(&self, asked: &Asked, bytes: usize) -> Option<RequestId> {
+    pub(super) fn enter(
+        &self,
+        asked: &Asked,
+        bytes: usize,
+        room: Option<Room>,
+    ) -> Option<RequestId> {
         let mut requests = self.lock();
         let twice = asked.id.is_some() && requests.open.values().any(|open| open.id == asked.id);
         if twice {
@@ -97,6 +105,7 @@ impl Flight {
             id: asked.id.clone(),
             label: asked.label.clone(),
             bytes,
+            _room: room,
             since: Instant::now(),
             place: None,
             handled: false,

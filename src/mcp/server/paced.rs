@@ -6,23 +6,32 @@ use std::sync::Arc;
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until};
 
-use crate::mcp::pace::Pace;
-use crate::mcp::wire::{Line, Lines};
+use crate::mcp::pace::{Pace, Room, SHORT};
+use crate::mcp::wire::{Line, Lines, Step};
+
+/// A line, and the memory that it has until it is answered.
+pub(super) type Held = (Line, Option<Room>);
 
 /// Lines that come when it is their turn.
 #[derive(Debug)]
 pub(super) struct PacedLines<R> {
     lines: Lines<R>,
+    /// Longest line, in bytes.
+    max: usize,
+    /// The memory of a long line that is not finished.
+    room: Option<Room>,
     /// `None`: as fast as they are written.
     pace: Option<Arc<Pace>>,
     /// A line that is there and waits for its turn.
-    waiting: Option<(Line, Instant)>,
+    waiting: Option<(Held, Instant)>,
 }
 
 impl<R: AsyncRead + Unpin> PacedLines<R> {
-    pub(super) const fn new(lines: Lines<R>, pace: Option<Arc<Pace>>) -> Self {
+    pub(super) fn new(reader: R, max: usize, pace: Option<Arc<Pace>>) -> Self {
         Self {
-            lines,
+            lines: Lines::new(reader, max),
+            max,
+            room: None,
             pace,
             waiting: None,
         }
@@ -33,31 +42,123 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
     /// # Errors
     ///
     /// As [`Lines::next`].
-    pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Held>> {
         let Some(pace) = &self.pace else {
-            return self.lines.next().await;
+            let line = self.lines.next().await?;
+            return Ok(line.map(|line| (line, None)));
         };
-        if self.waiting.is_none() {
-            let Some(line) = self.lines.next().await? else {
-                return Ok(None);
+        while self.waiting.is_none() {
+            let most = if self.room.is_none() {
+                SHORT
+            } else {
+                usize::MAX
             };
-            let turn = pace.message(line.length());
-            self.waiting = Some((line, turn));
+            match self.lines.next_within(most).await? {
+                // What it has so far waits with the rest of it, which is back-pressure.
+                Step::Grows => self.room = Some(pace.room(self.max).await?),
+                Step::End => return Ok(None),
+                Step::Line(line) => {
+                    let turn = pace.message(line.length());
+                    let room = self.room.take().and_then(|room| room.shrink(line.kept()));
+                    self.waiting = Some(((line, room), turn));
+                }
+            }
         }
         if let Some((_, turn)) = &self.waiting
             && *turn > Instant::now()
         {
             sleep_until(*turn).await;
         }
-        Ok(self.waiting.take().map(|(line, _)| line))
+        Ok(self.waiting.take().map(|(held, _)| held))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
     use futures_util::FutureExt as _;
+    use tokio::io::ReadBuf;
 
     use super::*;
+    use crate::mcp::LINE_MAX;
+    use crate::mcp::pace::LONG;
+
+    /// A line that is long and never ends, and how much of all of them was read.
+    struct Unfinished<'a> {
+        left: usize,
+        read: &'a AtomicUsize,
+    }
+
+    impl AsyncRead for Unfinished<'_> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let bytes = self.left.min(buffer.remaining());
+            if bytes == 0 {
+                return Poll::Pending;
+            }
+            buffer.put_slice(&vec![b'x'; bytes]);
+            self.left -= bytes;
+            self.read.fetch_add(bytes, Ordering::Relaxed);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_is_read_within_the_callers_memory_and_short_lines_beside_it() {
+        const CONNECTIONS: usize = 100;
+        let pace = Arc::new(Pace::default());
+        let read = AtomicUsize::new(0);
+        let long = |_| {
+            let reader = Unfinished {
+                left: LINE_MAX - 1,
+                read: &read,
+            };
+            PacedLines::new(reader, LINE_MAX, Some(Arc::clone(&pace)))
+        };
+        let mut all: Vec<_> = (0..CONNECTIONS).map(long).collect();
+        for lines in &mut all {
+            assert!(lines.next().now_or_never().is_none());
+        }
+        let begun = CONNECTIONS * 3 * SHORT;
+        let most = read.load(Ordering::Relaxed);
+        assert!(most > LONG / 2 && most <= LONG + begun, "{most}");
+        let mut short = PacedLines::new(&b"short\n"[..], LINE_MAX, Some(Arc::clone(&pace)));
+        assert!(short.next().await.unwrap().is_some());
+        // Those that go make room for the others.
+        all.drain(..CONNECTIONS / 2);
+        for lines in &mut all {
+            assert!(lines.next().now_or_never().is_none());
+        }
+        let more = read.load(Ordering::Relaxed);
+        assert!(
+            more > most + LONG / 2 && more <= most + LONG + begun,
+            "{more}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_long_line_has_its_memory_until_it_is_answered_and_any_number_comes_in_turn() {
+        let pace = Arc::new(Pace::default());
+        let line = [vec![b'x'; LINE_MAX - 1], b"\n".to_vec()].concat();
+        let long = || PacedLines::new(&line[..], LINE_MAX, Some(Arc::clone(&pace)));
+        let mut held = Vec::new();
+        while let Some(line) = long().next().now_or_never() {
+            held.push(line.unwrap().unwrap());
+        }
+        assert_eq!(held.len(), LONG / LINE_MAX);
+        held.pop();
+        assert!(long().next().await.unwrap().is_some());
+        // A limit beyond all the memory: one at a time, and it comes.
+        held.clear();
+        let mut larger = PacedLines::new(&line[..], 4 * LONG, Some(Arc::clone(&pace)));
+        assert!(larger.next().await.unwrap().is_some());
+    }
 
     #[tokio::test]
     async fn a_line_that_waits_for_its_turn_is_not_lost_when_the_wait_is_dropped() {
@@ -66,7 +167,7 @@ mod tests {
         while pace.message(0) <= Instant::now() {}
         let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
         let text = expected.join("\n");
-        let mut lines = PacedLines::new(Lines::new(text.as_bytes(), 8), Some(pace));
+        let mut lines = PacedLines::new(text.as_bytes(), 8, Some(pace));
         let mut read = Vec::new();
         loop {
             let line = match lines.next().now_or_never() {
@@ -74,7 +175,7 @@ mod tests {
                 None => lines.next().await,
             };
             match line.unwrap() {
-                Some(Line::Whole(line)) => read.push(String::from_utf8(line).unwrap()),
+                Some((Line::Whole(line), _)) => read.push(String::from_utf8(line).unwrap()),
                 Some(long) => panic!("{long:?}"),
                 None => break,
             }

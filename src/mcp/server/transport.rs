@@ -18,11 +18,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
-use super::paced::PacedLines;
+use super::paced::{Held, PacedLines};
 use super::{Observer, Stop};
 use crate::mcp::Limits;
-use crate::mcp::pace::Pace;
-use crate::mcp::wire::{Line, Lines};
+use crate::mcp::pace::{Pace, Room};
 
 /// One connection.
 pub(super) struct Transport<R, W> {
@@ -47,7 +46,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         observer: Observer,
     ) -> Self {
         Self {
-            lines: PacedLines::new(Lines::new(reader, limits.line), pace),
+            lines: PacedLines::new(reader, limits.line, pace),
             writer: Arc::new(Mutex::new(writer)),
             flight,
             limits,
@@ -58,7 +57,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     }
 
     /// The next line, as soon as there is room for it; `None` when no more are to come.
-    async fn line(&mut self) -> Option<Line> {
+    async fn line(&mut self) -> Option<Held> {
         let next = async {
             self.flight.room(&self.limits).await;
             self.lines.next().await
@@ -94,17 +93,22 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     }
 
     /// What rmcp gets to see of a line.
-    fn admit(&self, line: &Line) -> Option<ClientJsonRpcMessage> {
+    fn admit(&self, (line, room): Held) -> Option<ClientJsonRpcMessage> {
         let bytes = line.kept();
-        match message::read(line, self.limits.line) {
+        match message::read(&line, self.limits.line) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
-            Incoming::Request(asked) => self.enter(*asked, bytes),
+            Incoming::Request(asked) => self.enter(*asked, bytes, room),
         }
     }
 
-    fn enter(&self, asked: Asked, bytes: usize) -> Option<ClientJsonRpcMessage> {
-        if let Some(inner) = self.flight.enter(&asked, bytes) {
+    fn enter(
+        &self,
+        asked: Asked,
+        bytes: usize,
+        room: Option<Room>,
+    ) -> Option<ClientJsonRpcMessage> {
+        if let Some(inner) = self.flight.enter(&asked, bytes, room) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
         }
         // With its id, a client would take this for the answer to the first request and lose the real one.
@@ -115,7 +119,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         let Incoming::Request(refused) = message::refused(None, &asked.label, twice) else {
             return None;
         };
-        let inner = self.flight.enter(&refused, bytes)?;
+        let inner = self.flight.enter(&refused, bytes, None)?;
         Some(ClientJsonRpcMessage::request(refused.request, inner))
     }
 }
@@ -177,7 +181,7 @@ where
                 return None;
             }
             if let Some(line) = self.line().await
-                && let Some(message) = self.admit(&line)
+                && let Some(message) = self.admit(line)
             {
                 return Some(message);
             }

@@ -199,19 +199,21 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
 
 #[test]
 fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
+    /// What is put under which name.
+    type Put<'a> = (&'a str, &'a dyn Fn(&Path));
+
     let world = World::new(&[COPY]);
     let args = ["mcp", "serve", "--listen", "sockets"];
     let args = [&args[..], &["--services", "services.json"]].concat();
-    let put: [(&str, fn(&Path)); 5] = [
-        ("S.gpg-agent", |path| {
-            drop(UnixListener::bind(path).unwrap())
-        }),
-        ("Not-A-Name.sock", |path| {
-            drop(UnixListener::bind(path).unwrap())
-        }),
-        ("alice.sock", |path| fs::write(path, "a file").unwrap()),
-        ("kept.txt", |path| fs::write(path, "kept").unwrap()),
-        ("folder", |path| fs::create_dir(path).unwrap()),
+    let listen = |path: &Path| drop(UnixListener::bind(path).unwrap());
+    let write = |path: &Path| fs::write(path, "kept").unwrap();
+    let make = |path: &Path| fs::create_dir(path).unwrap();
+    let put: [Put; 5] = [
+        ("S.gpg-agent", &listen),
+        ("Not-A-Name.sock", &listen),
+        ("alice.sock", &write),
+        ("kept.txt", &write),
+        ("folder", &make),
     ];
     for (name, put) in put {
         fs::create_dir(world.path("sockets")).unwrap();

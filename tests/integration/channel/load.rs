@@ -253,6 +253,32 @@ fn connections_far_over_the_limit_wait_until_it_is_their_turn_to_be_told() {
 }
 
 #[test]
+fn long_messages_of_many_connections_wait_for_each_other_and_are_all_answered() {
+    let world = World::new(&[
+        "{name: copy, tool: clipboard_set, consumers: [alice]}",
+        "{name: take, tool: file_accept, consumers: [alice]}",
+    ]);
+    let server = world.listen();
+    // More than may be in memory at once, none of them finished: those that began do not keep the others from ending.
+    let data = "A".repeat(8 * 1024 * 1024);
+    let senders: Vec<Peer> = (0..24).map(|_| server.peer("alice")).collect();
+    let mut quick = server.peer("alice");
+    std::thread::scope(|scope| {
+        for (number, mut peer) in senders.into_iter().enumerate() {
+            let data = &data;
+            scope.spawn(move || {
+                let file = json!({"path": format!("f{number}"), "data": data});
+                text(&peer.call("take", &file));
+            });
+        }
+        for _ in 0..20 {
+            text(&quick.call("copy", &json!({"content": "short"})));
+        }
+    });
+    server.end();
+}
+
+#[test]
 fn a_slow_reader_and_a_slow_writer_disturb_nobody() {
     let world = World::new(&[
         "{name: give, tool: file_provide, consumers: [alice]}",

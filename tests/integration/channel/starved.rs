@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::text;
 use super::world::{Ended, Listening, World, until};
-use crate::harness::{have, have_program};
+use crate::harness::have;
 
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
@@ -64,17 +65,9 @@ fn with_threads(world: &World, most: u32) -> Command {
         fs::copy(crate::harness::ANKLUME, &program).unwrap();
     }
     let server = world.command(&SERVE);
-    let mut limited = Command::new("setpriv");
-    limited.args([
-        format!("--reuid={NOBODY_ELSE}"),
-        format!("--regid={NOBODY_ELSE}"),
-    ]);
-    limited.args([
-        "--clear-groups",
-        "prlimit",
-        &format!("--nproc={most}"),
-        "--",
-    ]);
+    let mut limited = Command::new("prlimit");
+    limited.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
+    limited.args([&format!("--nproc={most}"), "--"]);
     limited.arg(program).args(server.get_args());
     limited.current_dir(server.get_current_dir().unwrap());
     for (name, value) in server.get_envs() {
@@ -91,7 +84,7 @@ const MANY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob, ca
 
 #[test]
 fn without_a_thread_for_each_consumer_it_does_not_start_and_says_why() {
-    if !have("root", geteuid().is_root()) || !have_program("setpriv") {
+    if !have("root", geteuid().is_root()) {
         return;
     }
     let world = World::new(&[MANY]);
@@ -108,7 +101,7 @@ fn without_a_thread_for_each_consumer_it_does_not_start_and_says_why() {
 
 #[test]
 fn without_a_thread_for_a_new_consumer_it_serves_the_others_on() {
-    if !have("root", geteuid().is_root()) || !have_program("setpriv") {
+    if !have("root", geteuid().is_root()) {
         return;
     }
     let world = World::new(&[ALICE]);
