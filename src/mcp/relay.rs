@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -134,7 +135,7 @@ enum Step {
 struct State {
     requests: Scanner,
     answers: Scanner,
-    /// Ids of requests without an answer, as JSON text.
+    /// Ids of requests without an answer, as JSON text of one form: a provider may write the same id otherwise.
     pending: HashSet<String>,
     input_ended: bool,
     spoke: bool,
@@ -184,7 +185,7 @@ impl State {
                 ..
             }) = serde_json::from_slice(line)
             {
-                pending.remove(id.get());
+                pending.remove(&one_form(id));
             }
         });
     }
@@ -197,18 +198,24 @@ impl State {
     }
 }
 
+/// An id without the freedoms of JSON's writing, such as escapes that need not be there.
+fn one_form(id: &RawValue) -> String {
+    let read = serde_json::from_str::<Value>(id.get());
+    read.map_or_else(|_| id.get().to_owned(), |value| value.to_string())
+}
+
 fn note_request(line: &[u8], pending: &mut HashSet<String>) {
     let Ok(message) = serde_json::from_slice::<Envelope<'_>>(line) else {
         return;
     };
     match (message.id, message.method.as_deref()) {
         (Some(id), Some(_)) => {
-            pending.insert(id.get().to_owned());
+            pending.insert(one_form(id));
         }
         (None, Some("notifications/cancelled")) => {
             let params = message.params.map_or("{}", RawValue::get);
             if let Ok(Cancelled { request: Some(id) }) = serde_json::from_str(params) {
-                pending.remove(id.get());
+                pending.remove(&one_form(id));
             }
         }
         _ => {}
@@ -319,6 +326,14 @@ mod tests {
             "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\n{\"jsonrpc\":\"2.0\",\"id\":\"x\",\"result\":{}}\n"
         );
         assert_eq!(seen, input);
+    }
+
+    #[tokio::test]
+    async fn an_id_is_the_same_however_it_is_written() {
+        let input = br#"{"id":"\u00e9\/","method":"a"}"#;
+        let other = |_: &[u8]| "{\"id\":\"é/\",\"result\":{}}\n".to_owned();
+        let (ended, ..) = relayed(input, true, other).await;
+        assert_eq!(ended, Ended::InOrder);
     }
 
     #[tokio::test]
