@@ -20,8 +20,8 @@ const LOCK: &str = ".lock";
 const STATUS: &str = ".status.json";
 /// A socket that does not listen yet; no longer than any consumer's.
 const FRESH: &str = ".new";
-/// How a status that is not whole yet is called, before a few random letters.
-const FRESH_STATUS: &str = ".status.new.";
+/// A status that is not whole yet; one server writes it.
+const FRESH_STATUS: &str = ".status.new";
 /// What the socket of a consumer is called, behind its name.
 const SOCKET_SUFFIX: &str = ".sock";
 
@@ -187,15 +187,9 @@ impl Folder {
     /// The system refuses.
     pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
         let path = Self::status_file(&self.path);
-        let fresh = tempfile::Builder::new()
-            .prefix(FRESH_STATUS)
-            .tempfile_in(&self.path);
-        let written = fresh.and_then(|mut file| {
-            io::Write::write_all(&mut file, text)?;
-            file.persist(&path).map_err(|failed| failed.error)
-        });
-        written
-            .map(drop)
+        let fresh = self.path.join(FRESH_STATUS);
+        std::fs::write(&fresh, text)
+            .and_then(|()| std::fs::rename(&fresh, &path))
             .map_err(|source| error("written to", &path, source))
     }
 
@@ -224,7 +218,7 @@ fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     let consumer = name.strip_suffix(SOCKET_SUFFIX);
     let is_socket =
         name == FRESH || consumer.is_some_and(|name| name.parse::<MachineName>().is_ok());
-    let is_file = [LOCK, STATUS].contains(&name) || name.starts_with(FRESH_STATUS);
+    let is_file = [LOCK, STATUS, FRESH_STATUS].contains(&name);
     Ok((kind.is_socket() && is_socket) || (kind.is_file() && is_file))
 }
 

@@ -148,12 +148,20 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
             .stderr()
             .contains("cannot be read: Too many open files")
     });
+    until("it cannot be told in the status", || {
+        server
+            .stderr()
+            .contains(".status.json`, cannot be written to")
+    });
     files(&server, before);
     until("the grant is gone", || {
         let answer = alice.call("copy", &json!({"content": "after"}));
         answer["error"]["message"] == "Unknown tool: copy"
     });
     until("it is told", || status(&world).0.status == 0);
+    // What failed the same way at each look is told once.
+    let told = server.stderr();
+    assert_eq!(told.matches("Too many open files").count(), 2, "{told}");
     server.end();
 }
 
