@@ -50,7 +50,9 @@ pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
     let began = Instant::now();
     loop {
         let status = status();
-        let fits = |status: &Status| status.digest == digest && status.refused.is_none();
+        let fits = |status: &Status| {
+            status.digest == digest && status.refused.is_none() && status.failed.is_empty()
+        };
         if status.as_ref().is_some_and(fits) && is_current() {
             return Ok(());
         }
@@ -60,6 +62,7 @@ pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
                 Some(Status {
                     refused: Some(why), ..
                 }) => why,
+                Some(status) if status.digest == digest => status.failed.join("; "),
                 Some(status) => format!("it reports {}", status.digest),
             }));
         }

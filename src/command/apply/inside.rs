@@ -163,7 +163,7 @@ async fn serving(incus: &mut Incus, machine: &Object) -> Option<Serving> {
     Some(match status {
         Some(status) => Serving::Policy {
             digest: status.digest,
-            refused: status.refused,
+            refused: status.refused.or_else(|| status.failed.into_iter().next()),
         },
         None => Serving::Silent,
     })
