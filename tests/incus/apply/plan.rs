@@ -1,7 +1,8 @@
 //! What is made, what is changed, what stays, what goes.
 
 use crate::project::have_incus;
-use crate::world::World;
+use crate::recorder::{Fate, Recorder};
+use crate::world::{World, settled};
 
 /// Two domains, a service between them, a volume.
 pub(super) const SEED: &str = r#"
@@ -58,6 +59,12 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     let ran = world.apply();
     assert!(ran.stdout.starts_with("done: 1"), "{}", ran.stdout);
     world.is_settled();
+    // Counted where Incus would hear it, programs in machines included.
+    let recorder = Recorder::new(|_, _| Fate::Pass);
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let again = settled(world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run());
+    again.answers("nothing to do: Incus is as declared\n");
+    assert_eq!(recorder.writes(), [""; 0]);
     assert_eq!(world.plan(), ["nothing to do: Incus is as declared"]);
     assert!(world.exec(0, "signer", "true").0 && world.exec(1, "dev", "true").0);
     assert!(world.exec(1, "dev", "test -d /data").0);
