@@ -27,7 +27,7 @@ use crate::plan::{Again, Role, has_inside};
 const LOOK_MAX: Duration = Duration::from_secs(20);
 /// Largest program that is read back where it is not known how large it should be, in bytes.
 const PROGRAM_MAX: u64 = 512 * 1024 * 1024;
-/// Largest services file that is read, in bytes.
+/// Largest services file, or status of a server, that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -117,7 +117,7 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
     found.link = text(&mut incus, &machine, LINK, Kind::Link).await?;
     let identity = text(&mut incus, &machine, IDENTITY, Kind::File).await?;
     found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
-    found.services = services(&mut incus, &machine).await?;
+    found.services = text(&mut incus, &machine, SERVICES, Kind::File).await?;
     let unit = match found.identity.as_ref().and_then(|one| one.supervisor) {
         Some(Supervisor::Systemd) => Some(SYSTEMD_UNIT),
         Some(Supervisor::Openrc) => Some(OPENRC_SCRIPT),
@@ -139,19 +139,17 @@ pub(in crate::command) fn runs(there: &Instance) -> bool {
     ["Running", "Ready"].contains(&there.status.as_str())
 }
 
-async fn services(incus: &mut Incus, machine: &Object) -> Option<Option<String>> {
-    let content = incus.read_file(machine, SERVICES, Kind::File, SERVICES_MAX);
-    let content = content.await.ok()?;
-    Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-}
-
+/// The text of a file; `None`: it cannot be read.
 async fn text(
     incus: &mut Incus,
     machine: &Object,
     path: &str,
     kind: Kind,
 ) -> Option<Option<String>> {
-    let content = incus.read_file(machine, path, kind, FILE_MAX).await.ok()?;
+    // The server's status repeats its services.
+    let large = path == SERVICES || path.starts_with(PROVIDER_FOLDER);
+    let most = if large { SERVICES_MAX } else { FILE_MAX };
+    let content = incus.read_file(machine, path, kind, most).await.ok()?;
     Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
