@@ -24,5 +24,5 @@ fi
 status=0
 cargo test --no-fail-fast --lib --bins --test integration "$@" || status=$?
 # These wait for Incus and for each other more than they compute.
-RUST_TEST_THREADS=${RUST_TEST_THREADS:-4} cargo test --no-fail-fast --test incus "$@" || status=$?
+RUST_TEST_THREADS=${RUST_TEST_THREADS:-6} cargo test --no-fail-fast --test incus "$@" || status=$?
 exit "$status"
