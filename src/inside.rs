@@ -14,7 +14,6 @@ pub use unit::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::sha256;
 use crate::name::MachineName;
 use crate::services::{Services, ServicesFault};
 
@@ -164,10 +163,4 @@ pub struct Report {
     /// What else went wrong, in words.
     #[serde(default)]
     pub failed: Option<String>,
-}
-
-/// SHA-256 of a program's bytes, as orders name it.
-#[must_use]
-pub fn program_digest(bytes: &[u8]) -> String {
-    sha256(bytes)
 }

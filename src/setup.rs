@@ -11,9 +11,10 @@ mod tree;
 use std::io;
 use std::path::Path;
 
+use crate::digest::sha256;
 use crate::inside::{
     ETC, FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
-    SETUP_LOCK, Sent, Supervisor, program_digest,
+    SETUP_LOCK, Sent, Supervisor,
 };
 use account::{Account, AccountError};
 use tree::{Tree, TreeError};
@@ -157,7 +158,7 @@ fn program(
     begin: impl FnOnce() -> Result<bool, TreeError>,
 ) -> Result<(), SetupError> {
     let own = std::fs::read("/proc/self/exe").map_err(failed("cannot read this program"))?;
-    if program_digest(&own) != order.program {
+    if sha256(&own) != order.program {
         return Err(SetupError::Program);
     }
     let path = std::env::current_exe().map_err(failed("cannot find this program"))?;

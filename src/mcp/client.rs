@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::LINE_MAX;
 use super::wire::Lines;
+use crate::shown::shown;
 use exchange::Exchange;
 
 /// How long the first answer of a server may take, unless the user says otherwise.
@@ -286,15 +287,7 @@ fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result
 
 /// A server's own words on one line: escaped, and not longer than anybody would read.
 fn words(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(WORDS_SHOWN)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(WORDS_SHOWN).is_some() {
-        shown.push('…');
-    }
-    shown
+    shown(text, WORDS_SHOWN)
 }
 
 fn malformed(method: &'static str, why: &str) -> ClientError {

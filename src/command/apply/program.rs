@@ -5,8 +5,8 @@ use std::fs;
 use anyhow::Context as _;
 use hyper::body::Bytes;
 
+use crate::digest::sha256;
 use crate::error::{Exit, Failure};
-use crate::inside::program_digest;
 
 /// This program, also where its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -39,7 +39,7 @@ impl Program {
             return Err(failure.help("use the static binary: `make build`").into());
         }
         Ok(Self {
-            digest: program_digest(&bytes),
+            digest: sha256(&bytes),
             bytes: bytes.into(),
         })
     }

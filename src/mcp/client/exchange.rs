@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::message::{self, Meaning, NoMessage};
 use super::{ClientError, IN_ALL, malformed};
 use crate::mcp::wire::{Line, Lines};
+use crate::shown::shown;
 
 /// Most messages beside its answer that a request waits through.
 const FOREIGN_MAX: usize = 20_000;
@@ -217,13 +218,5 @@ fn not_mcp(line: &[u8]) -> ClientError {
     /// Characters of a stray line that are shown.
     const SHOWN: usize = 80;
     let text = String::from_utf8_lossy(line);
-    let mut shown: String = text
-        .chars()
-        .take(SHOWN)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    ClientError::NotMcp(shown)
+    ClientError::NotMcp(shown(&text, SHOWN))
 }
