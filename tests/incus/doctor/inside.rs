@@ -13,11 +13,17 @@ use crate::project::have_incus;
 const BACK: Duration = Duration::from_secs(30);
 
 #[test]
-fn a_server_that_does_not_answer_is_named_and_answers_again() {
+fn the_server_and_its_services_are_looked_at() {
     if !have_incus() {
         return;
     }
     let patient = Patient::new();
+    a_server_that_does_not_answer_is_named_and_answers_again(&patient);
+    services_that_are_not_the_declared_ones_are_named_and_put_right(&patient);
+    what_a_consumer_says_is_only_its_word(&patient);
+}
+
+fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
     let (_, answer) = patient.examined();
     let note = answer["edges"][0]["notes"][0].as_str().unwrap();
     let alone = format!(
@@ -37,12 +43,7 @@ fn a_server_that_does_not_answer_is_named_and_answers_again() {
     }
 }
 
-#[test]
-fn services_that_are_not_the_declared_ones_are_named_and_put_right() {
-    if !have_incus() {
-        return;
-    }
-    let patient = Patient::new();
+fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
     let file = "/etc/anklume/services.json";
     let changed = "the services file of {signer} is not the declared one";
     // One more than declared, one less, one that is no policy, none.
@@ -86,12 +87,7 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
     }
 }
 
-#[test]
-fn what_a_consumer_says_is_only_its_word() {
-    if !have_incus() {
-        return;
-    }
-    let patient = Patient::new();
+fn what_a_consumer_says_is_only_its_word(patient: &Patient) {
     // The program is the declared one, and yet the user who may call is kept from it.
     patient.exec(1, "dev", "chmod 700 /opt/anklume");
     let (status, answer) = patient.examined();
