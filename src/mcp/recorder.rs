@@ -1,7 +1,10 @@
 //! What a server writes into the log, and whether it may go on when it cannot.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -75,11 +78,15 @@ impl Recorder {
     ///
     /// As [`Recorder::call`].
     pub(crate) fn append(&self, event: Event, allow_unlogged: bool) -> Result<(), AuditError> {
-        let appended = self.log().and_then(|log| match log {
+        let appended = self.write(event);
+        self.tolerate(appended, allow_unlogged)
+    }
+
+    fn write(&self, event: Event) -> Result<(), AuditError> {
+        match self.log()? {
             Some(log) => log.append(event).map(drop),
             None => Ok(()),
-        });
-        self.tolerate(appended, allow_unlogged)
+        }
     }
 
     fn log(&self) -> Result<Option<&Log>, AuditError> {
@@ -89,9 +96,10 @@ impl Recorder {
         }
     }
 
-    /// Writes the counted lines that are due; with `all`, those that are not due as well.
+    /// Writes the counted lines that are due; with `all`, those that are not due as well. What cannot be written is
+    /// due again at the next call.
     pub(crate) fn count(&self, all: bool) {
-        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut floods = self.floods();
         let due = if all {
             floods.rest()
         } else {
@@ -99,9 +107,15 @@ impl Recorder {
         };
         drop(floods);
         for counted in due {
-            // The calls it tells of were not run; the complaint is all that can be done.
-            let _ = self.append(event(counted), true);
+            if let Err(error) = self.write(event(counted.clone())) {
+                (self.complain)(&error);
+                self.floods().put_back(counted, self.began.elapsed());
+            }
         }
+    }
+
+    fn floods(&self) -> MutexGuard<'_, Floods> {
+        self.floods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The keyed digest of a call's arguments; empty where there is no log.
@@ -117,8 +131,8 @@ impl Recorder {
             decision: call.decision,
             reason: call.reason.clone(),
         };
-        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
-        floods.refused(&call.caller, kind, self.began.elapsed())
+        self.floods()
+            .refused(&call.caller, kind, self.began.elapsed())
     }
 
     fn tolerate(&self, done: Result<(), AuditError>, allow: bool) -> Result<(), AuditError> {
