@@ -80,6 +80,21 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
     Ok((bytes, head))
 }
 
+/// An event as text, without its place in a chain: for one that could not be written.
+#[must_use]
+pub fn unlinked(time: &str, event: &Event) -> String {
+    /// A line that is in no chain.
+    #[derive(Serialize)]
+    struct Unlinked<'a> {
+        time: &'a str,
+        #[serde(flatten)]
+        event: &'a Event,
+    }
+    // These types hold nothing that JSON cannot.
+    let json = serde_json::to_string(&Unlinked { time, event }).unwrap_or_default();
+    String::from_utf8(plain(&json)).unwrap_or_default()
+}
+
 /// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,
 /// and whoever looks at the file would see lines that are none.
 fn plain(json: &str) -> Vec<u8> {

@@ -121,7 +121,7 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.shared.recorder.count(false);
+                    self.shared.recorder.count();
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
                     let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();

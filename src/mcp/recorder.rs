@@ -1,16 +1,26 @@
 //! What a server writes into the log, and whether it may go on when it cannot.
+//!
+//! What happened and could not be written is kept until it can be: nothing new runs before it is in the log.
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
+use crate::audit::chain::unlinked;
 use crate::audit::flood::{Counted, Floods, Kind};
-use crate::audit::{AuditError, Call, Event, Log, Outcome};
+use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
+
+/// Lines that are kept until they can be written. Calls beyond them are counted.
+const KEPT_MAX: usize = 1024;
+/// Why a call did not run, or has no line of its own although it ran.
+const NO_LOG: &str = "the log could not be written";
 
 /// Hears of what could not be written.
 pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
@@ -21,10 +31,21 @@ pub(crate) struct Recorder {
     log: Option<Log>,
     /// Whether no call may run without it, unless the policy allows that. Not so for the operator.
     required: bool,
+    /// Calls whose line has its room, and is not written yet.
+    running: AtomicUsize,
+    /// What could not be written, oldest first.
+    kept: Mutex<VecDeque<Kept>>,
     floods: Mutex<Floods>,
     began: Instant,
     /// Hears of what could not be written.
     complain: Complain,
+}
+
+/// What happened, and when.
+#[derive(Debug)]
+struct Kept {
+    time: String,
+    event: Event,
 }
 
 impl fmt::Debug for Recorder {
@@ -42,80 +63,105 @@ impl Recorder {
         Self {
             log,
             required,
-            floods: Mutex::new(Floods::default()),
+            running: AtomicUsize::new(0),
+            kept: Mutex::default(),
+            floods: Mutex::default(),
             began: Instant::now(),
             complain,
         }
     }
 
-    /// Makes sure that the call that is about to run can be logged.
+    /// Makes sure that the call that is about to run can be logged. `line` tells of it, but for how it ends.
     ///
     /// # Errors
     ///
-    /// It cannot, and calls must not go unseen.
-    pub(crate) fn reserve(&self, allow_unlogged: bool) -> Result<(), AuditError> {
-        let reserved = self.log().and_then(|log| log.map_or(Ok(()), Log::reserve));
-        self.tolerate(reserved, allow_unlogged)
-    }
-
-    /// Logs a call. When this returns the line is in the file, or counted in one that is to come.
-    ///
-    /// # Errors
-    ///
-    /// It could not be written, and calls must not go unseen.
-    pub(crate) fn call(&self, call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
-        let ran = call.outcome != Outcome::NotRun;
-        if ran || self.own_line(&call) {
-            self.append(Event::Call(Box::new(call)), allow_unlogged)
-        } else {
-            Ok(())
+    /// It cannot, and calls must not go unseen: it is counted as refused.
+    pub(crate) fn begin(&self, line: Call, allow_unlogged: bool) -> Result<Begun<'_>, AuditError> {
+        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut begun = Begun {
+            recorder: self,
+            line: None,
+            since: Instant::now(),
+            allow_unlogged,
+        };
+        let ready = self.ready(running);
+        if let Err(error) = self.tolerate(ready, allow_unlogged) {
+            let reason = NO_LOG.to_owned();
+            self.count_one(&line, Verdict::Refused, reason);
+            return Err(error);
         }
+        begun.line = Some(line);
+        Ok(begun)
     }
 
-    /// Logs an event of the server itself.
+    /// Logs a call that did not run. When this returns the line is in the file, or counted in one that is to come.
     ///
     /// # Errors
     ///
-    /// As [`Recorder::call`].
+    /// It could not be written, and is counted.
+    pub(crate) fn call(&self, call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
+        if !self.has_own_line(&call) {
+            return Ok(());
+        }
+        let call = Box::new(call);
+        let written = self.write(audit::now(), Event::Call(call.clone()));
+        if written.is_err() {
+            self.count_one(&call, call.decision, call.reason.clone());
+        }
+        self.tolerate(written, allow_unlogged)
+    }
+
+    /// Logs an event of the server itself; what cannot be written is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recorder::begin`].
     pub(crate) fn append(&self, event: Event, allow_unlogged: bool) -> Result<(), AuditError> {
-        let appended = self.write(event);
+        let time = audit::now();
+        let appended = self.write(time.clone(), event.clone());
+        if appended.is_err() {
+            self.keep(Kept { time, event });
+        }
         self.tolerate(appended, allow_unlogged)
     }
 
-    fn write(&self, event: Event) -> Result<(), AuditError> {
-        match self.log()? {
-            Some(log) => log.append(event).map(drop),
-            None => Ok(()),
-        }
+    /// Writes what was kept, and the counted lines that are due. What cannot be written is due again at the next look.
+    pub(crate) fn count(&self) {
+        self.count_at(self.began.elapsed());
     }
 
-    fn log(&self) -> Result<Option<&Log>, AuditError> {
-        match &self.log {
-            None if self.required => Err(AuditError::NotOpen),
-            log => Ok(log.as_ref()),
-        }
-    }
-
-    /// Writes the counted lines that are due; with `all`, those that are not due as well. What cannot be written is
-    /// due again at the next call.
-    pub(crate) fn count(&self, all: bool) {
-        let mut floods = self.floods();
-        let due = if all {
-            floods.rest()
-        } else {
-            floods.due(self.began.elapsed())
+    /// The same at a time of one's own (since the recorder was made).
+    fn count_at(&self, now: Duration) {
+        let due = self.floods().due(now);
+        let has_kept = !self.kept().is_empty();
+        let flushed = match &self.log {
+            Some(log) if has_kept => self.flush(log),
+            _ => Ok(()),
         };
-        drop(floods);
+        self.complain_of(&flushed);
         for counted in due {
-            if let Err(error) = self.write(event(counted.clone())) {
-                (self.complain)(&error);
-                self.floods().put_back(counted, self.began.elapsed());
+            let written = self.write(audit::now(), event(counted.clone()));
+            self.complain_of(&written);
+            if written.is_err() {
+                self.floods().put_back(counted, now);
             }
         }
     }
 
-    fn floods(&self) -> MutexGuard<'_, Floods> {
-        self.floods.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes everything that is left, and last `stop`. Gives what cannot be written, each as a line of its own.
+    pub(crate) fn end(&self, stop: Option<Event>) -> Vec<String> {
+        let rest = self.floods().rest().into_iter().map(event);
+        for event in rest.chain(stop) {
+            let time = audit::now();
+            let written = self.write(time.clone(), event.clone());
+            self.complain_of(&written);
+            if written.is_err() {
+                self.kept().push_back(Kept { time, event });
+            }
+        }
+        let left = std::mem::take(&mut *self.kept());
+        let lines = left.iter().map(|kept| unlinked(&kept.time, &kept.event));
+        lines.collect()
     }
 
     /// The keyed digest of a call's arguments; empty where there is no log.
@@ -125,7 +171,83 @@ impl Recorder {
             .map_or_else(String::new, |log| log.key().digest(arguments))
     }
 
-    fn own_line(&self, call: &Call) -> bool {
+    fn log(&self) -> Result<Option<&Log>, AuditError> {
+        match &self.log {
+            None if self.required => Err(AuditError::NotOpen),
+            log => Ok(log.as_ref()),
+        }
+    }
+
+    /// Whether the lines of so many running calls can be written.
+    fn ready(&self, running: usize) -> Result<(), AuditError> {
+        let Some(log) = self.log()? else {
+            return Ok(());
+        };
+        self.flush(log)?;
+        log.reserve(running)
+    }
+
+    /// Writes what does not come from a call that runs, and leaves to those the room that they were promised.
+    fn write(&self, time: String, event: Event) -> Result<(), AuditError> {
+        let Some(log) = self.log()? else {
+            return Ok(());
+        };
+        self.flush(log)?;
+        let running = self.running.load(Ordering::Relaxed);
+        if running > 0 {
+            log.reserve(running + 1)?;
+        }
+        log.append_of(time, event).map(drop)
+    }
+
+    /// Writes the line of a call that ran, into the room that it was promised, or keeps it.
+    fn write_ran(&self, call: Call) -> Result<(), AuditError> {
+        let time = audit::now();
+        let event = Event::Call(Box::new(call));
+        let written = self.log().and_then(|log| match log {
+            Some(log) => {
+                self.flush(log)?;
+                log.append_of(time.clone(), event.clone()).map(drop)
+            }
+            None => Ok(()),
+        });
+        if written.is_err() {
+            self.keep(Kept { time, event });
+        }
+        written
+    }
+
+    /// Writes what was kept.
+    fn flush(&self, log: &Log) -> Result<(), AuditError> {
+        let mut kept = self.kept();
+        while let Some(Kept { time, event }) = kept.front() {
+            log.append_of(time.clone(), event.clone())?;
+            kept.pop_front();
+        }
+        Ok(())
+    }
+
+    fn keep(&self, line: Kept) {
+        let mut kept = self.kept();
+        if kept.len() < KEPT_MAX {
+            kept.push_back(line);
+            return;
+        }
+        drop(kept);
+        if let Event::Call(call) = line.event {
+            self.count_one(&call, call.decision, NO_LOG.to_owned());
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn floods(&self) -> MutexGuard<'_, Floods> {
+        self.floods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_own_line(&self, call: &Call) -> bool {
         let kind = Kind {
             name: call.service.clone(),
             decision: call.decision,
@@ -135,14 +257,78 @@ impl Recorder {
             .refused(&call.caller, kind, self.began.elapsed())
     }
 
+    /// Counts a call that gets no line of its own.
+    fn count_one(&self, call: &Call, decision: Verdict, reason: String) {
+        let counted = Counted {
+            caller: call.caller.clone(),
+            kind: Kind {
+                name: call.service.clone(),
+                decision,
+                reason,
+            },
+            count: 1,
+        };
+        self.floods().counted(counted, self.began.elapsed());
+    }
+
+    fn complain_of(&self, done: &Result<(), AuditError>) {
+        if let Err(error) = done {
+            (self.complain)(error);
+        }
+    }
+
     fn tolerate(&self, done: Result<(), AuditError>, allow: bool) -> Result<(), AuditError> {
-        let Err(error) = done else { return Ok(()) };
-        (self.complain)(&error);
+        self.complain_of(&done);
         if allow || !self.required {
             Ok(())
         } else {
-            Err(error)
+            done
         }
+    }
+}
+
+/// A call that runs. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
+pub(crate) struct Begun<'a> {
+    recorder: &'a Recorder,
+    line: Option<Call>,
+    since: Instant,
+    allow_unlogged: bool,
+}
+
+impl fmt::Debug for Begun<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Begun").finish_non_exhaustive()
+    }
+}
+
+impl Begun<'_> {
+    /// Logs how it ended. When this returns the line is in the file, and the answer may leave.
+    ///
+    /// # Errors
+    ///
+    /// It could not be written, and is kept: the call ran, and its answer must not go unseen.
+    pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
+        let written = self.write(outcome, bytes_out);
+        self.recorder.tolerate(written, self.allow_unlogged)
+    }
+
+    fn write(&mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
+        let Some(mut line) = self.line.take() else {
+            return Ok(());
+        };
+        let ran = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        line.duration_us = line.duration_us.saturating_add(ran);
+        line.outcome = outcome;
+        line.bytes_out = bytes_out;
+        self.recorder.write_ran(line)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let written = self.write(Outcome::Cancelled, 0);
+        self.recorder.complain_of(&written);
+        self.recorder.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,9 @@ use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::verify::{Fault, Report, Verifier};
+use super::super::{Outcome, Verdict, bounded};
 use super::*;
+use crate::name::{MACHINE_NAME_MAX, SERVICE_NAME_MAX};
 
 fn stop(pid: u32) -> Event {
     Event::Stop { pid }
@@ -232,4 +234,41 @@ fn equal_arguments_have_equal_digests_and_nothing_shows() {
         digest(&serde_json::json!({"a": 2, "b": "secret"}))
     );
     assert_eq!(format!("{:?}", log.key()), "Key(…)");
+}
+
+#[test]
+fn the_longest_line_of_a_call_fits_into_the_room_that_is_promised_to_it() {
+    let worst = "\u{1f600}".repeat(1000);
+    let call = |outcome| super::super::Call {
+        id: bounded(&worst),
+        caller: "m".repeat(MACHINE_NAME_MAX),
+        service: bounded(&worst),
+        tool: Some("t".repeat(SERVICE_NAME_MAX)),
+        decision: Verdict::Overloaded,
+        reason: "r".repeat(200),
+        policy: "0".repeat(64),
+        outcome,
+        bytes_in: u64::MAX,
+        bytes_out: u64::MAX,
+        duration_us: u64::MAX,
+        arguments: "0".repeat(64),
+    };
+    let event = Event::Call(Box::new(call(Outcome::TimedOut)));
+    let head = Head {
+        seq: u64::MAX - 1,
+        ..Head::origin()
+    };
+    let (line, _) = chain::link(&head, now(), event).unwrap();
+    assert!(line.len() as u64 <= LINE_ROOM, "{}", line.len());
+}
+
+#[test]
+fn where_the_end_is_no_line_of_the_log_no_room_is_promised() {
+    let (_folder, path, _) = ten();
+    let log = Log::open(&path).unwrap();
+    log.reserve(1).unwrap();
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(b"hello\n").unwrap();
+    let refused = log.reserve(1).unwrap_err();
+    assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
 }
