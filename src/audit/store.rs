@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Head};
 use super::{Event, Key};
-pub use file::files;
+pub use file::{files, may_have_dropped};
 use file::{gone, last_line, numbered, open_file, same_file};
 use room::LINE_ROOM;
 

@@ -70,6 +70,10 @@ pub struct Finding {
 pub struct Verifier {
     /// The line before; `None` before the first.
     last: Option<Head>,
+    /// Number of the first line that could be read; 0 before it.
+    first: u64,
+    /// Whether rotation has taken no line away.
+    from_origin: bool,
     /// Whether the line before is itself at fault, so that its follower is not reported for the same thing.
     shaken: bool,
     wanted: Option<String>,
@@ -82,6 +86,8 @@ pub struct Verifier {
 pub struct Report {
     /// Lines seen.
     pub lines: u64,
+    /// Number of the first of them; 0 where there is none.
+    pub first: u64,
     /// The end of the chain.
     pub head: Head,
     /// Every fault, in order.
@@ -104,11 +110,20 @@ impl Verifier {
     pub const fn new(head: Option<String>) -> Self {
         Self {
             last: None,
+            first: 0,
+            from_origin: false,
             shaken: false,
             wanted: head,
             lines: 0,
             findings: Vec::new(),
         }
+    }
+
+    /// The same over all files of a log of which rotation has dropped none: its first line must be there.
+    #[must_use]
+    pub const fn from_the_first_line(mut self) -> Self {
+        self.from_origin = true;
+        self
     }
 
     /// Walks one file.
@@ -137,6 +152,7 @@ impl Verifier {
     pub fn finish(self) -> Report {
         Report {
             lines: self.lines,
+            first: self.first,
             head: self.last.unwrap_or_else(Head::origin),
             findings: self.findings,
             head_missing: self.wanted.is_some(),
@@ -170,6 +186,9 @@ impl Verifier {
     }
 
     fn step(&mut self, head: Head, shaken: bool) {
+        if self.first == 0 {
+            self.first = head.seq;
+        }
         self.last = Some(head);
         self.shaken = shaken;
     }
@@ -179,7 +198,14 @@ impl Verifier {
         let Some(last) = &self.last else {
             let first = line.seq == 1 && line.previous == ORIGIN;
             let rotated = matches!(line.event, Event::Rotated { .. });
-            return (!first && !rotated && !self.shaken).then_some(Fault::NoBeginning);
+            return if first || self.shaken {
+                None
+            } else if !rotated {
+                Some(Fault::NoBeginning)
+            } else {
+                let count = line.seq.saturating_sub(1);
+                self.from_origin.then_some(Fault::Removed { count })
+            };
         };
         let expected = last.seq.saturating_add(1);
         if line.seq > expected {

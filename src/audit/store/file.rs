@@ -22,6 +22,12 @@ pub fn files(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
+#[must_use]
+pub fn may_have_dropped(path: &Path) -> bool {
+    numbered(path, KEEP).exists()
+}
+
 /// Whether both paths name one file.
 pub(super) fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path| std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
