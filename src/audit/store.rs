@@ -39,9 +39,6 @@ pub enum AuditError {
         /// What the system said.
         source: io::Error,
     },
-    /// There was no log to write when the server started.
-    #[error("there is no audit log to write")]
-    NotOpen,
     /// Someone else keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),

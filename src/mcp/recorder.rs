@@ -7,8 +7,9 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -27,8 +28,10 @@ pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// `None`: there is none that could be written.
-    log: Option<Log>,
+    /// Where the log is; `None`: there is none, and none is looked for.
+    path: Option<PathBuf>,
+    /// The log, once it could be opened.
+    log: OnceLock<Log>,
     /// Whether no call may run without it, unless the policy allows that. Not so for the operator.
     required: bool,
     /// Calls whose line has its room, and is not written yet.
@@ -37,6 +40,8 @@ pub(crate) struct Recorder {
     kept: Mutex<VecDeque<Kept>>,
     floods: Mutex<Floods>,
     began: Instant,
+    /// Why it cannot be written now, as far as that was tried.
+    trouble: Mutex<Option<String>>,
     /// Hears of what could not be written.
     complain: Complain,
 }
@@ -60,15 +65,36 @@ impl fmt::Debug for Recorder {
 impl Recorder {
     /// Writes to `log`; `required`: calls that cannot be logged do not run, unless the policy allows that.
     pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
+        let open = log.map(OnceLock::from).unwrap_or_default();
+        Self::of(None, open, required, complain)
+    }
+
+    /// The same with a log that cannot be opened yet: that is tried again whenever there is something to write.
+    pub(crate) fn waiting_for(path: PathBuf, complain: Complain) -> Self {
+        Self::of(Some(path), OnceLock::new(), true, complain)
+    }
+
+    fn of(path: Option<PathBuf>, log: OnceLock<Log>, required: bool, complain: Complain) -> Self {
         Self {
+            path,
             log,
             required,
             running: AtomicUsize::new(0),
             kept: Mutex::default(),
             floods: Mutex::default(),
             began: Instant::now(),
+            trouble: Mutex::default(),
             complain,
         }
+    }
+
+    /// Why the log cannot be written at this moment; nothing when it can be, as far as that was tried.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.lock_trouble().clone()
+    }
+
+    fn lock_trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that the call that is about to run can be logged. `line` tells of it, but for how it ends.
@@ -133,15 +159,14 @@ impl Recorder {
     /// The same at a time of one's own (since the recorder was made).
     fn count_at(&self, now: Duration) {
         let due = self.floods().due(now);
-        let has_kept = !self.kept().is_empty();
-        let flushed = match &self.log {
-            Some(log) if has_kept => self.flush(log),
-            _ => Ok(()),
-        };
-        self.complain_of(&flushed);
+        // Whether it can be written again is of interest also when nobody calls.
+        if self.trouble().is_some() || !self.kept().is_empty() {
+            let ready = self.ready(self.running.load(Ordering::Relaxed));
+            self.note(&ready);
+        }
         for counted in due {
             let written = self.write(audit::now(), event(counted.clone()));
-            self.complain_of(&written);
+            self.note(&written);
             if written.is_err() {
                 self.floods().put_back(counted, now);
             }
@@ -154,7 +179,7 @@ impl Recorder {
         for event in rest.chain(stop) {
             let time = audit::now();
             let written = self.write(time.clone(), event.clone());
-            self.complain_of(&written);
+            self.note(&written);
             if written.is_err() {
                 self.kept().push_back(Kept { time, event });
             }
@@ -166,15 +191,19 @@ impl Recorder {
 
     /// The keyed digest of a call's arguments; empty where there is no log.
     pub(crate) fn digest(&self, arguments: &Map<String, Value>) -> String {
-        self.log
-            .as_ref()
-            .map_or_else(String::new, |log| log.key().digest(arguments))
+        let log = self.log().ok().flatten();
+        log.map_or_else(String::new, |log| log.key().digest(arguments))
     }
 
+    /// The log; nothing where there is none.
     fn log(&self) -> Result<Option<&Log>, AuditError> {
-        match &self.log {
-            None if self.required => Err(AuditError::NotOpen),
-            log => Ok(log.as_ref()),
+        match (self.log.get(), &self.path) {
+            (Some(log), _) => Ok(Some(log)),
+            (None, None) => Ok(None),
+            (None, Some(path)) => {
+                let log = Log::open(path)?;
+                Ok(Some(self.log.get_or_init(|| log)))
+            }
         }
     }
 
@@ -271,14 +300,16 @@ impl Recorder {
         self.floods().counted(counted, self.began.elapsed());
     }
 
-    fn complain_of(&self, done: &Result<(), AuditError>) {
+    /// Notes whether the log could be written.
+    fn note(&self, done: &Result<(), AuditError>) {
+        *self.lock_trouble() = done.as_ref().err().map(ToString::to_string);
         if let Err(error) = done {
             (self.complain)(error);
         }
     }
 
     fn tolerate(&self, done: Result<(), AuditError>, allow: bool) -> Result<(), AuditError> {
-        self.complain_of(&done);
+        self.note(&done);
         if allow || !self.required {
             Ok(())
         } else {
@@ -308,14 +339,14 @@ impl Begun<'_> {
     ///
     /// It could not be written, and is kept: the call ran, and its answer must not go unseen.
     pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
-        let written = self.write(outcome, bytes_out);
+        let Some(line) = self.line.take() else {
+            return Ok(());
+        };
+        let written = self.write(line, outcome, bytes_out);
         self.recorder.tolerate(written, self.allow_unlogged)
     }
 
-    fn write(&mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
-        let Some(mut line) = self.line.take() else {
-            return Ok(());
-        };
+    fn write(&self, mut line: Call, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
         let ran = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         line.duration_us = line.duration_us.saturating_add(ran);
         line.outcome = outcome;
@@ -326,8 +357,10 @@ impl Begun<'_> {
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        let written = self.write(Outcome::Cancelled, 0);
-        self.recorder.complain_of(&written);
+        if let Some(line) = self.line.take() {
+            let written = self.write(line, Outcome::Cancelled, 0);
+            self.recorder.note(&written);
+        }
         self.recorder.running.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anklume::audit::{Event, Log};
+use rustix::fs::{CWD, RenameFlags};
 use serde_json::{Value, json};
 
 use super::peer::call;
@@ -55,8 +56,19 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     assert_eq!(world.clipboard().as_deref(), Some("seen"));
     until("it is told", || server.stderr().contains("the audit log `"));
     alice.lives();
-    fs::remove_dir(&log).unwrap();
-    fs::rename(&kept, &log).unwrap();
+    let path = log.display();
+    let why = format!("the audit log `{path}` cannot be opened: Is a directory (os error 21)");
+    until("the status tells", || {
+        let status = world.run(&["mcp", "status", "--listen", "sockets"]);
+        let told = format!("\nNOT logged, no call runs: {why}\n");
+        status.status == 1 && status.stdout.contains(&told)
+    });
+    // At once: the server looks for it all the time.
+    rustix::fs::renameat_with(CWD, &kept, CWD, &log, RenameFlags::EXCHANGE).unwrap();
+    fs::remove_dir(&kept).unwrap();
+    until("it is told although nobody calls", || {
+        world.run(&["mcp", "status", "--listen", "sockets"]).status == 0
+    });
     text(&alice.call("copy", &json!({"content": "seen again"})));
     // The folder is gone as well.
     fs::rename(world.path("log"), world.path("away")).unwrap();
@@ -87,15 +99,37 @@ fn a_machine_that_allows_it_serves_without_a_log() {
         server.stderr().contains("error: the audit log `")
     });
     drop((alice, server));
-    // It starts without one as well.
+}
+
+#[test]
+fn a_server_that_was_allowed_to_start_without_a_log_writes_it_as_soon_as_it_can() {
+    let world = World::with_mcp(&[COPY], "{allow_unlogged: true}");
+    fs::rename(world.path("log"), world.path("away")).unwrap();
     let server = world.listen();
     assert!(server.stderr().starts_with("error: the audit log `"));
-    text(
-        &server
-            .peer("alice")
-            .call("copy", &json!({"content": "again"})),
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "unseen"})));
+    assert_eq!(world.clipboard().as_deref(), Some("unseen"));
+    let status = world.run(&["mcp", "status", "--listen", "sockets"]);
+    let told = "\nNOT logged, calls run all the same: the audit log `";
+    assert!(
+        status.status == 1 && status.stdout.contains(told),
+        "{status:?}"
     );
-    assert_eq!(world.clipboard().as_deref(), Some("again"));
+    fs::rename(world.path("away"), world.path("log")).unwrap();
+    until("it writes", || {
+        world.run(&["mcp", "status", "--listen", "sockets"]).status == 0
+    });
+    text(&alice.call("copy", &json!({"content": "seen"})));
+    drop(alice);
+    server.end();
+    let log = world.log();
+    let events: Vec<&Value> = log.iter().map(|line| &line["event"]).collect();
+    assert_eq!(events, ["start", "call", "call", "stop"]);
+    // Where there was no key there is no digest.
+    let digests = [&log[1], &log[2]].map(|line| line["arguments"].as_str().unwrap().len());
+    assert_eq!(digests, [0, 64]);
+    world.log_is_whole();
 }
 
 /// A small disk; unmounted when dropped.
