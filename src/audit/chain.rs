@@ -53,6 +53,14 @@ pub struct Line {
     pub previous: String,
 }
 
+impl Line {
+    /// Whether it is the one that follows `head`.
+    #[must_use]
+    pub fn continues(&self, head: &Head) -> bool {
+        self.seq == head.seq.saturating_add(1) && self.previous == head.hash
+    }
+}
+
 /// Writes the line that continues `head`: its bytes with the newline, and the new head.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ mod tests;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,8 +15,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Head};
 use super::{Event, Key};
+use file::{End, gone, numbered, open_file, same_file};
 pub use file::{files, may_have_dropped};
-use file::{gone, last_line, numbered, open_file, same_file};
 use room::LINE_ROOM;
 
 /// The log where none is named.
@@ -218,24 +218,37 @@ impl Log {
         if length == open.length {
             return Ok(());
         }
-        let (whole, last) =
-            last_line(&open.file, length).map_err(|source| self.error("read", source))?;
-        open.head = match last.as_deref() {
+        let end = End::of(&open.file, length).map_err(|source| self.error("read", source))?;
+        open.head = match end.line.as_deref() {
+            None if end.length > 0 => return Err(AuditError::Foreign(self.path.clone())),
             None => self.head_before()?,
             Some(line) => match chain::read(line) {
                 chain::Read::Whole(_, head) | chain::Read::Edited(head) => head,
                 chain::Read::Foreign => return Err(AuditError::Foreign(self.path.clone())),
             },
         };
-        open.length = whole;
-        if whole < length {
-            open.file
-                .set_len(whole)
-                .map_err(|source| self.error("repaired", source))?;
-            let bytes = length - whole;
-            self.write(open, now(), Event::Torn { bytes })?;
+        open.length = end.length;
+        match chain::read(&end.tail) {
+            _ if end.tail.is_empty() => Ok(()),
+            chain::Read::Whole(line, head) if line.continues(&open.head) => {
+                // It lacks its newline alone: what it tells of is not lost.
+                open.file
+                    .write_all_at(b"\n", length)
+                    .map_err(|source| self.error("repaired", source))?;
+                open.length = length.saturating_add(1);
+                open.head = head;
+                Ok(())
+            }
+            _ => self.take_off(open, end.tail.len() as u64),
         }
-        Ok(())
+    }
+
+    /// Takes what follows the last line off the file, and says so.
+    fn take_off(&self, open: &mut Open, bytes: u64) -> Result<(), AuditError> {
+        open.file
+            .set_len(open.length)
+            .map_err(|source| self.error("repaired", source))?;
+        self.write(open, now(), Event::Torn { bytes }).map(drop)
     }
 
     /// The end of the chain when the current file is empty: that of the file before, if there is one.
@@ -247,8 +260,8 @@ impl Log {
             .metadata()
             .map_err(|source| self.error("read", source))?
             .len();
-        let (_, last) = last_line(&file, length).map_err(|source| self.error("read", source))?;
-        match last.as_deref().map(chain::read) {
+        let end = End::of(&file, length).map_err(|source| self.error("read", source))?;
+        match end.line.as_deref().map(chain::read) {
             Some(chain::Read::Whole(_, head) | chain::Read::Edited(head)) => Ok(head),
             Some(chain::Read::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
             None => Ok(Head::origin()),

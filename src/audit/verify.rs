@@ -32,6 +32,8 @@ pub enum Fault {
     },
     /// Its number is right, but it does not continue the line before: one of the two was replaced.
     Replaced,
+    /// It ends without its newline, and nothing follows: it is being written, or its writing was cut off, or it was cut.
+    Unfinished,
     /// The log begins with it, and it is neither the first line nor the first after a rotation.
     NoBeginning,
 }
@@ -47,6 +49,9 @@ impl std::fmt::Display for Fault {
                 "moved, repeated or inserted: number {found} stands where {expected} belongs"
             ),
             Self::Replaced => f.write_str("replaced: it does not continue the line before it"),
+            Self::Unfinished => f.write_str(
+                "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so",
+            ),
             Self::NoBeginning => {
                 f.write_str("lines before it were removed: the log cannot begin here")
             }
@@ -133,9 +138,13 @@ impl Verifier {
     /// What reading gave.
     pub fn file(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut number = 0_u64;
-        while let Some(line) = next_line(&mut reader)? {
+        while let Some((line, is_ended)) = next_line(&mut reader)? {
             number += 1;
-            if let Some(fault) = self.line(&line) {
+            let fault = match self.line(&line) {
+                None | Some(Fault::Foreign) if !is_ended => Some(Fault::Unfinished),
+                fault => fault,
+            };
+            if let Some(fault) = fault {
                 self.findings.push(Finding {
                     file: name.to_owned(),
                     line: number,
@@ -223,14 +232,14 @@ impl Verifier {
     }
 }
 
-/// The next line without its newline; an endless one is cut at [`LINE_MAX`], which makes it foreign.
-fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+/// The next line without its newline, and whether it has one; an endless one is cut at [`LINE_MAX`], which makes it foreign.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     let mut seen = false;
     loop {
         let chunk = reader.fill_buf()?;
         if chunk.is_empty() {
-            return Ok(seen.then_some(line));
+            return Ok(seen.then_some((line, false)));
         }
         seen = true;
         let end = chunk.iter().position(|byte| *byte == b'\n');
@@ -241,7 +250,7 @@ fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
         let used = part.len() + usize::from(end.is_some());
         reader.consume(used);
         if end.is_some() {
-            return Ok(Some(line));
+            return Ok(Some((line, true)));
         }
     }
 }

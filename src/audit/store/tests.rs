@@ -3,7 +3,7 @@
 use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::verify::{Fault, Report, Verifier};
+use super::super::verify::{Fault, LINE_MAX, Report, Verifier};
 use super::super::{Outcome, Verdict, bounded};
 use super::*;
 use crate::name::{MACHINE_NAME_MAX, SERVICE_NAME_MAX};
@@ -128,11 +128,59 @@ fn a_cut_tail_shows_only_with_the_head() {
 fn a_torn_line_is_taken_off_and_noted() {
     let (_folder, path, lines) = ten();
     std::fs::write(&path, lines.join("\n") + "\n{\"seq\":11,\"ti").unwrap();
+    assert_eq!(faults(&path), [(11, Fault::Unfinished)]);
     let log = Log::open(&path).unwrap();
     log.append(stop(11)).unwrap();
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
     assert_eq!(report.lines, 12);
+}
+
+#[test]
+fn a_last_line_that_lacks_only_its_newline_is_found_and_completed() {
+    let (_folder, path, lines) = ten();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    assert_eq!(faults(&path), [(10, Fault::Unfinished)]);
+    assert_eq!(check(&path, None).head.seq, 10);
+    let log = Log::open(&path).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(report.lines, 11);
+    assert!(
+        std::fs::read(&path)
+            .unwrap()
+            .starts_with(lines.join("\n").as_bytes())
+    );
+}
+
+#[test]
+fn a_whole_line_at_the_end_that_does_not_follow_is_taken_off() {
+    let (_folder, path, lines) = ten();
+    let text = [&lines[..], &lines[4..5]].concat().join("\n");
+    std::fs::write(&path, &text).unwrap();
+    let misplaced = Fault::Misplaced {
+        expected: 11,
+        found: 5,
+    };
+    assert_eq!(faults(&path), [(11, misplaced)]);
+    let log = Log::open(&path).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!((report.lines, report.head.seq), (12, 12));
+}
+
+#[test]
+fn an_end_that_is_longer_than_any_line_takes_nothing_of_the_log_away() {
+    let (_folder, path, lines) = ten();
+    let garbage = "x".repeat(LINE_MAX * 2);
+    std::fs::write(&path, lines.join("\n") + "\n" + &garbage).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let log = Log::open(&path).unwrap();
+    let refused = log.append(stop(11)).unwrap_err();
+    assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
+    assert!(std::fs::read(&path).unwrap() == before);
 }
 
 #[test]
