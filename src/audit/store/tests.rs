@@ -68,6 +68,22 @@ fn an_edited_line_is_found_and_named() {
 }
 
 #[test]
+fn every_changed_byte_is_found() {
+    let (_folder, path, _) = ten();
+    let good = std::fs::read(&path).unwrap();
+    for place in 0..good.len() {
+        for bit in [0x01, 0x20, 0x80] {
+            let mut bytes = good.clone();
+            bytes[place] ^= bit;
+            let mut verifier = Verifier::new(None).from_the_first_line();
+            verifier.file("log", &bytes[..]).unwrap();
+            let report = verifier.finish();
+            assert!(!report.is_whole(), "byte {place}, bit {bit}: {report:?}");
+        }
+    }
+}
+
+#[test]
 fn removed_reordered_inserted_and_replaced_lines_are_found_and_named() {
     let (_folder, path, lines) = ten();
     let mut removed = lines.clone();
