@@ -21,7 +21,7 @@ pub(crate) use again::Again;
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::strangers;
 pub(crate) use image::{Remote, remote_images};
-pub(crate) use install::{has_inside, order};
+pub(crate) use install::{has_inside, needs_program, order};
 pub(crate) use mark::{Owner, machine_owner, owner};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
 

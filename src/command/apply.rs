@@ -25,7 +25,6 @@ pub(super) use context::{Context, runtime};
 pub(super) use heads::{Log, forget_deleted, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
-pub(super) use program::Program;
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};
 pub(super) use schedule::{has_daemon, is_scheduled};
@@ -37,7 +36,9 @@ use crate::error::{Exit, Failure};
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::plan::{Facts, Plan, Wanted, owner, plan, remote_images};
+use crate::plan::{
+    Action, DomainPlan, Facts, MachinePlan, Plan, Wanted, needs_program, owner, plan, remote_images,
+};
 
 use super::output::Output;
 
@@ -49,7 +50,6 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     runtime.block_on(async {
         // A dry run too: what another run is in the middle of is no state to plan from.
         let context = Context::new(output).await?.locked(output).await?;
-        let context = context.with_program(Some(Program::of_this()?));
         let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);
@@ -105,13 +105,16 @@ async fn look(
 ) -> anyhow::Result<(Plan, State)> {
     let (state, mut facts) = survey(context, infra, edges).await?;
     facts.images = remote::find(remote_images(infra, &state)).await;
+    let program = if needs_program(infra, edges, &state) {
+        context.program()?.digest.as_str()
+    } else {
+        ""
+    };
     let wanted = Wanted {
         infra,
         edges,
         adopt,
-        program: context
-            .program()
-            .map_or("", |program| program.digest.as_str()),
+        program,
     };
     let plan = plan(wanted, &state, &facts)?;
     Ok((plan, state))
@@ -192,44 +195,37 @@ async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Prog
     report
 }
 
+/// The machines of the sound domains: made, then filled, then connected; one that fails goes no further.
 async fn machines(
     context: &Context,
-    domains: &[&crate::plan::DomainPlan],
+    domains: &[&DomainPlan],
     report: &mut Report,
     progress: &Progress,
 ) {
-    let all: Vec<_> = domains.iter().flat_map(|domain| &domain.machines).collect();
-    let made = in_parallel(
-        context,
-        all.iter().map(|one| one.make.as_slice()).collect(),
-        progress,
-    )
-    .await;
-    let mut ready = Vec::new();
-    for (machine, outcomes) in all.into_iter().zip(made) {
-        if outcomes.iter().all(Outcome::is_done) {
-            ready.push(machine);
-        } else {
-            let why = format!("the machine {} is not ready", machine.name);
-            let rest = machine.install.iter().chain(&machine.connect);
-            report.skip(rest, &why, progress);
+    /// What is done to all machines before anything of the next is done to one.
+    const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
+        |machine| &machine.make,
+        // The program first, then the policy, then the devices.
+        |machine| machine.install.as_slice(),
+        |machine| &machine.connect,
+    ];
+    let mut ready: Vec<&MachinePlan> = domains.iter().flat_map(|one| &one.machines).collect();
+    for (number, stage) in (1..).zip(STAGES) {
+        let chains = ready.iter().map(|machine| stage(machine)).collect();
+        let ended = in_parallel(context, chains, progress).await;
+        let machines = std::mem::take(&mut ready);
+        for (machine, outcomes) in machines.into_iter().zip(ended) {
+            if outcomes.iter().all(Outcome::is_done) {
+                ready.push(machine);
+            } else {
+                let rest = STAGES.iter().skip(number);
+                let rest = rest.flat_map(|stage| stage(machine));
+                let why = format!("the machine {} is not ready", machine.name);
+                report.skip(rest, &why, progress);
+            }
+            report.add(vec![outcomes]);
         }
-        report.add(vec![outcomes]);
     }
-    // The program first, then the policy, then the devices.
-    let installs = ready.iter().map(|one| one.install.as_slice());
-    let installed = in_parallel(context, installs.collect(), progress).await;
-    let mut connect = Vec::new();
-    for (machine, outcomes) in ready.into_iter().zip(installed) {
-        if outcomes.iter().all(Outcome::is_done) {
-            connect.push(machine.connect.as_slice());
-        } else {
-            let why = format!("the machine {} is not ready", machine.name);
-            report.skip(machine.connect.iter(), &why, progress);
-        }
-        report.add(vec![outcomes]);
-    }
-    report.add(in_parallel(context, connect, progress).await);
 }
 
 impl Output {

@@ -10,7 +10,7 @@ mod report;
 
 use std::collections::BTreeMap;
 
-use super::apply::{Context, Log, Program, each, has_daemon, keep, providers, runtime, survey};
+use super::apply::{Context, Log, each, has_daemon, keep, providers, runtime, survey};
 use super::open_infra;
 use super::output::Output;
 use crate::channel::shell_line;
@@ -63,10 +63,8 @@ async fn examine<'e>(
     chosen: &[&'e Edge],
     output: &Output,
 ) -> anyhow::Result<(Vec<Health<'e>>, Vec<String>)> {
-    let program = Program::of_this()?;
-    let context = Context::new(output)
-        .await?
-        .with_program(Some(program.clone()));
+    let context = Context::new(output).await?;
+    let program = context.program()?;
     let (state, facts) = survey(&context, infra, edges).await?;
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();

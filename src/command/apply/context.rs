@@ -1,5 +1,6 @@
 //! The way to Incus for a whole run: which socket, how patient, and how many writing requests so far.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,8 +47,8 @@ pub(crate) struct Context {
     writes: Writes,
     /// Held for the run; `None` without root's rights.
     lock: Option<Lock>,
-    /// What goes into machines; `None`: nothing does.
-    program: Option<Program>,
+    /// What goes into machines, once it was asked for.
+    program: OnceCell<Program>,
 }
 
 impl Context {
@@ -75,7 +76,7 @@ impl Context {
             socket,
             writes,
             lock: None,
-            program: None,
+            program: OnceCell::new(),
         })
     }
 
@@ -85,15 +86,17 @@ impl Context {
         Ok(self)
     }
 
-    /// The same, with the program that goes into machines.
-    pub(in crate::command) fn with_program(mut self, program: Option<Program>) -> Self {
-        self.program = program;
-        self
-    }
-
-    /// The program that goes into machines.
-    pub(super) const fn program(&self) -> Option<&Program> {
-        self.program.as_ref()
+    /// The program that goes into machines; read when it is first asked for, as most of them have it.
+    ///
+    /// # Errors
+    ///
+    /// This one cannot go into machines.
+    pub(in crate::command) fn program(&self) -> anyhow::Result<&Program> {
+        if let Some(program) = self.program.get() {
+            return Ok(program);
+        }
+        let program = Program::of_this()?;
+        Ok(self.program.get_or_init(|| program))
     }
 
     /// The lock, if it is held.

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 
 use super::carry::each;
 use super::context::Context;
-use super::program::Program;
 use super::wire::{self, Answer};
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
@@ -25,8 +24,6 @@ use crate::plan::{Again, Role, has_inside};
 
 /// Longest that a look into one machine may take: a machine decides how fast its files are.
 const LOOK_MAX: Duration = Duration::from_secs(20);
-/// Largest program that is read back where it is not known how large it should be, in bytes.
-const PROGRAM_MAX: u64 = 512 * 1024 * 1024;
 /// Largest services file, or status of a server, that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
@@ -104,7 +101,7 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
     };
     let mut incus = context.incus_for_looking().await.ok()?;
     // What cannot be read is not there as it must be; the machine's own program says why.
-    let longest = context.program().map_or(PROGRAM_MAX, Program::length);
+    let longest = context.program().ok()?.length();
     found.program = match incus.digest_of_file(&machine, PROGRAM, longest).await {
         Ok(digest) => digest,
         // Another one, whatever it is; the rest of it is not read.

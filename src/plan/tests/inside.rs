@@ -3,7 +3,7 @@
 use super::*;
 use crate::infra::Machine;
 use crate::inside::{Found, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
-use crate::plan::{Again, Role};
+use crate::plan::{Again, Role, needs_program};
 use crate::services::Services;
 
 /// The beginning of the digest of a machine's services.
@@ -62,6 +62,24 @@ fn what_is_gone_from_a_machine_comes_back() {
     );
     let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
     assert_eq!(of(&silent), ["~ server on signer: no answer → running"]);
+}
+
+#[test]
+fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
+    let alone = INFRA.replace(
+        "services: [{name: sign, tool: gpg_sign, consumers: [dev]}]",
+        "description: x",
+    );
+    assert_ne!(alone, INFRA);
+    let needed = |text: &str, state: &State| {
+        let infra = infra(text);
+        needs_program(&infra, &edges(&infra).unwrap(), state)
+    };
+    assert!(needed(INFRA, &empty()));
+    assert!(needed(&INFRA.replace("[dev]", "[]"), &empty()));
+    assert!(!needed(&alone, &empty()) && !needed(&alone, &applied(&alone)));
+    // What was left there is taken away by it.
+    assert!(needed(&alone, &applied(INFRA)));
 }
 
 #[test]
