@@ -18,16 +18,19 @@ mod provision;
 mod remote;
 mod report;
 mod schedule;
+mod stop;
 mod wire;
 
 pub(super) use carry::{carry_out, each, in_parallel};
-pub(super) use context::{Context, runtime};
+pub(super) use context::{Context, block_on};
 pub(super) use heads::{Log, forget_deleted, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};
 pub(super) use schedule::{has_daemon, is_scheduled};
+
+use anyhow::Context as _;
 
 use crate::cli::{ApplyArgs, Format};
 use crate::command::open_infra;
@@ -46,8 +49,7 @@ use super::output::Output;
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let edges = edges(&infra)?;
-    let runtime = runtime()?;
-    runtime.block_on(async {
+    block_on(async {
         // A dry run too: what another run is in the middle of is no state to plan from.
         let context = Context::new(output).await?.locked(output).await?;
         let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
@@ -60,27 +62,37 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             output.say(&format!("note: {note}"));
         }
         let progress = Progress::new(output, plan.actions().count());
-        tokio::select! {
-            report = execute(&context, &edges, &plan, &progress) => {
-                progress.end();
-                report.print(NOTHING, &plan.notes, context.writes(), output)
-            }
-            _ = tokio::signal::ctrl_c() => {
-                progress.end();
-                Err(interrupted())
-            }
-        }
+        let steps = execute(&context, &edges, &plan, &progress);
+        let report = to_the_end(&context, &progress, steps).await?;
+        report.print(NOTHING, &plan.notes, context.writes(), output)
     })
 }
 
 /// What was asked for is there.
 const NOTHING: &str = "nothing to do: Incus is as declared";
 
-/// Asked to stop in the middle: what has begun on Incus goes on there.
-pub(super) fn interrupted() -> anyhow::Error {
-    let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
-    let help = "run the command again: it goes on where it was";
-    failure.help(help).into()
+/// Carries steps out to the end; to that of the steps in hand, where a signal asks to stop.
+///
+/// # Errors
+///
+/// A second signal did not wait for them: what has begun on Incus goes on there.
+pub(super) async fn to_the_end(
+    context: &Context,
+    progress: &Progress,
+    steps: impl Future<Output = Report>,
+) -> anyhow::Result<Report> {
+    let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
+    let report = context.stop().heeded(steps, tell).await;
+    progress.end();
+    let Some(report) = report.context("cannot watch for signals")? else {
+        let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
+        return Err(failure.help(report::AGAIN).into());
+    };
+    Ok(if context.stop().is_asked() {
+        report.stopped()
+    } else {
+        report
+    })
 }
 
 /// Reads what there is, on Incus, on the host and in the machines.
@@ -183,7 +195,7 @@ async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Prog
                 .iter()
                 .flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
-            report.skip(actions, &why, progress);
+            report.skip(actions, context.stop().or(&why), progress);
         }
         report.add(vec![outcomes]);
     }
@@ -221,7 +233,7 @@ async fn machines(
                 let rest = STAGES.iter().skip(number);
                 let rest = rest.flat_map(|stage| stage(machine));
                 let why = format!("the machine {} is not ready", machine.name);
-                report.skip(rest, &why, progress);
+                report.skip(rest, context.stop().or(&why), progress);
             }
             report.add(vec![outcomes]);
         }

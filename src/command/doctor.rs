@@ -10,7 +10,7 @@ mod report;
 
 use std::collections::BTreeMap;
 
-use super::apply::{Context, Log, each, has_daemon, keep, providers, runtime, survey};
+use super::apply::{Context, Log, block_on, each, has_daemon, keep, providers, survey};
 use super::open_infra;
 use super::output::Output;
 use crate::channel::shell_line;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         return report::nothing(&args.machines, output);
     }
-    let (healths, notes) = runtime()?.block_on(examine(args, &infra, &edges, &chosen, output))?;
+    let (healths, notes) = block_on(examine(args, &infra, &edges, &chosen, output))?;
     report::print(&healths, &notes, output)
 }
 

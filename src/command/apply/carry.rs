@@ -14,6 +14,7 @@ use super::progress::Progress;
 use super::provision;
 use super::report::{Outcome, Status};
 use super::schedule;
+use super::stop::LEFT;
 use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
 use crate::plan::{Action, Role};
 
@@ -50,7 +51,7 @@ pub(crate) async fn in_parallel(
         .await
 }
 
-/// Runs one chain; what follows a failure is skipped.
+/// Runs one chain; what follows a failure, or a wish to stop, is skipped.
 pub(crate) async fn carry_out(
     context: &Context,
     chain: &[Action],
@@ -64,8 +65,13 @@ async fn carry_out_chain(context: &Context, chain: &[Action], progress: &Progres
     let mut connection = None;
     let mut failed = false;
     for action in chain {
-        if failed {
-            let status = Status::Skipped("an earlier step failed".to_owned());
+        let left = if failed {
+            Some("an earlier step failed")
+        } else {
+            context.stop().is_asked().then_some(LEFT)
+        };
+        if let Some(why) = left {
+            let status = Status::Skipped(why.to_owned());
             outcomes.push(progress.ended(Outcome::new(action, status)));
             continue;
         }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use super::super::output::Output;
 use super::lock::{Lock, lock};
 use super::program::Program;
+use super::stop::Stop;
 use crate::error::{Exit, Failure};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
@@ -32,12 +33,14 @@ const NEEDED: [&str; 7] = [
     "network_bridge_acl",
 ];
 
-/// A runtime for streams, time-outs and signals.
-pub(crate) fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")
+/// Does work that has streams, time-outs and signals.
+pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("cannot start")?;
+    let done = runtime.block_on(work);
+    // Whoever asked to end at once does not wait for a thread that waits for a machine.
+    runtime.shutdown_background();
+    done
 }
 
 /// The way to Incus.
@@ -49,6 +52,7 @@ pub(crate) struct Context {
     lock: Option<Lock>,
     /// What goes into machines, once it was asked for.
     program: OnceCell<Program>,
+    stop: Stop,
 }
 
 impl Context {
@@ -77,6 +81,7 @@ impl Context {
             writes,
             lock: None,
             program: OnceCell::new(),
+            stop: Stop::default(),
         })
     }
 
@@ -102,6 +107,11 @@ impl Context {
     /// The lock, if it is held.
     pub(super) const fn lock(&self) -> Option<&Lock> {
         self.lock.as_ref()
+    }
+
+    /// Whether the run was asked to stop.
+    pub(in crate::command) const fn stop(&self) -> &Stop {
+        &self.stop
     }
 
     /// A new connection.

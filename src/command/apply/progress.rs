@@ -59,7 +59,8 @@ impl Progress {
         outcome
     }
 
-    fn line(&self, line: &str) {
+    /// A line for whoever watches.
+    pub(super) fn line(&self, line: &str) {
         match &self.bars {
             Some((all, _)) => all.suspend(|| self.output.say(line)),
             None => self.output.say(line),
