@@ -62,7 +62,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             output.say(&format!("note: {note}"));
         }
         let progress = Progress::new(output, plan.actions().count());
-        let steps = execute(&context, &edges, &plan, &progress);
+        let steps = execute(&context, &plan, &progress);
         let report = to_the_end(&context, &progress, steps).await?;
         report.print(NOTHING, &plan.notes, context.writes(), output)
     })
@@ -178,7 +178,7 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
-async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Progress) -> Report {
+async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
     let mut report = Report::default();
     let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
     report.add(in_parallel(context, each, progress).await);
@@ -200,7 +200,7 @@ async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Prog
         report.add(vec![outcomes]);
     }
     machines(context, &sound, &mut report, progress).await;
-    report.add(proof::of_new(edges, plan, &report, progress).await);
+    report.add(proof::carry_out(context, &plan.proofs, &report, progress).await);
     report.add(carry_out(context, &plan.swept, progress).await);
     let upkeep = plan.upkeep.iter().map(std::slice::from_ref);
     report.add(in_parallel(context, upkeep.collect(), progress).await);

@@ -7,12 +7,10 @@ use super::progress::Progress;
 use crate::channel::shell_line;
 use crate::error::Exit;
 use crate::incus::Object;
-use crate::plan::{Action, Plan, Shown};
+use crate::plan::{Action, PROVE, Plan, Shown};
 
 /// What to do about steps that were not done.
 pub(super) const AGAIN: &str = "run the command again: it goes on where it was";
-/// The verb of a step that changes nothing.
-pub(super) const PROVE: &str = "prove";
 
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +67,7 @@ impl Outcome {
 
     /// What it was about.
     pub(super) fn title(&self) -> String {
-        format!(
-            "{} {} {}",
-            self.shown.verb,
-            self.shown.kind,
-            self.shown.name.escape_debug()
-        )
+        self.shown.title()
     }
 }
 
@@ -89,6 +82,7 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Revoke { machine, .. } => Some(machine),
         Action::Folder { .. }
         | Action::Sweep { .. }
+        | Action::Prove(_)
         | Action::Rotate { .. }
         | Action::Schedule(_)
         | Action::Unschedule => None,

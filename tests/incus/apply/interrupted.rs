@@ -118,7 +118,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
         return;
     }
     let world = World::new(SEED);
-    let held = |signals: &[Signal]| {
+    let stopped_by = |signals: &[Signal]| {
         let free = Arc::new(AtomicBool::new(false));
         let is_free = Arc::clone(&free);
         let recorder = Recorder::new(move |number, _| {
@@ -152,7 +152,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
         free.store(true, Ordering::SeqCst);
         (status.code(), said(), recorder.writes().len())
     };
-    let (code, said, writes) = held(&[Signal::HUP]);
+    let (code, said, writes) = stopped_by(&[Signal::HUP]);
     assert_eq!((code, writes), (Some(130), 6), "{said}");
     // Two domains are made at once.
     let (_, after) = said.split_once("asked again, at once\n").unwrap();
@@ -164,7 +164,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
         said.contains("\nerror: stopped: ") && said.ends_with(&end),
         "{said}"
     );
-    let (code, said, _) = held(&[Signal::TERM, Signal::INT]);
+    let (code, said, _) = stopped_by(&[Signal::TERM, Signal::INT]);
     assert_eq!(code, Some(130), "{said}");
     let end = format!("error: stopped in the middle\n{help}");
     assert!(said.ends_with(&end) && !said.contains("skipped"), "{said}");

@@ -87,7 +87,7 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
 }
 
 #[test]
-fn what_a_consumer_says_is_only_its_word() {
+fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers() {
     if !have_incus() {
         return;
     }
@@ -97,8 +97,29 @@ fn what_a_consumer_says_is_only_its_word() {
     let (status, answer) = patient.examined();
     assert_eq!(status, 1, "{answer:#}");
     assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
+    // A channel that is made now answers to nobody, and no run forgets that.
+    let dev = patient.dev();
+    let removed = ["config", "device", "remove", &dev, &patient.device];
+    patient.incus(1, &removed);
+    let unanswered = || {
+        let (status, answer) = patient.world.apply_json();
+        let last = answer["actions"].as_array().unwrap().last();
+        let last = last.map(|action| (action["verb"].as_str(), action["status"].as_str()));
+        assert_eq!(
+            (status, last),
+            (1, Some((Some("prove"), Some("failed")))),
+            "{answer:#}"
+        );
+        answer["writes"].as_u64().unwrap()
+    };
+    assert!(unanswered() > 0);
+    let signer = patient.signer();
+    let again = format!("~ channel {dev} → {signer}: no answer yet → asked again");
+    assert_eq!(patient.world.plan(), [again]);
+    // The questions themselves, which Incus may count.
+    assert_eq!(unanswered(), 0);
     patient.exec(1, "dev", "chmod 755 /opt/anklume");
-    patient.is_well();
+    patient.is_mended();
 }
 
 /// A provider with a supervisor whose unit or script, at this path, goes and changes.
