@@ -19,6 +19,7 @@ mod upkeep;
 
 pub(crate) use action::{Action, PROVE, Role, Shown};
 pub(crate) use again::Again;
+pub(crate) use check::in_use;
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::strangers;
 pub(crate) use image::{Remote, remote_images};
@@ -71,6 +72,8 @@ pub(crate) struct Facts {
     pub(crate) inside: BTreeMap<(String, String), Found>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
+    /// Edges whose consumer has all the connections that it may have, so that nobody else can ask; by hash.
+    pub(crate) full: BTreeSet<String>,
     /// Logs of the edges that have grown over the limit.
     pub(crate) logs: Vec<BigLog>,
     /// Whether the host rotates them by itself.

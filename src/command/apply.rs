@@ -3,6 +3,7 @@
 //! What there is to do is decided in [`crate::plan`]; here it is looked for, shown, and carried out.
 
 mod carry;
+mod channels;
 mod context;
 mod heads;
 mod host;
@@ -104,7 +105,7 @@ pub(super) async fn survey(
     let state = context.state(&infra.project).await?;
     let mut facts = host::facts(infra, edges).await;
     let found = inside::look(context, infra, edges, &state).await;
-    (facts.inside, facts.broken) = (found.inside, found.broken);
+    (facts.inside, facts.broken, facts.full) = (found.inside, found.broken, found.full);
     Ok((state, facts))
 }
 

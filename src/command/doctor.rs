@@ -107,7 +107,7 @@ async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) ->
                 health.broken = examiner.heard(edge, &heard.services);
                 health.took = Some(heard.took);
             }
-            Err(why) => health.broken = Some(examiner.unheard(&why)),
+            Err(why) => health.broken = Some(examiner.unheard(edge, &why)),
         }
     }
     if health.broken.is_none() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::mark::{self, Owner};
 use super::{Action, FolderState, Setting, domain, fault, upkeep};
 use crate::diagnostic::{Diagnostic, quote};
-use crate::edge::HOST_FOLDER;
+use crate::edge::{Edge, HOST_FOLDER};
 use crate::incus::Keys;
 use crate::incus::state::Instance;
 use crate::infra::{Domain, Machine};
@@ -272,6 +272,14 @@ pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
     actions
 }
 
+/// That a consumer keeps everybody else out of its channel.
+pub(crate) fn in_use(edge: &Edge) -> String {
+    let consumer = &edge.consumer.machine;
+    format!(
+        "all the connections that {consumer} may have are in use; what in {consumer} holds them must let go"
+    )
+}
+
 /// What no action follows from.
 pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
@@ -284,6 +292,15 @@ pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
             .collect();
         notes.push(format!("not applied by anklume: {}", keys.join(", ")));
     }
+    let edges = setting.wanted.edges.iter();
+    let full = edges.filter(|edge| setting.facts.full.contains(&edge.hash));
+    notes.extend(full.map(|edge| {
+        let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
+        format!(
+            "{consumer} → {provider} could not be asked: {}",
+            in_use(edge)
+        )
+    }));
     for instance in &setting.state.instances {
         let (project, name) = (instance.project.as_str(), instance.name.as_str());
         let owner = mark::machine_owner(&instance.config, setting.project(), project, name);

@@ -13,7 +13,7 @@ use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
 use crate::inside::{Found, Kind, Supervisor};
-use crate::plan::{Again, Facts, Owner, Role, machine_owner, strangers};
+use crate::plan::{Again, Facts, Owner, Role, in_use, machine_owner, strangers};
 
 /// What kind of thing is broken, in the order in which it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,6 +35,8 @@ pub(super) enum What {
     Program,
     /// The provider's server does not answer.
     Server,
+    /// The consumer's connections are all in use.
+    Busy,
     /// It serves another policy.
     Policy,
     /// What starts it with its machine.
@@ -328,8 +330,23 @@ impl Examiner<'_> {
     }
 
     /// The consumer could not ask, though all on the way looks right from the host.
-    pub(super) fn unheard(&self, why: &str) -> Broken {
-        self.by_apply(What::Server, why.to_owned())
+    pub(super) fn unheard(&self, edge: &Edge, why: &str) -> Broken {
+        if !self.facts.full.contains(&edge.hash) {
+            return self.by_apply(What::Server, why.to_owned());
+        }
+        let consumer = &edge.consumer;
+        let words = [
+            "incus",
+            "restart",
+            consumer.machine.as_str(),
+            "--project",
+            consumer.domain.as_str(),
+        ];
+        Broken {
+            what: What::Busy,
+            detail: in_use(edge),
+            mend: shell_line(words),
+        }
     }
 
     /// What works now and will not for ever.

@@ -38,6 +38,33 @@ fn a_server_that_does_not_answer_is_named_and_answers_again() {
 }
 
 #[test]
+fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent() {
+    if !have_incus() {
+        return;
+    }
+    let few = "gpg_sign, limits: {connections: 2}";
+    let patient = Patient::of(&PAIR.replace("gpg_sign", few), |_| {});
+    let server = patient.server();
+    let entry = format!(
+        "/proc/{}/root/srv/anklume/mcp/{}.sock",
+        patient.first(1, "dev"),
+        patient.signer()
+    );
+    let held = [(); 2].map(|()| std::os::unix::net::UnixStream::connect(&entry).unwrap());
+    let restart = patient.ails("busy", "all the connections that {dev} may have are in use");
+    let dev = patient.dev();
+    let project = &patient.world.domains[1];
+    assert_eq!(restart, format!("incus restart {dev} --project {project}"));
+    let (status, answer) = patient.world.apply_json();
+    assert_eq!((status, &answer["changed"]), (0, &0.into()), "{answer:#}");
+    let note = format!("{dev} → {} could not be asked: ", patient.signer());
+    assert!(answer["notes"].to_string().contains(&note), "{answer:#}");
+    assert_eq!(patient.server(), server);
+    drop(held);
+    patient.is_well();
+}
+
+#[test]
 fn services_that_are_not_the_declared_ones_are_named_and_put_right() {
     if !have_incus() {
         return;
