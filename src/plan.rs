@@ -21,7 +21,7 @@ pub(crate) use action::{Action, PROVE, Role, Shown};
 pub(crate) use again::Again;
 pub(crate) use check::in_use;
 pub(crate) use destroy::{Doomed, Selection, destroy};
-pub(crate) use edges::strangers;
+pub(crate) use edges::{Intruder, intruders, strangers};
 pub(crate) use image::{Remote, remote_images};
 pub(crate) use install::{has_inside, needs_program, order};
 pub(crate) use mark::{Owner, machine_owner, mark_unproven, owner};

@@ -7,6 +7,7 @@ mod consumer;
 mod examine;
 mod inside;
 mod report;
+mod upkeep;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::infra::Infra;
 use crate::name::closest;
-use crate::plan::{Facts, Rotation, unrotated};
+use crate::plan::{Facts, Intruder, Rotation, intruders, unrotated};
 use examine::{Examiner, Health};
 
 /// Runs `anklume doctor`.
@@ -84,6 +85,9 @@ async fn examine<'e>(
     };
     let healths = each(chosen, |edge| walk(&context, &examiner, edge)).await;
     let mut notes = host_notes(&facts, &apply);
+    let others = intruders(&state.profiles);
+    let others = others.iter().filter(|one| !one.is_on(edges));
+    notes.extend(others.map(Intruder::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
         Log::Unknown(why) => Some(why),
         Log::Sound | Log::Altered { .. } => None,
