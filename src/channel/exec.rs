@@ -64,6 +64,8 @@ impl Errand<'_> {
         }
         command.arg("--").args(self.words);
         command.env(LOCAL_REMOTE.0, LOCAL_REMOTE.1);
+        // A ^C at the terminal is for whoever waits for this, not for the step in hand.
+        command.process_group(0);
         command
     }
 

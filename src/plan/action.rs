@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Again, Schedule};
+use super::{Again, Proof, Schedule};
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
 use crate::shown::shown;
@@ -12,6 +12,8 @@ use crate::shown::shown;
 const SHOWN_MAX: usize = 60;
 /// Bytes of the unit in which sizes are shown.
 const MIB: u64 = 1024 * 1024;
+/// The verb of a step that changes nothing.
+pub(crate) const PROVE: &str = "prove";
 /// Keys that anklume keeps for itself; shown only where nothing else changes.
 const MARKS: &str = "user.anklume.";
 
@@ -71,6 +73,8 @@ pub(crate) enum Action {
         /// Make it again though it looks right, and why.
         anew: Option<Again>,
     },
+    /// Try a call over a channel.
+    Prove(Proof),
     /// Put the program, the machine's name, its services and its server in order.
     Install {
         /// The machine.
@@ -140,7 +144,7 @@ pub(crate) enum Action {
 /// An action as programs read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Shown {
-    /// `create`, `change` or `remove`.
+    /// `create`, `change` or `remove`; `prove`, which changes nothing.
     pub(crate) verb: &'static str,
     /// What it is done to: `machine`, `device`, …
     pub(crate) kind: &'static str,
@@ -148,6 +152,14 @@ pub(crate) struct Shown {
     pub(crate) name: String,
     /// As people read it, a line for each change.
     pub(crate) lines: Vec<String>,
+}
+
+impl Shown {
+    /// In a few words: what is done to what.
+    pub(crate) fn title(&self) -> String {
+        let name = self.name.escape_debug();
+        format!("{} {} {name}", self.verb, self.kind)
+    }
 }
 
 impl Action {
@@ -171,6 +183,7 @@ impl Action {
                 device, old: None, ..
             } => ("create", "device", device),
             Self::Connect { device, .. } => ("change", "device", device),
+            Self::Prove(proof) => (PROVE, "channel", &proof.name),
             Self::Install { machine, lines, .. } => (verb(lines), "program", machine.name()),
             Self::Revoke { device, .. } => ("remove", "device", device),
             Self::Folder {
@@ -220,6 +233,11 @@ impl Action {
                     machine.name(),
                     other.1
                 )]
+            }
+            // After a change it goes without saying.
+            Self::Prove(Proof { again: false, .. }) => Vec::new(),
+            Self::Prove(Proof { name, .. }) => {
+                vec![format!("~ channel {name}: no answer yet → asked again")]
             }
             Self::Install { lines, .. } => lines.clone(),
             Self::Revoke {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::incus::Keys;
+use crate::incus::{Edit, Keys};
 
 /// Names the infrastructure (`project_name`).
 pub(super) const PROJECT: &str = "user.anklume.project";
@@ -14,6 +14,8 @@ pub(super) const MACHINE: &str = "user.anklume.machine";
 pub(super) const IMAGE: &str = "user.anklume.image";
 /// Is there where the program is, or was: `true`.
 pub(super) const INSIDE: &str = "user.anklume.inside";
+/// Is there, with a channel's device behind it, on a consumer in which no call over the channel has succeeded yet: `true`.
+const UNPROVEN: &str = "user.anklume.unproven.";
 /// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
 
@@ -45,6 +47,20 @@ pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &s
     match (owner(config, project), config.get(MACHINE)) {
         (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),
         (owner, _) => owner,
+    }
+}
+
+/// The mark of a channel that nobody has proven, by its device.
+pub(super) fn unproven(device: &str) -> String {
+    format!("{UNPROVEN}{device}")
+}
+
+/// Sets that mark on the consumer, or takes it off.
+pub(crate) fn mark_unproven(device: &str, is: bool) -> Edit {
+    Edit::Config {
+        key: unproven(device),
+        old: None,
+        new: is.then(|| "true".to_owned()),
     }
 }
 

@@ -90,7 +90,8 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    let Some(program) = context.program().filter(|_| push) else {
+    // Who planned a push has read it.
+    let Some(program) = context.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
     folders(incus, machine, PROGRAM_FOLDER).await?;

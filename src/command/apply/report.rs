@@ -7,10 +7,10 @@ use super::progress::Progress;
 use crate::channel::shell_line;
 use crate::error::Exit;
 use crate::incus::Object;
-use crate::plan::{Action, Plan, Shown};
+use crate::plan::{Action, PROVE, Plan, Shown};
 
-/// The verb of a step that changes nothing.
-pub(super) const PROVE: &str = "prove";
+/// What to do about steps that were not done.
+pub(super) const AGAIN: &str = "run the command again: it goes on where it was";
 
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +67,7 @@ impl Outcome {
 
     /// What it was about.
     pub(super) fn title(&self) -> String {
-        format!(
-            "{} {} {}",
-            self.shown.verb,
-            self.shown.kind,
-            self.shown.name.escape_debug()
-        )
+        self.shown.title()
     }
 }
 
@@ -87,6 +82,7 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Revoke { machine, .. } => Some(machine),
         Action::Folder { .. }
         | Action::Sweep { .. }
+        | Action::Prove(_)
         | Action::Rotate { .. }
         | Action::Schedule(_)
         | Action::Unschedule => None,
@@ -123,6 +119,8 @@ fn show_command(object: &Object) -> String {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Report {
     outcomes: Vec<Outcome>,
+    /// Whether it was asked to stop.
+    stopped: bool,
 }
 
 /// The answer as JSON.
@@ -165,6 +163,12 @@ impl Report {
             let outcome = Outcome::new(action, Status::Skipped(why.to_owned()));
             self.outcomes.push(progress.ended(outcome));
         }
+    }
+
+    /// The same of a run that was asked to stop.
+    pub(super) const fn stopped(mut self) -> Self {
+        self.stopped = true;
+        self
     }
 
     /// Whether a step of that machine did not succeed.
@@ -210,8 +214,19 @@ impl Report {
         if failed + skipped == 0 {
             return Ok(Exit::Done);
         }
-        self.print_failures(failed, skipped, output);
-        Ok(Exit::Failed)
+        let stopped = self.stopped && skipped > 0;
+        // What failed before somebody asked to stop is said all the same.
+        if failed > 0 || !stopped {
+            self.print_failures(failed, skipped, output);
+        }
+        if !stopped {
+            output.stderr("  run the command again when that is mended: it goes on where it was");
+            return Ok(Exit::Failed);
+        }
+        let all = self.outcomes.len();
+        let message = format!("stopped: {skipped} of {all} steps were not begun");
+        output.failure(&message, Some(AGAIN));
+        Ok(Exit::Interrupted)
     }
 
     fn print_failures(&self, failed: usize, skipped: usize, output: &Output) {
@@ -229,7 +244,6 @@ impl Report {
                 }
             }
         }
-        output.stderr("  run the command again when that is mended: it goes on where it was");
     }
 }
 

@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::edge::Edge;
-use crate::mcp::client::{Client, Patience};
+use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::server::OVERLOADED;
 use crate::plan::Role;
 
 /// How long a provider's server may take to answer.
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Answer {
     /// Its server listed its tools.
     Tools,
+    /// Its server says that the consumer has as many connections as it may have.
+    Full,
     /// Nobody answered, though the provider's device carries bytes.
     Silent,
     /// The socket is there, and no process behind it.
@@ -63,6 +66,11 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
             };
         }
     };
+    heard(stream).await
+}
+
+/// What a server says over a connection.
+async fn heard(stream: UnixStream) -> Answer {
     let patience = Patience {
         first: PATIENCE,
         call: PATIENCE,
@@ -75,8 +83,30 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
     };
     match timeout(PATIENCE, listed).await {
         Ok(Ok(())) => Answer::Tools,
+        // Whoever says so is there.
+        Ok(Err(ClientError::Refused { refusal, .. })) if refusal.code.0 == OVERLOADED => {
+            Answer::Full
+        }
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
+}
+
+/// How many connections to the host's socket of an edge there are, those that wait included.
+pub(super) fn connections(edge: &Edge) -> usize {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    connections_in(&table, &edge.host_socket())
+}
+
+/// Those of a table of the kernel's (proc_net(5)): the listening socket itself bears a flag.
+fn connections_in(table: &[u8], socket: &str) -> usize {
+    const LISTENS: &[u8] = b"00010000";
+    let table = String::from_utf8_lossy(table);
+    let lines = table.lines().filter(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let flags = fields.nth(3);
+        flags.is_some_and(|flags| flags.as_bytes() != LISTENS) && fields.last() == Some(socket)
+    });
+    lines.count()
 }
 
 /// Whether a process of the host carries the bytes of an edge's end, a machine whose first process that is.
@@ -114,4 +144,51 @@ fn runs(process: &Path) -> bool {
     let mut rest = stat.rsplit(|byte| *byte == b')');
     let state = rest.next().and_then(|rest| rest.get(1));
     state.is_some_and(|state| !b"TtZXx".contains(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+    use super::*;
+    use crate::mcp::server::overloaded;
+
+    /// What is heard from a server that gives the first request this answer and ends.
+    async fn answered(answer: &str) -> Answer {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let answer = answer.to_owned();
+        let server = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut line = String::new();
+            BufReader::new(reader).read_line(&mut line).await.unwrap();
+            writer.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let heard = heard(ours).await;
+        server.await.unwrap();
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_server_that_turns_a_caller_away_is_not_silent() {
+        let error = serde_json::to_string(&overloaded("two connections", PATIENCE)).unwrap();
+        let refused = |error: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{error}}}\n");
+        assert_eq!(answered(&refused(&error)).await, Answer::Full);
+        let other = refused(r#"{"code":-32603,"message":"no"}"#);
+        assert_eq!(answered(&other).await, Answer::Silent);
+        assert_eq!(answered("").await, Answer::Silent);
+    }
+
+    #[test]
+    fn connections_are_counted_by_the_path_that_they_came_to() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path
+0: 00000002 00000000 00010000 0001 01 11 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 12 /var/lib/anklume/mcp/00.sock
+0: 00000002 00000000 00000000 0001 02 13 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 14 /var/lib/anklume/mcp/01.sock
+0: 00000003 00000000 00000000 0001 03 15
+";
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/00.sock"), 2);
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/01.sock"), 1);
+        assert_eq!(connections_in(b"", "/var/lib/anklume/mcp/01.sock"), 0);
+    }
 }

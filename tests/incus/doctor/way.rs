@@ -71,6 +71,25 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         patient.incus(domain, &["delete", "--force", &copy]);
         patient.is_well();
     }
+    // A profile is somebody's: it stands in the way until they take the device off.
+    let connect = format!("connect=unix:{}", patient.host_socket());
+    let device = ["p", "proxy", "bind=instance", "listen=unix:/x", &connect];
+    patient.incus(1, &["profile", "create", "mine"]);
+    patient.incus(
+        1,
+        &[&["profile", "device", "add", "mine"], &device[..]].concat(),
+    );
+    let mend = patient.ails("copy", "the device `p` of the profile `mine` (project `");
+    let ran = patient.world.run(&["apply"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("take it off: `{mend}`")),
+        "{ran:?}"
+    );
+    let words: Vec<&str> = mend.split(' ').skip(1).collect();
+    assert!(crate::project::incus(words).status.success(), "{mend}");
+    patient.is_well();
+    patient.incus(1, &["profile", "delete", "mine"]);
 }
 
 fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
