@@ -2,6 +2,7 @@
 //!
 //! What there is to do is decided in [`crate::plan`]; here it is looked for, shown, and carried out.
 
+mod ask;
 mod carry;
 mod channels;
 mod context;
@@ -22,6 +23,7 @@ mod schedule;
 mod stop;
 mod wire;
 
+pub(super) use ask::ask;
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, block_on};
 pub(super) use heads::{Log, forget_deleted, keep};

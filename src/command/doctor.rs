@@ -11,7 +11,7 @@ mod upkeep;
 
 use std::collections::BTreeMap;
 
-use super::apply::{Context, Log, block_on, each, has_daemon, keep, providers, survey};
+use super::apply::{Context, Log, ask, block_on, each, has_daemon, keep, providers, survey};
 use super::open_infra;
 use super::output::Output;
 use crate::channel::shell_line;
@@ -106,7 +106,7 @@ async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) ->
         notes: examiner.notes(edge),
     };
     if health.broken.is_none() {
-        match consumer::ask(edge).await {
+        match ask(edge).await {
             Ok(heard) => {
                 health.broken = examiner.heard(edge, &heard.services);
                 health.took = Some(heard.took);

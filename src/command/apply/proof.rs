@@ -4,26 +4,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::ask::ask;
 use super::carry::each;
 use super::context::Context;
 use super::progress::Progress;
 use super::report::{Outcome, Report, Status};
 use super::stop::LEFT;
-use crate::channel::{Errand, ErrandError, shell_line};
+use crate::channel::shell_line;
 use crate::edge::{Edge, End};
 use crate::incus::{Edit, Object};
-use crate::inside::PROGRAM;
 use crate::plan::{Action, Proof, mark_unproven};
-use crate::shown::shown;
 
-/// How long a consumer may take to list what it is offered.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a channel that is just made is tried.
 const TRIES: u32 = 3;
 /// How long between two tries.
 const PAUSE: Duration = Duration::from_millis(300);
-/// Longest of a machine's words that are shown, in characters.
-const WORDS_MAX: usize = 300;
 
 /// Tries the calls of a plan whose other steps have ended as the report says.
 pub(super) async fn carry_out(
@@ -90,33 +85,15 @@ async fn remember(context: &Context, due: &[(&Action, &Proof)], ended: &[Status]
     .await;
 }
 
-/// Lists, inside the consumer, what the provider offers.
+/// Has the consumer ask; a channel that is just made may need a moment.
 async fn prove(edge: &Edge) -> Result<(), String> {
-    let (consumer, provider) = (&edge.consumer, edge.provider.machine.as_str());
-    let errand = Errand {
-        project: consumer.domain.as_str(),
-        machine: consumer.machine.as_str(),
-        user: Some((edge.owner_uid, edge.owner_gid)),
-        words: &[PROGRAM, "mcp", "list", "-i", provider],
-        stdin: b"",
-        patience: PATIENCE,
-    };
     let mut tries = TRIES;
     loop {
         tries -= 1;
-        let said = match errand.run().await {
-            Ok(said) => said,
-            // A long list is a list.
-            Err(ErrandError::TooMuch) => return Ok(()),
-            Err(why) => return Err(why.to_string()),
-        };
-        if said.code == Some(0) {
-            return Ok(());
+        match ask(edge).await {
+            Ok(_) => return Ok(()),
+            Err(why) if tries == 0 => return Err(why),
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
-        if tries == 0 {
-            let words = shown(&said.stderr, WORDS_MAX);
-            return Err(format!("the consumer says: {words}"));
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }

@@ -114,7 +114,9 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
     }
 }
 
-fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(patient: &Patient) {
+fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(
+    patient: &Patient,
+) {
     // The program is the declared one, and yet the user who may call is kept from it.
     patient.exec(1, "dev", "chmod 700 /opt/anklume");
     let (status, answer) = patient.examined();
