@@ -1,8 +1,5 @@
 //! What stands in the way is found before anything is changed, and says what to do.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
-
 use crate::project::{have_incus, incus};
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
@@ -202,41 +199,6 @@ fn what_the_file_itself_says_wrong() {
     );
     let long = SEED.replace("  {b}:\n", "  much-too-long:\n    subnet_id: 9\n  {b}:\n");
     is_refused(&World::new(&long), &[], "much-too-long", "15");
-}
-
-#[test]
-fn a_user_who_may_not_use_incus() {
-    if !have_incus() {
-        return;
-    }
-    let world = World::new(SEED);
-    let run = world.anklume(&["apply"]);
-    // Where another user finds both.
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("anklume");
-    std::fs::copy(crate::harness::ANKLUME, &program).unwrap();
-    std::fs::copy(
-        run.path().join("infra.yml"),
-        folder.path().join("infra.yml"),
-    )
-    .unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).unwrap();
-    let output = std::process::Command::new(&program)
-        .arg("apply")
-        .current_dir(folder.path())
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    let message = "error: no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)\n";
-    assert!(stderr.starts_with(message), "{stderr}");
-    assert!(
-        stderr.contains("a member of the group `incus-admin`"),
-        "{stderr}"
-    );
 }
 
 #[test]
