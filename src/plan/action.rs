@@ -233,7 +233,7 @@ impl Action {
                 )]
             }
             // After a change it goes without saying.
-            Self::Prove(Proof { again: false, .. }) => Vec::new(),
+            Self::Prove(Proof { changes: true, .. }) => Vec::new(),
             Self::Prove(Proof { name, .. }) => {
                 vec![format!("~ channel {name}: no answer yet → asked again")]
             }

@@ -19,7 +19,7 @@ pub(super) const IMAGE: &str = "user.anklume.image";
 pub(super) const INSIDE: &str = "user.anklume.inside";
 /// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
 const BUILT: &str = "image.anklume";
-/// Which machine Incus calls this, for ever.
+/// A machine's number.
 const UUID: &str = "volatile.uuid";
 /// The same, or another value since the machine was taken back to a snapshot; after `incus rebuild` the same again.
 const GENERATION: &str = "volatile.uuid.generation";
@@ -69,6 +69,11 @@ pub(super) fn mark_built(want: &mut Want) {
     want.set(BUILT, "true");
 }
 
+/// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another number.
+pub(crate) fn number(config: &Keys) -> Option<&String> {
+    config.get(UUID)
+}
+
 /// Whether a machine bears that mark.
 pub(crate) fn is_marked(config: &Keys) -> bool {
     config.contains_key(BUILT)
@@ -77,7 +82,7 @@ pub(crate) fn is_marked(config: &Keys) -> bool {
 /// Whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
 /// it can, and so can whoever may use Incus.
 pub(crate) fn is_rebuilt(config: &Keys) -> bool {
-    !is_marked(config) && config.get(GENERATION) == config.get(UUID)
+    !is_marked(config) && config.get(GENERATION) == number(config)
 }
 
 /// The mark of a channel that nobody has proven, by its device.

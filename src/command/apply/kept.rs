@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::incus::Object;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::plan::{is_marked, is_rebuilt};
+use crate::plan::{is_marked, is_rebuilt, number};
 
 /// Where they are kept.
 const FOLDER: &str = "/var/lib/anklume/audit";
@@ -23,8 +23,6 @@ const FOLDER_MODE: u32 = 0o700;
 const OTHERS: u32 = 0o077;
 /// What the files are called, behind the machine's number.
 const SUFFIX: &str = ".json";
-/// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another one.
-const UUID: &str = "volatile.uuid";
 
 /// The last line that was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +59,7 @@ impl Shelf {
 
     /// Where a machine's line is; `None`: it has no number that could name a file.
     pub(super) fn path(&self, machine: &Instance) -> Option<PathBuf> {
-        let uuid = machine.config.get(UUID).filter(|uuid| is_name(uuid))?;
+        let uuid = number(&machine.config).filter(|uuid| is_name(uuid))?;
         Some(self.0.join(format!("{uuid}{SUFFIX}")))
     }
 
@@ -125,7 +123,7 @@ impl Shelf {
     /// Forgets the machines of these domains that are no longer there.
     pub(super) fn forget(&self, infra: &Infra, instances: &[Instance]) {
         self.forget_if(|uuid, kept| {
-            let is_it = |one: &Instance| one.config.get(UUID).is_some_and(|it| it == uuid);
+            let is_it = |one: &Instance| number(&one.config).is_some_and(|it| it == uuid);
             let mut domains = infra.enabled();
             domains.any(|one| one.name.as_str() == kept.project) && !instances.iter().any(is_it)
         });
@@ -168,7 +166,10 @@ mod tests {
 
     /// A machine with this number, and these other keys.
     fn machine(number: &str, keys: &[(&str, &str)]) -> Instance {
-        let own = [(UUID, number), ("volatile.uuid.generation", number)];
+        let own = [
+            ("volatile.uuid", number),
+            ("volatile.uuid.generation", number),
+        ];
         let all = own.iter().chain(keys);
         let config: Keys = all
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

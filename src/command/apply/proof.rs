@@ -48,7 +48,9 @@ pub(super) async fn carry_out(
             return Status::Skipped(LEFT.to_owned());
         }
         let step = progress.began(action);
-        let proven = prove(&proof.edge).await;
+        // What was made a moment ago may take another one.
+        let tries = if proof.changes { TRIES } else { 1 };
+        let proven = prove(&proof.edge, tries).await;
         progress.left(step);
         proven.map_or_else(Status::Failed, |()| Status::Done)
     });
@@ -91,7 +93,7 @@ async fn remember(context: &Context, due: &[(&Action, &Proof)], ended: &[Status]
 }
 
 /// Lists, inside the consumer, what the provider offers.
-async fn prove(edge: &Edge) -> Result<(), String> {
+async fn prove(edge: &Edge, mut tries: u32) -> Result<(), String> {
     let (consumer, provider) = (&edge.consumer, edge.provider.machine.as_str());
     let errand = Errand {
         project: consumer.domain.as_str(),
@@ -101,7 +103,6 @@ async fn prove(edge: &Edge) -> Result<(), String> {
         stdin: b"",
         patience: PATIENCE,
     };
-    let mut tries = TRIES;
     loop {
         tries -= 1;
         let said = match errand.run().await {
