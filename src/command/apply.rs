@@ -11,6 +11,7 @@ mod host;
 mod host_work;
 mod hung;
 mod inside;
+mod kept;
 mod lock;
 mod logs;
 mod program;
@@ -26,7 +27,7 @@ mod wire;
 pub(super) use ask::ask;
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, block_on};
-pub(super) use heads::{Log, forget_deleted, keep};
+pub(super) use heads::{Log, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use progress::Progress;
@@ -39,14 +40,15 @@ use crate::cli::{ApplyArgs, Format};
 use crate::command::open_infra;
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
-use crate::incus::State;
 use crate::incus::state::Instance;
+use crate::incus::{Object, State};
 use crate::infra::Infra;
 use crate::plan::{
     Action, DomainPlan, Facts, MachinePlan, Plan, Wanted, needs_program, owner, plan, remote_images,
 };
 
 use super::output::Output;
+use kept::Shelf;
 
 /// Runs `anklume apply`.
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -142,16 +144,24 @@ async fn logs_of_calls(
     edges: &[Edge],
     state: &State,
 ) -> Vec<String> {
-    heads::forget(infra, &state.instances);
+    let shelf = Shelf::of_host();
+    shelf.forget(infra, &state.instances);
+    shelf.remember_rebuilt(&state.instances);
     let mut notes = Vec::new();
     for provider in providers(edges, state) {
         match keep(context, provider).await {
             Log::Sound => {}
             Log::Altered { detail, .. } => notes.push(detail),
+            Log::Lost(log) => notes.push(log.put_aside()),
             Log::Unknown(why) => notes.push(why),
         }
     }
     notes
+}
+
+/// Forgets what was kept of the logs of machines that were deleted.
+pub(super) fn forget_deleted(deleted: &[&Object]) {
+    Shelf::of_host().forget_deleted(deleted);
 }
 
 /// The machines on Incus that are providers of these edges, each once.

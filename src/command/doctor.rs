@@ -89,6 +89,7 @@ async fn examine<'e>(
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(Intruder::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
+        Log::Lost(log) => Some(log.to_string()),
         Log::Unknown(why) => Some(why),
         Log::Sound | Log::Altered { .. } => None,
     }));

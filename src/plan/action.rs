@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Again, Proof, Schedule};
+use super::{Again, Proof, Schedule, mark};
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
 use crate::shown::shown;
@@ -14,8 +14,6 @@ const SHOWN_MAX: usize = 60;
 const MIB: u64 = 1024 * 1024;
 /// The verb of a step that changes nothing.
 pub(crate) const PROVE: &str = "prove";
-/// Keys that anklume keeps for itself; shown only where nothing else changes.
-const MARKS: &str = "user.anklume.";
 
 /// Which end of an edge a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,7 +233,7 @@ impl Action {
                 )]
             }
             // After a change it goes without saying.
-            Self::Prove(Proof { again: false, .. }) => Vec::new(),
+            Self::Prove(Proof { changes: true, .. }) => Vec::new(),
             Self::Prove(Proof { name, .. }) => {
                 vec![format!("~ channel {name}: no answer yet → asked again")]
             }
@@ -290,8 +288,9 @@ fn verb(lines: &[String]) -> &'static str {
     }
 }
 
+/// What anklume keeps for itself is shown where nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
-    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if key.starts_with(MARKS));
+    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if mark::is_own(key));
     let mut lines: Vec<String> = edits
         .iter()
         .filter(|edit| !is_mark(edit))

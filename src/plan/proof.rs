@@ -16,42 +16,44 @@ pub(crate) struct Proof {
     pub(crate) edge: Edge,
     /// It as people read it.
     pub(super) name: String,
-    /// Whether it is tried because an earlier run had no answer, or ended before it asked.
-    pub(super) again: bool,
+    /// Whether something of it changes; if not, an earlier run had no answer, or ended before it asked.
+    pub(crate) changes: bool,
     /// Whether the consumer bears the mark when it is tried.
     pub(crate) marked: bool,
 }
 
+/// A machine: its project and name.
+type Place<'a> = (&'a str, &'a str);
+
 /// Every call that is to be tried when the plan so far is carried out.
 pub(super) fn proofs(setting: &Setting<'_>, plan: &Plan) -> Vec<Action> {
-    let changed: BTreeSet<(&str, &str)> = plan.actions().filter_map(changed).collect();
-    let proofs = setting.wanted.edges.iter().filter_map(|edge| {
+    let touched: BTreeSet<Place<'_>> = plan.actions().filter_map(changed).collect();
+    let marks: BTreeSet<(Place<'_>, &str)> = plan.actions().filter_map(marks).collect();
+    let mut proofs = Vec::new();
+    for edge in setting.wanted.edges {
         let (consumer, provider) = (place(&edge.consumer), place(&edge.provider));
         let device = edge.device_name();
         let there = setting.there(consumer.0, consumer.1);
         let again = there.is_some_and(|one| one.config.contains_key(&unproven(&device)));
-        let is_changed = changed.contains(&consumer) || changed.contains(&provider);
-        (again || is_changed).then(|| {
-            Action::Prove(Proof {
+        let changes = touched.contains(&consumer) || touched.contains(&provider);
+        if again || changes {
+            proofs.push(Action::Prove(Proof {
                 name: format!("{} → {}", edge.consumer.machine, edge.provider.machine),
-                marked: again
-                    || plan
-                        .actions()
-                        .any(|action| marks(action, consumer, &device)),
+                marked: again || marks.contains(&(consumer, &device)),
                 edge: edge.clone(),
-                again,
-            })
-        })
-    });
-    proofs.collect()
+                changes,
+            }));
+        }
+    }
+    proofs
 }
 
-fn place(end: &End) -> (&str, &str) {
+fn place(end: &End) -> Place<'_> {
     (end.domain.as_str(), end.machine.as_str())
 }
 
 /// The machine whose channels an action changes.
-fn changed(action: &Action) -> Option<(&str, &str)> {
+fn changed(action: &Action) -> Option<Place<'_>> {
     match action {
         Action::Install { machine, .. } | Action::Connect { machine, .. } => {
             Some((machine.project(), machine.name()))
@@ -60,8 +62,15 @@ fn changed(action: &Action) -> Option<(&str, &str)> {
     }
 }
 
-/// Whether an action marks the channel of this device on its consumer.
-fn marks(action: &Action, consumer: (&str, &str), name: &str) -> bool {
-    matches!(action, Action::Connect { machine, device, role: Role::Consumer, .. }
-        if (machine.project(), machine.name()) == consumer && device == name)
+/// The consumer and the device that an action marks.
+fn marks(action: &Action) -> Option<(Place<'_>, &str)> {
+    match action {
+        Action::Connect {
+            machine,
+            device,
+            role: Role::Consumer,
+            ..
+        } => Some(((machine.project(), machine.name()), device)),
+        _ => None,
+    }
 }

@@ -131,7 +131,7 @@ async fn provider_end(
         Answer::Tools => (Heard::Answer, None),
         Answer::Full => (Heard::Full, None),
         Answer::NoProcess => broken(Again::NoProcess),
-        _ if !carried(context, edge, Role::Provider, provider).await => broken(Again::NoProcess),
+        _ if !carried(context, edge, provider).await => broken(Again::NoProcess),
         Answer::NoSocket => broken(Again::NoSocket),
         Answer::OddSocket => broken(Again::OddSocket),
         Answer::Silent if wire::connections(edge) >= most_connections(infra, edge) => {
@@ -154,23 +154,32 @@ fn most_connections(infra: &Infra, edge: &Edge) -> usize {
 
 /// What is wrong with a consumer's device.
 async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Option<Again> {
-    if !carried(context, edge, Role::Consumer, consumer).await {
+    let first = first_process(context, consumer).await;
+    if first.is_some_and(|first| !wire::carries(edge, Role::Consumer, first)) {
         return Some(Again::NoProcess);
     }
+    let path = edge.consumer_socket();
     let machine = Object::machine(&consumer.project, &consumer.name);
     let mut incus = context.incus_for_looking().await.ok()?;
-    let socket = incus.kind_of_file(&machine, &edge.consumer_socket()).await;
-    matches!(socket, Ok(None)).then_some(Again::NoSocket)
+    match incus.kind_of_file(&machine, &path).await {
+        Ok(None) => Some(Again::NoSocket),
+        // Incus calls a socket a file.
+        _ if first.is_some_and(|first| wire::is_no_socket(first, &path)) => Some(Again::OddSocket),
+        _ => None,
+    }
 }
 
-/// Whether the process of an end's device is there; where nobody can say, it is.
-async fn carried(context: &Context, edge: &Edge, role: Role, end: &Instance) -> bool {
-    let machine = Object::machine(&end.project, &end.name);
-    let Ok(mut incus) = context.incus_for_looking().await else {
-        return true;
-    };
-    let first = incus.first_process(&machine).await;
-    first.map_or(true, |first| wire::carries(edge, role, first))
+/// Whether the process of a provider's device is there; where nobody can say, it is.
+async fn carried(context: &Context, edge: &Edge, provider: &Instance) -> bool {
+    let first = first_process(context, provider).await;
+    first.is_none_or(|first| wire::carries(edge, Role::Provider, first))
+}
+
+/// A machine's first process, as the host counts.
+async fn first_process(context: &Context, there: &Instance) -> Option<u32> {
+    let machine = Object::machine(&there.project, &there.name);
+    let mut incus = context.incus_for_looking().await.ok()?;
+    incus.first_process(&machine).await.ok()
 }
 
 #[cfg(test)]

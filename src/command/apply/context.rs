@@ -16,8 +16,8 @@ use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
 /// Longest that one request may take; making a network takes a second, and they wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Longest that a look into a machine may take.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest that one question about what is in a machine may take: a program of 50 MB comes through a busy host.
+const LOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
 /// Oldest Incus that does what anklume needs.

@@ -23,7 +23,7 @@ use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
 
 /// Longest that a look into one machine may take: a machine decides how fast its files are.
-const LOOK_MAX: Duration = Duration::from_secs(20);
+const LOOK_MAX: Duration = Duration::from_secs(60);
 /// Largest services file, or status of a server, that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.

@@ -43,7 +43,9 @@ pub(super) async fn carry_out(
             return Status::Skipped(LEFT.to_owned());
         }
         let step = progress.began(action);
-        let proven = prove(&proof.edge).await;
+        // What was made a moment ago may take another one.
+        let tries = if proof.changes { TRIES } else { 1 };
+        let proven = prove(&proof.edge, tries).await;
         progress.left(step);
         proven.map_or_else(Status::Failed, |()| Status::Done)
     });
@@ -86,8 +88,7 @@ async fn remember(context: &Context, due: &[(&Action, &Proof)], ended: &[Status]
 }
 
 /// Has the consumer ask; a channel that is just made may need a moment.
-async fn prove(edge: &Edge) -> Result<(), String> {
-    let mut tries = TRIES;
+async fn prove(edge: &Edge, mut tries: u32) -> Result<(), String> {
     loop {
         tries -= 1;
         match ask(edge).await {

@@ -194,7 +194,7 @@ impl Report {
         let changed = self.outcomes.iter().filter(|one| one.is_change()).count();
         let failed = self.count(|status| matches!(status, Status::Failed(_)));
         let skipped = self.count(|status| matches!(status, Status::Skipped(_)));
-        if output.is_json() {
+        let answered = if output.is_json() {
             output.json(&Answer {
                 changed,
                 failed,
@@ -202,31 +202,32 @@ impl Report {
                 writes,
                 actions: self.outcomes.iter().map(entry).collect(),
                 notes,
-            })?;
+            })
         } else {
             let line = match (self.outcomes.is_empty(), changed) {
                 (true, _) => format!("{nothing}\n"),
                 (false, 1) => "done: 1 change\n".to_owned(),
                 (false, _) => format!("done: {changed} changes\n"),
             };
-            output.answer(line.as_bytes())?;
+            output.answer(line.as_bytes()).map_err(Into::into)
+        };
+        let all = self.outcomes.len();
+        if self.stopped && skipped > 0 {
+            // A terminal that was closed takes no answer, and what failed is said all the same.
+            if failed > 0 {
+                self.print_failures(failed, 0, output);
+            }
+            let message = format!("stopped: {skipped} of {all} steps were not begun");
+            output.failure(&message, Some(AGAIN));
+            return Ok(Exit::Interrupted);
         }
+        answered?;
         if failed + skipped == 0 {
             return Ok(Exit::Done);
         }
-        let stopped = self.stopped && skipped > 0;
-        // What failed before somebody asked to stop is said all the same.
-        if failed > 0 || !stopped {
-            self.print_failures(failed, skipped, output);
-        }
-        if !stopped {
-            output.stderr("  run the command again when that is mended: it goes on where it was");
-            return Ok(Exit::Failed);
-        }
-        let all = self.outcomes.len();
-        let message = format!("stopped: {skipped} of {all} steps were not begun");
-        output.failure(&message, Some(AGAIN));
-        Ok(Exit::Interrupted)
+        self.print_failures(failed, skipped, output);
+        output.stderr("  run the command again when that is mended: it goes on where it was");
+        Ok(Exit::Failed)
     }
 
     fn print_failures(&self, failed: usize, skipped: usize, output: &Output) {

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::hung;
 use crate::edge::Edge;
 use crate::mcp::client::{Client, ClientError, Patience};
 use crate::mcp::server::OVERLOADED;
@@ -111,7 +113,7 @@ fn connections_in(table: &[u8], socket: &str) -> usize {
 
 /// Whether a process of the host carries the bytes of an edge's end, a machine whose first process that is.
 ///
-/// Only root can make a process of the edge's user, so whatever bears its number is what Incus started.
+/// Only the host's own processes count: a machine gives its own whatever words it likes.
 pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
     // Others may not see it (`hidepid` of proc(5)): what cannot be looked at is taken for sound.
     if !rustix::process::geteuid().is_root() {
@@ -127,6 +129,7 @@ pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
         Role::Provider => (edge.provider_socket(), None),
     };
     let needed = [host, format!("unix:{inside}"), first.to_string()];
+    let own = hung::namespace(std::process::id());
     let mut processes = entries
         .filter_map(Result::ok)
         .filter(|entry| uid.is_none_or(|uid| entry.metadata().is_ok_and(|is| is.uid() == uid)));
@@ -134,8 +137,38 @@ pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
         let all = needed.iter().all(|word| words.contains(&word.as_bytes()));
-        all && runs(&entry.path())
+        all && runs(&entry.path()) && namespace_of(&entry) == own
     })
+}
+
+/// Whether at a path in the machine whose first process that is there is something else than a socket. Only looks, and goes
+/// through no link and no mount of the machine's.
+pub(super) fn is_no_socket(first: u32, path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let strict = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    let root = open(format!("/proc/{first}/root"), flags, Mode::empty());
+    let below = path.trim_start_matches('/');
+    let there = root.and_then(|root| {
+        openat2(
+            &root,
+            below,
+            flags | OFlags::NOFOLLOW,
+            Mode::empty(),
+            strict,
+        )
+    });
+    // What cannot be looked at is somebody else's to find.
+    let is = there.and_then(|there| fstat(&there));
+    is.is_ok_and(|is| FileType::from_raw_mode(is.st_mode) != FileType::Socket)
+}
+
+/// What says whose process that is, the host's or a machine's.
+fn namespace_of(process: &fs::DirEntry) -> Option<PathBuf> {
+    let number = process.file_name().to_str()?.parse().ok()?;
+    hung::namespace(number)
 }
 
 /// Whether a process is neither stopped nor a corpse (proc(5): the state is behind the name, which is in brackets).

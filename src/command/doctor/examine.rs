@@ -300,13 +300,14 @@ impl Examiner<'_> {
                     ),
                 ),
                 Again::NoSocket => (What::Socket, format!("`{socket}` {place} is gone")),
-                Again::OddSocket => (
-                    What::Socket,
-                    format!(
-                        "`{socket}` {place} is no socket, or not user {}'s alone",
-                        edge.uid
-                    ),
-                ),
+                Again::OddSocket => {
+                    let alone = match role {
+                        Role::Consumer => String::new(),
+                        Role::Provider => format!(", or not user {}'s alone", edge.uid),
+                    };
+                    let detail = format!("`{socket}` {place} is no socket{alone}");
+                    (What::Socket, detail)
+                }
             };
             (is == what).then(|| self.by_apply(is, detail))
         });

@@ -17,7 +17,7 @@ impl Examiner<'_> {
         let provider = &edge.provider;
         let place = (provider.domain.to_string(), provider.machine.to_string());
         match self.calls.get(&place)? {
-            Log::Sound | Log::Unknown(_) => None,
+            Log::Sound | Log::Lost(_) | Log::Unknown(_) => None,
             Log::Altered { detail, accept } => Some(Broken {
                 what: What::Audit,
                 detail: format!(

@@ -93,6 +93,15 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
 }
 
 fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
+    // What a machine calls a process of its own is no word of the host's.
+    let words = format!(
+        "unix:{} unix:/run/anklume/mcp/{}.sock {}",
+        patient.host_socket(),
+        patient.dev(),
+        patient.first(0, "signer")
+    );
+    let like = format!("sh -c 'while :; do sleep 5; done' x {words} >/dev/null 2>&1 </dev/null &");
+    patient.exec(0, "signer", &like);
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
         let detail = format!("nobody carries the bytes of the device {{device}} of {machine}");
@@ -123,4 +132,6 @@ fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patie
     let inside = format!("/srv/anklume/mcp/{}.sock", patient.signer());
     patient.exec(1, "dev", &format!("rm {inside}"));
     patient.recovers("socket", &format!("`{inside}` in {{dev}} is gone"));
+    patient.exec(1, "dev", &format!("rm {inside}; touch {inside}"));
+    patient.recovers("socket", &format!("`{inside}` in {{dev}} is no socket"));
 }
