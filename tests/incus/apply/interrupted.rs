@@ -153,8 +153,9 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
         (status.code(), said(), recorder.writes().len())
     };
     let (code, said, writes) = stopped_by(&[Signal::HUP]);
-    assert_eq!((code, writes), (Some(130), 6), "{said}");
-    // Two domains are made at once.
+    assert_eq!(code, Some(130), "{said}");
+    // Two domains are made at once, so that the other one's step may be in hand too.
+    assert!((6..=8).contains(&writes), "{writes} {said}");
     let (_, after) = said.split_once("asked again, at once\n").unwrap();
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
