@@ -40,7 +40,7 @@ pub(crate) struct Patient {
 impl Patient {
     /// A channel that works.
     pub(crate) fn new() -> Self {
-        Self::of(PAIR, |_| {})
+        Self::well(World::new(PAIR))
     }
 
     /// The same of another file; `up` waits until the machines, which serve nobody yet, are ready.
@@ -53,6 +53,11 @@ impl Patient {
         world.apply();
         up(&world);
         world.declare(text);
+        Self::well(world)
+    }
+
+    /// The channel of such a world, made.
+    fn well(world: World) -> Self {
         world.apply();
         let devices = world.edge_devices(0, &world.machine(0, "signer"));
         assert_eq!(devices.len(), 1, "{devices:?}");

@@ -43,6 +43,12 @@ pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output 
     command.stdin(Stdio::null()).output().unwrap()
 }
 
+/// A command that stays a moment longer: on a busy host Incus loses what one says that ends before its streams are
+/// joined (lxd #11422).
+pub(crate) fn unhurried(command: &str) -> String {
+    format!("({command}\n); status=$?; sleep 0.2; exit $status")
+}
+
 /// A project; dropped, it is gone with everything in it.
 pub(crate) struct Project {
     /// Its name, of this run alone.
@@ -108,7 +114,7 @@ impl Project {
     /// Runs a command in a machine and gives its stdout; it must succeed.
     #[track_caller]
     pub(crate) fn exec(&self, name: &str, command: &str) -> String {
-        self.incus(&["exec", name, "-T", "--", "sh", "-c", command])
+        self.incus(&["exec", name, "-T", "--", "sh", "-c", &unhurried(command)])
     }
 }
 

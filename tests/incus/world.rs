@@ -6,7 +6,7 @@ use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::harness::{Anklume, Ran};
-use crate::project::incus;
+use crate::project::{incus, unhurried};
 
 /// An infrastructure; dropped, it is gone with everything in it.
 pub(crate) struct World {
@@ -128,7 +128,15 @@ impl World {
     /// Runs a command in a machine: whether it succeeded, and its output.
     pub(crate) fn exec(&self, domain: usize, name: &str, command: &str) -> (bool, String) {
         let machine = self.machine(domain, name);
-        let args = ["exec", &machine, "-T", "--", "sh", "-c", command];
+        let args = [
+            "exec",
+            &machine,
+            "-T",
+            "--",
+            "sh",
+            "-c",
+            &unhurried(command),
+        ];
         let output = self.incus(domain, &args);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.success(), text)

@@ -1,4 +1,5 @@
 //! The devices under anklume's folder equal the edges, on the right machines, whatever happened to those.
+#![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -59,25 +60,28 @@ fn edge(world: &World) -> String {
 }
 
 #[test]
-fn a_removed_service_takes_devices_and_sockets_with_it() {
+fn devices_and_sockets_are_those_of_the_edges() {
     if !have_incus() {
         return;
     }
     let mut world = World::new(SEED);
     world.apply();
-    let device = edge(&world);
-    assert_eq!(devices(&world), declared(&world, &device));
-    assert!(carries(&world));
+    a_left_over_socket_is_swept_and_a_strange_file_is_not(&world);
+    a_removed_service_takes_devices_and_sockets_with_it(&mut world);
+    a_machine_may_not_redirect_the_folder_of_its_sockets(&mut world);
+    what_a_snapshot_brings_back_is_put_right(&mut world);
+}
+
+fn a_removed_service_takes_devices_and_sockets_with_it(world: &mut World) {
+    let device = edge(world);
+    assert_eq!(devices(world), declared(world, &device));
+    assert!(carries(world));
     world.declare(&SEED.replace("consumers: [{b}-dev]", "consumers: []"));
     world.apply();
-    assert_eq!(devices(&world), BTreeSet::new());
+    assert_eq!(devices(world), BTreeSet::new());
     assert!(!Path::new(&socket(&device)).exists());
     assert_eq!(world.exec(1, "dev", "ls /srv/anklume/mcp").1, "");
     world.is_settled();
-    world.declare(SEED);
-    world.apply();
-    assert_eq!(devices(&world), declared(&world, &device));
-    assert!(carries(&world));
 }
 
 #[test]
@@ -117,13 +121,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
     world.is_settled();
 }
 
-#[test]
-fn what_a_snapshot_brings_back_is_put_right() {
-    if !have_incus() {
-        return;
-    }
-    let mut world = World::new(SEED);
-    world.apply();
+fn what_a_snapshot_brings_back_is_put_right(world: &mut World) {
     let dev = world.machine(1, "dev");
     assert!(
         world
@@ -136,19 +134,13 @@ fn what_a_snapshot_brings_back_is_put_right() {
     world.is_settled();
     let restored = world.incus(1, &["snapshot", "restore", &dev, "s"]);
     assert!(restored.status.success(), "{restored:?}");
-    assert_eq!(devices(&world).len(), 1);
+    assert_eq!(devices(world).len(), 1);
     world.apply();
-    assert_eq!(devices(&world), BTreeSet::new());
+    assert_eq!(devices(world), BTreeSet::new());
     world.is_settled();
 }
 
-#[test]
-fn a_left_over_socket_is_swept_and_a_strange_file_is_not() {
-    if !have_incus() {
-        return;
-    }
-    let world = World::new(SEED);
-    world.apply();
+fn a_left_over_socket_is_swept_and_a_strange_file_is_not(world: &World) {
     let left = format!("/var/lib/anklume/mcp/{:016x}.sock", std::process::id());
     let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
@@ -159,13 +151,8 @@ fn a_left_over_socket_is_swept_and_a_strange_file_is_not() {
     std::fs::remove_file(&strange).unwrap();
 }
 
-#[test]
-fn a_machine_may_not_redirect_the_folder_of_its_sockets() {
-    if !have_incus() {
-        return;
-    }
-    let mut world = World::new(&SEED.replace("consumers: [{b}-dev]", "consumers: []"));
-    world.apply();
+/// An edge comes back, once its consumer lets it.
+fn a_machine_may_not_redirect_the_folder_of_its_sockets(world: &mut World) {
     assert!(
         world
             .exec(1, "dev", "rm -rf /srv/anklume; ln -s /tmp /srv/anklume")
@@ -182,5 +169,5 @@ fn a_machine_may_not_redirect_the_folder_of_its_sockets() {
     );
     assert!(world.exec(1, "dev", "rm /srv/anklume").0);
     world.apply();
-    assert!(carries(&world));
+    assert!(carries(world));
 }

@@ -118,7 +118,7 @@ fn a_project_with_other_features() {
 }
 
 #[test]
-fn another_infrastructure_of_the_same_names() {
+fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() {
     if !have_incus() {
         return;
     }
@@ -137,15 +137,6 @@ fn another_infrastructure_of_the_same_names() {
     world.name = own;
     world.declare(SEED);
     world.is_settled();
-}
-
-#[test]
-fn an_address_that_another_machine_has() {
-    if !have_incus() {
-        return;
-    }
-    let mut world = World::new(SEED);
-    world.apply();
     world.declare(&SEED.replace("{b}-dev", "{b}-new"));
     let message = "the address {base}.2.10 of `{b}-new` is that of the machine `{b}-dev` (project `{b}`) on Incus";
     is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");

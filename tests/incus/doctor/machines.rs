@@ -4,11 +4,16 @@ use super::Patient;
 use crate::project::have_incus;
 
 #[test]
-fn a_machine_that_does_not_run_is_named_first() {
+fn machines_are_looked_at_first() {
     if !have_incus() {
         return;
     }
     let patient = Patient::new();
+    a_machine_that_does_not_run_is_named_first(&patient);
+    a_consumer_without_its_folder_gets_it_back_running_or_not(&patient);
+}
+
+fn a_machine_that_does_not_run_is_named_first(patient: &Patient) {
     let (signer, dev) = (patient.signer(), patient.dev());
     patient.incus(0, &["pause", &signer]);
     let resume = format!(
@@ -38,12 +43,7 @@ fn a_machine_that_does_not_run_is_named_first() {
     patient.recovers("machine", "{dev} is not on Incus");
 }
 
-#[test]
-fn a_consumer_without_its_folder_gets_it_back_running_or_not() {
-    if !have_incus() {
-        return;
-    }
-    let patient = Patient::new();
+fn a_consumer_without_its_folder_gets_it_back_running_or_not(patient: &Patient) {
     patient.exec(1, "dev", "rm -rf /srv/anklume");
     patient.recovers("folder", "`/srv/anklume/mcp` is gone from {dev}");
 

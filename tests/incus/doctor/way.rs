@@ -8,11 +8,16 @@ use super::{Patient, kill, signal};
 use crate::project::have_incus;
 
 #[test]
-fn a_device_that_was_removed_or_changed_is_named_and_comes_back() {
+fn devices_and_their_processes_are_looked_at() {
     if !have_incus() {
         return;
     }
     let patient = Patient::new();
+    a_device_that_was_removed_or_changed_is_named_and_comes_back(&patient);
+    a_device_whose_process_is_gone_or_stopped_is_made_again(&patient);
+}
+
+fn a_device_that_was_removed_or_changed_is_named_and_comes_back(patient: &Patient) {
     let (signer, dev) = (patient.signer(), patient.dev());
     let device = patient.device.clone();
     patient.incus(1, &["config", "device", "remove", &dev, &device]);
@@ -36,11 +41,16 @@ fn a_device_that_was_removed_or_changed_is_named_and_comes_back() {
 }
 
 #[test]
-fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it() {
+fn copies_and_sockets_are_looked_at() {
     if !have_incus() {
         return;
     }
     let patient = Patient::new();
+    a_copy_with_a_device_of_the_channel_is_named_and_loses_it(&patient);
+    a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(&patient);
+}
+
+fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) {
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let (machine, copy) = (
             patient.world.machine(domain, name),
@@ -82,12 +92,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it() {
     patient.incus(1, &["profile", "delete", "mine"]);
 }
 
-#[test]
-fn a_device_whose_process_is_gone_or_stopped_is_made_again() {
-    if !have_incus() {
-        return;
-    }
-    let patient = Patient::new();
+fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
     // What a machine calls a process of its own is no word of the host's.
     let words = format!(
         "unix:{} unix:/run/anklume/mcp/{}.sock {}",
@@ -111,12 +116,7 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again() {
     patient.recovers("process", "of the device {device} of {dev}");
 }
 
-#[test]
-fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again() {
-    if !have_incus() {
-        return;
-    }
-    let patient = Patient::new();
+fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patient) {
     let socket = patient.host_socket();
     std::fs::remove_file(&socket).unwrap();
     let gone = format!("`{socket}` on the host is gone");
