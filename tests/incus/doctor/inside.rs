@@ -9,8 +9,19 @@ use super::{PAIR, Patient, kill, signal};
 use crate::debian::{Init, debian};
 use crate::project::have_incus;
 
-/// Longest that a server takes to see that a socket of its own is gone.
+/// Longest that a server takes to see that a socket of its own is gone, or that its callers are.
 const BACK: Duration = Duration::from_secs(30);
+
+impl Patient {
+    /// It mends itself.
+    #[track_caller]
+    fn comes_back(&self, otherwise: &str) {
+        let began = Instant::now();
+        while self.examined().0 != 0 {
+            assert!(began.elapsed() < BACK, "{otherwise}");
+        }
+    }
+}
 
 #[test]
 fn the_server_and_its_services_are_looked_at() {
@@ -20,6 +31,7 @@ fn the_server_and_its_services_are_looked_at() {
     let patient = Patient::new();
     a_server_that_does_not_answer_is_named_and_answers_again(&patient);
     services_that_are_not_the_declared_ones_are_named_and_put_right(&patient);
+    a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent(&patient);
     what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(&patient);
 }
 
@@ -37,26 +49,20 @@ fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
     patient.recovers("server", "the server of {signer} does not answer");
     // A socket that somebody removed comes back by itself.
     patient.exec(0, "signer", "rm /run/anklume/mcp/*.sock");
-    let began = Instant::now();
-    while patient.examined().0 != 0 {
-        assert!(began.elapsed() < BACK, "the socket does not come back");
-    }
+    patient.comes_back("the socket does not come back");
 }
 
-#[test]
-fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent() {
-    if !have_incus() {
-        return;
-    }
-    let few = "gpg_sign, limits: {connections: 2}";
-    let patient = Patient::of(&PAIR.replace("gpg_sign", few), |_| {});
+fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent(
+    patient: &Patient,
+) {
     let server = patient.server();
     let entry = format!(
         "/proc/{}/root/srv/anklume/mcp/{}.sock",
         patient.first(1, "dev"),
         patient.signer()
     );
-    let held = [(); 2].map(|()| std::os::unix::net::UnixStream::connect(&entry).unwrap());
+    let hold = |_| std::os::unix::net::UnixStream::connect(&entry).unwrap();
+    let sockets: Vec<_> = (0..anklume::limits::CONNECTIONS).map(hold).collect();
     let restart = patient.ails("busy", "all the connections that {dev} may have are in use");
     let dev = patient.dev();
     let project = &patient.world.domains[1];
@@ -66,8 +72,8 @@ fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silen
     let note = format!("{dev} → {} could not be asked: ", patient.signer());
     assert!(answer["notes"].to_string().contains(&note), "{answer:#}");
     assert_eq!(patient.server(), server);
-    drop(held);
-    patient.is_well();
+    drop(sockets);
+    patient.comes_back("the connections are not given back");
 }
 
 fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
