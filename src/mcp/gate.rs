@@ -68,6 +68,25 @@ struct Bucket {
 const RETRY_IN_FLIGHT: Duration = Duration::from_secs(1);
 const MINUTE: f64 = 60.0;
 
+/// When a connection may be free again: as soon as a call.
+const RETRY_CONNECTION: Duration = RETRY_IN_FLIGHT;
+
+/// So many of something, in words.
+fn counted(count: u32, one: &str, of_whom: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {one}{plural} {of_whom}")
+}
+
+/// What a caller hears on a connection beyond the `most` that it may have at once.
+pub(crate) fn too_many_connections(most: usize) -> Overloaded {
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    Overloaded {
+        kind: Full::AtOnce,
+        limit: counted(most, "connection", "of this caller at once"),
+        retry_after: RETRY_CONNECTION,
+    }
+}
+
 /// A call's place among those that run; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -120,43 +139,43 @@ impl Gate {
             (
                 scope(limits.calls_per_minute.is_some(), Some(caller)),
                 limits.calls_per_minute.unwrap_or(CALLS_PER_MINUTE),
-                "calls of this caller in a minute",
+                "of this caller in a minute",
             ),
             (
                 scope(limits.calls_per_minute_all.is_some(), None),
                 limits.calls_per_minute_all.unwrap_or(CALLS_PER_MINUTE_ALL),
-                "calls of all callers in a minute",
+                "of all callers in a minute",
             ),
         ];
         let places = [
             (
                 scope(limits.in_flight.is_some(), Some(caller)),
                 limits.in_flight.unwrap_or(IN_FLIGHT),
-                "calls of this caller at once",
+                "of this caller at once",
             ),
             (
                 scope(limits.in_flight_all.is_some(), None),
                 limits.in_flight_all.unwrap_or(IN_FLIGHT_ALL),
-                "calls of all callers at once",
+                "of all callers at once",
             ),
         ];
         let mut counters = self.lock();
-        for (scope, limit, what) in &places {
+        for (scope, limit, of_whom) in &places {
             if counters.running.get(scope).copied().unwrap_or_default() >= *limit {
                 return Err(Overloaded {
                     kind: Full::AtOnce,
-                    limit: format!("{limit} {what}"),
+                    limit: counted(*limit, "call", of_whom),
                     retry_after: RETRY_IN_FLIGHT,
                 });
             }
         }
-        for (scope, limit, what) in &rates {
+        for (scope, limit, of_whom) in &rates {
             let bucket = filled(counters.buckets.get(scope), *limit, now);
             if bucket.calls < 1.0 {
                 let missing = (1.0 - bucket.calls) * MINUTE / f64::from((*limit).max(1));
                 return Err(Overloaded {
                     kind: Full::Minute,
-                    limit: format!("{limit} {what}"),
+                    limit: counted(*limit, "call", of_whom),
                     retry_after: Duration::from_secs_f64(missing.clamp(0.001, MINUTE)),
                 });
             }

@@ -17,7 +17,7 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use course::{OVERLOADED, overloaded};
+pub(crate) use course::OVERLOADED;
 pub(crate) use flight::{Answered, How};
 pub(crate) use tools::list;
 
@@ -87,6 +87,8 @@ pub(crate) struct Server {
     limits: Limits,
     /// How fast the caller is read; `None`: as fast as it writes.
     pace: Option<Arc<Pace>>,
+    /// The connections that the caller may have, where this one is beyond them.
+    beyond: Option<usize>,
     run: Run,
 }
 
@@ -111,6 +113,7 @@ impl Server {
             shared,
             limits,
             pace: None,
+            beyond: None,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
     }
@@ -121,6 +124,13 @@ impl Server {
         self
     }
 
+    /// The same for a connection beyond the `most` that its caller may have at once: its first request is answered with
+    /// "overloaded", and is in the log if it is a call; then it ends.
+    pub(crate) const fn beyond(mut self, most: usize) -> Self {
+        self.beyond = Some(most);
+        self
+    }
+
     /// Serves one connection to its end: until its requests have ended and are answered, or until `stop`.
     pub(crate) async fn serve<R, W>(self, reader: R, writer: W, stop: Stop)
     where
@@ -128,15 +138,7 @@ impl Server {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let flight = Arc::new(Flight::default());
-        let transport = Transport::new(
-            reader,
-            writer,
-            Arc::clone(&flight),
-            self.limits,
-            self.pace.clone(),
-            stop.clone(),
-            Arc::clone(&self.shared.observer),
-        );
+        let transport = Transport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
         let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
         let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
