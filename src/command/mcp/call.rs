@@ -39,7 +39,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
             }
             answer => answer?,
         };
-        Ok(report(&args.tool, answer, output)?)
+        Ok(report(&args.tool, answer, channel, output)?)
     })
 }
 

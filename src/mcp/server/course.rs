@@ -245,7 +245,7 @@ impl Course<'_> {
             Denial::NotConsumer { .. } => ("not a consumer".to_owned(), Err(unknown_tool(name))),
             Denial::FixedArgument { argument } => {
                 let text = format!("`{}` is not the caller's to choose", shown(argument));
-                (text.clone(), Ok(call::failed(text)))
+                (text.clone(), Ok(call::refused(text)))
             }
         };
         let mut line = self.line(entry, policy, Verdict::Refused, reason);

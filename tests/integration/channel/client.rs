@@ -76,6 +76,44 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
 }
 
 #[test]
+fn an_argument_that_is_not_the_callers_to_choose_is_a_refusal() {
+    let world = World::new(&[
+        "{name: fixed, tool: clipboard_set, consumers: [alice], with: {content: fixed}}",
+        "{name: sign, tool: gpg_sign, consumers: [alice]}",
+    ]);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let calls = [
+        ("fixed", "content", r#"{"content":"other"}"#),
+        (
+            "sign",
+            "key_id",
+            r#"{"data":"aGk=","key_id":"0123456789ABCDEF"}"#,
+        ),
+    ];
+    for (service, argument, arguments) in calls {
+        let ran = mcp(&world, &["call", "-i", "vault", service, arguments]);
+        let message = format!(
+            "error: `{service}` is refused: `{argument}` is not the caller's to choose\n  = help: leave it out: the provider sets it\n"
+        );
+        ran.is(3, "", &message);
+        let json = [
+            "call", "-i", "vault", service, arguments, "--format", "json",
+        ];
+        let ran = mcp(&world, &json);
+        let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            (&answer["_meta"], &answer["isError"], ran.status),
+            (&json!({"anklume/decision": "refused"}), &json!(true), 3)
+        );
+    }
+    assert_eq!(world.clipboard(), None);
+    for line in world.logged("call") {
+        assert_eq!(line["decision"], "refused");
+    }
+}
+
+#[test]
 fn connect_takes_a_name_as_well() {
     let world = World::new(&SERVICES);
     let server = world.listen();
