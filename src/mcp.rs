@@ -35,7 +35,7 @@ pub(crate) const REFUSED: &str = "refused";
 /// What one connection may take of its server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Longest request, in bytes without its newline.
+    /// Longest request, in bytes without its newline, where no service sets another.
     pub(crate) line: usize,
     /// Requests that are read and not answered yet; beyond it nothing more is read.
     pub(crate) in_flight: usize,

@@ -33,6 +33,7 @@ use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
 use crate::mcp::pace::Pace;
 use crate::mcp::recorder::Recorder;
+use crate::mcp::wire::Longest;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
 use door::Door;
@@ -103,15 +104,10 @@ impl fmt::Debug for Server {
 impl Server {
     /// Serves `caller` by the policy of the moment of each call.
     pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
-        let mut limits = Limits::DEFAULT;
-        if let Some(bytes) = longest_message(&caller, &(shared.policy)()) {
-            limits.line = bytes;
-            limits.in_flight_bytes = limits.in_flight_bytes.max(bytes.saturating_mul(2));
-        }
         Self {
             caller,
             shared,
-            limits,
+            limits: Limits::DEFAULT,
             pace: None,
             beyond: None,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
@@ -144,6 +140,18 @@ impl Server {
         let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
+    }
+}
+
+impl Server {
+    /// The longest request, by the policy of the moment at which one begins.
+    fn longest_line(&self) -> Longest {
+        let (caller, shared, else_line) = (
+            self.caller.clone(),
+            Arc::clone(&self.shared),
+            self.limits.line,
+        );
+        Longest::by(move || longest_message(&caller, &(shared.policy)()).unwrap_or(else_line))
     }
 }
 

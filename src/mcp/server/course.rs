@@ -132,7 +132,7 @@ impl Course<'_> {
             Ok(grant) => grant,
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
-        let limits = limits(&policy, name);
+        let limits = limits_of(&policy, name);
         let call = self.granted(&grant, &limits, &entry);
         let places = places_of(grant.tool()).min(self.server.limits.running);
         let place = Arc::clone(self.places).acquire_many_owned(places);
@@ -154,6 +154,7 @@ impl Course<'_> {
             Ok(grant) => grant,
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
+        let limits = limits_of(&policy, name);
         let recorder = &self.server.shared.recorder;
         recorder
             .reserve(policy.services.allow_unlogged)
@@ -343,7 +344,7 @@ const fn places_of(tool: ToolName) -> u32 {
 }
 
 /// What the service sets; for the operator, nothing.
-fn limits(policy: &Policy, name: &str) -> Limits {
+fn limits_of(policy: &Policy, name: &str) -> Limits {
     let service = policy.services.service(name);
     service.map_or_else(Limits::default, |service| service.limits)
 }

@@ -1,5 +1,7 @@
 //! What a peer, a tool and an end can do to a connection, with tools that do as the test says.
 
+mod renewed;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 

@@ -47,7 +47,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     ) -> Self {
         let limits = server.limits;
         Self {
-            lines: PacedLines::new(reader, limits.line, server.pace.clone()),
+            lines: PacedLines::new(reader, server.longest_line(), server.pace.clone()),
             writer: Arc::new(Mutex::new(writer)),
             flight,
             limits,
@@ -60,8 +60,13 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
 
     /// The next line, as soon as there is room for it; `None` when no more are to come.
     async fn line(&mut self) -> Option<Held> {
+        let mut limits = self.limits;
+        if self.lines.max() > limits.line {
+            // Two that are as long as may be.
+            limits.in_flight_bytes = self.lines.max().saturating_mul(2);
+        }
         let next = async {
-            self.flight.room(&self.limits).await;
+            self.flight.room(&limits).await;
             self.lines.next().await
         };
         let (line, patience) = tokio::select! {
@@ -97,7 +102,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     /// What rmcp gets to see of a line.
     fn admit(&self, (line, room): Held) -> Option<ClientJsonRpcMessage> {
         let bytes = line.kept();
-        match message::read(&line, self.limits.line) {
+        match message::read(&line, self.lines.max()) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
             Incoming::Request(asked) => self.enter(*asked, bytes, room),
