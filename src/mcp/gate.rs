@@ -2,11 +2,14 @@
 //!
 //! A call that may run but not now is overloaded, which is never a refusal.
 
+mod minute;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
+use minute::Minute;
 
 /// What a limit counts over. A service with a value of its own is counted by itself, not with the others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,19 +57,11 @@ impl Default for Gate {
 #[derive(Debug, Default)]
 struct Counters {
     running: HashMap<Scope, u32>,
-    buckets: HashMap<Scope, Bucket>,
-}
-
-/// Calls that may still be made; fills up evenly, to a minute's worth.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    calls: f64,
-    at: Duration,
+    minutes: HashMap<Scope, Minute>,
 }
 
 /// When a place in flight may be free again: nobody knows; a second is soon enough to ask.
 const RETRY_IN_FLIGHT: Duration = Duration::from_secs(1);
-const MINUTE: f64 = 60.0;
 
 /// When a connection may be free again: as soon as a call.
 const RETRY_CONNECTION: Duration = RETRY_IN_FLIGHT;
@@ -170,20 +165,17 @@ impl Gate {
             }
         }
         for (scope, limit, of_whom) in &rates {
-            let bucket = filled(counters.buckets.get(scope), *limit, now);
-            if bucket.calls < 1.0 {
-                let missing = (1.0 - bucket.calls) * MINUTE / f64::from((*limit).max(1));
+            let minute = counters.minutes.entry(scope.clone()).or_default();
+            if let Some(retry_after) = minute.wait(*limit, now) {
                 return Err(Overloaded {
                     kind: Full::Minute,
                     limit: counted(*limit, "call", of_whom),
-                    retry_after: Duration::from_secs_f64(missing.clamp(0.001, MINUTE)),
+                    retry_after,
                 });
             }
         }
-        for (scope, limit, _) in rates {
-            let mut bucket = filled(counters.buckets.get(&scope), limit, now);
-            bucket.calls -= 1.0;
-            counters.buckets.insert(scope, bucket);
+        for (scope, ..) in rates {
+            counters.minutes.entry(scope).or_default().add(now);
         }
         let scopes = places.map(|(scope, _, _)| scope);
         for scope in &scopes {
@@ -194,16 +186,6 @@ impl Gate {
             scopes,
         })
     }
-}
-
-/// The bucket as it is at `now`; one that was never used is full.
-fn filled(bucket: Option<&Bucket>, limit: u32, now: Duration) -> Bucket {
-    let most = f64::from(limit);
-    let calls = bucket.map_or(most, |bucket| {
-        let seconds = now.saturating_sub(bucket.at).as_secs_f64();
-        (bucket.calls + seconds * most / MINUTE).min(most)
-    });
-    Bucket { calls, at: now }
 }
 
 #[cfg(test)]
@@ -232,10 +214,13 @@ mod tests {
             panic!("no error");
         };
         assert_eq!(overloaded.limit, "100 calls of this caller in a minute");
-        assert_eq!(overloaded.retry_after, Duration::from_millis(600));
+        // All of the burst counts for a minute, and not a second longer.
+        assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;
-        assert!(gate.enter_at("a", "s", &limits, again).is_ok());
-        assert!(gate.enter_at("a", "s", &limits, again).is_err());
+        let before = again.saturating_sub(Duration::from_millis(1));
+        assert!(gate.enter_at("a", "s", &limits, before).is_err());
+        let ok = (0..300).filter(|_| gate.enter_at("a", "s", &limits, again).is_ok());
+        assert_eq!(ok.count(), 100);
         assert!(
             gate.enter_at("b", "s", &limits, START).is_ok(),
             "another caller"
