@@ -30,7 +30,7 @@ fn folder() -> &'static Path {
 
 /// What the server says of itself, if one runs.
 fn status() -> Option<Status> {
-    if !Folder::is_served(folder()) {
+    if !Folder::is_served(folder()).unwrap_or_default() {
         return None;
     }
     let text = Folder::status(folder()).ok()?;
@@ -106,7 +106,8 @@ pub(super) async fn end() -> Result<(), SetupError> {
         let _ = pidfd_send_signal(&process, Signal::TERM);
     }
     let began = Instant::now();
-    while Folder::is_served(folder()) {
+    // What cannot be seen has not ended.
+    while Folder::is_served(folder()).unwrap_or(true) {
         if began.elapsed() > END_MAX {
             return Err(SetupError::NotServing(
                 "the old server does not end".to_owned(),

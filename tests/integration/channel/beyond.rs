@@ -134,12 +134,10 @@ fn a_client_behind_mcp_connect_hears_it_too() {
     let line = call(1, "copy", &json!({"content": "x".repeat(80_000)})) + "\n";
     let ran = world.run_with(&args, line.as_bytes());
     let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(
-        (answer, ran.status),
-        (overloaded(&json!(1)), 0),
-        "{}",
-        ran.stderr
-    );
+    assert_eq!(answer, overloaded(&json!(1)));
+    // Whether stdin ended before the connection was closed decides the code; nothing was owed.
+    assert!(!ran.stderr.contains("owes"), "{}", ran.stderr);
+    assert!([0, 4].contains(&ran.status), "{}", ran.stderr);
 }
 
 #[test]
