@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::CONNECTIONS;
+use crate::inside::STOP_SECONDS;
+use crate::limits::{CONNECTIONS, STOP_TIME};
 use crate::mcp::live::{Live, Policy};
 use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
@@ -30,10 +31,12 @@ use folder::{Folder, FolderError};
 const FOLLOW: Duration = Duration::from_millis(250);
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long connections may take to end, beyond what each takes for its running calls.
-const END: Duration = Duration::from_secs(25);
+/// How long connections may take to end, with what each takes for its running calls.
+const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
 /// How long they may take then, told to end at once.
 const LAST: Duration = Duration::from_secs(1);
+// Before it is killed, with a second for what is left to do.
+const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
 /// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
 const TURNED_AWAY: usize = 32;
@@ -332,7 +335,9 @@ impl Accepting {
 
     fn server(&self) -> Server {
         let caller = Caller::Consumer(self.caller.clone());
-        Server::new(caller, Arc::clone(&self.shared)).paced(Arc::clone(&self.pace))
+        Server::new(caller, Arc::clone(&self.shared))
+            .paced(Arc::clone(&self.pace))
+            .ends_within(STOP_TIME)
     }
 
     /// Each connection ends by itself; the door ends all of them.

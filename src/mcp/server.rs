@@ -23,6 +23,7 @@ pub(crate) use tools::list;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -117,6 +118,12 @@ impl Server {
     /// The same, at the pace of all connections of its caller.
     pub(crate) fn paced(mut self, pace: Arc<Pace>) -> Self {
         self.pace = Some(pace);
+        self
+    }
+
+    /// The same with so much time for its running calls when it is told to end.
+    pub(crate) const fn ends_within(mut self, time: Duration) -> Self {
+        self.limits.stop = time;
         self
     }
 

@@ -13,14 +13,14 @@ use super::SetupError;
 use super::account::Account;
 use super::failed;
 use crate::edge::PROVIDER_FOLDER;
-use crate::inside::{PATH, PROGRAM};
+use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 
 /// How long a server may take to report a policy: it looks for one several times a second.
-const REPORT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
 /// How long a server may take to end: as long as its running calls may.
-const END_MAX: Duration = Duration::from_secs(90);
+const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(20);
 

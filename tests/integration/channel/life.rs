@@ -79,6 +79,27 @@ fn a_second_server_of_one_folder_is_refused() {
 }
 
 #[test]
+fn told_to_end_a_server_waits_for_a_call_as_long_as_a_person_may_take_at_a_pinentry() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    // Longer than a server without consumers would wait.
+    let world = World::new(&[SIGN])
+        .slow_gpg(25)
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let mut server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(1, "sign", &json!({"data": "aGVsbG8="})));
+    alice.lives();
+    server.signal("TERM");
+    assert!(keyring.verifies(b"hello", text(&alice.receive())));
+    alice.gets_closed();
+    assert_eq!(server.wait(), 0, "{}", server.stderr());
+    assert_eq!(world.logged("call").len(), 1);
+}
+
+#[test]
 fn a_file_where_a_socket_belongs_stays_and_is_told() {
     let world = World::new(&[COPY]);
     world.write("sockets/.lock", "");
