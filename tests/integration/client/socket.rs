@@ -296,10 +296,32 @@ fn a_socket_without_a_server_says_so() {
     };
     let begin = "error: Cannot reach MCP server: ";
     let message = format!(
-        "{begin}there is no socket `{}`\n  = help: no provider serves this machine: whoever runs it declares that in infra.yml\n",
+        "{begin}there is no socket `{}`\n  = help: no socket is in that folder; `-i PROVIDER` finds the one of a provider\n",
         socket.display()
     );
     run().is(4, "", &message);
+    let empty = folder.path().to_str().unwrap();
+    Anklume::new()
+        .args(["mcp", "list", "-i", "x"])
+        .env("ANKLUME_SOCKET_DIR", empty)
+        .run()
+        .is(
+            4,
+            "",
+            &message.replace(
+                "no socket is in that folder; `-i PROVIDER` finds the one of a provider",
+                "no provider serves this machine: whoever runs it declares that in infra.yml",
+            ),
+        );
+    // Named beside it, without its folder.
+    let ran = Anklume::new()
+        .file("near.sock", "")
+        .args(["mcp", "list", "--socket", "naer.sock"])
+        .run();
+    let message = format!(
+        "{begin}there is no socket `naer.sock`\n  = help: did you mean `near`? there are: near\n"
+    );
+    ran.is(4, "", &message);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = format!(
         "{begin}nobody serves behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n",
