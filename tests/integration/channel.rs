@@ -8,6 +8,7 @@
 )]
 
 mod ask;
+mod beyond;
 mod client;
 mod clients;
 mod connect;

@@ -162,9 +162,10 @@ async fn hold(
         .await
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;
-    let mut called = false;
+    let (mut spoke, mut called) = (false, false);
     let spoken = match Client::start(opened.reader, opened.writer, patience).await {
         Ok(mut client) => {
+            spoke = true;
             let spoken = talk(&mut client, end.channel()).await;
             called = client.has_called();
             spoken
@@ -181,6 +182,11 @@ async fn hold(
         Err(Broken::Other(error)) => return Err(error),
     };
     let failure = match fault {
+        // Somebody serves there, or did a moment ago.
+        ClientError::Closed if spoke && matches!(end.channel(), Channel::Socket(_)) => {
+            Failure::new(Exit::Unavailable, cannot_reach(&fault))
+                .help("ask whoever runs the provider")
+        }
         ClientError::Closed => failure(&end.died(patience.first).await),
         ClientError::Silent(waited) => failure(&end.silent(waited)),
         ClientError::Refused { .. } => {
