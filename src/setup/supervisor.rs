@@ -17,11 +17,12 @@ use super::tree::Tree;
 use super::{SetupError, failed, server};
 use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{
-    LOGS, OPENRC_SCRIPT, RUNTIME, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script, systemd_unit,
+    LOGS, OPENRC_SCRIPT, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script,
+    systemd_unit,
 };
 
-/// Longest that a supervisor may take: as long as the running calls of the server that it ends.
-const PATIENCE: Duration = Duration::from_secs(100);
+/// Longest that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(STOP_SECONDS + 10);
 /// How often is looked whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most of a supervisor's last words that are passed on, in characters.
@@ -164,20 +165,25 @@ fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
         Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
             return fs::set_permissions(path, fs::Permissions::from_mode(mode));
         }
-        Ok(is) => Some(is.uid()),
+        Ok(is) => Some(is),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => None,
         Err(why) => return Err(why),
     };
     let mut away = path.as_os_str().to_owned();
     away.push(format!(".{}", std::process::id()));
-    if there.is_some() {
+    if let Some(before) = &there {
         fs::rename(path, &away)?;
+        if before.is_dir() {
+            // Whoever had it changes nothing in it from here on.
+            lchown(&away, Some(0), Some(0))?;
+            fs::set_permissions(&away, fs::Permissions::from_mode(0o700))?;
+        }
     }
     fs::DirBuilder::new().mode(mode).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if let Some(before) = there {
         if path == Path::new(LOGS) {
-            logs(Path::new(&away), path, before, account)?;
+            logs(Path::new(&away), path, before.uid(), account)?;
         }
         // What cannot be removed, such as a mount of the other user's, stays out of the way.
         let _ = fs::remove_dir_all(&away);

@@ -7,6 +7,8 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod ask;
+mod beyond;
 mod client;
 mod clients;
 mod connect;

@@ -13,6 +13,7 @@ use crate::incus::{Incus, IncusError, Kind, Object, Owner};
 use crate::inside::{
     FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP, Sent,
 };
+use crate::setup::SERVER_MAX;
 use crate::shown::shown;
 
 /// Root's, as everything that anklume puts into a machine.
@@ -22,8 +23,9 @@ const FOLDER: Owner = Owner {
     mode: 0o755,
 };
 
-/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced.
-const SETUP_PATIENCE: Duration = Duration::from_secs(150);
+/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
+/// for all else.
+const SETUP_PATIENCE: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 /// Longest of a machine's words that are shown, in characters.
 const WORDS_MAX: usize = 300;
 
@@ -42,11 +44,11 @@ pub(super) async fn install(
         machine: machine.name(),
         user: None,
         words: &[&program, SETUP],
-        stdin: &sent(order),
+        order: &sent(order),
         patience: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
-    let report: Report = serde_json::from_slice(&said.stdout).map_err(|_| {
+    let report: Report = serde_json::from_slice(&said.answer).map_err(|_| {
         let words = shown(&said.stderr, WORDS_MAX);
         format!("the program does not run in the machine: {words}")
     })?;
@@ -90,7 +92,8 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    let Some(program) = context.program().filter(|_| push) else {
+    // Who planned a push has read it.
+    let Some(program) = context.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
     folders(incus, machine, PROGRAM_FOLDER).await?;

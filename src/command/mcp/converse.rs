@@ -20,12 +20,12 @@ use crate::mcp::server::OVERLOADED;
 const TIMEOUT_MAX: f64 = 86_400.0;
 
 /// A server that answered.
-pub(super) type Server =
+pub(in crate::command) type Server =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
 /// Why a conversation ended without what was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(in crate::command) enum Broken {
     /// The protocol or the stream.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -58,7 +58,7 @@ impl From<PiecesError> for Broken {
 }
 
 /// Opens the channel that the flags ask for and talks over it; ends what was started, whatever happens.
-pub(super) fn converse(
+pub(in crate::command) fn converse(
     args: &ChannelArgs,
     output: &Output,
     talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
@@ -162,9 +162,10 @@ async fn hold(
         .await
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;
-    let mut called = false;
+    let (mut spoke, mut called) = (false, false);
     let spoken = match Client::start(opened.reader, opened.writer, patience).await {
         Ok(mut client) => {
+            spoke = true;
             let spoken = talk(&mut client, end.channel()).await;
             called = client.has_called();
             spoken
@@ -181,6 +182,11 @@ async fn hold(
         Err(Broken::Other(error)) => return Err(error),
     };
     let failure = match fault {
+        // Somebody serves there, or did a moment ago.
+        ClientError::Closed if spoke && matches!(end.channel(), Channel::Socket(_)) => {
+            Failure::new(Exit::Unavailable, cannot_reach(&fault))
+                .help("ask whoever runs the provider")
+        }
         ClientError::Closed => failure(&end.died(patience.first).await),
         ClientError::Silent(waited) => failure(&end.silent(waited)),
         ClientError::Refused { .. } => {

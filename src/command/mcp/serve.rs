@@ -170,6 +170,9 @@ fn no_folder(error: &FolderError) -> Failure {
         FolderError::Foreign { .. } => {
             failure.help("a server closes its folder to others; name one that is empty, or not there yet, with --listen")
         }
+        FolderError::InTheWay(_) => {
+            failure.help("move it away: a server removes sockets and nothing else")
+        }
         FolderError::PathTooLong { .. } => {
             failure.help("name a folder with a shorter path with --listen")
         }

@@ -35,7 +35,11 @@ pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit>
 
 fn read(folder: &Path) -> anyhow::Result<Status> {
     let shown = folder.display();
-    if !Folder::is_served(folder) {
+    let served = Folder::is_served(folder).map_err(|why| {
+        let text = format!("whether a server runs in `{shown}` cannot be seen: {why}");
+        Failure::new(Exit::Failed, text).help("its user may, and root")
+    })?;
+    if !served {
         return Err(Failure::new(
             Exit::Unavailable,
             format!("no server runs in `{shown}`"),

@@ -27,6 +27,13 @@ pub(super) fn for_consumers(
     let settings = settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
+    if path.symlink_metadata().is_err() {
+        let shown = path.display().to_string();
+        output.say(&format!(
+            "warning: there is no file `{}`: nobody is served until it comes",
+            shown.escape_debug()
+        ));
+    }
     let recorder = Arc::new(required_log(args, &policy, output)?);
     let live = Arc::new(Live::new(&path, policy, on_change(&recorder, output)));
     let policy = live.current();
