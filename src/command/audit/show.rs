@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,10 +16,7 @@ use crate::error::{Exit, Failure};
 /// Runs `anklume audit show`.
 pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let path = &args.log.file;
-    let files = audit::files(path);
-    if files.is_empty() {
-        return Err(no_log(path).into());
-    }
+    let files = super::files(path)?;
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
     for file in files {
@@ -43,15 +39,6 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
         ));
     }
     Ok(Exit::Done)
-}
-
-/// There is no log at that path.
-pub(super) fn no_log(path: &Path) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        format!("there is no audit log `{}`", path.display()),
-    )
-    .help("a server writes it where it runs; name another with --file")
 }
 
 fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
