@@ -57,18 +57,6 @@ pub enum DecisionFilter {
     Overloaded,
 }
 
-impl DecisionFilter {
-    /// The word in the log.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allowed => "allowed",
-            Self::Refused => "refused",
-            Self::Overloaded => "overloaded",
-        }
-    }
-}
-
 /// `anklume audit verify`
 #[derive(Debug, Args)]
 pub struct AuditVerifyArgs {

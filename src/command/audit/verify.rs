@@ -59,10 +59,13 @@ fn as_text(report: &Report) -> String {
         .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
         .collect();
     if report.head_missing {
-        lines.push(
-            "the line with the given head is missing: the end was cut, or the log was written anew"
-                .to_owned(),
-        );
+        let altered = "the end was cut, or the log was written anew";
+        lines.push(match report.first {
+            0 | 1 => format!("the line with the given head is missing: {altered}"),
+            first => format!(
+                "the line with the given head is missing: it is older than number {first}, where the log begins now, or {altered}"
+            ),
+        });
     }
     let word = if report.is_whole() {
         "whole"

@@ -412,6 +412,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
         "",
     );
     // Its old file is missed.
+    let oldest = hash(&lines_of(&old)[0]);
     fs::remove_file(&old).unwrap();
     let file = path.display();
     let (first, found) = (before + 1, lines - before);
@@ -420,6 +421,35 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
         &format!("{file}:1: {before} line(s) before it were removed\nNOT as it was written: {found} line(s) from number {first} on, head {head} (number {lines})\n"),
         "",
     );
+    // A head that was kept may have gone with it.
+    let ran = world.run(&["audit", "verify", "--head", &oldest]);
+    let missing = format!(
+        "\nthe line with the given head is missing: it is older than number {first}, where the log begins now, or the end was cut, or the log was written anew\n"
+    );
+    assert!(ran.stdout.contains(&missing), "{ran:?}");
+}
+
+#[test]
+fn the_words_of_a_refusal_are_shown_as_they_are() {
+    let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice]}"]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.call("sign", &json!({"data": "aGk=", "key_id": "AA"}));
+    alice.call("it's\n\u{1b}", &json!({}));
+    drop(alice);
+    server.end();
+    let shown = world
+        .run(&["audit", "show", "--decision", "refused"])
+        .stdout;
+    let shown: Vec<&str> = shown
+        .lines()
+        .map(|line| line.split_once("  ").unwrap().1)
+        .collect();
+    let expected = [
+        "refused  alice  sign (gpg_sign)  `key_id` is not the caller's to choose",
+        "refused  alice  it's\\n\\u{1b}  no such service",
+    ];
+    assert_eq!(shown, expected);
 }
 
 #[test]
