@@ -55,8 +55,18 @@ pub(super) fn gone(path: &Path) -> io::Result<()> {
 
 /// A file of the log that is no longer written.
 pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+    beside(path, &format!(".{number}"))
+}
+
+/// The file in which the log is going to go on.
+pub(super) fn fresh(path: &Path) -> PathBuf {
+    beside(path, ".new")
+}
+
+/// A file whose name is the log's own and more, so that a log with another extension does not have it.
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
+    name.push(end);
     name.into()
 }
 

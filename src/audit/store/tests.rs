@@ -306,7 +306,7 @@ fn rotations_that_fail_take_no_file_away() {
     }
     let before = files(&path).unwrap().len();
     // In the way of the new file, as a full disk would be.
-    std::fs::create_dir(path.with_extension("new")).unwrap();
+    std::fs::create_dir(fresh(&path)).unwrap();
     for pid in 5..20 {
         log.append(stop(pid)).unwrap();
     }
@@ -365,4 +365,43 @@ fn where_the_end_is_no_line_of_the_log_no_room_is_promised() {
     file.write_all(b"hello\n").unwrap();
     let refused = log.reserve(1).unwrap_err();
     assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
+}
+
+#[test]
+fn a_damaged_key_is_not_replaced() {
+    let (_folder, path, _) = ten();
+    let key = path.with_extension("key");
+    for damaged in [31, 33, 1] {
+        let bytes = vec![7; damaged];
+        std::fs::write(&key, &bytes).unwrap();
+        let refused = Log::open(&path).unwrap_err();
+        assert!(matches!(refused, AuditError::Key(_)), "{refused}");
+        assert_eq!(std::fs::read(&key).unwrap(), bytes);
+    }
+    // Made, and not written yet when the machine stopped.
+    std::fs::write(&key, "").unwrap();
+    Log::open(&path).unwrap();
+    assert_eq!(std::fs::read(&key).unwrap().len(), 32);
+}
+
+#[test]
+fn logs_in_one_folder_keep_out_of_each_others_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["a.jsonl", "a.log", "a.new", "b.key"];
+    let paths = names.map(|name| folder.path().join(name));
+    std::thread::scope(|scope| {
+        for path in &paths {
+            scope.spawn(|| {
+                let log = Log::open_with(path, 1).unwrap();
+                for pid in 0..20 {
+                    log.append(stop(pid)).unwrap();
+                }
+            });
+        }
+    });
+    for path in paths {
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{}: {report:?}", path.display());
+        assert_eq!(files(&path).unwrap().len(), 9);
+    }
 }
