@@ -22,6 +22,8 @@ pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, 
 
 /// Longest name that a line holds, in bytes as they are written there; what a caller sent beyond it is cut.
 const NAME_MAX: usize = 128;
+/// Longest reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
+const REASON_MAX: usize = 1024;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,13 +201,23 @@ impl std::io::Write for Digester {
 /// A name that a caller sent, cut to what a line may hold: escapes count as they are written.
 #[must_use]
 pub fn bounded(name: &str) -> String {
-    let mut room = NAME_MAX;
+    cut(name, NAME_MAX)
+}
+
+/// The same for a reason that may quote a stranger.
+#[must_use]
+pub fn bounded_reason(reason: &str) -> String {
+    cut(reason, REASON_MAX)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let mut room = most;
     let fits = |character: &char| {
         let left = room.checked_sub(written(*character));
         room = left.unwrap_or_default();
         left.is_some()
     };
-    name.chars().take_while(fits).collect()
+    text.chars().take_while(fits).collect()
 }
 
 /// Bytes of a character in a text of a line, at most.

@@ -430,6 +430,22 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
 }
 
 #[test]
+fn a_services_file_with_a_long_fault_leaves_a_log_that_goes_on() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let key = "x".repeat(1024 * 1024);
+    world.policy_bytes(format!("{{\"{key}\": 1}}").as_bytes());
+    until("it is refused", || !world.logged("reload").is_empty());
+    text(
+        &server
+            .peer("alice")
+            .call("copy", &json!({"content": "one"})),
+    );
+    server.end();
+    world.log_is_whole();
+}
+
+#[test]
 fn the_words_of_a_refusal_are_shown_as_they_are() {
     let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice]}"]);
     let server = world.listen();
