@@ -24,6 +24,7 @@ mod reload;
 mod starved;
 mod tamper;
 mod unlogged;
+mod unseen;
 mod world;
 
 use serde_json::Value;
