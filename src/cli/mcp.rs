@@ -42,7 +42,7 @@ pub struct McpServeArgs {
 }
 
 /// Which channel to use.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("server").args(["instance", "socket"]).multiple(true))]
 pub struct ChannelArgs {

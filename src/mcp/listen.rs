@@ -59,6 +59,9 @@ pub(crate) struct Status {
     /// What of the policy in force cannot be done, such as a socket that cannot be made; it is tried again and again.
     #[serde(default)]
     pub(crate) failed: Vec<String>,
+    /// Why the log cannot be written.
+    #[serde(default)]
+    pub(crate) unlogged: Option<String>,
 }
 
 /// A server of many consumers.
@@ -80,6 +83,7 @@ struct Said {
     digest: String,
     refused: Option<String>,
     failed: Vec<String>,
+    unlogged: Option<String>,
 }
 
 /// A consumer's socket, and what it takes to close it.
@@ -129,7 +133,7 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.shared.recorder.count(false);
+                    self.shared.recorder.count();
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
                     let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
@@ -251,6 +255,7 @@ impl Listening {
             digest: policy.digest.clone(),
             refused: self.live.refused(),
             failed: failed.iter().map(ToString::to_string).collect(),
+            unlogged: self.shared.recorder.trouble(),
         };
         if self.said.as_ref() == Some(&now) {
             return Ok(());
@@ -262,6 +267,7 @@ impl Listening {
             digest: now.digest.clone(),
             refused: now.refused.clone(),
             failed: now.failed.clone(),
+            unlogged: now.unlogged.clone(),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();

@@ -7,6 +7,7 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod ask;
 mod beyond;
 mod client;
 mod clients;
@@ -25,6 +26,7 @@ mod reload;
 mod starved;
 mod tamper;
 mod unlogged;
+mod unseen;
 mod world;
 
 use serde_json::Value;

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use rmcp::model::ErrorCode;
+use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,12 +20,12 @@ use crate::mcp::server::OVERLOADED;
 const TIMEOUT_MAX: f64 = 86_400.0;
 
 /// A server that answered.
-pub(super) type Server =
+pub(in crate::command) type Server =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
 /// Why a conversation ended without what was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(in crate::command) enum Broken {
     /// The protocol or the stream.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -58,7 +58,7 @@ impl From<PiecesError> for Broken {
 }
 
 /// Opens the channel that the flags ask for and talks over it; ends what was started, whatever happens.
-pub(super) fn converse(
+pub(in crate::command) fn converse(
     args: &ChannelArgs,
     output: &Output,
     talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
@@ -212,8 +212,27 @@ fn refused(fault: &ClientError) -> Failure {
             let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
             failure.help("nothing was refused; the same call may be made again")
         }
+        ClientError::Refused { refusal, .. } => {
+            let failure = Failure::new(Exit::Failed, fault.to_string());
+            match ran_unlogged(refusal) {
+                Some(true) => failure.help(format!(
+                    "what it does is done: look before you make it again; {ITS_LOG}"
+                )),
+                Some(false) => failure.help(format!("nothing was done; {ITS_LOG}")),
+                None => failure,
+            }
+        }
         _ => Failure::new(Exit::Failed, fault.to_string()),
     }
+}
+
+/// Who can mend a log that cannot be written.
+const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
+
+/// Whether a call ran that the provider could not log; nothing where that is not what it says.
+fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
+    let data = refusal.data.as_ref()?;
+    (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
 }
 
 /// Passes a server's stderr on for whoever wants to see more.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::Server;
 use super::call::{self, Call};
 use super::flight::Flight;
-use crate::audit::{self, AuditError, Outcome, Verdict, bounded};
+use crate::audit::{self, Outcome, Verdict, bounded};
 use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, Running, too_many_connections};
 use crate::mcp::live::Policy;
@@ -155,17 +155,17 @@ impl Course<'_> {
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
         let limits = limits_of(&policy, name);
-        let recorder = &self.server.shared.recorder;
-        recorder
-            .reserve(policy.services.allow_unlogged)
-            .map_err(|error| unseen(&error))?;
-        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
-        drop(running);
         let mut line = self.line(&entry, &policy, Verdict::Allowed, "granted".to_owned());
         line.tool = Some(grant.tool().to_string());
-        line.outcome = outcome;
-        line.bytes_out = result.as_ref().map_or(0, text_bytes);
-        self.log(line, &policy)?;
+        let recorder = &self.server.shared.recorder;
+        let begun = recorder
+            .begin(line, policy.services.allow_unlogged)
+            .map_err(|_| unlogged(false))?;
+        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
+        drop(running);
+        begun
+            .ended(outcome, result.as_ref().map_or(0, text_bytes))
+            .map_err(|_| unlogged(true))?;
         result
     }
 
@@ -328,7 +328,7 @@ impl Course<'_> {
     fn log(&self, line: audit::Call, policy: &Policy) -> Result<(), ErrorData> {
         let allow = policy.services.allow_unlogged;
         let logged = self.server.shared.recorder.call(line, allow);
-        logged.map_err(|error| unseen(&error))
+        logged.map_err(|_| unlogged(false))
     }
 }
 
@@ -360,11 +360,13 @@ fn unknown_tool(name: &str) -> ErrorData {
 }
 
 /// A call that nobody could see afterwards does not run; of one that has run, the answer stays here.
-fn unseen(_error: &AuditError) -> ErrorData {
-    ErrorData::internal_error(
-        "the call is refused: this server cannot write its log",
-        None,
-    )
+fn unlogged(ran: bool) -> ErrorData {
+    let text = if ran {
+        "the call ran, but its answer is kept back: this server cannot write its log"
+    } else {
+        "the call is refused: this server cannot write its log"
+    };
+    ErrorData::internal_error(text, Some(json!({"logged": false, "ran": ran})))
 }
 
 fn text_bytes(result: &CallToolResult) -> u64 {

@@ -92,15 +92,12 @@ fn required_log(
 ) -> anyhow::Result<Recorder> {
     let path = args.audit_log.clone().unwrap_or_else(|| PathBuf::from(LOG));
     let complain = complain(output);
-    let log = match Log::open(&path) {
-        Ok(log) => Some(log),
-        Err(error) if policy.allow_unlogged => {
-            complain(&error);
-            None
-        }
-        Err(error) => return Err(no_log(&error).into()),
-    };
-    Ok(Recorder::new(log, true, complain))
+    match Log::open(&path) {
+        Ok(log) => Ok(Recorder::new(Some(log), true, complain)),
+        // Its first line tells that it cannot be opened.
+        Err(_) if policy.allow_unlogged => Ok(Recorder::waiting_for(path, complain)),
+        Err(error) => Err(no_log(&error).into()),
+    }
 }
 
 fn no_log(error: &AuditError) -> Failure {
