@@ -11,21 +11,32 @@ use super::super::verify::LINE_MAX;
 use super::{AuditError, KEEP};
 
 /// The log's files that are there, oldest first.
-#[must_use]
-pub fn files(path: &Path) -> Vec<PathBuf> {
-    (1..=KEEP)
-        .rev()
-        .map(|number| numbered(path, number))
+///
+/// # Errors
+///
+/// Whether they are there cannot be seen.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for number in (1..=KEEP).rev() {
+        let file = numbered(path, number);
         // A rotation that was cut off leaves the last file with both names.
-        .filter(|file| file.exists() && !same_file(file, path))
-        .chain(path.exists().then(|| path.to_owned()))
-        .collect()
+        if file.try_exists()? && !same_file(&file, path) {
+            files.push(file);
+        }
+    }
+    if path.try_exists()? {
+        files.push(path.to_owned());
+    }
+    Ok(files)
 }
 
 /// Whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
-#[must_use]
-pub fn may_have_dropped(path: &Path) -> bool {
-    numbered(path, KEEP).exists()
+///
+/// # Errors
+///
+/// As [`files`].
+pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
+    numbered(path, KEEP).try_exists()
 }
 
 /// Whether both paths name one file.
