@@ -315,6 +315,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn it_waits_as_long_as_the_page_says() {
+        const PAGE: &str = include_str!("../../docs/mcp.md");
+        let Patience { first, call } = Patience::default();
+        let (first, call, hours) = (first.as_secs(), call.as_secs(), IN_ALL.as_secs() / 3600);
+        for row in [
+            format!("| the first answer | {first} seconds |"),
+            format!("| an answer, or progress towards it | {call} seconds;"),
+            format!("| a request in all, whatever its progress | {hours} hour |"),
+        ] {
+            assert!(PAGE.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn what_a_server_says_of_its_refusal_is_cut_and_escaped() {
         let refusal = ErrorData::internal_error(format!("\u{1b}{}", "x".repeat(5000)), None);
         let method = LIST;

@@ -381,3 +381,18 @@ async fn turn_away(server: Server, stream: UnixStream, stop: Stop) {
         serving.await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_says_the_same() {
+        const PAGE: &str = include_str!("../../docs/channel.md");
+        let seconds = FIRST_REQUEST.as_secs();
+        let said = format!(
+            "Of such connections {TURNED_AWAY} are looked at at once, for {seconds} seconds at most"
+        );
+        assert!(PAGE.contains(&said), "{said}");
+    }
+}

@@ -7,7 +7,7 @@ mod call;
 mod course;
 mod door;
 mod flight;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
 mod message;

@@ -286,3 +286,37 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn the_services_file_of_a_machine_that_offers_none_is_one_too() {
+    let ran = policy(SEVERAL, &["export", "--machine", "c"]);
+    assert_eq!(
+        (ran.status, ran.stderr.as_str()),
+        (0, "note: `c` offers no services\n")
+    );
+    let file: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        file["policy"],
+        serde_json::json!({"machine": "c", "services": []})
+    );
+    let quiet = policy(SEVERAL, &["export", "--machine", "c", "--quiet"]);
+    quiet.is(0, &ran.stdout, "");
+}
+
+#[test]
+fn there_is_no_services_file_of_what_is_no_machine() {
+    for (name, message) in [
+        (
+            "spare",
+            "the provider `spare` is in the domain `off`, which is disabled\n  = help: set `enabled: true` there",
+        ),
+        ("d", "the provider `d` is not a machine of this file"),
+        ("A", "the provider `A` is not a machine of this file"),
+        ("a\n", "the provider `a\\n` is not a machine of this file"),
+    ] {
+        let ran = policy(SEVERAL, &["export", "--machine", name]);
+        assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{name}");
+        let begin = format!("error: {message}\n");
+        assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
+    }
+}
