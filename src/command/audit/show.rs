@@ -75,7 +75,7 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
         Event::Call(call) => (
             Some(call.caller.as_str()),
             Some(call.service.as_str()),
-            Some(call.decision.to_string()),
+            Some(call.decision),
         ),
         Event::Counted {
             caller,
@@ -85,17 +85,14 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
         } => (
             Some(caller.as_str()),
             Some(service.as_str()),
-            Some(decision.to_string()),
+            Some(*decision),
         ),
         _ => (None, None, None),
     };
     recent
         && fits(&args.caller, caller)
         && fits(&args.service, service)
-        && fits(
-            &args.decision.map(|d| d.as_str().to_owned()),
-            decision.as_deref(),
-        )
+        && args.decision.is_none_or(|wanted| decision == Some(wanted))
 }
 
 fn as_text(line: &Line) -> String {
