@@ -14,6 +14,7 @@ mod install;
 mod machine;
 mod mark;
 mod network;
+mod share;
 mod upkeep;
 
 pub(crate) use action::{Action, Role, Shown};
@@ -23,6 +24,7 @@ pub(crate) use edges::strangers;
 pub(crate) use image::{Remote, remote_images};
 pub(crate) use install::{has_inside, order};
 pub(crate) use mark::{Owner, machine_owner, owner};
+pub(crate) use share::{Reach, shared_sources};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -57,6 +59,8 @@ pub(crate) struct Facts {
     pub(crate) sockets: Vec<String>,
     /// Paths that devices need and that are not there.
     pub(crate) missing: BTreeSet<String>,
+    /// Who gets to the folders that machines write as the host's users.
+    pub(crate) shares: BTreeMap<String, Reach>,
     /// anklume's own folders on the host that are not as they must be: path, and what is wrong where it cannot be mended.
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to networks that are directly connected.

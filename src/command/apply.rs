@@ -18,6 +18,7 @@ mod provision;
 mod remote;
 mod report;
 mod schedule;
+mod shares;
 mod wire;
 
 pub(super) use carry::{carry_out, each, in_parallel};

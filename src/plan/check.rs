@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::mark::{self, Owner};
-use super::{Action, FolderState, Setting, domain, fault, upkeep};
+use super::{Action, FolderState, Setting, domain, fault, share, upkeep};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::edge::HOST_FOLDER;
 use crate::incus::Keys;
@@ -22,6 +22,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     uids(setting, faults);
     host_folders(setting, faults);
     namesake(setting, faults);
+    share::check(setting, faults);
     let holders = holders(setting);
     for (domain, machine) in setting.wanted.infra.machines() {
         address(setting, domain, machine, &holders, faults);
@@ -276,6 +277,7 @@ pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
 pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
     let mut notes: Vec<String> = upkeep::note(setting).into_iter().collect();
+    notes.extend(share::notes(setting));
     if !infra.unapplied.is_empty() {
         let keys: Vec<String> = infra
             .unapplied

@@ -4,6 +4,7 @@ mod destroy;
 mod inside;
 mod memory;
 mod obstacles;
+mod share;
 mod upkeep;
 
 use serde_json::json;

@@ -242,6 +242,7 @@ fn every_code_is_a_heading_and_every_heading_a_code() {
         include_str!("../domain.rs"),
         include_str!("../machine.rs"),
         include_str!("../network.rs"),
+        include_str!("../share.rs"),
     ];
     let codes: BTreeSet<&str> = sources
         .iter()
