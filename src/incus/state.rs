@@ -105,6 +105,8 @@ pub(crate) struct Profile {
     pub(crate) name: String,
     #[serde(default = "default_project")]
     pub(crate) project: String,
+    #[serde(default)]
+    pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
     #[serde(default, deserialize_with = "or_default")]
@@ -123,6 +125,8 @@ pub(crate) struct Instance {
     /// `Running`, `Stopped`, `Frozen`, …
     #[serde(default)]
     pub(crate) status: String,
+    #[serde(default)]
+    pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
     #[serde(default, deserialize_with = "or_default")]

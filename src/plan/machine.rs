@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, edits};
-use super::domain::{self, DEFAULT_PROFILE, devices_json, gives_root, is_root, root_disk};
+use super::difference::{Want, description_edit, edits, or_default, profiles_edit};
+use super::domain::{self, devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
 use super::{Action, Setting, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
-use crate::incus::{Devices, Edit, Keys, Object, Power, as_object};
+use crate::incus::{Devices, Keys, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
 /// The network device; one of that name in a profile gives way to it.
@@ -53,12 +53,8 @@ pub(super) fn make(
     }
     let want = want(setting, domain, machine, Some(there));
     let mut changes = edits(&there.config, &there.devices, &want);
-    if !machine.profiles.is_empty() && machine.profiles != there.profiles {
-        changes.push(Edit::Profiles {
-            old: there.profiles.clone(),
-            new: machine.profiles.clone(),
-        });
-    }
+    changes.extend(description_edit(&there.config, &there.description, &want));
+    changes.extend(profiles_edit(&there.config, &there.profiles, &want));
     actions.extend(domain::edit(object.clone(), changes));
     let listens = there.devices.values().any(edges::listens_inside);
     match there.status.as_str() {
@@ -102,22 +98,17 @@ fn may_touch(
     false
 }
 
-/// The profiles of a new machine.
-fn profiles(machine: &Machine) -> Vec<String> {
-    if machine.profiles.is_empty() {
-        vec![DEFAULT_PROFILE.to_owned()]
-    } else {
-        machine.profiles.clone()
-    }
-}
-
 fn want(
     setting: &Setting<'_>,
     domain: &Domain,
     machine: &Machine,
     there: Option<&Instance>,
 ) -> Want {
-    let mut want = Want::default();
+    let mut want = Want {
+        description: machine.description.clone(),
+        profiles: machine.profiles.clone(),
+        ..Want::default()
+    };
     let options = [
         (
             "boot.autostart",
@@ -128,7 +119,10 @@ fn want(
             machine.boot_priority.map(|is| is.to_string()),
         ),
         ("snapshots.schedule", machine.snapshots_schedule.clone()),
-        ("snapshots.expiry", machine.snapshots_expiry.clone()),
+        (
+            "snapshots.expiry",
+            machine.snapshots_expiry.as_deref().map(expiry),
+        ),
         (
             "security.protection.delete",
             (!machine.ephemeral).then(|| "true".to_owned()),
@@ -162,6 +156,11 @@ fn want(
     want
 }
 
+/// How long a snapshot is kept, as Incus writes it: there `M` and `H` are minutes and hours, and `m` is months.
+fn expiry(declared: &str) -> String {
+    declared.replace('m', "M").replace('h', "H")
+}
+
 fn nic(domain: &Domain, machine: &Machine) -> Keys {
     let mut keys: Keys = [
         ("type", "nic"),
@@ -192,7 +191,7 @@ fn root(
         let mut devices = there.expanded_devices.iter();
         devices.any(|(name, keys)| name != "root" && is_root(keys))
     });
-    let of_profile = profiles(machine)
+    let of_profile = or_default(&machine.profiles)
         .iter()
         .any(|name| gives_root(domain, name));
     let needed = !own && !by_hand && !of_profile;
@@ -229,7 +228,8 @@ fn create(
         "name": machine.name.as_str(),
         "type": image::api_kind(machine.kind),
         "source": source,
-        "profiles": profiles(machine),
+        "description": want.description,
+        "profiles": or_default(&machine.profiles),
         "config": as_object(&want.config),
         "devices": devices_json(&want.devices),
     });

@@ -65,6 +65,17 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
     carry(&mut state, &plan);
     assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
+    // A profile that somebody made in a domain's project.
+    let by_hand = json!({"name": "small", "project": "work", "config": {"limits.cpu": "8"}});
+    let mut second = applied(&INFRA.replace("        profiles: [default, small]\n", ""));
+    second.profiles.retain(|one| one.name != "small");
+    second
+        .profiles
+        .push(serde_json::from_value(by_hand).unwrap());
+    assert_eq!(codes(INFRA, &second, &facts(), &[]), ["not-ours"]);
+    let plan = planned(INFRA, &second, &facts(), &["work"]).unwrap();
+    let taken = "~ profile small of work limits.cpu: 8 → 1".to_owned();
+    assert!(lines(&plan).contains(&taken), "{:#?}", lines(&plan));
     // Another infrastructure's is not to be had.
     let second = INFRA.replace("project_name: demo", "project_name: second");
     let found = codes(

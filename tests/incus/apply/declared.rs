@@ -1,4 +1,4 @@
-//! What a machine may have besides services: folders of the host.
+//! What a machine may have besides services: all of it is there, and a second run finds it as declared.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -8,17 +8,30 @@ use std::process::Command;
 use crate::project::have_incus;
 use crate::world::World;
 
-/// A machine with a folder of each kind.
+/// A machine with every key that `apply` knows, but for services.
 const INFRA: &str = r#"
 shared_volumes:
   docs: {source: "{folder}/new/docs", consumers: {{a}: rw}}
 domains:
   {a}:
     subnet_id: 1
+    description: Of the domain
     ephemeral: true
+    profiles:
+      small: {description: Of the profile, config: {limits.cpu: 1}}
     machines:
       {a}-one:
-        persistent_data: {conf: {path: /conf}}
+        description: Of the machine
+        ip: "{base}.1.10"
+        profiles: [default, small]
+        config: {limits.memory: 1GiB}
+        devices: {"null": {type: unix-char, path: /dev/null}}
+        storage_volumes: {data: {size: 10MiB, path: /data}}
+        persistent_data: {conf: {path: /conf}, fixed: {path: /fixed, readonly: true}}
+        boot_autostart: true
+        boot_priority: 7
+        snapshots_schedule: "0 2 * * *"
+        snapshots_expiry: 12h
 "#;
 
 /// Gives a path these rights.
@@ -46,8 +59,31 @@ fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_
     open(world.folder.path(), 0o755);
     world.apply();
     world.is_settled();
-
     let machine = world.machine(0, "one");
+    for (key, value) in [
+        ("limits.memory", "1GiB"),
+        ("boot.autostart", "true"),
+        ("boot.autostart.priority", "7"),
+        ("snapshots.schedule", "0 2 * * *"),
+        ("snapshots.expiry", "12H"),
+    ] {
+        assert_eq!(world.config(0, "one", key), value, "{key}");
+    }
+    let answer = |args: &[&str]| {
+        let output = world.incus(0, args);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shows = answer(&["config", "show", &machine]);
+    assert!(shows.contains("description: Of the machine\n"), "{shows}");
+    assert!(shows.contains("- default\n- small\n"), "{shows}");
+    let profile = answer(&["profile", "show", "small"]);
+    assert!(
+        profile.contains("description: Of the profile\n"),
+        "{profile}"
+    );
+    let writes = "test -d /data && touch /shared/docs/x /conf/x && ! touch /fixed/x 2>/dev/null";
+    assert!(world.exec(0, "one", writes).0);
+
     for place in ["shared/docs", "conf"] {
         let target = format!("{machine}/{place}/id");
         let pushed = world.incus(0, &["file", "push", "-q", "/usr/bin/id", &target]);
