@@ -10,7 +10,7 @@ mod unreachable;
 mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
-pub(crate) use exec::{Errand, ErrandError};
+pub(crate) use exec::Errand;
 pub(crate) use open::{Watch, open, resolve};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, DecisionFilter, LogArgs};
 pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
-pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs};
+pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs};
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
 };
@@ -109,6 +109,9 @@ pub enum Command {
     /// Put this machine in order by the order on stdin; started by apply, inside a machine
     #[command(hide = true)]
     MachineSetup,
+    /// Ask a provider what it offers this machine; started by apply and doctor, inside a machine
+    #[command(hide = true)]
+    MachineAsk(MachineAskArgs),
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),

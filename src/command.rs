@@ -7,6 +7,8 @@ mod audit;
 mod clipboard_holder;
 mod destroy;
 mod doctor;
+mod errand;
+mod machine_ask;
 mod machine_setup;
 mod manual;
 mod mcp;
@@ -50,6 +52,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Completions(args) => print_completions(args, output),
         Command::Man => print_manual(output),
         Command::RotateLogs => rotate_logs::run(output),
+        Command::MachineAsk(args) => machine_ask::run(args, output),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }

@@ -27,6 +27,8 @@ pub const FRESH_PREFIX: &str = "anklume.new-";
 pub const SETUP: &str = "machine-setup";
 /// Held locked by who puts a machine in order; nobody else can open it.
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
+/// The command by which the program asks a provider what it offers the machine.
+pub const ASK: &str = "machine-ask";
 /// A link to the program, where a shell finds it.
 pub const LINK: &str = "/usr/local/bin/anklume";
 /// The folder of what the program is told.
@@ -148,6 +150,21 @@ pub enum Supervisor {
     Openrc,
     /// Nobody: it was started, and nothing starts it again.
     Nobody,
+}
+
+/// What the program says when it asked a provider what it offers the machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offered {
+    /// The names of the services.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// From the question to the answer, over a connection that stands, in milliseconds.
+    #[serde(default)]
+    pub milliseconds: Option<f64>,
+    /// Why there is no answer, in words.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// What the program says when it has put a machine in order.

@@ -14,16 +14,19 @@ mod install;
 mod machine;
 mod mark;
 mod network;
+mod proof;
 mod share;
 mod upkeep;
 
-pub(crate) use action::{Action, Role, Shown};
+pub(crate) use action::{Action, PROVE, Role, Shown};
 pub(crate) use again::Again;
+pub(crate) use check::in_use;
 pub(crate) use destroy::{Doomed, Selection, destroy};
-pub(crate) use edges::strangers;
+pub(crate) use edges::{Intruder, intruders, strangers};
 pub(crate) use image::{Remote, remote_images};
-pub(crate) use install::{has_inside, order};
-pub(crate) use mark::{Owner, machine_owner, owner};
+pub(crate) use install::{has_inside, needs_program, order};
+pub(crate) use mark::{Owner, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner};
+pub(crate) use proof::Proof;
 pub(crate) use share::{Reach, shared_sources};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
 
@@ -73,6 +76,8 @@ pub(crate) struct Facts {
     pub(crate) inside: BTreeMap<(String, String), Found>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
+    /// Edges whose consumer has all the connections that it may have, so that nobody else can ask; by hash.
+    pub(crate) full: BTreeSet<String>,
     /// Logs of the edges that have grown over the limit.
     pub(crate) logs: Vec<BigLog>,
     /// Whether the host rotates them by itself.
@@ -130,6 +135,8 @@ pub(crate) struct Plan {
     pub(crate) host: Vec<Action>,
     /// Projects, networks and profiles; then the machines in them.
     pub(crate) domains: Vec<DomainPlan>,
+    /// Calls over the channels, when all of that is done.
+    pub(crate) proofs: Vec<Action>,
     /// Left-over sockets on the host.
     pub(crate) swept: Vec<Action>,
     /// What keeps the host's logs of channels bounded; independent of each other.
@@ -184,6 +191,7 @@ impl Plan {
             .chain(make)
             .chain(install)
             .chain(connect)
+            .chain(&self.proofs)
             .chain(&self.swept)
             .chain(&self.upkeep)
     }
@@ -226,6 +234,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
             machines,
         });
     }
+    plan.proofs = proof::proofs(&setting, &plan);
     plan.notes = check::notes(&setting);
     if faults.is_empty() {
         Ok(plan)

@@ -1,4 +1,8 @@
-//! A command in a machine, run to its end within bounds: nothing that the machine does makes it long or large.
+//! An errand in a machine: one line goes in, one line comes back, within bounds; nothing that the machine does makes it
+//! long or large.
+//!
+//! On a busy host Incus loses what a command says that ends before its streams are joined (lxd #11422). So whoever is sent
+//! says its line and stays until it is let go, which is when its stdin ends ([`crate::command`]'s `errand`).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,9 +14,11 @@ use tokio::time::timeout;
 use super::command::LOCAL_REMOTE;
 
 /// Most that is read of what a command says, in bytes; of each of stdout and stderr.
-pub(crate) const SAID_MAX: usize = 64 * 1024;
+pub(crate) const SAID_MAX: usize = 1024 * 1024;
+/// How many bytes are read at once.
+const CHUNK: usize = 8 * 1024;
 
-/// A command in a machine.
+/// A command of this program's in a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Errand<'a> {
     /// The machine's project.
@@ -23,8 +29,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) user: Option<(u32, u32)>,
     /// The command and its arguments.
     pub(crate) words: &'a [&'a str],
-    /// What it reads.
-    pub(crate) stdin: &'a [u8],
+    /// The line that it reads, without its end.
+    pub(crate) order: &'a [u8],
     /// How long it may take.
     pub(crate) patience: Duration,
 }
@@ -34,9 +40,9 @@ pub(crate) struct Errand<'a> {
 pub(crate) struct Said {
     /// Its exit code; `None`: it was killed.
     pub(crate) code: Option<i32>,
-    /// The beginning of its stdout.
-    pub(crate) stdout: Vec<u8>,
-    /// The beginning of its stderr.
+    /// The line that it said; where it ended without one, all that came.
+    pub(crate) answer: Vec<u8>,
+    /// What it said on stderr, or `incus` of it.
     pub(crate) stderr: String,
 }
 
@@ -64,6 +70,8 @@ impl Errand<'_> {
         }
         command.arg("--").args(self.words);
         command.env(LOCAL_REMOTE.0, LOCAL_REMOTE.1);
+        // A ^C at the terminal is for whoever waits for this, not for the step in hand.
+        command.process_group(0);
         command
     }
 
@@ -78,39 +86,70 @@ impl Errand<'_> {
         let mut child = piped.spawn().map_err(ErrandError::NotStarted)?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let feed = async {
-            if let Some(mut stdin) = stdin {
-                // A command that ends before it has read everything has its reasons.
-                let _ = stdin.write_all(self.stdin).await;
-            }
-        };
-        let all = async {
-            let ((), stdout, stderr) = tokio::join!(feed, beginning(stdout), beginning(stderr));
-            let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
-                return Err(ErrandError::TooMuch);
+        let exchange = async {
+            let order = async {
+                let mut stdin = stdin;
+                if let Some(stdin) = &mut stdin {
+                    // A command that ends before it has read everything has its reasons.
+                    let line = [self.order, b"\n"].concat();
+                    let _ = stdin.write_all(&line).await;
+                    let _ = stdin.flush().await;
+                }
+                stdin
             };
+            let (stdin, answer) = tokio::join!(order, line(stdout));
+            // Let go.
+            drop(stdin);
+            answer.ok_or(ErrandError::TooMuch)
+        };
+        let words = async { all(stderr).await.ok_or(ErrandError::TooMuch) };
+        let whole = async {
+            let (answer, stderr) = tokio::try_join!(exchange, words)?;
             let status = child.wait().await.map_err(ErrandError::NotStarted)?;
             Ok(Said {
                 code: status.code(),
-                stdout,
+                answer,
                 stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
             })
         };
-        timeout(self.patience, all)
+        timeout(self.patience, whole)
             .await
             .map_err(|_| ErrandError::Slow(self.patience))?
     }
 }
 
-/// All that comes, if it is not too much.
-async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
+/// The first line that comes, without its end; what came, where the stream ends before; `None`: it is too long.
+async fn line(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
+    read(stream, |said| said.iter().position(|byte| *byte == b'\n')).await
+}
+
+/// All that comes; `None`: it is too much.
+async fn all(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
+    read(stream, |_| None).await
+}
+
+/// Reads until `end` finds where that is, or the stream ends.
+async fn read(
+    stream: Option<impl AsyncRead + Unpin>,
+    end: impl Fn(&[u8]) -> Option<usize>,
+) -> Option<Vec<u8>> {
     let mut said = Vec::new();
-    if let Some(stream) = stream {
-        let most = u64::try_from(SAID_MAX).unwrap_or(u64::MAX) + 1;
+    let Some(mut stream) = stream else {
+        return Some(said);
+    };
+    while said.len() <= SAID_MAX {
+        let known = said.len();
+        said.reserve(CHUNK);
         // What cannot be read was not said.
-        let _ = stream.take(most).read_to_end(&mut said).await;
+        if stream.read_buf(&mut said).await.unwrap_or_default() == 0 {
+            return Some(said);
+        }
+        if let Some(more) = said.get(known..).and_then(&end) {
+            said.truncate(known + more);
+            return Some(said);
+        }
     }
-    (said.len() <= SAID_MAX).then_some(said)
+    None
 }
 
 #[cfg(test)]
@@ -120,13 +159,21 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_taken_than_there_is_room_for() {
         let much = vec![b'x'; SAID_MAX + 1];
-        assert_eq!(beginning(Some(much.as_slice())).await, None);
+        assert_eq!(all(Some(much.as_slice())).await, None);
+        assert_eq!(line(Some(much.as_slice())).await, None);
         let enough = vec![b'x'; SAID_MAX];
-        assert_eq!(
-            beginning(Some(enough.as_slice())).await,
-            Some(enough.clone())
-        );
-        assert_eq!(beginning(None::<&[u8]>).await, Some(Vec::new()));
+        assert_eq!(all(Some(enough.as_slice())).await, Some(enough.clone()));
+        assert_eq!(all(None::<&[u8]>).await, Some(Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_a_line_and_does_not_wait_for_more() {
+        let (mut machine, host) = tokio::io::duplex(64);
+        machine.write_all(b"{}\nmore").await.unwrap();
+        // The other end stays open, as a machine that waits to be let go.
+        assert_eq!(line(Some(host)).await, Some(b"{}".to_vec()));
+        drop(machine);
+        assert_eq!(line(Some(&b"cut"[..])).await, Some(b"cut".to_vec()));
     }
 
     #[test]
@@ -135,8 +182,8 @@ mod tests {
             project: "vault",
             machine: "signer",
             user: Some((1000, 100)),
-            words: &["/opt/anklume/anklume", "mcp", "list"],
-            stdin: b"",
+            words: &["/opt/anklume/anklume", "machine-ask", "vault"],
+            order: b"",
             patience: Duration::from_secs(1),
         };
         let words: Vec<String> = errand
@@ -147,7 +194,7 @@ mod tests {
             .collect();
         assert_eq!(
             words.join(" "),
-            "exec signer --project vault -T --force-local --cwd / --user 1000 --group 100 -- /opt/anklume/anklume mcp list"
+            "exec signer --project vault -T --force-local --cwd / --user 1000 --group 100 -- /opt/anklume/anklume machine-ask vault"
         );
     }
 }

@@ -41,6 +41,13 @@ pub struct DestroyArgs {
     pub force: bool,
 }
 
+/// `anklume machine-ask`
+#[derive(Debug, Args)]
+pub struct MachineAskArgs {
+    /// The provider
+    pub provider: String,
+}
+
 /// `anklume doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {

@@ -42,7 +42,7 @@ pub struct McpServeArgs {
 }
 
 /// Which channel to use.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ChannelArgs {
     /// The machine; without it, a server of this program's own on this computer
     #[arg(short, long, alias = "machine", value_name = "MACHINE")]

@@ -2,13 +2,16 @@
 //!
 //! What there is to do is decided in [`crate::plan`]; here it is looked for, shown, and carried out.
 
+mod ask;
 mod carry;
+mod channels;
 mod context;
 mod heads;
 mod host;
 mod host_work;
 mod hung;
 mod inside;
+mod kept;
 mod lock;
 mod logs;
 mod program;
@@ -19,38 +22,42 @@ mod remote;
 mod report;
 mod schedule;
 mod shares;
+mod stop;
 mod wire;
 
+pub(super) use ask::ask;
 pub(super) use carry::{carry_out, each, in_parallel};
-pub(super) use context::{Context, runtime};
-pub(super) use heads::{Log, forget_deleted, keep};
+pub(super) use context::{Context, block_on};
+pub(super) use heads::{Log, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
-pub(super) use program::Program;
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};
 pub(super) use schedule::{has_daemon, is_scheduled};
+
+use anyhow::Context as _;
 
 use crate::cli::{ApplyArgs, Format};
 use crate::command::open_infra;
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
-use crate::incus::State;
 use crate::incus::state::Instance;
+use crate::incus::{Object, State};
 use crate::infra::Infra;
-use crate::plan::{Facts, Plan, Wanted, owner, plan, remote_images};
+use crate::plan::{
+    Action, DomainPlan, Facts, MachinePlan, Plan, Wanted, needs_program, owner, plan, remote_images,
+};
 
 use super::output::Output;
+use kept::Shelf;
 
 /// Runs `anklume apply`.
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let edges = edges(&infra)?;
-    let runtime = runtime()?;
-    runtime.block_on(async {
+    block_on(async {
         // A dry run too: what another run is in the middle of is no state to plan from.
         let context = Context::new(output).await?.locked(output).await?;
-        let context = context.with_program(Some(Program::of_this()?));
         let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
         if args.dry_run {
             return show(&plan, args.exit_code, output);
@@ -61,27 +68,37 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             output.say(&format!("note: {note}"));
         }
         let progress = Progress::new(output, plan.actions().count());
-        tokio::select! {
-            report = execute(&context, &edges, &plan, &progress) => {
-                progress.end();
-                report.print(NOTHING, &plan.notes, context.writes(), output)
-            }
-            _ = tokio::signal::ctrl_c() => {
-                progress.end();
-                Err(interrupted())
-            }
-        }
+        let steps = execute(&context, &plan, &progress);
+        let report = to_the_end(&context, &progress, steps).await?;
+        report.print(NOTHING, &plan.notes, context.writes(), output)
     })
 }
 
 /// What was asked for is there.
 const NOTHING: &str = "nothing to do: Incus is as declared";
 
-/// Asked to stop in the middle: what has begun on Incus goes on there.
-pub(super) fn interrupted() -> anyhow::Error {
-    let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
-    let help = "run the command again: it goes on where it was";
-    failure.help(help).into()
+/// Carries steps out to the end; to that of the steps in hand, where a signal asks to stop.
+///
+/// # Errors
+///
+/// A second signal did not wait for them: what has begun on Incus goes on there.
+pub(super) async fn to_the_end(
+    context: &Context,
+    progress: &Progress,
+    steps: impl Future<Output = Report>,
+) -> anyhow::Result<Report> {
+    let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
+    let report = context.stop().heeded(steps, tell).await;
+    progress.end();
+    let Some(report) = report.context("cannot watch for signals")? else {
+        let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
+        return Err(failure.help(report::AGAIN).into());
+    };
+    Ok(if context.stop().is_asked() {
+        report.stopped()
+    } else {
+        report
+    })
 }
 
 /// Reads what there is, on Incus, on the host and in the machines.
@@ -93,7 +110,7 @@ pub(super) async fn survey(
     let state = context.state(&infra.project).await?;
     let mut facts = host::facts(infra, edges).await;
     let found = inside::look(context, infra, edges, &state).await;
-    (facts.inside, facts.broken) = (found.inside, found.broken);
+    (facts.inside, facts.broken, facts.full) = (found.inside, found.broken, found.full);
     Ok((state, facts))
 }
 
@@ -106,13 +123,16 @@ async fn look(
 ) -> anyhow::Result<(Plan, State)> {
     let (state, mut facts) = survey(context, infra, edges).await?;
     facts.images = remote::find(remote_images(infra, &state)).await;
+    let program = if needs_program(infra, edges, &state) {
+        context.program()?.digest.as_str()
+    } else {
+        ""
+    };
     let wanted = Wanted {
         infra,
         edges,
         adopt,
-        program: context
-            .program()
-            .map_or("", |program| program.digest.as_str()),
+        program,
     };
     let plan = plan(wanted, &state, &facts)?;
     Ok((plan, state))
@@ -125,16 +145,24 @@ async fn logs_of_calls(
     edges: &[Edge],
     state: &State,
 ) -> Vec<String> {
-    heads::forget(infra, &state.instances);
+    let shelf = Shelf::of_host();
+    shelf.forget(infra, &state.instances);
+    shelf.remember_rebuilt(&state.instances);
     let mut notes = Vec::new();
     for provider in providers(edges, state) {
         match keep(context, provider).await {
             Log::Sound => {}
             Log::Altered { detail, .. } => notes.push(detail),
+            Log::Lost(log) => notes.push(log.put_aside()),
             Log::Unknown(why) => notes.push(why),
         }
     }
     notes
+}
+
+/// Forgets what was kept of the logs of machines that were deleted.
+pub(super) fn forget_deleted(deleted: &[&Object]) {
+    Shelf::of_host().forget_deleted(deleted);
 }
 
 /// The machines on Incus that are providers of these edges, each once.
@@ -164,7 +192,7 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
-async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Progress) -> Report {
+async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
     let mut report = Report::default();
     let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
     report.add(in_parallel(context, each, progress).await);
@@ -181,56 +209,49 @@ async fn execute(context: &Context, edges: &[Edge], plan: &Plan, progress: &Prog
                 .iter()
                 .flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
-            report.skip(actions, &why, progress);
+            report.skip(actions, context.stop().or(&why), progress);
         }
         report.add(vec![outcomes]);
     }
     machines(context, &sound, &mut report, progress).await;
-    report.add(proof::of_new(edges, plan, &report, progress).await);
+    report.add(proof::carry_out(context, &plan.proofs, &report, progress).await);
     report.add(carry_out(context, &plan.swept, progress).await);
     let upkeep = plan.upkeep.iter().map(std::slice::from_ref);
     report.add(in_parallel(context, upkeep.collect(), progress).await);
     report
 }
 
+/// The machines of the sound domains: made, then filled, then connected; one that fails goes no further.
 async fn machines(
     context: &Context,
-    domains: &[&crate::plan::DomainPlan],
+    domains: &[&DomainPlan],
     report: &mut Report,
     progress: &Progress,
 ) {
-    let all: Vec<_> = domains.iter().flat_map(|domain| &domain.machines).collect();
-    let made = in_parallel(
-        context,
-        all.iter().map(|one| one.make.as_slice()).collect(),
-        progress,
-    )
-    .await;
-    let mut ready = Vec::new();
-    for (machine, outcomes) in all.into_iter().zip(made) {
-        if outcomes.iter().all(Outcome::is_done) {
-            ready.push(machine);
-        } else {
-            let why = format!("the machine {} is not ready", machine.name);
-            let rest = machine.install.iter().chain(&machine.connect);
-            report.skip(rest, &why, progress);
+    /// What is done to all machines before anything of the next is done to one.
+    const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
+        |machine| &machine.make,
+        // The program first, then the policy, then the devices.
+        |machine| machine.install.as_slice(),
+        |machine| &machine.connect,
+    ];
+    let mut ready: Vec<&MachinePlan> = domains.iter().flat_map(|one| &one.machines).collect();
+    for (number, stage) in (1..).zip(STAGES) {
+        let chains = ready.iter().map(|machine| stage(machine)).collect();
+        let ended = in_parallel(context, chains, progress).await;
+        let machines = std::mem::take(&mut ready);
+        for (machine, outcomes) in machines.into_iter().zip(ended) {
+            if outcomes.iter().all(Outcome::is_done) {
+                ready.push(machine);
+            } else {
+                let rest = STAGES.iter().skip(number);
+                let rest = rest.flat_map(|stage| stage(machine));
+                let why = format!("the machine {} is not ready", machine.name);
+                report.skip(rest, context.stop().or(&why), progress);
+            }
+            report.add(vec![outcomes]);
         }
-        report.add(vec![outcomes]);
     }
-    // The program first, then the policy, then the devices.
-    let installs = ready.iter().map(|one| one.install.as_slice());
-    let installed = in_parallel(context, installs.collect(), progress).await;
-    let mut connect = Vec::new();
-    for (machine, outcomes) in ready.into_iter().zip(installed) {
-        if outcomes.iter().all(Outcome::is_done) {
-            connect.push(machine.connect.as_slice());
-        } else {
-            let why = format!("the machine {} is not ready", machine.name);
-            report.skip(machine.connect.iter(), &why, progress);
-        }
-        report.add(vec![outcomes]);
-    }
-    report.add(in_parallel(context, connect, progress).await);
 }
 
 impl Output {

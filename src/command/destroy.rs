@@ -3,8 +3,8 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::apply::{
-    Context, Outcome, Progress, Report, carry_out, forget_deleted, in_parallel, interrupted,
-    is_scheduled, runtime,
+    Context, Outcome, Progress, Report, block_on, carry_out, forget_deleted, in_parallel,
+    is_scheduled, to_the_end,
 };
 use super::open_infra;
 use super::output::Output;
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
         (_, Some(machine)) => Selection::Machine(machine),
         _ => Selection::All,
     };
-    runtime()?.block_on(async {
+    block_on(async {
         let context = Context::new(output).await?.locked(output).await?;
         let state = context.state(&infra.project).await?;
         let doomed = destroy(&infra.project, &state, selection, is_scheduled());
@@ -46,16 +46,9 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
             agree()?;
         }
         let progress = Progress::new(output, doomed.actions().count());
-        tokio::select! {
-            report = execute(&context, &doomed, &progress) => {
-                progress.end();
-                report.print(NOTHING, &doomed.notes, context.writes(), output)
-            }
-            _ = tokio::signal::ctrl_c() => {
-                progress.end();
-                Err(interrupted())
-            }
-        }
+        let steps = execute(&context, &doomed, &progress);
+        let report = to_the_end(&context, &progress, steps).await?;
+        report.print(NOTHING, &doomed.notes, context.writes(), output)
     })
 }
 
@@ -153,7 +146,8 @@ async fn execute(context: &Context, doomed: &Doomed, progress: &Progress) -> Rep
         report.add(carry_out(context, &doomed.rest, progress).await);
     } else {
         let rest = doomed.volumes.iter().chain(&doomed.rest);
-        report.skip(rest, "a machine could not be deleted", progress);
+        let why = context.stop().or("a machine could not be deleted");
+        report.skip(rest, why, progress);
     }
     report
 }

@@ -7,10 +7,11 @@ mod consumer;
 mod examine;
 mod inside;
 mod report;
+mod upkeep;
 
 use std::collections::BTreeMap;
 
-use super::apply::{Context, Log, Program, each, has_daemon, keep, providers, runtime, survey};
+use super::apply::{Context, Log, ask, block_on, each, has_daemon, keep, providers, survey};
 use super::open_infra;
 use super::output::Output;
 use crate::channel::shell_line;
@@ -19,7 +20,7 @@ use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::infra::Infra;
 use crate::name::closest;
-use crate::plan::{Facts, Rotation, unrotated};
+use crate::plan::{Facts, Intruder, Rotation, intruders, unrotated};
 use examine::{Examiner, Health};
 
 /// Runs `anklume doctor`.
@@ -30,7 +31,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         return report::nothing(&args.machines, output);
     }
-    let (healths, notes) = runtime()?.block_on(examine(args, &infra, &edges, &chosen, output))?;
+    let (healths, notes) = block_on(examine(args, &infra, &edges, &chosen, output))?;
     report::print(&healths, &notes, output)
 }
 
@@ -63,10 +64,8 @@ async fn examine<'e>(
     chosen: &[&'e Edge],
     output: &Output,
 ) -> anyhow::Result<(Vec<Health<'e>>, Vec<String>)> {
-    let program = Program::of_this()?;
-    let context = Context::new(output)
-        .await?
-        .with_program(Some(program.clone()));
+    let context = Context::new(output).await?;
+    let program = context.program()?;
     let (state, facts) = survey(&context, infra, edges).await?;
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
@@ -86,7 +85,11 @@ async fn examine<'e>(
     };
     let healths = each(chosen, |edge| walk(&context, &examiner, edge)).await;
     let mut notes = host_notes(&facts, &apply);
+    let others = intruders(&state.profiles);
+    let others = others.iter().filter(|one| !one.is_on(edges));
+    notes.extend(others.map(Intruder::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
+        Log::Lost(log) => Some(log.to_string()),
         Log::Unknown(why) => Some(why),
         Log::Sound | Log::Altered { .. } => None,
     }));
@@ -104,12 +107,12 @@ async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) ->
         notes: examiner.notes(edge),
     };
     if health.broken.is_none() {
-        match consumer::ask(edge).await {
+        match ask(edge).await {
             Ok(heard) => {
                 health.broken = examiner.heard(edge, &heard.services);
                 health.took = Some(heard.took);
             }
-            Err(why) => health.broken = Some(examiner.unheard(&why)),
+            Err(why) => health.broken = Some(examiner.unheard(edge, &why)),
         }
     }
     if health.broken.is_none() {

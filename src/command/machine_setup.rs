@@ -1,14 +1,10 @@
 //! `anklume machine-setup`, hidden: what `apply` runs inside a machine, with the order on stdin and the report on stdout.
 
-use std::io::{self, Read as _};
-
+use super::errand;
 use super::output::Output;
 use crate::error::{Exit, Failure};
 use crate::inside::Sent;
 use crate::setup;
-
-/// Largest order that is read, in bytes: a services file and a little.
-const ORDER_MAX: u64 = 32 * 1024 * 1024;
 
 /// Runs `anklume machine-setup`: 0 done, 1 something failed; the report says what.
 pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
@@ -16,9 +12,7 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
         let failure = Failure::new(Exit::Failed, "only root can put a machine in order");
         return Err(failure.help("`anklume apply` on the host does it").into());
     }
-    let mut text = Vec::new();
-    io::stdin().lock().take(ORDER_MAX).read_to_end(&mut text)?;
-    let sent: Sent = serde_json::from_slice(&text).map_err(|why| {
+    let sent: Sent = serde_json::from_slice(&errand::heard()?).map_err(|why| {
         Failure::new(Exit::Usage, format!("what is on stdin is no order: {why}"))
             .help("`anklume apply` on the host gives one")
     })?;
@@ -26,7 +20,7 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
         .enable_all()
         .build()?;
     let report = runtime.block_on(setup::carry_out(&sent));
-    output.json(&report)?;
+    errand::answer(output, &report)?;
     let done = report.altered.is_none() && report.failed.is_none();
     Ok(if done { Exit::Done } else { Exit::Failed })
 }

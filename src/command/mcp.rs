@@ -12,6 +12,8 @@ mod rehearse;
 mod serve;
 mod status;
 
+pub(super) use converse::converse;
+
 use crate::cli::McpCommand;
 use crate::error::Exit;
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Again, Schedule};
+use super::{Again, Proof, Schedule, mark};
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
 use crate::shown::shown;
@@ -12,8 +12,8 @@ use crate::shown::shown;
 const SHOWN_MAX: usize = 60;
 /// Bytes of the unit in which sizes are shown.
 const MIB: u64 = 1024 * 1024;
-/// Keys that anklume keeps for itself; shown only where nothing else changes.
-const MARKS: &str = "user.anklume.";
+/// The verb of a step that changes nothing.
+pub(crate) const PROVE: &str = "prove";
 
 /// Which end of an edge a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,8 @@ pub(crate) enum Action {
         /// Make it again though it looks right, and why.
         anew: Option<Again>,
     },
+    /// Try a call over a channel.
+    Prove(Proof),
     /// Put the program, the machine's name, its services and its server in order.
     Install {
         /// The machine.
@@ -140,7 +142,7 @@ pub(crate) enum Action {
 /// An action as programs read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Shown {
-    /// `create`, `change` or `remove`.
+    /// `create`, `change` or `remove`; `prove`, which changes nothing.
     pub(crate) verb: &'static str,
     /// What it is done to: `machine`, `device`, …
     pub(crate) kind: &'static str,
@@ -148,6 +150,14 @@ pub(crate) struct Shown {
     pub(crate) name: String,
     /// As people read it, a line for each change.
     pub(crate) lines: Vec<String>,
+}
+
+impl Shown {
+    /// In a few words: what is done to what.
+    pub(crate) fn title(&self) -> String {
+        let name = self.name.escape_debug();
+        format!("{} {} {name}", self.verb, self.kind)
+    }
 }
 
 impl Action {
@@ -171,6 +181,7 @@ impl Action {
                 device, old: None, ..
             } => ("create", "device", device),
             Self::Connect { device, .. } => ("change", "device", device),
+            Self::Prove(proof) => (PROVE, "channel", &proof.name),
             Self::Install { machine, lines, .. } => (verb(lines), "program", machine.name()),
             Self::Revoke { device, .. } => ("remove", "device", device),
             Self::Folder {
@@ -220,6 +231,11 @@ impl Action {
                     machine.name(),
                     other.1
                 )]
+            }
+            // After a change it goes without saying.
+            Self::Prove(Proof { changes: true, .. }) => Vec::new(),
+            Self::Prove(Proof { name, .. }) => {
+                vec![format!("~ channel {name}: no answer yet → asked again")]
             }
             Self::Install { lines, .. } => lines.clone(),
             Self::Revoke {
@@ -272,8 +288,9 @@ fn verb(lines: &[String]) -> &'static str {
     }
 }
 
+/// What anklume keeps for itself is shown where nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
-    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if key.starts_with(MARKS));
+    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if mark::is_own(key));
     let mut lines: Vec<String> = edits
         .iter()
         .filter(|edit| !is_mark(edit))

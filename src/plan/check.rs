@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::edges::Intruder;
 use super::mark::{self, Owner};
-use super::{Action, FolderState, Setting, domain, fault, share, upkeep};
-use crate::diagnostic::{Diagnostic, quote};
-use crate::edge::HOST_FOLDER;
+use super::{Action, FolderState, Setting, domain, edges, fault, share, upkeep};
+use crate::diagnostic::{Diagnostic, Place, quote};
+use crate::edge::{Edge, HOST_FOLDER};
 use crate::incus::Keys;
 use crate::incus::state::Instance;
-use crate::infra::{Domain, Machine};
+use crate::infra::{Device, Domain, Machine};
 
 /// Rights of anklume's folders on the host: whoever knows a path may go through, nobody may look around.
 const FOLDER_MODE: u32 = 0o711;
@@ -23,6 +24,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     host_folders(setting, faults);
     namesake(setting, faults);
     share::check(setting, faults);
+    among_channels(setting, faults);
     let holders = holders(setting);
     for (domain, machine) in setting.wanted.infra.machines() {
         address(setting, domain, machine, &holders, faults);
@@ -53,6 +55,55 @@ fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             there.first().unwrap_or(&"NAME").escape_debug()
         ),
     ));
+}
+
+/// The devices of profiles in anklume's folder; `ours`: those in this file's domains or on its channels, or the others.
+fn intruders<'a>(setting: &Setting<'a>, ours: bool) -> impl Iterator<Item = Intruder> + use<'a> {
+    let (infra, edges) = (setting.wanted.infra, setting.wanted.edges);
+    let is_ours = move |one: &Intruder| {
+        let mut domains = infra.enabled();
+        domains.any(|domain| domain.name.as_str() == one.project) || one.is_on(edges)
+    };
+    let all = edges::intruders(&setting.state.profiles).into_iter();
+    all.filter(move |one| is_ours(one) == ours)
+}
+
+/// Devices in the folder of the channels that are no channel's.
+fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    const CODE: &str = "proxy-into-channels";
+    let intruders = intruders(setting, true);
+    faults.extend(intruders.map(|one| {
+        let help = format!(
+            "take it off: `incus profile device remove {} {} --project {}`",
+            one.profile.escape_debug(),
+            one.device.escape_debug(),
+            one.project.escape_debug()
+        );
+        fault(CODE, None, one.what(), help)
+    }));
+    // A file in which nobody is served is only warned of these.
+    let mut declared = |place: &Place, owner: &str, device: &Device| {
+        let keys = device.keys.iter().cloned().collect();
+        faults.extend(edges::host_socket(&keys).map(|_| {
+            let name = quote(&device.name);
+            let message = format!(
+                "the device {name} of {owner} has a socket in `{HOST_FOLDER}`, where only channels are"
+            );
+            fault(CODE, Some(place), message, "choose another path")
+        }));
+    };
+    for domain in setting.wanted.infra.enabled() {
+        for (name, profile) in &domain.profiles {
+            let owner = format!("the profile {}", quote(name));
+            let devices = profile.devices.iter();
+            devices.for_each(|device| declared(&domain.place, &owner, device));
+        }
+        for machine in &domain.machines {
+            let owner = quote(machine.name.as_str());
+            let devices = machine.devices.iter();
+            devices.for_each(|device| declared(&machine.place, &owner, device));
+        }
+    }
 }
 
 /// Who has which fixed address on which network: machines that the file does not declare.
@@ -273,6 +324,14 @@ pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
     actions
 }
 
+/// That a consumer keeps everybody else out of its channel.
+pub(crate) fn in_use(edge: &Edge) -> String {
+    let consumer = &edge.consumer.machine;
+    format!(
+        "all the connections that {consumer} may have are in use; what in {consumer} holds them must let go"
+    )
+}
+
 /// What no action follows from.
 pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
@@ -286,6 +345,16 @@ pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
             .collect();
         notes.push(format!("not applied by anklume: {}", keys.join(", ")));
     }
+    notes.extend(intruders(setting, false).map(|one| one.what()));
+    let edges = setting.wanted.edges.iter();
+    let full = edges.filter(|edge| setting.facts.full.contains(&edge.hash));
+    notes.extend(full.map(|edge| {
+        let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
+        format!(
+            "{consumer} → {provider} could not be asked: {}",
+            in_use(edge)
+        )
+    }));
     for instance in &setting.state.instances {
         let (project, name) = (instance.project.as_str(), instance.name.as_str());
         let owner = mark::machine_owner(&instance.config, setting.project(), project, name);

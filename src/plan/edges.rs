@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::mark::{self, Owner};
 use super::{Action, Again, Role, Setting};
+use crate::diagnostic::quote;
 use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, Profile};
 use crate::incus::{Keys, Object};
 use crate::infra::{Domain, Machine};
 
@@ -96,10 +97,59 @@ pub(crate) fn strangers(edges: &[Edge], instances: &[Instance]) -> Vec<Stranger>
     found
 }
 
+/// A device of a profile that uses a socket in anklume's folder: whatever machine has the profile has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Intruder {
+    /// File name of the socket.
+    pub(crate) socket: String,
+    /// The profile's project.
+    pub(crate) project: String,
+    /// The profile.
+    pub(crate) profile: String,
+    /// The device.
+    pub(crate) device: String,
+}
+
+impl Intruder {
+    /// Whether the socket is that of one of these edges.
+    pub(crate) fn is_on(&self, edges: &[Edge]) -> bool {
+        edges.iter().any(|edge| socket_name(edge) == self.socket)
+    }
+
+    /// What is wrong with it, in words.
+    pub(crate) fn what(&self) -> String {
+        format!(
+            "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, where only channels are",
+            quote(&self.device),
+            quote(&self.profile),
+            quote(&self.project)
+        )
+    }
+}
+
+/// The devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
+pub(crate) fn intruders(profiles: &[Profile]) -> Vec<Intruder> {
+    let mut found = Vec::new();
+    for profile in profiles {
+        for (device, keys) in &profile.devices {
+            found.extend(host_socket(keys).map(|socket| Intruder {
+                socket: socket.to_owned(),
+                project: profile.project.clone(),
+                profile: profile.name.clone(),
+                device: device.clone(),
+            }));
+        }
+    }
+    found
+}
+
 /// The file names of the edges' sockets on the host.
 fn sockets(edges: &[Edge]) -> BTreeSet<String> {
-    let name = |edge: &Edge| format!("{}.sock", edge.hash);
-    edges.iter().map(name).collect()
+    edges.iter().map(socket_name).collect()
+}
+
+fn socket_name(edge: &Edge) -> String {
+    format!("{}.sock", edge.hash)
 }
 
 /// The path in an address of a proxy.
@@ -137,6 +187,11 @@ pub(super) fn moves(setting: &Setting<'_>) -> Moves {
     let ours = sockets(edges);
     let mut moves = Moves::default();
     let mut used = ours.clone();
+    used.extend(
+        intruders(&setting.state.profiles)
+            .into_iter()
+            .map(|one| one.socket),
+    );
     for instance in &setting.state.instances {
         let place = (instance.project.as_str(), instance.name.as_str());
         for (name, device) in &instance.devices {

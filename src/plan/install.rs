@@ -2,9 +2,10 @@
 
 use super::mark;
 use super::{Action, Setting};
-use crate::incus::Object;
+use crate::edge::Edge;
 use crate::incus::state::Instance;
-use crate::infra::{Domain, Machine, MachineType};
+use crate::incus::{Object, State};
+use crate::infra::{Domain, Infra, Machine, MachineType};
 use crate::inside::{Found, Kind, Order, Serving, differences};
 use crate::services::Services;
 
@@ -21,6 +22,17 @@ pub(super) fn needs_inside(setting: &Setting<'_>, domain: &Domain, machine: &Mac
             || setting
                 .ends
                 .contains(&(domain.name.as_str(), machine.name.as_str())))
+}
+
+/// Whether there is a machine in which the program is, or must be.
+pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> bool {
+    let holds = |domain: &Domain, machine: &Machine| {
+        let mut all = state.instances.iter().filter(|one| has_inside(one));
+        all.any(|one| one.project == domain.name.as_str() && one.name == machine.name.as_str())
+    };
+    let mut machines = infra.machines();
+    !edges.is_empty()
+        || machines.any(|(domain, one)| !one.services.is_empty() || holds(domain, one))
 }
 
 /// What a machine should hold, with the program of this digest.

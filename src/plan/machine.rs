@@ -149,6 +149,7 @@ fn want(
     let has_inside = there.is_some_and(install::has_inside);
     if has_inside || install::needs_inside(setting, domain, machine) {
         want.set(mark::INSIDE, "true");
+        mark::mark_built(&mut want);
     }
     let image = there.and_then(|there| there.config.get(mark::IMAGE));
     // The image that it was made of: a later declaration does not make it another.

@@ -2,8 +2,11 @@
 
 use serde_json::Value;
 
-use crate::incus::Keys;
+use super::difference::Want;
+use crate::incus::{Edit, Keys};
 
+/// What the keys that anklume keeps for itself begin with, but for [`BUILT`].
+const OWN: &str = "user.anklume.";
 /// Names the infrastructure (`project_name`).
 pub(super) const PROJECT: &str = "user.anklume.project";
 /// Names the domain that a network or an access list is for.
@@ -14,8 +17,21 @@ pub(super) const MACHINE: &str = "user.anklume.machine";
 pub(super) const IMAGE: &str = "user.anklume.image";
 /// Is there where the program is, or was: `true`.
 pub(super) const INSIDE: &str = "user.anklume.inside";
+/// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
+const BUILT: &str = "image.anklume";
+/// A machine's number.
+const UUID: &str = "volatile.uuid";
+/// The same, or another value since the machine was taken back to a snapshot; after `incus rebuild` the same again.
+const GENERATION: &str = "volatile.uuid.generation";
+/// Is there, with a channel's device behind it, on a consumer in which no call over the channel has succeeded yet: `true`.
+const UNPROVEN: &str = "user.anklume.unproven.";
 /// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
+
+/// Whether anklume keeps a key for itself.
+pub(super) fn is_own(key: &str) -> bool {
+    key.starts_with(OWN) || key == BUILT
+}
 
 /// Whose an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +61,41 @@ pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &s
     match (owner(config, project), config.get(MACHINE)) {
         (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),
         (owner, _) => owner,
+    }
+}
+
+/// Sets the mark of a machine that is not built anew.
+pub(super) fn mark_built(want: &mut Want) {
+    want.set(BUILT, "true");
+}
+
+/// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another number.
+pub(crate) fn number(config: &Keys) -> Option<&String> {
+    config.get(UUID)
+}
+
+/// Whether a machine bears that mark.
+pub(crate) fn is_marked(config: &Keys) -> bool {
+    config.contains_key(BUILT)
+}
+
+/// Whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
+/// it can, and so can whoever may use Incus.
+pub(crate) fn is_rebuilt(config: &Keys) -> bool {
+    !is_marked(config) && config.get(GENERATION) == number(config)
+}
+
+/// The mark of a channel that nobody has proven, by its device.
+pub(super) fn unproven(device: &str) -> String {
+    format!("{UNPROVEN}{device}")
+}
+
+/// Sets that mark on the consumer, or takes it off.
+pub(crate) fn mark_unproven(device: &str, is: bool) -> Edit {
+    Edit::Config {
+        key: unproven(device),
+        old: None,
+        new: is.then(|| "true".to_owned()),
     }
 }
 

@@ -30,11 +30,10 @@ fn folder() -> &'static Path {
 
 /// What the server says of itself, if one runs.
 fn status() -> Option<Status> {
-    if !Folder::is_served(folder()) {
-        return None;
-    }
+    // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
     let text = Folder::status(folder()).ok()?;
-    serde_json::from_slice(&text).ok()
+    let status = serde_json::from_slice(&text).ok()?;
+    Folder::is_served(folder()).then_some(status)
 }
 
 /// Whether a server runs, and of the program that is in its place now.

@@ -164,20 +164,25 @@ fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
         Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
             return fs::set_permissions(path, fs::Permissions::from_mode(mode));
         }
-        Ok(is) => Some(is.uid()),
+        Ok(is) => Some(is),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => None,
         Err(why) => return Err(why),
     };
     let mut away = path.as_os_str().to_owned();
     away.push(format!(".{}", std::process::id()));
-    if there.is_some() {
+    if let Some(before) = &there {
         fs::rename(path, &away)?;
+        if before.is_dir() {
+            // Whoever had it changes nothing in it from here on.
+            lchown(&away, Some(0), Some(0))?;
+            fs::set_permissions(&away, fs::Permissions::from_mode(0o700))?;
+        }
     }
     fs::DirBuilder::new().mode(mode).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if let Some(before) = there {
         if path == Path::new(LOGS) {
-            logs(Path::new(&away), path, before, account)?;
+            logs(Path::new(&away), path, before.uid(), account)?;
         }
         // What cannot be removed, such as a mount of the other user's, stays out of the way.
         let _ = fs::remove_dir_all(&away);

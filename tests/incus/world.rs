@@ -176,6 +176,25 @@ impl World {
     }
 }
 
+/// A machine `{a}-signer` with these keys, which offers one service to the machine `{b}-dev`.
+pub(crate) fn pair(signer: &str, service: &str) -> String {
+    format!(
+        "
+domains:
+  {{a}}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {{a}}-signer: {{{signer}, services: [{{{service}, consumers: [{{b}}-dev]}}]}}
+  {{b}}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {{b}}-dev: {{}}
+"
+    )
+}
+
 /// Kills the process that carries the bytes of an edge at one of its ends, and waits until it is gone; `socket` is the
 /// edge's on the host.
 pub(crate) fn kill_proxy(provider: bool, socket: &str) {

@@ -7,6 +7,7 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod ask;
 mod client;
 mod clients;
 mod connect;

@@ -14,8 +14,9 @@ use super::progress::Progress;
 use super::provision;
 use super::report::{Outcome, Status};
 use super::schedule;
+use super::stop::LEFT;
 use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
-use crate::plan::{Action, Role};
+use crate::plan::{Action, Role, mark_unproven};
 
 /// How many chains run at once.
 const AT_ONCE: usize = 8;
@@ -50,7 +51,7 @@ pub(crate) async fn in_parallel(
         .await
 }
 
-/// Runs one chain; what follows a failure is skipped.
+/// Runs one chain; what follows a failure, or a wish to stop, is skipped.
 pub(crate) async fn carry_out(
     context: &Context,
     chain: &[Action],
@@ -64,8 +65,13 @@ async fn carry_out_chain(context: &Context, chain: &[Action], progress: &Progres
     let mut connection = None;
     let mut failed = false;
     for action in chain {
-        if failed {
-            let status = Status::Skipped("an earlier step failed".to_owned());
+        let left = if failed {
+            Some("an earlier step failed")
+        } else {
+            context.stop().is_asked().then_some(LEFT)
+        };
+        if let Some(why) = left {
+            let status = Status::Skipped(why.to_owned());
             outcomes.push(progress.ended(Outcome::new(action, status)));
             continue;
         }
@@ -109,6 +115,8 @@ async fn act(
         Action::Rotate { path, .. } => on_host(logs::rotate(path)),
         Action::Schedule(schedule) => on_host(schedule::set_up(schedule).await),
         Action::Unschedule => on_host(schedule::take_away().await),
+        // Tried when all else is done.
+        Action::Prove(_) => Ok(()),
         Action::Revoke { host, .. } => {
             if let Some(path) = host {
                 on_host(host_work::remove_socket(path))?;
@@ -225,7 +233,12 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             if anew.is_some() {
                 incus.edit(machine, &[set(device, None)]).await?;
             }
-            incus.edit(machine, &[set(device, Some(new))]).await
+            let mut edits = vec![set(device, Some(new))];
+            if *role == Role::Consumer {
+                // Until a call over it has succeeded, whoever makes it: this run or a later one.
+                edits.push(mark_unproven(device, true));
+            }
+            incus.edit(machine, &edits).await
         }
         Action::Revoke {
             machine,
@@ -237,7 +250,8 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             if let Some(path) = inside {
                 provision::delete_socket(incus, machine, path).await?;
             }
-            incus.edit(machine, &[set(device, None)]).await
+            let edits = [set(device, None), mark_unproven(device, false)];
+            incus.edit(machine, &edits).await
         }
         Action::Delete {
             object,
@@ -246,6 +260,7 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             ..
         } => delete(incus, object, *running, *protected).await,
         Action::Install { .. }
+        | Action::Prove(_)
         | Action::Folder { .. }
         | Action::Sweep { .. }
         | Action::Rotate { .. }

@@ -1,21 +1,23 @@
 //! The way to Incus for a whole run: which socket, how patient, and how many writing requests so far.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use super::super::output::Output;
 use super::lock::{Lock, lock};
 use super::program::Program;
+use super::stop::Stop;
 use crate::error::{Exit, Failure};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
 /// Longest that one request may take; making a network takes a second, and they wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Longest that a look into a machine may take.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest that one question about what is in a machine may take: a program of 50 MB comes through a busy host.
+const LOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
 /// Oldest Incus that does what anklume needs.
@@ -31,12 +33,14 @@ const NEEDED: [&str; 7] = [
     "network_bridge_acl",
 ];
 
-/// A runtime for streams, time-outs and signals.
-pub(crate) fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")
+/// Does work that has streams, time-outs and signals.
+pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("cannot start")?;
+    let done = runtime.block_on(work);
+    // Whoever asked to end at once does not wait for a thread that waits for a machine.
+    runtime.shutdown_background();
+    done
 }
 
 /// The way to Incus.
@@ -46,8 +50,9 @@ pub(crate) struct Context {
     writes: Writes,
     /// Held for the run; `None` without root's rights.
     lock: Option<Lock>,
-    /// What goes into machines; `None`: nothing does.
-    program: Option<Program>,
+    /// What goes into machines, once it was asked for.
+    program: OnceCell<Program>,
+    stop: Stop,
 }
 
 impl Context {
@@ -75,7 +80,8 @@ impl Context {
             socket,
             writes,
             lock: None,
-            program: None,
+            program: OnceCell::new(),
+            stop: Stop::default(),
         })
     }
 
@@ -85,20 +91,27 @@ impl Context {
         Ok(self)
     }
 
-    /// The same, with the program that goes into machines.
-    pub(in crate::command) fn with_program(mut self, program: Option<Program>) -> Self {
-        self.program = program;
-        self
-    }
-
-    /// The program that goes into machines.
-    pub(super) const fn program(&self) -> Option<&Program> {
-        self.program.as_ref()
+    /// The program that goes into machines; read when it is first asked for, as most of them have it.
+    ///
+    /// # Errors
+    ///
+    /// This one cannot go into machines.
+    pub(in crate::command) fn program(&self) -> anyhow::Result<&Program> {
+        if let Some(program) = self.program.get() {
+            return Ok(program);
+        }
+        let program = Program::of_this()?;
+        Ok(self.program.get_or_init(|| program))
     }
 
     /// The lock, if it is held.
     pub(super) const fn lock(&self) -> Option<&Lock> {
         self.lock.as_ref()
+    }
+
+    /// Whether the run was asked to stop.
+    pub(in crate::command) const fn stop(&self) -> &Stop {
+        &self.stop
     }
 
     /// A new connection.

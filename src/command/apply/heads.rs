@@ -3,47 +3,29 @@
 //!
 //! The log is read and checked here: a machine's own word on it would be worth nothing.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use tokio::time::timeout;
 
 use super::context::Context;
 use super::inside::runs;
+use super::kept::{Kept, Shelf};
 use crate::audit::verify::{Report, Verifier};
 use crate::audit::{KEEP, LOG, ROTATE_AT};
 use crate::channel::shell_line;
 use crate::incus::state::Instance;
 use crate::incus::{IncusError, Kind, Object};
-use crate::infra::Infra;
+use crate::plan::is_marked;
 
-/// Where they are kept.
-const FOLDER: &str = "/var/lib/anklume/audit";
-/// Rights of the folder.
-const FOLDER_MODE: u32 = 0o700;
 /// Largest file of a log that is read, in bytes: it is rotated before.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
 /// Longest that a log may take to be read.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a log that is rotated or written meanwhile is read.
 const TRIES: usize = 3;
-/// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another one.
-const UUID: &str = "volatile.uuid";
-
-/// The last line that was seen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Kept {
-    project: String,
-    machine: String,
-    seq: u64,
-    head: String,
-}
 
 /// How a log of calls is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,15 +34,28 @@ pub(in crate::command) enum Log {
     Sound,
     /// Not as it was written; what is wrong, and the command that accepts it as it is.
     Altered { detail: String, accept: String },
+    /// Incus built its machine anew, and it is not in it.
+    Lost(Lost),
     /// It could not be looked at, and why.
     Unknown(String),
 }
 
+/// The log of a machine that Incus built anew: it went with everything in the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::command) struct Lost {
+    machine: String,
+    /// The last line that was seen.
+    line: u64,
+    /// Where it is kept.
+    path: PathBuf,
+}
+
 /// Checks a provider's log against what was kept of it, and keeps its last line. Only root keeps anything.
 pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> Log {
+    let shelf = Shelf::of_host();
     let is_root = rustix::process::geteuid().is_root();
-    let uuid = provider.config.get(UUID).filter(|uuid| is_name(uuid));
-    let Some(uuid) = uuid.filter(|_| is_root && runs(provider)) else {
+    let path = shelf.path(provider);
+    let Some(path) = path.filter(|_| is_root && runs(provider)) else {
         return Log::Sound;
     };
     let unknown = |why: &dyn std::fmt::Display| {
@@ -69,7 +64,7 @@ pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> 
             provider.name
         ))
     };
-    let kept = match read(uuid) {
+    let kept = match Shelf::read(&path) {
         Ok(kept) => kept,
         Err(why) => return unknown(&why),
     };
@@ -83,31 +78,64 @@ pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> 
                     machine: provider.name.clone(),
                     seq: report.head.seq,
                     head: report.head.hash,
+                    marked: is_marked(&provider.config),
+                    rebuilt: false,
                 };
                 let is_new = kept.as_ref() != Some(&fresh);
-                return match is_new.then(|| write(uuid, &fresh)).transpose() {
+                return match is_new.then(|| shelf.write(&path, &fresh)).transpose() {
                     Ok(_) => Log::Sound,
                     Err(why) => unknown(&why),
                 };
             }
             Ok(Ok(Checked::None)) => return Log::Sound,
             // What was read while it was rotated is read again.
-            Ok(Ok(Checked::Altered(what))) => altered(provider, uuid, &what),
+            Ok(Ok(Checked::Altered(what))) => altered(provider, &path, &what),
             Ok(Err(why)) => unknown(&why),
             Err(_) => return unknown(&"it cannot be read in time"),
         };
     }
-    last
+    let rebuilt = kept.filter(|kept| kept.is_rebuilt(provider));
+    match (last, rebuilt) {
+        (Log::Altered { .. }, Some(kept)) => Log::Lost(Lost {
+            line: kept.seq,
+            machine: kept.machine,
+            path,
+        }),
+        (last, _) => last,
+    }
 }
 
-fn altered(provider: &Instance, uuid: &str, what: &str) -> Log {
-    let path = path(uuid).to_string_lossy().into_owned();
+impl Lost {
+    /// Puts what was kept of it aside, so that the machine's next log is watched; what is to be said of that.
+    pub(super) fn put_aside(&self) -> String {
+        match Shelf::put_aside(&self.path, jiff::Timestamp::now()) {
+            Ok(aside) => format!(
+                "{self}: what was kept of it, up to line {}, is now in `{}`",
+                self.line,
+                aside.display()
+            ),
+            Err(why) => format!("{self}, and what was kept of it cannot be put aside: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = self.machine.escape_debug();
+        write!(
+            f,
+            "{machine} was rebuilt, and its log of calls went with it"
+        )
+    }
+}
+
+fn altered(provider: &Instance, path: &Path, what: &str) -> Log {
     Log::Altered {
         detail: format!(
             "the log of calls of {} {what}",
             provider.name.escape_debug()
         ),
-        accept: shell_line(["rm", &path]),
+        accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
     }
 }
 
@@ -190,73 +218,6 @@ fn holds(file: &[u8], head: &str) -> bool {
         .any(|line| line.ends_with(end.as_bytes()))
 }
 
-/// Whether a machine's number may be a file's name.
-fn is_name(uuid: &str) -> bool {
-    !uuid.is_empty()
-        && uuid
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-}
-
-fn path(uuid: &str) -> PathBuf {
-    PathBuf::from(FOLDER).join(format!("{uuid}.json"))
-}
-
-/// What is kept of a machine.
-fn read(uuid: &str) -> io::Result<Option<Kept>> {
-    match fs::read(path(uuid)) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(why) => Err(why),
-    }
-}
-
-/// Keeps it: whole or not at all, for root alone.
-fn write(uuid: &str, kept: &Kept) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(FOLDER_MODE).create(FOLDER) {
-        Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
-        _ => {}
-    }
-    let is = fs::symlink_metadata(FOLDER)?;
-    if !is.is_dir() || is.uid() != 0 || is.permissions().mode() & 0o077 != 0 {
-        return Err(io::Error::other(format!("`{FOLDER}` is not root's alone")));
-    }
-    let mut fresh = tempfile::NamedTempFile::new_in(FOLDER)?;
-    serde_json::to_writer(&mut fresh, kept)?;
-    fresh.flush()?;
-    let done = fresh.persist(path(uuid));
-    done.map(drop).map_err(|failed| failed.error)
-}
-
-/// Forgets machines that were deleted.
-pub(in crate::command) fn forget_deleted(deleted: &[&Object]) {
-    forget_if(|_, kept| deleted.contains(&&Object::machine(&kept.project, &kept.machine)));
-}
-
-/// Forgets the machines of these domains that are no longer there.
-pub(super) fn forget(infra: &Infra, instances: &[Instance]) {
-    forget_if(|uuid, kept| {
-        let is_it = |one: &Instance| one.config.get(UUID).is_some_and(|it| it == uuid);
-        let mut domains = infra.enabled();
-        domains.any(|one| one.name.as_str() == kept.project) && !instances.iter().any(is_it)
-    });
-}
-
-fn forget_if(goes: impl Fn(&str, &Kept) -> bool) {
-    let Ok(entries) = fs::read_dir(FOLDER) else {
-        return;
-    };
-    for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let uuid = name.strip_suffix(".json").filter(|uuid| is_name(uuid));
-        let kept = uuid.and_then(|uuid| Some((uuid, read(uuid).ok().flatten()?)));
-        if kept.is_some_and(|(uuid, kept)| goes(uuid, &kept)) {
-            // The next run tries again.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,13 +245,9 @@ mod tests {
             machine: "signer".to_owned(),
             seq: head.seq,
             head: head.hash.clone(),
+            marked: true,
+            rebuilt: false,
         }
-    }
-
-    #[test]
-    fn only_a_machine_s_number_names_a_file() {
-        assert!(is_name("0d1c6a2e-55f3-4d0f-a0c4-7a0a5a0f8f5e"));
-        assert!(!is_name("") && !is_name("../x") && !is_name("a/b"));
     }
 
     #[tokio::test]

@@ -2,8 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fchmod, fchown, mkdirat, open, openat};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
 
 use super::host;
 
@@ -21,18 +25,25 @@ pub(super) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
             .mode(CLOSED)
             .create(parent)?;
     }
-    match fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {}
-        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
-            if !fs::symlink_metadata(path)?.is_dir() {
-                return Err(why);
-            }
-            std::os::unix::fs::lchown(path, Some(0), Some(0))?;
-        }
-        Err(why) => return Err(why),
+    let parts = (path.parent(), path.file_name());
+    let (Some(parent), Some(name)) = parts else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = open(parent, folder, Mode::empty())?;
+    let rights = Mode::from_raw_mode(mode);
+    let there = match mkdirat(&parent, name, rights) {
+        Ok(()) => false,
+        Err(Errno::EXIST) => true,
+        Err(why) => return Err(why.into()),
+    };
+    // What is held is what is changed: a machine that has the folder above could put a link in its place meanwhile.
+    let held = openat(&parent, name, folder | OFlags::NOFOLLOW, Mode::empty())?;
+    if there {
+        fchown(&held, Some(Uid::ROOT), Some(Gid::ROOT))?;
     }
     // The umask does not count here.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    Ok(fchmod(&held, rights)?)
 }
 
 /// Removes a socket; what is not there is removed, what is no socket stays.
@@ -50,6 +61,8 @@ pub(super) fn remove_socket(path: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -60,6 +73,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&leaf), 0o755);
         assert_eq!(mode(&root.path().join("a")), CLOSED);
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&leaf, &link).unwrap();
+        assert!(make_folder(link.to_str().unwrap(), 0o700).is_err());
+        assert_eq!(mode(&leaf), 0o755);
 
         let socket = root.path().join("s.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

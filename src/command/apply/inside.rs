@@ -1,16 +1,15 @@
-//! Looks into the machines and at their channels, and changes nothing: what they hold of anklume, and whether they answer.
+//! Looks into the machines, and changes nothing: what they hold of anklume, and whether they answer.
 //!
-//! What a machine says is its own word; processes and sockets of the host are looked at from the host.
+//! What a machine says is its own word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::carry::each;
+use super::channels;
 use super::context::Context;
-use super::program::Program;
-use super::wire::{self, Answer};
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
 use crate::incus::{Incus, IncusError, Kind, Object, State};
@@ -24,19 +23,19 @@ use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
 
 /// Longest that a look into one machine may take: a machine decides how fast its files are.
-const LOOK_MAX: Duration = Duration::from_secs(20);
-/// Largest program that is read back where it is not known how large it should be, in bytes.
-const PROGRAM_MAX: u64 = 512 * 1024 * 1024;
+const LOOK_MAX: Duration = Duration::from_secs(60);
 /// Largest services file, or status of a server, that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Looked {
     /// In the machines, by project and name.
     pub(super) inside: BTreeMap<(String, String), Found>,
+    /// Edges over which a server answers, and not whoever asks now: the consumer's connections are all in use. By hash.
+    pub(super) full: BTreeSet<String>,
     /// Ends of edges whose device does not work, by the edge's hash.
     pub(super) broken: BTreeMap<(String, Role), Again>,
 }
@@ -64,34 +63,22 @@ pub(super) async fn look(
         found.ok().flatten()
     })
     .await;
-    let channels = each(edges, |edge| channel(context, edge, &there)).await;
-    let mut looked = Looked::default();
+    let channels = channels::look(context, infra, edges, there).await;
+    let mut looked = Looked {
+        inside: BTreeMap::new(),
+        full: channels.full(),
+        broken: channels.broken(),
+    };
     for ((machine, there), mut found) in machines.iter().zip(found) {
         if let Some(found) = &mut found
-            && is_silent(edges, &channels, machine)
+            && channels.hangs(machine.name.as_str())
         {
             found.serving = Serving::Silent;
         }
         let place = (there.project.clone(), there.name.clone());
         looked.inside.extend(found.map(|found| (place, found)));
     }
-    for (edge, channel) in edges.iter().zip(channels) {
-        let ends = [
-            (Role::Provider, channel.provider),
-            (Role::Consumer, channel.consumer),
-        ];
-        for (role, again) in ends {
-            let broken = again.map(|again| ((edge.hash.clone(), role), again));
-            looked.broken.extend(broken);
-        }
-    }
     looked
-}
-
-/// Whether a machine was asked over one of its channels, and nobody answered.
-fn is_silent(edges: &[Edge], channels: &[Channel], machine: &Machine) -> bool {
-    let mut own = edges.iter().zip(channels);
-    own.any(|(edge, channel)| edge.provider.machine == machine.name && channel.silent)
 }
 
 /// What a machine holds; `None`: it could not be looked at.
@@ -104,7 +91,7 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
     };
     let mut incus = context.incus_for_looking().await.ok()?;
     // What cannot be read is not there as it must be; the machine's own program says why.
-    let longest = context.program().map_or(PROGRAM_MAX, Program::length);
+    let longest = context.program().ok()?.length();
     found.program = match incus.digest_of_file(&machine, PROGRAM, longest).await {
         Ok(digest) => digest,
         // Another one, whatever it is; the rest of it is not read.
@@ -165,64 +152,4 @@ async fn serving(incus: &mut Incus, machine: &Object) -> Option<Serving> {
         },
         None => Serving::Silent,
     })
-}
-
-/// What was found of a channel: its two devices, and whether the provider answers.
-#[derive(Debug, Default)]
-struct Channel {
-    provider: Option<Again>,
-    consumer: Option<Again>,
-    silent: bool,
-}
-
-async fn channel<'s>(
-    context: &Context,
-    edge: &Edge,
-    there: &impl Fn(&str, &str) -> Option<&'s Instance>,
-) -> Channel {
-    let end = |end: &crate::edge::End| {
-        there(end.domain.as_str(), end.machine.as_str()).filter(|one| {
-            // A device that is not there is made anyway.
-            runs(one) && one.devices.contains_key(&edge.device_name())
-        })
-    };
-    let mut channel = Channel::default();
-    if let Some(provider) = end(&edge.provider) {
-        channel.provider = match wire::ask(edge).await {
-            Answer::Tools | Answer::NotAllowed => None,
-            Answer::NoProcess => Some(Again::NoProcess),
-            _ if !carried(context, edge, Role::Provider, provider).await => Some(Again::NoProcess),
-            Answer::NoSocket => Some(Again::NoSocket),
-            Answer::OddSocket => Some(Again::OddSocket),
-            Answer::Silent => {
-                channel.silent = true;
-                None
-            }
-        };
-    }
-    if let Some(consumer) = end(&edge.consumer) {
-        channel.consumer = consumer_end(context, edge, consumer).await;
-    }
-    channel
-}
-
-/// What is wrong with a consumer's device.
-async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Option<Again> {
-    if !carried(context, edge, Role::Consumer, consumer).await {
-        return Some(Again::NoProcess);
-    }
-    let machine = Object::machine(&consumer.project, &consumer.name);
-    let mut incus = context.incus_for_looking().await.ok()?;
-    let socket = incus.kind_of_file(&machine, &edge.consumer_socket()).await;
-    matches!(socket, Ok(None)).then_some(Again::NoSocket)
-}
-
-/// Whether the process of an end's device is there; where nobody can say, it is.
-async fn carried(context: &Context, edge: &Edge, role: Role, end: &Instance) -> bool {
-    let machine = Object::machine(&end.project, &end.name);
-    let Ok(mut incus) = context.incus_for_looking().await else {
-        return true;
-    };
-    let first = incus.first_process(&machine).await;
-    first.map_or(true, |first| wire::carries(edge, role, first))
 }

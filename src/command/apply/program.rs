@@ -31,7 +31,7 @@ impl Program {
     /// # Errors
     ///
     /// It cannot be read, or it needs a library that a machine may not have.
-    pub(in crate::command) fn of_this() -> anyhow::Result<Self> {
+    pub(super) fn of_this() -> anyhow::Result<Self> {
         let bytes = fs::read(THIS_PROGRAM).context("cannot read this program")?;
         if !is_static(&bytes) {
             let message = "this anklume needs libraries, and a machine may have none: it cannot go into machines";

@@ -36,7 +36,9 @@ impl Progress {
     /// A step begins.
     pub(super) fn began(&self, action: &Action) -> Option<ProgressBar> {
         let (all, _) = self.bars.as_ref()?;
-        let line = action.lines().into_iter().next().unwrap_or_default();
+        let shown = action.shown();
+        let line = shown.lines.first().cloned();
+        let line = line.unwrap_or_else(|| shown.title());
         let spinner = all.add(ProgressBar::new_spinner().with_message(line));
         spinner.enable_steady_tick(TICK);
         Some(spinner)
@@ -59,7 +61,8 @@ impl Progress {
         outcome
     }
 
-    fn line(&self, line: &str) {
+    /// A line for whoever watches.
+    pub(super) fn line(&self, line: &str) {
         match &self.bars {
             Some((all, _)) => all.suspend(|| self.output.say(line)),
             None => self.output.say(line),

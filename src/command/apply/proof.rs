@@ -1,107 +1,100 @@
-//! A call over each new edge, from the consumer's end: what was made is proven to work.
+//! A call over each channel that was made or changed, from the consumer's end: what was made is proven to work, by this run
+//! or by a later one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::ask::ask;
 use super::carry::each;
+use super::context::Context;
 use super::progress::Progress;
-use super::report::{Outcome, PROVE, Report, Status};
-use crate::channel::{Errand, ErrandError, shell_line};
+use super::report::{Outcome, Report, Status};
+use super::stop::LEFT;
+use crate::channel::shell_line;
 use crate::edge::{Edge, End};
-use crate::incus::Object;
-use crate::inside::PROGRAM;
-use crate::plan::{Action, Plan, Shown};
-use crate::shown::shown;
+use crate::incus::{Edit, Object};
+use crate::plan::{Action, Proof, mark_unproven};
 
-/// How long a consumer may take to list what it is offered.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a channel that is just made is tried.
 const TRIES: u32 = 3;
 /// How long between two tries.
 const PAUSE: Duration = Duration::from_millis(300);
-/// Longest of a machine's words that are shown, in characters.
-const WORDS_MAX: usize = 300;
 
-/// Proves the edges that a run made or changed something of.
-pub(super) async fn of_new(
-    edges: &[Edge],
-    plan: &Plan,
+/// Tries the calls of a plan whose other steps have ended as the report says.
+pub(super) async fn carry_out(
+    context: &Context,
+    proofs: &[Action],
     report: &Report,
     progress: &Progress,
 ) -> Vec<Vec<Outcome>> {
-    let touched: BTreeSet<(&str, &str)> = plan.actions().filter_map(touched).collect();
-    let new: Vec<&Edge> = edges
-        .iter()
-        .filter(|edge| {
-            let ends = [&edge.consumer, &edge.provider];
-            let object = |end: &End| Object::machine(end.domain.as_str(), end.machine.as_str());
-            ends.iter().any(|end| touched.contains(&(end.domain.as_str(), end.machine.as_str())))
-                // What failed needs no proof of that.
-                && !ends.iter().any(|end| report.has_failed(&object(end)))
-        })
-        .collect();
-    let proven = each(&new, |edge| prove(edge)).await;
-    let outcomes = new
-        .iter()
-        .zip(proven)
-        .map(|(edge, proven)| outcome(edge, proven));
-    vec![outcomes.map(|outcome| progress.ended(outcome)).collect()]
-}
-
-/// The machine whose channels an action changes.
-fn touched(action: &Action) -> Option<(&str, &str)> {
-    match action {
-        Action::Install { machine, .. } | Action::Connect { machine, .. } => {
-            Some((machine.project(), machine.name()))
-        }
+    let due = proofs.iter().filter_map(|action| match action {
+        Action::Prove(proof) => Some((action, proof)),
         _ => None,
-    }
+    });
+    // What failed needs no proof of that.
+    let failed = |end: &End| report.has_failed(&machine(end));
+    let due = due.filter(|(_, proof)| {
+        let edge = &proof.edge;
+        ![&edge.consumer, &edge.provider].into_iter().any(failed)
+    });
+    let due: Vec<(&Action, &Proof)> = due.collect();
+    let ended = each(&due, |(action, proof)| async {
+        if context.stop().is_asked() {
+            return Status::Skipped(LEFT.to_owned());
+        }
+        let step = progress.began(action);
+        // What was made a moment ago may take another one.
+        let tries = if proof.changes { TRIES } else { 1 };
+        let proven = prove(&proof.edge, tries).await;
+        progress.left(step);
+        proven.map_or_else(Status::Failed, |()| Status::Done)
+    });
+    let ended = ended.await;
+    remember(context, &due, &ended).await;
+    let outcomes = due.iter().zip(ended);
+    let outcomes = outcomes.map(|((action, _), status)| progress.ended(outcome(action, status)));
+    vec![outcomes.collect()]
 }
 
-fn outcome(edge: &Edge, proven: Result<(), String>) -> Outcome {
-    let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
-    let name = format!("{consumer} → {provider}");
-    let lines = vec![format!("= channel {name} answers")];
-    let status = match proven {
-        Ok(()) => Status::Done,
-        Err(why) => Status::Failed(why),
-    };
-    let step = Shown {
-        verb: PROVE,
-        kind: "channel",
-        name,
-        lines,
-    };
+fn machine(end: &End) -> Object {
+    Object::machine(end.domain.as_str(), end.machine.as_str())
+}
+
+fn outcome(action: &Action, status: Status) -> Outcome {
+    let mut step = action.shown();
+    step.lines = vec![format!("= channel {} answers", step.name)];
     Outcome::of(step, status, shell_line(["anklume", "doctor"]))
 }
 
-/// Lists, inside the consumer, what the provider offers.
-async fn prove(edge: &Edge) -> Result<(), String> {
-    let (consumer, provider) = (&edge.consumer, edge.provider.machine.as_str());
-    let errand = Errand {
-        project: consumer.domain.as_str(),
-        machine: consumer.machine.as_str(),
-        user: Some((edge.owner_uid, edge.owner_gid)),
-        words: &[PROGRAM, "mcp", "list", "-i", provider],
-        stdin: b"",
-        patience: PATIENCE,
-    };
-    let mut tries = TRIES;
+/// Marks the channels that did not answer, so that the next run tries them again, and no others.
+async fn remember(context: &Context, due: &[(&Action, &Proof)], ended: &[Status]) {
+    let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
+    for ((_, proof), status) in due.iter().zip(ended) {
+        let unproven = *status != Status::Done;
+        if unproven != proof.marked {
+            let edit = mark_unproven(&proof.edge.device_name(), unproven);
+            let consumer = machine(&proof.edge.consumer);
+            edits.entry(consumer).or_default().push(edit);
+        }
+    }
+    let edits: Vec<(Object, Vec<Edit>)> = edits.into_iter().collect();
+    each(&edits, |(consumer, edits)| async {
+        // A mark that stays is one call more; one that cannot be set was said to have failed all the same.
+        if let Ok(mut incus) = context.incus().await {
+            let _ = incus.edit(consumer, edits).await;
+        }
+    })
+    .await;
+}
+
+/// Has the consumer ask; a channel that is just made may need a moment.
+async fn prove(edge: &Edge, mut tries: u32) -> Result<(), String> {
     loop {
         tries -= 1;
-        let said = match errand.run().await {
-            Ok(said) => said,
-            // A long list is a list.
-            Err(ErrandError::TooMuch) => return Ok(()),
-            Err(why) => return Err(why.to_string()),
-        };
-        if said.code == Some(0) {
-            return Ok(());
+        match ask(edge).await {
+            Ok(_) => return Ok(()),
+            Err(why) if tries == 0 => return Err(why),
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
-        if tries == 0 {
-            let words = shown(&said.stderr, WORDS_MAX);
-            return Err(format!("the consumer says: {words}"));
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }

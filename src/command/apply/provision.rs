@@ -42,11 +42,11 @@ pub(super) async fn install(
         machine: machine.name(),
         user: None,
         words: &[&program, SETUP],
-        stdin: &sent(order),
+        order: &sent(order),
         patience: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
-    let report: Report = serde_json::from_slice(&said.stdout).map_err(|_| {
+    let report: Report = serde_json::from_slice(&said.answer).map_err(|_| {
         let words = shown(&said.stderr, WORDS_MAX);
         format!("the program does not run in the machine: {words}")
     })?;
@@ -90,7 +90,8 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    let Some(program) = context.program().filter(|_| push) else {
+    // Who planned a push has read it.
+    let Some(program) = context.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
     folders(incus, machine, PROGRAM_FOLDER).await?;

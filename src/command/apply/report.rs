@@ -7,10 +7,10 @@ use super::progress::Progress;
 use crate::channel::shell_line;
 use crate::error::Exit;
 use crate::incus::Object;
-use crate::plan::{Action, Plan, Shown};
+use crate::plan::{Action, PROVE, Plan, Shown};
 
-/// The verb of a step that changes nothing.
-pub(super) const PROVE: &str = "prove";
+/// What to do about steps that were not done.
+pub(super) const AGAIN: &str = "run the command again: it goes on where it was";
 
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +67,7 @@ impl Outcome {
 
     /// What it was about.
     pub(super) fn title(&self) -> String {
-        format!(
-            "{} {} {}",
-            self.shown.verb,
-            self.shown.kind,
-            self.shown.name.escape_debug()
-        )
+        self.shown.title()
     }
 }
 
@@ -87,6 +82,7 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Revoke { machine, .. } => Some(machine),
         Action::Folder { .. }
         | Action::Sweep { .. }
+        | Action::Prove(_)
         | Action::Rotate { .. }
         | Action::Schedule(_)
         | Action::Unschedule => None,
@@ -123,6 +119,8 @@ fn show_command(object: &Object) -> String {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Report {
     outcomes: Vec<Outcome>,
+    /// Whether it was asked to stop.
+    stopped: bool,
 }
 
 /// The answer as JSON.
@@ -167,6 +165,12 @@ impl Report {
         }
     }
 
+    /// The same of a run that was asked to stop.
+    pub(super) const fn stopped(mut self) -> Self {
+        self.stopped = true;
+        self
+    }
+
     /// Whether a step of that machine did not succeed.
     pub(super) fn has_failed(&self, machine: &Object) -> bool {
         let mut own = self.outcomes.iter();
@@ -190,7 +194,7 @@ impl Report {
         let changed = self.outcomes.iter().filter(|one| one.is_change()).count();
         let failed = self.count(|status| matches!(status, Status::Failed(_)));
         let skipped = self.count(|status| matches!(status, Status::Skipped(_)));
-        if output.is_json() {
+        let answered = if output.is_json() {
             output.json(&Answer {
                 changed,
                 failed,
@@ -198,19 +202,31 @@ impl Report {
                 writes,
                 actions: self.outcomes.iter().map(entry).collect(),
                 notes,
-            })?;
+            })
         } else {
             let line = match (self.outcomes.is_empty(), changed) {
                 (true, _) => format!("{nothing}\n"),
                 (false, 1) => "done: 1 change\n".to_owned(),
                 (false, _) => format!("done: {changed} changes\n"),
             };
-            output.answer(line.as_bytes())?;
+            output.answer(line.as_bytes()).map_err(Into::into)
+        };
+        let all = self.outcomes.len();
+        if self.stopped && skipped > 0 {
+            // A terminal that was closed takes no answer, and what failed is said all the same.
+            if failed > 0 {
+                self.print_failures(failed, 0, output);
+            }
+            let message = format!("stopped: {skipped} of {all} steps were not begun");
+            output.failure(&message, Some(AGAIN));
+            return Ok(Exit::Interrupted);
         }
+        answered?;
         if failed + skipped == 0 {
             return Ok(Exit::Done);
         }
         self.print_failures(failed, skipped, output);
+        output.stderr("  run the command again when that is mended: it goes on where it was");
         Ok(Exit::Failed)
     }
 
@@ -229,7 +245,6 @@ impl Report {
                 }
             }
         }
-        output.stderr("  run the command again when that is mended: it goes on where it was");
     }
 }
 

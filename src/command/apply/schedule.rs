@@ -262,6 +262,8 @@ fn remove_in(root: &Path) -> io::Result<()> {
 async fn tell(words: &[&str]) -> io::Result<()> {
     let mut command = Command::new("systemctl");
     command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+    // A ^C at the terminal lets the step in hand end.
+    command.process_group(0);
     let output = timeout(PATIENCE, command.output())
         .await
         .map_err(|_| io::Error::other("systemd does not answer"))??;

@@ -3,14 +3,17 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::hung;
 use crate::edge::Edge;
-use crate::mcp::client::{Client, Patience};
+use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::server::OVERLOADED;
 use crate::plan::Role;
 
 /// How long a provider's server may take to answer.
@@ -21,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Answer {
     /// Its server listed its tools.
     Tools,
+    /// Its server says that the consumer has as many connections as it may have.
+    Full,
     /// Nobody answered, though the provider's device carries bytes.
     Silent,
     /// The socket is there, and no process behind it.
@@ -63,6 +68,11 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
             };
         }
     };
+    heard(stream).await
+}
+
+/// What a server says over a connection.
+async fn heard(stream: UnixStream) -> Answer {
     let patience = Patience {
         first: PATIENCE,
         call: PATIENCE,
@@ -75,13 +85,35 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
     };
     match timeout(PATIENCE, listed).await {
         Ok(Ok(())) => Answer::Tools,
+        // Whoever says so is there.
+        Ok(Err(ClientError::Refused { refusal, .. })) if refusal.code.0 == OVERLOADED => {
+            Answer::Full
+        }
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
 }
 
+/// How many connections to the host's socket of an edge there are, those that wait included.
+pub(super) fn connections(edge: &Edge) -> usize {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    connections_in(&table, &edge.host_socket())
+}
+
+/// Those of a table of the kernel's (proc_net(5)): the listening socket itself bears a flag.
+fn connections_in(table: &[u8], socket: &str) -> usize {
+    const LISTENS: &[u8] = b"00010000";
+    let table = String::from_utf8_lossy(table);
+    let lines = table.lines().filter(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let flags = fields.nth(3);
+        flags.is_some_and(|flags| flags.as_bytes() != LISTENS) && fields.last() == Some(socket)
+    });
+    lines.count()
+}
+
 /// Whether a process of the host carries the bytes of an edge's end, a machine whose first process that is.
 ///
-/// Only root can make a process of the edge's user, so whatever bears its number is what Incus started.
+/// Only the host's own processes count: a machine gives its own whatever words it likes.
 pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
     // Others may not see it (`hidepid` of proc(5)): what cannot be looked at is taken for sound.
     if !rustix::process::geteuid().is_root() {
@@ -97,6 +129,7 @@ pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
         Role::Provider => (edge.provider_socket(), None),
     };
     let needed = [host, format!("unix:{inside}"), first.to_string()];
+    let own = hung::namespace(std::process::id());
     let mut processes = entries
         .filter_map(Result::ok)
         .filter(|entry| uid.is_none_or(|uid| entry.metadata().is_ok_and(|is| is.uid() == uid)));
@@ -104,8 +137,38 @@ pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
         let all = needed.iter().all(|word| words.contains(&word.as_bytes()));
-        all && runs(&entry.path())
+        all && runs(&entry.path()) && namespace_of(&entry) == own
     })
+}
+
+/// Whether at a path in the machine whose first process that is there is something else than a socket. Only looks, and goes
+/// through no link and no mount of the machine's.
+pub(super) fn is_no_socket(first: u32, path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let strict = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    let root = open(format!("/proc/{first}/root"), flags, Mode::empty());
+    let below = path.trim_start_matches('/');
+    let there = root.and_then(|root| {
+        openat2(
+            &root,
+            below,
+            flags | OFlags::NOFOLLOW,
+            Mode::empty(),
+            strict,
+        )
+    });
+    // What cannot be looked at is somebody else's to find.
+    let is = there.and_then(|there| fstat(&there));
+    is.is_ok_and(|is| FileType::from_raw_mode(is.st_mode) != FileType::Socket)
+}
+
+/// What says whose process that is, the host's or a machine's.
+fn namespace_of(process: &fs::DirEntry) -> Option<PathBuf> {
+    let number = process.file_name().to_str()?.parse().ok()?;
+    hung::namespace(number)
 }
 
 /// Whether a process is neither stopped nor a corpse (proc(5): the state is behind the name, which is in brackets).
@@ -114,4 +177,51 @@ fn runs(process: &Path) -> bool {
     let mut rest = stat.rsplit(|byte| *byte == b')');
     let state = rest.next().and_then(|rest| rest.get(1));
     state.is_some_and(|state| !b"TtZXx".contains(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+    use super::*;
+    use crate::mcp::server::overloaded;
+
+    /// What is heard from a server that gives the first request this answer and ends.
+    async fn answered(answer: &str) -> Answer {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let answer = answer.to_owned();
+        let server = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut line = String::new();
+            BufReader::new(reader).read_line(&mut line).await.unwrap();
+            writer.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let heard = heard(ours).await;
+        server.await.unwrap();
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_server_that_turns_a_caller_away_is_not_silent() {
+        let error = serde_json::to_string(&overloaded("two connections", PATIENCE)).unwrap();
+        let refused = |error: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{error}}}\n");
+        assert_eq!(answered(&refused(&error)).await, Answer::Full);
+        let other = refused(r#"{"code":-32603,"message":"no"}"#);
+        assert_eq!(answered(&other).await, Answer::Silent);
+        assert_eq!(answered("").await, Answer::Silent);
+    }
+
+    #[test]
+    fn connections_are_counted_by_the_path_that_they_came_to() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path
+0: 00000002 00000000 00010000 0001 01 11 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 12 /var/lib/anklume/mcp/00.sock
+0: 00000002 00000000 00000000 0001 02 13 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 14 /var/lib/anklume/mcp/01.sock
+0: 00000003 00000000 00000000 0001 03 15
+";
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/00.sock"), 2);
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/01.sock"), 1);
+        assert_eq!(connections_in(b"", "/var/lib/anklume/mcp/01.sock"), 0);
+    }
 }

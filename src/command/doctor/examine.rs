@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::super::apply::{LOG_LIMIT, Log, log_path, runs};
+use super::super::apply::{Log, runs};
 use super::consumer::ListenFolder;
 use crate::channel::shell_line;
 use crate::edge::{CONSUMER_FOLDER, Edge, End};
@@ -13,7 +13,7 @@ use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
 use crate::inside::{Found, Kind, Supervisor};
-use crate::plan::{Again, Facts, Owner, Role, machine_owner, strangers};
+use crate::plan::{Again, Facts, Owner, Role, in_use, intruders, machine_owner, strangers};
 
 /// What kind of thing is broken, in the order in which it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,6 +35,8 @@ pub(super) enum What {
     Program,
     /// The provider's server does not answer.
     Server,
+    /// The consumer's connections are all in use.
+    Busy,
     /// It serves another policy.
     Policy,
     /// What starts it with its machine.
@@ -252,6 +254,19 @@ impl Examiner<'_> {
 
     fn copy(&self, edge: &Edge) -> Option<Broken> {
         let socket = format!("{}.sock", edge.hash);
+        let profiles = intruders(&self.state.profiles);
+        if let Some(one) = profiles
+            .into_iter()
+            .find(|one| one.is_on(std::slice::from_ref(edge)))
+        {
+            let remove = ["incus", "profile", "device", "remove"];
+            let what = [&*one.profile, &*one.device, "--project", &*one.project];
+            return Some(Broken {
+                what: What::Copy,
+                detail: one.what(),
+                mend: shell_line(remove.into_iter().chain(what)),
+            });
+        }
         let all = strangers(self.edges, &self.state.instances);
         let one = all.into_iter().find(|one| one.socket == socket)?;
         let detail = format!(
@@ -285,13 +300,14 @@ impl Examiner<'_> {
                     ),
                 ),
                 Again::NoSocket => (What::Socket, format!("`{socket}` {place} is gone")),
-                Again::OddSocket => (
-                    What::Socket,
-                    format!(
-                        "`{socket}` {place} is no socket, or not user {}'s alone",
-                        edge.uid
-                    ),
-                ),
+                Again::OddSocket => {
+                    let alone = match role {
+                        Role::Consumer => String::new(),
+                        Role::Provider => format!(", or not user {}'s alone", edge.uid),
+                    };
+                    let detail = format!("`{socket}` {place} is no socket{alone}");
+                    (What::Socket, detail)
+                }
             };
             (is == what).then(|| self.by_apply(is, detail))
         });
@@ -328,44 +344,23 @@ impl Examiner<'_> {
     }
 
     /// The consumer could not ask, though all on the way looks right from the host.
-    pub(super) fn unheard(&self, why: &str) -> Broken {
-        self.by_apply(What::Server, why.to_owned())
-    }
-
-    /// What works now and will not for ever.
-    pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
-        self.inside(&edge.provider, &[Kind::Supervision])
-            .or_else(|| self.log(edge))
-            .or_else(|| self.calls(edge))
-    }
-
-    fn calls(&self, edge: &Edge) -> Option<Broken> {
-        let provider = &edge.provider;
-        let place = (provider.domain.to_string(), provider.machine.to_string());
-        match self.calls.get(&place)? {
-            Log::Sound | Log::Unknown(_) => None,
-            Log::Altered { detail, accept } => Some(Broken {
-                what: What::Audit,
-                detail: format!(
-                    "{detail}; once you know why, the command below accepts it as it is"
-                ),
-                mend: accept.clone(),
-            }),
+    pub(super) fn unheard(&self, edge: &Edge, why: &str) -> Broken {
+        if !self.facts.full.contains(&edge.hash) {
+            return self.by_apply(What::Server, why.to_owned());
         }
-    }
-
-    fn log(&self, edge: &Edge) -> Option<Broken> {
-        let paths = [&edge.provider, &edge.consumer].map(|end| log_path(edge, end));
-        let mut logs = self.facts.logs.iter();
-        let log = logs.find(|log| paths.contains(&log.path))?;
-        let mib = |bytes: u64| bytes / (1024 * 1024);
-        let detail = format!(
-            "`{}` takes {} MiB of the host's disk; from {} MiB on it should be rotated",
-            log.path.escape_debug(),
-            mib(log.bytes),
-            mib(LOG_LIMIT)
-        );
-        Some(self.by_apply(What::Log, detail))
+        let consumer = &edge.consumer;
+        let words = [
+            "incus",
+            "restart",
+            consumer.machine.as_str(),
+            "--project",
+            consumer.domain.as_str(),
+        ];
+        Broken {
+            what: What::Busy,
+            detail: in_use(edge),
+            mend: shell_line(words),
+        }
     }
 
     pub(super) fn by_apply(&self, what: What, detail: String) -> Broken {

@@ -1,6 +1,5 @@
 //! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
 
-use super::consumer::WORDS_MAX;
 use super::examine::{Broken, Examiner, What};
 use crate::edge::End;
 use crate::inside::{Found, Kind, Order, PROGRAM, Piece, Serving, differences};
@@ -9,6 +8,8 @@ use crate::shown::shown;
 
 /// How much of a digest is shown, in characters.
 const DIGEST_SHOWN: usize = 12;
+/// Longest of a machine's words that are shown, in characters.
+const WORDS_MAX: usize = 300;
 
 impl Examiner<'_> {
     /// The first of these kinds of things that differ in a machine.

@@ -20,12 +20,12 @@ use crate::mcp::server::OVERLOADED;
 const TIMEOUT_MAX: f64 = 86_400.0;
 
 /// A server that answered.
-pub(super) type Server =
+pub(in crate::command) type Server =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
 /// Why a conversation ended without what was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(in crate::command) enum Broken {
     /// The protocol or the stream.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -58,7 +58,7 @@ impl From<PiecesError> for Broken {
 }
 
 /// Opens the channel that the flags ask for and talks over it; ends what was started, whatever happens.
-pub(super) fn converse(
+pub(in crate::command) fn converse(
     args: &ChannelArgs,
     output: &Output,
     talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,

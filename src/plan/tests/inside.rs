@@ -3,7 +3,7 @@
 use super::*;
 use crate::infra::Machine;
 use crate::inside::{Found, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
-use crate::plan::{Again, Role};
+use crate::plan::{Again, Role, mark_unproven, needs_program};
 use crate::services::Services;
 
 /// The beginning of the digest of a machine's services.
@@ -65,6 +65,24 @@ fn what_is_gone_from_a_machine_comes_back() {
 }
 
 #[test]
+fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
+    let alone = INFRA.replace(
+        "services: [{name: sign, tool: gpg_sign, consumers: [dev]}]",
+        "description: x",
+    );
+    assert_ne!(alone, INFRA);
+    let needed = |text: &str, state: &State| {
+        let infra = infra(text);
+        needs_program(&infra, &edges(&infra).unwrap(), state)
+    };
+    assert!(needed(INFRA, &empty()));
+    assert!(needed(&INFRA.replace("[dev]", "[]"), &empty()));
+    assert!(!needed(&alone, &empty()) && !needed(&alone, &applied(&alone)));
+    // What was left there is taken away by it.
+    assert!(needed(&alone, &applied(INFRA)));
+}
+
+#[test]
 fn a_broken_channel_is_made_again_and_the_plan_says_why() {
     let device = edges(&infra(INFRA)).unwrap()[0].device_name();
     let hash = device.strip_prefix("mcp-").unwrap().to_owned();
@@ -86,6 +104,52 @@ fn a_broken_channel_is_made_again_and_the_plan_says_why() {
             ),
         ]
     );
+}
+
+#[test]
+fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
+    let device = edges(&infra(INFRA)).unwrap()[0].device_name();
+    let proofs = |plan: &Plan| -> Vec<(bool, bool)> {
+        let all = plan.proofs.iter().map(|action| match action {
+            Action::Prove(proof) => (proof.marked, action.lines().is_empty()),
+            other => panic!("{other:?}"),
+        });
+        all.collect()
+    };
+    // What is made is proven by the same run, which says so when it has.
+    let plan = planned(INFRA, &empty(), &facts(), &[]).unwrap();
+    assert_eq!(proofs(&plan), [(true, true)]);
+    let mut state = empty();
+    carry(&mut state, &plan);
+    let dev = Object::machine("work", "dev");
+    assert!(
+        !instance(&mut state, &dev)
+            .config
+            .keys()
+            .any(|key| key.contains("unproven"))
+    );
+    // A change of what is inside bears no mark yet.
+    let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
+    let plan = planned(INFRA, &state, &silent, &[]).unwrap();
+    assert_eq!(proofs(&plan), [(false, true)]);
+    // Where no answer came, the next run asks, and nothing else.
+    let marked = Action::Edit {
+        object: dev.clone(),
+        edits: vec![mark_unproven(&device, true)],
+    };
+    let failed = Plan {
+        proofs: vec![marked],
+        ..Plan::default()
+    };
+    carry(&mut state, &failed);
+    let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
+    assert_eq!(
+        lines(&plan),
+        ["~ channel dev → signer: no answer yet → asked again"]
+    );
+    assert_eq!(proofs(&plan), [(true, false)]);
+    carry(&mut state, &plan);
+    assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::incus::state::{Acl, Instance, Network, Profile, Project, Volume};
 use crate::incus::{Devices, Direction, Edit, Keys, Object, State};
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, Role, mark_unproven};
 
 /// Carries a plan out on an Incus in memory.
 pub(super) fn carry(state: &mut State, plan: &Plan) {
@@ -20,9 +20,21 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
                 machine,
                 device,
                 new,
+                role,
                 ..
             } => {
-                instance(state, &machine).devices.insert(device, new);
+                instance(state, &machine)
+                    .devices
+                    .insert(device.clone(), new);
+                if role == Role::Consumer {
+                    edit(state, &machine, &[mark_unproven(&device, true)]);
+                }
+            }
+            Action::Prove(proof) => {
+                let consumer = &proof.edge.consumer;
+                let consumer = Object::machine(consumer.domain.as_str(), consumer.machine.as_str());
+                let mark = mark_unproven(&proof.edge.device_name(), false);
+                edit(state, &consumer, &[mark]);
             }
             Action::Revoke {
                 machine, device, ..

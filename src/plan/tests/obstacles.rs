@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::memory::{carry, instance};
-use super::{INFRA, applied, codes, empty, facts, infra, lines, planned};
+use super::{Faults, INFRA, applied, codes, empty, facts, infra, lines, planned};
 use crate::edge::{FIRST_UID, UIDS, edges};
 use crate::incus::state::{Network, Project};
 use crate::incus::{Object, State};
@@ -171,6 +171,69 @@ fn the_host_and_incus_can_stand_in_the_way() {
         with(&|state, _| state.networks.push(unmanaged.clone())),
         ["bridge-name"]
     );
+}
+
+#[test]
+fn a_profile_s_proxy_among_the_channels_is_named_and_its_socket_is_not_swept() {
+    let into = |socket: &str| {
+        let listen = format!("unix:/var/lib/anklume/mcp/{socket}");
+        json!({"type": "proxy", "bind": "host", "listen": listen, "connect": "unix:/run/x"})
+    };
+    let socket = "0123456789abcdef.sock";
+    let mut state = applied(INFRA);
+    let mut facts = facts();
+    facts.sockets = vec![socket.to_owned()];
+    let profile = |project: &str, socket: &str| {
+        let devices = json!({"p": into(socket)});
+        let profile = json!({"name": "mine", "project": project, "devices": devices});
+        serde_json::from_value(profile).unwrap()
+    };
+    // Somebody else's is left alone.
+    state.profiles.push(profile("elsewhere", socket));
+    let plan = planned(INFRA, &state, &facts, &[]).unwrap();
+    assert!(plan.is_empty() && plan.notes.len() == 1, "{plan:#?}");
+    let hash = edges(&infra(INFRA)).unwrap().remove(0).hash;
+    state
+        .profiles
+        .push(profile("elsewhere", &format!("{hash}.sock")));
+    state.profiles.push(profile("work", socket));
+    let Err(Faults(faults)) = planned(INFRA, &state, &facts, &[]) else {
+        panic!("no fault");
+    };
+    let said: Vec<_> = faults
+        .iter()
+        .map(|fault| (fault.code, fault.message.as_str(), fault.help.as_deref()))
+        .collect();
+    let expected = ["elsewhere", "work"].map(|project| {
+        (
+            format!("the device `p` of the profile `mine` (project `{project}`) has a socket in `/var/lib/anklume/mcp`, where only channels are"),
+            format!("take it off: `incus profile device remove mine p --project {project}`"),
+        )
+    });
+    let expected = expected
+        .iter()
+        .map(|(message, help)| ("proxy-into-channels", message.as_str(), Some(help.as_str())));
+    assert_eq!(said, expected.collect::<Vec<_>>());
+    // Of the file's own, before they are made: also where nobody is served, which is a warning until then.
+    let proxy = "{p: {type: proxy, listen: 'unix:/var/lib/anklume/mcp/x', connect: 'unix:/x'}}";
+    let alone = INFRA.replace("consumers: [dev]", "consumers: []");
+    for (old, new) in [
+        (
+            "devices: {scratch",
+            &*format!("devices: {proxy}}}\n      other: {{devices: {{scratch"),
+        ),
+        (
+            "        profiles: [default",
+            &*format!("        devices: {proxy}\n        profiles: [default"),
+        ),
+    ] {
+        let text = alone.replacen(old, new, 1);
+        assert_ne!(text, alone);
+        assert_eq!(
+            codes(&text, &empty(), &self::facts(), &[]),
+            ["proxy-into-channels"]
+        );
+    }
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! What stands in the way is found before anything is changed, and says what to do.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
-
 use crate::project::{have_incus, incus};
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
@@ -145,6 +142,14 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
 }
 
+/// Makes a bridge; tried again, as Incus fails where another machine takes its interface away meanwhile.
+#[track_caller]
+fn network(name: &str, address: &str) {
+    let create = ["network", "create", name, address, "ipv6.address=none"];
+    let made = (0..5).any(|_| incus(create).status.success());
+    assert!(made);
+}
+
 #[test]
 fn a_bridge_and_a_subnet_that_are_taken() {
     if !have_incus() {
@@ -153,21 +158,13 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     let world = World::new(SEED);
     let subnet = world.filled("ipv4.address={base}.1.1/24");
     let net = format!("t-n{}", std::process::id());
-    let made = incus(["network", "create", &net, &subnet, "ipv6.address=none"]);
-    assert!(made.status.success(), "{made:?}");
+    network(&net, &subnet);
     let message =
         format!("the subnet of `{{a}}`, {{base}}.1.0/24, is that of the network `{net}` too");
     is_refused(&world, &[], &message, "take another `subnet_id`");
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");
-    let made = incus([
-        "network",
-        "create",
-        &net,
-        "ipv4.address=none",
-        "ipv6.address=none",
-    ]);
-    assert!(made.status.success(), "{made:?}");
+    network(&net, "ipv4.address=none");
     let message = "the network `net-{a}` is on Incus already and was not made by anklume";
     is_refused(
         &world,
@@ -193,41 +190,6 @@ fn what_the_file_itself_says_wrong() {
     );
     let long = SEED.replace("  {b}:\n", "  much-too-long:\n    subnet_id: 9\n  {b}:\n");
     is_refused(&World::new(&long), &[], "much-too-long", "15");
-}
-
-#[test]
-fn a_user_who_may_not_use_incus() {
-    if !have_incus() {
-        return;
-    }
-    let world = World::new(SEED);
-    let run = world.anklume(&["apply"]);
-    // Where another user finds both.
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("anklume");
-    std::fs::copy(crate::harness::ANKLUME, &program).unwrap();
-    std::fs::copy(
-        run.path().join("infra.yml"),
-        folder.path().join("infra.yml"),
-    )
-    .unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).unwrap();
-    let output = std::process::Command::new(&program)
-        .arg("apply")
-        .current_dir(folder.path())
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    let message = "error: no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)\n";
-    assert!(stderr.starts_with(message), "{stderr}");
-    assert!(
-        stderr.contains("a member of the group `incus-admin`"),
-        "{stderr}"
-    );
 }
 
 #[test]

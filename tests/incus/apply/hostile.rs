@@ -1,27 +1,12 @@
 //! Users inside a machine who mean harm: they hold nothing up, and neither the machine's root nor the host does their work.
 
 use crate::project::have_incus;
-use crate::world::World;
+use crate::world::{World, pair};
 
 /// A provider whose server is an unprivileged user's.
 fn declared(run_as: &str) -> String {
-    format!(
-        "
-domains:
-  {{a}}:
-    subnet_id: 1
-    ephemeral: true
-    machines:
-      {{a}}-signer:
-        mcp: {{run_as: {run_as}}}
-        services: [{{name: paste, tool: clipboard_get, consumers: [{{b}}-dev]}}]
-  {{b}}:
-    subnet_id: 2
-    ephemeral: true
-    machines:
-      {{b}}-dev: {{}}
-"
-    )
+    let signer = format!("mcp: {{run_as: {run_as}}}");
+    pair(&signer, "name: paste, tool: clipboard_get")
 }
 
 /// The user number of `user` in the tests' image.

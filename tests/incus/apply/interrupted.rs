@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -113,34 +113,62 @@ fn killed_at_every_request_the_next_run_goes_on() {
 }
 
 #[test]
-fn asked_to_stop_it_says_how_to_go_on() {
+fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     if !have_incus() {
         return;
     }
     let world = World::new(SEED);
-    let recorder = Recorder::new(|number, _| {
-        if number == 6 {
-            // Not before the signal has come.
-            std::thread::sleep(std::time::Duration::from_secs(60));
+    let stopped_by = |signals: &[Signal]| {
+        let free = Arc::new(AtomicBool::new(false));
+        let is_free = Arc::clone(&free);
+        let recorder = Recorder::new(move |number, _| {
+            while number == 6 && !is_free.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Fate::Pass
+        });
+        let socket = recorder.socket().to_str().unwrap().to_owned();
+        let run = world.anklume(&["apply"]).env("INCUS_SOCKET", socket);
+        let said = run.path().join("stderr");
+        let said = || std::fs::read_to_string(&said).unwrap_or_default();
+        let mut command = run.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(std::fs::File::create(run.path().join("stderr")).unwrap());
+        let mut child = command.spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let until = |is: &dyn Fn() -> bool| {
+            while !is() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        };
+        until(&|| recorder.writes().len() == 6);
+        for signal in signals {
+            kill_process(pid, *signal).unwrap();
+            until(&|| said().contains("stopping when the steps in hand have ended"));
         }
-        Fate::Pass
-    });
-    let socket = recorder.socket().to_str().unwrap().to_owned();
-    let run = world.anklume(&["apply"]).env("INCUS_SOCKET", socket);
-    let mut command = run.command();
-    let child = command.stdin(Stdio::null()).stderr(Stdio::piped());
-    let child = child.spawn().unwrap();
-    while recorder.writes().len() < 6 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let pid = i32::try_from(child.id()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    let end =
-        "error: stopped in the middle\n  = help: run the command again: it goes on where it was\n";
-    assert!(stderr.ends_with(end), "{stderr}");
+        // Whoever does not wait for the answer ends without it.
+        free.store(signals.len() == 1, Ordering::SeqCst);
+        let status = child.wait().unwrap();
+        free.store(true, Ordering::SeqCst);
+        (status.code(), said(), recorder.writes().len())
+    };
+    let (code, said, writes) = stopped_by(&[Signal::HUP]);
+    assert_eq!(code, Some(130), "{said}");
+    // Two domains are made at once, so that the other one's step may be in hand too.
+    assert!((6..=8).contains(&writes), "{writes} {said}");
+    let (_, after) = said.split_once("asked again, at once\n").unwrap();
+    assert!(after.contains("+ network net-"), "{said}");
+    assert!(said.contains(": skipped, asked to stop\n"), "{said}");
+    let help = "  = help: run the command again: it goes on where it was\n";
+    let end = format!(" steps were not begun\n{help}");
+    assert!(
+        said.contains("\nerror: stopped: ") && said.ends_with(&end),
+        "{said}"
+    );
+    let (code, said, _) = stopped_by(&[Signal::TERM, Signal::INT]);
+    assert_eq!(code, Some(130), "{said}");
+    let end = format!("error: stopped in the middle\n{help}");
+    assert!(said.ends_with(&end) && !said.contains("skipped"), "{said}");
     world.apply();
     world.is_settled();
 }

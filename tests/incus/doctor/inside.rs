@@ -9,8 +9,19 @@ use super::{PAIR, Patient, kill, signal};
 use crate::debian::{Init, debian};
 use crate::project::have_incus;
 
-/// Longest that a server takes to see that a socket of its own is gone.
+/// Longest that a server takes to see that a socket of its own is gone, or that its callers are.
 const BACK: Duration = Duration::from_secs(30);
+
+impl Patient {
+    /// It mends itself.
+    #[track_caller]
+    fn comes_back(&self, otherwise: &str) {
+        let began = Instant::now();
+        while self.examined().0 != 0 {
+            assert!(began.elapsed() < BACK, "{otherwise}");
+        }
+    }
+}
 
 #[test]
 fn the_server_and_its_services_are_looked_at() {
@@ -20,7 +31,8 @@ fn the_server_and_its_services_are_looked_at() {
     let patient = Patient::new();
     a_server_that_does_not_answer_is_named_and_answers_again(&patient);
     services_that_are_not_the_declared_ones_are_named_and_put_right(&patient);
-    what_a_consumer_says_is_only_its_word(&patient);
+    a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent(&patient);
+    what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(&patient);
 }
 
 fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
@@ -37,10 +49,31 @@ fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
     patient.recovers("server", "the server of {signer} does not answer");
     // A socket that somebody removed comes back by itself.
     patient.exec(0, "signer", "rm /run/anklume/mcp/*.sock");
-    let began = Instant::now();
-    while patient.examined().0 != 0 {
-        assert!(began.elapsed() < BACK, "the socket does not come back");
-    }
+    patient.comes_back("the socket does not come back");
+}
+
+fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silent(
+    patient: &Patient,
+) {
+    let server = patient.server();
+    let entry = format!(
+        "/proc/{}/root/srv/anklume/mcp/{}.sock",
+        patient.first(1, "dev"),
+        patient.signer()
+    );
+    let hold = |_| std::os::unix::net::UnixStream::connect(&entry).unwrap();
+    let sockets: Vec<_> = (0..anklume::limits::CONNECTIONS).map(hold).collect();
+    let restart = patient.ails("busy", "all the connections that {dev} may have are in use");
+    let dev = patient.dev();
+    let project = &patient.world.domains[1];
+    assert_eq!(restart, format!("incus restart {dev} --project {project}"));
+    let (status, answer) = patient.world.apply_json();
+    assert_eq!((status, &answer["changed"]), (0, &0.into()), "{answer:#}");
+    let note = format!("{dev} → {} could not be asked: ", patient.signer());
+    assert!(answer["notes"].to_string().contains(&note), "{answer:#}");
+    assert_eq!(patient.server(), server);
+    drop(sockets);
+    patient.comes_back("the connections are not given back");
 }
 
 fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
@@ -87,14 +120,37 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
     }
 }
 
-fn what_a_consumer_says_is_only_its_word(patient: &Patient) {
+fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(
+    patient: &Patient,
+) {
     // The program is the declared one, and yet the user who may call is kept from it.
     patient.exec(1, "dev", "chmod 700 /opt/anklume");
     let (status, answer) = patient.examined();
     assert_eq!(status, 1, "{answer:#}");
     assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
+    // A channel that is made now answers to nobody, and no run forgets that.
+    let dev = patient.dev();
+    let removed = ["config", "device", "remove", &dev, &patient.device];
+    patient.incus(1, &removed);
+    let unanswered = || {
+        let (status, answer) = patient.world.apply_json();
+        let last = answer["actions"].as_array().unwrap().last();
+        let last = last.map(|action| (action["verb"].as_str(), action["status"].as_str()));
+        assert_eq!(
+            (status, last),
+            (1, Some((Some("prove"), Some("failed")))),
+            "{answer:#}"
+        );
+        answer["writes"].as_u64().unwrap()
+    };
+    assert!(unanswered() > 0);
+    let signer = patient.signer();
+    let again = format!("~ channel {dev} → {signer}: no answer yet → asked again");
+    assert_eq!(patient.world.plan(), [again]);
+    // The questions themselves, which Incus may count.
+    assert_eq!(unanswered(), 0);
     patient.exec(1, "dev", "chmod 755 /opt/anklume");
-    patient.is_well();
+    patient.is_mended();
 }
 
 /// A provider with a supervisor whose unit or script, at this path, goes and changes.

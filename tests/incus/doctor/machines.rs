@@ -95,15 +95,31 @@ fn a_rebuilt_machine_gets_everything_back() {
         } else {
             patient.ails("machine", &format!("{machine} is {status}"));
         }
-        patient.world.apply();
-        if name == "signer" {
-            // What it had logged is lost, which only its owner can accept.
-            let accept = patient.ails(
-                "audit",
-                "the log of calls of {signer} was cut, written anew",
-            );
-            std::fs::remove_file(accept.strip_prefix("rm ").unwrap()).unwrap();
-        }
-        patient.is_mended();
+        let applied = patient.world.apply();
+        // What it had logged is lost, rightly: that is said, and what the host kept of it stays.
+        let (_, aside) = applied
+            .stderr
+            .split_once(
+                " was rebuilt, and its log of calls went with it: what was kept of it, up to line ",
+            )
+            .unwrap_or_default();
+        let aside = aside.split('`').nth(1).map(std::path::Path::new);
+        assert_eq!(aside.is_some_and(std::path::Path::exists), name == "signer");
+        patient.is_well();
+        patient.world.is_settled();
     }
+    // The next log is watched as the one before.
+    patient.exec(0, "signer", "rm /var/log/anklume/audit.jsonl");
+    patient.ails("audit", "the log of calls of {signer} is gone: it had ");
+    let aside = |path: &std::fs::DirEntry| {
+        let text = std::fs::read(path.path()).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains(&format!("\"{}\"", patient.signer()))
+    };
+    let kept = || {
+        let files = std::fs::read_dir("/var/lib/anklume/audit").unwrap();
+        files.filter_map(Result::ok).filter(aside).count()
+    };
+    assert_eq!(kept(), 2);
+    patient.world.run(&["destroy", "--yes", "--force"]);
+    assert_eq!(kept(), 0);
 }

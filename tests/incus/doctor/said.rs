@@ -84,7 +84,7 @@ fn without_incus_rights_or_a_file_that_is_said() {
     std::fs::copy(ANKLUME, &program).unwrap();
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder.path(), open).unwrap();
-    for command in ["doctor", "rotate-logs"] {
+    for command in ["apply", "doctor", "rotate-logs"] {
         let output = std::process::Command::new(&program)
             .arg(command)
             .current_dir(folder.path())
@@ -94,13 +94,18 @@ fn without_incus_rights_or_a_file_that_is_said() {
             .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        let message = match command {
-            "doctor" => {
-                "error: no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)\n"
-            }
-            _ => "error: only root may rotate the logs of Incus\n",
+        let (message, who) = match command {
+            "rotate-logs" => ("only root may rotate the logs of Incus", "root"),
+            _ => (
+                "no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)",
+                "a member of the group `incus-admin`",
+            ),
         };
-        assert!(stderr.starts_with(message), "{stderr}");
+        assert!(
+            stderr.starts_with(&format!("error: {message}\n")),
+            "{stderr}"
+        );
+        assert!(stderr.contains(who), "{stderr}");
     }
 }
 

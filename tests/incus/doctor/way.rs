@@ -71,9 +71,37 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         patient.incus(domain, &["delete", "--force", &copy]);
         patient.is_well();
     }
+    // A profile is somebody's: it stands in the way until they take the device off.
+    let connect = format!("connect=unix:{}", patient.host_socket());
+    let device = ["p", "proxy", "bind=instance", "listen=unix:/x", &connect];
+    patient.incus(1, &["profile", "create", "mine"]);
+    patient.incus(
+        1,
+        &[&["profile", "device", "add", "mine"], &device[..]].concat(),
+    );
+    let mend = patient.ails("copy", "the device `p` of the profile `mine` (project `");
+    let ran = patient.world.run(&["apply"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("take it off: `{mend}`")),
+        "{ran:?}"
+    );
+    let words: Vec<&str> = mend.split(' ').skip(1).collect();
+    assert!(crate::project::incus(words).status.success(), "{mend}");
+    patient.is_well();
+    patient.incus(1, &["profile", "delete", "mine"]);
 }
 
 fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
+    // What a machine calls a process of its own is no word of the host's.
+    let words = format!(
+        "unix:{} unix:/run/anklume/mcp/{}.sock {}",
+        patient.host_socket(),
+        patient.dev(),
+        patient.first(0, "signer")
+    );
+    let like = format!("sh -c 'while :; do sleep 5; done' x {words} >/dev/null 2>&1 </dev/null &");
+    patient.exec(0, "signer", &like);
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
         let detail = format!("nobody carries the bytes of the device {{device}} of {machine}");
@@ -104,4 +132,6 @@ fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patie
     let inside = format!("/srv/anklume/mcp/{}.sock", patient.signer());
     patient.exec(1, "dev", &format!("rm {inside}"));
     patient.recovers("socket", &format!("`{inside}` in {{dev}} is gone"));
+    patient.exec(1, "dev", &format!("rm {inside}; touch {inside}"));
+    patient.recovers("socket", &format!("`{inside}` in {{dev}} is no socket"));
 }

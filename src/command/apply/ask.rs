@@ -1,0 +1,98 @@
+//! What a provider offers, asked inside the consumer and as the user who may; what the machine says of it is only its word.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::channel::Errand;
+use crate::edge::Edge;
+use crate::inside::{ASK, Offered, PROGRAM};
+use crate::name::ServiceName;
+use crate::shown::shown;
+
+/// How long a consumer may take to say what it is offered: its program waits for the provider less long.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest of a machine's words that are shown, in characters.
+const WORDS_MAX: usize = 300;
+
+/// What a consumer says.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::command) struct Heard {
+    /// The services that it sees.
+    pub(in crate::command) services: BTreeSet<String>,
+    /// From its question to the provider's answer, over a connection that stands.
+    pub(in crate::command) took: Duration,
+}
+
+/// Lists, inside the consumer, what the provider offers it; or why that fails, in words.
+pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, String> {
+    let consumer = &edge.consumer;
+    let errand = Errand {
+        project: consumer.domain.as_str(),
+        machine: consumer.machine.as_str(),
+        user: Some((edge.owner_uid, edge.owner_gid)),
+        words: &[PROGRAM, ASK, edge.provider.machine.as_str()],
+        order: b"",
+        patience: PATIENCE,
+    };
+    let said = errand
+        .run()
+        .await
+        .map_err(|why| format!("asked in the consumer, {why}"))?;
+    let Ok(offered) = serde_json::from_slice::<Offered>(&said.answer) else {
+        // Words of Incus's, where it could not even start it.
+        let words = match shown(&said.stderr, WORDS_MAX) {
+            words if words.is_empty() => "it says nothing".to_owned(),
+            words => words,
+        };
+        return Err(format!("the consumer's program does not answer: {words}"));
+    };
+    if let Some(why) = offered.failed {
+        return Err(format!("the consumer says: {}", shown(&why, WORDS_MAX)));
+    }
+    heard(&offered).ok_or_else(|| "the consumer says what is no list of services".to_owned())
+}
+
+/// A machine's word, read strictly; `None`: it is no list of services.
+fn heard(offered: &Offered) -> Option<Heard> {
+    let names = offered.services.iter().map(|name| {
+        let name: ServiceName = name.parse().ok()?;
+        Some(name.to_string())
+    });
+    let services: BTreeSet<String> = names.collect::<Option<_>>()?;
+    let took = Duration::try_from_secs_f64(offered.milliseconds? / 1000.0).ok()?;
+    (services.len() == offered.services.len() && took < PATIENCE)
+        .then_some(Heard { services, took })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offered(services: &[&str], milliseconds: f64) -> Offered {
+        Offered {
+            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            milliseconds: Some(milliseconds),
+            failed: None,
+        }
+    }
+
+    #[test]
+    fn a_machine_s_word_is_read_strictly() {
+        let good = heard(&offered(&["sign", "push"], 1.5)).unwrap();
+        assert_eq!(
+            good.services.into_iter().collect::<Vec<_>>(),
+            ["push", "sign"]
+        );
+        assert_eq!(good.took, Duration::from_micros(1500));
+        for bad in [
+            offered(&["\u{1b}[2J"], 1.0),
+            offered(&["sign", "sign"], 1.0),
+            offered(&["sign"], -1.0),
+            offered(&["sign"], f64::NAN),
+            offered(&["sign"], 1e300),
+            Offered::default(),
+        ] {
+            assert_eq!(heard(&bad), None, "{bad:?}");
+        }
+    }
+}
