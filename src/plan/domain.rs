@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::difference::{Want, description_edit, edits};
 use super::mark::{self, Owner, owner};
-use super::{Action, Setting, fault, network, not_ours};
+use super::{Action, Code, Setting, fault, network, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Project;
 use crate::incus::{DEFAULT_PROJECT, Devices, Edit, Keys, Object, State, as_object};
@@ -115,7 +115,7 @@ fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>)
     let touched = may_touch(setting, domain, &object, &there.config, faults);
     if let Some(other) = other_features(there) {
         faults.push(fault(
-            "project-features",
+            Code::ProjectFeatures,
             Some(&domain.place),
             format!(
                 "the project {} on Incus has {other}; a domain needs it the other way round",

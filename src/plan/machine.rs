@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use super::difference::{Want, description_edit, edits, or_default, profiles_edit};
 use super::domain::{self, devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
-use super::{Action, Setting, edges, fault, image, install, not_ours};
+use super::{Action, Code, Setting, address, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
 use crate::incus::{Devices, Keys, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
 /// The network device; one of that name in a profile gives way to it.
-const NIC: &str = "eth0";
+pub(super) const NIC: &str = "eth0";
 /// What the devices of storage volumes are named: this, then the volume.
 const VOLUME_PREFIX: &str = "vol-";
 
@@ -37,7 +37,7 @@ pub(super) fn make(
     }
     if there.kind != image::api_kind(machine.kind) {
         faults.push(fault(
-            "machine-type",
+            Code::MachineType,
             Some(&machine.place),
             format!(
                 "{} is declared as `{}`, and on Incus it is a {}",
@@ -52,7 +52,8 @@ pub(super) fn make(
         return actions;
     }
     let want = want(setting, domain, machine, Some(there));
-    let mut changes = edits(&there.config, &there.devices, &want);
+    let devices = address::devices_then(setting, domain, machine, there);
+    let mut changes = edits(&there.config, &devices, &want);
     changes.extend(description_edit(&there.config, &there.description, &want));
     changes.extend(profiles_edit(&there.config, &there.profiles, &want));
     actions.extend(domain::edit(object.clone(), changes));
@@ -81,21 +82,27 @@ fn may_touch(
     there: &Instance,
     faults: &mut Vec<Diagnostic>,
 ) -> bool {
+    if may_be_touched(setting, domain, machine) {
+        return true;
+    }
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
     let owner = machine_owner(&there.config, setting.project(), project, name);
-    match owner {
-        Owner::Ours => return true,
-        Owner::Nobody | Owner::Copy(_) if setting.adopts(name) => return true,
-        Owner::Nobody | Owner::Copy(_) | Owner::Other(_) => {}
-    }
-    faults.push(not_ours(
-        "machine",
-        name,
-        name,
-        &owner,
-        Some(&machine.place),
-    ));
+    let place = Some(&machine.place);
+    faults.push(not_ours("machine", name, name, &owner, place));
     false
+}
+
+/// Whether a declared machine that is there is ours, or the user says that it shall be.
+pub(super) fn may_be_touched(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
+    let (project, name) = (domain.name.as_str(), machine.name.as_str());
+    let there = setting.there(project, name);
+    there.is_some_and(|there| {
+        match machine_owner(&there.config, setting.project(), project, name) {
+            Owner::Ours => true,
+            Owner::Nobody | Owner::Copy(_) => setting.adopts(name),
+            Owner::Other(_) => false,
+        }
+    })
 }
 
 fn want(
@@ -162,11 +169,18 @@ fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
 }
 
-fn nic(domain: &Domain, machine: &Machine) -> Keys {
+/// Its network device: the user's own of that name, or one on the domain's bridge.
+pub(super) fn nic(domain: &Domain, machine: &Machine) -> Keys {
+    let mut own = machine.devices.iter();
+    if let Some(own) = own.find(|device| device.name == NIC) {
+        return own.keys.iter().cloned().collect();
+    }
     let mut keys: Keys = [
         ("type", "nic"),
         ("name", NIC),
         ("network", domain.network.name.as_str()),
+        // A forged sender would pass the rules of the domain that it is forged from.
+        ("security.ipv4_filtering", "true"),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -220,7 +234,12 @@ fn create(
                 quote(machine.name.as_str()),
                 why.what
             );
-            faults.push(fault("no-image", Some(&machine.place), message, why.help));
+            faults.push(fault(
+                Code::NoImage,
+                Some(&machine.place),
+                message,
+                why.help,
+            ));
             return None;
         }
     };
@@ -317,7 +336,7 @@ fn volume(
     let project = domain.name.as_str();
     if !setting.state.pools.contains(&volume.pool) {
         faults.push(fault(
-            "no-pool",
+            Code::NoPool,
             Some(&machine.place),
             format!(
                 "the volume {} of {} is in the storage pool {}, which is not there",

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Setting, fault};
+use super::{Code, Setting, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 
@@ -73,7 +73,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
                 continue;
             };
             faults.push(fault(
-                "open-share",
+                Code::OpenShare,
                 Some(&machine.place),
                 format!(
                     "what {} writes in {} is the host's root's, and {who}: a program that its root leaves there would make them root",

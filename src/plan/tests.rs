@@ -1,5 +1,6 @@
 //! Plans against an Incus in memory: what is made of nothing, what follows from a change, what stands in the way.
 
+mod address;
 mod destroy;
 mod inside;
 mod memory;

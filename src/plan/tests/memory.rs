@@ -103,6 +103,14 @@ fn create(state: &mut State, object: &Object, body: Value) {
 }
 
 fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
+    // As Incus refuses it.
+    let others = state.instances.iter();
+    let others = others.filter(|one| Object::machine(&one.project, &one.name) != *object);
+    let devices = others.flat_map(|one| one.devices.values());
+    let taken: Vec<_> = devices
+        .map(address)
+        .filter(|(_, address)| address.is_some())
+        .collect();
     let (mut no_devices, mut no_text, mut no_list) = Default::default();
     let name = object.name();
     let mut lists = None;
@@ -152,7 +160,10 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
                 None => drop(config.remove(key)),
             },
             Edit::Device { name, new, .. } => match new {
-                Some(keys) => drop(devices.insert(name.clone(), keys.clone())),
+                Some(keys) => {
+                    assert!(!taken.contains(&address(keys)), "{object}: {keys:?}");
+                    devices.insert(name.clone(), keys.clone());
+                }
                 None => drop(devices.remove(name)),
             },
             Edit::Rules {
@@ -172,4 +183,10 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
             Edit::Profiles { new, .. } => profiles.clone_from(new),
         }
     }
+}
+
+/// The network and the fixed address of a device.
+fn address(device: &Keys) -> (Option<String>, Option<String>) {
+    let key = |key: &str| device.get(key).cloned();
+    (key("network"), key("ipv4.address"))
 }
