@@ -18,7 +18,7 @@ use sha2::Sha256;
 
 use crate::digest::hex;
 
-pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files};
+pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
 /// Longest name that a line holds, in characters; what a caller sent beyond it is cut.
 const NAME_MAX: usize = 128;

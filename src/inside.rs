@@ -9,7 +9,8 @@ mod unit;
 pub use difference::{Kind, Piece, differences};
 pub use found::{Found, Serving};
 pub use unit::{
-    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, SYSTEMD_UNIT, openrc_script, systemd_unit, systemd_wanted,
+    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, openrc_script, systemd_unit,
+    systemd_wanted,
 };
 
 use serde::{Deserialize, Serialize};

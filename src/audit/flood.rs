@@ -46,8 +46,8 @@ pub struct Floods {
 
 #[derive(Debug)]
 struct Window {
-    /// Since the start of the process.
-    began: Duration,
+    /// When it is over, since the start of the process.
+    over: Duration,
     own: u32,
     counted: BTreeMap<Kind, u64>,
 }
@@ -55,36 +55,43 @@ struct Window {
 impl Floods {
     /// Notes a call that did not run at `now` (since the start of the process). True: it gets a line of its own.
     pub fn refused(&mut self, caller: &str, kind: Kind, now: Duration) -> bool {
-        let window = self.callers.entry(caller.to_owned()).or_insert(Window {
-            began: now,
-            own: 0,
-            counted: BTreeMap::new(),
-        });
+        let window = self.window(caller, now);
         if window.own < OWN_LINES {
             window.own += 1;
             return true;
         }
-        let full = window.counted.len() >= NAMES_MAX && !window.counted.contains_key(&kind);
-        let kind = if full {
-            Kind {
-                name: OTHER_NAMES.to_owned(),
-                ..kind
-            }
-        } else {
-            kind
-        };
-        *window.counted.entry(kind).or_default() += 1;
+        window.count(kind, 1);
         false
+    }
+
+    /// Counts calls without a line of their own.
+    pub fn counted(&mut self, counted: Counted, now: Duration) {
+        self.window(&counted.caller, now)
+            .count(counted.kind, counted.count);
+    }
+
+    /// Takes back what could not be written at `now`; it is due again at once.
+    pub fn put_back(&mut self, counted: Counted, now: Duration) {
+        self.window(&counted.caller, now).over = now;
+        self.counted(counted, now);
     }
 
     /// Takes what is to be written at `now`: the windows that are over.
     pub fn due(&mut self, now: Duration) -> Vec<Counted> {
-        self.take(|window| now.saturating_sub(window.began) >= WINDOW)
+        self.take(|window| now >= window.over)
     }
 
     /// Takes everything: the server ends.
     pub fn rest(&mut self) -> Vec<Counted> {
         self.take(|_| true)
+    }
+
+    fn window(&mut self, caller: &str, now: Duration) -> &mut Window {
+        self.callers.entry(caller.to_owned()).or_insert(Window {
+            over: now.saturating_add(WINDOW),
+            own: 0,
+            counted: BTreeMap::new(),
+        })
     }
 
     fn take(&mut self, over: impl Fn(&Window) -> bool) -> Vec<Counted> {
@@ -107,6 +114,22 @@ impl Floods {
                     })
             })
             .collect()
+    }
+}
+
+impl Window {
+    fn count(&mut self, kind: Kind, count: u64) {
+        let full = self.counted.len() >= NAMES_MAX && !self.counted.contains_key(&kind);
+        let kind = if full {
+            Kind {
+                name: OTHER_NAMES.to_owned(),
+                ..kind
+            }
+        } else {
+            kind
+        };
+        let counted = self.counted.entry(kind).or_default();
+        *counted = counted.saturating_add(count);
     }
 }
 
@@ -147,5 +170,20 @@ mod tests {
         assert_eq!(lines.len(), NAMES_MAX + 1);
         let total: u64 = lines.iter().map(|line| line.count).sum();
         assert_eq!(total + u64::from(OWN_LINES), 10_000);
+    }
+    #[test]
+    fn what_was_put_back_is_due_at_once_and_loses_nothing() {
+        let mut floods = Floods::default();
+        for _ in 0..50 {
+            floods.refused("a", kind("x"), Duration::ZERO);
+        }
+        let due = floods.due(WINDOW);
+        // A new window has begun meanwhile.
+        assert!(floods.refused("a", kind("x"), WINDOW));
+        for counted in due.clone() {
+            floods.put_back(counted, WINDOW);
+        }
+        assert_eq!(floods.due(WINDOW), due);
+        assert_eq!(floods.rest(), []);
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod ask;
+mod beyond;
 mod client;
 mod clients;
 mod connect;
@@ -23,6 +24,7 @@ mod reload;
 mod starved;
 mod tamper;
 mod unlogged;
+mod unseen;
 mod world;
 
 use serde_json::Value;

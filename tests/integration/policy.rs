@@ -169,6 +169,19 @@ fn a_service_of_several_machines_is_decided_for_each() {
 fn arguments_that_the_service_fixes_are_not_the_callers() {
     let fixed = r#"{"key_id": "0123456789ABCDEF0123456789ABCDEF01234567"}"#;
     assert_eq!(check(SEVERAL, "c", "sign", &["--args", fixed]).status, 0);
+    // The same fingerprint, as another program writes it.
+    for (key, code) in [
+        ("0123456789abcdef0123456789abcdef01234567", 0),
+        ("0x0123456789ABCDEF0123456789ABCDEF01234567", 0),
+        // Exactly this subkey is more than the service fixes; a part of a fingerprint may be another key's.
+        ("0123456789ABCDEF0123456789ABCDEF01234567!", 1),
+        ("89ABCDEF01234567", 1),
+        ("0123456789ABCDEF0123456789ABCDEF01234568", 1),
+    ] {
+        let sent = format!(r#"{{"key_id": "{key}"}}"#);
+        let ran = check(SEVERAL, "c", "sign", &["--args", &sent]);
+        assert_eq!(ran.status, code, "{key}");
+    }
     check(SEVERAL, "c", "sign", &["--args", r#"{"key_id": "other"}"#]).is(
         1,
         "denied: `key_id` is not the caller's to choose in `sign` on `a` (infra.yml:8)\n",

@@ -20,6 +20,9 @@ pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exi
         return Err(super::show::no_log(path).into());
     }
     let mut verifier = Verifier::new(head(args.head.as_deref())?);
+    if !audit::may_have_dropped(path) {
+        verifier = verifier.from_the_first_line();
+    }
     for file in &files {
         let name = file.display().to_string();
         let reader = File::open(file).with_context(|| format!("cannot read `{name}`"))?;
@@ -70,8 +73,8 @@ fn as_text(report: &Report) -> String {
         "NOT as it was written"
     };
     lines.push(format!(
-        "{word}: {} line(s), head {} (number {})",
-        report.lines, report.head.hash, report.head.seq
+        "{word}: {} line(s) from number {} on, head {} (number {})",
+        report.lines, report.first, report.head.hash, report.head.seq
     ));
     lines.join("\n") + "\n"
 }
@@ -91,6 +94,7 @@ fn as_json(report: &Report) -> serde_json::Value {
     json!({
         "whole": report.is_whole(),
         "lines": report.lines,
+        "first": report.first,
         "head": report.head.hash,
         "seq": report.head.seq,
         "head_missing": report.head_missing,

@@ -401,7 +401,16 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     let head = hash(lines_of(&path).last().unwrap());
     ran.is(
         0,
-        &format!("whole: {lines} line(s), head {head} (number {lines})\n"),
+        &format!("whole: {lines} line(s) from number 1 on, head {head} (number {lines})\n"),
+        "",
+    );
+    // Its old file is missed.
+    fs::remove_file(&old).unwrap();
+    let file = path.display();
+    let (first, found) = (before + 1, lines - before);
+    world.run(&["audit", "verify"]).is(
+        1,
+        &format!("{file}:1: {before} line(s) before it were removed\nNOT as it was written: {found} line(s) from number {first} on, head {head} (number {lines})\n"),
         "",
     );
 }

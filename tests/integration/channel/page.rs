@@ -4,9 +4,10 @@ use std::fs;
 
 use anklume::audit::flood::{OWN_LINES, WINDOW};
 use anklume::audit::{KEEP, ROTATE_AT};
+use anklume::inside::STOP_SECONDS;
 use anklume::limits::{
     CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IN_FLIGHT, IN_FLIGHT_ALL,
-    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND,
+    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND, STOP_TIME,
 };
 use serde_json::{Value, json};
 
@@ -59,6 +60,10 @@ fn its_limits_are_the_servers() {
     assert!(page.contains(&read), "{read}");
     let floods = format!("a line of their own {OWN_LINES} times a minute");
     assert!(page.contains(&floods) && WINDOW.as_secs() == 60, "{floods}");
+    let end = format!("are answered, for {} seconds at most", STOP_TIME.as_secs());
+    assert!(page.contains(&end), "{end}");
+    let supervised = format!("supervises it waits for {STOP_SECONDS} seconds");
+    assert!(page.contains(&supervised), "{supervised}");
     let rotation = format!("At {} MiB the log goes on", ROTATE_AT / 1024 / 1024);
     assert!(page.contains(&rotation), "{rotation}");
     assert!(page.contains("eight old ones") && KEEP == 8);

@@ -28,7 +28,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let head = hash(&whole[5]);
     let good = |count: usize| {
         let hash = hash(&whole[count - 1]);
-        format!("whole: {count} line(s), head {hash} (number {count})\n")
+        format!("whole: {count} line(s) from number 1 on, head {hash} (number {count})\n")
     };
     verify(&world, &whole, &[]).is(0, &good(6), "");
     verify(&world, &whole, &["--head", &head]).is(0, &good(6), "");
@@ -37,9 +37,10 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let bad = |lines: Vec<String>, faults: &str| {
         let (count, end) = (lines.len(), lines.last().unwrap().clone());
         let end_hash = hash(&end);
-        let number = serde_json::from_str::<Value>(&end).unwrap()["seq"].clone();
+        let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].clone();
+        let (first, number) = (number(&lines[0]), number(&end));
         let expected = format!(
-            "{faults}NOT as it was written: {count} line(s), head {end_hash} (number {number})\n"
+            "{faults}NOT as it was written: {count} line(s) from number {first} on, head {end_hash} (number {number})\n"
         );
         verify(&world, &lines, &[]).is(1, &expected, "");
     };
@@ -98,7 +99,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
-    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s), head {end} (number 4)\n"), "");
+    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
     verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
     let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
