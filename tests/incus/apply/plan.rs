@@ -233,16 +233,25 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let by_hand = world.machine(1, "mine");
     let pool = ["create", "-q", "bb", &by_hand];
     assert!(world.incus(1, &pool).status.success());
+    let profile = ["profile", "create", "theirs"];
+    assert!(world.incus(1, &profile).status.success());
     let ran = world.run(&["destroy", "--yes", "--force"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let note = format!(
-        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}",
+        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}, profile theirs",
         world.domains[1]
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);
     assert!(world.incus(1, &["info", &by_hand]).status.success());
     assert!(!world.is_there(0), "the first domain is gone");
     world.incus(1, &["delete", &by_hand]);
+    let ran = world.run(&["destroy", "--yes"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(
+        world.is_there(1),
+        "a domain with somebody's profile is gone"
+    );
+    world.incus(1, &["profile", "delete", "theirs"]);
     let ran = world.run(&["destroy", "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let ran = world.run(&["destroy", "--yes"]);
