@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::name::ToolName;
 
-pub use check::{BadArguments, FixedFault, check_fixed, check_some, parse};
+pub use check::{BadArguments, FixedFault, check_fixed, check_some, parse, repeats_key};
 pub use path::PortalPath;
 pub use payload::Payload;
 

@@ -11,13 +11,14 @@ mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
 pub(crate) use exec::Errand;
-pub(crate) use open::{Watch, open, resolve};
+pub(crate) use open::{Watch, open, providers, resolve};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};
 
 use std::path::PathBuf;
 
 use crate::incus::Machine;
+use crate::name::MachineName;
 
 /// A way to a server, with everything that is needed to go it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,5 +28,14 @@ pub(crate) enum Channel {
     /// `incus exec` into a machine, on stdin and stdout.
     Exec(Machine),
     /// A socket: a consumer's way to a provider.
-    Socket(PathBuf),
+    Socket(Socket),
+}
+
+/// A provider's socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Socket {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Whose it is; `None`: it was named by its path, and may be anybody's.
+    pub(crate) provider: Option<MachineName>,
 }

@@ -13,7 +13,8 @@ pub use rights::{
     ABOVE, Caller, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
 };
 pub use unit::{
-    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, SYSTEMD_UNIT, openrc_script, systemd_unit, systemd_wanted,
+    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, openrc_script, systemd_unit,
+    systemd_wanted,
 };
 
 use serde::{Deserialize, Serialize};

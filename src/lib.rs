@@ -22,7 +22,7 @@ pub mod diagnostic;
 pub mod digest;
 pub mod edge;
 pub mod error;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod incus;
 pub mod infra;

@@ -20,6 +20,8 @@ pub const IN_FLIGHT_ALL: u32 = 512;
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Longest run of one call: a person may have to find a card for a pinentry.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
+/// How long the running calls of a server with consumers may still take when it is told to end; whoever ends it waits longer.
+pub const STOP_TIME: Duration = Duration::from_secs(80);
 /// Connections of one caller at once.
 pub const CONNECTIONS: u32 = 256;
 /// Messages of one caller that are read at once although they run nothing: lists, refusals, what is no message.

@@ -27,10 +27,15 @@ pub(crate) const DEPTH_MAX: usize = 100;
 pub(crate) const VALUES_MAX: usize = 10_000;
 /// Longest id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
+/// Key of the `_meta` of a result that is no tool's but the policy's.
+pub(crate) const DECISION_KEY: &str = "anklume/decision";
+/// What is there: the policy refuses an argument.
+pub(crate) const REFUSED: &str = "refused";
+
 /// What one connection may take of its server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Longest request, in bytes without its newline.
+    /// Longest request, in bytes without its newline, where no service sets another.
     pub(crate) line: usize,
     /// Requests that are read and not answered yet; beyond it nothing more is read.
     pub(crate) in_flight: usize,

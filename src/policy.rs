@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::catalogue;
 use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
 
@@ -22,7 +23,8 @@ pub enum Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Operator => f.write_str("operator"),
+            // No machine can have this name.
+            Self::Operator => f.write_str("(operator)"),
             Self::Consumer(name) => name.fmt(f),
         }
     }
@@ -152,7 +154,7 @@ fn merge(service: &Service, sent: &Map<String, Value>) -> Result<Map<String, Val
     let chosen = sent
         .iter()
         .find(|(key, value)| match service.with.get(*key) {
-            Some(fixed) => fixed != *value,
+            Some(fixed) => !repeats(service.tool, key, fixed, value),
             None => operator_only(service.tool, key),
         });
     if let Some((argument, _)) = chosen {
@@ -163,6 +165,16 @@ fn merge(service: &Service, sent: &Map<String, Value>) -> Result<Map<String, Val
     let mut merged = sent.clone();
     merged.extend(service.with.clone());
     Ok(merged)
+}
+
+/// Whether a caller asks for what the service fixes anyway, maybe written in another way.
+fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool {
+    match (tool, argument, fixed, sent) {
+        (ToolName::GpgSign, "key_id", Value::String(fixed), Value::String(sent)) => {
+            catalogue::repeats_key(fixed, sent)
+        }
+        _ => fixed == sent,
+    }
 }
 
 /// Arguments that only a service's `with` or the operator sets: which key signs is never a consumer's choice.

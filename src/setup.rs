@@ -10,6 +10,7 @@ mod tree;
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::digest::sha256;
 use crate::inside::{
@@ -60,6 +61,9 @@ pub(crate) enum SetupError {
     #[error("the server does not report the policy that was sent: {0}")]
     NotServing(String),
 }
+
+/// Longest that the server of a machine takes to be another, from the order on: the old one ends, the new one reports.
+pub(crate) const SERVER_MAX: Duration = supervisor::PATIENCE.saturating_add(server::REPORT_MAX);
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }

@@ -53,6 +53,14 @@ pub struct Line {
     pub previous: String,
 }
 
+impl Line {
+    /// Whether it is the one that follows `head`.
+    #[must_use]
+    pub fn continues(&self, head: &Head) -> bool {
+        self.seq == head.seq.saturating_add(1) && self.previous == head.hash
+    }
+}
+
 /// Writes the line that continues `head`: its bytes with the newline, and the new head.
 ///
 /// # Errors
@@ -78,6 +86,21 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
         hash,
     };
     Ok((bytes, head))
+}
+
+/// An event as text, without its place in a chain: for one that could not be written.
+#[must_use]
+pub fn unlinked(time: &str, event: &Event) -> String {
+    /// A line that is in no chain.
+    #[derive(Serialize)]
+    struct Unlinked<'a> {
+        time: &'a str,
+        #[serde(flatten)]
+        event: &'a Event,
+    }
+    // These types hold nothing that JSON cannot.
+    let json = serde_json::to_string(&Unlinked { time, event }).unwrap_or_default();
+    String::from_utf8(plain(&json)).unwrap_or_default()
 }
 
 /// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,

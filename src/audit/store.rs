@@ -1,22 +1,23 @@
 //! The files of the log: appending under a lock, rotation by size, the machine's key.
 
 mod file;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Head};
 use super::{Event, Key};
-pub use file::files;
-use file::{gone, last_line, numbered, open_file, same_file};
+use file::{End, gone, numbered, open_file, same_file};
+pub use file::{files, may_have_dropped};
+use room::LINE_ROOM;
 
 /// The log where none is named.
 pub const LOG: &str = "/var/log/anklume/audit.jsonl";
@@ -24,11 +25,6 @@ pub const LOG: &str = "/var/log/anklume/audit.jsonl";
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
 /// Files that are kept beside the one that is written.
 pub const KEEP: u32 = 8;
-
-/// Room that is made sure of before a call runs, in bytes: the lines of all calls that may run at once, and more.
-const RESERVE: u64 = 2 * 1024 * 1024;
-/// When less of it than this is left, more is made sure of.
-const RESERVE_LOW: u64 = 1024 * 1024;
 
 /// Why the log could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +39,6 @@ pub enum AuditError {
         /// What the system said.
         source: io::Error,
     },
-    /// There was no log to write when the server started.
-    #[error("there is no audit log to write")]
-    NotOpen,
     /// Someone else keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),
@@ -71,6 +64,8 @@ struct Open {
     head: Head,
     /// Up to where this process made sure of room.
     reserved: u64,
+    /// Room of it that is promised to calls that run, in bytes.
+    promised: u64,
 }
 
 impl Log {
@@ -99,6 +94,7 @@ impl Log {
                 length: u64::MAX,
                 head: Head::origin(),
                 reserved: 0,
+                promised: 0,
             }),
         })
     }
@@ -109,64 +105,72 @@ impl Log {
         &self.key
     }
 
-    /// Makes sure of the room that the lines of running calls need, so that none of them ends unseen.
+    /// Makes sure of the room of the lines that are still to come of calls that run, so that none of them ends unseen.
     ///
     /// # Errors
     ///
-    /// The disk is full, the file is not writable.
-    pub fn reserve(&self) -> Result<(), AuditError> {
+    /// The disk is full, the file is not writable, or its end is no line of the log.
+    pub fn reserve(&self, lines: usize) -> Result<(), AuditError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.promised = (lines as u64).saturating_mul(LINE_ROOM);
         let ours = open
             .file
             .metadata()
             .map_err(|source| self.error("read", source))?;
+        let is_enough = ours.len().saturating_add(open.promised) <= open.reserved;
         // Room in a file that the path no longer names is no room for the line.
-        if ours.len().saturating_add(RESERVE_LOW) <= open.reserved && self.is_named(&ours) {
+        if is_enough && ours.len() == open.length && self.is_named(&ours) {
             return Ok(());
         }
-        self.lock_current(&mut open)?;
-        let reserved = self.reserve_locked(&mut open);
-        let unlocked = flock(&open.file, FlockOperation::Unlock);
-        reserved?;
-        unlocked.map_err(|source| self.error("unlocked", source.into()))
+        self.locked(&mut open, |open| {
+            self.catch_up(open)?;
+            self.make_room(open)
+        })
     }
 
-    fn reserve_locked(&self, open: &mut Open) -> Result<(), AuditError> {
-        let length = open
-            .file
-            .metadata()
-            .map_err(|source| self.error("read", source))?
-            .len();
-        // Blocks of the file beyond its end: its length stays, nobody else can take them.
-        match fallocate(&open.file, FallocateFlags::KEEP_SIZE, length, RESERVE) {
-            // A file system that cannot is asked when the line is written.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                open.reserved = length.saturating_add(RESERVE);
-                Ok(())
-            }
-            Err(source) => Err(self.error("given room", source.into())),
-        }
+    fn make_room(&self, open: &mut Open) -> Result<(), AuditError> {
+        open.reserved = room::make(&open.file, open.length, open.promised)
+            .map_err(|source| self.error("given room", source))?;
+        Ok(())
     }
 
-    /// Where the log is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Appends an event; when this returns, the line is in the file.
+    /// Appends an event that happens now; when this returns, the line is in the file.
     ///
     /// # Errors
     ///
     /// The disk is full, the file is not writable; nothing of the line is left then.
     pub fn append(&self, event: Event) -> Result<Head, AuditError> {
+        self.append_of(now(), event)
+    }
+
+    /// The same for one that happened at that time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::append`].
+    pub fn append_of(&self, time: String, event: Event) -> Result<Head, AuditError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock_current(&mut open)?;
-        let written = self.append_locked(&mut open, event);
-        let unlocked = flock(&open.file, FlockOperation::Unlock);
-        let head = written?;
-        unlocked.map_err(|source| self.error("unlocked", source.into()))?;
-        Ok(head)
+        self.locked(&mut open, |open| {
+            self.catch_up(open)?;
+            if open.length >= self.rotate_at {
+                // A full disk must not lose the line for which there is room in the old file.
+                let _ = self.rotate(open);
+            }
+            self.write(open, time, event)
+        })
+    }
+
+    /// Does something under the lock of the file that the path names now.
+    fn locked<T>(
+        &self,
+        open: &mut Open,
+        work: impl FnOnce(&mut Open) -> Result<T, AuditError>,
+    ) -> Result<T, AuditError> {
+        self.lock_current(open)?;
+        let done = work(open);
+        // A lock that is held can be let go of; what was done is done.
+        let _ = flock(&open.file, FlockOperation::Unlock);
+        done
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> AuditError {
@@ -204,15 +208,6 @@ impl Log {
         Err(AuditError::Restless(self.path.clone()))
     }
 
-    fn append_locked(&self, open: &mut Open, event: Event) -> Result<Head, AuditError> {
-        self.catch_up(open)?;
-        if open.length >= self.rotate_at {
-            // A full disk must not lose the line for which there is room in the old file.
-            let _ = self.rotate(open);
-        }
-        self.write(open, event)
-    }
-
     /// Reads the end of the file anew when another process wrote.
     fn catch_up(&self, open: &mut Open) -> Result<(), AuditError> {
         let length = open
@@ -223,24 +218,37 @@ impl Log {
         if length == open.length {
             return Ok(());
         }
-        let (whole, last) =
-            last_line(&open.file, length).map_err(|source| self.error("read", source))?;
-        open.head = match last.as_deref() {
+        let end = End::of(&open.file, length).map_err(|source| self.error("read", source))?;
+        open.head = match end.line.as_deref() {
+            None if end.length > 0 => return Err(AuditError::Foreign(self.path.clone())),
             None => self.head_before()?,
             Some(line) => match chain::read(line) {
                 chain::Read::Whole(_, head) | chain::Read::Edited(head) => head,
                 chain::Read::Foreign => return Err(AuditError::Foreign(self.path.clone())),
             },
         };
-        open.length = whole;
-        if whole < length {
-            open.file
-                .set_len(whole)
-                .map_err(|source| self.error("repaired", source))?;
-            let bytes = length - whole;
-            self.write(open, Event::Torn { bytes })?;
+        open.length = end.length;
+        match chain::read(&end.tail) {
+            _ if end.tail.is_empty() => Ok(()),
+            chain::Read::Whole(line, head) if line.continues(&open.head) => {
+                // It lacks its newline alone: what it tells of is not lost.
+                open.file
+                    .write_all_at(b"\n", length)
+                    .map_err(|source| self.error("repaired", source))?;
+                open.length = length.saturating_add(1);
+                open.head = head;
+                Ok(())
+            }
+            _ => self.take_off(open, end.tail.len() as u64),
         }
-        Ok(())
+    }
+
+    /// Takes what follows the last line off the file, and says so.
+    fn take_off(&self, open: &mut Open, bytes: u64) -> Result<(), AuditError> {
+        open.file
+            .set_len(open.length)
+            .map_err(|source| self.error("repaired", source))?;
+        self.write(open, now(), Event::Torn { bytes }).map(drop)
     }
 
     /// The end of the chain when the current file is empty: that of the file before, if there is one.
@@ -252,8 +260,8 @@ impl Log {
             .metadata()
             .map_err(|source| self.error("read", source))?
             .len();
-        let (_, last) = last_line(&file, length).map_err(|source| self.error("read", source))?;
-        match last.as_deref().map(chain::read) {
+        let end = End::of(&file, length).map_err(|source| self.error("read", source))?;
+        match end.line.as_deref().map(chain::read) {
             Some(chain::Read::Whole(_, head) | chain::Read::Edited(head)) => Ok(head),
             Some(chain::Read::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
             None => Ok(Head::origin()),
@@ -267,7 +275,7 @@ impl Log {
         let rotated = |source| self.error("rotated", source);
         let fresh = self.path.with_extension("new");
         let next = self.begin(&fresh, open)?;
-        self.make_room()?;
+        self.make_way()?;
         std::fs::hard_link(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
         std::fs::rename(&fresh, &self.path).map_err(rotated)?;
         // Dropping the old file lets go of its lock; who waits for it finds the new name.
@@ -287,14 +295,19 @@ impl Log {
             length: 0,
             head: open.head.clone(),
             reserved: 0,
+            promised: open.promised,
         };
         let bytes = open.length;
-        self.write(&mut next, Event::Rotated { bytes })?;
+        self.write(&mut next, now(), Event::Rotated { bytes })?;
+        if next.promised > 0 {
+            // Calls that run have their room in the old file, and need it in the new one.
+            self.make_room(&mut next)?;
+        }
         Ok(next)
     }
 
     /// Makes the first number free: the files up to the first number that is free move one up.
-    fn make_room(&self) -> Result<(), AuditError> {
+    fn make_way(&self) -> Result<(), AuditError> {
         let rotated = |source| self.error("rotated", source);
         let first = numbered(&self.path, 1);
         if same_file(&first, &self.path) {
@@ -309,8 +322,8 @@ impl Log {
         Ok(())
     }
 
-    fn write(&self, open: &mut Open, event: Event) -> Result<Head, AuditError> {
-        let (bytes, head) = chain::link(&open.head, now(), event)
+    fn write(&self, open: &mut Open, time: String, event: Event) -> Result<Head, AuditError> {
+        let (bytes, head) = chain::link(&open.head, time, event)
             .map_err(|source| self.error("written", source.into()))?;
         let before = open.length;
         let written = open
@@ -329,7 +342,9 @@ impl Log {
     }
 }
 
-fn now() -> String {
+/// This moment, as lines have it.
+#[must_use]
+pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
 }
 

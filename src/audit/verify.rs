@@ -32,6 +32,8 @@ pub enum Fault {
     },
     /// Its number is right, but it does not continue the line before: one of the two was replaced.
     Replaced,
+    /// It ends without its newline, and nothing follows: it is being written, or its writing was cut off, or it was cut.
+    Unfinished,
     /// The log begins with it, and it is neither the first line nor the first after a rotation.
     NoBeginning,
 }
@@ -47,6 +49,9 @@ impl std::fmt::Display for Fault {
                 "moved, repeated or inserted: number {found} stands where {expected} belongs"
             ),
             Self::Replaced => f.write_str("replaced: it does not continue the line before it"),
+            Self::Unfinished => f.write_str(
+                "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so",
+            ),
             Self::NoBeginning => {
                 f.write_str("lines before it were removed: the log cannot begin here")
             }
@@ -70,6 +75,10 @@ pub struct Finding {
 pub struct Verifier {
     /// The line before; `None` before the first.
     last: Option<Head>,
+    /// Number of the first line that could be read; 0 before it.
+    first: u64,
+    /// Whether rotation has taken no line away.
+    from_origin: bool,
     /// Whether the line before is itself at fault, so that its follower is not reported for the same thing.
     shaken: bool,
     wanted: Option<String>,
@@ -82,11 +91,13 @@ pub struct Verifier {
 pub struct Report {
     /// Lines seen.
     pub lines: u64,
+    /// Number of the first of them; 0 where there is none.
+    pub first: u64,
     /// The end of the chain.
     pub head: Head,
     /// Every fault, in order.
     pub findings: Vec<Finding>,
-    /// A head was given, and no line has it: the end was cut, or the whole was written anew.
+    /// A head was given, and no line has it: the end was cut, the whole was written anew, or rotation has dropped it.
     pub head_missing: bool,
 }
 
@@ -104,11 +115,20 @@ impl Verifier {
     pub const fn new(head: Option<String>) -> Self {
         Self {
             last: None,
+            first: 0,
+            from_origin: false,
             shaken: false,
             wanted: head,
             lines: 0,
             findings: Vec::new(),
         }
+    }
+
+    /// The same over all files of a log of which rotation has dropped none: its first line must be there.
+    #[must_use]
+    pub const fn from_the_first_line(mut self) -> Self {
+        self.from_origin = true;
+        self
     }
 
     /// Walks one file.
@@ -118,9 +138,13 @@ impl Verifier {
     /// What reading gave.
     pub fn file(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut number = 0_u64;
-        while let Some(line) = next_line(&mut reader)? {
+        while let Some((line, is_ended)) = next_line(&mut reader)? {
             number += 1;
-            if let Some(fault) = self.line(&line) {
+            let fault = match self.line(&line) {
+                None | Some(Fault::Foreign) if !is_ended => Some(Fault::Unfinished),
+                fault => fault,
+            };
+            if let Some(fault) = fault {
                 self.findings.push(Finding {
                     file: name.to_owned(),
                     line: number,
@@ -137,6 +161,7 @@ impl Verifier {
     pub fn finish(self) -> Report {
         Report {
             lines: self.lines,
+            first: self.first,
             head: self.last.unwrap_or_else(Head::origin),
             findings: self.findings,
             head_missing: self.wanted.is_some(),
@@ -170,6 +195,9 @@ impl Verifier {
     }
 
     fn step(&mut self, head: Head, shaken: bool) {
+        if self.first == 0 {
+            self.first = head.seq;
+        }
         self.last = Some(head);
         self.shaken = shaken;
     }
@@ -179,7 +207,14 @@ impl Verifier {
         let Some(last) = &self.last else {
             let first = line.seq == 1 && line.previous == ORIGIN;
             let rotated = matches!(line.event, Event::Rotated { .. });
-            return (!first && !rotated && !self.shaken).then_some(Fault::NoBeginning);
+            return if first || self.shaken {
+                None
+            } else if !rotated {
+                Some(Fault::NoBeginning)
+            } else {
+                let count = line.seq.saturating_sub(1);
+                self.from_origin.then_some(Fault::Removed { count })
+            };
         };
         let expected = last.seq.saturating_add(1);
         if line.seq > expected {
@@ -197,14 +232,14 @@ impl Verifier {
     }
 }
 
-/// The next line without its newline; an endless one is cut at [`LINE_MAX`], which makes it foreign.
-fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+/// The next line without its newline, and whether it has one; an endless one is cut at [`LINE_MAX`], which makes it foreign.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     let mut seen = false;
     loop {
         let chunk = reader.fill_buf()?;
         if chunk.is_empty() {
-            return Ok(seen.then_some(line));
+            return Ok(seen.then_some((line, false)));
         }
         seen = true;
         let end = chunk.iter().position(|byte| *byte == b'\n');
@@ -215,7 +250,7 @@ fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
         let used = part.len() + usize::from(end.is_some());
         reader.consume(used);
         if end.is_some() {
-            return Ok(Some(line));
+            return Ok(Some((line, true)));
         }
     }
 }

@@ -216,12 +216,30 @@ fn sha256_fault(text: &str) -> Option<String> {
     (!shaped).then(|| "`sha256` must be 64 hexadecimal digits".to_owned())
 }
 
-/// A fingerprint (40 or 64 digits) or long key id (16), maybe after `0x` and before `!` (exactly this subkey); or `<address>`.
-fn key_id_fault(text: &str) -> Option<String> {
+/// The digits of a fingerprint (40 or 64) or long key id (16), maybe after `0x`, and whether `!` (exactly this subkey) follows.
+fn key_digits(text: &str) -> Option<(&str, bool)> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
+    let exact = digits.ends_with('!');
     let digits = digits.strip_suffix('!').unwrap_or(digits);
     let is_key =
         matches!(digits.len(), 16 | 40 | 64) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_key.then_some((digits, exact))
+}
+
+/// Whether a `key_id` asks for nothing but what `fixed` says: the same digits, however they are written.
+#[must_use]
+pub fn repeats_key(fixed: &str, sent: &str) -> bool {
+    match (key_digits(fixed), key_digits(sent)) {
+        (Some((fixed, exactly)), Some((sent, exact))) => {
+            fixed.eq_ignore_ascii_case(sent) && (exactly || !exact)
+        }
+        _ => fixed == sent,
+    }
+}
+
+/// A fingerprint or long key id; or `<address>`.
+fn key_id_fault(text: &str) -> Option<String> {
+    let is_key = key_digits(text).is_some();
     let is_address = text
         .strip_prefix('<')
         .and_then(|rest| rest.strip_suffix('>'))

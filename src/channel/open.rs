@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::command::{LOCAL_REMOTE, SERVE, incus_exec};
 use super::process::Process;
-use super::{Channel, Unreachable, Way};
+use super::{Channel, Socket, Surroundings, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
 use crate::inside::PROGRAM;
 
@@ -69,7 +69,7 @@ pub(crate) struct End {
 pub(crate) async fn resolve(way: Way, patience: Duration) -> Result<Channel, Unreachable> {
     match way {
         Way::Local => Ok(Channel::Local),
-        Way::Socket(path) => Ok(Channel::Socket(path)),
+        Way::Socket(socket) => Ok(Channel::Socket(socket)),
         Way::Host { machine, project } => {
             let found = ask_incus(&machine, project.as_deref(), patience).await?;
             Ok(Channel::Exec(found))
@@ -98,8 +98,8 @@ pub(crate) async fn open(
             command.args(incus_exec(machine)).env(name, value);
             start(command, channel, watch)
         }
-        Channel::Socket(path) => {
-            let stream = connect(path, patience).await?;
+        Channel::Socket(socket) => {
+            let stream = connect(socket, patience).await?;
             // Not `into_split`: its write half ends the stream when it is dropped.
             let (reader, writer) = tokio::io::split(stream);
             Ok(Open {
@@ -143,12 +143,12 @@ fn not_started(channel: &Channel, why: io::Error) -> Unreachable {
     }
 }
 
-async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Unreachable> {
-    match timeout(patience, UnixStream::connect(path)).await {
+async fn connect(socket: &Socket, patience: Duration) -> Result<UnixStream, Unreachable> {
+    match timeout(patience, UnixStream::connect(&socket.path)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(why)) => Err(Unreachable::Socket {
-            path: path.to_owned(),
-            there: sockets_beside(path),
+            there: sockets_in(&folder_of(&socket.path)),
+            socket: socket.clone(),
             why,
         }),
         Err(_) => Err(Unreachable::Silent {
@@ -158,11 +158,26 @@ async fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Unreacha
     }
 }
 
-/// The providers whose sockets lie beside `path`, sorted.
-fn sockets_beside(path: &Path) -> Vec<String> {
+/// The providers that this machine has sockets of, sorted; on the host there are none.
+pub(crate) fn providers() -> Vec<String> {
+    Surroundings::look()
+        .folder()
+        .map(sockets_in)
+        .unwrap_or_default()
+}
+
+/// The folder of a path, as it can be opened.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => ".".into(),
+    }
+}
+
+/// The providers whose sockets lie in a folder, sorted.
+fn sockets_in(folder: &Path) -> Vec<String> {
     /// More than anyone would read; a folder may hold anything.
     const SHOWN: usize = 64;
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
     let Ok(entries) = folder.read_dir() else {
         return Vec::new();
     };

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use super::Socket;
 use super::command::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, Machine};
 use crate::inside::PROGRAM;
@@ -47,10 +48,10 @@ pub(crate) enum Unreachable {
         words: Vec<String>,
     },
     /// The socket could not be connected to.
-    #[error("{} `{}`", socket_fault(path, why), path.display().to_string().escape_debug())]
+    #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
     Socket {
         /// The socket.
-        path: PathBuf,
+        socket: Socket,
         /// Names of the sockets beside it.
         there: Vec<String>,
         /// Why.
@@ -155,7 +156,7 @@ impl Unreachable {
                     PROGRAM
                 ])
             )),
-            Self::Socket { path, there, why } => Some(socket_help(path, there, why)),
+            Self::Socket { socket, there, why } => Some(socket_help(socket, there, why)),
             Self::Gone => Some(
                 "the provider is stopped or its server does not run: ask whoever runs it"
                     .to_owned(),
@@ -264,7 +265,8 @@ fn push(machine: &Machine) -> String {
     ])
 }
 
-fn socket_help(path: &Path, there: &[String], why: &io::Error) -> String {
+fn socket_help(socket: &Socket, there: &[String], why: &io::Error) -> String {
+    let path = socket.path.as_path();
     if is_too_long(path) {
         return "name it by a shorter path, such as one relative to its folder or through a symbolic link"
             .to_owned();
@@ -272,11 +274,18 @@ fn socket_help(path: &Path, there: &[String], why: &io::Error) -> String {
     if why.kind() == io::ErrorKind::ConnectionRefused && !is_socket(path) {
         return "name the socket of a provider: a file `PROVIDER.sock`".to_owned();
     }
+    if why.kind() == io::ErrorKind::PermissionDenied {
+        return "another user may: `mcp: {uid: …}` of this machine in infra.yml says who, root where it says nothing"
+            .to_owned();
+    }
     if why.kind() != io::ErrorKind::NotFound {
         return "the provider is stopped or its server does not run: ask whoever runs it"
             .to_owned();
     }
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    if there.is_empty() && socket.provider.is_none() {
+        return "no socket is in that folder; `-i PROVIDER` finds the one of a provider".to_owned();
+    }
     if there.is_empty() {
         return "no provider serves this machine: whoever runs it declares that in infra.yml"
             .to_owned();

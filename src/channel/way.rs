@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Socket;
 use crate::edge::CONSUMER_FOLDER;
 use crate::inside::IDENTITY;
 use crate::name::{MachineName, NameFault};
@@ -43,6 +44,12 @@ impl Surroundings {
                 .any(|path| Path::new(path).exists()),
         }
     }
+
+    /// The folder of the providers' sockets; none on the host.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        let inside = self.in_machine.then_some(Path::new(SOCKETS));
+        self.sockets.as_deref().or(inside)
+    }
 }
 
 /// Which way to go; for `incus exec` the machine is still only a name.
@@ -58,7 +65,7 @@ pub(crate) enum Way {
         project: Option<String>,
     },
     /// Over a socket, and nothing else.
-    Socket(PathBuf),
+    Socket(Socket),
 }
 
 /// Why no way can be meant.
@@ -80,20 +87,19 @@ pub(crate) enum WayFault {
 /// Picks the way. `--socket` overrides all; inside a machine `-i` is a socket; on the host it is `incus exec`.
 pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayFault> {
     if let Some(socket) = wanted.socket {
-        return Ok(Way::Socket(socket.to_owned()));
+        return Ok(Way::Socket(Socket {
+            path: socket.to_owned(),
+            provider: None,
+        }));
     }
     let Some(name) = wanted.instance else {
         return Ok(Way::Local);
     };
-    let folder = match (&around.sockets, around.in_machine) {
-        (Some(folder), _) => folder.clone(),
-        (None, true) => SOCKETS.into(),
-        (None, false) => {
-            return Ok(Way::Host {
-                machine: name.to_owned(),
-                project: wanted.project.map(str::to_owned),
-            });
-        }
+    let Some(folder) = around.folder() else {
+        return Ok(Way::Host {
+            machine: name.to_owned(),
+            project: wanted.project.map(str::to_owned),
+        });
     };
     if wanted.project.is_some() {
         return Err(WayFault::ProjectInside);
@@ -102,7 +108,10 @@ pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayF
         name: name.to_owned(),
         fault,
     })?;
-    Ok(Way::Socket(folder.join(format!("{provider}.sock"))))
+    Ok(Way::Socket(Socket {
+        path: folder.join(format!("{provider}.sock")),
+        provider: Some(provider),
+    }))
 }
 
 #[cfg(test)]
@@ -118,6 +127,13 @@ mod tests {
             sockets: None,
             in_machine: true,
         }
+    }
+
+    fn socket(path: &str, provider: Option<&str>) -> Way {
+        Way::Socket(Socket {
+            path: path.into(),
+            provider: provider.map(|name| name.parse().unwrap()),
+        })
     }
 
     fn named(name: &str) -> Wanted<'_> {
@@ -149,13 +165,13 @@ mod tests {
 
     #[test]
     fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
-        let expected = Way::Socket("/srv/anklume/mcp/vault.sock".into());
+        let expected = socket("/srv/anklume/mcp/vault.sock", Some("vault"));
         assert_eq!(way(named("vault"), &inside()), Ok(expected));
         let elsewhere = Surroundings {
             sockets: Some("/s".into()),
             in_machine: false,
         };
-        let expected = Way::Socket("/s/vault.sock".into());
+        let expected = socket("/s/vault.sock", Some("vault"));
         assert_eq!(way(named("vault"), &elsewhere), Ok(expected));
         for bad in ["../x", "a/b", "", "Vault", "a\n"] {
             let fault = way(named(bad), &inside());
@@ -175,7 +191,7 @@ mod tests {
             ..named("vault")
         };
         for around in [host(), inside()] {
-            assert_eq!(way(wanted, &around), Ok(Way::Socket("/x.sock".into())));
+            assert_eq!(way(wanted, &around), Ok(socket("/x.sock", None)));
         }
     }
 }

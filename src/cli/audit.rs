@@ -32,7 +32,7 @@ pub struct AuditShowArgs {
     /// Which log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Calls of this caller only
+    /// Calls of this caller only; '(operator)' for the operator's own
     #[arg(long, value_name = "MACHINE")]
     pub caller: Option<String>,
     /// Calls of this service only
@@ -55,18 +55,6 @@ pub enum DecisionFilter {
     Refused,
     /// The server had too much to do
     Overloaded,
-}
-
-impl DecisionFilter {
-    /// The word in the log.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allowed => "allowed",
-            Self::Refused => "refused",
-            Self::Overloaded => "overloaded",
-        }
-    }
 }
 
 /// `anklume audit verify`

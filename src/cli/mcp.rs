@@ -43,15 +43,17 @@ pub struct McpServeArgs {
 
 /// Which channel to use.
 #[derive(Debug, Clone, Default, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("server").args(["instance", "socket"]).multiple(true))]
 pub struct ChannelArgs {
     /// The machine; without it, a server of this program's own on this computer
     #[arg(short, long, alias = "machine", value_name = "MACHINE")]
     pub instance: Option<String>,
     /// The Incus project of the machine [default: found by asking Incus]
-    #[arg(long, value_name = "PROJECT", requires = "instance")]
+    #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
     /// The socket of a provider, whatever else is said
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["instance", "project"])]
+    #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
     #[arg(long, value_name = "SECONDS")]
@@ -84,15 +86,17 @@ pub struct McpCallArgs {
 
 /// `anklume mcp connect`
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("server").args(["provider", "socket"]).multiple(true))]
 pub struct McpConnectArgs {
     /// The machine whose services to use
     #[arg(value_name = "PROVIDER")]
     pub provider: Option<String>,
     /// The Incus project of the machine, on the host [default: found by asking Incus]
-    #[arg(long, value_name = "PROJECT", requires = "provider")]
+    #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
     /// The socket of a provider, whatever else is said
-    #[arg(long, value_name = "PATH", conflicts_with = "provider")]
+    #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Seconds of silence to bear once stdin has ended [default: 30]
     #[arg(long, value_name = "SECONDS")]

@@ -13,8 +13,8 @@ pub const RUNTIME: &str = "/run/anklume/user";
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder of the log.
 pub const LOGS: &str = "/var/log/anklume";
-/// How long running calls may take to end before the server is killed, in seconds: longer than the server itself waits.
-const STOP_SECONDS: u32 = 90;
+/// How long a server may take to end before it is killed, in seconds: longer than it gives its running calls itself.
+pub const STOP_SECONDS: u64 = 90;
 
 /// The unit for systemd.
 ///

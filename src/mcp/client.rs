@@ -20,8 +20,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::LINE_MAX;
 use super::wire::Lines;
+use super::{DECISION_KEY, LINE_MAX, REFUSED};
 use crate::shown::shown;
 use exchange::Exchange;
 
@@ -116,6 +116,15 @@ pub(crate) struct Called {
     pub(crate) raw: Box<RawValue>,
     /// What MCP knows of it.
     pub(crate) result: CallToolResult,
+}
+
+impl Called {
+    /// Whether it is no result of the tool's: its server's policy refuses an argument.
+    pub(crate) fn is_refused(&self) -> bool {
+        let meta = self.result.meta.as_ref();
+        let decision = meta.and_then(|meta| meta.0.get(DECISION_KEY));
+        self.result.is_error == Some(true) && decision.is_some_and(|decision| decision == REFUSED)
+    }
 }
 
 /// A connection on which `initialize` was answered.
@@ -304,6 +313,20 @@ fn malformed(method: &'static str, why: &str) -> ClientError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_waits_as_long_as_the_page_says() {
+        const PAGE: &str = include_str!("../../docs/mcp.md");
+        let Patience { first, call } = Patience::default();
+        let (first, call, hours) = (first.as_secs(), call.as_secs(), IN_ALL.as_secs() / 3600);
+        for row in [
+            format!("| the first answer | {first} seconds |"),
+            format!("| an answer, or progress towards it | {call} seconds;"),
+            format!("| a request in all, whatever its progress | {hours} hour |"),
+        ] {
+            assert!(PAGE.contains(&row), "{row}");
+        }
+    }
 
     #[test]
     fn what_a_server_says_of_its_refusal_is_cut_and_escaped() {

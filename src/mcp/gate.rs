@@ -2,11 +2,14 @@
 //!
 //! A call that may run but not now is overloaded, which is never a refusal.
 
+mod minute;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
+use minute::Minute;
 
 /// What a limit counts over. A service with a value of its own is counted by itself, not with the others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,19 +57,30 @@ impl Default for Gate {
 #[derive(Debug, Default)]
 struct Counters {
     running: HashMap<Scope, u32>,
-    buckets: HashMap<Scope, Bucket>,
-}
-
-/// Calls that may still be made; fills up evenly, to a minute's worth.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    calls: f64,
-    at: Duration,
+    minutes: HashMap<Scope, Minute>,
 }
 
 /// When a place in flight may be free again: nobody knows; a second is soon enough to ask.
 const RETRY_IN_FLIGHT: Duration = Duration::from_secs(1);
-const MINUTE: f64 = 60.0;
+
+/// When a connection may be free again: as soon as a call.
+const RETRY_CONNECTION: Duration = RETRY_IN_FLIGHT;
+
+/// So many of something, in words.
+fn counted(count: u32, one: &str, of_whom: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {one}{plural} {of_whom}")
+}
+
+/// What a caller hears on a connection beyond the `most` that it may have at once.
+pub(crate) fn too_many_connections(most: usize) -> Overloaded {
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    Overloaded {
+        kind: Full::AtOnce,
+        limit: counted(most, "connection", "of this caller at once"),
+        retry_after: RETRY_CONNECTION,
+    }
+}
 
 /// A call's place among those that run; given back when dropped.
 #[derive(Debug)]
@@ -120,51 +134,48 @@ impl Gate {
             (
                 scope(limits.calls_per_minute.is_some(), Some(caller)),
                 limits.calls_per_minute.unwrap_or(CALLS_PER_MINUTE),
-                "calls of this caller in a minute",
+                "of this caller in a minute",
             ),
             (
                 scope(limits.calls_per_minute_all.is_some(), None),
                 limits.calls_per_minute_all.unwrap_or(CALLS_PER_MINUTE_ALL),
-                "calls of all callers in a minute",
+                "of all callers in a minute",
             ),
         ];
         let places = [
             (
                 scope(limits.in_flight.is_some(), Some(caller)),
                 limits.in_flight.unwrap_or(IN_FLIGHT),
-                "calls of this caller at once",
+                "of this caller at once",
             ),
             (
                 scope(limits.in_flight_all.is_some(), None),
                 limits.in_flight_all.unwrap_or(IN_FLIGHT_ALL),
-                "calls of all callers at once",
+                "of all callers at once",
             ),
         ];
         let mut counters = self.lock();
-        for (scope, limit, what) in &places {
+        for (scope, limit, of_whom) in &places {
             if counters.running.get(scope).copied().unwrap_or_default() >= *limit {
                 return Err(Overloaded {
                     kind: Full::AtOnce,
-                    limit: format!("{limit} {what}"),
+                    limit: counted(*limit, "call", of_whom),
                     retry_after: RETRY_IN_FLIGHT,
                 });
             }
         }
-        for (scope, limit, what) in &rates {
-            let bucket = filled(counters.buckets.get(scope), *limit, now);
-            if bucket.calls < 1.0 {
-                let missing = (1.0 - bucket.calls) * MINUTE / f64::from((*limit).max(1));
+        for (scope, limit, of_whom) in &rates {
+            let minute = counters.minutes.entry(scope.clone()).or_default();
+            if let Some(retry_after) = minute.wait(*limit, now) {
                 return Err(Overloaded {
                     kind: Full::Minute,
-                    limit: format!("{limit} {what}"),
-                    retry_after: Duration::from_secs_f64(missing.clamp(0.001, MINUTE)),
+                    limit: counted(*limit, "call", of_whom),
+                    retry_after,
                 });
             }
         }
-        for (scope, limit, _) in rates {
-            let mut bucket = filled(counters.buckets.get(&scope), limit, now);
-            bucket.calls -= 1.0;
-            counters.buckets.insert(scope, bucket);
+        for (scope, ..) in rates {
+            counters.minutes.entry(scope).or_default().add(now);
         }
         let scopes = places.map(|(scope, _, _)| scope);
         for scope in &scopes {
@@ -175,16 +186,6 @@ impl Gate {
             scopes,
         })
     }
-}
-
-/// The bucket as it is at `now`; one that was never used is full.
-fn filled(bucket: Option<&Bucket>, limit: u32, now: Duration) -> Bucket {
-    let most = f64::from(limit);
-    let calls = bucket.map_or(most, |bucket| {
-        let seconds = now.saturating_sub(bucket.at).as_secs_f64();
-        (bucket.calls + seconds * most / MINUTE).min(most)
-    });
-    Bucket { calls, at: now }
 }
 
 #[cfg(test)]
@@ -213,10 +214,13 @@ mod tests {
             panic!("no error");
         };
         assert_eq!(overloaded.limit, "100 calls of this caller in a minute");
-        assert_eq!(overloaded.retry_after, Duration::from_millis(600));
+        // All of the burst counts for a minute, and not a second longer.
+        assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;
-        assert!(gate.enter_at("a", "s", &limits, again).is_ok());
-        assert!(gate.enter_at("a", "s", &limits, again).is_err());
+        let before = again.saturating_sub(Duration::from_millis(1));
+        assert!(gate.enter_at("a", "s", &limits, before).is_err());
+        let ok = (0..300).filter(|_| gate.enter_at("a", "s", &limits, again).is_ok());
+        assert_eq!(ok.count(), 100);
         assert!(
             gate.enter_at("b", "s", &limits, START).is_ok(),
             "another caller"

@@ -4,10 +4,10 @@
 
 pub(crate) mod folder;
 mod lane;
-mod turned_away;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::CONNECTIONS;
+use crate::inside::STOP_SECONDS;
+use crate::limits::{CONNECTIONS, STOP_TIME};
 use crate::mcp::live::{Live, Policy};
 use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
@@ -30,10 +31,17 @@ use folder::{Folder, FolderError};
 const FOLLOW: Duration = Duration::from_millis(250);
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long connections may take to end, beyond what each takes for its running calls.
-const END: Duration = Duration::from_secs(25);
+/// How long connections may take to end, with what each takes for its running calls.
+const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
 /// How long they may take then, told to end at once.
 const LAST: Duration = Duration::from_secs(1);
+// Before it is killed, with a second for what is left to do.
+const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
+
+/// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
+const TURNED_AWAY: usize = 32;
+/// How long the first request of such a connection may take.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
 /// What a server says of itself, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +59,9 @@ pub(crate) struct Status {
     /// What of the policy in force cannot be done, such as a socket that cannot be made; it is tried again and again.
     #[serde(default)]
     pub(crate) failed: Vec<String>,
+    /// Why the log cannot be written.
+    #[serde(default)]
+    pub(crate) unlogged: Option<String>,
 }
 
 /// A server of many consumers.
@@ -72,6 +83,7 @@ struct Said {
     digest: String,
     refused: Option<String>,
     failed: Vec<String>,
+    unlogged: Option<String>,
 }
 
 /// A consumer's socket, and what it takes to close it.
@@ -121,7 +133,7 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.shared.recorder.count(false);
+                    self.shared.recorder.count();
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
                     let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
@@ -243,6 +255,7 @@ impl Listening {
             digest: policy.digest.clone(),
             refused: self.live.refused(),
             failed: failed.iter().map(ToString::to_string).collect(),
+            unlogged: self.shared.recorder.trouble(),
         };
         if self.said.as_ref() == Some(&now) {
             return Ok(());
@@ -254,6 +267,7 @@ impl Listening {
             digest: now.digest.clone(),
             refused: now.refused.clone(),
             failed: now.failed.clone(),
+            unlogged: now.unlogged.clone(),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();
@@ -303,15 +317,18 @@ impl Accepting {
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
                 // Those beyond wait until one that is turned away has gone: each gets its answer.
-                accepted = accept, if turned_away.len() < turned_away::AT_ONCE || served.len() < self.most() => {
+                accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.most() => {
                     turn = self.pace.connection();
                     match accepted {
-                        Ok((stream, _)) if served.len() < self.most() => {
-                            served.spawn(self.serve(stream));
-                        }
-                        Ok((stream, _)) => {
-                            turned_away.spawn(turned_away::answer(stream));
-                        }
+                        Ok((stream, _)) => match self.most() {
+                            most if served.len() < most => {
+                                served.spawn(serve(self.server(), stream, self.stop()));
+                            }
+                            most => {
+                                let beyond = self.server().beyond(most);
+                                turned_away.spawn(turn_away(beyond, stream, self.stop()));
+                            }
+                        },
                         Err(_) => sleep(ACCEPT_PAUSE).await,
                     }
                 }
@@ -319,22 +336,21 @@ impl Accepting {
         }
         drop(self.listener);
         while served.join_next().await.is_some() {}
+        while turned_away.join_next().await.is_some() {}
     }
 
-    fn serve(&self, stream: UnixStream) -> impl Future<Output = ()> + Send + 'static {
-        let server = Server::new(
-            Caller::Consumer(self.caller.clone()),
-            Arc::clone(&self.shared),
-        )
-        .paced(Arc::clone(&self.pace));
-        // Each connection ends by itself; the door ends all of them.
-        let stop = Stop {
+    fn server(&self) -> Server {
+        let caller = Caller::Consumer(self.caller.clone());
+        Server::new(caller, Arc::clone(&self.shared))
+            .paced(Arc::clone(&self.pace))
+            .ends_within(STOP_TIME)
+    }
+
+    /// Each connection ends by itself; the door ends all of them.
+    fn stop(&self) -> Stop {
+        Stop {
             gently: self.connections.gently.child_token(),
             now: self.connections.now.child_token(),
-        };
-        async move {
-            let (reader, writer) = stream.into_split();
-            server.serve(reader, writer, stop).await;
         }
     }
 
@@ -349,5 +365,34 @@ impl Accepting {
             .filter_map(|service| service.limits.connections)
             .max();
         usize::try_from(most.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
+    }
+}
+
+async fn serve(server: Server, stream: UnixStream, stop: Stop) {
+    let (reader, writer) = stream.into_split();
+    server.serve(reader, writer, stop).await;
+}
+
+/// Serves a connection beyond its caller's limit; one that is slow to ask has no claim to an answer.
+async fn turn_away(server: Server, stream: UnixStream, stop: Stop) {
+    let mut serving = pin!(serve(server, stream, stop.clone()));
+    if timeout(FIRST_REQUEST, &mut serving).await.is_err() {
+        stop.now.cancel();
+        serving.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_says_the_same() {
+        const PAGE: &str = include_str!("../../docs/channel.md");
+        let seconds = FIRST_REQUEST.as_secs();
+        let said = format!(
+            "Of such connections {TURNED_AWAY} are looked at at once, for {seconds} seconds at most"
+        );
+        assert!(PAGE.contains(&said), "{said}");
     }
 }

@@ -130,6 +130,19 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_the_same() {
+        const PAGE: &str = include_str!("../../docs/channel.md");
+        let (part, short, long) = (BYTES / 1024, SHORT / 1024, LONG / 1024 / 1024);
+        for said in [
+            format!("once more for each {part} KiB, {MESSAGE_MAX} times at most"),
+            format!("a new connection counts as {CONNECTION} messages"),
+            format!("Messages beyond {short} KiB share memory of {long} MiB for each caller"),
+        ] {
+            assert!(PAGE.contains(&said), "{said}");
+        }
+    }
+
+    #[test]
     fn calls_that_run_are_not_counted() {
         let now = Instant::now();
         let pace = Pace::from(now);

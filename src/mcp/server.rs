@@ -7,7 +7,7 @@ mod call;
 mod course;
 mod door;
 mod flight;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
 mod message;
@@ -17,12 +17,13 @@ mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use course::{OVERLOADED, overloaded};
+pub(crate) use course::OVERLOADED;
 pub(crate) use flight::{Answered, How};
 pub(crate) use tools::list;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,6 +34,7 @@ use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
 use crate::mcp::pace::Pace;
 use crate::mcp::recorder::Recorder;
+use crate::mcp::wire::Longest;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
 use door::Door;
@@ -87,6 +89,8 @@ pub(crate) struct Server {
     limits: Limits,
     /// How fast the caller is read; `None`: as fast as it writes.
     pace: Option<Arc<Pace>>,
+    /// The connections that the caller may have, where this one is beyond them.
+    beyond: Option<usize>,
     run: Run,
 }
 
@@ -101,16 +105,12 @@ impl fmt::Debug for Server {
 impl Server {
     /// Serves `caller` by the policy of the moment of each call.
     pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
-        let mut limits = Limits::DEFAULT;
-        if let Some(bytes) = longest_message(&caller, &(shared.policy)()) {
-            limits.line = bytes;
-            limits.in_flight_bytes = limits.in_flight_bytes.max(bytes.saturating_mul(2));
-        }
         Self {
             caller,
             shared,
-            limits,
+            limits: Limits::DEFAULT,
             pace: None,
+            beyond: None,
             run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
         }
     }
@@ -121,6 +121,19 @@ impl Server {
         self
     }
 
+    /// The same with so much time for its running calls when it is told to end.
+    pub(crate) const fn ends_within(mut self, time: Duration) -> Self {
+        self.limits.stop = time;
+        self
+    }
+
+    /// The same for a connection beyond the `most` that its caller may have at once: its first request is answered with
+    /// "overloaded", and is in the log if it is a call; then it ends.
+    pub(crate) const fn beyond(mut self, most: usize) -> Self {
+        self.beyond = Some(most);
+        self
+    }
+
     /// Serves one connection to its end: until its requests have ended and are answered, or until `stop`.
     pub(crate) async fn serve<R, W>(self, reader: R, writer: W, stop: Stop)
     where
@@ -128,20 +141,24 @@ impl Server {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let flight = Arc::new(Flight::default());
-        let transport = Transport::new(
-            reader,
-            writer,
-            Arc::clone(&flight),
-            self.limits,
-            self.pace.clone(),
-            stop.clone(),
-            Arc::clone(&self.shared.observer),
-        );
+        let transport = Transport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
         let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
         let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
+    }
+}
+
+impl Server {
+    /// The longest request, by the policy of the moment at which one begins.
+    fn longest_line(&self) -> Longest {
+        let (caller, shared, else_line) = (
+            self.caller.clone(),
+            Arc::clone(&self.shared),
+            self.limits.line,
+        );
+        Longest::by(move || longest_message(&caller, &(shared.policy)()).unwrap_or(else_line))
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod json;
 
+use std::fmt;
 use std::io;
 use std::mem;
 
@@ -59,10 +60,34 @@ pub(crate) enum Step {
     End,
 }
 
-/// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
+/// The longest line, in bytes; asked when a line begins, for it may change in between.
+pub(crate) struct Longest(Box<dyn Fn() -> usize + Send + Sync>);
+
+impl Longest {
+    /// As `ask` says at that moment.
+    pub(crate) fn by(ask: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        Self(Box::new(ask))
+    }
+}
+
+impl From<usize> for Longest {
+    fn from(bytes: usize) -> Self {
+        Self::by(move || bytes)
+    }
+}
+
+impl fmt::Debug for Longest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Longest")
+    }
+}
+
+/// Lines of bounded length from a stream; what is longer is skipped in flat memory and reported.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     reader: BufReader<R>,
+    longest: Longest,
+    /// The longest that the line may be that is read now, or was read last.
     max: usize,
     line: Vec<u8>,
     skipped: Option<Skipped>,
@@ -77,14 +102,21 @@ struct Skipped {
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    /// Reads lines of at most `max` bytes (without the newline) from `reader`.
-    pub(crate) fn new(reader: R, max: usize) -> Self {
+    /// Reads lines of at most so many bytes (without the newline) from `reader`.
+    pub(crate) fn new(reader: R, longest: impl Into<Longest>) -> Self {
+        let longest = longest.into();
         Self {
             reader: BufReader::with_capacity(READ, reader),
-            max,
+            max: (longest.0)(),
+            longest,
             line: Vec::new(),
             skipped: None,
         }
+    }
+
+    /// Longest that the line may be that is read now, or was read last, in bytes.
+    pub(crate) const fn max(&self) -> usize {
+        self.max
     }
 
     /// The next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
@@ -112,6 +144,9 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             let chunk = self.reader.fill_buf().await?;
             if chunk.is_empty() {
                 return Ok(self.last().map_or(Step::End, Step::Line));
+            }
+            if self.line.is_empty() && self.skipped.is_none() {
+                self.max = (self.longest.0)();
             }
             // In memory this cannot fail; it is the standard library's fast search for a byte.
             let used = io::BufRead::skip_until(&mut &*chunk, b'\n')?;
@@ -245,6 +280,19 @@ mod tests {
                 bytes: length as u64,
             };
             assert_eq!(lines, [expected, whole("next")], "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_limit_is_that_of_the_moment_at_which_a_line_begins() {
+        let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(3));
+        let asked = std::sync::Arc::clone(&most);
+        let longest = Longest::by(move || asked.load(std::sync::atomic::Ordering::Relaxed));
+        let mut lines = Lines::new(&b"abcd\nabcd\nabcd\n"[..], longest);
+        for (limit, fits) in [(3, false), (4, true), (3, false)] {
+            most.store(limit, std::sync::atomic::Ordering::Relaxed);
+            let line = lines.next().await.unwrap().unwrap();
+            assert_eq!((line == whole("abcd"), lines.max()), (fits, limit));
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use tokio::process::Command;
 
 use crate::inside::{IDENTITY, Identity, RUNTIME};
+use crate::name::MachineName;
 
 /// Where users are.
 const PASSWD: &str = "/etc/passwd";
@@ -57,6 +58,12 @@ impl Account {
         lines
             .find_map(|line| account(line, name))
             .ok_or_else(|| AccountError::Nobody(name.to_owned()))
+    }
+
+    /// The name of this machine; `None` outside of anklume's machines, and where it cannot be read.
+    pub(crate) fn machine() -> Option<MachineName> {
+        let text = read(IDENTITY).ok()?;
+        Identity::from_file(&text).map(|identity| identity.machine)
     }
 
     /// The user that this machine's server runs as; `None` outside of anklume's machines.

@@ -13,14 +13,14 @@ use super::SetupError;
 use super::account::Account;
 use super::failed;
 use crate::edge::PROVIDER_FOLDER;
-use crate::inside::{PATH, PROGRAM};
+use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 
 /// How long a server may take to report a policy: it looks for one several times a second.
-const REPORT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
 /// How long a server may take to end: as long as its running calls may.
-const END_MAX: Duration = Duration::from_secs(90);
+const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -33,7 +33,9 @@ fn status() -> Option<Status> {
     // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
     let text = Folder::status(folder()).ok()?;
     let status = serde_json::from_slice(&text).ok()?;
-    Folder::is_served(folder()).then_some(status)
+    Folder::is_served(folder())
+        .unwrap_or_default()
+        .then_some(status)
 }
 
 /// Whether a server runs, and of the program that is in its place now.
@@ -105,7 +107,8 @@ pub(super) async fn end() -> Result<(), SetupError> {
         let _ = pidfd_send_signal(&process, Signal::TERM);
     }
     let began = Instant::now();
-    while Folder::is_served(folder()) {
+    // What cannot be seen has not ended.
+    while Folder::is_served(folder()).unwrap_or(true) {
         if began.elapsed() > END_MAX {
             return Err(SetupError::NotServing(
                 "the old server does not end".to_owned(),

@@ -17,11 +17,12 @@ use super::tree::Tree;
 use super::{SetupError, failed, server};
 use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{
-    LOGS, OPENRC_SCRIPT, RUNTIME, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script, systemd_unit,
+    LOGS, OPENRC_SCRIPT, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script,
+    systemd_unit,
 };
 
-/// Longest that a supervisor may take: as long as the running calls of the server that it ends.
-const PATIENCE: Duration = Duration::from_secs(100);
+/// Longest that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(STOP_SECONDS + 10);
 /// How often is looked whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most of a supervisor's last words that are passed on, in characters.

@@ -8,13 +8,16 @@
 )]
 
 mod ask;
+mod beyond;
 mod client;
 mod clients;
 mod connect;
 mod flood;
+mod half_close;
 mod hostile;
 mod identity;
 mod life;
+mod limits;
 mod load;
 mod log;
 mod page;
@@ -23,6 +26,7 @@ mod reload;
 mod starved;
 mod tamper;
 mod unlogged;
+mod unseen;
 mod world;
 
 use serde_json::Value;

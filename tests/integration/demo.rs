@@ -38,6 +38,10 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
         "\n$ anklume mcp call clipboard_get\nbonjour\nexit code 0\n",
         "base64 -d\nminutes of the meeting\nexit code 0\n",
         "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"tools\":[{\"name\":\"gpg_sign\"",
+        "error: Unknown tool: clipboard\n",
+        "  refused  pro-dev  clipboard (clipboard_get)  not a consumer\n",
+        "  allowed  work-dev  file_sign (gpg_sign)  done, ",
+        "\nwhole: ",
     ] {
         assert!(shown.contains(expected), "{expected:?} is not in:\n{shown}");
     }

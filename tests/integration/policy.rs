@@ -169,6 +169,19 @@ fn a_service_of_several_machines_is_decided_for_each() {
 fn arguments_that_the_service_fixes_are_not_the_callers() {
     let fixed = r#"{"key_id": "0123456789ABCDEF0123456789ABCDEF01234567"}"#;
     assert_eq!(check(SEVERAL, "c", "sign", &["--args", fixed]).status, 0);
+    // The same fingerprint, as another program writes it.
+    for (key, code) in [
+        ("0123456789abcdef0123456789abcdef01234567", 0),
+        ("0x0123456789ABCDEF0123456789ABCDEF01234567", 0),
+        // Exactly this subkey is more than the service fixes; a part of a fingerprint may be another key's.
+        ("0123456789ABCDEF0123456789ABCDEF01234567!", 1),
+        ("89ABCDEF01234567", 1),
+        ("0123456789ABCDEF0123456789ABCDEF01234568", 1),
+    ] {
+        let sent = format!(r#"{{"key_id": "{key}"}}"#);
+        let ran = check(SEVERAL, "c", "sign", &["--args", &sent]);
+        assert_eq!(ran.status, code, "{key}");
+    }
     check(SEVERAL, "c", "sign", &["--args", r#"{"key_id": "other"}"#]).is(
         1,
         "denied: `key_id` is not the caller's to choose in `sign` on `a` (infra.yml:8)\n",
@@ -272,4 +285,38 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn the_services_file_of_a_machine_that_offers_none_is_one_too() {
+    let ran = policy(SEVERAL, &["export", "--machine", "c"]);
+    assert_eq!(
+        (ran.status, ran.stderr.as_str()),
+        (0, "note: `c` offers no services\n")
+    );
+    let file: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        file["policy"],
+        serde_json::json!({"machine": "c", "services": []})
+    );
+    let quiet = policy(SEVERAL, &["export", "--machine", "c", "--quiet"]);
+    quiet.is(0, &ran.stdout, "");
+}
+
+#[test]
+fn there_is_no_services_file_of_what_is_no_machine() {
+    for (name, message) in [
+        (
+            "spare",
+            "the provider `spare` is in the domain `off`, which is disabled\n  = help: set `enabled: true` there",
+        ),
+        ("d", "the provider `d` is not a machine of this file"),
+        ("A", "the provider `A` is not a machine of this file"),
+        ("a\n", "the provider `a\\n` is not a machine of this file"),
+    ] {
+        let ran = policy(SEVERAL, &["export", "--machine", name]);
+        assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{name}");
+        let begin = format!("error: {message}\n");
+        assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
+    }
 }

@@ -11,15 +11,32 @@ use super::super::verify::LINE_MAX;
 use super::{AuditError, KEEP};
 
 /// The log's files that are there, oldest first.
-#[must_use]
-pub fn files(path: &Path) -> Vec<PathBuf> {
-    (1..=KEEP)
-        .rev()
-        .map(|number| numbered(path, number))
+///
+/// # Errors
+///
+/// Whether they are there cannot be seen.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for number in (1..=KEEP).rev() {
+        let file = numbered(path, number);
         // A rotation that was cut off leaves the last file with both names.
-        .filter(|file| file.exists() && !same_file(file, path))
-        .chain(path.exists().then(|| path.to_owned()))
-        .collect()
+        if file.try_exists()? && !same_file(&file, path) {
+            files.push(file);
+        }
+    }
+    if path.try_exists()? {
+        files.push(path.to_owned());
+    }
+    Ok(files)
+}
+
+/// Whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
+///
+/// # Errors
+///
+/// As [`files`].
+pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
+    numbered(path, KEEP).try_exists()
 }
 
 /// Whether both paths name one file.
@@ -55,19 +72,37 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
         })
 }
 
-/// The length of the whole lines of a file, and the last of them without its newline.
-pub(super) fn last_line(file: &File, length: u64) -> io::Result<(u64, Option<Vec<u8>>)> {
-    let window = length.min(LINE_MAX as u64 * 2);
-    let start = length - window;
-    let mut bytes = vec![0; usize::try_from(window).unwrap_or_default()];
-    file.read_exact_at(&mut bytes, start)?;
-    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
-        return Ok((0, None));
-    };
-    let whole = bytes.get(..end).unwrap_or_default();
-    let line = whole.rsplit(|byte| *byte == b'\n').next();
-    Ok((
-        start.saturating_add(end as u64).saturating_add(1),
-        line.map(<[u8]>::to_vec),
-    ))
+/// How a file ends.
+pub(super) struct End {
+    /// Length of its whole lines, in bytes.
+    pub(super) length: u64,
+    /// The last of them without its newline; `None` where there is none, and where what follows is longer than any line.
+    pub(super) line: Option<Vec<u8>>,
+    /// What follows them, without a newline.
+    pub(super) tail: Vec<u8>,
+}
+
+impl End {
+    /// Looks at a file of that length.
+    pub(super) fn of(file: &File, length: u64) -> io::Result<Self> {
+        let window = length.min(LINE_MAX as u64 * 2);
+        let start = length - window;
+        let mut bytes = vec![0; usize::try_from(window).unwrap_or_default()];
+        file.read_exact_at(&mut bytes, start)?;
+        let Some(newline) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+            return Ok(Self {
+                length: start,
+                line: None,
+                tail: bytes,
+            });
+        };
+        let tail = bytes.split_off(newline + 1);
+        bytes.pop();
+        let line = bytes.rsplit(|byte| *byte == b'\n').next();
+        Ok(Self {
+            length: length - tail.len() as u64,
+            line: line.map(<[u8]>::to_vec),
+            tail,
+        })
+    }
 }

@@ -3,8 +3,10 @@
 use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::verify::{Fault, Report, Verifier};
+use super::super::verify::{Fault, LINE_MAX, Report, Verifier};
+use super::super::{Outcome, Verdict, bounded};
 use super::*;
+use crate::name::{MACHINE_NAME_MAX, SERVICE_NAME_MAX};
 
 fn stop(pid: u32) -> Event {
     Event::Stop { pid }
@@ -12,7 +14,10 @@ fn stop(pid: u32) -> Event {
 
 fn check(path: &Path, head: Option<String>) -> Report {
     let mut verifier = Verifier::new(head);
-    for file in files(path) {
+    if !may_have_dropped(path).unwrap() {
+        verifier = verifier.from_the_first_line();
+    }
+    for file in files(path).unwrap() {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         verifier
             .file(&name, BufReader::new(File::open(&file).unwrap()))
@@ -60,6 +65,22 @@ fn an_edited_line_is_found_and_named() {
     lines[4] = lines[4].replace("\"pid\":5", "\"pid\":6");
     rewrite(&path, &lines);
     assert_eq!(faults(&path), [(5, Fault::Edited)]);
+}
+
+#[test]
+fn every_changed_byte_is_found() {
+    let (_folder, path, _) = ten();
+    let good = std::fs::read(&path).unwrap();
+    for place in 0..good.len() {
+        for bit in [0x01, 0x20, 0x80] {
+            let mut bytes = good.clone();
+            bytes[place] ^= bit;
+            let mut verifier = Verifier::new(None).from_the_first_line();
+            verifier.file("log", &bytes[..]).unwrap();
+            let report = verifier.finish();
+            assert!(!report.is_whole(), "byte {place}, bit {bit}: {report:?}");
+        }
+    }
 }
 
 #[test]
@@ -123,11 +144,59 @@ fn a_cut_tail_shows_only_with_the_head() {
 fn a_torn_line_is_taken_off_and_noted() {
     let (_folder, path, lines) = ten();
     std::fs::write(&path, lines.join("\n") + "\n{\"seq\":11,\"ti").unwrap();
+    assert_eq!(faults(&path), [(11, Fault::Unfinished)]);
     let log = Log::open(&path).unwrap();
     log.append(stop(11)).unwrap();
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
     assert_eq!(report.lines, 12);
+}
+
+#[test]
+fn a_last_line_that_lacks_only_its_newline_is_found_and_completed() {
+    let (_folder, path, lines) = ten();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    assert_eq!(faults(&path), [(10, Fault::Unfinished)]);
+    assert_eq!(check(&path, None).head.seq, 10);
+    let log = Log::open(&path).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(report.lines, 11);
+    assert!(
+        std::fs::read(&path)
+            .unwrap()
+            .starts_with(lines.join("\n").as_bytes())
+    );
+}
+
+#[test]
+fn a_whole_line_at_the_end_that_does_not_follow_is_taken_off() {
+    let (_folder, path, lines) = ten();
+    let text = [&lines[..], &lines[4..5]].concat().join("\n");
+    std::fs::write(&path, &text).unwrap();
+    let misplaced = Fault::Misplaced {
+        expected: 11,
+        found: 5,
+    };
+    assert_eq!(faults(&path), [(11, misplaced)]);
+    let log = Log::open(&path).unwrap();
+    log.append(stop(11)).unwrap();
+    let report = check(&path, None);
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!((report.lines, report.head.seq), (12, 12));
+}
+
+#[test]
+fn an_end_that_is_longer_than_any_line_takes_nothing_of_the_log_away() {
+    let (_folder, path, lines) = ten();
+    let garbage = "x".repeat(LINE_MAX * 2);
+    std::fs::write(&path, lines.join("\n") + "\n" + &garbage).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let log = Log::open(&path).unwrap();
+    let refused = log.append(stop(11)).unwrap_err();
+    assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
+    assert!(std::fs::read(&path).unwrap() == before);
 }
 
 #[test]
@@ -138,9 +207,36 @@ fn rotation_keeps_the_chain() {
     for pid in 0..60 {
         log.append(stop(pid)).unwrap();
     }
-    assert!(files(&path).len() > 3);
+    assert!(files(&path).unwrap().len() > 3);
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
+}
+
+#[test]
+fn old_files_that_were_removed_are_missed_until_rotation_removes_such_files_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = Log::open_with(&path, 1).unwrap();
+    log.append(stop(0)).unwrap();
+    log.append(stop(1)).unwrap();
+    let removed = |count| vec![(1, Fault::Removed { count })];
+    std::fs::rename(numbered(&path, 1), folder.path().join("kept")).unwrap();
+    assert_eq!(faults(&path), removed(1));
+    assert_eq!(check(&path, None).first, 2);
+    std::fs::rename(folder.path().join("kept"), numbered(&path, 1)).unwrap();
+    assert_eq!(faults(&path), []);
+    // Each append takes two lines into a new file.
+    for pid in 2..=KEEP {
+        log.append(stop(pid)).unwrap();
+    }
+    assert_eq!(check(&path, None).first, 1);
+    std::fs::remove_file(numbered(&path, KEEP)).unwrap();
+    assert_eq!(faults(&path), removed(1));
+    for pid in 0..2 {
+        log.append(stop(pid)).unwrap();
+    }
+    assert_eq!((files(&path).unwrap().len(), faults(&path)), (9, vec![]));
+    assert_ne!(check(&path, None).first, 1);
 }
 
 #[test]
@@ -197,7 +293,7 @@ fn a_rotation_that_was_cut_off_leaves_a_whole_log_and_the_next_one_ends_it() {
     log.append(stop(11)).unwrap();
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
-    assert_eq!((report.lines, files(&path).len()), (12, 2));
+    assert_eq!((report.lines, files(&path).unwrap().len()), (12, 2));
 }
 
 #[test]
@@ -208,7 +304,7 @@ fn rotations_that_fail_take_no_file_away() {
     for pid in 0..5 {
         log.append(stop(pid)).unwrap();
     }
-    let before = files(&path).len();
+    let before = files(&path).unwrap().len();
     // In the way of the new file, as a full disk would be.
     std::fs::create_dir(path.with_extension("new")).unwrap();
     for pid in 5..20 {
@@ -216,7 +312,7 @@ fn rotations_that_fail_take_no_file_away() {
     }
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
-    assert_eq!(files(&path).len(), before);
+    assert_eq!(files(&path).unwrap().len(), before);
 }
 
 #[test]
@@ -232,4 +328,41 @@ fn equal_arguments_have_equal_digests_and_nothing_shows() {
         digest(&serde_json::json!({"a": 2, "b": "secret"}))
     );
     assert_eq!(format!("{:?}", log.key()), "Key(…)");
+}
+
+#[test]
+fn the_longest_line_of_a_call_fits_into_the_room_that_is_promised_to_it() {
+    let worst = "\u{1f600}".repeat(1000);
+    let call = |outcome| super::super::Call {
+        id: bounded(&worst),
+        caller: "m".repeat(MACHINE_NAME_MAX),
+        service: bounded(&worst),
+        tool: Some("t".repeat(SERVICE_NAME_MAX)),
+        decision: Verdict::Overloaded,
+        reason: "r".repeat(200),
+        policy: "0".repeat(64),
+        outcome,
+        bytes_in: u64::MAX,
+        bytes_out: u64::MAX,
+        duration_us: u64::MAX,
+        arguments: "0".repeat(64),
+    };
+    let event = Event::Call(Box::new(call(Outcome::TimedOut)));
+    let head = Head {
+        seq: u64::MAX - 1,
+        ..Head::origin()
+    };
+    let (line, _) = chain::link(&head, now(), event).unwrap();
+    assert!(line.len() as u64 <= LINE_ROOM, "{}", line.len());
+}
+
+#[test]
+fn where_the_end_is_no_line_of_the_log_no_room_is_promised() {
+    let (_folder, path, _) = ten();
+    let log = Log::open(&path).unwrap();
+    log.reserve(1).unwrap();
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(b"hello\n").unwrap();
+    let refused = log.reserve(1).unwrap_err();
+    assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
 }

@@ -13,6 +13,7 @@ use crate::incus::{Incus, IncusError, Kind, Object, Owner};
 use crate::inside::{
     FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP, Sent,
 };
+use crate::setup::SERVER_MAX;
 use crate::shown::shown;
 
 /// Root's, as everything that anklume puts into a machine.
@@ -22,8 +23,9 @@ const FOLDER: Owner = Owner {
     mode: 0o755,
 };
 
-/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced.
-const SETUP_PATIENCE: Duration = Duration::from_secs(150);
+/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
+/// for all else.
+const SETUP_PATIENCE: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 /// Longest of a machine's words that are shown, in characters.
 const WORDS_MAX: usize = 300;
 

@@ -15,11 +15,11 @@ use crate::error::{Exit, Failure};
 /// Runs `anklume audit verify`: 0 whole, 1 not.
 pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let path = &args.log.file;
-    let files = audit::files(path);
-    if files.is_empty() {
-        return Err(super::show::no_log(path).into());
-    }
+    let files = super::files(path)?;
     let mut verifier = Verifier::new(head(args.head.as_deref())?);
+    if !audit::may_have_dropped(path).map_err(|why| super::hidden(path, &why))? {
+        verifier = verifier.from_the_first_line();
+    }
     for file in &files {
         let name = file.display().to_string();
         let reader = File::open(file).with_context(|| format!("cannot read `{name}`"))?;
@@ -59,10 +59,13 @@ fn as_text(report: &Report) -> String {
         .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
         .collect();
     if report.head_missing {
-        lines.push(
-            "the line with the given head is missing: the end was cut, or the log was written anew"
-                .to_owned(),
-        );
+        let altered = "the end was cut, or the log was written anew";
+        lines.push(match report.first {
+            0 | 1 => format!("the line with the given head is missing: {altered}"),
+            first => format!(
+                "the line with the given head is missing: it is older than number {first}, where the log begins now, or {altered}"
+            ),
+        });
     }
     let word = if report.is_whole() {
         "whole"
@@ -70,8 +73,8 @@ fn as_text(report: &Report) -> String {
         "NOT as it was written"
     };
     lines.push(format!(
-        "{word}: {} line(s), head {} (number {})",
-        report.lines, report.head.hash, report.head.seq
+        "{word}: {} line(s) from number {} on, head {} (number {})",
+        report.lines, report.first, report.head.hash, report.head.seq
     ));
     lines.join("\n") + "\n"
 }
@@ -91,6 +94,7 @@ fn as_json(report: &Report) -> serde_json::Value {
     json!({
         "whole": report.is_whole(),
         "lines": report.lines,
+        "first": report.first,
         "head": report.head.hash,
         "seq": report.head.seq,
         "head_missing": report.head_missing,

@@ -9,6 +9,7 @@ use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
 use super::printable::{in_json, one_line, printable};
+use crate::channel::Channel;
 use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -29,8 +30,13 @@ pub(super) enum Answer {
     },
 }
 
-/// Prints an answer; a tool that failed is a failure.
-pub(super) fn report(tool: &str, answer: Answer, output: &Output) -> anyhow::Result<Exit> {
+/// Prints an answer; a tool that failed is a failure, and so is a call that was refused.
+pub(super) fn report(
+    tool: &str,
+    answer: Answer,
+    channel: &Channel,
+    output: &Output,
+) -> anyhow::Result<Exit> {
     let called = match answer {
         Answer::Whole(called) => called,
         Answer::Kept { result, file } => {
@@ -47,7 +53,16 @@ pub(super) fn report(tool: &str, answer: Answer, output: &Output) -> anyhow::Res
         Format::Text => output.answer(text_out(&text(&called.result)).as_bytes())?,
     }
     if failed {
-        return Err(failure(tool, &text(&called.result)).into());
+        let words = words(&text(&called.result));
+        let tool = tool.escape_debug();
+        let refused = matches!(channel, Channel::Socket(_)) && called.is_refused();
+        return Err(if refused {
+            Failure::new(Exit::Refused, format!("`{tool}` is refused: {words}"))
+                .help("leave it out: the provider sets it")
+        } else {
+            Failure::new(Exit::Failed, format!("`{tool}` failed: {words}"))
+        }
+        .into());
     }
     Ok(Exit::Done)
 }
@@ -106,17 +121,13 @@ fn text_out(text: &str) -> String {
     safe
 }
 
-/// A tool's words about its failure; further lines are marked, so that they are not taken for ours.
-fn failure(tool: &str, words: &str) -> Failure {
-    let words: String = words.trim_end().chars().take(WORDS_SHOWN).collect();
-    let words = match words.trim() {
+/// A server's words about a failure; further lines are marked, so that they are not taken for ours.
+fn words(said: &str) -> String {
+    let said: String = said.trim_end().chars().take(WORDS_SHOWN).collect();
+    match said.trim() {
         "" => "it does not say why".to_owned(),
         said => printable(said).replace('\n', "\n  | "),
-    };
-    Failure::new(
-        Exit::Failed,
-        format!("`{}` failed: {words}", tool.escape_debug()),
-    )
+    }
 }
 
 /// Prints content that came in pieces as if it had come in one: base64, in flat memory.

@@ -1,5 +1,7 @@
 //! `anklume mcp call`: a tool of a machine.
 
+use std::fmt::Write as _;
+
 use rmcp::model::{CallToolRequestParams, Tool};
 use serde_json::{Map, Value, json};
 
@@ -9,13 +11,14 @@ use super::converse::{Broken, Server, converse, is_invalid};
 use super::given::{self, Given, shown};
 use super::rehearse::{Requests, rehearse};
 use crate::catalogue::{ONE_CALL_MAX, PIECE, describe};
-use crate::channel::Channel;
+use crate::channel::{self, Channel};
 use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, Fetched, Pieces};
 use crate::mcp::client::{CALL, LIST, call_params};
-use crate::name::{ServiceName, ToolName, closest};
+use crate::name::{MachineName, ServiceName, ToolName, closest};
+use crate::setup::account::Account;
 
 /// Tools that are named where there is no such tool.
 const TOOLS_SHOWN: usize = 40;
@@ -39,7 +42,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
             }
             answer => answer?,
         };
-        Ok(report(&args.tool, answer, output)?)
+        Ok(report(&args.tool, answer, channel, output)?)
     })
 }
 
@@ -87,6 +90,7 @@ fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
         .take(TOOLS_SHOWN)
         .map(|name| shown(name))
         .collect();
+    let providers = channel::providers();
     let mut help = match listed.len() {
         0 => "it has none for you".to_owned(),
         _ => format!("there are: {}", listed.join(", ")),
@@ -95,16 +99,27 @@ fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
         help = format!("did you mean `{}`? {help}", shown(near));
     }
     let message = format!("Unknown tool: {}", shown(name));
-    if !matches!(channel, Channel::Socket(_)) {
+    let Channel::Socket(socket) = channel else {
+        if let (Channel::Local, [_, ..]) = (channel, providers.as_slice()) {
+            let known = shown(&providers.join(", "));
+            // Writing to a `String` cannot fail.
+            let _ = write!(help, "; with `-i` those of another machine: {known}");
+        }
         return Failure::new(Exit::Failed, message).help(help);
-    }
+    };
+    let ask = explain(name, Account::machine().as_ref(), socket.provider.as_ref());
+    let ask = format!("whoever runs the host can say why: `{ask}` there");
+    Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
+}
+
+/// The command that says on the host why a machine may not use a service, as far as its ends are known here.
+fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineName>) -> String {
     // What is no service's name is not put into a command for somebody to type.
     let service = name.parse::<ServiceName>();
     let service = service.as_ref().map_or("NAME", ServiceName::as_str);
-    let ask = format!(
-        "whoever runs the host can say why: `anklume policy explain --caller MACHINE --service {service}` there"
-    );
-    Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
+    let caller = caller.map_or("MACHINE", MachineName::as_str);
+    let provider = provider.map_or_else(String::new, |name| format!(" --provider {name}"));
+    format!("anklume policy explain --caller {caller} --service {service}{provider}")
 }
 
 /// The requests of a call, for `--dry-run`; types come from the five tools' own schemas, as no server is asked.
@@ -150,4 +165,32 @@ fn described(name: &str) -> serde_json::Result<Tool> {
         }
         Err(_) => json!({"name": name, "inputSchema": {}}),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_says_why_names_what_is_known() {
+        let name = |text: &str| text.parse::<MachineName>().unwrap();
+        let (caller, provider) = (name("work-dev"), name("vault"));
+        let cases = [
+            (
+                explain("sign", None, None),
+                "--caller MACHINE --service sign",
+            ),
+            (
+                explain("sign", Some(&caller), Some(&provider)),
+                "--caller work-dev --service sign --provider vault",
+            ),
+            (
+                explain("$(reboot)", Some(&caller), None),
+                "--caller work-dev --service NAME",
+            ),
+        ];
+        for (command, words) in cases {
+            assert_eq!(command, format!("anklume policy explain {words}"));
+        }
+    }
 }

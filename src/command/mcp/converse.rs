@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use rmcp::model::ErrorCode;
+use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -162,9 +162,10 @@ async fn hold(
         .await
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;
-    let mut called = false;
+    let (mut spoke, mut called) = (false, false);
     let spoken = match Client::start(opened.reader, opened.writer, patience).await {
         Ok(mut client) => {
+            spoke = true;
             let spoken = talk(&mut client, end.channel()).await;
             called = client.has_called();
             spoken
@@ -181,6 +182,11 @@ async fn hold(
         Err(Broken::Other(error)) => return Err(error),
     };
     let failure = match fault {
+        // Somebody serves there, or did a moment ago.
+        ClientError::Closed if spoke && matches!(end.channel(), Channel::Socket(_)) => {
+            Failure::new(Exit::Unavailable, cannot_reach(&fault))
+                .help("ask whoever runs the provider")
+        }
         ClientError::Closed => failure(&end.died(patience.first).await),
         ClientError::Silent(waited) => failure(&end.silent(waited)),
         ClientError::Refused { .. } => {
@@ -206,8 +212,27 @@ fn refused(fault: &ClientError) -> Failure {
             let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
             failure.help("nothing was refused; the same call may be made again")
         }
+        ClientError::Refused { refusal, .. } => {
+            let failure = Failure::new(Exit::Failed, fault.to_string());
+            match ran_unlogged(refusal) {
+                Some(true) => failure.help(format!(
+                    "what it does is done: look before you make it again; {ITS_LOG}"
+                )),
+                Some(false) => failure.help(format!("nothing was done; {ITS_LOG}")),
+                None => failure,
+            }
+        }
         _ => Failure::new(Exit::Failed, fault.to_string()),
     }
+}
+
+/// Who can mend a log that cannot be written.
+const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
+
+/// Whether a call ran that the provider could not log; nothing where that is not what it says.
+fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
+    let data = refusal.data.as_ref()?;
+    (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
 }
 
 /// Passes a server's stderr on for whoever wants to see more.

@@ -48,7 +48,7 @@ pub(super) fn rehearse(
 fn assumed(way: Way) -> Channel {
     match way {
         Way::Local => Channel::Local,
-        Way::Socket(path) => Channel::Socket(path),
+        Way::Socket(socket) => Channel::Socket(socket),
         Way::Host { machine, project } => Channel::Exec(Machine {
             name: machine,
             project: project.unwrap_or_else(|| "PROJECT".to_owned()),
@@ -70,8 +70,8 @@ fn opening(channel: &Channel) -> String {
             words.extend(incus_exec(machine));
             shell_line(words)
         }
-        Channel::Socket(path) => {
-            format!("# connect to {}", shell_line([path.as_os_str()]))
+        Channel::Socket(socket) => {
+            format!("# connect to {}", shell_line([socket.path.as_os_str()]))
         }
     }
 }

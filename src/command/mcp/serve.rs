@@ -99,23 +99,23 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
             let shared = shared::for_operator(args, no_services()?, output)?;
             let server = Server::new(Caller::Operator, Arc::clone(&shared));
             counting(
-                || shared.recorder.count(false),
+                || shared.recorder.count(),
                 server.serve(reader, writer, stop),
             )
             .await;
             // Its log begins and ends with no line of its own.
-            shared.recorder.count(true);
+            end_log(&shared, None, output);
         }
         Some(caller) => {
             let caller = caller_name(caller)?;
             let (shared, _) = shared::for_consumers(args, output)?;
             let server = Server::new(Caller::Consumer(caller), Arc::clone(&shared));
             counting(
-                || shared.recorder.count(false),
+                || shared.recorder.count(),
                 server.serve(reader, writer, stop),
             )
             .await;
-            end_log(&shared);
+            end_log(&shared, Some(stopped()), output);
         }
     }
     Ok(())
@@ -154,7 +154,7 @@ async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Re
     };
     let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
     let ended = listening.run(ready, complain).await;
-    end_log(&shared);
+    end_log(&shared, Some(stopped()), output);
     ended.map_err(|error| no_folder(&error))?;
     Ok(())
 }
@@ -170,6 +170,9 @@ fn no_folder(error: &FolderError) -> Failure {
         FolderError::Foreign { .. } => {
             failure.help("a server closes its folder to others; name one that is empty, or not there yet, with --listen")
         }
+        FolderError::InTheWay(_) => {
+            failure.help("move it away: a server removes sockets and nothing else")
+        }
         FolderError::PathTooLong { .. } => {
             failure.help("name a folder with a shorter path with --listen")
         }
@@ -177,15 +180,18 @@ fn no_folder(error: &FolderError) -> Failure {
     }
 }
 
-/// The last lines of the log: what is still to be counted, and the end.
-fn end_log(shared: &Shared) {
-    let policy = (shared.policy)();
-    shared.recorder.count(true);
-    let pid = std::process::id();
-    // Nothing runs any more that could go unseen.
-    let _ = shared
-        .recorder
-        .append(Event::Stop { pid }, policy.services.allow_unlogged);
+/// The last lines of the log: what is still to be written or counted, and the end. What cannot be written is said, so
+/// that whoever keeps this server's stderr has it.
+fn end_log(shared: &Shared, stop: Option<Event>, output: &Output) {
+    for line in shared.recorder.end(stop) {
+        output.stderr(&format!("error: not in the log: {line}"));
+    }
+}
+
+fn stopped() -> Event {
+    Event::Stop {
+        pid: std::process::id(),
+    }
 }
 
 /// The first signal ends the server when its calls are answered, the second one at once.

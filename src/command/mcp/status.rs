@@ -12,7 +12,8 @@ use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::name::MachineName;
 
-/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused or something of it failed, 4 nobody serves.
+/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, something of it failed or the log
+/// cannot be written, 4 nobody serves.
 pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit> {
     let status = read(&args.folder)?;
     match output.format() {
@@ -23,20 +24,22 @@ pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit>
             "digest": status.digest,
             "refused": status.refused,
             "failed": status.failed,
+            "unlogged": status.unlogged,
             "services": status.services.services,
         }))?,
         Format::Text => output.answer(as_text(&status).as_bytes())?,
     }
-    Ok(if status.refused.is_none() && status.failed.is_empty() {
-        Exit::Done
-    } else {
-        Exit::Failed
-    })
+    let is_well = status.refused.is_none() && status.failed.is_empty() && status.unlogged.is_none();
+    Ok(if is_well { Exit::Done } else { Exit::Failed })
 }
 
 fn read(folder: &Path) -> anyhow::Result<Status> {
     let shown = folder.display();
-    if !Folder::is_served(folder) {
+    let served = Folder::is_served(folder).map_err(|why| {
+        let text = format!("whether a server runs in `{shown}` cannot be seen: {why}");
+        Failure::new(Exit::Failed, text).help("its user may, and root")
+    })?;
+    if !served {
         return Err(Failure::new(
             Exit::Unavailable,
             format!("no server runs in `{shown}`"),
@@ -70,6 +73,14 @@ fn as_text(status: &Status) -> String {
     }
     for failed in &status.failed {
         lines.push(format!("NOT done: {}", failed.escape_debug()));
+    }
+    if let Some(why) = &status.unlogged {
+        let calls = if services.allow_unlogged {
+            "calls run all the same"
+        } else {
+            "no call runs"
+        };
+        lines.push(format!("NOT logged, {calls}: {}", why.escape_debug()));
     }
     for service in &services.services {
         let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();

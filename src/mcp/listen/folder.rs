@@ -7,11 +7,18 @@ use std::os::unix::fs::{
 };
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
+use rustix::io::Errno;
 
 use crate::name::MachineName;
 
+/// How long the folder's lock is tried for: whoever asks whether a server has it holds it for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 /// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
 /// The file that a running server holds locked.
@@ -49,6 +56,9 @@ pub(crate) enum FolderError {
     /// It is a link, a file, or another user's.
     #[error("`{}` is not a folder of this user's own", .0.display())]
     NotOurs(PathBuf),
+    /// Where a socket belongs is something that is none, and that nobody told a server to remove.
+    #[error("`{}` is in the way of a socket, and is none", .0.display())]
+    InTheWay(PathBuf),
     /// Another server has it.
     #[error("another server serves in `{}`", .0.display())]
     Taken(PathBuf),
@@ -78,9 +88,9 @@ impl Folder {
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
         let lock = lock_file(path).map_err(|source| error("locked", path, source))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock_within(&lock, LOCK_PATIENCE) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(FolderError::Taken(path.to_owned())),
+            Err(Errno::WOULDBLOCK) => return Err(FolderError::Taken(path.to_owned())),
             Err(source) => return Err(error("locked", path, source.into())),
         }
         let folder = Self {
@@ -92,11 +102,17 @@ impl Folder {
     }
 
     /// Whether a server holds the folder's lock now.
-    pub(crate) fn is_served(path: &Path) -> bool {
-        let Ok(lock) = regular(&path.join(LOCK)) else {
-            return false;
-        };
-        flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+    ///
+    /// # Errors
+    ///
+    /// It cannot be seen: the folder is another user's.
+    pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
+        match regular(&path.join(LOCK)) {
+            Ok(lock) => Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+            // No server was ever there.
+            Err(_) => Ok(false),
+        }
     }
 
     /// What the server says of itself; the folder is its user's, who may be anybody.
@@ -131,7 +147,7 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// Its path is too long, or the system refuses.
+    /// Its path is too long, what is there is no socket, or the system refuses.
     pub(crate) fn bind(&self, consumer: &MachineName) -> Result<UnixListener, FolderError> {
         let path = self.socket(consumer);
         let length = path.as_os_str().len();
@@ -141,20 +157,27 @@ impl Folder {
         // Under another name until it listens, so that whoever sees the socket can connect.
         let fresh = self.path.join(FRESH);
         Self::remove_socket(&fresh)?;
+        Self::remove_socket(&path)?;
         let made = UnixListener::bind(&fresh).and_then(|listener| {
             listener.set_nonblocking(true)?;
             // Nobody else enters the folder in between.
             std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-            std::fs::rename(&fresh, &path)?;
+            // What is there now is none of ours, and stays.
+            renameat_with(CWD, &fresh, CWD, &path, RenameFlags::NOREPLACE)?;
             Ok(listener)
         });
-        made.map_err(|source| error("given a socket", &path, source))
+        made.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => FolderError::InTheWay(path),
+            _ => error("given a socket", &path, source),
+        })
     }
 
-    /// Whether something is where the socket of a consumer belongs; where that cannot be seen, it is taken to be there.
+    /// Whether a socket is where that of a consumer belongs; where that cannot be seen, it is taken to be there.
     pub(crate) fn has(&self, consumer: &MachineName) -> bool {
-        let there = std::fs::symlink_metadata(self.socket(consumer));
-        !there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        match std::fs::symlink_metadata(self.socket(consumer)) {
+            Ok(there) => there.file_type().is_socket(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Why the socket of a consumer, which is there, cannot be served.
@@ -162,16 +185,20 @@ impl Folder {
         error("served", &self.socket(consumer), source)
     }
 
-    /// Removes the socket of a consumer.
+    /// Removes the socket of a consumer, and nothing that is no socket.
     ///
     /// # Errors
     ///
-    /// The system refuses; a socket that is not there is no error.
+    /// The system refuses, or what is there is no socket; a socket that is not there is no error.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
         Self::remove_socket(&self.socket(consumer))
     }
 
     fn remove_socket(path: &Path) -> Result<(), FolderError> {
+        let there = std::fs::symlink_metadata(path);
+        if there.is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(FolderError::InTheWay(path.to_owned()));
+        }
         match std::fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(error("cleared", path, source))
@@ -207,6 +234,17 @@ impl Folder {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes the lock, which may be held for a moment.
+fn lock_within(lock: &File, patience: Duration) -> Result<(), Errno> {
+    let begun = Instant::now();
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < patience => sleep(LOCK_AGAIN),
+            locked => return locked,
+        }
     }
 }
 
@@ -283,4 +321,58 @@ fn lock_file(folder: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(CWD, folder.join(LOCK), flags, Mode::RUSR | Mode::WUSR)?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn whoever_looks_whether_it_is_served_stops_no_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sockets");
+        drop(Folder::take(&path).unwrap());
+        let looked = regular(&path.join(LOCK)).unwrap();
+        flock(&looked, FlockOperation::LockShared).unwrap();
+        let (about_to, taking) = mpsc::channel();
+        let taken = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                about_to.send(()).unwrap();
+                Folder::take(&path)
+            }
+        });
+        taking.recv().unwrap();
+        sleep(10 * LOCK_AGAIN);
+        drop(looked);
+        let taken = taken.join().unwrap().unwrap();
+        // Whoever has it keeps it.
+        assert!(matches!(Folder::take(&path), Err(FolderError::Taken(_))));
+        assert!(Folder::is_served(&path).unwrap());
+        drop(taken);
+        assert!(!Folder::is_served(&path).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_neither_replaced_nor_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::take(&folder.path().join("sockets")).unwrap();
+        let alice = "alice".parse().unwrap();
+        let path = folder.socket(&alice);
+        std::fs::write(&path, "somebody's").unwrap();
+        assert!(!folder.has(&alice));
+        let refused = folder.bind(&alice).unwrap_err();
+        assert!(matches!(refused, FolderError::InTheWay(_)), "{refused}");
+        let refused = folder.remove(&alice).unwrap_err();
+        assert!(matches!(refused, FolderError::InTheWay(_)), "{refused}");
+        folder.clear().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        std::fs::remove_file(&path).unwrap();
+        let _listener = folder.bind(&alice).unwrap();
+        assert!(folder.has(&alice));
+        folder.remove(&alice).unwrap();
+        assert!(!path.exists());
+    }
 }

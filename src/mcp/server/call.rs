@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rmcp::model::{
-    CallToolResult, ContentBlock, ErrorData, ProgressNotificationParam, ProgressToken,
+    CallToolResult, ContentBlock, ErrorData, MetaObject, ProgressNotificationParam, ProgressToken,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::Run;
 use crate::audit;
+use crate::mcp::{DECISION_KEY, REFUSED};
 use crate::policy::Grant;
 use crate::tool::{Outcome, Session};
 
@@ -116,8 +117,15 @@ fn succeeded(outcome: Outcome) -> CallToolResult {
 }
 
 /// What a tool could not do, as a result.
-pub(super) fn failed(text: String) -> CallToolResult {
+fn failed(text: String) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
+}
+
+/// What the policy does not allow, as a result: a model may read it and do without. The mark tells it from a tool's failure.
+pub(super) fn refused(text: String) -> CallToolResult {
+    let mut meta = MetaObject::new();
+    meta.0.insert(DECISION_KEY.to_owned(), REFUSED.into());
+    failed(text).with_meta(Some(meta))
 }
 
 /// What the caller of something that panicked hears.

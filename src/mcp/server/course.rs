@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::Server;
 use super::call::{self, Call};
 use super::flight::Flight;
-use crate::audit::{self, AuditError, Outcome, Verdict, bounded};
+use crate::audit::{self, Outcome, Verdict, bounded};
 use crate::limits::{CALL_TIME, Limits};
-use crate::mcp::gate::{Full, Overloaded, Running};
+use crate::mcp::gate::{Full, Overloaded, Running, too_many_connections};
 use crate::mcp::live::Policy;
 use crate::mcp::shown;
 use crate::name::ToolName;
@@ -27,14 +27,16 @@ use crate::tool::Session;
 /// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
 
-/// The error of a call that may run, but not now.
-pub(crate) fn overloaded(limit: &str, retry_after: Duration) -> ErrorData {
-    let seconds = retry_after.as_secs_f64();
-    ErrorData::new(
-        ErrorCode(OVERLOADED),
-        format!("overloaded: {limit} is the limit; try again in {seconds:.1} s"),
-        Some(json!({"retryAfterSeconds": seconds, "limit": limit})),
-    )
+impl From<Overloaded> for ErrorData {
+    /// The error of a call that may run, but not now.
+    fn from(full: Overloaded) -> Self {
+        let (limit, seconds) = (full.limit, full.retry_after.as_secs_f64());
+        Self::new(
+            ErrorCode(OVERLOADED),
+            format!("overloaded: {limit} is the limit; try again in {seconds:.1} s"),
+            Some(json!({"retryAfterSeconds": seconds, "limit": limit})),
+        )
+    }
 }
 
 /// The calls of one connection that run, by service: it waits for them instead of being told "overloaded".
@@ -130,7 +132,7 @@ impl Course<'_> {
             Ok(grant) => grant,
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
-        let limits = limits(&policy, name);
+        let limits = limits_of(&policy, name);
         let call = self.granted(&grant, &limits, &entry);
         let places = places_of(grant.tool()).min(self.server.limits.running);
         let place = Arc::clone(self.places).acquire_many_owned(places);
@@ -142,7 +144,7 @@ impl Course<'_> {
         }
         let running = match self.enter(&call, name, &limits).await {
             Ok(Ok(running)) => running,
-            Ok(Err(full)) => return self.overload(&entry, &policy, &grant, &full),
+            Ok(Err(full)) => return Err(self.overload(&entry, &policy, name, full)),
             Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         };
         self.runs(&entry);
@@ -152,17 +154,18 @@ impl Course<'_> {
             Ok(grant) => grant,
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
-        let recorder = &self.server.shared.recorder;
-        recorder
-            .reserve(policy.services.allow_unlogged)
-            .map_err(|error| unseen(&error))?;
-        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
-        drop(running);
+        let limits = limits_of(&policy, name);
         let mut line = self.line(&entry, &policy, Verdict::Allowed, "granted".to_owned());
         line.tool = Some(grant.tool().to_string());
-        line.outcome = outcome;
-        line.bytes_out = result.as_ref().map_or(0, text_bytes);
-        self.log(line, &policy)?;
+        let recorder = &self.server.shared.recorder;
+        let begun = recorder
+            .begin(line, policy.services.allow_unlogged)
+            .map_err(|_| unlogged(false))?;
+        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
+        drop(running);
+        begun
+            .ended(outcome, result.as_ref().map_or(0, text_bytes))
+            .map_err(|_| unlogged(true))?;
         result
     }
 
@@ -243,27 +246,33 @@ impl Course<'_> {
             Denial::NotConsumer { .. } => ("not a consumer".to_owned(), Err(unknown_tool(name))),
             Denial::FixedArgument { argument } => {
                 let text = format!("`{}` is not the caller's to choose", shown(argument));
-                (text.clone(), Ok(call::failed(text)))
+                (text.clone(), Ok(call::refused(text)))
             }
         };
         let mut line = self.line(entry, policy, Verdict::Refused, reason);
-        let service = policy.services.service(name);
-        line.tool = service.map(|service| service.tool.to_string());
+        line.tool = tool_of(policy, name);
         self.log(line, policy)?;
         answer
     }
 
-    fn overload(
-        &self,
-        entry: &Entry,
-        policy: &Policy,
-        grant: &Grant,
-        full: &Overloaded,
-    ) -> Result<CallToolResult, ErrorData> {
+    /// A call over a connection that its caller has too many of: nothing is decided, and it is in the log.
+    pub(super) fn turn_away(&self, request: &CallToolRequestParams, most: usize) -> ErrorData {
+        let name = request.name.as_ref();
+        let entry = match &request.arguments {
+            Some(arguments) => self.entry(name, arguments),
+            None => self.entry(name, &Map::new()),
+        };
+        let policy = (self.server.shared.policy)();
+        self.overload(&entry, &policy, name, too_many_connections(most))
+    }
+
+    fn overload(&self, entry: &Entry, policy: &Policy, name: &str, full: Overloaded) -> ErrorData {
         let mut line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
-        line.tool = Some(grant.tool().to_string());
-        self.log(line, policy)?;
-        Err(overloaded(&full.limit, full.retry_after))
+        line.tool = tool_of(policy, name);
+        match self.log(line, policy) {
+            Ok(()) => full.into(),
+            Err(unseen) => unseen,
+        }
     }
 
     /// A call that ended while it waited for its turn has its line as well.
@@ -319,7 +328,7 @@ impl Course<'_> {
     fn log(&self, line: audit::Call, policy: &Policy) -> Result<(), ErrorData> {
         let allow = policy.services.allow_unlogged;
         let logged = self.server.shared.recorder.call(line, allow);
-        logged.map_err(|error| unseen(&error))
+        logged.map_err(|_| unlogged(false))
     }
 }
 
@@ -335,9 +344,15 @@ const fn places_of(tool: ToolName) -> u32 {
 }
 
 /// What the service sets; for the operator, nothing.
-fn limits(policy: &Policy, name: &str) -> Limits {
+fn limits_of(policy: &Policy, name: &str) -> Limits {
     let service = policy.services.service(name);
     service.map_or_else(Limits::default, |service| service.limits)
+}
+
+/// What runs behind a service, if there is one of that name.
+fn tool_of(policy: &Policy, name: &str) -> Option<String> {
+    let service = policy.services.service(name);
+    service.map(|service| service.tool.to_string())
 }
 
 fn unknown_tool(name: &str) -> ErrorData {
@@ -345,11 +360,13 @@ fn unknown_tool(name: &str) -> ErrorData {
 }
 
 /// A call that nobody could see afterwards does not run; of one that has run, the answer stays here.
-fn unseen(_error: &AuditError) -> ErrorData {
-    ErrorData::internal_error(
-        "the call is refused: this server cannot write its log",
-        None,
-    )
+fn unlogged(ran: bool) -> ErrorData {
+    let text = if ran {
+        "the call ran, but its answer is kept back: this server cannot write its log"
+    } else {
+        "the call is refused: this server cannot write its log"
+    };
+    ErrorData::internal_error(text, Some(json!({"logged": false, "ran": ran})))
 }
 
 fn text_bytes(result: &CallToolResult) -> u64 {

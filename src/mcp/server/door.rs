@@ -13,6 +13,7 @@ use rmcp::model::{
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
 
+use super::call::fault;
 use super::flight::Flight;
 use super::handler::Handler;
 
@@ -51,12 +52,15 @@ impl Service<RoleServer> for Door {
             flight: &self.flight,
             inner: context.id.clone(),
         };
-        let answer = AssertUnwindSafe(self.handler.handle_request(request, context));
+        let answer = AssertUnwindSafe(async {
+            if let Some(error) = self.handler.turned_away(&request, &context) {
+                return Err(error);
+            }
+            self.handler.handle_request(request, context).await
+        });
         // Its caller must not wait for ever.
-        answer.catch_unwind().await.unwrap_or_else(|_panic| {
-            let fault = "the request failed by a fault of this server";
-            Err(ErrorData::internal_error(fault, None))
-        })
+        let answer = answer.catch_unwind().await;
+        answer.unwrap_or_else(|_panic| Err(fault()))
     }
 
     async fn handle_notification(

@@ -30,7 +30,10 @@ struct Requests {
 /// One request in flight.
 #[derive(Debug)]
 struct Open {
+    /// Its id, as long as it is taken.
     id: Option<RequestId>,
+    /// The same as JSON text, for the log; also when it is free again.
+    id_text: String,
     label: String,
     bytes: usize,
     /// Its memory, where it is long.
@@ -103,6 +106,11 @@ impl Flight {
         let inner = requests.last;
         let open = Open {
             id: asked.id.clone(),
+            id_text: asked
+                .id
+                .as_ref()
+                .and_then(|id| serde_json::to_string(id).ok())
+                .unwrap_or_default(),
             label: asked.label.clone(),
             bytes,
             _room: room,
@@ -158,9 +166,9 @@ impl Flight {
         };
         let requests = self.lock();
         let open = requests.open.get(inner);
-        let id = open.and_then(|open| serde_json::to_string(open.id.as_ref()?).ok());
-        let bytes = open.map_or(0, |open| open.bytes as u64);
-        (id.unwrap_or_default(), bytes)
+        open.map_or_else(Default::default, |open| {
+            (open.id_text.clone(), open.bytes as u64)
+        })
     }
 
     /// Keeps the place of a running tool until its answer is written.

@@ -1,14 +1,18 @@
-//! One connection fed with any bytes: what must hold whatever a caller sends.
+//! One connection fed with any bytes: what must hold whatever a caller sends. For the fuzzer, and for a test of its seeds.
 
+#![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
+
+use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use serde_json::{Map, Value};
 use tokio::io::AsyncWrite;
 
 use super::{Server, Shared, Stop};
-use crate::limits::Limits;
+use crate::audit::{AuditError, Log};
+use crate::limits::{Limits, MESSAGES_AT_ONCE};
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
 use crate::mcp::recorder::Recorder;
@@ -20,12 +24,35 @@ use crate::tool::{Outcome, Settings};
 /// Longest run, in seconds; a connection that takes longer hangs.
 const LONGEST: u64 = 20;
 
+/// The log of all runs.
+fn log() -> PathBuf {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FOLDER
+        .get_or_init(|| tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}")));
+    folder.path().join("audit.jsonl")
+}
+
+/// As many lines as are read at once: those beyond would wait.
+fn in_time(bytes: &[u8]) -> &[u8] {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let length = lines
+        .take(MESSAGES_AT_ONCE as usize / 2)
+        .map(<[u8]>::len)
+        .sum();
+    bytes.get(..length).unwrap_or(bytes)
+}
+
 /// Serves a consumer that sends these bytes and then ends; its tools do nothing but answer.
 ///
 /// # Panics
 ///
 /// When the server does not end, or writes what is not a line of JSON-RPC.
 pub fn connection(bytes: &[u8]) {
+    serve(in_time(bytes));
+}
+
+/// What the server wrote.
+fn serve(bytes: &[u8]) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -40,24 +67,30 @@ pub fn connection(bytes: &[u8]) {
     });
     assert!(served.is_ok(), "the connection does not end");
     let written = written.0.lock().unwrap_or_else(PoisonError::into_inner);
-    for line in written.split_inclusive(|byte| *byte == b'\n') {
+    let lines = written.split_inclusive(|byte| *byte == b'\n');
+    let messages = lines.map(|line| {
         let message: Value = serde_json::from_slice(line)
             .unwrap_or_else(|error| panic!("not JSON: {error}: {line:?}"));
         assert_eq!(message.get("jsonrpc"), Some(&Value::from("2.0")));
         assert_eq!(line.last(), Some(&b'\n'));
-    }
+        message
+    });
+    messages.collect()
 }
 
 fn server() -> Server {
     let policy = Policy::new(services());
+    let log = Log::open(&log()).unwrap_or_else(|error| panic!("{error}"));
+    let complain = Box::new(|error: &AuditError| panic!("{error}"));
     let shared = Shared {
         policy: Box::new(move || Arc::clone(&policy)),
         settings: Arc::new(Settings::new("/nonexistent".into(), "/nonexistent".into())),
-        recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+        recorder: Arc::new(Recorder::new(Some(log), true, complain)),
         gate: Arc::new(Gate::default()),
         observer: Arc::new(|_| {}),
     };
     let mut server = Server::new(Caller::Consumer(name("work-dev")), Arc::new(shared));
+    server.pace = Some(Arc::default());
     server.run = Arc::new(|grant, _| {
         let text = grant.name().to_owned();
         Box::pin(async move {
@@ -114,5 +147,36 @@ impl AsyncWrite for Output {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seeds_are_answered_and_logged() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds");
+        let mut seeds: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        seeds.sort();
+        let mut called = 0;
+        for seed in &seeds {
+            let bytes = std::fs::read(seed).unwrap();
+            let answers = serve(in_time(&bytes));
+            assert!(!answers.is_empty(), "{}", seed.display());
+            let results = answers.iter().map(|answer| &answer["result"]["content"]);
+            called += results.filter(|content| content.is_array()).count();
+        }
+        let lines = String::from_utf8(std::fs::read(log()).unwrap()).unwrap();
+        // Of two calls one was taken back, and has its line and its id all the same.
+        assert_eq!((called, lines.lines().count()), (1, 2), "{lines}");
+        for id in [r#""id":"\"a\"""#, r#""id":"2""#] {
+            assert!(lines.contains(id), "{lines}");
+        }
+        assert!(in_time(&b"\n".repeat(100_000)).len() < 1000);
+        connection(b"no JSON");
     }
 }

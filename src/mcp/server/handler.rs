@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
+    CacheScope, CallToolRequestParams, CallToolResponse, ClientRequest, CustomRequest,
     CustomResult, ErrorData, Implementation, InitializeRequestParams, InitializeResult,
     ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
 };
@@ -18,6 +18,7 @@ use super::course::{Course, Own};
 use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
+use crate::mcp::gate::too_many_connections;
 use crate::tool::Session;
 
 /// What a client's model may read about this server.
@@ -87,20 +88,30 @@ impl Handler {
         Ok(result)
     }
 
-    async fn call(
+    /// The error that answers a request of a connection beyond its caller's limit; `None`: the connection is served.
+    pub(super) fn turned_away(
         &self,
-        request: CallToolRequestParams,
+        request: &ClientRequest,
         context: &RequestContext<RoleServer>,
-    ) -> Result<CallToolResult, ErrorData> {
-        let course = Course {
+    ) -> Option<ErrorData> {
+        let most = self.server.beyond?;
+        if let ClientRequest::CallToolRequest(call) = request {
+            return Some(self.course(context).turn_away(&call.params, most));
+        }
+        // What is no request has its own error.
+        let fault = context.extensions.get::<ErrorData>().cloned();
+        Some(fault.unwrap_or_else(|| too_many_connections(most).into()))
+    }
+
+    fn course<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> Course<'a> {
+        Course {
             server: &self.server,
             session: &self.session,
             flight: &self.flight,
             places: &self.places,
             own: &self.own,
             context,
-        };
-        course.call(request).await
+        }
     }
 }
 
@@ -138,7 +149,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        Ok(self.call(request, &context).await?.into())
+        Ok(self.course(&context).call(request).await?.into())
     }
 
     async fn on_custom_request(

@@ -7,7 +7,7 @@ use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until};
 
 use crate::mcp::pace::{Pace, Room, SHORT};
-use crate::mcp::wire::{Line, Lines, Step};
+use crate::mcp::wire::{Line, Lines, Longest, Step};
 
 /// A line, and the memory that it has until it is answered.
 pub(super) type Held = (Line, Option<Room>);
@@ -16,8 +16,6 @@ pub(super) type Held = (Line, Option<Room>);
 #[derive(Debug)]
 pub(super) struct PacedLines<R> {
     lines: Lines<R>,
-    /// Longest line, in bytes.
-    max: usize,
     /// The memory of a long line that is not finished.
     room: Option<Room>,
     /// `None`: as fast as they are written.
@@ -27,14 +25,18 @@ pub(super) struct PacedLines<R> {
 }
 
 impl<R: AsyncRead + Unpin> PacedLines<R> {
-    pub(super) fn new(reader: R, max: usize, pace: Option<Arc<Pace>>) -> Self {
+    pub(super) fn new(reader: R, longest: impl Into<Longest>, pace: Option<Arc<Pace>>) -> Self {
         Self {
-            lines: Lines::new(reader, max),
-            max,
+            lines: Lines::new(reader, longest),
             room: None,
             pace,
             waiting: None,
         }
+    }
+
+    /// Longest that the line may be that is read now, or was read last, in bytes.
+    pub(super) const fn max(&self) -> usize {
+        self.lines.max()
     }
 
     /// The next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
@@ -55,7 +57,7 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
             };
             match self.lines.next_within(most).await? {
                 // What it has so far waits with the rest of it, which is back-pressure.
-                Step::Grows => self.room = Some(pace.room(self.max).await?),
+                Step::Grows => self.room = Some(pace.room(self.lines.max()).await?),
                 Step::End => return Ok(None),
                 Step::Line(line) => {
                     let turn = pace.message(line.length());

@@ -1,5 +1,7 @@
 //! What a peer, a tool and an end can do to a connection, with tools that do as the test says.
 
+mod renewed;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -401,6 +403,8 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     peer.send(choosing).await;
     let refused = peer.receive().await;
     assert_eq!(refused["result"]["isError"], true);
+    let mark = json!({"anklume/decision": "refused"});
+    assert_eq!(refused["result"]["_meta"], mark);
     let text = &refused["result"]["content"][0]["text"];
     assert_eq!(text, "`key_id` is not the caller's to choose");
 

@@ -19,9 +19,9 @@ use tokio::time::{Instant, timeout_at};
 use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
 use super::paced::{Held, PacedLines};
-use super::{Observer, Stop};
+use super::{Observer, Server, Stop};
 use crate::mcp::Limits;
-use crate::mcp::pace::{Pace, Room};
+use crate::mcp::pace::Room;
 
 /// One connection.
 pub(super) struct Transport<R, W> {
@@ -31,6 +31,8 @@ pub(super) struct Transport<R, W> {
     limits: Limits,
     stop: Stop,
     observer: Observer,
+    /// The first request is the last one.
+    only_one: bool,
     /// Until when the answers that are still due are waited for, once no more requests come.
     last_moment: Option<Instant>,
 }
@@ -40,26 +42,31 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         reader: R,
         writer: W,
         flight: Arc<Flight>,
-        limits: Limits,
-        pace: Option<Arc<Pace>>,
+        server: &Server,
         stop: Stop,
-        observer: Observer,
     ) -> Self {
+        let limits = server.limits;
         Self {
-            lines: PacedLines::new(reader, limits.line, pace),
+            lines: PacedLines::new(reader, server.longest_line(), server.pace.clone()),
             writer: Arc::new(Mutex::new(writer)),
             flight,
             limits,
             stop,
-            observer,
+            observer: Arc::clone(&server.shared.observer),
+            only_one: server.beyond.is_some(),
             last_moment: None,
         }
     }
 
     /// The next line, as soon as there is room for it; `None` when no more are to come.
     async fn line(&mut self) -> Option<Held> {
+        let mut limits = self.limits;
+        if self.lines.max() > limits.line {
+            // Two that are as long as may be.
+            limits.in_flight_bytes = self.lines.max().saturating_mul(2);
+        }
         let next = async {
-            self.flight.room(&self.limits).await;
+            self.flight.room(&limits).await;
             self.lines.next().await
         };
         let (line, patience) = tokio::select! {
@@ -95,7 +102,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     /// What rmcp gets to see of a line.
     fn admit(&self, (line, room): Held) -> Option<ClientJsonRpcMessage> {
         let bytes = line.kept();
-        match message::read(&line, self.limits.line) {
+        match message::read(&line, self.lines.max()) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
             Incoming::Request(asked) => self.enter(*asked, bytes, room),
@@ -183,6 +190,9 @@ where
             if let Some(line) = self.line().await
                 && let Some(message) = self.admit(line)
             {
+                if self.only_one {
+                    self.last_moment = Some(Instant::now() + self.limits.drain);
+                }
                 return Some(message);
             }
         }

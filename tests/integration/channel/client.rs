@@ -1,11 +1,15 @@
 //! `mcp list` and `mcp call` inside a consumer: the name is a socket, and every end has its exit code.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 
-use super::world::{Ended, Listening, World};
+use super::world::{Ended, Listening, World, ended};
+use crate::harness::have;
 
 const SERVICES: [&str; 2] = [
     "{name: copy, tool: clipboard_set, consumers: [alice]}",
@@ -50,7 +54,9 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         assert_eq!((ran.status, ran.stdout.as_str()), (3, ""), "{ran:?}");
         let begin = format!("error: Unknown tool: {name}\n  = help: ");
         assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
-        let ask = format!("`anklume policy explain --caller MACHINE --service {name}`");
+        let ask = format!(
+            "`anklume policy explain --caller MACHINE --service {name} --provider vault` there\n"
+        );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
     }
     // What the tool cannot do is no refusal.
@@ -73,6 +79,82 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         folder.display()
     );
     assert!(ran.stderr.starts_with(&message), "{}", ran.stderr);
+}
+
+#[test]
+fn an_argument_that_is_not_the_callers_to_choose_is_a_refusal() {
+    let world = World::new(&[
+        "{name: fixed, tool: clipboard_set, consumers: [alice], with: {content: fixed}}",
+        "{name: sign, tool: gpg_sign, consumers: [alice]}",
+    ]);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let calls = [
+        ("fixed", "content", r#"{"content":"other"}"#),
+        (
+            "sign",
+            "key_id",
+            r#"{"data":"aGk=","key_id":"0123456789ABCDEF"}"#,
+        ),
+    ];
+    for (service, argument, arguments) in calls {
+        let ran = mcp(&world, &["call", "-i", "vault", service, arguments]);
+        let message = format!(
+            "error: `{service}` is refused: `{argument}` is not the caller's to choose\n  = help: leave it out: the provider sets it\n"
+        );
+        ran.is(3, "", &message);
+        let json = [
+            "call", "-i", "vault", service, arguments, "--format", "json",
+        ];
+        let ran = mcp(&world, &json);
+        let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            (&answer["_meta"], &answer["isError"], ran.status),
+            (&json!({"anklume/decision": "refused"}), &json!(true), 3)
+        );
+    }
+    assert_eq!(world.clipboard(), None);
+    for line in world.logged("call") {
+        assert_eq!(line["decision"], "refused");
+    }
+}
+
+#[test]
+fn a_tool_that_this_machine_lacks_may_be_another_machines() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let five = "there are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide";
+    let unknown = format!("error: Unknown tool: copy\n  = help: {five}");
+    let world = inside_alice(world, &server);
+    let ran = mcp(&world, &["call", "copy"]);
+    let more = format!("{unknown}; with `-i` those of another machine: vault\n");
+    ran.is(1, "", &more);
+}
+
+#[test]
+fn a_socket_of_another_users_says_who_decides() {
+    if !have("root", geteuid().is_root()) {
+        return;
+    }
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    // A consumer's socket as Incus makes it, in a folder that anybody may look into.
+    for folder in ["", "sockets"] {
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(world.path(folder), open).unwrap();
+    }
+    let program = world.path("anklume");
+    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    let mut other = Command::new(program);
+    let socket = server.socket("alice");
+    other.args(["mcp", "list", "--socket", socket.to_str().unwrap()]);
+    other.current_dir(world.path("")).uid(65_534).gid(65_534);
+    let message = format!(
+        "error: Cannot reach MCP server: no permission to use socket `{}`\n  \
+         = help: another user may: `mcp: {{uid: …}}` of this machine in infra.yml says who, root where it says nothing\n",
+        socket.display()
+    );
+    ended(other).is(4, "", &message);
 }
 
 #[test]

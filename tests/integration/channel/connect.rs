@@ -286,7 +286,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     connect(&world, &gone, &[], PING).is(
         4,
         "",
-        &format!("{begin}there is no socket `{}`\n  = help: no provider serves this machine: whoever runs it declares that in infra.yml\n", gone.display()),
+        &format!("{begin}there is no socket `{}`\n  = help: no socket is in that folder; `-i PROVIDER` finds the one of a provider\n", gone.display()),
     );
     let dead = world.path("dead.sock");
     drop(UnixListener::bind(&dead).unwrap());

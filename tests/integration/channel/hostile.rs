@@ -62,8 +62,8 @@ fn a_services_own_message_limit_holds_for_its_callers_alone() {
     text(&server.peer("bob").call("other", &content));
 }
 
-/// A line and the code of the error that answers it.
-fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64)> {
+/// A line, the code of the error that answers it, and that error's id.
+fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64, Option<u64>)> {
     let deep = |open: &str, close: &str| {
         let (open, close) = (open.repeat(10_000), close.repeat(10_000));
         format!(
@@ -82,33 +82,33 @@ fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64)> {
     };
     let whole = call(1, "copy", &json!({"content": "x"}));
     vec![
-        ("invalid UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\xfe\"}".to_vec(), -32700),
-        ("overlong UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xc0\xaf\"}".to_vec(), -32700),
-        ("a surrogate", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xed\xa0\x80\"}".to_vec(), -32700),
-        ("NUL", b"{\"jsonrpc\":\"2.0\",\0\"id\":1,\"method\":\"ping\"}".to_vec(), -32700),
-        ("NUL alone", b"\0\0\0\0".to_vec(), -32700),
-        ("cut JSON", whole.as_bytes()[..whole.len() - 1].to_vec(), -32700),
-        ("two messages in a line", format!("{whole}{whole}").into_bytes(), -32700),
-        ("a header of another protocol", b"Content-Length: 10\r".to_vec(), -32700),
-        ("deep arrays", deep("[", "]").into_bytes(), -32600),
-        ("deep objects", deep("{\"a\":", "}").into_bytes(), -32600),
-        ("open arrays", "[".repeat(10_000).into_bytes(), -32600),
-        ("a key twice", br#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/list"}"#.to_vec(), -32600),
-        ("an argument twice", br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"copy","arguments":{"content":"a","content":"b"}}}"#.to_vec(), -32600),
-        ("a name twice", br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","name":"copy","arguments":{"content":"a"}}}"#.to_vec(), -32600),
-        ("a batch", format!("[{whole}]").into_bytes(), -32600),
-        ("an empty batch", b"[]".to_vec(), -32600),
-        ("a number", b"1".to_vec(), -32600),
-        ("no version", br#"{"id":1,"method":"tools/list"}"#.to_vec(), -32600),
-        ("an id that is none", br#"{"jsonrpc":"2.0","id":{},"method":"tools/list"}"#.to_vec(), -32600),
-        ("a method that is no text", br#"{"jsonrpc":"2.0","id":1,"method":{}}"#.to_vec(), -32600),
-        ("parameters that are a list", params(json!(["copy"])), -32602),
-        ("a name that is no text", params(json!({"name": ["copy"], "arguments": {"content": "x"}})), -32602),
-        ("no name", params(json!({"arguments": {"content": "x"}})), -32602),
-        ("arguments that are a text", params(json!({"name": "copy", "arguments": "content"})), -32602),
-        ("_meta that is a list", params(json!({"name": "copy", "_meta": [], "arguments": {"content": "x"}})), -32602),
-        ("a method of others", method("resources/list"), -32601),
-        ("no such method", method("anklume/operator"), -32601),
+        ("invalid UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\xfe\"}".to_vec(), -32700, None),
+        ("overlong UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xc0\xaf\"}".to_vec(), -32700, None),
+        ("a surrogate", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xed\xa0\x80\"}".to_vec(), -32700, None),
+        ("NUL", b"{\"jsonrpc\":\"2.0\",\0\"id\":1,\"method\":\"ping\"}".to_vec(), -32700, None),
+        ("NUL alone", b"\0\0\0\0".to_vec(), -32700, None),
+        ("cut JSON", whole.as_bytes()[..whole.len() - 1].to_vec(), -32700, None),
+        ("two messages in a line", format!("{whole}{whole}").into_bytes(), -32700, None),
+        ("a header of another protocol", b"Content-Length: 10\r".to_vec(), -32700, None),
+        ("deep arrays", deep("[", "]").into_bytes(), -32600, Some(1)),
+        ("deep objects", deep("{\"a\":", "}").into_bytes(), -32600, Some(1)),
+        ("open arrays", "[".repeat(10_000).into_bytes(), -32600, None),
+        ("a key twice", br#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/list"}"#.to_vec(), -32600, Some(1)),
+        ("an argument twice", br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"copy","arguments":{"content":"a","content":"b"}}}"#.to_vec(), -32600, Some(1)),
+        ("a name twice", br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","name":"copy","arguments":{"content":"a"}}}"#.to_vec(), -32600, Some(1)),
+        ("a batch", format!("[{whole}]").into_bytes(), -32600, None),
+        ("an empty batch", b"[]".to_vec(), -32600, None),
+        ("a number", b"1".to_vec(), -32600, None),
+        ("no version", br#"{"id":1,"method":"tools/list"}"#.to_vec(), -32600, Some(1)),
+        ("an id that is none", br#"{"jsonrpc":"2.0","id":{},"method":"tools/list"}"#.to_vec(), -32600, None),
+        ("a method that is no text", br#"{"jsonrpc":"2.0","id":1,"method":{}}"#.to_vec(), -32600, Some(1)),
+        ("parameters that are a list", params(json!(["copy"])), -32602, Some(1)),
+        ("a name that is no text", params(json!({"name": ["copy"], "arguments": {"content": "x"}})), -32602, Some(1)),
+        ("no name", params(json!({"arguments": {"content": "x"}})), -32602, Some(1)),
+        ("arguments that are a text", params(json!({"name": "copy", "arguments": "content"})), -32602, Some(1)),
+        ("_meta that is a list", params(json!({"name": "copy", "_meta": [], "arguments": {"content": "x"}})), -32602, Some(1)),
+        ("a method of others", method("resources/list"), -32601, Some(1)),
+        ("no such method", method("anklume/operator"), -32601, Some(1)),
     ]
 }
 
@@ -118,10 +118,11 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
     let server = world.listen();
     let mut alice = server.peer("alice");
     let mut bob = server.peer("bob");
-    for (what, line, code) in wrong_lines() {
+    for (what, line, code, id) in wrong_lines() {
         alice.send(&line);
         let answer = alice.receive();
         assert_eq!(answer["error"]["code"], code, "{what}: {answer}");
+        assert_eq!(answer["id"], json!(id), "{what}: {answer}");
         assert_eq!(answer["jsonrpc"], "2.0", "{what}");
         alice.lives();
     }

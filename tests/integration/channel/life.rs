@@ -3,15 +3,17 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::process::geteuid;
 use serde_json::json;
 
 use super::peer::call;
 use super::text;
-use super::world::{PATIENCE, World, until};
-use crate::harness::have_program;
+use super::world::{PATIENCE, World, ended, until};
+use crate::harness::{have, have_program};
 use crate::serve::server::Keyring;
 
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
@@ -73,6 +75,82 @@ fn a_second_server_of_one_folder_is_refused() {
     );
     server.peer("alice").lives();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
+    server.end();
+}
+
+#[test]
+fn told_to_end_a_server_waits_for_a_call_as_long_as_a_person_may_take_at_a_pinentry() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    // Longer than a server without consumers would wait.
+    let world = World::new(&[SIGN])
+        .slow_gpg(25)
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let mut server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(1, "sign", &json!({"data": "aGVsbG8="})));
+    alice.lives();
+    server.signal("TERM");
+    assert!(keyring.verifies(b"hello", text(&alice.receive())));
+    alice.gets_closed();
+    assert_eq!(server.wait(), 0, "{}", server.stderr());
+    assert_eq!(world.logged("call").len(), 1);
+}
+
+#[test]
+fn a_file_where_a_socket_belongs_stays_and_is_told() {
+    let world = World::new(&[COPY]);
+    world.write("sockets/.lock", "");
+    world.write("sockets/alice.sock", "somebody's");
+    let mut refused = world.begin(&mut world.command(&[
+        "mcp",
+        "serve",
+        "--listen",
+        "sockets",
+        "--services",
+        "services.json",
+    ]));
+    assert_eq!(refused.wait(), 1);
+    assert_eq!(
+        refused.stderr(),
+        "error: `sockets/alice.sock` is in the way of a socket, and is none\n  \
+         = help: move it away: a server removes sockets and nothing else\n"
+    );
+    fs::remove_file(world.path("sockets/alice.sock")).unwrap();
+    // Beneath a running server too.
+    let server = world.listen();
+    fs::remove_file(server.socket("alice")).unwrap();
+    fs::write(server.socket("alice"), "somebody's").unwrap();
+    let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
+    let told = "NOT done: `sockets/alice.sock` is in the way ";
+    until("the status tells", || status().stdout.contains(told));
+    assert_eq!(status().status, 1);
+    server.peer("bob").lives();
+    server.end();
+    let kept = fs::read(world.path("sockets/alice.sock")).unwrap();
+    assert_eq!(kept, b"somebody's");
+}
+
+#[test]
+fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
+    if !have("root", geteuid().is_root()) {
+        return;
+    }
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let program = world.path("anklume");
+    // Where it was built, another user may not look.
+    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    let folder = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(world.path(""), folder).unwrap();
+    let mut status = Command::new(program);
+    status.args(["mcp", "status", "--listen", "sockets"]);
+    status.current_dir(world.path("")).uid(65_534).gid(65_534);
+    let message = "error: whether a server runs in `sockets` cannot be seen: Permission denied (os error 13)\n  \
+                   = help: its user may, and root\n";
+    ended(status).is(1, "", message);
     server.end();
 }
 

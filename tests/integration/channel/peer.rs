@@ -92,6 +92,12 @@ impl Peer {
         );
     }
 
+    /// Says that no more requests come.
+    #[track_caller]
+    pub(super) fn ends(&mut self) {
+        self.writer.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     /// The server closes the connection without another word.
     #[track_caller]
     pub(super) fn gets_closed(mut self) {

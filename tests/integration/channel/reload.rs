@@ -60,6 +60,26 @@ fn a_grant_that_is_gone_is_refused_at_the_next_call_of_a_live_connection() {
 }
 
 #[test]
+fn a_file_that_is_not_there_is_told_and_taken_when_it_comes() {
+    let world = World::new(&[ALICE]);
+    let args = [
+        "mcp",
+        "serve",
+        "--listen",
+        "sockets",
+        "--services",
+        "typo.json",
+    ];
+    let server = world.listen_by(world.command(&args));
+    let told = "warning: there is no file `typo.json`: nobody is served until it comes\n";
+    assert!(server.stderr().starts_with(told), "{}", server.stderr());
+    fs::copy(world.path("services.json"), world.path("typo.json")).unwrap();
+    until("alice is served", || server.socket("alice").exists());
+    text(&server.peer("alice").call("copy", &json!({"content": "x"})));
+    server.end();
+}
+
+#[test]
 fn a_file_that_is_gone_grants_nothing() {
     let world = World::new(&[BOTH]);
     let server = world.listen();

@@ -177,7 +177,7 @@ fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     until("alice is not", || !server.socket("alice").exists());
     until("the status tells", || status(&world).0.status == 1);
     let (_, said) = status(&world);
-    let failed = "the folder of the sockets, `sockets/bob.sock`, cannot be given a socket: Is a directory (os error 21)";
+    let failed = "`sockets/bob.sock` is in the way of a socket, and is none";
     assert_eq!(said["failed"], json!([failed]));
     let text = world.run(&["mcp", "status", "--listen", "sockets"]);
     assert!(

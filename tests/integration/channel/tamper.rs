@@ -1,13 +1,18 @@
 //! What is done to the log afterwards: `audit verify` finds it and names the line.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use anklume::audit::Event;
 use anklume::audit::chain::{self, Read};
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::log::six_lines;
-use super::world::{Ended, World, lines_of};
+use super::world::{Ended, World, ended, lines_of};
+use crate::harness::have;
 
 /// What `audit verify` says of these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
@@ -28,7 +33,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let head = hash(&whole[5]);
     let good = |count: usize| {
         let hash = hash(&whole[count - 1]);
-        format!("whole: {count} line(s), head {hash} (number {count})\n")
+        format!("whole: {count} line(s) from number 1 on, head {hash} (number {count})\n")
     };
     verify(&world, &whole, &[]).is(0, &good(6), "");
     verify(&world, &whole, &["--head", &head]).is(0, &good(6), "");
@@ -37,9 +42,10 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let bad = |lines: Vec<String>, faults: &str| {
         let (count, end) = (lines.len(), lines.last().unwrap().clone());
         let end_hash = hash(&end);
-        let number = serde_json::from_str::<Value>(&end).unwrap()["seq"].clone();
+        let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].clone();
+        let (first, number) = (number(&lines[0]), number(&end));
         let expected = format!(
-            "{faults}NOT as it was written: {count} line(s), head {end_hash} (number {number})\n"
+            "{faults}NOT as it was written: {count} line(s) from number {first} on, head {end_hash} (number {number})\n"
         );
         verify(&world, &lines, &[]).is(1, &expected, "");
     };
@@ -98,7 +104,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
-    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s), head {end} (number 4)\n"), "");
+    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
     verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
     let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
@@ -119,5 +125,26 @@ fn every_single_changed_byte_is_found() {
         world.write("copy.jsonl", &bytes);
         let ran = world.run(&["audit", "verify", "--file", "copy.jsonl"]);
         assert_eq!(ran.status, 1, "byte {place}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
+    if !have("root", geteuid().is_root()) {
+        return;
+    }
+    let world = six_lines();
+    let program = world.path("anklume");
+    // Where it was built, another user may not look.
+    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    let folder = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(world.path(""), folder).unwrap();
+    for what in ["show", "verify"] {
+        let mut look = Command::new(&program);
+        look.args(["audit", what, "--file", "log/audit.jsonl"]);
+        look.current_dir(world.path("")).uid(65_534).gid(65_534);
+        let message = "error: whether there is an audit log `log/audit.jsonl` cannot be seen: Permission denied (os error 13)\n  \
+                       = help: its server's user may, and root\n";
+        ended(look).is(1, "", message);
     }
 }

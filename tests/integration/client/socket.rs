@@ -214,6 +214,51 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
 }
 
 #[test]
+fn a_socket_overrides_all_that_picks_a_channel() {
+    if !have_program("python3") {
+        return;
+    }
+    let server = Server::start("echo");
+    let socket = server.socket();
+    let ways: [&[&str]; 4] = [
+        &["list", "-i", "nowhere"],
+        &["list", "--machine", "No name", "--project", "p"],
+        &["list", "--project", "p"],
+        &["connect", "nowhere", "--project", "p"],
+    ];
+    for way in ways {
+        for inside in [true, false] {
+            let mut run = Anklume::new()
+                .args(["mcp"])
+                .args(way.iter().copied().map(str::to_owned))
+                .args(["--socket", &socket]);
+            if inside {
+                run = run.env("ANKLUME_SOCKET_DIR", "/nowhere");
+            }
+            let ran = run.run();
+            let listed = match way {
+                ["connect", ..] => "",
+                _ => "echo  Gives back its arguments.\n",
+            };
+            ran.is(0, listed, "");
+        }
+    }
+}
+
+#[test]
+fn a_project_is_named_with_its_machine() {
+    for command in ["list", "call x", "connect"] {
+        let words = command.split(' ').map(str::to_owned);
+        let ran = Anklume::new()
+            .args(["mcp"])
+            .args(words)
+            .args(["--project", "p"])
+            .run();
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{command}");
+    }
+}
+
+#[test]
 fn what_can_be_no_socket_is_said_to_be_none() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.sock");
@@ -251,10 +296,32 @@ fn a_socket_without_a_server_says_so() {
     };
     let begin = "error: Cannot reach MCP server: ";
     let message = format!(
-        "{begin}there is no socket `{}`\n  = help: no provider serves this machine: whoever runs it declares that in infra.yml\n",
+        "{begin}there is no socket `{}`\n  = help: no socket is in that folder; `-i PROVIDER` finds the one of a provider\n",
         socket.display()
     );
     run().is(4, "", &message);
+    let empty = folder.path().to_str().unwrap();
+    Anklume::new()
+        .args(["mcp", "list", "-i", "x"])
+        .env("ANKLUME_SOCKET_DIR", empty)
+        .run()
+        .is(
+            4,
+            "",
+            &message.replace(
+                "no socket is in that folder; `-i PROVIDER` finds the one of a provider",
+                "no provider serves this machine: whoever runs it declares that in infra.yml",
+            ),
+        );
+    // Named beside it, without its folder.
+    let ran = Anklume::new()
+        .file("near.sock", "")
+        .args(["mcp", "list", "--socket", "naer.sock"])
+        .run();
+    let message = format!(
+        "{begin}there is no socket `naer.sock`\n  = help: did you mean `near`? there are: near\n"
+    );
+    ran.is(4, "", &message);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = format!(
         "{begin}nobody serves behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n",

@@ -27,6 +27,13 @@ pub(super) fn for_consumers(
     let settings = settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
+    if path.symlink_metadata().is_err() {
+        let shown = path.display().to_string();
+        output.say(&format!(
+            "warning: there is no file `{}`: nobody is served until it comes",
+            shown.escape_debug()
+        ));
+    }
     let recorder = Arc::new(required_log(args, &policy, output)?);
     let live = Arc::new(Live::new(&path, policy, on_change(&recorder, output)));
     let policy = live.current();
@@ -85,15 +92,12 @@ fn required_log(
 ) -> anyhow::Result<Recorder> {
     let path = args.audit_log.clone().unwrap_or_else(|| PathBuf::from(LOG));
     let complain = complain(output);
-    let log = match Log::open(&path) {
-        Ok(log) => Some(log),
-        Err(error) if policy.allow_unlogged => {
-            complain(&error);
-            None
-        }
-        Err(error) => return Err(no_log(&error).into()),
-    };
-    Ok(Recorder::new(log, true, complain))
+    match Log::open(&path) {
+        Ok(log) => Ok(Recorder::new(Some(log), true, complain)),
+        // Its first line tells that it cannot be opened.
+        Err(_) if policy.allow_unlogged => Ok(Recorder::waiting_for(path, complain)),
+        Err(error) => Err(no_log(&error).into()),
+    }
 }
 
 fn no_log(error: &AuditError) -> Failure {

@@ -1,0 +1,116 @@
+//! What a service's own `limits:` do, one after another.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::peer::call;
+use super::text;
+use super::world::{World, until};
+use crate::harness::have_program;
+use crate::serve::server::Keyring;
+
+/// The error of a call that met this limit.
+#[track_caller]
+fn met(answer: &Value, limit: &str) {
+    assert_eq!(
+        (&answer["error"]["code"], &answer["error"]["data"]["limit"]),
+        (&json!(-32010), &json!(limit)),
+        "{answer}"
+    );
+}
+
+/// Whether a process has that word in its command line.
+fn runs(word: &str) -> bool {
+    fs::read_dir("/proc").unwrap().any(|process| {
+        // Most entries are no processes, and processes end while we look.
+        let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|found| found == word.as_bytes())
+    })
+}
+
+#[test]
+fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[
+        "{name: sign, tool: gpg_sign, consumers: [alice], limits: {call_seconds: 1}}",
+    ])
+    .held_gpg()
+    .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
+    assert!(world.path("started").exists());
+    let result = &answer["result"];
+    assert_eq!(result["isError"], true, "{answer}");
+    assert_eq!(
+        result["content"][0]["text"],
+        "it was ended after 1 s, the longest it may take"
+    );
+    let gpg = world.text("bin/gpg");
+    until("gpg is gone", || !runs(&gpg));
+    let logged = world.logged("call");
+    assert_eq!(
+        (&logged[0]["outcome"], &logged[0]["decision"]),
+        (&json!("timed_out"), &json!("allowed"))
+    );
+    // The connection and its place live on.
+    world.write("go", "");
+    text(&alice.call("sign", &json!({"data": "aGVsbG8="})));
+    server.end();
+    world.log_is_whole();
+}
+
+#[test]
+fn the_calls_of_all_callers_in_a_minute_are_counted_together() {
+    let world = World::new(&[
+        "{name: copy, tool: clipboard_set, consumers: [alice, bob], limits: {calls_per_minute_all: 3}}",
+        "{name: other, tool: clipboard_set, consumers: [bob]}",
+    ]);
+    let server = world.listen();
+    let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
+    let content = json!({"content": "x"});
+    for peer in [&mut alice, &mut bob] {
+        text(&peer.call("copy", &content));
+    }
+    text(&alice.call("copy", &content));
+    let limit = "3 calls of all callers in a minute";
+    for peer in [&mut alice, &mut bob] {
+        met(&peer.call("copy", &content), limit);
+    }
+    // Another service is counted by itself.
+    text(&bob.call("other", &content));
+    let reasons: Vec<Value> = world
+        .logged("call")
+        .iter()
+        .filter(|line| line["decision"] == "overloaded")
+        .map(|line| json!([line["caller"], line["reason"]]))
+        .collect();
+    assert_eq!(reasons, [json!(["alice", limit]), json!(["bob", limit])]);
+}
+
+#[test]
+fn the_calls_of_all_callers_at_once_are_counted_together() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[
+        "{name: sign, tool: gpg_sign, consumers: [alice, bob], limits: {in_flight_all: 1}}",
+    ])
+    .held_gpg()
+    .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let server = world.listen();
+    let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
+    let data = json!({"data": "aGVsbG8="});
+    alice.send(call(1, "sign", &data));
+    until("alice's runs", || world.path("started").exists());
+    met(&bob.call("sign", &data), "1 call of all callers at once");
+    world.write("go", "");
+    text(&alice.receive());
+    text(&bob.call("sign", &data));
+}

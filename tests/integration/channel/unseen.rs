@@ -1,0 +1,225 @@
+//! Calls that run while the log goes away: none of them ends unseen, and no answer leaves before its line.
+
+use std::fs;
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+
+use super::peer::call;
+use super::text;
+use super::world::{Ended, Listening, World, until};
+use crate::harness::have_program;
+use crate::serve::server::Keyring;
+
+const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+
+/// A world whose gpg waits to be let go.
+fn held(keyring: &Keyring, mcp: &'static str) -> World {
+    World::with_mcp(&[SIGN, COPY], mcp)
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap())
+}
+
+/// A call to sign, which runs.
+fn signs(world: &World, server: &Listening) -> super::peer::Peer {
+    let mut alice = server.peer("alice");
+    alice.send(call("signs", "sign", &json!({"data": "aGVsbG8="})));
+    until("it runs", || world.path("started").exists());
+    alice
+}
+
+/// The log's folder is gone.
+fn goes(world: &World) {
+    fs::rename(world.path("log"), world.path("away")).unwrap();
+}
+
+/// It is back.
+fn comes(world: &World) {
+    fs::rename(world.path("away"), world.path("log")).unwrap();
+}
+
+/// The line of the call to sign.
+fn line(world: &World) -> Option<Value> {
+    let mut calls = world.logged("call").into_iter();
+    calls.find(|line| line["service"] == "sign")
+}
+
+fn kept_back() -> Value {
+    json!({
+        "code": -32603,
+        "message": "the call ran, but its answer is kept back: this server cannot write its log",
+        "data": {"logged": false, "ran": true}
+    })
+}
+
+fn refused() -> Value {
+    json!({
+        "code": -32603,
+        "message": "the call is refused: this server cannot write its log",
+        "data": {"logged": false, "ran": false}
+    })
+}
+
+#[test]
+fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = held(&keyring, "{}");
+    let server = world.listen();
+    let mut alice = signs(&world, &server);
+    goes(&world);
+    world.write("go", "");
+    assert_eq!(alice.receive()["error"], kept_back());
+    // Nothing runs as long as there is a line to write.
+    let mut bob = server.peer("bob");
+    assert_eq!(
+        bob.call("copy", &json!({"content": "x"}))["error"],
+        refused()
+    );
+    assert_eq!(world.clipboard(), None);
+    comes(&world);
+    // It is written although nobody calls.
+    until("it is in the log", || line(&world).is_some());
+    let line = line(&world).unwrap();
+    assert_eq!(
+        (&line["caller"], &line["outcome"], &line["decision"]),
+        (&json!("alice"), &json!("done"), &json!("allowed"))
+    );
+    text(&bob.call("copy", &json!({"content": "x"})));
+    drop((alice, bob));
+    server.end();
+    // What was refused meanwhile is told as well.
+    let counted = world.logged("counted");
+    let told: Vec<_> = ["caller", "service", "decision", "reason", "count"]
+        .map(|member| counted[0][member].clone())
+        .into();
+    let expected = json!(["bob", "copy", "refused", "the log could not be written", 1]);
+    assert_eq!((counted.len(), json!(told)), (1, expected));
+    world.log_is_whole();
+}
+
+#[test]
+fn a_machine_that_allows_it_gives_the_answer_and_the_line_comes_later() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = held(&keyring, "{allow_unlogged: true}");
+    let server = world.listen();
+    let mut alice = signs(&world, &server);
+    goes(&world);
+    world.write("go", "");
+    text(&alice.receive());
+    // Those that begin without a log have their lines later, too.
+    text(&alice.call("copy", &json!({"content": "x"})));
+    comes(&world);
+    until("both are in the log", || world.logged("call").len() == 2);
+    let calls = world.logged("call");
+    assert_eq!(
+        (&calls[0]["service"], &calls[1]["service"]),
+        (&json!("sign"), &json!("copy"))
+    );
+    drop(alice);
+    server.end();
+    world.log_is_whole();
+}
+
+#[test]
+fn the_line_of_a_call_that_loses_its_consumer_is_written() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = held(&keyring, "{}");
+    let server = world.listen();
+    let mut alice = signs(&world, &server);
+    world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob]}"]);
+    assert_eq!(
+        alice.receive()["error"]["message"],
+        "the call was ended before it was done"
+    );
+    alice.gets_closed();
+    until("it is in the log", || line(&world).is_some());
+    assert_eq!(line(&world).unwrap()["outcome"], "cancelled");
+    server.end();
+    world.log_is_whole();
+}
+
+#[test]
+fn a_server_that_ends_without_a_log_says_on_stderr_what_is_not_in_it() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = held(&keyring, "{}");
+    let mut server = world.listen();
+    let mut alice = signs(&world, &server);
+    goes(&world);
+    world.write("go", "");
+    assert_eq!(alice.receive()["error"], kept_back());
+    assert_eq!(
+        alice.call("copy", &json!({"content": "x"}))["error"],
+        refused()
+    );
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0, "{}", server.stderr());
+    let said = server.stderr();
+    let told: Vec<Value> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("error: not in the log: "))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let events: Vec<&Value> = told.iter().map(|line| &line["event"]).collect();
+    assert_eq!(events, ["call", "counted", "stop"], "{said}");
+    assert_eq!(
+        (&told[0]["service"], &told[0]["outcome"], &told[1]["count"]),
+        (&json!("sign"), &json!("done"), &json!(1))
+    );
+}
+
+/// A client that calls, without waiting for its end.
+fn begin(world: &World, args: &[&str]) -> Child {
+    let mut command = world.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn end(child: Child) -> Ended {
+    let ran = child.wait_with_output().unwrap();
+    Ended {
+        status: ran.status.code().unwrap(),
+        stdout: String::from_utf8(ran.stdout).unwrap(),
+        stderr: String::from_utf8(ran.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn a_client_is_told_whether_its_call_ran() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = held(&keyring, "{}");
+    let server = world.listen();
+    let sign = ["mcp", "call", "-i", "alice", "sign", "data=aGVsbG8="];
+    let signing = begin(&world, &sign);
+    until("it runs", || world.path("started").exists());
+    goes(&world);
+    world.write("go", "");
+    end(signing).is(
+        1,
+        "",
+        "error: the server refused `tools/call`: the call ran, but its answer is kept back: this server cannot write its log (-32603)\n  \
+         = help: what it does is done: look before you make it again; whoever runs the provider sees what is wrong with the log\n",
+    );
+    world.run(&sign).is(
+        1,
+        "",
+        "error: the server refused `tools/call`: the call is refused: this server cannot write its log (-32603)\n  \
+         = help: nothing was done; whoever runs the provider sees what is wrong with the log\n",
+    );
+    drop(server);
+}
