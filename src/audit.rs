@@ -20,8 +20,10 @@ use crate::digest::hex;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
-/// Longest name that a line holds, in characters; what a caller sent beyond it is cut.
+/// Longest name that a line holds, in bytes as they are written there; what a caller sent beyond it is cut.
 const NAME_MAX: usize = 128;
+/// Longest reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
+const REASON_MAX: usize = 1024;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,8 +206,70 @@ impl std::io::Write for Digester {
     }
 }
 
-/// A name that a caller sent, cut to what a line may hold. JSON escapes the rest.
+/// A name that a caller sent, cut to what a line may hold: escapes count as they are written.
 #[must_use]
 pub fn bounded(name: &str) -> String {
-    name.chars().take(NAME_MAX).collect()
+    cut(name, NAME_MAX)
+}
+
+/// The same for a reason that may quote a stranger.
+#[must_use]
+pub fn bounded_reason(reason: &str) -> String {
+    cut(reason, REASON_MAX)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let mut room = most;
+    let fits = |character: &char| {
+        let left = room.checked_sub(written(*character));
+        room = left.unwrap_or_default();
+        left.is_some()
+    };
+    text.chars().take_while(fits).collect()
+}
+
+/// Bytes of a character in a text of a line, at most.
+const fn written(character: char) -> usize {
+    /// `\u` and four digits.
+    const ESCAPE: usize = 6;
+    match character {
+        '"' | '\\' => 2,
+        ' '..='~' => 1,
+        _ => character.len_utf16() * ESCAPE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_by_what_it_takes_in_a_line() {
+        for (part, fit) in [
+            ("x", 128),
+            ("\"", 64),
+            ("\\", 64),
+            ("\n", 21),
+            ("é", 21),
+            ("\u{1f600}", 10),
+        ] {
+            assert_eq!(bounded(&part.repeat(200)), part.repeat(fit), "{part:?}");
+            let stop = Event::Counted {
+                caller: String::new(),
+                service: bounded(&part.repeat(200)),
+                decision: Verdict::Refused,
+                reason: String::new(),
+                count: 1,
+            };
+            let empty = Event::Counted {
+                caller: String::new(),
+                service: String::new(),
+                decision: Verdict::Refused,
+                reason: String::new(),
+                count: 1,
+            };
+            let length = |event| chain::unlinked("", &event).len();
+            assert!(length(stop) - length(empty) <= NAME_MAX, "{part:?}");
+        }
+    }
 }

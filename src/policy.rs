@@ -23,7 +23,8 @@ pub enum Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Operator => f.write_str("operator"),
+            // No machine can have this name.
+            Self::Operator => f.write_str("(operator)"),
             Self::Consumer(name) => name.fmt(f),
         }
     }

@@ -1,12 +1,13 @@
 //! The files of the log: appending under a lock, rotation by size, the machine's key.
 
 mod file;
+mod key;
 mod room;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Head};
 use super::{Event, Key};
-use file::{End, gone, numbered, open_file, same_file};
+use file::{End, fresh, gone, numbered, open_file, same_file};
 pub use file::{files, may_have_dropped};
 use room::LINE_ROOM;
 
@@ -42,6 +43,9 @@ pub enum AuditError {
     /// Someone else keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),
+    /// What stands where the key is, is none.
+    #[error("the key of the audit log, `{}`, is damaged; where it is removed a new one is made, and equal arguments are no longer found by those of before", .0.display())]
+    Key(PathBuf),
     /// The end of the file is no line of the log.
     #[error("the audit log `{}` ends in something that is no line of it; `anklume audit verify` shows more", .0.display())]
     Foreign(PathBuf),
@@ -86,7 +90,7 @@ impl Log {
     pub fn open_with(path: &Path, rotate_at: u64) -> Result<Self, AuditError> {
         let file = open_file(path)?;
         Ok(Self {
-            key: machine_key(&path.with_extension("key"))?,
+            key: key::read_or_make(&key::path_of(path))?,
             path: path.to_owned(),
             rotate_at,
             open: Mutex::new(Open {
@@ -273,7 +277,7 @@ impl Log {
     /// The log's path names a file at every moment: who opens the log in between finds the old one, locked.
     fn rotate(&self, open: &mut Open) -> Result<(), AuditError> {
         let rotated = |source| self.error("rotated", source);
-        let fresh = self.path.with_extension("new");
+        let fresh = fresh(&self.path);
         let next = self.begin(&fresh, open)?;
         self.make_way()?;
         std::fs::hard_link(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
@@ -346,34 +350,4 @@ impl Log {
 #[must_use]
 pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())
-}
-
-/// Reads the machine's key, or makes one.
-fn machine_key(path: &Path) -> Result<Key, AuditError> {
-    let error = |doing| {
-        move |source| AuditError::Io {
-            doing,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let mut file = open_file(path)?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|e| error("locked")(e.into()))?;
-    let mut key = [0; 32];
-    match file.read_exact(&mut key) {
-        Ok(()) => return Ok(Key(key)),
-        Err(short) if short.kind() != io::ErrorKind::UnexpectedEof => {
-            return Err(error("read")(short));
-        }
-        Err(_) => {}
-    }
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut key))
-        .map_err(error("given a key"))?;
-    file.set_len(0)
-        .and_then(|()| file.seek(SeekFrom::Start(0)))
-        .and_then(|_| file.write_all(&key))
-        .and_then(|()| file.sync_all())
-        .map_err(error("written"))?;
-    Ok(Key(key))
 }

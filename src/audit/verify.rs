@@ -97,7 +97,7 @@ pub struct Report {
     pub head: Head,
     /// Every fault, in order.
     pub findings: Vec<Finding>,
-    /// A head was given, and no line has it: the end was cut, or the whole was written anew.
+    /// A head was given, and no line has it: the end was cut, the whole was written anew, or rotation has dropped it.
     pub head_missing: bool,
 }
 

@@ -35,7 +35,7 @@ pub struct AuditShowArgs {
     /// Which log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Calls of this caller only
+    /// Calls of this caller only; '(operator)' for the operator's own
     #[arg(long, value_name = "MACHINE")]
     pub caller: Option<String>,
     /// Calls of this service only

@@ -51,7 +51,8 @@ start_alone() {
         mount -t cgroup2 none /sys/fs/cgroup
         note cgroup /sys/fs/cgroup
     fi
-    PATH=$(dirname "$incusd"):$PATH setsid "$incusd" --group incus-admin --logfile /var/log/incus/incusd.log </dev/null >/dev/null 2>&1 &
+    # In a folder that stays: from one that is deleted its rsync does not start.
+    (cd / && PATH=$(dirname "$incusd"):$PATH exec setsid "$incusd" --group incus-admin --logfile /var/log/incus/incusd.log) </dev/null >/dev/null 2>&1 &
     note pid "$!"
 }
 

@@ -11,21 +11,32 @@ use super::super::verify::LINE_MAX;
 use super::{AuditError, KEEP};
 
 /// The log's files that are there, oldest first.
-#[must_use]
-pub fn files(path: &Path) -> Vec<PathBuf> {
-    (1..=KEEP)
-        .rev()
-        .map(|number| numbered(path, number))
+///
+/// # Errors
+///
+/// Whether they are there cannot be seen.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for number in (1..=KEEP).rev() {
+        let file = numbered(path, number);
         // A rotation that was cut off leaves the last file with both names.
-        .filter(|file| file.exists() && !same_file(file, path))
-        .chain(path.exists().then(|| path.to_owned()))
-        .collect()
+        if file.try_exists()? && !same_file(&file, path) {
+            files.push(file);
+        }
+    }
+    if path.try_exists()? {
+        files.push(path.to_owned());
+    }
+    Ok(files)
 }
 
 /// Whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
-#[must_use]
-pub fn may_have_dropped(path: &Path) -> bool {
-    numbered(path, KEEP).exists()
+///
+/// # Errors
+///
+/// As [`files`].
+pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
+    numbered(path, KEEP).try_exists()
 }
 
 /// Whether both paths name one file.
@@ -44,8 +55,18 @@ pub(super) fn gone(path: &Path) -> io::Result<()> {
 
 /// A file of the log that is no longer written.
 pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+    beside(path, &format!(".{number}"))
+}
+
+/// The file in which the log is going to go on.
+pub(super) fn fresh(path: &Path) -> PathBuf {
+    beside(path, ".new")
+}
+
+/// A file whose name is the log's own and more, so that a log with another extension does not have it.
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
+    name.push(end);
     name.into()
 }
 

@@ -14,10 +14,10 @@ fn stop(pid: u32) -> Event {
 
 fn check(path: &Path, head: Option<String>) -> Report {
     let mut verifier = Verifier::new(head);
-    if !may_have_dropped(path) {
+    if !may_have_dropped(path).unwrap() {
         verifier = verifier.from_the_first_line();
     }
-    for file in files(path) {
+    for file in files(path).unwrap() {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         verifier
             .file(&name, BufReader::new(File::open(&file).unwrap()))
@@ -207,7 +207,7 @@ fn rotation_keeps_the_chain() {
     for pid in 0..60 {
         log.append(stop(pid)).unwrap();
     }
-    assert!(files(&path).len() > 3);
+    assert!(files(&path).unwrap().len() > 3);
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
 }
@@ -235,7 +235,7 @@ fn old_files_that_were_removed_are_missed_until_rotation_removes_such_files_itse
     for pid in 0..2 {
         log.append(stop(pid)).unwrap();
     }
-    assert_eq!((files(&path).len(), faults(&path)), (9, vec![]));
+    assert_eq!((files(&path).unwrap().len(), faults(&path)), (9, vec![]));
     assert_ne!(check(&path, None).first, 1);
 }
 
@@ -293,7 +293,7 @@ fn a_rotation_that_was_cut_off_leaves_a_whole_log_and_the_next_one_ends_it() {
     log.append(stop(11)).unwrap();
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
-    assert_eq!((report.lines, files(&path).len()), (12, 2));
+    assert_eq!((report.lines, files(&path).unwrap().len()), (12, 2));
 }
 
 #[test]
@@ -304,15 +304,15 @@ fn rotations_that_fail_take_no_file_away() {
     for pid in 0..5 {
         log.append(stop(pid)).unwrap();
     }
-    let before = files(&path).len();
+    let before = files(&path).unwrap().len();
     // In the way of the new file, as a full disk would be.
-    std::fs::create_dir(path.with_extension("new")).unwrap();
+    std::fs::create_dir(fresh(&path)).unwrap();
     for pid in 5..20 {
         log.append(stop(pid)).unwrap();
     }
     let report = check(&path, None);
     assert!(report.is_whole(), "{report:?}");
-    assert_eq!(files(&path).len(), before);
+    assert_eq!(files(&path).unwrap().len(), before);
 }
 
 #[test]
@@ -365,4 +365,43 @@ fn where_the_end_is_no_line_of_the_log_no_room_is_promised() {
     file.write_all(b"hello\n").unwrap();
     let refused = log.reserve(1).unwrap_err();
     assert!(matches!(refused, AuditError::Foreign(_)), "{refused}");
+}
+
+#[test]
+fn a_damaged_key_is_not_replaced() {
+    let (_folder, path, _) = ten();
+    let key = path.with_extension("key");
+    for damaged in [31, 33, 1] {
+        let bytes = vec![7; damaged];
+        std::fs::write(&key, &bytes).unwrap();
+        let refused = Log::open(&path).unwrap_err();
+        assert!(matches!(refused, AuditError::Key(_)), "{refused}");
+        assert_eq!(std::fs::read(&key).unwrap(), bytes);
+    }
+    // Made, and not written yet when the machine stopped.
+    std::fs::write(&key, "").unwrap();
+    Log::open(&path).unwrap();
+    assert_eq!(std::fs::read(&key).unwrap().len(), 32);
+}
+
+#[test]
+fn logs_in_one_folder_keep_out_of_each_others_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["a.jsonl", "a.log", "a.new", "b.key"];
+    let paths = names.map(|name| folder.path().join(name));
+    std::thread::scope(|scope| {
+        for path in &paths {
+            scope.spawn(|| {
+                let log = Log::open_with(path, 1).unwrap();
+                for pid in 0..20 {
+                    log.append(stop(pid)).unwrap();
+                }
+            });
+        }
+    });
+    for path in paths {
+        let report = check(&path, None);
+        assert!(report.is_whole(), "{}: {report:?}", path.display());
+        assert_eq!(files(&path).unwrap().len(), 9);
+    }
 }

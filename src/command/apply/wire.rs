@@ -184,6 +184,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
     use super::*;
+    use crate::mcp::gate::too_many_connections;
 
     /// What is heard from a server that gives the first request this answer and ends.
     async fn answered(answer: &str) -> Answer {
@@ -202,7 +203,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_turns_a_caller_away_is_not_silent() {
-        let error = format!(r#"{{"code":{OVERLOADED},"message":"overloaded: two connections"}}"#);
+        let error =
+            serde_json::to_string(&rmcp::model::ErrorData::from(too_many_connections(2))).unwrap();
         let refused = |error: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{error}}}\n");
         assert_eq!(answered(&refused(&error)).await, Answer::Full);
         let other = refused(r#"{"code":-32603,"message":"no"}"#);

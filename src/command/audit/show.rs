@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 
 use crate::audit::chain::{self, Line, Read};
-use crate::audit::{self, Call, Event};
+use crate::audit::{Call, Event, Verdict};
 use crate::cli::{AuditShowArgs, Format};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -17,10 +16,7 @@ use crate::error::{Exit, Failure};
 /// Runs `anklume audit show`.
 pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let path = &args.log.file;
-    let files = audit::files(path);
-    if files.is_empty() {
-        return Err(no_log(path).into());
-    }
+    let files = super::files(path)?;
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
     for file in files {
@@ -43,15 +39,6 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
         ));
     }
     Ok(Exit::Done)
-}
-
-/// There is no log at that path.
-pub(super) fn no_log(path: &Path) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        format!("there is no audit log `{}`", path.display()),
-    )
-    .help("a server writes it where it runs; name another with --file")
 }
 
 fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
@@ -87,7 +74,11 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
             Some(service.as_str()),
             Some(*decision),
         ),
-        _ => (None, None, None),
+        Event::Start { .. }
+        | Event::Stop { .. }
+        | Event::Reload { .. }
+        | Event::Rotated { .. }
+        | Event::Torn { .. } => (None, None, None),
     };
     recent
         && fits(&args.caller, caller)
@@ -156,21 +147,28 @@ fn call_text(call: &Call) -> String {
         escaped(&call.service)
     );
     match call.decision {
-        audit::Verdict::Allowed => format!(
+        Verdict::Allowed => format!(
             "{head}  {}, {} B in, {} B out, {:.1} ms",
             call.outcome,
             call.bytes_in,
             call.bytes_out,
             Duration::from_micros(call.duration_us).as_secs_f64() * 1e3
         ),
-        audit::Verdict::Refused | audit::Verdict::Overloaded => {
+        Verdict::Refused | Verdict::Overloaded => {
             format!("{head}  {}", escaped(&call.reason))
         }
     }
 }
 
+/// A stranger's words, so that a terminal shows them and does nothing else. Quotes mean nothing here.
 fn escaped(text: &str) -> String {
-    text.escape_debug().to_string()
+    text.chars().fold(String::new(), |mut shown, character| {
+        match character {
+            '"' | '\'' => shown.push(character),
+            _ => shown.extend(character.escape_debug()),
+        }
+        shown
+    })
 }
 
 /// The first digits of a digest, enough to tell two apart.

@@ -15,12 +15,9 @@ use crate::error::{Exit, Failure};
 /// Runs `anklume audit verify`: 0 whole, 1 not.
 pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let path = &args.log.file;
-    let files = audit::files(path);
-    if files.is_empty() {
-        return Err(super::show::no_log(path).into());
-    }
+    let files = super::files(path)?;
     let mut verifier = Verifier::new(head(args.head.as_deref())?);
-    if !audit::may_have_dropped(path) {
+    if !audit::may_have_dropped(path).map_err(|why| super::hidden(path, &why))? {
         verifier = verifier.from_the_first_line();
     }
     for file in &files {
@@ -62,10 +59,13 @@ fn as_text(report: &Report) -> String {
         .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
         .collect();
     if report.head_missing {
-        lines.push(
-            "the line with the given head is missing: the end was cut, or the log was written anew"
-                .to_owned(),
-        );
+        let altered = "the end was cut, or the log was written anew";
+        lines.push(match report.first {
+            0 | 1 => format!("the line with the given head is missing: {altered}"),
+            first => format!(
+                "the line with the given head is missing: it is older than number {first}, where the log begins now, or {altered}"
+            ),
+        });
     }
     let word = if report.is_whole() {
         "whole"

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anklume::audit::flood::{OWN_LINES, WINDOW};
+use anklume::audit::flood::{LINE_EVERY, LINES_AT_ONCE, OWN_LINES, WINDOW};
 use anklume::audit::{KEEP, ROTATE_AT};
 use anklume::inside::STOP_SECONDS;
 use anklume::limits::{
@@ -58,8 +58,16 @@ fn its_limits_are_the_servers() {
         "{MESSAGES_AT_ONCE} such messages of one caller are read at once, those beyond at\n{MESSAGES_PER_SECOND} a second"
     );
     assert!(page.contains(&read), "{read}");
-    let floods = format!("a line of their own {OWN_LINES} times a minute");
-    assert!(page.contains(&floods) && WINDOW.as_secs() == 60, "{floods}");
+    let floods = [
+        format!("{OWN_LINES} at once have a line of their own"),
+        format!("{LINES_AT_ONCE} such lines at once, and one a minute"),
+    ];
+    for text in floods {
+        assert!(page.contains(&text), "{text}");
+    }
+    assert_eq!((LINE_EVERY.as_secs(), WINDOW.as_secs()), (60, 60));
+    let kept = u64::from(KEEP + 1) * ROTATE_AT / 1024 / 1024;
+    assert!(page.contains(&format!("{kept} MiB in all")), "{kept}");
     let end = format!("are answered, for {} seconds at most", STOP_TIME.as_secs());
     assert!(page.contains(&end), "{end}");
     let supervised = format!("supervises it waits for {STOP_SECONDS} seconds");

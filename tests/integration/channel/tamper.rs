@@ -1,13 +1,18 @@
 //! What is done to the log afterwards: `audit verify` finds it and names the line.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use anklume::audit::Event;
 use anklume::audit::chain::{self, Read};
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::log::six_lines;
-use super::world::{Ended, World, lines_of};
+use super::world::{Ended, World, ended, lines_of};
+use crate::harness::have;
 
 /// What `audit verify` says of these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
@@ -120,5 +125,26 @@ fn every_single_changed_byte_is_found() {
         world.write("copy.jsonl", &bytes);
         let ran = world.run(&["audit", "verify", "--file", "copy.jsonl"]);
         assert_eq!(ran.status, 1, "byte {place}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
+    if !have("root", geteuid().is_root()) {
+        return;
+    }
+    let world = six_lines();
+    let program = world.path("anklume");
+    // Where it was built, another user may not look.
+    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    let folder = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(world.path(""), folder).unwrap();
+    for what in ["show", "verify"] {
+        let mut look = Command::new(&program);
+        look.args(["audit", what, "--file", "log/audit.jsonl"]);
+        look.current_dir(world.path("")).uid(65_534).gid(65_534);
+        let message = "error: whether there is an audit log `log/audit.jsonl` cannot be seen: Permission denied (os error 13)\n  \
+                       = help: its server's user may, and root\n";
+        ended(look).is(1, "", message);
     }
 }

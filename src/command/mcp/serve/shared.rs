@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::audit::{AuditError, Event, LOG, Log};
+use crate::audit::{AuditError, Event, LOG, Log, bounded_reason};
 use crate::cli::McpServeArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -131,7 +131,7 @@ fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::live::OnC
         }
         let event = Event::Reload {
             policy: policy.digest.clone(),
-            refused,
+            refused: refused.as_deref().map(bounded_reason),
         };
         // Whether calls may go on without a log is asked at each call.
         let _ = recorder.append(event, true);

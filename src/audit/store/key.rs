@@ -1,0 +1,60 @@
+//! The machine's key beside the log: read, or made where there is none.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::super::Key;
+use super::AuditError;
+use super::file::{beside, open_file};
+
+/// Length of a key, in bytes.
+const LENGTH: usize = 32;
+
+/// Where the key of a log is: logs of one name but for its extension share one.
+pub(super) fn path_of(log: &Path) -> PathBuf {
+    let path = log.with_extension("key");
+    if path != log {
+        return path;
+    }
+    beside(log, ".key")
+}
+
+/// Reads the key, or makes one.
+///
+/// # Errors
+///
+/// The system refuses; what is there is no key. Another one in its place would make equal arguments differ.
+pub(super) fn read_or_make(path: &Path) -> Result<Key, AuditError> {
+    let error = |doing| {
+        move |source| AuditError::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mut file = open_file(path)?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|e| error("locked")(e.into()))?;
+    let mut found = Vec::new();
+    (&mut file)
+        .take(LENGTH as u64 + 1)
+        .read_to_end(&mut found)
+        .map_err(error("read"))?;
+    if let Ok(key) = found.as_slice().try_into() {
+        return Ok(Key(key));
+    }
+    if !found.is_empty() {
+        return Err(AuditError::Key(path.to_owned()));
+    }
+    let mut key = [0; LENGTH];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(error("given a key"))?;
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.write_all(&key))
+        .and_then(|()| file.sync_all())
+        .map_err(error("written"))?;
+    Ok(Key(key))
+}
