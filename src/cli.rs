@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, DecisionFilter, LogArgs};
+pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, LogArgs};
 pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
 pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs};
 pub use mcp::{

@@ -2,11 +2,13 @@
 //!
 //! Collecting and drawing only: which text is a fault is decided in [`crate::infra`].
 
+mod codes;
 mod draw;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use codes::codes;
 pub use draw::draw;
 
 /// Longest user text in a message, in characters; the rest is an ellipsis.

@@ -13,7 +13,7 @@ mod socket;
 pub(crate) mod state;
 
 pub(crate) use connection::{Incus, Writes};
-pub(crate) use file::{Kind, Owner};
+pub(crate) use file::{Entry, Kind, Owner};
 pub(crate) use machine::{FindError, find};
 pub(crate) use model::Machine;
 pub(crate) use object::{DEFAULT_PROJECT, Devices, Direction, Edit, Keys, Object, as_object};

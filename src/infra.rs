@@ -209,6 +209,8 @@ pub struct Network {
 /// An Incus profile of a domain.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Profile {
+    /// Free text.
+    pub description: String,
     /// Devices, as written.
     pub devices: Vec<Device>,
     /// Configuration keys and values as Incus takes them: strings.

@@ -4,10 +4,14 @@
 
 mod difference;
 mod found;
+mod rights;
 mod unit;
 
 pub use difference::{Kind, Piece, differences};
 pub use found::{Found, Serving};
+pub use rights::{
+    ABOVE, Caller, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
+};
 pub use unit::{
     LOGS, OPENRC_SCRIPT, PATH, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, openrc_script, systemd_unit,
     systemd_wanted,
@@ -52,6 +56,9 @@ pub struct Order {
     /// The user that serves; `None`: root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
+    /// The user who may call from it.
+    #[serde(default)]
+    pub caller: Caller,
     /// The text of its services file; `None`: it serves nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<String>,
@@ -72,6 +79,7 @@ impl Order {
             program: program.to_owned(),
             machine,
             run_as,
+            caller: Caller::default(),
             services: services.map(text),
         }
     }

@@ -3,8 +3,10 @@
 //! Pure: reads no file, asks nobody. Who carries the actions out, and how, is none of its business.
 
 mod action;
+mod address;
 mod again;
 mod check;
+mod code;
 mod destroy;
 mod difference;
 mod domain;
@@ -15,6 +17,7 @@ mod machine;
 mod mark;
 mod network;
 mod proof;
+mod share;
 mod upkeep;
 
 pub(crate) use action::{Action, PROVE, Role, Shown};
@@ -26,7 +29,10 @@ pub(crate) use image::{Remote, remote_images};
 pub(crate) use install::{has_inside, needs_program, order};
 pub(crate) use mark::{Owner, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner};
 pub(crate) use proof::Proof;
+pub(crate) use share::{Reach, shared_sources};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
+
+use code::Code;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -60,6 +66,8 @@ pub(crate) struct Facts {
     pub(crate) sockets: Vec<String>,
     /// Paths that devices need and that are not there.
     pub(crate) missing: BTreeSet<String>,
+    /// Who gets to the folders that machines write as the host's users.
+    pub(crate) shares: BTreeMap<String, Reach>,
     /// anklume's own folders on the host that are not as they must be: path, and what is wrong where it cannot be mended.
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to networks that are directly connected.
@@ -213,7 +221,8 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
         ..Plan::default()
     };
     for declared in wanted.infra.enabled() {
-        let base = domain::base(&setting, declared, &mut faults);
+        let mut base = domain::base(&setting, declared, &mut faults);
+        base.extend(address::free(&setting, declared));
         let machines = declared
             .machines
             .iter()
@@ -248,6 +257,8 @@ struct Setting<'a> {
     pool: Option<String>,
     /// The machines on Incus by project and name.
     machines: HashMap<(&'a str, &'a str), &'a Instance>,
+    /// The fixed addresses that are declared, each with its network.
+    addresses: BTreeSet<(String, String)>,
     /// The ends of edges by project and name.
     ends: BTreeSet<(&'a str, &'a str)>,
 }
@@ -265,6 +276,7 @@ impl<'a> Setting<'a> {
             machines: machines
                 .map(|one| ((one.project.as_str(), one.name.as_str()), one))
                 .collect(),
+            addresses: address::declared(wanted.infra),
             ends: ends
                 .map(|end| (end.domain.as_str(), end.machine.as_str()))
                 .collect(),
@@ -289,14 +301,14 @@ impl<'a> Setting<'a> {
 
 /// Something in the way.
 fn fault(
-    code: &'static str,
+    code: Code,
     place: Option<&Place>,
     message: String,
     help: impl Into<String>,
 ) -> Diagnostic {
     Diagnostic {
         severity: Severity::Error,
-        code,
+        code: code.as_str(),
         message,
         place: place.cloned(),
         help: Some(help.into()),
@@ -313,7 +325,7 @@ fn not_ours(
 ) -> Diagnostic {
     match owner {
         Owner::Other(other) => fault(
-            "not-ours",
+            Code::NotOurs,
             place,
             format!(
                 "the {what} {} on Incus belongs to another infrastructure, {}",
@@ -323,7 +335,7 @@ fn not_ours(
             "give it another name here, or set `project_name` back if it was changed",
         ),
         Owner::Copy(original) => fault(
-            "not-ours",
+            Code::NotOurs,
             place,
             format!(
                 "the {what} {} on Incus is a copy of {} and was not made by anklume",
@@ -333,7 +345,7 @@ fn not_ours(
             format!("`anklume apply --adopt {adopt}` takes it over as it is"),
         ),
         Owner::Nobody | Owner::Ours => fault(
-            "not-ours",
+            Code::NotOurs,
             place,
             format!(
                 "the {what} {} is on Incus already and was not made by anklume",

@@ -14,16 +14,12 @@ use std::time::Duration;
 
 use crate::digest::sha256;
 use crate::inside::{
-    ETC, FRESH_PREFIX, IDENTITY, Identity, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES,
-    SETUP_LOCK, Sent, Supervisor,
+    ABOVE, Caller, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity, LINK,
+    Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP_LOCK, Sent, Supervisor,
 };
 use account::{Account, AccountError};
 use tree::{Tree, TreeError};
 
-/// Folders that anybody may look into.
-const FOLDER_MODE: u32 = 0o755;
-/// Files that anybody may read.
-const FILE_MODE: u32 = 0o644;
 /// The portal of the file tools.
 const PORTAL: &str = "/srv/anklume/portal";
 
@@ -127,6 +123,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
         tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)
     })?;
     tree.link(LINK, PROGRAM)?;
+    rights(&tree, order, &account)?;
     let Some(text) = &order.services else {
         supervisor::withdraw(&tree).await?;
         tree.remove(SERVICES)?;
@@ -145,6 +142,20 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     server::reports(&digest).await?;
     tree.file(IDENTITY, &finished.to_file(), FILE_MODE)?;
     Ok(Some(digest))
+}
+
+/// Gives the folders back to root, with their rights; lets those pass who call and serve.
+fn rights(tree: &Tree, order: &Order, account: &Account) -> Result<(), TreeError> {
+    let server = Caller {
+        uid: account.uid,
+        gid: account.gid,
+    };
+    for folder in ABOVE {
+        tree.lets_pass(folder, order.caller)?;
+        tree.lets_pass(folder, server)?;
+    }
+    let mut folders = FOLDERS.into_iter();
+    folders.try_for_each(|folder| tree.own_again(folder, FOLDER_MODE))
 }
 
 fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
+
+use crate::audit::Verdict;
 
 /// `anklume audit …`
 #[derive(Debug, Subcommand)]
@@ -43,18 +46,22 @@ pub struct AuditShowArgs {
     pub since: Option<String>,
     /// Calls with this decision only
     #[arg(long, value_enum, value_name = "DECISION")]
-    pub decision: Option<DecisionFilter>,
+    pub decision: Option<Verdict>,
 }
 
-/// A decision to look for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DecisionFilter {
-    /// The call could run
-    Allowed,
-    /// It could not
-    Refused,
-    /// The server had too much to do
-    Overloaded,
+impl ValueEnum for Verdict {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Allowed, Self::Refused, Self::Overloaded]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::Allowed => "The call could run",
+            Self::Refused => "It could not",
+            Self::Overloaded => "The server had too much to do",
+        };
+        Some(PossibleValue::new(self.as_str()).help(help))
+    }
 }
 
 /// `anklume audit verify`

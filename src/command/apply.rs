@@ -21,6 +21,7 @@ mod provision;
 mod remote;
 mod report;
 mod schedule;
+mod shares;
 mod stop;
 mod wire;
 

@@ -25,7 +25,16 @@ pub(crate) enum Kind {
     Other,
 }
 
-/// Owner and rights of something new in a machine.
+/// Something at a path in a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
+    pub(crate) owner: Option<Owner>,
+}
+
+/// Owner and rights of something in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
     /// User.
@@ -59,6 +68,16 @@ fn kind(headers: &HeaderMap) -> Kind {
     }
 }
 
+/// Owner and rights, as the machine counts users.
+fn owner(headers: &HeaderMap) -> Option<Owner> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    Some(Owner {
+        uid: text("X-Incus-uid")?.parse().ok()?,
+        gid: text("X-Incus-gid")?.parse().ok()?,
+        mode: u32::from_str_radix(text("X-Incus-mode")?, 8).ok()?,
+    })
+}
+
 /// What Incus says of a machine that runs.
 #[derive(Debug, Deserialize)]
 struct Running {
@@ -70,12 +89,22 @@ fn place(machine: &Object, path: &str) -> String {
 }
 
 impl Incus {
-    /// What is at a path; `None`: nothing.
+    /// What kind of thing is at a path; `None`: nothing.
     pub(crate) async fn kind_of_file(
         &mut self,
         machine: &Object,
         path: &str,
     ) -> Result<Option<Kind>, IncusError> {
+        let entry = self.look_at_file(machine, path).await?;
+        Ok(entry.map(|entry| entry.kind))
+    }
+
+    /// What is at a path; `None`: nothing.
+    pub(crate) async fn look_at_file(
+        &mut self,
+        machine: &Object,
+        path: &str,
+    ) -> Result<Option<Entry>, IncusError> {
         let place = place(machine, path);
         let call = Call {
             method: Method::HEAD,
@@ -83,7 +112,10 @@ impl Incus {
             ..Call::default()
         };
         match self.exchange(call).await {
-            Ok(answer) => Ok(Some(kind(&answer.headers))),
+            Ok(answer) => Ok(Some(Entry {
+                kind: kind(&answer.headers),
+                owner: owner(&answer.headers),
+            })),
             Err(IncusError::Refused { code: 404, .. }) => Ok(None),
             Err(why) => Err(why),
         }

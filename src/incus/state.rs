@@ -69,6 +69,9 @@ pub(crate) struct Project {
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
+    /// Addresses of all that is in it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) used_by: Vec<String>,
 }
 
 /// A network, or an interface of the host.
@@ -83,8 +86,30 @@ pub(crate) struct Network {
     pub(crate) managed: bool,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
+    /// Addresses of all that uses it.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
+}
+
+impl Network {
+    /// The machines that use it: project and name.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = (&str, &str)> {
+        let urls = self.used_by.iter().map(String::as_str);
+        let machines = urls.filter(|url| place(url).starts_with("/1.0/instances/"));
+        machines.map(|url| (project_of(url), last_part(url)))
+    }
+}
+
+impl Project {
+    /// What is in it besides machines, profiles and volumes, as Incus calls it: `storage-pools/POOL/buckets/NAME`.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &str> {
+        let places = self.used_by.iter().map(|url| place(url));
+        let places = places.filter_map(|place| place.strip_prefix("/1.0/"));
+        places.filter(|place| {
+            let known = ["instances/", "profiles/"];
+            !known.iter().any(|kind| place.starts_with(kind)) && !place.contains("/volumes/custom/")
+        })
+    }
 }
 
 /// A network access list.
@@ -105,6 +130,8 @@ pub(crate) struct Profile {
     pub(crate) name: String,
     #[serde(default = "default_project")]
     pub(crate) project: String,
+    #[serde(default)]
+    pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
     #[serde(default, deserialize_with = "or_default")]
@@ -123,6 +150,8 @@ pub(crate) struct Instance {
     /// `Running`, `Stopped`, `Frozen`, …
     #[serde(default)]
     pub(crate) status: String,
+    #[serde(default)]
+    pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: Keys,
     #[serde(default, deserialize_with = "or_default")]
@@ -195,10 +224,14 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// An address of the API without its query.
+fn place(url: &str) -> &str {
+    url.split_once('?').map_or(url, |(place, _)| place)
+}
+
 /// The last part of an address of the API, without its query.
-fn last_part(url: &str) -> String {
-    let place = url.split_once('?').map_or(url, |(place, _)| place);
-    place.rsplit('/').next().unwrap_or_default().to_owned()
+fn last_part(url: &str) -> &str {
+    place(url).rsplit('/').next().unwrap_or_default()
 }
 
 impl Incus {
@@ -225,7 +258,11 @@ impl Incus {
             volumes: Vec::new(),
             pools: pools.into_iter().map(|pool| pool.name).collect(),
         };
-        state.images = state.images.iter().map(|url| last_part(url)).collect();
+        state.images = state
+            .images
+            .iter()
+            .map(|url| last_part(url).to_owned())
+            .collect();
         for pool in state.pools.clone() {
             let path = format!(
                 "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
@@ -297,7 +334,7 @@ impl Begun {
         let urls = self.resources.get("instances");
         let urls = urls.filter(|_| counts).into_iter().flatten();
         urls.filter(|url| ours(project_of(url)))
-            .map(|url| Object::machine(project_of(url), &last_part(url)))
+            .map(|url| Object::machine(project_of(url), last_part(url)))
             .collect()
     }
 }
@@ -351,5 +388,34 @@ mod tests {
         assert_eq!(last_part("/1.0/images/abc?project=x"), "abc");
         assert_eq!(project_of("/1.0/instances/a?project=vault"), "vault");
         assert_eq!(project_of("/1.0/instances/a"), "default");
+        let network = Network {
+            used_by: [
+                "/1.0/instances/a?project=vault&x=y",
+                "/1.0/instances/b",
+                "/1.0/profiles/instances?project=vault",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            ..Network::default()
+        };
+        let machines: Vec<_> = network.machines().collect();
+        assert_eq!(machines, [("vault", "a"), ("default", "b")]);
+    }
+
+    #[test]
+    fn what_a_project_holds_besides_what_is_read_is_known_by_its_address() {
+        let project = Project {
+            used_by: [
+                "/1.0/instances/a?project=vault",
+                "/1.0/profiles/default?project=vault",
+                "/1.0/storage-pools/default/volumes/custom/v?project=vault",
+                "/1.0/storage-pools/default/buckets/b?project=vault",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            ..Project::default()
+        };
+        let others: Vec<_> = project.others().collect();
+        assert_eq!(others, ["storage-pools/default/buckets/b"]);
     }
 }

@@ -19,6 +19,8 @@ pub enum Kind {
     Program,
     /// The name of the machine, or the link to the program.
     Name,
+    /// Owner and rights of what is ours, and whether the caller may pass.
+    Rights,
     /// The services file.
     Services,
     /// What its supervisor starts the server by.
@@ -32,7 +34,8 @@ pub enum Kind {
 pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
     let machine = &order.machine;
     let mut pieces = Vec::new();
-    if found.program.as_ref() != Some(&order.program) {
+    let runs = !found.odd.contains_key(super::PROGRAM);
+    if found.program.as_ref() != Some(&order.program) || !runs {
         let sign = sign(found.program.is_some());
         pieces.push(Piece {
             kind: Kind::Program,
@@ -50,6 +53,12 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
         let sign = sign(found.identity.is_some());
         let line = format!("{sign} name and link of the program on {machine}");
         rest(Kind::Name, line);
+    }
+    let odd = found.odd.keys().filter(|path| *path != super::PROGRAM);
+    let odd: Vec<&str> = odd.map(String::as_str).collect();
+    if !odd.is_empty() {
+        let line = format!("~ rights on {machine}: {}", odd.join(", "));
+        rest(Kind::Rights, line);
     }
     if order.services != found.services {
         let (old, new) = (
@@ -181,6 +190,7 @@ mod tests {
         Found {
             runs: true,
             program: Some(order.program.clone()),
+            odd: std::collections::BTreeMap::new(),
             link: Some(crate::inside::PROGRAM.to_owned()),
             identity: Some(Identity {
                 ..order.identity(Supervisor::Systemd)
@@ -194,6 +204,35 @@ mod tests {
                 refused: None,
             }),
         }
+    }
+
+    #[test]
+    fn other_rights_are_a_difference_and_those_of_the_program_need_another_one() {
+        let order = order();
+        let other = crate::inside::Rights {
+            uid: 0,
+            gid: 0,
+            mode: 0o700,
+        };
+        let with = |paths: &[&str]| {
+            let odd = paths.iter().map(|path| ((*path).to_owned(), other));
+            Found {
+                odd: odd.collect(),
+                ..done(&order)
+            }
+        };
+        assert_eq!(
+            lines(&order, &with(&["/srv", "/opt/anklume"])),
+            ["~ rights on signer: /opt/anklume, /srv"]
+        );
+        let program = differences(&order, &with(&[crate::inside::PROGRAM]));
+        assert_eq!(
+            program,
+            [Piece {
+                kind: Kind::Program,
+                line: "~ program on signer".to_owned()
+            }]
+        );
     }
 
     fn lines(order: &Order, found: &Found) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! What was found in a machine.
 
-use super::Identity;
+use std::collections::BTreeMap;
+
+use super::{Identity, Rights};
 
 /// What was found in a machine; nothing, where it is not there yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,6 +11,8 @@ pub struct Found {
     pub runs: bool,
     /// SHA-256 of the program.
     pub program: Option<String>,
+    /// What is ours and has another owner or other rights than it was given, and folders above it that keep the caller out.
+    pub odd: BTreeMap<String, Rights>,
     /// Where the link leads.
     pub link: Option<String>,
     /// Who the machine is told to be.

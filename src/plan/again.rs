@@ -9,7 +9,7 @@ pub(crate) enum Again {
     NoProcess,
     /// Its socket was removed.
     NoSocket,
-    /// Its socket is no socket; or on the host not its user's alone.
+    /// Its socket is no socket, or not its user's alone.
     OddSocket,
 }
 

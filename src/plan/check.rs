@@ -1,15 +1,13 @@
 //! What stands in the way before anything is changed, and what the user should know.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::edges::Intruder;
 use super::mark::{self, Owner};
-use super::{Action, FolderState, Setting, domain, edges, fault, upkeep};
+use super::{Action, Code, FolderState, Setting, address, domain, edges, fault, share, upkeep};
 use crate::diagnostic::{Diagnostic, Place, quote};
 use crate::edge::{Edge, HOST_FOLDER};
-use crate::incus::Keys;
-use crate::incus::state::Instance;
-use crate::infra::{Device, Domain, Machine};
+use crate::infra::{Device, Machine};
 
 /// Rights of anklume's folders on the host: whoever knows a path may go through, nobody may look around.
 const FOLDER_MODE: u32 = 0o711;
@@ -23,10 +21,10 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     uids(setting, faults);
     host_folders(setting, faults);
     namesake(setting, faults);
+    share::check(setting, faults);
     among_channels(setting, faults);
-    let holders = holders(setting);
-    for (domain, machine) in setting.wanted.infra.machines() {
-        address(setting, domain, machine, &holders, faults);
+    address::check(setting, faults);
+    for (_, machine) in setting.wanted.infra.machines() {
         sources(setting, machine, faults);
     }
 }
@@ -42,7 +40,7 @@ fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
         return;
     }
     faults.push(fault(
-        "other-infrastructure",
+        Code::OtherInfrastructure,
         None,
         format!(
             "an infrastructure {} is on Incus, and this file declares none of its domains: {}",
@@ -69,7 +67,6 @@ fn intruders<'a>(setting: &Setting<'a>, ours: bool) -> impl Iterator<Item = Intr
 
 /// Devices in the folder of the channels that are no channel's.
 fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
-    const CODE: &str = "proxy-into-channels";
     let intruders = intruders(setting, true);
     faults.extend(intruders.map(|one| {
         let help = format!(
@@ -78,7 +75,7 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             one.device.escape_debug(),
             one.project.escape_debug()
         );
-        fault(CODE, None, one.what(), help)
+        fault(Code::ProxyIntoChannels, None, one.what(), help)
     }));
     // A file in which nobody is served is only warned of these.
     let mut declared = |place: &Place, owner: &str, device: &Device| {
@@ -88,7 +85,7 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             let message = format!(
                 "the device {name} of {owner} has a socket in `{HOST_FOLDER}`, where only channels are"
             );
-            fault(CODE, Some(place), message, "choose another path")
+            fault(Code::ProxyIntoChannels, Some(place), message, "choose another path")
         }));
     };
     for domain in setting.wanted.infra.enabled() {
@@ -105,34 +102,6 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Who has which fixed address on which network: machines that the file does not declare.
-type Holders<'a> = HashMap<(&'a str, &'a str), &'a Instance>;
-
-fn holders<'a>(setting: &Setting<'a>) -> Holders<'a> {
-    let mut holders = Holders::new();
-    for instance in &setting.state.instances {
-        // A declared one gets the address that it is declared with.
-        let declared = setting
-            .wanted
-            .infra
-            .machine(&instance.name)
-            .is_some_and(|(home, _)| home.name.as_str() == instance.project);
-        if declared {
-            continue;
-        }
-        let key = |device: &'a Keys, key: &str| device.get(key).map(String::as_str);
-        for device in instance.expanded_devices.values() {
-            let network = key(device, "network").or_else(|| key(device, "parent"));
-            let address =
-                key(device, "ipv4.address").filter(|_| key(device, "type") == Some("nic"));
-            if let (Some(network), Some(address)) = (network, address) {
-                holders.insert((network, address), instance);
-            }
-        }
-    }
-    holders
-}
-
 /// A name that is to be taken over must be one of the file's.
 fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     let infra = setting.wanted.infra;
@@ -143,7 +112,7 @@ fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
                 .any(|one| one.name.as_str() == name || one.network.name == *name);
         if !known {
             faults.push(fault(
-                "nothing-to-adopt",
+                Code::NothingToAdopt,
                 None,
                 format!("{} is no machine and no domain of this file", quote(name)),
                 "declare it first, as it is on Incus",
@@ -155,7 +124,7 @@ fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 fn pool(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     if setting.pool.is_none() && setting.wanted.infra.machines().next().is_some() {
         faults.push(fault(
-            "no-pool",
+            Code::NoPool,
             None,
             "Incus has no storage pool for the machines".to_owned(),
             "make one: `incus storage create default dir`, or run `incus admin init`",
@@ -179,7 +148,7 @@ fn uids(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
         if let Some(taken) = taken {
             let place = setting.wanted.infra.machine(consumer);
             faults.push(fault(
-                "uid-in-use",
+                Code::UidInUse,
                 place.map(|(_, machine)| &machine.place),
                 format!(
                     "the channels of {} would run as the host's user {uid}, which {} has already",
@@ -199,7 +168,7 @@ fn host_folders(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     for folder in &setting.facts.folders {
         if folder.state == FolderState::NoFolder {
             faults.push(fault(
-                "host-folder",
+                Code::HostFolder,
                 None,
                 format!("{} is not a folder", quote(&folder.path)),
                 "move it away: anklume keeps the sockets of services there",
@@ -208,50 +177,12 @@ fn host_folders(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     }
     if !setting.facts.root && !setting.wanted.edges.is_empty() {
         faults.push(fault(
-            "host-folder",
+            Code::HostFolder,
             None,
             format!("services need the folder `{HOST_FOLDER}`, and only root may look after it"),
             "run this as root: `sudo anklume apply`",
         ));
     }
-}
-
-/// The machine that has an address of ours: Incus would notice at the start, when half is done.
-fn address(
-    setting: &Setting<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    holders: &Holders<'_>,
-    faults: &mut Vec<Diagnostic>,
-) {
-    let Some(ip) = machine.ip.map(|ip| ip.to_string()) else {
-        return;
-    };
-    let network = domain.network.name.as_str();
-    let holder = holders.get(&(network, ip.as_str()));
-    let Some(holder) = holder else { return };
-    let ours = mark::owner(&holder.config, setting.project()) == Owner::Ours;
-    let help = if ours {
-        format!(
-            "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
-            holder.name.escape_debug(),
-            machine.name,
-            holder.project.escape_debug(),
-        )
-    } else {
-        "give one of them another address".to_owned()
-    };
-    faults.push(fault(
-        "address-in-use",
-        Some(&machine.place),
-        format!(
-            "the address {ip} of {} is that of the machine {} (project {}) on Incus",
-            quote(machine.name.as_str()),
-            quote(&holder.name),
-            quote(&holder.project)
-        ),
-        help,
-    ));
 }
 
 /// Folders that anklume itself declares are made; others must be there.
@@ -275,7 +206,7 @@ fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic
         };
         if missing && !is_own(&device.name) {
             faults.push(fault(
-                "no-source",
+                Code::NoSource,
                 Some(&machine.place),
                 message("is not on the host"),
                 format!(
@@ -285,7 +216,7 @@ fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic
             ));
         } else if missing && !setting.facts.root {
             faults.push(fault(
-                "no-source",
+                Code::NoSource,
                 Some(&machine.place),
                 message("is not on the host, and only root may make it"),
                 "run this as root: `sudo anklume apply`",
@@ -335,6 +266,7 @@ pub(crate) fn in_use(edge: &Edge) -> String {
 pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
     let mut notes: Vec<String> = upkeep::note(setting).into_iter().collect();
+    notes.extend(share::notes(setting));
     if !infra.unapplied.is_empty() {
         let keys: Vec<String> = infra
             .unapplied

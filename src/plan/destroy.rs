@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::Action;
-use super::domain::our_projects;
+use super::domain::{DEFAULT_PROFILE, our_projects};
 use super::edges::host_socket;
 use super::mark::{self, Owner, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, Profile, Project, Volume};
 use crate::incus::{Keys, Object, State};
 
 /// What is to be deleted.
@@ -89,7 +89,7 @@ pub(crate) fn destroy(
         }
     }
     for domain in our_projects(state, project).filter(|one| with_domain(&one.name)) {
-        delete_domain(project, state, &domain.name, &gone, &mut doomed);
+        delete_domain(project, state, domain, &gone, &mut doomed);
     }
     if rotated && are_last_ends(&machines, &state.instances) {
         doomed.rest.push(Action::Unschedule);
@@ -139,56 +139,70 @@ fn host_listener(device: &Keys) -> Option<&str> {
     (is("type", "proxy") && !is("bind", "instance") && !name.contains('/')).then_some(path)
 }
 
-/// The name in an address of the API.
-fn used_name(url: &str) -> String {
-    let place = url.split_once('?').map_or(url, |(place, _)| place);
-    place.rsplit('/').next().unwrap_or_default().to_owned()
-}
-
 fn delete_domain(
     project: &str,
     state: &State,
-    domain: &str,
+    domain: &Project,
     gone: &BTreeSet<String>,
     doomed: &mut Doomed,
 ) {
-    let stays: Vec<&str> = state
-        .instances
+    let name = domain.name.as_str();
+    let (ours, others): (Vec<&Profile>, Vec<&Profile>) = state
+        .profiles
         .iter()
-        .filter(|one| one.project == domain && !gone.contains(&format!("{domain}/{}", one.name)))
-        .map(|one| one.name.as_str())
-        .collect();
-    let doomed_volume = |name: &str| {
-        doomed.volumes.iter().any(|action| match action {
-            Action::Delete { object, .. } => object.name() == name,
-            _ => false,
-        })
-    };
-    let volumes = state.volumes.iter().filter(|one| one.project == domain);
-    let volumes = volumes.map(|one| one.name.as_str());
-    let mut stays = stays;
-    stays.extend(volumes.filter(|name| !doomed_volume(name)));
+        .filter(|one| one.project == name && one.name != DEFAULT_PROFILE)
+        .partition(|one| owner(&one.config, project) == Owner::Ours);
+    let stays = stays(state, domain, &others, gone, doomed);
     if !stays.is_empty() {
         doomed.notes.push(format!(
             "the domain `{}` stays: it holds what anklume did not make: {}",
-            domain.escape_debug(),
+            name.escape_debug(),
             stays.join(", ").escape_debug()
         ));
         return;
     }
-    let profiles = state.profiles.iter().filter(|one| {
-        one.project == domain
-            && one.name != super::domain::DEFAULT_PROFILE
-            && owner(&one.config, project) == Owner::Ours
-    });
-    doomed.rest.extend(profiles.map(|one| {
+    doomed.rest.extend(ours.iter().map(|one| {
         delete(Object::Profile {
-            project: domain.to_owned(),
+            project: name.to_owned(),
             name: one.name.clone(),
         })
     }));
-    networks(project, state, domain, gone, doomed);
-    doomed.rest.push(delete(Object::Project(domain.to_owned())));
+    networks(project, state, name, gone, doomed);
+    doomed.rest.push(delete(Object::Project(name.to_owned())));
+}
+
+/// What a domain's project holds that is not deleted.
+fn stays(
+    state: &State,
+    domain: &Project,
+    profiles: &[&Profile],
+    gone: &BTreeSet<String>,
+    doomed: &Doomed,
+) -> Vec<String> {
+    let home = &domain.name;
+    let machines = state.instances.iter().filter(|one| one.project == *home);
+    let machines = machines.filter(|one| !gone.contains(&format!("{home}/{}", one.name)));
+    let goes = |volume: &Volume| {
+        doomed.volumes.iter().any(|action| match action {
+            Action::Delete {
+                object:
+                    Object::Volume {
+                        project,
+                        pool,
+                        name,
+                    },
+                ..
+            } => (project, pool, name) == (home, &volume.pool, &volume.name),
+            _ => false,
+        })
+    };
+    let volumes = state.volumes.iter().filter(|one| one.project == *home);
+    let volumes = volumes.filter(|one| !goes(one));
+    let mut stays: Vec<String> = machines.map(|one| one.name.clone()).collect();
+    stays.extend(volumes.map(|one| one.name.clone()));
+    stays.extend(profiles.iter().map(|one| format!("profile {}", one.name)));
+    stays.extend(domain.others().map(str::to_owned));
+    stays
 }
 
 /// The network and the access list of a domain are known by their mark; one that is used by others stays.
@@ -205,12 +219,8 @@ fn networks(
     };
     let mut stays = BTreeSet::new();
     for network in state.networks.iter().filter(|one| is_ours(&one.config)) {
-        let foreign = network.used_by.iter().any(|url| {
-            let home = url
-                .split_once("project=")
-                .map_or("default", |(_, home)| home);
-            url.contains("/instances/") && !gone.contains(&format!("{home}/{}", used_name(url)))
-        });
+        let mut machines = network.machines();
+        let foreign = machines.any(|(home, name)| !gone.contains(&format!("{home}/{name}")));
         if foreign {
             stays.insert(network.name.as_str());
             doomed.notes.push(format!(

@@ -2,15 +2,25 @@
 
 use std::collections::BTreeSet;
 
+use super::domain::DEFAULT_PROFILE;
 use super::mark;
 use crate::incus::{Devices, Edit, Keys};
 use crate::infra::Device;
+
+/// In the list of what anklume set: the description.
+const DESCRIPTION: &str = "@description";
+/// In the list of what anklume set: the profiles.
+const PROFILES: &str = "@profiles";
 
 /// What an object should have.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Want {
     pub(super) config: Keys,
     pub(super) devices: Devices,
+    /// Empty where none is declared.
+    pub(super) description: String,
+    /// Empty where none are declared.
+    pub(super) profiles: Vec<String>,
 }
 
 impl Want {
@@ -31,6 +41,12 @@ impl Want {
         for (name, device) in &self.devices {
             keys.extend(device.keys().map(|key| format!("@{name}:{key}")));
         }
+        let others = [
+            (DESCRIPTION, self.description.is_empty()),
+            (PROFILES, self.profiles.is_empty()),
+        ];
+        let others = others.iter().filter(|(_, is_empty)| !is_empty);
+        keys.extend(others.map(|(key, _)| (*key).to_owned()));
         // A list of strings is always JSON.
         let list = serde_json::to_string(&keys).unwrap_or_default();
         self.set(mark::PROJECT, project);
@@ -65,6 +81,38 @@ pub(super) fn edits(config: &Keys, devices: &Devices, want: &Want) -> Vec<Edit> 
     }
     edits.extend(device_edits(devices, want, &before));
     edits
+}
+
+/// The edit of a description: one that was declared and is no longer is taken off.
+pub(super) fn description_edit(config: &Keys, there: &str, want: &Want) -> Option<Edit> {
+    let declared = !want.description.is_empty() || was_set(config, DESCRIPTION);
+    (declared && want.description != there).then(|| Edit::Description {
+        old: there.to_owned(),
+        new: want.description.clone(),
+    })
+}
+
+/// The edit of a machine's profiles: where some were declared and are no longer, it is as if none ever were.
+pub(super) fn profiles_edit(config: &Keys, there: &[String], want: &Want) -> Option<Edit> {
+    let declared = !want.profiles.is_empty() || was_set(config, PROFILES);
+    let wanted = or_default(&want.profiles);
+    (declared && wanted != there).then(|| Edit::Profiles {
+        old: there.to_vec(),
+        new: wanted,
+    })
+}
+
+/// The profiles of a machine that is declared with these.
+pub(super) fn or_default(profiles: &[String]) -> Vec<String> {
+    if profiles.is_empty() {
+        vec![DEFAULT_PROFILE.to_owned()]
+    } else {
+        profiles.to_vec()
+    }
+}
+
+fn was_set(config: &Keys, what: &str) -> bool {
+    mark::set_before(config).iter().any(|key| key == what)
 }
 
 fn device_edits(devices: &Devices, want: &Want, before: &[String]) -> Vec<Edit> {

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, edits};
+use super::difference::{Want, description_edit, edits};
 use super::mark::{self, Owner, owner};
-use super::{Action, Setting, fault, network, not_ours};
+use super::{Action, Code, Setting, fault, network, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Project;
 use crate::incus::{DEFAULT_PROJECT, Devices, Edit, Keys, Object, State, as_object};
@@ -55,7 +55,7 @@ pub(super) fn base(
     actions.extend(project(setting, domain, faults));
     actions.extend(network::acl(setting, domain, faults));
     actions.extend(network::network(setting, domain, faults));
-    actions.extend(profiles(setting, domain));
+    actions.extend(profiles(setting, domain, faults));
     actions
 }
 
@@ -92,14 +92,18 @@ fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>)
     let name = domain.name.as_str();
     let object = Object::Project(name.to_owned());
     let there = setting.state.projects.iter().find(|one| one.name == name);
+    let want = Want {
+        description: domain.description.clone(),
+        ..Want::default()
+    };
+    let mut want = want.marked(setting.project());
     let Some(there) = there else {
-        let mut want = Want::default().marked(setting.project());
         for (feature, value) in FEATURES {
             want.set(feature, value);
         }
         let body = json!({
             "name": name,
-            "description": domain.description,
+            "description": want.description,
             "config": as_object(&want.config),
         });
         return Some(Action::Create {
@@ -111,7 +115,7 @@ fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>)
     let touched = may_touch(setting, domain, &object, &there.config, faults);
     if let Some(other) = other_features(there) {
         faults.push(fault(
-            "project-features",
+            Code::ProjectFeatures,
             Some(&domain.place),
             format!(
                 "the project {} on Incus has {other}; a domain needs it the other way round",
@@ -120,14 +124,8 @@ fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>)
             "give the domain another name, or empty and delete that project: `incus project delete`",
         ));
     } else if touched {
-        let want = Want::default().marked(setting.project());
         let mut edits = edits(&there.config, &Devices::new(), &want);
-        if !domain.description.is_empty() && domain.description != there.description {
-            edits.push(Edit::Description {
-                old: there.description.clone(),
-                new: domain.description.clone(),
-            });
-        }
+        edits.extend(description_edit(&there.config, &there.description, &want));
         return edit(object, edits);
     }
     None
@@ -159,6 +157,7 @@ fn profile_want(setting: &Setting<'_>, name: &str, declared: Option<&Profile>) -
         {
             want.devices.clear();
         }
+        want.description.clone_from(&declared.description);
         want.config.extend(declared.config.iter().cloned());
         for device in &declared.devices {
             want.device(device);
@@ -184,7 +183,7 @@ pub(super) fn gives_root(domain: &Domain, name: &str) -> bool {
         })
 }
 
-fn profiles(setting: &Setting<'_>, domain: &Domain) -> Vec<Action> {
+fn profiles(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>) -> Vec<Action> {
     let declared = domain
         .profiles
         .iter()
@@ -197,13 +196,19 @@ fn profiles(setting: &Setting<'_>, domain: &Domain) -> Vec<Action> {
         .into_iter()
         .filter_map(|(name, declared)| {
             let want = profile_want(setting, name, declared).marked(setting.project());
-            profile(setting, domain.name.as_str(), name, &want)
+            profile(setting, domain, name, &want, faults)
         })
         .collect()
 }
 
-/// A profile in a domain's own project is the domain's own.
-fn profile(setting: &Setting<'_>, project: &str, name: &str, want: &Want) -> Option<Action> {
+fn profile(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    name: &str,
+    want: &Want,
+    faults: &mut Vec<Diagnostic>,
+) -> Option<Action> {
+    let project = domain.name.as_str();
     let object = Object::Profile {
         project: project.to_owned(),
         name: name.to_owned(),
@@ -211,13 +216,28 @@ fn profile(setting: &Setting<'_>, project: &str, name: &str, want: &Want) -> Opt
     let mut profiles = setting.state.profiles.iter();
     let there = profiles.find(|one| one.project == project && one.name == name);
     match there {
-        Some(there) => edit(object, edits(&there.config, &there.devices, want)),
-        // Incus makes this one together with the project.
-        None if name == DEFAULT_PROFILE => edit(object, edits(&Keys::new(), &Devices::new(), want)),
+        // Incus makes `default` together with the project: it is nobody's who made it by hand.
+        Some(there)
+            if name != DEFAULT_PROFILE
+                && !may_touch(setting, domain, &object, &there.config, faults) =>
+        {
+            None
+        }
+        Some(there) => {
+            let mut edits = edits(&there.config, &there.devices, want);
+            edits.extend(description_edit(&there.config, &there.description, want));
+            edit(object, edits)
+        }
+        None if name == DEFAULT_PROFILE => {
+            let mut edits = edits(&Keys::new(), &Devices::new(), want);
+            edits.extend(description_edit(&Keys::new(), "", want));
+            edit(object, edits)
+        }
         None => Some(Action::Create {
             object,
             body: json!({
                 "name": name,
+                "description": want.description,
                 "config": as_object(&want.config),
                 "devices": devices_json(&want.devices),
             }),

@@ -6,7 +6,7 @@ use crate::edge::Edge;
 use crate::incus::state::Instance;
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine, MachineType};
-use crate::inside::{Found, Kind, Order, Serving, differences};
+use crate::inside::{Caller, Found, Kind, Order, Serving, differences};
 use crate::services::Services;
 
 /// Whether the program is, or was, in a machine.
@@ -39,7 +39,14 @@ pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> boo
 pub(crate) fn order(program: &str, machine: &Machine) -> Order {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
-    Order::new(program, machine.name.clone(), run_as, services.as_ref())
+    let caller = Caller {
+        uid: machine.mcp.uid,
+        gid: machine.mcp.gid,
+    };
+    Order {
+        caller,
+        ..Order::new(program, machine.name.clone(), run_as, services.as_ref())
+    }
 }
 
 /// What must change in a machine; `None`: nothing.

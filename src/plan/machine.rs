@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, edits};
-use super::domain::{self, DEFAULT_PROFILE, devices_json, gives_root, is_root, root_disk};
+use super::difference::{Want, description_edit, edits, or_default, profiles_edit};
+use super::domain::{self, devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
-use super::{Action, Setting, edges, fault, image, install, not_ours};
+use super::{Action, Code, Setting, address, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
-use crate::incus::{Devices, Edit, Keys, Object, Power, as_object};
+use crate::incus::{Devices, Keys, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
 /// The network device; one of that name in a profile gives way to it.
-const NIC: &str = "eth0";
+pub(super) const NIC: &str = "eth0";
 /// What the devices of storage volumes are named: this, then the volume.
 const VOLUME_PREFIX: &str = "vol-";
 
@@ -37,7 +37,7 @@ pub(super) fn make(
     }
     if there.kind != image::api_kind(machine.kind) {
         faults.push(fault(
-            "machine-type",
+            Code::MachineType,
             Some(&machine.place),
             format!(
                 "{} is declared as `{}`, and on Incus it is a {}",
@@ -52,13 +52,10 @@ pub(super) fn make(
         return actions;
     }
     let want = want(setting, domain, machine, Some(there));
-    let mut changes = edits(&there.config, &there.devices, &want);
-    if !machine.profiles.is_empty() && machine.profiles != there.profiles {
-        changes.push(Edit::Profiles {
-            old: there.profiles.clone(),
-            new: machine.profiles.clone(),
-        });
-    }
+    let devices = address::devices_then(setting, domain, machine, there);
+    let mut changes = edits(&there.config, &devices, &want);
+    changes.extend(description_edit(&there.config, &there.description, &want));
+    changes.extend(profiles_edit(&there.config, &there.profiles, &want));
     actions.extend(domain::edit(object.clone(), changes));
     let listens = there.devices.values().any(edges::listens_inside);
     match there.status.as_str() {
@@ -85,30 +82,27 @@ fn may_touch(
     there: &Instance,
     faults: &mut Vec<Diagnostic>,
 ) -> bool {
+    if may_be_touched(setting, domain, machine) {
+        return true;
+    }
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
     let owner = machine_owner(&there.config, setting.project(), project, name);
-    match owner {
-        Owner::Ours => return true,
-        Owner::Nobody | Owner::Copy(_) if setting.adopts(name) => return true,
-        Owner::Nobody | Owner::Copy(_) | Owner::Other(_) => {}
-    }
-    faults.push(not_ours(
-        "machine",
-        name,
-        name,
-        &owner,
-        Some(&machine.place),
-    ));
+    let place = Some(&machine.place);
+    faults.push(not_ours("machine", name, name, &owner, place));
     false
 }
 
-/// The profiles of a new machine.
-fn profiles(machine: &Machine) -> Vec<String> {
-    if machine.profiles.is_empty() {
-        vec![DEFAULT_PROFILE.to_owned()]
-    } else {
-        machine.profiles.clone()
-    }
+/// Whether a declared machine that is there is ours, or the user says that it shall be.
+pub(super) fn may_be_touched(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
+    let (project, name) = (domain.name.as_str(), machine.name.as_str());
+    let there = setting.there(project, name);
+    there.is_some_and(|there| {
+        match machine_owner(&there.config, setting.project(), project, name) {
+            Owner::Ours => true,
+            Owner::Nobody | Owner::Copy(_) => setting.adopts(name),
+            Owner::Other(_) => false,
+        }
+    })
 }
 
 fn want(
@@ -117,7 +111,11 @@ fn want(
     machine: &Machine,
     there: Option<&Instance>,
 ) -> Want {
-    let mut want = Want::default();
+    let mut want = Want {
+        description: machine.description.clone(),
+        profiles: machine.profiles.clone(),
+        ..Want::default()
+    };
     let options = [
         (
             "boot.autostart",
@@ -128,7 +126,10 @@ fn want(
             machine.boot_priority.map(|is| is.to_string()),
         ),
         ("snapshots.schedule", machine.snapshots_schedule.clone()),
-        ("snapshots.expiry", machine.snapshots_expiry.clone()),
+        (
+            "snapshots.expiry",
+            machine.snapshots_expiry.as_deref().map(expiry),
+        ),
         (
             "security.protection.delete",
             (!machine.ephemeral).then(|| "true".to_owned()),
@@ -163,11 +164,23 @@ fn want(
     want
 }
 
-fn nic(domain: &Domain, machine: &Machine) -> Keys {
+/// How long a snapshot is kept, as Incus writes it: there `M` and `H` are minutes and hours, and `m` is months.
+fn expiry(declared: &str) -> String {
+    declared.replace('m', "M").replace('h', "H")
+}
+
+/// Its network device: the user's own of that name, or one on the domain's bridge.
+pub(super) fn nic(domain: &Domain, machine: &Machine) -> Keys {
+    let mut own = machine.devices.iter();
+    if let Some(own) = own.find(|device| device.name == NIC) {
+        return own.keys.iter().cloned().collect();
+    }
     let mut keys: Keys = [
         ("type", "nic"),
         ("name", NIC),
         ("network", domain.network.name.as_str()),
+        // A forged sender would pass the rules of the domain that it is forged from.
+        ("security.ipv4_filtering", "true"),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -193,7 +206,7 @@ fn root(
         let mut devices = there.expanded_devices.iter();
         devices.any(|(name, keys)| name != "root" && is_root(keys))
     });
-    let of_profile = profiles(machine)
+    let of_profile = or_default(&machine.profiles)
         .iter()
         .any(|name| gives_root(domain, name));
     let needed = !own && !by_hand && !of_profile;
@@ -221,7 +234,12 @@ fn create(
                 quote(machine.name.as_str()),
                 why.what
             );
-            faults.push(fault("no-image", Some(&machine.place), message, why.help));
+            faults.push(fault(
+                Code::NoImage,
+                Some(&machine.place),
+                message,
+                why.help,
+            ));
             return None;
         }
     };
@@ -230,7 +248,8 @@ fn create(
         "name": machine.name.as_str(),
         "type": image::api_kind(machine.kind),
         "source": source,
-        "profiles": profiles(machine),
+        "description": want.description,
+        "profiles": or_default(&machine.profiles),
         "config": as_object(&want.config),
         "devices": devices_json(&want.devices),
     });
@@ -317,7 +336,7 @@ fn volume(
     let project = domain.name.as_str();
     if !setting.state.pools.contains(&volume.pool) {
         faults.push(fault(
-            "no-pool",
+            Code::NoPool,
             Some(&machine.place),
             format!(
                 "the volume {} of {} is in the storage pool {}, which is not there",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::difference::{Want, edits};
 use super::domain::{edit, may_touch};
 use super::mark::{self, Owner, owner};
-use super::{Action, Setting, fault};
+use super::{Action, Code, Setting, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::{Acl, Network};
 use crate::incus::{Devices, Direction, Edit, Keys, Object, as_object};
@@ -185,7 +185,7 @@ pub(super) fn network(
     let name = domain.network.name.as_str();
     if name.len() > INTERFACE_MAX {
         faults.push(fault(
-            "bridge-name",
+            Code::BridgeName,
             Some(&domain.place),
             format!(
                 "the bridge of {} would be {}, and Linux allows {INTERFACE_MAX} characters",
@@ -209,7 +209,7 @@ pub(super) fn network(
     };
     if !there.managed || there.kind != "bridge" {
         faults.push(fault(
-            "bridge-name",
+            Code::BridgeName,
             Some(&domain.place),
             format!(
                 "the domain {} needs a bridge {}, and the host has something else of that name",
@@ -258,7 +258,7 @@ fn overlaps(setting: &Setting<'_>, domain: &Domain, there: bool, faults: &mut Ve
     taken.dedup();
     for other in taken {
         faults.push(fault(
-            "subnet-in-use",
+            Code::SubnetInUse,
             Some(&domain.place),
             format!(
                 "the subnet of {}, {}, is that of {other} too",

@@ -10,10 +10,11 @@ use rustix::fs::{
     fstat, mkdirat, open, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, getegid, geteuid};
 use tokio::time::sleep;
 
 use super::account::Account;
+use crate::inside::{Caller, PASS, Rights};
 
 /// How every path is resolved, from the root folder on.
 const STRICT: ResolveFlags = ResolveFlags::BENEATH
@@ -65,6 +66,15 @@ fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
         path: path.to_owned(),
         source,
     }
+}
+
+/// Bits of a mode that are rights.
+const RIGHTS: u32 = 0o7777;
+
+/// Whether something is this program's own user's, who is root, with these rights.
+fn is_as_made(is: &Stat, mode: u32) -> bool {
+    (is.st_uid, is.st_gid) == (geteuid().as_raw(), getegid().as_raw())
+        && is.st_mode & RIGHTS == mode
 }
 
 /// The root folder.
@@ -172,11 +182,14 @@ impl Tree {
         Ok(Some(bytes))
     }
 
-    /// Makes a file hold this, whole or not at all; whether it was otherwise.
+    /// Makes a file of root's hold this, whole or not at all; whether it was otherwise.
     pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
         let Parts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
-        if self.read(path)?.as_deref() == Some(content) {
+        let there = Self::look(&parent, path, name)?;
+        let as_made = there.is_some_and(|is| is_as_made(&is, mode));
+        // Whoever else owns it may change it while it is compared.
+        if self.read(path)?.as_deref() == Some(content) && as_made {
             return Ok(false);
         }
         let fresh = format!(".{name}.new");
@@ -275,15 +288,55 @@ impl Tree {
         }
     }
 
+    /// A folder, where it is there, is root's again, with these rights.
+    pub(super) fn own_again(&self, path: &str, mode: u32) -> Result<(), TreeError> {
+        let Some((folder, is)) = self.seen(path)? else {
+            return Ok(());
+        };
+        if is_as_made(&is, mode) {
+            return Ok(());
+        }
+        fchown(&folder, Some(geteuid()), Some(getegid()))
+            .map_err(|why| refused("given back to root", path, why))?;
+        // Whatever the change of owner took.
+        fchmod(&folder, Mode::from_raw_mode(mode))
+            .map_err(|why| refused("given its rights", path, why))
+    }
+
+    /// A folder, where it is there, lets a user pass; it stays as it is if it does.
+    pub(super) fn lets_pass(&self, path: &str, user: Caller) -> Result<(), TreeError> {
+        let Some((folder, is)) = self.seen(path)? else {
+            return Ok(());
+        };
+        let rights = Rights {
+            uid: is.st_uid,
+            gid: is.st_gid,
+            mode: is.st_mode & RIGHTS,
+        };
+        if user.passes(rights) {
+            return Ok(());
+        }
+        fchmod(&folder, Mode::from_raw_mode(rights.mode | PASS))
+            .map_err(|why| refused("opened to who may pass", path, why))
+    }
+
+    /// A folder, and how it is; `None`: it is not there.
+    fn seen(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, TreeError> {
+        let folder = match self.folder_there(path) {
+            Err(Errno::NOENT) => return Ok(None),
+            folder => folder.map_err(|why| refused("opened", path, why))?,
+        };
+        let is = fstat(&folder).map_err(|why| refused("looked at", path, why))?;
+        Ok(Some((folder, is)))
+    }
+
     /// That a folder, where it is there, is root's and nobody else can change what is in it.
     pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
         /// Rights to write of the group and of others.
         const OTHERS_WRITE: u32 = 0o022;
-        let folder = match self.folder_there(path) {
-            Err(Errno::NOENT) => return Ok(()),
-            folder => folder.map_err(|why| refused("opened", path, why))?,
+        let Some((_, is)) = self.seen(path)? else {
+            return Ok(());
         };
-        let is = fstat(&folder).map_err(|why| refused("looked at", path, why))?;
         if is.st_uid == 0 && is.st_mode & OTHERS_WRITE == 0 {
             Ok(())
         } else {

@@ -1,5 +1,6 @@
 //! `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
 
+mod declared;
 mod edges;
 mod faults;
 mod hostile;

@@ -16,6 +16,8 @@ pub(crate) struct World {
     pub(crate) domains: [String; 2],
     /// The first two parts of every address.
     pub(crate) base: String,
+    /// What it has on the host, in the place of `/srv/anklume`.
+    pub(crate) folder: tempfile::TempDir,
     /// Held while the addresses are its own.
     _claim: File,
     /// Its `infra.yml`.
@@ -37,6 +39,7 @@ impl World {
             name: format!("t-apply-{}-{count}", std::process::id()),
             domains: ["a", "b"].map(|one| format!("t-apply{tag}{one}")),
             base: format!("10.{second}"),
+            folder: tempfile::tempdir().unwrap(),
             _claim: claim,
             text: String::new(),
         };
@@ -54,13 +57,16 @@ impl World {
         text.replace("{a}", &self.domains[0])
             .replace("{b}", &self.domains[1])
             .replace("{base}", &self.base)
+            .replace("{folder}", self.folder.path().to_str().unwrap())
     }
 
     /// Another file for the same infrastructure.
     pub(crate) fn declare(&mut self, text: &str) {
         let head = format!(
-            "project_name: {}\nglobal: {{base_subnet: \"{}\", default_os_image: bb}}\n",
-            self.name, self.base
+            "project_name: {}\nglobal: {{base_subnet: \"{}\", default_os_image: bb, persistent_data_base: {}/data}}\n",
+            self.name,
+            self.base,
+            self.folder.path().display()
         );
         self.text = head + &self.filled(text);
     }

@@ -8,8 +8,8 @@ use super::context::Context;
 use super::inside::runs;
 use super::wire::{self, Answer};
 use crate::edge::{Edge, End};
-use crate::incus::Object;
 use crate::incus::state::Instance;
+use crate::incus::{Entry, Object, Owner};
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
 use crate::plan::{Again, Role};
@@ -160,9 +160,17 @@ async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Op
     }
     let path = edge.consumer_socket();
     let machine = Object::machine(&consumer.project, &consumer.name);
+    let made = Owner {
+        uid: edge.owner_uid,
+        gid: edge.owner_gid,
+        mode: wire::SOCKET_MODE,
+    };
     let mut incus = context.incus_for_looking().await.ok()?;
-    match incus.kind_of_file(&machine, &path).await {
+    match incus.look_at_file(&machine, &path).await {
         Ok(None) => Some(Again::NoSocket),
+        Ok(Some(Entry {
+            owner: Some(owner), ..
+        })) if owner != made => Some(Again::OddSocket),
         // Incus calls a socket a file.
         _ if first.is_some_and(|first| wire::is_no_socket(first, &path)) => Some(Again::OddSocket),
         _ => None,

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-use super::{logs, schedule};
+use super::{logs, schedule, shares};
 use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
 use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, Route, TakenIds};
@@ -29,6 +29,7 @@ pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
         ids,
         sockets: sockets(),
         missing: missing(infra),
+        shares: shares::look(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
         routes: routes(),
         logs: logs::big(edges),

@@ -15,8 +15,8 @@ use crate::incus::state::Instance;
 use crate::incus::{Incus, IncusError, Kind, Object, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, PROGRAM, SERVICES, SYSTEMD_UNIT, Serving,
-    Supervisor,
+    ABOVE, Caller, Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, PROGRAM, Rights, SERVICES,
+    SYSTEMD_UNIT, Serving, Supervisor, ours,
 };
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
@@ -58,8 +58,12 @@ pub(super) async fn look(
         })
         .filter(|(_, there)| has_inside(there) && there.kind == "container")
         .collect();
-    let found = each(&machines, |(_, there)| async {
-        let found = timeout(LOOK_MAX, into(context, there)).await;
+    let found = each(&machines, |(machine, there)| async {
+        let caller = Caller {
+            uid: machine.mcp.uid,
+            gid: machine.mcp.gid,
+        };
+        let found = timeout(LOOK_MAX, into(context, there, caller)).await;
         found.ok().flatten()
     })
     .await;
@@ -82,7 +86,7 @@ pub(super) async fn look(
 }
 
 /// What a machine holds; `None`: it could not be looked at.
-async fn into(context: &Context, there: &Instance) -> Option<Found> {
+async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Found> {
     let machine = Object::machine(&there.project, &there.name);
     let runs = runs(there);
     let mut found = Found {
@@ -101,6 +105,7 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
         }
         Err(_) => return None,
     };
+    found.odd = odd(&mut incus, &machine, caller).await?;
     found.link = text(&mut incus, &machine, LINK, Kind::Link).await?;
     let identity = text(&mut incus, &machine, IDENTITY, Kind::File).await?;
     found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
@@ -120,6 +125,35 @@ async fn into(context: &Context, there: &Instance) -> Option<Found> {
             .unwrap_or(Serving::Silent);
     }
     Some(found)
+}
+
+/// What keeps the caller from what is ours, or lets others change it; `None`: it cannot be looked at.
+async fn odd(
+    incus: &mut Incus,
+    machine: &Object,
+    caller: Caller,
+) -> Option<BTreeMap<String, Rights>> {
+    let mut odd = BTreeMap::new();
+    let above = ABOVE.into_iter().map(|path| (path, None));
+    let ours = ours().map(|(path, mode)| (path, Some(mode)));
+    for (path, mode) in above.chain(ours) {
+        // What is not there has no owner, and whatever else is there is no word of rights.
+        let entry = incus.look_at_file(machine, path).await.ok()?;
+        let entry = entry.filter(|entry| matches!(entry.kind, Kind::Folder | Kind::File));
+        let Some(owner) = entry.and_then(|entry| entry.owner) else {
+            continue;
+        };
+        let rights = Rights {
+            uid: owner.uid,
+            gid: owner.gid,
+            mode: owner.mode,
+        };
+        let well = mode.map_or_else(|| caller.passes(rights), |mode| rights.are_as_made(mode));
+        if !well {
+            odd.insert(path.to_owned(), rights);
+        }
+    }
+    Some(odd)
 }
 
 pub(in crate::command) fn runs(there: &Instance) -> bool {

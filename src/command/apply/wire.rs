@@ -38,8 +38,8 @@ pub(super) enum Answer {
     NotAllowed,
 }
 
-/// Rights of an edge's socket on the host.
-const SOCKET_MODE: u32 = 0o600;
+/// Rights of an edge's sockets, on the host and in the consumer.
+pub(super) const SOCKET_MODE: u32 = 0o600;
 /// Bits of a mode that are rights.
 const RIGHTS: u32 = 0o7777;
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::audit::chain::{self, Line, Read};
 use crate::audit::{Call, Event, Verdict};
-use crate::cli::{AuditShowArgs, DecisionFilter, Format};
+use crate::cli::{AuditShowArgs, Format};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 
@@ -83,18 +83,7 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
     recent
         && fits(&args.caller, caller)
         && fits(&args.service, service)
-        && args
-            .decision
-            .is_none_or(|wanted| decision == Some(verdict(wanted)))
-}
-
-/// The word of the command line as the log has it.
-const fn verdict(decision: DecisionFilter) -> Verdict {
-    match decision {
-        DecisionFilter::Allowed => Verdict::Allowed,
-        DecisionFilter::Refused => Verdict::Refused,
-        DecisionFilter::Overloaded => Verdict::Overloaded,
-    }
+        && args.decision.is_none_or(|wanted| decision == Some(wanted))
 }
 
 fn as_text(line: &Line) -> String {

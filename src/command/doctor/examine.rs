@@ -172,14 +172,15 @@ impl Examiner<'_> {
 
     /// What the host sees between two machines that run.
     pub(super) fn way(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
+        let program = [Kind::Program, Kind::Name, Kind::Rights];
         self.folders(edge, listens)
             .or_else(|| self.device(&edge.consumer, &edge.consumer_device()))
             .or_else(|| self.device(&edge.provider, &edge.provider_device()))
             .or_else(|| self.copy(edge))
             .or_else(|| self.ends(edge, What::Process))
             .or_else(|| self.ends(edge, What::Socket))
-            .or_else(|| self.inside(&edge.provider, &[Kind::Program, Kind::Name]))
-            .or_else(|| self.inside(&edge.consumer, &[Kind::Program, Kind::Name]))
+            .or_else(|| self.inside(&edge.provider, &program))
+            .or_else(|| self.inside(&edge.consumer, &program))
             .or_else(|| self.silence(&edge.provider))
     }
 
@@ -301,11 +302,12 @@ impl Examiner<'_> {
                 ),
                 Again::NoSocket => (What::Socket, format!("`{socket}` {place} is gone")),
                 Again::OddSocket => {
-                    let alone = match role {
-                        Role::Consumer => String::new(),
-                        Role::Provider => format!(", or not user {}'s alone", edge.uid),
+                    let owner = match role {
+                        Role::Consumer => edge.owner_uid,
+                        Role::Provider => edge.uid,
                     };
-                    let detail = format!("`{socket}` {place} is no socket{alone}");
+                    let detail =
+                        format!("`{socket}` {place} is no socket, or not user {owner}'s alone");
                     (What::Socket, detail)
                 }
             };

@@ -1,8 +1,11 @@
 //! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
 
 use super::examine::{Broken, Examiner, What};
+use crate::channel::shell_line;
 use crate::edge::End;
-use crate::inside::{Found, Kind, Order, PROGRAM, Piece, Serving, differences};
+use crate::inside::{
+    ABOVE, ETC, Found, Kind, Order, PROGRAM, PROGRAM_FOLDER, Piece, Serving, differences,
+};
 use crate::plan::{has_inside, order};
 use crate::shown::shown;
 
@@ -28,7 +31,17 @@ impl Examiner<'_> {
         let pieces = differences(&order, found);
         let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
         let (what, detail) = described(piece, machine.as_str(), &order, found);
-        Some(self.by_apply(what, detail))
+        let mend = match piece.kind {
+            Kind::Program | Kind::Rights => taken_back(end, found),
+            Kind::Name | Kind::Services | Kind::Supervision | Kind::Server => None,
+        };
+        let broken = self.by_apply(what, detail);
+        Some(Broken {
+            mend: mend.map_or(self.apply.to_owned(), |first| {
+                format!("{first}; {}", self.apply)
+            }),
+            ..broken
+        })
     }
 
     /// A provider that was asked from the host and did not answer; why, where the host can see that.
@@ -48,12 +61,32 @@ impl Examiner<'_> {
     }
 }
 
+/// What makes the folder of the program root's alone again, where others may change what is in it: until then nothing is
+/// pushed there, as they might change that before it is run.
+fn taken_back(end: &End, found: &Found) -> Option<String> {
+    let open = |folder: &&str| {
+        let rights = found.odd.get(*folder);
+        rights.is_some_and(|rights| rights.let_others_write())
+    };
+    let folder = [PROGRAM_FOLDER, ETC].into_iter().find(open)?;
+    let (machine, project) = (end.machine.as_str(), end.domain.as_str());
+    let exec = ["incus", "exec", machine, "--project", project, "--"];
+    let owner = exec.into_iter().chain(["chown", "root:root", folder]);
+    let rights = exec.into_iter().chain(["chmod", "755", folder]);
+    Some(format!("{}; {}", shell_line(owner), shell_line(rights)))
+}
+
 /// What differs in a machine, in words.
 fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
     match piece.kind {
         Kind::Program if found.program.is_none() => {
             (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
         }
+        Kind::Program if found.program.as_ref() == Some(&order.program) => (
+            What::Program,
+            format!("`{PROGRAM}` in {machine} is not root's with the rights 0755"),
+        ),
+        Kind::Rights => rights(machine, found),
         Kind::Program => (
             What::Program,
             format!("`{PROGRAM}` in {machine} is another program than this one"),
@@ -76,6 +109,23 @@ fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (Wha
         ),
         Kind::Server => server(machine, order, found),
     }
+}
+
+/// Which file or folder has another owner or other rights.
+fn rights(machine: &str, found: &Found) -> (What, String) {
+    let path = found.odd.keys().find(|path| *path != PROGRAM);
+    let path = path.map_or("", String::as_str);
+    let what = if path.starts_with("/srv") {
+        What::Folder
+    } else {
+        What::Program
+    };
+    let why = if ABOVE.contains(&path) {
+        "keeps the user out who may call from there"
+    } else {
+        "has another owner or other rights than `apply` gave it"
+    };
+    (what, format!("`{path}` in {machine} {why}"))
 }
 
 /// What is wrong with a server.
@@ -117,6 +167,7 @@ mod tests {
         Found {
             runs: true,
             program: Some(order.program.clone()),
+            odd: std::collections::BTreeMap::new(),
             link: Some(PROGRAM.to_owned()),
             identity: Some(order.identity(Supervisor::Openrc)),
             services: order.services.clone(),

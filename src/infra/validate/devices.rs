@@ -61,6 +61,7 @@ pub(super) struct PlacedProfile {
     pub(super) name: String,
     pub(super) devices: Vec<Placed>,
     pub(super) privileged: Privileged,
+    description: String,
     config: Vec<(String, String)>,
 }
 
@@ -69,6 +70,7 @@ impl PlacedProfile {
     pub(super) fn build(&self) -> (String, Profile) {
         let devices = self.devices.iter().map(|placed| placed.device.clone());
         let profile = Profile {
+            description: self.description.clone(),
             devices: devices.collect(),
             config: self.config.clone(),
         };
@@ -91,9 +93,9 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
     let name = name(entry, "profile", findings)?;
     let fields = Fields::of(entry, findings)?;
     fields.known("a profile", &["description", "config", "devices"], findings);
-    if let Some(entry) = fields.filled("description", findings) {
-        field::incus_text(entry, findings);
-    }
+    let description = fields
+        .filled("description", findings)
+        .and_then(|entry| field::incus_text(entry, findings));
     let (config, privileged) = config(fields, findings);
     let mut devices = Vec::new();
     add_own(fields, &mut devices, findings);
@@ -101,6 +103,7 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
         name,
         devices,
         privileged,
+        description: description.unwrap_or_default(),
         config,
     })
 }

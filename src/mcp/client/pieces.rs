@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Called, Client, ClientError, malformed};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
+use crate::digest::hex;
 
 /// Largest file that is fetched, in bytes: what a hostile server may fill the disk with.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -301,13 +302,6 @@ fn wrong(why: &str) -> PiecesError {
 /// Bytes as they go over the wire.
 pub(crate) fn encoded(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let halves = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    halves
-        .filter_map(|half| char::from_digit(half.into(), 16))
-        .collect()
 }
 
 #[cfg(test)]

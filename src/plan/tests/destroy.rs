@@ -52,6 +52,16 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     let by_hand: Instance =
         serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
     state.instances.push(by_hand);
+    let profile = json!({"name": "theirs", "project": "work"});
+    state
+        .profiles
+        .push(serde_json::from_value(profile).unwrap());
+    let volume = json!({"name": "dev-data", "project": "work", "pool": "other"});
+    state.volumes.push(serde_json::from_value(volume).unwrap());
+    let bucket = "/1.0/storage-pools/default/buckets/logs?project=work".to_owned();
+    let mut projects = state.projects.iter_mut();
+    let work = projects.find(|one| one.name == "work").unwrap();
+    work.used_by.push(bucket);
     let doomed = destroy("demo", &state, Selection::Domain("work"), false);
     assert_eq!(
         gone(&doomed),
@@ -59,8 +69,16 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     );
     assert_eq!(
         doomed.notes,
-        ["the domain `work` stays: it holds what anklume did not make: mine"]
+        [
+            "the domain `work` stays: it holds what anklume did not make: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
+        ]
     );
+    // Each of them alone keeps it.
+    state.instances.pop();
+    state.volumes.pop();
+    let doomed = destroy("demo", &state, Selection::All, false);
+    assert!(!gone(&doomed).contains(&"- project work".to_owned()));
+    assert!(!gone(&doomed).contains(&"- network net-work".to_owned()));
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
     Found {
         runs,
         program: Some(PROGRAM.to_owned()),
+        odd: std::collections::BTreeMap::new(),
         link: Some(PLACE.to_owned()),
         identity: Some(Identity {
             ..order.identity(Supervisor::Nobody)

@@ -103,49 +103,56 @@ fn create(state: &mut State, object: &Object, body: Value) {
 }
 
 fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
-    let mut no_devices = Devices::new();
+    // As Incus refuses it.
+    let others = state.instances.iter();
+    let others = others.filter(|one| Object::machine(&one.project, &one.name) != *object);
+    let devices = others.flat_map(|one| one.devices.values());
+    let taken: Vec<_> = devices
+        .map(address)
+        .filter(|(_, address)| address.is_some())
+        .collect();
+    let (mut no_devices, mut no_text, mut no_list) = Default::default();
     let name = object.name();
     let mut lists = None;
-    let (config, devices): (&mut Keys, &mut Devices) = match object {
+    let parts: (&mut Keys, &mut Devices, &mut String, &mut Vec<String>) = match object {
         Object::Project(_) => {
             let mut all = state.projects.iter_mut();
-            (
-                &mut all.find(|one| one.name == name).unwrap().config,
-                &mut no_devices,
-            )
+            let one = all.find(|one| one.name == name).unwrap();
+            let description = &mut one.description;
+            (&mut one.config, &mut no_devices, description, &mut no_list)
         }
         Object::Acl(_) => {
             let mut all = state.acls.iter_mut();
             let acl = all.find(|one| one.name == name).unwrap();
             lists = Some((&mut acl.ingress, &mut acl.egress));
-            (&mut acl.config, &mut no_devices)
+            let config = &mut acl.config;
+            (config, &mut no_devices, &mut no_text, &mut no_list)
         }
         Object::Network(_) => {
             let mut all = state.networks.iter_mut();
-            (
-                &mut all.find(|one| one.name == name).unwrap().config,
-                &mut no_devices,
-            )
+            let config = &mut all.find(|one| one.name == name).unwrap().config;
+            (config, &mut no_devices, &mut no_text, &mut no_list)
         }
         Object::Profile { project, .. } => {
             let mut all = state.profiles.iter_mut();
             let one = all
                 .find(|one| one.name == name && one.project == *project)
                 .unwrap();
-            (&mut one.config, &mut one.devices)
+            let description = &mut one.description;
+            (&mut one.config, &mut one.devices, description, &mut no_list)
         }
         Object::Volume { .. } => {
             let mut all = state.volumes.iter_mut();
-            (
-                &mut all.find(|one| one.name == name).unwrap().config,
-                &mut no_devices,
-            )
+            let config = &mut all.find(|one| one.name == name).unwrap().config;
+            (config, &mut no_devices, &mut no_text, &mut no_list)
         }
         Object::Machine { .. } => {
             let one = instance(state, object);
-            (&mut one.config, &mut one.devices)
+            let (description, profiles) = (&mut one.description, &mut one.profiles);
+            (&mut one.config, &mut one.devices, description, profiles)
         }
     };
+    let (config, devices, described, profiles) = parts;
     for edit in edits {
         match edit {
             Edit::Config { key, new, .. } => match new {
@@ -153,7 +160,10 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
                 None => drop(config.remove(key)),
             },
             Edit::Device { name, new, .. } => match new {
-                Some(keys) => drop(devices.insert(name.clone(), keys.clone())),
+                Some(keys) => {
+                    assert!(!taken.contains(&address(keys)), "{object}: {keys:?}");
+                    devices.insert(name.clone(), keys.clone());
+                }
                 None => drop(devices.remove(name)),
             },
             Edit::Rules {
@@ -169,7 +179,14 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
                 rules.retain(|rule| !old.contains(rule));
                 rules.extend(new.iter().cloned());
             }
-            Edit::Description { .. } | Edit::Profiles { .. } => {}
+            Edit::Description { new, .. } => described.clone_from(new),
+            Edit::Profiles { new, .. } => profiles.clone_from(new),
         }
     }
+}
+
+/// The network and the fixed address of a device.
+fn address(device: &Keys) -> (Option<String>, Option<String>) {
+    let key = |key: &str| device.get(key).cloned();
+    (key("network"), key("ipv4.address"))
 }

@@ -9,6 +9,7 @@ use super::{Faults, INFRA, applied, codes, empty, facts, infra, lines, planned};
 use crate::edge::{FIRST_UID, UIDS, edges};
 use crate::incus::state::{Network, Project};
 use crate::incus::{Object, State};
+use crate::plan::code::Code;
 use crate::plan::{Action, Facts, Remote, Route, TakenIds, remote_images};
 
 #[test]
@@ -65,6 +66,17 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
     carry(&mut state, &plan);
     assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
+    // A profile that somebody made in a domain's project.
+    let by_hand = json!({"name": "small", "project": "work", "config": {"limits.cpu": "8"}});
+    let mut second = applied(&INFRA.replace("        profiles: [default, small]\n", ""));
+    second.profiles.retain(|one| one.name != "small");
+    second
+        .profiles
+        .push(serde_json::from_value(by_hand).unwrap());
+    assert_eq!(codes(INFRA, &second, &facts(), &[]), ["not-ours"]);
+    let plan = planned(INFRA, &second, &facts(), &["work"]).unwrap();
+    let taken = "~ profile small of work limits.cpu: 8 → 1".to_owned();
+    assert!(lines(&plan).contains(&taken), "{:#?}", lines(&plan));
     // Another infrastructure's is not to be had.
     let second = INFRA.replace("project_name: demo", "project_name: second");
     let found = codes(
@@ -299,17 +311,11 @@ fn every_code_is_a_heading_and_every_heading_a_code() {
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
-    let sources = [
-        include_str!("../../plan.rs"),
-        include_str!("../check.rs"),
-        include_str!("../domain.rs"),
-        include_str!("../machine.rs"),
-        include_str!("../network.rs"),
-    ];
-    let codes: BTreeSet<&str> = sources
-        .iter()
-        .flat_map(|source| source.split("fault(").skip(1))
-        .filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next())
+    let codes = Code::ALL.iter().map(|code| code.as_str());
+    // What stands in the file is one of its findings too.
+    let codes: BTreeSet<&str> = codes
+        .filter(|code| *code != Code::ProxyIntoChannels.as_str())
         .collect();
     assert_eq!(headings, codes);
+    assert!(page.contains("\n### proxy-into-channels\n"));
 }

@@ -37,6 +37,52 @@ fn a_file_is_written_once_and_whole() {
     assert_eq!(tree.read("/etc/a/machine").unwrap(), None);
 }
 
+fn mode(path: &std::path::Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+fn chmod(path: &std::path::Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_file_or_folder_with_other_rights_gets_its_own_back() {
+    let (root, tree) = tree();
+    tree.file("/etc/a/machine", b"one", 0o644).unwrap();
+    let (folder, file) = (root.path().join("etc/a"), root.path().join("etc/a/machine"));
+    chmod(&file, 0o666);
+    assert!(tree.file("/etc/a/machine", b"one", 0o644).unwrap());
+    assert_eq!(mode(&file), 0o644);
+    for other in [0o700, 0o777, 0o2755] {
+        chmod(&folder, other);
+        tree.own_again("/etc/a", 0o755).unwrap();
+        assert_eq!(mode(&folder), 0o755);
+    }
+    tree.own_again("/etc/not-there", 0o755).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    symlink("a", root.path().join("etc/link")).unwrap();
+    assert_eq!(altered(tree.own_again("/etc/link", 0o755)), "/etc/link");
+}
+
+#[test]
+fn a_folder_of_the_machine_s_is_changed_only_where_it_keeps_somebody_out() {
+    let (root, tree) = tree();
+    let folder = root.path().join("srv");
+    std::fs::create_dir(&folder).unwrap();
+    let nobody = Caller {
+        uid: 65_534,
+        gid: 65_534,
+    };
+    for (before, after) in [(0o700, 0o711), (0o1771, 0o1771), (0o750, 0o751)] {
+        chmod(&folder, before);
+        tree.lets_pass("/srv", nobody).unwrap();
+        assert_eq!(mode(&folder), after);
+        chmod(&folder, before);
+        tree.lets_pass("/srv", Caller::default()).unwrap();
+        assert_eq!(mode(&folder), before);
+    }
+}
+
 #[test]
 fn nothing_goes_through_a_link_or_over_one() {
     let (root, tree) = tree();

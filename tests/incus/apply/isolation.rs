@@ -19,6 +19,17 @@ domains:
       {b}-far: {ip: "{base}.2.10"}
 "#;
 
+/// Two machines with fixed addresses.
+const PAIR: &str = r#"
+domains:
+  {a}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {a}-one: {ip: "{base}.1.10"}
+      {a}-two: {ip: "{base}.1.11"}
+"#;
+
 /// Gives a machine the address that its gateway has for it.
 const ASK: &str = r#"
 cat >/tmp/lease <<'X'
@@ -100,6 +111,57 @@ fn domains_are_apart_and_each_works_inside() {
         std::time::Duration::from_secs(2),
     );
     assert!(host.is_ok(), "{host:?}");
+}
+
+#[test]
+fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another() {
+    if !have_incus() {
+        return;
+    }
+    let mut world = World::new(PAIR);
+    let swapped = PAIR
+        .replace(".1.10", ".1.12")
+        .replace(".1.11", ".1.10")
+        .replace(".1.12", ".1.11");
+    let stranger =
+        World::new("domains: {{a}: {subnet_id: 1, ephemeral: true, machines: {{a}-it: {}}}}\n");
+    world.apply();
+    stranger.apply();
+    stranger.is_settled();
+    assert_eq!(
+        world.exec(0, "two", ASK).1.trim(),
+        world.filled("{base}.1.11")
+    );
+    assert_ne!(stranger.exec(0, "it", ASK).1.trim(), "");
+
+    // What arrives is counted: an answer would go to whoever has the address.
+    let heard = || -> u32 {
+        let (_, text) = world.exec(0, "two", "cat /proc/net/snmp");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let at = names.split(' ').position(|name| name == "InEchos").unwrap();
+        values.split(' ').nth(at).unwrap().parse().unwrap()
+    };
+    let before = heard();
+    let ping = world.filled("ping -c2 -W1 {base}.1.11 >/dev/null");
+    assert!(world.exec(0, "one", &format!("{ASK}\n{ping}")).0);
+    assert_eq!(heard(), before + 2);
+    let forged = "ip addr add {base}.1.10/32 dev eth0; ping -c2 -W1 -I {base}.1.10 {base}.1.11";
+    assert!(!stranger.exec(0, "it", &world.filled(forged)).0);
+    assert_eq!(heard(), before + 2, "a forged address arrives");
+
+    world.declare(&swapped);
+    world.apply();
+    world.is_settled();
+    let shifted = swapped.replace(".1.11", ".1.12").replace(".1.10", ".1.11");
+    world.declare(&shifted);
+    world.apply();
+    world.is_settled();
+    let renewed = "ip addr flush dev eth0; ".to_owned() + ASK;
+    assert_eq!(
+        world.exec(0, "two", &renewed).1.trim(),
+        world.filled("{base}.1.11")
+    );
 }
 
 #[test]

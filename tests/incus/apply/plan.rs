@@ -1,5 +1,6 @@
 //! What is made, what is changed, what stays, what goes.
 
+use crate::harness::Ran;
 use crate::project::have_incus;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
@@ -28,13 +29,24 @@ domains:
         storage_volumes: {data: {size: 10MiB, path: /data}}
 "#;
 
+/// `anklume apply --dry-run --exit-code`, which sends Incus no writing request.
+#[track_caller]
+fn dry_run(world: &World) -> Ran {
+    let recorder = Recorder::new(|_, _| Fate::Pass);
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["apply", "--dry-run", "--exit-code"]);
+    let ran = run.env("INCUS_SOCKET", socket).run();
+    assert_eq!(recorder.writes(), [""; 0], "{ran:?}");
+    ran
+}
+
 #[test]
 fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     if !have_incus() {
         return;
     }
     let world = World::new(SEED);
-    let dry = world.run(&["apply", "--dry-run", "--exit-code"]);
+    let dry = dry_run(&world);
     assert_eq!(dry.status, 6, "{}", dry.stderr);
     let made = [
         "+ project {a}",
@@ -54,7 +66,13 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     ];
     let made = world.filled(&made.map(|line| format!("{line}\n")).concat());
     assert!(dry.stdout.contains(&made), "{}\n{made}", dry.stdout);
-    assert!(!world.is_there(0), "a dry run made a project");
+    assert!(
+        !world
+            .domains
+            .iter()
+            .enumerate()
+            .any(|(domain, _)| world.is_there(domain))
+    );
 
     let ran = world.apply();
     assert!(ran.stdout.starts_with("done: 1"), "{}", ran.stdout);
@@ -67,6 +85,10 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     assert_eq!(again.status, 0, "{again:?}");
     assert_eq!(recorder.writes(), [""; 0]);
     assert_eq!(world.plan(), ["nothing to do: Incus is as declared"]);
+    let dry = dry_run(&world);
+    // A socket that another test left is a change, and everybody's.
+    let swept = dry.stdout.lines().any(|line| line.starts_with("- socket "));
+    assert_eq!(dry.status, if swept { 6 } else { 0 }, "{dry:?}");
     assert!(world.exec(0, "signer", "true").0 && world.exec(1, "dev", "true").0);
     assert!(world.exec(1, "dev", "test -d /data").0);
     for (key, value) in [
@@ -125,6 +147,7 @@ fn only_declared_keys_are_compared_and_what_is_no_longer_declared_goes() {
     ]
     .map(|line| world.filled(line));
     expected.sort_unstable();
+    assert_eq!(dry_run(&world).status, 6);
     assert_eq!(world.plan(), expected);
     world.apply();
     world.is_settled();
@@ -210,16 +233,25 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let by_hand = world.machine(1, "mine");
     let pool = ["create", "-q", "bb", &by_hand];
     assert!(world.incus(1, &pool).status.success());
+    let profile = ["profile", "create", "theirs"];
+    assert!(world.incus(1, &profile).status.success());
     let ran = world.run(&["destroy", "--yes", "--force"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let note = format!(
-        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}",
+        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}, profile theirs",
         world.domains[1]
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);
     assert!(world.incus(1, &["info", &by_hand]).status.success());
     assert!(!world.is_there(0), "the first domain is gone");
     world.incus(1, &["delete", &by_hand]);
+    let ran = world.run(&["destroy", "--yes"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(
+        world.is_there(1),
+        "a domain with somebody's profile is gone"
+    );
+    world.incus(1, &["profile", "delete", "theirs"]);
     let ran = world.run(&["destroy", "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let ran = world.run(&["destroy", "--yes"]);

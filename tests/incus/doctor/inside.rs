@@ -113,6 +113,10 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
         let another =
             format!("`/opt/anklume/anklume` in {machine} is another program than this one");
         patient.recovers("program", &another);
+        patient.exec(domain, name, "chmod 644 /opt/anklume/anklume");
+        let rights =
+            format!("`/opt/anklume/anklume` in {machine} is not root's with the rights 0755");
+        patient.recovers("program", &rights);
         patient.exec(domain, name, "rm /usr/local/bin/anklume");
         let link =
             format!("the name of {machine} or the link to its program is not as `apply` left it");
@@ -120,11 +124,51 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
     }
 }
 
+#[test]
+fn rights_that_keep_the_caller_out_are_named_and_put_right() {
+    if !have_incus() {
+        return;
+    }
+    let patient = Patient::new();
+    let own = "has another owner or other rights than `apply` gave it";
+    patient.exec(1, "dev", "chmod 700 /srv");
+    patient.recovers(
+        "folder",
+        "`/srv` in {dev} keeps the user out who may call from there",
+    );
+    // No more than that is changed of what is the machine's.
+    patient.exec(1, "dev", "test $(stat -c %a:%u /srv) = 711:0");
+    let all = "chmod 700 /opt /opt/anklume /srv/anklume /srv; chown 7:7 /srv/anklume/mcp; chmod 600 /etc/anklume/machine";
+    patient.exec(1, "dev", all);
+    patient.recovers(
+        "program",
+        &format!("`/etc/anklume/machine` in {{dev}} {own}"),
+    );
+    patient.exec(0, "signer", "chmod 600 /etc/anklume/services.json");
+    patient.recovers(
+        "program",
+        &format!("`/etc/anklume/services.json` in {{signer}} {own}"),
+    );
+    // Where others may change what is pushed before it runs, nothing is pushed.
+    patient.exec(1, "dev", "chown 1000 /opt/anklume");
+    let mend = patient.ails("program", &format!("`/opt/anklume` in {{dev}} {own}"));
+    let (status, answer) = patient.world.apply_json();
+    assert_eq!(status, 1, "{answer:#}");
+    let mut commands: Vec<&str> = mend.split("; ").collect();
+    assert_eq!(commands.pop(), Some("anklume apply"));
+    for command in commands {
+        let words: Vec<&str> = command.split(' ').skip(1).collect();
+        let ran = crate::project::incus(words);
+        assert!(ran.status.success(), "{command}: {ran:?}");
+    }
+    patient.is_mended();
+}
+
 fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(
     patient: &Patient,
 ) {
-    // The program is the declared one, and yet the user who may call is kept from it.
-    patient.exec(1, "dev", "chmod 700 /opt/anklume");
+    // All that is anklume's is in order, and yet the user who may call is kept from it.
+    patient.exec(1, "dev", "chmod 700 /");
     let (status, answer) = patient.examined();
     assert_eq!(status, 1, "{answer:#}");
     assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
@@ -149,7 +193,7 @@ fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_ans
     assert_eq!(patient.world.plan(), [again]);
     // The questions themselves, which Incus may count.
     assert_eq!(unanswered(), 0);
-    patient.exec(1, "dev", "chmod 755 /opt/anklume");
+    patient.exec(1, "dev", "chmod 755 /");
     patient.is_mended();
 }
 

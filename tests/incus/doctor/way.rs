@@ -46,8 +46,8 @@ fn copies_and_sockets_are_looked_at() {
         return;
     }
     let patient = Patient::new();
-    a_copy_with_a_device_of_the_channel_is_named_and_loses_it(&patient);
     a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(&patient);
+    a_copy_with_a_device_of_the_channel_is_named_and_loses_it(&patient);
 }
 
 fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) {
@@ -130,6 +130,11 @@ fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patie
     );
 
     let inside = format!("/srv/anklume/mcp/{}.sock", patient.signer());
+    for harm in ["chown 0:0", "chmod 666"] {
+        patient.exec(1, "dev", &format!("{harm} {inside}"));
+        let odd = format!("`{inside}` in {{dev}} is no socket, or not user 1000's alone");
+        patient.recovers("socket", &odd);
+    }
     patient.exec(1, "dev", &format!("rm {inside}"));
     patient.recovers("socket", &format!("`{inside}` in {{dev}} is gone"));
     patient.exec(1, "dev", &format!("rm {inside}; touch {inside}"));

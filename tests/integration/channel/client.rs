@@ -168,16 +168,3 @@ fn connect_takes_a_name_as_well() {
     let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(super::names(&answer), ["copy"]);
 }
-
-#[test]
-fn too_much_ends_with_5() {
-    let world = World::new(&[
-        "{name: copy, tool: clipboard_set, consumers: [alice], limits: {calls_per_minute: 1}}",
-    ]);
-    let server = world.listen();
-    let world = inside_alice(world, &server);
-    let call = ["call", "-i", "vault", "copy", "content=x"];
-    assert_eq!(mcp(&world, &call).status, 0);
-    assert_eq!(mcp(&world, &call).status, 5);
-    assert_eq!(world.logged("call")[1]["decision"], json!("overloaded"));
-}

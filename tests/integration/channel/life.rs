@@ -1,18 +1,19 @@
 //! A server's life: ready, one a folder, ended in order, killed and started again.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
 use serde_json::json;
 
 use super::peer::call;
 use super::text;
-use super::world::{PATIENCE, World, ended, until};
+use super::world::{PATIENCE, World, ended, until, wait};
 use crate::harness::{have, have_program};
 use crate::serve::server::Keyring;
 
@@ -97,6 +98,49 @@ fn told_to_end_a_server_waits_for_a_call_as_long_as_a_person_may_take_at_a_pinen
     alice.gets_closed();
     assert_eq!(server.wait(), 0, "{}", server.stderr());
     assert_eq!(world.logged("call").len(), 1);
+}
+
+#[test]
+fn told_to_end_a_server_on_stdio_waits_for_a_call_that_hangs_and_not_for_ever() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[SIGN])
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let args = [
+        "mcp",
+        "serve",
+        "--caller",
+        "alice",
+        "--services",
+        "services.json",
+    ];
+    let mut server = world
+        .command(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let line = call(1, "sign", &json!({"data": "aGVsbG8="})) + "\n";
+    let mut stdin = server.stdin.take().unwrap();
+    stdin.write_all(line.as_bytes()).unwrap();
+    until("the call runs", || world.path("started").exists());
+    let kill = ["-TERM".to_owned(), server.id().to_string()];
+    assert!(Command::new("kill").args(kill).status().unwrap().success());
+    // gpg would go on for a minute.
+    assert_eq!(wait(&mut server), 0);
+    let mut said = String::new();
+    let mut stdout = server.stdout.take().unwrap();
+    stdout.read_to_string(&mut said).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        answer["error"],
+        json!({"code": -32603, "message": "the call was ended before it was done"})
+    );
+    assert_eq!(world.logged("call")[0]["outcome"], "cancelled");
+    drop(stdin);
 }
 
 #[test]
