@@ -102,6 +102,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// The last line is not ended, which it also is not while it is written.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        let last = self.findings.last();
+        last.is_some_and(|finding| finding.fault == Fault::Unfinished)
+    }
+
     /// Nothing is wrong.
     #[must_use]
     pub const fn is_whole(&self) -> bool {

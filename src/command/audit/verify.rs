@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -12,11 +14,39 @@ use crate::cli::{AuditVerifyArgs, Format};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 
+/// How often is looked again at a log whose last line is not ended.
+const LOOKS: usize = 3;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Runs `anklume audit verify`: 0 whole, 1 not.
 pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let path = &args.log.file;
+    let head = head(args.head.as_deref())?;
+    let mut report = walk(path, head.clone())?;
+    for _ in 0..LOOKS {
+        if !report.is_unfinished() {
+            break;
+        }
+        // A server that is just writing the line has ended it by then.
+        std::thread::sleep(PAUSE);
+        report = walk(path, head.clone())?;
+    }
+    match output.format() {
+        Format::Json => output.json(&as_json(&report))?,
+        Format::Text => output.answer(as_text(&report).as_bytes())?,
+    }
+    Ok(if report.is_whole() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// One look at all files.
+fn walk(path: &Path, head: Option<String>) -> anyhow::Result<Report> {
     let files = super::files(path)?;
-    let mut verifier = Verifier::new(head(args.head.as_deref())?);
+    let mut verifier = Verifier::new(head);
     if !audit::may_have_dropped(path).map_err(|why| super::hidden(path, &why))? {
         verifier = verifier.from_the_first_line();
     }
@@ -27,16 +57,7 @@ pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exi
             .file(&name, BufReader::new(reader))
             .with_context(|| format!("cannot read `{name}`"))?;
     }
-    let report = verifier.finish();
-    match output.format() {
-        Format::Json => output.json(&as_json(&report))?,
-        Format::Text => output.answer(as_text(&report).as_bytes())?,
-    }
-    Ok(if report.is_whole() {
-        Exit::Done
-    } else {
-        Exit::Failed
-    })
+    Ok(verifier.finish())
 }
 
 /// A hash as `verify` prints it; anything else would never be found and so is a mistake.

@@ -148,3 +148,23 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
         ended(look).is(1, "", message);
     }
 }
+
+#[test]
+fn a_last_line_whose_end_is_missing_is_found() {
+    let world = six_lines();
+    let whole = lines_of(&world.path("log/audit.jsonl"));
+    let text = whole.join("\n");
+    let torn = text.strip_suffix("\"}").unwrap();
+    for (text, number) in [(text.as_str(), 6), (torn, 5)] {
+        world.write("copy.jsonl", text);
+        let head = hash(&whole[number - 1]);
+        world.run(&["audit", "verify", "--file", "copy.jsonl"]).is(
+            1,
+            &format!(
+                "copy.jsonl:6: unfinished: its end is missing; a server that writes on completes it, or takes it off and says so\n\
+                 NOT as it was written: 6 line(s) from number 1 on, head {head} (number {number})\n"
+            ),
+            "",
+        );
+    }
+}
