@@ -82,12 +82,9 @@ impl fmt::Debug for Longest {
     }
 }
 
-/// Lines of bounded length from a stream; what is longer is skipped in flat memory and reported.
+/// Cuts bytes, as they come, into lines of at most `max` bytes; what is longer is reduced to its ends.
 #[derive(Debug)]
-pub(crate) struct Lines<R> {
-    reader: BufReader<R>,
-    longest: Longest,
-    /// The longest that the line may be that is read now, or was read last.
+pub(crate) struct Cutter {
     max: usize,
     line: Vec<u8>,
     skipped: Option<Skipped>,
@@ -101,22 +98,115 @@ struct Skipped {
     bytes: u64,
 }
 
+impl Cutter {
+    /// Cuts lines of at most `max` bytes, without their newline.
+    pub(crate) const fn new(max: usize) -> Self {
+        Self {
+            max,
+            line: Vec::new(),
+            skipped: None,
+        }
+    }
+
+    /// Takes bytes up to the end of a line: how many they are, and the line if it ended.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> (usize, Option<Line>) {
+        // In memory this cannot fail; it is the standard library's fast search for a byte.
+        let used = io::BufRead::skip_until(&mut &*bytes, b'\n').unwrap_or(bytes.len());
+        let taken = bytes.get(..used).unwrap_or(bytes);
+        let (part, ended) = match taken.split_last() {
+            Some((b'\n', part)) => (part, true),
+            _ => (taken, false),
+        };
+        self.add(part);
+        (used, ended.then(|| self.finish()))
+    }
+
+    /// Takes all bytes and hands every line that ended with them to `each`.
+    pub(crate) fn take_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(&Line)) {
+        while !bytes.is_empty() {
+            let (used, line) = self.take(bytes);
+            bytes = bytes.get(used..).unwrap_or_default();
+            if let Some(line) = line {
+                each(&line);
+            }
+        }
+    }
+
+    /// What is left at the end of the stream: a line without a newline, or nothing.
+    pub(crate) fn last(&mut self) -> Option<Line> {
+        if self.line.is_empty() && self.skipped.is_none() {
+            return None;
+        }
+        Some(self.finish())
+    }
+
+    /// Whether the next byte begins a line.
+    const fn is_empty(&self) -> bool {
+        self.line.is_empty() && self.skipped.is_none()
+    }
+
+    /// Bytes of an unfinished line that are in memory.
+    const fn held(&self) -> usize {
+        self.line.len()
+    }
+
+    /// Gives the line that has come to its end and starts the next.
+    fn finish(&mut self) -> Line {
+        if let Some(skipped) = self.skipped.take() {
+            return Line::TooLong {
+                head: skipped.head,
+                tail: skipped.tail,
+                bytes: skipped.bytes,
+            };
+        }
+        let mut line = mem::take(&mut self.line);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Line::Whole(line)
+    }
+
+    /// Adds a part of a line to what is there of it; a line that grows over the limit is reduced to its ends.
+    fn add(&mut self, part: &[u8]) {
+        if let Some(skipped) = &mut self.skipped {
+            skipped.add(part);
+            return;
+        }
+        // One byte of grace: the `\r` before the newline is no part of the line.
+        if self.line.len() + part.len() <= self.max + 1 {
+            self.line.extend_from_slice(part);
+            let over = self.line.len() > self.max && self.line.last() != Some(&b'\r');
+            if over {
+                self.skipped = Some(Skipped::start(&mem::take(&mut self.line), &[]));
+            }
+            return;
+        }
+        self.skipped = Some(Skipped::start(&mem::take(&mut self.line), part));
+    }
+}
+
+/// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
+#[derive(Debug)]
+pub(crate) struct Lines<R> {
+    reader: BufReader<R>,
+    longest: Longest,
+    cutter: Cutter,
+}
+
 impl<R: AsyncRead + Unpin> Lines<R> {
     /// Reads lines of at most so many bytes (without the newline) from `reader`.
     pub(crate) fn new(reader: R, longest: impl Into<Longest>) -> Self {
         let longest = longest.into();
         Self {
             reader: BufReader::with_capacity(READ, reader),
-            max: (longest.0)(),
+            cutter: Cutter::new((longest.0)()),
             longest,
-            line: Vec::new(),
-            skipped: None,
         }
     }
 
     /// Longest that the line may be that is read now, or was read last, in bytes.
     pub(crate) const fn max(&self) -> usize {
-        self.max
+        self.cutter.max
     }
 
     /// The next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
@@ -138,73 +228,23 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// As [`Lines::next`].
     pub(crate) async fn next_within(&mut self, most: usize) -> io::Result<Step> {
         loop {
-            if self.line.len() > most {
+            if self.cutter.held() > most {
                 return Ok(Step::Grows);
             }
             let chunk = self.reader.fill_buf().await?;
             if chunk.is_empty() {
-                return Ok(self.last().map_or(Step::End, Step::Line));
+                return Ok(self.cutter.last().map_or(Step::End, Step::Line));
             }
-            if self.line.is_empty() && self.skipped.is_none() {
-                self.max = (self.longest.0)();
+            if self.cutter.is_empty() {
+                self.cutter.max = (self.longest.0)();
             }
-            // In memory this cannot fail; it is the standard library's fast search for a byte.
-            let used = io::BufRead::skip_until(&mut &*chunk, b'\n')?;
-            let taken = chunk.get(..used).unwrap_or(chunk);
-            let (part, ended) = match taken.split_last() {
-                Some((b'\n', part)) => (part, true),
-                _ => (taken, false),
-            };
-            take(&mut self.line, &mut self.skipped, part, self.max);
+            let (used, line) = self.cutter.take(chunk);
             self.reader.consume(used);
-            if ended {
-                return Ok(Step::Line(self.finish()));
+            if let Some(line) = line {
+                return Ok(Step::Line(line));
             }
         }
     }
-
-    /// What is left at the end of the stream: a line without a newline, or nothing.
-    fn last(&mut self) -> Option<Line> {
-        if self.line.is_empty() && self.skipped.is_none() {
-            return None;
-        }
-        Some(self.finish())
-    }
-
-    /// Gives the line that has come to its end and starts the next.
-    fn finish(&mut self) -> Line {
-        if let Some(skipped) = self.skipped.take() {
-            return Line::TooLong {
-                head: skipped.head,
-                tail: skipped.tail,
-                bytes: skipped.bytes,
-            };
-        }
-        let mut line = mem::take(&mut self.line);
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        Line::Whole(line)
-    }
-}
-
-/// Adds a part of a line to what is there of it; a line that grows over `max` is reduced to its ends.
-fn take(line: &mut Vec<u8>, skipped: &mut Option<Skipped>, part: &[u8], max: usize) {
-    if let Some(skipped) = skipped {
-        skipped.add(part);
-        return;
-    }
-    // One byte of grace: the `\r` before the newline is no part of the line.
-    if line.len() + part.len() <= max + 1 {
-        line.extend_from_slice(part);
-        let over = line.len() > max && line.last() != Some(&b'\r');
-        if !over {
-            return;
-        }
-        *skipped = Some(Skipped::start(&mem::take(line), &[]));
-        return;
-    }
-    *skipped = Some(Skipped::start(&mem::take(line), part));
 }
 
 impl Skipped {

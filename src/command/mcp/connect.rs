@@ -1,5 +1,8 @@
 //! `anklume mcp connect`: stdin and stdout of any MCP client, joined to a provider's socket.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
+
 use super::converse::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
 use crate::channel;
 use crate::cli::{ChannelArgs, McpConnectArgs};
@@ -31,7 +34,11 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
             .await
             .map_err(|why| unreachable(&why))?;
         let (input, output) = rmcp::transport::stdio_pipes();
-        let client = Client { input, output };
+        let client = Client {
+            input,
+            output,
+            gone: nobody_writes,
+        };
         let provider = Provider {
             reader: opened.reader,
             writer: opened.writer,
@@ -55,6 +62,18 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
             Ended::Silent { .. } => Err(unreachable(&opened.end.silent(patience.call))),
         }
     })
+}
+
+/// Whether nobody writes into our stdin any more, though there may be much in it to read.
+fn nobody_writes() -> bool {
+    let stdin = rustix::stdio::stdin();
+    let is_file = fstat(stdin)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+    let mut ends = [PollFd::new(&stdin, PollFlags::RDHUP)];
+    // Where it cannot be asked, there is somebody.
+    let asked = poll(&mut ends, Some(&Timespec::default()));
+    let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    is_file || (asked.is_ok() && ends.iter().any(|end| end.revents().intersects(gone)))
 }
 
 fn vanished(how: &str) -> anyhow::Error {

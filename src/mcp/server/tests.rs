@@ -1,5 +1,6 @@
 //! What a peer, a tool and an end can do to a connection, with tools that do as the test says.
 
+mod relayed;
 mod renewed;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

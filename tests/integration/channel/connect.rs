@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -117,6 +117,11 @@ fn bytes_pass_as_they_are_both_ways() {
     );
     input.extend_from_slice(b"\n{\"jsonrpc\":\"2.0\",\"id\":\"end\",\"method\":\"ping\"}\n");
     let mut output = b"\x80\x81 hello \0\r\n\r\n{\"id\" :1.50, \"result\":1}\n".to_vec();
+    // To the two lines that are no JSON.
+    for error in [r#"{"error":{},"id":null}"#, r#" { "error" : 1 } "#] {
+        output.extend_from_slice(error.as_bytes());
+        output.push(b'\n');
+    }
     output.extend(
         (0..=255_u8)
             .rev()
@@ -181,6 +186,93 @@ fn it_ends_when_the_answers_are_out_and_not_before() {
     connect(&world, &server.socket("alice"), &[], b"").is(0, "", "");
     let told = b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
     connect(&world, &server.socket("alice"), &[], told).is(0, "", "");
+}
+
+#[test]
+fn what_is_no_request_has_its_answer_before_the_end() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    for (line, code) in [
+        ("nonsense", -32700),
+        ("{\"jsonrpc\":\"2.0\",\"id\":", -32700),
+        ("[]", -32600),
+        ("{}", -32600),
+        (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, -32600),
+        (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, -32600),
+        (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#, -32600),
+    ] {
+        let ran = connect(&world, &server.socket("alice"), &[], line.as_bytes());
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{line}");
+        let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(
+            (&answer["id"], &answer["error"]["code"]),
+            (&Value::Null, &json!(code)),
+            "{line}"
+        );
+    }
+    // Two requests of one id have two answers.
+    let twice = [PING, PING].concat();
+    let ran = connect(&world, &server.socket("alice"), &[], &twice);
+    assert_eq!((ran.status, ran.stdout.lines().count()), (0, 2), "{ran:?}");
+}
+
+#[test]
+fn an_answer_is_passed_on_though_the_provider_takes_no_more() {
+    let world = World::new(&[COPY]);
+    let said =
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32010,\"message\":\"overloaded\"}}\n";
+    let (socket, serving) = far_end(&world, move |mut stream| {
+        // As a server does with one connection too many.
+        let mut first = vec![0; PING.len()];
+        stream.read_exact(&mut first).unwrap();
+        stream.shutdown(std::net::Shutdown::Read).unwrap();
+        stream.write_all(said.as_bytes()).unwrap();
+    });
+    let input = PING.repeat(20_000);
+    let ran = connect(&world, &socket, &[], &input);
+    serving.join().unwrap();
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, said));
+}
+
+#[test]
+fn a_provider_that_reads_nothing_is_met_by_the_time_out_once_the_client_is_gone() {
+    let world = World::new(&[COPY]);
+    let socket = world.path("deaf.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let args = ["mcp", "connect", "--timeout", "0.5", "--socket"];
+    let args = [&args[..], &[socket.to_str().unwrap()]].concat();
+    let silent = "error: Cannot reach MCP server: no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n";
+    // More than all that lies between the two takes: its end is not read.
+    let input = PING.repeat(40_000);
+    world.run_with(&args, &input).is(4, "", silent);
+    // The same in a pipe whose writer goes away.
+    let mut command = world.command(&args);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    rustix::io::ioctl_fionbio(&stdin, true).unwrap();
+    let mut since = Instant::now();
+    while since.elapsed() < Duration::from_millis(500) {
+        match stdin.write(&input) {
+            Ok(bytes) => {
+                assert_ne!(bytes, 0);
+                since = Instant::now();
+            }
+            Err(full) => {
+                assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+    drop(stdin);
+    assert_eq!(wait(&mut child), 4);
+    let mut said = String::new();
+    child.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, silent);
 }
 
 #[test]

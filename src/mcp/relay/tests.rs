@@ -1,0 +1,187 @@
+//! A relay between a client that has said all, and providers of every kind.
+
+use tokio::io::{BufReader, duplex, split};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Relays `input` to a provider that answers what `answer` makes of each line, and then stays or goes.
+async fn relayed(
+    input: &[u8],
+    stays: bool,
+    mut answer: impl FnMut(&[u8]) -> String,
+) -> (Ended, Vec<u8>, Vec<u8>) {
+    let (near, far) = duplex(256);
+    let (reader, writer) = split(near);
+    let (far_reader, far_writer) = split(far);
+    let mut output = Vec::new();
+    let mut seen = Vec::new();
+    let provide = async {
+        use tokio::io::AsyncBufReadExt as _;
+        // Moved in, so that going closes the stream.
+        let mut far_writer = far_writer;
+        let mut lines = BufReader::new(far_reader);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).await.unwrap() > 0 {
+            seen.extend_from_slice(&line);
+            let text = answer(&line);
+            line.clear();
+            if far_writer.write_all(text.as_bytes()).await.is_err() {
+                break;
+            }
+            if !stays {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let client = Client {
+        input,
+        output: &mut output,
+        gone: || true,
+    };
+    let run = relay(client, Provider { reader, writer }, PATIENCE);
+    let ended = tokio::select! {
+        ended = run => ended.unwrap(),
+        () = async { provide.await; std::future::pending().await } => unreachable!(),
+    };
+    (ended, output, seen)
+}
+
+const REFUSED: &str = "{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32700}}\n";
+
+fn answered(line: &[u8]) -> String {
+    let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
+        return REFUSED.to_owned();
+    };
+    let Some(id) = message.get("id") else {
+        return String::new();
+    };
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{}}}}\n")
+}
+
+#[tokio::test]
+async fn ends_when_every_request_has_its_answer_and_passes_bytes_as_they_are() {
+    let input = b"{\"id\":1,\"method\":\"a\"}\r\n\xff not json\n{\"id\":\"x\",\"method\":\"b\"}\n";
+    let (ended, output, seen) = relayed(input, true, answered).await;
+    assert_eq!(ended, Ended::InOrder);
+    let result = |id: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{}}}}\n");
+    assert_eq!(
+        String::from_utf8(output).unwrap(),
+        [&result("1"), REFUSED, &result("\"x\"")].concat()
+    );
+    assert_eq!(seen, input);
+}
+
+#[tokio::test]
+async fn a_provider_that_is_silent_about_what_is_no_request_ends_it_in_order_but_not_one_that_never_spoke()
+ {
+    let input = b"{\"id\":1,\"method\":\"a\"}\nnonsense\n";
+    let silent = |line: &[u8]| match answered(line).as_str() {
+        REFUSED => String::new(),
+        answer => answer.to_owned(),
+    };
+    let (ended, output, _) = relayed(input, true, silent).await;
+    assert_eq!(ended, Ended::InOrder);
+    assert!(!output.is_empty());
+    let (ended, ..) = relayed(b"nonsense\n", true, silent).await;
+    assert_eq!(ended, Ended::Silent { unanswered: 1 });
+}
+
+#[tokio::test]
+async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothing_any_more() {
+    // Which of the two is seen first is chance.
+    for _ in 0..32 {
+        let (near, far) = duplex(256);
+        let (_, mut answers) = split(far);
+        answers.write_all(REFUSED.as_bytes()).await.unwrap();
+        // No more than its buffer goes out, and then nothing.
+        let (reader, _) = split(near);
+        let (writer, nobody) = duplex(1);
+        drop(nobody);
+        let mut output = Vec::new();
+        let client = Client {
+            input: &[b'x'; 1000][..],
+            output: &mut output,
+            gone: || true,
+        };
+        let ended = relay(client, Provider { reader, writer }, PATIENCE).await;
+        let vanished = Ended::Vanished {
+            unanswered: 0,
+            spoke: true,
+        };
+        assert_eq!(ended.unwrap(), vanished);
+        assert_eq!(output, REFUSED.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
+    for gone in [true, false] {
+        let input = vec![b'x'; CHUNK + 1];
+        let (near, _far) = duplex(16);
+        let (reader, writer) = split(near);
+        let client = Client {
+            input: input.as_slice(),
+            output: Vec::new(),
+            gone: || gone,
+        };
+        let run = relay(client, Provider { reader, writer }, PATIENCE);
+        let ended = timeout(PATIENCE * 3, run).await;
+        match ended {
+            Ok(ended) => assert!(gone && matches!(ended.unwrap(), Ended::Silent { .. })),
+            Err(_) => assert!(!gone),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_id_is_the_same_however_it_is_written() {
+    let input = br#"{"id":"\u00e9\/","method":"a"}"#;
+    let other = |_: &[u8]| "{\"id\":\"é/\",\"result\":{}}\n".to_owned();
+    let (ended, ..) = relayed(input, true, other).await;
+    assert_eq!(ended, Ended::InOrder);
+}
+
+#[tokio::test]
+async fn the_last_line_needs_no_newline() {
+    let (ended, output, seen) = relayed(b"{\"id\":1,\"method\":\"a\"}", true, answered).await;
+    assert_eq!(ended, Ended::InOrder);
+    assert!(!output.is_empty());
+    assert_eq!(seen.last(), Some(&b'\n'));
+}
+
+#[tokio::test]
+async fn nothing_to_answer_ends_at_once_and_a_cancelled_request_is_not_waited_for() {
+    let (ended, ..) = relayed(b"", true, answered).await;
+    assert_eq!(ended, Ended::InOrder);
+    let cancelled = b"{\"id\":7,\"method\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"method\":\"notifications/cancelled\",\"params\":{\"requestId\":7}}\n";
+    let (ended, ..) = relayed(cancelled, true, |_| String::new()).await;
+    assert_eq!(ended, Ended::InOrder);
+}
+
+#[tokio::test]
+async fn a_provider_that_goes_or_is_silent_is_told_apart() {
+    let input = b"{\"id\":1,\"method\":\"a\"}\n";
+    let (ended, ..) = relayed(input, false, |_| String::new()).await;
+    let vanished = Ended::Vanished {
+        unanswered: 1,
+        spoke: false,
+    };
+    assert_eq!(ended, vanished);
+    let (ended, ..) = relayed(input, true, |_| String::new()).await;
+    assert_eq!(ended, Ended::Silent { unanswered: 1 });
+}
+
+#[tokio::test]
+async fn more_than_a_buffer_goes_both_ways_at_once() {
+    let mut input = Vec::new();
+    for id in 0..2_000 {
+        input.extend_from_slice(format!("{{\"id\":{id},\"method\":\"a\"}}\n").as_bytes());
+    }
+    let (ended, output, seen) = relayed(&input, true, answered).await;
+    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(seen, input);
+    assert_eq!(String::from_utf8(output).unwrap().lines().count(), 2_000);
+}

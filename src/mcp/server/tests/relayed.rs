@@ -1,0 +1,115 @@
+//! What `mcp connect` waits for is what this server answers.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::mcp::relay::{Client, Ended, Provider, relay};
+
+/// Longer than anything here takes; only what hangs meets it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server whose tools do at once what they are to do.
+fn prompt() -> Server {
+    server(|_, _| Box::pin(async { Ok(outcome("done")) }))
+}
+
+/// The lines that the server answers to an input that ends.
+async fn answers(input: &[u8]) -> Vec<u8> {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (far_reader, far_writer) = tokio::io::split(far);
+    let (mut reader, mut writer) = tokio::io::split(near);
+    writer.write_all(input).await.unwrap();
+    writer.shutdown().await.unwrap();
+    prompt()
+        .serve(far_reader, far_writer, Stop::default())
+        .await;
+    let mut all = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut all)
+        .await
+        .unwrap();
+    all
+}
+
+/// What comes out of a relay to the server when its input ends.
+async fn relayed(input: &[u8]) -> (Ended, Vec<u8>) {
+    let (near, far) = tokio::io::duplex(4096);
+    let (far_reader, far_writer) = tokio::io::split(far);
+    let (reader, writer) = tokio::io::split(near);
+    let serving = tokio::spawn(prompt().serve(far_reader, far_writer, Stop::default()));
+    let mut output = Vec::new();
+    let client = Client {
+        input,
+        output: &mut output,
+        gone: || true,
+    };
+    let run = relay(client, Provider { reader, writer }, PATIENCE * 2);
+    let ended = tokio::time::timeout(PATIENCE, run).await;
+    let shown = String::from_utf8_lossy(input);
+    let ended =
+        ended.unwrap_or_else(|_| panic!("an answer is waited for that never comes: {shown}"));
+    serving.await.unwrap();
+    (ended.unwrap(), output)
+}
+
+/// How many lines they are; which of two requests with one id comes first is nobody's to say.
+fn lines_of(bytes: &[u8]) -> usize {
+    bytes.split_inclusive(|byte| *byte == b'\n').count()
+}
+
+/// A line of any kind, also one that is nearly a request.
+fn any_line() -> impl Strategy<Value = Vec<u8>> {
+    let version = prop_oneof![
+        Just(""),
+        Just(r#""jsonrpc":"2.0","#),
+        Just(r#""jsonrpc":1,"#)
+    ];
+    let id = prop_oneof![
+        Just(""),
+        Just(r#""id":1,"#),
+        Just(r#""id":2,"#),
+        Just(r#""id":"é","#),
+        Just(r#""id":null,"#),
+        Just(r#""id":1.5,"#),
+        Just(r#""id":[1],"#),
+        Just(r#""id":1,"id":1,"#),
+    ];
+    let body = prop_oneof![
+        Just(r#""method":"ping""#),
+        Just(r#""method":"tools/call","params":{"name":"clipboard_get"}"#),
+        Just(r#""method":"notifications/initialized""#),
+        Just(r#""method":7"#),
+        Just(r#""result":{}"#),
+        Just(r#""error":{}"#),
+        Just(r#""a":1"#),
+        Just(r#""a":"#),
+    ];
+    let nearly = (version, id, body)
+        .prop_map(|(version, id, body)| format!("{{{version}{id}{body}}}").into_bytes());
+    let garbage = proptest::collection::vec(any::<u8>(), 0..20);
+    prop_oneof![4 => nearly, 1 => garbage]
+}
+
+#[test]
+fn every_answer_of_the_server_is_out_before_the_relay_ends_and_none_is_waited_for_that_never_comes()
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let config = ProptestConfig {
+        // Each attempt that fails waits.
+        max_shrink_iters: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(lines in proptest::collection::vec(any_line(), 0..6))| {
+        let input = lines.join(&b'\n');
+        runtime.block_on(async {
+            let (ended, output) = relayed(&input).await;
+            assert_eq!(ended, Ended::InOrder);
+            let answers = answers(&input).await;
+            let shown = String::from_utf8_lossy(&input);
+            assert_eq!(lines_of(&output), lines_of(&answers), "{shown}");
+        });
+    });
+}
