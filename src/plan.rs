@@ -200,6 +200,16 @@ impl Plan {
             .chain(&self.upkeep)
     }
 
+    /// The channels that go, those of one machine together: of edits of one machine at the same time Incus takes one.
+    pub(crate) fn revoked(&self) -> impl Iterator<Item = &[Action]> {
+        let machine = |action: &Action| match action {
+            Action::Revoke { machine, .. } => Some(machine.clone()),
+            _ => None,
+        };
+        self.revoked
+            .chunk_by(move |one, next| machine(one) == machine(next))
+    }
+
     /// Whether there is nothing to do.
     pub(crate) fn is_empty(&self) -> bool {
         self.actions().next().is_none()

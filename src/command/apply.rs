@@ -194,8 +194,7 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
 async fn execute(context: &Context, plan: &Plan, progress: &Progress) -> Report {
     let mut report = Report::default();
-    let each: Vec<_> = plan.revoked.iter().map(std::slice::from_ref).collect();
-    report.add(in_parallel(context, each, progress).await);
+    report.add(in_parallel(context, plan.revoked().collect(), progress).await);
     report.add(carry_out(context, &plan.host, progress).await);
     let bases = plan.domains.iter().map(|domain| domain.base.as_slice());
     let bases = in_parallel(context, bases.collect(), progress).await;

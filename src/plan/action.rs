@@ -161,6 +161,11 @@ impl Shown {
 }
 
 impl Action {
+    /// Whether it is done though an earlier one of its chain failed: who was revoked does not wait for another.
+    pub(crate) const fn stands_alone(&self) -> bool {
+        matches!(self, Self::Revoke { .. })
+    }
+
     /// The action as people and programs read it.
     pub(crate) fn shown(&self) -> Shown {
         let (verb, kind, name) = self.heading();

@@ -294,6 +294,31 @@ fn what_is_taken_out_of_the_file_is_taken_off_and_units_of_time_are_those_of_inc
 }
 
 #[test]
+fn the_channels_of_one_machine_go_one_after_the_other() {
+    let many = |consumers: &str| {
+        INFRA
+            .replace("consumers: [dev]", &format!("consumers: {consumers}"))
+            .replace("      dev:\n", "      one: {}\n      two: {}\n      dev:\n")
+    };
+    let state = applied(&many("[one, two, dev]"));
+    let plan = planned(&many("[]"), &state, &facts(), &[]).unwrap();
+    let chains: Vec<(&str, usize)> = plan
+        .revoked()
+        .map(|chain| match &chain[0] {
+            Action::Revoke { machine, .. } => (machine.name(), chain.len()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(chains, [("signer", 3), ("one", 1), ("two", 1), ("dev", 1)]);
+    // One that fails keeps no other.
+    assert!(plan.revoked.iter().all(Action::stands_alone));
+    let host = Action::Sweep {
+        path: String::new(),
+    };
+    assert!(!host.stands_alone());
+}
+
+#[test]
 fn a_new_domain_is_closed_in_the_lists_of_the_others() {
     let one = INFRA
         .split("  work:")

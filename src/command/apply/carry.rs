@@ -65,7 +65,7 @@ async fn carry_out_chain(context: &Context, chain: &[Action], progress: &Progres
     let mut connection = None;
     let mut failed = false;
     for action in chain {
-        let left = if failed {
+        let left = if failed && !action.stands_alone() {
             Some("an earlier step failed")
         } else {
             context.stop().is_asked().then_some(LEFT)

@@ -85,6 +85,31 @@ fn a_removed_service_takes_devices_and_sockets_with_it(world: &mut World) {
 }
 
 #[test]
+fn many_consumers_of_one_provider_are_revoked_in_one_run() {
+    const MANY: usize = 10;
+    if !have_incus() {
+        return;
+    }
+    let names: Vec<String> = (0..MANY).map(|number| format!("{{b}}-c{number}")).collect();
+    let machines: Vec<String> = names
+        .iter()
+        .map(|name| format!("      {name}: {{}}\n"))
+        .collect();
+    let text = |consumers: &str| {
+        crate::world::pair("ephemeral: true", "name: sign, tool: gpg_sign")
+            .replace("      {b}-dev: {}\n", &machines.concat())
+            .replace("[{b}-dev]", consumers)
+    };
+    let mut world = World::new(&text(&format!("[{}]", names.join(", "))));
+    world.apply();
+    assert_eq!(devices(&world).len(), 2 * MANY);
+    world.declare(&text("[]"));
+    world.apply();
+    assert_eq!(devices(&world), BTreeSet::new());
+    world.is_settled();
+}
+
+#[test]
 fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
     if !have_incus() {
         return;
