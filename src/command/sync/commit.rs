@@ -70,11 +70,12 @@ pub(super) fn commit(tree: &mut Tree, changes: &[Change]) -> Result<(), TreeFaul
 }
 
 fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<(), TreeFault> {
-    if changes.is_empty() {
-        return Ok(());
-    }
+    // Also where nothing is left to change: a run may be killed when it has only its old files to remove.
     if tree.is_alone {
         tree.remove_leftovers()?;
+    }
+    if changes.is_empty() {
+        return Ok(());
     }
     let mut run = Run {
         tree,
