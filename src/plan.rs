@@ -27,7 +27,9 @@ pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::{Intruder, intruders, strangers};
 pub(crate) use image::{Remote, remote_images};
 pub(crate) use install::{has_inside, needs_program, order};
-pub(crate) use mark::{Owner, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner};
+pub(crate) use mark::{
+    Owner, finished, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner, unfinished,
+};
 pub(crate) use proof::Proof;
 pub(crate) use share::{Reach, shared_sources};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};

@@ -117,7 +117,7 @@ fn delete(object: Object) -> Action {
     }
 }
 
-fn delete_machine(instance: &Instance) -> Action {
+pub(super) fn delete_machine(instance: &Instance) -> Action {
     let is_true = |value: &String| ["true", "1", "yes", "on"].contains(&value.as_str());
     let sockets = instance.devices.values().filter_map(host_listener);
     Action::Delete {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::destroy::delete_machine;
 use super::difference::{Want, description_edit, edits, or_default, profiles_edit};
 use super::domain::{self, devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
@@ -51,9 +52,16 @@ pub(super) fn make(
         ));
         return actions;
     }
+    if is_half_made(there) {
+        actions.push(delete_machine(there));
+        actions.extend(create(setting, domain, machine, faults));
+        actions.push(start(object, "Stopped", Power::Start, false));
+        return actions;
+    }
     let want = want(setting, domain, machine, Some(there));
     let devices = address::devices_then(setting, domain, machine, there);
     let mut changes = edits(&there.config, &devices, &want);
+    changes.extend(mark::is_unfinished(&there.config).then(mark::finished));
     changes.extend(description_edit(&there.config, &there.description, &want));
     changes.extend(profiles_edit(&there.config, &there.profiles, &want));
     actions.extend(domain::edit(object.clone(), changes));
@@ -64,6 +72,17 @@ pub(super) fn make(
         other => actions.push(start(object, other, Power::Start, listens)),
     }
     actions
+}
+
+/// Whether Incus, or the run that asked it, ended while the machine was made: it may lack anything. One that somebody has
+/// started since is whole.
+fn is_half_made(there: &Instance) -> bool {
+    mark::is_unfinished(&there.config) && !mark::was_started(&there.config) && !runs(there)
+}
+
+/// Whether Incus says that a machine runs, or is on its way there or from there.
+fn runs(there: &Instance) -> bool {
+    !["Stopped", "Error"].contains(&there.status.as_str())
 }
 
 fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {

@@ -17,6 +17,10 @@ pub(super) const MACHINE: &str = "user.anklume.machine";
 pub(super) const IMAGE: &str = "user.anklume.image";
 /// Is there where the program is, or was: `true`.
 pub(super) const INSIDE: &str = "user.anklume.inside";
+/// Is there until Incus has said that the machine is made whole: `true`.
+const UNFINISHED: &str = "user.anklume.unfinished";
+/// Is there once a machine was started, whatever became of it.
+const LAST_POWER: &str = "volatile.last_state.power";
 /// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
 const BUILT: &str = "image.anklume";
 /// A machine's number.
@@ -62,6 +66,34 @@ pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &s
         (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),
         (owner, _) => owner,
     }
+}
+
+/// What Incus is asked to make a machine of, with the mark of one that it is still making.
+pub(crate) fn unfinished(body: &Value) -> Value {
+    let mut body = body.clone();
+    if let Some(config) = body.get_mut("config").and_then(Value::as_object_mut) {
+        config.insert(UNFINISHED.to_owned(), "true".into());
+    }
+    body
+}
+
+/// Takes that mark off: Incus has made the machine.
+pub(crate) fn finished() -> Edit {
+    Edit::Config {
+        key: UNFINISHED.to_owned(),
+        old: None,
+        new: None,
+    }
+}
+
+/// Whether a machine bears that mark.
+pub(super) fn is_unfinished(config: &Keys) -> bool {
+    config.contains_key(UNFINISHED)
+}
+
+/// Whether a machine was ever started.
+pub(super) fn was_started(config: &Keys) -> bool {
+    config.contains_key(LAST_POWER)
 }
 
 /// Sets the mark of a machine that is not built anew.
