@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, LogArgs};
 pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
-pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs};
+pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs, MachineRootArgs};
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
 };
@@ -112,6 +112,9 @@ pub enum Command {
     /// Ask a provider what it offers this machine; started by apply and doctor, inside a machine
     #[command(hide = true)]
     MachineAsk(MachineAskArgs),
+    /// Look at the files of a machine through its first process; started by apply and doctor, on the host
+    #[command(hide = true)]
+    MachineRoot(MachineRootArgs),
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),

@@ -9,6 +9,7 @@ mod destroy;
 mod doctor;
 mod errand;
 mod machine_ask;
+mod machine_root;
 mod machine_setup;
 mod manual;
 mod mcp;
@@ -53,6 +54,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Man => print_manual(output),
         Command::RotateLogs => rotate_logs::run(output),
         Command::MachineAsk(args) => machine_ask::run(args, output),
+        Command::MachineRoot(args) => machine_root::run(args),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
     }

@@ -5,6 +5,7 @@
 //! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
 //! - `setup`: what the program does in a machine that it was pushed into.
+//! - `machine_root`: a running machine's files, seen from the host.
 //! - `channel`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
 //! - `incus`: the only rooms that speak to Incus.
 //! - [`inside`]: what a machine holds of anklume; pure.
@@ -29,6 +30,7 @@ pub mod infra;
 pub mod inside;
 pub mod inventory;
 pub mod limits;
+mod machine_root;
 mod mcp;
 pub mod name;
 mod plan;

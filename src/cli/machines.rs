@@ -48,6 +48,15 @@ pub struct MachineAskArgs {
     pub provider: String,
 }
 
+/// `anklume machine-root`
+#[derive(Debug, Args)]
+pub struct MachineRootArgs {
+    /// The machine's first process
+    pub first: u32,
+    /// The name of the machine's cgroup
+    pub cgroup: String,
+}
+
 /// `anklume doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {

@@ -6,6 +6,7 @@ mod ask;
 mod carry;
 mod channels;
 mod context;
+mod files;
 mod heads;
 mod host;
 mod host_work;
@@ -28,6 +29,7 @@ mod wire;
 pub(super) use ask::ask;
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, block_on};
+pub(super) use files::FilesError;
 pub(super) use heads::{Log, keep};
 pub(super) use inside::runs;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
@@ -56,12 +58,19 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let edges = edges(&infra)?;
     block_on(async {
-        // A dry run too: what another run is in the middle of is no state to plan from.
-        let context = Context::new(output).await?.locked(output).await?;
-        let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
+        let context = Context::new(output).await?;
         if args.dry_run {
+            // It changes nothing, and so waits for nobody.
+            if lock::is_held() {
+                output.say(
+                    "note: another anklume is changing this Incus: the plan is that of this moment",
+                );
+            }
+            let (plan, _) = look(&context, &infra, &edges, &args.adopt).await?;
             return show(&plan, args.exit_code, output);
         }
+        let context = context.locked(output).await?;
+        let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
         plan.notes
             .extend(logs_of_calls(&context, &infra, &edges, &state).await);
         for note in &plan.notes {
@@ -149,8 +158,9 @@ async fn logs_of_calls(
     shelf.forget(infra, &state.instances);
     shelf.remember_rebuilt(&state.instances);
     let mut notes = Vec::new();
-    for provider in providers(edges, state) {
-        match keep(context, provider).await {
+    let providers = providers(edges, state);
+    for log in each(&providers, |provider| keep(context, provider)).await {
+        match log {
             Log::Sound => {}
             Log::Altered { detail, .. } => notes.push(detail),
             Log::Lost(log) => notes.push(log.put_aside()),

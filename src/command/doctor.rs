@@ -21,6 +21,7 @@ use crate::error::{Exit, Failure};
 use crate::infra::Infra;
 use crate::name::closest;
 use crate::plan::{Facts, Intruder, Rotation, intruders, unrotated};
+use consumer::ListenFolder;
 use examine::{Examiner, Health};
 
 /// Runs `anklume doctor`.
@@ -67,12 +68,13 @@ async fn examine<'e>(
     let context = Context::new(output).await?;
     let program = context.program()?;
     let (state, facts) = survey(&context, infra, edges).await?;
-    let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
-    for provider in providers(&asked, &state) {
-        let place = (provider.project.clone(), provider.name.clone());
-        calls.insert(place, keep(&context, provider).await);
-    }
+    let providers = providers(&asked, &state);
+    let logs = each(&providers, |provider| keep(&context, provider)).await;
+    let places = providers
+        .iter()
+        .map(|one| (one.project.clone(), one.name.clone()));
+    let calls: BTreeMap<(String, String), Log> = places.zip(logs).collect();
     let apply = apply_command(&args.infra);
     let examiner = Examiner {
         infra,
@@ -98,7 +100,10 @@ async fn examine<'e>(
 
 /// Walks one edge: what the host sees, then what the consumer sees, then what will break it.
 async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) -> Health<'e> {
-    let listens = consumer::listen_folder(context, edge).await;
+    let listens = match examiner.there(&edge.consumer) {
+        Some(consumer) => consumer::listen_folder(context, consumer).await,
+        None => ListenFolder::Gone,
+    };
     let seen = examiner.machines(edge, &listens);
     let mut health = Health {
         edge,

@@ -5,7 +5,7 @@
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::header::HeaderMap;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::connection::{Call, encoded};
 use super::object::Object;
@@ -13,7 +13,7 @@ use super::{Incus, IncusError};
 use crate::digest::Digester;
 
 /// What is at a path in a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// A folder.
     Folder,
@@ -26,16 +26,18 @@ pub(crate) enum Kind {
 }
 
 /// Something at a path in a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     /// What it is.
     pub(crate) kind: Kind,
     /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
     pub(crate) owner: Option<Owner>,
+    /// Whether it is a socket; `None`: Incus does not say.
+    pub(crate) is_socket: Option<bool>,
 }
 
 /// Owner and rights of something in a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Owner {
     /// User.
     pub(crate) uid: u32,
@@ -115,6 +117,7 @@ impl Incus {
             Ok(answer) => Ok(Some(Entry {
                 kind: kind(&answer.headers),
                 owner: owner(&answer.headers),
+                is_socket: None,
             })),
             Err(IncusError::Refused { code: 404, .. }) => Ok(None),
             Err(why) => Err(why),

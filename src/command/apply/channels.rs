@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::carry::each;
 use super::context::Context;
 use super::inside::runs;
-use super::wire::{self, Answer};
+use super::wire::{self, Answer, Proxies};
 use crate::edge::{Edge, End};
+use crate::incus::Owner;
 use crate::incus::state::Instance;
-use crate::incus::{Entry, Object, Owner};
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
 use crate::plan::{Again, Role};
@@ -57,13 +57,15 @@ pub(super) async fn look<'e, 's>(
             runs(one) && one.devices.contains_key(&edge.device_name())
         })
     };
+    let proxies = &Proxies::look();
     let found = each(edges, |edge| async {
         let mut channel = Channel::default();
         if let Some(provider) = end(edge, &edge.provider) {
-            (channel.heard, channel.provider) = provider_end(context, infra, edge, provider).await;
+            (channel.heard, channel.provider) =
+                provider_end(context, infra, edge, provider, proxies).await;
         }
         if let Some(consumer) = end(edge, &edge.consumer) {
-            channel.consumer = consumer_end(context, edge, consumer).await;
+            channel.consumer = consumer_end(context, edge, consumer, proxies).await;
         }
         channel
     });
@@ -124,6 +126,7 @@ async fn provider_end(
     infra: &Infra,
     edge: &Edge,
     provider: &Instance,
+    proxies: &Proxies,
 ) -> (Heard, Option<Again>) {
     let broken = |again| (Heard::Nothing, Some(again));
     match wire::ask(edge).await {
@@ -131,7 +134,7 @@ async fn provider_end(
         Answer::Tools => (Heard::Answer, None),
         Answer::Full => (Heard::Full, None),
         Answer::NoProcess => broken(Again::NoProcess),
-        _ if !carried(context, edge, provider).await => broken(Again::NoProcess),
+        _ if !carried(context, edge, provider, proxies).await => broken(Again::NoProcess),
         Answer::NoSocket => broken(Again::NoSocket),
         Answer::OddSocket => broken(Again::OddSocket),
         Answer::Silent if wire::connections(edge) >= most_connections(infra, edge) => {
@@ -153,41 +156,36 @@ fn most_connections(infra: &Infra, edge: &Edge) -> usize {
 }
 
 /// What is wrong with a consumer's device.
-async fn consumer_end(context: &Context, edge: &Edge, consumer: &Instance) -> Option<Again> {
-    let first = first_process(context, consumer).await;
-    if first.is_some_and(|first| !wire::carries(edge, Role::Consumer, first)) {
+async fn consumer_end(
+    context: &Context,
+    edge: &Edge,
+    consumer: &Instance,
+    proxies: &Proxies,
+) -> Option<Again> {
+    let first = context.first_process(consumer).await;
+    if first.is_some_and(|first| !proxies.carry(edge, Role::Consumer, first)) {
         return Some(Again::NoProcess);
     }
-    let path = edge.consumer_socket();
-    let machine = Object::machine(&consumer.project, &consumer.name);
     let made = Owner {
         uid: edge.owner_uid,
         gid: edge.owner_gid,
         mode: wire::SOCKET_MODE,
     };
-    let mut incus = context.incus_for_looking().await.ok()?;
-    match incus.look_at_file(&machine, &path).await {
-        Ok(None) => Some(Again::NoSocket),
-        Ok(Some(Entry {
-            owner: Some(owner), ..
-        })) if owner != made => Some(Again::OddSocket),
-        // Incus calls a socket a file.
-        _ if first.is_some_and(|first| wire::is_no_socket(first, &path)) => Some(Again::OddSocket),
-        _ => None,
+    let mut files = context.files(consumer).await;
+    // What cannot be looked at is somebody else's to find.
+    match files.look(&edge.consumer_socket()).await.ok()? {
+        None => Some(Again::NoSocket),
+        Some(there) => {
+            let odd = there.owner.is_some_and(|owner| owner != made);
+            (odd || there.is_socket == Some(false)).then_some(Again::OddSocket)
+        }
     }
 }
 
 /// Whether the process of a provider's device is there; where nobody can say, it is.
-async fn carried(context: &Context, edge: &Edge, provider: &Instance) -> bool {
-    let first = first_process(context, provider).await;
-    first.is_none_or(|first| wire::carries(edge, Role::Provider, first))
-}
-
-/// A machine's first process, as the host counts.
-async fn first_process(context: &Context, there: &Instance) -> Option<u32> {
-    let machine = Object::machine(&there.project, &there.name);
-    let mut incus = context.incus_for_looking().await.ok()?;
-    incus.first_process(&machine).await.ok()
+async fn carried(context: &Context, edge: &Edge, provider: &Instance, proxies: &Proxies) -> bool {
+    let first = context.first_process(provider).await;
+    first.is_none_or(|first| proxies.carry(edge, Role::Provider, first))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::runtime::Builder;
 
 use super::super::output::Output;
+use super::files::Roots;
 use super::lock::{Lock, lock};
 use super::program::Program;
 use super::stop::Stop;
@@ -52,6 +53,7 @@ pub(crate) struct Context {
     lock: Option<Lock>,
     /// What goes into machines, once it was asked for.
     program: OnceCell<Program>,
+    roots: Roots,
     stop: Stop,
 }
 
@@ -81,6 +83,7 @@ impl Context {
             writes,
             lock: None,
             program: OnceCell::new(),
+            roots: Roots::default(),
             stop: Stop::default(),
         })
     }
@@ -102,6 +105,11 @@ impl Context {
         }
         let program = Program::of_this()?;
         Ok(self.program.get_or_init(|| program))
+    }
+
+    /// The ways into machines that were opened so far.
+    pub(super) const fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// The lock, if it is held.

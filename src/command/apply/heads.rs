@@ -11,13 +11,14 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::context::Context;
+use super::files::FilesError;
 use super::inside::runs;
 use super::kept::{Kept, Shelf};
 use crate::audit::verify::{Report, Verifier};
 use crate::audit::{KEEP, LOG, ROTATE_AT};
 use crate::channel::shell_line;
+use crate::incus::Kind;
 use crate::incus::state::Instance;
-use crate::incus::{IncusError, Kind, Object};
 use crate::plan::is_marked;
 
 /// Largest file of a log that is read, in bytes: it is rotated before.
@@ -151,19 +152,15 @@ async fn check(
     context: &Context,
     provider: &Instance,
     kept: Option<&Kept>,
-) -> Result<Checked, IncusError> {
-    let mut incus = context.incus_for_looking().await?;
-    let machine = Object::machine(&provider.project, &provider.name);
+) -> Result<Checked, FilesError> {
+    let mut inside = context.files(provider).await;
     let mut files = Vec::new();
     for number in 0..=KEEP {
         let name = match number {
             0 => LOG.to_owned(),
             number => format!("{LOG}.{number}"),
         };
-        let Some(file) = incus
-            .read_file(&machine, &name, Kind::File, FILE_MAX)
-            .await?
-        else {
+        let Some(file) = inside.read(&name, Kind::File, FILE_MAX).await? else {
             break;
         };
         let found = kept.is_none_or(|kept| holds(&file, &kept.head));

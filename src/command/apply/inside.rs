@@ -10,13 +10,14 @@ use tokio::time::timeout;
 use super::carry::each;
 use super::channels;
 use super::context::Context;
+use super::files::MachineFiles;
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
-use crate::incus::{Incus, IncusError, Kind, Object, State};
+use crate::incus::{Kind, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    ABOVE, Caller, Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, PROGRAM, Rights, SERVICES,
-    SYSTEMD_UNIT, Serving, Supervisor, ours,
+    ABOVE, Caller, Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, Rights, SERVICES, SYSTEMD_UNIT,
+    Serving, Supervisor, ours,
 };
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
@@ -87,58 +88,42 @@ pub(super) async fn look(
 
 /// What a machine holds; `None`: it could not be looked at.
 async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Found> {
-    let machine = Object::machine(&there.project, &there.name);
     let runs = runs(there);
     let mut found = Found {
         runs,
         ..Found::default()
     };
-    let mut incus = context.incus_for_looking().await.ok()?;
+    let mut files = context.files(there).await;
     // What cannot be read is not there as it must be; the machine's own program says why.
-    let longest = context.program().ok()?.length();
-    found.program = match incus.digest_of_file(&machine, PROGRAM, longest).await {
-        Ok(digest) => digest,
-        // Another one, whatever it is; the rest of it is not read.
-        Err(IncusError::TooLarge) => {
-            incus = context.incus_for_looking().await.ok()?;
-            Some("another".to_owned())
-        }
-        Err(_) => return None,
-    };
-    found.odd = odd(&mut incus, &machine, caller).await?;
-    found.link = text(&mut incus, &machine, LINK, Kind::Link).await?;
-    let identity = text(&mut incus, &machine, IDENTITY, Kind::File).await?;
+    found.program = files.program().await.ok()?;
+    found.odd = odd(&mut files, caller).await?;
+    found.link = text(&mut files, LINK, Kind::Link).await?;
+    let identity = text(&mut files, IDENTITY, Kind::File).await?;
     found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
-    found.services = text(&mut incus, &machine, SERVICES, Kind::File).await?;
+    found.services = text(&mut files, SERVICES, Kind::File).await?;
     let unit = match found.identity.as_ref().and_then(|one| one.supervisor) {
         Some(Supervisor::Systemd) => Some(SYSTEMD_UNIT),
         Some(Supervisor::Openrc) => Some(OPENRC_SCRIPT),
         Some(Supervisor::Nobody) | None => None,
     };
     if let Some(unit) = unit {
-        found.unit = text(&mut incus, &machine, unit, Kind::File).await?;
+        found.unit = text(&mut files, unit, Kind::File).await?;
     }
     if runs && found.services.is_some() {
         // Whoever serves writes it: what cannot be read says that nobody serves as they should.
-        found.serving = serving(&mut incus, &machine)
-            .await
-            .unwrap_or(Serving::Silent);
+        found.serving = serving(&mut files).await.unwrap_or(Serving::Silent);
     }
     Some(found)
 }
 
 /// What keeps the caller from what is ours, or lets others change it; `None`: it cannot be looked at.
-async fn odd(
-    incus: &mut Incus,
-    machine: &Object,
-    caller: Caller,
-) -> Option<BTreeMap<String, Rights>> {
+async fn odd(files: &mut MachineFiles<'_>, caller: Caller) -> Option<BTreeMap<String, Rights>> {
     let mut odd = BTreeMap::new();
     let above = ABOVE.into_iter().map(|path| (path, None));
     let ours = ours().map(|(path, mode)| (path, Some(mode)));
     for (path, mode) in above.chain(ours) {
         // What is not there has no owner, and whatever else is there is no word of rights.
-        let entry = incus.look_at_file(machine, path).await.ok()?;
+        let entry = files.look(path).await.ok()?;
         let entry = entry.filter(|entry| matches!(entry.kind, Kind::Folder | Kind::File));
         let Some(owner) = entry.and_then(|entry| entry.owner) else {
             continue;
@@ -161,23 +146,18 @@ pub(in crate::command) fn runs(there: &Instance) -> bool {
 }
 
 /// The text of a file; `None`: it cannot be read.
-async fn text(
-    incus: &mut Incus,
-    machine: &Object,
-    path: &str,
-    kind: Kind,
-) -> Option<Option<String>> {
+async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Option<String>> {
     // The server's status repeats its services.
     let large = path == SERVICES || path.starts_with(PROVIDER_FOLDER);
     let most = if large { SERVICES_MAX } else { FILE_MAX };
-    let content = incus.read_file(machine, path, kind, most).await.ok()?;
+    let content = files.read(path, kind, most).await.ok()?;
     Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// What the server last said of itself.
-async fn serving(incus: &mut Incus, machine: &Object) -> Option<Serving> {
+async fn serving(files: &mut MachineFiles<'_>) -> Option<Serving> {
     let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
-    let said = text(incus, machine, &file.to_string_lossy(), Kind::File).await?;
+    let said = text(files, &file.to_string_lossy(), Kind::File).await?;
     let status: Option<Status> = said.and_then(|text| serde_json::from_str(&text).ok());
     Some(match status {
         Some(status) => Serving::Policy {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
 
 use super::super::output::Output;
 
@@ -57,6 +58,15 @@ fn take(output: &Output) -> io::Result<(File, bool)> {
     let killed = file.read(&mut [0])? > 0;
     file.set_len(0)?;
     Ok((file, killed))
+}
+
+/// Whether another run changes things now; who may not look at the lock does not know of one.
+pub(super) fn is_held() -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(file) = open(LOCK, flags, Mode::empty()) else {
+        return false;
+    };
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }
 
 impl Lock {

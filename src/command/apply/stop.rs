@@ -111,8 +111,11 @@ mod tests {
 
     #[tokio::test]
     async fn any_of_the_signals_lets_the_step_in_hand_end_and_a_second_one_does_not() {
+        // Whoever runs the tests in the background may have them ignore some; those are nothing to wait for.
+        let ignored = ignored(&fs::read("/proc/self/status").unwrap());
+        let heard = |sent: &Sent| ignored >> (sent.as_raw() - 1) & 1 == 0;
         // A handler stays for as long as the process lives, so that none of these ends it.
-        for sent in [Sent::INT, Sent::TERM, Sent::HUP] {
+        for sent in [Sent::INT, Sent::TERM, Sent::HUP].into_iter().filter(heard) {
             let (stop, told) = (Stop::default(), Cell::new(0));
             let tell = || told.set(told.get() + 1);
             let done = stop.heeded(steps(&stop, sent), tell).await.unwrap();

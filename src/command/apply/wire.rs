@@ -6,12 +6,11 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::hung;
-use crate::edge::Edge;
+use crate::edge::{Edge, HOST_FOLDER};
 use crate::mcp::client::{Client, ClientError, Patience};
 use crate::mcp::server::OVERLOADED;
 use crate::plan::Role;
@@ -111,58 +110,58 @@ fn connections_in(table: &[u8], socket: &str) -> usize {
     lines.count()
 }
 
-/// Whether a process of the host carries the bytes of an edge's end, a machine whose first process that is.
-///
-/// Only the host's own processes count: a machine gives its own whatever words it likes.
-pub(super) fn carries(edge: &Edge, role: Role, first: u32) -> bool {
-    // Others may not see it (`hidepid` of proc(5)): what cannot be looked at is taken for sound.
-    if !rustix::process::geteuid().is_root() {
-        return true;
-    }
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return true;
-    };
-    let host = format!("unix:{}", edge.host_socket());
-    let (inside, uid) = match role {
-        Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
-        // Runs as the machine's root, whatever number that has here.
-        Role::Provider => (edge.provider_socket(), None),
-    };
-    let needed = [host, format!("unix:{inside}"), first.to_string()];
-    let own = hung::namespace(std::process::id());
-    let mut processes = entries
-        .filter_map(Result::ok)
-        .filter(|entry| uid.is_none_or(|uid| entry.metadata().is_ok_and(|is| is.uid() == uid)));
-    processes.any(|entry| {
-        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
-        let all = needed.iter().all(|word| words.contains(&word.as_bytes()));
-        all && runs(&entry.path()) && namespace_of(&entry) == own
-    })
+/// The processes of the host that carry bytes of channels, as they were when they were looked for.
+#[derive(Debug)]
+pub(super) struct Proxies(Option<Vec<Proxy>>);
+
+#[derive(Debug)]
+struct Proxy {
+    uid: u32,
+    words: Vec<Vec<u8>>,
 }
 
-/// Whether at a path in the machine whose first process that is there is something else than a socket. Only looks, and goes
-/// through no link and no mount of the machine's.
-pub(super) fn is_no_socket(first: u32, path: &str) -> bool {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let strict = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
-    let root = open(format!("/proc/{first}/root"), flags, Mode::empty());
-    let below = path.trim_start_matches('/');
-    let there = root.and_then(|root| {
-        openat2(
-            &root,
-            below,
-            flags | OFlags::NOFOLLOW,
-            Mode::empty(),
-            strict,
-        )
-    });
-    // What cannot be looked at is somebody else's to find.
-    let is = there.and_then(|there| fstat(&there));
-    is.is_ok_and(|is| FileType::from_raw_mode(is.st_mode) != FileType::Socket)
+impl Proxies {
+    /// Looks for them, once for all channels.
+    pub(super) fn look() -> Self {
+        // Others may not see them (`hidepid` of proc(5)).
+        if !rustix::process::geteuid().is_root() {
+            return Self(None);
+        }
+        let own = hung::namespace(std::process::id());
+        let socket = format!("unix:{HOST_FOLDER}/");
+        let proxy = |entry: fs::DirEntry| {
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            let words = words.split(|byte| *byte == 0).map(<[u8]>::to_vec);
+            let words: Vec<Vec<u8>> = words.collect();
+            let carries = words.iter().any(|one| one.starts_with(socket.as_bytes()));
+            // A machine gives its own processes whatever words it likes.
+            let is_hosts = carries && runs(&entry.path()) && namespace_of(&entry) == own;
+            let uid = entry.metadata().ok()?.uid();
+            is_hosts.then_some(Proxy { uid, words })
+        };
+        let entries = fs::read_dir("/proc").ok();
+        Self(entries.map(|all| all.filter_map(Result::ok).filter_map(proxy).collect()))
+    }
+
+    /// Whether one of them carries the bytes of an edge's end, a machine whose first process that is; where nobody could
+    /// look, it does.
+    pub(super) fn carry(&self, edge: &Edge, role: Role, first: u32) -> bool {
+        let Some(proxies) = &self.0 else {
+            return true;
+        };
+        let host = format!("unix:{}", edge.host_socket());
+        let (inside, uid) = match role {
+            Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
+            // Runs as the machine's root, whatever number that has here.
+            Role::Provider => (edge.provider_socket(), None),
+        };
+        let needed = [host, format!("unix:{inside}"), first.to_string()];
+        proxies.iter().any(|proxy| {
+            let mut needed = needed.iter().map(String::as_bytes);
+            uid.is_none_or(|uid| uid == proxy.uid)
+                && needed.all(|word| proxy.words.iter().any(|one| one == word))
+        })
+    }
 }
 
 /// What says whose process that is, the host's or a machine's.

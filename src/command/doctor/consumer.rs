@@ -1,8 +1,9 @@
-//! The consumer's folder of sockets, as Incus shows it.
+//! The consumer's folder of sockets, as the host sees it.
 
-use super::super::apply::Context;
-use crate::edge::{CONSUMER_FOLDER, Edge};
-use crate::incus::{IncusError, Kind, Object};
+use super::super::apply::{Context, FilesError};
+use crate::edge::CONSUMER_FOLDER;
+use crate::incus::Kind;
+use crate::incus::state::Instance;
 
 /// The folder in which a consumer's devices listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,20 +19,18 @@ pub(super) enum ListenFolder {
 }
 
 /// Looks at the folder in which a consumer's devices listen.
-pub(super) async fn listen_folder(context: &Context, edge: &Edge) -> ListenFolder {
-    look(context, edge)
+pub(super) async fn listen_folder(context: &Context, consumer: &Instance) -> ListenFolder {
+    look(context, consumer)
         .await
         .unwrap_or_else(|why| ListenFolder::Unknown(why.to_string()))
 }
 
-async fn look(context: &Context, edge: &Edge) -> Result<ListenFolder, IncusError> {
-    let end = &edge.consumer;
-    let machine = Object::machine(end.domain.as_str(), end.machine.as_str());
-    let mut incus = context.incus_for_looking().await?;
+async fn look(context: &Context, consumer: &Instance) -> Result<ListenFolder, FilesError> {
+    let mut files = context.files(consumer).await;
     let ends = CONSUMER_FOLDER.match_indices('/').map(|(at, _)| at).skip(1);
     for end in ends.chain([CONSUMER_FOLDER.len()]) {
         let part = CONSUMER_FOLDER.get(..end).unwrap_or(CONSUMER_FOLDER);
-        match incus.kind_of_file(&machine, part).await? {
+        match files.look(part).await?.map(|entry| entry.kind) {
             Some(Kind::Folder) => {}
             None => return Ok(ListenFolder::Gone),
             Some(Kind::File | Kind::Link | Kind::Other) => {

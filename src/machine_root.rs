@@ -1,0 +1,238 @@
+//! A running machine's files, looked at from the host through its first process: no request to Incus, and no copy.
+//!
+//! A child of this program looks ([`serve`]), so that a machine whose file system is slow, or lies, costs its own answer and
+//! nothing else ([`MachineRoot`]). Only looks. What the child does not find as a sound machine has it, it leaves to be asked
+//! of Incus ([`Look::Unclear`]).
+
+mod view;
+
+use std::io::{self, BufRead, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::incus::{Entry, Kind};
+use view::{Failure, View};
+
+/// This program, also where its file was replaced.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// The hidden subcommand that [`serve`]s.
+pub(crate) const COMMAND: &str = "machine-root";
+/// Longest that one look may take. A local disk takes milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest line between the two processes, in bytes: a path, and a little.
+const LINE_MAX: u64 = 16 * 1024;
+
+/// What is asked of the child.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Request {
+    /// What is at a path?
+    Look(String),
+    /// What does a regular file hold, or where does a link lead?
+    Read {
+        path: String,
+        kind: Kind,
+        /// Most bytes.
+        max: u64,
+    },
+    /// Is a file this very program?
+    IsThisProgram(String),
+}
+
+/// What the child answers; after [`Answer::Content`] so many bytes follow.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Ready,
+    Entry(Option<Entry>),
+    Content(Option<usize>),
+    Program(Option<bool>),
+    TooLarge,
+    Unclear,
+}
+
+/// What came of a look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Look<T> {
+    /// This is there.
+    Is(T),
+    /// More bytes than were asked for.
+    TooLarge,
+    /// The machine's way to it is not one of plain folders, or its first process has ended: Incus may know.
+    Unclear,
+}
+
+/// Why there is no answer: the machine keeps it back, or the child failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineRootError {
+    /// The child cannot be started or spoken with.
+    #[error("its files cannot be looked at: {0}")]
+    Io(#[from] io::Error),
+    /// It took too long.
+    #[error("its files do not answer within {} s", TIMEOUT.as_secs())]
+    Slow,
+}
+
+/// A child that looks at the files of one machine; dropped, it is ended.
+#[derive(Debug)]
+pub(crate) struct MachineRoot {
+    /// Killed when it is dropped.
+    _child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl MachineRoot {
+    /// Looks through the process `first`, which must be the first one of the machine in that cgroup; `None`: it is not.
+    pub(crate) async fn open(first: u32, cgroup: &str) -> Result<Option<Self>, MachineRootError> {
+        let mut child = Command::new(THIS_PROGRAM)
+            .args([COMMAND, &first.to_string(), cgroup])
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            // A ^C at the terminal is for whoever waits for this.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        };
+        let mut root = Self {
+            _child: child,
+            stdin,
+            stdout: BufReader::new(stdout),
+        };
+        let answer = timeout(TIMEOUT, root.answer()).await;
+        match answer.map_err(|_| MachineRootError::Slow)?? {
+            Answer::Ready => Ok(Some(root)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is at a path; `None`: nothing.
+    pub(crate) async fn look(
+        &mut self,
+        path: &str,
+    ) -> Result<Look<Option<Entry>>, MachineRootError> {
+        Ok(match self.ask(&Request::Look(path.to_owned())).await?.0 {
+            Answer::Entry(entry) => Look::Is(entry),
+            _ => Look::Unclear,
+        })
+    }
+
+    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    pub(crate) async fn read(
+        &mut self,
+        path: &str,
+        kind: Kind,
+        max: u64,
+    ) -> Result<Look<Option<Vec<u8>>>, MachineRootError> {
+        let request = Request::Read {
+            path: path.to_owned(),
+            kind,
+            max,
+        };
+        Ok(match self.ask(&request).await? {
+            (Answer::Content(length), content) => Look::Is(length.map(|_| content)),
+            (Answer::TooLarge, _) => Look::TooLarge,
+            _ => Look::Unclear,
+        })
+    }
+
+    /// Whether a file is this very program; `None`: nothing is there, or something else than a regular file.
+    pub(crate) async fn is_this_program(
+        &mut self,
+        path: &str,
+    ) -> Result<Look<Option<bool>>, MachineRootError> {
+        let request = Request::IsThisProgram(path.to_owned());
+        Ok(match self.ask(&request).await?.0 {
+            Answer::Program(is) => Look::Is(is),
+            _ => Look::Unclear,
+        })
+    }
+
+    async fn ask(&mut self, request: &Request) -> Result<(Answer, Vec<u8>), MachineRootError> {
+        let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
+        line.push(b'\n');
+        let exchange = async {
+            self.stdin.write_all(&line).await?;
+            let answer = self.answer().await?;
+            let mut content = Vec::new();
+            if let Answer::Content(Some(length)) = &answer {
+                content = vec![0; *length];
+                self.stdout.read_exact(&mut content).await?;
+            }
+            Ok((answer, content))
+        };
+        let done = timeout(TIMEOUT, exchange).await;
+        done.map_err(|_| MachineRootError::Slow)?
+    }
+
+    async fn answer(&mut self) -> Result<Answer, MachineRootError> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.stdout).take(LINE_MAX);
+        bounded.read_until(b'\n', &mut line).await?;
+        Ok(serde_json::from_slice(&line).map_err(io::Error::from)?)
+    }
+}
+
+/// The child's part: looks through a process of this computer until its input ends.
+///
+/// # Errors
+///
+/// Whoever asked is gone, or asks what is no request.
+pub(crate) fn serve(
+    first: u32,
+    cgroup: &str,
+    input: impl BufRead,
+    mut output: impl Write,
+) -> io::Result<()> {
+    let Some(view) = View::open(first, cgroup) else {
+        return say(&mut output, &Answer::Unclear, b"");
+    };
+    say(&mut output, &Answer::Ready, b"")?;
+    for line in input.split(b'\n') {
+        let request = serde_json::from_slice(&line?)?;
+        let done = answered(&view, &request);
+        // What was seen counts if the machine that it was seen in is still the same.
+        let (answer, content) = if view.is_alive() {
+            done.unwrap_or_else(|why| match why {
+                Failure::TooLarge => (Answer::TooLarge, Vec::new()),
+                Failure::Unclear => (Answer::Unclear, Vec::new()),
+            })
+        } else {
+            (Answer::Unclear, Vec::new())
+        };
+        say(&mut output, &answer, &content)?;
+    }
+    Ok(())
+}
+
+fn answered(view: &View, request: &Request) -> Result<(Answer, Vec<u8>), Failure> {
+    Ok(match request {
+        Request::Look(path) => (Answer::Entry(view.look(path)?), Vec::new()),
+        Request::Read { path, kind, max } => {
+            let content = view.read(path, *kind, *max)?;
+            let length = content.as_ref().map(Vec::len);
+            (Answer::Content(length), content.unwrap_or_default())
+        }
+        Request::IsThisProgram(path) => {
+            let is = view.is_same_file(path, THIS_PROGRAM)?;
+            (Answer::Program(is), Vec::new())
+        }
+    })
+}
+
+fn say(output: &mut impl Write, answer: &Answer, content: &[u8]) -> io::Result<()> {
+    let mut message = serde_json::to_vec(answer)?;
+    message.push(b'\n');
+    message.extend_from_slice(content);
+    output.write_all(&message)?;
+    output.flush()
+}

@@ -1,0 +1,300 @@
+//! The root folder of a process, gone through without a link and without a mount.
+//!
+//! Everything in there is the machine's: it may change while it is looked at, and name whatever it likes.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{
+    FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, open, openat2, readlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::incus::{Entry, Kind, Owner};
+
+/// How every path is resolved, from the root folder on.
+const STRICT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
+/// The same, where the path may lead over a mount.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+/// How something is opened only to look at it: that asks nothing of a device or a pipe.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// The one mount that is crossed, where it is in memory: every Linux has it, and the server's status lies there.
+const RUN: &str = "run";
+/// Type of a file system in memory (statfs(2)).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Bits of a mode that Incus tells too.
+const RIGHTS: u32 = 0o777;
+/// The number of whoever has none in the machine (`/proc/sys/kernel/overflowuid`).
+const NOBODY: u32 = 65_534;
+/// How much of two files is compared at once, in bytes.
+const CHUNK: usize = 256 * 1024;
+/// Longest file of the kernel's that is read, in bytes.
+const PROC_MAX: u64 = 64 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// More bytes than were asked for.
+    TooLarge,
+    /// A link, a mount, or what cannot be told from here.
+    Unclear,
+}
+
+impl From<Errno> for Failure {
+    fn from(_: Errno) -> Self {
+        Self::Unclear
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(_: io::Error) -> Self {
+        Self::Unclear
+    }
+}
+
+/// A machine's files.
+#[derive(Debug)]
+pub(super) struct View {
+    root: OwnedFd,
+    /// The machine's first process.
+    process: OwnedFd,
+    users: Ids,
+    groups: Ids,
+}
+
+impl View {
+    /// Through this process, which must be the first of its namespace and in that cgroup; `None`: it is not.
+    pub(super) fn open(first: u32, cgroup: &str) -> Option<Self> {
+        let number = i32::try_from(first).ok().and_then(Pid::from_raw)?;
+        // Opened first: as long as it is not over, what is read below is of this very process.
+        let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
+        let text = |name: &str| kernel_text(&format!("/proc/{first}/{name}"));
+        if !is_first(&text("status")?) || !is_in(&text("cgroup")?, cgroup) {
+            return None;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let view = Self {
+            root: open(format!("/proc/{first}/root"), flags, Mode::empty()).ok()?,
+            users: Ids::parse(&text("uid_map")?),
+            groups: Ids::parse(&text("gid_map")?),
+            process,
+        };
+        view.is_alive().then_some(view)
+    }
+
+    /// Whether the machine's first process is still the same.
+    pub(super) fn is_alive(&self) -> bool {
+        let mut ended = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec::default())) == Ok(0)
+    }
+
+    /// What is at a path; `None`: nothing.
+    pub(super) fn look(&self, path: &str) -> Result<Option<Entry>, Failure> {
+        let Some((_, is)) = self.at(path)? else {
+            return Ok(None);
+        };
+        let kind = FileType::from_raw_mode(is.st_mode);
+        Ok(Some(Entry {
+            kind: match kind {
+                FileType::Directory => Kind::Folder,
+                FileType::RegularFile | FileType::Fifo | FileType::Socket => Kind::File,
+                FileType::Symlink => Kind::Link,
+                _ => Kind::Other,
+            },
+            owner: Some(Owner {
+                uid: self.users.inside(is.st_uid),
+                gid: self.groups.inside(is.st_gid),
+                mode: is.st_mode & RIGHTS,
+            }),
+            is_socket: Some(kind == FileType::Socket),
+        }))
+    }
+
+    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    pub(super) fn read(
+        &self,
+        path: &str,
+        kind: Kind,
+        max: u64,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let Some((there, is)) = self.at(path)? else {
+            return Ok(None);
+        };
+        match (kind, FileType::from_raw_mode(is.st_mode)) {
+            (Kind::Link, FileType::Symlink) => {
+                let target = readlinkat(&there, "", Vec::new())?;
+                Ok(Some(target.into_bytes()))
+            }
+            (Kind::File, FileType::RegularFile) => {
+                if size(&is) > max {
+                    return Err(Failure::TooLarge);
+                }
+                let mut content = Vec::new();
+                // It may grow meanwhile.
+                let mut bounded = reopened(there.as_fd())?.take(max.saturating_add(1));
+                bounded.read_to_end(&mut content)?;
+                if u64::try_from(content.len()).is_ok_and(|length| length <= max) {
+                    Ok(Some(content))
+                } else {
+                    Err(Failure::TooLarge)
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether a regular file holds the same as a file of the host's; `None`: nothing is there, or something else.
+    pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, Failure> {
+        let Some((there, is)) = self.at(path)? else {
+            return Ok(None);
+        };
+        if FileType::from_raw_mode(is.st_mode) != FileType::RegularFile {
+            return Ok(None);
+        }
+        let own = File::open(own)?;
+        // Most that differ differ here, and nothing of them is read.
+        if own.metadata()?.len() != size(&is) {
+            return Ok(Some(false));
+        }
+        let theirs = reopened(there.as_fd())?.take(size(&is).saturating_add(1));
+        Ok(Some(are_same(own, theirs)?))
+    }
+
+    /// Something at a path, held without being opened for use.
+    fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, Failure> {
+        let below = match path.trim_start_matches('/') {
+            "" => ".",
+            below => below,
+        };
+        let there = match self.opened(below) {
+            Err(Errno::NOENT) => return Ok(None),
+            there => there?,
+        };
+        let is = fstat(&there)?;
+        Ok(Some((there, is)))
+    }
+
+    fn opened(&self, below: &str) -> Result<OwnedFd, Errno> {
+        match openat2(&self.root, below, LOOK, Mode::empty(), STRICT) {
+            Err(Errno::XDEV) => {}
+            done => return done,
+        }
+        let in_run = below
+            .strip_prefix(RUN)
+            .and_then(|rest| rest.strip_prefix('/'));
+        let in_run = in_run.ok_or(Errno::XDEV)?;
+        let flags = LOOK | OFlags::DIRECTORY;
+        let run = openat2(&self.root, RUN, flags, Mode::empty(), BENEATH)?;
+        if fstatfs(&run)?.f_type != TMPFS_MAGIC {
+            return Err(Errno::XDEV);
+        }
+        openat2(&run, in_run, LOOK, Mode::empty(), STRICT)
+    }
+}
+
+/// The same regular file, opened to be read.
+fn reopened(there: BorrowedFd<'_>) -> Result<File, Errno> {
+    let path = format!("/proc/self/fd/{}", there.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty()).map(File::from)
+}
+
+fn size(is: &Stat) -> u64 {
+    u64::try_from(is.st_size).unwrap_or(u64::MAX)
+}
+
+/// Whether two files hold the same.
+fn are_same(mut one: impl io::Read, mut other: impl io::Read) -> io::Result<bool> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    loop {
+        let more = |from: &mut dyn io::Read, chunk: &mut Vec<u8>| {
+            chunk.clear();
+            let wanted = u64::try_from(CHUNK).unwrap_or(u64::MAX);
+            from.take(wanted).read_to_end(chunk)
+        };
+        more(&mut one, &mut ours)?;
+        more(&mut other, &mut theirs)?;
+        if ours != theirs || ours.is_empty() {
+            return Ok(ours == theirs);
+        }
+    }
+}
+
+fn kernel_text(path: &str) -> Option<String> {
+    let mut text = String::new();
+    let file = fs::File::open(path).ok()?;
+    file.take(PROC_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Whether a status (proc(5)) is that of the first process of a namespace below this one.
+fn is_first(status: &str) -> bool {
+    let mut lines = status.lines();
+    let numbers = lines.find_map(|line| line.strip_prefix("NSpid:"));
+    let mut numbers = numbers.unwrap_or_default().split_ascii_whitespace();
+    numbers.next().is_some() && numbers.last() == Some("1")
+}
+
+/// Whether a process's cgroups (cgroups(7)) are those of the machine whose cgroup has that name, and of no other machine.
+fn is_in(cgroups: &str, machine: &str) -> bool {
+    const PREFIX: &str = "lxc.payload.";
+    let paths = cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2));
+    let machines = paths.filter_map(|path| {
+        let mut parts = path.split('/');
+        parts.find_map(|part| part.strip_prefix(PREFIX))
+    });
+    let mut any = false;
+    for one in machines {
+        if one != machine {
+            return false;
+        }
+        any = true;
+    }
+    any
+}
+
+/// How the users of a machine are numbered on the host (user_namespaces(7)).
+#[derive(Debug, PartialEq, Eq)]
+struct Ids(Vec<Range>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Range {
+    inside: u32,
+    outside: u32,
+    count: u32,
+}
+
+impl Ids {
+    fn parse(map: &str) -> Self {
+        let range = |line: &str| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            let mut next = || numbers.next()?.ok();
+            Some(Range {
+                inside: next()?,
+                outside: next()?,
+                count: next()?,
+            })
+        };
+        Self(map.lines().filter_map(range).collect())
+    }
+
+    /// The number that a user of the host has in the machine.
+    fn inside(&self, outside: u32) -> u32 {
+        let mut ranges = self.0.iter();
+        let found = ranges.find_map(|range| {
+            let step = outside.checked_sub(range.outside)?;
+            (step < range.count).then(|| range.inside.checked_add(step))?
+        });
+        found.unwrap_or(NOBODY)
+    }
+}
+
+#[cfg(test)]
+mod tests;

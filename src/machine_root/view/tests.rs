@@ -1,0 +1,175 @@
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+/// A view of a folder in the place of a machine's root, with users that are numbered from 1,000,000 on.
+fn view(root: &std::path::Path) -> View {
+    let map = "0 1000000 65536\n";
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    View {
+        root: open(root, flags, Mode::empty()).unwrap(),
+        process: pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap(),
+        users: Ids::parse(map),
+        groups: Ids::parse(map),
+    }
+}
+
+#[test]
+fn files_are_told_from_links_pipes_and_sockets_and_nothing_waits_for_a_pipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("etc")).unwrap();
+    fs::write(path("etc/name"), "me").unwrap();
+    symlink("/etc/passwd", path("etc/link")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path("etc/pipe"),
+        FileType::Fifo,
+        Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    let _listener = UnixListener::bind(path("etc/socket")).unwrap();
+    let view = view(folder.path());
+    let kinds = ["etc", "etc/name", "etc/link", "etc/pipe", "etc/socket"].map(|name| {
+        let entry = view.look(&format!("/{name}")).unwrap().unwrap();
+        (entry.kind, entry.is_socket)
+    });
+    assert_eq!(
+        kinds,
+        [
+            (Kind::Folder, Some(false)),
+            (Kind::File, Some(false)),
+            (Kind::Link, Some(false)),
+            (Kind::File, Some(false)),
+            (Kind::File, Some(true)),
+        ]
+    );
+    assert_eq!(view.look("/etc/nothing"), Ok(None));
+    assert_eq!(
+        view.read("/etc/name", Kind::File, 2),
+        Ok(Some(b"me".to_vec()))
+    );
+    assert_eq!(
+        view.read("/etc/name", Kind::File, 1),
+        Err(Failure::TooLarge)
+    );
+    assert_eq!(
+        view.read("/etc/link", Kind::Link, 100),
+        Ok(Some(b"/etc/passwd".to_vec()))
+    );
+    for other in ["/etc/link", "/etc/pipe", "/etc/socket", "/etc"] {
+        assert_eq!(view.read(other, Kind::File, 100), Ok(None), "{other}");
+    }
+}
+
+#[test]
+fn a_link_on_the_way_is_not_followed_whoever_made_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("name"), "host").unwrap();
+    symlink(outside.path(), folder.path().join("etc")).unwrap();
+    let view = view(folder.path());
+    for path in ["/etc/name", "/../etc/passwd", "/etc/../name"] {
+        assert_eq!(view.look(path), Err(Failure::Unclear), "{path}");
+        assert_eq!(
+            view.read(path, Kind::File, 100),
+            Err(Failure::Unclear),
+            "{path}"
+        );
+        assert_eq!(
+            view.is_same_file(path, "/proc/self/exe"),
+            Err(Failure::Unclear),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_program_is_the_same_by_its_bytes_and_another_size_is_enough_to_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes: Vec<u8> = (0..CHUNK * 2 + 7)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect();
+    fs::write(own.path(), &bytes).unwrap();
+    let program = folder.path().join("program");
+    let view = view(folder.path());
+    let same = || view.is_same_file("/program", own.path().to_str().unwrap());
+    assert_eq!(same(), Ok(None));
+    fs::write(&program, &bytes).unwrap();
+    assert_eq!(same(), Ok(Some(true)));
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&program, &bytes).unwrap();
+    assert_eq!(same(), Ok(Some(false)));
+    bytes.push(0);
+    fs::write(&program, &bytes).unwrap();
+    assert_eq!(same(), Ok(Some(false)));
+    fs::remove_file(&program).unwrap();
+    fs::create_dir(&program).unwrap();
+    assert_eq!(same(), Ok(None));
+}
+
+#[test]
+fn the_first_process_of_a_namespace_is_told_by_the_number_that_it_has_in_there() {
+    assert!(is_first("Name:\tinit\nNSpid:\t4242\t1\nNSpgid:\t0\n"));
+    assert!(is_first("NSpid:\t4242\t77\t1\n"));
+    for other in [
+        "NSpid:\t1\n",
+        "NSpid:\t4242\t1\t7\n",
+        "NSpid:\t4242\n",
+        "Pid:\t1\n",
+    ] {
+        assert!(!is_first(other), "{other}");
+    }
+}
+
+#[test]
+fn a_cgroup_is_the_machine_s_by_its_whole_name() {
+    let v1 = "9:name=systemd:/lxc.payload.vault_signer/init.scope\n4:memory:/a/lxc.payload.vault_signer\n1:cpu:/\n";
+    assert!(is_in(v1, "vault_signer"));
+    assert!(is_in("0::/lxc.payload.signer\n", "signer"));
+    for (cgroups, machine) in [
+        (v1, "vault_sign"),
+        (v1, "vault_signer-1"),
+        ("0::/lxc.payload.signer-1\n", "signer"),
+        ("0::/user.slice\n", "signer"),
+        ("0::/lxc.monitor.signer\n", "signer"),
+        (
+            "1:cpu:/lxc.payload.signer\n0::/lxc.payload.other\n",
+            "signer",
+        ),
+    ] {
+        assert!(!is_in(cgroups, machine), "{cgroups}");
+    }
+}
+
+#[test]
+fn users_have_the_numbers_that_the_machine_gives_them() {
+    let ids = Ids::parse(
+        "         0    1000000      1000\n      1000       1000          1\n      1001    1001001     64535\n",
+    );
+    let cases = [
+        (1_000_000, 0),
+        (1_000_999, 999),
+        (1000, 1000),
+        (1_001_001, 1001),
+        (0, NOBODY),
+        (1_001_000, NOBODY),
+        (u32::MAX, NOBODY),
+    ];
+    for (outside, inside) in cases {
+        assert_eq!(ids.inside(outside), inside, "{outside}");
+    }
+    assert_eq!(Ids::parse("broken\n").inside(0), NOBODY);
+    assert_eq!(Ids::parse("0 0 4294967295\n").inside(0), 0);
+}
+
+#[test]
+fn a_process_that_is_no_machine_s_is_no_way_in() {
+    assert!(View::open(std::process::id(), "").is_none());
+    assert!(View::open(1, "vault_signer").is_none());
+    assert!(View::open(0, "vault_signer").is_none());
+    assert!(View::open(u32::MAX, "vault_signer").is_none());
+}
