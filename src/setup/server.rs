@@ -28,38 +28,53 @@ fn folder() -> &'static Path {
     Path::new(PROVIDER_FOLDER)
 }
 
-/// What the server says of itself, if one runs.
-fn status() -> Option<Status> {
+/// What the server of a folder says of itself, if one runs.
+fn status(folder: &Path) -> Option<Status> {
     // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
-    let text = Folder::status(folder()).ok()?;
+    let text = Folder::status(folder).ok()?;
     let status = serde_json::from_slice(&text).ok()?;
-    Folder::is_served(folder())
+    Folder::is_served(folder)
         .unwrap_or_default()
         .then_some(status)
 }
 
 /// Whether a server runs, and of the program that is in its place now.
 pub(super) fn is_current() -> bool {
-    status().is_some_and(|status| {
-        let program = std::fs::read_link(format!("/proc/{}/exe", status.pid));
-        program.is_ok_and(|path| path == Path::new(PROGRAM))
-    })
+    status(folder()).is_some_and(|status| runs(&status, Path::new(PROGRAM)))
 }
 
-/// Waits until the server reports this policy.
+/// Whether a server that said this of itself runs, as this program.
+fn runs(status: &Status, program: &Path) -> bool {
+    let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
+    runs.is_ok_and(|path| path == program)
+}
+
+/// Waits until the machine's server reports this policy.
 pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
+    reports_within(REPORT_MAX, folder(), Path::new(PROGRAM), digest).await
+}
+
+async fn reports_within(
+    patience: Duration,
+    folder: &Path,
+    program: &Path,
+    digest: &str,
+) -> Result<(), SetupError> {
     let began = Instant::now();
     loop {
-        let status = status();
+        let status = status(folder);
         let fits = |status: &Status| {
-            status.digest == digest && status.refused.is_none() && status.failed.is_empty()
+            status.digest == digest
+                && status.refused.is_none()
+                && status.failed.is_empty()
+                && runs(status, program)
         };
-        if status.as_ref().is_some_and(fits) && is_current() {
+        if status.as_ref().is_some_and(fits) {
             return Ok(());
         }
-        if began.elapsed() > REPORT_MAX {
+        if began.elapsed() >= patience {
             return Err(SetupError::NotServing(match status {
-                None => format!("no server runs in `{PROVIDER_FOLDER}`"),
+                None => format!("no server runs in `{}`", folder.display()),
                 Some(Status {
                     refused: Some(why), ..
                 }) => why,
@@ -93,7 +108,7 @@ fn is_server(pid: Pid) -> bool {
 
 /// Ends the server that runs, when its calls are answered.
 pub(super) async fn end() -> Result<(), SetupError> {
-    let Some(pid) = status()
+    let Some(pid) = status(folder())
         .and_then(|status| i32::try_from(status.pid).ok())
         .and_then(Pid::from_raw)
     else {
@@ -135,4 +150,68 @@ pub(super) fn start(account: &Account) -> Result<(), SetupError> {
     started
         .map(drop)
         .map_err(failed("the server cannot be started"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::Services;
+
+    /// What comes of waiting for a policy, where a server says this of itself.
+    async fn waited(patience: Duration, status: &Status, program: &Path, digest: &str) -> String {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("mcp");
+        let served = Folder::take(&path).unwrap();
+        std::fs::write(
+            Folder::status_file(&path),
+            serde_json::to_vec(status).unwrap(),
+        )
+        .unwrap();
+        let done = reports_within(patience, &path, program, digest).await;
+        drop(served);
+        done.map_or_else(|why| why.to_string(), |()| "reported".to_owned())
+    }
+
+    fn status(digest: &str) -> Status {
+        let services = serde_json::json!({"machine": "signer", "services": []});
+        let services: Services = serde_json::from_value(services).unwrap();
+        Status {
+            pid: std::process::id(),
+            version: String::new(),
+            services,
+            digest: digest.to_owned(),
+            refused: None,
+            failed: Vec::new(),
+            unlogged: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_server_of_this_program_that_reports_the_policy_that_was_sent_will_do() {
+        let own = std::env::current_exe().unwrap();
+        let said = "the server does not report the policy that was sent: ";
+        let now = Duration::ZERO;
+        assert_eq!(waited(now, &status("a"), &own, "a").await, "reported");
+        let other = waited(now, &status("b"), &own, "a").await;
+        assert_eq!(other, format!("{said}it reports b"));
+        let refused = Status {
+            refused: Some("no JSON".to_owned()),
+            ..status("a")
+        };
+        let refused = waited(now, &refused, &own, "a").await;
+        assert_eq!(refused, format!("{said}no JSON"));
+        let failed = Status {
+            failed: vec!["one".to_owned(), "two".to_owned()],
+            ..status("a")
+        };
+        let failed = waited(now, &failed, &own, "a").await;
+        assert_eq!(failed, format!("{said}one; two"));
+        // The old program, which reports the new policy.
+        let old = waited(now, &status("a"), Path::new("/bin/false"), "a").await;
+        assert!(old.starts_with(said), "{old}");
+        let nobody = Path::new("/nowhere");
+        let none = reports_within(now, nobody, &own, "a").await.unwrap_err();
+        let none = none.to_string();
+        assert_eq!(none, format!("{said}no server runs in `/nowhere`"));
+    }
 }
