@@ -29,7 +29,7 @@ override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check build install bench fuzz setup sync apply doctor policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long check build install bench fuzz fuzz-seeds setup sync apply doctor policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -50,7 +50,7 @@ test: ## install or name what the tests need, and run them all
 	@sh tests/run.sh
 
 test-long: ## the same tests with larger numbers (hours)
-	@ANKLUME_TEST_LONG=1 sh tests/run.sh
+	@ANKLUME_TEST_LONG=1 sh tests/run.sh --profile long --run-ignored all
 
 check: ## formatting, lints, docs
 	@sh tests/setup.sh check
@@ -60,13 +60,19 @@ check: ## formatting, lints, docs
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
 	cargo test --test integration -- docs::
 
+fuzz-seeds: ## build what `make fuzz` runs, without the fuzzer's instruments, and give it its seeds
+	@sh tests/setup.sh fuzz
+	RUSTFLAGS='--cfg fuzzing' CARGO_TARGET_DIR=target/fuzz cargo build --locked --manifest-path tests/fuzz/Cargo.toml
+	target/fuzz/x86_64-unknown-linux-gnu/debug/connection tests/fuzz/seeds/*
+
 fuzz: ## any bytes against one connection, for ten minutes; needs cargo-fuzz
 	mkdir -p tests/fuzz/corpus/connection
 	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz connection tests/fuzz/corpus/connection tests/fuzz/seeds -- -max_total_time=600 -max_len=65536
 
 bench: ## measure, beside the floor and the Python SDK
 	@sh tests/setup.sh
-	cargo bench --bench bench
+	cargo bench --bench bench --no-run
+	@if [ "$$(id -u)" = 0 ]; then sh tests/incus/private.sh cargo bench --bench bench; else cargo bench --bench bench; fi
 
 # --- build it, install it ---
 

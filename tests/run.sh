@@ -1,28 +1,131 @@
 #!/bin/sh
-# The whole test run: what it needs, Incus where it can be had, `cargo test`, and Incus down again if it came up here.
-# Arguments go to `cargo test`.
+# The whole test run: what it needs, then every test, each in a process of its own (.config/nextest.toml).
+# Arguments go to `cargo nextest run`, as in `sh tests/run.sh -E 'test(policy)'`.
+#
+# As root the run has a process namespace of its own, and each test of Incus a daemon of its own (tests/incus/private.sh):
+# nothing outlives the run, and whatever a test left behind is named at the end and fails the run. The last line counts
+# the tests.
 set -eu
 cd "$(dirname -- "$0")/.."
+results=target/nextest
 
-sh tests/setup.sh test
-# Where the machine has no Node that is new enough, setup.sh has put one here.
-[ ! -d target/node-program/path ] || PATH=$PWD/target/node-program/path:$PATH
-export PATH
+fail() {
+    printf 'tests: %s\n' "$*" >&2
+    exit 1
+}
 
-# Who brought Incus up takes it down; one that runs already stays as it is.
-if [ ! -d /run/anklume-tests ]; then
-    trap 'status=$?; trap - EXIT; sh tests/incus/down.sh; exit $status' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+# --- before ---
+
+prepare() {
+    sh tests/setup.sh test
+    PATH=$PWD/target/tools/bin:$PATH
+    # Where the machine has no Node that is new enough, setup.sh has put one here.
+    [ ! -d target/node-program/path ] || PATH=$PWD/target/node-program/path:$PATH
+    export PATH
+    cargo nextest --version >/dev/null 2>&1 || fail 'cargo-nextest is missing: sh tests/setup.sh'
+    cargo build --tests
+    if [ -n "${ANKLUME_TEST_LONG:-}" ] && [ "$(id -u)" = 0 ]; then
+        for init in systemd openrc; do sh tests/incus/debian-image.sh "$init"; done
+    fi
+    mkdir -p "$results"
+    rm -f "$results"/*/junit.xml "$results/skipped" "$results/left"
+}
+
+# --- the run ---
+
+run() {
+    status=0
+    ANKLUME_TEST_SKIPPED=$PWD/$results/skipped cargo nextest run "$@" || status=$?
+    return "$status"
+}
+
+# The first process of a namespace: when it ends, everything in there is ended.
+run_inside() {
+    TMPDIR=$(mktemp -d /tmp/anklume.XXXXXX)
+    # Tests become other users.
+    chmod 1777 "$TMPDIR"
+    export TMPDIR
+    trap 'rm -rf -- "$TMPDIR"' EXIT
+    status=0
+    run "$@" || status=$?
+    # The last processes may still be ending.
+    rest=50
+    while processes >"$results/left" && [ -s "$results/left" ] && [ "$rest" -gt 0 ]; do
+        sleep 0.1
+        rest=$((rest - 1))
+    done
+    ls -A "$TMPDIR" | sed "s|^|$TMPDIR/|" >>"$results/left"
+    exit "$status"
+}
+
+# Every process of the namespace but this shell and what it runs here.
+processes() {
+    for process in /proc/[0-9]*; do
+        number=${process#/proc/}
+        [ "$number" != 1 ] || continue
+        parent=$(sed -n 's/^PPid:\t//p' "$process/status" 2>/dev/null) || continue
+        command=$(tr '\0' ' ' <"$process/cmdline" 2>/dev/null) || continue
+        # A corpse has no command line.
+        [ -n "$command" ] || continue
+        printf 'process %s (parent %s): %s\n' "$number" "$parent" "$command"
+    done
+}
+
+# What the tests may not touch on this computer.
+host() {
+    for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/anklume-tests.*; do
+        [ ! -e "$path" ] || ls -ld "$path"
+    done
+    cat /proc/mounts
+    ls /sys/class/net
+    find /sys/fs/cgroup -type d -name 'anklume-tests.*'
+}
+
+# --- after ---
+
+count() { sed -n "s/^<testsuites .* $1=\"\([0-9]*\)\".*/\1/p" "$results"/*/junit.xml 2>/dev/null | head -n 1; }
+
+report() {
+    unset=0
+    [ ! -s "$results/left" ] || unset=1
+    if [ "$unset" = 1 ]; then
+        echo 'tests: left behind:'
+        sed 's/^/  /' "$results/left"
+    fi
+    if [ "$before" != "$(host)" ]; then
+        echo 'tests: something on this computer has changed (before, after):'
+        printf '%s\n' "$before" >"$results/before"
+        host | diff "$results/before" - || true
+        unset=1
+    fi
+    ran=$(count tests) failed=$(($(count failures) + $(count errors)))
+    left_out=0
+    if [ -s "$results/skipped" ]; then
+        sort -u "$results/skipped"
+        left_out=$(cut -d: -f2 "$results/skipped" | sort -u | wc -l)
+    fi
+    all=$(cargo nextest list --run-ignored all --message-format oneline 2>/dev/null | wc -l)
+    printf '%s passed, %s failed, %s skipped\n' "$((ran - failed - left_out))" "$failed" "$((all - ran + left_out))"
+    return "$unset"
+}
+
+if [ "${1:-}" = --inside ]; then
+    shift
+    run_inside "$@"
 fi
-if ! sh tests/incus/up.sh; then
-    [ "${CI:-}" != true ] || exit 1
-    echo 'tests: no Incus here, so what needs it is skipped'
-fi
 
-# All failures of a run, not those of the first program alone.
-status=0
-cargo test --no-fail-fast --lib --bins --test integration "$@" || status=$?
-# These wait for Incus and for each other more than they compute.
-RUST_TEST_THREADS=${RUST_TEST_THREADS:-6} cargo test --no-fail-fast --test incus "$@" || status=$?
+prepare
+if [ "$(id -u)" = 0 ]; then
+    before=$(host)
+    status=0
+    # Whoever runs this in the background has it ignore signals that the tests send.
+    env --default-signal=HUP,INT,QUIT unshare --mount --pid --fork --kill-child --mount-proc \
+        sh tests/run.sh --inside "$@" || status=$?
+else
+    echo 'tests: those of Incus need root, and are left out'
+    before=$(host)
+    status=0
+    run -E 'not binary(incus)' "$@" || status=$?
+fi
+report || status=1
 exit "$status"

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what the build, the demo and the tests need, or names it. Says what it does; does nothing where all is there.
 #
-#   tests/setup.sh [demo|test|check|packages]  demo: to build and to run the demo. test (default): everything.
+#   tests/setup.sh [demo|test|check|fuzz|packages]  demo: to build and to run the demo. test (default): everything.
 #                                            check: what `make check` needs to build, format and lint.
+#                                            fuzz: what `make fuzz-seeds` needs to build.
 #                                            packages: Debian packages only, to be run as root for another user.
 #
 # As root on Debian (or what is made of it) missing packages are installed by name, Incus from backports where the
@@ -75,14 +76,20 @@ look_for_the_tests() {
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
     # The long tests have machines with a whole Debian.
     [ -z "${ANKLUME_TEST_LONG:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
+    # `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, of which a small system may lack some.
+    need unshare util-linux
+    need ip iproute2
+    need strip binutils
 }
 
 look() {
     missing=''
     absent=''
     look_for_the_build
-    [ "$part" = check ] || need gpg gnupg
-    case $part in demo | check) ;; *) look_for_the_tests ;; esac
+    case $part in check | fuzz) ;; *) need gpg gnupg ;; esac
+    # The fuzzer's engine is C++.
+    [ "$part" != fuzz ] || need g++ g++
+    case $part in demo | check | fuzz) ;; *) look_for_the_tests ;; esac
 }
 
 # --- install ---
@@ -216,8 +223,30 @@ node_packages() {
     fi
 }
 
+# --- the runner ---
+
+# The version that .config/nextest.toml asks for, and the one that is put into target/.
+nextest_is_there() { cargo nextest show-config version >/dev/null 2>&1; }
+
+provide_nextest() {
+    PATH=$PWD/target/tools/bin:$PATH
+    ! nextest_is_there || return 0
+    version=$(sed -n 's/^nextest-version = "\(.*\)"/\1/p' .config/nextest.toml)
+    say "no cargo-nextest $version here: building one in target/tools (some minutes)"
+    # The flags of this project's own target are not for tools.
+    if ! (cd / && CARGO_TARGET_DIR=$OLDPWD/target/tools/build cargo install --quiet --locked --debug --no-default-features \
+        --version "$version" --root "$OLDPWD/target/tools" cargo-nextest) >"$log" 2>&1 </dev/null; then
+        say "failed; the end of $log:"
+        tail -n 15 "$log"
+        absent="$absent
+  cargo-nextest $version: cargo install --locked cargo-nextest"
+    fi
+    rm -rf target/tools/build
+}
+
 provide_packages
 if [ "$part" = test ]; then
+    provide_nextest
     mkdir -p target
     case $missing in
     *python3*) ;; # nothing to put them there
@@ -231,8 +260,8 @@ fi
 
 if [ -n "$missing$absent" ]; then
     say "still missing:$missing$absent"
-    # Without these nothing can be built at all.
-    case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo '*) exit 1 ;; esac
+    # Without these nothing can be built or run at all.
+    case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo '* | *'  cargo-nextest '*) exit 1 ;; esac
     # Without these there is no check.
     case "$part $absent" in 'check '*'  cargo-'*) exit 1 ;; esac
     [ "${CI:-}" != true ] || exit 1

@@ -59,7 +59,9 @@ fn main() {
         if apply::is_possible() {
             machines(&mut table, folder.path(), &wanted);
         } else {
-            eprintln!("skipped: apply, edge: they need root and Incus (sh tests/incus/up.sh)");
+            eprintln!(
+                "skipped: apply, edge: they need root and an Incus of their own (make bench)"
+            );
         }
     }
     print!("{table}");

@@ -1,5 +1,6 @@
 //! `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
 
+mod crashed;
 mod declared;
 mod edges;
 mod faults;
@@ -8,3 +9,5 @@ pub(crate) mod inside;
 mod interrupted;
 mod isolation;
 mod plan;
+mod terminal;
+mod together;

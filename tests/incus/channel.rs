@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{ANKLUME, have_program, scrub};
-use crate::project::have_incus;
+use crate::harness::{ANKLUME, scrub};
 use crate::world::World;
 
 /// Each machine offers the other something.
@@ -39,9 +38,6 @@ fn paste(world: &World, domain: usize, name: &str, other: &str, text: &str) -> (
 
 #[test]
 fn two_machines_serve_each_other_and_survive_restarts() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(BOTH);
     world.apply();
     let (one, two) = (world.machine(0, "one"), world.machine(1, "two"));
@@ -80,9 +76,6 @@ fn two_machines_serve_each_other_and_survive_restarts() {
 
 #[test]
 fn a_hundred_connections_at_once_over_one_edge_all_get_their_own_answer() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(
         &BOTH
             .replace(
@@ -114,9 +107,6 @@ fn a_hundred_connections_at_once_over_one_edge_all_get_their_own_answer() {
 
 #[test]
 fn a_user_in_a_machine_is_told_what_there_is() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(BOTH);
     world.apply();
     let (one, two) = (world.machine(0, "one"), world.machine(1, "two"));
@@ -180,9 +170,6 @@ fn many(machines: usize, edges: usize) -> String {
 
 #[test]
 fn twenty_machines_with_thirty_edges() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(&many(20, 30));
     let (status, answer) = world.apply_json();
     assert_eq!(status, 0, "{answer:#}");
@@ -194,9 +181,6 @@ fn twenty_machines_with_thirty_edges() {
 
 #[test]
 fn make_lists_and_calls_what_apply_made() {
-    if !have_incus() || !have_program("make") {
-        return;
-    }
     let world = World::new(BOTH);
     world.apply();
     // The Makefile beside the program under test, and no sources: nothing is built.

@@ -9,8 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{ANKLUME, Anklume, Ran, have};
-use crate::project::{Project, have_incus};
+use crate::harness::{ANKLUME, Anklume, Ran, copy_of_anklume};
+use crate::project::Project;
 
 /// Memory that a client may have for a payload of any size, in KiB.
 const MEMORY: u32 = 128 * 1024;
@@ -25,12 +25,6 @@ fn bytes(count: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     std::iter::repeat_with(next).take(count).collect()
-}
-
-/// Whether root runs the test: only root can become another user.
-#[track_caller]
-fn is_root() -> bool {
-    have("root", rustix::process::getuid().is_root())
 }
 
 /// Runs `anklume mcp …` with these words and what follows them.
@@ -66,9 +60,6 @@ fn run_in_shell(command: &str) {
 
 #[test]
 fn the_deployment_test_of_the_documentation_answers() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     project.provider("signer");
     let message = r#"{"jsonrpc":"2.0","method":"tools/list","id":1,"params":{}}"#;
@@ -88,9 +79,6 @@ fn the_deployment_test_of_the_documentation_answers() {
 
 #[test]
 fn a_machine_is_found_listed_and_called() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-signer", project.name);
     project.provider(&name);
@@ -129,9 +117,6 @@ fn a_machine_is_found_listed_and_called() {
 
 #[test]
 fn files_of_any_size_go_in_and_come_out() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-box", project.name);
     project.provider(&name);
@@ -176,9 +161,6 @@ fn files_of_any_size_go_in_and_come_out() {
 
 #[test]
 fn one_name_in_two_projects_must_be_told_apart() {
-    if !have_incus() {
-        return;
-    }
     let (one, other) = (Project::new(), Project::new());
     let name = format!("{}-twin", one.name);
     one.provider(&name);
@@ -201,9 +183,6 @@ fn one_name_in_two_projects_must_be_told_apart() {
 
 #[test]
 fn a_machine_that_cannot_serve_says_why_and_what_to_do() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-box", project.name);
     let here = &project.name;
@@ -248,9 +227,6 @@ fn a_machine_that_cannot_serve_says_why_and_what_to_do() {
 
 #[test]
 fn a_name_that_means_no_machine_is_told_with_the_closest() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-box", project.name);
     project.incus(&["create", "-q", "bb", &name]);
@@ -284,15 +260,12 @@ fn a_name_that_means_no_machine_is_told_with_the_closest() {
 
 #[test]
 fn a_user_without_permission_is_told_so() {
-    if !have_incus() || !is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let everyone = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder.path(), everyone).unwrap();
     // Where the sources lie may be closed to that user.
     let program = folder.path().join("anklume");
-    std::fs::copy(ANKLUME, &program).unwrap();
+    copy_of_anklume(&program);
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&program)
@@ -311,9 +284,6 @@ fn a_user_without_permission_is_told_so() {
 
 #[test]
 fn a_machine_with_another_program_in_its_place_cannot_hurt() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-evil", project.name);
     project.machine(&name);
@@ -340,9 +310,6 @@ fn a_machine_with_another_program_in_its_place_cannot_hurt() {
 
 #[test]
 fn an_interrupted_call_leaves_nothing_in_the_machine() {
-    if !have_incus() {
-        return;
-    }
     let project = Project::new();
     let name = format!("{}-slow", project.name);
     project.machine(&name);

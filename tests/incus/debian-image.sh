@@ -1,14 +1,14 @@
-# A Debian image for the long tests; sourced by systemd-image.sh and openrc-image.sh, which have set
+#!/bin/sh
+# Makes target/incus/debian-INIT.tar, where it is not there: an Incus image of a whole Debian with gpg, for the long tests.
 #
-#   alias     the image's alias on Incus
-#   packages  what the system holds besides what every Debian has
-#   finish    a function: the last steps, inside the folder $1 of the new system
+#   tests/incus/debian-image.sh systemd|openrc
 #
-# debootstrap makes the system once, in less than a minute, from the archive and with the key that this machine itself
-# uses; it is kept in target/incus, so that the next time is an import. The image is noted in /run/anklume-tests, so
-# that tests/incus/down.sh removes it.
+# debootstrap makes the system in a minute, from the archive and with the key that this machine itself uses. Needs root
+# and a network, which the tests' own Incus has not; so tests/run.sh calls this before they start.
+set -eu
+cd "$(dirname -- "$0")"
+init=${1:-}
 suite=bookworm
-notes=/run/anklume-tests
 cache=$PWD/../../target/incus
 
 say() { printf 'incus: %s\n' "$*"; }
@@ -17,17 +17,33 @@ fail() {
     exit 1
 }
 
-! incus query "/1.0/images/aliases/$alias" >/dev/null 2>&1 || exit 0
-[ "$(id -u)" = 0 ] || fail "there is no image \`$alias\`: as root, sh tests/incus/$(basename "$0")"
-timeout 10 incus query /1.0 >/dev/null 2>&1 || fail 'does not answer: sh tests/incus/up.sh'
+case $init in
+systemd)
+    packages=systemd,systemd-sysv,dbus,gnupg
+    finish() { :; }
+    ;;
+openrc)
+    packages=gnupg
+    # debootstrap would take sysv-rc for the first process, which does not go together with OpenRC: apt chooses better.
+    finish() {
+        DEBIAN_FRONTEND=noninteractive unshare --mount chroot "$1" \
+            apt-get install -y -qq --no-install-recommends openrc sysvinit-core || return 1
+        # A machine has no terminals of its own, and Incus asks it to stop by the signal of a power failure.
+        sed -i '/getty/d; s|^pf:.*|pf::powerwait:/sbin/init 0|' "$1/etc/inittab"
+        # For the tests: written when all services have been started.
+        echo 'up:2:wait:/usr/bin/touch /run/up' >>"$1/etc/inittab"
+    }
+    ;;
+*) fail 'usage: sh tests/incus/debian-image.sh systemd|openrc' ;;
+esac
 
 # Where this machine's own release comes from; Debian keeps its releases side by side.
 find_archive() {
     codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") ||
-        fail "no Debian here, so no archive to make $alias from"
+        fail "no Debian here, so no archive to make an image from"
     entry=$(apt-get indextargets --format '$(RELEASE)|$(REPO_URI)|$(SOURCESENTRY)' 'Created-By: Packages' |
         awk -F'|' -v r="$codename" '$1 == r' | head -n 1)
-    [ -n "$entry" ] || fail "apt has no archive of $codename here, so there is none to make $alias from"
+    [ -n "$entry" ] || fail "apt has no archive of $codename here, so there is none to make an image from"
     archive=$(echo "$entry" | cut -d'|' -f2)
     from=$(echo "$entry" | cut -d'|' -f3)
     key=$(sed -n 's/^[Ss]igned-[Bb]y: *\(\/.*\)/\1/p; s/.*\[.*signed-by=\([^] ]*\).*/\1/p' "${from%:*}" | head -n 1)
@@ -44,37 +60,32 @@ make_plain() {
 
 make_tarball() {
     find_archive
-    say "making $alias by debootstrap (a minute)"
+    say "making debian-$init by debootstrap (a minute)"
     root=$scratch/rootfs
     log=$scratch/log
     {
         # In a namespace of its own: no mount of debootstrap's outlives it.
-        unshare --mount debootstrap --variant=minbase --include="$(echo "$packages" | tr ' ' ',')" \
+        unshare --mount debootstrap --variant=minbase --include="$packages" \
             --force-check-gpg ${key:+"--keyring=$key"} "$suite" "$root" "$archive" &&
             finish "$root" && make_plain "$root"
     } >"$log" 2>&1 </dev/null || {
         tail -n 15 "$log" >&2
-        fail "$alias could not be made"
+        fail "debian-$init could not be made"
     }
     printf 'architecture: %s\ncreation_date: 1\nproperties: {os: debian, release: %s, description: %s}\ntemplates: {}\n' \
-        "$(uname -m)" "$suite" "$alias" >"$scratch/metadata.yaml"
+        "$(uname -m)" "$suite" "debian-$init" >"$scratch/metadata.yaml"
     tar -C "$scratch" -cf "$scratch/image.tar" metadata.yaml rootfs
-    rm -f "$cache/$alias"-*.tar
-    mv "$scratch/image.tar" "$tarball"
 }
 
 # What was made by other steps than these is made again.
-steps=$(cat "$(basename "$0")" debian-image.sh | cksum | cut -d' ' -f1)
-tarball=$cache/$alias-$steps.tar
-if [ ! -f "$tarball" ]; then
+steps=$cache/debian-$init.steps
+if ! cmp -s debian-image.sh "$steps"; then
     mkdir -p "$cache"
     scratch=$(mktemp -d "$cache/new.XXXXXX")
     trap 'rm -rf --one-file-system "$scratch"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     make_tarball
+    mv "$scratch/image.tar" "$cache/debian-$init.tar"
+    cp debian-image.sh "$steps"
 fi
-incus -q image import "$tarball" --alias "$alias"
-mkdir -p "$notes"
-incus image list "$alias" -f csv -c F | head -n 1 >"$notes/image-$alias"
-say "$alias is there"

@@ -1,5 +1,4 @@
 //! `anklume doctor` on a real Incus: each breakage is made for real, named, mended by `apply`, and gone.
-#![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
 
 mod inside;
 mod logs;
@@ -9,6 +8,7 @@ mod way;
 
 use serde_json::Value;
 
+use crate::processes::proxy;
 use crate::world::World;
 
 /// A provider with two services, and their consumer in another domain.
@@ -153,74 +153,13 @@ impl Patient {
         format!("/var/lib/anklume/mcp/{hash}.sock")
     }
 
-    /// The first process of a machine, on the host.
-    pub(crate) fn first(&self, domain: usize, name: &str) -> String {
-        let machine = self.world.machine(domain, name);
-        let args = ["list", &machine, "-c", "p", "-f", "csv"];
-        let list = self.world.incus(domain, &args);
-        String::from_utf8_lossy(&list.stdout).trim().to_owned()
-    }
-
-    /// The process on the host that carries the bytes of a machine's end.
-    pub(crate) fn proxy(&self, domain: usize, name: &str) -> i32 {
-        let words = [
-            format!("unix:{}", self.host_socket()),
-            self.first(domain, name),
-        ];
-        process(|line| {
-            line.contains(&"forkproxy".to_owned()) && words.iter().all(|word| line.contains(word))
-        })
+    /// The process on the host that carries the bytes of the provider's or the consumer's end.
+    pub(crate) fn proxy(&self, provider: bool) -> i32 {
+        proxy(provider, &self.host_socket())
     }
 
     /// The provider's server, as the host numbers it.
     pub(crate) fn server(&self) -> i32 {
-        let root = format!("/proc/{}/ns/pid", self.first(0, "signer"));
-        let machine = std::fs::read_link(root).unwrap();
-        let mut all = processes(|line| {
-            // A supervisor names it too, further behind.
-            line[0] == "/opt/anklume/anklume" && line.contains(&"--listen".to_owned())
-        });
-        all.retain(|one| {
-            std::fs::read_link(format!("/proc/{one}/ns/pid")).is_ok_and(|it| it == machine)
-        });
-        assert_eq!(all.len(), 1, "{all:?}");
-        all[0]
+        self.world.server()
     }
-}
-
-/// The processes of the host with such a command line.
-fn processes(is: impl Fn(&Vec<String>) -> bool) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|number: &i32| {
-            let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            is(&line.split('\0').map(str::to_owned).collect())
-        })
-        .collect()
-}
-
-fn process(is: impl Fn(&Vec<String>) -> bool) -> i32 {
-    let all = processes(is);
-    assert_eq!(all.len(), 1, "{all:?}");
-    all[0]
-}
-
-/// Sends a process of the test's own making a signal.
-pub(crate) fn signal(process: i32, signal: rustix::process::Signal) {
-    let process = rustix::process::Pid::from_raw(process).unwrap();
-    rustix::process::kill_process(process, signal).unwrap();
-}
-
-/// Kills a process and waits until it is gone, but for a corpse.
-pub(crate) fn kill(process: i32) {
-    let number = rustix::process::Pid::from_raw(process).unwrap();
-    let handle = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).unwrap();
-    signal(process, rustix::process::Signal::KILL);
-    let mut ending = [rustix::event::PollFd::new(
-        &handle,
-        rustix::event::PollFlags::IN,
-    )];
-    rustix::event::poll(&mut ending, None).unwrap();
 }

@@ -3,19 +3,24 @@
 //! Each test makes a project of its own and removes it, also when it fails.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::disallowed_methods,
-    reason = "a failed unwrap is a failed test; tests start processes and read files"
+    reason = "a failed unwrap or index is a failed test; tests start processes and read files"
 )]
 
 mod apply;
 mod channel;
 mod client;
+mod connection;
+mod daemon;
 mod debian;
 mod doctor;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
+mod processes;
 mod project;
 mod recorder;
 mod supervised;
+mod traffic;
 mod world;

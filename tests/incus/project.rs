@@ -1,41 +1,24 @@
 //! A project of Incus with machines from the image `bb`, for as long as a test needs it.
 
-use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::harness::{ANKLUME, have};
+use crate::harness::ANKLUME;
 
 /// The image that machines are made of: busybox, no libc.
 const IMAGE: &str = "bb";
 
-/// Whether Incus and the image are here; see [`have`].
-#[track_caller]
-pub(crate) fn have_incus() -> bool {
-    let list = Command::new("incus")
-        .args(["image", "alias", "list", "-f", "csv"])
-        .stdin(Stdio::null())
-        .output();
-    let there = list.is_ok_and(|output| {
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().any(|line| line.starts_with("bb,"))
-    });
-    have("Incus with an image `bb`", there)
-}
-
-/// Whether the long tests are wanted; where they are not, a line says that one is skipped.
-pub(crate) fn have_time() -> bool {
-    let there = std::env::var_os("ANKLUME_TEST_LONG").is_some();
-    if !there {
-        let line = b"skipped: ANKLUME_TEST_LONG is not set; make test-long runs it\n";
-        // Not `eprintln`: the test runner keeps that back for tests that pass.
-        let _ = std::io::stderr().write_all(line);
-    }
-    there
-}
-
 /// Runs `incus` and gives what came out.
+///
+/// # Panics
+///
+/// The Incus here is not the test's own: the tests would change somebody's.
+#[track_caller]
 pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output {
+    assert!(
+        std::env::var_os("ANKLUME_TEST_INCUS").is_some(),
+        "no Incus of the test's own: run it by `sh tests/run.sh`, or `sh tests/incus/private.sh COMMAND`"
+    );
     let mut command = Command::new("incus");
     for arg in args {
         command.arg(arg.as_ref());
@@ -129,7 +112,8 @@ impl Drop for Project {
     }
 }
 
+/// That a command succeeded.
 #[track_caller]
-fn succeeded(output: &Output) {
+pub(crate) fn succeeded(output: &Output) {
     assert!(output.status.success(), "{output:?}");
 }

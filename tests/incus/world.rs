@@ -1,14 +1,14 @@
 //! An infrastructure of two domains on the real Incus, for as long as a test needs it.
-#![expect(clippy::indexing_slicing, reason = "a failed index is a failed test")]
 
-use std::fs::File;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::harness::{Anklume, Ran};
-use crate::project::{incus, unhurried};
+use crate::processes::processes;
+use crate::project::{incus, succeeded, unhurried};
 
-/// An infrastructure; dropped, it is gone with everything in it.
+/// An infrastructure; dropped, it is gone with everything in it, which is checked.
 pub(crate) struct World {
     /// `project_name`.
     pub(crate) name: String,
@@ -18,29 +18,22 @@ pub(crate) struct World {
     pub(crate) base: String,
     /// What it has on the host, in the place of `/srv/anklume`.
     pub(crate) folder: tempfile::TempDir,
-    /// Held while the addresses are its own.
-    _claim: File,
     /// Its `infra.yml`.
     text: String,
 }
 
 impl World {
-    /// Names for an infrastructure that nobody else has; `text` is its file, where `{a}` and `{b}` are the domains.
+    /// Names that no other world of the test has; `text` is its file, where `{a}` and `{b}` are the domains.
     pub(crate) fn new(text: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let number = std::process::id().wrapping_mul(31).wrapping_add(count);
-        let tag: String = [number / 900 % 30, number / 30 % 30, number % 30]
-            .into_iter()
-            .map(|digit| char::from_digit(digit, 36).unwrap())
-            .collect();
-        let (second, claim) = claim(number);
+        // Refuses to go on where the Incus is somebody's.
+        succeeded(&incus(["version"]));
         let mut world = Self {
-            name: format!("t-apply-{}-{count}", std::process::id()),
-            domains: ["a", "b"].map(|one| format!("t-apply{tag}{one}")),
-            base: format!("10.{second}"),
+            name: format!("world-{count}"),
+            domains: ["a", "b"].map(|one| format!("w{count}{one}")),
+            base: format!("10.{}", 130 + count),
             folder: tempfile::tempdir().unwrap(),
-            _claim: claim,
             text: String::new(),
         };
         world.declare(text);
@@ -76,9 +69,9 @@ impl World {
         Anklume::new().infra(&self.text).args(args.iter().copied())
     }
 
-    /// Runs `anklume …` to the end; that it waited for another test's run is no part of what came out.
+    /// Runs `anklume …` to the end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
-        settled(self.anklume(args).run())
+        self.anklume(args).run()
     }
 
     /// `anklume apply`, which must succeed; its answer.
@@ -102,24 +95,15 @@ impl World {
     pub(crate) fn is_settled(&self) {
         let (status, answer) = self.apply_json();
         assert_eq!((status, &answer["writes"]), (0, &0.into()), "{answer:#}");
-        // A socket that another test's machine left when it was deleted by hand is everybody's to sweep.
-        let actions = answer["actions"].as_array().unwrap();
-        assert!(
-            actions.iter().all(|action| action["kind"] == "socket"),
-            "{answer:#}"
-        );
+        assert_eq!(answer["actions"], serde_json::json!([]), "{answer:#}");
     }
 
-    /// The plan but for sockets that other tests left, sorted: machines are independent of each other.
+    /// The plan, sorted: machines are independent of each other.
     #[track_caller]
     pub(crate) fn plan(&self) -> Vec<String> {
         let ran = self.run(&["apply", "--dry-run"]);
         assert_eq!(ran.status, 0, "{}", ran.stderr);
-        let lines = ran
-            .stdout
-            .lines()
-            .filter(|line| !line.starts_with("- socket "));
-        let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+        let mut lines: Vec<String> = ran.stdout.lines().map(str::to_owned).collect();
         lines.sort_unstable();
         lines
     }
@@ -162,6 +146,55 @@ impl World {
             .success()
     }
 
+    /// The first process of a machine, as the host numbers it.
+    #[track_caller]
+    pub(crate) fn first(&self, domain: usize, name: &str) -> String {
+        let machine = self.machine(domain, name);
+        let args = ["list", &machine, "-c", "p", "-f", "csv"];
+        let list = self.incus(domain, &args);
+        String::from_utf8_lossy(&list.stdout).trim().to_owned()
+    }
+
+    /// The root folder of a machine that runs, as the host sees it.
+    #[track_caller]
+    pub(crate) fn root(&self, domain: usize, name: &str) -> PathBuf {
+        format!("/proc/{}/root", self.first(domain, name)).into()
+    }
+
+    /// The server of `{a}-signer`, as the host numbers it.
+    #[track_caller]
+    pub(crate) fn server(&self) -> i32 {
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        let machine = namespace(&self.first(0, "signer"));
+        let mut all = processes(|words| {
+            // A supervisor names it too, further behind.
+            words[0] == "/opt/anklume/anklume" && words.contains(&"--listen".to_owned())
+        });
+        all.retain(|one| namespace(&one.to_string()) == machine);
+        assert_eq!(all.len(), 1, "{all:?}");
+        all[0]
+    }
+
+    /// What is still there of it, on Incus and on the host.
+    fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for domain in &self.domains {
+            for (kind, place) in [
+                ("project", format!("/1.0/projects/{domain}")),
+                ("network", format!("/1.0/networks/net-{domain}")),
+                ("acl", format!("/1.0/network-acls/net-{domain}")),
+            ] {
+                if incus(["query", &place]).status.success() {
+                    left.push(format!("{kind} of {domain}"));
+                }
+            }
+        }
+        let sockets = std::fs::read_dir("/var/lib/anklume/mcp").into_iter();
+        let sockets = sockets.flatten().filter_map(Result::ok);
+        left.extend(sockets.map(|one| one.path().display().to_string()));
+        left
+    }
+
     /// The names of the devices of edges on a machine, sorted.
     pub(crate) fn edge_devices(&self, domain: usize, machine: &str) -> Vec<String> {
         let output = self.incus(domain, &["config", "device", "list", machine]);
@@ -195,75 +228,14 @@ domains:
     )
 }
 
-/// Kills the process that carries the bytes of an edge at one of its ends, and waits until it is gone; `socket` is the
-/// edge's on the host.
-pub(crate) fn kill_proxy(provider: bool, socket: &str) {
-    // The provider's listens on the host's socket, the consumer's connects to it.
-    let (first, last) = ("forkproxy\0--\0", format!("unix:{socket}\0"));
-    let mut killed = 0;
-    for process in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let words = String::from_utf8_lossy(&words).into_owned();
-        let Some((_, addresses)) = words.split_once(first) else {
-            continue;
-        };
-        let listens = addresses.split('\0').nth(2) == Some(last.trim_end_matches('\0'));
-        if !addresses.contains(&last) || listens != provider {
-            continue;
-        }
-        let pid = process.file_name().to_str().unwrap().parse().unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        while process.path().join("exe").exists() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        killed += 1;
-    }
-    assert_eq!(killed, 1);
-}
-
-/// The second part of addresses that no other test has now, also of another run of the tests.
-fn claim(number: u32) -> (u32, File) {
-    /// The first of the numbers that tests take, and how many there are.
-    const SECOND: (u32, u32) = (130, 100);
-    let claimed = (0..SECOND.1).find_map(|step| {
-        let second = SECOND.0 + (number + step) % SECOND.1;
-        let path = std::env::temp_dir().join(format!("anklume-tests-10.{second}"));
-        let file = File::create(path).unwrap();
-        file.try_lock().is_ok().then_some((second, file))
-    });
-    claimed.unwrap()
-}
-
-/// What came out of a run, but for its having waited.
-pub(crate) fn settled(mut ran: Ran) -> Ran {
-    let waited = "waiting for another anklume that changes this Incus\n";
-    ran.stderr = ran.stderr.replace(waited, "");
-    ran
-}
-
 impl Drop for World {
     fn drop(&mut self) {
-        self.run(&["destroy", "--yes", "--force"]);
-        // What a test made by hand is nobody's: `destroy` leaves it, and what it uses.
-        let mut left = false;
-        for domain in &self.domains {
-            let project = format!("--project={domain}");
-            let list = incus(["list", &project, "-c", "n", "-f", "csv"]);
-            for name in String::from_utf8_lossy(&list.stdout).lines() {
-                let key = "security.protection.delete=";
-                incus(["config", "set", &project, name, key]);
-                incus(["delete", "--force", &project, name]);
-                left = true;
-            }
+        // The failure of the test is what is to be read.
+        if std::thread::panicking() || ![0, 1].into_iter().any(|domain| self.is_there(domain)) {
+            return;
         }
-        if left {
-            self.run(&["destroy", "--yes", "--force"]);
-        }
-        for domain in &self.domains {
-            incus(["network", "delete", &format!("net-{domain}")]);
-            incus(["network", "acl", "delete", &format!("net-{domain}")]);
-            incus(["project", "delete", domain]);
-        }
+        let ran = self.run(&["destroy", "--yes", "--force"]);
+        assert_eq!(ran.status, 0, "{}\n{}", ran.stdout, ran.stderr);
+        assert_eq!(self.left(), [""; 0], "{}", ran.stderr);
     }
 }

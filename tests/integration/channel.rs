@@ -7,6 +7,7 @@
     reason = "an answer of another shape is a failed test"
 )]
 
+mod agree;
 mod ask;
 mod beyond;
 mod client;
@@ -24,6 +25,7 @@ mod page;
 mod peer;
 mod reload;
 mod starved;
+mod steady;
 mod tamper;
 mod unlogged;
 mod unseen;

@@ -1,9 +1,13 @@
 //! Runs the binary in a folder of its own, with a clean environment, and compares the whole output.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The binary under test.
 pub(crate) const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
@@ -93,6 +97,11 @@ impl Anklume {
         self.folder.path().to_owned()
     }
 
+    /// The folder itself, for another run.
+    pub(crate) fn into_folder(self) -> tempfile::TempDir {
+        self.folder
+    }
+
     /// The command, ready to start, with a scrubbed environment.
     pub(crate) fn command(&self) -> Command {
         let mut command = match self.memory {
@@ -126,7 +135,7 @@ impl Anklume {
             // A child that ends without reading is no fault of the test's.
             let _ = stdin.write_all(&bytes);
         });
-        let output = child.wait_with_output().unwrap();
+        let output = ended_in_time(child, &self.args);
         writer.join().unwrap();
         Ran {
             folder: self.folder,
@@ -163,6 +172,31 @@ impl Ran {
     }
 }
 
+/// Waits for a process to end.
+///
+/// # Panics
+///
+/// It takes far longer than any run of these tests; it is ended, and named by its arguments.
+#[track_caller]
+pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
+    /// Longest that a run may take; what it waits for itself ends sooner.
+    const LONGEST: Timespec = Timespec {
+        tv_sec: 100,
+        tv_nsec: 0,
+    };
+    let pid = Pid::from_child(&child);
+    let handle = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let reader = std::thread::spawn(move || child.wait_with_output().unwrap());
+    let mut ending = [PollFd::new(&handle, PollFlags::IN)];
+    let ended = poll(&mut ending, Some(&LONGEST)).unwrap() > 0;
+    if !ended {
+        pidfd_send_signal(&handle, Signal::KILL).unwrap();
+    }
+    let output = reader.join().unwrap();
+    assert!(ended, "{args:?} does not end: {output:?}");
+    output
+}
+
 /// Removes from a command's environment what would make a run depend on who tests; `home` stands in for the user's.
 pub(crate) fn scrub(command: &mut Command, home: &Path) {
     command.env_clear();
@@ -172,6 +206,37 @@ pub(crate) fn scrub(command: &mut Command, home: &Path) {
         }
     }
     command.env("HOME", home).env("LC_ALL", "C.UTF-8");
+}
+
+/// Writes a program that anybody may run.
+///
+/// Another process writes it: a thread of this one that starts a process meanwhile would hand the open file on, and the
+/// kernel runs no program that somebody has open for writing (`ETXTBSY`).
+#[track_caller]
+pub(crate) fn write_program(path: &Path, content: impl AsRef<[u8]>) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = install.stdin.take().unwrap();
+    stdin.write_all(content.as_ref()).unwrap();
+    drop(stdin);
+    assert!(install.wait().unwrap().success());
+}
+
+/// A copy of the program under test that anybody may run; see [`write_program`].
+#[track_caller]
+pub(crate) fn copy_of_anklume(path: &Path) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let status = Command::new("install")
+        .args(["-m", "755", ANKLUME])
+        .arg(path)
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 /// Whether a part that a test needs is on this machine. Missing: a failure in CI, a printed skip elsewhere.
@@ -188,9 +253,15 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
         } else {
             "; tests/setup.sh installs it"
         };
-        // Not `eprintln`: the test runner keeps that back for tests that pass.
-        let line = format!("skipped: {part} is missing{how}\n");
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or_default();
+        let line = format!("skipped:{test}: {part} is missing{how}\n");
         let _ = std::io::stderr().write_all(line.as_bytes());
+        // The runner keeps back what a test that passes says: tests/run.sh shows and counts these.
+        if let Some(log) = std::env::var_os("ANKLUME_TEST_SKIPPED") {
+            let mut log = File::options().append(true).create(true).open(log).unwrap();
+            log.write_all(line.as_bytes()).unwrap();
+        }
     }
     there
 }

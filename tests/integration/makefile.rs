@@ -3,11 +3,10 @@
 //! A copy of the Makefile stands in a folder whose built `anklume` is a recorder: it writes down its argv as it came.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use crate::harness::{have_program, scrub};
+use crate::harness::{have_program, scrub, write_program};
 
 const BUILT: &str = "target/x86_64-unknown-linux-gnu/release/anklume";
 
@@ -436,22 +435,8 @@ impl House {
         self.0.path()
     }
 
-    /// Written by a process of its own: while this one holds a file open for writing, another test's child may inherit it,
-    /// and what is open for writing cannot be started.
     fn executable(&self, path: &str, content: &str) {
-        let mut install = Command::new("install")
-            .args(["-m", "0755", "/dev/stdin"])
-            .arg(self.path().join(path))
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        install
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(content.as_bytes())
-            .unwrap();
-        assert!(install.wait().unwrap().success());
+        write_program(&self.path().join(path), content);
     }
 
     fn make(

@@ -1,6 +1,7 @@
 //! `anklume sync`: the files that Ansible reads.
 
 mod ansible;
+mod killed;
 mod layout;
 mod race;
 mod refusal;

@@ -10,7 +10,6 @@ mod gpg;
 mod wayland;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use anklume::services::Services;
 use anklume::tool::{self, Outcome, Session, Settings};
 use serde_json::Value;
 
-use crate::harness::Anklume;
+use crate::harness::{Anklume, write_program};
 
 /// Folders of a server and its settings; connections are made of it.
 pub(crate) struct Server {
@@ -133,16 +132,9 @@ pub(crate) fn runs(process: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
-/// Writes a script. By another process, so that no thread of this one can hold it open when it is run.
+/// Writes a shell script.
 pub(crate) fn script(path: &Path, text: &str) {
-    let source = path.with_extension("source");
-    std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
-    let status = Command::new("install")
-        .args(["-m", "755"])
-        .args([&source, path])
-        .status()
-        .unwrap();
-    assert!(status.success());
+    write_program(path, format!("#!/bin/sh\n{text}\n"));
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::project::have_incus;
 use crate::world::World;
 
 /// A machine with every key that `apply` knows, but for services.
@@ -51,9 +50,6 @@ fn as_nobody(program: &Path) -> std::io::Result<String> {
 
 #[test]
 fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_root() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(INFRA);
     // Open but for what `apply` makes.
     open(world.folder.path(), 0o755);

@@ -1,6 +1,6 @@
 //! What stands in the way is found before anything is changed, and says what to do.
 
-use crate::project::{have_incus, incus};
+use crate::project::incus;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
@@ -24,9 +24,6 @@ fn is_refused(world: &World, args: &[&str], message: &str, help: &str) {
 
 #[test]
 fn an_image_that_is_not_there() {
-    if !have_incus() {
-        return;
-    }
     let local = World::new(&SEED.replace("boot_autostart: true", "os_image: nowhere"));
     let message = "error[no-image]: the image `nowhere` of `{b}-dev` is not there";
     is_refused(&local, &[], message, "help: there are: bb");
@@ -38,9 +35,6 @@ fn an_image_that_is_not_there() {
 
 #[test]
 fn a_virtual_machine_as_an_end() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(&SEED.replace("boot_autostart: true", "type: vm"));
     let message = "`{b}-dev` is a virtual machine, and an end of a service";
     is_refused(&world, &[], message, "make it a container");
@@ -48,9 +42,6 @@ fn a_virtual_machine_as_an_end() {
 
 #[test]
 fn a_name_that_is_taken_and_its_adoption() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     let features = ["features.images=false", "features.networks=false"];
     let mut create = vec!["project", "create", &world.domains[1]];
@@ -96,9 +87,6 @@ fn a_name_that_is_taken_and_its_adoption() {
 
 #[test]
 fn a_project_with_other_features() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     let create = [
         "project",
@@ -115,13 +103,15 @@ fn a_project_with_other_features() {
         message,
         "give the domain another name",
     );
+    assert!(
+        incus(["project", "delete", &world.domains[0]])
+            .status
+            .success()
+    );
 }
 
 #[test]
 fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() {
-    if !have_incus() {
-        return;
-    }
     let mut world = World::new(SEED);
     world.apply();
     let own = std::mem::replace(&mut world.name, "t-apply-second".to_owned());
@@ -152,9 +142,6 @@ fn network(name: &str, address: &str) {
 
 #[test]
 fn a_bridge_and_a_subnet_that_are_taken() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     let subnet = world.filled("ipv4.address={base}.1.1/24");
     let net = format!("t-n{}", std::process::id());
@@ -176,9 +163,6 @@ fn a_bridge_and_a_subnet_that_are_taken() {
 
 #[test]
 fn what_the_file_itself_says_wrong() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(&SEED.replace("{base}.2.10", "{base}.1.10"));
     is_refused(&world, &[], "`{base}.1.10`", "subnet");
     let two = SEED.replace("  {b}:\n", "      {a}-two: {ip: \"{base}.1.10\"}\n  {b}:\n");
@@ -194,9 +178,6 @@ fn what_the_file_itself_says_wrong() {
 
 #[test]
 fn no_incus_no_permission_and_one_that_is_too_old() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     let apply = |socket: &str| world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();
     let none = apply("/nowhere/unix.socket");

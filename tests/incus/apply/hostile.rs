@@ -1,6 +1,6 @@
 //! Users inside a machine who mean harm: they hold nothing up, and neither the machine's root nor the host does their work.
 
-use crate::project::have_incus;
+use crate::recorder::{Fate, Recorder};
 use crate::world::{World, pair};
 
 /// A provider whose server is an unprivileged user's.
@@ -23,9 +23,6 @@ fn as_user(world: &World, command: &str) {
 
 #[test]
 fn who_serves_cannot_use_the_machine_s_root_against_others() {
-    if !have_incus() {
-        return;
-    }
     let mut world = World::new(&declared("user"));
     world.apply();
     // A process and a file of root's, and a server that claims to be that process.
@@ -61,9 +58,6 @@ fn who_serves_cannot_use_the_machine_s_root_against_others() {
 
 #[test]
 fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(&declared("user"));
     world.apply();
     let signer = world.machine(0, "signer");
@@ -101,4 +95,50 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
             .contains("machine altered: `/proc/mounts`"),
         "{answer:#}"
     );
+}
+
+/// Runs `anklume apply --format json`, while the machine's root puts something else in the place of the program that was
+/// pushed, just before it is started, that gives this answer: the exit code, and what apply says.
+fn answered_by_another(answer: &str) -> (i32, String) {
+    let world = World::new(&declared("root"));
+    world.apply();
+    // So that the program is pushed again.
+    assert!(world.exec(0, "signer", "rm /opt/anklume/anklume").0);
+    let (signer, root) = (world.machine(0, "signer"), world.root(0, "signer"));
+    let other = format!(
+        "cat >/tmp/other <<'X'\n#!/bin/sh\nread order\necho '{answer}'\ncat >/dev/null\nX\nchmod 755 /tmp/other"
+    );
+    assert!(world.exec(0, "signer", &other).0);
+    let recorder = Recorder::new(move |number, line| {
+        if number > 0 && line.starts_with(&format!("POST /1.0/instances/{signer}/exec")) {
+            let pushed = std::fs::read_dir(root.join("opt/anklume")).unwrap();
+            for program in pushed.map(|one| one.unwrap().path()) {
+                std::fs::rename(root.join("tmp/other"), program).unwrap();
+            }
+        }
+        Fate::Pass
+    });
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["apply", "--format", "json"]);
+    let ran = run.env("INCUS_SOCKET", socket).run();
+    world.apply();
+    world.is_settled();
+    (ran.status, ran.stdout)
+}
+
+#[test]
+fn a_machine_that_reports_another_policy_than_was_sent_is_no_success() {
+    let another = "its server does not report the policy that was sent";
+    for (answer, why) in [
+        (r#"{"digest":"0000"}"#, another),
+        ("{}", another),
+        (
+            r#"{"digest":"0000","all":"well"}"#,
+            "the program does not run in the machine",
+        ),
+    ] {
+        let (status, said) = answered_by_another(answer);
+        assert_eq!(status, 1, "{answer}: {said}");
+        assert!(said.contains(why), "{answer}: {said}");
+    }
 }

@@ -1,19 +1,14 @@
 //! What goes into the machines: once, through no link and no mount of theirs, and a newer version without losing a call.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::plan::SEED;
-use crate::harness::{ANKLUME, scrub};
-use crate::project::have_incus;
+use crate::harness::{ANKLUME, copy_of_anklume, scrub, write_program};
 use crate::world::World;
 
 #[test]
 fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     world.apply();
     // How a machine alters itself, what is found, and how it is undone. The program itself is deleted, so
@@ -114,9 +109,8 @@ fn server(world: &World) -> serde_json::Value {
 pub(crate) fn newer_version() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let newer = folder.path().join("anklume");
-    std::fs::copy(ANKLUME, &newer).unwrap();
-    let mut file = std::fs::File::options().append(true).open(&newer).unwrap();
-    file.write_all(b"newer").unwrap();
+    let own = std::fs::read(ANKLUME).unwrap();
+    write_program(&newer, [own.as_slice(), b"newer"].concat());
     (folder, newer)
 }
 
@@ -133,9 +127,6 @@ pub(crate) fn apply_by(world: &World, program: &Path) -> std::process::Output {
 
 #[test]
 fn a_newer_version_takes_over_and_no_running_call_is_lost() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(SEED);
     world.apply();
     let before = server(&world);
@@ -164,9 +155,6 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
 
 #[test]
 fn who_serves_is_the_declared_user_also_for_the_operator() {
-    if !have_incus() {
-        return;
-    }
     let declared = |run_as: &str| {
         SEED.replace(
             "        services:\n",
@@ -219,9 +207,6 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
 
 #[test]
 fn a_new_service_changes_the_policy_and_nothing_else() {
-    if !have_incus() {
-        return;
-    }
     let mut world = World::new(SEED);
     world.apply();
     let before = server(&world);
@@ -262,9 +247,6 @@ fn a_new_service_changes_the_policy_and_nothing_else() {
 
 #[test]
 fn a_renamed_machine_leaves_nothing_behind() {
-    if !have_incus() {
-        return;
-    }
     let mut world = World::new(SEED);
     world.apply();
     let old = world.edge_devices(0, &world.machine(0, "signer"));
@@ -294,9 +276,6 @@ fn a_renamed_machine_leaves_nothing_behind() {
 
 #[test]
 fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(&SEED.replace(
         "        config:",
         "        mcp: {uid: 1000, gid: 1000}\n        config:",
@@ -366,11 +345,9 @@ fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
     scrub(&mut nobody, std::path::Path::new("/"));
     let binary = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
     let program = binary.path().join("anklume");
-    std::fs::copy(ANKLUME, &program).unwrap();
-    for path in [binary.path(), program.as_path()] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
-    }
+    copy_of_anklume(&program);
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(binary.path(), open).unwrap();
     let output = nobody
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&program)

@@ -3,10 +3,13 @@
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use super::{Patient, kill};
-use crate::harness::Anklume;
-use crate::project::have_incus;
+use super::{PAIR, Patient};
+use crate::harness::{Anklume, copy_of_anklume, scrub, write_program};
+use crate::processes::kill;
+use crate::world::World;
 
 /// From where on the doctor complains, in bytes.
 const LIMIT: u64 = 10 * 1024 * 1024;
@@ -17,7 +20,7 @@ const BLOCK: u64 = 512;
 fn flood(patient: &Patient, log: &str, bytes: u64) {
     let entry = format!(
         "/proc/{}/root/srv/anklume/mcp/{}.sock",
-        patient.first(1, "dev"),
+        patient.world.first(1, "dev"),
         patient.signer()
     );
     while std::fs::metadata(log).unwrap().len() < bytes {
@@ -29,16 +32,8 @@ fn flood(patient: &Patient, log: &str, bytes: u64) {
 }
 
 #[test]
-fn the_logs_of_a_channel_stay_small() {
-    if !have_incus() {
-        return;
-    }
+fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
     let patient = Patient::new();
-    a_log_that_a_consumer_floods_is_named_rotated_and_bounded(&patient);
-    the_host_rotates_the_logs_between_two_runs(&patient);
-}
-
-fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded(patient: &Patient) {
     let log = format!(
         "/var/log/incus/{}_{}/proxy.{}.log",
         patient.world.domains[0],
@@ -46,7 +41,7 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded(patient: &Patient) 
         patient.device
     );
     kill(patient.server());
-    flood(patient, &log, LIMIT + LIMIT / 10);
+    flood(&patient, &log, LIMIT + LIMIT / 10);
     // The server is what is broken first.
     patient.ails("server", "does not answer");
     let start = "setsid /opt/anklume/anklume mcp serve --listen /run/anklume/mcp </dev/null >/dev/null 2>&1 & \
@@ -67,36 +62,96 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded(patient: &Patient) 
 
     // What the host's scheduler does, while the flood goes on: the writer goes on at the beginning.
     kill(patient.server());
-    flood(patient, &log, LIMIT + LIMIT / 10);
+    flood(&patient, &log, LIMIT + LIMIT / 10);
     let rotated = Anklume::new().args(["rotate-logs"]).run();
     assert_eq!(
         (rotated.status, rotated.stdout, rotated.stderr),
         (0, String::new(), String::new())
     );
     assert!(std::fs::metadata(&log).unwrap().len() < LIMIT / 10);
-    flood(patient, &log, 4096);
+    flood(&patient, &log, 4096);
     let is = std::fs::metadata(&log).unwrap();
     assert!(is.len() < LIMIT / 10, "{is:?}");
     patient.is_mended();
 }
 
-fn the_host_rotates_the_logs_between_two_runs(patient: &Patient) {
-    let files = [
-        "/etc/cron.d/anklume",
-        "/etc/systemd/system/anklume-logs.service",
-    ];
-    let text = files.iter().find_map(|file| std::fs::read(file).ok());
-    let text = String::from_utf8(text.unwrap_or_default()).unwrap();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_suffix(" rotate-logs"));
-    // Where this program is not root's alone, or there is no scheduler, that is said instead.
-    if let Some(line) = line {
-        let program = line.rsplit([' ', '=']).next().unwrap();
-        assert!(std::path::Path::new(program).is_file(), "{text}");
-    } else {
-        let ran = patient.world.run(&["doctor"]);
-        let said = "nothing rotates the logs of channels between two runs of `anklume apply`: ";
-        assert!(ran.stderr.contains(said), "{ran:?}");
-    }
+/// What cron is told.
+const CRON: &str = "/etc/cron.d/anklume";
+/// What the doctor says where nothing rotates.
+const NOTHING: &str = "nothing rotates the logs of channels between two runs of `anklume apply`: ";
+
+#[test]
+fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
+    // A program that somebody else could change is not handed to root's scheduler.
+    let open = tempfile::Builder::new().tempdir_in("/run/tmp").unwrap();
+    let theirs = open.path().join("anklume");
+    copy_of_anklume(&theirs);
+    let patient = World::new(PAIR);
+    let by = |program: &Path, words: &[&str]| {
+        let run = patient.anklume(words);
+        let mut command = Command::new(program);
+        command.args(words).current_dir(run.path());
+        scrub(&mut command, &run.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout) + &text(output.stderr),
+        )
+    };
+    let (status, said) = by(&theirs, &["apply"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(!Path::new(CRON).exists());
+    let (_, said) = by(&theirs, &["doctor"]);
+    let why = format!(
+        "{NOTHING}others than root can change `{}`\n",
+        theirs.display()
+    );
+    assert!(said.contains(&why), "{said}");
+
+    let own = Path::new("/run/own/anklume");
+    copy_of_anklume(own);
+    let (status, said) = by(own, &["apply"]);
+    assert_eq!(
+        (status, said.contains("rotation of the channels' logs")),
+        (Some(0), true),
+        "{said}"
+    );
+    let text = std::fs::read_to_string(CRON).unwrap();
+    let line = text.lines().last().unwrap();
+    assert_eq!(line, "*/2 * * * * root /run/own/anklume rotate-logs");
+    let (_, said) = by(own, &["doctor"]);
+    assert!(
+        said.contains(&format!("{NOTHING}no cron runs on this host\n")),
+        "{said}"
+    );
+    // What cron would run runs.
+    let command = line.split_once(" root ").unwrap().1;
+    let ran = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        ran.status.success() && ran.stdout.is_empty() && ran.stderr.is_empty(),
+        "{ran:?}"
+    );
+
+    // Where a cron runs, nothing is left to say.
+    write_program(
+        Path::new("/run/own/cron"),
+        std::fs::read("/bin/sleep").unwrap(),
+    );
+    let mut cron = Command::new("/run/own/cron").arg("1000").spawn().unwrap();
+    let (status, said) = by(own, &["doctor"]);
+    assert_eq!((status, said.contains(NOTHING)), (Some(0), false), "{said}");
+    cron.kill().unwrap();
+    cron.wait().unwrap();
+
+    let (status, said) = by(own, &["destroy", "--yes", "--force"]);
+    assert_eq!(
+        (status, Path::new(CRON).exists()),
+        (Some(0), false),
+        "{said}"
+    );
 }

@@ -1,13 +1,9 @@
 //! Machines that do not run, are not there, or lost what is in them.
 
 use super::Patient;
-use crate::project::have_incus;
 
 #[test]
 fn machines_are_looked_at_first() {
-    if !have_incus() {
-        return;
-    }
     let patient = Patient::new();
     a_machine_that_does_not_run_is_named_first(&patient);
     a_consumer_without_its_folder_gets_it_back_running_or_not(&patient);
@@ -69,9 +65,6 @@ fn a_consumer_without_its_folder_gets_it_back_running_or_not(patient: &Patient) 
 
 #[test]
 fn a_rebuilt_machine_gets_everything_back() {
-    if !have_incus() {
-        return;
-    }
     let patient = Patient::new();
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);

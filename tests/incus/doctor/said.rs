@@ -4,16 +4,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 
 use super::{PAIR, Patient};
-use crate::harness::{ANKLUME, Anklume};
-use crate::project::have_incus;
+use crate::harness::{Anklume, copy_of_anklume};
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
 #[test]
 fn what_there_is_to_say_without_a_channel_is_said() {
-    if !have_incus() {
-        return;
-    }
     let mut world = World::new(PAIR);
     let ran = world.run(&["doctor"]);
     assert_eq!(ran.status, 1, "{ran:?}");
@@ -60,9 +56,6 @@ fn what_there_is_to_say_without_a_channel_is_said() {
 
 #[test]
 fn without_incus_rights_or_a_file_that_is_said() {
-    if !have_incus() {
-        return;
-    }
     let world = World::new(PAIR);
     let none = world
         .anklume(&["doctor"])
@@ -81,7 +74,7 @@ fn without_incus_rights_or_a_file_that_is_said() {
     // A user who is neither root nor of Incus's group; the program must be where they may run it.
     let folder = world.run(&["doctor"]).folder;
     let program = folder.path().join("program");
-    std::fs::copy(ANKLUME, &program).unwrap();
+    copy_of_anklume(&program);
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder.path(), open).unwrap();
     for command in ["apply", "doctor", "rotate-logs"] {
@@ -111,9 +104,6 @@ fn without_incus_rights_or_a_file_that_is_said() {
 
 #[test]
 fn the_text_is_a_line_for_each_channel_and_nothing_is_changed() {
-    if !have_incus() {
-        return;
-    }
     let patient = Patient::new();
     let (dev, signer) = (patient.dev(), patient.signer());
     let ran = patient.world.run(&["doctor", &dev]);

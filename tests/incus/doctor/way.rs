@@ -4,14 +4,11 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use super::{Patient, kill, signal};
-use crate::project::have_incus;
+use super::Patient;
+use crate::processes::{kill, signal};
 
 #[test]
 fn devices_and_their_processes_are_looked_at() {
-    if !have_incus() {
-        return;
-    }
     let patient = Patient::new();
     a_device_that_was_removed_or_changed_is_named_and_comes_back(&patient);
     a_device_whose_process_is_gone_or_stopped_is_made_again(&patient);
@@ -42,9 +39,6 @@ fn a_device_that_was_removed_or_changed_is_named_and_comes_back(patient: &Patien
 
 #[test]
 fn copies_and_sockets_are_looked_at() {
-    if !have_incus() {
-        return;
-    }
     let patient = Patient::new();
     a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(&patient);
     a_copy_with_a_device_of_the_channel_is_named_and_loses_it(&patient);
@@ -98,21 +92,21 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
         "unix:{} unix:/run/anklume/mcp/{}.sock {}",
         patient.host_socket(),
         patient.dev(),
-        patient.first(0, "signer")
+        patient.world.first(0, "signer")
     );
     let like = format!("sh -c 'while :; do sleep 5; done' x {words} >/dev/null 2>&1 </dev/null &");
     patient.exec(0, "signer", &like);
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
         let detail = format!("nobody carries the bytes of the device {{device}} of {machine}");
-        kill(patient.proxy(domain, name));
+        kill(patient.proxy(domain == 0));
         patient.recovers("process", &detail);
-        signal(patient.proxy(domain, name), Signal::STOP);
+        signal(patient.proxy(domain == 0), Signal::STOP);
         patient.recovers("process", &detail);
     }
     // Both at once, in one run.
-    kill(patient.proxy(0, "signer"));
-    kill(patient.proxy(1, "dev"));
+    kill(patient.proxy(true));
+    kill(patient.proxy(false));
     patient.recovers("process", "of the device {device} of {dev}");
 }
 

@@ -144,7 +144,7 @@ fn a_socket_of_another_users_says_who_decides() {
         fs::set_permissions(world.path(folder), open).unwrap();
     }
     let program = world.path("anklume");
-    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    crate::harness::copy_of_anklume(&program);
     let mut other = Command::new(program);
     let socket = server.socket("alice");
     other.args(["mcp", "list", "--socket", socket.to_str().unwrap()]);

@@ -186,7 +186,7 @@ fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
     let server = world.listen();
     let program = world.path("anklume");
     // Where it was built, another user may not look.
-    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
     let mut status = Command::new(program);

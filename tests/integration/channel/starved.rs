@@ -62,7 +62,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     let program = world.path("anklume");
     if !program.exists() {
         // Where it was built, that user may not look.
-        fs::copy(crate::harness::ANKLUME, &program).unwrap();
+        crate::harness::copy_of_anklume(&program);
     }
     let server = world.command(&SERVE);
     let mut limited = Command::new("prlimit");

@@ -136,7 +136,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
     let world = six_lines();
     let program = world.path("anklume");
     // Where it was built, another user may not look.
-    fs::copy(crate::harness::ANKLUME, &program).unwrap();
+    crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
     for what in ["show", "verify"] {

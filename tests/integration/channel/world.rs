@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::peer::Peer;
-use crate::harness::{ANKLUME, scrub};
+use crate::harness::{ANKLUME, scrub, write_program};
 
 /// Longer than anything here takes on the slowest machine; only what hangs meets it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -133,9 +133,7 @@ impl World {
             .find(|gpg| gpg.is_file())
             .unwrap();
         let script = format!("#!/bin/sh\n{shell}\nexec {} \"$@\"\n", gpg.display());
-        self.write("bin/gpg", script);
-        let executable = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(self.path("bin/gpg"), executable).unwrap();
+        write_program(&self.path("bin/gpg"), script);
         let bin = self.text("bin");
         self.env("PATH", format!("{bin}:{path}"))
     }

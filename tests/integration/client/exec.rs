@@ -1,6 +1,5 @@
 //! The way over `incus exec`, with an Incus and a machine that mean harm; the real ones are in `tests/incus`.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -8,13 +7,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::Server;
-use crate::harness::{Anklume, have_program};
+use crate::harness::{Anklume, have_program, write_program};
 
 /// A run with an Incus of `servers.py`, and a program `incus` that does what `script` says.
 fn with_incus(server: &Server, script: &str) -> Anklume {
-    let run = Anklume::new().file("bin/incus", format!("#!/bin/sh\n{script}\n"));
+    let run = Anklume::new();
     let program = run.path().join("bin/incus");
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, format!("#!/bin/sh\n{script}\n"));
     let path = format!("{}/bin:/usr/bin:/bin", run.path().display());
     run.env("INCUS_SOCKET", server.socket()).env("PATH", path)
 }

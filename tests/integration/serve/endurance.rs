@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::server::{Ended, Keyring, Server};
-use crate::harness::{Anklume, have_program};
+use crate::harness::{Anklume, have_program, write_program};
 
 /// Most memory that a server may hold, in KiB, whatever its peer does.
 const MEMORY_KIB: u64 = 64 * 1024;
@@ -44,10 +44,9 @@ fn serving() -> Anklume {
 /// The same with a `gpg` of ours first on the PATH: a script that does `before` and then becomes the real one.
 fn with_gpg(before: &str, keyring: &Keyring) -> Anklume {
     let script = format!("#!/bin/sh\n{before}\nPATH=${{PATH#*:}}\nexec gpg \"$@\"\n");
-    let anklume = serving().file("bin/gpg", script);
+    let anklume = serving();
     let folder = anklume.path();
-    let executable = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(folder.join("bin/gpg"), executable).unwrap();
+    write_program(&folder.join("bin/gpg"), script);
     let path = std::env::var("PATH").unwrap();
     anklume
         .env("PATH", format!("{}:{path}", folder.join("bin").display()))

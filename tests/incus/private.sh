@@ -1,0 +1,222 @@
+#!/bin/sh
+# Runs a command beside an Incus daemon of its own: sh tests/incus/private.sh COMMAND [ARGUMENT…]
+#
+# The command, the daemon, its machines and everything that they start live in namespaces and in a cgroup of their own,
+# on empty file systems in memory: no daemon of the host is needed or touched, and when the command ends, all of it ends.
+# Several run side by side; each sees its own bridges, sockets, processes, /run, /etc and /var/lib/anklume. The daemon
+# has a storage pool `default` and an image `bb`, which is busybox and nothing else; that state is made once, and kept
+# in target/incus.
+#
+# Needs root, Incus and busybox (tests/setup.sh), and neither systemd nor a network. `sh tests/incus/private.sh sh` is
+# a place to try things.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+kept=$here/../../target/incus
+incusd=/usr/libexec/incus/incusd
+[ -x "$incusd" ] || incusd=$(command -v incusd) || incusd=
+
+fail() {
+    printf 'incus: %s\n' "$*" >&2
+    exit 1
+}
+
+# --- outside: a folder, a cgroup, namespaces ---
+
+# The folder of this shell's cgroup in each hierarchy that is mounted, a line each.
+own_cgroups() {
+    while IFS=: read -r _ controllers path; do
+        awk -v wanted="$controllers" -v path="$path" '
+            { split($0, half, " - "); split(half[1], mount, " "); split(half[2], type, " "); options = "," type[3] "," }
+            (wanted == "" && type[1] == "cgroup2") ||
+            (wanted != "" && type[1] == "cgroup" && index(options, "," wanted ",")) { print mount[5] path; exit }
+        ' /proc/self/mountinfo
+    done </proc/self/cgroup
+}
+
+# Liblxc puts the cgroups of machines beside an `init.scope` of the first process that it sees.
+enter_cgroups() {
+    own_cgroups | while read -r folder; do
+        group=${folder%/}/$name
+        mkdir -p "$group/init.scope"
+        # A new cpuset has no processors and no memory, and takes no process.
+        for file in cpuset.cpus cpuset.mems; do
+            for one in "$group" "$group/init.scope"; do
+                [ ! -e "$one/$file" ] || cat "${folder%/}/$file" >"$one/$file"
+            done
+        done
+        echo "$group" >>"$scratch/cgroups"
+        echo "$1" >"$group/init.scope/cgroup.procs"
+    done
+}
+
+clean() {
+    trap - EXIT
+    # The kernel may still be taking the last processes down.
+    left=100
+    while [ -f "$scratch/cgroups" ]; do
+        stay=
+        while read -r group; do
+            [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || stay=yes
+        done <"$scratch/cgroups"
+        [ -n "$stay" ] && [ "$left" -gt 0 ] || break
+        sleep 0.05
+        left=$((left - 1))
+    done
+    rm -rf --one-file-system "$scratch"
+}
+
+outside() {
+    [ "$(id -u)" = 0 ] || fail 'a daemon of its own needs root'
+    [ -n "$incusd" ] || fail 'Incus is not installed: tests/setup.sh installs it'
+    case $1 in --make-state) ;; *) provide_state ;; esac
+    scratch=$(mktemp -d /tmp/anklume-tests.XXXXXX)
+    name=$(basename "$scratch")
+    trap clean EXIT
+    # Whoever is told to end takes everything down first.
+    trap 'kill -9 "$inside" 2>/dev/null; exit 143' TERM INT HUP
+    mkdir "$scratch/cgroup"
+    # In a process of its own, so that this one stays where it is and can remove the cgroup.
+    sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
+    inside=$!
+    status=0
+    wait "$inside" || status=$?
+    exit "$status"
+}
+
+enter() {
+    name=$1 scratch=$2
+    shift 2
+    enter_cgroups $$
+    # A shell has what it starts in the background ignore these.
+    exec env --default-signal=INT,QUIT unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
+        sh "$here/private.sh" --inside "$scratch" "$@"
+}
+
+# --- inside: empty file systems, a daemon ---
+
+memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
+
+# Other daemons' mounts are no business of this one, and its own go over them.
+own_file_systems() {
+    mount --make-rprivate /
+    # The network devices and the cgroups that are shown are those of the namespaces.
+    mount --rbind /sys/fs/cgroup "$scratch/cgroup"
+    umount -l /sys
+    mount -t sysfs sysfs /sys
+    mount --rbind "$scratch/cgroup" /sys/fs/cgroup
+    umount -l "$scratch/cgroup"
+    mkdir -p /var/lib/incus /var/log/incus /var/cache/incus /var/lib/anklume
+    for folder in /run /var/lib/incus /var/log/incus /var/cache/incus /var/lib/anklume; do
+        memory "$folder" 0755
+    done
+    mkdir -m 1777 /run/tmp
+    mkdir -p /run/lxc /run/lock /run/etc/above /run/etc/work
+    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/above,workdir=/run/etc/work anklume-tests /etc
+    # The same host everywhere: one that cron could rotate logs on, and on which no cron runs.
+    mkdir -p /etc/cron.d
+    for file in /etc/subuid /etc/subgid; do echo 'root:1000000:1000000000' >"$file"; done
+    ip link set lo up
+}
+
+# Also what the tests start it by.
+start_daemon() {
+    (cd / && PATH=$(dirname "$incusd"):$PATH exec setsid "$incusd" --group incus-admin --logfile /var/log/incus/incusd.log) \
+        </dev/null >/dev/null 2>&1 &
+    echo $! >/run/incusd.pid
+    "$incusd" waitready --timeout=60 || fail "the daemon does not answer: $(tail -n 5 /var/log/incus/incusd.log)"
+}
+
+make_image() {
+    root=$1/rootfs
+    for folder in bin sbin etc root tmp run proc sys dev opt srv var/log usr/local/bin usr/bin; do mkdir -p "$root/$folder"; done
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    for applet in $("$root/bin/busybox" --list); do
+        [ -e "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
+    done
+    printf 'root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n' >"$root/etc/passwd"
+    printf 'root:x:0:\nuser:x:1000:\n' >"$root/etc/group"
+    cp "$here/init" "$root/sbin/init"
+    chmod 0755 "$root/sbin/init"
+    printf 'architecture: %s\ncreation_date: 1\nproperties: {os: busybox, release: test, description: busybox}\ntemplates: {}\n' \
+        "$(uname -m)" >"$1/metadata.yaml"
+    tar -C "$1" -cf "$1/bb.tar" metadata.yaml rootfs
+}
+
+# The state of a daemon with a pool and an image: made by a daemon that is shut down again.
+make_state() {
+    start_daemon
+    incus admin init --preseed <<'END'
+storage_pools: [{name: default, driver: dir}]
+profiles: [{name: default, devices: {root: {type: disk, path: /, pool: default}}}]
+END
+    mkdir /run/image
+    make_image /run/image
+    incus -q image import /run/image/bb.tar --alias bb
+    # A machine without a network card comes with hints on stderr; they are shown only when it does not start.
+    hints=$(incus -q launch bb probe 2>&1) || true
+    answer=$(incus exec probe -- echo ok 2>&1) || true
+    [ "$answer" = ok ] || fail "a machine does not start here: $answer
+$hints"
+    incus -q delete --force probe
+    "$incusd" shutdown --timeout 20
+    tar -C /var/lib/incus -cf "$1.new" --exclude=unix.socket --exclude=./guestapi --exclude=./shmounts --exclude=./devices .
+    mv "$1.new" "$1"
+}
+
+# The file of that state, which another program or another recipe makes anew.
+state_file() {
+    made_from=$({ "$incusd" --version && cat "$here/private.sh" "$here/init" "$(command -v busybox)"; } | cksum | cut -d' ' -f1)
+    echo "$kept/state-$made_from.tar"
+}
+
+provide_state() {
+    state=$(state_file)
+    [ ! -f "$state" ] || return 0
+    mkdir -p "$kept"
+    # Whoever comes second finds what the first has made.
+    (
+        flock 9
+        [ -f "$state" ] || sh "$here/private.sh" --make-state "$state"
+        find "$kept" -name 'state-*' ! -path "$state" -delete
+    ) 9>"$kept/lock"
+}
+
+# Machines get a stripped copy of the program under test, half the bytes of the same code, which stands in its place.
+provide_program() {
+    [ -n "${NEXTEST_BIN_EXE_anklume:-}" ] || return 0
+    stripped=$kept/anklume
+    (
+        flock 9
+        [ "$stripped" -nt "$NEXTEST_BIN_EXE_anklume" ] ||
+            { strip -o "$stripped.new" "$NEXTEST_BIN_EXE_anklume" && mv "$stripped.new" "$stripped"; }
+    ) 9>"$kept/lock"
+    mount --bind "$stripped" "$NEXTEST_BIN_EXE_anklume"
+}
+
+# Ends with the command; with it the kernel ends everything in the namespace.
+inside() {
+    scratch=$1
+    shift
+    own_file_systems
+    case $1 in
+    --make-state)
+        make_state "$2"
+        exit
+        ;;
+    esac
+    provide_program
+    tar -C /var/lib/incus -xf "$(state_file)"
+    start_daemon
+    export TMPDIR=/run/tmp ANKLUME_TEST_INCUS=private
+    status=0
+    "$@" || status=$?
+    exit "$status"
+}
+
+case ${1:-} in
+--enter) shift && enter "$@" ;;
+--inside) shift && inside "$@" ;;
+--start) start_daemon ;;
+'') fail 'usage: sh tests/incus/private.sh COMMAND [ARGUMENT…]' ;;
+*) outside "$@" ;;
+esac

@@ -1,0 +1,98 @@
+//! A server that has served long holds no more than one that has just begun.
+
+use serde_json::json;
+
+use super::world::{Listening, World, until};
+use super::{names, text};
+
+/// Connections that come and go.
+const CONNECTIONS: usize = 5_000;
+/// How many of them are there at once.
+const AT_ONCE: usize = 50;
+/// New services files.
+const RELOADS: usize = 200;
+/// What memory may differ by, in KiB: the allocator keeps some of what it was given back.
+const SLACK_KIB: u64 = 4 * 1024;
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
+
+/// What a process holds.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    threads: u64,
+    memory_kib: u64,
+}
+
+impl Held {
+    fn by(server: &Listening) -> Self {
+        let process = format!("/proc/{}", server.pid());
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let number = line.unwrap().trim().trim_end_matches(" kB");
+            number.parse().unwrap()
+        };
+        Self {
+            descriptors: std::fs::read_dir(format!("{process}/fd")).unwrap().count(),
+            threads: number("Threads:"),
+            memory_kib: number("VmRSS:"),
+        }
+    }
+}
+
+/// Connections of one consumer, which each list and call once.
+fn connect(server: &Listening, connections: usize) {
+    for _ in 0..connections / AT_ONCE {
+        let mut peers: Vec<_> = (0..AT_ONCE).map(|_| server.peer("alice")).collect();
+        for peer in &mut peers {
+            assert!(names(&peer.list()).contains(&"copy"));
+        }
+        text(&peers[0].call("copy", &json!({"content": "x"})));
+    }
+}
+
+/// New policies, each in force before the next.
+fn reload(world: &World, server: &Listening, reloads: usize) {
+    let mut peer = server.peer("alice");
+    let [one, two] = [world.export(&[COPY]), world.export(&[COPY, PASTE])];
+    for number in 0..reloads {
+        let (bytes, expected) = if number % 2 == 0 {
+            (&two, 2)
+        } else {
+            (&one, 1)
+        };
+        world.policy_bytes(bytes);
+        assert_eq!(names(&peer.list()).len(), expected);
+    }
+}
+
+#[test]
+fn descriptors_threads_and_memory_are_after_5000_connections_and_200_reloads_as_before() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    // Whatever is made at the first use is made.
+    connect(&server, 4 * AT_ONCE);
+    reload(&world, &server, 10);
+    let mut before = Held::by(&server);
+    until("the first connections are gone", || {
+        let now = Held::by(&server);
+        let still = (now.descriptors, now.threads) == (before.descriptors, before.threads);
+        before = now;
+        still
+    });
+
+    connect(&server, CONNECTIONS);
+    reload(&world, &server, RELOADS);
+    until("as many descriptors and threads as before", || {
+        let now = Held::by(&server);
+        (now.descriptors, now.threads) == (before.descriptors, before.threads)
+    });
+    let after = Held::by(&server);
+    assert!(
+        after.memory_kib <= before.memory_kib + SLACK_KIB,
+        "{before:?} {after:?}"
+    );
+    server.end();
+}
