@@ -83,6 +83,7 @@ pub(crate) enum MachineRootError {
 pub(crate) struct MachineRoot {
     /// Killed when it is dropped.
     _child: Child,
+    timeout: Duration,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
@@ -90,9 +91,19 @@ pub(crate) struct MachineRoot {
 impl MachineRoot {
     /// Looks through the process `first`, which must be the first one of the machine in that cgroup; `None`: it is not.
     pub(crate) async fn open(first: u32, cgroup: &str) -> Result<Option<Self>, MachineRootError> {
-        let mut child = Command::new(THIS_PROGRAM)
+        let mut command = Command::new(THIS_PROGRAM);
+        command
             .args([COMMAND, &first.to_string(), cgroup])
-            .env_clear()
+            .env_clear();
+        Self::start(command, TIMEOUT).await
+    }
+
+    /// Starts a child, and waits until it is ready.
+    async fn start(
+        mut command: Command,
+        patience: Duration,
+    ) -> Result<Option<Self>, MachineRootError> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -105,10 +116,11 @@ impl MachineRoot {
         };
         let mut root = Self {
             _child: child,
+            timeout: patience,
             stdin,
             stdout: BufReader::new(stdout),
         };
-        let answer = timeout(TIMEOUT, root.answer()).await;
+        let answer = timeout(patience, root.answer()).await;
         match answer.map_err(|_| MachineRootError::Slow)?? {
             Answer::Ready => Ok(Some(root)),
             _ => Ok(None),
@@ -160,6 +172,7 @@ impl MachineRoot {
     async fn ask(&mut self, request: &Request) -> Result<(Answer, Vec<u8>), MachineRootError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
+        let patience = self.timeout;
         let exchange = async {
             self.stdin.write_all(&line).await?;
             let answer = self.answer().await?;
@@ -170,7 +183,7 @@ impl MachineRoot {
             }
             Ok((answer, content))
         };
-        let done = timeout(TIMEOUT, exchange).await;
+        let done = timeout(patience, exchange).await;
         done.map_err(|_| MachineRootError::Slow)?
     }
 
@@ -235,4 +248,68 @@ fn say(output: &mut impl Write, answer: &Answer, content: &[u8]) -> io::Result<(
     message.extend_from_slice(content);
     output.write_all(&message)?;
     output.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child that is a shell script.
+    async fn child(
+        script: &str,
+        patience: Duration,
+    ) -> Result<Option<MachineRoot>, MachineRootError> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        MachineRoot::start(command, patience).await
+    }
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_child_that_is_held_up_is_left() {
+        let held = child("exec sleep 600", SHORT).await;
+        assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
+        let ready = "echo '\"ready\"'; ";
+        let mut root = child(&format!("{ready} exec sleep 600"), LONG)
+            .await
+            .unwrap()
+            .unwrap();
+        root.timeout = SHORT;
+        let held = root.look("/etc").await;
+        assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
+        // Nor is half an answer waited for.
+        let half =
+            format!("{ready} read request; echo '{{\"content\":10}}'; printf half; exec sleep 600");
+        let mut root = child(&half, LONG).await.unwrap().unwrap();
+        root.timeout = SHORT;
+        let held = root.read("/etc/name", Kind::File, 10).await;
+        assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ends_or_says_what_is_no_answer_is_an_error_and_one_that_refuses_is_none()
+    {
+        for script in [
+            "exit 0",
+            "echo nonsense",
+            "yes | head -c 100000 | tr -d '\\n'",
+        ] {
+            let child = child(script, LONG).await;
+            assert!(
+                matches!(child, Err(MachineRootError::Io(_))),
+                "{script}: {child:?}"
+            );
+        }
+        let refuses = child("echo '\"unclear\"'", LONG).await;
+        assert!(matches!(refuses, Ok(None)), "{refuses:?}");
+    }
+
+    #[test]
+    fn whoever_is_asked_about_no_machine_says_so_and_ends() {
+        let mut said = Vec::new();
+        serve(std::process::id(), "vault_signer", io::empty(), &mut said).unwrap();
+        assert_eq!(said, b"\"unclear\"\n");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::timed;
+use super::{measured, timed};
 
 /// What was measured for one number of machines.
 pub(crate) struct Times {
@@ -61,6 +61,65 @@ pub(crate) fn declared(machines: usize) -> String {
         }
     }
     text
+}
+
+/// What was measured of looking at thirty machines with thirty channels, ten of which provide.
+pub(crate) struct Looks {
+    /// `apply` with nothing to do.
+    pub(crate) apply: Duration,
+    /// `doctor` with nothing to say.
+    pub(crate) doctor: Duration,
+    /// Incus lists the same machines.
+    pub(crate) list: Duration,
+}
+
+/// Thirty machines in two domains: each of the first ten serves three of the others.
+fn many_channels() -> String {
+    const MACHINES: usize = 30;
+    const PROVIDERS: usize = 10;
+    let mut text =
+        "project_name: bench\nglobal: {default_os_image: bb, base_subnet: \"10.97\"}\ndomains:\n"
+            .to_owned();
+    for domain in 0..2 {
+        let _ = write!(
+            text,
+            "  bench{domain}:\n    subnet_id: {domain}\n    ephemeral: true\n    machines:\n"
+        );
+        for machine in (domain..MACHINES).step_by(2) {
+            let consumers = MACHINES - PROVIDERS;
+            let served = (0..3).map(|step| name(PROVIDERS + (2 * machine + step) % consumers));
+            let served: Vec<String> = served.filter(|_| machine < PROVIDERS).collect();
+            let _ = writeln!(
+                text,
+                "      {}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{}]}}]",
+                name(machine),
+                served.join(", ")
+            );
+        }
+    }
+    text
+}
+
+/// Measures runs that only look.
+pub(crate) fn looks(anklume: impl Fn() -> Command, folder: &Path, rounds: usize) -> Looks {
+    let infra = folder.join("infra.yml");
+    std::fs::write(&infra, many_channels()).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = anklume();
+        command.args(words).arg("--infra").arg(&infra);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    run(&["apply"]);
+    let looks = Looks {
+        apply: measured(rounds, || run(&["apply"])),
+        doctor: measured(rounds, || run(&["doctor"])),
+        list: measured(rounds, || {
+            assert!(incus(&["list", "--all-projects"]).is_some());
+        }),
+    };
+    run(&["destroy", "--yes", "--force"]);
+    looks
 }
 
 /// The name of a machine.

@@ -30,6 +30,9 @@ const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 /// Machines in an infrastructure, and how often it is measured.
 const SIZES: [(usize, usize); 3] = [(10, 15), (1_000, 5), (10_000, 3)];
 
+/// How often a run that only looks is measured.
+const LOOKS: usize = 5;
+
 fn main() {
     if edge::plays_a_part() {
         return;
@@ -78,6 +81,21 @@ fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
                 ours,
                 floor: script,
                 expected: "",
+                peer: ("", None),
+            });
+        }
+    }
+    if wanted("apply") {
+        let looks = apply::looks(|| anklume(folder), folder, LOOKS);
+        for (what, ours, expected) in [
+            ("apply, repeated", looks.apply, "≤ 0.6 s"),
+            ("doctor", looks.doctor, "≤ 1.2 s"),
+        ] {
+            table.push(Row {
+                what: format!("{what}, 30 machines, 30 channels"),
+                ours,
+                floor: ("`incus list` of them", looks.list),
+                expected,
                 peer: ("", None),
             });
         }

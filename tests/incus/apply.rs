@@ -8,6 +8,7 @@ mod hostile;
 pub(crate) mod inside;
 mod interrupted;
 mod isolation;
+mod looks;
 mod plan;
 mod terminal;
 mod together;

@@ -24,7 +24,14 @@ pub(crate) type Judge = dyn Fn(usize, &str) -> Fate + Send + Sync;
 /// The recording socket.
 pub(crate) struct Recorder {
     folder: tempfile::TempDir,
-    writes: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Requests>>,
+}
+
+/// The requests so far, as `METHOD PATH`.
+#[derive(Default)]
+struct Requests {
+    writes: Vec<String>,
+    reads: Vec<String>,
 }
 
 impl Recorder {
@@ -32,18 +39,18 @@ impl Recorder {
     pub(crate) fn new(judge: impl Fn(usize, &str) -> Fate + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-        let writes = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Requests::default()));
         let judge: Arc<Judge> = Arc::new(judge);
-        let shared = Arc::clone(&writes);
+        let shared = Arc::clone(&requests);
         std::thread::spawn(move || {
             for client in listener.incoming() {
-                let (judge, writes) = (Arc::clone(&judge), Arc::clone(&shared));
+                let (judge, requests) = (Arc::clone(&judge), Arc::clone(&shared));
                 let client = client.unwrap();
                 // A connection that breaks is what many tests are about.
-                std::thread::spawn(move || serve(client, &judge, &writes));
+                std::thread::spawn(move || serve(client, &judge, &requests));
             }
         });
-        Self { folder, writes }
+        Self { folder, requests }
     }
 
     /// Where it listens.
@@ -53,7 +60,12 @@ impl Recorder {
 
     /// The requests so far that may change something, as `METHOD PATH`.
     pub(crate) fn writes(&self) -> Vec<String> {
-        self.writes.lock().unwrap().clone()
+        self.requests.lock().unwrap().writes.clone()
+    }
+
+    /// The other requests so far.
+    pub(crate) fn reads(&self) -> Vec<String> {
+        self.requests.lock().unwrap().reads.clone()
     }
 }
 
@@ -134,7 +146,7 @@ fn copy(from: &mut BufReader<UnixStream>, to: &mut UnixStream) -> Option<()> {
     to.shutdown(std::net::Shutdown::Write).ok()
 }
 
-fn serve(client: UnixStream, judge: &Arc<Judge>, writes: &Mutex<Vec<String>>) -> Option<()> {
+fn serve(client: UnixStream, judge: &Arc<Judge>, requests: &Mutex<Requests>) -> Option<()> {
     // An Incus that was killed takes nobody in.
     let upstream = UnixStream::connect(Path::new(INCUS)).ok()?;
     let mut to_client = client.try_clone().unwrap();
@@ -150,11 +162,14 @@ fn serve(client: UnixStream, judge: &Arc<Judge>, writes: &Mutex<Vec<String>>) ->
             .to_owned();
         let writing = !line.starts_with("GET ") && !line.starts_with("HEAD ");
         let number = {
-            let mut writes = writes.lock().unwrap();
+            let mut requests = requests.lock().unwrap();
             if writing {
-                writes.push(line.clone());
+                requests.writes.push(line.clone());
+                requests.writes.len()
+            } else {
+                requests.reads.push(line.clone());
+                0
             }
-            if writing { writes.len() } else { 0 }
         };
         match judge(number, &line) {
             Fate::Pass => {

@@ -103,10 +103,9 @@ impl Context {
         incus.first_process(&machine).await.ok()
     }
 
-    /// Opens the way into a container that runs. Root alone may look there, and of a virtual machine nothing is to be seen.
+    /// Opens the way into a machine.
     async fn way(&self, there: &Instance, root: &Root) -> Way {
-        let is_root = rustix::process::geteuid().is_root();
-        if !is_root || there.kind != "container" || !runs(there) {
+        if !is_visible(there, rustix::process::geteuid().is_root()) {
             return Way::Closed;
         }
         let Some(first) = self.first(there, root).await else {
@@ -121,6 +120,12 @@ impl Context {
             Err(why @ MachineRootError::Slow) => Way::Silent(why.to_string()),
         }
     }
+}
+
+/// Whether the files of a machine can be seen from the host: root alone may look into a container, while it runs; of a
+/// virtual machine nothing is to be seen.
+fn is_visible(there: &Instance, is_root: bool) -> bool {
+    is_root && there.kind == "container" && runs(there)
 }
 
 /// What Incus calls the cgroup of a machine, behind `lxc.payload.`.
@@ -232,5 +237,43 @@ impl MachineFiles<'_> {
                 why => why.into(),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(project: &str, kind: &str, status: &str) -> Instance {
+        Instance {
+            name: "signer".to_owned(),
+            project: project.to_owned(),
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            ..Instance::default()
+        }
+    }
+
+    #[test]
+    fn only_a_container_that_runs_is_looked_into_and_only_by_root() {
+        let visible = |kind, status, is_root| is_visible(&machine("vault", kind, status), is_root);
+        assert!(visible("container", "Running", true));
+        assert!(!visible("container", "Running", false));
+        assert!(!visible("container", "Stopped", true));
+        assert!(!visible("container", "Frozen", true));
+        assert!(!visible("virtual-machine", "Running", true));
+        assert!(!visible("", "Running", true));
+    }
+
+    #[test]
+    fn a_machine_of_the_default_project_has_no_project_in_its_cgroup() {
+        assert_eq!(
+            cgroup(&machine("vault", "container", "Running")),
+            "vault_signer"
+        );
+        assert_eq!(
+            cgroup(&machine("default", "container", "Running")),
+            "signer"
+        );
     }
 }

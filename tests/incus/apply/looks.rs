@@ -1,0 +1,125 @@
+//! What `apply` and `doctor` look at, how, and for whom they wait.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::plan::SEED;
+use crate::harness::ended_in_time;
+use crate::recorder::{Fate, Recorder};
+use crate::world::World;
+
+/// Runs `anklume …` through a recorder: its exit code, its stdout, and the requests for files in machines.
+fn files_asked_for(
+    world: &World,
+    words: &[&str],
+    recorder: &Recorder,
+) -> (i32, String, Vec<String>) {
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let ran = world.anklume(words).env("INCUS_SOCKET", socket).run();
+    let mut asked = recorder.reads();
+    asked.retain(|one| one.contains("/files?"));
+    (ran.status, ran.stdout, asked)
+}
+
+#[test]
+fn no_file_of_a_container_that_runs_is_asked_of_incus() {
+    const NOTHING: &str = "nothing to do: Incus is as declared\n";
+    let world = World::new(SEED);
+    world.apply();
+    for words in [["apply"].as_slice(), &["apply", "--dry-run"], &["doctor"]] {
+        let recorder = Recorder::new(|_, _| Fate::Pass);
+        let (status, _, asked) = files_asked_for(&world, words, &recorder);
+        assert_eq!((status, asked), (0, Vec::new()), "{words:?}");
+    }
+
+    // Where Incus names another process afterwards, what was seen through the first one counts nothing.
+    let before = Arc::new(AtomicUsize::new(0));
+    let recorder = Recorder::new(move |_, line| {
+        let of_signer = line.contains("signer/state?");
+        if of_signer && before.fetch_add(1, Ordering::SeqCst) > 0 {
+            let other =
+                r#"{"type":"sync","status":"Success","status_code":200,"metadata":{"pid":1}}"#;
+            return Fate::Answer(200, other.to_owned());
+        }
+        Fate::Pass
+    });
+    let (status, said, asked) = files_asked_for(&world, &["apply"], &recorder);
+    assert_eq!((status, said.as_str()), (0, NOTHING));
+    let program = "path=%2Fopt%2Fanklume%2Fanklume";
+    assert!(
+        asked
+            .iter()
+            .any(|one| one.contains("signer") && one.contains(program)),
+        "{asked:#?}"
+    );
+    assert!(!asked.iter().any(|one| one.contains("-dev/")), "{asked:#?}");
+    // The first process of another machine is none of this one's.
+    let dev = world.first(1, "dev");
+    let recorder = Recorder::new(move |_, line| {
+        if line.contains("signer/state?") {
+            let other =
+                r#"{"type":"sync","status":"Success","status_code":200,"metadata":{"pid":PID}}"#;
+            return Fate::Answer(200, other.replace("PID", &dev));
+        }
+        Fate::Pass
+    });
+    let (_, _, asked) = files_asked_for(&world, &["apply", "--dry-run"], &recorder);
+    assert!(
+        asked
+            .iter()
+            .any(|one| one.contains("signer") && one.contains(program)),
+        "{asked:#?}"
+    );
+
+    // A machine that went over a mount to what is looked at is asked of Incus too, and no mount is crossed from the host.
+    assert!(world.exec(0, "signer", "mkdir -p /tmp/o && cp -a /opt/anklume/. /tmp/o/ && mount -o bind /tmp/o /opt/anklume").0);
+    let recorder = Recorder::new(|_, _| Fate::Pass);
+    let (_, _, asked) = files_asked_for(&world, &["apply", "--dry-run"], &recorder);
+    assert!(asked.iter().any(|one| one.contains(program)), "{asked:#?}");
+    assert!(world.exec(0, "signer", "umount /opt/anklume").0);
+    world.is_settled();
+}
+
+#[test]
+fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
+    let world = World::new(SEED);
+    world.apply();
+    let lock = File::options()
+        .read(true)
+        .write(true)
+        .open("/run/anklume.lock")
+        .unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let dry = world.run(&["apply", "--dry-run"]);
+    dry.is(
+        0,
+        "nothing to do: Incus is as declared\n",
+        "note: another anklume is changing this Incus: the plan is that of this moment\n",
+    );
+    let doctor = world.run(&["doctor"]);
+    assert_eq!(doctor.status, 0, "{doctor:?}");
+
+    let run = world.anklume(&["apply"]);
+    let mut command = run.command();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(
+        line,
+        "waiting for another anklume that changes this Incus\n"
+    );
+    assert!(child.try_wait().unwrap().is_none());
+    drop(lock);
+    let output = ended_in_time(child, &["apply".to_owned()]);
+    assert!(output.status.success());
+}
