@@ -54,7 +54,7 @@ run_inside() {
         sleep 0.1
         rest=$((rest - 1))
     done
-    ls -A "$TMPDIR" | sed "s|^|$TMPDIR/|" >>"$results/left"
+    find "$TMPDIR" -mindepth 1 | head -n 20 >>"$results/left"
     exit "$status"
 }
 

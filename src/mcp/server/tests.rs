@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::limits::STOP_TIME;
 use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
 use crate::services::{Service, Services};
@@ -52,7 +53,7 @@ impl Peer {
     }
 
     async fn receive(&mut self) -> Value {
-        let line = tokio::time::timeout(Duration::from_secs(10), self.lines.next()).await;
+        let line = tokio::time::timeout(Duration::from_secs(120), self.lines.next()).await;
         let Some(Line::Whole(line)) = line.expect("an answer in time").unwrap() else {
             panic!("the stream ended");
         };
@@ -66,7 +67,7 @@ impl Peer {
 
     /// The server ends, and nothing more came.
     async fn ended(mut self) {
-        let next = tokio::time::timeout(Duration::from_secs(10), self.lines.next()).await;
+        let next = tokio::time::timeout(Duration::from_secs(120), self.lines.next()).await;
         assert_eq!(next.expect("an end in time").unwrap(), None);
         self.serving.await.unwrap();
     }
@@ -335,6 +336,36 @@ async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
     permits.add_permits(2);
     assert_eq!(peer.receive().await, answer(1, "gpg_sign"));
     peer.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_end_it_waits_for_a_call_for_as_long_as_its_limit_says() {
+    /// How long a call takes: longer than a server without consumers waits, and less than a person may take at a pinentry.
+    const CALL: Duration = Duration::from_secs(25);
+    let slow = || {
+        server(|_, _| {
+            Box::pin(async {
+                tokio::time::sleep(CALL).await;
+                Ok(outcome("signed"))
+            })
+        })
+    };
+    let ended = error(1, -32603, "the call was ended before it was done");
+    let cases = [
+        (slow(), ended),
+        (slow().ends_within(STOP_TIME), answer(1, "signed")),
+    ];
+    for (server, expected) in cases {
+        let mut peer = Peer::of(server);
+        peer.call(1, "gpg_sign").await;
+        peer.send(json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}))
+            .await;
+        // The ping's answer shows that the call before it is in.
+        assert_eq!(peer.receive().await["id"], 2);
+        peer.stop.gently.cancel();
+        assert_eq!(peer.receive().await, expected);
+        peer.ended().await;
+    }
 }
 
 #[tokio::test]

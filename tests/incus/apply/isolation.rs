@@ -212,7 +212,7 @@ fn domains_are_apart_and_each_works_inside() {
         assert!(reaches(domain, name, serve));
     }
     // Inside a domain, and with its own gateway.
-    let talk = format!("(echo hello; sleep 1) | timeout 3 nc -w 1 {two} 7000 | grep -q hello");
+    let talk = format!("(echo hello; sleep 3) | timeout 20 nc -w 10 {two} 7000 | grep -q hello");
     assert!(reaches(0, "one", &ping(&two)));
     assert!(reaches(0, "one", &talk));
     assert!(reaches(0, "one", &ping("{base}.1.254")));

@@ -359,7 +359,7 @@ fn a_call_that_waits_reports_and_the_clients_time_out_counts_from_that() {
     }
     let keyring = Keyring::new();
     let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice]}"])
-        .slow_gpg(6)
+        .slow_gpg(11)
         .env("GNUPGHOME", keyring.path().to_str().unwrap());
     world.write("letter", "hello");
     let server = world.listen();
@@ -368,7 +368,8 @@ fn a_call_that_waits_reports_and_the_clients_time_out_counts_from_that() {
         "mcp",
         "call",
         "--timeout",
-        "3",
+        // Four times as long as it takes to hear that the call still runs.
+        "8",
         "--socket",
         socket.to_str().unwrap(),
         "sign",

@@ -114,7 +114,7 @@ impl World {
         // Bounded, so that it does not outlive its test by much.
         let wait = format!(
             "case \"$*\" in *--detach-sign*)\n: > '{started}'\ni=0\n\
-             while [ ! -e '{go}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
+             while [ ! -e '{go}' ] && [ -e '{started}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
         );
         self.gpg_after(&wait)
     }

@@ -80,16 +80,18 @@ fn what_incus_says_of_the_program_is_understood() {
 fn a_flood_on_stderr_and_a_server_that_will_not_end_are_survived() {
     let Some(server) = incus("incus") else { return };
     let script = "yes flood | cat >&2";
-    let args = ["mcp", "list", "-i", "box", "--timeout", "1"];
+    // Long enough for the script to begin, also on a busy machine.
+    let args = ["mcp", "list", "-i", "box", "--timeout", "8"];
     let ran = with_incus(&server, script)
         .args(args)
         .memory(super::MEMORY)
         .run();
     assert_eq!(ran.status, 4, "{ran:?}");
     let begin =
-        "error: Cannot reach MCP server: no answer within 1 s; its last words:\n  | flood\n";
+        "error: Cannot reach MCP server: no answer within 8 s; its last words:\n  | flood\n";
     assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
     let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
+    let args = ["mcp", "list", "-i", "box", "--timeout", "1"];
     let ran = with_incus(&server, stubborn).args(args).run();
     let message = "error: Cannot reach MCP server: no answer within 1 s\n  = help: `--timeout SECONDS` waits longer\n";
     ran.is(4, "", message);
