@@ -60,7 +60,7 @@ check: ## formatting, lints, docs
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
 	cargo test --test integration -- docs::
 
-fuzz-seeds: ## build what `make fuzz` runs, without the fuzzer's instruments, and give it its seeds
+fuzz-seeds: ## build the fuzz target without instrumentation and run it on its seeds
 	@sh tests/setup.sh fuzz
 	RUSTFLAGS='--cfg fuzzing' CARGO_TARGET_DIR=target/fuzz cargo build --locked --manifest-path tests/fuzz/Cargo.toml
 	target/fuzz/x86_64-unknown-linux-gnu/debug/connection tests/fuzz/seeds/*

@@ -1,8 +1,7 @@
 //! A running machine's files, looked at from the host through its first process: no request to Incus, and no copy.
-//!
-//! A child of this program looks ([`serve`]), so that a machine whose file system is slow, or lies, costs its own answer and
-//! nothing else ([`MachineRoot`]). Only looks. What the child does not find as a sound machine has it, it leaves to be asked
-//! of Incus ([`Look::Unclear`]).
+//! A child process reads the files ([`serve`]), so that a slow or malicious file system affects only the answer for its
+//! own machine ([`MachineRoot`]). The child changes nothing. If a path is not as expected in a healthy machine, the
+//! child answers [`Look::Unclear`], and the caller asks Incus.
 
 mod view;
 
@@ -44,7 +43,7 @@ enum Request {
     IsThisProgram(String),
 }
 
-/// What the child answers; after [`Answer::Content`] so many bytes follow.
+/// An answer from the child. The number of bytes that [`Answer::Content`] gives follows it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
@@ -63,7 +62,8 @@ pub(crate) enum Look<T> {
     Is(T),
     /// More bytes than were asked for.
     TooLarge,
-    /// The machine's way to it is not one of plain folders, or its first process has ended: Incus may know.
+    /// The path leads through a link or a mount, or the machine's first process has ended. Incus may still know the
+    /// answer.
     Unclear,
 }
 
@@ -71,10 +71,10 @@ pub(crate) enum Look<T> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineRootError {
     /// The child cannot be started or spoken with.
-    #[error("its files cannot be looked at: {0}")]
+    #[error("cannot run the process that reads its files: {0}")]
     Io(#[from] io::Error),
     /// It took too long.
-    #[error("its files do not answer within {} s", TIMEOUT.as_secs())]
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
     Slow,
 }
 
@@ -198,8 +198,7 @@ impl MachineRoot {
 /// The child's part: looks through a process of this computer until its input ends.
 ///
 /// # Errors
-///
-/// Whoever asked is gone, or asks what is no request.
+/// Fails if the parent is gone or sends a line that is not a valid request.
 pub(crate) fn serve(
     first: u32,
     cgroup: &str,
@@ -213,7 +212,7 @@ pub(crate) fn serve(
     for line in input.split(b'\n') {
         let request = serde_json::from_slice(&line?)?;
         let done = answered(&view, &request);
-        // What was seen counts if the machine that it was seen in is still the same.
+        // A result is valid only while the machine's first process is alive.
         let (answer, content) = if view.is_alive() {
             done.unwrap_or_else(|why| match why {
                 Failure::TooLarge => (Answer::TooLarge, Vec::new()),
@@ -268,7 +267,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn a_child_that_is_held_up_is_left() {
+    async fn a_child_that_hangs_times_out() {
         let held = child("exec sleep 600", SHORT).await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
         let ready = "echo '\"ready\"'; ";
@@ -289,8 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_ends_or_says_what_is_no_answer_is_an_error_and_one_that_refuses_is_none()
-    {
+    async fn a_child_that_exits_or_sends_garbage_is_an_error_and_a_refusal_is_none() {
         for script in [
             "exit 0",
             "echo nonsense",
@@ -307,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_asked_about_no_machine_says_so_and_ends() {
+    fn serve_answers_unclear_and_ends_if_the_process_is_not_a_machine() {
         let mut said = Vec::new();
         serve(std::process::id(), "vault_signer", io::empty(), &mut said).unwrap();
         assert_eq!(said, b"\"unclear\"\n");

@@ -71,14 +71,14 @@ processes() {
     done
 }
 
-# What the tests may not touch on this computer.
+# Prints what a test could leave on this computer outside of its namespaces, and what belongs to others.
 host() {
-    for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/anklume-tests.*; do
-        [ ! -e "$path" ] || ls -ld "$path"
+    for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/"$ANKLUME_TEST_RUN".*; do
+        [ ! -e "$path" ] || echo "$path"
     done
-    cat /proc/mounts
-    ls /sys/class/net
-    find /sys/fs/cgroup -type d -name 'anklume-tests.*'
+    grep anklume-tests /proc/mounts
+    ls /sys/class/net | grep -E '^net-w[0-9]+[ab]$'
+    find /sys/fs/cgroup -type d -name "$ANKLUME_TEST_RUN.*"
 }
 
 # --- after ---
@@ -86,17 +86,18 @@ host() {
 count() { sed -n "s/^<testsuites .* $1=\"\([0-9]*\)\".*/\1/p" "$results"/*/junit.xml 2>/dev/null | head -n 1; }
 
 report() {
-    unset=0
-    [ ! -s "$results/left" ] || unset=1
-    if [ "$unset" = 1 ]; then
+    changed=0
+    [ ! -s "$results/left" ] || changed=1
+    if [ "$changed" = 1 ]; then
         echo 'tests: left behind:'
         sed 's/^/  /' "$results/left"
     fi
-    if [ "$before" != "$(host)" ]; then
-        echo 'tests: something on this computer has changed (before, after):'
+    after=$(host || true)
+    if [ "$before" != "$after" ]; then
+        echo 'tests: this computer has changed; before, and after:'
         printf '%s\n' "$before" >"$results/before"
-        host | diff "$results/before" - || true
-        unset=1
+        printf '%s\n' "$after" | diff "$results/before" - || true
+        changed=1
     fi
     ran=$(count tests) failed=$(($(count failures) + $(count errors)))
     left_out=0
@@ -104,11 +105,13 @@ report() {
         sort -u "$results/skipped"
         left_out=$(cut -d: -f2 "$results/skipped" | sort -u | wc -l)
     fi
-    all=$(cargo nextest list --run-ignored all --message-format oneline 2>/dev/null | wc -l)
+    all=$(cargo nextest list --run-ignored all --ignore-default-filter --message-format oneline 2>/dev/null | wc -l)
     printf '%s passed, %s failed, %s skipped\n' "$((ran - failed - left_out))" "$failed" "$((all - ran + left_out))"
-    return "$unset"
+    return "$changed"
 }
 
+# The folders and cgroups of this run's daemons begin with this.
+export ANKLUME_TEST_RUN="${ANKLUME_TEST_RUN:-anklume-tests.$$}"
 if [ "${1:-}" = --inside ]; then
     shift
     run_inside "$@"
@@ -116,16 +119,16 @@ fi
 
 prepare
 if [ "$(id -u)" = 0 ]; then
-    before=$(host)
+    before=$(host || true)
     status=0
-    # Whoever runs this in the background has it ignore signals that the tests send.
+    # A shell makes its background jobs ignore signals that the tests send; restore the defaults.
     env --default-signal=HUP,INT,QUIT unshare --mount --pid --fork --kill-child --mount-proc \
         sh tests/run.sh --inside "$@" || status=$?
 else
     echo 'tests: those of Incus need root, and are left out'
-    before=$(host)
+    before=$(host || true)
     status=0
-    run -E 'not binary(incus)' "$@" || status=$?
+    NEXTEST_PROFILE=unprivileged run "$@" || status=$?
 fi
 report || status=1
 exit "$status"

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             // It changes nothing, and so waits for nobody.
             if lock::is_held() {
                 output.say(
-                    "note: another anklume is changing this Incus: the plan is that of this moment",
+                    "note: another anklume is changing this Incus: the plan shows only its current state",
                 );
             }
             let (plan, _) = look(&context, &infra, &edges, &args.adopt).await?;

@@ -1,4 +1,4 @@
-//! The root folder of a process, gone through without a link and without a mount.
+//! The root folder of a process. Lookups follow no link and cross no mount, except a tmpfs on `/run`.
 //!
 //! Everything in there is the machine's: it may change while it is looked at, and name whatever it likes.
 
@@ -23,13 +23,14 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS);
 /// How something is opened only to look at it: that asks nothing of a device or a pipe.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// The one mount that is crossed, where it is in memory: every Linux has it, and the server's status lies there.
+/// The only mount that is crossed, and only if it is a tmpfs: every Linux system has it, and it holds the server's
+/// status.
 const RUN: &str = "run";
 /// Type of a file system in memory (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Bits of a mode that Incus tells too.
 const RIGHTS: u32 = 0o777;
-/// The number of whoever has none in the machine (`/proc/sys/kernel/overflowuid`).
+/// The ID shown for a user or group without a mapping in the machine (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
 /// How much of two files is compared at once, in bytes.
 const CHUNK: usize = 256 * 1024;
@@ -68,7 +69,8 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Through this process, which must be the first of its namespace and in that cgroup; `None`: it is not.
+    /// Opens the root of the process `first`. Returns `None` unless it is the first of its namespace and in that
+    /// cgroup.
     pub(super) fn open(first: u32, cgroup: &str) -> Option<Self> {
         let number = i32::try_from(first).ok().and_then(Pid::from_raw)?;
         // Opened first: as long as it is not over, what is read below is of this very process.
@@ -157,7 +159,7 @@ impl View {
             return Ok(None);
         }
         let own = File::open(own)?;
-        // Most that differ differ here, and nothing of them is read.
+        // Most different files differ in size, which shows without reading them.
         if own.metadata()?.len() != size(&is) {
             return Ok(Some(false));
         }

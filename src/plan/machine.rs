@@ -74,8 +74,8 @@ pub(super) fn make(
     actions
 }
 
-/// Whether Incus, or the run that asked it, ended while the machine was made: it may lack anything. One that somebody has
-/// started since is whole.
+/// Whether Incus or the run stopped while it created the machine, so that parts may be missing. A machine that has been
+/// started since counts as complete.
 fn is_half_made(there: &Instance) -> bool {
     mark::is_unfinished(&there.config) && !mark::was_started(&there.config) && !runs(there)
 }

@@ -17,9 +17,9 @@ pub(super) const MACHINE: &str = "user.anklume.machine";
 pub(super) const IMAGE: &str = "user.anklume.image";
 /// Is there where the program is, or was: `true`.
 pub(super) const INSIDE: &str = "user.anklume.inside";
-/// Is there until Incus has said that the machine is made whole: `true`.
+/// Set to `true` until Incus reports that the machine is complete.
 const UNFINISHED: &str = "user.anklume.unfinished";
-/// Is there once a machine was started, whatever became of it.
+/// Set once a machine has been started, even if the start failed.
 const LAST_POWER: &str = "volatile.last_state.power";
 /// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
 const BUILT: &str = "image.anklume";
@@ -68,7 +68,7 @@ pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &s
     }
 }
 
-/// What Incus is asked to make a machine of, with the mark of one that it is still making.
+/// The body of a request that creates a machine, with the mark of an unfinished machine.
 pub(crate) fn unfinished(body: &Value) -> Value {
     let mut body = body.clone();
     if let Some(config) = body.get_mut("config").and_then(Value::as_object_mut) {

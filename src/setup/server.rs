@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_server_of_this_program_that_reports_the_policy_that_was_sent_will_do() {
+    async fn setup_accepts_only_a_server_of_this_program_that_reports_the_sent_policy() {
         let own = std::env::current_exe().unwrap();
         let said = "the server does not report the policy that was sent: ";
         let now = Duration::ZERO;

@@ -63,7 +63,7 @@ pub(crate) fn declared(machines: usize) -> String {
     text
 }
 
-/// What was measured of looking at thirty machines with thirty channels, ten of which provide.
+/// Times of runs that change nothing, with thirty machines and thirty channels; ten of the machines are providers.
 pub(crate) struct Looks {
     /// `apply` with nothing to do.
     pub(crate) apply: Duration,

@@ -12,7 +12,7 @@ const PID: &str = "/run/incusd.pid";
 pub(crate) fn crash() {
     assert!(
         std::env::var_os("ANKLUME_TEST_INCUS").is_some(),
-        "this daemon is somebody's"
+        "this daemon does not belong to the test"
     );
     let pid = std::fs::read_to_string(PID).unwrap();
     kill(pid.trim().parse().unwrap());

@@ -24,7 +24,7 @@ systemd)
     ;;
 openrc)
     packages=gnupg
-    # debootstrap would take sysv-rc for the first process, which does not go together with OpenRC: apt chooses better.
+    # debootstrap would install sysv-rc, which conflicts with OpenRC; apt resolves the dependency correctly.
     finish() {
         DEBIAN_FRONTEND=noninteractive unshare --mount chroot "$1" \
             apt-get install -y -qq --no-install-recommends openrc sysvinit-core || return 1

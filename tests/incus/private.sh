@@ -33,7 +33,7 @@ own_cgroups() {
     done </proc/self/cgroup
 }
 
-# Liblxc puts the cgroups of machines beside an `init.scope` of the first process that it sees.
+# liblxc takes the cgroup of process 1, strips `init.scope` from its end, and creates the machines' cgroups there.
 enter_cgroups() {
     own_cgroups | while read -r folder; do
         group=${folder%/}/$name
@@ -69,7 +69,7 @@ outside() {
     [ "$(id -u)" = 0 ] || fail 'a daemon of its own needs root'
     [ -n "$incusd" ] || fail 'Incus is not installed: tests/setup.sh installs it'
     case $1 in --make-state) ;; *) provide_state ;; esac
-    scratch=$(mktemp -d /tmp/anklume-tests.XXXXXX)
+    scratch=$(mktemp -d "/tmp/${ANKLUME_TEST_RUN:-anklume-tests}.XXXXXX")
     name=$(basename "$scratch")
     trap clean EXIT
     # Whoever is told to end takes everything down first.
@@ -87,7 +87,7 @@ enter() {
     name=$1 scratch=$2
     shift 2
     enter_cgroups $$
-    # A shell has what it starts in the background ignore these.
+    # A shell makes its background jobs ignore these signals; restore the defaults.
     exec env --default-signal=INT,QUIT unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc \
         sh "$here/private.sh" --inside "$scratch" "$@"
 }
@@ -96,7 +96,7 @@ enter() {
 
 memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
 
-# Other daemons' mounts are no business of this one, and its own go over them.
+# Detaches the mounts from the host's, and mounts empty file systems over the folders that a daemon uses.
 own_file_systems() {
     mount --make-rprivate /
     # The network devices and the cgroups that are shown are those of the namespaces.
@@ -163,7 +163,7 @@ $hints"
     mv "$1.new" "$1"
 }
 
-# The file of that state, which another program or another recipe makes anew.
+# Prints the path of the state file. Its name depends on Incus, busybox and the scripts that make the state.
 state_file() {
     made_from=$({ "$incusd" --version && cat "$here/private.sh" "$here/init" "$(command -v busybox)"; } | cksum | cut -d' ' -f1)
     echo "$kept/state-$made_from.tar"

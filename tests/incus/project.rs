@@ -11,8 +11,7 @@ const IMAGE: &str = "bb";
 /// Runs `incus` and gives what came out.
 ///
 /// # Panics
-///
-/// The Incus here is not the test's own: the tests would change somebody's.
+/// Panics if this Incus does not belong to the test, because the test would change it.
 #[track_caller]
 pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output {
     assert!(

@@ -8,7 +8,7 @@ use crate::harness::{Anklume, Ran};
 use crate::processes::processes;
 use crate::project::{incus, succeeded, unhurried};
 
-/// An infrastructure; dropped, it is gone with everything in it, which is checked.
+/// An infrastructure. Dropping it destroys everything in it and checks that nothing is left.
 pub(crate) struct World {
     /// `project_name`.
     pub(crate) name: String,
@@ -27,7 +27,7 @@ impl World {
     pub(crate) fn new(text: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Refuses to go on where the Incus is somebody's.
+        // Panics if this Incus does not belong to the test.
         succeeded(&incus(["version"]));
         let mut world = Self {
             name: format!("world-{count}"),
@@ -230,7 +230,7 @@ domains:
 
 impl Drop for World {
     fn drop(&mut self) {
-        // The failure of the test is what is to be read.
+        // After a failed test, do not hide its message behind another one.
         if std::thread::panicking() || ![0, 1].into_iter().any(|domain| self.is_there(domain)) {
             return;
         }

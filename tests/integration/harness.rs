@@ -175,8 +175,7 @@ impl Ran {
 /// Waits for a process to end.
 ///
 /// # Panics
-///
-/// It takes far longer than any run of these tests; it is ended, and named by its arguments.
+/// Kills the process and panics with its arguments if it takes far longer than any run of these tests.
 #[track_caller]
 pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
     /// Longest that a run may take; what it waits for itself ends sooner.
@@ -209,9 +208,8 @@ pub(crate) fn scrub(command: &mut Command, home: &Path) {
 }
 
 /// Writes a program that anybody may run.
-///
-/// Another process writes it: a thread of this one that starts a process meanwhile would hand the open file on, and the
-/// kernel runs no program that somebody has open for writing (`ETXTBSY`).
+/// A separate process writes the file. If this process wrote it, a child started by another thread could inherit the
+/// open descriptor, and the kernel refuses to run a file that is open for writing (`ETXTBSY`).
 #[track_caller]
 pub(crate) fn write_program(path: &Path, content: impl AsRef<[u8]>) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();

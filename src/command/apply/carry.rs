@@ -210,7 +210,8 @@ fn is_network(action: &Action) -> bool {
 async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
     match action {
         Action::Create { object, body, .. } if is_machine(object) => {
-            // Until Incus has said that it is whole: a later run makes one anew that was not finished.
+            // The mark stays until Incus reports that the machine is complete; a later run recreates an unfinished
+            // machine.
             incus.create(object, &unfinished(body)).await?;
             incus.edit(object, &[finished()]).await
         }

@@ -172,7 +172,7 @@ async fn consumer_end(
         mode: wire::SOCKET_MODE,
     };
     let mut files = context.files(consumer).await;
-    // What cannot be looked at is somebody else's to find.
+    // Another check reports a file that cannot be read.
     match files.look(&edge.consumer_socket()).await.ok()? {
         None => Some(Again::NoSocket),
         Some(there) => {

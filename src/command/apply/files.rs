@@ -12,7 +12,7 @@ use crate::incus::{DEFAULT_PROJECT, Entry, Incus, IncusError, Kind, Object};
 use crate::inside::PROGRAM;
 use crate::machine_root::{Look, MachineRoot, MachineRootError};
 
-/// What stands for the digest of a program that is another one, whatever it is.
+/// Placeholder digest for any program other than this one.
 const ANOTHER: &str = "another";
 
 /// Why a machine's files cannot be looked at.
@@ -21,7 +21,7 @@ pub(in crate::command) enum FilesError {
     /// Incus does not say.
     #[error(transparent)]
     Incus(#[from] IncusError),
-    /// The machine keeps the answer back.
+    /// The machine did not answer in time.
     #[error("{0}")]
     Silent(String),
     /// More bytes than are read.
@@ -50,7 +50,7 @@ enum Way {
     Open(Box<MachineRoot>),
     /// There is none: Incus is asked.
     Closed,
-    /// The machine kept an answer back, and no other is waited for.
+    /// The machine did not answer in time, and is not asked again.
     Silent(String),
 }
 
@@ -122,8 +122,8 @@ impl Context {
     }
 }
 
-/// Whether the files of a machine can be seen from the host: root alone may look into a container, while it runs; of a
-/// virtual machine nothing is to be seen.
+/// Whether the host can see the files of a machine: only root can, and only in a running container, never in a virtual
+/// machine.
 fn is_visible(there: &Instance, is_root: bool) -> bool {
     is_root && there.kind == "container" && runs(there)
 }
@@ -173,7 +173,7 @@ impl MachineFiles<'_> {
     /// SHA-256 of the program in the machine, in hexadecimal, where it is this very one; `None`: there is none.
     pub(super) async fn program(&mut self) -> Result<Option<String>, FilesError> {
         let seen = self.seen(async |root| root.is_this_program(PROGRAM).await);
-        // Who asks of a machine's program has read this one.
+        // Comparing a machine's program needs this one in any case; it is read once per run.
         let own = self.context.program();
         let own = own.map_err(|why| FilesError::Silent(format!("{why:#}")))?;
         let own = (own.length(), own.digest.clone());
@@ -228,7 +228,7 @@ impl MachineFiles<'_> {
             .ok_or_else(|| IncusError::Connection(std::io::ErrorKind::NotConnected.into()))
     }
 
-    /// What Incus answered; after a failure the next question goes over another connection.
+    /// Converts the answer of Incus; after a failure, drops the connection so that the next request opens a new one.
     fn told<T>(&mut self, answer: Result<T, IncusError>) -> Result<T, FilesError> {
         answer.map_err(|why| {
             self.incus = None;

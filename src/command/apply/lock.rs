@@ -60,7 +60,7 @@ fn take(output: &Output) -> io::Result<(File, bool)> {
     Ok((file, killed))
 }
 
-/// Whether another run changes things now; who may not look at the lock does not know of one.
+/// Whether another run holds the lock. Returns `false` if the lock file cannot be opened.
 pub(super) fn is_held() -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let Ok(file) = open(LOCK, flags, Mode::empty()) else {

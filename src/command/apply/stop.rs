@@ -111,7 +111,7 @@ mod tests {
 
     #[tokio::test]
     async fn any_of_the_signals_lets_the_step_in_hand_end_and_a_second_one_does_not() {
-        // Whoever runs the tests in the background may have them ignore some; those are nothing to wait for.
+        // A shell may make background jobs ignore some of these signals; skip those.
         let ignored = ignored(&fs::read("/proc/self/status").unwrap());
         let heard = |sent: &Sent| ignored >> (sent.as_raw() - 1) & 1 == 0;
         // A handler stays for as long as the process lives, so that none of these ends it.

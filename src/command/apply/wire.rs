@@ -143,8 +143,8 @@ impl Proxies {
         Self(entries.map(|all| all.filter_map(Result::ok).filter_map(proxy).collect()))
     }
 
-    /// Whether one of them carries the bytes of an edge's end, a machine whose first process that is; where nobody could
-    /// look, it does.
+    /// Whether one of them carries the bytes for an edge's end, in the machine whose first process is `first`. Returns
+    /// `true` if the processes could not be listed.
     pub(super) fn carry(&self, edge: &Edge, role: Role, first: u32) -> bool {
         let Some(proxies) = &self.0 else {
             return true;

@@ -70,7 +70,7 @@ pub(super) fn commit(tree: &mut Tree, changes: &[Change]) -> Result<(), TreeFaul
 }
 
 fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<(), TreeFault> {
-    // Also where nothing is left to change: a run may be killed when it has only its old files to remove.
+    // Runs even if nothing changes: an earlier run may have been killed before it removed its old files.
     if tree.is_alone {
         tree.remove_leftovers()?;
     }

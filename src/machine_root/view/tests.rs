@@ -167,7 +167,7 @@ fn users_have_the_numbers_that_the_machine_gives_them() {
 }
 
 #[test]
-fn a_process_that_is_no_machine_s_is_no_way_in() {
+fn open_refuses_a_process_that_is_not_in_the_machine() {
     assert!(View::open(std::process::id(), "").is_none());
     assert!(View::open(1, "vault_signer").is_none());
     assert!(View::open(0, "vault_signer").is_none());

@@ -339,7 +339,7 @@ async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn told_to_end_it_waits_for_a_call_for_as_long_as_its_limit_says() {
+async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
     /// How long a call takes: longer than a server without consumers waits, and less than a person may take at a pinentry.
     const CALL: Duration = Duration::from_secs(25);
     let slow = || {

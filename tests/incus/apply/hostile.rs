@@ -97,8 +97,8 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     );
 }
 
-/// Runs `anklume apply --format json`, while the machine's root puts something else in the place of the program that was
-/// pushed, just before it is started, that gives this answer: the exit code, and what apply says.
+/// Runs `anklume apply --format json`. Just before the pushed program starts, the machine's root replaces it with a
+/// script that gives this answer. Returns the exit code and the output of `apply`.
 fn answered_by_another(answer: &str) -> (i32, String) {
     let world = World::new(&declared("root"));
     world.apply();

@@ -167,8 +167,8 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     world.is_settled();
 }
 
-/// Kills a run after `first` writing requests, the next one after `step` more, and so on, each in a new world; the run after
-/// it finishes. The number of the last request that a run was killed after.
+/// Kills a run after `first` writing requests, the next after `step` more, and so on, each in a new world. After each
+/// kill, the next run must finish. Returns the number of requests after which the last run was killed.
 fn killed_after_each(text: &str, first: usize, step: usize) -> usize {
     let mut last = 0;
     for at in (first..ENOUGH).step_by(step) {

@@ -37,7 +37,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         assert_eq!((status, asked), (0, Vec::new()), "{words:?}");
     }
 
-    // Where Incus names another process afterwards, what was seen through the first one counts nothing.
+    // If Incus reports another first process afterwards, anklume discards what it saw through the old one.
     let before = Arc::new(AtomicUsize::new(0));
     let recorder = Recorder::new(move |_, line| {
         let of_signer = line.contains("signer/state?");
@@ -76,7 +76,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         "{asked:#?}"
     );
 
-    // A machine that went over a mount to what is looked at is asked of Incus too, and no mount is crossed from the host.
+    // If the machine mounts something over a path that is checked, the host does not cross the mount; Incus is asked.
     assert!(world.exec(0, "signer", "mkdir -p /tmp/o && cp -a /opt/anklume/. /tmp/o/ && mount -o bind /tmp/o /opt/anklume").0);
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let (_, _, asked) = files_asked_for(&world, &["apply", "--dry-run"], &recorder);
@@ -99,7 +99,7 @@ fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     dry.is(
         0,
         "nothing to do: Incus is as declared\n",
-        "note: another anklume is changing this Incus: the plan is that of this moment\n",
+        "note: another anklume is changing this Incus: the plan shows only its current state\n",
     );
     let doctor = world.run(&["doctor"]);
     assert_eq!(doctor.status, 0, "{doctor:?}");

@@ -125,7 +125,7 @@ fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
         said.contains(&format!("{NOTHING}no cron runs on this host\n")),
         "{said}"
     );
-    // What cron would run runs.
+    // The command in the cron file works.
     let command = line.split_once(" root ").unwrap().1;
     let ran = Command::new("sh")
         .args(["-c", command])

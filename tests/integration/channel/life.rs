@@ -80,7 +80,7 @@ fn a_second_server_of_one_folder_is_refused() {
 }
 
 #[test]
-fn told_twice_to_end_a_server_on_stdio_ends_a_call_that_hangs_answers_it_and_logs_it() {
+fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
     if !have_program("gpg") {
         return;
     }

@@ -89,7 +89,7 @@ fn reload(world: &World, server: &Listening, reloads: usize) {
 }
 
 #[test]
-fn descriptors_threads_and_memory_are_after_5000_connections_and_200_reloads_as_before() {
+fn descriptors_threads_and_memory_do_not_grow_over_5000_connections_and_200_reloads() {
     let world = World::new(&[COPY]);
     let server = world.listen();
     // Whatever is made at the first use is made.

@@ -60,7 +60,7 @@ fn nothing_outside_is_written_while_somebody_exchanges_files_and_folders_for_lin
                 let _ = std::fs::write(&file, "x: 1\n");
             }
         });
-        // Until it was met both in the middle of its work and not at all.
+        // Repeat until at least one run has succeeded and at least one has been refused.
         let mut ends = [0; 2];
         let mut round = 0;
         while round < rounds(150, 5_000) || ends.contains(&0) && round < 20_000 {
