@@ -7,7 +7,7 @@ mod view;
 
 use std::io::{self, BufRead, Write};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -23,6 +23,8 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 pub(crate) const COMMAND: &str = "machine-root";
 /// Longest that one look may take. A local disk takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest that all looks into a machine may take together.
+const TOTAL: Duration = Duration::from_secs(20);
 /// Longest line between the two processes, in bytes: a path, and a little.
 const LINE_MAX: u64 = 16 * 1024;
 
@@ -74,7 +76,7 @@ pub(crate) enum MachineRootError {
     #[error("cannot run the process that reads its files: {0}")]
     Io(#[from] io::Error),
     /// It took too long.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    #[error("no answer within {} s, or {} s for all answers", TIMEOUT.as_secs(), TOTAL.as_secs())]
     Slow,
 }
 
@@ -83,7 +85,8 @@ pub(crate) enum MachineRootError {
 pub(crate) struct MachineRoot {
     /// Killed when it is dropped.
     _child: Child,
-    timeout: Duration,
+    /// What is left of [`TOTAL`].
+    left: Duration,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
@@ -116,7 +119,7 @@ impl MachineRoot {
         };
         let mut root = Self {
             _child: child,
-            timeout: patience,
+            left: TOTAL,
             stdin,
             stdout: BufReader::new(stdout),
         };
@@ -172,7 +175,8 @@ impl MachineRoot {
     async fn ask(&mut self, request: &Request) -> Result<(Answer, Vec<u8>), MachineRootError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
-        let patience = self.timeout;
+        let patience = self.left.min(TIMEOUT);
+        let began = Instant::now();
         let exchange = async {
             self.stdin.write_all(&line).await?;
             let answer = self.answer().await?;
@@ -184,6 +188,7 @@ impl MachineRoot {
             Ok((answer, content))
         };
         let done = timeout(patience, exchange).await;
+        self.left = self.left.saturating_sub(began.elapsed());
         done.map_err(|_| MachineRootError::Slow)?
     }
 
@@ -242,10 +247,10 @@ fn answered(view: &View, request: &Request) -> Result<(Answer, Vec<u8>), Failure
 }
 
 fn say(output: &mut impl Write, answer: &Answer, content: &[u8]) -> io::Result<()> {
-    let mut message = serde_json::to_vec(answer)?;
-    message.push(b'\n');
-    message.extend_from_slice(content);
-    output.write_all(&message)?;
+    let mut head = serde_json::to_vec(answer)?;
+    head.push(b'\n');
+    output.write_all(&head)?;
+    output.write_all(content)?;
     output.flush()
 }
 
@@ -275,14 +280,14 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        root.timeout = SHORT;
+        root.left = SHORT;
         let held = root.look("/etc").await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
         // Nor is half an answer waited for.
         let half =
             format!("{ready} read request; echo '{{\"content\":10}}'; printf half; exec sleep 600");
         let mut root = child(&half, LONG).await.unwrap().unwrap();
-        root.timeout = SHORT;
+        root.left = SHORT;
         let held = root.read("/etc/name", Kind::File, 10).await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
     }

@@ -41,11 +41,6 @@ run() {
 
 # The first process of a namespace: when it ends, everything in there is ended.
 run_inside() {
-    TMPDIR=$(mktemp -d /tmp/anklume.XXXXXX)
-    # Tests become other users.
-    chmod 1777 "$TMPDIR"
-    export TMPDIR
-    trap 'rm -rf -- "$TMPDIR"' EXIT
     status=0
     run "$@" || status=$?
     # The last processes may still be ending.
@@ -99,11 +94,12 @@ report() {
         printf '%s\n' "$after" | diff "$results/before" - || true
         changed=1
     fi
-    ran=$(count tests) failed=$(($(count failures) + $(count errors)))
+    ran=$(count tests) failures=$(count failures) errors=$(count errors)
+    ran=${ran:-0} failed=$((${failures:-0} + ${errors:-0}))
     left_out=0
     if [ -s "$results/skipped" ]; then
         sort -u "$results/skipped"
-        left_out=$(cut -d: -f2 "$results/skipped" | sort -u | wc -l)
+        left_out=$(cut -f 2 "$results/skipped" | sort -u | wc -l)
     fi
     all=$(cargo nextest list --run-ignored all --ignore-default-filter --message-format oneline 2>/dev/null | wc -l)
     printf '%s passed, %s failed, %s skipped\n' "$((ran - failed - left_out))" "$failed" "$((all - ran + left_out))"
@@ -118,17 +114,33 @@ if [ "${1:-}" = --inside ]; then
 fi
 
 prepare
+TMPDIR=$(mktemp -d /tmp/anklume.XXXXXX)
+# Tests become other users.
+chmod 1777 "$TMPDIR"
+export TMPDIR
+profile=${ANKLUME_TEST_LONG:+long}
+if [ "$(id -u)" != 0 ] || ! { [ -x /usr/libexec/incus/incusd ] || command -v incusd >/dev/null; }; then
+    [ "${CI:-}" != true ] || fail 'the tests of Incus need root and Incus'
+    echo 'tests: those of Incus need root and Incus, and are left out'
+    profile=${profile:+$profile-}without-incus
+fi
+export NEXTEST_PROFILE="${profile:-default}"
 if [ "$(id -u)" = 0 ]; then
     before=$(host || true)
     status=0
     # A shell makes its background jobs ignore signals that the tests send; restore the defaults.
     env --default-signal=HUP,INT,QUIT unshare --mount --pid --fork --kill-child --mount-proc \
-        sh tests/run.sh --inside "$@" || status=$?
+        sh tests/run.sh --inside "$@" &
+    running=$!
+    # The first process of a namespace takes everything in it down with it.
+    trap 'kill -9 "$running" 2>/dev/null || true; rm -rf -- "$TMPDIR"; exit 143' TERM INT HUP
+    wait "$running" || status=$?
+    trap - TERM INT HUP
 else
-    echo 'tests: those of Incus need root, and are left out'
     before=$(host || true)
     status=0
-    NEXTEST_PROFILE=unprivileged run "$@" || status=$?
+    run "$@" || status=$?
 fi
+rm -rf -- "$TMPDIR"
 report || status=1
 exit "$status"

@@ -7,8 +7,8 @@
 #                                            packages: Debian packages only, to be run as root for another user.
 #
 # As root on Debian (or what is made of it) missing packages are installed by name, Incus from backports where the
-# release itself has none. Elsewhere they are named. Python and node packages go to target/, nowhere else.
-# Something still missing at the end is a failure with CI=true, and otherwise a line: tests that need it say that they are skipped.
+# release itself has none. Elsewhere they are named. Python and node packages, and cargo-nextest, go to target/.
+# Anything still missing at the end is a failure with CI=true. Otherwise it is listed, and the tests that need it are skipped.
 set -eu
 cd "$(dirname -- "$0")/.."
 part=${1:-test}
@@ -246,8 +246,8 @@ provide_nextest() {
 
 provide_packages
 if [ "$part" = test ]; then
-    provide_nextest
     mkdir -p target
+    provide_nextest
     case $missing in
     *python3*) ;; # nothing to put them there
     *)

@@ -61,18 +61,20 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         let context = Context::new(output).await?;
         if args.dry_run {
             // It changes nothing, and so waits for nobody.
-            if lock::is_held() {
+            let before = lock::is_held();
+            let (plan, _) = look(&context, &infra, &edges, &args.adopt).await?;
+            if before || lock::is_held() {
                 output.say(
                     "note: another anklume is changing this Incus: the plan shows only its current state",
                 );
             }
-            let (plan, _) = look(&context, &infra, &edges, &args.adopt).await?;
             return show(&plan, args.exit_code, output);
         }
         let context = context.locked(output).await?;
         let (mut plan, state) = look(&context, &infra, &edges, &args.adopt).await?;
         plan.notes
             .extend(logs_of_calls(&context, &infra, &edges, &state).await);
+        context.close_roots().await;
         for note in &plan.notes {
             output.say(&format!("note: {note}"));
         }
@@ -158,9 +160,8 @@ async fn logs_of_calls(
     shelf.forget(infra, &state.instances);
     shelf.remember_rebuilt(&state.instances);
     let mut notes = Vec::new();
-    let providers = providers(edges, state);
-    for log in each(&providers, |provider| keep(context, provider)).await {
-        match log {
+    for provider in providers(edges, state) {
+        match keep(context, provider).await {
             Log::Sound => {}
             Log::Altered { detail, .. } => notes.push(detail),
             Log::Lost(log) => notes.push(log.put_aside()),

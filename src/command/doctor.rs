@@ -69,12 +69,11 @@ async fn examine<'e>(
     let program = context.program()?;
     let (state, facts) = survey(&context, infra, edges).await?;
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
-    let providers = providers(&asked, &state);
-    let logs = each(&providers, |provider| keep(&context, provider)).await;
-    let places = providers
-        .iter()
-        .map(|one| (one.project.clone(), one.name.clone()));
-    let calls: BTreeMap<(String, String), Log> = places.zip(logs).collect();
+    let mut calls = BTreeMap::new();
+    for provider in providers(&asked, &state) {
+        let place = (provider.project.clone(), provider.name.clone());
+        calls.insert(place, keep(&context, provider).await);
+    }
     let apply = apply_command(&args.infra);
     let examiner = Examiner {
         infra,

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
@@ -28,6 +29,8 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 const RUN: &str = "run";
 /// Type of a file system in memory (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Types of file systems that a machine can mount over its root and then answer for itself: FUSE, overlayfs.
+const MACHINES_OWN: [i64; 2] = [0x6573_5546, 0x794c_7630];
 /// Bits of a mode that Incus tells too.
 const RIGHTS: u32 = 0o777;
 /// The ID shown for a user or group without a mapping in the machine (`/proc/sys/kernel/overflowuid`).
@@ -79,9 +82,18 @@ impl View {
         if !is_first(&text("status")?) || !is_in(&text("cgroup")?, cgroup) {
             return None;
         }
+        let root = format!("/proc/{first}/root");
+        // Incus looks at the root of the machine, and not at a folder in it that its first process has made its own.
+        if fs::read_link(&root).ok()? != Path::new("/") {
+            return None;
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(root, flags, Mode::empty()).ok()?;
+        if MACHINES_OWN.contains(&fstatfs(&root).ok()?.f_type) {
+            return None;
+        }
         let view = Self {
-            root: open(format!("/proc/{first}/root"), flags, Mode::empty()).ok()?,
+            root,
             users: Ids::parse(&text("uid_map")?),
             groups: Ids::parse(&text("gid_map")?),
             process,
@@ -202,7 +214,8 @@ impl View {
 /// The same regular file, opened to be read.
 fn reopened(there: BorrowedFd<'_>) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", there.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags =
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME | OFlags::CLOEXEC;
     open(path, flags, Mode::empty()).map(File::from)
 }
 

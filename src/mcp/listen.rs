@@ -23,7 +23,6 @@ use crate::mcp::live::{Live, Policy};
 use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
 use crate::name::MachineName;
-use crate::policy::Caller;
 use crate::services::Services;
 use folder::{Folder, FolderError};
 
@@ -340,10 +339,8 @@ impl Accepting {
     }
 
     fn server(&self) -> Server {
-        let caller = Caller::Consumer(self.caller.clone());
-        Server::new(caller, Arc::clone(&self.shared))
-            .paced(Arc::clone(&self.pace))
-            .ends_within(STOP_TIME)
+        let (shared, pace) = (Arc::clone(&self.shared), Arc::clone(&self.pace));
+        Server::of_consumer(self.caller.clone(), shared, pace)
     }
 
     /// Each connection ends by itself; the door ends all of them.

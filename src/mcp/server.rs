@@ -23,18 +23,19 @@ pub(crate) use tools::list;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::STOP_TIME;
 use crate::mcp::Limits;
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
 use crate::mcp::pace::Pace;
 use crate::mcp::recorder::Recorder;
 use crate::mcp::wire::Longest;
+use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Outcome, Session, Settings, ToolError};
 use door::Door;
@@ -115,16 +116,13 @@ impl Server {
         }
     }
 
-    /// The same, at the pace of all connections of its caller.
-    pub(crate) fn paced(mut self, pace: Arc<Pace>) -> Self {
-        self.pace = Some(pace);
-        self
-    }
-
-    /// The same with so much time for its running calls when it is told to end.
-    pub(crate) const fn ends_within(mut self, time: Duration) -> Self {
-        self.limits.stop = time;
-        self
+    /// Serves a connection of a consumer, at the pace of all its connections. Its running calls may take as long as a person
+    /// at a pinentry when the server is told to end.
+    pub(crate) fn of_consumer(consumer: MachineName, shared: Arc<Shared>, pace: Arc<Pace>) -> Self {
+        let mut server = Self::new(Caller::Consumer(consumer), shared);
+        server.pace = Some(pace);
+        server.limits.stop = STOP_TIME;
+        server
     }
 
     /// The same for a connection beyond the `most` that its caller may have at once: its first request is answered with

@@ -52,7 +52,7 @@ pub(super) fn make(
         ));
         return actions;
     }
-    if is_half_made(there) {
+    if is_half_made(setting, domain, machine, there) {
         actions.push(delete_machine(there));
         actions.extend(create(setting, domain, machine, faults));
         actions.push(start(object, "Stopped", Power::Start, false));
@@ -76,13 +76,22 @@ pub(super) fn make(
 
 /// Whether Incus or the run stopped while it created the machine, so that parts may be missing. A machine that has been
 /// started since counts as complete.
-fn is_half_made(there: &Instance) -> bool {
-    mark::is_unfinished(&there.config) && !mark::was_started(&there.config) && !runs(there)
-}
-
-/// Whether Incus says that a machine runs, or is on its way there or from there.
-fn runs(there: &Instance) -> bool {
-    !["Stopped", "Error"].contains(&there.status.as_str())
+///
+/// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
+/// a copy are somebody's.
+fn is_half_made(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    machine: &Machine,
+    there: &Instance,
+) -> bool {
+    let (project, name) = (domain.name.as_str(), machine.name.as_str());
+    let owner = machine_owner(&there.config, setting.project(), project, name);
+    setting.facts.root
+        && owner == Owner::Ours
+        && mark::is_unfinished(&there.config)
+        && !mark::was_started(&there.config)
+        && there.status == "Stopped"
 }
 
 fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {

@@ -166,6 +166,62 @@ fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
     );
 }
 
+#[test]
+fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
+    const MARK: &str = "user.anklume.unfinished";
+    // Plans for the machine `dev`, changed like this; whether it is deleted.
+    let is_deleted = |facts: &Facts, adopt: &[&str], change: &dyn Fn(&mut Instance)| {
+        // Services need root, which one of the cases is without.
+        let text = &INFRA.replace("consumers: [dev]", "consumers: []");
+        let mut state = applied(text);
+        let dev = state
+            .instances
+            .iter_mut()
+            .find(|one| one.name == "dev")
+            .unwrap();
+        dev.status = "Stopped".to_owned();
+        dev.config.remove("volatile.last_state.power");
+        change(dev);
+        let lines = lines(&planned(text, &state, facts, adopt).unwrap());
+        let deleted = lines.iter().any(|line| line.starts_with("- machine dev"));
+        let made = lines.contains(&"+ machine dev (bb, 10.100.1.10)".to_owned());
+        assert_eq!(deleted, made, "{lines:#?}");
+        deleted
+    };
+    let set = |dev: &mut Instance, key: &str, value: &str| {
+        dev.config.insert(key.to_owned(), value.to_owned());
+    };
+    let marked = |dev: &mut Instance| set(dev, MARK, "true");
+    assert!(is_deleted(&facts(), &[], &marked));
+    assert!(!is_deleted(&facts(), &[], &|_| {}));
+    // Somebody has started it since.
+    assert!(!is_deleted(&facts(), &[], &|dev| {
+        marked(dev);
+        set(dev, "volatile.last_state.power", "STOPPED");
+    }));
+    for status in ["Running", "Frozen", "Error", "Starting"] {
+        assert!(!is_deleted(&facts(), &[], &|dev| {
+            marked(dev);
+            dev.status = status.to_owned();
+        }));
+    }
+    // Another run may be creating it.
+    let unlocked = Facts {
+        root: false,
+        ..facts()
+    };
+    assert!(!is_deleted(&unlocked, &[], &marked));
+    // Somebody's, though the user says that it shall be ours.
+    assert!(!is_deleted(&facts(), &["dev"], &|dev| {
+        marked(dev);
+        dev.config.remove("user.anklume.project");
+    }));
+    assert!(!is_deleted(&facts(), &["dev"], &|dev| {
+        marked(dev);
+        set(dev, "user.anklume.machine", "work/other");
+    }));
+}
+
 /// This change of the file is planned so, and when it is done there is nothing left.
 #[track_caller]
 fn is_planned(old: &str, new: &str, expected: &[String]) {

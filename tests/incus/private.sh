@@ -37,14 +37,14 @@ own_cgroups() {
 enter_cgroups() {
     own_cgroups | while read -r folder; do
         group=${folder%/}/$name
+        echo "$group" >>"$scratch/cgroups"
         mkdir -p "$group/init.scope"
-        # A new cpuset has no processors and no memory, and takes no process.
+        # A new cpuset of version 1 has no processors and no memory, and takes no process.
         for file in cpuset.cpus cpuset.mems; do
             for one in "$group" "$group/init.scope"; do
-                [ ! -e "$one/$file" ] || cat "${folder%/}/$file" >"$one/$file"
+                [ ! -e "${folder%/}/$file" ] || [ ! -e "$one/$file" ] || cat "${folder%/}/$file" >"$one/$file"
             done
         done
-        echo "$group" >>"$scratch/cgroups"
         echo "$1" >"$group/init.scope/cgroup.procs"
     done
 }
@@ -62,6 +62,7 @@ clean() {
         sleep 0.05
         left=$((left - 1))
     done
+    [ ! -d "$scratch/cgroup2" ] || umount "$scratch/cgroup2" || umount -l "$scratch/cgroup2"
     rm -rf --one-file-system "$scratch"
 }
 
@@ -71,10 +72,16 @@ outside() {
     case $1 in --make-state) ;; *) provide_state ;; esac
     scratch=$(mktemp -d "/tmp/${ANKLUME_TEST_RUN:-anklume-tests}.XXXXXX")
     name=$(basename "$scratch")
+    inside=
     trap clean EXIT
     # Whoever is told to end takes everything down first.
-    trap 'kill -9 "$inside" 2>/dev/null; exit 143' TERM INT HUP
+    trap 'kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
     mkdir "$scratch/cgroup"
+    # Where no cgroups are mounted, this daemon has some all the same.
+    if [ -z "$(own_cgroups)" ]; then
+        mkdir "$scratch/cgroup2"
+        mount -t cgroup2 none "$scratch/cgroup2"
+    fi
     # In a process of its own, so that this one stays where it is and can remove the cgroup.
     sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
     inside=$!
@@ -100,7 +107,8 @@ memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
 own_file_systems() {
     mount --make-rprivate /
     # The network devices and the cgroups that are shown are those of the namespaces.
-    mount --rbind /sys/fs/cgroup "$scratch/cgroup"
+    [ -d "$scratch/cgroup2" ] && cgroups=$scratch/cgroup2 || cgroups=/sys/fs/cgroup
+    mount --rbind "$cgroups" "$scratch/cgroup"
     umount -l /sys
     mount -t sysfs sysfs /sys
     mount --rbind "$scratch/cgroup" /sys/fs/cgroup
@@ -112,8 +120,8 @@ own_file_systems() {
     mkdir -m 1777 /run/tmp
     mkdir -p /run/lxc /run/lock /run/etc/above /run/etc/work
     mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/above,workdir=/run/etc/work anklume-tests /etc
-    # The same host everywhere: one that cron could rotate logs on, and on which no cron runs.
-    mkdir -p /etc/cron.d
+    # The same host everywhere: without a scheduler, which would be given this program only where root alone can change it.
+    rm -rf /etc/cron.d
     for file in /etc/subuid /etc/subgid; do echo 'root:1000000:1000000000' >"$file"; done
     ip link set lo up
 }
@@ -184,11 +192,11 @@ provide_state() {
 # Machines get a stripped copy of the program under test, half the bytes of the same code, which stands in its place.
 provide_program() {
     [ -n "${NEXTEST_BIN_EXE_anklume:-}" ] || return 0
-    stripped=$kept/anklume
+    stripped=$kept/anklume-$(stat -c '%i-%Y-%s' "$NEXTEST_BIN_EXE_anklume")
     (
         flock 9
-        [ "$stripped" -nt "$NEXTEST_BIN_EXE_anklume" ] ||
-            { strip -o "$stripped.new" "$NEXTEST_BIN_EXE_anklume" && mv "$stripped.new" "$stripped"; }
+        [ -f "$stripped" ] || { strip -o "$stripped.new" "$NEXTEST_BIN_EXE_anklume" && mv "$stripped.new" "$stripped"; }
+        find "$kept" -name 'anklume-*' ! -path "$stripped" -mmin +60 -delete
     ) 9>"$kept/lock"
     mount --bind "$stripped" "$NEXTEST_BIN_EXE_anklume"
 }
@@ -215,8 +223,14 @@ inside() {
 
 case ${1:-} in
 --enter) shift && enter "$@" ;;
---inside) shift && inside "$@" ;;
---start) start_daemon ;;
+--inside)
+    [ "$$" = 1 ] || fail '--inside is for the first process of a namespace'
+    shift && inside "$@"
+    ;;
+--start)
+    grep -q '^anklume-tests /run tmpfs' /proc/mounts || fail '--start is for a command that this script runs'
+    start_daemon
+    ;;
 '') fail 'usage: sh tests/incus/private.sh COMMAND [ARGUMENT…]' ;;
 *) outside "$@" ;;
 esac

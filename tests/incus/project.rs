@@ -102,12 +102,16 @@ impl Project {
 
 impl Drop for Project {
     fn drop(&mut self) {
+        // After a failed test, do not hide its message behind another one.
+        if std::thread::panicking() {
+            return;
+        }
         let project = format!("--project={}", self.name);
         let list = incus(["list", &project, "-c", "n", "-f", "csv"]);
         for name in String::from_utf8_lossy(&list.stdout).lines() {
-            incus(["delete", "--force", &project, name]);
+            succeeded(&incus(["delete", "--force", &project, name]));
         }
-        incus(["project", "delete", &self.name]);
+        succeeded(&incus(["project", "delete", &self.name]));
     }
 }
 

@@ -253,7 +253,7 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
         };
         let thread = std::thread::current();
         let test = thread.name().unwrap_or_default();
-        let line = format!("skipped:{test}: {part} is missing{how}\n");
+        let line = format!("skipped\t{test}\t{part} is missing{how}\n");
         let _ = std::io::stderr().write_all(line.as_bytes());
         // The runner keeps back what a test that passes says: tests/run.sh shows and counts these.
         if let Some(log) = std::env::var_os("ANKLUME_TEST_SKIPPED") {

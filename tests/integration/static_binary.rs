@@ -6,11 +6,30 @@ use std::process::{Command, Output, Stdio};
 
 use crate::harness::{ANKLUME, have};
 
+/// The optimised program, which `make build` makes.
+const RELEASE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/target/x86_64-unknown-linux-gnu/release/anklume"
+);
+
+/// The programs that must be static: the one under test, and the release where it is built.
+fn programs() -> Vec<&'static str> {
+    let release = have("the release (`make build`)", Path::new(RELEASE).is_file());
+    [Some(ANKLUME), release.then_some(RELEASE)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 #[test]
 fn the_program_asks_for_no_loader() {
-    let binary = std::fs::read(ANKLUME).unwrap();
+    programs().into_iter().for_each(asks_for_no_loader);
+}
+
+fn asks_for_no_loader(program: &str) {
+    let binary = std::fs::read(program).unwrap();
     assert_eq!(
-        &binary[..6],
+        binary.get(..6).unwrap(),
         b"\x7fELF\x02\x01",
         "a 64-bit little-endian ELF file"
     );
@@ -37,17 +56,16 @@ fn it_runs_in_an_empty_root() {
     ) {
         return;
     }
-    // By a process of its own: a file that this one holds open for writing, for another test's child to inherit, cannot be started.
-    assert!(
-        Command::new("cp")
-            .arg(ANKLUME)
-            .arg(root.path())
-            .status()
-            .unwrap()
-            .success()
-    );
+    for program in programs() {
+        runs_alone(program, root.path());
+    }
+}
 
-    let version = in_root(root.path(), &["/anklume", "--version"], "").unwrap();
+fn runs_alone(program: &str, root: &Path) {
+    // A separate process writes it: a child that another thread starts could inherit a descriptor that is open for writing.
+    let copied = Command::new("cp").arg(program).arg(root).status().unwrap();
+    assert!(copied.success());
+    let version = in_root(root, &["/anklume", "--version"], "").unwrap();
     assert_eq!(
         (
             version.status.code(),
@@ -63,10 +81,12 @@ fn it_runs_in_an_empty_root() {
 
     // The one-line deployment test of the documentation.
     let message = "{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}\n";
-    let list = in_root(root.path(), &["/anklume", "mcp", "serve"], message).unwrap();
+    let list = in_root(root, &["/anklume", "mcp", "serve"], message).unwrap();
     assert_eq!(list.status.code(), Some(0), "{list:?}");
     let answer: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
-    let names: Vec<&str> = answer["result"]["tools"]
+    let names: Vec<&str> = answer
+        .pointer("/result/tools")
+        .unwrap()
         .as_array()
         .unwrap()
         .iter()

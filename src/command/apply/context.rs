@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
 use super::super::output::Output;
@@ -60,6 +61,7 @@ pub(crate) struct Context {
 impl Context {
     /// Finds Incus and makes sure that it can be used.
     pub(crate) async fn new(output: &Output) -> anyhow::Result<Self> {
+        allow_descriptors();
         let socket = socket_path(|name| std::env::var_os(name));
         if socket.file_name().is_some_and(|name| name == PLAIN) {
             // It gives its user a project and no more: enough to begin, and not to finish.
@@ -154,6 +156,17 @@ impl Context {
         }
         Ok(state)
     }
+}
+
+/// Lets this process have as many open files as it may: each machine takes a few.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // With fewer it still works for most.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 async fn connect(socket: &std::path::Path, writes: &Writes) -> Result<Incus, IncusError> {

@@ -78,6 +78,11 @@ impl Context {
         }
     }
 
+    /// Ends the children that look into machines: what is changed next must find no file system in use.
+    pub(super) async fn close_roots(&self) {
+        self.roots().0.lock().await.clear();
+    }
+
     /// A machine's first process, as the host counts; asked once in a run.
     pub(super) async fn first_process(&self, there: &Instance) -> Option<u32> {
         let root = self.root(there).await;
@@ -116,8 +121,8 @@ impl Context {
             Ok(Some(root)) if self.ask_first(there).await == Some(first) => {
                 Way::Open(Box::new(root))
             }
-            Ok(_) | Err(MachineRootError::Io(_)) => Way::Closed,
-            Err(why @ MachineRootError::Slow) => Way::Silent(why.to_string()),
+            // Nothing of the machine's was read yet: a child that is late is no fault of the machine's.
+            Ok(_) | Err(MachineRootError::Io(_) | MachineRootError::Slow) => Way::Closed,
         }
     }
 }
@@ -199,23 +204,30 @@ impl MachineFiles<'_> {
             return Ok(None);
         };
         let mut way = way.lock().await;
-        let root = match &mut *way {
+        let slow = MachineRootError::Slow.to_string();
+        // Taken out for as long as the exchange lasts: if a caller gives up on it, the next one must not read its answer.
+        let mut root = match std::mem::replace(&mut *way, Way::Silent(slow)) {
             Way::Open(root) => root,
-            Way::Closed => return Ok(None),
-            Way::Silent(why) => return Err(FilesError::Silent(why.clone())),
+            Way::Closed => {
+                *way = Way::Closed;
+                return Ok(None);
+            }
+            Way::Silent(why) => {
+                *way = Way::Silent(why.clone());
+                return Err(FilesError::Silent(why));
+            }
         };
-        match look(root).await {
+        let looked = look(&mut root).await;
+        *way = match &looked {
+            Ok(_) => Way::Open(root),
+            Err(MachineRootError::Io(_)) => Way::Closed,
+            Err(why @ MachineRootError::Slow) => Way::Silent(why.to_string()),
+        };
+        match looked {
             Ok(Look::Is(seen)) => Ok(Some(seen)),
             Ok(Look::TooLarge) => Err(FilesError::TooLarge),
-            Ok(Look::Unclear) => Ok(None),
-            Err(MachineRootError::Io(_)) => {
-                *way = Way::Closed;
-                Ok(None)
-            }
-            Err(why @ MachineRootError::Slow) => {
-                *way = Way::Silent(why.to_string());
-                Err(FilesError::Silent(why.to_string()))
-            }
+            Ok(Look::Unclear) | Err(MachineRootError::Io(_)) => Ok(None),
+            Err(why @ MachineRootError::Slow) => Err(FilesError::Silent(why.to_string())),
         }
     }
 

@@ -4,6 +4,7 @@
 //! so a machine that names its own like the server harms itself alone; and all of them end in the time of one.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -47,7 +48,14 @@ fn servers() -> Vec<Pid> {
     entries
         .filter_map(Result::ok)
         .filter(|entry| {
-            fs::read(entry.path().join("cmdline")).is_ok_and(|words| words == line.as_bytes())
+            // No more than could be the same: a process may have arguments of any length.
+            let most = u64::try_from(line.len())
+                .unwrap_or(u64::MAX)
+                .saturating_add(1);
+            let mut words = Vec::new();
+            let read = fs::File::open(entry.path().join("cmdline"))
+                .and_then(|file| file.take(most).read_to_end(&mut words));
+            read.is_ok() && words == line.as_bytes()
         })
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(Pid::from_raw)

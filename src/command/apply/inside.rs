@@ -151,7 +151,8 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Op
     let large = path == SERVICES || path.starts_with(PROVIDER_FOLDER);
     let most = if large { SERVICES_MAX } else { FILE_MAX };
     let content = files.read(path, kind, most).await.ok()?;
-    Some(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    // What is no text is none of ours.
+    Some(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 
 /// What the server last said of itself.

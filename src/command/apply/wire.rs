@@ -1,7 +1,7 @@
 //! A channel as the host sees it: the processes that carry its bytes, and whether the provider's server answers.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub(super) enum Answer {
 pub(super) const SOCKET_MODE: u32 = 0o600;
 /// Bits of a mode that are rights.
 const RIGHTS: u32 = 0o7777;
+/// Most that is read of a process's arguments, in bytes; those of a proxy take a fraction of it.
+const ARGUMENTS_MAX: u64 = 64 * 1024;
 
 /// Whether something else is at the path of an edge's socket, or it has another owner or other rights.
 fn is_odd(edge: &Edge) -> bool {
@@ -130,14 +132,18 @@ impl Proxies {
         let own = hung::namespace(std::process::id());
         let socket = format!("unix:{HOST_FOLDER}/");
         let proxy = |entry: fs::DirEntry| {
-            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            // First, because a machine gives its processes whatever arguments it likes, and can hold up whoever reads them.
+            if namespace_of(&entry) != own {
+                return None;
+            }
+            let mut words = Vec::new();
+            let file = fs::File::open(entry.path().join("cmdline")).ok()?;
+            file.take(ARGUMENTS_MAX).read_to_end(&mut words).ok()?;
             let words = words.split(|byte| *byte == 0).map(<[u8]>::to_vec);
             let words: Vec<Vec<u8>> = words.collect();
             let carries = words.iter().any(|one| one.starts_with(socket.as_bytes()));
-            // A machine gives its own processes whatever words it likes.
-            let is_hosts = carries && runs(&entry.path()) && namespace_of(&entry) == own;
             let uid = entry.metadata().ok()?.uid();
-            is_hosts.then_some(Proxy { uid, words })
+            (carries && runs(&entry.path())).then_some(Proxy { uid, words })
         };
         let entries = fs::read_dir("/proc").ok();
         Self(entries.map(|all| all.filter_map(Result::ok).filter_map(proxy).collect()))

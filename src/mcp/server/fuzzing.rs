@@ -2,9 +2,9 @@
 
 #![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use serde_json::{Map, Value};
@@ -24,14 +24,6 @@ use crate::tool::{Outcome, Settings};
 /// Longest run, in seconds; a connection that takes longer hangs.
 const LONGEST: u64 = 20;
 
-/// The log of all runs.
-fn log() -> PathBuf {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FOLDER
-        .get_or_init(|| tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}")));
-    folder.path().join("audit.jsonl")
-}
-
 /// As many lines as are read at once: those beyond would wait.
 fn in_time(bytes: &[u8]) -> &[u8] {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
@@ -48,11 +40,12 @@ fn in_time(bytes: &[u8]) -> &[u8] {
 ///
 /// When the server does not end, or writes what is not a line of JSON-RPC.
 pub fn connection(bytes: &[u8]) {
-    serve(in_time(bytes));
+    let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
+    serve(in_time(bytes), &folder.path().join("audit.jsonl"));
 }
 
-/// What the server wrote.
-fn serve(bytes: &[u8]) -> Vec<Value> {
+/// What the server wrote; `log` is its log of calls.
+fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -61,7 +54,7 @@ fn serve(bytes: &[u8]) -> Vec<Value> {
     let written = output.clone();
     let bytes = bytes.to_vec();
     let served = runtime.block_on(async {
-        let server = server();
+        let server = server(log);
         let serving = server.serve(std::io::Cursor::new(bytes), output, Stop::default());
         tokio::time::timeout(std::time::Duration::from_secs(LONGEST), serving).await
     });
@@ -78,9 +71,9 @@ fn serve(bytes: &[u8]) -> Vec<Value> {
     messages.collect()
 }
 
-fn server() -> Server {
+fn server(log: &Path) -> Server {
     let policy = Policy::new(services());
-    let log = Log::open(&log()).unwrap_or_else(|error| panic!("{error}"));
+    let log = Log::open(log).unwrap_or_else(|error| panic!("{error}"));
     let complain = Box::new(|error: &AuditError| panic!("{error}"));
     let shared = Shared {
         policy: Box::new(move || Arc::clone(&policy)),
@@ -163,14 +156,16 @@ mod tests {
             .collect();
         seeds.sort();
         let mut called = 0;
+        let own = tempfile::tempdir().unwrap();
+        let log = own.path().join("audit.jsonl");
         for seed in &seeds {
             let bytes = std::fs::read(seed).unwrap();
-            let answers = serve(in_time(&bytes));
+            let answers = serve(in_time(&bytes), &log);
             assert!(!answers.is_empty(), "{}", seed.display());
             let results = answers.iter().map(|answer| &answer["result"]["content"]);
             called += results.filter(|content| content.is_array()).count();
         }
-        let lines = String::from_utf8(std::fs::read(log()).unwrap()).unwrap();
+        let lines = String::from_utf8(std::fs::read(&log).unwrap()).unwrap();
         // Of two calls one was taken back, and has its line and its id all the same.
         assert_eq!((called, lines.lines().count()), (1, 2), "{lines}");
         for id in [r#""id":"\"a\"""#, r#""id":"2""#] {

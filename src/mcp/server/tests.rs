@@ -12,7 +12,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::limits::STOP_TIME;
 use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
 use crate::services::{Service, Services};
@@ -351,11 +350,16 @@ async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
         })
     };
     let ended = error(1, -32603, "the call was ended before it was done");
+    let none = shared(|| panic!("nothing is asked"));
+    let consumer = "dev".parse().unwrap();
+    let longer = Server::of_consumer(consumer, none, Arc::new(Pace::default()));
     let cases = [
-        (slow(), ended),
-        (slow().ends_within(STOP_TIME), answer(1, "signed")),
+        (Limits::DEFAULT.stop, ended),
+        (longer.limits.stop, answer(1, "signed")),
     ];
-    for (server, expected) in cases {
+    for (stop, expected) in cases {
+        let mut server = slow();
+        server.limits.stop = stop;
         let mut peer = Peer::of(server);
         peer.call(1, "gpg_sign").await;
         peer.send(json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}))

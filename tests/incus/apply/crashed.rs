@@ -11,41 +11,53 @@ use crate::daemon;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
+/// When the daemon that has crashed is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Back {
+    /// At once, while the run goes on.
+    AtOnce,
+    /// When the run has ended.
+    Later,
+}
+
 /// Runs `anklume apply`, with an Incus that crashes before its writing request `at`: its exit code and its stderr.
-fn crashes(world: &World, at: usize) -> (i32, String) {
+fn crashes(world: &World, at: usize, back: Back) -> (i32, String) {
     let crashed = Arc::new(AtomicBool::new(false));
     let once = Arc::clone(&crashed);
     let recorder = Recorder::new(move |number, _| {
         if number >= at && !once.swap(true, Ordering::SeqCst) {
             daemon::crash();
+            if back == Back::AtOnce {
+                daemon::start();
+            }
         }
         Fate::Pass
     });
     let socket = recorder.socket().to_str().unwrap().to_owned();
     let ran = world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();
     assert!(crashed.load(Ordering::SeqCst), "{at}: {ran:?}");
-    daemon::start();
+    if back == Back::Later {
+        daemon::start();
+    }
     (ran.status, ran.stderr)
 }
 
 #[test]
 fn incus_crashes_in_the_middle_of_a_run_and_the_next_one_finishes() {
-    for at in [2, 9, 13] {
+    for (at, back) in [
+        (2, Back::Later),
+        (9, Back::AtOnce),
+        (13, Back::Later),
+        (16, Back::AtOnce),
+    ] {
         let world = World::new(SEED);
-        let (status, stderr) = crashes(&world, at);
-        assert_eq!(status, 1, "{at}: {stderr}");
-        assert!(stderr.contains("steps failed"), "{at}: {stderr}");
+        let (status, stderr) = crashes(&world, at, back);
+        assert_eq!(status, 1, "{at} {back:?}: {stderr}");
+        assert!(stderr.contains("steps failed"), "{at} {back:?}: {stderr}");
         world.apply();
         world.is_settled();
-        assert!(
-            world
-                .exec(
-                    1,
-                    "dev",
-                    &format!("anklume mcp list -i {}", world.machine(0, "signer"))
-                )
-                .0
-        );
+        let list = format!("anklume mcp list -i {}", world.machine(0, "signer"));
+        assert!(world.exec(1, "dev", &list).0, "{at} {back:?}");
     }
 }
 

@@ -154,6 +154,29 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
 }
 
 #[test]
+fn an_order_that_comes_late_is_refused() {
+    let world = World::new(SEED);
+    world.apply();
+    let signer = world.machine(0, "signer");
+    let sent = |age: &str| {
+        let order = format!(r#"{{"program":"0","machine":"{signer}"}}"#);
+        let setup = format!(
+            r#"echo "{{\"at\":$(($(date +%s) - {age})),\"order\":{}}}" | anklume machine-setup"#,
+            order.replace('"', "\\\"")
+        );
+        world.exec(0, "signer", &setup).1
+    };
+    let late = sent("31");
+    assert!(late.contains("the order came too late"), "{late}");
+    let timely = sent("0");
+    assert!(
+        timely.contains("the program that arrived is not the one that was sent"),
+        "{timely}"
+    );
+    world.is_settled();
+}
+
+#[test]
 fn who_serves_is_the_declared_user_also_for_the_operator() {
     let declared = |run_as: &str| {
         SEED.replace(
@@ -343,7 +366,7 @@ fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
     // On the host: whoever knows the path may not either.
     let mut nobody = std::process::Command::new("setpriv");
     scrub(&mut nobody, std::path::Path::new("/"));
-    let binary = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let binary = tempfile::tempdir().unwrap();
     let program = binary.path().join("anklume");
     copy_of_anklume(&program);
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);

@@ -99,7 +99,9 @@ fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     dry.is(
         0,
         "nothing to do: Incus is as declared\n",
-        "note: another anklume is changing this Incus: the plan shows only its current state\n",
+        "note: another anklume is changing this Incus: the plan shows only its current state\n\
+         note: nothing rotates the logs of channels between two runs of `anklume apply`: \
+         this host has neither systemd nor cron\n",
     );
     let doctor = world.run(&["doctor"]);
     assert_eq!(doctor.status, 0, "{doctor:?}");

@@ -71,7 +71,7 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     );
 
     let ran = world.apply();
-    assert_eq!(ran.stdout, "done: 21 changes\n");
+    assert_eq!(ran.stdout, "done: 20 changes\n");
     world.is_settled();
     // Counted where Incus would hear it, programs in machines included.
     let recorder = Recorder::new(|_, _| Fate::Pass);

@@ -83,6 +83,7 @@ const NOTHING: &str = "nothing rotates the logs of channels between two runs of 
 #[test]
 fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
     // A program that somebody else could change is not handed to root's scheduler.
+    std::fs::create_dir("/etc/cron.d").unwrap();
     let open = tempfile::Builder::new().tempdir_in("/run/tmp").unwrap();
     let theirs = open.path().join("anklume");
     copy_of_anklume(&theirs);
