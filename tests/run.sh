@@ -53,6 +53,22 @@ run_inside() {
     exit "$status"
 }
 
+# Ends the run, and removes what its daemons could not: the first process of a namespace takes everything down with it.
+stop() {
+    trap '' TERM INT HUP
+    kill -9 "$running" 2>/dev/null || true
+    wait "$running" || true
+    # The kernel may still be taking the last processes down.
+    rest=50
+    while find /sys/fs/cgroup -depth -type d -path "*/$ANKLUME_TEST_RUN.*" -exec rmdir {} + 2>/dev/null || true
+        find /sys/fs/cgroup -type d -name "$ANKLUME_TEST_RUN.*" | grep -q . && [ "$rest" -gt 0 ]; do
+        sleep 0.1
+        rest=$((rest - 1))
+    done
+    rm -rf --one-file-system -- "$TMPDIR" /tmp/"$ANKLUME_TEST_RUN".*
+    exit 143
+}
+
 # Every process of the namespace but this shell and what it runs here.
 processes() {
     for process in /proc/[0-9]*; do
@@ -132,8 +148,7 @@ if [ "$(id -u)" = 0 ]; then
     env --default-signal=HUP,INT,QUIT unshare --mount --pid --fork --kill-child --mount-proc \
         sh tests/run.sh --inside "$@" &
     running=$!
-    # The first process of a namespace takes everything in it down with it.
-    trap 'kill -9 "$running" 2>/dev/null || true; rm -rf -- "$TMPDIR"; exit 143' TERM INT HUP
+    trap stop TERM INT HUP
     wait "$running" || status=$?
     trap - TERM INT HUP
 else
