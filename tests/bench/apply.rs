@@ -37,8 +37,8 @@ pub(crate) fn incus(args: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A chain of so many machines in two domains: each serves the next one.
-pub(crate) fn declared(machines: usize) -> String {
+/// So many machines in two domains; `consumers` names those that a machine serves.
+fn infra(machines: usize, consumers: impl Fn(usize) -> Vec<String>) -> String {
     let mut text =
         "project_name: bench\nglobal: {default_os_image: bb, base_subnet: \"10.97\"}\ndomains:\n"
             .to_owned();
@@ -48,19 +48,21 @@ pub(crate) fn declared(machines: usize) -> String {
             "  bench{domain}:\n    subnet_id: {domain}\n    ephemeral: true\n    machines:\n"
         );
         for machine in (domain..machines).step_by(2) {
-            let _ = writeln!(text, "      {}:", name(machine));
-            let consumer = if machine + 1 < machines {
-                name(machine + 1)
-            } else {
-                String::new()
-            };
             let _ = writeln!(
                 text,
-                "        services: [{{name: paste, tool: clipboard_get, consumers: [{consumer}]}}]"
+                "      {}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{}]}}]",
+                name(machine),
+                consumers(machine).join(", ")
             );
         }
     }
     text
+}
+
+/// A chain of so many machines: each serves the next one.
+pub(crate) fn declared(machines: usize) -> String {
+    let next = |machine| (machine + 1..machines).take(1).map(name).collect();
+    infra(machines, next)
 }
 
 /// Times of runs that change nothing, with thirty machines and thirty channels; ten of the machines are providers.
@@ -73,43 +75,30 @@ pub(crate) struct Looks {
     pub(crate) list: Duration,
 }
 
-/// Thirty machines in two domains: each of the first ten serves three of the others.
+/// Thirty machines: each of the first ten serves three of the others.
 fn many_channels() -> String {
     const MACHINES: usize = 30;
     const PROVIDERS: usize = 10;
-    let mut text =
-        "project_name: bench\nglobal: {default_os_image: bb, base_subnet: \"10.97\"}\ndomains:\n"
-            .to_owned();
-    for domain in 0..2 {
-        let _ = write!(
-            text,
-            "  bench{domain}:\n    subnet_id: {domain}\n    ephemeral: true\n    machines:\n"
-        );
-        for machine in (domain..MACHINES).step_by(2) {
-            let consumers = MACHINES - PROVIDERS;
-            let served = (0..3).map(|step| name(PROVIDERS + (2 * machine + step) % consumers));
-            let served: Vec<String> = served.filter(|_| machine < PROVIDERS).collect();
-            let _ = writeln!(
-                text,
-                "      {}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{}]}}]",
-                name(machine),
-                served.join(", ")
-            );
-        }
-    }
-    text
+    let consumers = |machine: usize| {
+        let served = (0..3).filter(|_| machine < PROVIDERS);
+        let served = served.map(|step| (2 * machine + step) % (MACHINES - PROVIDERS));
+        served.map(|number| name(PROVIDERS + number)).collect()
+    };
+    infra(MACHINES, consumers)
+}
+
+/// Runs `anklume …` for this file, which must succeed.
+fn run(mut anklume: Command, words: &[&str], infra: &Path) {
+    anklume.args(words).arg("--infra").arg(infra);
+    let output = anklume.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Measures runs that only look.
 pub(crate) fn looks(anklume: impl Fn() -> Command, folder: &Path, rounds: usize) -> Looks {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, many_channels()).unwrap();
-    let run = |words: &[&str]| {
-        let mut command = anklume();
-        command.args(words).arg("--infra").arg(&infra);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    };
+    let run = |words: &[&str]| run(anklume(), words, &infra);
     run(&["apply"]);
     let looks = Looks {
         apply: measured(rounds, || run(&["apply"])),
@@ -131,12 +120,7 @@ pub(crate) fn name(machine: usize) -> String {
 pub(crate) fn measure(anklume: impl Fn() -> Command, folder: &Path, machines: usize) -> Times {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(machines)).unwrap();
-    let run = |words: &[&str]| {
-        let mut command = anklume();
-        command.args(words).arg("--infra").arg(&infra);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    };
+    let run = |words: &[&str]| run(anklume(), words, &infra);
     let destroy = || run(&["destroy", "--yes", "--force"]);
     destroy();
     let fresh = timed(|| run(&["apply"]));
@@ -224,12 +208,7 @@ fn undo(machines: usize) -> String {
 pub(crate) fn with_an_edge(anklume: impl Fn() -> Command, folder: &Path, during: impl FnOnce()) {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(2)).unwrap();
-    let run = |words: &[&str]| {
-        let mut command = anklume();
-        command.args(words).arg("--infra").arg(&infra);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    };
+    let run = |words: &[&str]| run(anklume(), words, &infra);
     run(&["apply"]);
     during();
     run(&["destroy", "--yes", "--force"]);
