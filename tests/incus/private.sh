@@ -33,6 +33,26 @@ own_cgroups() {
     done </proc/self/cgroup
 }
 
+# Where nobody has mounted them: all hierarchies that the kernel has, as a host without systemd has them.
+mount_cgroups() {
+    mkdir "$scratch/hierarchies"
+    if [ "$(wc -l </proc/self/cgroup)" = 1 ]; then
+        mount -t cgroup2 none "$scratch/hierarchies"
+        return
+    fi
+    mount -t tmpfs -o mode=755 anklume-tests "$scratch/hierarchies"
+    while IFS=: read -r _ controllers _; do
+        folder=$scratch/hierarchies/${controllers#name=}
+        [ -n "$controllers" ] || folder=$scratch/hierarchies/unified
+        mkdir "$folder"
+        if [ -n "$controllers" ]; then
+            mount -t cgroup -o "$controllers" none "$folder"
+        else
+            mount -t cgroup2 none "$folder"
+        fi
+    done </proc/self/cgroup
+}
+
 # liblxc takes the cgroup of process 1, strips `init.scope` from its end, and creates the machines' cgroups there.
 enter_cgroups() {
     own_cgroups | while read -r folder; do
@@ -62,7 +82,7 @@ clean() {
         sleep 0.05
         left=$((left - 1))
     done
-    [ ! -d "$scratch/cgroup2" ] || umount "$scratch/cgroup2" || umount -l "$scratch/cgroup2"
+    [ ! -d "$scratch/hierarchies" ] || umount -R "$scratch/hierarchies" || umount -l "$scratch/hierarchies"
     rm -rf --one-file-system "$scratch"
 }
 
@@ -77,11 +97,7 @@ outside() {
     # Whoever is told to end takes everything down first.
     trap 'kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
     mkdir "$scratch/cgroup"
-    # Where no cgroups are mounted, this daemon has some all the same.
-    if [ -z "$(own_cgroups)" ]; then
-        mkdir "$scratch/cgroup2"
-        mount -t cgroup2 none "$scratch/cgroup2"
-    fi
+    [ -n "$(own_cgroups)" ] || mount_cgroups
     # In a process of its own, so that this one stays where it is and can remove the cgroup.
     sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
     inside=$!
@@ -107,7 +123,7 @@ memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
 own_file_systems() {
     mount --make-rprivate /
     # The network devices and the cgroups that are shown are those of the namespaces.
-    [ -d "$scratch/cgroup2" ] && cgroups=$scratch/cgroup2 || cgroups=/sys/fs/cgroup
+    [ -d "$scratch/hierarchies" ] && cgroups=$scratch/hierarchies || cgroups=/sys/fs/cgroup
     mount --rbind "$cgroups" "$scratch/cgroup"
     umount -l /sys
     mount -t sysfs sysfs /sys

@@ -72,12 +72,13 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     world.is_settled();
     // Who serves is not known: nobody is served as root instead.
     assert!(world.exec(0, "signer", "echo '{' > /etc/anklume/machine").0);
-    let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
-    assert_eq!(ran.status, 4, "{ran:?}");
-    assert!(
-        ran.stderr.contains("nobody knows who serves here"),
-        "{ran:?}"
-    );
+    // On a busy host Incus loses the last words of a program that ends at once (lxd #11422).
+    let told = (0..20).any(|_| {
+        let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
+        assert_eq!(ran.status, 4, "{ran:?}");
+        ran.stderr.contains("nobody knows who serves here")
+    });
+    assert!(told);
     world.apply();
     let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
     assert_eq!(ran.status, 0, "{ran:?}");

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use super::{FILES_OF_ONE, ONE, QUICK_START, again, machines, tree};
-use crate::harness::{ANKLUME, Anklume, have};
+use crate::harness::{ANKLUME, Anklume, copy_of_anklume, have, scrub};
 
 #[test]
 fn a_missing_file_or_folder_is_named_with_what_to_do() {
@@ -120,7 +120,13 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
     let run = Anklume::new().infra(ONE).args(["sync"]);
     let folder = run.path();
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
-    let mut command = run.command();
+    // Where it was built, another user may not look.
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    copy_of_anklume(&place.path().join("anklume"));
+    let mut command = Command::new(place.path().join("anklume"));
+    command.args(["sync"]).current_dir(&folder);
+    scrub(&mut command, &folder);
     if folder.metadata().unwrap().uid() == 0 {
         // Root may write anywhere.
         command.uid(65534).gid(65534);
