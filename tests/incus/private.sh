@@ -33,17 +33,16 @@ own_cgroups() {
     done </proc/self/cgroup
 }
 
-# Where nobody has mounted them: all hierarchies that the kernel has, as a host without systemd has them.
+# Mounts all hierarchies that the kernel has, where nobody has mounted them; in a mount namespace of this script's own.
 mount_cgroups() {
-    mkdir "$scratch/hierarchies"
     if [ "$(wc -l </proc/self/cgroup)" = 1 ]; then
-        mount -t cgroup2 none "$scratch/hierarchies"
+        mount -t cgroup2 none /sys/fs/cgroup
         return
     fi
-    mount -t tmpfs -o mode=755 anklume-tests "$scratch/hierarchies"
+    mount -t tmpfs -o mode=755 none /sys/fs/cgroup
     while IFS=: read -r _ controllers _; do
-        folder=$scratch/hierarchies/${controllers#name=}
-        [ -n "$controllers" ] || folder=$scratch/hierarchies/unified
+        folder=/sys/fs/cgroup/${controllers#name=}
+        [ -n "$controllers" ] || folder=/sys/fs/cgroup/unified
         mkdir "$folder"
         if [ -n "$controllers" ]; then
             mount -t cgroup -o "$controllers" none "$folder"
@@ -82,13 +81,13 @@ clean() {
         sleep 0.05
         left=$((left - 1))
     done
-    [ ! -d "$scratch/hierarchies" ] || umount -R "$scratch/hierarchies" || umount -l "$scratch/hierarchies"
     rm -rf --one-file-system "$scratch"
 }
 
 outside() {
     [ "$(id -u)" = 0 ] || fail 'a daemon of its own needs root'
     [ -n "$incusd" ] || fail 'Incus is not installed: tests/setup.sh installs it'
+    [ -n "$(own_cgroups)" ] || exec unshare --mount sh "$here/private.sh" --with-cgroups "$@"
     case $1 in --make-state) ;; *) provide_state ;; esac
     scratch=$(mktemp -d "/tmp/${ANKLUME_TEST_RUN:-anklume-tests}.XXXXXX")
     name=$(basename "$scratch")
@@ -97,7 +96,6 @@ outside() {
     # Whoever is told to end takes everything down first.
     trap 'kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
     mkdir "$scratch/cgroup"
-    [ -n "$(own_cgroups)" ] || mount_cgroups
     # In a process of its own, so that this one stays where it is and can remove the cgroup.
     sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
     inside=$!
@@ -123,8 +121,7 @@ memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
 own_file_systems() {
     mount --make-rprivate /
     # The network devices and the cgroups that are shown are those of the namespaces.
-    [ -d "$scratch/hierarchies" ] && cgroups=$scratch/hierarchies || cgroups=/sys/fs/cgroup
-    mount --rbind "$cgroups" "$scratch/cgroup"
+    mount --rbind /sys/fs/cgroup "$scratch/cgroup"
     umount -l /sys
     mount -t sysfs sysfs /sys
     mount --rbind "$scratch/cgroup" /sys/fs/cgroup
@@ -239,6 +236,7 @@ inside() {
 
 case ${1:-} in
 --enter) shift && enter "$@" ;;
+--with-cgroups) shift && mount_cgroups && outside "$@" ;;
 --inside)
     [ "$$" = 1 ] || fail '--inside is for the first process of a namespace'
     shift && inside "$@"
