@@ -221,3 +221,83 @@ pub fn offers(services: &Services, caller: &Caller) -> Vec<Offer> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const KEY: &str = "0123456789ABCDEF0123456789ABCDEF01234567";
+
+    /// What a consumer gets that calls one of these services with these arguments.
+    fn asked(name: &str, arguments: &Value) -> Decision {
+        let services = json!({
+            "machine": "vault",
+            "services": [
+                {"name": "release", "tool": "gpg_sign", "consumers": ["dev"], "with": {"key_id": KEY}},
+                {"name": "sign", "tool": "gpg_sign", "consumers": ["dev"]},
+                {"name": "push", "tool": "file_accept", "consumers": ["dev"], "with": {"path": "in"}},
+            ]
+        });
+        let services: Services = serde_json::from_value(services).unwrap();
+        let request = Request {
+            caller: &Caller::Consumer("dev".parse().unwrap()),
+            name,
+            arguments: arguments.as_object().unwrap(),
+        };
+        decide(&services, request)
+    }
+
+    #[track_caller]
+    fn is_allowed(name: &str, arguments: &Value, expected: &Value) {
+        match asked(name, arguments) {
+            Decision::Allowed(grant) => {
+                assert_eq!(Some(grant.arguments()), expected.as_object());
+            }
+            Decision::Denied(why) => panic!("{arguments}: {why:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn is_no_choice(name: &str, arguments: &Value) {
+        let decision = asked(name, arguments);
+        let denied = matches!(decision, Decision::Denied(Denial::FixedArgument { .. }));
+        assert!(denied, "{arguments}: {decision:?}");
+    }
+
+    #[test]
+    fn a_fixed_argument_may_be_repeated_and_not_changed() {
+        is_allowed(
+            "push",
+            &json!({"data": "aGk="}),
+            &json!({"data": "aGk=", "path": "in"}),
+        );
+        is_allowed("push", &json!({"path": "in"}), &json!({"path": "in"}));
+        is_no_choice("push", &json!({"path": "out"}));
+        // A key is the same however its fingerprint is written.
+        let fixed = json!({"key_id": KEY});
+        is_allowed("release", &json!({"key_id": KEY}), &fixed);
+        is_allowed("release", &json!({"key_id": KEY.to_lowercase()}), &fixed);
+        is_no_choice("release", &json!({"key_id": "F".repeat(40)}));
+        is_no_choice("release", &json!({"key_id": 7}));
+        // No other argument is compared so.
+        is_no_choice("push", &json!({"path": "IN"}));
+    }
+
+    #[test]
+    fn which_key_signs_is_never_a_consumer_s_choice() {
+        is_no_choice("sign", &json!({"key_id": KEY}));
+        assert!(operator_only(ToolName::GpgSign, "key_id"));
+        assert!(!operator_only(ToolName::GpgSign, "data"));
+        assert!(!operator_only(ToolName::FileAccept, "key_id"));
+    }
+
+    #[test]
+    fn a_caller_is_written_by_its_name_and_the_operator_by_one_that_no_machine_has() {
+        let consumer = Caller::Consumer("dev".parse().unwrap());
+        assert_eq!(consumer.to_string(), "dev");
+        assert_eq!(Caller::Operator.to_string(), "(operator)");
+        assert!("(operator)".parse::<MachineName>().is_err());
+    }
+}

@@ -186,6 +186,42 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_is_of_all_that_a_policy_says() {
+        let own = services().digest();
+        assert!(
+            own.len() == 64 && own.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "{own}"
+        );
+        let mut other = services();
+        other.services[0].consumers.clear();
+        assert_ne!(other.digest(), own);
+        assert_ne!(Services::none("vault".parse().unwrap()).digest(), own);
+        assert_ne!(
+            Services::none("other".parse().unwrap()).digest(),
+            Services::none("vault".parse().unwrap()).digest()
+        );
+    }
+
+    #[test]
+    fn consumers_are_those_of_any_service_each_once() {
+        let services = serde_json::json!({
+            "machine": "vault",
+            "services": [
+                {"name": "a", "tool": "gpg_sign", "consumers": ["web", "dev"]},
+                {"name": "b", "tool": "clipboard_get", "consumers": ["dev"]},
+                {"name": "c", "tool": "clipboard_set", "consumers": []},
+            ]
+        });
+        let services: Services = serde_json::from_value(services).unwrap();
+        let names: Vec<&str> = services
+            .consumers()
+            .into_iter()
+            .map(MachineName::as_str)
+            .collect();
+        assert_eq!(names, ["dev", "web"]);
+    }
+
+    #[test]
     fn a_truncated_or_changed_file_is_refused_at_every_byte() {
         let bytes = services().to_file();
         for end in 0..bytes.len() - 2 {
