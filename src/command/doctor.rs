@@ -68,8 +68,8 @@ async fn examine<'e>(
     let context = Context::new(output).await?;
     let program = context.program()?;
     let (state, facts) = survey(&context, infra, edges).await?;
-    let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
     let mut calls = BTreeMap::new();
+    let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
     for provider in providers(&asked, &state) {
         let place = (provider.project.clone(), provider.name.clone());
         calls.insert(place, keep(&context, provider).await);

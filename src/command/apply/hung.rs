@@ -4,9 +4,9 @@
 //! so a machine that names its own like the server harms itself alone; and all of them end in the time of one.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::edge::PROVIDER_FOLDER;
@@ -52,14 +52,20 @@ fn servers() -> Vec<Pid> {
             let most = u64::try_from(line.len())
                 .unwrap_or(u64::MAX)
                 .saturating_add(1);
-            let mut words = Vec::new();
-            let read = fs::File::open(entry.path().join("cmdline"))
-                .and_then(|file| file.take(most).read_to_end(&mut words));
-            read.is_ok() && words == line.as_bytes()
+            command_line(&entry.path(), most).is_ok_and(|words| words == line.as_bytes())
         })
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(Pid::from_raw)
         .collect()
+}
+
+/// The first `most` bytes of a process's arguments, each of which ends with a zero byte; `process` is its folder in
+/// `/proc`.
+pub(super) fn command_line(process: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut words = Vec::new();
+    let file = fs::File::open(process.join("cmdline"))?;
+    file.take(most).read_to_end(&mut words)?;
+    Ok(words)
 }
 
 /// What says which machine a process is of.

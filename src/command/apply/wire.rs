@@ -1,7 +1,7 @@
 //! A channel as the host sees it: the processes that carry its bytes, and whether the provider's server answers.
 
 use std::fs;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,9 +136,7 @@ impl Proxies {
             if namespace_of(&entry) != own {
                 return None;
             }
-            let mut words = Vec::new();
-            let file = fs::File::open(entry.path().join("cmdline")).ok()?;
-            file.take(ARGUMENTS_MAX).read_to_end(&mut words).ok()?;
+            let words = hung::command_line(&entry.path(), ARGUMENTS_MAX).ok()?;
             let words = words.split(|byte| *byte == 0).map(<[u8]>::to_vec);
             let words: Vec<Vec<u8>> = words.collect();
             let carries = words.iter().any(|one| one.starts_with(socket.as_bytes()));

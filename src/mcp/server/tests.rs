@@ -51,6 +51,16 @@ impl Peer {
         self.send(call(id, name)).await;
     }
 
+    /// Calls a tool, and tells the server to end while the call runs.
+    async fn told_to_end_during_call(&mut self, id: impl Into<Value>, name: &str) {
+        self.call(id, name).await;
+        self.send(json!({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
+            .await;
+        // The ping's answer shows that the call before it is in.
+        assert_eq!(self.receive().await["id"], "ping");
+        self.stop.gently.cancel();
+    }
+
     async fn receive(&mut self) -> Value {
         let line = tokio::time::timeout(Duration::from_secs(120), self.lines.next()).await;
         let Some(Line::Whole(line)) = line.expect("an answer in time").unwrap() else {
@@ -324,12 +334,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
 async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
     let (server, permits) = waiting();
     let mut peer = Peer::of(server);
-    peer.call(1, "gpg_sign").await;
-    peer.send(json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}))
-        .await;
-    // The ping's answer shows that the call before it is in.
-    assert_eq!(peer.receive().await["id"], 2);
-    peer.stop.gently.cancel();
+    peer.told_to_end_during_call(1, "gpg_sign").await;
     tokio::task::yield_now().await;
     peer.call(3, "gpg_sign").await;
     permits.add_permits(2);
@@ -361,12 +366,7 @@ async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
         let mut server = slow();
         server.limits.stop = stop;
         let mut peer = Peer::of(server);
-        peer.call(1, "gpg_sign").await;
-        peer.send(json!({"jsonrpc": "2.0", "id": 2, "method": "ping"}))
-            .await;
-        // The ping's answer shows that the call before it is in.
-        assert_eq!(peer.receive().await["id"], 2);
-        peer.stop.gently.cancel();
+        peer.told_to_end_during_call(1, "gpg_sign").await;
         assert_eq!(peer.receive().await, expected);
         peer.ended().await;
     }
