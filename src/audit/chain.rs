@@ -164,3 +164,38 @@ fn split(bytes: &[u8]) -> Option<(Vec<u8>, &str)> {
         .all(hexadecimal)
         .then(|| ([body, b"}"].concat(), hash))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_next_number_with_the_last_hash_continues_a_head() {
+        let head = Head {
+            seq: 6,
+            hash: "6".repeat(HASH_LENGTH),
+        };
+        let line = |seq, previous: &str| Line {
+            seq,
+            time: String::new(),
+            event: Event::Stop { pid: 1 },
+            previous: previous.to_owned(),
+        };
+        assert!(line(7, &head.hash).continues(&head));
+        assert!(!line(8, &head.hash).continues(&head));
+        assert!(!line(7, ORIGIN).continues(&head));
+        assert!(!line(8, ORIGIN).continues(&head));
+    }
+
+    #[test]
+    fn an_event_outside_a_chain_is_one_line_of_printable_ascii() {
+        let event = Event::Reload {
+            policy: "p".to_owned(),
+            refused: Some("\u{2028}\u{1f600}".to_owned()),
+        };
+        assert_eq!(
+            unlinked("now", &event),
+            r#"{"time":"now","event":"reload","policy":"p","refused":"\u2028\ud83d\ude00"}"#
+        );
+    }
+}
