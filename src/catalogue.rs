@@ -21,6 +21,9 @@ pub use payload::Payload;
 
 /// Largest payload in one call, in bytes before base64; beyond it, pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
+/// Largest content of one answer that carries it twice, in its text and in its structured result, in bytes before base64:
+/// the line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
+pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
 /// Size of a piece, in bytes before base64 (flat memory and faster than one long line).
 pub const PIECE: u64 = 1024 * 1024;
 /// Largest clipboard content, in bytes of UTF-8.
@@ -30,14 +33,18 @@ pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Largest whole number that every JSON reader keeps exact (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
+/// A key id as a regular expression: what [`check_some`] takes.
+const KEY_ID: &str = "^(0x)?([0-9A-Fa-f]{16}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})!?$\
+    |^<[A-Za-z0-9._+-]{1,128}@[A-Za-z0-9._+-]{1,128}>$";
+
 /// Arguments of `gpg_sign`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GpgSign {
     /// Content to sign, in base64 (with padding, no line breaks); at most 8388608 bytes in one call
-    #[schemars(with = "String", extend("contentEncoding" = "base64"))]
     pub data: Payload,
     /// Key to sign with: a fingerprint, a long key id or `<address>`; default: the default key of the server's user
+    #[schemars(regex(pattern = KEY_ID))]
     pub key_id: Option<String>,
     /// In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent
     #[schemars(range(max = EXACT_MAX))]
@@ -73,7 +80,6 @@ pub struct FileAccept {
     /// Where to write: a path below the portal, such as `reports/july.pdf`
     pub path: String,
     /// Content, in base64 (with padding, no line breaks); at most 8388608 bytes in one call
-    #[schemars(with = "String", extend("contentEncoding" = "base64"))]
     pub data: Payload,
     /// Permissions in octal, such as 0640; default 0644; no setuid, setgid or sticky bit
     #[schemars(regex(pattern = r"^0?[0-7]{3}$"))]
@@ -97,19 +103,22 @@ pub struct FileProvide {
     /// In pieces: where this piece begins, in bytes
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// In pieces: at most this many bytes; default 1048576
+    /// In pieces: at most this many bytes, of which one answer gives up to 3145728; default 1048576
     #[schemars(range(min = 1, max = ONE_CALL_MAX))]
     pub length: Option<u64>,
 }
 
-/// What `gpg_sign` says beside the signature.
+/// What `gpg_sign` gives.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Signed {
     /// Bytes taken so far; with the signature, bytes signed
     pub size: u64,
-    /// The signature is in the text; false while pieces are awaited
+    /// The signature is there; false while pieces are awaited
     pub complete: bool,
+    /// The detached signature, ASCII-armored; once complete
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// Fingerprint of the key that signed, in hexadecimal
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
@@ -124,7 +133,24 @@ pub struct Signed {
     pub public_key: Option<String>,
 }
 
-/// What the clipboard tools say beside the text.
+/// What `clipboard_get` gives.
+#[derive(Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Clipboard {
+    /// The text on the clipboard
+    pub text: String,
+    /// Length of the text in bytes of UTF-8
+    pub bytes: u64,
+}
+
+impl std::fmt::Debug for Clipboard {
+    /// Says how long the text is, never what it says.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Clipboard({} bytes)", self.bytes)
+    }
+}
+
+/// What `clipboard_set` gives.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Clipped {
@@ -132,7 +158,7 @@ pub struct Clipped {
     pub bytes: u64,
 }
 
-/// What `file_accept` says beside where it wrote.
+/// What `file_accept` gives.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Accepted {
@@ -147,7 +173,7 @@ pub struct Accepted {
     pub sha256: Option<String>,
 }
 
-/// What `file_provide` says beside the content.
+/// What `file_provide` gives.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Provided {
@@ -161,6 +187,9 @@ pub struct Provided {
     pub length: u64,
     /// This piece ends where the file ends
     pub complete: bool,
+    /// The content of this piece, in base64; missing where one copy was asked for, which is in the text of the result
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Payload>,
     /// SHA-256 of the whole file, in hexadecimal; with the last piece when the pieces were read in order from 0
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -181,6 +210,8 @@ pub struct Description {
     pub idempotent: bool,
     /// JSON Schema of the arguments.
     pub input: Map<String, Value>,
+    /// Arguments that take bytes, as base64.
+    pub base64: &'static [String],
     /// JSON Schema of the structured result.
     pub output: Map<String, Value>,
 }
@@ -197,6 +228,7 @@ pub fn describe(tool: ToolName) -> Description {
         destructive: words.destructive,
         idempotent: words.idempotent,
         input: schemas.input.clone(),
+        base64: &schemas.base64,
         output: schemas.output.clone(),
     }
 }

@@ -27,6 +27,12 @@ pub(crate) const DEPTH_MAX: usize = 100;
 pub(crate) const VALUES_MAX: usize = 10_000;
 /// Longest id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
+/// Key of a tool's `_meta`: what runs behind a service's name.
+pub(crate) const TOOL_KEY: &str = "anklume/tool";
+/// Key of a tool's `_meta`: its arguments that take bytes, as base64.
+pub(crate) const BASE64_KEY: &str = "anklume/base64";
+/// Key of the `_meta` of a call: true where its client wants a large payload in the text of the result alone.
+pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
 /// Key of the `_meta` of a result that is no tool's but the policy's.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";
 /// What is there: the policy refuses an argument.

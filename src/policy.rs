@@ -37,7 +37,7 @@ pub struct Request<'a> {
     pub caller: &'a Caller,
     /// The name that was called: a service's, or for the operator a tool's.
     pub name: &'a str,
-    /// What the caller sent.
+    /// What the caller sent. An argument that is `null` counts as one that was not sent.
     pub arguments: &'a Map<String, Value>,
 }
 
@@ -121,7 +121,7 @@ fn decide_operator(request: Request<'_>) -> Decision {
             caller: Caller::Operator,
             name: tool.as_str().to_owned(),
             tool,
-            arguments: request.arguments.clone(),
+            arguments: sent(request.arguments),
         }),
         Err(_) => Decision::Denied(Denial::Unknown),
     }
@@ -149,9 +149,18 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
     }
 }
 
+/// What was sent, without `null`: models that must fill in every argument write it for those that they leave out.
+#[must_use]
+pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
+    let sent = arguments.iter().filter(|(_, value)| !value.is_null());
+    sent.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
 /// Joins the caller's arguments with the fixed ones; an equal repetition of a fixed value is no choice.
-fn merge(service: &Service, sent: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
-    let chosen = sent
+fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
+    let mut merged = sent(arguments);
+    let chosen = merged
         .iter()
         .find(|(key, value)| match service.with.get(*key) {
             Some(fixed) => !repeats(service.tool, key, fixed, value),
@@ -162,7 +171,6 @@ fn merge(service: &Service, sent: &Map<String, Value>) -> Result<Map<String, Val
             argument: argument.clone(),
         });
     }
-    let mut merged = sent.clone();
     merged.extend(service.with.clone());
     Ok(merged)
 }
@@ -283,6 +291,27 @@ mod tests {
         is_no_choice("release", &json!({"key_id": 7}));
         // No other argument is compared so.
         is_no_choice("push", &json!({"path": "IN"}));
+    }
+
+    #[test]
+    fn an_argument_that_is_null_was_not_sent() {
+        let fixed = json!({"path": "in"});
+        is_allowed("push", &json!({"path": null, "offset": null}), &fixed);
+        is_allowed("sign", &json!({"key_id": null}), &json!({}));
+        let sent = json!({"key_id": null, "final": false});
+        let request = Request {
+            caller: &Caller::Operator,
+            name: "gpg_sign",
+            arguments: sent.as_object().unwrap(),
+        };
+        let services = Services::none("vault".parse().unwrap());
+        let Decision::Allowed(grant) = decide(&services, request) else {
+            panic!("denied");
+        };
+        assert_eq!(
+            grant.arguments(),
+            json!({"final": false}).as_object().unwrap()
+        );
     }
 
     #[test]

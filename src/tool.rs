@@ -19,7 +19,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::catalogue::BadArguments;
+use crate::catalogue::{BadArguments, ONE_CALL_MAX, TWO_COPIES_MAX};
 use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::shown;
@@ -54,9 +54,9 @@ impl Session {
 /// What a tool gives back.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// What a shell user wants as it is; payloads go here and nowhere else.
+    /// What a shell user wants as it is.
     pub text: String,
-    /// The rest: sizes, digests, fingerprints; fits the tool's output schema.
+    /// The same payload, with sizes, digests, fingerprints; fits the tool's output schema.
     pub structured: Map<String, Value>,
 }
 
@@ -70,12 +70,31 @@ impl Outcome {
 }
 
 impl std::fmt::Debug for Outcome {
-    /// Says how long the text is, never what it says.
+    /// Says how long the text is and what else there is, never what it says.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outcome")
             .field("text", &format_args!("{} bytes", self.text.len()))
-            .field("structured", &self.structured)
+            .field("structured", &self.structured.keys())
             .finish()
+    }
+}
+
+/// How often an answer carries a payload that may be large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// In its text alone: the client asked for that.
+    One,
+    /// In its text and in its structured result: clients show a model one of them, and nobody knows which.
+    Two,
+}
+
+impl Copies {
+    /// The largest payload of one answer, in bytes before base64.
+    const fn most(self) -> u64 {
+        match self {
+            Self::One => ONE_CALL_MAX,
+            Self::Two => TWO_COPIES_MAX,
+        }
     }
 }
 
@@ -208,12 +227,12 @@ impl From<BadArguments> for ToolError {
 /// # Errors
 ///
 /// Whatever the tool could not do, in words for its caller.
-pub async fn run(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+pub async fn run(grant: &Grant, session: &Session, copies: Copies) -> Result<Outcome, ToolError> {
     match grant.tool() {
         ToolName::GpgSign => gpg::sign(grant, session).await,
         ToolName::ClipboardGet => clipboard::get(grant, session).await,
         ToolName::ClipboardSet => clipboard::set(grant, session).await,
         ToolName::FileAccept => file::accept(grant, session).await,
-        ToolName::FileProvide => file::provide(grant, session).await,
+        ToolName::FileProvide => file::provide(grant, session, copies).await,
     }
 }

@@ -261,3 +261,90 @@ fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop(seq: u64, previous: &str) -> String {
+        let before = Head {
+            seq: seq - 1,
+            hash: previous.to_owned(),
+        };
+        let (line, _) = chain::link(&before, String::new(), Event::Stop { pid: 1 }).unwrap();
+        String::from_utf8(line).unwrap()
+    }
+
+    fn report(text: &str) -> Report {
+        let mut verifier = Verifier::new(None);
+        verifier.file("log", text.as_bytes()).unwrap();
+        verifier.finish()
+    }
+
+    #[test]
+    fn a_log_begins_with_the_first_line_whose_previous_hash_is_the_origin() {
+        let other = "1".repeat(64);
+        for (text, is_whole) in [
+            (stop(1, ORIGIN), true),
+            (stop(2, ORIGIN), false),
+            (stop(1, &other), false),
+            (stop(2, &other), false),
+        ] {
+            let faults: Vec<Fault> = report(&text)
+                .findings
+                .into_iter()
+                .map(|it| it.fault)
+                .collect();
+            let expected = if is_whole {
+                vec![]
+            } else {
+                vec![Fault::NoBeginning]
+            };
+            assert_eq!(faults, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_that_are_missing_are_counted() {
+        let faults = |second: u64| {
+            let text = stop(1, ORIGIN) + &stop(second, &"1".repeat(64));
+            let finding = report(&text).findings.pop().unwrap();
+            (finding.line, finding.fault)
+        };
+        assert_eq!(faults(7), (2, Fault::Removed { count: 5 }));
+        assert_eq!(faults(2), (2, Fault::Replaced));
+    }
+
+    #[test]
+    fn only_an_end_without_a_newline_is_unfinished() {
+        let whole = stop(1, ORIGIN);
+        assert!(!report(&whole).is_unfinished());
+        assert!(report(whole.trim_end()).is_unfinished());
+        assert!(!report("no line\n").is_unfinished());
+        assert!(!report("").is_unfinished());
+    }
+
+    #[test]
+    fn every_fault_says_what_was_done() {
+        for (fault, words) in [
+            (Fault::Edited, "edited: its hash is not that of its bytes"),
+            (
+                Fault::Removed { count: 2 },
+                "2 line(s) before it were removed",
+            ),
+        ] {
+            assert_eq!(fault.to_string(), words);
+        }
+    }
+
+    #[test]
+    fn a_line_is_read_whole_up_to_its_limit_and_no_further() {
+        for (length, kept) in [(65_536, 65_536), (200_000, 65_537)] {
+            let text = "x".repeat(length);
+            // As small pieces, in which a reader may give it.
+            let mut reader = io::BufReader::with_capacity(1, text.as_bytes());
+            let (line, is_ended) = next_line(&mut reader).unwrap().unwrap();
+            assert_eq!((line.len(), is_ended), (kept, false));
+        }
+    }
+}

@@ -63,8 +63,24 @@ pub fn parse<T: DeserializeOwned>(
     if !faults.is_empty() {
         return Err(BadArguments(faults));
     }
-    // Null was taken for "not sent" by nobody above, so this cannot fail; if it does, it is refused all the same.
+    let integers = arguments
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), integer(value)?.into())));
+    let mut arguments = arguments.clone();
+    arguments.extend(integers.collect::<Map<_, _>>());
+    // Every fault was found above, so this cannot fail; if it does, it is refused all the same.
     T::deserialize(arguments).map_err(|refused| BadArguments(vec![refused.to_string()]))
+}
+
+/// A number as a whole one, as JSON Schema counts them: `1.0` is one.
+fn integer(value: &Value) -> Option<u64> {
+    if let Some(number) = value.as_u64() {
+        return Some(number);
+    }
+    // Adding zero takes the sign off a negative one.
+    let number = value.as_f64()? + 0.0;
+    // Without a fraction its text is that of an integer; one beyond `u64` has too many digits.
+    number.to_string().parse().ok()
 }
 
 /// Checks the arguments that are there: known names, right types, allowed values. Nothing need be there.
@@ -152,11 +168,16 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let (fits, expected) = match property.get("type").and_then(Value::as_str) {
         Some("string") => (value.is_string(), "a text"),
         Some("boolean") => (value.is_boolean(), "true or false"),
-        Some("integer") => (value.is_u64() || value.is_i64(), "a whole number"),
+        Some("integer") => (is_whole(value), "a whole number"),
         // A property of a type that this room does not know would be a fault of ours: refuse.
         _ => (false, "of another type"),
     };
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
+}
+
+/// Whether a value is an integer to JSON Schema.
+fn is_whole(value: &Value) -> bool {
+    value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
 /// What a JSON value is, in words.
@@ -164,7 +185,7 @@ fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null; leave it out instead",
         Value::Bool(_) => "true or false",
-        Value::Number(number) if number.is_f64() => "a number with a fraction or an exponent",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
         Value::Number(_) => "a number",
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
@@ -181,7 +202,7 @@ fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let least = bound("minimum").unwrap_or(0);
     let most = bound("maximum").unwrap_or(u64::MAX);
     // A negative number is no `u64`.
-    match value.as_u64() {
+    match integer(value) {
         Some(number) if (least..=most).contains(&number) => None,
         _ => Some(format!(
             "`{name}` must be between {least} and {most}, not {value}"

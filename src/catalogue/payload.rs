@@ -1,19 +1,28 @@
 //! Bytes in base64, as they come in a call: decoded strictly, never printed.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
 
 use super::ONE_CALL_MAX;
+use super::schema::ENCODING;
 
 /// Bytes in base64 that nobody has decoded yet.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Payload(String);
 
 impl Payload {
+    /// Bytes that are in base64 already.
+    #[must_use]
+    pub const fn of(base64: String) -> Self {
+        Self(base64)
+    }
+
     /// The bytes: strict RFC 4648 base64 with padding, at most [`ONE_CALL_MAX`] of them.
     ///
     /// # Errors
@@ -27,6 +36,20 @@ impl Payload {
     #[must_use]
     pub const fn encoded_length(&self) -> usize {
         self.0.len()
+    }
+}
+
+impl JsonSchema for Payload {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Payload".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", ENCODING: "base64"})
     }
 }
 

@@ -1,7 +1,7 @@
 //! JSON Schemas from the types, in the form that every client reads.
 //!
 //! Plain: one type a property, no `$schema` (some validators know no 2020-12), no `format` that only Rust knows,
-//! nothing nullable. What a schema says is enforced by [`super::check`].
+//! nothing nullable, no keyword that a model's provider refuses. What a schema says is enforced by [`super::check`].
 
 use std::sync::LazyLock;
 
@@ -10,15 +10,20 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use super::{
-    Accepted, ClipboardGet, ClipboardSet, Clipped, FileAccept, FileProvide, GpgSign, Provided,
-    Signed,
+    Accepted, Clipboard, ClipboardGet, ClipboardSet, Clipped, FileAccept, FileProvide, GpgSign,
+    Provided, Signed,
 };
 use crate::name::ToolName;
+
+/// The keyword of JSON Schema for texts that hold bytes.
+pub(super) const ENCODING: &str = "contentEncoding";
 
 /// What a tool takes and gives.
 pub(super) struct Schemas {
     /// Of the arguments.
     pub(super) input: Map<String, Value>,
+    /// Arguments that take bytes, as base64.
+    pub(super) base64: Vec<String>,
     /// Of the structured result.
     pub(super) output: Map<String, Value>,
 }
@@ -26,7 +31,7 @@ pub(super) struct Schemas {
 /// The schemas of a tool, made once.
 pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static GPG_SIGN: LazyLock<Schemas> = LazyLock::new(make::<GpgSign, Signed>);
-    static CLIPBOARD_GET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardGet, Clipped>);
+    static CLIPBOARD_GET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardGet, Clipboard>);
     static CLIPBOARD_SET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardSet, Clipped>);
     static FILE_ACCEPT: LazyLock<Schemas> = LazyLock::new(make::<FileAccept, Accepted>);
     static FILE_PROVIDE: LazyLock<Schemas> = LazyLock::new(make::<FileProvide, Provided>);
@@ -72,9 +77,13 @@ fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
     });
     let input = base.clone().for_deserialize().into_generator();
     let output = base.for_serialize().into_generator();
+    let mut input = portable(input.into_root_schema_for::<Input>());
+    let mut output = portable(output.into_root_schema_for::<Output>());
+    take_base64(&mut output);
     Schemas {
-        input: portable(input.into_root_schema_for::<Input>()),
-        output: portable(output.into_root_schema_for::<Output>()),
+        base64: take_base64(&mut input),
+        input,
+        output,
     }
 }
 
@@ -99,6 +108,16 @@ fn portable(schema: schemars::Schema) -> Map<String, Value> {
         }
     }
     root
+}
+
+/// Takes the mark of what is in base64 off, and gives their names: Gemini refuses every request with such a schema.
+fn take_base64(schema: &mut Map<String, Value>) -> Vec<String> {
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    let marked = properties.into_iter().flatten().filter_map(|(name, it)| {
+        it.as_object_mut()?.shift_remove(ENCODING)?;
+        Some(name.clone())
+    });
+    marked.collect()
 }
 
 /// One type instead of "this or null": what is not sent is not there.

@@ -26,7 +26,7 @@ pub(super) const fn of(tool: ToolName) -> Words {
 const GPG_SIGN: Words = Words {
     title: "Sign with GnuPG",
     description: "Makes a detached OpenPGP signature of the given bytes with a key that stays on the machine. \
-        The text of the result is the ASCII-armored signature. \
+        The text of the result, and its `signature`, is the ASCII-armored signature. \
         In one call up to 8388608 bytes; beyond that, up to 4294967296 bytes in pieces of 1048576 bytes with \
         `offset`, and `final` on the last.",
     read_only: false,
@@ -62,8 +62,8 @@ const FILE_ACCEPT: Words = Words {
 
 const FILE_PROVIDE: Words = Words {
     title: "Hand a file out",
-    description: "Reads a file below the machine's portal. The text of the result is the content in base64. \
-        In one call up to 8388608 bytes; larger files in pieces with `offset` and `length`, 1048576 bytes each.",
+    description: "Reads a file below the machine's portal. The text of the result, and its `data`, is the content in base64. \
+        In one call up to 3145728 bytes; larger files in pieces with `offset` and `length`, 1048576 bytes each.",
     read_only: true,
     destructive: false,
     idempotent: true,

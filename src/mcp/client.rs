@@ -151,7 +151,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         };
         let answer = client
             .exchange
-            .request("initialize", &introduction(), patience.first)
+            .request("initialize", &introduction(), false, patience.first)
             .await?;
         let _: InitializeResult = typed("initialize", &answer)?;
         client.exchange.notify("notifications/initialized");
@@ -171,7 +171,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     pub(crate) async fn answers(&mut self) -> Result<(), ClientError> {
         let listed = self
             .exchange
-            .request(LIST, &Map::new(), self.patience.call)
+            .request(LIST, &Map::new(), false, self.patience.call)
             .await;
         listed.map(drop)
     }
@@ -188,7 +188,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         for _ in 0..PAGES_MAX {
             let answer = self
                 .exchange
-                .request(LIST, &params, self.patience.call)
+                .request(LIST, &params, false, self.patience.call)
                 .await?;
             room = room.checked_sub(answer.get().len()).ok_or_else(|| {
                 malformed(
@@ -234,10 +234,32 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         tool: &str,
         arguments: Map<String, Value>,
     ) -> Result<Called, ClientError> {
+        self.ask(tool, arguments, false).await
+    }
+
+    /// Calls a tool, and wants a large payload in the text of its result alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call`].
+    async fn call_for_one_copy(
+        &mut self,
+        tool: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<Called, ClientError> {
+        self.ask(tool, arguments, true).await
+    }
+
+    async fn ask(
+        &mut self,
+        tool: &str,
+        arguments: Map<String, Value>,
+        one_copy: bool,
+    ) -> Result<Called, ClientError> {
         let params = call_params(tool, arguments);
         let answer = self
             .exchange
-            .request(CALL, &params, self.patience.call)
+            .request(CALL, &params, one_copy, self.patience.call)
             .await?;
         let result = typed(CALL, &answer)?;
         Ok(Called {
@@ -259,16 +281,30 @@ pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallTool
     CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)
 }
 
+/// A request that is shown and not sent.
+#[derive(Debug)]
+pub(crate) struct Rehearsed {
+    /// What would be asked.
+    pub(crate) method: &'static str,
+    /// Its parameters.
+    pub(crate) params: Value,
+    /// Whether a large payload would be wanted in the text of the result alone.
+    pub(crate) one_copy: bool,
+}
+
 /// The messages of a conversation with these requests, as they go over the wire; nothing is sent.
-pub(crate) fn rehearsal(
-    requests: &[(&'static str, Value)],
-) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+pub(crate) fn rehearsal(requests: &[Rehearsed]) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let mut lines = vec![
-        message::request(1, "initialize", &introduction())?,
+        message::request(1, "initialize", &introduction(), false)?,
         message::notification("notifications/initialized").into_bytes(),
     ];
-    for (id, (method, params)) in (2..).zip(requests) {
-        lines.push(message::request(id, method, params)?);
+    for (id, asked) in (2..).zip(requests) {
+        lines.push(message::request(
+            id,
+            asked.method,
+            &asked.params,
+            asked.one_copy,
+        )?);
     }
     Ok(lines)
 }

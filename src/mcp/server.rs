@@ -19,7 +19,7 @@ mod transport;
 
 pub(crate) use course::OVERLOADED;
 pub(crate) use flight::{Answered, How};
-pub(crate) use tools::list;
+pub(crate) use tools::{list, of_operator};
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ use crate::mcp::recorder::Recorder;
 use crate::mcp::wire::Longest;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
-use crate::tool::{self, Outcome, Session, Settings, ToolError};
+use crate::tool::{self, Copies, Outcome, Session, Settings, ToolError};
 use door::Door;
 use flight::Flight;
 use handler::Handler;
@@ -46,7 +46,7 @@ use transport::Transport;
 /// Who hears of each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&Answered) + Send + Sync>;
 /// What runs a grant: [`tool::run`], but for tests of what a tool can do to its server.
-type Run = Arc<dyn for<'a> Fn(&'a Grant, &'a Session) -> Running<'a> + Send + Sync>;
+type Run = Arc<dyn for<'a> Fn(&'a Grant, &'a Session, Copies) -> Running<'a> + Send + Sync>;
 /// A tool that runs.
 type Running<'a> = BoxFuture<'a, Result<Outcome, ToolError>>;
 
@@ -112,7 +112,7 @@ impl Server {
             limits: Limits::DEFAULT,
             pace: None,
             beyond: None,
-            run: Arc::new(|grant, session| Box::pin(tool::run(grant, session))),
+            run: Arc::new(|grant, session, copies| Box::pin(tool::run(grant, session, copies))),
         }
     }
 

@@ -7,7 +7,7 @@ pub(crate) mod display;
 mod file;
 mod holder;
 
-use crate::catalogue::{CLIPBOARD_MAX, ClipboardGet, ClipboardSet, Clipped, parse};
+use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
 use crate::policy::Grant;
 use crate::shown;
 
@@ -23,10 +23,11 @@ pub(super) async fn get(grant: &Grant, session: &Session) -> Result<Outcome, Too
         let folder = settings.runtime.clone();
         blocking::run(move |_| file::read(&folder)).await?
     };
-    let clipped = Clipped {
+    let clipboard = Clipboard {
         bytes: length(&text),
+        text: text.clone(),
     };
-    Outcome::new(text, &clipped)
+    Outcome::new(text, &clipboard)
 }
 
 /// Runs `clipboard_set`.

@@ -96,6 +96,7 @@ async fn piece(
     let taken = Signed {
         size,
         complete: false,
+        signature: None,
         fingerprint: None,
         algorithm: None,
         time: None,
@@ -141,6 +142,7 @@ impl Signing {
         let signed = Signed {
             size: self.size,
             complete: true,
+            signature: Some(text.clone()),
             algorithm: Some(created.algorithm()),
             time: Some(created.time()),
             fingerprint: Some(created.fingerprint),

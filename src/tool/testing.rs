@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Outcome, Session, Settings, ToolError};
+use super::{Copies, Outcome, Session, Settings, ToolError};
 use crate::catalogue::describe;
 use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Grant, Request, decide};
@@ -18,6 +18,7 @@ pub(super) struct Bench {
     portal: PathBuf,
     settings: Settings,
     caller: Caller,
+    copies: Copies,
     session: Session,
 }
 
@@ -61,6 +62,7 @@ impl Bench {
             session: Session::new(Arc::new(settings.clone())),
             settings,
             caller: Caller::Operator,
+            copies: Copies::Two,
         }
     }
 
@@ -80,6 +82,12 @@ impl Bench {
     pub(super) fn with_share(mut self, bytes: u64) -> Self {
         self.settings.incoming_max = bytes;
         self.reconnect()
+    }
+
+    /// The same for a client that wants a large payload once.
+    pub(super) const fn with_one_copy(mut self) -> Self {
+        self.copies = Copies::One;
+        self
     }
 
     /// Ends the connection and makes another.
@@ -153,7 +161,9 @@ impl Bench {
             .into_iter()
             .map(|(tool, arguments)| self.grant(tool, arguments))
             .collect();
-        let calls = grants.iter().map(|grant| super::run(grant, &self.session));
+        let calls = grants
+            .iter()
+            .map(|grant| super::run(grant, &self.session, self.copies));
         let text = |outcome: Result<Outcome, ToolError>| outcome.map_err(|error| error.to_string());
         let outcomes = runtime().block_on(futures_util::future::join_all(calls));
         for (tool, outcome) in tools.into_iter().zip(&outcomes) {
@@ -171,7 +181,7 @@ impl Bench {
         runtime().block_on(async {
             tokio::select! {
                 biased;
-                outcome = super::run(&grant, &self.session) => panic!("ended at once: {outcome:?}"),
+                outcome = super::run(&grant, &self.session, self.copies) => panic!("ended at once: {outcome:?}"),
                 () = std::future::ready(()) => {}
             }
         });

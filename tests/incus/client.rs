@@ -106,7 +106,7 @@ fn a_machine_is_found_listed_and_called() {
         .run()
         .answers("bonjour");
 
-    let ran = mcp("call gpg_sign -i", &[&name, "data=aGk="]).run();
+    let ran = mcp("call gpg_sign -i", &[&name, "data:=\"aGk=\""]).run();
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     assert!(
         ran.stderr.starts_with("error: `gpg_sign` failed: "),

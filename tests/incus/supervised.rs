@@ -25,7 +25,7 @@ chmod 755 /usr/local/bin/gpg"#;
 /// A call of the service from the consumer: whether it came back signed.
 fn signs(world: &World) -> bool {
     let call = format!(
-        "anklume mcp call -i {} sign data=aGk=",
+        "anklume mcp call -i {} sign data:='\"aGk=\"'",
         world.machine(0, "signer")
     );
     let (done, answer) = world.exec(1, "dev", &call);

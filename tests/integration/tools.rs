@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anklume::policy::{Caller, Decision, Grant, Request, decide};
 use anklume::services::Services;
-use anklume::tool::{self, Outcome, Session, Settings};
+use anklume::tool::{self, Copies, Outcome, Session, Settings};
 use serde_json::Value;
 
 use crate::harness::{Anklume, write_program};
@@ -59,7 +59,9 @@ impl Server {
 impl Connection {
     pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
         let grant = grant(tool, arguments);
-        let outcome = self.runtime.block_on(tool::run(&grant, &self.session));
+        let outcome = self
+            .runtime
+            .block_on(tool::run(&grant, &self.session, Copies::Two));
         outcome.map_err(|error| error.to_string())
     }
 
@@ -69,7 +71,9 @@ impl Connection {
             .into_iter()
             .map(|(tool, arguments)| grant(tool, arguments))
             .collect();
-        let calls = grants.iter().map(|grant| tool::run(grant, &self.session));
+        let calls = grants
+            .iter()
+            .map(|grant| tool::run(grant, &self.session, Copies::Two));
         let outcomes = self.runtime.block_on(futures_util::future::join_all(calls));
         outcomes
             .into_iter()
@@ -87,7 +91,7 @@ impl Connection {
                 }
             };
             tokio::select! {
-                outcome = tool::run(&grant, &self.session) => panic!("ended: {outcome:?}"),
+                outcome = tool::run(&grant, &self.session, Copies::Two) => panic!("ended: {outcome:?}"),
                 () = happened => {}
             }
         });

@@ -35,6 +35,38 @@ fn good_arguments_are_read() {
 }
 
 #[test]
+fn a_number_without_a_fraction_is_whole_however_it_is_written() {
+    let read = |arguments: &str| {
+        let arguments: Value = serde_json::from_str(arguments).unwrap();
+        parse::<FileProvide>(ToolName::FileProvide, &map(arguments))
+            .map(|it| (it.offset, it.length))
+            .map_err(|bad| bad.to_string())
+    };
+    for (offset, value) in [
+        ("0", 0),
+        ("0.0", 0),
+        ("-0.0", 0),
+        ("1e3", 1000),
+        ("1048576.0", 1_048_576),
+        ("9007199254740991.0", EXACT_MAX),
+    ] {
+        let arguments = format!(r#"{{"path":"a","offset":{offset}}}"#);
+        assert_eq!(read(&arguments), Ok((Some(value), None)), "{offset}");
+    }
+    for (length, fault) in [
+        (
+            "0.5",
+            "must be a whole number, not a number with a fraction",
+        ),
+        ("-1.0", "must be between 1 and 8388608, not -1.0"),
+        ("1e300", "must be between 1 and 8388608, not 1e+300"),
+    ] {
+        let arguments = format!(r#"{{"path":"a","length":{length}}}"#);
+        assert_eq!(read(&arguments), Err(format!("`length` {fault}")));
+    }
+}
+
+#[test]
 fn every_fault_of_a_call_is_said_in_words() {
     for (tool, arguments, said) in [
         (ToolName::GpgSign, json!({}), "missing argument `data`"),
@@ -76,7 +108,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileProvide,
             json!({"path": "a", "offset": 1.5}),
-            "`offset` must be a whole number, not a number with a fraction or an exponent",
+            "`offset` must be a whole number, not a number with a fraction",
         ),
         (
             ToolName::FileProvide,

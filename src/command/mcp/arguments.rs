@@ -73,6 +73,9 @@ impl Arguments {
             GivenValue::Json(value) => {
                 self.object.insert(key, value);
             }
+            GivenValue::Text(_) if pieces::is_base64(tool, &key) => {
+                return Err(text_or_base64(&key));
+            }
             GivenValue::Text(text) => {
                 let value = from_text(tool, &key, text)?;
                 self.object.insert(key, value);
@@ -145,6 +148,15 @@ impl Arguments {
             });
         }
     }
+}
+
+/// A text for an argument of bytes: `test` is four bytes as it stands, and three others in base64.
+fn text_or_base64(key: &str) -> Failure {
+    let key = key.escape_debug();
+    let message = format!("`{key}` takes bytes, and a text may be these or their base64");
+    Failure::new(Exit::Usage, message).help(format!(
+        "a file: `{key}=@FILE`; stdin: `printf TEXT | anklume mcp call … {key}=-`; base64: `{key}:='\"…\"'`"
+    ))
 }
 
 fn too_large(from: &str, key: &str) -> Failure {
@@ -247,7 +259,8 @@ mod tests {
             "inputSchema":{"type":"object","additionalProperties":false,"properties":{
             "text":{"type":"string"},"maybe":{"type":["integer","null"]},"ratio":{"type":"number"},
             "final":{"type":"boolean"},"list":{"type":"array"},"offset":{"type":"integer"},
-            "data":{"type":"string","contentEncoding":"base64"}}}}"#;
+            "data":{"type":"string"}}},
+            "_meta":{"anklume/base64":["data"]}}"#;
         serde_json::from_str(schema).unwrap()
     }
 
@@ -293,6 +306,13 @@ mod tests {
                 "list=1",
                 "argument `list` is an array, not `1`",
                 Some("write it in JSON: `list:=…`"),
+            ),
+            (
+                "data=test",
+                "`data` takes bytes, and a text may be these or their base64",
+                Some(
+                    "a file: `data=@FILE`; stdin: `printf TEXT | anklume mcp call … data=-`; base64: `data:='\"…\"'`",
+                ),
             ),
             (
                 "txet=1",

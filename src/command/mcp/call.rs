@@ -9,14 +9,15 @@ use super::answer::{Answer, report};
 use super::arguments::{Arguments, typed};
 use super::converse::{Broken, Server, converse, is_invalid};
 use super::given::{self, Given, shown};
-use super::rehearse::{Requests, rehearse};
-use crate::catalogue::{ONE_CALL_MAX, PIECE, describe};
+use super::rehearse::{Requests, asked, rehearse};
+use crate::catalogue::{ONE_CALL_MAX, PIECE};
 use crate::channel::{self, Channel};
 use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, Fetched, Pieces};
-use crate::mcp::client::{CALL, LIST, call_params};
+use crate::mcp::client::{CALL, LIST, Rehearsed, call_params};
+use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
 
@@ -126,13 +127,13 @@ fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineNa
 async fn requests(name: &str, given: Given) -> anyhow::Result<Requests> {
     let mut remarks = Vec::new();
     if given.is_nothing() {
-        return Ok((vec![(CALL, call_value(name, Map::new())?)], remarks));
+        return Ok((vec![asked(CALL, call_value(name, Map::new())?)], remarks));
     }
     let known = name.parse::<ToolName>().is_ok();
     if !known {
         remarks.push("the server would be asked for the types of the arguments".to_owned());
     }
-    let tool = described(name)?;
+    let tool = described(name);
     let Arguments {
         mut object,
         payload,
@@ -143,12 +144,17 @@ async fn requests(name: &str, given: Given) -> anyhow::Result<Requests> {
         object.insert("offset".to_owned(), 0.into());
         object.insert("final".to_owned(), false.into());
         remarks.push("this is the first of the pieces in which the content would go".to_owned());
-    } else if goes_down(&tool, &object) {
+    }
+    let one_copy = goes_down(&tool, &object);
+    if one_copy {
         object.insert("offset".to_owned(), 0.into());
         object.insert("length".to_owned(), ONE_CALL_MAX.into());
     }
-    let requests = vec![(LIST, json!({})), (CALL, call_value(name, object)?)];
-    Ok((requests, remarks))
+    let call = Rehearsed {
+        one_copy,
+        ..asked(CALL, call_value(name, object)?)
+    };
+    Ok((vec![asked(LIST, json!({})), call], remarks))
 }
 
 fn call_value(name: &str, object: Map<String, Value>) -> serde_json::Result<Value> {
@@ -157,14 +163,9 @@ fn call_value(name: &str, object: Map<String, Value>) -> serde_json::Result<Valu
 }
 
 /// One of the five tools as its server lists it; another tool with nothing known of it.
-fn described(name: &str) -> serde_json::Result<Tool> {
-    let schemas = name.parse::<ToolName>().map(describe);
-    serde_json::from_value(match schemas {
-        Ok(known) => {
-            json!({"name": name, "inputSchema": known.input, "outputSchema": known.output})
-        }
-        Err(_) => json!({"name": name, "inputSchema": {}}),
-    })
+fn described(name: &str) -> Tool {
+    let known = name.parse().ok().map(server::of_operator);
+    known.unwrap_or_else(|| Tool::new(name.to_owned(), "", Map::new()))
 }
 
 #[cfg(test)]

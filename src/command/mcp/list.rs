@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::converse::converse;
 use super::printable::{first_sentence, in_json, one_line};
-use super::rehearse::rehearse;
+use super::rehearse::{asked, rehearse};
 use crate::cli::{Format, McpListArgs};
 use crate::command::output::Output;
 use crate::error::Exit;
@@ -20,7 +20,7 @@ const DESCRIPTION_SHOWN: usize = 100;
 pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
     if args.channel.dry_run {
         return rehearse(&args.channel, output, async || {
-            Ok((vec![(LIST, json!({}))], Vec::new()))
+            Ok((vec![asked(LIST, json!({}))], Vec::new()))
         });
     }
     converse(&args.channel, output, async |server, _| {

@@ -9,10 +9,19 @@ use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
 use crate::incus::Machine;
-use crate::mcp::client::rehearsal;
+use crate::mcp::client::{Rehearsed, rehearsal};
 
 /// The requests that would be sent, and what is to be said beside them.
-pub(super) type Requests = (Vec<(&'static str, Value)>, Vec<String>);
+pub(super) type Requests = (Vec<Rehearsed>, Vec<String>);
+
+/// A request that asks for nothing special.
+pub(super) const fn asked(method: &'static str, params: Value) -> Rehearsed {
+    Rehearsed {
+        method,
+        params,
+        one_copy: false,
+    }
+}
 
 /// Shows how a conversation would go.
 pub(super) fn rehearse(

@@ -9,7 +9,7 @@ use crate::command::{open_infra, output::Output};
 use crate::error::{Exit, Failure};
 use crate::infra::Machine;
 use crate::name::MachineName;
-use crate::policy::{Caller, Decision, Denial, Request, decide};
+use crate::policy::{self, Caller, Decision, Denial, Request, decide};
 use crate::services::Services;
 
 /// Runs `anklume policy check`: 0 allowed, 1 denied or error.
@@ -47,7 +47,7 @@ fn are_arguments(question: &Question<'_>) -> Result<(), Failure> {
         let Some(service) = services.service(question.service) else {
             continue;
         };
-        check_some(service.tool, &question.arguments).map_err(|wrong| {
+        check_some(service.tool, &policy::sent(&question.arguments)).map_err(|wrong| {
             let (machine, tool) = (&provider.name, service.tool);
             let message = format!("`--args` is no call of `{}` on `{machine}`: {wrong}", service.name);
             Failure::new(Exit::Failed, message).help(format!(

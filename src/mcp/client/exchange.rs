@@ -73,11 +73,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         &mut self,
         method: &'static str,
         params: &impl Serialize,
+        one_copy: bool,
         patience: Duration,
     ) -> Result<Box<RawValue>, ClientError> {
         self.last_id += 1;
         self.asked = Some(method);
-        let text = message::request(self.last_id, method, params)
+        let text = message::request(self.last_id, method, params, one_copy)
             .map_err(|why| ClientError::Stream(why.into()))?;
         self.queue(text);
         let mut budget = Budget::new(patience);

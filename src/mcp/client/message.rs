@@ -64,6 +64,12 @@ struct Params<'a, P> {
 #[serde(rename_all = "camelCase")]
 struct Meta {
     progress_token: i64,
+    /// See [`crate::mcp::ONE_COPY_KEY`].
+    #[serde(
+        rename = "anklume/one_copy",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    one_copy: bool,
 }
 
 #[derive(Deserialize)]
@@ -72,18 +78,22 @@ struct Progress {
     progress_token: i64,
 }
 
-/// A request as one line, without its newline.
+/// A request as one line, without its newline; `one_copy`: a large payload is wanted in the text of the result alone.
 pub(super) fn request(
     id: i64,
     method: &str,
     params: &impl Serialize,
+    one_copy: bool,
 ) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&Request {
         jsonrpc: "2.0",
         id,
         method,
         params: Params {
-            meta: Meta { progress_token: id },
+            meta: Meta {
+                progress_token: id,
+                one_copy,
+            },
             params,
         },
     })
@@ -157,12 +167,11 @@ impl Incoming<'_> {
 fn reply(method: &RawValue, id: &RawValue) -> String {
     /// Longest id that is given back, in bytes.
     const ID_MAX: usize = 256;
-    let id = if id.get().len() > ID_MAX {
-        "null"
-    } else {
-        id.get()
-    };
-    if method.get() == r#""ping""# {
+    let id = id.get();
+    if id.len() > ID_MAX {
+        r#"{"jsonrpc":"2.0","error":{"code":-32600,"message":"`id` has more than 256 bytes"}}"#
+            .to_owned()
+    } else if method.get() == r#""ping""# {
         format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)
     } else {
         format!(

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{Called, Client, ClientError, malformed};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
 use crate::digest::hex;
+use crate::mcp::BASE64_KEY;
 
 /// Largest file that is fetched, in bytes: what a hostile server may fill the disk with.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -68,10 +69,12 @@ pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
     property(&tool.input_schema, name)
 }
 
-/// Whether an argument takes bytes, as base64.
+/// Whether an argument takes bytes, as base64: by the mark of our own servers, or by the keyword of JSON Schema.
 pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
+    let marks = tool.meta.as_ref().and_then(|meta| meta.0.get(BASE64_KEY));
+    let mut marked = marks.and_then(Value::as_array).into_iter().flatten();
     let encoding = argument(tool, name).and_then(|schema| schema.get("contentEncoding"));
-    encoding.is_some_and(|encoding| encoding == "base64")
+    marked.any(|marked| marked == name) || encoding.is_some_and(|encoding| encoding == "base64")
 }
 
 fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
@@ -227,7 +230,7 @@ where
         let mut arguments = arguments.clone();
         arguments.insert("offset".to_owned(), offset.into());
         arguments.insert("length".to_owned(), length.into());
-        let called = client.call(tool, arguments).await?;
+        let called = client.call_for_one_copy(tool, arguments).await?;
         if called.result.is_error == Some(true) {
             return Ok(Fetched::Whole(called));
         }

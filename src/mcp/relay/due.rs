@@ -1,7 +1,8 @@
 //! Which answers a client still has to get, by the lines that went each way.
 //!
 //! A request is answered with its id. A line that is no request, such as one that is no JSON, is answered by JSON-RPC and
-//! by our own server as well, mostly with the id `null`; other servers are often silent about it. Notifications
+//! by our own server as well: under its id if that can be read, otherwise under none, where others write `null`. Other
+//! servers are often silent about it. Notifications
 //! and answers to a server's own questions are owed nothing.
 
 use std::collections::{HashMap, HashSet};
@@ -53,13 +54,13 @@ impl Lines {
 #[derive(Debug, PartialEq, Eq)]
 enum Owed {
     Nothing,
-    /// An answer under this id, or `null` where the id is odd.
+    /// An answer under this id; one under none will do where the line or the id is odd.
     Named {
         id: String,
         request: bool,
         odd: bool,
     },
-    /// An answer that says `null`.
+    /// An answer under no id.
     Nameless,
     /// No more the answer to this request.
     Cancelled(String),
@@ -168,7 +169,7 @@ impl Due {
 /// What is owed for a line: what our own server answers, and what JSON-RPC says beyond that.
 fn owed(line: &Line) -> Owed {
     let bytes = match line {
-        Line::TooLong { head, tail, .. } => return named(json::find_id(head, tail), true),
+        Line::TooLong { head, tail, .. } => return named(json::find_id(head, tail), true, false),
         Line::Whole(bytes) => json::trim(bytes),
     };
     if bytes.is_empty() {
@@ -176,16 +177,17 @@ fn owed(line: &Line) -> Owed {
     }
     match json::read(bytes) {
         Ok(Value::Object(message)) => owed_for(&message),
-        Ok(_) | Err(JsonFault::Syntax(_)) => Owed::Nameless,
-        Err(JsonFault::Refused(_)) => named(json::find_id(bytes, bytes), false),
+        Ok(_) => Owed::Nameless,
+        Err(JsonFault::Syntax(_)) => named(json::find_id(bytes, bytes), false, true),
+        Err(JsonFault::Refused(_)) => named(json::find_id(bytes, bytes), false, false),
     }
 }
 
-fn named(id: Option<RequestId>, request: bool) -> Owed {
+fn named(id: Option<RequestId>, request: bool, odd: bool) -> Owed {
     id.map_or(Owed::Nameless, |id| Owed::Named {
         id: form(&id),
         request,
-        odd: false,
+        odd,
     })
 }
 
@@ -202,7 +204,7 @@ fn owed_for(message: &Map<String, Value>) -> Owed {
         },
         (Some(Value::String(method)), None) if version => notified(method, message.get("params")),
         (None, _) if version && answers => Owed::Nothing,
-        _ => named(usable, false),
+        _ => named(usable, false, false),
     }
 }
 
@@ -262,7 +264,7 @@ mod tests {
             ("", Owed::Nothing),
             (" \t", Owed::Nothing),
             ("nonsense", Owed::Nameless),
-            ("{\"id\":1,", Owed::Nameless),
+            ("{\"id\":1,", named("1", false, true)),
             ("42", Owed::Nameless),
             ("[]", Owed::Nameless),
             (r#"[{"jsonrpc":"2.0","id":1,"method":"a"}]"#, Owed::Nameless),
@@ -318,7 +320,7 @@ mod tests {
         let answer = r#"<{"jsonrpc":"2.0","id":1,"result":{}}"#;
         let take_back =
             r#">{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        let cases: [(&[&str], usize); 14] = [
+        let cases: [(&[&str], usize); 16] = [
             (&[asked], 1),
             (&[asked, answer], 0),
             (&[asked, NULL], 1),
@@ -333,6 +335,8 @@ mod tests {
                 1,
             ),
             (&[">nonsense", NULL], 0),
+            (&[">{\"id\":1,", NULL], 0),
+            (&[">{\"id\":1,", answer], 0),
             // As others write an error to nobody.
             (&[">nonsense", r#"<{"error":{"code":-32700}}"#], 0),
             (&[asked, ">nonsense", answer], 1),

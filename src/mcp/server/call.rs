@@ -13,9 +13,9 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::Run;
 use crate::audit;
-use crate::mcp::{DECISION_KEY, REFUSED};
+use crate::mcp::{DECISION_KEY, ONE_COPY_KEY, REFUSED};
 use crate::policy::Grant;
-use crate::tool::{Outcome, Session};
+use crate::tool::{Copies, Outcome, Session};
 
 /// How long an answer waits for a report of progress that is on its way out, so that it does not come after it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
@@ -38,7 +38,8 @@ impl Call<'_> {
     /// Runs the tool: how it ended, and what its caller hears. What a tool says went wrong is a result.
     pub(super) async fn run(&self) -> (audit::Outcome, Result<CallToolResult, ErrorData>) {
         // Caught here, so that a call that panicked is logged as well.
-        let running = AssertUnwindSafe(async { (self.run)(self.grant, self.session).await });
+        let running =
+            AssertUnwindSafe(async { (self.run)(self.grant, self.session, self.copies()).await });
         let running = timeout(self.longest, running.catch_unwind());
         match self.wait_for(running).await {
             Ok(Ok(Ok(Ok(outcome)))) => (audit::Outcome::Done, Ok(succeeded(outcome))),
@@ -50,6 +51,14 @@ impl Call<'_> {
                 (audit::Outcome::TimedOut, Ok(failed(text)))
             }
             Err(cancelled) => (audit::Outcome::Cancelled, Err(cancelled)),
+        }
+    }
+
+    /// How often the answer is to carry a large payload.
+    fn copies(&self) -> Copies {
+        match self.context.meta.0.0.get(ONE_COPY_KEY) {
+            Some(Value::Bool(true)) => Copies::One,
+            _ => Copies::Two,
         }
     }
 

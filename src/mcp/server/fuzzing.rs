@@ -84,7 +84,7 @@ fn server(log: &Path) -> Server {
     };
     let mut server = Server::new(Caller::Consumer(name("work-dev")), Arc::new(shared));
     server.pace = Some(Arc::default());
-    server.run = Arc::new(|grant, _| {
+    server.run = Arc::new(|grant, _, _| {
         let text = grant.name().to_owned();
         Box::pin(async move {
             Ok(Outcome {

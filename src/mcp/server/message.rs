@@ -30,7 +30,7 @@ pub(super) enum Incoming {
 /// Something to answer.
 #[derive(Debug)]
 pub(super) struct Asked {
-    /// The client's id; without one the answer says `null`.
+    /// The client's id; without one the answer has none.
     pub(super) id: Option<RequestId>,
     /// What was asked, escaped and bounded: a method, and the tool of a call.
     pub(super) label: String,
@@ -62,7 +62,7 @@ fn read_whole(bytes: &[u8]) -> Incoming {
         Ok(Value::Array(_)) => invalid(None, "batches are no part of MCP; send one message a line"),
         Ok(_) => invalid(None, "a message is a JSON object"),
         Err(JsonFault::Syntax(fault)) => refused(
-            None,
+            json::find_id(bytes, bytes),
             "",
             ErrorData::parse_error(format!("not JSON: {fault}"), None),
         ),

@@ -5,14 +5,13 @@
 use std::sync::Arc;
 
 use rmcp::model::{MetaObject, Tool, ToolAnnotations};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::catalogue;
+use crate::mcp::{BASE64_KEY, TOOL_KEY};
+use crate::name::ToolName;
 use crate::policy::{self, Caller, Offer};
 use crate::services::Services;
-
-/// Key of a tool's `_meta`: what runs behind a service's name.
-const TOOL_KEY: &str = "anklume/tool";
 
 /// The tools of a caller, in the order of the services; for the operator, of the documentation.
 pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
@@ -22,6 +21,16 @@ pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
         .collect()
 }
 
+/// One of the five tools, as the operator sees it.
+pub(crate) fn of_operator(tool: ToolName) -> Tool {
+    let offer = Offer {
+        name: tool.as_str().to_owned(),
+        tool,
+        fixed: Map::new(),
+    };
+    describe(offer, &Caller::Operator)
+}
+
 fn describe(offer: Offer, caller: &Caller) -> Tool {
     let words = catalogue::describe(offer.tool);
     let hidden = |argument: &str| {
@@ -29,9 +38,18 @@ fn describe(offer: Offer, caller: &Caller) -> Tool {
         others || offer.fixed.contains_key(argument)
     };
     let input = catalogue::input_without(offer.tool, hidden);
+    let base64: Vec<&str> = words
+        .base64
+        .iter()
+        .map(String::as_str)
+        .filter(|argument| !hidden(argument))
+        .collect();
     let mut meta = MetaObject::new();
     meta.0
         .insert(TOOL_KEY.to_owned(), Value::from(offer.tool.as_str()));
+    if !base64.is_empty() {
+        meta.0.insert(BASE64_KEY.to_owned(), Value::from(base64));
+    }
     Tool::new(offer.name, words.description, Arc::new(input))
         .with_title(words.title)
         .with_raw_output_schema(Arc::new(words.output))

@@ -204,10 +204,12 @@ where
     }
 }
 
-/// An error with `"id":null` where the request had no id that could be read, as JSON-RPC wants it.
+/// An error. Where the request had no id that could be read it has none: `null`, as JSON-RPC has it, is no id in MCP
+/// (schema of 2025-11-25, `JSONRPCErrorResponse`), and clients that check their input throw on it.
 #[derive(Serialize)]
 struct ErrorLine<'a> {
     jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<RequestId>,
     error: &'a ErrorData,
 }

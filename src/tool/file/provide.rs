@@ -11,11 +11,11 @@ use rustix::fs::{FileType, Stat, fstat};
 use sha2::{Digest as _, Sha256};
 
 use super::portal::Portal;
-use crate::catalogue::{FileProvide, ONE_CALL_MAX, PIECE, PortalPath, Provided, parse};
+use crate::catalogue::{FileProvide, PIECE, Payload, PortalPath, Provided, parse};
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
 use crate::shown;
-use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
+use crate::tool::{Copies, Outcome, Session, Settings, ToolError, blocking};
 
 /// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
 const READS_MAX: usize = 16;
@@ -63,21 +63,22 @@ struct Part {
 pub(in crate::tool) async fn provide(
     grant: &Grant,
     session: &Session,
+    copies: Copies,
 ) -> Result<Outcome, ToolError> {
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
     let path = PortalPath::new(&arguments.path).map_err(ToolError::Arguments)?;
     let sources = sources(&path, grant.caller());
     let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| Part {
         offset: arguments.offset.unwrap_or(0),
-        length: arguments.length.unwrap_or(PIECE),
+        length: arguments.length.unwrap_or(PIECE).min(copies.most()),
     });
     let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
     blocking::run(move |_| {
         let source = Source::open(&settings, &path, &sources)?;
         match part {
-            None => source.whole(),
-            Some(part) => source.part(part, &path, &reads),
+            None => source.whole(copies),
+            Some(part) => source.part(part, &path, &reads, copies),
         }
     })
     .await
@@ -138,12 +139,14 @@ impl Source {
     }
 
     /// The whole file in one call.
-    pub(super) fn whole(self) -> Result<Outcome, ToolError> {
-        if self.size > ONE_CALL_MAX {
+    pub(super) fn whole(self, copies: Copies) -> Result<Outcome, ToolError> {
+        if self.size > copies.most() {
             return Err(ToolError::TooLarge(format!(
-                "`{}` has {} bytes, and one call gives at most {ONE_CALL_MAX}; \
+                "`{}` has {} bytes, and one call gives at most {}; \
                  read it in pieces with `offset` and `length`, {PIECE} bytes each",
-                self.path, self.size
+                self.path,
+                self.size,
+                copies.most()
             )));
         }
         let part = Part {
@@ -152,11 +155,17 @@ impl Source {
         };
         let bytes = self.read(part)?;
         let digest = sha256(&bytes);
-        self.answer(part, &bytes, Some(digest))
+        self.answer(part, &bytes, Some(digest), copies)
     }
 
     /// One piece of the file.
-    fn part(self, part: Part, asked: &PortalPath, reads: &Reads) -> Result<Outcome, ToolError> {
+    fn part(
+        self,
+        part: Part,
+        asked: &PortalPath,
+        reads: &Reads,
+        copies: Copies,
+    ) -> Result<Outcome, ToolError> {
         if part.offset > self.size {
             return Err(ToolError::Arguments(format!(
                 "`offset` is {}, and `{}` has {}",
@@ -180,7 +189,7 @@ impl Source {
         } else {
             reads.put(asked, progress);
         }
-        self.answer(part, &bytes, digest)
+        self.answer(part, &bytes, digest, copies)
     }
 
     /// Reads exactly a part; a file that changes meanwhile is an error.
@@ -205,16 +214,19 @@ impl Source {
         part: Part,
         bytes: &[u8],
         sha256: Option<String>,
+        copies: Copies,
     ) -> Result<Outcome, ToolError> {
+        let text = STANDARD.encode(bytes);
         let provided = Provided {
             path: self.path.as_str().to_owned(),
             size: self.size,
             offset: part.offset,
             length: part.length,
             complete: part.offset.saturating_add(part.length) == self.size,
+            data: (copies == Copies::Two).then(|| Payload::of(text.clone())),
             sha256,
         };
-        Outcome::new(STANDARD.encode(bytes), &provided)
+        Outcome::new(text, &provided)
     }
 }
 

@@ -14,8 +14,8 @@ use super::accept::{Piece, Upload};
 use super::provide::Source;
 use crate::catalogue::PortalPath;
 use crate::policy::Caller;
-use crate::tool::Settings;
 use crate::tool::blocking::Stop;
+use crate::tool::{Copies, Settings};
 
 /// Calls of each kind.
 fn calls() -> u64 {
@@ -110,7 +110,7 @@ fn file_provide_never_reads_outside_the_portal() {
     let path = PortalPath::new("d/f").unwrap();
     let raced = field.run(|_| {
         let read = Source::open(&field.settings, &path, std::slice::from_ref(&path))
-            .and_then(Source::whole);
+            .and_then(|source| source.whole(Copies::Two));
         if let Ok(outcome) = &read {
             // "inside" in base64.
             assert_eq!(outcome.text, "aW5zaWRl", "read outside the portal");

@@ -64,7 +64,7 @@ fn a_file_goes_in_and_comes_out() {
     assert_eq!(
         outcome.structured,
         structured(json!({
-            "path": "a/b/c.txt", "size": 2, "offset": 0, "length": 2, "complete": true, "sha256": sha256(b"hi")
+            "path": "a/b/c.txt", "size": 2, "offset": 0, "length": 2, "complete": true, "data": "aGk=", "sha256": sha256(b"hi")
         }))
     );
     // An empty file is a file.

@@ -91,7 +91,7 @@ fn call(world: &World, service: &str) -> (i32, String) {
             "-i",
             &signer,
             service,
-            "data=aGk=",
+            "data:=\"aGk=\"",
         ],
     );
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
@@ -188,7 +188,7 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
     world.apply();
     let dev = world.machine(1, "dev");
     let signer = world.machine(0, "signer");
-    let give = format!("anklume mcp call -i {signer} drop path=a.txt data=aGk=");
+    let give = format!("anklume mcp call -i {signer} drop path=a.txt data:='\"aGk=\"'");
     assert!(world.exec(1, "dev", &give).0);
     let owner = |path: &str| world.exec(0, "signer", &format!("stat -c %U:%G {path}")).1;
     assert_eq!(
@@ -204,7 +204,7 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
         &signer,
         "file_accept",
         "path=b.txt",
-        "data=aGk=",
+        "data:=\"aGk=\"",
     ];
     let ran = world.run(&operator);
     assert_eq!(ran.status, 0, "{ran:?}");

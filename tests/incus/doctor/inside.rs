@@ -235,7 +235,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     let log = "/var/log/anklume/audit.jsonl";
     // It goes on: a call, a new server.
     let call = format!(
-        "anklume mcp call -i {} push path=a data=aGk=",
+        "anklume mcp call -i {} push path=a data:='\"aGk=\"'",
         patient.signer()
     );
     patient.exec(1, "dev", &call);

@@ -284,13 +284,17 @@ fn eight_mebibytes_go_each_way() {
     let content: Vec<u8> = (0..=255).cycle().take(8 * 1024 * 1024).collect();
     world.write("portal/outgoing/alice/big", &content);
     let server = world.listen();
+    let mut down: Value =
+        serde_json::from_str(&call("down", "give", &json!({"path": "big"}))).unwrap();
+    down["params"]["_meta"] = json!({"anklume/one_copy": true});
+    let down = down.to_string();
     let lines = [
         call(
             "up",
             "take",
             &json!({"path": "up", "data": STANDARD.encode(&content)}),
         ),
-        call("down", "give", &json!({"path": "big"})),
+        down,
     ];
     let ran = connect(
         &world,

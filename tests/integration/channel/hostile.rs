@@ -82,13 +82,13 @@ fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64, Option<u64>)> {
     };
     let whole = call(1, "copy", &json!({"content": "x"}));
     vec![
-        ("invalid UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\xfe\"}".to_vec(), -32700, None),
-        ("overlong UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xc0\xaf\"}".to_vec(), -32700, None),
-        ("a surrogate", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xed\xa0\x80\"}".to_vec(), -32700, None),
-        ("NUL", b"{\"jsonrpc\":\"2.0\",\0\"id\":1,\"method\":\"ping\"}".to_vec(), -32700, None),
+        ("invalid UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xff\xfe\"}".to_vec(), -32700, Some(1)),
+        ("overlong UTF-8", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xc0\xaf\"}".to_vec(), -32700, Some(1)),
+        ("a surrogate", b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\xed\xa0\x80\"}".to_vec(), -32700, Some(1)),
+        ("NUL", b"{\"jsonrpc\":\"2.0\",\0\"id\":1,\"method\":\"ping\"}".to_vec(), -32700, Some(1)),
         ("NUL alone", b"\0\0\0\0".to_vec(), -32700, None),
-        ("cut JSON", whole.as_bytes()[..whole.len() - 1].to_vec(), -32700, None),
-        ("two messages in a line", format!("{whole}{whole}").into_bytes(), -32700, None),
+        ("cut JSON", whole.as_bytes()[..whole.len() - 1].to_vec(), -32700, Some(1)),
+        ("two messages in a line", format!("{whole}{whole}").into_bytes(), -32700, Some(1)),
         ("a header of another protocol", b"Content-Length: 10\r".to_vec(), -32700, None),
         ("deep arrays", deep("[", "]").into_bytes(), -32600, Some(1)),
         ("deep objects", deep("{\"a\":", "}").into_bytes(), -32600, Some(1)),

@@ -204,7 +204,7 @@ fn a_client_is_told_whether_its_call_ran() {
     let keyring = Keyring::new();
     let world = held(&keyring, "{}");
     let server = world.listen();
-    let sign = ["mcp", "call", "-i", "alice", "sign", "data=aGVsbG8="];
+    let sign = ["mcp", "call", "-i", "alice", "sign", "data:=\"aGVsbG8=\""];
     let signing = begin(&world, &sign);
     until("it runs", || world.path("started").exists());
     goes(&world);

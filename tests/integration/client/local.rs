@@ -121,9 +121,10 @@ fn a_folder_of_keys_that_is_not_there_is_said_to_be_that() {
         ("GNUPGHOME", "file/keys", "a folder that cannot be reached"),
         ("HOME", "missing", "a folder that does not exist"),
     ] {
-        let run = Anklume::new()
-            .file("file", "")
-            .args(["mcp", "call", "gpg_sign", "data=aGk="]);
+        let run =
+            Anklume::new()
+                .file("file", "")
+                .args(["mcp", "call", "gpg_sign", "data:=\"aGk=\""]);
         let path = run.path().join(path);
         let ran = run.env(variable, path.to_str().unwrap()).run();
         let said = format!(

@@ -351,12 +351,43 @@ fn eight_mib_go_in_and_out_in_one_call() {
     let taken =
         server.ask(call(1, "file_accept", &json!({"path": "big", "data": data})).to_string());
     assert_eq!(taken["result"]["isError"], false, "{taken}");
-    let given = server.ask(call(2, "file_provide", &json!({"path": "big"})).to_string());
+    let mut give = call(2, "file_provide", &json!({"path": "big"}));
+    give["params"]["_meta"] = json!({"anklume/one_copy": true});
+    let given = server.ask(give.to_string());
     assert_eq!(given["result"]["isError"], false);
     assert!(given["result"]["content"][0]["text"] == data.as_str());
     assert_eq!(
         given["result"]["structuredContent"]["size"],
         8 * 1024 * 1024
+    );
+    server.ends_quietly();
+}
+
+#[test]
+fn an_answer_that_carries_its_content_twice_keeps_below_what_official_clients_read() {
+    let mut server = Server::start(serving());
+    let most = 3 * 1024 * 1024;
+    let (data, start) = ("TWFu".repeat(most / 3), "TWFu".repeat(most / 3 - 1));
+    let pieces = [
+        json!({"path": "fits", "offset": 0, "data": data}),
+        json!({"path": "fits", "offset": most, "data": "", "final": true}),
+        json!({"path": "more", "offset": 0, "data": start}),
+        json!({"path": "more", "offset": most - 3, "data": "TWFuTQ==", "final": true}),
+    ];
+    for piece in pieces {
+        let taken = server.ask(call(1, "file_accept", &piece).to_string());
+        assert_eq!(taken["result"]["isError"], false, "{taken}");
+    }
+    let given = server.ask(call(4, "file_provide", &json!({"path": "fits"})).to_string());
+    // As it was written but for its white space, of which it has none.
+    let length = given.to_string().len();
+    assert!(length < 10 * 1024 * 1024, "{length}");
+    assert!(given["result"]["content"][0]["text"] == data.as_str());
+    assert!(given["result"]["structuredContent"]["data"] == data.as_str());
+    let given = server.ask(call(5, "file_provide", &json!({"path": "more"})).to_string());
+    assert_eq!(
+        given["result"]["content"][0]["text"],
+        "`more` has 3145729 bytes, and one call gives at most 3145728; read it in pieces with `offset` and `length`, 1048576 bytes each"
     );
     server.ends_quietly();
 }

@@ -8,8 +8,13 @@ use super::{TOOLS, names};
 /// One line to a server and what it answers; nothing: the line has no answer.
 type Exchange = (Vec<u8>, Option<Value>);
 
+/// An error; one that answers nobody in particular has no id at all.
 fn error(id: impl Into<Value>, code: i32, message: &str) -> Value {
-    json!({"jsonrpc": "2.0", "id": id.into(), "error": {"code": code, "message": message}})
+    let error = json!({"code": code, "message": message});
+    match id.into() {
+        Value::Null => json!({"jsonrpc": "2.0", "error": error}),
+        id => json!({"jsonrpc": "2.0", "id": id, "error": error}),
+    }
 }
 
 /// The answer to `ping`.
@@ -54,7 +59,7 @@ fn refuses<const N: usize>(code: i32, cases: [(&[u8], Value, &str); N]) {
 }
 
 #[test]
-fn what_is_not_json_is_answered_though_nobody_knows_to_what() {
+fn what_is_not_json_is_answered_under_the_id_that_can_be_read() {
     let null = Value::Null;
     refuses(
         -32700,
@@ -66,7 +71,7 @@ fn what_is_not_json_is_answered_though_nobody_knows_to_what() {
             ),
             (
                 b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":",
-                null.clone(),
+                json!(1),
                 "not JSON: EOF while parsing a value at line 1 column 33",
             ),
             (
@@ -83,6 +88,23 @@ fn what_is_not_json_is_answered_though_nobody_knows_to_what() {
                 b"{}{}",
                 null,
                 "not JSON: trailing characters at line 1 column 3",
+            ),
+            // A text that was cut within an emoji, as JavaScript cuts it; its id first, and last.
+            (
+                br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"clipboard_set","arguments":{"content":"\ud83c"}}}"#,
+                json!(1),
+                "not JSON: unexpected end of hex escape at line 1 column 110",
+            ),
+            (
+                br#"{"method":"tools/call","params":{"arguments":{"content":"\ud83c"}},"jsonrpc":"2.0","id":"x"}"#,
+                json!("x"),
+                "not JSON: unexpected end of hex escape at line 1 column 64",
+            ),
+            // What Python writes for a number that is none.
+            (
+                br#"{"params":{"arguments":{"offset":NaN}},"jsonrpc":"2.0","id":7}"#,
+                json!(7),
+                "not JSON: expected value at line 1 column 34",
             ),
         ],
     );

@@ -68,7 +68,7 @@ impl Desk {
         let outcome = self.server.call("clipboard_get", json!({}))?;
         assert_eq!(
             Value::Object(outcome.structured),
-            json!({"bytes": outcome.text.len()})
+            json!({"text": outcome.text, "bytes": outcome.text.len()})
         );
         Ok(outcome.text)
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anklume::tool::Outcome;
+use anklume::tool::{Copies, Outcome};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -174,6 +174,7 @@ fn a_signature_verifies_with_what_the_caller_got() {
         [
             "size",
             "complete",
+            "signature",
             "fingerprint",
             "algorithm",
             "time",
@@ -497,12 +498,12 @@ fn while_gpg_waits_the_others_are_served() {
     let other = super::grant("clipboard_get", json!({}));
     connection.runtime.block_on(async {
         tokio::select! {
-            outcome = anklume::tool::run(&waiting, &connection.session) => panic!("ended: {outcome:?}"),
+            outcome = anklume::tool::run(&waiting, &connection.session, Copies::Two) => panic!("ended: {outcome:?}"),
             outcome = async {
                 while numbers().is_empty() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                anklume::tool::run(&other, &connection.session).await
+                anklume::tool::run(&other, &connection.session, Copies::Two).await
             } => assert_eq!(outcome.unwrap().text, ""),
         }
     });

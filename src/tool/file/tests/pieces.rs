@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::{mode, structured};
-use crate::catalogue::{ONE_CALL_MAX, PIECE};
+use crate::catalogue::{ONE_CALL_MAX, PIECE, TWO_COPIES_MAX};
 use crate::digest::sha256;
 use crate::tool::Outcome;
 use crate::tool::file::TRANSFERS_MAX;
@@ -42,11 +42,30 @@ fn what_is_too_large_for_one_call_goes_in_pieces() {
     let size = usize::try_from(ONE_CALL_MAX).unwrap();
     let most = vec![7; size];
     bench.accept("most", &most).unwrap();
-    assert_eq!(bench.provide("most").unwrap(), most);
+    assert_eq!(
+        bench.provide("most").unwrap_err(),
+        "`most` has 8388608 bytes, and one call gives at most 3145728; \
+         read it in pieces with `offset` and `length`, 1048576 bytes each"
+    );
+    let piece = bench.read_piece("most", 0, ONE_CALL_MAX).unwrap();
+    assert_eq!(
+        (&piece.structured["length"], &piece.structured["complete"]),
+        (&json!(TWO_COPIES_MAX), &json!(false))
+    );
+    assert_eq!(piece.structured["data"], piece.text);
+    fs::write(bench.portal().join("less"), &most[..size - 5 * 1024 * 1024]).unwrap();
+    assert_eq!(bench.provide("less").unwrap().len() as u64, TWO_COPIES_MAX);
     let refused = bench.accept("more", &vec![7; size + 1]).unwrap_err();
     assert_eq!(
         refused,
         "`data` holds 8388609 bytes, and one call takes at most 8388608; send it in pieces with `offset` and `final`"
+    );
+    let bench = bench.with_one_copy();
+    assert_eq!(bench.provide("most").unwrap(), most);
+    let piece = bench.read_piece("most", 0, ONE_CALL_MAX).unwrap();
+    assert_eq!(
+        (&piece.structured["complete"], piece.structured.get("data")),
+        (&json!(true), None)
     );
     fs::write(bench.portal().join("more"), vec![7; size + 1]).unwrap();
     assert_eq!(
