@@ -24,7 +24,7 @@ use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::shown;
 
-pub use gpg::GpgFault;
+pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
 pub use settings::{Display, GpgHome, RelativePortal, Settings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.

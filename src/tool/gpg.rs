@@ -1,10 +1,15 @@
 //! `gpg_sign`: a detached signature by the GnuPG of the server's user and its agent.
 //!
 //! The command line is built from checked fields and never from a caller's text; content goes in on stdin and is
-//! written nowhere, so a signature of gigabytes in pieces needs no more memory than one of a line.
+//! written nowhere, so a signature of gigabytes in pieces needs no more memory than one of a line. What is handed out as a
+//! signature was verified by a second gpg that read the same content.
 
+mod configuration;
 mod fault;
+mod keys;
+mod message;
 mod process;
+mod signature;
 mod status;
 
 use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
@@ -13,19 +18,19 @@ use crate::shown;
 
 use super::pieces::{self, Step, Turn};
 use super::{Outcome, Session, Settings, ToolError, blocking};
-use process::{Gpg, Signature};
+use signature::{Making, Signature};
 
-pub use fault::GpgFault;
+pub use fault::{CardFault, GpgFault, NoAgent, Unfit};
 
 /// Most signatures in pieces at once on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
 /// Payloads longer than this, in bytes of base64, are decoded on a thread of their own.
 const DECODE_APART: usize = 64 * 1024;
 
-/// A signature whose content comes in pieces: a gpg that waits for more.
+/// A signature whose content comes in pieces: gpg waits for more.
 #[derive(Debug)]
 pub(super) struct Signing {
-    gpg: Gpg,
+    making: Making,
     size: u64,
     key: Option<String>,
 }
@@ -41,7 +46,7 @@ pub(super) async fn sign(grant: &Grant, session: &Session) -> Result<Outcome, To
             ));
         }
         let data = decode(arguments.data).await?;
-        let signing = Signing::start(settings, arguments.key_id)?;
+        let signing = Signing::start(settings, arguments.key_id).await?;
         return signing.take(settings, &data).await?.finish(settings).await;
     };
     // Known by what was called: one at a time for each service.
@@ -76,7 +81,7 @@ async fn piece(
         }
     };
     let signing = match step {
-        Step::Begin => Signing::start(settings, arguments.key_id)?,
+        Step::Begin => Signing::start(settings, arguments.key_id).await?,
         // The gpg that waits signs with the first piece's key whatever a later one says.
         Step::Continue(signing)
             if arguments.key_id.is_some() && arguments.key_id != signing.key =>
@@ -109,22 +114,16 @@ async fn piece(
 }
 
 impl Signing {
-    fn start(settings: &Settings, key: Option<String>) -> Result<Self, ToolError> {
-        let gpg = Gpg::sign(settings, key.as_deref())?;
-        Ok(Self { gpg, size: 0, key })
+    async fn start(settings: &Settings, key: Option<String>) -> Result<Self, ToolError> {
+        let making = within(settings, Making::begin(settings, key.as_deref())).await??;
+        let size = 0;
+        Ok(Self { making, size, key })
     }
 
     /// Feeds gpg; over the limit or after a refusal by gpg, the transfer is over.
     async fn take(mut self, settings: &Settings, data: &[u8]) -> Result<Self, ToolError> {
-        self.size = self
-            .size
-            .saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-        if self.size > SIGN_MAX {
-            return Err(ToolError::TooLarge(format!(
-                "a signature covers at most {SIGN_MAX} bytes; sign a digest of the content instead"
-            )));
-        }
-        let fed = within(settings, self.gpg.feed(data)).await?;
+        self.size = grown(self.size, data)?;
+        let fed = within(settings, self.making.feed(data)).await?;
         if fed {
             return Ok(self);
         }
@@ -137,19 +136,34 @@ impl Signing {
 
     /// Ends the content and waits for the signature.
     async fn finish(self, settings: &Settings) -> Result<Outcome, ToolError> {
-        let Signature { text, created } = within(settings, self.gpg.finish(self.key)).await??;
-        let public_key = within(settings, Gpg::export(settings, &created.fingerprint)).await??;
+        let made = within(settings, self.making.finish(settings, self.key)).await??;
+        let Signature {
+            text,
+            good,
+            public_key,
+        } = made;
         let signed = Signed {
             size: self.size,
             complete: true,
             signature: Some(text.clone()),
-            algorithm: Some(created.algorithm()),
-            time: Some(created.time()),
-            fingerprint: Some(created.fingerprint),
+            algorithm: Some(good.algorithm()),
+            time: Some(good.time()),
+            fingerprint: Some(good.fingerprint),
             public_key: Some(public_key),
         };
         Outcome::new(text, &signed)
     }
+}
+
+/// What a signature covers with more content; no more than its limit.
+fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
+    let size = size.saturating_add(u64::try_from(more.len()).unwrap_or(u64::MAX));
+    if size > SIGN_MAX {
+        return Err(ToolError::TooLarge(format!(
+            "a signature covers at most {SIGN_MAX} bytes; sign a digest of the content instead"
+        )));
+    }
+    Ok(size)
 }
 
 /// Decodes a payload, a long one away from the thread that serves.
@@ -174,20 +188,12 @@ async fn within<T>(settings: &Settings, work: impl Future<Output = T>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tool::testing::runtime;
 
     #[test]
     fn a_signature_in_pieces_has_a_limit() {
-        let mut settings = Settings::new("/nowhere".into(), "/nowhere".into());
-        // Reads whatever it gets.
-        settings.gpg = "/bin/sh".into();
-        let refused = runtime().block_on(async {
-            let mut signing = Signing::start(&settings, None).unwrap();
-            signing.size = SIGN_MAX - 1;
-            signing.take(&settings, b"xy").await.unwrap_err()
-        });
+        assert_eq!(grown(SIGN_MAX - 2, b"xy").unwrap(), SIGN_MAX);
         assert_eq!(
-            refused.to_string(),
+            grown(SIGN_MAX - 1, b"xy").unwrap_err().to_string(),
             "a signature covers at most 4294967296 bytes; sign a digest of the content instead"
         );
     }

@@ -9,6 +9,8 @@ use super::file::Usage;
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";
+/// The variable that names the folder of keys itself.
+const KEYS: &str = "GNUPGHOME";
 /// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
 /// Longest that a display, or the program that owns its clipboard, may take to answer.
@@ -31,6 +33,10 @@ pub struct Settings {
     pub program: PathBuf,
     /// GnuPG: a path, or a name to look for.
     pub gpg: PathBuf,
+    /// What talks to its agent, and starts one.
+    pub gpg_connect_agent: PathBuf,
+    /// What says where its files are.
+    pub gpgconf: PathBuf,
     /// Where gpg keeps its keys, as far as the environment says it.
     pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
@@ -79,6 +85,8 @@ impl Settings {
             // Works when the file was replaced while we run.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
+            gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
+            gpgconf: PathBuf::from("gpgconf"),
             gpg_home: None,
             gpg_wait: GPG_WAIT,
             incoming_max: INCOMING_MAX,
@@ -108,9 +116,18 @@ impl Settings {
 }
 
 impl GpgHome {
+    /// The folder of keys.
+    pub(super) fn folder(&self) -> PathBuf {
+        if self.variable == KEYS {
+            self.path.clone()
+        } else {
+            self.path.join(".gnupg")
+        }
+    }
+
     /// As gpg looks for it; where neither variable is set it asks the system's list of users.
     fn from_env() -> Option<Self> {
-        ["GNUPGHOME", "HOME"].into_iter().find_map(|name| {
+        [KEYS, "HOME"].into_iter().find_map(|name| {
             let path = variable(name)?.into();
             let variable = name;
             Some(Self { variable, path })

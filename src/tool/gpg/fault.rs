@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::status::date;
 use crate::tool::GpgHome;
 
 /// Why gpg did not sign.
@@ -31,15 +32,33 @@ pub enum GpgFault {
         /// The user that serves.
         uid: u32,
     },
-    /// The key is there and must not sign: expired, revoked, or not for signing.
-    #[error(
-        "the secret key{} cannot sign: it is expired, revoked or not for signing; renew it on the provider",
-        named(.key.as_deref())
-    )]
+    /// The key is there and cannot sign.
+    #[error("the secret key `{key}` cannot sign: {}", why.words(.key))]
     Unusable {
-        /// What was asked for; `None`: the default key.
-        key: Option<String>,
+        /// Its fingerprint.
+        key: String,
+        /// Why it cannot.
+        why: Unfit,
     },
+    /// The secret is on a smartcard.
+    #[error("the secret key is on the smartcard {serial}, {why}")]
+    Card {
+        /// The card's serial number.
+        serial: String,
+        /// Why it does not sign.
+        why: CardFault,
+    },
+    /// What gpg gave is no good signature of what was sent.
+    #[error(
+        "gpg made no good signature of what was sent: {0}; nothing was handed out. \
+         `gpg --detach-sign` of a file on the provider, and `gpg --verify` of that, show more"
+    )]
+    NotGood(&'static str),
+    /// The user's `gpg.conf` says which key signs, and cannot be read.
+    #[error(
+        "`gpg.conf` cannot be read on the provider: {0}; it may say which key signs, so none does"
+    )]
+    Configuration(String),
     /// The key has a passphrase and there is no way to ask for it.
     #[error(
         "the key needs a passphrase, and no pinentry can ask for it on the provider; unlock the key there first, \
@@ -55,11 +74,9 @@ pub enum GpgFault {
     /// The passphrase was wrong.
     #[error("wrong passphrase for the key on the provider")]
     Passphrase,
-    /// gpg-agent cannot be reached.
-    #[error(
-        "gpg cannot reach its agent on the provider; run `gpgconf --launch gpg-agent` as the user that serves"
-    )]
-    NoAgent,
+    /// gpg-agent, which holds the keys, does not run and cannot be started.
+    #[error("gpg-agent cannot be started on the provider: {0}")]
+    NoAgent(NoAgent),
     /// Something else.
     #[error("gpg failed{}", reason(.0.as_deref()))]
     Failed(
@@ -67,6 +84,112 @@ pub enum GpgFault {
         Option<String>,
     ),
 }
+
+/// Why a key that is there cannot sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// It, or the subkey that signs, expired, at this time in seconds since 1970.
+    Expired(Option<u64>),
+    /// It is revoked.
+    Revoked,
+    /// Its user disabled it.
+    Disabled,
+    /// It will be created at this time in seconds since 1970.
+    Future(u64),
+    /// Neither it nor a subkey is for signing.
+    NotForSigning,
+    /// Its secret part is not there.
+    Elsewhere,
+    /// It lacks what every key has, such as its signature of itself.
+    Invalid,
+}
+
+impl Unfit {
+    /// What is so, and what to do.
+    fn words(self, key: &str) -> String {
+        match self {
+            Self::Expired(when) => {
+                let when = when.map_or_else(String::new, |when| format!(" on {}", date(when)));
+                format!(
+                    "it expired{when}; extend it on the provider with `gpg --quick-set-expire {key} 1y`, \
+                     and its subkeys with `gpg --quick-set-expire {key} 1y '*'`"
+                )
+            }
+            Self::Revoked => "it is revoked; create another on the provider".to_owned(),
+            Self::Disabled => {
+                format!("it is disabled; `gpg --edit-key {key} enable save` on the provider enables it")
+            }
+            Self::Future(when) => format!(
+                "it was created on {}, which is in the future; the provider's clock is wrong, or that of the machine \
+                 which made the key was",
+                date(when)
+            ),
+            Self::NotForSigning => format!(
+                "neither it nor a subkey of it is for signing; `gpg --quick-add-key {key} ed25519 sign` on the provider adds one"
+            ),
+            Self::Elsewhere => {
+                "the provider has its public part and a note of its secret one alone; import the secret one there"
+                    .to_owned()
+            }
+            Self::Invalid => {
+                "gpg calls it invalid; `gpg --list-secret-keys` on the provider shows more".to_owned()
+            }
+        }
+    }
+}
+
+/// Why a smartcard does not sign.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CardFault {
+    /// It is not there.
+    #[error("which is in no reader of the provider; insert it")]
+    Absent,
+    /// Another is there.
+    #[error("and another one is in the provider's reader; insert the right one")]
+    Other,
+    /// What talks to cards is not installed.
+    #[error(
+        "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
+    )]
+    NoDaemon,
+    /// It is there, and nobody could be asked for its PIN.
+    #[error(
+        "whose PIN no pinentry can ask for on the provider; unlock it there first, or install a graphical pinentry"
+    )]
+    Locked,
+}
+
+/// Why gpg-agent cannot be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAgent {
+    /// The path of its socket is too long.
+    #[error(
+        "the path of its socket has {bytes} bytes, and {SOCKET_MAX} is the most; \
+         move the folder of keys to a shorter path, or log in there once so that `/run/user/{uid}` exists"
+    )]
+    LongPath {
+        /// How long it is.
+        bytes: usize,
+        /// The user that serves.
+        uid: u32,
+    },
+    /// It may not write where its socket and its locks are.
+    #[error(
+        "it cannot write to the folder of keys ({why}); make it writable for the user that serves (uid {uid})"
+    )]
+    ReadOnly {
+        /// What the system says.
+        why: String,
+        /// The user that serves.
+        uid: u32,
+    },
+    /// Something else.
+    #[error("`gpg-connect-agent /bye`, as the user that serves, says why")]
+    Other,
+}
+
+/// Longest path of a Unix socket, in bytes (`sun_path` of `unix(7)`, without the zero at its end).
+pub(super) const SOCKET_MAX: usize = 107;
 
 fn named(key: Option<&str>) -> String {
     key.map(|key| format!(" `{}`", key.escape_debug()))
@@ -81,15 +204,12 @@ fn reason(text: Option<&str>) -> String {
 mod code {
     pub(super) const BAD_PASSPHRASE: u32 = 11;
     pub(super) const NO_SECRET_KEY: u32 = 17;
-    pub(super) const UNUSABLE_PUBLIC_KEY: u32 = 53;
-    pub(super) const UNUSABLE_SECRET_KEY: u32 = 54;
     pub(super) const TIMEOUT: u32 = 62;
     pub(super) const NO_AGENT: u32 = 77;
     pub(super) const AGENT: u32 = 78;
     pub(super) const NO_PINENTRY: u32 = 85;
     pub(super) const PINENTRY: u32 = 86;
     pub(super) const CANCELED: u32 = 99;
-    pub(super) const KEY_EXPIRED: u32 = 153;
     pub(super) const FULLY_CANCELED: u32 = 198;
     /// A system's errno: "not a terminal", which pinentry-curses says where there is none.
     pub(super) const NOT_A_TERMINAL: u32 = 0x8066;
@@ -113,21 +233,23 @@ impl GpgFault {
         })
     }
 
+    /// There is no such secret key.
+    pub(super) fn no_secret_key(key: Option<String>) -> Self {
+        Self::NoSecretKey {
+            key,
+            uid: rustix::process::geteuid().as_raw(),
+        }
+    }
+
     /// What a code of libgpg-error means for a signature; `None`: nothing that this room has words for.
     pub(super) fn of_code(number: u32, key: Option<String>) -> Option<Self> {
         let fault = match number & code::MASK {
-            code::NO_SECRET_KEY => Self::NoSecretKey {
-                key,
-                uid: rustix::process::geteuid().as_raw(),
-            },
-            code::UNUSABLE_PUBLIC_KEY | code::UNUSABLE_SECRET_KEY | code::KEY_EXPIRED => {
-                Self::Unusable { key }
-            }
+            code::NO_SECRET_KEY => Self::no_secret_key(key),
             code::NO_PINENTRY | code::PINENTRY | code::NOT_A_TERMINAL => Self::NoPinentry,
             code::CANCELED | code::FULLY_CANCELED => Self::Cancelled,
             code::TIMEOUT => Self::Unanswered,
             code::BAD_PASSPHRASE => Self::Passphrase,
-            code::NO_AGENT | code::AGENT => Self::NoAgent,
+            code::NO_AGENT | code::AGENT => Self::NoAgent(NoAgent::Other),
             _ => return None,
         };
         Some(fault)

@@ -1,84 +1,133 @@
-//! A running gpg: started with a command line of ours, fed, waited for, and ended with whoever waits for it.
+//! Programs of GnuPG that run: started with a command line of ours, fed, waited for, and ended with whoever waits for them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, Command};
 
+use super::configuration::Configuration;
 use super::fault::GpgFault;
-use super::status::{self, Created};
 use crate::tool::{Settings, ToolError};
 
-/// Most that is read of what gpg writes, in bytes: a signature or a public key, and its status lines.
+/// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
+/// What every gpg is told. Of the user's options those in [`Configuration`] hold, and no others.
+const ALWAYS: [&str; 6] = [
+    "--no-options",
+    "--batch",
+    "--no-tty",
+    "--disable-dirmngr",
+    // An agent that gpg starts would end with us, and be held to what we are.
+    "--no-autostart",
+    "--no-auto-check-trustdb",
+];
 
-/// A running gpg. Dropped, it and what it started in its process group are killed; its agent lives on.
+/// The GnuPG of the server's user.
 #[derive(Debug)]
-pub(super) struct Gpg {
+pub(super) struct GnuPg<'s> {
+    settings: &'s Settings,
+    /// The user's own options.
+    pub(super) configuration: Configuration,
+}
+
+/// A running program. Dropped, it and what it started in its process group are killed; its agent lives on.
+#[derive(Debug)]
+pub(super) struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
 }
 
-/// A finished signature.
+/// What a program that ended had written.
 #[derive(Debug)]
-pub(super) struct Signature {
-    /// ASCII-armored.
-    pub(super) text: String,
-    pub(super) created: Created,
+pub(super) struct Ended {
+    pub(super) success: bool,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
-/// What a gpg that ended had written.
-struct Ended {
-    success: bool,
-    stdout: String,
-    stderr: String,
-}
-
-impl Gpg {
-    /// Starts a gpg that signs its stdin.
-    ///
-    /// `key` has been checked by the catalogue; it is the value of an option and can never be one.
-    pub(super) fn sign(settings: &Settings, key: Option<&str>) -> Result<Self, ToolError> {
-        let mut arguments: Vec<&OsStr> = ["--status-fd", "2", "--armor", "--no-textmode"]
-            .map(OsStr::new)
-            .to_vec();
-        if let Some(key) = key {
-            arguments.extend(["--local-user", key].map(OsStr::new));
-        }
-        arguments.extend(["--output", "-", "--detach-sign"].map(OsStr::new));
-        Self::start(settings, &arguments, Stdio::piped())
-    }
-
-    /// The public part of a key, ASCII-armored.
-    pub(super) async fn export(
-        settings: &Settings,
-        fingerprint: &str,
-    ) -> Result<String, ToolError> {
-        let arguments = [
-            "--armor",
-            "--export-options",
-            "export-minimal",
-            "--export",
-            fingerprint,
-        ];
-        let gpg = Self::start(settings, &arguments.map(OsStr::new), Stdio::null())?;
-        let ended = gpg.end().await?;
-        if ended.success && !ended.stdout.is_empty() {
-            Ok(ended.stdout)
-        } else {
-            Err(GpgFault::Failed(Some("no public key to go with the signature".to_owned())).into())
+impl<'s> GnuPg<'s> {
+    /// The same as one that was found before.
+    pub(super) const fn again(settings: &'s Settings, configuration: Configuration) -> Self {
+        Self {
+            settings,
+            configuration,
         }
     }
 
-    fn start(settings: &Settings, arguments: &[&OsStr], stdin: Stdio) -> Result<Self, ToolError> {
+    /// Finds the folder of keys, and what holds there.
+    pub(super) async fn find(settings: &'s Settings) -> Result<Self, ToolError> {
         if let Some(fault) = settings.gpg_home.as_ref().and_then(GpgFault::of_home) {
             return Err(fault.into());
         }
-        let mut child = Command::new(&settings.gpg)
-            .args(["--batch", "--no-tty", "--disable-dirmngr"])
+        let mut found = Self::again(settings, Configuration::default());
+        let home = found.home().await?;
+        found.configuration =
+            Configuration::read(&home).map_err(|why| GpgFault::Configuration(why.to_string()))?;
+        Ok(found)
+    }
+
+    /// The folder of keys.
+    pub(super) async fn home(&self) -> Result<PathBuf, ToolError> {
+        match &self.settings.gpg_home {
+            Some(home) => Ok(home.folder()),
+            // The system's list of users says it, which gpg reads.
+            None => self.folder("homedir").await,
+        }
+    }
+
+    /// A folder or socket of GnuPG's, by its name in `gpgconf --list-dirs`.
+    pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
+        let arguments = ["--list-dirs", name].map(OsStr::new);
+        let program = &self.settings.gpgconf;
+        let ended = self
+            .start(program, &arguments, Stdio::null())?
+            .end()
+            .await?;
+        Ok(PathBuf::from(ended.stdout.trim_end_matches('\n')))
+    }
+
+    /// Asks the agent something, and starts it where none runs; its answer.
+    pub(super) async fn agent(&self, question: &str) -> Result<Ended, ToolError> {
+        let arguments = [question, "/bye"].map(OsStr::new);
+        let program = &self.settings.gpg_connect_agent;
+        self.start(program, &arguments, Stdio::null())?.end().await
+    }
+
+    /// Runs gpg, which reads nothing.
+    pub(super) async fn run(&self, arguments: &[&str]) -> Result<Ended, ToolError> {
+        self.gpg(arguments, Stdio::null())?.end().await
+    }
+
+    /// Starts a gpg that reads its stdin.
+    pub(super) fn feed(&self, arguments: &[&str]) -> Result<Running, ToolError> {
+        self.gpg(arguments, Stdio::piped())
+    }
+
+    fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<Running, ToolError> {
+        let always = ALWAYS.iter().map(OsStr::new);
+        let keyrings = self.configuration.keyrings.iter().map(OsString::as_os_str);
+        let all: Vec<&OsStr> = always
+            .chain(keyrings)
+            .chain(arguments.iter().map(OsStr::new))
+            .collect();
+        self.start(&self.settings.gpg, &all, stdin)
+    }
+
+    fn start(
+        &self,
+        program: &Path,
+        arguments: &[&OsStr],
+        stdin: Stdio,
+    ) -> Result<Running, ToolError> {
+        let mut command = Command::new(program);
+        if let Some(home) = &self.settings.gpg_home {
+            command.env(home.variable, &home.path);
+        }
+        let mut child = command
             .args(arguments)
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -89,31 +138,22 @@ impl Gpg {
             .spawn()
             .map_err(|refused| not_started(&refused))?;
         let stdin = child.stdin.take();
-        Ok(Self { child, stdin })
+        Ok(Running { child, stdin })
     }
+}
 
-    /// Feeds content; false when gpg has stopped reading.
+impl Running {
+    /// Feeds content; false when nobody reads it any more.
     pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
         let Some(stdin) = &mut self.stdin else {
             return false;
         };
-        // Whatever the error is, gpg's own last words say more.
+        // Whatever the error is, the program's own last words say more.
         stdin.write_all(data).await.is_ok()
     }
 
-    /// Ends the content and waits for the signature.
-    pub(super) async fn finish(self, key: Option<String>) -> Result<Signature, ToolError> {
-        let ended = self.end().await?;
-        match Created::find(&ended.stderr) {
-            Some(created) if ended.success && !ended.stdout.is_empty() => Ok(Signature {
-                text: ended.stdout,
-                created,
-            }),
-            _ => Err(status::fault(&ended.stderr, key).into()),
-        }
-    }
-
-    async fn end(mut self) -> Result<Ended, ToolError> {
+    /// Ends what it reads, and waits for its end.
+    pub(super) async fn end(mut self) -> Result<Ended, ToolError> {
         self.stdin = None;
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let (stdout, stderr, status) = tokio::join!(read(stdout), read(stderr), self.child.wait());
@@ -126,7 +166,7 @@ impl Gpg {
     }
 }
 
-impl Drop for Gpg {
+impl Drop for Running {
     fn drop(&mut self) {
         // Its number is its own until it has been waited for.
         let group = self
@@ -144,7 +184,7 @@ impl Drop for Gpg {
 async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
     let mut bytes = Vec::new();
     if let Some(from) = from {
-        // What came before an error is still what gpg said.
+        // What came before an error is still what was said.
         let _ = from.take(OUTPUT_MAX).read_to_end(&mut bytes).await;
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -5,31 +5,64 @@ use super::fault::GpgFault;
 /// Longest piece of gpg's own words that a caller gets to see, in characters.
 const REASON_MAX: usize = 120;
 
-/// The parts of `SIG_CREATED`.
+/// A good signature, by the parts of `VALIDSIG`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Created {
+pub(super) struct Good {
     public_key_algorithm: u8,
     digest_algorithm: u8,
     /// Seconds since 1970.
     seconds: u64,
-    /// Fingerprint of the key that signed, in upper-case hexadecimal.
+    /// Fingerprint of the key or subkey that signed, in upper-case hexadecimal.
     pub(super) fingerprint: String,
+    /// Fingerprint of the key that it belongs to.
+    pub(super) key: String,
 }
 
-impl Created {
-    /// Finds and reads the line `SIG_CREATED TYPE PK HASH CLASS TIME FINGERPRINT` of a detached signature.
-    pub(super) fn find(stderr: &str) -> Option<Self> {
-        let line = status(stderr).find_map(|line| line.strip_prefix("SIG_CREATED "))?;
-        let [kind, public_key, digest, _class, seconds, fingerprint] =
-            <[&str; 6]>::try_from(line.split(' ').collect::<Vec<_>>()).ok()?;
-        let shaped = matches!(fingerprint.len(), 40 | 64)
-            && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (kind == "D" && shaped).then_some(())?;
+impl Good {
+    /// Reads what a gpg that verified one message said.
+    ///
+    /// # Errors
+    ///
+    /// Why that is not exactly one good signature of bytes.
+    pub(super) fn read(text: &str) -> Result<Self, &'static str> {
+        let count = |keyword: &str| status(text).filter(|line| word(line) == keyword).count();
+        if count("BADSIG") > 0 {
+            return Err("it covers something else");
+        }
+        if count("NEWSIG") != 1 || count("GOODSIG") != 1 {
+            return Err("it is not one good signature");
+        }
+        let mut valid = status(text).filter_map(|line| line.strip_prefix("VALIDSIG "));
+        let (Some(line), None) = (valid.next(), valid.next()) else {
+            return Err("it is not one valid signature");
+        };
+        Self::valid(line).ok_or("it is of an unknown form")
+    }
+
+    /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class is that of bytes.
+    fn valid(line: &str) -> Option<Self> {
+        let [
+            fingerprint,
+            _,
+            seconds,
+            _,
+            _,
+            _,
+            public_key,
+            digest,
+            class,
+            key,
+        ] = <[&str; 10]>::try_from(line.split(' ').collect::<Vec<_>>()).ok()?;
+        let is_fingerprint = |text: &str| {
+            matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        (class == "00" && is_fingerprint(fingerprint) && is_fingerprint(key)).then_some(())?;
         Some(Self {
             public_key_algorithm: public_key.parse().ok()?,
             digest_algorithm: digest.parse().ok()?,
             seconds: seconds.parse().ok()?,
             fingerprint: fingerprint.to_ascii_uppercase(),
+            key: key.to_ascii_uppercase(),
         })
     }
 
@@ -65,13 +98,26 @@ impl Created {
     }
 }
 
-/// Why gpg did not sign, from all that it wrote on stderr.
+/// Why gpg did not sign, or did not list its keys, from all that it wrote on stderr.
 pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
-    status(stderr)
-        .find_map(|line| line.strip_prefix("FAILURE sign "))
-        .and_then(|code| code.split(' ').next()?.parse().ok())
+    let failed = |keyword: &str| status(stderr).find_map(|line| line.strip_prefix(keyword));
+    failed("FAILURE sign ")
+        .or_else(|| failed("ERROR keylist.getkey "))
+        .and_then(|code| word(code).parse().ok())
         .and_then(|code| GpgFault::of_code(code, key))
         .unwrap_or_else(|| GpgFault::Failed(reason(stderr)))
+}
+
+/// Whether an error of the agent's (`ERR CODE WORDS`, without its first word) says that nothing talks to smartcards here.
+pub(super) fn is_no_card_daemon(error: &str) -> bool {
+    const NO_SCDAEMON: u32 = 119;
+    let code = word(error).parse::<u32>();
+    code.is_ok_and(|code| code & 0xffff == NO_SCDAEMON)
+}
+
+/// The first word of a line.
+fn word(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
 }
 
 /// The status lines without their mark.
@@ -90,6 +136,14 @@ fn reason(stderr: &str) -> Option<String> {
     let plain = |text: char| text.is_alphanumeric() || " ,.'()-_".contains(text);
     (!end.is_empty() && end.chars().all(plain))
         .then(|| end.chars().take(REASON_MAX).collect::<String>())
+}
+
+/// The day of a time in seconds since 1970, in UTC.
+pub(super) fn date(seconds: u64) -> String {
+    rfc3339(seconds)
+        .chars()
+        .take_while(|character| *character != 'T')
+        .collect()
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC.
@@ -123,32 +177,54 @@ const fn civil(day: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
-    const SIGNED: &str = "gpg: checking the trustdb\n\
-        [GNUPG:] KEY_CONSIDERED 108352B8E8B3E84BF58DD06AF668A259B66767BB 2\n\
-        [GNUPG:] BEGIN_SIGNING H8\n\
-        [GNUPG:] SIG_CREATED D 22 8 00 1795354138 108352B8E8B3E84BF58DD06AF668A259B66767BB\n";
+    const VERIFIED: &str = "[GNUPG:] NEWSIG g@example.org\n\
+        [GNUPG:] KEY_CONSIDERED 108352B8E8B3E84BF58DD06AF668A259B66767BB 0\n\
+        [GNUPG:] SIG_ID xyz 2026-11-22 1795354138\n\
+        [GNUPG:] GOODSIG F668A259B66767BB G <g@example.org>\n\
+        [GNUPG:] VALIDSIG 108352B8E8B3E84BF58DD06AF668A259B66767BB 2026-11-22 1795354138 0 4 0 22 10 00 208352B8E8B3E84BF58DD06AF668A259B66767BB\n\
+        [GNUPG:] TRUST_ULTIMATE 0 always\n";
 
     #[test]
-    fn a_created_signature_is_read_from_its_line() {
-        let created = Created::find(SIGNED).unwrap();
-        assert_eq!(
-            created.fingerprint,
-            "108352B8E8B3E84BF58DD06AF668A259B66767BB"
-        );
-        assert_eq!(created.algorithm(), "EdDSA with SHA256");
-        assert_eq!(created.time(), "2026-11-22T13:28:58Z");
+    fn a_good_signature_is_read_from_its_lines() {
+        let good = Good::read(VERIFIED).unwrap();
+        assert_eq!(good.fingerprint, "108352B8E8B3E84BF58DD06AF668A259B66767BB");
+        assert_eq!(good.key, "208352B8E8B3E84BF58DD06AF668A259B66767BB");
+        assert_eq!(good.algorithm(), "EdDSA with SHA512");
+        assert_eq!(good.time(), "2026-11-22T13:28:58Z");
     }
 
     #[test]
-    fn what_is_no_such_line_is_no_signature() {
-        for other in [
-            "",
-            "SIG_CREATED D 22 8 00 1 108352B8E8B3E84BF58DD06AF668A259B66767BB",
-            "[GNUPG:] SIG_CREATED S 22 8 00 1 108352B8E8B3E84BF58DD06AF668A259B66767BB",
-            "[GNUPG:] SIG_CREATED D 22 8 00 1 short",
-            "[GNUPG:] SIG_CREATED D 22 8 00 108352B8E8B3E84BF58DD06AF668A259B66767BB",
+    fn what_is_not_one_good_signature_of_bytes_is_none() {
+        let twice = VERIFIED.repeat(2);
+        let without = |line: &str| VERIFIED.replace(line, "OTHER ");
+        for (said, why) in [
+            ("", "it is not one good signature"),
+            (twice.as_str(), "it is not one good signature"),
+            (&without("GOODSIG "), "it is not one good signature"),
+            (
+                &VERIFIED.replace("GOODSIG", "EXPKEYSIG"),
+                "it is not one good signature",
+            ),
+            (
+                &VERIFIED.replace("GOODSIG", "BADSIG"),
+                "it covers something else",
+            ),
+            (&without("VALIDSIG "), "it is not one valid signature"),
+            // Of text, whose line ends and spaces do not count.
+            (
+                &VERIFIED.replace("10 00", "10 01"),
+                "it is of an unknown form",
+            ),
+            (
+                &VERIFIED.replace("VALIDSIG 1083", "VALIDSIG 10"),
+                "it is of an unknown form",
+            ),
+            (
+                &VERIFIED.replace("[GNUPG:] NEWSIG", "NEWSIG"),
+                "it is not one good signature",
+            ),
         ] {
-            assert_eq!(Created::find(other), None, "{other}");
+            assert_eq!(Good::read(said), Err(why), "{said}");
         }
     }
 
@@ -161,11 +237,15 @@ mod tests {
             ))
         };
         assert!(code(17).starts_with("no secret key; import or create one"));
-        assert!(code(54).starts_with("the secret key cannot sign"));
         assert!(code(67_108_949).contains("no pinentry"));
         assert!(code(83_918_950).contains("no pinentry"));
         assert!(code(83_886_179).contains("cancelled"));
         assert!(code(67_108_875).contains("wrong passphrase"));
+        let listed = said("[GNUPG:] ERROR keylist.getkey 33554509\n");
+        assert!(
+            listed.starts_with("gpg-agent cannot be started"),
+            "{listed}"
+        );
         let key = Some("0123456789ABCDEF".to_owned());
         let named = fault("[GNUPG:] FAILURE sign 17", key).to_string();
         assert!(

@@ -1,10 +1,13 @@
 //! `gpg_sign` with a real gpg, its agent, and pinentries of ours.
 
+mod causes;
+mod honest;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anklume::tool::{Copies, Outcome};
+use anklume::tool::{Copies, GpgHome, Outcome};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -37,12 +40,10 @@ impl Vault {
         let mut server = Server::new();
         let home = server.folder.path().join("gnupg");
         make_home(&home);
-        let program = server.folder.path().join("gpg");
-        script(
-            &program,
-            &format!("GNUPGHOME='{}' exec gpg \"$@\"", home.display()),
-        );
-        server.settings.gpg = program;
+        server.settings.gpg_home = Some(GpgHome {
+            variable: "GNUPGHOME",
+            path: home.clone(),
+        });
         Self { server, home }
     }
 
@@ -60,6 +61,11 @@ impl Vault {
         let what = ["--quick-gen-key", address, "ed25519", "sign", expires];
         let made = gpg(&self.home, &[&how[..], &when, &what].concat());
         assert!(made.status.success(), "{made:?}");
+        self.fingerprint(address)
+    }
+
+    /// The fingerprint of a key.
+    fn fingerprint(&self, address: &str) -> String {
         let listed = gpg(&self.home, &["--with-colons", "--list-keys", address]);
         let listed = String::from_utf8(listed.stdout).unwrap();
         let line = listed
@@ -251,22 +257,24 @@ fn a_missing_or_unfit_key_is_said_with_what_to_do() {
         .server
         .call("gpg_sign", json!({"data": "aGk=", "key_id": old}))
         .unwrap_err();
-    assert!(refused.contains("cannot sign: it is expired"), "{refused}");
+    assert_eq!(
+        refused,
+        format!(
+            "the secret key `{old}` cannot sign: it expired on 2020-01-02; extend it on the provider with \
+             `gpg --quick-set-expire {old} 1y`, and its subkeys with `gpg --quick-set-expire {old} 1y '*'`"
+        )
+    );
 }
 
 #[test]
 fn a_key_id_can_never_be_an_option() {
     let mut server = Server::new();
     let record = server.folder.path().join("record");
-    let program = server.folder.path().join("gpg");
-    script(
-        &program,
-        &format!(
-            "for word; do echo \"$word\"; done > '{}'; exit 1",
-            record.display()
-        ),
+    let text = format!(
+        "for word; do echo \"$word\"; done > '{}'; exit 1",
+        record.display()
     );
-    server.settings.gpg = program;
+    fake(&mut server, &text);
     for bad in [
         "-0123456789ABCDEF",
         "--homedir=/tmp",
@@ -290,18 +298,19 @@ fn a_key_id_can_never_be_an_option() {
     assert_eq!(
         words.lines().collect::<Vec<_>>(),
         [
+            "--no-options",
             "--batch",
             "--no-tty",
             "--disable-dirmngr",
+            "--no-autostart",
+            "--no-auto-check-trustdb",
             "--status-fd",
             "2",
-            "--armor",
-            "--no-textmode",
-            "--local-user",
+            "--with-colons",
+            "--with-subkey-fingerprint",
+            "--list-secret-keys",
+            "--",
             "0x0123456789ABCDEF",
-            "--output",
-            "-",
-            "--detach-sign",
         ]
     );
 }
@@ -404,12 +413,10 @@ fn a_passphrase_is_asked_for_and_every_way_out_is_said() {
 #[test]
 fn errors_hold_nothing_of_the_server() {
     let mut server = Server::new();
-    let program = server.folder.path().join("gpg");
-    script(
-        &program,
+    fake(
+        &mut server,
         "echo \"gpg: can't open: $0\" >&2; printf 'gpg: x: \\033[31mred\\n' >&2; exit 2",
     );
-    server.settings.gpg = program;
     assert_eq!(
         server
             .call("gpg_sign", json!({"data": "aGk="}))
@@ -425,16 +432,34 @@ fn errors_hold_nothing_of_the_server() {
     );
 }
 
-/// A gpg that never answers: a script and its child, whose numbers it writes down.
+/// Programs of GnuPG that are scripts: a gpg that does this, and an agent that runs.
+fn fake(server: &mut Server, gpg: &str) {
+    let folder = server.folder.path();
+    let program = |name: &str, text: &str| {
+        let path = folder.join(name);
+        script(&path, text);
+        path
+    };
+    server.settings.gpg = program("gpg", gpg);
+    server.settings.gpg_connect_agent = program("gpg-connect-agent", "echo OK");
+    server.settings.gpg_home = Some(GpgHome {
+        variable: "GNUPGHOME",
+        path: folder.to_owned(),
+    });
+}
+
+/// A gpg that has a key and never signs: a script and its child, whose numbers it writes down.
 fn slow(server: &mut Server) -> impl Fn() -> Vec<u32> + use<> {
     let numbers = server.folder.path().join("numbers");
-    let program = server.folder.path().join("gpg");
     let text = format!(
-        "sleep 1000 & echo $$ $! > '{0}.new'; mv '{0}.new' '{0}'; wait",
-        numbers.display()
+        "case \"$*\" in\n\
+         *--list-secret-keys*) printf 'sec:u:255:22:0:1:::u:::scSC:::+:\\nfpr:::::::::{1}:\\n' ;;\n\
+         *--verify*) cat >/dev/null ;;\n\
+         *) sleep 1000 & echo $$ $! > '{0}.new'; mv '{0}.new' '{0}'; wait ;;\nesac",
+        numbers.display(),
+        "A".repeat(40)
     );
-    script(&program, &text);
-    server.settings.gpg = program;
+    fake(server, &text);
     move || {
         let text = std::fs::read_to_string(&numbers).unwrap_or_default();
         text.split_whitespace()
