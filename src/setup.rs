@@ -8,6 +8,8 @@ mod server;
 mod supervisor;
 mod tree;
 
+pub(crate) use server::surroundings;
+
 use std::io;
 use std::path::Path;
 use std::time::Duration;

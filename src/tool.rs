@@ -25,7 +25,7 @@ use crate::policy::Grant;
 use crate::shown;
 
 pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
-pub use settings::{Display, GpgHome, RelativePortal, Settings};
+pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.
 ///

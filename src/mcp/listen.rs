@@ -24,6 +24,7 @@ use crate::mcp::pace::Pace;
 use crate::mcp::server::{Server, Shared, Stop};
 use crate::name::MachineName;
 use crate::services::Services;
+use crate::tool::Surroundings;
 use folder::{Folder, FolderError};
 
 /// How often sockets are compared with the policy; calls look at it themselves.
@@ -61,6 +62,9 @@ pub(crate) struct Status {
     /// Why the log cannot be written.
     #[serde(default)]
     pub(crate) unlogged: Option<String>,
+    /// Where it finds its user's portal, clipboard and keys.
+    #[serde(default)]
+    pub(crate) surroundings: Surroundings,
 }
 
 /// A server of many consumers.
@@ -267,6 +271,7 @@ impl Listening {
             refused: now.refused.clone(),
             failed: now.failed.clone(),
             unlogged: now.unlogged.clone(),
+            surroundings: Surroundings::from_env(),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();

@@ -6,6 +6,7 @@ use tokio::process::Command;
 
 use crate::inside::{IDENTITY, Identity, RUNTIME};
 use crate::name::MachineName;
+use crate::tool::Surroundings;
 
 /// Where users are.
 const PASSWD: &str = "/etc/passwd";
@@ -45,12 +46,7 @@ impl Account {
     /// The user of that name; root where none is named.
     pub(crate) fn find(name: Option<&str>) -> Result<Self, AccountError> {
         let Some(name) = name.filter(|name| *name != "root") else {
-            return Ok(Self {
-                name: "root".to_owned(),
-                uid: 0,
-                gid: 0,
-                home: "/root".to_owned(),
-            });
+            return Ok(Self::root());
         };
         let text = read(PASSWD).map_err(AccountError::Unreadable)?;
         let text = String::from_utf8_lossy(&text);
@@ -58,6 +54,24 @@ impl Account {
         lines
             .find_map(|line| account(line, name))
             .ok_or_else(|| AccountError::Nobody(name.to_owned()))
+    }
+
+    /// Root, whose home the file of users may set elsewhere.
+    fn root() -> Self {
+        let text = read(PASSWD).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let listed = text.lines().find_map(|line| account(line, "root"));
+        Self {
+            name: "root".to_owned(),
+            uid: 0,
+            gid: 0,
+            home: listed.map_or_else(|| "/root".to_owned(), |root| root.home),
+        }
+    }
+
+    /// Where their portal, clipboard and keys are, when nobody sets anything.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        Surroundings::of_user(&self.home, RUNTIME)
     }
 
     /// The name of this machine; `None` outside of anklume's machines, and where it cannot be read.
@@ -79,16 +93,23 @@ impl Account {
         Self::find(identity.run_as.as_deref()).map(Some)
     }
 
-    /// Makes a command run as this user, from root, with a user's environment and without root's groups.
-    pub(crate) fn runs<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        // The standard library drops the supplementary groups where root sets a user.
-        command
-            .uid(self.uid)
-            .gid(self.gid)
-            .env("HOME", &self.home)
-            .env("USER", &self.name)
-            .env("LOGNAME", &self.name)
-            .env("XDG_RUNTIME_DIR", RUNTIME)
+    /// Makes a command run as this user, with these surroundings and, from root, without root's groups.
+    pub(crate) fn runs<'c>(
+        &self,
+        command: &'c mut Command,
+        surroundings: &Surroundings,
+    ) -> &'c mut Command {
+        if rustix::process::geteuid().is_root() {
+            // The standard library drops the supplementary groups where root sets a user.
+            command.uid(self.uid).gid(self.gid);
+        }
+        for (name, value) in surroundings.variables() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("USER", &self.name).env("LOGNAME", &self.name)
     }
 }
 

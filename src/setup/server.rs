@@ -16,6 +16,7 @@ use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
+use crate::tool::Surroundings;
 
 /// How long a server may take to report a policy: it looks for one several times a second.
 pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
@@ -36,6 +37,13 @@ fn status(folder: &Path) -> Option<Status> {
     Folder::is_served(folder)
         .unwrap_or_default()
         .then_some(status)
+}
+
+/// Where this user's portal, clipboard and keys are: where the machine's server finds them, or would if it ran.
+pub(crate) fn surroundings(account: &Account) -> Surroundings {
+    let is_theirs = std::fs::symlink_metadata(folder()).is_ok_and(|is| is.uid() == account.uid);
+    let served = is_theirs.then(|| status(folder())).flatten();
+    served.map_or_else(|| account.surroundings(), |status| status.surroundings)
 }
 
 /// Whether a server runs, and of the program that is in its place now.
@@ -146,7 +154,7 @@ pub(super) fn start(account: &Account) -> Result<(), SetupError> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let started = account.runs(&mut command).spawn();
+    let started = account.runs(&mut command, &account.surroundings()).spawn();
     started
         .map(drop)
         .map_err(failed("the server cannot be started"))
@@ -183,6 +191,7 @@ mod tests {
             refused: None,
             failed: Vec::new(),
             unlogged: None,
+            surroundings: Surroundings::default(),
         }
     }
 

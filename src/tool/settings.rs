@@ -1,9 +1,12 @@
 //! Where the tools of one server work, and within which limits.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::file::Usage;
 
@@ -11,6 +14,16 @@ use super::file::Usage;
 const PORTAL: &str = "/srv/anklume/portal";
 /// The variable that names the folder of keys itself.
 const KEYS: &str = "GNUPGHOME";
+/// The variables that say where a user's portal, clipboard and keys are. Two servers that agree on them share all three.
+const VARIABLES: [&str; 7] = [
+    "ANKLUME_MCP_PORTAL",
+    "XDG_RUNTIME_DIR",
+    "WAYLAND_DISPLAY",
+    "DISPLAY",
+    "XAUTHORITY",
+    KEYS,
+    "HOME",
+];
 /// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
 /// Longest that a display, or the program that owns its clipboard, may take to answer.
@@ -112,6 +125,40 @@ impl Settings {
             gpg_home: GpgHome::from_env(),
             ..Self::new(portal, runtime.join("anklume"))
         })
+    }
+}
+
+/// Where a server finds its user's portal, clipboard and keys: its [`VARIABLES`]. One that is not there is not set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings(BTreeMap<String, String>);
+
+impl Surroundings {
+    /// Those of this process.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let set = VARIABLES.iter().filter_map(|name| {
+            // A value that is no UTF-8 cannot be told to anybody.
+            let value = variable(name)?.into_string().ok()?;
+            Some(((*name).to_owned(), value))
+        });
+        Self(set.collect())
+    }
+
+    /// Those of a user who has set nothing.
+    #[must_use]
+    pub fn of_user(home: &str, runtime: &str) -> Self {
+        let set = [("HOME", home), ("XDG_RUNTIME_DIR", runtime)];
+        Self(
+            set.map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+        )
+    }
+
+    /// Every variable, and what it is to be; `None`: not set.
+    pub fn variables(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
+        VARIABLES
+            .into_iter()
+            .map(|name| (name, self.0.get(name).map(String::as_str)))
     }
 }
 

@@ -74,6 +74,76 @@ fn two_machines_serve_each_other_and_survive_restarts() {
     world.is_settled();
 }
 
+/// A provider whose server runs as root, and a consumer that shares its clipboard and hands it files.
+const SHARING: &str = r"
+domains:
+  {a}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {a}-keys:
+        mcp: {run_as: root}
+        services:
+          - {name: copy, tool: clipboard_set, consumers: [{b}-dev]}
+          - {name: paste, tool: clipboard_get, consumers: [{b}-dev]}
+          - {name: drop, tool: file_accept, consumers: [{b}-dev]}
+  {b}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {b}-dev: {}
+";
+
+#[test]
+fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_comes_in() {
+    let mut world = World::new(SHARING);
+    for user in ["root", "user"] {
+        world.declare(&SHARING.replace("run_as: root", &format!("run_as: {user}")));
+        world.apply();
+        let keys = world.machine(0, "keys");
+        let over_the_channel = |words: &str| {
+            let (done, said) = world.exec(1, "dev", &format!("anklume mcp call -i {keys} {words}"));
+            assert!(done, "{user}: {words}: {said}");
+            said
+        };
+        let from_the_host = |words: &[&str]| {
+            let ran = world.run(&[&["mcp", "call", "-i", &keys][..], words].concat());
+            assert_eq!(ran.status, 0, "{user}: {ran:?}");
+            ran.stdout
+        };
+        // A shell within, as root and as the user, with surroundings of its own.
+        let within = |words: &str| {
+            let odd = "XDG_RUNTIME_DIR=/tmp/own HOME=/tmp/own GNUPGHOME=/tmp/own ANKLUME_MCP_PORTAL=/tmp/own";
+            let call = format!("{odd} anklume mcp call {words}");
+            let as_user = format!("su -s /bin/sh -c '{call}' {user}");
+            let mut said = Vec::new();
+            for shell in [&call, &as_user] {
+                let (done, text) = world.exec(0, "keys", shell);
+                assert!(done, "{user}: {shell}: {text}");
+                said.push(text);
+            }
+            assert_eq!(said[0], said[1], "{user}: {words}");
+            said.remove(0)
+        };
+        over_the_channel("copy content=one");
+        assert_eq!(from_the_host(&["clipboard_get"]), "one");
+        assert_eq!(within("clipboard_get"), "one");
+        from_the_host(&["clipboard_set", "content=two"]);
+        assert_eq!(over_the_channel("paste"), "two");
+        within("clipboard_set content=three");
+        assert_eq!(over_the_channel("paste"), "three");
+        over_the_channel(&format!("drop path={user} data:=\\\"aGk=\\\""));
+        let path = format!("path=incoming/{}/{user}", world.machine(1, "dev"));
+        assert_eq!(from_the_host(&["file_provide", &path]), "aGk=");
+        assert_eq!(within(&format!("file_provide {path}")), "aGk=");
+        // Somebody else in the machine has a clipboard of their own.
+        if user == "root" {
+            let own = "mkdir /tmp/other; chown user /tmp/other; su -s /bin/sh -c 'XDG_RUNTIME_DIR=/tmp/other anklume mcp call clipboard_get 2>&1' user";
+            assert_eq!(world.exec(0, "keys", own), (true, String::new()));
+        }
+    }
+}
+
 #[test]
 fn a_hundred_connections_at_once_over_one_edge_all_get_their_own_answer() {
     let world = World::new(

@@ -22,6 +22,7 @@ use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::inside::SERVICES;
 use crate::mcp::listen::Listening;
 use crate::mcp::listen::folder::{Folder, FolderError};
 use crate::mcp::server::{self, Server, Shared, Stop};
@@ -29,6 +30,8 @@ use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
 use crate::setup::account::Account;
+use crate::setup::surroundings;
+use crate::tool::Surroundings;
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
@@ -62,19 +65,35 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     served.map(|()| Exit::Done)
 }
 
-/// The operator comes as root, and asks for the keys, the clipboard and the portal of the user that serves.
+/// The operator of a provider asks for the portal, the clipboard and the keys of the user that serves, wherever the call comes
+/// from: this process becomes that user, with the surroundings of their server.
 fn as_the_server_of_this_machine(args: &McpServeArgs) -> anyhow::Result<()> {
     let operator = args.listen.is_none() && args.caller.is_none();
-    if !operator || !rustix::process::geteuid().is_root() {
+    if !operator || !Path::new(SERVICES).exists() {
         return Ok(());
     }
-    let Some(account) = Account::of_this_machine()?.filter(|account| account.uid != 0) else {
+    let Some(account) = Account::of_this_machine()? else {
         return Ok(());
     };
+    let user = rustix::process::geteuid();
+    let is_account = user.as_raw() == account.uid;
+    if !is_account && !user.is_root() {
+        // Somebody else, who has a clipboard and keys of their own.
+        return Ok(());
+    }
+    let theirs = surroundings(&account);
+    if is_account && theirs == Surroundings::from_env() {
+        return Ok(());
+    }
     let mut command = tokio::process::Command::new("/proc/self/exe");
     let same = command.arg0("anklume").args(std::env::args_os().skip(1));
+    let same = account.runs(same, &theirs);
+    if !is_account {
+        // Where root was, they may have no business.
+        same.current_dir("/");
+    }
     // Comes back only where it fails.
-    let why = account.runs(same).current_dir("/").as_std_mut().exec();
+    let why = same.as_std_mut().exec();
     Err(why).with_context(|| format!("cannot become the user `{}`", account.name.escape_debug()))
 }
 
