@@ -132,6 +132,8 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
         assert_eq!(over_the_channel("paste"), "two");
         within("clipboard_set content=three");
         assert_eq!(over_the_channel("paste"), "three");
+        // What another user's server took in is theirs.
+        world.exec(0, "keys", "rm -rf /srv/anklume/portal/incoming");
         over_the_channel(&format!("drop path={user} data:=\\\"aGk=\\\""));
         let path = format!("path=incoming/{}/{user}", world.machine(1, "dev"));
         assert_eq!(from_the_host(&["file_provide", &path]), "aGk=");
