@@ -104,6 +104,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
         }
         world.declare(&SHARING.replace("run_as: root", &format!("run_as: {user}")));
         world.apply();
+        world.exec(0, "keys", "chmod 1777 /tmp");
         let keys = world.machine(0, "keys");
         let over_the_channel = |words: &str| {
             let (done, said) = world.exec(
@@ -122,7 +123,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
         // A shell within, as root and as the user, with surroundings of its own.
         let within = |words: &str| {
             let odd = "XDG_RUNTIME_DIR=/tmp/own HOME=/tmp/own GNUPGHOME=/tmp/own ANKLUME_MCP_PORTAL=/tmp/own";
-            let call = format!("{odd} anklume mcp call {words}");
+            let call = format!("{odd} anklume mcp call {words} 2>&1");
             let as_user = format!("su -s /bin/sh -c '{call}' {user}");
             let mut said = Vec::new();
             for shell in [&call, &as_user] {

@@ -15,7 +15,7 @@ use crate::channel::{self, Channel};
 use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
-use crate::mcp::client::pieces::{self, Fetched, Pieces};
+use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
 use crate::mcp::client::{CALL, LIST, Rehearsed, call_params};
 use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
@@ -70,7 +70,7 @@ async fn ask(
     if !goes_down(tool, &object) {
         return Ok(Answer::Whole(server.call(name, object).await?));
     }
-    let mut file = tempfile::tempfile()?;
+    let mut file = tempfile::tempfile().map_err(PiecesError::Keep)?;
     match pieces::fetch(server, name, &object, &mut file).await? {
         Fetched::Whole(called) => Ok(Answer::Whole(called)),
         Fetched::Pieces(result) => Ok(Answer::Kept { result, file }),
