@@ -53,10 +53,13 @@ pub struct GpgSign {
     pub r#final: Option<bool>,
 }
 
-/// Arguments of `clipboard_get`: none.
+/// Arguments of `clipboard_get`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ClipboardGet {}
+pub struct ClipboardGet {
+    /// Also hand over what a password manager marks as a password; default false
+    pub passwords: Option<bool>,
+}
 
 /// Arguments of `clipboard_set`.
 #[derive(Clone, Deserialize, JsonSchema)]

@@ -185,10 +185,14 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
     }
 }
 
-/// Arguments that only a service's `with` or the operator sets: which key signs is never a consumer's choice.
+/// Arguments that only a service's `with` or the operator sets: which key signs is never a consumer's choice, nor is whether
+/// passwords are handed over.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
-    tool == ToolName::GpgSign && argument == "key_id"
+    matches!(
+        (tool, argument),
+        (ToolName::GpgSign, "key_id") | (ToolName::ClipboardGet, "passwords")
+    )
 }
 
 /// What a caller may use: one entry for each name that [`decide`] would not refuse.

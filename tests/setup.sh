@@ -61,6 +61,7 @@ look_for_the_tests() {
     need git git
     need Xvfb xvfb
     need xclip xclip
+    need xsel xsel
     # A shell's own kill does not count.
     [ -x /bin/kill ] || missing="$missing procps"
     need sway sway

@@ -13,8 +13,10 @@ pub struct ClipboardHolderArgs {
 /// What a process is sent to the display for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ClipboardErrand {
-    /// Print what is on the clipboard
+    /// Print what is on the clipboard, unless it is marked as a password
     Read,
+    /// Print what is on the clipboard
+    ReadPassword,
     /// Hold the text from stdin on it until something else is put there
     Hold,
 }

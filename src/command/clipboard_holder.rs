@@ -8,14 +8,16 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::cli::{ClipboardErrand, ClipboardHolderArgs};
 use crate::error::Exit;
-use crate::tool::clipboard::display::{self, Answer};
+use crate::tool::clipboard::answer::Answer;
+use crate::tool::clipboard::display;
 
 use super::output::Output;
 
 /// Runs `anklume clipboard-holder …`.
 pub(crate) fn run(args: &ClipboardHolderArgs, output: &Output) -> anyhow::Result<Exit> {
     match args.errand {
-        ClipboardErrand::Read => output.answer(&display::read().write())?,
+        ClipboardErrand::Read => output.answer(&display::read(false).write())?,
+        ClipboardErrand::ReadPassword => output.answer(&display::read(true).write())?,
         ClipboardErrand::Hold => hold(output)?,
     }
     Ok(Exit::Done)

@@ -3,9 +3,13 @@
 //! A display that is named but cannot be reached is an error: falling back to the file would hand over another
 //! clipboard than the one that the user sees.
 
+pub(crate) mod answer;
 pub(crate) mod display;
 mod file;
 mod holder;
+mod offer;
+mod wayland;
+mod x11;
 
 use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
 use crate::policy::Grant;
@@ -15,10 +19,10 @@ use super::{Outcome, Session, ToolError, blocking};
 
 /// Runs `clipboard_get`.
 pub(super) async fn get(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
-    let ClipboardGet {} = parse(grant.tool(), grant.arguments())?;
+    let ClipboardGet { passwords } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let text = if let Some(display) = &settings.display {
-        holder::read(settings, display).await?
+        holder::read(settings, display, passwords == Some(true)).await?
     } else {
         let folder = settings.runtime.clone();
         blocking::run(move |_| file::read(&folder)).await?

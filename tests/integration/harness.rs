@@ -271,3 +271,12 @@ pub(crate) fn have_program(name: &str) -> bool {
     let there = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     have(name, there)
 }
+
+/// A program of the Python environment that `tests/setup.sh` makes; see [`have`].
+#[track_caller]
+pub(crate) fn python(program: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("target/python/bin")
+        .join(program);
+    have(&format!("target/python/bin/{program}"), path.is_file()).then_some(path)
+}

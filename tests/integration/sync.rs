@@ -11,9 +11,9 @@ mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::harness::{Anklume, Ran, have};
+use crate::harness::{Anklume, Ran};
 
 /// The quick start of the documentation, with the domain that its first edition forgot.
 const QUICK_START: &str = concat!(
@@ -52,15 +52,6 @@ const TAIL: &str = "\
 
 # Your custom variables below:
 ";
-
-/// A program of the Python environment that `tests/setup.sh` makes; see [`have`].
-#[track_caller]
-fn python(program: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("target/python/bin")
-        .join(program);
-    have(&format!("target/python/bin/{program}"), path.is_file()).then_some(path)
-}
 
 /// A run of `anklume sync` in the folder that an earlier run left.
 fn again<const N: usize>(ran: Ran, args: [&str; N]) -> Anklume {

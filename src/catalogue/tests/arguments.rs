@@ -83,7 +83,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::ClipboardGet,
             json!({"x": 1}),
-            "unknown argument `x`; `clipboard_get` takes no arguments",
+            "unknown argument `x`; `clipboard_get` takes `passwords`",
         ),
         (
             ToolName::ClipboardSet,

@@ -1,6 +1,6 @@
 //! What a process does that was sent to the display: read its clipboard, or hold a text on it.
 //!
-//! Runs in a process of its own, started by [`super::holder`] with the hidden subcommand [`COMMAND`].
+//! Runs in a process of its own, started by [`super::holder`] with the hidden subcommand [`super::answer::COMMAND`].
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -8,95 +8,28 @@ use std::time::Duration;
 
 use arboard::{Clipboard, Error, SetExtLinux as _};
 
-use crate::catalogue::CLIPBOARD_MAX;
+use super::answer::Answer;
+use super::offer::text_of;
+use super::wayland::Wayland;
+use super::x11::X11;
 
-/// The hidden subcommand.
-pub(crate) const COMMAND: &str = "clipboard-holder";
 /// How often it is asked whether a text that was set is there already.
 const SETTLE: Duration = Duration::from_millis(2);
 /// How often a holder looks whether its display is still there.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What a process was sent for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Errand {
-    /// Read the clipboard.
-    Read,
-    /// Put the text from stdin on it and hold it there.
-    Hold,
-}
-
-impl Errand {
-    /// The word on the command line.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Hold => "hold",
-        }
+/// Reads the clipboard of the display that the environment names; `passwords`: also what is marked as one.
+pub(crate) fn read(passwords: bool) -> Answer {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_set("WAYLAND_DISPLAY")
+        && let Some(wayland) = Wayland::ask()
+    {
+        return wayland.map_or_else(|why| why, |wayland| text_of(wayland, passwords));
     }
-}
-
-/// What the process answers on stdout: one byte that says what, then the rest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// The text on the clipboard; empty from a holder that holds.
-    Text(String),
-    /// Nothing is on the clipboard, or nothing that is text.
-    Nothing,
-    /// More bytes than are handed over.
-    TooLong(u64),
-    /// Text that is no UTF-8.
-    NotText,
-    /// No display answers.
-    Unreachable,
-    /// The display or its clipboard failed otherwise.
-    Refused,
-}
-
-impl Answer {
-    /// The answer as it goes over the pipe.
-    pub(crate) fn write(&self) -> Vec<u8> {
-        match self {
-            Self::Text(text) => [b"T", text.as_bytes()].concat(),
-            Self::Nothing => b"N".to_vec(),
-            Self::TooLong(bytes) => format!("L{bytes}").into_bytes(),
-            Self::NotText => b"X".to_vec(),
-            Self::Unreachable => b"U".to_vec(),
-            Self::Refused => b"R".to_vec(),
-        }
-    }
-
-    /// The answer as it came; anything odd, such as that of a process that died, is a refusal.
-    pub(super) fn read(bytes: &[u8]) -> Self {
-        let Some((kind, rest)) = bytes.split_first() else {
-            return Self::Refused;
-        };
-        let rest = str::from_utf8(rest);
-        match (kind, rest) {
-            (b'T', Ok(text)) => Self::Text(text.to_owned()),
-            (b'N', Ok("")) => Self::Nothing,
-            (b'L', Ok(bytes)) => bytes.parse().map_or(Self::Refused, Self::TooLong),
-            (b'X', Ok("")) => Self::NotText,
-            (b'U', Ok("")) => Self::Unreachable,
-            _ => Self::Refused,
-        }
-    }
-}
-
-/// Reads the clipboard of the display that the environment names.
-pub(crate) fn read() -> Answer {
-    let Ok(mut clipboard) = Clipboard::new() else {
+    if !is_set("DISPLAY") {
         return Answer::Unreachable;
-    };
-    match clipboard.get_text() {
-        Ok(text) if text.len() > CLIPBOARD_MAX => {
-            Answer::TooLong(u64::try_from(text.len()).unwrap_or(u64::MAX))
-        }
-        Ok(text) => Answer::Text(text),
-        Err(Error::ContentNotAvailable) => Answer::Nothing,
-        Err(Error::ConversionFailure) => Answer::NotText,
-        Err(_) => Answer::Refused,
     }
+    X11::connect().map_or_else(|why| why, |x11| text_of(x11, passwords))
 }
 
 /// Holds a text on the clipboard until something else is put there or the display ends.
@@ -131,33 +64,6 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(Answer)) {
         match looker.get_text() {
             Ok(_) | Err(Error::ContentNotAvailable | Error::ConversionFailure) => {}
             Err(_) => return,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_come_back_as_they_went() {
-        for answer in [
-            Answer::Text("T".to_owned()),
-            Answer::Text(String::new()),
-            Answer::Nothing,
-            Answer::TooLong(70_000),
-            Answer::NotText,
-            Answer::Unreachable,
-            Answer::Refused,
-        ] {
-            assert_eq!(Answer::read(&answer.write()), answer);
-        }
-    }
-
-    #[test]
-    fn an_odd_answer_is_a_refusal() {
-        for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx"] {
-            assert_eq!(Answer::read(odd), Answer::Refused, "{odd:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::display::{Answer, COMMAND, Errand};
+use super::answer::{Answer, COMMAND, Errand};
 use super::{not_text, too_large};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::tool::{Display, Settings, ToolError};
@@ -30,9 +30,18 @@ impl Drop for Holder {
     }
 }
 
-/// What is on the display's clipboard; nothing that is text is an empty text.
-pub(super) async fn read(settings: &Settings, display: &Display) -> Result<String, ToolError> {
-    match ask(settings, display, Errand::Read, "").await?.0 {
+/// What is on the display's clipboard; nothing that is text is an empty text. `passwords`: also what is marked as one.
+pub(super) async fn read(
+    settings: &Settings,
+    display: &Display,
+    passwords: bool,
+) -> Result<String, ToolError> {
+    let errand = if passwords {
+        Errand::ReadPassword
+    } else {
+        Errand::Read
+    };
+    match ask(settings, display, errand, "").await?.0 {
         Answer::Text(text) => Ok(text),
         Answer::Nothing => Ok(String::new()),
         other => Err(refusal(&other, display)),
@@ -123,8 +132,15 @@ fn refusal(answer: &Answer, display: &Display) -> ToolError {
         )),
         Answer::TooLong(bytes) => too_large(*bytes),
         Answer::NotText => not_text(),
+        Answer::Password => ToolError::Refused(
+            "what is on the clipboard is marked as a password, and this service does not hand it over; \
+             whoever runs the host may let it: `with: {passwords: true}`"
+                .to_owned(),
+        ),
         Answer::Text(_) | Answer::Nothing | Answer::Refused => {
-            ToolError::Unavailable("the display refused its clipboard".to_owned())
+            ToolError::Unavailable(
+                "the display, or the program that owns its clipboard, does not hand it over".to_owned(),
+            )
         }
     }
 }

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Map, Value, json};
 
-use super::python;
 use super::yaml::NASTY;
+use crate::harness::python;
 use crate::harness::{Anklume, scrub};
 
 /// Texts that YAML cannot hold at all, or that infra.yml refuses in a description, are left to other tests.

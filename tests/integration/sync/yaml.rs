@@ -9,7 +9,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
 
-use super::python;
+use crate::harness::python;
 
 /// Texts that some YAML reader takes for something else, or folds, or refuses.
 pub(super) const NASTY: &[&str] = &[

@@ -1,5 +1,7 @@
 //! The clipboard tools with a real X server, and xclip as the other program.
 
+mod owners;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The clipboard tools with a real Wayland compositor (sway, without a screen), and wl-clipboard as the other program.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -69,7 +70,7 @@ impl Compositor {
             .spawn()
             .unwrap();
         let socket = path.join("wayland-1");
-        eventually("sway listens", || socket.exists());
+        eventually("sway listens", || UnixStream::connect(&socket).is_ok());
         let mut server = Server::new();
         server.settings.program = ANKLUME.into();
         server.settings.display = Some(Display {
@@ -127,6 +128,45 @@ fn on_wayland_the_text_outlives_the_server_and_is_shared_both_ways() {
     assert!(copied.success());
     eventually("it is on the clipboard", || desk.pasted() == b"salut");
     assert_eq!(desk.get().unwrap(), "salut");
+    for (kind, expected) in [
+        ("image/png", ""),
+        ("text/html", "data"),
+        ("text/plain;charset=utf-8", "data"),
+        ("STRING", "data"),
+    ] {
+        let copied = desk
+            .client("wl-copy")
+            .args(["--type", kind, "data"])
+            .status();
+        assert!(copied.unwrap().success());
+        eventually(kind, || desk.get() == Ok(expected.to_owned()));
+    }
+    let large = desk.client("wl-copy").arg("x".repeat(70_000)).status();
+    assert!(large.unwrap().success());
+    let said = "the clipboard holds 70000 bytes, and at most 65536 are handed over";
+    eventually("it is on the clipboard", || {
+        desk.get() == Err(said.to_owned())
+    });
+}
+
+#[test]
+fn on_wayland_what_is_marked_as_a_password_is_not_handed_over() {
+    let Some(desk) = Compositor::new() else {
+        return;
+    };
+    for (mark, is_secret) in [("secret", true), ("public", false)] {
+        let copied = desk
+            .client("wl-copy")
+            .args(["--type", "x-kde-passwordManagerHint", mark])
+            .status();
+        assert!(copied.unwrap().success());
+        eventually(mark, || match desk.get() {
+            Ok(text) => !is_secret && text.is_empty(),
+            Err(why) => {
+                is_secret && why.starts_with("what is on the clipboard is marked as a password")
+            }
+        });
+    }
 }
 
 #[test]

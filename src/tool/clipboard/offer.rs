@@ -1,0 +1,279 @@
+//! What the owner of a clipboard offers, by the names of its types: which of them are text, and whether it is marked as a
+//! password.
+
+use super::answer::Answer;
+use crate::catalogue::CLIPBOARD_MAX;
+
+/// The type by which password managers mark what they copy, and what it then holds (KDE's Klipper; KeePassXC, Bitwarden and
+/// 1Password set it).
+const HINT: &str = "x-kde-passwordManagerHint";
+const SECRET: &str = "secret";
+
+/// Most types that are looked at; programs offer a dozen or two.
+pub(super) const TYPES_MAX: usize = 256;
+
+/// How often is begun anew when another program takes the clipboard meanwhile.
+const TRIES: usize = 5;
+
+/// The content of a type.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Content {
+    /// Its first bytes.
+    pub(super) kept: Vec<u8>,
+    /// How many there are.
+    pub(super) bytes: u64,
+}
+
+impl Content {
+    /// Adds bytes, of which no more are kept than fit into `most`.
+    pub(super) fn add(&mut self, bytes: &[u8], most: usize) {
+        let room = most.saturating_sub(self.kept.len()).min(bytes.len());
+        self.kept
+            .extend_from_slice(bytes.get(..room).unwrap_or_default());
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+    }
+}
+
+/// A display, asked for its clipboard.
+pub(super) trait Source {
+    /// The types that the owner of the clipboard offers; `None`: it has no owner.
+    fn offered(&mut self) -> Result<Option<Vec<String>>, Answer>;
+
+    /// Its content as one of these types; `None`: it does not give it so.
+    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer>;
+}
+
+/// The text on a clipboard; `passwords`: also one that is marked as such.
+pub(super) fn text_of(mut source: impl Source, passwords: bool) -> Answer {
+    for _ in 0..TRIES {
+        match look(&mut source, passwords) {
+            Ok(Some(answer)) | Err(answer) => return answer,
+            Ok(None) => {}
+        }
+    }
+    Answer::Refused
+}
+
+/// The same once; `None`: another program took the clipboard meanwhile, whose content may be marked.
+fn look(source: &mut impl Source, passwords: bool) -> Result<Option<Answer>, Answer> {
+    let before = source.offered()?;
+    let Some(offered) = &before else {
+        return Ok(Some(Answer::Nothing));
+    };
+    let names: Vec<&str> = offered.iter().map(String::as_str).collect();
+    if !passwords && names.contains(&HINT) {
+        match source.content(HINT)? {
+            Some((hint, _)) if !is_secret(&hint.kept) => {}
+            // A mark that cannot be read is one.
+            _ => return Ok(Some(Answer::Password)),
+        }
+    }
+    let texts = texts(&names);
+    for name in &texts {
+        let Some((content, encoding)) = source.content(name)? else {
+            continue;
+        };
+        if source.offered()? != before {
+            return Ok(None);
+        }
+        return Ok(Some(answer(content, encoding)));
+    }
+    Ok(Some(if texts.is_empty() {
+        Answer::Nothing
+    } else {
+        Answer::Refused
+    }))
+}
+
+fn answer(content: Content, encoding: Encoding) -> Answer {
+    if content.bytes > CLIPBOARD_MAX as u64 {
+        return Answer::TooLong(content.bytes);
+    }
+    match decode(content.kept, encoding) {
+        Some(text) if text.len() > CLIPBOARD_MAX => Answer::TooLong(text.len() as u64),
+        Some(text) => Answer::Text(text),
+        None => Answer::NotText,
+    }
+}
+
+/// How the bytes of a type are a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// UTF-8, or what may be nothing else.
+    Utf8,
+    /// ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2); but what is UTF-8 is taken for that, as xsel and others put it there.
+    Latin1,
+}
+
+/// The types that are text, best first: in UTF-8 by their names, plain, and any other that is text by its name.
+fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
+    let ranked = offered.iter().take(TYPES_MAX).filter_map(|name| {
+        let lower = name.to_ascii_lowercase();
+        let rank = match lower.as_str() {
+            "text/plain;charset=utf-8" | "utf8_string" => 0,
+            "text/plain" => 1,
+            "string" | "text" => 2,
+            other if other.starts_with("text/plain") => 3,
+            other if other.starts_with("text/") => 4,
+            _ => return None,
+        };
+        Some((rank, *name))
+    });
+    let mut ranked: Vec<(i32, &str)> = ranked.collect();
+    // Of one rank, in the order of the program that offers them.
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Whether the content of [`HINT`] says that the text is a password.
+fn is_secret(hint: &[u8]) -> bool {
+    hint.trim_ascii() == SECRET.as_bytes()
+}
+
+/// Bytes as text; `None`: they are none.
+fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
+    match (String::from_utf8(bytes), encoding) {
+        (Ok(text), _) => Some(text),
+        (Err(_), Encoding::Utf8) => None,
+        (Err(other), Encoding::Latin1) => {
+            Some(other.into_bytes().into_iter().map(char::from).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An owner, or several, one after the other: what each offers and gives.
+    struct Owners(Vec<Vec<(&'static str, Option<&'static str>)>>);
+
+    impl Source for Owners {
+        fn offered(&mut self) -> Result<Option<Vec<String>>, Answer> {
+            let owner = self.0.first();
+            Ok(owner.map(|types| types.iter().map(|(name, _)| (*name).to_owned()).collect()))
+        }
+
+        fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {
+            let owner = self.0.first().cloned().unwrap_or_default();
+            let given = owner.iter().find(|(offered, _)| *offered == name);
+            if self.0.len() > 1 {
+                // The next takes the clipboard at the worst moment.
+                self.0.remove(0);
+            }
+            Ok(given.and_then(|(_, text)| *text).map(|text| {
+                let mut content = Content::default();
+                content.add(text.as_bytes(), CLIPBOARD_MAX);
+                (content, Encoding::Utf8)
+            }))
+        }
+    }
+
+    const UTF8: &str = "UTF8_STRING";
+
+    #[test]
+    fn what_offers_text_gives_it_and_what_offers_none_is_nothing() {
+        let text = |text: &str| Answer::Text(text.to_owned());
+        for (owners, expected) in [
+            (vec![], Answer::Nothing),
+            (vec![vec![("image/png", Some("x"))]], Answer::Nothing),
+            (vec![vec![("text/plain", Some("x"))]], text("x")),
+            (
+                vec![vec![(UTF8, None), ("text/html", Some("<b>"))]],
+                text("<b>"),
+            ),
+            (vec![vec![(UTF8, None)]], Answer::Refused),
+            (
+                vec![vec![(UTF8, Some("x")), (HINT, Some("secret"))]],
+                Answer::Password,
+            ),
+            (
+                vec![vec![(UTF8, Some("x")), (HINT, None)]],
+                Answer::Password,
+            ),
+            (
+                vec![vec![(UTF8, Some("x")), (HINT, Some("public"))]],
+                text("x"),
+            ),
+        ] {
+            assert_eq!(
+                text_of(Owners(owners.clone()), false),
+                expected,
+                "{owners:?}"
+            );
+        }
+        let marked = vec![vec![(UTF8, Some("x")), (HINT, Some("secret"))]];
+        assert_eq!(text_of(Owners(marked), true), text("x"));
+    }
+
+    #[test]
+    fn a_password_that_comes_meanwhile_is_not_handed_over() {
+        let plain = || vec![(UTF8, Some("plain"))];
+        let marked = vec![(UTF8, Some("pass")), (HINT, Some("secret"))];
+        let owners = vec![plain(), marked];
+        assert_eq!(text_of(Owners(owners), false), Answer::Password);
+        let owners = vec![plain(), vec![("STRING", Some("other"))]];
+        assert_eq!(
+            text_of(Owners(owners), false),
+            Answer::Text("other".to_owned())
+        );
+    }
+
+    #[test]
+    fn more_than_goes_over_is_counted_and_not_kept() {
+        let mut content = Content::default();
+        for _ in 0..3 {
+            content.add(&vec![b'x'; 40_000], CLIPBOARD_MAX);
+        }
+        assert_eq!(
+            (content.kept.len(), content.bytes),
+            (CLIPBOARD_MAX, 120_000)
+        );
+        assert_eq!(answer(content, Encoding::Utf8), Answer::TooLong(120_000));
+        // Each of these bytes is two in UTF-8.
+        let mut content = Content::default();
+        content.add(&vec![0xe9; 40_000], CLIPBOARD_MAX);
+        assert_eq!(answer(content, Encoding::Latin1), Answer::TooLong(80_000));
+    }
+
+    #[test]
+    fn text_is_taken_where_it_is_offered_and_the_best_first() {
+        for (offered, expected) in [
+            (&["TARGETS", "image/png"][..], &[][..]),
+            (&["text/plain"], &["text/plain"]),
+            (
+                &["STRING", "TIMESTAMP", "UTF8_STRING", "text/html"],
+                &["UTF8_STRING", "STRING", "text/html"],
+            ),
+            (
+                &["text/html", "text/plain;charset=UTF-8"],
+                &["text/plain;charset=UTF-8", "text/html"],
+            ),
+            (
+                &["text/uri-list", "application/x-thing"],
+                &["text/uri-list"],
+            ),
+            (
+                &["TEXT", "COMPOUND_TEXT", "text/plain;charset=utf-16"],
+                &["TEXT", "text/plain;charset=utf-16"],
+            ),
+            (&[HINT], &[]),
+        ] {
+            assert_eq!(texts(offered), expected, "{offered:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_marked_by_one_word() {
+        assert!(is_secret(b"secret") && is_secret(b"secret\n"));
+        assert!(!is_secret(b"") && !is_secret(b"public") && !is_secret(b"secrets"));
+    }
+
+    #[test]
+    fn latin_1_is_text_whatever_it_is_and_utf_8_is_never_taken_for_it() {
+        assert_eq!(decode(vec![0xe9], Encoding::Latin1).unwrap(), "é");
+        assert_eq!(decode("é".into(), Encoding::Latin1).unwrap(), "é");
+        assert_eq!(decode(vec![0xe9], Encoding::Utf8), None);
+        assert_eq!(decode("é".into(), Encoding::Utf8).unwrap(), "é");
+    }
+}
