@@ -174,6 +174,9 @@ pub struct Offered {
     /// Why there is no answer, in words.
     #[serde(default)]
     pub failed: Option<String>,
+    /// The provider answered, and that was "overloaded".
+    #[serde(default)]
+    pub overloaded: bool,
 }
 
 /// What the program says when it has put a machine in order.

@@ -26,7 +26,7 @@ mod shares;
 mod stop;
 mod wire;
 
-pub(super) use ask::ask;
+pub(super) use ask::{Unheard, ask};
 pub(super) use carry::{carry_out, each, in_parallel};
 pub(super) use context::{Context, block_on};
 pub(super) use files::FilesError;

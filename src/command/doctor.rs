@@ -116,7 +116,7 @@ async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) ->
                 health.broken = examiner.heard(edge, &heard.services);
                 health.took = Some(heard.took);
             }
-            Err(why) => health.broken = Some(examiner.unheard(edge, &why)),
+            Err(unheard) => health.broken = Some(examiner.unheard(edge, unheard)),
         }
     }
     if health.broken.is_none() {

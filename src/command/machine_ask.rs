@@ -6,7 +6,7 @@ use super::errand;
 use super::mcp::converse;
 use super::output::Output;
 use crate::cli::{ChannelArgs, MachineAskArgs};
-use crate::error::Exit;
+use crate::error::{Exit, Failure};
 use crate::inside::Offered;
 
 /// Runs `anklume machine-ask PROVIDER`: 0 whatever comes of it; the answer says what did.
@@ -28,7 +28,9 @@ pub(crate) fn run(args: &MachineAskArgs, output: &Output) -> anyhow::Result<Exit
         Ok(Exit::Done)
     });
     if let Err(why) = asked {
+        let exit = why.downcast_ref::<Failure>().map(|failure| failure.exit);
         offered = Offered {
+            overloaded: exit == Some(Exit::Overloaded),
             failed: Some(format!("{why:#}")),
             ..Offered::default()
         };

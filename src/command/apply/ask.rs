@@ -23,8 +23,24 @@ pub(in crate::command) struct Heard {
     pub(in crate::command) took: Duration,
 }
 
-/// Lists, inside the consumer, what the provider offers it; or why that fails, in words.
-pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, String> {
+/// Why a consumer has nothing to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::command) struct Unheard {
+    /// In words.
+    pub(in crate::command) why: String,
+    /// The provider has too much to do for this consumer, as the consumer says.
+    pub(in crate::command) overloaded: bool,
+}
+
+impl From<String> for Unheard {
+    fn from(why: String) -> Self {
+        let overloaded = false;
+        Self { why, overloaded }
+    }
+}
+
+/// Lists, inside the consumer, what the provider offers it; or why that fails.
+pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, Unheard> {
     let consumer = &edge.consumer;
     let errand = Errand {
         project: consumer.domain.as_str(),
@@ -44,12 +60,15 @@ pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, String> {
             words if words.is_empty() => "it says nothing".to_owned(),
             words => words,
         };
-        return Err(format!("the consumer's program does not answer: {words}"));
+        return Err(format!("the consumer's program does not answer: {words}").into());
     };
     if let Some(why) = offered.failed {
-        return Err(format!("the consumer says: {}", shown(&why, WORDS_MAX)));
+        let why = format!("the consumer says: {}", shown(&why, WORDS_MAX));
+        let overloaded = offered.overloaded;
+        return Err(Unheard { why, overloaded });
     }
-    heard(&offered).ok_or_else(|| "the consumer says what is no list of services".to_owned())
+    let odd = || "the consumer says what is no list of services".to_owned();
+    heard(&offered).ok_or_else(|| odd().into())
 }
 
 /// A machine's word, read strictly; `None`: it is no list of services.
@@ -73,6 +92,7 @@ mod tests {
             services: services.iter().map(|name| (*name).to_owned()).collect(),
             milliseconds: Some(milliseconds),
             failed: None,
+            overloaded: false,
         }
     }
 

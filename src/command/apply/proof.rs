@@ -93,7 +93,7 @@ async fn prove(edge: &Edge, mut tries: u32) -> Result<(), String> {
         tries -= 1;
         match ask(edge).await {
             Ok(_) => return Ok(()),
-            Err(why) if tries == 0 => return Err(why),
+            Err(unheard) if tries == 0 => return Err(unheard.why),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }

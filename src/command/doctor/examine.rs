@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::super::apply::{Log, runs};
+use super::super::apply::{Log, Unheard, runs};
 use super::consumer::ListenFolder;
 use crate::channel::shell_line;
 use crate::edge::{CONSUMER_FOLDER, Edge, End};
@@ -346,9 +346,10 @@ impl Examiner<'_> {
     }
 
     /// The consumer could not ask, though all on the way looks right from the host.
-    pub(super) fn unheard(&self, edge: &Edge, why: &str) -> Broken {
-        if !self.facts.full.contains(&edge.hash) {
-            return self.by_apply(What::Server, why.to_owned());
+    pub(super) fn unheard(&self, edge: &Edge, unheard: Unheard) -> Broken {
+        // Connections may have filled up after they were counted.
+        if !unheard.overloaded && !self.facts.full.contains(&edge.hash) {
+            return self.by_apply(What::Server, unheard.why);
         }
         let consumer = &edge.consumer;
         let words = [
