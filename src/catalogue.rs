@@ -4,6 +4,7 @@
 //! without knowing how a tool runs.
 
 mod check;
+mod legible;
 mod path;
 mod payload;
 mod schema;

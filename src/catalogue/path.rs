@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::legible::{first_illegible, is_odd_space, legible};
+use crate::shown::escaped;
+
 /// Most folders and file together in one path.
 const COMPONENTS_MAX: usize = 16;
 /// Longest name of a file or folder, in bytes (Linux `NAME_MAX`).
@@ -20,32 +23,13 @@ impl PortalPath {
     ///
     /// What is wrong with it, in words.
     pub fn new(text: &str) -> Result<Self, String> {
-        let shown = text.escape_debug();
-        if text.is_empty() {
-            return Err("`path` is empty".to_owned());
-        }
-        if text.len() > PATH_BYTES_MAX {
-            let length = text.len();
-            return Err(format!(
-                "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
-            ));
-        }
-        if text.starts_with('/') {
-            return Err(format!(
-                "`path` must be relative to the portal, not `{shown}`"
-            ));
-        }
-        let components: Vec<&str> = text.split('/').collect();
-        if components.len() > COMPONENTS_MAX {
-            let depth = components.len();
-            return Err(format!(
-                "`path` is {depth} names deep; at most {COMPONENTS_MAX} are allowed"
-            ));
-        }
-        match components.into_iter().find_map(component_fault) {
-            Some(fault) => Err(format!("`path` is `{shown}`, and {fault}")),
-            None => Ok(Self(text.to_owned())),
-        }
+        let Some(fault) = fault(text) else {
+            return Ok(Self(text.to_owned()));
+        };
+        let such_as = proposed(text).map_or_else(String::new, |path| {
+            format!("; it could be `{}`", escaped(&path))
+        });
+        Err(format!("{fault}{such_as}"))
     }
 
     /// The same path below a folder whose name is safe already.
@@ -73,8 +57,36 @@ impl PortalPath {
 impl fmt::Display for PortalPath {
     /// Escaped, as it is shown in messages.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.escape_debug().fmt(f)
+        f.write_str(&escaped(&self.0))
     }
+}
+
+/// Why a text cannot be a path.
+fn fault(text: &str) -> Option<String> {
+    let shown = escaped(text);
+    if text.is_empty() {
+        return Some("`path` is empty".to_owned());
+    }
+    if text.len() > PATH_BYTES_MAX {
+        let length = text.len();
+        return Some(format!(
+            "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
+        ));
+    }
+    if text.starts_with('/') {
+        return Some(format!(
+            "`path` must be relative to the portal, not `{shown}`"
+        ));
+    }
+    let components: Vec<&str> = text.split('/').collect();
+    if components.len() > COMPONENTS_MAX {
+        let depth = components.len();
+        return Some(format!(
+            "`path` is {depth} names deep; at most {COMPONENTS_MAX} are allowed"
+        ));
+    }
+    let fault = components.into_iter().find_map(component_fault)?;
+    Some(format!("`path` is `{shown}`, and {fault}"))
 }
 
 /// Why a text cannot be the name of a file or folder.
@@ -96,39 +108,30 @@ fn component_fault(name: &str) -> Option<String> {
             "a name must not begin with `-`, which programs take for an option".to_owned(),
         );
     }
-    if name.starts_with(' ') || name.ends_with(' ') {
+    let is_space = |character: char| character == ' ' || is_odd_space(character);
+    if name.starts_with(is_space) || name.ends_with(is_space) {
         return Some("a name must not begin or end with a space".to_owned());
     }
-    let unsafe_character = first_unsafe(name)?;
+    let unseen = first_illegible(name)?;
     Some(format!(
-        "the character U+{:04X} is not allowed, because it does not show as what it is",
-        u32::from(unsafe_character)
+        "the character U+{:04X} is not allowed there, because it does not show as what it is",
+        u32::from(unseen)
     ))
 }
 
-/// The first character that would not show as what it is: controls, direction marks, invisible and unassigned ones.
-fn first_unsafe(name: &str) -> Option<char> {
-    name.chars().enumerate().find_map(|(index, character)| {
-        let plain = matches!(character, '\'' | '"' | '\\') || {
-            // The standard library's table of what prints as itself. After a letter a combining mark is as it should be.
-            let mut shown = String::from(if index == 0 { "" } else { "a" });
-            shown.push(character);
-            shown.escape_debug().eq(shown.chars())
-        };
-        let hidden = INVISIBLE.iter().any(|range| range.contains(&character));
-        (!plain || hidden).then_some(character)
-    })
+/// A path like this one that can be one.
+fn proposed(path: &str) -> Option<String> {
+    let names = path.split('/').map(|name| {
+        let name = legible(name);
+        let name = name.trim();
+        match name.strip_prefix('-') {
+            Some(rest) => format!("_{rest}"),
+            None => name.to_owned(),
+        }
+    });
+    let other = names.collect::<Vec<_>>().join("/");
+    (other != path && fault(&other).is_none()).then_some(other)
 }
-
-/// Characters that count as printable and show nothing: fillers and variation selectors.
-const INVISIBLE: [std::ops::RangeInclusive<char>; 6] = [
-    '\u{115f}'..='\u{1160}',
-    '\u{3164}'..='\u{3164}',
-    '\u{ffa0}'..='\u{ffa0}',
-    '\u{2800}'..='\u{2800}',
-    '\u{fe00}'..='\u{fe0f}',
-    '\u{e0100}'..='\u{e01ef}',
-];
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +151,8 @@ mod tests {
             "a:b*c?",
             "..a",
             "a..",
+            "a\u{a0}b",
+            "\u{2b50}\u{fe0f}/\u{1f468}\u{200d}\u{1f469}.png",
             &"x".repeat(255),
         ] {
             assert!(PortalPath::new(good).is_ok(), "{good:?}");
@@ -178,23 +183,23 @@ mod tests {
             ("./a", "`path` is `./a`, and `.` is not allowed in it"),
             (
                 "-rf",
-                "`path` is `-rf`, and a name must not begin with `-`, which programs take for an option",
+                "`path` is `-rf`, and a name must not begin with `-`, which programs take for an option; it could be `_rf`",
             ),
             (
                 "a/ b",
-                "`path` is `a/ b`, and a name must not begin or end with a space",
+                "`path` is `a/ b`, and a name must not begin or end with a space; it could be `a/b`",
             ),
             (
                 "a\0b",
-                "`path` is `a\\0b`, and the character U+0000 is not allowed, because it does not show as what it is",
+                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it does not show as what it is; it could be `a_b`",
             ),
             (
                 "a\n",
-                "`path` is `a\\n`, and the character U+000A is not allowed, because it does not show as what it is",
+                "`path` is `a\\n`, and the character U+000A is not allowed there, because it does not show as what it is; it could be `a_`",
             ),
             (
                 "gpj.\u{202e}exe",
-                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed, because it does not show as what it is",
+                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it does not show as what it is; it could be `gpj.exe`",
             ),
         ] {
             assert_eq!(PortalPath::new(bad).unwrap_err(), why, "{bad:?}");
@@ -206,7 +211,6 @@ mod tests {
             "\u{feff}a",
             "a\u{2028}b",
             "a\u{85}b",
-            "a\u{a0}b",
             "a\u{ad}b",
             "a\u{e0001}b",
             "a\u{3164}b",

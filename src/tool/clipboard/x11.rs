@@ -106,18 +106,21 @@ impl X11 {
         self.connection.flush()?;
         loop {
             // One question at a time: this answers ours, by whatever name.
-            if let Event::SelectionNotify(answer) = self.connection.wait_for_event()? {
-                if answer.property == NONE {
-                    return Ok(None);
-                }
-                break;
+            let Event::SelectionNotify(answer) = self.connection.wait_for_event()? else {
+                continue;
+            };
+            if answer.property == NONE {
+                return Ok(None);
+            }
+            let (reply, content) = self.take(most)?;
+            if reply.type_ == self.incr {
+                return self.bit_by_bit(most).map(Some);
+            }
+            // xsel says a second time that it has given what came bit by bit.
+            if reply.type_ != NONE {
+                return Ok(Some((reply.type_, content)));
             }
         }
-        let (reply, content) = self.take(most)?;
-        if reply.type_ == self.incr {
-            return self.bit_by_bit(most).map(Some);
-        }
-        Ok(Some((reply.type_, content)))
     }
 
     /// Takes the property: what it holds up to `most` bytes, and how many there were.
@@ -148,6 +151,10 @@ impl X11 {
                 _ => continue,
             }
             let (reply, bit) = self.take(most)?;
+            if reply.type_ == NONE {
+                // The news of what we have taken already.
+                continue;
+            }
             if bit.bytes == 0 {
                 return Ok((reply.type_, whole));
             }
