@@ -18,9 +18,6 @@ const WAIT_SECONDS: u64 = 10;
 /// How often an edit is tried again because somebody else changed the object meanwhile.
 const EDIT_TRIES: usize = 5;
 
-/// What stands for the words of an error of Incus's that has none.
-const UNEXPLAINED: &str = "Internal Server Error";
-
 /// How long a machine that is busy with something else is waited for.
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// How often a busy machine is looked at.
@@ -102,9 +99,6 @@ impl Incus {
             tries -= 1;
             match self.write(Method::PUT, &path, Some(&body), etag).await {
                 Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
-                // Without a word of why, on a host with much to do; what was done of it is looked at.
-                Err(IncusError::Refused { code: 500, message })
-                    if tries > 0 && message == UNEXPLAINED => {}
                 other => return other,
             }
         }

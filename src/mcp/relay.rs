@@ -1,24 +1,35 @@
-//! Joins a client's stdin and stdout to a provider's socket, byte for byte.
+//! Joins a client's stdin and stdout to a provider's socket.
 //!
-//! The channel knows no half-close: so the end of the client's requests is not passed on, and the relay ends
-//! when the answers that they are owed are out. For that alone it looks at the messages.
+//! The channel knows no half-close: so the end of the client's requests is not passed on, and the relay ends when the
+//! answers that they are owed are out. It outlives its provider: what was in flight is answered with an error, and with
+//! the client's next message another connection takes over, on which the handshake is made again. For both it looks at the
+//! messages; what it passes on it leaves as it is, but for the answer to `initialize`, which then says that the list of
+//! tools may change.
 
 mod due;
+mod handshake;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::mcp::LINE_MAX;
 use crate::mcp::wire::Cutter;
 use due::Due;
+use handshake::Handshake;
 
-/// Bytes that are passed on at once.
+/// Bytes that are passed on at once. Of an answer whose end is not there yet so many wait for it.
 const CHUNK: usize = 64 * 1024;
+/// Code of the errors that answer for a provider that is not there (the official SDKs' `ConnectionClosed`).
+const CLOSED: i32 = -32000;
+/// What a client is told when another connection has taken over.
+const LIST_CHANGED: &[u8] =
+    b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
 
 /// How a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,60 +72,234 @@ pub(crate) struct Provider<R, W> {
     pub(crate) writer: W,
 }
 
-/// Relays until one side ends. `patience`: longest silence of the provider once the client's input has ended.
-///
-/// # Errors
-///
-/// Reading the client's input failed, or writing to it in another way than that it went away.
-pub(crate) async fn relay<I, O, G, R, W>(
-    mut client: Client<I, O, G>,
-    mut provider: Provider<R, W>,
-    patience: Duration,
-) -> io::Result<Ended>
+/// A client, over all the connections to its provider.
+#[derive(Debug)]
+pub(crate) struct Relay<I, O, G> {
+    client: Client<I, O, G>,
+    state: State,
+    handshake: Handshake,
+}
+
+impl<I, O, G> Relay<I, O, G>
 where
     I: AsyncRead + Unpin,
     O: AsyncWrite + Unpin,
     G: Fn() -> bool,
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
 {
-    let mut state = State::default();
-    let mut from_client = vec![0; CHUNK];
-    let mut from_provider = vec![0; CHUNK];
-    loop {
-        if state.is_done() {
-            return Ok(Ended::InOrder);
-        }
-        let step = tokio::select! {
-            read = client.input.read(&mut from_client), if state.wants_input() => {
-                Step::Input(read?)
-            }
-            written = provider.writer.write(&state.outgoing), if !state.outgoing.is_empty() => {
-                Step::Sent(written.unwrap_or(0))
-            }
-            read = timeout(state.longest(patience), provider.reader.read(&mut from_provider)) => match read {
-                Ok(read) => Step::Answer(read.unwrap_or(0)),
-                Err(_) => Step::Silence,
-            }
-        };
-        match step {
-            Step::Input(count) => state.sent(from_client.get(..count).unwrap_or_default()),
-            Step::Sent(0) => state.is_deaf(),
-            Step::Sent(count) => drop(state.outgoing.drain(..count)),
-            Step::Answer(0) => return Ok(state.vanished()),
-            Step::Answer(count) => {
-                let bytes = from_provider.get(..count).unwrap_or_default();
-                let heard = client.output.write_all(bytes).await;
-                if heard.and(client.output.flush().await).is_err() {
-                    return Ok(Ended::Unheard);
-                }
-                state.received(bytes);
-            }
-            // A provider that takes nothing while its client lives may have reason to.
-            Step::Silence if !state.input_ended && !(client.gone)() => {}
-            Step::Silence => return Ok(state.silent()),
+    /// A client that has said nothing.
+    pub(crate) fn new(client: Client<I, O, G>) -> Self {
+        Self {
+            client,
+            state: State::default(),
+            handshake: Handshake::default(),
         }
     }
+
+    /// Whether the client has more to say.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.state.input_ended && !(self.client.gone)()
+    }
+
+    /// Relays until one side ends. `patience`: longest silence of the provider once the client's input has ended, and
+    /// longest that it may take for a handshake that is made again.
+    ///
+    /// # Errors
+    ///
+    /// Reading the client's input failed.
+    pub(crate) async fn run<R, W>(
+        &mut self,
+        mut provider: Provider<R, W>,
+        patience: Duration,
+    ) -> io::Result<Ended>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.handshake.is_made() {
+            let made = timeout(patience, self.greet(&mut provider)).await;
+            if !matches!(made, Ok(Ok(()))) {
+                return Ok(self.state.vanished());
+            }
+            if !self.tell(LIST_CHANGED).await {
+                return Ok(Ended::Unheard);
+            }
+        }
+        let unseen = std::mem::take(&mut self.state.unseen);
+        if !unseen.is_empty() {
+            self.state.sent(&unseen, &mut self.handshake);
+        }
+        let mut from_client = vec![0; CHUNK];
+        let mut from_provider = vec![0; CHUNK];
+        loop {
+            let state = &mut self.state;
+            if state.is_done() {
+                let words = state.last_words();
+                return Ok(self.ended(&words, Ended::InOrder).await);
+            }
+            let step = tokio::select! {
+                read = self.client.input.read(&mut from_client), if state.wants_input() => {
+                    Step::Input(read?)
+                }
+                written = provider.writer.write(&state.outgoing), if !state.outgoing.is_empty() => {
+                    Step::Sent(written.unwrap_or(0))
+                }
+                read = timeout(state.longest(patience), provider.reader.read(&mut from_provider)) => match read {
+                    Ok(read) => Step::Answer(read.unwrap_or(0)),
+                    Err(_) => Step::Silence,
+                }
+            };
+            match step {
+                Step::Input(count) => {
+                    let bytes = from_client.get(..count).unwrap_or_default();
+                    state.sent(bytes, &mut self.handshake);
+                }
+                Step::Sent(0) => state.is_deaf(),
+                Step::Sent(count) => drop(state.outgoing.drain(..count)),
+                Step::Answer(0) => {
+                    let ended = state.vanished();
+                    // Another provider may take over, and then it is half an answer.
+                    let is_last = state.input_ended || (self.client.gone)();
+                    let words = if is_last {
+                        state.last_words()
+                    } else {
+                        Vec::new()
+                    };
+                    return Ok(self.ended(&words, ended).await);
+                }
+                Step::Answer(count) => {
+                    let bytes = from_provider.get(..count).unwrap_or_default();
+                    let out = state.received(bytes, &mut self.handshake);
+                    if !self.tell(&out).await {
+                        return Ok(Ended::Unheard);
+                    }
+                }
+                // A provider that takes nothing while its client lives may have reason to.
+                Step::Silence if !state.input_ended && !(self.client.gone)() => {}
+                Step::Silence => return Ok(state.silent()),
+            }
+        }
+    }
+
+    /// Answers for a provider that went away, and waits for the client's next message; false: there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Relay::run`].
+    pub(crate) async fn outlive(&mut self, why: &str) -> io::Result<bool> {
+        let mut out = self.state.forget_provider();
+        for id in self.state.due.give_up() {
+            out.extend(error(&id, why));
+        }
+        if !self.tell(&out).await {
+            return Ok(false);
+        }
+        // The rest of a message whose beginning has gone with the provider.
+        while self.state.requests.is_within_a_line() {
+            if !self.answer_one(why).await? {
+                return Ok(false);
+            }
+        }
+        self.wait().await
+    }
+
+    /// Answers the message that the client has begun for a provider that cannot be reached, and waits for the next; false: there
+    /// is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Relay::run`].
+    pub(crate) async fn refuse(&mut self, why: &str) -> io::Result<bool> {
+        if !self.answer_one(why).await? {
+            return Ok(false);
+        }
+        self.wait().await
+    }
+
+    /// Waits until there is something to pass on.
+    async fn wait(&mut self) -> io::Result<bool> {
+        if self.state.unseen.is_empty() {
+            let mut bytes = vec![0; CHUNK];
+            let count = self.client.input.read(&mut bytes).await?;
+            bytes.truncate(count);
+            self.state.unseen = bytes;
+        }
+        self.state.input_ended = self.state.unseen.is_empty();
+        Ok(!self.state.input_ended)
+    }
+
+    /// Takes what is left of one message, and answers it with an error.
+    async fn answer_one(&mut self, why: &str) -> io::Result<bool> {
+        loop {
+            let mut bytes = std::mem::take(&mut self.state.unseen);
+            if bytes.is_empty() {
+                bytes = vec![0; CHUNK];
+                let count = self.client.input.read(&mut bytes).await?;
+                bytes.truncate(count);
+            }
+            if bytes.is_empty() {
+                self.state.input_ended = true;
+                return Ok(false);
+            }
+            let (used, line) = self.state.requests.take(&bytes);
+            self.state.unseen = bytes.split_off(used);
+            if let Some(line) = line {
+                self.handshake.sent(&line);
+                self.state.due.sent(&line);
+                let ids = self.state.due.give_up();
+                let out: Vec<u8> = ids.iter().flat_map(|id| error(id, why)).collect();
+                return Ok(self.tell(&out).await);
+            }
+        }
+    }
+
+    /// Makes the handshake again on a new connection. What the provider says beside its answer is nobody's.
+    async fn greet<R, W>(&mut self, provider: &mut Provider<R, W>) -> io::Result<()>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        provider.writer.write_all(self.handshake.request()).await?;
+        let mut answers = Cutter::new(LINE_MAX);
+        let mut bytes = vec![0; CHUNK];
+        loop {
+            let count = provider.reader.read(&mut bytes).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut is_answered = false;
+            answers.take_all(bytes.get(..count).unwrap_or_default(), |line| {
+                is_answered |= self.handshake.is_answer(line);
+            });
+            if is_answered {
+                break;
+            }
+        }
+        provider
+            .writer
+            .write_all(self.handshake.notification())
+            .await
+    }
+
+    /// The end, after last words that the client still gets.
+    async fn ended(&mut self, words: &[u8], how: Ended) -> Ended {
+        if self.tell(words).await {
+            how
+        } else {
+            Ended::Unheard
+        }
+    }
+
+    /// Writes to the client; false: nobody reads it.
+    async fn tell(&mut self, bytes: &[u8]) -> bool {
+        let heard = self.client.output.write_all(bytes).await;
+        heard.and(self.client.output.flush().await).is_ok()
+    }
+}
+
+/// An error in the place of an answer.
+fn error(id: &str, why: &str) -> Vec<u8> {
+    let said = json!({"code": CLOSED, "message": why});
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{said}}}\n").into_bytes()
 }
 
 enum Step {
@@ -128,6 +313,10 @@ enum Step {
 struct State {
     /// Requests that the provider has not taken yet: writing must not keep us from reading its answers.
     outgoing: Vec<u8>,
+    /// What was read of the client's and is not looked at yet.
+    unseen: Vec<u8>,
+    /// The answer whose end is not there yet.
+    unfinished: Unfinished,
     requests: Cutter,
     answers: Cutter,
     due: Due,
@@ -138,10 +327,21 @@ struct State {
     spoke: bool,
 }
 
+/// The beginning of an answer.
+#[derive(Debug, Default)]
+struct Unfinished {
+    /// What of it waits for the rest.
+    held: Vec<u8>,
+    /// Whether it was too long to wait, so that the client has a part of it.
+    is_passed_on: bool,
+}
+
 impl Default for State {
     fn default() -> Self {
         Self {
             outgoing: Vec::new(),
+            unseen: Vec::new(),
+            unfinished: Unfinished::default(),
             requests: Cutter::new(LINE_MAX),
             answers: Cutter::new(LINE_MAX),
             due: Due::default(),
@@ -158,7 +358,7 @@ impl State {
     }
 
     fn wants_input(&self) -> bool {
-        !self.input_ended && self.outgoing.is_empty()
+        !self.input_ended && !self.deaf && self.outgoing.is_empty()
     }
 
     /// How long the provider may be silent. While a client that has all it asked for thinks, as long as it likes.
@@ -171,7 +371,7 @@ impl State {
     }
 
     /// Notes what the client sends; an input that ends within a line gets the newline without which nobody answers.
-    fn sent(&mut self, bytes: &[u8]) {
+    fn sent(&mut self, bytes: &[u8], handshake: &mut Handshake) {
         let due = &mut self.due;
         if bytes.is_empty() {
             self.input_ended = true;
@@ -182,19 +382,59 @@ impl State {
             return;
         }
         self.outgoing.extend_from_slice(bytes);
-        self.requests.take_all(bytes, |line| due.sent(line));
+        self.requests.take_all(bytes, |line| {
+            handshake.sent(line);
+            due.sent(line);
+        });
     }
 
-    fn received(&mut self, bytes: &[u8]) {
+    /// Notes what the provider answers: what of it goes to the client now.
+    fn received(&mut self, bytes: &[u8], handshake: &mut Handshake) -> Vec<u8> {
         self.spoke = true;
-        let due = &mut self.due;
-        self.answers.take_all(bytes, |line| due.received(line));
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (used, line) = self.answers.take(rest);
+            let (part, after) = rest.split_at_checked(used).unwrap_or((rest, &[]));
+            rest = after;
+            self.unfinished.held.extend_from_slice(part);
+            let Some(line) = line else { continue };
+            self.due.received(&line);
+            let held = std::mem::take(&mut self.unfinished.held);
+            match handshake
+                .answered(&line)
+                .filter(|_| !self.unfinished.is_passed_on)
+            {
+                Some(changed) => out.extend(changed),
+                None => out.extend(held),
+            }
+            self.unfinished.is_passed_on = false;
+        }
+        if self.unfinished.held.len() > CHUNK {
+            out.append(&mut self.unfinished.held);
+            self.unfinished.is_passed_on = true;
+        }
+        out
+    }
+
+    /// What the provider said last, without its end: for a client that gets nothing more.
+    fn last_words(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.unfinished.held)
     }
 
     fn is_deaf(&mut self) {
-        self.input_ended = true;
         self.deaf = true;
         self.outgoing.clear();
+    }
+
+    /// Forgets a connection that is gone; what ends an answer of which the client has a part.
+    fn forget_provider(&mut self) -> Vec<u8> {
+        self.outgoing.clear();
+        self.unfinished.held.clear();
+        self.answers = Cutter::new(LINE_MAX);
+        self.deaf = false;
+        let ends = std::mem::take(&mut self.unfinished.is_passed_on);
+        if ends { b"\n".to_vec() } else { Vec::new() }
     }
 
     fn vanished(&self) -> Ended {

@@ -140,6 +140,11 @@ impl Cutter {
         Some(self.finish())
     }
 
+    /// Whether a line has begun and not ended.
+    pub(crate) const fn is_within_a_line(&self) -> bool {
+        !self.is_empty()
+    }
+
     /// Whether the next byte begins a line.
     const fn is_empty(&self) -> bool {
         self.line.is_empty() && self.skipped.is_none()

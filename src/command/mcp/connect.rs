@@ -4,13 +4,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
 use super::converse::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
-use crate::channel;
+use crate::channel::{self, Open, Way};
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
-use crate::mcp::relay::{Client, Ended, Provider, relay};
+use crate::mcp::client::Patience;
+use crate::mcp::relay::{Client, Ended, Provider, Relay};
 
-/// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished.
+/// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
     let wanted = ChannelArgs {
         instance: args.provider.clone(),
@@ -29,39 +30,69 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     let patience = patience(&wanted)?;
     let way = way(&wanted)?;
     interruptible(async {
-        let channel = find(way, patience, output).await?;
-        let opened = channel::open(channel, patience.first, watch(output))
-            .await
-            .map_err(|why| unreachable(&why))?;
-        let (input, output) = rmcp::transport::stdio_pipes();
-        let client = Client {
+        let (input, stdout) = rmcp::transport::stdio_pipes();
+        let mut relay = Relay::new(Client {
             input,
-            output,
+            output: stdout,
             gone: nobody_writes,
-        };
-        let provider = Provider {
-            reader: opened.reader,
-            writer: opened.writer,
-        };
-        let ended = relay(client, provider, patience.call).await?;
-        match ended {
-            Ended::InOrder | Ended::Unheard => {
-                opened.end.calm().await;
-                Ok(Exit::Done)
+        });
+        let mut opened = open(&way, patience, output).await?;
+        loop {
+            let Open {
+                reader,
+                writer,
+                end,
+            } = opened;
+            let ended = relay
+                .run(Provider { reader, writer }, patience.call)
+                .await?;
+            let (unanswered, spoke) = match ended {
+                Ended::InOrder | Ended::Unheard => {
+                    end.calm().await;
+                    return Ok(Exit::Done);
+                }
+                Ended::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
+                Ended::Vanished { unanswered, spoke } => (unanswered, spoke),
+            };
+            // Whoever never spoke may be nobody: that is said at once, while somebody looks.
+            if !spoke {
+                return Err(unreachable(&end.died(patience.first).await));
             }
-            Ended::Vanished {
-                unanswered: 0,
-                spoke: true,
-            } => Err(vanished("it closed the connection")),
-            Ended::Vanished { spoke: false, .. } => {
-                Err(unreachable(&opened.end.died(patience.first).await))
+            let how = match unanswered {
+                0 => "it closed the connection".to_owned(),
+                count => format!("it closed the connection and owes {count} answer(s)"),
+            };
+            if !relay.is_open() {
+                return Err(vanished(&how));
             }
-            Ended::Vanished { unanswered, .. } => Err(vanished(&format!(
-                "it closed the connection and owes {unanswered} answer(s)"
-            ))),
-            Ended::Silent { .. } => Err(unreachable(&opened.end.silent(patience.call))),
+            output.say(&format!(
+                "{}; the next message connects again",
+                cannot_reach(&how)
+            ));
+            let mut goes_on = relay.outlive(LOST).await?;
+            opened = loop {
+                if !goes_on {
+                    return Ok(Exit::Done);
+                }
+                match open(&way, patience, output).await {
+                    Ok(opened) => break opened,
+                    Err(why) => goes_on = relay.refuse(&why.to_string()).await?,
+                }
+            };
         }
     })
+}
+
+/// What a client is told of what was in flight when its provider went away.
+const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \
+    the next one connects again";
+
+/// Opens the channel to where the provider is now.
+async fn open(way: &Way, patience: Patience, output: &Output) -> anyhow::Result<Open> {
+    let channel = find(way.clone(), patience, output).await?;
+    channel::open(channel, patience.first, watch(output))
+        .await
+        .map_err(|why| unreachable(&why))
 }
 
 /// Whether nobody writes into our stdin any more, though there may be much in it to read.

@@ -125,6 +125,14 @@ impl Due {
         self.own.len() + self.alike.count()
     }
 
+    /// Takes back every line that is to be answered; the ids of those that have one, as JSON text.
+    pub(super) fn give_up(&mut self) -> Vec<String> {
+        let own = std::mem::take(&mut self.own).into_keys();
+        let alike = std::mem::take(&mut self.alike_ids);
+        self.alike = Lines::default();
+        own.chain(alike).collect()
+    }
+
     /// Notes a line that has an id. To an odd one, and to one whose id is in flight already, a server may answer `null`.
     fn note(&mut self, id: String, request: bool, odd: bool) {
         let first = self.own.remove(&id);

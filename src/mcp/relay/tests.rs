@@ -41,7 +41,8 @@ async fn relayed(
         output: &mut output,
         gone: || true,
     };
-    let run = relay(client, Provider { reader, writer }, PATIENCE);
+    let mut relay = Relay::new(client);
+    let run = relay.run(Provider { reader, writer }, PATIENCE);
     let ended = tokio::select! {
         ended = run => ended.unwrap(),
         () = async { provide.await; std::future::pending().await } => unreachable!(),
@@ -106,7 +107,8 @@ async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothin
             output: &mut output,
             gone: || true,
         };
-        let ended = relay(client, Provider { reader, writer }, PATIENCE).await;
+        let mut relay = Relay::new(client);
+        let ended = relay.run(Provider { reader, writer }, PATIENCE).await;
         let vanished = Ended::Vanished {
             unanswered: 0,
             spoke: true,
@@ -127,7 +129,8 @@ async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
             output: Vec::new(),
             gone: || gone,
         };
-        let run = relay(client, Provider { reader, writer }, PATIENCE);
+        let mut relay = Relay::new(client);
+        let run = relay.run(Provider { reader, writer }, PATIENCE);
         let ended = timeout(PATIENCE * 3, run).await;
         match ended {
             Ok(ended) => assert!(gone && matches!(ended.unwrap(), Ended::Silent { .. })),
@@ -184,4 +187,133 @@ async fn more_than_a_buffer_goes_both_ways_at_once() {
     assert_eq!(ended, Ended::InOrder);
     assert_eq!(seen, input);
     assert_eq!(String::from_utf8(output).unwrap().lines().count(), 2_000);
+}
+
+/// A client and its relay over two providers, of which the first goes; what the client gets, and what the second sees.
+struct Twice {
+    /// What the client writes before the first goes, and after.
+    before: &'static str,
+    after: &'static str,
+    /// What the first says before it goes.
+    first: &'static str,
+    /// What the second says to each message, in turn.
+    second: Vec<&'static str>,
+}
+
+impl Twice {
+    async fn run(self) -> (String, String) {
+        let (mut client, near) = duplex(1 << 20);
+        let (input, output) = split(near);
+        let mut relay = Relay::new(Client {
+            input,
+            output,
+            gone: || false,
+        });
+        client.write_all(self.before.as_bytes()).await.unwrap();
+        let (near, mut far) = duplex(1 << 20);
+        let (reader, writer) = split(near);
+        let gone = async {
+            let mut seen = vec![0; self.before.len()];
+            far.read_exact(&mut seen).await.unwrap();
+            far.write_all(self.first.as_bytes()).await.unwrap();
+            drop(far);
+        };
+        let (ended, ()) = tokio::join!(relay.run(Provider { reader, writer }, PATIENCE), gone);
+        assert!(matches!(ended.unwrap(), Ended::Vanished { .. }));
+        client.write_all(self.after.as_bytes()).await.unwrap();
+        assert!(relay.outlive("gone").await.unwrap());
+        let (near, far) = duplex(1 << 20);
+        let (reader, writer) = split(near);
+        let (from, mut to) = split(far);
+        // Moved in, so that its end closes the stream.
+        let serves = async move {
+            use tokio::io::AsyncBufReadExt as _;
+            let mut lines = BufReader::new(from);
+            let mut seen = String::new();
+            for answer in &self.second {
+                lines.read_line(&mut seen).await.unwrap();
+                to.write_all(answer.as_bytes()).await.unwrap();
+            }
+            seen
+        };
+        let run = relay.run(Provider { reader, writer }, PATIENCE);
+        let (seen, ended) = tokio::join!(serves, run);
+        assert!(matches!(ended.unwrap(), Ended::Vanished { .. }));
+        drop(relay);
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        (text, seen)
+    }
+}
+
+const HELLO: &str = "{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{}}\n{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
+const WELCOME: &str =
+    "{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{\"capabilities\":{\"tools\":{}}}}\n";
+/// The same as the client gets it.
+const WELCOMED: &str = "{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{\"capabilities\":{\"tools\":{\"listChanged\":true}}}}\n";
+const CHANGED: &str = "{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
+
+#[tokio::test]
+async fn another_provider_takes_over_with_the_next_message_after_the_same_handshake() {
+    let before: &str =
+        Box::leak(format!("{HELLO}{{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"a\"}}\n").into());
+    let next = "{\"jsonrpc\":\"2.0\",\"id\":8,\"method\":\"b\"}\n";
+    let answer = "{\"jsonrpc\":\"2.0\",\"id\":8,\"result\":{}}\n";
+    let (got, seen) = Twice {
+        before,
+        after: next,
+        first: WELCOME,
+        second: vec![WELCOME, "", answer],
+    }
+    .run()
+    .await;
+    let lost = "{\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32000,\"message\":\"gone\"}}\n";
+    assert_eq!(got, [WELCOMED, lost, CHANGED, answer].concat());
+    assert_eq!(seen, [HELLO, next].concat());
+}
+
+#[tokio::test]
+async fn neither_half_a_message_nor_half_an_answer_reaches_the_other_side() {
+    let (got, seen) = Twice {
+        before: "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"id\":2,\"met",
+        after: "hod\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"a\"}\n",
+        first: "{\"jsonrpc\":\"2.0\",\"id\":1,\"res",
+        second: vec!["{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{}}\n"],
+    }
+    .run()
+    .await;
+    let lost = |id| {
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":-32000,\"message\":\"gone\"}}}}\n"
+        )
+    };
+    let answer = "{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{}}\n";
+    assert_eq!(got, [&lost(1), &lost(2), answer].concat());
+    assert_eq!(seen, "{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"a\"}\n");
+}
+
+#[tokio::test]
+async fn while_nobody_can_be_reached_each_request_is_answered_with_why() {
+    let (mut client, near) = duplex(1 << 20);
+    let (input, output) = split(near);
+    let mut relay = Relay::new(Client {
+        input,
+        output,
+        gone: || false,
+    });
+    client
+        .write_all(b"{\"id\":1,\"method\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"method\":\"n\"}\n")
+        .await
+        .unwrap();
+    assert!(relay.outlive("gone").await.unwrap());
+    assert!(relay.refuse("nobody is there").await.unwrap());
+    client.shutdown().await.unwrap();
+    assert!(!relay.refuse("nobody is there").await.unwrap());
+    let mut got = String::new();
+    drop(relay);
+    client.read_to_string(&mut got).await.unwrap();
+    assert_eq!(
+        got,
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32000,\"message\":\"nobody is there\"}}\n"
+    );
 }

@@ -328,33 +328,18 @@ fn a_provider_that_vanishes_ends_it_with_4() {
         .env("GNUPGHOME", keyring.path().to_str().unwrap());
     let begin = "error: Cannot reach MCP server: ";
 
-    // In the middle of a call, whether the client has more to say or not.
-    for stays in [true, false] {
-        let mut server = world.listen();
-        let mut connected = Connected::start(&world, &server.socket("alice"));
-        connected.send(PING);
-        assert!(connected.line().contains("\"result\":{}"));
-        connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
-        if !stays {
-            connected.stdin = None;
-        }
-        until("it runs", || world.path("started").exists());
-        fs::remove_file(world.path("started")).unwrap();
-        server.signal("KILL");
-        server.wait();
-        let message = format!("{begin}it closed the connection and owes 1 answer(s)\n");
-        connected.end().is(4, "", &message);
-    }
-    // Idle, with a client that waits for more to do.
+    // In the middle of the last call.
     let mut server = world.listen();
     let mut connected = Connected::start(&world, &server.socket("alice"));
     connected.send(PING);
-    connected.line();
+    assert!(connected.line().contains("\"result\":{}"));
+    connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
+    connected.stdin = None;
+    until("it runs", || world.path("started").exists());
     server.signal("KILL");
     server.wait();
-    connected
-        .end()
-        .is(4, "", &format!("{begin}it closed the connection\n"));
+    let message = format!("{begin}it closed the connection and owes 1 answer(s)\n");
+    connected.end().is(4, "", &message);
     world.write("go", "");
 
     // Behind a proxy of Incus a connection that nobody serves is accepted and then closed.
@@ -372,6 +357,63 @@ fn a_provider_that_vanishes_ends_it_with_4() {
     serving.join().unwrap();
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""));
     assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
+}
+
+#[test]
+fn it_outlives_its_provider_and_answers_what_was_in_flight() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&[COPY, SIGN])
+        .held_gpg()
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let mut server = world.listen();
+    let socket = server.socket("alice");
+    let mut connected = Connected::start(&world, &socket);
+    let hello = json!({"jsonrpc": "2.0", "id": "hello", "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}});
+    connected.send(
+        format!("{hello}\n{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}}\n")
+            .as_bytes(),
+    );
+    let welcome: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(
+        welcome["result"]["capabilities"]["tools"]["listChanged"],
+        true
+    );
+    connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
+    until("it runs", || world.path("started").exists());
+    server.signal("KILL");
+    server.wait();
+    let lost = json!({"jsonrpc": "2.0", "id": "lost", "error": {"code": -32000, "message":
+        "the provider closed the connection before it answered: the call may have been carried out; the next one connects again"}});
+    let said: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(said, lost);
+    // Nobody is there yet.
+    connected.send(PING);
+    let said: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(said["error"]["code"], -32000, "{said}");
+    let why = said["error"]["message"].as_str().unwrap();
+    assert!(why.starts_with("Cannot reach MCP server: "), "{why}");
+    // Another server takes over: with the next message, and the list may be another one.
+    let server = world.listen();
+    connected.send(call("next", "copy", &json!({"content": "x"})).as_bytes());
+    connected.send(b"\n");
+    let changed = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"});
+    let said: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(said, changed);
+    let said: Value = serde_json::from_str(&connected.line()).unwrap();
+    assert_eq!(
+        (&said["id"], &said["result"]["isError"]),
+        (&json!("next"), &json!(false))
+    );
+    connected.stdin = None;
+    let ended = connected.end();
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, ""));
+    let went = "Cannot reach MCP server: it closed the connection and owes 1 answer(s); the next message connects again\n";
+    assert_eq!(ended.stderr, went);
+    drop(server);
 }
 
 #[test]

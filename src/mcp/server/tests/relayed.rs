@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mcp::relay::{Client, Ended, Provider, relay};
+use crate::mcp::relay::{Client, Ended, Provider, Relay};
 
 /// Longer than anything here takes; only what hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +42,8 @@ async fn relayed(input: &[u8]) -> (Ended, Vec<u8>) {
         output: &mut output,
         gone: || true,
     };
-    let run = relay(client, Provider { reader, writer }, PATIENCE * 2);
+    let mut relay = Relay::new(client);
+    let run = relay.run(Provider { reader, writer }, PATIENCE * 2);
     let ended = tokio::time::timeout(PATIENCE, run).await;
     let shown = String::from_utf8_lossy(input);
     let ended =
