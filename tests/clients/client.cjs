@@ -3,8 +3,11 @@
 // client.cjs sdk|legacy|auto PLAN COMMAND...
 //
 // `sdk` is @modelcontextprotocol/sdk 1.x; the other two are the ways of @modelcontextprotocol/client 2.x.
-// PLAN is a JSON list of [tool, arguments]. Prints one line of JSON: the protocol version, the tools in the server's
+// PLAN is a JSON list of [tool, arguments]. The step ["pause", {"ready": FILE, "go": FILE}] makes the first file and waits for
+// the second. Prints one line of JSON: the protocol version, the tools in the server's
 // order, and each result as the client gives it. Whatever the client complains about goes to stderr.
+
+const fs = require('node:fs');
 
 const [way, planText, command, ...args] = process.argv.slice(2);
 const plan = JSON.parse(planText);
@@ -33,7 +36,18 @@ async function main() {
     const listed = await client.listTools();
     const results = [];
     for (const [name, callArguments] of plan) {
-        const result = await client.callTool({ name, arguments: callArguments });
+        if (name === 'pause') {
+            fs.writeFileSync(callArguments.ready, '');
+            while (!fs.existsSync(callArguments.go)) await new Promise((resolve) => setTimeout(resolve, 20));
+            continue;
+        }
+        let result;
+        try {
+            result = await client.callTool({ name, arguments: callArguments });
+        } catch (refused) {
+            results.push({ error: true, text: [String(refused.message)], structured: null });
+            continue;
+        }
         results.push({
             error: result.isError ?? false,
             text: result.content.map((block) => block.text),

@@ -2,7 +2,8 @@
 
 client.py initialize|auto PLAN COMMAND...
 
-PLAN is a JSON list of [tool, arguments]. Prints one line of JSON: the protocol version, the tools in the server's
+PLAN is a JSON list of [tool, arguments]. The step ["pause", {"ready": FILE, "go": FILE}] makes the first file and waits for
+the second. Prints one line of JSON: the protocol version, the tools in the server's
 order, and each result as the client gives it. Whatever the client complains about goes to stderr.
 """
 
@@ -19,7 +20,16 @@ async def run_plan(session, plan):
     listed = await session.list_tools()
     results = []
     for tool, arguments in plan:
-        result = await session.call_tool(tool, arguments)
+        if tool == "pause":
+            open(arguments["ready"], "w").close()
+            while not os.path.exists(arguments["go"]):
+                await asyncio.sleep(0.02)
+            continue
+        try:
+            result = await session.call_tool(tool, arguments)
+        except Exception as refused:
+            results.append({"error": True, "text": [str(refused)], "structured": None})
+            continue
         results.append(
             {
                 "error": bool(result.is_error),

@@ -74,6 +74,52 @@ fn two_machines_serve_each_other_and_survive_restarts() {
     world.is_settled();
 }
 
+#[test]
+fn a_client_outlives_the_reboot_of_its_provider() {
+    let Some(python) = crate::harness::python("python") else {
+        return;
+    };
+    let world = World::new(BOTH);
+    world.apply();
+    let two = world.machine(1, "two");
+    // The consumer's end of the channel, as the host sees it.
+    let entry = world
+        .root(0, "one")
+        .join(format!("srv/anklume/mcp/{two}.sock"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let plan = serde_json::json!([
+        ["copy", {"content": "before"}],
+        ["pause", {"ready": path("ready"), "go": path("go")}],
+        ["copy", {"content": "after"}],
+    ]);
+    let mut client = Command::new(python);
+    scrub(&mut client, folder.path());
+    client
+        .args(["tests/clients/client.py", "initialize", &plan.to_string()])
+        .args([ANKLUME, "mcp", "connect", "--socket"])
+        .arg(entry)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let running = client.spawn().unwrap();
+    while !path("ready").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let restarted = world.incus(1, &["restart", "--force", &two]);
+    assert!(restarted.status.success(), "{restarted:?}");
+    // Without a supervisor nobody else starts its server.
+    world.apply();
+    std::fs::write(path("go"), "").unwrap();
+    let ran = running.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let told: serde_json::Value =
+        serde_json::from_slice(&ran.stdout).unwrap_or_else(|_| panic!("{said}"));
+    let results = told["results"].as_array().unwrap();
+    let errors: Vec<&serde_json::Value> = results.iter().map(|result| &result["error"]).collect();
+    assert_eq!(errors, [false, false], "{told}");
+    assert!(said.contains("the next message connects again"), "{said}");
+}
+
 /// A provider whose server runs as root, and a consumer that shares its clipboard and hands it files.
 const SHARING: &str = r"
 domains:

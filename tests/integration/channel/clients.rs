@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::world::{World, ended};
+use super::world::{World, ended, until};
 use crate::harness::{ANKLUME, have_program};
 use crate::serve::clients::{node, python};
 use crate::serve::server::Keyring;
@@ -87,4 +87,68 @@ fn typescript_2_with_a_handshake() {
 #[test]
 fn typescript_2_that_asks_first() {
     uses_its_services(node("auto"), "2026-07-28");
+}
+
+/// Has a client call before its provider is killed, while nobody serves, and after another server has begun.
+fn outlives_its_provider(client: Option<Command>) {
+    let Some(mut client) = client else { return };
+    let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice]}"]);
+    let mut server = world.listen();
+    let socket = server.socket("alice");
+    let pause = |name: &str| {
+        let path = |end: &str| world.path(&format!("{name}.{end}"));
+        json!(["pause", {"ready": path("ready"), "go": path("go")}])
+    };
+    let plan = json!([
+        ["copy", {"content": "before"}],
+        pause("killed"),
+        ["copy", {"content": "nobody"}],
+        pause("restarted"),
+        ["copy", {"content": "after"}],
+    ]);
+    client
+        .arg(plan.to_string())
+        .args([ANKLUME, "mcp", "connect", "--socket"])
+        .arg(socket)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let running = client.spawn().unwrap();
+    until("it has called", || world.path("killed.ready").exists());
+    server.signal("KILL");
+    server.wait();
+    world.write("killed.go", "");
+    until("it was refused", || world.path("restarted.ready").exists());
+    let server = world.listen();
+    world.write("restarted.go", "");
+    let ran = running.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let told: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let results = told["results"].as_array().unwrap();
+    let errors: Vec<&Value> = results.iter().map(|result| &result["error"]).collect();
+    assert_eq!(errors, [false, true, false], "{told}");
+    let why = results[1]["text"][0].as_str().unwrap();
+    assert!(why.contains("Cannot reach MCP server"), "{why}");
+    assert_eq!(world.clipboard().as_deref(), Some("after"));
+    drop(server);
+}
+
+#[test]
+fn python_outlives_its_provider() {
+    outlives_its_provider(python("initialize"));
+}
+
+#[test]
+fn python_that_asks_first_outlives_its_provider() {
+    outlives_its_provider(python("auto"));
+}
+
+#[test]
+fn typescript_1_outlives_its_provider() {
+    outlives_its_provider(node("sdk"));
+}
+
+#[test]
+fn typescript_2_outlives_its_provider() {
+    outlives_its_provider(node("legacy"));
 }
