@@ -189,8 +189,8 @@ python_packages() {
     python3 -m venv target/python && target/python/bin/pip install -q -r tests/clients/requirements.txt
 }
 
-# The clients need Node 20, which not every Debian has: then it comes as a Python package, into target/.
-node_wanted=20
+# The clients need Node 22, which not every Debian has: then it comes as a Python package, into target/.
+node_wanted=22
 node_program=target/node-program
 
 node_is_there() {

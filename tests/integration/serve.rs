@@ -11,6 +11,7 @@ pub(crate) mod clients;
 mod endurance;
 mod protocol;
 pub(crate) mod server;
+mod strangers;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
