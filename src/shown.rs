@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 /// Characters that the standard library prints as they are, and that show nothing or only in company: fillers, selectors.
-const INVISIBLE: [RangeInclusive<char>; 6] = [
+const INVISIBLE: [RangeInclusive<char>; 8] = [
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
     '\u{115f}'..='\u{1160}',
     '\u{3164}'..='\u{3164}',
     '\u{ffa0}'..='\u{ffa0}',

@@ -23,6 +23,13 @@ impl PortalPath {
     ///
     /// What is wrong with it, in words.
     pub fn new(text: &str) -> Result<Self, String> {
+        if text.len() > PATH_BYTES_MAX {
+            // Nothing is proposed for it, nor is it looked at.
+            let length = text.len();
+            return Err(format!(
+                "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
+            ));
+        }
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
         };

@@ -64,7 +64,7 @@ pub(crate) struct Status {
     pub(crate) unlogged: Option<String>,
     /// Where it finds its user's portal, clipboard and keys.
     #[serde(default)]
-    pub(crate) surroundings: Surroundings,
+    pub(crate) surroundings: Option<Surroundings>,
 }
 
 /// A server of many consumers.
@@ -271,7 +271,7 @@ impl Listening {
             refused: now.refused.clone(),
             failed: now.failed.clone(),
             unlogged: now.unlogged.clone(),
-            surroundings: Surroundings::from_env(),
+            surroundings: Some(Surroundings::from_env()),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();

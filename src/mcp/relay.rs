@@ -1,7 +1,7 @@
 //! Joins a client's stdin and stdout to a provider's socket.
 //!
-//! The channel knows no half-close: so the end of the client's requests is not passed on, and the relay ends when the
-//! answers that they are owed are out. It outlives its provider: what was in flight is answered with an error, and with
+//! The channel knows no half-close: so the end of the client's requests is not passed on, and the relay ends when every
+//! request has its answer. It outlives its provider: what was in flight is answered with an error, and with
 //! the client's next message another connection takes over, on which the handshake is made again. For both it looks at the
 //! messages; what it passes on it leaves as it is, but for the answer to `initialize`, which then says that the list of
 //! tools may change.
@@ -23,8 +23,10 @@ use crate::mcp::wire::Cutter;
 use due::Due;
 use handshake::Handshake;
 
-/// Bytes that are passed on at once. Of an answer whose end is not there yet so many wait for it.
+/// Bytes that are passed on at once.
 const CHUNK: usize = 64 * 1024;
+/// Longest that a provider that came back may take for the handshake.
+const GREETING: Duration = Duration::from_secs(5);
 /// Code of the errors that answer for a provider that is not there (the official SDKs' `ConnectionClosed`).
 const CLOSED: i32 = -32000;
 /// What a client is told when another connection has taken over.
@@ -48,6 +50,8 @@ pub(crate) enum Ended {
         /// Answers that it owes.
         unanswered: usize,
     },
+    /// A provider that came back does not take the handshake that was made before.
+    NotGreeted,
     /// Whoever read our stdout went away.
     Unheard,
 }
@@ -116,9 +120,9 @@ where
         W: AsyncWrite + Unpin,
     {
         if self.handshake.is_made() {
-            let made = timeout(patience, self.greet(&mut provider)).await;
+            let made = timeout(patience.min(GREETING), self.greet(&mut provider)).await;
             if !matches!(made, Ok(Ok(()))) {
-                return Ok(self.state.vanished());
+                return Ok(Ended::NotGreeted);
             }
             if !self.tell(LIST_CHANGED).await {
                 return Ok(Ended::Unheard);
@@ -174,7 +178,7 @@ where
                     }
                 }
                 // A provider that takes nothing while its client lives may have reason to.
-                Step::Silence if !state.input_ended && !(self.client.gone)() => {}
+                Step::Silence if !state.input_ended && !state.deaf && !(self.client.gone)() => {}
                 Step::Silence => return Ok(state.silent()),
             }
         }
@@ -186,11 +190,7 @@ where
     ///
     /// As [`Relay::run`].
     pub(crate) async fn outlive(&mut self, why: &str) -> io::Result<bool> {
-        let mut out = self.state.forget_provider();
-        for id in self.state.due.give_up() {
-            out.extend(error(&id, why));
-        }
-        if !self.tell(&out).await {
+        if !self.give_up(why).await {
             return Ok(false);
         }
         // The rest of a message whose beginning has gone with the provider.
@@ -200,6 +200,15 @@ where
             }
         }
         self.wait().await
+    }
+
+    /// Answers every request in flight for a provider that went away; false: nobody reads it.
+    pub(crate) async fn give_up(&mut self, why: &str) -> bool {
+        let mut out = self.state.forget_provider();
+        for id in self.state.due.give_up() {
+            out.extend(error(&id, why));
+        }
+        self.tell(&out).await
     }
 
     /// Answers the message that the client has begun for a provider that cannot be reached, and waits for the next; false: there
@@ -236,18 +245,25 @@ where
                 let count = self.client.input.read(&mut bytes).await?;
                 bytes.truncate(count);
             }
-            if bytes.is_empty() {
+            let ends = bytes.is_empty();
+            let line = if ends {
                 self.state.input_ended = true;
-                return Ok(false);
-            }
-            let (used, line) = self.state.requests.take(&bytes);
-            self.state.unseen = bytes.split_off(used);
-            if let Some(line) = line {
-                self.handshake.sent(&line);
-                self.state.due.sent(&line);
+                self.state.requests.last()
+            } else {
+                let (used, line) = self.state.requests.take(&bytes);
+                self.state.unseen = bytes.split_off(used);
+                line
+            };
+            if let Some(line) = &line {
+                self.handshake.sent(line);
+                self.state.due.sent(line);
                 let ids = self.state.due.give_up();
                 let out: Vec<u8> = ids.iter().flat_map(|id| error(id, why)).collect();
-                return Ok(self.tell(&out).await);
+                let heard = self.tell(&out).await;
+                return Ok(heard && !ends);
+            }
+            if ends {
+                return Ok(false);
             }
         }
     }
@@ -261,18 +277,19 @@ where
         provider.writer.write_all(self.handshake.request()).await?;
         let mut answers = Cutter::new(LINE_MAX);
         let mut bytes = vec![0; CHUNK];
-        loop {
+        let mut is_taken = None;
+        // To the end of a line, of which the client would get the rest.
+        while is_taken.is_none() || answers.is_within_a_line() {
             let count = provider.reader.read(&mut bytes).await?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let mut is_answered = false;
             answers.take_all(bytes.get(..count).unwrap_or_default(), |line| {
-                is_answered |= self.handshake.is_answer(line);
+                is_taken = is_taken.or_else(|| self.handshake.is_taken(line));
             });
-            if is_answered {
-                break;
-            }
+        }
+        if is_taken != Some(true) {
+            return Err(io::ErrorKind::InvalidData.into());
         }
         provider
             .writer
@@ -410,7 +427,7 @@ impl State {
             }
             self.unfinished.is_passed_on = false;
         }
-        if self.unfinished.held.len() > CHUNK {
+        if self.unfinished.held.len() > LINE_MAX {
             out.append(&mut self.unfinished.held);
             self.unfinished.is_passed_on = true;
         }
@@ -432,7 +449,7 @@ impl State {
         self.outgoing.clear();
         self.unfinished.held.clear();
         self.answers = Cutter::new(LINE_MAX);
-        self.deaf = false;
+        (self.deaf, self.spoke) = (false, false);
         let ends = std::mem::take(&mut self.unfinished.is_passed_on);
         if ends { b"\n".to_vec() } else { Vec::new() }
     }

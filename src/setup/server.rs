@@ -43,7 +43,9 @@ fn status(folder: &Path) -> Option<Status> {
 pub(crate) fn surroundings(account: &Account) -> Surroundings {
     let is_theirs = std::fs::symlink_metadata(folder()).is_ok_and(|is| is.uid() == account.uid);
     let served = is_theirs.then(|| status(folder())).flatten();
-    served.map_or_else(|| account.surroundings(), |status| status.surroundings)
+    // A server of an earlier version does not say it.
+    let said = served.and_then(|status| status.surroundings);
+    said.unwrap_or_else(|| account.surroundings())
 }
 
 /// Whether a server runs, and of the program that is in its place now.
@@ -191,7 +193,7 @@ mod tests {
             refused: None,
             failed: Vec::new(),
             unlogged: None,
-            surroundings: Surroundings::default(),
+            surroundings: None,
         }
     }
 

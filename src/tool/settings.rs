@@ -154,11 +154,19 @@ impl Surroundings {
         )
     }
 
-    /// Every variable, and what it is to be; `None`: not set.
+    /// Every variable, and what it is to be; `None`: not set, which is what an empty value is as well.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
-        VARIABLES
-            .into_iter()
-            .map(|name| (name, self.0.get(name).map(String::as_str)))
+        VARIABLES.into_iter().map(|name| {
+            let value = self.0.get(name).map(String::as_str);
+            (name, value.filter(|value| !value.is_empty()))
+        })
+    }
+
+    /// Whether these are those of this process, as far as programs look at them.
+    #[must_use]
+    pub fn are_ours(&self) -> bool {
+        let ours = Self::from_env();
+        self.variables().eq(ours.variables())
     }
 }
 

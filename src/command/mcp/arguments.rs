@@ -153,7 +153,9 @@ impl Arguments {
 /// A text for an argument of bytes: `test` is four bytes as it stands, and three others in base64.
 fn text_or_base64(key: &str) -> Failure {
     let key = key.escape_debug();
-    let message = format!("`{key}` takes bytes, and a text may be these or their base64");
+    let message = format!(
+        "`{key}` takes bytes, and plain text is ambiguous: it could be the bytes or their base64"
+    );
     Failure::new(Exit::Usage, message).help(format!(
         "a file: `{key}=@FILE`; stdin: `printf TEXT | anklume mcp call … {key}=-`; base64: `{key}:='\"…\"'`"
     ))
@@ -309,7 +311,7 @@ mod tests {
             ),
             (
                 "data=test",
-                "`data` takes bytes, and a text may be these or their base64",
+                "`data` takes bytes, and plain text is ambiguous: it could be the bytes or their base64",
                 Some(
                     "a file: `data=@FILE`; stdin: `printf TEXT | anklume mcp call … data=-`; base64: `data:='\"…\"'`",
                 ),

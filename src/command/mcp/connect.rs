@@ -37,6 +37,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
             gone: nobody_writes,
         });
         let mut opened = open(&way, patience, output).await?;
+        let mut is_first = true;
         loop {
             let Open {
                 reader,
@@ -46,30 +47,35 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
             let ended = relay
                 .run(Provider { reader, writer }, patience.call)
                 .await?;
-            let (unanswered, spoke) = match ended {
+            let mut goes_on = match ended {
                 Ended::InOrder | Ended::Unheard => {
                     end.calm().await;
                     return Ok(Exit::Done);
                 }
                 Ended::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
-                Ended::Vanished { unanswered, spoke } => (unanswered, spoke),
+                Ended::NotGreeted => relay.refuse(NOT_GREETED).await?,
+                // Whoever never spoke may be nobody: that is said at once, while somebody looks.
+                Ended::Vanished { spoke: false, .. } if is_first => {
+                    relay.give_up(LOST).await;
+                    return Err(unreachable(&end.died(patience.first).await));
+                }
+                Ended::Vanished { unanswered, .. } => {
+                    let how = match unanswered {
+                        0 => "it closed the connection".to_owned(),
+                        count => format!("it closed the connection and owes {count} answer(s)"),
+                    };
+                    if !relay.is_open() {
+                        relay.give_up(LOST).await;
+                        return Err(vanished(&how));
+                    }
+                    output.say(&format!(
+                        "{}; the next message connects again",
+                        cannot_reach(&how)
+                    ));
+                    relay.outlive(LOST).await?
+                }
             };
-            // Whoever never spoke may be nobody: that is said at once, while somebody looks.
-            if !spoke {
-                return Err(unreachable(&end.died(patience.first).await));
-            }
-            let how = match unanswered {
-                0 => "it closed the connection".to_owned(),
-                count => format!("it closed the connection and owes {count} answer(s)"),
-            };
-            if !relay.is_open() {
-                return Err(vanished(&how));
-            }
-            output.say(&format!(
-                "{}; the next message connects again",
-                cannot_reach(&how)
-            ));
-            let mut goes_on = relay.outlive(LOST).await?;
+            is_first = false;
             opened = loop {
                 if !goes_on {
                     return Ok(Exit::Done);
@@ -83,9 +89,12 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     })
 }
 
+/// What a client is told where a provider that came back does not begin as it did before.
+const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
+
 /// What a client is told of what was in flight when its provider went away.
 const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \
-    the next one connects again";
+    the next message connects again";
 
 /// Opens the channel to where the provider is now.
 async fn open(way: &Way, patience: Patience, output: &Output) -> anyhow::Result<Open> {

@@ -31,7 +31,6 @@ use crate::policy::Caller;
 use crate::services::Services;
 use crate::setup::account::Account;
 use crate::setup::surroundings;
-use crate::tool::Surroundings;
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
@@ -82,7 +81,7 @@ fn as_the_server_of_this_machine(args: &McpServeArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let theirs = surroundings(&account);
-    if is_account && theirs == Surroundings::from_env() {
+    if is_account && theirs.are_ours() {
         return Ok(());
     }
     let mut command = tokio::process::Command::new("/proc/self/exe");

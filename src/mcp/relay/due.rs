@@ -186,8 +186,8 @@ fn owed(line: &Line) -> Owed {
     match json::read(bytes) {
         Ok(Value::Object(message)) => owed_for(&message),
         Ok(_) => Owed::Nameless,
-        Err(JsonFault::Syntax(_)) => named(json::find_id(bytes, bytes), false, true),
-        Err(JsonFault::Refused(_)) => named(json::find_id(bytes, bytes), false, false),
+        Err(JsonFault::Syntax(_)) => named(json::find_id_in(bytes), false, true),
+        Err(JsonFault::Refused(_)) => named(json::find_id_in(bytes), false, false),
     }
 }
 

@@ -9,26 +9,33 @@ use crate::mcp::wire::json;
 /// Longest message that is kept, in bytes; a client says little of itself.
 const KEPT_MAX: usize = 64 * 1024;
 
-/// What a client said to begin, and whether it was answered.
+/// What a client said to begin.
 #[derive(Debug, Default)]
 pub(super) struct Handshake {
-    /// The request, with its newline.
-    request: Vec<u8>,
-    id: Option<RequestId>,
+    /// The request that no provider has taken yet.
+    asked: Option<Request>,
+    /// The last that one took.
+    made: Option<Request>,
     /// The notification after it, with its newline.
     notification: Vec<u8>,
-    answered: bool,
+}
+
+#[derive(Debug)]
+struct Request {
+    id: RequestId,
+    /// As the client wrote it, with its newline.
+    line: Vec<u8>,
 }
 
 impl Handshake {
-    /// Whether a provider has answered it.
+    /// Whether a provider has taken it.
     pub(super) const fn is_made(&self) -> bool {
-        self.answered
+        self.made.is_some()
     }
 
     /// The request, as the client wrote it.
     pub(super) fn request(&self) -> &[u8] {
-        &self.request
+        self.made.as_ref().map_or(&[], |made| &made.line)
     }
 
     /// The notification, as the client wrote it; empty before it came.
@@ -38,35 +45,30 @@ impl Handshake {
 
     /// Notes a message of the client's.
     pub(super) fn sent(&mut self, line: &Line) {
-        let Line::Whole(bytes) = line else { return };
-        if bytes.len() > KEPT_MAX {
+        let Some((bytes, message)) = short(line) else {
             return;
-        }
-        let Some(message) = object(bytes) else { return };
+        };
+        let line = [bytes, &b"\n"[..]].concat();
         match message.get("method").and_then(Value::as_str) {
             Some("initialize") => {
-                self.id = message.get("id").and_then(json::as_id);
-                self.request = [bytes, &b"\n"[..]].concat();
-                self.answered = false;
+                let id = message.get("id").and_then(json::as_id);
+                self.asked = id.map(|id| Request { id, line });
             }
-            Some("notifications/initialized") => {
-                self.notification = [bytes, &b"\n"[..]].concat();
-            }
+            Some("notifications/initialized") => self.notification = line,
             _ => {}
         }
     }
 
-    /// Notes a message of the provider's. The answer to the handshake is changed: the list of tools may change, as it does when the
-    /// provider comes back.
+    /// Notes a message of the provider's. The answer that takes the handshake is changed: the list of tools may change, as it
+    /// does when the provider comes back.
     pub(super) fn answered(&mut self, line: &Line) -> Option<Vec<u8>> {
-        if self.answered || !self.is_answer(line) {
+        let asked = self.asked.as_ref()?;
+        let (_, mut message) = short(line)?;
+        if !takes(&message, &asked.id)? {
+            self.asked = None;
             return None;
         }
-        self.answered = true;
-        let Line::Whole(bytes) = line else {
-            return None;
-        };
-        let mut message = object(bytes)?;
+        self.made = self.asked.take();
         let result = message.get_mut("result")?.as_object_mut()?;
         let tools = result
             .get_mut("capabilities")?
@@ -80,25 +82,29 @@ impl Handshake {
         Some(changed)
     }
 
-    /// Whether a message is a provider's answer to it.
-    pub(super) fn is_answer(&self, line: &Line) -> bool {
-        let Line::Whole(bytes) = line else {
-            return false;
-        };
-        // Only that one is read whole.
-        let (Some(id), true) = (&self.id, bytes.len() <= KEPT_MAX) else {
-            return false;
-        };
-        object(bytes).is_some_and(|message| {
-            message.get("id").and_then(json::as_id).as_ref() == Some(id)
-                && message.contains_key("result")
-        })
+    /// Whether a provider that came back takes the handshake; `None`: this message is no answer to it.
+    pub(super) fn is_taken(&self, line: &Line) -> Option<bool> {
+        let (_, message) = short(line)?;
+        takes(&message, &self.made.as_ref()?.id)
     }
 }
 
-fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
-    match json::read(json::trim(bytes)) {
-        Ok(Value::Object(message)) => Some(message),
+/// Whether a message is the good answer to a request; `None`: it is none.
+fn takes(message: &Map<String, Value>, id: &RequestId) -> Option<bool> {
+    let answers = !message.contains_key("method")
+        && message.get("id").and_then(json::as_id).as_ref() == Some(id);
+    answers.then(|| message.contains_key("result"))
+}
+
+/// A message that is short enough to be looked at whole.
+fn short(line: &Line) -> Option<(&[u8], Map<String, Value>)> {
+    let Line::Whole(bytes) = line else {
+        return None;
+    };
+    match json::read(json::trim(
+        bytes.get(..).filter(|bytes| bytes.len() <= KEPT_MAX)?,
+    )) {
+        Ok(Value::Object(message)) => Some((bytes, message)),
         _ => None,
     }
 }

@@ -317,3 +317,57 @@ async fn while_nobody_can_be_reached_each_request_is_answered_with_why() {
         "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32000,\"message\":\"nobody is there\"}}\n"
     );
 }
+
+#[tokio::test]
+async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn_in_circles() {
+    let (mut client, near) = duplex(1 << 20);
+    let (input, output) = split(near);
+    let mut relay = Relay::new(Client {
+        input,
+        output,
+        gone: || false,
+    });
+    client.write_all(HELLO.as_bytes()).await.unwrap();
+    let serve = async |relay: &mut Relay<_, _, _>, said: &str| {
+        let (near, mut far) = duplex(1 << 20);
+        let (reader, writer) = split(near);
+        let goes = async {
+            let mut seen = [0; 1024];
+            let _ = far.read(&mut seen).await;
+            far.write_all(said.as_bytes()).await.unwrap();
+            drop(far);
+        };
+        tokio::join!(relay.run(Provider { reader, writer }, PATIENCE), goes)
+            .0
+            .unwrap()
+    };
+    assert!(matches!(
+        serve(&mut relay, WELCOME).await,
+        Ended::Vanished { spoke: true, .. }
+    ));
+    client
+        .write_all(b"{\"id\":5,\"method\":\"a\"}\n{\"id\":6,\"method\":\"a\"}\n")
+        .await
+        .unwrap();
+    assert!(relay.outlive("gone").await.unwrap());
+    let refusal = "{\"jsonrpc\":\"2.0\",\"id\":0,\"error\":{\"code\":-32603,\"message\":\"no\"}}\n";
+    for said in ["", refusal] {
+        assert_eq!(serve(&mut relay, said).await, Ended::NotGreeted);
+        // Each attempt answers one message.
+        let goes_on = relay.refuse("not greeted");
+        assert!(
+            timeout(PATIENCE, goes_on)
+                .await
+                .map_or(said == refusal, Result::unwrap)
+        );
+    }
+    drop(relay);
+    let mut got = String::new();
+    client.read_to_string(&mut got).await.unwrap();
+    let refused = |id| {
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":-32000,\"message\":\"not greeted\"}}}}\n"
+        )
+    };
+    assert_eq!(got, [WELCOMED, &refused(5), &refused(6)].concat());
+}

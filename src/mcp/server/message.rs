@@ -62,11 +62,11 @@ fn read_whole(bytes: &[u8]) -> Incoming {
         Ok(Value::Array(_)) => invalid(None, "batches are no part of MCP; send one message a line"),
         Ok(_) => invalid(None, "a message is a JSON object"),
         Err(JsonFault::Syntax(fault)) => refused(
-            json::find_id(bytes, bytes),
+            json::find_id_in(bytes),
             "",
             ErrorData::parse_error(format!("not JSON: {fault}"), None),
         ),
-        Err(JsonFault::Refused(fault)) => invalid(json::find_id(bytes, bytes), &fault),
+        Err(JsonFault::Refused(fault)) => invalid(json::find_id_in(bytes), &fault),
     }
 }
 

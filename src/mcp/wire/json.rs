@@ -167,8 +167,61 @@ pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     }
 }
 
-/// Looks for the id of a message of which only the ends are known, or which is refused as a whole:
-/// the member `id` of the outermost object, read from the front or, when it stands last, from the back.
+/// Looks for the id of a message that is no JSON, or is refused as a whole: the member `id` of the outermost object, wherever
+/// it stands, as far as texts and brackets are closed before it.
+pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
+    let bytes = trim(bytes);
+    if bytes.first() != Some(&b'{') {
+        return None;
+    }
+    let (mut depth, mut at) = (0_usize, 0_usize);
+    // Whether what comes next in the outermost object is a key.
+    let mut is_key = false;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                is_key = depth == 1;
+            }
+            b'}' | b']' => {
+                depth = depth.checked_sub(1).filter(|depth| *depth > 0)?;
+                is_key = false;
+            }
+            b',' => is_key = depth == 1,
+            b'"' => {
+                let end = end_of_text(bytes, at)?;
+                let text = bytes.get(at..end)?;
+                let rest = bytes.get(end..)?.trim_ascii_start();
+                if is_key && let Some(value) = rest.strip_prefix(b":") {
+                    is_key = false;
+                    if serde_json::from_slice::<String>(text).is_ok_and(|key| key == "id") {
+                        let mut values = serde_json::Deserializer::from_slice(value).into_iter();
+                        return values.next()?.ok().as_ref().and_then(as_id);
+                    }
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// Where the text that begins at a quote ends.
+fn end_of_text(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    loop {
+        match bytes.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// Looks for the id of a message of which only the ends are known: the member `id` of the outermost object, read from the front or, when it stands last, from the back.
 pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
     id_from_front(trim(head)).or_else(|| id_from_back(tail))
 }
@@ -294,6 +347,37 @@ mod tests {
                 id,
                 "{head} … {tail}"
             );
+        }
+    }
+
+    #[test]
+    fn the_id_of_a_line_that_is_no_json_is_that_of_its_outermost_object() {
+        let number = |number| Some(RequestId::Number(number));
+        let text = Some(RequestId::String("id".into()));
+        for (line, id) in [
+            (r#"{"id":7,"method":"a","params":{"da"#, number(7)),
+            (r#"{"params":{"a":NaN},"id":7}"#, number(7)),
+            (r#"{"params":{"a":NaN},"id":"id"}"#, text),
+            (r#"{"params":{"a":NaN},"id":7,"method":"id"}"#, number(7)),
+            (r#"{"params":{"a":NaN},"\u0069d":7}"#, number(7)),
+            (r#"{"\ud800":{"id":8},"id":7, "x":NaN}"#, number(7)),
+            (r#"{"a":NaN,"id":7}garbage"#, number(7)),
+            (r#"{"params":NaN,"id":1,"id":2}"#, number(1)),
+            (r#" {"a":"\"id\":8}","id" : 7}"#, number(7)),
+            (r#"{"params":{"x":"a","id":7}"#, None),
+            (r#"{"params":[NaN,{"id":7}"#, None),
+            (r#"{"a":NaN,"b":{"c":"}","id":5}"#, None),
+            (r#"{"a":NaN,"id":{"id":7}"#, None),
+            (r#""id":7}"#, None),
+            (r#"{"a":1}{"id":8}"#, None),
+            (r#"[{"id":8}]"#, None),
+            (r#"{"a":"id":8}"#, None),
+            (r#"{"id""#, None),
+            (r#"{"id":"#, None),
+            (r#"{"a"#, None),
+            ("", None),
+        ] {
+            assert_eq!(find_id_in(line.as_bytes()), id, "{line}");
         }
     }
 

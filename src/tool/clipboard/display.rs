@@ -22,9 +22,9 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(crate) fn read(passwords: bool) -> Answer {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("WAYLAND_DISPLAY")
-        && let Some(wayland) = Wayland::ask()
+        && let Some(wayland) = Wayland::find()
     {
-        return wayland.map_or_else(|why| why, |wayland| text_of(wayland, passwords));
+        return text_of(wayland, passwords);
     }
     if !is_set("DISPLAY") {
         return Answer::Unreachable;

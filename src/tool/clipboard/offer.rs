@@ -34,10 +34,21 @@ impl Content {
     }
 }
 
+/// What the owner of a clipboard offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// Who it is, where the display says so.
+    pub(super) owner: u32,
+    /// The names of its types.
+    pub(super) types: Vec<String>,
+    /// There are more than were looked at.
+    pub(super) is_cut: bool,
+}
+
 /// A display, asked for its clipboard.
 pub(super) trait Source {
-    /// The types that the owner of the clipboard offers; `None`: it has no owner.
-    fn offered(&mut self) -> Result<Option<Vec<String>>, Answer>;
+    /// What the owner of the clipboard offers; `None`: it has no owner.
+    fn offered(&mut self) -> Result<Option<Offer>, Answer>;
 
     /// Its content as one of these types; `None`: it does not give it so.
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer>;
@@ -57,23 +68,21 @@ pub(super) fn text_of(mut source: impl Source, passwords: bool) -> Answer {
 /// The same once; `None`: another program took the clipboard meanwhile, whose content may be marked.
 fn look(source: &mut impl Source, passwords: bool) -> Result<Option<Answer>, Answer> {
     let before = source.offered()?;
-    let Some(offered) = &before else {
+    let Some(offer) = &before else {
         return Ok(Some(Answer::Nothing));
     };
-    let names: Vec<&str> = offered.iter().map(String::as_str).collect();
-    if !passwords && names.contains(&HINT) {
-        match source.content(HINT)? {
-            Some((hint, _)) if !is_secret(&hint.kept) => {}
-            // A mark that cannot be read is one.
-            _ => return Ok(Some(Answer::Password)),
-        }
+    let names: Vec<&str> = offer.types.iter().map(String::as_str).collect();
+    let may_be_secret = !passwords && (offer.is_cut || names.contains(&HINT));
+    if may_be_secret && is_marked(source)? {
+        return Ok(Some(Answer::Password));
     }
     let texts = texts(&names);
     for name in &texts {
         let Some((content, encoding)) = source.content(name)? else {
             continue;
         };
-        if source.offered()? != before {
+        // Another owner may have come and gone, whose text this is.
+        if source.offered()? != before || (may_be_secret && is_marked(source)?) {
             return Ok(None);
         }
         return Ok(Some(answer(content, encoding)));
@@ -83,6 +92,12 @@ fn look(source: &mut impl Source, passwords: bool) -> Result<Option<Answer>, Ans
     } else {
         Answer::Refused
     }))
+}
+
+/// Whether the owner marks its content as a password; a mark that cannot be read is one.
+fn is_marked(source: &mut impl Source) -> Result<bool, Answer> {
+    let hint = source.content(HINT)?;
+    Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
 }
 
 fn answer(content: Content, encoding: Encoding) -> Answer {
@@ -149,9 +164,13 @@ mod tests {
     struct Owners(Vec<Vec<(&'static str, Option<&'static str>)>>);
 
     impl Source for Owners {
-        fn offered(&mut self) -> Result<Option<Vec<String>>, Answer> {
+        fn offered(&mut self) -> Result<Option<Offer>, Answer> {
             let owner = self.0.first();
-            Ok(owner.map(|types| types.iter().map(|(name, _)| (*name).to_owned()).collect()))
+            Ok(owner.map(|types| Offer {
+                owner: 1,
+                types: types.iter().map(|(name, _)| (*name).to_owned()).collect(),
+                is_cut: types.len() > 3,
+            }))
         }
 
         fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {

@@ -7,7 +7,7 @@ use wl_clipboard_rs::paste::{
 };
 
 use super::answer::Answer;
-use super::offer::{Content, Encoding, Source};
+use super::offer::{Content, Encoding, Offer, Source, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// Most bytes that are read of a content to know how many there are.
@@ -15,26 +15,36 @@ const COUNTED_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The compositor that the environment names.
 #[derive(Debug)]
-pub(super) struct Wayland {
-    offered: Option<Vec<String>>,
-}
+pub(super) struct Wayland;
 
 impl Wayland {
-    /// Asks the compositor what there is; `None`: it does not hand out clipboards.
-    pub(super) fn ask() -> Option<Result<Self, Answer>> {
+    /// A compositor that hands out clipboards; `None`: there is none.
+    pub(super) fn find() -> Option<Self> {
+        Self::look().ok().map(|_| Self)
+    }
+
+    fn look() -> Result<Option<Vec<String>>, Error> {
         match get_mime_types_ordered(ClipboardType::Regular, Seat::Unspecified) {
-            Ok(offered) => Some(Ok(Self {
-                offered: Some(offered),
-            })),
-            Err(Error::ClipboardEmpty | Error::NoSeats) => Some(Ok(Self { offered: None })),
-            Err(_) => None,
+            Ok(offered) => Ok(Some(offered)),
+            Err(Error::ClipboardEmpty | Error::NoSeats) => Ok(None),
+            Err(other) => Err(other),
         }
     }
 }
 
 impl Source for Wayland {
-    fn offered(&mut self) -> Result<Option<Vec<String>>, Answer> {
-        Ok(self.offered.clone())
+    fn offered(&mut self) -> Result<Option<Offer>, Answer> {
+        let offered = Self::look().map_err(|_| Answer::Refused)?;
+        Ok(offered.map(|mut types| {
+            let is_cut = types.len() > TYPES_MAX;
+            types.truncate(TYPES_MAX);
+            Offer {
+                // A compositor tells nobody whose it is.
+                owner: 0,
+                types,
+                is_cut,
+            }
+        }))
     }
 
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {

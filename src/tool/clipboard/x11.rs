@@ -16,7 +16,7 @@ use x11rb::protocol::xproto::{
 use x11rb::rust_connection::RustConnection;
 
 use super::answer::Answer;
-use super::offer::{Content, Encoding, Source, TYPES_MAX};
+use super::offer::{Content, Encoding, Offer, Source, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// A connection to an X server, with a window of ours to which owners hand their content.
@@ -79,9 +79,9 @@ impl X11 {
         Ok(x11)
     }
 
-    fn has_owner(&self) -> Result<bool, ReplyOrIdError> {
+    fn owner(&self) -> Result<Window, ReplyOrIdError> {
         let owner = self.connection.get_selection_owner(self.clipboard)?;
-        Ok(owner.reply()?.owner != NONE)
+        Ok(owner.reply()?.owner)
     }
 
     fn atom(&self, name: &str) -> Result<Atom, ReplyOrIdError> {
@@ -179,16 +179,25 @@ impl X11 {
         Ok(names)
     }
 
-    fn look(&self) -> Result<Option<Vec<String>>, ReplyOrIdError> {
-        if !self.has_owner()? {
+    fn look(&self) -> Result<Option<Offer>, ReplyOrIdError> {
+        let owner = self.owner()?;
+        if owner == NONE {
             return Ok(None);
         }
         let targets = self.atom("TARGETS")?;
-        match self.ask(targets, 4 * TYPES_MAX)? {
-            Some((_, listed)) => self.names(&listed.kept).map(Some),
+        let (types, is_cut) = match self.ask(targets, 4 * TYPES_MAX)? {
+            Some((_, listed)) => {
+                let is_cut = listed.bytes > 4 * TYPES_MAX as u64;
+                (self.names(&listed.kept)?, is_cut)
+            }
             // Older than the list of targets: text it may give all the same.
-            None => Ok(Some(["UTF8_STRING", "STRING"].map(str::to_owned).to_vec())),
-        }
+            None => (["UTF8_STRING", "STRING"].map(str::to_owned).to_vec(), false),
+        };
+        Ok(Some(Offer {
+            owner,
+            types,
+            is_cut,
+        }))
     }
 
     fn given(&self, name: &str) -> Result<Option<(Content, Encoding)>, ReplyOrIdError> {
@@ -206,7 +215,7 @@ impl X11 {
 }
 
 impl Source for X11 {
-    fn offered(&mut self) -> Result<Option<Vec<String>>, Answer> {
+    fn offered(&mut self) -> Result<Option<Offer>, Answer> {
         self.look().map_err(|_| Answer::Refused)
     }
 

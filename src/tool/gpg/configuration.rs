@@ -6,10 +6,15 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 /// The file, in the folder of keys.
 const NAME: &str = "gpg.conf";
+/// What some editors write before a text, and gpg skips.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Most of it that is read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 /// The options that say where the keys are, and whether a value follows.
@@ -31,7 +36,12 @@ pub(super) struct Configuration {
 impl Configuration {
     /// Reads the file in a folder of keys; without one, nothing holds.
     pub(super) fn read(home: &Path) -> io::Result<Self> {
-        let file = match File::open(home.join(NAME)) {
+        // A pipe that nobody writes to is no reason to wait.
+        let mut options = File::options();
+        options
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        let file = match options.open(home.join(NAME)) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             file => file?,
         };
@@ -43,39 +53,52 @@ impl Configuration {
         if bytes.len() as u64 > FILE_MAX {
             return Err(io::Error::other("it has more than 1 MiB"));
         }
-        let text = String::from_utf8(bytes).map_err(io::Error::other)?;
-        Ok(Self::of(&text))
+        Self::of(&bytes)
     }
 
     /// Reads lines as gpg does: an option's long name, white space, its value, maybe in quotes; `#` begins a comment.
-    fn of(text: &str) -> Self {
+    fn of(bytes: &[u8]) -> io::Result<Self> {
         let mut all = Self::default();
-        for line in text.lines().map(str::trim) {
-            let (name, value) = line
-                .split_once(|character: char| character.is_ascii_whitespace())
-                .unwrap_or((line, ""));
-            let name = name.strip_prefix("--").unwrap_or(name);
-            let value = unquoted(value.trim());
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+        for line in bytes.split(|byte| *byte == b'\n') {
+            if line.trim_ascii_start().starts_with(b"#") {
+                continue;
+            }
+            let line = str::from_utf8(line)
+                .map_err(io::Error::other)?
+                .trim_matches(is_space);
+            let (name, value) = line.split_once(is_space).unwrap_or((line, ""));
+            let value = unquoted(value.trim_matches(is_space));
+            if value.contains('\0') {
+                return Err(io::Error::other("a value in it has a zero byte"));
+            }
             if name == "default-key" && !value.is_empty() {
                 all.default_keys.insert(0, value.to_owned());
             }
-            let Some((name, valued)) = KEYRINGS.iter().find(|(known, _)| *known == name) else {
-                continue;
-            };
-            all.keyrings.push(format!("--{name}").into());
-            if *valued {
-                all.keyrings.push(value.into());
+            let known = KEYRINGS.iter().find(|(known, _)| *known == name);
+            match known {
+                Some((name, true)) if !value.is_empty() => {
+                    all.keyrings.push(format!("--{name}").into());
+                    all.keyrings.push(value.into());
+                }
+                Some((name, false)) => all.keyrings.push(format!("--{name}").into()),
+                _ => {}
             }
         }
-        all
+        Ok(all)
     }
 }
 
+/// White space as C's `isspace` has it.
+const fn is_space(character: char) -> bool {
+    character.is_ascii_whitespace() || character == '\u{b}'
+}
+
 fn unquoted(value: &str) -> &str {
-    let inner = value
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'));
-    inner.unwrap_or(value)
+    let Some(inner) = value.strip_prefix('"') else {
+        return value;
+    };
+    inner.strip_suffix('"').unwrap_or(inner)
 }
 
 #[cfg(test)]
@@ -84,9 +107,12 @@ mod tests {
 
     #[test]
     fn only_the_default_key_and_the_keyrings_are_kept() {
-        let text = "# default-key A\n\
+        let text = "\u{feff}# default-key A\n\
+            --default-key A\n\
+            default-key\u{a0}A\n\
+            keyring\n\
             passphrase-fd 0\n\
-            \tdefault-key\tB\n\
+            \tdefault-key\u{b}B\r\n\
             local-user C\n\
             no-default-keyring\n\
             keyring \"~/my keys.kbx\"\n\
@@ -95,7 +121,7 @@ mod tests {
             default-keys E\n\
             output /tmp/x";
         assert_eq!(
-            Configuration::of(text),
+            Configuration::of(text.as_bytes()).unwrap(),
             Configuration {
                 keyrings: ["--no-default-keyring", "--keyring", "~/my keys.kbx"]
                     .map(OsString::from)
@@ -103,7 +129,10 @@ mod tests {
                 default_keys: vec!["Dora <d@example.org>".to_owned(), "B".to_owned()],
             }
         );
-        assert_eq!(Configuration::of(""), Configuration::default());
+        assert_eq!(Configuration::of(b"").unwrap(), Configuration::default());
+        let latin = Configuration::of(b"# caf\xe9\ndefault-key \"A B").unwrap();
+        assert_eq!(latin.default_keys, ["A B"]);
+        assert!(Configuration::of(b"default-key A\0").is_err());
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub enum GpgFault {
     NotGood(&'static str),
     /// The user's `gpg.conf` says which key signs, and cannot be read.
     #[error(
-        "`gpg.conf` cannot be read on the provider: {0}; it may say which key signs, so none does"
+        "`gpg.conf` cannot be read on the provider: {0}; it may set the default key, so nothing is signed without it"
     )]
     Configuration(String),
     /// The key has a passphrase and there is no way to ask for it.
@@ -128,7 +128,7 @@ impl Unfit {
                 "neither it nor a subkey of it is for signing; `gpg --quick-add-key {key} ed25519 sign` on the provider adds one"
             ),
             Self::Elsewhere => {
-                "the provider has its public part and a note of its secret one alone; import the secret one there"
+                "the provider has only the public key and a stub of the secret key; import the secret key there"
                     .to_owned()
             }
             Self::Invalid => {

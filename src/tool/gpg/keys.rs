@@ -97,7 +97,8 @@ pub(super) fn choose(
         match key.signer(exactly, now) {
             Ok(signer) => return Ok(signer),
             Err(why) => {
-                first.get_or_insert((key.primary.fingerprint.clone(), why));
+                let named = exactly.and_then(|id| key.part(id)).unwrap_or(&key.primary);
+                first.get_or_insert((named.fingerprint.clone(), why));
             }
         }
     }
@@ -105,6 +106,13 @@ pub(super) fn choose(
 }
 
 impl Key {
+    /// The key or subkey of this fingerprint, or end of one.
+    fn part(&self, id: &str) -> Option<&Part> {
+        let id = id.to_ascii_uppercase();
+        let mut parts = std::iter::once(&self.primary).chain(&self.subkeys);
+        parts.find(|part| part.fingerprint.ends_with(&id))
+    }
+
     fn signer(&self, exactly: Option<&str>, now: u64) -> Result<Signer, Unfit> {
         let parts = || std::iter::once(&self.primary).chain(&self.subkeys);
         if self.disabled {
@@ -113,11 +121,7 @@ impl Key {
         // What is wrong with the key is so with each of its subkeys.
         self.primary.check(now)?;
         let exact = match exactly {
-            Some(id) => {
-                let id = id.to_ascii_uppercase();
-                let part = parts().find(|part| part.fingerprint.ends_with(&id));
-                Some(part.ok_or(Unfit::NotForSigning)?)
-            }
+            Some(id) => Some(self.part(id).ok_or(Unfit::NotForSigning)?),
             None => None,
         };
         let mut why = Unfit::NotForSigning;
@@ -293,7 +297,7 @@ mod tests {
             let listing = listed(key, subkey);
             assert_eq!(
                 chosen(&listing, exactly),
-                Err(Some((A.to_owned(), why))),
+                Err(Some((exactly.unwrap_or(A).to_owned(), why))),
                 "{listing}"
             );
         }

@@ -87,7 +87,13 @@ impl<'s> GnuPg<'s> {
             .start(program, &arguments, Stdio::null())?
             .end()
             .await?;
-        Ok(PathBuf::from(ended.stdout.trim_end_matches('\n')))
+        match ended.stdout.trim_end_matches('\n') {
+            path if ended.success && !path.is_empty() => Ok(path.into()),
+            _ => Err(
+                GpgFault::Failed(Some("gpgconf does not say where its files are".to_owned()))
+                    .into(),
+            ),
+        }
     }
 
     /// Asks the agent something, and starts it where none runs; its answer.

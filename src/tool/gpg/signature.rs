@@ -145,7 +145,7 @@ async fn signer(gnupg: &GnuPg<'_>, key: Option<&str>) -> Result<Signer, ToolErro
     let Some(asked) = key else {
         // As gpg does it: the last that there is of those that the user names, else the first that can sign.
         for named in &gnupg.configuration.default_keys {
-            match choose(gnupg, Some(named), None).await {
+            match choose(gnupg, named).await {
                 Err(ToolError::Gpg(GpgFault::NoSecretKey { .. })) => {}
                 chosen => return chosen,
             }
@@ -154,16 +154,21 @@ async fn signer(gnupg: &GnuPg<'_>, key: Option<&str>) -> Result<Signer, ToolErro
         return match named {
             // Another key than one that the user names would sign in silence.
             Some(named) => Err(GpgFault::no_secret_key(Some(named.clone())).into()),
-            None => choose(gnupg, None, None).await,
+            None => first(gnupg, None, None).await,
         };
     };
-    let id = asked.strip_suffix('!');
+    choose(gnupg, asked).await
+}
+
+/// The key that is named; by exactly one subkey where `!` follows its id.
+async fn choose(gnupg: &GnuPg<'_>, named: &str) -> Result<Signer, ToolError> {
+    let id = named.strip_suffix('!');
     let exactly = id.map(|id| id.strip_prefix("0x").unwrap_or(id));
-    choose(gnupg, Some(id.unwrap_or(asked)), exactly).await
+    first(gnupg, Some(id.unwrap_or(named)), exactly).await
 }
 
 /// The first usable of the secret keys that gpg knows by this name; without one, of all.
-async fn choose(
+async fn first(
     gnupg: &GnuPg<'_>,
     name: Option<&str>,
     exactly: Option<&str>,
