@@ -13,6 +13,8 @@ use rustix::fs::OFlags;
 
 /// The file, in the folder of keys.
 const NAME: &str = "gpg.conf";
+/// The file for all of GnuPG's programs, from 2.3.8 on.
+const COMMON: &str = "common.conf";
 /// What some editors write before a text, and gpg skips.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Most of it that is read, in bytes.
@@ -29,31 +31,21 @@ const KEYRINGS: [(&str, bool); 3] = [
 pub(super) struct Configuration {
     /// Options of every gpg that is started.
     pub(super) keyrings: Vec<OsString>,
+    /// Whether another server of GnuPG keeps the public keys, which gpg starts only if it may start servers.
+    pub(super) is_by_keyboxd: bool,
     /// The keys that may be the default one, in the order in which they are tried: gpg takes the last that there is.
     pub(super) default_keys: Vec<String>,
 }
 
 impl Configuration {
-    /// Reads the file in a folder of keys; without one, nothing holds.
+    /// Reads the files in a folder of keys; without them, nothing holds.
     pub(super) fn read(home: &Path) -> io::Result<Self> {
-        // A pipe that nobody writes to is no reason to wait.
-        let mut options = File::options();
-        options
-            .read(true)
-            .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-        let file = match options.open(home.join(NAME)) {
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            file => file?,
-        };
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > FILE_MAX {
-            return Err(io::Error::other("it has more than 1 MiB"));
-        }
-        Self::of(&bytes)
+        let mut all = Self::of(&contents(&home.join(NAME))?)?;
+        let common = contents(&home.join(COMMON))?;
+        all.is_by_keyboxd = common
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.trim_ascii() == b"use-keyboxd");
+        Ok(all)
     }
 
     /// Reads lines as gpg does: an option's long name, white space, its value, maybe in quotes; `#` begins a comment.
@@ -87,6 +79,28 @@ impl Configuration {
         }
         Ok(all)
     }
+}
+
+/// What a file holds; nothing where there is none.
+fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe that nobody writes to is no reason to wait.
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let file = match options.open(path) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(io::Error::other("it has more than 1 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// White space as C's `isspace` has it.
@@ -126,6 +140,7 @@ mod tests {
                 keyrings: ["--no-default-keyring", "--keyring", "~/my keys.kbx"]
                     .map(OsString::from)
                     .to_vec(),
+                is_by_keyboxd: false,
                 default_keys: vec!["Dora <d@example.org>".to_owned(), "B".to_owned()],
             }
         );
@@ -152,5 +167,8 @@ mod tests {
         assert!(Configuration::read(home.path()).is_err());
         std::fs::write(&path, b"default-key \xff").unwrap();
         assert!(Configuration::read(home.path()).is_err());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(home.path().join(COMMON), "# x\n use-keyboxd\n").unwrap();
+        assert!(Configuration::read(home.path()).unwrap().is_by_keyboxd);
     }
 }

@@ -96,6 +96,13 @@ impl<'s> GnuPg<'s> {
         }
     }
 
+    /// Starts one of GnuPG's servers, unless it runs already.
+    pub(super) async fn launch(&self, server: &str) -> Result<Ended, ToolError> {
+        let arguments = ["--launch", server].map(OsStr::new);
+        let program = &self.settings.gpgconf;
+        self.start(program, &arguments, Stdio::null())?.end().await
+    }
+
     /// Asks the agent something, and starts it where none runs; its answer.
     pub(super) async fn agent(&self, question: &str) -> Result<Ended, ToolError> {
         let arguments = [question, "/bye"].map(OsStr::new);

@@ -112,8 +112,13 @@ impl Making {
     }
 }
 
-/// Sees to it that gpg-agent runs. It goes on when we end, so that a passphrase is asked for once.
+/// Sees to it that gpg-agent runs, and keyboxd where it keeps the public keys. They go on when we end, so that a passphrase is
+/// asked for once.
 async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
+    if gnupg.configuration.is_by_keyboxd {
+        // One that does not start is told of by gpg itself.
+        gnupg.launch("keyboxd").await?;
+    }
     let answered = gnupg.agent("GETINFO pid").await?;
     if answered.stdout.lines().any(|line| line == "OK") {
         return Ok(());
