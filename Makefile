@@ -55,6 +55,7 @@ test-long: ## the same tests with larger numbers (hours)
 check: ## formatting, lints, docs
 	@sh tests/setup.sh check
 	cargo metadata --locked --format-version 1 >/dev/null
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
