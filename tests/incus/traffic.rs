@@ -83,7 +83,7 @@ fn make_key(world: &World) -> Vec<u8> {
     let signer = world.machine(0, "signer");
     let project = &world.domains[0];
     let copy = format!(
-        "programs='/usr/bin/gpg /usr/bin/gpg-agent /usr/bin/gpgconf'
+        "programs='/usr/bin/gpg /usr/bin/gpg-agent /usr/bin/gpgconf /usr/bin/gpg-connect-agent'
          libraries=$(ldd $programs | grep -o '/[^ ]*\\.so[^ ]*' | sort -u)
          tar -C / -ch $(echo $programs $libraries | sed 's| /| |g; s|^/||') |
          incus exec {signer} --project {project} -T -- tar -C / -x"
