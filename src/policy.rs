@@ -152,25 +152,27 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
 /// What was sent, without `null`: models that must fill in every argument write it for those that they leave out.
 #[must_use]
 pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
-    let sent = arguments.iter().filter(|(_, value)| !value.is_null());
-    sent.map(|(name, value)| (name.clone(), value.clone()))
+    that_are_there(arguments)
+        .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
+}
+
+fn that_are_there(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    arguments.iter().filter(|(_, value)| !value.is_null())
 }
 
 /// Joins the caller's arguments with the fixed ones; an equal repetition of a fixed value is no choice.
 fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
-    let mut merged = sent(arguments);
-    let chosen = merged
-        .iter()
-        .find(|(key, value)| match service.with.get(*key) {
-            Some(fixed) => !repeats(service.tool, key, fixed, value),
-            None => operator_only(service.tool, key),
-        });
+    let chosen = that_are_there(arguments).find(|(key, value)| match service.with.get(*key) {
+        Some(fixed) => !repeats(service.tool, key, fixed, value),
+        None => operator_only(service.tool, key),
+    });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
             argument: argument.clone(),
         });
     }
+    let mut merged = sent(arguments);
     merged.extend(service.with.clone());
     Ok(merged)
 }

@@ -23,13 +23,6 @@ impl PortalPath {
     ///
     /// What is wrong with it, in words.
     pub fn new(text: &str) -> Result<Self, String> {
-        if text.len() > PATH_BYTES_MAX {
-            // Nothing is proposed for it, nor is it looked at.
-            let length = text.len();
-            return Err(format!(
-                "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
-            ));
-        }
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
         };
@@ -70,7 +63,6 @@ impl fmt::Display for PortalPath {
 
 /// Why a text cannot be a path.
 fn fault(text: &str) -> Option<String> {
-    let shown = escaped(text);
     if text.is_empty() {
         return Some("`path` is empty".to_owned());
     }
@@ -81,6 +73,7 @@ fn fault(text: &str) -> Option<String> {
         ));
     }
     if text.starts_with('/') {
+        let shown = escaped(text);
         return Some(format!(
             "`path` must be relative to the portal, not `{shown}`"
         ));
@@ -93,7 +86,7 @@ fn fault(text: &str) -> Option<String> {
         ));
     }
     let fault = components.into_iter().find_map(component_fault)?;
-    Some(format!("`path` is `{shown}`, and {fault}"))
+    Some(format!("`path` is `{}`, and {fault}", escaped(text)))
 }
 
 /// Why a text cannot be the name of a file or folder.
@@ -128,6 +121,10 @@ fn component_fault(name: &str) -> Option<String> {
 
 /// A path like this one that can be one.
 fn proposed(path: &str) -> Option<String> {
+    if path.len() > PATH_BYTES_MAX {
+        // A stranger's text of any length is not looked at.
+        return None;
+    }
     let names = path.split('/').map(|name| {
         let name = legible(name);
         let name = name.trim();

@@ -237,19 +237,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.ask(tool, arguments, false).await
     }
 
-    /// Calls a tool, and wants a large payload in the text of its result alone.
-    ///
-    /// # Errors
-    ///
-    /// As [`Client::call`].
-    async fn call_for_one_copy(
-        &mut self,
-        tool: &str,
-        arguments: Map<String, Value>,
-    ) -> Result<Called, ClientError> {
-        self.ask(tool, arguments, true).await
-    }
-
+    /// The same; `one_copy`: a large payload is wanted in the text of the result alone.
     async fn ask(
         &mut self,
         tool: &str,

@@ -205,9 +205,7 @@ where
     /// Answers every request in flight for a provider that went away; false: nobody reads it.
     pub(crate) async fn give_up(&mut self, why: &str) -> bool {
         let mut out = self.state.forget_provider();
-        for id in self.state.due.give_up() {
-            out.extend(error(&id, why));
-        }
+        out.extend(self.state.errors(why));
         self.tell(&out).await
     }
 
@@ -226,25 +224,26 @@ where
 
     /// Waits until there is something to pass on.
     async fn wait(&mut self) -> io::Result<bool> {
-        if self.state.unseen.is_empty() {
-            let mut bytes = vec![0; CHUNK];
-            let count = self.client.input.read(&mut bytes).await?;
-            bytes.truncate(count);
-            self.state.unseen = bytes;
-        }
+        self.state.unseen = self.next_bytes().await?;
         self.state.input_ended = self.state.unseen.is_empty();
         Ok(!self.state.input_ended)
+    }
+
+    /// What the client says next; empty: nothing more.
+    async fn next_bytes(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = std::mem::take(&mut self.state.unseen);
+        if bytes.is_empty() {
+            bytes = vec![0; CHUNK];
+            let count = self.client.input.read(&mut bytes).await?;
+            bytes.truncate(count);
+        }
+        Ok(bytes)
     }
 
     /// Takes what is left of one message, and answers it with an error.
     async fn answer_one(&mut self, why: &str) -> io::Result<bool> {
         loop {
-            let mut bytes = std::mem::take(&mut self.state.unseen);
-            if bytes.is_empty() {
-                bytes = vec![0; CHUNK];
-                let count = self.client.input.read(&mut bytes).await?;
-                bytes.truncate(count);
-            }
+            let mut bytes = self.next_bytes().await?;
             let ends = bytes.is_empty();
             let line = if ends {
                 self.state.input_ended = true;
@@ -257,8 +256,7 @@ where
             if let Some(line) = &line {
                 self.handshake.sent(line);
                 self.state.due.sent(line);
-                let ids = self.state.due.give_up();
-                let out: Vec<u8> = ids.iter().flat_map(|id| error(id, why)).collect();
+                let out = self.state.errors(why);
                 let heard = self.tell(&out).await;
                 return Ok(heard && !ends);
             }
@@ -442,6 +440,12 @@ impl State {
     fn is_deaf(&mut self) {
         self.deaf = true;
         self.outgoing.clear();
+    }
+
+    /// Errors in the place of all answers that are due.
+    fn errors(&mut self, why: &str) -> Vec<u8> {
+        let ids = self.due.give_up();
+        ids.iter().flat_map(|id| error(id, why)).collect()
     }
 
     /// Forgets a connection that is gone; what ends an answer of which the client has a part.

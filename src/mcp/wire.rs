@@ -134,20 +134,12 @@ impl Cutter {
 
     /// What is left at the end of the stream: a line without a newline, or nothing.
     pub(crate) fn last(&mut self) -> Option<Line> {
-        if self.line.is_empty() && self.skipped.is_none() {
-            return None;
-        }
-        Some(self.finish())
+        self.is_within_a_line().then(|| self.finish())
     }
 
     /// Whether a line has begun and not ended.
     pub(crate) const fn is_within_a_line(&self) -> bool {
-        !self.is_empty()
-    }
-
-    /// Whether the next byte begins a line.
-    const fn is_empty(&self) -> bool {
-        self.line.is_empty() && self.skipped.is_none()
+        !self.line.is_empty() || self.skipped.is_some()
     }
 
     /// Bytes of an unfinished line that are in memory.
@@ -240,7 +232,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if chunk.is_empty() {
                 return Ok(self.cutter.last().map_or(Step::End, Step::Line));
             }
-            if self.cutter.is_empty() {
+            if !self.cutter.is_within_a_line() {
                 self.cutter.max = (self.longest.0)();
             }
             let (used, line) = self.cutter.take(chunk);

@@ -48,19 +48,21 @@ impl Account {
         let Some(name) = name.filter(|name| *name != "root") else {
             return Ok(Self::root());
         };
-        let text = read(PASSWD).map_err(AccountError::Unreadable)?;
-        let text = String::from_utf8_lossy(&text);
-        let mut lines = text.lines();
-        lines
-            .find_map(|line| account(line, name))
+        Self::listed(name)
+            .map_err(AccountError::Unreadable)?
             .ok_or_else(|| AccountError::Nobody(name.to_owned()))
+    }
+
+    /// A user in the machine's file of users.
+    fn listed(name: &str) -> std::io::Result<Option<Self>> {
+        let text = read(PASSWD)?;
+        let text = String::from_utf8_lossy(&text);
+        Ok(text.lines().find_map(|line| account(line, name)))
     }
 
     /// Root, whose home the file of users may set elsewhere.
     fn root() -> Self {
-        let text = read(PASSWD).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let listed = text.lines().find_map(|line| account(line, "root"));
+        let listed = Self::listed("root").unwrap_or_default();
         Self {
             name: "root".to_owned(),
             uid: 0,

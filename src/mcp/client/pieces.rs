@@ -230,7 +230,7 @@ where
         let mut arguments = arguments.clone();
         arguments.insert("offset".to_owned(), offset.into());
         arguments.insert("length".to_owned(), length.into());
-        let called = client.call_for_one_copy(tool, arguments).await?;
+        let called = client.ask(tool, arguments, true).await?;
         if called.result.is_error == Some(true) {
             return Ok(Fetched::Whole(called));
         }

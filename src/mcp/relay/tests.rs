@@ -1,6 +1,6 @@
 //! A relay between a client that has said all, and providers of every kind.
 
-use tokio::io::{BufReader, duplex, split};
+use tokio::io::{BufReader, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
 
@@ -189,6 +189,21 @@ async fn more_than_a_buffer_goes_both_ways_at_once() {
     assert_eq!(String::from_utf8(output).unwrap().lines().count(), 2_000);
 }
 
+type Talking = Relay<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, fn() -> bool>;
+
+/// A client that has more to say, and its relay.
+fn talking() -> (DuplexStream, Talking) {
+    let (client, near) = duplex(1 << 20);
+    let (input, output) = split(near);
+    let gone: fn() -> bool = || false;
+    let relay = Relay::new(Client {
+        input,
+        output,
+        gone,
+    });
+    (client, relay)
+}
+
 /// A client and its relay over two providers, of which the first goes; what the client gets, and what the second sees.
 struct Twice {
     /// What the client writes before the first goes, and after.
@@ -202,13 +217,7 @@ struct Twice {
 
 impl Twice {
     async fn run(self) -> (String, String) {
-        let (mut client, near) = duplex(1 << 20);
-        let (input, output) = split(near);
-        let mut relay = Relay::new(Client {
-            input,
-            output,
-            gone: || false,
-        });
+        let (mut client, mut relay) = talking();
         client.write_all(self.before.as_bytes()).await.unwrap();
         let (near, mut far) = duplex(1 << 20);
         let (reader, writer) = split(near);
@@ -294,13 +303,7 @@ async fn neither_half_a_message_nor_half_an_answer_reaches_the_other_side() {
 
 #[tokio::test]
 async fn while_nobody_can_be_reached_each_request_is_answered_with_why() {
-    let (mut client, near) = duplex(1 << 20);
-    let (input, output) = split(near);
-    let mut relay = Relay::new(Client {
-        input,
-        output,
-        gone: || false,
-    });
+    let (mut client, mut relay) = talking();
     client
         .write_all(b"{\"id\":1,\"method\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"method\":\"n\"}\n")
         .await
@@ -320,13 +323,7 @@ async fn while_nobody_can_be_reached_each_request_is_answered_with_why() {
 
 #[tokio::test]
 async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn_in_circles() {
-    let (mut client, near) = duplex(1 << 20);
-    let (input, output) = split(near);
-    let mut relay = Relay::new(Client {
-        input,
-        output,
-        gone: || false,
-    });
+    let (mut client, mut relay) = talking();
     client.write_all(HELLO.as_bytes()).await.unwrap();
     let serve = async |relay: &mut Relay<_, _, _>, said: &str| {
         let (near, mut far) = duplex(1 << 20);

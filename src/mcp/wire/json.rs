@@ -6,9 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use rmcp::model::RequestId;
-use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Number, Value};
 
@@ -223,37 +221,7 @@ fn end_of_text(bytes: &[u8], start: usize) -> Option<usize> {
 
 /// Looks for the id of a message of which only the ends are known: the member `id` of the outermost object, read from the front or, when it stands last, from the back.
 pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
-    id_from_front(trim(head)).or_else(|| id_from_back(tail))
-}
-
-/// Reads members of the outermost object until `id`; whatever comes later may be cut off.
-fn id_from_front(head: &[u8]) -> Option<RequestId> {
-    struct Front<'a>(&'a mut Option<Value>);
-
-    impl<'de> Visitor<'de> for Front<'_> {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-            while let Some(key) = entries.next_key::<String>()? {
-                if key == "id" {
-                    *self.0 = Some(entries.next_value()?);
-                    return Ok(());
-                }
-                entries.next_value::<IgnoredAny>()?;
-            }
-            Ok(())
-        }
-    }
-
-    let mut id = None;
-    let mut deserializer = serde_json::Deserializer::from_slice(head);
-    // A fault after the id, or the cut itself, is no news.
-    let _ = deserializer.deserialize_map(Front(&mut id));
-    id.as_ref().and_then(as_id)
+    find_id_in(head).or_else(|| id_from_back(tail))
 }
 
 /// Reads `"id":…}` at the very end: an `id` deeper inside would leave a brace too many.

@@ -109,12 +109,14 @@ impl Key {
     /// The key or subkey of this fingerprint, or end of one.
     fn part(&self, id: &str) -> Option<&Part> {
         let id = id.to_ascii_uppercase();
-        let mut parts = std::iter::once(&self.primary).chain(&self.subkeys);
-        parts.find(|part| part.fingerprint.ends_with(&id))
+        self.parts().find(|part| part.fingerprint.ends_with(&id))
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.primary).chain(&self.subkeys)
     }
 
     fn signer(&self, exactly: Option<&str>, now: u64) -> Result<Signer, Unfit> {
-        let parts = || std::iter::once(&self.primary).chain(&self.subkeys);
         if self.disabled {
             return Err(Unfit::Disabled);
         }
@@ -127,7 +129,8 @@ impl Key {
         let mut why = Unfit::NotForSigning;
         let mut card = None;
         let mut any = false;
-        for part in parts().filter(|part| part.for_signing && exact.is_none_or(|it| it == *part)) {
+        let may_sign = |part: &&Part| part.for_signing && exact.is_none_or(|it| it == *part);
+        for part in self.parts().filter(may_sign) {
             match part.check(now).and_then(|()| part.secret()) {
                 Ok(token) => {
                     any = true;

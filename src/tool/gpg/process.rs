@@ -58,13 +58,16 @@ impl<'s> GnuPg<'s> {
         }
     }
 
-    /// Finds the folder of keys, and what holds there.
-    pub(super) async fn find(settings: &'s Settings) -> Result<Self, ToolError> {
+    /// Finds the folder of keys, and what holds there, for a signature by this key.
+    pub(super) async fn find(settings: &'s Settings, key: Option<&str>) -> Result<Self, ToolError> {
         if let Some(fault) = settings.gpg_home.as_ref().and_then(GpgFault::of_home) {
             return Err(fault.into());
         }
         let mut found = Self::again(settings, Configuration::default());
         let home = found.home().await?;
+        if !home.is_dir() {
+            return Err(GpgFault::no_secret_key(key.map(str::to_owned)).into());
+        }
         found.configuration =
             Configuration::read(&home).map_err(|why| GpgFault::Configuration(why.to_string()))?;
         Ok(found)
@@ -81,11 +84,8 @@ impl<'s> GnuPg<'s> {
 
     /// A folder or socket of GnuPG's, by its name in `gpgconf --list-dirs`.
     pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
-        let arguments = ["--list-dirs", name].map(OsStr::new);
-        let program = &self.settings.gpgconf;
         let ended = self
-            .start(program, &arguments, Stdio::null())?
-            .end()
+            .ask(&self.settings.gpgconf, ["--list-dirs", name])
             .await?;
         match ended.stdout.trim_end_matches('\n') {
             path if ended.success && !path.is_empty() => Ok(path.into()),
@@ -98,15 +98,18 @@ impl<'s> GnuPg<'s> {
 
     /// Starts one of GnuPG's servers, unless it runs already.
     pub(super) async fn launch(&self, server: &str) -> Result<Ended, ToolError> {
-        let arguments = ["--launch", server].map(OsStr::new);
-        let program = &self.settings.gpgconf;
-        self.start(program, &arguments, Stdio::null())?.end().await
+        self.ask(&self.settings.gpgconf, ["--launch", server]).await
     }
 
     /// Asks the agent something, and starts it where none runs; its answer.
     pub(super) async fn agent(&self, question: &str) -> Result<Ended, ToolError> {
-        let arguments = [question, "/bye"].map(OsStr::new);
-        let program = &self.settings.gpg_connect_agent;
+        self.ask(&self.settings.gpg_connect_agent, [question, "/bye"])
+            .await
+    }
+
+    /// Runs one of the programs beside gpg.
+    async fn ask(&self, program: &Path, arguments: [&str; 2]) -> Result<Ended, ToolError> {
+        let arguments = arguments.map(OsStr::new);
         self.start(program, &arguments, Stdio::null())?.end().await
     }
 

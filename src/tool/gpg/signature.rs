@@ -37,10 +37,7 @@ pub(super) struct Signature {
 impl Making {
     /// Begins a signature by this key, which the catalogue has checked; without one, by the default key.
     pub(super) async fn begin(settings: &Settings, key: Option<&str>) -> Result<Self, ToolError> {
-        let gnupg = GnuPg::find(settings).await?;
-        if !gnupg.home().await?.is_dir() {
-            return Err(GpgFault::no_secret_key(key.map(str::to_owned)).into());
-        }
+        let gnupg = GnuPg::find(settings, key).await?;
         has_agent(&gnupg).await?;
         let signer = signer(&gnupg, key).await?;
         let user = signer.user();
