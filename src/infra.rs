@@ -226,6 +226,15 @@ pub struct Device {
     pub keys: Vec<(String, String)>,
 }
 
+/// Folders of the host that machines write into without any device.
+pub(crate) const MACHINES_OWN: [&str; 5] = [
+    "/var/lib/incus/storage-pools",
+    "/var/lib/incus/containers",
+    "/var/lib/incus/virtual-machines",
+    "/var/lib/incus/devices",
+    "/proc",
+];
+
 impl Device {
     /// The value of a key.
     #[must_use]
@@ -235,6 +244,56 @@ impl Device {
             .find(|(name, _)| name == key)
             .map(|(_, value)| value.as_str())
     }
+
+    /// Whether a key has one of Incus's words for true.
+    pub(crate) fn is_true(&self, key: &str) -> bool {
+        self.get(key).is_some_and(is_true)
+    }
+
+    /// The folder or file of the host that a disk shares.
+    pub(crate) fn shared_source(&self) -> Option<&str> {
+        // With a pool, the source is a volume and no path.
+        let of_host = self.get("type") == Some("disk") && self.get("pool").is_none();
+        let source = self.get("source").filter(|_| of_host)?;
+        source.starts_with('/').then_some(source)
+    }
+
+    /// The same of a disk that its machine writes.
+    pub(crate) fn written_source(&self) -> Option<&str> {
+        self.shared_source().filter(|_| !self.is_true("readonly"))
+    }
+
+    /// Every path of the host that Incus goes to for it, and the key that says so.
+    pub(crate) fn host_paths(&self) -> Vec<(&'static str, &str)> {
+        match self.get("type") {
+            Some("disk") => self
+                .shared_source()
+                .map(|path| ("source", path))
+                .into_iter()
+                .collect(),
+            Some("proxy") => self.proxy_paths(),
+            // Without a source, the path in the machine is that of the host as well.
+            Some("unix-char" | "unix-block") => ["source", "path"]
+                .into_iter()
+                .find_map(|key| Some((key, self.get(key)?)))
+                .into_iter()
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The sockets of a proxy on the host: one of its two ends.
+    fn proxy_paths(&self) -> Vec<(&'static str, &str)> {
+        let in_machine = matches!(self.get("bind"), Some("instance" | "guest" | "container"));
+        let on_host = if in_machine { "connect" } else { "listen" };
+        let address = self.get(on_host).and_then(|it| it.strip_prefix("unix:"));
+        address.map(|path| (on_host, path)).into_iter().collect()
+    }
+}
+
+/// Whether a value is one of Incus's words for true.
+pub(crate) fn is_true(value: &str) -> bool {
+    ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
 }
 
 /// Container or virtual machine.

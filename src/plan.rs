@@ -70,6 +70,8 @@ pub(crate) struct Facts {
     pub(crate) missing: BTreeSet<String>,
     /// Who gets to the folders that machines write as the host's users.
     pub(crate) shares: BTreeMap<String, Reach>,
+    /// Paths of devices that lie where a machine may write, and in which of the file's folders.
+    pub(crate) nested: BTreeMap<String, String>,
     /// anklume's own folders on the host that are not as they must be: path, and what is wrong where it cannot be mended.
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to networks that are directly connected.

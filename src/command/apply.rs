@@ -15,6 +15,7 @@ mod inside;
 mod kept;
 mod lock;
 mod logs;
+mod nested;
 mod program;
 mod progress;
 mod proof;

@@ -129,6 +129,8 @@ codes! {
         ProxyIntoChannels = "proxy-into-channels",
         /// A proxy at a host path that a machine can write to.
         ProxyIntoSharedFolder = "proxy-into-shared-folder",
+        /// A disk or device at a host path that a machine can exchange.
+        SourceInSharedFolder = "source-in-shared-folder",
         /// A disk that shares the channels' folder.
         DeviceSharesChannels = "device-shares-channels",
         /// A disk over anklume's files inside a machine.

@@ -29,6 +29,8 @@ codes! {
         NoSource = "no-source",
         /// The host's users get to what a machine writes as the host's root.
         OpenShare = "open-share",
+        /// A machine could exchange what another device shares; a code of the file's too.
+        SourceInSharedFolder = "source-in-shared-folder",
         /// anklume's own folders cannot be made.
         HostFolder = "host-folder",
         /// A consumer's number is somebody else's.

@@ -54,18 +54,15 @@ fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = 
 
 /// The source of a disk that its machine writes as the host's users; `of_host`: also where it is not shifted.
 fn written(device: &Device, of_host: bool) -> Option<&str> {
-    let is = |key: &str| {
-        let value = device.get(key).map(str::to_ascii_lowercase);
-        value.is_some_and(|value| ["true", "1", "yes", "on"].contains(&value.as_str()))
-    };
-    // With a pool, the source is a volume and no path.
-    let folder = device.get("type") == Some("disk") && device.get("pool").is_none();
-    let source = device.get("source").filter(|_| folder)?;
-    (source.starts_with('/') && !is("readonly") && (of_host || is("shift"))).then_some(source)
+    let source = device.written_source()?;
+    (of_host || device.is_true("shift")).then_some(source)
 }
 
 /// The folders with which the host would be given away.
 pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+    for (path, folder) in &setting.facts.nested {
+        faults.push(exchangeable(setting, path, folder));
+    }
     for (domain, machine) in setting.wanted.infra.machines() {
         let sources: BTreeSet<&str> = shares(domain, machine).collect();
         for source in sources {
@@ -84,6 +81,29 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             ));
         }
     }
+}
+
+/// What lies where a machine writes: the machine could put a link in its place.
+fn exchangeable(setting: &Setting<'_>, path: &str, folder: &str) -> Diagnostic {
+    let uses = |devices: &[Device]| {
+        let mut paths = devices.iter().flat_map(Device::host_paths);
+        paths.any(|(_, used)| used == path)
+    };
+    let user = setting.wanted.infra.machines().find(|(domain, machine)| {
+        let mut profiles = domain.profiles.iter();
+        uses(&machine.devices) || profiles.any(|(_, profile)| uses(&profile.devices))
+    });
+    fault(
+        Code::SourceInSharedFolder,
+        user.map(|(_, machine)| &machine.place),
+        format!(
+            "{} leads into {}, a folder of the host that a machine may write into",
+            quote(path),
+            quote(folder)
+        ),
+        "the machine could put a link to any folder of the host there: share folders beside each other, \
+         or let no machine write the outer one (`ro`, `readonly: true`)",
+    )
 }
 
 /// Who gets there, and what keeps them out.

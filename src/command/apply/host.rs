@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-use super::{logs, schedule, shares};
+use super::{logs, nested, schedule, shares};
 use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
 use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, Route, TakenIds};
@@ -30,6 +30,7 @@ pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
         sockets: sockets(),
         missing: missing(infra),
         shares: shares::look(infra),
+        nested: nested::look(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
         routes: routes(),
         logs: logs::big(edges),
@@ -128,10 +129,7 @@ fn needed_source(device: &Device) -> Option<&str> {
     let optional = device
         .get("required")
         .is_some_and(|value| ["false", "0", "no", "off"].contains(&value));
-    // With a pool, the source is a volume and no path.
-    let of_host = device.get("type") == Some("disk") && device.get("pool").is_none();
-    let source = device.get("source").filter(|_| of_host && !optional)?;
-    source.starts_with('/').then_some(source)
+    device.shared_source().filter(|_| !optional)
 }
 
 fn there(path: &str) -> bool {
@@ -218,7 +216,7 @@ pub(super) fn mounted(
 pub(super) struct TooManyMounts;
 
 /// A path as the kernel writes it: blanks and backslashes as octal numbers.
-fn unescaped(path: &str) -> String {
+pub(super) fn unescaped(path: &str) -> String {
     let mut plain = path.to_owned();
     for (code, character) in [
         ("\\040", " "),

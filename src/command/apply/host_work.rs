@@ -1,11 +1,13 @@
 //! What is changed on the host itself: folders and left-over sockets. Follows no symbolic link.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, fchmod, fchown, mkdirat, open, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fchown, mkdirat, open, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
@@ -14,36 +16,82 @@ use super::host;
 /// Rights of a folder that leads to shared ones: a program that a machine's root leaves there with the rights of
 /// its owner must not be within reach of the host's users.
 const CLOSED: u32 = 0o700;
+/// How folders are opened.
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
-/// Makes a folder, or gives it root as its owner and these rights.
+/// Makes a folder and what is missing above it, or gives the one that is there root as its owner and these rights. A machine that has
+/// one of the folders above could put a link into it, so that none is followed.
 pub(super) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let path = Path::new(path);
-    if !host::is_own(path) {
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(CLOSED)
-            .create(parent)?;
-    }
-    let parts = (path.parent(), path.file_name());
-    let (Some(parent), Some(name)) = parts else {
+    let names = names(path).filter(|names| !names.is_empty());
+    let Some((last, above)) = names.as_deref().and_then(<[_]>::split_last) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = open(parent, folder, Mode::empty())?;
-    let rights = Mode::from_raw_mode(mode);
-    let there = match mkdirat(&parent, name, rights) {
-        Ok(()) => false,
-        Err(Errno::EXIST) => true,
-        Err(why) => return Err(why.into()),
-    };
-    // What is held is what is changed: a machine that has the folder above could put a link in its place meanwhile.
-    let held = openat(&parent, name, folder | OFlags::NOFOLLOW, Mode::empty())?;
+    let mut folder = open("/", FOLDER, Mode::empty())?;
+    let mut at = PathBuf::from("/");
+    for name in above {
+        at.push(name);
+        folder = match enter(&folder, name, &at) {
+            // What leads to anklume's own folders is the system's.
+            Err(why) if why.kind() == io::ErrorKind::NotFound && !host::is_own(path) => {
+                make(&folder, name, CLOSED)?;
+                enter(&folder, name, &at)?
+            }
+            entered => entered?,
+        };
+    }
+    let there = !make(&folder, last, mode)?;
+    // What is held is what is changed, whatever comes in its place meanwhile.
+    let held = enter(&folder, last, path)?;
     if there {
         fchown(&held, Some(Uid::ROOT), Some(Gid::ROOT))?;
     }
     // The umask does not count here.
-    Ok(fchmod(&held, rights)?)
+    Ok(fchmod(&held, Mode::from_raw_mode(mode))?)
+}
+
+/// The names on the way to a path from `/`. Without links, `..` is what it looks like.
+fn names(path: &Path) -> Option<Vec<&OsStr>> {
+    let mut names = Vec::new();
+    let mut parts = path.components();
+    if parts.next() != Some(Component::RootDir) {
+        return None;
+    }
+    for part in parts {
+        match part {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            _ => {}
+        }
+    }
+    Some(names)
+}
+
+/// Makes a folder; false when something of that name is there.
+fn make(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<bool> {
+    match mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(why) => Err(why.into()),
+    }
+}
+
+/// Opens a folder in a folder; `path` is what messages call it.
+fn enter(parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<OwnedFd> {
+    let is_link = || {
+        let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        found.is_ok_and(|is| FileType::from_raw_mode(is.st_mode) == FileType::Symlink)
+    };
+    match openat(parent, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(folder) => Ok(folder),
+        Err(_) if is_link() => Err(io::Error::other(format!(
+            "`{}` is a symbolic link, and no folder is made through one: declare where it leads",
+            path.display().to_string().escape_debug()
+        ))),
+        Err(why) => Err(why.into()),
+    }
 }
 
 /// Removes a socket; what is not there is removed, what is no socket stays.
@@ -77,6 +125,17 @@ mod tests {
         std::os::unix::fs::symlink(&leaf, &link).unwrap();
         assert!(make_folder(link.to_str().unwrap(), 0o700).is_err());
         assert_eq!(mode(&leaf), 0o755);
+        // Nor through a link above it, and `..` goes where it says.
+        let above = root.path().join("above");
+        std::os::unix::fs::symlink(root.path().join("a"), &above).unwrap();
+        let refused = make_folder(above.join("c").to_str().unwrap(), 0o700).unwrap_err();
+        assert!(
+            refused.to_string().contains("above` is a symbolic link"),
+            "{refused}"
+        );
+        assert!(!root.path().join("a/c").exists());
+        make_folder(root.path().join("x/../a/c").to_str().unwrap(), 0o700).unwrap();
+        assert!(root.path().join("a/c").is_dir() && !root.path().join("x").exists());
 
         let socket = root.path().join("s.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

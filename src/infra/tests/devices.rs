@@ -76,13 +76,18 @@ const CASES: &[Case] = &[
       g: {type: vm, config: {security.privileged: 1}}"#,
             &[
                 "privileged-end 5:23 security.privileged",
+                "source-in-shared-folder 6:49 /x",
                 "disk-over-anklume 6:59 /opt",
                 "privileged-end 10:18 security.privileged",
                 "reserved-device-name 17:11 mcp-0123456789abcdef",
                 "disk-over-anklume 19:33 /srv",
+                "source-in-shared-folder 19:47 /data",
                 "disk-over-anklume 20:33 /opt/anklume/x",
+                "source-in-shared-folder 21:62 /data2",
                 "device-shares-channels 22:49 /var/lib/anklume/../anklume/mcp",
+                "source-in-shared-folder 22:49 /var/lib/anklume/../anklume/mcp",
                 "device-shares-channels 23:49 /var",
+                "source-in-shared-folder 23:49 /var",
                 r#"proxy-into-channels 24:48 "unix:/var/lib/anklume/mcp/x.sock""#,
                 r#"proxy-into-channels 25:52 "unix:/srv/anklume/mcp/p.sock""#,
                 r#"proxy-into-shared-folder 25:93 "unix:/run/x.sock""#,
@@ -101,6 +106,44 @@ const CASES: &[Case] = &[
   b: {subnet_id: 1, enabled: false, machines: {n: {config: {security.privileged: true}, devices: {d: {type: disk, source: /, path: /x}}}}}",
             &[
                 "warning reserved-device-name 2:46 mcp-0123456789abcdef",
+            ],
+        ),
+        (
+            r"domains:
+  a:
+    subnet_id: 0
+    profiles:
+      p: {devices: {x: {type: disk, source: /srv/prof, path: /prof}, y: {type: disk, source: /srv/x/outer/p, path: /y, readonly: true}}}
+    machines:
+      evil:
+        profiles: [p]
+        persistent_data: {state: {path: /state}, seen: {path: /seen, readonly: true}}
+      good:
+        devices:
+          a: {type: disk, source: /srv/x/outer/a/inner, path: /a}
+          b: {type: disk, source: /srv//x/./outer, path: /b}
+          c: {type: disk, source: /srv/x/outer2, path: /c}
+          d: {type: disk, source: /srv/prof/d, path: /d, readonly: true}
+          e: {type: unix-block, source: /srv/x/outer/sda, path: /dev/sda}
+          f: {type: unix-char, path: /srv/prof/null}
+          g: {type: disk, source: /srv/anklume/data/a/evil/state/g, path: /g}
+          h: {type: disk, source: /srv/anklume/data/a/evil/seen/h, path: /h}
+          i: {type: disk, source: /proc/1/root/etc, path: /i}
+          j: {type: disk, source: /srv/ro/j, path: /j}
+          k: {type: disk, pool: default, source: srv/x/outer/k, path: /k}
+shared_volumes:
+  outer: {source: /srv/x/outer, consumers: {evil: rw}}
+  inner: {source: /srv/x/outer/a/inner, path: /inner, consumers: {a: ro}}
+  ro: {source: /srv/ro, consumers: {a: ro}}",
+            &[
+                "source-in-shared-folder 5:94 /srv/x/outer/p",
+                "source-in-shared-folder 12:35 /srv/x/outer/a/inner",
+                "source-in-shared-folder 15:35 /srv/prof/d",
+                "source-in-shared-folder 16:41 /srv/x/outer/sda",
+                "source-in-shared-folder 17:38 /srv/prof/null",
+                "source-in-shared-folder 18:35 /srv/anklume/data/a/evil/state/g",
+                "source-in-shared-folder 20:35 /proc/1/root/etc",
+                "source-in-shared-folder 25:19 /srv/x/outer/a/inner",
             ],
         ),
 ];

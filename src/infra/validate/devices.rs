@@ -7,7 +7,7 @@ use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
-use crate::infra::{Device, Profile};
+use crate::infra::{Device, Profile, is_true};
 
 /// The types of device that Incus knows.
 const TYPES: [&str; 12] = [
@@ -130,11 +130,6 @@ pub(super) fn config(
         pairs.push((key, value));
     }
     (pairs, privileged)
-}
-
-/// The truth values of Incus.
-pub(super) fn is_true(value: &str) -> bool {
-    ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
 }
 
 /// Adds the user's own devices to those that anklume makes; two of one name are a fault.

@@ -1,16 +1,16 @@
 //! What keeps an edge safe: no privileged end, and no device of the user's in the way of the channels.
 //!
 //! The rules of design: host paths of channels are reached by anklume's own devices alone, what anklume keeps inside a
-//! machine is hidden by no disk, and no proxy connects where a machine could have put a link.
+//! machine is hidden by no disk, and no device of any machine goes where a machine could have put a link.
 
 use std::collections::HashSet;
 
-use super::devices::{Placed, PlacedProfile, is_true};
+use super::devices::{Placed, PlacedProfile};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::{Severity, quote};
-use crate::infra::MachineType;
 use crate::infra::code::Code;
-use crate::infra::findings::Findings;
+use crate::infra::findings::{At, Findings};
+use crate::infra::{MACHINES_OWN, MachineType};
 use crate::name::MachineName;
 
 /// Where the channels are, on the host and inside machines.
@@ -31,15 +31,6 @@ const INSIDE_WHOLE: [&str; 4] = [
     "/opt/anklume",
     "/etc/anklume",
 ];
-/// Where machines write on the host without any device.
-const MACHINES_OWN: [&str; 5] = [
-    "/var/lib/incus/storage-pools",
-    "/var/lib/incus/containers",
-    "/var/lib/incus/virtual-machines",
-    "/var/lib/incus/devices",
-    "/proc",
-];
-
 /// Checks every machine of an enabled domain.
 pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
     let ends = ends(drafts);
@@ -49,9 +40,10 @@ pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
     } else {
         Severity::Error
     };
-    let host = Host {
+    let mut host = Host {
         writable: writable(drafts),
         severity,
+        nested: HashSet::new(),
     };
     let mut profiles = HashSet::new();
     for (domain, machine) in machines(drafts) {
@@ -152,14 +144,7 @@ fn check_privileged(
 fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
     let mut add = |placed: &Placed| {
-        let readonly = placed.device.get("readonly").is_some_and(is_true);
-        if placed.is("disk") && !readonly {
-            folders.extend(
-                placed
-                    .get("source")
-                    .and_then(|(source, _)| absolute(source)),
-            );
-        }
+        folders.extend(placed.device.written_source().and_then(absolute));
     };
     for domain in drafts.iter().filter(|domain| domain.domain.enabled) {
         let own = domain.machines.iter().flat_map(|machine| &machine.devices);
@@ -174,10 +159,12 @@ struct Host {
     /// Folders that some machine may write into.
     writable: HashSet<String>,
     severity: Severity,
+    /// Where a source in such a folder was found: a shared volume is a device of many machines, and one finding is enough.
+    nested: HashSet<At>,
 }
 
 impl Host {
-    fn check(&self, placed: &Placed, findings: &mut Findings) {
+    fn check(&mut self, placed: &Placed, findings: &mut Findings) {
         if is_channel_name(&placed.device.name) {
             let name = quote(&placed.device.name);
             let message = format!("device {name} has the name of a channel");
@@ -192,6 +179,35 @@ impl Host {
         }
         if placed.is("disk") {
             self.check_disk(placed, findings);
+        }
+        self.check_source(placed, findings);
+    }
+
+    /// Whether a machine could exchange what the device shares: always an error, for that gives a machine the host.
+    fn check_source(&mut self, placed: &Placed, findings: &mut Findings) {
+        if placed.is("proxy") {
+            return;
+        }
+        for (key, written) in placed.device.host_paths() {
+            let Some(path) = absolute(written) else {
+                continue;
+            };
+            let above = ancestors(&path).filter(|folder| *folder != path);
+            let Some(folder) = above.filter(|folder| self.writable.contains(*folder)).max() else {
+                continue;
+            };
+            let at = placed.get(key).map_or(placed.at, |(_, at)| at);
+            if self.nested.insert(at) {
+                let message = format!(
+                    "{} is in {}, a folder of the host that a machine may write into",
+                    quote(written),
+                    quote(folder)
+                );
+                findings.error(Code::SourceInSharedFolder, at, message).help(
+                    "the machine could put a link to any folder of the host there: share folders beside each other, \
+                     or let no machine write the outer one (`ro`, `readonly: true`)",
+                );
+            }
         }
     }
 
@@ -212,9 +228,9 @@ impl Host {
     }
 
     fn check_proxy(&self, placed: &Placed, findings: &mut Findings) {
-        let bind = placed.device.get("bind");
-        let in_machine = matches!(bind, Some("instance" | "guest" | "container"));
-        for (key, on_host) in [("listen", !in_machine), ("connect", in_machine)] {
+        let on_host = placed.device.host_paths();
+        for key in ["listen", "connect"] {
+            let on_host = on_host.iter().any(|(of_host, _)| *of_host == key);
             let Some((address, at)) = placed.get(key) else {
                 continue;
             };

@@ -54,7 +54,7 @@ pub(super) fn persistent(
         if let Some(path) = volume.absolute_path("path", findings) {
             let source = format!("{base}/{domain}/{machine}/{name}");
             let device = disk(format!("pd-{name}"), source, path.text, true, readonly);
-            placed.push(made(device, entry.at, path.at));
+            placed.push(made(device, entry.at, entry.at, path.at));
         }
     }
     placed
@@ -92,9 +92,10 @@ fn disk(name: String, source: String, path: &str, shift: bool, readonly: bool) -
     Device { name, keys }
 }
 
-/// A device that anklume makes: its name stands at `at`, all else at `path`.
-fn made(device: Device, at: At, path: At) -> Placed {
-    let values = device.keys.iter().map(|_| path).collect();
+/// A device that anklume makes: its name stands at `at`, its source at `source`, all else at `path`.
+fn made(device: Device, at: At, source: At, path: At) -> Placed {
+    let place = |(key, _): &(String, String)| if key == "source" { source } else { path };
+    let values = device.keys.iter().map(place).collect();
     Placed { device, at, values }
 }
 
@@ -175,6 +176,7 @@ struct Template {
     path: String,
     shift: bool,
     at: At,
+    source_at: At,
     path_at: At,
 }
 
@@ -182,7 +184,7 @@ impl Template {
     fn placed(&self, readonly: bool) -> Placed {
         let name = format!("sv-{}", self.name);
         let device = disk(name, self.source.clone(), &self.path, self.shift, readonly);
-        made(device, self.at, self.path_at)
+        made(device, self.at, self.source_at, self.path_at)
     }
 }
 
@@ -225,6 +227,7 @@ fn volume<'t>(
         path: path.map_or_else(|| format!("/shared/{name}"), |p| p.text.to_owned()),
         shift,
         at: entry.at,
+        source_at: source.map_or(entry.at, |text| text.at),
         path_at: path.or(source).map_or(entry.at, |text| text.at),
         name: name.to_owned(),
     };

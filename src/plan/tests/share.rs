@@ -109,3 +109,22 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
         ]
     );
 }
+
+#[test]
+fn what_a_machine_could_exchange_stands_in_the_way() {
+    let text =
+        format!("{INFRA}shared_volumes: {{docs: {{source: /srv/link, consumers: {{dev: ro}}}}}}\n");
+    let found = Facts {
+        nested: [("/srv/link".to_owned(), "/srv/x".to_owned())].into(),
+        ..facts()
+    };
+    let Err(Faults(faults)) = planned(&text, &empty(), &found, &[]) else {
+        panic!("no fault");
+    };
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].code, "source-in-shared-folder");
+    assert_eq!(
+        faults[0].message,
+        "`/srv/link` leads into `/srv/x`, a folder of the host that a machine may write into"
+    );
+}
