@@ -6,12 +6,14 @@ mod command;
 mod exec;
 mod open;
 mod process;
+mod program;
 mod unreachable;
 mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
 pub(crate) use exec::Errand;
 pub(crate) use open::{Open, Watch, open, providers, resolve};
+pub(crate) use program::{incus, program};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::LOCAL_REMOTE;
+use super::program;
 
 /// Most that is read of what a command says, in bytes; of each of stdout and stderr.
 pub(crate) const SAID_MAX: usize = 1024 * 1024;
@@ -61,15 +61,13 @@ pub(crate) enum ErrandError {
 }
 
 impl Errand<'_> {
-    fn command(&self) -> Command {
-        let mut command = Command::new("incus");
+    fn command(&self, mut command: Command) -> Command {
         command.args(["exec", self.machine, "--project", self.project]);
         command.args(["-T", "--force-local", "--cwd", "/"]);
         if let Some((uid, gid)) = self.user {
             command.args(["--user", &uid.to_string(), "--group", &gid.to_string()]);
         }
         command.arg("--").args(self.words);
-        command.env(LOCAL_REMOTE.0, LOCAL_REMOTE.1);
         // A ^C at the terminal is for whoever waits for this, not for the step in hand.
         command.process_group(0);
         command
@@ -77,7 +75,8 @@ impl Errand<'_> {
 
     /// Runs it.
     pub(crate) async fn run(&self) -> Result<Said, ErrandError> {
-        let mut command = self.command();
+        let incus = program::incus().map_err(ErrandError::NotStarted)?;
+        let mut command = self.command(incus);
         let piped = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -187,7 +186,7 @@ mod tests {
             patience: Duration::from_secs(1),
         };
         let words: Vec<String> = errand
-            .command()
+            .command(Command::new("incus"))
             .as_std()
             .get_args()
             .map(|word| word.to_string_lossy().into_owned())

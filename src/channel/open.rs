@@ -11,8 +11,9 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::{LOCAL_REMOTE, SERVE, incus_exec};
+use super::command::{SERVE, incus_exec};
 use super::process::Process;
+use super::program;
 use super::{Channel, Socket, Surroundings, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
 use crate::inside::PROGRAM;
@@ -93,9 +94,8 @@ pub(crate) async fn open(
             if !machine.runs() {
                 return Err(Unreachable::NotRunning(machine.clone()));
             }
-            let mut command = Command::new("incus");
-            let (name, value) = LOCAL_REMOTE;
-            command.args(incus_exec(machine)).env(name, value);
+            let mut command = program::incus().map_err(|why| not_started(&channel, why))?;
+            command.args(incus_exec(machine));
             start(command, channel, watch)
         }
         Channel::Socket(socket) => {

@@ -7,9 +7,8 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use tokio::process::Command;
-
 use super::{logs, nested, schedule, shares};
+use crate::channel;
 use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
 use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, Route, TakenIds};
@@ -84,9 +83,11 @@ async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
         return taken;
     }
     for database in ["passwd", "group"] {
-        let mut getent = Command::new("getent");
-        getent.arg(database).args(&uids).kill_on_drop(true);
         // Where the program is missing, the files are all that there is.
+        let Ok(mut getent) = channel::program("getent") else {
+            break;
+        };
+        getent.arg(database).args(&uids).kill_on_drop(true);
         if let Ok(output) = getent.output().await {
             let found = String::from_utf8_lossy(&output.stdout).into_owned();
             let source = format!("getent {database}");

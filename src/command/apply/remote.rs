@@ -1,13 +1,14 @@
 //! Images of remotes: where they are, and whether they are there, as the `incus` program of this user sees it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::channel;
 use crate::plan::Remote;
 
 /// Longest that a remote may take to say whether it has an image.
@@ -59,12 +60,13 @@ async fn look(image: &str, remotes: &BTreeMap<String, Listed>) -> Result<Remote,
 
 /// Runs `incus` and gives its stdout, or its last words.
 async fn incus(args: &[&str]) -> Result<String, String> {
-    let mut command = Command::new("incus");
+    let cannot = |why: io::Error| format!("the program `incus` cannot be started: {why}");
+    let mut command = channel::incus().map_err(cannot)?;
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, command.output())
         .await
         .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?
-        .map_err(|why| format!("the program `incus` cannot be started: {why}"))?;
+        .map_err(cannot)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::channel;
 use crate::plan::{HostFile, Rotation, Schedule};
 
 /// How often, in minutes. A consumer that floods a channel writes some 150 MB in one.
@@ -260,7 +260,7 @@ fn remove_in(root: &Path) -> io::Result<()> {
 }
 
 async fn tell(words: &[&str]) -> io::Result<()> {
-    let mut command = Command::new("systemctl");
+    let mut command = channel::program("systemctl")?;
     command.args(words).stdin(Stdio::null()).kill_on_drop(true);
     // A ^C at the terminal lets the step in hand end.
     command.process_group(0);
