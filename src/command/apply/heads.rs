@@ -59,26 +59,35 @@ pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> 
     let Some(path) = path.filter(|_| is_root && runs(provider)) else {
         return Log::Sound;
     };
-    let unknown = |why: &dyn std::fmt::Display| {
-        Log::Unknown(format!(
-            "the log of calls of {} is not watched: {why}",
-            provider.name
-        ))
-    };
     let kept = match Shelf::read(&path) {
         Ok(kept) => kept,
-        Err(why) => return unknown(&why),
+        Err(why) => {
+            let what = format!("cannot be compared with what was kept of it: {why}");
+            return altered(provider, &path, &what);
+        }
+    };
+    // Whoever has the machine decides whether its log can be read: a line that was kept and is not shown is missing.
+    let unknown = |why: &dyn fmt::Display| match &kept {
+        Some(kept) => {
+            let what = format!("does not show its line {} of before: {why}", kept.seq);
+            altered(provider, &path, &what)
+        }
+        None => Log::Unknown(format!(
+            "the log of calls of {} is not watched: {why}",
+            provider.name.escape_debug()
+        )),
     };
     let mut last = Log::Sound;
     for _ in 0..TRIES {
         let checked = timeout(PATIENCE, check(context, provider, kept.as_ref())).await;
         last = match checked {
-            Ok(Ok(Checked::Whole(report))) => {
+            Ok(Ok(Checked::Whole { report, files })) => {
                 let fresh = Kept {
                     project: provider.project.clone(),
                     machine: provider.name.clone(),
                     seq: report.head.seq,
                     head: report.head.hash,
+                    files,
                     marked: is_marked(&provider.config),
                     rebuilt: false,
                 };
@@ -92,7 +101,10 @@ pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> 
             // What was read while it was rotated is read again.
             Ok(Ok(Checked::Altered(what))) => altered(provider, &path, &what),
             Ok(Err(why)) => unknown(&why),
-            Err(_) => return unknown(&"it cannot be read in time"),
+            Err(_) => {
+                last = unknown(&"it cannot be read in time");
+                break;
+            }
         };
     }
     let rebuilt = kept.filter(|kept| kept.is_rebuilt(provider));
@@ -142,77 +154,73 @@ fn altered(provider: &Instance, path: &Path, what: &str) -> Log {
 
 /// What a look at a log gave.
 enum Checked {
-    Whole(Report),
+    Whole { report: Report, files: u32 },
     None,
     Altered(String),
 }
 
-/// The lines from the file on in which the kept one is must be one chain.
+/// All its files must be one chain that holds the kept line: a line before that one is not to be changed either.
 async fn check(
     context: &Context,
     provider: &Instance,
     kept: Option<&Kept>,
 ) -> Result<Checked, FilesError> {
     let mut inside = context.files(provider).await;
-    let mut files = Vec::new();
-    for number in 0..=KEEP {
+    let mut verifier = Verifier::new(kept.map(|kept| kept.head.clone()));
+    let mut files = 0;
+    // Oldest first, and one of them in memory at a time.
+    for number in (0..=KEEP).rev() {
         let name = match number {
             0 => LOG.to_owned(),
             number => format!("{LOG}.{number}"),
         };
-        let Some(file) = inside.read(&name, Kind::File, FILE_MAX).await? else {
-            break;
-        };
-        let found = kept.is_none_or(|kept| holds(&file, &kept.head));
-        files.push(file);
-        if found {
-            return Ok(judged(verified(files, kept).await));
+        match inside.read(&name, Kind::File, FILE_MAX).await? {
+            Some(file) => {
+                files += 1;
+                verifier = walked(verifier, file).await;
+            }
+            None if files > 0 && number > 0 => {
+                return Ok(Checked::Altered(format!("has no file `{name}`")));
+            }
+            None => {}
         }
     }
-    Ok(match kept {
-        None => Checked::None,
-        Some(kept) if files.is_empty() => {
-            Checked::Altered(format!("is gone: it had {} lines", kept.seq))
+    Ok(judged(verifier.finish(), files, kept))
+}
+
+fn judged(report: Report, files: u32, kept: Option<&Kept>) -> Checked {
+    let places = report.findings.len() as u64 + report.more;
+    match kept {
+        None if files == 0 => Checked::None,
+        Some(kept) if files == 0 => Checked::Altered(format!("is gone: it had {} lines", kept.seq)),
+        _ if places > 0 => {
+            Checked::Altered(format!("is not as it was written, at {places} places"))
         }
-        Some(kept) => Checked::Altered(format!(
+        Some(kept) if report.head_missing => Checked::Altered(format!(
             "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
             kept.seq
         )),
-    })
-}
-
-fn judged(report: Report) -> Checked {
-    if report.is_whole() {
-        Checked::Whole(report)
-    } else {
-        let places = report.findings.len();
-        Checked::Altered(format!("is not as it was written, at {places} places"))
+        Some(kept) if files < kept.files => {
+            let gone = kept.files - files;
+            Checked::Altered(format!("has lost {gone} of its {} files", kept.files))
+        }
+        _ => Checked::Whole { report, files },
     }
 }
 
-/// Verifies the files, which come newest first.
-async fn verified(files: Vec<Vec<u8>>, kept: Option<&Kept>) -> Report {
-    let head = kept.map(|kept| kept.head.clone());
+/// The same verifier, behind this file.
+async fn walked(mut verifier: Verifier, file: Vec<u8>) -> Verifier {
     let walk = move || {
-        let mut verifier = Verifier::new(head);
-        for file in files.iter().rev() {
-            // A line that is just being written is nobody's fault.
-            let end = file.iter().rposition(|byte| *byte == b'\n');
-            let whole = end.and_then(|end| file.get(..=end)).unwrap_or_default();
-            // Memory can always be read.
-            let _ = verifier.file(LOG, whole);
-        }
-        verifier.finish()
+        // A line that is just being written is nobody's fault.
+        let end = file.iter().rposition(|byte| *byte == b'\n');
+        let whole = end.and_then(|end| file.get(..=end)).unwrap_or_default();
+        // Memory can always be read.
+        let _ = verifier.file(LOG, whole);
+        verifier
     };
     let done = tokio::task::spawn_blocking(walk).await;
-    done.unwrap_or_else(|_| Verifier::new(Some(String::new())).finish())
-}
-
-/// Whether a line with that hash is there.
-fn holds(file: &[u8], head: &str) -> bool {
-    let end = format!("\"hash\":\"{head}\"}}");
-    file.split(|byte| *byte == b'\n')
-        .any(|line| line.ends_with(end.as_bytes()))
+    // Whoever could not look has not seen the line.
+    done.unwrap_or_else(|_| Verifier::new(Some(String::new())))
 }
 
 #[cfg(test)]
@@ -220,15 +228,16 @@ mod tests {
     use super::*;
     use crate::audit::Event;
     use crate::audit::chain::{Head, link};
+    use crate::audit::verify::FINDINGS_MAX;
 
-    /// A log of so many lines, and its last one.
-    fn log(lines: u64, from: &Head) -> (Vec<u8>, Head) {
+    /// A log of so many lines, and its last one; `first`: what it begins with.
+    fn log(lines: u64, from: &Head, first: Option<Event>) -> (Vec<u8>, Head) {
         let mut head = from.clone();
         let mut text = Vec::new();
-        for pid in 0..lines {
-            let event = Event::Stop {
-                pid: u32::try_from(pid).unwrap(),
-            };
+        let stops = (0..lines).map(|pid| Event::Stop {
+            pid: u32::try_from(pid).unwrap(),
+        });
+        for event in first.into_iter().chain(stops) {
             let (line, next) = link(&head, "2026-01-01T00:00:00Z".to_owned(), event).unwrap();
             text.extend(line);
             head = next;
@@ -236,39 +245,77 @@ mod tests {
         (text, head)
     }
 
-    fn kept(head: &Head) -> Kept {
+    fn kept(head: &Head, files: u32) -> Kept {
         Kept {
             project: "vault".to_owned(),
             machine: "signer".to_owned(),
             seq: head.seq,
             head: head.hash.clone(),
+            files,
             marked: true,
             rebuilt: false,
         }
     }
 
+    /// What is said of these files, oldest first; nothing where all is well.
+    async fn said(files: &[&[u8]], kept: &Kept) -> String {
+        let mut verifier = Verifier::new(Some(kept.head.clone()));
+        for file in files {
+            verifier = walked(verifier, file.to_vec()).await;
+        }
+        let number = u32::try_from(files.len()).unwrap();
+        match judged(verifier.finish(), number, Some(kept)) {
+            Checked::Whole { report, files } => {
+                assert_eq!(files, number);
+                assert!(report.head.seq >= kept.seq);
+                String::new()
+            }
+            Checked::None => "none".to_owned(),
+            Checked::Altered(what) => what,
+        }
+    }
+
     #[tokio::test]
-    async fn a_log_that_goes_on_is_whole_and_one_that_was_written_anew_is_not() {
-        let (older, middle) = log(3, &Head::origin());
-        let (newer, end) = log(2, &middle);
-        assert!(holds(&older, &middle.hash) && !holds(&newer, &middle.hash));
-        let files = vec![newer.clone(), older.clone()];
-        let report = verified(files, Some(&kept(&middle))).await;
-        assert!(report.is_whole());
-        assert_eq!(report.head, end);
+    async fn a_log_that_goes_on_is_whole_and_one_that_was_changed_anywhere_is_not() {
+        let rotated = || Some(Event::Rotated { bytes: 9 });
+        let (oldest, first) = log(3, &Head::origin(), None);
+        let (older, middle) = log(3, &first, rotated());
+        let (newer, _) = log(2, &middle, rotated());
+        let all = [oldest.as_slice(), &older, &newer];
+        let kept_middle = kept(&middle, 3);
+        assert_eq!(said(&all, &kept_middle).await, "");
+        // The oldest went with a rotation, and one more came.
+        assert_eq!(said(&all[1..], &kept(&middle, 2)).await, "");
         // Half a line at the end is being written.
-        let mut growing = [older.as_slice(), newer.as_slice(), b"{\"seq\":"].concat();
-        let report = verified(vec![growing.clone()], Some(&kept(&middle))).await;
-        assert_eq!((report.is_whole(), report.head), (true, end));
-        growing[10] ^= 1;
-        let report = verified(vec![growing], Some(&kept(&middle))).await;
-        assert!(!report.is_whole());
+        let growing = [newer.as_slice(), b"{\"seq\":"].concat();
+        assert_eq!(said(&[&oldest, &older, &growing], &kept_middle).await, "");
+        // A file before that of the kept line.
+        let mut edited = oldest.clone();
+        edited[10] ^= 1;
+        assert_eq!(
+            said(&[&edited, &older, &newer], &kept_middle).await,
+            "is not as it was written, at 1 places"
+        );
+        let (anew, _) = log(3, &Head::origin(), rotated());
+        assert_ne!(said(&[&anew, &older, &newer], &kept_middle).await, "");
+        assert_eq!(
+            said(&all[1..], &kept_middle).await,
+            "has lost 1 of its 3 files"
+        );
         // The same calls, and another chain.
         let other = Head {
             seq: 0,
             hash: "0".repeat(63) + "1",
         };
-        let (anew, _) = log(5, &other);
-        assert!(!holds(&anew, &middle.hash));
+        let (anew, _) = log(9, &other, rotated());
+        let missing =
+            "was cut, written anew, or taken back to a snapshot: its line 7 of before is not in it";
+        assert_eq!(said(&[&anew], &kept_middle).await, missing);
+        assert_eq!(said(&[], &kept_middle).await, "is gone: it had 7 lines");
+        let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();
+        assert_eq!(
+            said(&[&oldest, &older, &many], &kept_middle).await,
+            "is not as it was written, at 1005 places"
+        );
     }
 }

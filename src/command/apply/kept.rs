@@ -32,6 +32,9 @@ pub(super) struct Kept {
     pub(super) machine: String,
     pub(super) seq: u64,
     pub(super) head: String,
+    /// How many files the log had.
+    #[serde(default)]
+    pub(super) files: u32,
     /// Whether the machine bore the mark that it loses when Incus builds it anew.
     #[serde(default)]
     pub(super) marked: bool,
@@ -188,6 +191,7 @@ mod tests {
             machine: "signer".to_owned(),
             seq: 7,
             head: "ab".to_owned(),
+            files: 0,
             marked,
             rebuilt: false,
         }
