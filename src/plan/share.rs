@@ -85,13 +85,13 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 
 /// What lies where a machine writes: the machine could put a link in its place.
 fn exchangeable(setting: &Setting<'_>, path: &str, folder: &str) -> Diagnostic {
-    let uses = |devices: &[Device]| {
+    let goes_there = |devices: &[Device]| {
         let mut paths = devices.iter().flat_map(Device::host_paths);
-        paths.any(|(_, used)| used == path)
+        paths.any(|(_, it)| it == path)
     };
     let user = setting.wanted.infra.machines().find(|(domain, machine)| {
         let mut profiles = domain.profiles.iter();
-        uses(&machine.devices) || profiles.any(|(_, profile)| uses(&profile.devices))
+        goes_there(&machine.devices) || profiles.any(|(_, profile)| goes_there(&profile.devices))
     });
     fault(
         Code::SourceInSharedFolder,

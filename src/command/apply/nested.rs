@@ -15,16 +15,16 @@ const LINKS_MAX: usize = 40;
 /// The paths of devices that a machine could exchange, each with the folder that it writes.
 pub(super) fn look(infra: &Infra) -> BTreeMap<String, String> {
     let mounts = Mounts::of_this_process();
-    let devices = || {
+    let devices: Vec<&Device> = {
         let profiles = infra.enabled().flat_map(|domain| &domain.profiles);
         let profiles = profiles.flat_map(|(_, profile)| &profile.devices);
         let machines = infra.machines().flat_map(|(_, machine)| &machine.devices);
-        profiles.chain(machines)
+        profiles.chain(machines).collect()
     };
-    nested(&mounts, devices().collect())
+    nested(&mounts, &devices)
 }
 
-fn nested(mounts: &Mounts, devices: Vec<&Device>) -> BTreeMap<String, String> {
+fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
     let written = devices.iter().filter_map(|device| device.written_source());
     let written: BTreeSet<&str> = written.chain(MACHINES_OWN).collect();
     let folders: Vec<(&str, Location)> = written
@@ -185,8 +185,11 @@ mod tests {
             .iter()
             .map(|path| disk(path, &[("readonly", "true")]))
             .collect();
-        let all = std::iter::once(&outer).chain(&others).collect();
-        nested(mounts, all).into_keys().map(PathBuf::from).collect()
+        let all: Vec<&Device> = std::iter::once(&outer).chain(&others).collect();
+        nested(mounts, &all)
+            .into_keys()
+            .map(PathBuf::from)
+            .collect()
     }
 
     #[test]
