@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
@@ -22,22 +23,24 @@ const DEPTH_MAX: usize = 32;
 
 /// What consumers have in the portal, shared by all connections of a server.
 #[derive(Debug, Clone, Default)]
-pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Share>>>);
+pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 
-/// One folder's share.
-#[derive(Debug, Clone, Copy)]
+/// One folder's share. A folder is measured with its own lock held and no other: however much a consumer has left there, nobody
+/// else waits for that.
+#[derive(Debug, Default)]
 struct Share {
+    /// When it was measured last.
+    measured: Mutex<Option<Instant>>,
     /// On disk.
-    bytes: u64,
+    bytes: AtomicU64,
     /// Promised to files on their way.
-    promised: u64,
-    measured: Instant,
+    promised: AtomicU64,
 }
 
 /// Room that is promised to one file on its way; given back when the file does not come.
 #[derive(Debug)]
 pub(super) struct Room {
-    usage: Usage,
+    share: Arc<Share>,
     folder: String,
     limit: u64,
     bytes: u64,
@@ -46,17 +49,14 @@ pub(super) struct Room {
 impl Usage {
     /// No room yet, in a folder that may hold `limit` bytes.
     pub(super) fn room(&self, folder: &str, limit: u64) -> Room {
+        // A panic elsewhere leaves a map that is still a map.
+        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Room {
-            usage: self.clone(),
+            share: Arc::clone(shares.entry(folder.to_owned()).or_default()),
             folder: folder.to_owned(),
             limit,
             bytes: 0,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Share>> {
-        // A panic elsewhere leaves numbers that are still numbers.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,63 +64,51 @@ impl Room {
     /// Makes the room large enough for a file of `size` bytes.
     pub(super) fn fit(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
         let wanted = blocks(size).saturating_sub(self.bytes);
-        let mut shares = self.usage.lock();
-        let known = shares.get(&self.folder).copied();
-        let fits = |share: &Share| share.total().saturating_add(wanted) <= self.limit;
-        let mut share = match known {
-            Some(share) if share.measured.elapsed() < FRESH && fits(&share) => share,
-            _ => Share {
-                bytes: measure(portal, &self.folder)?,
-                promised: known.map_or(0, |share| share.promised),
-                measured: Instant::now(),
-            },
-        };
-        let fits = fits(&share);
-        let used = share.total();
-        if fits {
-            share.promised = share.promised.saturating_add(wanted);
-            self.bytes = self.bytes.saturating_add(wanted);
+        let share = &self.share;
+        // Held until the room is promised, so that two files never take the same one.
+        let mut measured = share
+            .measured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let fits = || share.total().saturating_add(wanted) <= self.limit;
+        let is_fresh = measured.is_some_and(|at| at.elapsed() < FRESH);
+        if !is_fresh || !fits() {
+            let bytes = measure(portal, &self.folder)?;
+            share.bytes.store(bytes, Ordering::Relaxed);
+            *measured = Some(Instant::now());
         }
-        shares.insert(self.folder.clone(), share);
-        if fits {
+        if fits() {
+            share.promised.fetch_add(wanted, Ordering::Relaxed);
+            self.bytes = self.bytes.saturating_add(wanted);
             return Ok(());
         }
         Err(ToolError::Quota {
             folder: self.folder.clone(),
-            used,
+            used: share.total(),
             wanted,
             limit: self.limit,
         })
     }
 
     /// The file has come, and with it so many new folders.
-    pub(super) fn used(mut self, folders: u64) {
-        let mut shares = self.usage.lock();
-        if let Some(share) = shares.get_mut(&self.folder) {
-            let folders = folders.saturating_mul(BLOCK);
-            share.promised = share.promised.saturating_sub(self.bytes);
-            share.bytes = share
-                .bytes
-                .saturating_add(self.bytes)
-                .saturating_add(folders);
-        }
-        drop(shares);
-        self.bytes = 0;
+    pub(super) fn used(self, folders: u64) {
+        let came = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
+        // What was promised is given back with the room itself.
+        self.share.bytes.fetch_add(came, Ordering::Relaxed);
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut shares = self.usage.lock();
-        if let Some(share) = shares.get_mut(&self.folder) {
-            share.promised = share.promised.saturating_sub(self.bytes);
-        }
+        // Waits for no lock: it may run on the thread that serves.
+        self.share.promised.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl Share {
-    const fn total(&self) -> u64 {
-        self.bytes.saturating_add(self.promised)
+    fn total(&self) -> u64 {
+        let promised = self.promised.load(Ordering::Relaxed);
+        self.bytes.load(Ordering::Relaxed).saturating_add(promised)
     }
 }
 
@@ -175,4 +163,34 @@ fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {
         }
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tool::Settings;
+
+    #[test]
+    fn nobody_waits_while_another_folder_is_measured_and_what_is_given_back_waits_for_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = Settings::new(root.path().to_owned(), root.path().to_owned());
+        let portal = Portal::open(&settings).unwrap();
+        let usage = Usage::default();
+        let room = |folder| usage.room(folder, 2 * BLOCK);
+        let mut alice = room("incoming/alice");
+        alice.fit(&portal, 1).unwrap();
+        // As while her folder is measured, for as long as that takes.
+        let share = Arc::clone(&alice.share);
+        let measuring = share.measured.lock().unwrap();
+        let mut bob = room("incoming/bob");
+        bob.fit(&portal, BLOCK + 1).unwrap();
+        assert!(bob.fit(&portal, 3 * BLOCK).is_err());
+        drop(alice);
+        assert_eq!(share.total(), 0);
+        drop(measuring);
+        bob.used(0);
+        assert_eq!(room("incoming/bob").share.total(), 2 * BLOCK);
+        // What was counted and is not on the disk is measured again before anybody is refused.
+        room("incoming/bob").fit(&portal, 2 * BLOCK).unwrap();
+    }
 }
