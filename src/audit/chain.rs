@@ -122,6 +122,14 @@ fn plain(json: &str) -> Vec<u8> {
     bytes
 }
 
+/// A line that was read, in printable ASCII alone: the same JSON.
+#[must_use]
+pub fn printable(line: &[u8]) -> Vec<u8> {
+    // Between values JSON has white space; within texts it writes that as an escape.
+    let text = String::from_utf8_lossy(line).replace(['\t', '\r'], " ");
+    plain(&text)
+}
+
 /// What one line of a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {

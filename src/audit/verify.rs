@@ -11,6 +11,9 @@ use super::chain::{self, Head, ORIGIN};
 /// Longest line that the log writes, in bytes; what is longer was not written by it.
 pub const LINE_MAX: usize = 64 * 1024;
 
+/// Faults that are kept, the first ones: whoever writes the log decides how many there are.
+pub const FINDINGS_MAX: usize = 1000;
+
 /// What is wrong at a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -84,6 +87,8 @@ pub struct Verifier {
     wanted: Option<String>,
     lines: u64,
     findings: Vec<Finding>,
+    more: u64,
+    unfinished: bool,
 }
 
 /// What the walk found.
@@ -95,20 +100,17 @@ pub struct Report {
     pub first: u64,
     /// The end of the chain.
     pub head: Head,
-    /// Every fault, in order.
+    /// The faults in order, at most [`FINDINGS_MAX`] of them.
     pub findings: Vec<Finding>,
+    /// How many there are beyond them.
+    pub more: u64,
+    /// The last line is not ended, which it also is not while it is written.
+    pub unfinished: bool,
     /// A head was given, and no line has it: the end was cut, the whole was written anew, or rotation has dropped it.
     pub head_missing: bool,
 }
 
 impl Report {
-    /// The last line is not ended, which it also is not while it is written.
-    #[must_use]
-    pub fn is_unfinished(&self) -> bool {
-        let last = self.findings.last();
-        last.is_some_and(|finding| finding.fault == Fault::Unfinished)
-    }
-
     /// Nothing is wrong.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
@@ -128,6 +130,8 @@ impl Verifier {
             wanted: head,
             lines: 0,
             findings: Vec::new(),
+            more: 0,
+            unfinished: false,
         }
     }
 
@@ -151,7 +155,10 @@ impl Verifier {
                 None | Some(Fault::Foreign) if !is_ended => Some(Fault::Unfinished),
                 fault => fault,
             };
-            if let Some(fault) = fault {
+            self.unfinished = fault == Some(Fault::Unfinished);
+            if self.findings.len() == FINDINGS_MAX {
+                self.more += u64::from(fault.is_some());
+            } else if let Some(fault) = fault {
                 self.findings.push(Finding {
                     file: name.to_owned(),
                     line: number,
@@ -171,6 +178,8 @@ impl Verifier {
             first: self.first,
             head: self.last.unwrap_or_else(Head::origin),
             findings: self.findings,
+            more: self.more,
+            unfinished: self.unfinished,
             head_missing: self.wanted.is_some(),
         }
     }
@@ -240,7 +249,7 @@ impl Verifier {
 }
 
 /// The next line without its newline, and whether it has one; an endless one is cut at [`LINE_MAX`], which makes it foreign.
-fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
+pub(crate) fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     let mut seen = false;
     loop {
@@ -318,10 +327,18 @@ mod tests {
     #[test]
     fn only_an_end_without_a_newline_is_unfinished() {
         let whole = stop(1, ORIGIN);
-        assert!(!report(&whole).is_unfinished());
-        assert!(report(whole.trim_end()).is_unfinished());
-        assert!(!report("no line\n").is_unfinished());
-        assert!(!report("").is_unfinished());
+        assert!(!report(&whole).unfinished);
+        assert!(report(whole.trim_end()).unfinished);
+        assert!(!report("no line\n").unfinished);
+        assert!(!report("").unfinished);
+    }
+
+    #[test]
+    fn a_flood_of_faults_is_counted_and_not_kept() {
+        let found = report(&"\n".repeat(FINDINGS_MAX + 7));
+        assert_eq!((found.findings.len(), found.more), (FINDINGS_MAX, 7));
+        assert!(!found.is_whole() && !found.unfinished);
+        assert!(report(&("\n".repeat(FINDINGS_MAX + 7) + "{")).unfinished);
     }
 
     #[test]

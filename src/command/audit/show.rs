@@ -1,13 +1,14 @@
 //! `anklume audit show`: the lines of the log, those that are asked for.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::BufReader;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 
 use crate::audit::chain::{self, Line, Read};
+use crate::audit::verify::next_line;
 use crate::audit::{Call, Event, Verdict};
 use crate::cli::{AuditShowArgs, Format};
 use crate::command::output::Output;
@@ -22,8 +23,10 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
     for file in files {
         let name = file.display().to_string();
         let reader = File::open(&file).with_context(|| format!("cannot read `{name}`"))?;
-        for bytes in BufReader::new(reader).split(b'\n') {
-            let bytes = bytes.with_context(|| format!("cannot read `{name}`"))?;
+        let mut reader = BufReader::new(reader);
+        while let Some((bytes, _)) =
+            next_line(&mut reader).with_context(|| format!("cannot read `{name}`"))?
+        {
             let Read::Whole(line, _) = chain::read(&bytes) else {
                 foreign += 1;
                 continue;
@@ -43,7 +46,7 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
 
 fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
     match output.format() {
-        Format::Json => output.answer(&[bytes, b"\n"].concat())?,
+        Format::Json => output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat())?,
         Format::Text => output.answer(as_text(line).as_bytes())?,
     }
     Ok(())
@@ -105,7 +108,8 @@ fn as_text(line: &Line) -> String {
             version, policy, ..
         } => {
             format!(
-                "server started (anklume {version}, policy {})",
+                "server started (anklume {}, policy {})",
+                escaped(version),
                 short(policy)
             )
         }
@@ -173,7 +177,7 @@ fn escaped(text: &str) -> String {
 
 /// The first digits of a digest, enough to tell two apart.
 fn short(digest: &str) -> String {
-    digest.chars().take(12).collect()
+    escaped(&digest.chars().take(12).collect::<String>())
 }
 
 /// A time (`2026-11-22T10:00:00Z`), or how long ago (`90s`, `15m`, `2h`, `7d`).

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exi
     let head = head(args.head.as_deref())?;
     let mut report = walk(path, head.clone())?;
     for _ in 0..LOOKS {
-        if !report.is_unfinished() {
+        if !report.unfinished {
             break;
         }
         // A server that is just writing the line has ended it by then.
@@ -79,6 +79,9 @@ fn as_text(report: &Report) -> String {
         .iter()
         .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
         .collect();
+    if report.more > 0 {
+        lines.push(format!("and {} more", report.more));
+    }
     if report.head_missing {
         let altered = "the end was cut, or the log was written anew";
         lines.push(match report.first {
@@ -120,5 +123,6 @@ fn as_json(report: &Report) -> serde_json::Value {
         "seq": report.head.seq,
         "head_missing": report.head_missing,
         "findings": findings,
+        "more": report.more,
     })
 }
