@@ -25,6 +25,8 @@ const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);
 pub(crate) const DEPTH_MAX: usize = 100;
 /// Values (texts, numbers, lists, objects) in one message, at most; no call of a tool needs a hundred.
 pub(crate) const VALUES_MAX: usize = 10_000;
+/// Values in an answer that a client takes apart, at most: a list of a thousand services fits.
+pub(crate) const ANSWER_VALUES_MAX: usize = 100_000;
 /// Longest id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
 /// Key of a tool's `_meta`: what runs behind a service's name.

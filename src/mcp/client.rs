@@ -21,7 +21,8 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::Lines;
-use super::{DECISION_KEY, LINE_MAX, REFUSED};
+use super::wire::json;
+use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::shown::shown;
 use exchange::Exchange;
 
@@ -185,6 +186,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut whole: Option<Listing> = None;
         let mut params = Map::new();
         let mut room = LINE_MAX;
+        let mut values = ANSWER_VALUES_MAX;
         for _ in 0..PAGES_MAX {
             let answer = self
                 .exchange
@@ -194,6 +196,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 malformed(
                     LIST,
                     &format!("its pages have more than {LINE_MAX} bytes together"),
+                )
+            })?;
+            // Each page was counted when it came.
+            let more = json::count(answer.get().as_bytes()).unwrap_or(usize::MAX);
+            values = values.checked_sub(more).ok_or_else(|| {
+                malformed(
+                    LIST,
+                    &format!("its pages have more than {ANSWER_VALUES_MAX} values together"),
                 )
             })?;
             let page: ListToolsResult = typed(LIST, &answer)?;

@@ -3,8 +3,11 @@
 //! What a machine says is its own word.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::carry::each;
@@ -19,7 +22,6 @@ use crate::inside::{
     ABOVE, Caller, Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, Rights, SERVICES, SYSTEMD_UNIT,
     Serving, Supervisor, ours,
 };
-use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
 
@@ -159,12 +161,66 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Op
 async fn serving(files: &mut MachineFiles<'_>) -> Option<Serving> {
     let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
     let said = text(files, &file.to_string_lossy(), Kind::File).await?;
-    let status: Option<Status> = said.and_then(|text| serde_json::from_str(&text).ok());
-    Some(match status {
-        Some(status) => Serving::Policy {
-            digest: status.digest,
-            refused: status.refused.or_else(|| status.failed.into_iter().next()),
+    let said: Option<Said> = said.and_then(|text| serde_json::from_str(&text).ok());
+    Some(match said {
+        Some(said) => Serving::Policy {
+            digest: said.digest,
+            refused: said.refused.or(said.failed.0),
         },
         None => Serving::Silent,
     })
+}
+
+/// What of a server's status is looked at. The rest is as long as the machine likes, and is read over.
+#[derive(Debug, Deserialize)]
+struct Said {
+    digest: String,
+    refused: Option<String>,
+    #[serde(default)]
+    failed: First,
+}
+
+/// The first text of a list.
+#[derive(Debug, Default)]
+struct First(Option<String>);
+
+impl<'de> Deserialize<'de> for First {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for First {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
+        let first = list.next_element()?;
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Self(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_status_three_things_are_kept_whatever_else_it_holds() {
+        let text =
+            r#"{"digest":"d","refused":null,"services":[[[{}]]],"failed":["a",{},1],"pid":[]}"#;
+        let said: Said = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (said.digest.as_str(), said.failed.0.as_deref()),
+            ("d", Some("a"))
+        );
+        let old: Said = serde_json::from_str(r#"{"digest":"d","failed":[]}"#).unwrap();
+        assert_eq!((old.refused, old.failed.0), (None, None));
+        for none in ["{}", r#"{"digest":"d","failed":{}}"#, "[]", ""] {
+            assert!(serde_json::from_str::<Said>(none).is_err(), "{none}");
+        }
+    }
 }

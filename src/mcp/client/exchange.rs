@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::message::{self, Meaning, NoMessage};
 use super::{ClientError, IN_ALL, malformed};
-use crate::mcp::wire::{Line, Lines};
+use crate::mcp::wire::{Line, Lines, json};
+use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
 use crate::shown::shown;
 
 /// Most messages beside its answer that a request waits through.
@@ -100,8 +101,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 Event::Came(end) => return Err(ended(end)),
             };
             match self.meaning(line, &mut budget)? {
-                Meaning::Result(result) => return Ok(result),
+                Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
+                    let error = bounded(method, error)?;
                     let refusal = message::refusal(&error);
                     return Err(ClientError::Refused { method, refusal });
                 }
@@ -201,6 +203,21 @@ impl Budget {
 }
 
 /// EOF, EPIPE and ECONNRESET are one: the far end is gone.
+/// An answer that can be taken apart: a value takes many times more memory than its text.
+fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>, ClientError> {
+    match json::count(answer.get().as_bytes()) {
+        Some(..=ANSWER_VALUES_MAX) => Ok(answer),
+        Some(_) => {
+            let why = format!("it has more than {ANSWER_VALUES_MAX} values");
+            Err(malformed(method, &why))
+        }
+        None => {
+            let why = format!("it is nested more than {DEPTH_MAX} levels deep");
+            Err(malformed(method, &why))
+        }
+    }
+}
+
 fn ended(end: io::Result<Option<Line>>) -> ClientError {
     match end {
         Ok(_) => ClientError::Closed,

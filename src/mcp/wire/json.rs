@@ -154,6 +154,28 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
+/// How many values a JSON text has at most, without making any of them; `None`: it is nested too deeply.
+pub(crate) fn count(json: &[u8]) -> Option<usize> {
+    let (mut at, mut depth, mut values) = (0, 0_usize, 1);
+    while let Some(byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = end_of_text(json, at - 1)?,
+            b'[' | b'{' => {
+                depth += 1;
+                values += 1;
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return None;
+        }
+    }
+    Some(values)
+}
+
 /// A JSON value as the id of a request: a text of at most 1 KiB or an integer of 64 bits.
 pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     match value {
@@ -249,6 +271,22 @@ mod tests {
             let value: Value = serde_json::from_str(text).unwrap();
             assert_eq!(read(text.as_bytes()), Ok(value), "{text}");
         }
+    }
+
+    #[test]
+    fn values_are_counted_without_being_made() {
+        for (text, values) in [
+            ("1", Some(1)),
+            (r#""a,[{\",""#, Some(1)),
+            (r#"{"a":1,"b":[2,3]}"#, Some(5)),
+            (&"[".repeat(DEPTH_MAX), Some(DEPTH_MAX + 1)),
+            (&"[".repeat(DEPTH_MAX + 1), None),
+            (r#""no end"#, None),
+        ] {
+            assert_eq!(count(text.as_bytes()), values, "{text}");
+        }
+        let many = format!("[{}0]", r#"{"":0},"#.repeat(1000));
+        assert!(count(many.as_bytes()).unwrap() >= 2002);
     }
 
     #[test]

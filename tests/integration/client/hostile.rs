@@ -68,6 +68,17 @@ fn a_server_that_never_stops_sending_is_left() {
 }
 
 #[test]
+fn an_answer_of_many_values_is_refused_before_it_becomes_large() {
+    let answer = "the server's answer to `tools/list` is not what MCP promises: ";
+    let many = format!("{answer}it has more than 100000 values");
+    is_unreachable("many_values", &LIST, &many);
+    let pages = format!("{answer}its pages have more than 100000 values together");
+    is_unreachable("many_values_on_pages", &LIST, &pages);
+    let deep = format!("{answer}it is nested more than 100 levels deep");
+    is_unreachable("deep", &LIST, &deep);
+}
+
+#[test]
 fn what_is_not_mcp_is_said_to_be_so_and_shown_escaped() {
     let message = "what answers is not an MCP server: it said `Welcome! \\u{1b}[31m`";
     is_unreachable("garbage", &LIST, message);

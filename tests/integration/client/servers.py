@@ -203,6 +203,25 @@ def many_tools(c):
     c.serve(tools, None)
 
 
+def many_values(c):
+    c.greet()
+    c.result(c.request(), {"tools": [], "junk": [{"": 0}] * 1_000_000})
+
+
+def many_values_on_pages(c):
+    c.greet()
+    for page in range(3):
+        c.result(c.request(), {"tools": [], "junk": [0] * 49_000, "nextCursor": str(page)})
+
+
+def deep(c):
+    c.greet()
+    nested = []
+    for _ in range(100):
+        nested = [nested]
+    c.result(c.request(), {"tools": [], "x": nested})
+
+
 def endless_pages(c):
     c.greet()
     number = 0
