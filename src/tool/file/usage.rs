@@ -176,21 +176,21 @@ mod tests {
         let settings = Settings::new(root.path().to_owned(), root.path().to_owned());
         let portal = Portal::open(&settings).unwrap();
         let usage = Usage::default();
-        let room = |folder| usage.room(folder, 2 * BLOCK);
-        let mut alice = room("incoming/alice");
+        let of = |folder| usage.room(folder, 2 * BLOCK);
+        let mut alice = of("incoming/alice");
         alice.fit(&portal, 1).unwrap();
         // As while her folder is measured, for as long as that takes.
         let share = Arc::clone(&alice.share);
         let measuring = share.measured.lock().unwrap();
-        let mut bob = room("incoming/bob");
+        let mut bob = of("incoming/bob");
         bob.fit(&portal, BLOCK + 1).unwrap();
         assert!(bob.fit(&portal, 3 * BLOCK).is_err());
         drop(alice);
         assert_eq!(share.total(), 0);
         drop(measuring);
         bob.used(0);
-        assert_eq!(room("incoming/bob").share.total(), 2 * BLOCK);
+        assert_eq!(of("incoming/bob").share.total(), 2 * BLOCK);
         // What was counted and is not on the disk is measured again before anybody is refused.
-        room("incoming/bob").fit(&portal, 2 * BLOCK).unwrap();
+        of("incoming/bob").fit(&portal, 2 * BLOCK).unwrap();
     }
 }
