@@ -252,6 +252,8 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
             "is not as it was written, at 1 places",
         ),
         (format!("rm {log}"), "is gone: it had "),
+        // More than is ever read of one file.
+        (format!("truncate -s 40M {log}"), "does not show its line "),
     ] {
         patient.exec(0, "signer", &harm);
         let accept = patient.ails("audit", &format!("the log of calls of {{signer}} {said}"));
