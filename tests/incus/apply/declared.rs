@@ -108,3 +108,50 @@ fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_
     open(&folder.join("new"), 0o700);
     world.is_settled();
 }
+
+#[test]
+fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within() {
+    let mut world = World::new(INFRA);
+    open(world.folder.path(), 0o755);
+    world.apply();
+    // What lies in the machine's share is refused as it is written, and where it is a link into it, as the host has it.
+    let inner = |source: &str| {
+        let share = format!(
+            "shared_volumes:\n  inner: {{source: \"{{folder}}/{source}\", path: /inner, consumers: {{{{a}}: ro}}}}"
+        );
+        INFRA.replace("shared_volumes:", &share)
+    };
+    let link = world.folder.path().join("link");
+    std::os::unix::fs::symlink(world.folder.path().join("new/docs/inner"), &link).unwrap();
+    // The machine's root leads it to the host's root.
+    assert!(world.exec(0, "one", "ln -s / /shared/docs/inner").0);
+    for (source, said) in [
+        (
+            "new/docs/inner",
+            " is in `{folder}/new/docs`, a folder of the host that a machine may write into",
+        ),
+        (
+            "link",
+            " leads into `{folder}/new/docs`, a folder of the host that a machine may write into",
+        ),
+    ] {
+        world.declare(&inner(source));
+        let ran = world.run(&["apply"]);
+        let said = format!("error[source-in-shared-folder]: `{{folder}}/{source}`{said}");
+        assert_eq!(ran.status, 1, "{ran:?}");
+        assert!(ran.stderr.contains(&world.filled(&said)), "{}", ran.stderr);
+    }
+    assert!(!world.exec(0, "one", "test -e /inner").0);
+    // Nor is a folder made through a link.
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+    world.declare(&inner("link/x"));
+    let ran = world.run(&["apply"]);
+    assert_eq!(ran.status, 1, "{ran:?}");
+    assert!(ran.stderr.contains("is a symbolic link"), "{}", ran.stderr);
+    std::fs::remove_file(&link).unwrap();
+    // Beside it, it is there.
+    world.declare(&inner("new/inner"));
+    world.apply();
+    assert!(world.exec(0, "one", "test -d /inner").0);
+}
