@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hyper::Method;
 use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -76,32 +76,38 @@ impl Incus {
         !wanted.is_empty() && wanted.iter().all(has)
     }
 
-    /// Edits an object as it is at this moment; tried again where somebody else edits it too.
+    /// Edits an object as it is at this moment; tried again where somebody else edits it too, or Incus fails without a word, as it
+    /// does now and then when many devices of a machine change at once.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
-        let path = object.path("");
         let mut tries = EDIT_TRIES;
         loop {
-            let call = Call {
-                path: &path,
-                ..Call::default()
-            };
-            let answer = self.exchange(call).await?;
-            let etag = answer
-                .headers
-                .get("ETag")
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned);
-            let mut there: Map<String, Value> = answer.metadata(&path)?;
-            for edit in edits {
-                edit.apply(&mut there);
-            }
-            let body = Value::Object(there);
             tries -= 1;
-            match self.write(Method::PUT, &path, Some(&body), etag).await {
+            match self.edit_once(object, edits).await {
                 Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
+                Err(why) if is_wordless(&why) && tries > 0 => tokio::time::sleep(BUSY_LOOK).await,
                 other => return other,
             }
         }
+    }
+
+    async fn edit_once(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
+        let path = object.path("");
+        let call = Call {
+            path: &path,
+            ..Call::default()
+        };
+        let answer = self.exchange(call).await?;
+        let etag = answer
+            .headers
+            .get("ETag")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let mut there: Map<String, Value> = answer.metadata(&path)?;
+        for edit in edits {
+            edit.apply(&mut there);
+        }
+        let body = Value::Object(there);
+        self.write(Method::PUT, &path, Some(&body), etag).await
     }
 
     /// Deletes an object; one that is not there is deleted.
@@ -195,5 +201,28 @@ fn is_busy(why: &IncusError) -> bool {
     match why {
         IncusError::Refused { message, .. } | IncusError::Failed(message) => message.contains(BUSY),
         _ => false,
+    }
+}
+
+/// Whether Incus failed and did not say why: its answer is the name of the status alone.
+fn is_wordless(why: &IncusError) -> bool {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    matches!(why, IncusError::Refused { code, message }
+        if *code == status.as_u16() && Some(message.as_str()) == status.canonical_reason())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failure_without_a_word_is_tried_again() {
+        let refused = |code, message: &str| IncusError::Refused {
+            code,
+            message: message.to_owned(),
+        };
+        assert!(is_wordless(&refused(500, "Internal Server Error")));
+        assert!(!is_wordless(&refused(500, "Device does not exist")));
+        assert!(!is_wordless(&refused(403, "Internal Server Error")));
     }
 }
