@@ -14,7 +14,7 @@ use std::fmt;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 
@@ -104,7 +104,7 @@ pub struct Call {
     pub bytes_out: u64,
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
-    /// HMAC-SHA-256 of the arguments under the machine's key, in hexadecimal.
+    /// SHA-256 of the arguments, sealed with the machine's key ([`Key::seal`]); in hexadecimal.
     pub arguments: String,
 }
 
@@ -177,23 +177,30 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The digest of a call's arguments; the order of members does not matter.
+    /// Seals the digest of a call's arguments ([`digest_of`]): whoever has no key cannot guess arguments and compare.
     #[must_use]
-    pub fn digest(&self, arguments: &Map<String, Value>) -> String {
-        let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
-        let Ok(mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
+    pub fn seal(&self, digest: &str) -> String {
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
             // HMAC takes a key of any length.
             return String::new();
         };
-        let mut digester = Digester(mac);
-        // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
-        let _ = serde_json::to_writer(&mut digester, &sorted);
-        hex(&digester.0.finalize().into_bytes())
+        mac.update(digest.as_bytes());
+        hex(&mac.finalize().into_bytes())
     }
 }
 
+/// The SHA-256 of a call's arguments, in hexadecimal; the order of members does not matter.
+#[must_use]
+pub fn digest_of(arguments: &Map<String, Value>) -> String {
+    let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
+    let mut digester = Digester(Sha256::new());
+    // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
+    let _ = serde_json::to_writer(&mut digester, &sorted);
+    hex(&digester.0.finalize())
+}
+
 /// Takes bytes into a digest.
-struct Digester(Hmac<Sha256>);
+struct Digester(Sha256);
 
 impl std::io::Write for Digester {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

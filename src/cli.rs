@@ -4,6 +4,7 @@ mod audit;
 mod clipboard_holder;
 mod machines;
 mod mcp;
+mod mcp_worker;
 mod policy;
 mod sync;
 
@@ -17,6 +18,7 @@ pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs, MachineRo
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
 };
+pub use mcp_worker::McpWorkerArgs;
 pub use policy::{PolicyCheckArgs, PolicyCommand, PolicyExportArgs, PolicyListArgs};
 pub use sync::SyncArgs;
 
@@ -118,6 +120,9 @@ pub enum Command {
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),
+    /// Serve one consumer; started by mcp serve --listen
+    #[command(hide = true)]
+    McpWorker(McpWorkerArgs),
 }
 
 /// Where the infrastructure is declared.

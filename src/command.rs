@@ -57,6 +57,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::MachineRoot(args) => machine_root::run(args),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
+        Command::McpWorker(args) => mcp::work(args, output),
     }
 }
 

@@ -3,15 +3,18 @@
 //!
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
+pub(crate) mod accept;
 pub(crate) mod client;
 pub(crate) mod gate;
 pub(crate) mod listen;
 pub(crate) mod live;
+pub(crate) mod monitor;
 pub(crate) mod pace;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod wire;
+pub(crate) mod worker;
 
 use std::time::Duration;
 

@@ -77,6 +77,30 @@ impl Services {
             .find(|service| service.name.as_str() == name)
     }
 
+    /// What a service sets of the limits; of one that is not there, nothing.
+    #[must_use]
+    pub fn limits_of(&self, name: &str) -> Limits {
+        let service = self.service(name);
+        service.map_or_else(Limits::default, |service| service.limits)
+    }
+
+    /// The services of one consumer, as far as they concern it.
+    #[must_use]
+    pub fn of_consumer(&self, consumer: &MachineName) -> Self {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.consumers.contains(consumer));
+        Self {
+            machine: self.machine.clone(),
+            services: theirs
+                .map(|service| Service {
+                    consumers: vec![consumer.clone()],
+                    ..service.clone()
+                })
+                .collect(),
+            allow_unlogged: self.allow_unlogged,
+        }
+    }
+
     /// The machines that are a consumer of at least one service, each once, sorted.
     #[must_use]
     pub fn consumers(&self) -> BTreeSet<&MachineName> {

@@ -11,8 +11,10 @@ mod printable;
 mod rehearse;
 mod serve;
 mod status;
+mod worker;
 
 pub(super) use converse::converse;
+pub(super) use worker::run as work;
 
 use crate::cli::McpCommand;
 use crate::error::Exit;

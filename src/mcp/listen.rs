@@ -3,45 +3,40 @@
 //! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
 
 pub(crate) mod folder;
-mod lane;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::pin::pin;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::inside::STOP_SECONDS;
-use crate::limits::{CONNECTIONS, STOP_TIME};
-use crate::mcp::live::{Live, Policy};
-use crate::mcp::pace::Pace;
-use crate::mcp::server::{Server, Shared, Stop};
+use crate::limits::STOP_TIME;
+use crate::mcp::live::Policy;
+use crate::mcp::server::Stop;
 use crate::name::MachineName;
 use crate::services::Services;
 use crate::tool::Surroundings;
 use folder::{Folder, FolderError};
+pub(crate) use worker::Desk;
+use worker::{Keeping, Troubles};
 
 /// How often sockets are compared with the policy; calls look at it themselves.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// Pause after an accept that failed, such as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to end, with what each takes for its running calls.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
 /// How long they may take then, told to end at once.
 const LAST: Duration = Duration::from_secs(1);
 // Before it is killed, with a second for what is left to do.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
-
-/// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
-const TURNED_AWAY: usize = 32;
-/// How long the first request of such a connection may take.
-const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
 /// What a server says of itself, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,13 +66,13 @@ pub(crate) struct Status {
 #[derive(Debug)]
 pub(crate) struct Listening {
     folder: Arc<Folder>,
-    live: Arc<Live>,
-    shared: Arc<Shared>,
+    desk: Desk,
     stop: Stop,
     doors: BTreeMap<MachineName, Door>,
     /// Consumers whose sockets are to go.
     gone: BTreeSet<MachineName>,
     said: Option<Said>,
+    troubles: Troubles,
 }
 
 /// What the status says that may change.
@@ -98,15 +93,15 @@ struct Door {
 
 impl Listening {
     /// A server that has no sockets yet.
-    pub(crate) fn new(folder: Folder, live: Arc<Live>, shared: Arc<Shared>, stop: Stop) -> Self {
+    pub(crate) fn new(folder: Folder, desk: Desk, stop: Stop) -> Self {
         Self {
             folder: Arc::new(folder),
-            live,
-            shared,
+            desk,
             stop,
             doors: BTreeMap::new(),
             gone: BTreeSet::new(),
             said: None,
+            troubles: Troubles::default(),
         }
     }
 
@@ -121,7 +116,6 @@ impl Listening {
         ready: impl FnOnce(),
         complain: impl Fn(&str),
     ) -> Result<(), FolderError> {
-        lane::allow_many();
         let mut tasks = JoinSet::new();
         if let Some(failed) = self.follow(&mut tasks).into_iter().next() {
             // The sockets that were made go again.
@@ -136,10 +130,10 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.shared.recorder.count();
+                    self.desk.recorder.count();
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
-                    let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+                    let failed = self.failures(&failed);
                     failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
                     known = failed;
                 }
@@ -151,7 +145,7 @@ impl Listening {
 
     /// Makes and removes sockets so that they are those of the policy in force, and gives what could not be done.
     fn follow(&mut self, tasks: &mut JoinSet<()>) -> Vec<FolderError> {
-        let policy = self.live.current();
+        let policy = self.desk.live.current();
         let wanted = policy.services.consumers();
         let mut failed = self.close(|name| wanted.contains(&name));
         for name in wanted {
@@ -225,7 +219,7 @@ impl Listening {
         }
     }
 
-    /// Serves a consumer's socket in a lane of its own.
+    /// Serves a consumer's socket by a process of its own.
     fn open(
         &self,
         name: &MachineName,
@@ -237,28 +231,37 @@ impl Listening {
             close: CancellationToken::new(),
             connections,
         };
-        let serving = lane::start(name.as_str(), || {
-            let accepting = Accepting {
-                caller: name.clone(),
-                listener: UnixListener::from_std(listener)?,
-                live: Arc::clone(&self.live),
-                shared: Arc::clone(&self.shared),
-                pace: Arc::default(),
-                connections: door.connections.clone(),
-            };
-            Ok(accepting.run(door.close.clone()))
-        })?;
-        tasks.spawn(serving);
+        #[expect(
+            deprecated,
+            reason = "it is for types that lie about their descriptor; this one owns its own"
+        )]
+        let socket = AsyncFd::with_interest(OwnedFd::from(listener), Interest::READABLE)?;
+        let keeping = Keeping {
+            caller: name.clone(),
+            socket,
+            desk: self.desk.clone(),
+            troubles: self.troubles.clone(),
+            close: door.close.clone(),
+            connections: door.connections.clone(),
+        };
+        tasks.spawn(keeping.run());
         Ok(door)
+    }
+
+    /// What cannot be done at present, in words.
+    fn failures(&self, failed: &[FolderError]) -> Vec<String> {
+        let mut failures = self.troubles.all();
+        failures.extend(failed.iter().map(ToString::to_string));
+        failures
     }
 
     /// Writes the status anew when it is another.
     fn tell(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
         let now = Said {
             digest: policy.digest.clone(),
-            refused: self.live.refused(),
-            failed: failed.iter().map(ToString::to_string).collect(),
-            unlogged: self.shared.recorder.trouble(),
+            refused: self.desk.live.refused(),
+            failed: self.failures(failed),
+            unlogged: self.desk.recorder.trouble(),
         };
         if self.said.as_ref() == Some(&now) {
             return Ok(());
@@ -291,110 +294,5 @@ impl Listening {
             let _ = timeout(LAST, ended(&mut tasks)).await;
         }
         self.folder.clear()
-    }
-}
-
-/// The accepting end of one consumer's socket.
-struct Accepting {
-    caller: MachineName,
-    listener: UnixListener,
-    live: Arc<Live>,
-    shared: Arc<Shared>,
-    pace: Arc<Pace>,
-    connections: Stop,
-}
-
-impl Accepting {
-    /// Accepts until it is closed, then waits for its connections to end.
-    async fn run(self, close: CancellationToken) {
-        let mut served = JoinSet::new();
-        let mut turned_away = JoinSet::new();
-        let mut turn = Instant::now();
-        loop {
-            let accept = async {
-                sleep_until(turn).await;
-                self.listener.accept().await
-            };
-            tokio::select! {
-                () = close.cancelled() => break,
-                () = self.connections.gently.cancelled() => break,
-                Some(_) = served.join_next() => {}
-                Some(_) = turned_away.join_next() => {}
-                // Those beyond wait until one that is turned away has gone: each gets its answer.
-                accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.most() => {
-                    turn = self.pace.connection();
-                    match accepted {
-                        Ok((stream, _)) => match self.most() {
-                            most if served.len() < most => {
-                                served.spawn(serve(self.server(), stream, self.stop()));
-                            }
-                            most => {
-                                let beyond = self.server().beyond(most);
-                                turned_away.spawn(turn_away(beyond, stream, self.stop()));
-                            }
-                        },
-                        Err(_) => sleep(ACCEPT_PAUSE).await,
-                    }
-                }
-            }
-        }
-        drop(self.listener);
-        while served.join_next().await.is_some() {}
-        while turned_away.join_next().await.is_some() {}
-    }
-
-    fn server(&self) -> Server {
-        let (shared, pace) = (Arc::clone(&self.shared), Arc::clone(&self.pace));
-        Server::of_consumer(self.caller.clone(), shared, pace)
-    }
-
-    /// Each connection ends by itself; the door ends all of them.
-    fn stop(&self) -> Stop {
-        Stop {
-            gently: self.connections.gently.child_token(),
-            now: self.connections.now.child_token(),
-        }
-    }
-
-    /// Connections that the caller's services allow at once, by the policy of this moment.
-    fn most(&self) -> usize {
-        let policy = self.live.current();
-        let most = policy
-            .services
-            .services
-            .iter()
-            .filter(|service| service.consumers.contains(&self.caller))
-            .filter_map(|service| service.limits.connections)
-            .max();
-        usize::try_from(most.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
-    }
-}
-
-async fn serve(server: Server, stream: UnixStream, stop: Stop) {
-    let (reader, writer) = stream.into_split();
-    server.serve(reader, writer, stop).await;
-}
-
-/// Serves a connection beyond its caller's limit; one that is slow to ask has no claim to an answer.
-async fn turn_away(server: Server, stream: UnixStream, stop: Stop) {
-    let mut serving = pin!(serve(server, stream, stop.clone()));
-    if timeout(FIRST_REQUEST, &mut serving).await.is_err() {
-        stop.now.cancel();
-        serving.await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_page_says_the_same() {
-        const PAGE: &str = include_str!("../../docs/channel.md");
-        let seconds = FIRST_REQUEST.as_secs();
-        let said = format!(
-            "Of such connections {TURNED_AWAY} are looked at at once, for {seconds} seconds at most"
-        );
-        assert!(PAGE.contains(&said), "{said}");
     }
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -76,9 +76,21 @@ pub(crate) enum Change<'a> {
 /// Hears of every change.
 pub(crate) type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
 
+/// A policy that was just read.
+pub(crate) struct Fresh {
+    /// The policy.
+    pub(crate) policy: Arc<Policy>,
+    /// Whether it holds as long as the file stays as it is.
+    pub(crate) settled: bool,
+}
+
+/// Reads the policy.
+pub(crate) type ReadPolicy = Box<dyn Fn() -> Result<Fresh, PolicyError> + Send + Sync>;
+
 /// A services file and the policy that it last gave.
 pub(crate) struct Live {
     path: PathBuf,
+    read: ReadPolicy,
     on_change: OnChange,
     state: Mutex<State>,
 }
@@ -124,13 +136,31 @@ impl Live {
 
     /// Follows the file, from the services on that it gave first.
     pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
+        let file = path.to_owned();
+        let read = move || {
+            read(&file).map(|services| Fresh {
+                policy: Policy::new(services),
+                settled: true,
+            })
+        };
+        Self::with(path, Box::new(read), Policy::new(first), on_change)
+    }
+
+    /// Follows the file, and reads the policy that it gives in a way of one's own.
+    pub(crate) fn with(
+        path: &Path,
+        read: ReadPolicy,
+        first: Arc<Policy>,
+        on_change: OnChange,
+    ) -> Self {
         Self {
             path: path.to_owned(),
+            read,
             on_change,
             state: Mutex::new(State {
                 // Looked at anew at once: it may have changed since it was read.
                 seen: Stamp::Unsettled,
-                policy: Policy::new(first),
+                policy: first,
                 refused: None,
             }),
         }
@@ -138,28 +168,43 @@ impl Live {
 
     /// The policy in force now.
     pub(crate) fn current(&self) -> Arc<Policy> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look().0
+    }
+
+    /// The same, and whether it holds as long as the file stays as it is.
+    pub(crate) fn look(&self) -> (Arc<Policy>, bool) {
+        let mut state = self.lock();
         let now = stamp(&self.path);
-        if now != Stamp::Unsettled && now == state.seen {
-            return Arc::clone(&state.policy);
+        if now == Stamp::Unsettled || now != state.seen {
+            state.seen = now;
+            match (self.read)() {
+                Ok(fresh) => self.take(&mut state, fresh),
+                Err(error) => self.refuse(&mut state, &error),
+            }
         }
-        state.seen = now;
-        match read(&self.path) {
-            Ok(services) => self.take(&mut state, services),
-            Err(error) => self.refuse(&mut state, &error),
-        }
-        Arc::clone(&state.policy)
+        let settled = state.seen != Stamp::Unsettled;
+        (Arc::clone(&state.policy), settled)
+    }
+
+    /// Reads anew at the next look, whatever the file looks like.
+    pub(crate) fn forget(&self) {
+        self.lock().seen = Stamp::Unsettled;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the newest file was not taken, if it was not.
     pub(crate) fn refused(&self) -> Option<String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.refused.clone()
+        self.lock().refused.clone()
     }
 
-    fn take(&self, state: &mut State, services: Services) {
+    fn take(&self, state: &mut State, Fresh { policy, settled }: Fresh) {
         let mended = state.refused.take().is_some();
-        let policy = Policy::new(services);
+        if !settled {
+            state.seen = Stamp::Unsettled;
+        }
         if mended || policy.digest != state.policy.digest {
             state.policy = policy;
             (self.on_change)(&Change::Taken(&state.policy));

@@ -9,10 +9,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-
-use serde_json::{Map, Value};
 
 use crate::audit::chain::unlinked;
 use crate::audit::flood::{Counted, Floods, Kind};
@@ -97,15 +95,21 @@ impl Recorder {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that the call that is about to run can be logged. `line` tells of it, but for how it ends.
+    /// Makes sure that the call that is about to run can be logged. `line` tells of it, but for how it ends; its digest of
+    /// the arguments is sealed here, as everywhere.
     ///
     /// # Errors
     ///
     /// It cannot, and calls must not go unseen: it is counted as refused.
-    pub(crate) fn begin(&self, line: Call, allow_unlogged: bool) -> Result<Begun<'_>, AuditError> {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        mut line: Call,
+        allow_unlogged: bool,
+    ) -> Result<Begun, AuditError> {
+        self.seal(&mut line);
         let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
         let mut begun = Begun {
-            recorder: self,
+            recorder: Arc::clone(self),
             line: None,
             since: Instant::now(),
             allow_unlogged,
@@ -125,7 +129,8 @@ impl Recorder {
     /// # Errors
     ///
     /// It could not be written, and is counted.
-    pub(crate) fn call(&self, call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
+    pub(crate) fn call(&self, mut call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
+        self.seal(&mut call);
         if !self.has_own_line(&call) {
             return Ok(());
         }
@@ -189,10 +194,10 @@ impl Recorder {
         lines.collect()
     }
 
-    /// The keyed digest of a call's arguments; empty where there is no log.
-    pub(crate) fn digest(&self, arguments: &Map<String, Value>) -> String {
+    /// Seals the digest of a call's arguments; where there is no log it is left out.
+    fn seal(&self, call: &mut Call) {
         let log = self.log().ok().flatten();
-        log.map_or_else(String::new, |log| log.key().digest(arguments))
+        call.arguments = log.map_or_else(String::new, |log| log.key().seal(&call.arguments));
     }
 
     /// The log; nothing where there is none.
@@ -319,20 +324,20 @@ impl Recorder {
 }
 
 /// A call that runs. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
-pub(crate) struct Begun<'a> {
-    recorder: &'a Recorder,
+pub(crate) struct Begun {
+    recorder: Arc<Recorder>,
     line: Option<Call>,
     since: Instant,
     allow_unlogged: bool,
 }
 
-impl fmt::Debug for Begun<'_> {
+impl fmt::Debug for Begun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Begun").finish_non_exhaustive()
     }
 }
 
-impl Begun<'_> {
+impl Begun {
     /// Logs how it ended. When this returns the line is in the file, and the answer may leave.
     ///
     /// # Errors
@@ -355,7 +360,7 @@ impl Begun<'_> {
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             let written = self.write(line, Outcome::Cancelled, 0);

@@ -52,6 +52,8 @@ pub(crate) enum Ended {
     },
     /// A provider that came back does not take the handshake that was made before.
     NotGreeted,
+    /// It closed the connection before the handshake was made again.
+    Closed,
     /// Whoever read our stdout went away.
     Unheard,
 }
@@ -120,9 +122,12 @@ where
         W: AsyncWrite + Unpin,
     {
         if self.handshake.is_made() {
-            let made = timeout(patience.min(GREETING), self.greet(&mut provider)).await;
-            if !matches!(made, Ok(Ok(()))) {
-                return Ok(Ended::NotGreeted);
+            match timeout(patience.min(GREETING), self.greet(&mut provider)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => {
+                    return Ok(Ended::Closed);
+                }
+                _ => return Ok(Ended::NotGreeted),
             }
             if !self.tell(LIST_CHANGED).await {
                 return Ok(Ended::Unheard);

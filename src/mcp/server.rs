@@ -30,10 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::STOP_TIME;
 use crate::mcp::Limits;
-use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
+use crate::mcp::monitor::Monitor;
 use crate::mcp::pace::Pace;
-use crate::mcp::recorder::Recorder;
 use crate::mcp::wire::Longest;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
@@ -59,19 +58,12 @@ pub(crate) struct Stop {
     pub(crate) now: CancellationToken,
 }
 
-/// The policy of the moment at which it is asked for.
-pub(crate) type PolicySource = Box<dyn Fn() -> Arc<Policy> + Send + Sync>;
-
-/// What all connections of a server share.
+/// What all connections of a caller share.
 pub(crate) struct Shared {
-    /// The policy in force.
-    pub(crate) policy: PolicySource,
+    /// The policy, the limits, the log.
+    pub(crate) monitor: Box<dyn Monitor>,
     /// Where the tools work.
     pub(crate) settings: Arc<Settings>,
-    /// The log.
-    pub(crate) recorder: Arc<Recorder>,
-    /// How busy the server is.
-    pub(crate) gate: Arc<Gate>,
     /// Who hears of each answer.
     pub(crate) observer: Observer,
 }
@@ -156,7 +148,7 @@ impl Server {
             Arc::clone(&self.shared),
             self.limits.line,
         );
-        Longest::by(move || longest_message(&caller, &(shared.policy)()).unwrap_or(else_line))
+        Longest::by(move || longest_message(&caller, &shared.monitor.policy()).unwrap_or(else_line))
     }
 }
 

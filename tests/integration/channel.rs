@@ -29,6 +29,7 @@ mod steady;
 mod tamper;
 mod unlogged;
 mod unseen;
+mod worker;
 mod world;
 
 use serde_json::Value;

@@ -54,6 +54,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 }
                 Ended::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
                 Ended::NotGreeted => relay.refuse(NOT_GREETED).await?,
+                Ended::Closed => relay.refuse(CLOSED).await?,
                 // Whoever never spoke may be nobody: that is said at once, while somebody looks.
                 Ended::Vanished { spoke: false, .. } if is_first => {
                     relay.give_up(LOST).await;
@@ -91,6 +92,10 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
 
 /// What a client is told where a provider that came back does not begin as it did before.
 const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
+
+/// What a client is told of a provider that ends while it is connected to again.
+const CLOSED: &str =
+    "Cannot reach MCP server: it closed the connection; the next message tries again";
 
 /// What a client is told of what was in flight when its provider went away.
 const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \

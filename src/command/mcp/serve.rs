@@ -2,7 +2,7 @@
 //!
 //! stdout carries the protocol and nothing else; whatever there is to say goes to stderr, and never any contents.
 
-mod shared;
+pub(super) mod shared;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -23,9 +23,13 @@ use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::inside::SERVICES;
-use crate::mcp::listen::Listening;
+use crate::mcp::gate::Gate;
 use crate::mcp::listen::folder::{Folder, FolderError};
-use crate::mcp::server::{self, Server, Shared, Stop};
+use crate::mcp::listen::{Desk, Listening};
+use crate::mcp::live::Policy;
+use crate::mcp::monitor::{Local, PolicySource};
+use crate::mcp::recorder::Recorder;
+use crate::mcp::server::{self, Server, Stop};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
@@ -39,7 +43,7 @@ const THREADS: usize = 16;
 const COUNT: Duration = Duration::from_secs(1);
 
 /// How long work that was given up may take to clean up behind itself.
-const LAST_WORK: Duration = Duration::from_millis(500);
+pub(super) const LAST_WORK: Duration = Duration::from_millis(500);
 
 /// Runs `anklume mcp serve`.
 pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -112,30 +116,26 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     }
     let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
-    match &args.caller {
+    let gate = Arc::new(Gate::default());
+    // The operator's log begins and ends with no line of its own.
+    let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
-            let shared = shared::for_operator(args, no_services()?, output)?;
-            let server = Server::new(Caller::Operator, Arc::clone(&shared));
-            counting(
-                || shared.recorder.count(),
-                server.serve(reader, writer, stop),
-            )
-            .await;
-            // Its log begins and ends with no line of its own.
-            end_log(&shared, None, output);
+            let policy = Policy::new(no_services()?);
+            let policy: PolicySource = Box::new(move || Arc::clone(&policy));
+            let recorder = shared::operators_log(args, output)?;
+            (Caller::Operator, policy, recorder, None)
         }
         Some(caller) => {
-            let caller = caller_name(caller)?;
-            let (shared, _) = shared::for_consumers(args, output)?;
-            let server = Server::new(Caller::Consumer(caller), Arc::clone(&shared));
-            counting(
-                || shared.recorder.count(),
-                server.serve(reader, writer, stop),
-            )
-            .await;
-            end_log(&shared, Some(stopped()), output);
+            let caller = Caller::Consumer(caller_name(caller)?);
+            let Desk { live, recorder, .. } = shared::desk(args, output)?;
+            let policy: PolicySource = Box::new(move || live.current());
+            (caller, policy, recorder, Some(stopped()))
         }
-    }
+    };
+    let monitor = Local::new(caller.clone(), policy, Arc::clone(&recorder), gate);
+    let server = Server::new(caller, shared::shared(monitor, output)?);
+    counting(|| recorder.count(), server.serve(reader, writer, stop)).await;
+    end_log(&recorder, last, output);
     Ok(())
 }
 
@@ -162,8 +162,9 @@ fn caller_name(text: &str) -> Result<MachineName, Failure> {
 /// A socket for each consumer, until a signal ends it.
 async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     let folder = Folder::take(path).map_err(|error| no_folder(&error))?;
-    let (shared, live) = shared::for_consumers(args, output)?;
-    let listening = Listening::new(folder, live, Arc::clone(&shared), stop_on_signal()?);
+    let desk = shared::desk(args, output)?;
+    let recorder = Arc::clone(&desk.recorder);
+    let listening = Listening::new(folder, desk, stop_on_signal()?);
     let shown = path.display();
     let ready = || {
         output.say(&format!("serving in `{shown}`"));
@@ -172,7 +173,7 @@ async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Re
     };
     let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
     let ended = listening.run(ready, complain).await;
-    end_log(&shared, Some(stopped()), output);
+    end_log(&recorder, Some(stopped()), output);
     ended.map_err(|error| no_folder(&error))?;
     Ok(())
 }
@@ -200,8 +201,8 @@ fn no_folder(error: &FolderError) -> Failure {
 
 /// The last lines of the log: what is still to be written or counted, and the end. What cannot be written is said, so
 /// that whoever keeps this server's stderr has it.
-fn end_log(shared: &Shared, stop: Option<Event>, output: &Output) {
-    for line in shared.recorder.end(stop) {
+fn end_log(recorder: &Recorder, stop: Option<Event>, output: &Output) {
+    for line in recorder.end(stop) {
         output.stderr(&format!("error: not in the log: {line}"));
     }
 }
@@ -213,7 +214,7 @@ fn stopped() -> Event {
 }
 
 /// The first signal ends the server when its calls are answered, the second one at once.
-fn stop_on_signal() -> anyhow::Result<Stop> {
+pub(super) fn stop_on_signal() -> anyhow::Result<Stop> {
     let cannot = "cannot watch for signals";
     let terminate = signal(SignalKind::terminate()).context(cannot)?;
     let interrupt = signal(SignalKind::interrupt()).context(cannot)?;
@@ -233,7 +234,7 @@ async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Stop)
 }
 
 /// A panic says where it happened and not what it held: its message may quote a caller's contents.
-fn keep_panics_short(output: &Output) {
+pub(super) fn keep_panics_short(output: &Output) {
     let output = output.clone();
     panic::set_hook(Box::new(move |panic| {
         let place = panic

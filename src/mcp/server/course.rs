@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use super::Server;
 use super::call::{self, Call};
 use super::flight::Flight;
-use crate::audit::{self, Outcome, Verdict, bounded};
+use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::limits::{CALL_TIME, Limits};
-use crate::mcp::gate::{Full, Overloaded, Running, too_many_connections};
+use crate::mcp::gate::{Full, Overloaded, too_many_connections};
 use crate::mcp::live::Policy;
+use crate::mcp::monitor::{Admitted, NotNow, Unlogged};
 use crate::mcp::shown;
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
@@ -47,16 +48,16 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Lets a call in by `gate`; `Ok(None)`: it is this connection's own calls that fill it.
+    /// Lets a call in by `admit`; `Ok(None)`: it is this connection's own calls that fill it.
     fn enter(
         &self,
         service: &str,
-        gate: impl FnOnce() -> Result<Running, Overloaded>,
-    ) -> Result<Option<OwnCall<'_>>, Overloaded> {
+        admit: impl FnOnce() -> Result<Box<dyn Admitted>, NotNow>,
+    ) -> Result<Option<OwnCall<'_>>, NotNow> {
         // Locked over both counts: a call that is in by one is in by the other.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let own = running.entry(service.to_owned()).or_default();
-        match gate() {
+        match admit() {
             Ok(place) => {
                 *own += 1;
                 Ok(Some(OwnCall {
@@ -65,8 +66,8 @@ impl Own {
                     place: Some(place),
                 }))
             }
-            Err(full) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
-            Err(full) => Err(full),
+            Err(NotNow::Overloaded(full)) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
+            Err(why) => Err(why),
         }
     }
 }
@@ -75,8 +76,26 @@ impl Own {
 struct OwnCall<'a> {
     own: &'a Own,
     service: String,
-    place: Option<Running>,
+    place: Option<Box<dyn Admitted>>,
 }
+
+impl OwnCall<'_> {
+    /// Logs how it ended; its place is free.
+    fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), Unlogged> {
+        let place = self.place.take();
+        place.map_or(Ok(()), |place| place.ended(outcome, bytes_out))
+    }
+}
+
+/// A call that has its turn, and the policy's word for it.
+struct Turn<'a> {
+    grant: Grant,
+    limits: Limits,
+    place: OwnCall<'a>,
+}
+
+/// What the caller of a call that does not run hears.
+type Answer = Result<CallToolResult, ErrorData>;
 
 impl Drop for OwnCall<'_> {
     fn drop(&mut self) {
@@ -127,12 +146,12 @@ impl Course<'_> {
         let arguments = request.arguments.unwrap_or_default();
         let name = request.name.as_ref();
         let entry = self.entry(name, &arguments);
-        let policy = (self.server.shared.policy)();
+        let policy = self.server.shared.monitor.policy();
         let grant = match self.decide(&policy, name, &arguments) {
             Ok(grant) => grant,
             Err(denial) => return self.refuse(&entry, &policy, &denial, name),
         };
-        let limits = limits_of(&policy, name);
+        let limits = policy.services.limits_of(name);
         let call = self.granted(&grant, &limits, &entry);
         let places = places_of(grant.tool()).min(self.server.limits.running);
         let place = Arc::clone(self.places).acquire_many_owned(places);
@@ -142,30 +161,16 @@ impl Course<'_> {
             Ok(Err(_)) => {}
             Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         }
-        let running = match self.enter(&call, name, &limits).await {
-            Ok(Ok(running)) => running,
-            Ok(Err(full)) => return Err(self.overload(&entry, &policy, name, full)),
-            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+        let turn = match self.turn(&call, &entry, name, &arguments).await {
+            Ok(turn) => turn,
+            Err(answer) => return answer,
         };
         self.runs(&entry);
-        // It may have waited long: the policy of now is what counts.
-        let policy = (self.server.shared.policy)();
-        let grant = match self.decide(&policy, name, &arguments) {
-            Ok(grant) => grant,
-            Err(denial) => return self.refuse(&entry, &policy, &denial, name),
-        };
-        let limits = limits_of(&policy, name);
-        let mut line = self.line(&entry, &policy, Verdict::Allowed, "granted".to_owned());
-        line.tool = Some(grant.tool().to_string());
-        let recorder = &self.server.shared.recorder;
-        let begun = recorder
-            .begin(line, policy.services.allow_unlogged)
-            .map_err(|_| unlogged(false))?;
-        let (outcome, result) = self.granted(&grant, &limits, &entry).run().await;
-        drop(running);
-        begun
-            .ended(outcome, result.as_ref().map_or(0, text_bytes))
-            .map_err(|_| unlogged(true))?;
+        let call = self.granted(&turn.grant, &turn.limits, &entry);
+        let (outcome, result) = call.run().await;
+        let bytes_out = result.as_ref().map_or(0, text_bytes);
+        let logged = turn.place.ended(outcome, bytes_out);
+        logged.map_err(|_| unlogged(true))?;
         result
     }
 
@@ -202,26 +207,45 @@ impl Course<'_> {
         }
     }
 
-    /// A place among the calls that run. Those of this connection are waited for: that is back-pressure, no overload.
-    async fn enter(
+    /// A place among the calls that run, by the policy of the moment at which there is one: it may have waited long. Those of
+    /// this connection are waited for: that is back-pressure, no overload.
+    async fn turn(
         &self,
-        call: &Call<'_>,
+        waiting: &Call<'_>,
+        entry: &Entry,
         name: &str,
-        limits: &Limits,
-    ) -> Result<Result<Option<OwnCall<'_>>, Overloaded>, ErrorData> {
-        let Caller::Consumer(caller) = &self.server.caller else {
-            return Ok(Ok(None));
-        };
+        arguments: &Map<String, Value>,
+    ) -> Result<Turn<'_>, Answer> {
+        let monitor = &self.server.shared.monitor;
         loop {
             let ended = self.own.ended.notified();
-            let gate = &self.server.shared.gate;
-            let entered = self
-                .own
-                .enter(name, || gate.enter(caller.as_str(), name, limits));
-            match entered {
-                Ok(Some(running)) => return Ok(Ok(Some(running))),
-                Ok(None) => call.wait_for(ended).await?,
-                Err(full) => return Ok(Err(full)),
+            let policy = monitor.policy();
+            let grant = match self.decide(&policy, name, arguments) {
+                Ok(grant) => grant,
+                Err(denial) => return Err(self.refuse(entry, &policy, &denial, name)),
+            };
+            let limits = policy.services.limits_of(name);
+            let mut line = self.line(entry, &policy, Verdict::Allowed, "granted".to_owned());
+            line.tool = Some(grant.tool().to_string());
+            match self.own.enter(name, || monitor.admit(line)) {
+                Ok(Some(place)) => {
+                    return Ok(Turn {
+                        grant,
+                        limits,
+                        place,
+                    });
+                }
+                Ok(None) => {
+                    if let Err(given_up) = waiting.wait_for(ended).await {
+                        return Err(self.never_ran(entry, &policy, &grant, given_up));
+                    }
+                }
+                Err(NotNow::Overloaded(full)) => {
+                    return Err(Err(self.overload(entry, &policy, full)));
+                }
+                Err(NotNow::Unlogged) => return Err(Err(unlogged(false))),
+                // Asked again; a policy does not change as fast as it is asked for.
+                Err(NotNow::Changed) => {}
             }
         }
     }
@@ -242,16 +266,15 @@ impl Course<'_> {
         name: &str,
     ) -> Result<CallToolResult, ErrorData> {
         let (reason, answer) = match denial {
-            Denial::Unknown => ("no such service".to_owned(), Err(unknown_tool(name))),
-            Denial::NotConsumer { .. } => ("not a consumer".to_owned(), Err(unknown_tool(name))),
+            Denial::Unknown | Denial::NotConsumer { .. } => {
+                ("no such service".to_owned(), Err(unknown_tool(name)))
+            }
             Denial::FixedArgument { argument } => {
                 let text = format!("`{}` is not the caller's to choose", shown(argument));
                 (text.clone(), Ok(call::refused(text)))
             }
         };
-        let mut line = self.line(entry, policy, Verdict::Refused, reason);
-        line.tool = tool_of(policy, name);
-        self.log(line, policy)?;
+        self.log(self.line(entry, policy, Verdict::Refused, reason))?;
         answer
     }
 
@@ -262,14 +285,13 @@ impl Course<'_> {
             Some(arguments) => self.entry(name, arguments),
             None => self.entry(name, &Map::new()),
         };
-        let policy = (self.server.shared.policy)();
-        self.overload(&entry, &policy, name, too_many_connections(most))
+        let policy = self.server.shared.monitor.policy();
+        self.overload(&entry, &policy, too_many_connections(most))
     }
 
-    fn overload(&self, entry: &Entry, policy: &Policy, name: &str, full: Overloaded) -> ErrorData {
-        let mut line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
-        line.tool = tool_of(policy, name);
-        match self.log(line, policy) {
+    fn overload(&self, entry: &Entry, policy: &Policy, full: Overloaded) -> ErrorData {
+        let line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
+        match self.log(line) {
             Ok(()) => full.into(),
             Err(unseen) => unseen,
         }
@@ -286,7 +308,7 @@ impl Course<'_> {
         let reason = "taken back while it waited".to_owned();
         let mut line = self.line(entry, policy, Verdict::Allowed, reason);
         line.tool = Some(grant.tool().to_string());
-        self.log(line, policy)?;
+        self.log(line)?;
         Err(ended)
     }
 
@@ -296,7 +318,7 @@ impl Course<'_> {
             id: bounded(&id),
             service: bounded(name),
             bytes_in,
-            arguments: self.server.shared.recorder.digest(arguments),
+            arguments: digest_of(arguments),
             since: Instant::now(),
         }
     }
@@ -325,9 +347,8 @@ impl Course<'_> {
         }
     }
 
-    fn log(&self, line: audit::Call, policy: &Policy) -> Result<(), ErrorData> {
-        let allow = policy.services.allow_unlogged;
-        let logged = self.server.shared.recorder.call(line, allow);
+    fn log(&self, line: audit::Call) -> Result<(), ErrorData> {
+        let logged = self.server.shared.monitor.log(line);
         logged.map_err(|_| unlogged(false))
     }
 }
@@ -341,18 +362,6 @@ const fn places_of(tool: ToolName) -> u32 {
         | ToolName::ClipboardSet
         | ToolName::FileAccept => 1,
     }
-}
-
-/// What the service sets; for the operator, nothing.
-fn limits_of(policy: &Policy, name: &str) -> Limits {
-    let service = policy.services.service(name);
-    service.map_or_else(Limits::default, |service| service.limits)
-}
-
-/// What runs behind a service, if there is one of that name.
-fn tool_of(policy: &Policy, name: &str) -> Option<String> {
-    let service = policy.services.service(name);
-    service.map(|service| service.tool.to_string())
 }
 
 fn unknown_tool(name: &str) -> ErrorData {

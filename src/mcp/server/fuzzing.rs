@@ -15,6 +15,7 @@ use crate::audit::{AuditError, Log};
 use crate::limits::{Limits, MESSAGES_AT_ONCE};
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Policy;
+use crate::mcp::monitor::Local;
 use crate::mcp::recorder::Recorder;
 use crate::name::{MachineName, ToolName};
 use crate::policy::Caller;
@@ -76,10 +77,13 @@ fn server(log: &Path) -> Server {
     let log = Log::open(log).unwrap_or_else(|error| panic!("{error}"));
     let complain = Box::new(|error: &AuditError| panic!("{error}"));
     let shared = Shared {
-        policy: Box::new(move || Arc::clone(&policy)),
+        monitor: Box::new(Local::new(
+            Caller::Consumer(name("work-dev")),
+            Box::new(move || Arc::clone(&policy)),
+            Arc::new(Recorder::new(Some(log), true, complain)),
+            Arc::new(Gate::default()),
+        )),
         settings: Arc::new(Settings::new("/nonexistent".into(), "/nonexistent".into())),
-        recorder: Arc::new(Recorder::new(Some(log), true, complain)),
-        gate: Arc::new(Gate::default()),
         observer: Arc::new(|_| {}),
     };
     let mut server = Server::new(Caller::Consumer(name("work-dev")), Arc::new(shared));

@@ -12,6 +12,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::mcp::gate::Gate;
+use crate::mcp::monitor::Local;
+use crate::mcp::recorder::Recorder;
 use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
 use crate::services::{Service, Services};
@@ -100,10 +103,13 @@ fn server(
 fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Shared> {
     let settings = Settings::new("/nowhere".into(), "/nowhere".into());
     Arc::new(Shared {
-        policy: Box::new(policy),
+        monitor: Box::new(Local::new(
+            Caller::Operator,
+            Box::new(policy),
+            Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+            Arc::new(Gate::default()),
+        )),
         settings: Arc::new(settings),
-        recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
-        gate: Arc::new(Gate::default()),
         observer: Arc::new(|_| {}),
     })
 }

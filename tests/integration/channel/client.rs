@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 
-use super::world::{Ended, Listening, World, ended};
+use super::world::{Ended, Listening, World, ended, until};
 use crate::harness::have;
 
 const SERVICES: [&str; 2] = [
@@ -72,6 +73,10 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     ran.is(4, "", &message);
     server.signal("KILL");
     server.wait();
+    // Her process ends with its server, a moment later.
+    until("nobody listens", || {
+        UnixStream::connect(server.socket("alice")).is_err()
+    });
     let ran = mcp(&world, &["call", "-i", "vault", "copy", "content=x"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
     let message = format!(

@@ -192,12 +192,14 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
             .env("GNUPGHOME", keyring.path().to_str().unwrap());
         let mut server = world.listen();
         let mut alice = server.peer("alice");
-        let idle = server.peer("bob");
+        let idle = [server.peer("alice"), server.peer("bob")];
         alice.send(call("runs", "sign", &json!({"data": "aGVsbG8="})));
         until("it runs", || world.path("started").exists());
         server.signal(signal);
         // No new connection and no new call.
-        idle.gets_closed();
+        for peer in idle {
+            peer.gets_closed();
+        }
         let socket = server.socket("bob");
         until("nobody listens", || {
             std::os::unix::net::UnixStream::connect(&socket).is_err()

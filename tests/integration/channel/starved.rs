@@ -15,6 +15,7 @@ use crate::harness::have;
 
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
+const BOTH: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const SERVE: [&str; 6] = [
     "mcp",
     "serve",
@@ -67,7 +68,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     let server = world.command(&SERVE);
     let mut limited = Command::new("prlimit");
     limited.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
-    limited.args([&format!("--nproc={most}"), "--"]);
+    limited.args([&format!("--nproc={most}:"), "--"]);
     limited.arg(program).args(server.get_args());
     limited.current_dir(server.get_current_dir().unwrap());
     for (name, value) in server.get_envs() {
@@ -79,51 +80,47 @@ fn with_threads(world: &World, most: u32) -> Command {
     limited
 }
 
-/// More consumers than there will be threads.
-const MANY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob, carol, c1, c2, c3, c4, c5, c6, c7, c8]}";
+/// Gives it as many as it needs: what it is itself may do that.
+fn with_more_threads(server: &Listening) {
+    let mut prlimit = Command::new("prlimit");
+    prlimit.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
+    prlimit.args(["--nproc=100:", "--pid", &server.pid().to_string()]);
+    assert!(prlimit.status().unwrap().success());
+}
 
-#[test]
-fn without_a_thread_for_each_consumer_it_does_not_start_and_says_why() {
-    if !have("root", geteuid().is_root()) {
-        return;
-    }
-    let world = World::new(&[MANY]);
-    let mut server = world.begin(&mut with_threads(&world, 6));
-    assert_eq!(server.wait(), 1, "{}", server.stderr());
-    let said = server.stderr();
-    assert!(
-        said.starts_with("error: the folder of the sockets, `sockets/")
-            && said.contains("cannot be served: Resource temporarily unavailable"),
-        "{said}"
-    );
-    assert!(!world.path("sockets/alice.sock").exists());
+/// Who waits to be served until there is a process for it, and the others are served meanwhile.
+fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: impl FnOnce()) {
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "before"})));
+    let mut bob = server.peer("bob");
+    let failed = format!("the process that serves `bob` cannot be started: {why}");
+    until("it is told", || server.stderr().contains(&failed));
+    until("the status tells", || {
+        status(world).1["failed"] == json!([failed])
+    });
+    text(&alice.call("copy", &json!({"content": "after"})));
+    // What failed the same way at each look is told once.
+    let told = server.stderr();
+    assert_eq!(told.matches(&failed).count(), 1, "{told}");
+    there_is_room_again();
+    bob.lives();
+    until("nothing is left to do", || status(world).0.status == 0);
 }
 
 #[test]
-fn without_a_thread_for_a_new_consumer_it_serves_the_others_on() {
+fn without_a_process_for_a_new_consumer_it_serves_the_others_on() {
     if !have("root", geteuid().is_root()) {
         return;
     }
-    let world = World::new(&[ALICE]);
-    let server = world.listen_by(with_threads(&world, 8));
-    let mut alice = server.peer("alice");
-    text(&alice.call("copy", &json!({"content": "before"})));
-    world.policy(&[MANY]);
-    chown(world.path("services.json"), Some(NOBODY_ELSE), None).unwrap();
-    until("it is told", || {
-        server
-            .stderr()
-            .contains("cannot be served: Resource temporarily unavailable")
-    });
-    text(&alice.call("copy", &json!({"content": "after"})));
-    // A consumer who cannot be served has no socket on which nobody answers.
-    until("the status tells", || {
-        !status(&world).1["failed"].as_array().unwrap().is_empty()
-    });
-    world.policy(&[ALICE]);
-    chown(world.path("services.json"), Some(NOBODY_ELSE), None).unwrap();
-    until("nothing is left to do", || status(&world).0.status == 0);
-    server.peer("alice").lives();
+    let world = World::new(&[BOTH]);
+    // Its own thread, and for alice a thread, her process, and threads of that one.
+    let server = world.listen_by(with_threads(&world, 4));
+    bob_waits(
+        &world,
+        &server,
+        "Resource temporarily unavailable (os error 11)",
+        || with_more_threads(&server),
+    );
     server.end();
 }
 
@@ -232,23 +229,12 @@ fn a_socket_that_somebody_took_away_comes_back() {
 
 #[test]
 fn without_files_for_a_new_consumer_it_serves_the_others_on() {
-    let world = World::new(&[ALICE]);
+    let world = World::new(&[BOTH]);
     let server = world.listen();
-    let mut alice = server.peer("alice");
-    text(&alice.call("copy", &json!({"content": "before"})));
-    let before = files(&server, open_files(&server) + 3);
-    world.policy(&[
-        ALICE,
-        "{name: paste, tool: clipboard_get, consumers: [bob]}",
-    ]);
-    until("it is told", || {
-        server.stderr().contains("Too many open files")
+    server.peer("alice").lives();
+    let before = files(&server, open_files(&server) + 1);
+    bob_waits(&world, &server, "Too many open files (os error 24)", || {
+        files(&server, before);
     });
-    assert!(!server.socket("bob").exists());
-    text(&alice.call("copy", &json!({"content": "after"})));
-    files(&server, before);
-    until("bob is served", || server.socket("bob").exists());
-    server.peer("bob").lives();
-    until("nothing is left to do", || status(&world).0.status == 0);
     server.end();
 }

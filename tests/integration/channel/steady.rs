@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::world::{Listening, World, until};
+use super::world::{Listening, World, number_of, until};
 use super::{names, text};
 
 /// Connections that come and go.
@@ -19,7 +19,7 @@ const SLACK_KIB: u64 = 4 * 1024;
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 
-/// What a process holds.
+/// What a server holds, with the processes that serve its consumers.
 #[derive(Debug)]
 struct Held {
     descriptors: usize,
@@ -29,17 +29,22 @@ struct Held {
 
 impl Held {
     fn by(server: &Listening) -> Self {
-        let process = format!("/proc/{}", server.pid());
-        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
-        let number = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            let number = line.unwrap().trim().trim_end_matches(" kB");
-            number.parse().unwrap()
+        let processes = server.processes();
+        let sum = |key| {
+            processes
+                .iter()
+                .map(|process| number_of(*process, key))
+                .sum()
+        };
+        let open = |process| {
+            std::fs::read_dir(format!("/proc/{process}/fd"))
+                .unwrap()
+                .count()
         };
         Self {
-            descriptors: std::fs::read_dir(format!("{process}/fd")).unwrap().count(),
-            threads: number("Threads:"),
-            memory_kib: number("VmRSS:"),
+            descriptors: processes.iter().map(open).sum(),
+            threads: sum("Threads:"),
+            memory_kib: sum("VmRSS:"),
         }
     }
 

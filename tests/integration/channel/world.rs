@@ -313,13 +313,36 @@ impl Listening {
         assert!(status.success());
     }
 
-    /// Most memory that it held so far, in KiB.
+    /// The process that serves a consumer, if it runs.
+    pub(super) fn worker(&self, consumer: &str) -> Option<u32> {
+        self.workers().into_iter().find(|worker| {
+            // One that has just begun is its server's copy yet.
+            let words = fs::read(format!("/proc/{worker}/cmdline")).unwrap_or_default();
+            let mut words = words.split(|byte| *byte == 0);
+            words.nth(1) == Some(b"mcp-worker") && words.next() == Some(consumer.as_bytes())
+        })
+    }
+
+    /// Its process, and those that serve its consumers.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        let mut processes = self.workers();
+        processes.push(self.pid());
+        processes
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let own = self.pid();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+        children
+            .split_whitespace()
+            .map(|pid| pid.parse().unwrap())
+            .collect()
+    }
+
+    /// Most memory that all of them held so far, in KiB.
     pub(super) fn peak_kib(&self) -> u64 {
-        let status = fs::read(format!("/proc/{}/status", self.pid())).unwrap();
-        let status = String::from_utf8(status).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-        let number = line.unwrap().split_whitespace().nth(1).unwrap();
-        number.parse().unwrap()
+        let processes = self.processes().into_iter();
+        processes.map(|process| number_of(process, "VmHWM:")).sum()
     }
 
     /// Waits for its end: the exit code, -1 for a signal.
@@ -334,6 +357,14 @@ impl Listening {
         self.signal("TERM");
         assert_eq!(self.wait(), 0, "{}", self.stderr());
     }
+}
+
+/// A number of `/proc/PID/status`; nothing of a process that has ended.
+pub(super) fn number_of(process: u32, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.map_or(0, |number| number.parse().unwrap())
 }
 
 impl Drop for Listening {

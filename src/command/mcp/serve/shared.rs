@@ -10,7 +10,9 @@ use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::inside::SERVICES;
 use crate::mcp::gate::Gate;
-use crate::mcp::live::{Change, Live, Policy, PolicyError};
+use crate::mcp::listen::Desk;
+use crate::mcp::live::{Change, Live, PolicyError};
+use crate::mcp::monitor::Monitor;
 use crate::mcp::recorder::{Complain, Recorder};
 use crate::mcp::server::{Answered, How, Observer, Shared};
 use crate::services::Services;
@@ -19,12 +21,10 @@ use crate::tool::Settings;
 /// A log that cannot be written is told of this often at most.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// The server of a consumer's channel: a services file that is followed, and a log without which no call runs.
-pub(super) fn for_consumers(
-    args: &McpServeArgs,
-    output: &Output,
-) -> anyhow::Result<(Arc<Shared>, Arc<Live>)> {
-    let settings = settings()?;
+/// The server of consumers' channels: a services file that is followed, and a log without which no call runs.
+pub(super) fn desk(args: &McpServeArgs, output: &Output) -> anyhow::Result<Desk> {
+    // What the processes of consumers would refuse is refused here.
+    settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
     if path.symlink_metadata().is_err() {
@@ -45,36 +45,34 @@ pub(super) fn for_consumers(
     recorder
         .append(started, policy.services.allow_unlogged)
         .map_err(|error| no_log(&error))?;
-    let source = Arc::clone(&live);
-    let shared = Shared {
-        policy: Box::new(move || source.current()),
-        settings,
+    Ok(Desk {
+        services: path,
+        live,
         recorder,
         gate: Arc::new(Gate::default()),
-        observer: observer(output),
-    };
-    Ok((Arc::new(shared), live))
+        verbose: output.verbose(),
+    })
 }
 
-/// The operator's own server: the five tools by name, logged where there is a log.
-pub(super) fn for_operator(
-    args: &McpServeArgs,
-    services: Services,
+/// What the connections of a caller share that asks `monitor`.
+pub(in crate::command::mcp) fn shared(
+    monitor: impl Monitor + 'static,
     output: &Output,
 ) -> anyhow::Result<Arc<Shared>> {
-    let settings = settings()?;
+    Ok(Arc::new(Shared {
+        monitor: Box::new(monitor),
+        settings: settings()?,
+        observer: observer(output),
+    }))
+}
+
+/// The log of the operator's own server, where there is one.
+pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Result<Arc<Recorder>> {
     let log = match &args.audit_log {
         Some(path) => Some(Log::open(path).map_err(|error| no_log(&error))?),
         None => Log::open(Path::new(LOG)).ok(),
     };
-    let policy = Policy::new(services);
-    Ok(Arc::new(Shared {
-        policy: Box::new(move || Arc::clone(&policy)),
-        settings,
-        recorder: Arc::new(Recorder::new(log, false, complain(output))),
-        gate: Arc::new(Gate::default()),
-        observer: observer(output),
-    }))
+    Ok(Arc::new(Recorder::new(log, false, complain(output))))
 }
 
 /// Where the tools work, from the environment.

@@ -1,0 +1,100 @@
+//! What a consumer's process and its server say to each other: one question, one answer, each as JSON behind its length.
+
+use std::io::{self, BufRead, Read as _, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Call, Outcome};
+use crate::mcp::gate::Overloaded;
+use crate::services::Services;
+
+/// Longest question, in bytes: the line of a call has bounded names and reasons.
+pub(super) const QUESTION_MAX: usize = 64 * 1024;
+/// Longest answer, in bytes: the services of one consumer, of a file that is no longer.
+pub(super) const ANSWER_MAX: usize = 32 * 1024 * 1024;
+
+/// What a consumer's process asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Question {
+    /// Which policy is in force?
+    Policy,
+    /// May this call run now?
+    Admit(Box<Call>),
+    /// This call has ended, and may its answer leave?
+    Ended {
+        /// The place that it was given.
+        place: u64,
+        /// How it ended.
+        outcome: Outcome,
+        /// Bytes of its answer.
+        bytes_out: u64,
+    },
+    /// This call has ended with its connection.
+    Left {
+        /// The place that it was given.
+        place: u64,
+    },
+    /// Is this line of a call that did not run in the log?
+    Log(Box<Call>),
+}
+
+/// What it is answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// The services of this consumer.
+    Policy {
+        /// Nothing of them concerns another consumer.
+        services: Services,
+        /// The digest of the whole policy.
+        digest: String,
+        /// Whether it holds as long as its file stays as it is.
+        settled: bool,
+    },
+    /// The call runs, in this place.
+    Admitted(u64),
+    /// A limit is met.
+    Overloaded(Overloaded),
+    /// Another policy is in force than the one that the question says.
+    Changed,
+    /// It could not be logged.
+    Unlogged,
+    /// It is done.
+    Done,
+}
+
+/// The length in front of a message.
+type Length = u32;
+
+/// Sends a message.
+///
+/// # Errors
+///
+/// What the socket answers.
+pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut bytes = vec![0; size_of::<Length>()];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = Length::try_from(bytes.len() - size_of::<Length>()).map_err(io::Error::other)?;
+    bytes
+        .iter_mut()
+        .zip(length.to_le_bytes())
+        .for_each(|(byte, of_length)| *byte = of_length);
+    to.write_all(&bytes)
+}
+
+/// Receives a message of at most so many bytes.
+///
+/// # Errors
+///
+/// The end of the stream, a message that is too long or none of these, and what the socket answers.
+pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, most: usize) -> io::Result<T> {
+    let mut length = [0; size_of::<Length>()];
+    from.read_exact(&mut length)?;
+    let length = Length::from_le_bytes(length);
+    if usize::try_from(length).is_ok_and(|length| length > most) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    from.take(length.into()).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}

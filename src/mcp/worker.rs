@@ -1,0 +1,27 @@
+//! How a server starts the process that serves one consumer, and tells it to end.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::name::MachineName;
+
+/// The command that the process runs; its stdin is the socket to its server, its stdout the socket that consumers connect to.
+pub(crate) const COMMAND: &str = "mcp-worker";
+/// Accept no more connections, and end when those that are there have ended.
+pub(crate) const CLOSE: Signal = Signal::USR1;
+/// Read no more requests; the running calls are answered first.
+pub(crate) const GENTLY: Signal = Signal::TERM;
+/// End the running calls as well.
+pub(crate) const NOW: Signal = Signal::INT;
+
+/// The arguments of the process that serves `caller` by the services file `services`.
+pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        vec![COMMAND.into(), caller.as_str().into(), services.into()];
+    if verbose {
+        arguments.push("--verbose".into());
+    }
+    arguments
+}
