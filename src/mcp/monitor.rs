@@ -23,6 +23,12 @@ pub(crate) trait Monitor: Send + Sync {
     /// The policy in force at this moment.
     fn policy(&self) -> Arc<Policy>;
 
+    /// The same, asked of whoever keeps it though nothing says that it may be another: who lists what it may call, sees that
+    /// it could.
+    fn policy_anew(&self) -> Arc<Policy> {
+        self.policy()
+    }
+
     /// Lets a call in that the policy grants; `line` tells of it, but for how it ends.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 
-use super::protocol::{Answer, QUESTION_MAX, Question, receive, send};
+use super::protocol::{Answer, Awake, QUESTION_MAX, Question, receive, send};
 use super::{Admitted as _, Local, Monitor as _, NotNow, Place, Unlogged};
 use crate::audit::{Call, bounded, bounded_reason};
 use crate::mcp::live::Live;
@@ -13,7 +13,7 @@ use crate::name::MachineName;
 /// Answers until the process closes its end, or says what no process of this program says. Calls that it had running then have
 /// ended with it.
 pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, local: &Local) {
-    let mut questions = BufReader::new(process);
+    let mut questions = BufReader::new(Awake(process));
     let mut running = Running::default();
     while let Ok(question) = receive(&mut questions, QUESTION_MAX) {
         let answer = match question {

@@ -1,7 +1,11 @@
 //! What a consumer's process and its server say to each other: one question, one answer, each as JSON behind its length.
 
-use std::io::{self, BufRead, Read as _, Write};
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +65,26 @@ pub(super) enum Answer {
     Unlogged,
     /// It is done.
     Done,
+}
+
+/// How long the other end is waited for awake: whoever sleeps takes longer to wake up than a question takes to be answered, and
+/// calls come in runs.
+const AWAKE: Duration = Duration::from_micros(100);
+
+/// A socket whose reader waits awake for a moment before it sleeps.
+pub(super) struct Awake<S>(pub(super) S);
+
+impl<S: AsFd> Read for Awake<S> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let since = Instant::now();
+        while since.elapsed() < AWAKE {
+            match recv(&self.0, &mut *bytes, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => std::thread::yield_now(),
+                read => return Ok(read?.0),
+            }
+        }
+        Ok(recv(&self.0, bytes, RecvFlags::empty())?.0)
+    }
 }
 
 /// The length in front of a message.

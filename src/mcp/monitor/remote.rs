@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::protocol::{ANSWER_MAX, Answer, Question, receive, send};
+use super::protocol::{ANSWER_MAX, Answer, Awake, Question, receive, send};
 use super::{Admitted, Monitor, NotNow, Unlogged};
 use crate::audit::{Call, Outcome};
 use crate::mcp::live::{Fresh, Live, Policy, PolicyError};
@@ -26,7 +26,7 @@ impl fmt::Debug for Remote {
 
 /// The other end of a socket. One question at a time: its answer takes less than passing it on to another thread would.
 struct Server {
-    socket: Mutex<BufReader<UnixStream>>,
+    socket: Mutex<BufReader<Awake<UnixStream>>>,
     /// Hears that there is no server any more.
     lost: Box<dyn Fn() + Send + Sync>,
 }
@@ -35,7 +35,7 @@ impl Server {
     fn ask(&self, question: &Question) -> io::Result<Answer> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let answer =
-            send(socket.get_ref(), question).and_then(|()| receive(&mut *socket, ANSWER_MAX));
+            send(&socket.get_ref().0, question).and_then(|()| receive(&mut *socket, ANSWER_MAX));
         if answer.is_err() {
             (self.lost)();
         }
@@ -56,7 +56,7 @@ impl Remote {
         lost: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, PolicyError> {
         let server = Arc::new(Server {
-            socket: Mutex::new(BufReader::new(socket)),
+            socket: Mutex::new(BufReader::new(Awake(socket))),
             lost: Box::new(lost),
         });
         let (asked, path) = (Arc::clone(&server), services.to_owned());
@@ -89,6 +89,11 @@ fn policy(server: &Server, services: &Path) -> Result<Fresh, PolicyError> {
 
 impl Monitor for Remote {
     fn policy(&self) -> Arc<Policy> {
+        self.live.current()
+    }
+
+    fn policy_anew(&self) -> Arc<Policy> {
+        self.live.forget();
         self.live.current()
     }
 

@@ -348,8 +348,8 @@ async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn
         .unwrap();
     assert!(relay.outlive("gone").await.unwrap());
     let refusal = "{\"jsonrpc\":\"2.0\",\"id\":0,\"error\":{\"code\":-32603,\"message\":\"no\"}}\n";
-    for said in ["", refusal] {
-        assert_eq!(serve(&mut relay, said).await, Ended::NotGreeted);
+    for (said, ended) in [("", Ended::Closed), (refusal, Ended::NotGreeted)] {
+        assert_eq!(serve(&mut relay, said).await, ended);
         // Each attempt answers one message.
         let goes_on = relay.refuse("not greeted");
         assert!(
