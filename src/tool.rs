@@ -19,7 +19,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::catalogue::{BadArguments, ONE_CALL_MAX, TWO_COPIES_MAX};
+use crate::catalogue::{BadArguments, CLIPBOARD_MAX, ONE_CALL_MAX, TWO_COPIES_MAX};
 use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::shown;
@@ -219,6 +219,16 @@ impl ToolError {
 impl From<BadArguments> for ToolError {
     fn from(bad: BadArguments) -> Self {
         Self::Arguments(bad.to_string())
+    }
+}
+
+/// Most bytes that a grant's answer may have in memory before it is written; nothing where no answer of its tool is large.
+#[must_use]
+pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
+    match grant.tool() {
+        ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),
+        ToolName::ClipboardGet => 2 * CLIPBOARD_MAX,
+        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept => 0,
     }
 }
 

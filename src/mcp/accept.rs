@@ -17,6 +17,8 @@ use crate::name::MachineName;
 
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long nobody is connected before nobody is waited for any more.
+const IDLE: Duration = Duration::from_secs(3);
 /// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
 const TURNED_AWAY: usize = 32;
 /// How long the first request of such a connection may take.
@@ -36,7 +38,7 @@ pub(crate) struct Accepting {
 }
 
 impl Accepting {
-    /// Accepts until it is closed, then waits for its connections to end.
+    /// Accepts until it is closed, or nobody has been connected for a while, then waits for its connections to end.
     pub(crate) async fn run(self, close: CancellationToken) {
         allow_many();
         let pace = Arc::new(Pace::default());
@@ -53,6 +55,8 @@ impl Accepting {
                 () = self.connections.gently.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
+                // Whoever comes next is served by a new process, without what this one has kept.
+                () = sleep(IDLE), if served.is_empty() && turned_away.is_empty() => break,
                 // Those beyond wait until one that is turned away has gone: each gets its answer.
                 accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.most() => {
                     turn = pace.connection();

@@ -24,30 +24,60 @@ const MESSAGE_MAX: u32 = 256;
 /// A connection that is accepted takes as long as this many messages.
 const CONNECTION: u32 = 5;
 /// Bytes of a message that every connection may read; what is longer shares [`LONG`].
-pub(crate) const SHORT: usize = 64 * 1024;
+pub(crate) const SHORT: usize = 16 * 1024;
 /// Bytes that the long messages of one caller may have in memory, until they are answered. A single one may have more,
 /// where its limit is larger.
-pub(crate) const LONG: usize = PARTS as usize * BYTES;
-/// The same, counted in parts of [`BYTES`].
-const PARTS: u32 = 1024;
+pub(crate) const LONG: usize = 32 * 1024 * 1024;
+/// Bytes that what became of the messages of one caller may have, until they are answered: requests, taken apart.
+const REQUESTS: usize = 8 * 1024 * 1024;
+/// Bytes that the large answers of one caller may have, until they are written.
+const ANSWERS: usize = 24 * 1024 * 1024;
+/// Memory is counted in parts of so many bytes.
+const PART: usize = 1024;
 
-/// The memory of a long message; free again when it is dropped.
+/// Some of a caller's memory; free again when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Room(OwnedSemaphorePermit);
 
 impl Room {
-    /// Gives back what a message of so many bytes does not need.
+    /// Gives back what so many bytes do not need.
     pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
         // All of it where it does not have as much.
-        self.0.split(bytes.div_ceil(BYTES)).map(Self).or(Some(self))
+        self.0.split(bytes.div_ceil(PART)).map(Self).or(Some(self))
+    }
+}
+
+/// Memory of so many bytes, that many share.
+#[derive(Debug)]
+struct Memory {
+    parts: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Memory {
+    fn of(bytes: usize) -> Self {
+        let parts = bytes / PART;
+        Self {
+            parts,
+            free: Arc::new(Semaphore::new(parts)),
+        }
+    }
+
+    /// Waits for so many bytes at once; for all there are where there are not as many.
+    async fn room(&self, bytes: usize) -> io::Result<Room> {
+        let parts = bytes.div_ceil(PART).min(self.parts);
+        let parts = u32::try_from(parts).unwrap_or(u32::MAX);
+        let taken = Arc::clone(&self.free).acquire_many_owned(parts);
+        taken.await.map(Room).map_err(io::Error::other)
     }
 }
 
 /// The pace of one caller, over all its connections.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Parts of memory that long messages may still take.
-    long: Arc<Semaphore>,
+    long: Memory,
+    requests: Memory,
+    answers: Memory,
     /// When all that was read so far would be done, at one message a [`MESSAGE`].
     done: Mutex<Instant>,
 }
@@ -61,7 +91,9 @@ impl Default for Pace {
 impl Pace {
     fn from(now: Instant) -> Self {
         Self {
-            long: Arc::new(Semaphore::new(LONG / BYTES)),
+            long: Memory::of(LONG),
+            requests: Memory::of(REQUESTS),
+            answers: Memory::of(ANSWERS),
             done: Mutex::new(now),
         }
     }
@@ -72,9 +104,26 @@ impl Pace {
     ///
     /// None; the semaphore is never closed.
     pub(crate) async fn room(&self, bytes: usize) -> io::Result<Room> {
-        let parts = u32::try_from(bytes.div_ceil(BYTES)).unwrap_or(PARTS);
-        let taken = Arc::clone(&self.long).acquire_many_owned(parts.min(PARTS));
-        taken.await.map(Room).map_err(io::Error::other)
+        self.long.room(bytes).await
+    }
+
+    /// Waits for the memory of a request that takes so many bytes. Who waits for it may have that of a long message, and waits
+    /// for nobody who waits for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pace::room`].
+    pub(crate) async fn request(&self, bytes: usize) -> io::Result<Room> {
+        self.requests.room(bytes).await
+    }
+
+    /// Waits for the memory of an answer of so many bytes; the last that a call waits for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pace::room`].
+    pub(crate) async fn answer(&self, bytes: usize) -> io::Result<Room> {
+        self.answers.room(bytes).await
     }
 
     /// Takes the turn of a message of so many bytes: when it may be read.
@@ -133,10 +182,14 @@ mod tests {
     fn the_page_says_the_same() {
         const PAGE: &str = include_str!("../../docs/channel.md");
         let (part, short, long) = (BYTES / 1024, SHORT / 1024, LONG / 1024 / 1024);
+        let (requests, answers) = (REQUESTS / 1024 / 1024, ANSWERS / 1024 / 1024);
         for said in [
             format!("once more for each {part} KiB, {MESSAGE_MAX} times at most"),
             format!("a new connection counts as {CONNECTION} messages"),
             format!("Messages beyond {short} KiB share memory of {long} MiB for each caller"),
+            format!(
+                "What became of its messages has {requests} MiB in the same way, and its large answers {answers} MiB"
+            ),
         ] {
             assert!(PAGE.contains(&said), "{said}");
         }

@@ -141,6 +141,12 @@ impl Server {
 }
 
 impl Server {
+    /// How many services the caller has at the moment at which that is asked.
+    fn services(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        Box::new(move || shared.monitor.policy().services.services.len())
+    }
+
     /// The longest request, by the policy of the moment at which one begins.
     fn longest_line(&self) -> Longest {
         let (caller, shared, else_line) = (

@@ -11,7 +11,7 @@ use std::mem;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
 /// Bytes that one read may take from the stream.
-const READ: usize = 64 * 1024;
+const READ: usize = 16 * 1024;
 /// Bytes kept of each end of a line that is too long, so that its id can be looked for.
 const END_KEPT: usize = 1024;
 

@@ -16,6 +16,13 @@ pub(crate) const GENTLY: Signal = Signal::TERM;
 /// End the running calls as well.
 pub(crate) const NOW: Signal = Signal::INT;
 
+/// The variable by which the C library's allocator gives memory back as soon as it is free, and keeps none for each thread
+/// (`man mallopt`): what a flood took, it does not keep.
+pub(crate) const ALLOCATOR: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536",
+);
+
 /// The arguments of the process that serves `caller` by the services file `services`.
 pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =

@@ -10,7 +10,7 @@ mod unpublished;
 mod usage;
 
 pub(super) use accept::{Upload, accept};
-pub(super) use provide::{Reads, provide};
+pub(super) use provide::{Reads, largest_answer, provide};
 pub(super) use usage::Usage;
 
 /// Most files in pieces at once that one connection hands in.

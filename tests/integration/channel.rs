@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connect;
 mod flood;
+mod greedy;
 mod half_close;
 mod hostile;
 mod identity;

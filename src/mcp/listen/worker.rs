@@ -108,8 +108,10 @@ impl Keeping {
                 Ok(mut worker) => {
                     self.troubles.mended(&self.caller);
                     tokio::select! {
-                        how = worker.ended() => if let Some(how) = how {
-                            self.troubles.note(&self.caller, &how);
+                        how = worker.ended() => match how {
+                            // It was idle.
+                            None => continue,
+                            Some(how) => self.troubles.note(&self.caller, &how),
                         },
                         () = self.closed() => return self.end(worker).await,
                     }
@@ -156,6 +158,7 @@ impl Keeping {
         )]
         let child = Command::new("/proc/self/exe")
             .arg0("anklume")
+            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
             .args(worker::arguments(
                 &self.caller,
                 &self.desk.services,

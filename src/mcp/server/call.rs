@@ -55,7 +55,7 @@ impl Call<'_> {
     }
 
     /// How often the answer is to carry a large payload.
-    fn copies(&self) -> Copies {
+    pub(super) fn copies(&self) -> Copies {
         match self.context.meta.0.0.get(ONE_COPY_KEY) {
             Some(Value::Bool(true)) => Copies::One,
             _ => Copies::Two,

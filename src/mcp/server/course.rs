@@ -20,10 +20,11 @@ use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, too_many_connections};
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::{Admitted, NotNow, Unlogged};
+use crate::mcp::pace::{Room, SHORT};
 use crate::mcp::shown;
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
-use crate::tool::Session;
+use crate::tool::{self, Copies, Session};
 
 /// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
@@ -161,6 +162,10 @@ impl Course<'_> {
             Ok(Err(_)) => {}
             Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
         }
+        let room = match call.wait_for(self.room(&grant, call.copies())).await {
+            Ok(room) => room,
+            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+        };
         let turn = match self.turn(&call, &entry, name, &arguments).await {
             Ok(turn) => turn,
             Err(answer) => return answer,
@@ -171,7 +176,22 @@ impl Course<'_> {
         let bytes_out = result.as_ref().map_or(0, text_bytes);
         let logged = turn.place.ended(outcome, bytes_out);
         logged.map_err(|_| unlogged(true))?;
+        let left = usize::try_from(bytes_out).unwrap_or(usize::MAX);
+        if let Some(room) = room.and_then(|room| room.shrink(left.saturating_mul(2))) {
+            self.flight.keep(&self.context.id, room);
+        }
         result
+    }
+
+    /// The memory of the answer, where that may be large.
+    async fn room(&self, grant: &Grant, copies: Copies) -> Option<Room> {
+        let pace = self.server.pace.as_ref()?;
+        let bytes = tool::largest_answer(grant, copies);
+        // What is no larger than any request is counted with it.
+        if bytes <= SHORT {
+            return None;
+        }
+        pace.answer(bytes).await.ok()
     }
 
     fn decide(

@@ -36,8 +36,8 @@ struct Open {
     id_text: String,
     label: String,
     bytes: usize,
-    /// Its memory, where it is long.
-    _room: Option<Room>,
+    /// Its memory, and that of its answer.
+    rooms: Vec<Room>,
     since: Instant,
     /// The place of a running tool, free when its answer is written.
     place: Option<OwnedSemaphorePermit>,
@@ -95,7 +95,7 @@ impl Flight {
         &self,
         asked: &Asked,
         bytes: usize,
-        room: Option<Room>,
+        rooms: [Option<Room>; 2],
     ) -> Option<RequestId> {
         let mut requests = self.lock();
         let twice = asked.id.is_some() && requests.open.values().any(|open| open.id == asked.id);
@@ -113,7 +113,7 @@ impl Flight {
                 .unwrap_or_default(),
             label: asked.label.clone(),
             bytes,
-            _room: room,
+            rooms: rooms.into_iter().flatten().collect(),
             since: Instant::now(),
             place: None,
             handled: false,
@@ -177,6 +177,15 @@ impl Flight {
             && let Some(open) = self.lock().open.get_mut(inner)
         {
             open.place = Some(place);
+        }
+    }
+
+    /// Keeps the memory of an answer until it is written.
+    pub(super) fn keep(&self, inner: &RequestId, room: Room) {
+        if let RequestId::Number(inner) = inner
+            && let Some(open) = self.lock().open.get_mut(inner)
+        {
+            open.rooms.push(room);
         }
     }
 

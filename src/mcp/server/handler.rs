@@ -124,13 +124,15 @@ impl ServerHandler for Handler {
 
     async fn initialize(
         &self,
-        mut request: InitializeRequestParams,
+        request: InitializeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let answer = self.negotiate_initialize(&request)?;
-        // What was agreed on and not what was asked for: later requests are answered by this version.
-        request.protocol_version = answer.protocol_version.clone();
-        context.peer.set_peer_info(request);
+        // What was agreed on and not what was asked for: later requests are answered by this version. Nothing else of it is
+        // kept: a client may say as much of itself as it likes.
+        let mut kept = InitializeRequestParams::default();
+        kept.protocol_version = answer.protocol_version.clone();
+        context.peer.set_peer_info(kept);
         Ok(answer)
     }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use memchr::memmem;
 use rmcp::RoleServer;
 use rmcp::model::{
     CancelledNotification, CancelledNotificationParam, ClientJsonRpcMessage, ClientNotification,
@@ -20,8 +21,21 @@ use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
 use super::paced::{Held, PacedLines};
 use super::{Observer, Server, Stop};
-use crate::mcp::Limits;
-use crate::mcp::pace::Room;
+use crate::mcp::pace::{Pace, Room, SHORT};
+use crate::mcp::wire::Line;
+use crate::mcp::wire::json;
+use crate::mcp::{Limits, VALUES_MAX};
+
+/// Bytes that any request takes, with its task and a short answer.
+const REQUEST: usize = 8 * 1024;
+/// Bytes of a value in a request: an entry of an object, with its key and the room that the object keeps for more.
+const VALUE: usize = 320;
+/// Bytes of a service in a list, with its schemas.
+const LISTED: usize = 16 * 1024;
+/// A line that has these words may be answered with a list.
+const LIST: &[u8] = b"tools/list";
+/// A line that has these words may take a request back.
+const CANCEL: &[u8] = b"notifications/cancelled";
 
 /// One connection.
 pub(super) struct Transport<R, W> {
@@ -33,6 +47,11 @@ pub(super) struct Transport<R, W> {
     observer: Observer,
     /// The first request is the last one.
     only_one: bool,
+    /// A line that waits for the memory of what it becomes.
+    waiting: Option<Held>,
+    pace: Option<Arc<Pace>>,
+    /// The services of the caller, which a list tells of.
+    services: Box<dyn Fn() -> usize + Send + Sync>,
     /// Until when the answers that are still due are waited for, once no more requests come.
     last_moment: Option<Instant>,
 }
@@ -54,6 +73,9 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
             stop,
             observer: Arc::clone(&server.shared.observer),
             only_one: server.beyond.is_some(),
+            waiting: None,
+            pace: server.pace.clone(),
+            services: server.services(),
             last_moment: None,
         }
     }
@@ -99,23 +121,53 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         }
     }
 
-    /// What rmcp gets to see of a line.
-    fn admit(&self, (line, room): Held) -> Option<ClientJsonRpcMessage> {
+    /// What rmcp gets to see of the line that waits, as soon as there is memory for what it becomes.
+    async fn admitted(&mut self) -> Option<ClientJsonRpcMessage> {
+        let (line, _) = self.waiting.as_ref()?;
+        let memory = match (&self.pace, self.costs(line)) {
+            (None, _) | (_, 0) => None,
+            (Some(pace), costs) => tokio::select! {
+                // In this order: once told to end, not one more request is taken.
+                biased;
+                () = self.stop.gently.cancelled() => {
+                    self.waiting = None;
+                    self.last_moment = Some(Instant::now() + self.limits.stop);
+                    return None;
+                }
+                room = pace.request(costs) => room.ok(),
+            },
+        };
+        let (line, room) = self.waiting.take()?;
         let bytes = line.kept();
         match message::read(&line, self.lines.max()) {
             Incoming::Nothing => None,
             Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
-            Incoming::Request(asked) => self.enter(*asked, bytes, room),
+            Incoming::Request(asked) => self.enter(*asked, bytes, [room, memory]),
         }
+    }
+
+    /// Bytes that a line may take until it is answered, beside its text, which is counted where it is long.
+    fn costs(&self, line: &Line) -> usize {
+        let Line::Whole(text) = line else {
+            return REQUEST;
+        };
+        let says = |words: &[u8]| memmem::find(text, words).is_some();
+        if text.len() < REQUEST && says(CANCEL) {
+            // It frees memory.
+            return 0;
+        }
+        let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
+        let listed = if says(LIST) { (self.services)() } else { 0 };
+        REQUEST + text.len().min(SHORT) + values * VALUE + listed * LISTED
     }
 
     fn enter(
         &self,
         asked: Asked,
         bytes: usize,
-        room: Option<Room>,
+        rooms: [Option<Room>; 2],
     ) -> Option<ClientJsonRpcMessage> {
-        if let Some(inner) = self.flight.enter(&asked, bytes, room) {
+        if let Some(inner) = self.flight.enter(&asked, bytes, rooms) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
         }
         // With its id, a client would take this for the answer to the first request and lose the real one.
@@ -126,7 +178,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         let Incoming::Request(refused) = message::refused(None, &asked.label, twice) else {
             return None;
         };
-        let inner = self.flight.enter(&refused, bytes, None)?;
+        let inner = self.flight.enter(&refused, bytes, [None, None])?;
         Some(ClientJsonRpcMessage::request(refused.request, inner))
     }
 }
@@ -187,9 +239,10 @@ where
                 self.drain(last_moment).await;
                 return None;
             }
-            if let Some(line) = self.line().await
-                && let Some(message) = self.admit(line)
-            {
+            if self.waiting.is_none() {
+                self.waiting = self.line().await;
+            }
+            if let Some(message) = self.admitted().await {
                 if self.only_one {
                     self.last_moment = Some(Instant::now() + self.limits.drain);
                 }

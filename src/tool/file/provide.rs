@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{FileType, Stat, fstat};
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::portal::Portal;
@@ -82,6 +83,22 @@ pub(in crate::tool) async fn provide(
         }
     })
     .await
+}
+
+/// Most bytes that an answer may have in memory: the file or the piece that is asked for, and its text in base64, once or twice.
+pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
+    let number = |name| arguments.get(name).and_then(Value::as_u64);
+    let asked = match (number("offset"), number("length")) {
+        (_, Some(length)) => length,
+        (Some(_), None) => PIECE,
+        (None, None) => copies.most(),
+    };
+    let bytes = asked.min(copies.most());
+    let texts = match copies {
+        Copies::One => 1,
+        Copies::Two => 2,
+    };
+    usize::try_from(bytes + texts * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
 }
 
 /// Where a caller's file may lie; the first that is there is given.

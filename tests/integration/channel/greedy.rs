@@ -1,0 +1,119 @@
+//! A caller that makes its provider keep as much as it can: the provider keeps no more than that caller's memory, the other
+//! caller is served meanwhile, and nothing is kept afterwards.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
+use serde_json::json;
+
+use super::peer::call;
+use super::text;
+use super::world::{Listening, World, number_of, until};
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
+
+/// Connections of the caller, as many as it may have.
+const CONNECTIONS: usize = 256;
+/// What a caller may make its provider keep, in KiB: its 64 MiB, and 32 for what every process needs.
+const MEMORY_KIB: u64 = (64 + 32) * 1024;
+/// What memory may differ by, in KiB.
+const SLACK_KIB: u64 = 2 * 1024;
+/// Rounds after each of which nothing is kept.
+const ROUNDS: usize = 3;
+
+const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+
+/// Memory of their own that a server and its consumers' processes have, in KiB.
+fn memory_kib(server: &Listening) -> u64 {
+    let processes = server.processes().into_iter();
+    processes
+        .map(|process| number_of(process, "RssAnon:"))
+        .sum()
+}
+
+/// What one connection sends, by its number, and never reads an answer to.
+fn attack(number: usize) -> String {
+    let deep = json!({"content": 1, "more": vec![json!({"a": 0}); 1_500]});
+    match number % 5 {
+        // Value trees.
+        0 => (0..60).map(|id| call(id, "copy", &deep) + "\n").collect(),
+        // A client that says much of itself.
+        1 => {
+            let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+                "protocolVersion": "2025-11-25", "capabilities": {"experimental": {"x": {"y": "z".repeat(1 << 20)}}},
+                "clientInfo": {"name": "n".repeat(1 << 20), "version": "1"}}});
+            format!("{hello}\n")
+        }
+        // Large answers.
+        2 => (0..60)
+            .map(|id| call(id, "give", &json!({"path": "big"})) + "\n")
+            .collect(),
+        // Lists.
+        3 => (0..60).map(|id| list(id) + "\n").collect(),
+        // A line that never ends.
+        _ => "x".repeat(15 * 1024 * 1024),
+    }
+}
+
+fn list(id: u32) -> String {
+    json!({"jsonrpc": "2.0", "id": id, "method": "tools/list"}).to_string()
+}
+
+/// Writes until the other end takes no more; gives how much of it is written.
+fn write_some(stream: &mut UnixStream, bytes: &[u8]) -> usize {
+    stream.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match stream.write(rest) {
+            Ok(count) => written += count,
+            Err(_) => break,
+        }
+    }
+    written
+}
+
+#[test]
+fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
+    let world = World::new(&[COPY, GIVE]);
+    world.write("portal/outgoing/alice/big", vec![b'x'; 2 * 1024 * 1024]);
+    let server = world.listen();
+    let mut bob = server.peer("bob");
+    text(&bob.call("copy", &json!({"content": "before"})));
+    let before = memory_kib(&server);
+    for _ in 0..ROUNDS {
+        let mut peak = 0;
+        let mut open: Vec<(UnixStream, Vec<u8>)> = (0..CONNECTIONS)
+            .map(|number| {
+                let stream = UnixStream::connect(server.socket("alice")).unwrap();
+                (stream, attack(number).into_bytes())
+            })
+            .collect();
+        // Every connection is tried again and again, until none takes anything more.
+        let mut idle = 0;
+        while idle < 5 {
+            let mut taken = 0;
+            for (stream, left) in &mut open {
+                let written = write_some(stream, left);
+                taken += written;
+                left.drain(..written);
+            }
+            text(&bob.call("copy", &json!({"content": "meanwhile"})));
+            peak = peak.max(memory_kib(&server));
+            idle = if taken == 0 { idle + 1 } else { 0 };
+        }
+        assert!(peak <= MEMORY_KIB, "{peak} KiB");
+        drop(open);
+        until("she is served again", || {
+            let answer = server.peer("alice").ask(PING);
+            answer.get("result").is_some()
+        });
+        // Her process goes with what it took.
+        until("it is as it was", || {
+            memory_kib(&server) <= before + SLACK_KIB && server.worker("alice").is_none()
+        });
+    }
+    bob.lives();
+    server.end();
+    world.log_is_whole();
+}
