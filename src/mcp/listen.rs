@@ -134,6 +134,7 @@ impl Listening {
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
+                    self.troubles.passed().iter().for_each(|text| complain(text));
                     failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
                     known = failed;
                 }
@@ -250,7 +251,7 @@ impl Listening {
 
     /// What cannot be done at present, in words.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
-        let mut failures = self.troubles.all();
+        let mut failures = self.troubles.lasting();
         failures.extend(failed.iter().map(ToString::to_string));
         failures
     }

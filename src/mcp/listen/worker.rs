@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -37,6 +37,11 @@ use crate::policy::Caller;
 const AGAIN: Duration = FOLLOW.saturating_mul(2);
 /// How long a process that is told to end at once may take.
 const LAST: Duration = Duration::from_secs(1);
+/// The same for one that has let go of its server.
+const LAST_MOMENT: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 /// Stack of the thread that answers a process, in bytes: it writes the log, and parses questions of bounded depth.
 const STACK: usize = 256 * 1024;
 
@@ -55,26 +60,44 @@ pub(crate) struct Desk {
     pub(crate) verbose: bool,
 }
 
-/// What is wrong with the processes of consumers, until one runs again.
+/// What is wrong with the processes of consumers.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Troubles(Arc<Mutex<BTreeMap<MachineName, String>>>);
+pub(super) struct Troubles(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+struct Said {
+    /// Those that cannot be started, until they can.
+    lasting: BTreeMap<MachineName, String>,
+    /// Those that died, until that is told.
+    passed: Vec<String>,
+}
 
 impl Troubles {
-    /// Each as a sentence.
-    pub(super) fn all(&self) -> Vec<String> {
-        self.lock().values().cloned().collect()
+    /// What cannot be done at present, each as a sentence.
+    pub(super) fn lasting(&self) -> Vec<String> {
+        self.lock().lasting.values().cloned().collect()
     }
 
-    fn note(&self, caller: &MachineName, how: &str) {
+    /// What went wrong since this was asked last. A process that dies is its consumer's own loss, and nothing is left to mend.
+    pub(super) fn passed(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().passed)
+    }
+
+    fn cannot_start(&self, caller: &MachineName, why: &io::Error) {
+        let text = format!("the process that serves `{caller}` cannot be started: {why}");
+        self.lock().lasting.insert(caller.clone(), text);
+    }
+
+    fn died(&self, caller: &MachineName, how: &str) {
         let text = format!("the process that serves `{caller}` {how}");
-        self.lock().insert(caller.clone(), text);
+        self.lock().passed.push(text);
     }
 
     fn mended(&self, caller: &MachineName) {
-        self.lock().remove(caller);
+        self.lock().lasting.remove(caller);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<MachineName, String>> {
+    fn lock(&self) -> MutexGuard<'_, Said> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,15 +134,12 @@ impl Keeping {
                         how = worker.ended() => match how {
                             // It was idle.
                             None => continue,
-                            Some(how) => self.troubles.note(&self.caller, &how),
+                            Some(how) => self.troubles.died(&self.caller, &how),
                         },
                         () = self.closed() => return self.end(worker).await,
                     }
                 }
-                Err(why) => {
-                    let how = format!("cannot be started: {why}");
-                    self.troubles.note(&self.caller, &how);
-                }
+                Err(why) => self.troubles.cannot_start(&self.caller, &why),
             }
             tokio::select! {
                 () = self.closed() => return,
@@ -256,9 +276,16 @@ impl Process {
 
     /// Ends a process that says nothing more, and tells how it ended, where it was not in order.
     fn reap(&self, mut child: Child) -> Option<String> {
+        // One that ends by itself has let go of its server a moment before.
+        let ends = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).and_then(|process| {
+            let mut ended = [PollFd::new(&process, PollFlags::IN)];
+            poll(&mut ended, Some(&LAST_MOMENT))
+        });
         let mut pid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has ended by itself keeps the status that it has.
-        let _ = child.kill();
+        if ends != Ok(1) {
+            // One that has ended meanwhile keeps the status that it has.
+            let _ = child.kill();
+        }
         let status = child.wait();
         *pid = None;
         match status {
