@@ -12,6 +12,10 @@ mod process;
 mod signature;
 mod status;
 
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
 use crate::policy::Grant;
 use crate::shown;
@@ -24,6 +28,8 @@ pub use fault::{CardFault, GpgFault, NoAgent, Unfit};
 
 /// Most signatures in pieces at once on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
+/// Most signatures in pieces at once of one caller, over all its connections: each is a gpg that waits.
+pub(super) const WAITING_MAX: usize = 16;
 /// Payloads longer than this, in bytes of base64, are decoded on a thread of their own.
 const DECODE_APART: usize = 64 * 1024;
 
@@ -33,6 +39,8 @@ pub(super) struct Signing {
     making: Making,
     size: u64,
     key: Option<String>,
+    /// Its place among those of its caller, where it comes in pieces.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// Runs `gpg_sign`.
@@ -81,7 +89,17 @@ async fn piece(
         }
     };
     let signing = match step {
-        Step::Begin => Signing::start(settings, arguments.key_id).await?,
+        Step::Begin => {
+            let place = Arc::clone(&settings.waiting_gpg).try_acquire_owned();
+            let place = place.map_err(|_| {
+                ToolError::Busy(format!(
+                    "{WAITING_MAX} signatures in pieces are under way; finish one first"
+                ))
+            })?;
+            let mut signing = Signing::start(settings, arguments.key_id).await?;
+            signing.place = Some(place);
+            signing
+        }
         // The gpg that waits signs with the first piece's key whatever a later one says.
         Step::Continue(signing)
             if arguments.key_id.is_some() && arguments.key_id != signing.key =>
@@ -117,7 +135,12 @@ impl Signing {
     async fn start(settings: &Settings, key: Option<String>) -> Result<Self, ToolError> {
         let making = within(settings, Making::begin(settings, key.as_deref())).await??;
         let size = 0;
-        Ok(Self { making, size, key })
+        Ok(Self {
+            making,
+            size,
+            key,
+            place: None,
+        })
     }
 
     /// Feeds gpg; over the limit or after a refusal by gpg, the transfer is over.

@@ -4,9 +4,16 @@
 //! senders of one name can never be mixed into one file.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::sleep;
 
 use super::ToolError;
+
+/// How long a transfer waits for its next piece; what it holds (a gpg, a file that nobody sees yet) is free then.
+pub(super) const IDLE: Duration = Duration::from_secs(60);
 
 /// The transfers of one connection, by name.
 #[derive(Debug)]
@@ -20,7 +27,12 @@ enum Slot<T> {
     /// A piece is being worked on.
     Taken,
     /// Waits for the piece at this offset.
-    Waiting { next: u64, transfer: T },
+    Waiting {
+        next: u64,
+        transfer: T,
+        /// Tells one wait from another.
+        wait: Arc<()>,
+    },
 }
 
 /// The right to work on the next piece. Dropped without [`Turn::wait`], the transfer is over.
@@ -101,13 +113,16 @@ fn resume<T>(
 ) -> Result<Step<T>, ToolError> {
     match slots.remove(name) {
         None => Err(ToolError::OutOfOrder(format!(
-            "no transfer of {shown} is under way on this connection; begin at offset 0"
+            "no transfer of {shown} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
+            IDLE.as_secs()
         ))),
         Some(Slot::Taken) => {
             slots.insert(name.to_owned(), Slot::Taken);
             Err(taken(shown))
         }
-        Some(Slot::Waiting { next, transfer }) if next == offset => Ok(Step::Continue(transfer)),
+        Some(Slot::Waiting { next, transfer, .. }) if next == offset => {
+            Ok(Step::Continue(transfer))
+        }
         Some(waiting @ Slot::Waiting { next, .. }) => {
             slots.insert(name.to_owned(), waiting);
             Err(ToolError::OutOfOrder(format!(
@@ -123,12 +138,41 @@ fn taken(shown: &str) -> ToolError {
     ))
 }
 
-impl<T> Turn<T> {
-    /// Puts the transfer down until the piece at `next` comes.
+impl<T: Send + 'static> Turn<T> {
+    /// Puts the transfer down until the piece at `next` comes, but not for ever.
     pub(super) fn wait(self, next: u64, transfer: T) {
-        let mut slots = lock(&self.slots);
-        slots.insert(self.name.clone(), Slot::Waiting { next, transfer });
+        let wait = Arc::new(());
+        let waiting = Slot::Waiting {
+            next,
+            transfer,
+            wait: Arc::clone(&wait),
+        };
+        lock(&self.slots).insert(self.name.clone(), waiting);
+        let (slots, name) = (Arc::downgrade(&self.slots), self.name.clone());
+        // Tools run in a runtime; where there is none, nothing waits long.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                sleep(IDLE).await;
+                give_up(&slots, &name, &wait);
+            });
+        }
     }
+}
+
+/// Gives up a transfer that has waited since then.
+fn give_up<T>(slots: &Weak<Mutex<HashMap<String, Slot<T>>>>, name: &str, since: &Arc<()>) {
+    let Some(slots) = slots.upgrade() else {
+        return;
+    };
+    let mut slots = lock(&slots);
+    let waits = match slots.get(name) {
+        Some(Slot::Waiting { wait, .. }) => Arc::ptr_eq(wait, since),
+        Some(Slot::Taken) | None => false,
+    };
+    let given_up = if waits { slots.remove(name) } else { None };
+    drop(slots);
+    // What it holds is let go of while nobody waits for the others.
+    drop(given_up);
 }
 
 impl<T> Drop for Turn<T> {
@@ -190,8 +234,25 @@ mod tests {
         drop(turn);
         assert_eq!(
             refused(&transfers, "a", 3),
-            "no transfer of `a` is under way on this connection; begin at offset 0"
+            "no transfer of `a` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transfer_that_waits_too_long_is_given_up_and_one_that_goes_on_is_not() {
+        let transfers = Transfers::new(2);
+        for name in ["a", "b"] {
+            let name = name.to_owned();
+            transfers.take(&name, "", 0).unwrap().0.wait(1, ());
+        }
+        sleep(IDLE / 2).await;
+        transfers.take("b", "", 1).unwrap().0.wait(2, ());
+        sleep(IDLE / 10 * 9).await;
+        assert!(refused(&transfers, "a", 1).starts_with("no transfer of `a` is under way"));
+        assert!(matches!(
+            transfers.take("b", "", 2).unwrap().1,
+            Step::Continue(())
+        ));
     }
 
     #[test]

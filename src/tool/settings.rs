@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use super::file::Usage;
+use super::gpg::WAITING_MAX;
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";
@@ -58,6 +61,8 @@ pub struct Settings {
     pub incoming_max: u64,
     /// What consumers have left there, as far as known.
     pub(super) usage: Usage,
+    /// Places for signatures in pieces, each of which is a gpg that waits.
+    pub(super) waiting_gpg: Arc<Semaphore>,
 }
 
 /// A portal that depends on where the server is started.
@@ -104,6 +109,7 @@ impl Settings {
             gpg_wait: GPG_WAIT,
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
+            waiting_gpg: Arc::new(Semaphore::new(WAITING_MAX)),
         }
     }
 

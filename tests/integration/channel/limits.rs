@@ -114,3 +114,38 @@ fn the_calls_of_all_callers_at_once_are_counted_together() {
     text(&alice.receive());
     text(&bob.call("sign", &data));
 }
+
+#[test]
+fn signatures_that_wait_for_more_are_few_for_each_caller() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice, bob]}"])
+        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let server = world.listen();
+    let first = json!({"data": "aGVs", "offset": 0});
+    let mut waiting: Vec<_> = (0..16)
+        .map(|_| {
+            let mut peer = server.peer("alice");
+            text(&peer.call("sign", &first));
+            peer
+        })
+        .collect();
+    let mut late = server.peer("alice");
+    let refused = late.call("sign", &first);
+    assert_eq!(
+        refused["result"]["content"][0]["text"],
+        "16 signatures in pieces are under way; finish one first"
+    );
+    // Another caller has places of its own, and one that is free again can be taken.
+    text(&server.peer("bob").call("sign", &first));
+    let last = json!({"data": "bG8=", "offset": 3, "final": true});
+    let signed = waiting[0].call("sign", &last);
+    assert!(keyring.verifies(b"hello", text(&signed)));
+    text(&late.call("sign", &first));
+    let signed = late.call("sign", &last);
+    assert!(keyring.verifies(b"hello", text(&signed)));
+    drop(waiting);
+    server.end();
+}

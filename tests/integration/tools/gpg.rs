@@ -363,7 +363,7 @@ fn pieces_make_one_signature() {
     vault.verify(&last, &whole);
     assert_eq!(
         piece(3_000_000, b"", true).unwrap_err(),
-        "no transfer of `gpg_sign` is under way on this connection; begin at offset 0"
+        "no transfer of `gpg_sign` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
     );
 }
 

@@ -138,7 +138,7 @@ fn pieces_die_with_their_connection() {
     let bench = bench.reconnect();
     assert_eq!(
         bench.piece("f", 3, b"d", json!({})).unwrap_err(),
-        "no transfer of `f` is under way on this connection; begin at offset 0"
+        "no transfer of `f` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
     );
     assert_eq!(bench.entries(), 0);
 }
