@@ -77,7 +77,7 @@ impl Services {
             .find(|service| service.name.as_str() == name)
     }
 
-    /// What a service sets of the limits; of one that is not there, nothing.
+    /// The limits that a service sets; the defaults for an unknown service.
     #[must_use]
     pub fn limits_of(&self, name: &str) -> Limits {
         let service = self.service(name);

@@ -43,6 +43,7 @@ Restart=always
 RestartSec=1
 TimeoutStopSec={STOP_SECONDS}
 KillMode=process
+OOMPolicy=continue
 LimitNOFILE=65536
 NoNewPrivileges=yes
 

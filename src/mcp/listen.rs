@@ -26,15 +26,15 @@ use crate::name::MachineName;
 use crate::services::Services;
 use crate::tool::Surroundings;
 use folder::{Folder, FolderError};
-pub(crate) use worker::Desk;
-use worker::{Keeping, Troubles};
+pub(crate) use worker::ServerState;
+use worker::{Supervisor, WorkerFailures};
 
 /// How often sockets are compared with the policy; calls look at it themselves.
 const FOLLOW: Duration = Duration::from_millis(250);
 /// How long connections may take to end, with what each takes for its running calls.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
 /// How long they may take then, told to end at once.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(3);
 // Before it is killed, with a second for what is left to do.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
@@ -66,13 +66,13 @@ pub(crate) struct Status {
 #[derive(Debug)]
 pub(crate) struct Listening {
     folder: Arc<Folder>,
-    desk: Desk,
+    state: ServerState,
     stop: Stop,
     doors: BTreeMap<MachineName, Door>,
     /// Consumers whose sockets are to go.
     gone: BTreeSet<MachineName>,
     said: Option<Said>,
-    troubles: Troubles,
+    worker_failures: WorkerFailures,
 }
 
 /// What the status says that may change.
@@ -93,15 +93,15 @@ struct Door {
 
 impl Listening {
     /// A server that has no sockets yet.
-    pub(crate) fn new(folder: Folder, desk: Desk, stop: Stop) -> Self {
+    pub(crate) fn new(folder: Folder, state: ServerState, stop: Stop) -> Self {
         Self {
             folder: Arc::new(folder),
-            desk,
+            state,
             stop,
             doors: BTreeMap::new(),
             gone: BTreeSet::new(),
             said: None,
-            troubles: Troubles::default(),
+            worker_failures: WorkerFailures::default(),
         }
     }
 
@@ -130,11 +130,11 @@ impl Listening {
             tokio::select! {
                 () = self.stop.gently.cancelled() => break,
                 _ = ticks.tick() => {
-                    self.desk.recorder.count();
+                    self.state.recorder.count();
                     // What could be done is; the next tick tries the rest again.
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
-                    self.troubles.passed().iter().for_each(|text| complain(text));
+                    self.worker_failures.take_exits().iter().for_each(|text| complain(text));
                     failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
                     known = failed;
                 }
@@ -146,7 +146,7 @@ impl Listening {
 
     /// Makes and removes sockets so that they are those of the policy in force, and gives what could not be done.
     fn follow(&mut self, tasks: &mut JoinSet<()>) -> Vec<FolderError> {
-        let policy = self.desk.live.current();
+        let policy = self.state.live.current();
         let wanted = policy.services.consumers();
         let mut failed = self.close(|name| wanted.contains(&name));
         for name in wanted {
@@ -237,21 +237,21 @@ impl Listening {
             reason = "it is for types that lie about their descriptor; this one owns its own"
         )]
         let socket = AsyncFd::with_interest(OwnedFd::from(listener), Interest::READABLE)?;
-        let keeping = Keeping {
+        let supervisor = Supervisor {
             caller: name.clone(),
             socket,
-            desk: self.desk.clone(),
-            troubles: self.troubles.clone(),
+            state: self.state.clone(),
+            failures: self.worker_failures.clone(),
             close: door.close.clone(),
             connections: door.connections.clone(),
         };
-        tasks.spawn(keeping.run());
+        tasks.spawn(supervisor.run());
         Ok(door)
     }
 
     /// What cannot be done at present, in words.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
-        let mut failures = self.troubles.lasting();
+        let mut failures = self.worker_failures.unstarted();
         failures.extend(failed.iter().map(ToString::to_string));
         failures
     }
@@ -260,9 +260,9 @@ impl Listening {
     fn tell(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
         let now = Said {
             digest: policy.digest.clone(),
-            refused: self.desk.live.refused(),
+            refused: self.state.live.refused(),
             failed: self.failures(failed),
-            unlogged: self.desk.recorder.trouble(),
+            unlogged: self.state.recorder.trouble(),
         };
         if self.said.as_ref() == Some(&now) {
             return Ok(());

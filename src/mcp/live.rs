@@ -77,15 +77,15 @@ pub(crate) enum Change<'a> {
 pub(crate) type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
 
 /// A policy that was just read.
-pub(crate) struct Fresh {
+pub(crate) struct Loaded {
     /// The policy.
     pub(crate) policy: Arc<Policy>,
-    /// Whether it holds as long as the file stays as it is.
+    /// Whether it may be kept until the file changes.
     pub(crate) settled: bool,
 }
 
 /// Reads the policy.
-pub(crate) type ReadPolicy = Box<dyn Fn() -> Result<Fresh, PolicyError> + Send + Sync>;
+pub(crate) type ReadPolicy = Box<dyn Fn() -> Result<Loaded, PolicyError> + Send + Sync>;
 
 /// A services file and the policy that it last gave.
 pub(crate) struct Live {
@@ -138,16 +138,16 @@ impl Live {
     pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
         let file = path.to_owned();
         let read = move || {
-            read(&file).map(|services| Fresh {
+            read(&file).map(|services| Loaded {
                 policy: Policy::new(services),
                 settled: true,
             })
         };
-        Self::with(path, Box::new(read), Policy::new(first), on_change)
+        Self::with_reader(path, Box::new(read), Policy::new(first), on_change)
     }
 
-    /// Follows the file, and reads the policy that it gives in a way of one's own.
-    pub(crate) fn with(
+    /// Follows the file with the given reader.
+    pub(crate) fn with_reader(
         path: &Path,
         read: ReadPolicy,
         first: Arc<Policy>,
@@ -168,11 +168,11 @@ impl Live {
 
     /// The policy in force now.
     pub(crate) fn current(&self) -> Arc<Policy> {
-        self.look().0
+        self.current_and_settled().0
     }
 
-    /// The same, and whether it holds as long as the file stays as it is.
-    pub(crate) fn look(&self) -> (Arc<Policy>, bool) {
+    /// The same, and whether it may be kept until the file changes.
+    pub(crate) fn current_and_settled(&self) -> (Arc<Policy>, bool) {
         let mut state = self.lock();
         let now = stamp(&self.path);
         if now == Stamp::Unsettled || now != state.seen {
@@ -186,8 +186,8 @@ impl Live {
         (Arc::clone(&state.policy), settled)
     }
 
-    /// Reads anew at the next look, whatever the file looks like.
-    pub(crate) fn forget(&self) {
+    /// Makes the next look read the file again, even if it looks unchanged.
+    pub(crate) fn invalidate(&self) {
         self.lock().seen = Stamp::Unsettled;
     }
 
@@ -200,7 +200,7 @@ impl Live {
         self.lock().refused.clone()
     }
 
-    fn take(&self, state: &mut State, Fresh { policy, settled }: Fresh) {
+    fn take(&self, state: &mut State, Loaded { policy, settled }: Loaded) {
         let mended = state.refused.take().is_some();
         if !settled {
             state.seen = Stamp::Unsettled;

@@ -1,8 +1,8 @@
-//! What a call is asked of beside its caller: the policy, the limits over all callers, the log.
+//! Decides whether a call may run, and logs it: the policy in force, the limits over all callers, the log.
 //!
-//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for each of them in one
-//! place, and the process that serves a consumer asks there ([`remote`], [`attend`]): so no consumer's process can write
-//! another's line, or hold the log.
+//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and the
+//! process that serves a consumer asks it ([`remote`], [`attend`]): so that process never opens the log, and cannot name
+//! another caller.
 
 pub(crate) mod attend;
 mod protocol;
@@ -18,14 +18,14 @@ use crate::mcp::live::Policy;
 use crate::mcp::recorder::{Begun, Recorder};
 use crate::policy::Caller;
 
-/// Who is asked.
+/// What a connection asks before and after each call.
 pub(crate) trait Monitor: Send + Sync {
     /// The policy in force at this moment.
     fn policy(&self) -> Arc<Policy>;
 
-    /// The same, asked of whoever keeps it though nothing says that it may be another: who lists what it may call, sees that
-    /// it could.
-    fn policy_anew(&self) -> Arc<Policy> {
+    /// The same, read again even if the services file looks unchanged, so that a list is never stale and a server that is
+    /// stuck is noticed.
+    fn refreshed_policy(&self) -> Arc<Policy> {
         self.policy()
     }
 
@@ -34,14 +34,14 @@ pub(crate) trait Monitor: Send + Sync {
     /// # Errors
     ///
     /// It does not run, for the reason given.
-    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, NotNow>;
+    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError>;
 
     /// Logs a call that does not run.
     ///
     /// # Errors
     ///
     /// It cannot be written, and calls must not go unseen.
-    fn log(&self, line: Call) -> Result<(), Unlogged>;
+    fn log(&self, line: Call) -> Result<(), LogError>;
 }
 
 /// A call that was let in. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
@@ -52,12 +52,12 @@ pub(crate) trait Admitted: Send {
     /// # Errors
     ///
     /// It cannot be written, and calls must not go unseen.
-    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), Unlogged>;
+    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
 }
 
 /// Why a call that the policy grants does not run.
 #[derive(Debug)]
-pub(crate) enum NotNow {
+pub(crate) enum AdmitError {
     /// A limit is met.
     Overloaded(Overloaded),
     /// It could not be logged.
@@ -68,9 +68,9 @@ pub(crate) enum NotNow {
 
 /// What happened could not be written into the log.
 #[derive(Debug)]
-pub(crate) struct Unlogged;
+pub(crate) struct LogError;
 
-/// What is asked of, in this process.
+/// A monitor that works in this process.
 pub(crate) struct Local {
     /// Who calls.
     caller: Caller,
@@ -101,15 +101,15 @@ impl Local {
         }
     }
 
-    /// Lets a call in, whose place is free again when it is dropped.
+    /// Admits a call; dropping the result frees its slot and logs the call as cancelled.
     ///
     /// # Errors
     ///
     /// As [`Monitor::admit`].
-    fn let_in(&self, line: Call) -> Result<Place, NotNow> {
+    fn admit_local(&self, line: Call) -> Result<LocalCall, AdmitError> {
         let policy = (self.policy)();
         if line.policy != policy.digest {
-            return Err(NotNow::Changed);
+            return Err(AdmitError::Changed);
         }
         let running = match &self.caller {
             Caller::Operator => None,
@@ -117,21 +117,24 @@ impl Local {
                 let service = policy.services.service(&line.service);
                 let service = service.filter(|service| service.consumers.contains(name));
                 // Whoever asks has decided by another policy, or not at all.
-                let service = service.ok_or(NotNow::Changed)?;
+                let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self
                     .gate
                     .enter(name.as_str(), &line.service, &service.limits);
-                Some(entered.map_err(NotNow::Overloaded)?)
+                Some(entered.map_err(AdmitError::Overloaded)?)
             }
         };
-        let line = self.complete(line, &policy);
+        let line = Call {
+            decision: Verdict::Allowed,
+            ..self.with_trusted_fields(line, &policy)
+        };
         let begun = self.recorder.begin(line, policy.services.allow_unlogged);
-        let begun = begun.map_err(|_| NotNow::Unlogged)?;
-        Ok(Place { running, begun })
+        let begun = begun.map_err(|_| AdmitError::Unlogged)?;
+        Ok(LocalCall { running, begun })
     }
 
-    /// What the log says of a call that is nobody else's to say: who called, and what runs behind the name.
-    fn complete(&self, line: Call, policy: &Policy) -> Call {
+    /// Sets the fields that a consumer's process is not trusted with: caller, tool, reason.
+    fn with_trusted_fields(&self, line: Call, policy: &Policy) -> Call {
         let service = policy.services.service(&line.service);
         let not_consumer = match (&self.caller, service) {
             (Caller::Consumer(caller), Some(service)) => !service.consumers.contains(caller),
@@ -139,6 +142,8 @@ impl Local {
         };
         Call {
             caller: self.caller.to_string(),
+            outcome: Outcome::NotRun,
+            bytes_out: 0,
             tool: service.map_or(line.tool, |service| Some(service.tool.to_string())),
             reason: if not_consumer && line.decision == Verdict::Refused {
                 NOT_A_CONSUMER.to_owned()
@@ -158,28 +163,28 @@ impl Monitor for Local {
         (self.policy)()
     }
 
-    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, NotNow> {
-        Ok(Box::new(self.let_in(line)?))
+    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
+        Ok(Box::new(self.admit_local(line)?))
     }
 
-    fn log(&self, line: Call) -> Result<(), Unlogged> {
+    fn log(&self, line: Call) -> Result<(), LogError> {
         let policy = (self.policy)();
-        let line = self.complete(line, &policy);
+        let line = self.with_trusted_fields(line, &policy);
         let logged = self.recorder.call(line, policy.services.allow_unlogged);
-        logged.map_err(|_| Unlogged)
+        logged.map_err(|_| LogError)
     }
 }
 
-/// A call's place among those that run, and its line of the log.
-struct Place {
+/// A call that runs: its slot, and its line of the log.
+struct LocalCall {
     running: Option<Running>,
     begun: Begun,
 }
 
-impl Admitted for Place {
-    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), Unlogged> {
+impl Admitted for LocalCall {
+    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
         let Self { running, begun } = *self;
         drop(running);
-        begun.ended(outcome, bytes_out).map_err(|_| Unlogged)
+        begun.ended(outcome, bytes_out).map_err(|_| LogError)
     }
 }

@@ -28,9 +28,9 @@ pub(crate) const SHORT: usize = 16 * 1024;
 /// Bytes that the long messages of one caller may have in memory, until they are answered. A single one may have more,
 /// where its limit is larger.
 pub(crate) const LONG: usize = 32 * 1024 * 1024;
-/// Bytes that what became of the messages of one caller may have, until they are answered: requests, taken apart.
+/// Bytes that the parsed requests of one caller may have in memory, until they are answered.
 const REQUESTS: usize = 8 * 1024 * 1024;
-/// Bytes that the large answers of one caller may have, until they are written.
+/// Bytes that the large answers of one caller may have in memory, until they are written.
 const ANSWERS: usize = 24 * 1024 * 1024;
 /// Memory is counted in parts of so many bytes.
 const PART: usize = 1024;
@@ -47,7 +47,7 @@ impl Room {
     }
 }
 
-/// Memory of so many bytes, that many share.
+/// A pool of memory that the connections of a caller share.
 #[derive(Debug)]
 struct Memory {
     parts: usize,
@@ -107,8 +107,8 @@ impl Pace {
         self.long.room(bytes).await
     }
 
-    /// Waits for the memory of a request that takes so many bytes. Who waits for it may have that of a long message, and waits
-    /// for nobody who waits for that.
+    /// Waits for the memory of a parsed request of so many bytes. Memory is taken in this order, so that nobody waits in a
+    /// circle: long message, request, answer.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl Pace {
         self.requests.room(bytes).await
     }
 
-    /// Waits for the memory of an answer of so many bytes; the last that a call waits for.
+    /// Waits for the memory of an answer of so many bytes.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ mod tests {
             format!("a new connection counts as {CONNECTION} messages"),
             format!("Messages beyond {short} KiB share memory of {long} MiB for each caller"),
             format!(
-                "What became of its messages has {requests} MiB in the same way, and its large answers {answers} MiB"
+                "Parsed requests share {requests} MiB in the same way, and answers of `file_provide` and `clipboard_get` beyond {short} KiB share {answers} MiB"
             ),
         ] {
             assert!(PAGE.contains(&said), "{said}");

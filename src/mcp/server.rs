@@ -142,7 +142,7 @@ impl Server {
 
 impl Server {
     /// How many services the caller has at the moment at which that is asked.
-    fn services(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
+    fn service_count(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         Box::new(move || shared.monitor.policy().services.services.len())
     }

@@ -10,11 +10,11 @@ use crate::name::MachineName;
 /// The command that the process runs; its stdin is the socket to its server, its stdout the socket that consumers connect to.
 pub(crate) const COMMAND: &str = "mcp-worker";
 /// Accept no more connections, and end when those that are there have ended.
-pub(crate) const CLOSE: Signal = Signal::USR1;
+pub(crate) const STOP_ACCEPTING: Signal = Signal::USR1;
 /// Read no more requests; the running calls are answered first.
-pub(crate) const GENTLY: Signal = Signal::TERM;
+pub(crate) const DRAIN: Signal = Signal::TERM;
 /// End the running calls as well.
-pub(crate) const NOW: Signal = Signal::INT;
+pub(crate) const ABORT: Signal = Signal::INT;
 
 /// The variable by which the C library's allocator gives memory back as soon as it is free, and keeps none for each thread
 /// (`man mallopt`): what a flood took, it does not keep.

@@ -90,10 +90,10 @@ async fn piece(
     };
     let signing = match step {
         Step::Begin => {
-            let place = Arc::clone(&settings.waiting_gpg).try_acquire_owned();
+            let place = Arc::clone(&settings.open_signatures).try_acquire_owned();
             let place = place.map_err(|_| {
                 ToolError::Busy(format!(
-                    "{WAITING_MAX} signatures in pieces are under way; finish one first"
+                    "{WAITING_MAX} signatures in pieces are under way for this caller, over all its connections; finish one first"
                 ))
             })?;
             let mut signing = Signing::start(settings, arguments.key_id).await?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::ToolError;
@@ -32,7 +33,19 @@ enum Slot<T> {
         transfer: T,
         /// Tells one wait from another.
         wait: Arc<()>,
+        /// Gives the transfer up.
+        _timer: Option<Timer>,
     },
+}
+
+/// A task that ends with this value.
+#[derive(Debug)]
+struct Timer(AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The right to work on the next piece. Dropped without [`Turn::wait`], the transfer is over.
@@ -142,20 +155,23 @@ impl<T: Send + 'static> Turn<T> {
     /// Puts the transfer down until the piece at `next` comes, but not for ever.
     pub(super) fn wait(self, next: u64, transfer: T) {
         let wait = Arc::new(());
+        let since = Arc::clone(&wait);
+        let (slots, name) = (Arc::downgrade(&self.slots), self.name.clone());
+        // Tools run in a runtime; where there is none, nothing waits long.
+        let timer = Handle::try_current().ok().map(|runtime| {
+            let timer = runtime.spawn(async move {
+                sleep(IDLE).await;
+                give_up(&slots, &name, &since);
+            });
+            Timer(timer.abort_handle())
+        });
         let waiting = Slot::Waiting {
             next,
             transfer,
-            wait: Arc::clone(&wait),
+            wait,
+            _timer: timer,
         };
         lock(&self.slots).insert(self.name.clone(), waiting);
-        let (slots, name) = (Arc::downgrade(&self.slots), self.name.clone());
-        // Tools run in a runtime; where there is none, nothing waits long.
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move {
-                sleep(IDLE).await;
-                give_up(&slots, &name, &wait);
-            });
-        }
     }
 }
 

@@ -62,7 +62,7 @@ pub struct Settings {
     /// What consumers have left there, as far as known.
     pub(super) usage: Usage,
     /// Places for signatures in pieces, each of which is a gpg that waits.
-    pub(super) waiting_gpg: Arc<Semaphore>,
+    pub(super) open_signatures: Arc<Semaphore>,
 }
 
 /// A portal that depends on where the server is started.
@@ -109,7 +109,7 @@ impl Settings {
             gpg_wait: GPG_WAIT,
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
-            waiting_gpg: Arc::new(Semaphore::new(WAITING_MAX)),
+            open_signatures: Arc::new(Semaphore::new(WAITING_MAX)),
         }
     }
 

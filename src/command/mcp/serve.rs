@@ -25,7 +25,7 @@ use crate::error::{Exit, Failure};
 use crate::inside::SERVICES;
 use crate::mcp::gate::Gate;
 use crate::mcp::listen::folder::{Folder, FolderError};
-use crate::mcp::listen::{Desk, Listening};
+use crate::mcp::listen::{Listening, ServerState};
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::{Local, PolicySource};
 use crate::mcp::recorder::Recorder;
@@ -127,7 +127,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
         }
         Some(caller) => {
             let caller = Caller::Consumer(caller_name(caller)?);
-            let Desk { live, recorder, .. } = shared::desk(args, output)?;
+            let ServerState { live, recorder, .. } = shared::state(args, output)?;
             let policy: PolicySource = Box::new(move || live.current());
             (caller, policy, recorder, Some(stopped()))
         }
@@ -162,9 +162,9 @@ fn caller_name(text: &str) -> Result<MachineName, Failure> {
 /// A socket for each consumer, until a signal ends it.
 async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     let folder = Folder::take(path).map_err(|error| no_folder(&error))?;
-    let desk = shared::desk(args, output)?;
-    let recorder = Arc::clone(&desk.recorder);
-    let listening = Listening::new(folder, desk, stop_on_signal()?);
+    let state = shared::state(args, output)?;
+    let recorder = Arc::clone(&state.recorder);
+    let listening = Listening::new(folder, state, stop_on_signal()?);
     let shown = path.display();
     let ready = || {
         output.say(&format!("serving in `{shown}`"));

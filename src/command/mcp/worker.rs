@@ -18,7 +18,7 @@ use crate::error::Exit;
 use crate::mcp::accept::Accepting;
 use crate::mcp::monitor::remote::Remote;
 use crate::mcp::server::Stop;
-use crate::mcp::worker::{CLOSE, GENTLY, NOW};
+use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
 
 /// Threads for work that blocks: as many as the tools of one connection that run at a time.
 const THREADS: usize = 8;
@@ -51,10 +51,12 @@ async fn serve(
     output: &Output,
 ) -> anyhow::Result<()> {
     let (close, stop) = orders()?;
-    let lost = stop.clone();
+    let lost = CancellationToken::new();
+    let (without_server, ends) = (lost.clone(), stop.clone());
     let monitor = Remote::new(server, &args.services, move || {
-        lost.gently.cancel();
-        lost.now.cancel();
+        without_server.cancel();
+        ends.gently.cancel();
+        ends.now.cancel();
     })?;
     let accepting = Accepting {
         caller: args.caller.clone(),
@@ -63,6 +65,7 @@ async fn serve(
         connections: stop,
     };
     accepting.run(close).await;
+    anyhow::ensure!(!lost.is_cancelled(), "the server does not respond");
     Ok(())
 }
 
@@ -70,9 +73,9 @@ async fn serve(
 fn orders() -> anyhow::Result<(CancellationToken, Stop)> {
     let (close, stop) = (CancellationToken::new(), Stop::default());
     let orders = [
-        (CLOSE, vec![close.clone()]),
-        (GENTLY, vec![stop.gently.clone()]),
-        (NOW, vec![stop.gently.clone(), stop.now.clone()]),
+        (STOP_ACCEPTING, vec![close.clone()]),
+        (DRAIN, vec![stop.gently.clone()]),
+        (ABORT, vec![stop.gently.clone(), stop.now.clone()]),
     ];
     for (order, tokens) in orders {
         let mut given = signal(SignalKind::from_raw(order.as_raw()))?;

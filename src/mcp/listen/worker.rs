@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -34,20 +34,20 @@ use crate::policy::Caller;
 
 /// Pause after a process that ended by itself, or could not be started: a fault that comes back takes no more than this, and
 /// lasts long enough to be told of.
-const AGAIN: Duration = FOLLOW.saturating_mul(2);
+const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
 /// How long a process that is told to end at once may take.
 const LAST: Duration = Duration::from_secs(1);
-/// The same for one that has let go of its server.
+/// How long a process that closed its socket to the server may take to exit.
 const LAST_MOMENT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 /// Stack of the thread that answers a process, in bytes: it writes the log, and parses questions of bounded depth.
-const STACK: usize = 256 * 1024;
+const STACK: usize = 1024 * 1024;
 
 /// What the server keeps for all its consumers, and their processes ask for.
 #[derive(Clone)]
-pub(crate) struct Desk {
+pub(crate) struct ServerState {
     /// The services file.
     pub(crate) services: PathBuf,
     /// The policy in force.
@@ -60,96 +60,96 @@ pub(crate) struct Desk {
     pub(crate) verbose: bool,
 }
 
-/// What is wrong with the processes of consumers.
+/// What went wrong with the processes of consumers.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Troubles(Arc<Mutex<Said>>);
+pub(super) struct WorkerFailures(Arc<Mutex<Failures>>);
 
 #[derive(Debug, Default)]
-struct Said {
+struct Failures {
     /// Those that cannot be started, until they can.
-    lasting: BTreeMap<MachineName, String>,
+    unstarted: BTreeMap<MachineName, String>,
     /// Those that died, until that is told.
-    passed: Vec<String>,
+    exits: Vec<String>,
 }
 
-impl Troubles {
+impl WorkerFailures {
     /// What cannot be done at present, each as a sentence.
-    pub(super) fn lasting(&self) -> Vec<String> {
-        self.lock().lasting.values().cloned().collect()
+    pub(super) fn unstarted(&self) -> Vec<String> {
+        self.lock().unstarted.values().cloned().collect()
     }
 
-    /// What went wrong since this was asked last. A process that dies is its consumer's own loss, and nothing is left to mend.
-    pub(super) fn passed(&self) -> Vec<String> {
-        std::mem::take(&mut self.lock().passed)
+    /// Those that exited abnormally since this was asked last. An exit concerns only its consumer, and there is nothing to retry.
+    pub(super) fn take_exits(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().exits)
     }
 
     fn cannot_start(&self, caller: &MachineName, why: &io::Error) {
         let text = format!("the process that serves `{caller}` cannot be started: {why}");
-        self.lock().lasting.insert(caller.clone(), text);
+        self.lock().unstarted.insert(caller.clone(), text);
     }
 
     fn died(&self, caller: &MachineName, how: &str) {
         let text = format!("the process that serves `{caller}` {how}");
-        self.lock().passed.push(text);
+        self.lock().exits.push(text);
     }
 
-    fn mended(&self, caller: &MachineName) {
-        self.lock().lasting.remove(caller);
+    fn clear(&self, caller: &MachineName) {
+        self.lock().unstarted.remove(caller);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Said> {
+    fn lock(&self) -> MutexGuard<'_, Failures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Desk {
+impl fmt::Debug for ServerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desk").finish_non_exhaustive()
+        f.debug_struct("ServerState").finish_non_exhaustive()
     }
 }
 
 /// One consumer's socket, and the process that serves it.
-pub(super) struct Keeping {
+pub(super) struct Supervisor {
     pub(super) caller: MachineName,
     pub(super) socket: AsyncFd<OwnedFd>,
-    pub(super) desk: Desk,
-    pub(super) troubles: Troubles,
+    pub(super) state: ServerState,
+    pub(super) failures: WorkerFailures,
     /// No new connections.
     pub(super) close: CancellationToken,
     pub(super) connections: Stop,
 }
 
-impl Keeping {
+impl Supervisor {
     /// Serves until it is closed, and its connections have ended.
     pub(super) async fn run(self) {
         loop {
             tokio::select! {
                 () = self.closed() => return,
-                asked = self.asked() => if asked.is_err() { return },
+                pending = self.connection_pending() => if pending.is_err() { return },
             }
             match self.start() {
                 Ok(mut worker) => {
-                    self.troubles.mended(&self.caller);
+                    self.failures.clear(&self.caller);
                     tokio::select! {
                         how = worker.ended() => match how {
                             // It was idle.
                             None => continue,
-                            Some(how) => self.troubles.died(&self.caller, &how),
+                            Some(how) => self.failures.died(&self.caller, &how),
                         },
                         () = self.closed() => return self.end(worker).await,
                     }
                 }
-                Err(why) => self.troubles.cannot_start(&self.caller, &why),
+                Err(why) => self.failures.cannot_start(&self.caller, &why),
             }
             tokio::select! {
                 () = self.closed() => return,
-                () = sleep(AGAIN) => {}
+                () = sleep(RESTART_DELAY) => {}
             }
         }
     }
 
     /// Waits until somebody connects.
-    async fn asked(&self) -> io::Result<()> {
+    async fn connection_pending(&self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
             let mut looked = [PollFd::new(self.socket.get_ref(), PollFlags::IN)];
@@ -181,28 +181,32 @@ impl Keeping {
             .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
             .args(worker::arguments(
                 &self.caller,
-                &self.desk.services,
-                self.desk.verbose,
+                &self.state.services,
+                self.state.verbose,
             ))
+            // What a terminal sends to the server is the server's to pass on.
+            .process_group(0)
             .stdin(OwnedFd::from(theirs))
             .stdout(self.socket.get_ref().try_clone()?)
             .spawn()?;
-        let process = Arc::new(Process::of(&child));
+        let child = Owned(child);
+        let process = pidfd_open(Pid::from_child(&child.0), PidfdFlags::empty())?;
+        let process = Arc::new(Process(process));
         let (ended, end) = oneshot::channel();
         let worker = Worker {
             process: Arc::clone(&process),
             end,
         };
-        let (caller, desk) = (self.caller.clone(), self.desk.clone());
+        let (caller, state) = (self.caller.clone(), self.state.clone());
         let attending = move || {
-            let source = Arc::clone(&desk.live);
+            let source = Arc::clone(&state.live);
             let local = Local::new(
                 Caller::Consumer(caller.clone()),
                 Box::new(move || source.current()),
-                desk.recorder,
-                desk.gate,
+                state.recorder,
+                state.gate,
             );
-            attend(&ours, &caller, &desk.live, &local);
+            attend(&ours, &caller, &state.live, &local);
             // Whoever waits for its end may have gone.
             let _ = ended.send(process.reap(child));
         };
@@ -220,17 +224,17 @@ impl Keeping {
             socket,
             close,
             connections,
-            troubles,
+            failures,
             caller,
             ..
         } = self;
         // Whoever connects from now on is refused.
         drop(socket);
-        troubles.mended(&caller);
+        failures.clear(&caller);
         let orders = [
-            (close, worker::CLOSE),
-            (connections.gently, worker::GENTLY),
-            (connections.now, worker::NOW),
+            (close, worker::STOP_ACCEPTING),
+            (connections.gently, worker::DRAIN),
+            (connections.now, worker::ABORT),
         ];
         for (given, signal) in orders {
             tokio::select! {
@@ -258,40 +262,38 @@ impl Worker {
     }
 }
 
-/// A process by its id, as long as the id is its own.
-struct Process(Mutex<Option<Pid>>);
+/// A process; a descriptor of it, so that no signal reaches another that got its id.
+struct Process(OwnedFd);
 
 impl Process {
-    fn of(child: &Child) -> Self {
-        Self(Mutex::new(Some(Pid::from_child(child))))
-    }
-
     fn signal(&self, signal: Signal) {
-        let pid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pid) = *pid {
-            // One that has ended just now needs no signal.
-            let _ = kill_process(pid, signal);
-        }
+        // One that has ended just now needs no signal.
+        let _ = pidfd_send_signal(&self.0, signal);
     }
 
-    /// Ends a process that says nothing more, and tells how it ended, where it was not in order.
-    fn reap(&self, mut child: Child) -> Option<String> {
-        // One that ends by itself has let go of its server a moment before.
-        let ends = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).and_then(|process| {
-            let mut ended = [PollFd::new(&process, PollFlags::IN)];
-            poll(&mut ended, Some(&LAST_MOMENT))
-        });
-        let mut pid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ends != Ok(1) {
+    /// Waits for a process that closed its socket, kills it where that takes too long, and gives an abnormal status in words.
+    fn reap(&self, mut child: Owned) -> Option<String> {
+        // A process that exits by itself closes its socket a moment before.
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        if poll(&mut ended, Some(&LAST_MOMENT)) != Ok(1) {
             // One that has ended meanwhile keeps the status that it has.
-            let _ = child.kill();
+            let _ = child.0.kill();
         }
-        let status = child.wait();
-        *pid = None;
-        match status {
+        match child.0.wait() {
             Ok(status) if status.success() => None,
             Ok(status) => Some(format!("ended: {status}")),
             Err(why) => Some(format!("cannot be waited for: {why}")),
         }
+    }
+}
+
+/// A process of ours, which does not outlive this value.
+struct Owned(Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Neither does anything to one that was waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 
-use super::protocol::{Answer, Awake, QUESTION_MAX, Question, receive, send};
-use super::{Admitted as _, Local, Monitor as _, NotNow, Place, Unlogged};
+use super::protocol::{REQUEST_MAX, Request, Response, SpinRead, receive, send};
+use super::{AdmitError, Admitted as _, Local, LocalCall, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
 use crate::mcp::live::Live;
 use crate::name::MachineName;
@@ -13,13 +13,13 @@ use crate::name::MachineName;
 /// Answers until the process closes its end, or says what no process of this program says. Calls that it had running then have
 /// ended with it.
 pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, local: &Local) {
-    let mut questions = BufReader::new(Awake(process));
-    let mut running = Running::default();
-    while let Ok(question) = receive(&mut questions, QUESTION_MAX) {
+    let mut questions = BufReader::new(SpinRead(process));
+    let mut running = AdmittedCalls::default();
+    while let Ok(question) = receive(&mut questions, REQUEST_MAX) {
         let answer = match question {
-            Question::Policy => policy(caller, live),
-            Question::Admit(call) => running.admit(*call, local),
-            Question::Ended {
+            Request::Policy => policy(caller, live),
+            Request::Admit(call) => running.admit(*call, local),
+            Request::Ended {
                 place,
                 outcome,
                 bytes_out,
@@ -27,14 +27,14 @@ pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, lo
                 Some(place) => done(&Box::new(place).ended(outcome, bytes_out)),
                 None => return,
             },
-            Question::Left { place } => match running.take(place) {
+            Request::Abandoned { place } => match running.take(place) {
                 Some(place) => {
                     drop(place);
-                    Answer::Done
+                    Response::Done
                 }
                 None => return,
             },
-            Question::Log(call) => done(&local.log(within_bounds(*call))),
+            Request::Log(call) => done(&local.log(truncate_fields(*call))),
         };
         if send(process, &answer).is_err() {
             return;
@@ -44,49 +44,49 @@ pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, lo
 
 /// The calls of a process that run.
 #[derive(Default)]
-struct Running {
+struct AdmittedCalls {
     last: u64,
-    places: HashMap<u64, Place>,
+    places: HashMap<u64, LocalCall>,
 }
 
-impl Running {
-    fn admit(&mut self, line: Call, local: &Local) -> Answer {
-        match local.let_in(within_bounds(line)) {
+impl AdmittedCalls {
+    fn admit(&mut self, line: Call, local: &Local) -> Response {
+        match local.admit_local(truncate_fields(line)) {
             Ok(place) => {
                 self.last += 1;
                 self.places.insert(self.last, place);
-                Answer::Admitted(self.last)
+                Response::Admitted(self.last)
             }
-            Err(NotNow::Overloaded(full)) => Answer::Overloaded(full),
-            Err(NotNow::Unlogged) => Answer::Unlogged,
-            Err(NotNow::Changed) => Answer::Changed,
+            Err(AdmitError::Overloaded(full)) => Response::Overloaded(full),
+            Err(AdmitError::Unlogged) => Response::Unlogged,
+            Err(AdmitError::Changed) => Response::Changed,
         }
     }
 
-    fn take(&mut self, place: u64) -> Option<Place> {
+    fn take(&mut self, place: u64) -> Option<LocalCall> {
         self.places.remove(&place)
     }
 }
 
-const fn done(logged: &Result<(), Unlogged>) -> Answer {
+const fn done(logged: &Result<(), LogError>) -> Response {
     match logged {
-        Ok(()) => Answer::Done,
-        Err(Unlogged) => Answer::Unlogged,
+        Ok(()) => Response::Done,
+        Err(LogError) => Response::Unlogged,
     }
 }
 
 /// What the process may know of the policy: its consumer's part.
-fn policy(caller: &MachineName, live: &Live) -> Answer {
-    let (policy, settled) = live.look();
-    Answer::Policy {
+fn policy(caller: &MachineName, live: &Live) -> Response {
+    let (policy, settled) = live.current_and_settled();
+    Response::Policy {
         services: policy.services.of_consumer(caller),
         digest: policy.digest.clone(),
         settled,
     }
 }
 
-/// A line as it may be written, whoever made it.
-fn within_bounds(line: Call) -> Call {
+/// Truncates the text fields, which the process chose.
+fn truncate_fields(line: Call) -> Call {
     Call {
         id: bounded(&line.id),
         service: bounded(&line.service),

@@ -1,4 +1,4 @@
-//! What a consumer's process and its server say to each other: one question, one answer, each as JSON behind its length.
+//! What a consumer's process and its server say to each other: one request, one response, each as JSON behind its length.
 
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
@@ -13,19 +13,19 @@ use crate::audit::{Call, Outcome};
 use crate::mcp::gate::Overloaded;
 use crate::services::Services;
 
-/// Longest question, in bytes: the line of a call has bounded names and reasons.
-pub(super) const QUESTION_MAX: usize = 64 * 1024;
-/// Longest answer, in bytes: the services of one consumer, of a file that is no longer.
-pub(super) const ANSWER_MAX: usize = 32 * 1024 * 1024;
+/// Longest request, in bytes: the line of a call has bounded names and reasons.
+pub(super) const REQUEST_MAX: usize = 64 * 1024;
+/// Longest response, in bytes: one consumer's services, from a file of at most 16 MiB.
+pub(super) const RESPONSE_MAX: usize = 32 * 1024 * 1024;
 
-/// What a consumer's process asks.
+/// What a consumer's process asks of its server.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Question {
-    /// Which policy is in force?
+pub(super) enum Request {
+    /// Send the policy in force.
     Policy,
-    /// May this call run now?
+    /// Admit this call.
     Admit(Box<Call>),
-    /// This call has ended, and may its answer leave?
+    /// Log how this call ended; its answer leaves afterwards.
     Ended {
         /// The place that it was given.
         place: u64,
@@ -34,18 +34,18 @@ pub(super) enum Question {
         /// Bytes of its answer.
         bytes_out: u64,
     },
-    /// This call has ended with its connection.
-    Left {
+    /// Log that this call ended with its connection.
+    Abandoned {
         /// The place that it was given.
         place: u64,
     },
-    /// Is this line of a call that did not run in the log?
+    /// Log a call that did not run.
     Log(Box<Call>),
 }
 
-/// What it is answered.
+/// What the server responds.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum Response {
     /// The services of this consumer.
     Policy {
         /// Nothing of them concerns another consumer.
@@ -59,7 +59,7 @@ pub(super) enum Answer {
     Admitted(u64),
     /// A limit is met.
     Overloaded(Overloaded),
-    /// Another policy is in force than the one that the question says.
+    /// Another policy is in force than the one that the request names.
     Changed,
     /// It could not be logged.
     Unlogged,
@@ -67,17 +67,16 @@ pub(super) enum Answer {
     Done,
 }
 
-/// How long the other end is waited for awake: whoever sleeps takes longer to wake up than a question takes to be answered, and
-/// calls come in runs.
-const AWAKE: Duration = Duration::from_micros(100);
+/// How long to poll before blocking: waking a thread that sleeps takes longer than most responses, and calls come in runs.
+const SPIN: Duration = Duration::from_micros(100);
 
-/// A socket whose reader waits awake for a moment before it sleeps.
-pub(super) struct Awake<S>(pub(super) S);
+/// A socket whose reader polls for a moment before it blocks.
+pub(super) struct SpinRead<S>(pub(super) S);
 
-impl<S: AsFd> Read for Awake<S> {
+impl<S: AsFd> Read for SpinRead<S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let since = Instant::now();
-        while since.elapsed() < AWAKE {
+        while since.elapsed() < SPIN {
             match recv(&self.0, &mut *bytes, RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => std::thread::yield_now(),
                 read => return Ok(read?.0),

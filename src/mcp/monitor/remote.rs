@@ -2,18 +2,19 @@
 
 use std::fmt;
 use std::io::{self, BufReader};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::protocol::{ANSWER_MAX, Answer, Awake, Question, receive, send};
-use super::{Admitted, Monitor, NotNow, Unlogged};
+use super::protocol::{RESPONSE_MAX, Request, Response, SpinRead, receive, send};
+use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, Outcome};
-use crate::mcp::live::{Fresh, Live, Policy, PolicyError};
+use crate::mcp::live::{Live, Loaded, Policy, PolicyError};
 
 /// The server, as its consumer's process sees it.
 pub(crate) struct Remote {
-    server: Arc<Server>,
+    server: Arc<ServerSocket>,
     /// The consumer's part of the policy, asked for when the services file is another.
     live: Live,
 }
@@ -24,19 +25,21 @@ impl fmt::Debug for Remote {
     }
 }
 
-/// The other end of a socket. One question at a time: its answer takes less than passing it on to another thread would.
-struct Server {
-    socket: Mutex<BufReader<Awake<UnixStream>>>,
+/// The socket to the server. One request at a time: blocking is cheaper than handing the request to another thread.
+struct ServerSocket {
+    socket: Mutex<BufReader<SpinRead<UnixStream>>>,
     /// Hears that there is no server any more.
     lost: Box<dyn Fn() + Send + Sync>,
 }
 
-impl Server {
-    fn ask(&self, question: &Question) -> io::Result<Answer> {
+impl ServerSocket {
+    fn ask(&self, question: &Request) -> io::Result<Response> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let answer =
-            send(&socket.get_ref().0, question).and_then(|()| receive(&mut *socket, ANSWER_MAX));
+            send(&socket.get_ref().0, question).and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
+            // Half a response may be left in it.
+            let _ = socket.get_ref().0.shutdown(Shutdown::Both);
             (self.lost)();
         }
         answer
@@ -55,8 +58,8 @@ impl Remote {
         services: &Path,
         lost: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, PolicyError> {
-        let server = Arc::new(Server {
-            socket: Mutex::new(BufReader::new(Awake(socket))),
+        let server = Arc::new(ServerSocket {
+            socket: Mutex::new(BufReader::new(SpinRead(socket))),
             lost: Box::new(lost),
         });
         let (asked, path) = (Arc::clone(&server), services.to_owned());
@@ -64,22 +67,22 @@ impl Remote {
         let first = read()?.policy;
         Ok(Self {
             server,
-            live: Live::with(services, Box::new(read), first, Box::new(|_| {})),
+            live: Live::with_reader(services, Box::new(read), first, Box::new(|_| {})),
         })
     }
 }
 
-fn policy(server: &Server, services: &Path) -> Result<Fresh, PolicyError> {
+fn policy(server: &ServerSocket, services: &Path) -> Result<Loaded, PolicyError> {
     let io = |source| PolicyError::Io {
         path: services.to_owned(),
         source,
     };
-    match server.ask(&Question::Policy).map_err(io)? {
-        Answer::Policy {
+    match server.ask(&Request::Policy).map_err(io)? {
+        Response::Policy {
             services,
             digest,
             settled,
-        } => Ok(Fresh {
+        } => Ok(Loaded {
             policy: Arc::new(Policy { services, digest }),
             settled,
         }),
@@ -92,50 +95,50 @@ impl Monitor for Remote {
         self.live.current()
     }
 
-    fn policy_anew(&self) -> Arc<Policy> {
-        self.live.forget();
+    fn refreshed_policy(&self) -> Arc<Policy> {
+        self.live.invalidate();
         self.live.current()
     }
 
-    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, NotNow> {
-        match self.server.ask(&Question::Admit(Box::new(line))) {
-            Ok(Answer::Admitted(place)) => Ok(Box::new(Place {
+    fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
+        match self.server.ask(&Request::Admit(Box::new(line))) {
+            Ok(Response::Admitted(place)) => Ok(Box::new(RemoteCall {
                 server: Arc::clone(&self.server),
                 place: Some(place),
             })),
-            Ok(Answer::Overloaded(full)) => Err(NotNow::Overloaded(full)),
-            Ok(Answer::Changed) => {
-                self.live.forget();
-                Err(NotNow::Changed)
+            Ok(Response::Overloaded(full)) => Err(AdmitError::Overloaded(full)),
+            Ok(Response::Changed) => {
+                self.live.invalidate();
+                Err(AdmitError::Changed)
             }
-            _ => Err(NotNow::Unlogged),
+            _ => Err(AdmitError::Unlogged),
         }
     }
 
-    fn log(&self, line: Call) -> Result<(), Unlogged> {
-        done(&self.server.ask(&Question::Log(Box::new(line))))
+    fn log(&self, line: Call) -> Result<(), LogError> {
+        done(&self.server.ask(&Request::Log(Box::new(line))))
     }
 }
 
-fn done(answer: &io::Result<Answer>) -> Result<(), Unlogged> {
+fn done(answer: &io::Result<Response>) -> Result<(), LogError> {
     match answer {
-        Ok(Answer::Done) => Ok(()),
-        _ => Err(Unlogged),
+        Ok(Response::Done) => Ok(()),
+        _ => Err(LogError),
     }
 }
 
-/// A call's place at the server.
-struct Place {
-    server: Arc<Server>,
+/// A call that the server has admitted.
+struct RemoteCall {
+    server: Arc<ServerSocket>,
     place: Option<u64>,
 }
 
-impl Admitted for Place {
-    fn ended(mut self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), Unlogged> {
+impl Admitted for RemoteCall {
+    fn ended(mut self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
         let Some(place) = self.place.take() else {
             return Ok(());
         };
-        done(&self.server.ask(&Question::Ended {
+        done(&self.server.ask(&Request::Ended {
             place,
             outcome,
             bytes_out,
@@ -143,11 +146,11 @@ impl Admitted for Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RemoteCall {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             // A server that is gone has nothing to free.
-            let _ = self.server.ask(&Question::Left { place });
+            let _ = self.server.ask(&Request::Abandoned { place });
         }
     }
 }

@@ -115,12 +115,12 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
     assert_eq!(names[0].consumers, ["alice".parse().unwrap()]);
     let place = remote.admit(line("sign", &policy.digest)).unwrap();
     let full = remote.admit(line("sign", &policy.digest)).err().unwrap();
-    assert!(matches!(full, NotNow::Overloaded(_)), "{full:?}");
+    assert!(matches!(full, AdmitError::Overloaded(_)), "{full:?}");
     place.ended(Outcome::Done, 7).unwrap();
     // Its place is free again, and another's service is none of its own.
     drop(remote.admit(line("sign", &policy.digest)).unwrap());
     let other = remote.admit(line("secret", &policy.digest)).err().unwrap();
-    assert!(matches!(other, NotNow::Changed), "{other:?}");
+    assert!(matches!(other, AdmitError::Changed), "{other:?}");
     let mut refused = line("secret", &policy.digest);
     refused.decision = Verdict::Refused;
     refused.reason = "x".repeat(60_000);
@@ -155,7 +155,7 @@ fn another_policy_is_seen_at_the_next_look_and_no_call_runs_by_an_old_one() {
     let before = remote.policy();
     std::fs::write(bench.path(), services(&["bob"]).to_file()).unwrap();
     let old = remote.admit(line("sign", &before.digest)).err().unwrap();
-    assert!(matches!(old, NotNow::Changed), "{old:?}");
+    assert!(matches!(old, AdmitError::Changed), "{old:?}");
     let after = remote.policy();
     assert_eq!(after.digest, services(&["bob"]).digest());
     assert!(after.services.services.is_empty());
@@ -182,7 +182,7 @@ fn a_process_that_ends_has_its_calls_logged_and_one_without_a_server_runs_nothin
     assert!(lost.load(Ordering::Relaxed));
     assert!(matches!(
         remote.admit(line("sign", &digest)).err(),
-        Some(NotNow::Unlogged)
+        Some(AdmitError::Unlogged)
     ));
 }
 

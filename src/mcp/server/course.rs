@@ -19,7 +19,7 @@ use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, too_many_connections};
 use crate::mcp::live::Policy;
-use crate::mcp::monitor::{Admitted, NotNow, Unlogged};
+use crate::mcp::monitor::{AdmitError, Admitted, LogError};
 use crate::mcp::pace::{Room, SHORT};
 use crate::mcp::shown;
 use crate::name::ToolName;
@@ -53,8 +53,8 @@ impl Own {
     fn enter(
         &self,
         service: &str,
-        admit: impl FnOnce() -> Result<Box<dyn Admitted>, NotNow>,
-    ) -> Result<Option<OwnCall<'_>>, NotNow> {
+        admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
+    ) -> Result<Option<OwnCall<'_>>, AdmitError> {
         // Locked over both counts: a call that is in by one is in by the other.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let own = running.entry(service.to_owned()).or_default();
@@ -67,7 +67,7 @@ impl Own {
                     place: Some(place),
                 }))
             }
-            Err(NotNow::Overloaded(full)) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
+            Err(AdmitError::Overloaded(full)) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
             Err(why) => Err(why),
         }
     }
@@ -82,7 +82,7 @@ struct OwnCall<'a> {
 
 impl OwnCall<'_> {
     /// Logs how it ended; its place is free.
-    fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), Unlogged> {
+    fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
         let place = self.place.take();
         place.map_or(Ok(()), |place| place.ended(outcome, bytes_out))
     }
@@ -187,7 +187,7 @@ impl Course<'_> {
     async fn room(&self, grant: &Grant, copies: Copies) -> Option<Room> {
         let pace = self.server.pace.as_ref()?;
         let bytes = tool::largest_answer(grant, copies);
-        // What is no larger than any request is counted with it.
+        // A short answer is not counted.
         if bytes <= SHORT {
             return None;
         }
@@ -260,12 +260,12 @@ impl Course<'_> {
                         return Err(self.never_ran(entry, &policy, &grant, given_up));
                     }
                 }
-                Err(NotNow::Overloaded(full)) => {
+                Err(AdmitError::Overloaded(full)) => {
                     return Err(Err(self.overload(entry, &policy, full)));
                 }
-                Err(NotNow::Unlogged) => return Err(Err(unlogged(false))),
+                Err(AdmitError::Unlogged) => return Err(Err(unlogged(false))),
                 // Asked again; a policy does not change as fast as it is asked for.
-                Err(NotNow::Changed) => {}
+                Err(AdmitError::Changed) => {}
             }
         }
     }

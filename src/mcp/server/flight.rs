@@ -180,6 +180,15 @@ impl Flight {
         }
     }
 
+    /// Takes what an answer holds until it is written: its memory, and the place of its tool.
+    pub(super) fn take_held(&self, inner: i64) -> (Vec<Room>, Option<OwnedSemaphorePermit>) {
+        let mut requests = self.lock();
+        let open = requests.open.get_mut(&inner);
+        open.map_or_else(Default::default, |open| {
+            (std::mem::take(&mut open.rooms), open.place.take())
+        })
+    }
+
     /// Keeps the memory of an answer until it is written.
     pub(super) fn keep(&self, inner: &RequestId, room: Room) {
         if let RequestId::Number(inner) = inner

@@ -78,7 +78,7 @@ impl Handler {
                 None,
             ));
         }
-        let policy = self.server.shared.monitor.policy_anew();
+        let policy = self.server.shared.monitor.refreshed_policy();
         let tools = tools::list(&policy.services, &self.server.caller);
         let result = ListToolsResult::with_all_items(tools);
         if is_modern_version(context.protocol_version().as_ref()) {

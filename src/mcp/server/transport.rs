@@ -36,6 +36,8 @@ const LISTED: usize = 16 * 1024;
 const LIST: &[u8] = b"tools/list";
 /// A line that has these words may take a request back.
 const CANCEL: &[u8] = b"notifications/cancelled";
+/// Longest such line, in bytes, that waits for no memory: an id has 1 KiB at most, and a reason is a sentence.
+const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.
 pub(super) struct Transport<R, W> {
@@ -51,7 +53,7 @@ pub(super) struct Transport<R, W> {
     waiting: Option<Held>,
     pace: Option<Arc<Pace>>,
     /// The services of the caller, which a list tells of.
-    services: Box<dyn Fn() -> usize + Send + Sync>,
+    service_count: Box<dyn Fn() -> usize + Send + Sync>,
     /// Until when the answers that are still due are waited for, once no more requests come.
     last_moment: Option<Instant>,
 }
@@ -75,7 +77,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
             only_one: server.beyond.is_some(),
             waiting: None,
             pace: server.pace.clone(),
-            services: server.services(),
+            service_count: server.service_count(),
             last_moment: None,
         }
     }
@@ -122,11 +124,15 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     }
 
     /// What rmcp gets to see of the line that waits, as soon as there is memory for what it becomes.
-    async fn admitted(&mut self) -> Option<ClientJsonRpcMessage> {
+    async fn parse_waiting(&mut self) -> Option<ClientJsonRpcMessage> {
         let (line, _) = self.waiting.as_ref()?;
-        let memory = match (&self.pace, self.costs(line)) {
-            (None, _) | (_, 0) => None,
-            (Some(pace), costs) => tokio::select! {
+        if let Some(id) = cancellation(line, self.lines.max()) {
+            self.waiting = None;
+            return self.flight.cancel(&id).map(cancelled);
+        }
+        let memory = match (&self.pace, self.memory_cost(line)) {
+            (None, _) => None,
+            (Some(pace), memory_cost) => tokio::select! {
                 // In this order: once told to end, not one more request is taken.
                 biased;
                 () = self.stop.gently.cancelled() => {
@@ -134,7 +140,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
                     self.last_moment = Some(Instant::now() + self.limits.stop);
                     return None;
                 }
-                room = pace.request(costs) => room.ok(),
+                room = pace.request(memory_cost) => room.ok(),
             },
         };
         let (line, room) = self.waiting.take()?;
@@ -147,17 +153,14 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     }
 
     /// Bytes that a line may take until it is answered, beside its text, which is counted where it is long.
-    fn costs(&self, line: &Line) -> usize {
+    fn memory_cost(&self, line: &Line) -> usize {
         let Line::Whole(text) = line else {
             return REQUEST;
         };
-        let says = |words: &[u8]| memmem::find(text, words).is_some();
-        if text.len() < REQUEST && says(CANCEL) {
-            // It frees memory.
-            return 0;
-        }
         let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
-        let listed = if says(LIST) { (self.services)() } else { 0 };
+        // With an escape the words may be written in another way.
+        let may_list = memmem::find(text, LIST).is_some() || text.contains(&b'\\');
+        let listed = if may_list { (self.service_count)() } else { 0 };
         REQUEST + text.len().min(SHORT) + values * VALUE + listed * LISTED
     }
 
@@ -183,6 +186,20 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     }
 }
 
+/// The request that a short line takes back. That frees memory, so it must not wait for any.
+fn cancellation(line: &Line, max: usize) -> Option<RequestId> {
+    let Line::Whole(text) = line else {
+        return None;
+    };
+    if text.len() > CANCEL_MAX || memmem::find(text, CANCEL).is_none() {
+        return None;
+    }
+    match message::read(line, max) {
+        Incoming::Cancelled(id) => Some(id),
+        Incoming::Request(_) | Incoming::Nothing => None,
+    }
+}
+
 fn cancelled(inner: RequestId) -> ClientJsonRpcMessage {
     let params = CancelledNotificationParam::new(Some(inner), None);
     ClientJsonRpcMessage::notification(ClientNotification::CancelledNotification(
@@ -202,6 +219,10 @@ where
         item: ServerJsonRpcMessage,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let outer = self.flight.outer(&item);
+        // As long as the answer is in memory, it is counted, also when its request is taken back.
+        let held = outer
+            .as_ref()
+            .map(|(inner, _)| self.flight.take_held(*inner));
         let writer = Arc::clone(&self.writer);
         let flight = Arc::clone(&self.flight);
         let stop = self.stop.clone();
@@ -211,7 +232,12 @@ where
                 // Cancelled: its answer is no longer wanted.
                 return Ok(());
             }
+            let _held = held;
             let mut writer = writer.lock().await;
+            if outer.is_some() && flight.outer(&item).is_none() {
+                // Cancelled while it waited.
+                return Ok(());
+            }
             // Only now, so that one answer at a time is in memory twice.
             let how = How::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
@@ -242,7 +268,7 @@ where
             if self.waiting.is_none() {
                 self.waiting = self.line().await;
             }
-            if let Some(message) = self.admitted().await {
+            if let Some(message) = self.parse_waiting().await {
                 if self.only_one {
                     self.last_moment = Some(Instant::now() + self.limits.drain);
                 }

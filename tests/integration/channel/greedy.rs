@@ -45,9 +45,13 @@ fn attack(number: usize) -> String {
                 "clientInfo": {"name": "n".repeat(1 << 20), "version": "1"}}});
             format!("{hello}\n")
         }
-        // Large answers.
+        // Large answers, and calls that are taken back while their answers wait to be written.
         2 => (0..60)
-            .map(|id| call(id, "give", &json!({"path": "big"})) + "\n")
+            .map(|id| {
+                let taken_back = json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
+                    "params": {"requestId": id}});
+                call(id, "give", &json!({"path": "big"})) + &format!("\n{taken_back}\n")
+            })
             .collect(),
         // Lists.
         3 => (0..60).map(|id| list(id) + "\n").collect(),
@@ -56,8 +60,11 @@ fn attack(number: usize) -> String {
     }
 }
 
+/// A list, in words that look like something else.
 fn list(id: u32) -> String {
-    json!({"jsonrpc": "2.0", "id": id, "method": "tools/list"}).to_string()
+    let meta = json!({"_meta": {"x": "notifications/cancelled"}});
+    let line = json!({"jsonrpc": "2.0", "id": id, "method": "tools/list", "params": meta});
+    line.to_string().replace("tools/list", "tools\\/list")
 }
 
 /// Writes until the other end takes no more; gives how much of it is written.

@@ -136,7 +136,7 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
     let refused = late.call("sign", &first);
     assert_eq!(
         refused["result"]["content"][0]["text"],
-        "16 signatures in pieces are under way; finish one first"
+        "16 signatures in pieces are under way for this caller, over all its connections; finish one first"
     );
     // Another caller has places of its own, and one that is free again can be taken.
     text(&server.peer("bob").call("sign", &first));

@@ -10,7 +10,7 @@ use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::inside::SERVICES;
 use crate::mcp::gate::Gate;
-use crate::mcp::listen::Desk;
+use crate::mcp::listen::ServerState;
 use crate::mcp::live::{Change, Live, PolicyError};
 use crate::mcp::monitor::Monitor;
 use crate::mcp::recorder::{Complain, Recorder};
@@ -22,7 +22,7 @@ use crate::tool::Settings;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// The server of consumers' channels: a services file that is followed, and a log without which no call runs.
-pub(super) fn desk(args: &McpServeArgs, output: &Output) -> anyhow::Result<Desk> {
+pub(super) fn state(args: &McpServeArgs, output: &Output) -> anyhow::Result<ServerState> {
     // What the processes of consumers would refuse is refused here.
     settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
@@ -45,7 +45,7 @@ pub(super) fn desk(args: &McpServeArgs, output: &Output) -> anyhow::Result<Desk>
     recorder
         .append(started, policy.services.allow_unlogged)
         .map_err(|error| no_log(&error))?;
-    Ok(Desk {
+    Ok(ServerState {
         services: path,
         live,
         recorder,
