@@ -15,12 +15,14 @@ const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
 
 /// Connections of the caller, as many as it may have.
 const CONNECTIONS: usize = 256;
+/// Requests of a connection, none of whose answers is read.
+const REQUESTS: u32 = 20;
 /// What a caller may make its provider keep, in KiB: its 64 MiB, and 32 for what every process needs.
 const MEMORY_KIB: u64 = (64 + 32) * 1024;
 /// What memory may differ by, in KiB.
 const SLACK_KIB: u64 = 2 * 1024;
 /// Rounds after each of which nothing is kept.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
@@ -37,7 +39,9 @@ fn attack(number: usize) -> String {
     let deep = json!({"content": 1, "more": vec![json!({"a": 0}); 1_500]});
     match number % 5 {
         // Value trees.
-        0 => (0..60).map(|id| call(id, "copy", &deep) + "\n").collect(),
+        0 => (0..REQUESTS)
+            .map(|id| call(id, "copy", &deep) + "\n")
+            .collect(),
         // A client that says much of itself.
         1 => {
             let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
@@ -46,7 +50,7 @@ fn attack(number: usize) -> String {
             format!("{hello}\n")
         }
         // Large answers, and calls that are taken back while their answers wait to be written.
-        2 => (0..60)
+        2 => (0..REQUESTS)
             .map(|id| {
                 let taken_back = json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
                     "params": {"requestId": id}});
@@ -54,7 +58,7 @@ fn attack(number: usize) -> String {
             })
             .collect(),
         // Lists.
-        3 => (0..60).map(|id| list(id) + "\n").collect(),
+        3 => (0..REQUESTS).map(|id| list(id) + "\n").collect(),
         // A line that never ends.
         _ => "x".repeat(15 * 1024 * 1024),
     }
