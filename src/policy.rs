@@ -131,7 +131,7 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
     let Some(service) = services.service(request.name) else {
         return Decision::Denied(Denial::Unknown);
     };
-    if !service.consumers.contains(consumer) {
+    if !service.serves(consumer) {
         return Decision::Denied(Denial::NotConsumer {
             service: service.name.clone(),
             consumers: service.consumers.clone(),

@@ -46,6 +46,14 @@ pub struct Service {
     pub declared_at: Option<String>,
 }
 
+impl Service {
+    /// Whether this machine is one of its consumers.
+    #[must_use]
+    pub fn serves(&self, machine: &MachineName) -> bool {
+        self.consumers.contains(machine)
+    }
+}
+
 impl Services {
     /// The services that a machine of an `infra.yml` declares.
     #[must_use]
@@ -88,7 +96,7 @@ impl Services {
     #[must_use]
     pub fn of_consumer(&self, consumer: &MachineName) -> Self {
         let services = self.services.iter();
-        let theirs = services.filter(|service| service.consumers.contains(consumer));
+        let theirs = services.filter(|service| service.serves(consumer));
         Self {
             machine: self.machine.clone(),
             services: theirs

@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -40,7 +39,6 @@ pub(crate) struct Accepting {
 impl Accepting {
     /// Accepts until it is closed, or nobody has been connected for a while, then waits for its connections to end.
     pub(crate) async fn run(self, close: CancellationToken) {
-        allow_many();
         let pace = Arc::new(Pace::default());
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
@@ -98,7 +96,7 @@ impl Accepting {
         let policy = self.shared.monitor.policy();
         let services = policy.services.services.iter();
         let most = services
-            .filter(|service| service.consumers.contains(&self.caller))
+            .filter(|service| service.serves(&self.caller))
             .filter_map(|service| service.limits.connections)
             .max();
         usize::try_from(most.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
@@ -117,18 +115,6 @@ async fn turn_away(server: Server, stream: UnixStream, stop: Stop) {
         stop.now.cancel();
         serving.await;
     }
-}
-
-/// Lets this process have as many files open as the system allows it: each connection takes one, and what systemd starts
-/// has 1024.
-fn allow_many() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let most = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    // Where that is forbidden, what there is has to do.
-    let _ = setrlimit(Resource::Nofile, most);
 }
 
 #[cfg(test)]

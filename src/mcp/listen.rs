@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -116,6 +117,7 @@ impl Listening {
         ready: impl FnOnce(),
         complain: impl Fn(&str),
     ) -> Result<(), FolderError> {
+        allow_many();
         let mut tasks = JoinSet::new();
         if let Some(failed) = self.follow(&mut tasks).into_iter().next() {
             // The sockets that were made go again.
@@ -296,4 +298,16 @@ impl Listening {
         }
         self.folder.clear()
     }
+}
+
+/// Lets this process, and those that it starts, have as many files open as the system allows: each connection takes one, each
+/// consumer a few, and what systemd starts has 1024.
+fn allow_many() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // Where that is forbidden, what there is has to do.
+    let _ = setrlimit(Resource::Nofile, most);
 }

@@ -12,6 +12,8 @@ mod tests;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::{Call, Outcome, Verdict};
 use crate::mcp::gate::{Gate, Overloaded, Running};
 use crate::mcp::live::Policy;
@@ -56,7 +58,7 @@ pub(crate) trait Admitted: Send {
 }
 
 /// Why a call that the policy grants does not run.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AdmitError {
     /// A limit is met.
     Overloaded(Overloaded),
@@ -115,7 +117,7 @@ impl Local {
             Caller::Operator => None,
             Caller::Consumer(name) => {
                 let service = policy.services.service(&line.service);
-                let service = service.filter(|service| service.consumers.contains(name));
+                let service = service.filter(|service| service.serves(name));
                 // Whoever asks has decided by another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self
@@ -137,7 +139,7 @@ impl Local {
     fn with_trusted_fields(&self, line: Call, policy: &Policy) -> Call {
         let service = policy.services.service(&line.service);
         let not_consumer = match (&self.caller, service) {
-            (Caller::Consumer(caller), Some(service)) => !service.consumers.contains(caller),
+            (Caller::Consumer(caller), Some(service)) => !service.serves(caller),
             _ => false,
         };
         Call {

@@ -165,7 +165,7 @@ fn longest_message(caller: &Caller, policy: &Policy) -> Option<usize> {
     };
     let services = policy.services.services.iter();
     let set = services
-        .filter(|service| service.consumers.contains(name))
+        .filter(|service| service.serves(name))
         .map(|service| service.limits.message_bytes);
     let longest = set.reduce(|longest, next| match (longest, next) {
         (Some(one), Some(other)) => Some(one.max(other)),

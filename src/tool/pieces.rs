@@ -16,10 +16,13 @@ use super::ToolError;
 /// How long a transfer waits for its next piece; what it holds (a gpg, a file that nobody sees yet) is free then.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 
+/// By the name of the transfer.
+type Slots<T> = HashMap<String, Slot<T>>;
+
 /// The transfers of one connection, by name.
 #[derive(Debug)]
 pub(super) struct Transfers<T> {
-    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+    slots: Arc<Mutex<Slots<T>>>,
     most: usize,
 }
 
@@ -51,7 +54,7 @@ impl Drop for Timer {
 /// The right to work on the next piece. Dropped without [`Turn::wait`], the transfer is over.
 #[derive(Debug)]
 pub(super) struct Turn<T> {
-    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+    slots: Arc<Mutex<Slots<T>>>,
     name: String,
 }
 
@@ -98,7 +101,7 @@ impl<T> Transfers<T> {
 }
 
 fn begin<T>(
-    slots: &mut HashMap<String, Slot<T>>,
+    slots: &mut Slots<T>,
     name: &str,
     shown: &str,
     most: usize,
@@ -119,7 +122,7 @@ fn begin<T>(
 }
 
 fn resume<T>(
-    slots: &mut HashMap<String, Slot<T>>,
+    slots: &mut Slots<T>,
     name: &str,
     shown: &str,
     offset: u64,
@@ -176,7 +179,7 @@ impl<T: Send + 'static> Turn<T> {
 }
 
 /// Gives up a transfer that has waited since then.
-fn give_up<T>(slots: &Weak<Mutex<HashMap<String, Slot<T>>>>, name: &str, since: &Arc<()>) {
+fn give_up<T>(slots: &Weak<Mutex<Slots<T>>>, name: &str, since: &Arc<()>) {
     let Some(slots) = slots.upgrade() else {
         return;
     };
@@ -216,7 +219,7 @@ pub(super) fn contradicts(name: &str) -> ToolError {
 }
 
 /// A panic elsewhere leaves a map that is still a map.
-fn lock<T>(slots: &Mutex<HashMap<String, Slot<T>>>) -> MutexGuard<'_, HashMap<String, Slot<T>>> {
+fn lock<T>(slots: &Mutex<Slots<T>>) -> MutexGuard<'_, Slots<T>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, lo
     while let Ok(question) = receive(&mut questions, REQUEST_MAX) {
         let answer = match question {
             Request::Policy => policy(caller, live),
-            Request::Admit(call) => running.admit(*call, local),
+            Request::Admit(call) => Response::Admit(running.admit(*call, local)),
             Request::Ended {
                 place,
                 outcome,
@@ -50,17 +50,11 @@ struct AdmittedCalls {
 }
 
 impl AdmittedCalls {
-    fn admit(&mut self, line: Call, local: &Local) -> Response {
-        match local.admit_local(truncate_fields(line)) {
-            Ok(place) => {
-                self.last += 1;
-                self.places.insert(self.last, place);
-                Response::Admitted(self.last)
-            }
-            Err(AdmitError::Overloaded(full)) => Response::Overloaded(full),
-            Err(AdmitError::Unlogged) => Response::Unlogged,
-            Err(AdmitError::Changed) => Response::Changed,
-        }
+    fn admit(&mut self, line: Call, local: &Local) -> Result<u64, AdmitError> {
+        let place = local.admit_local(truncate_fields(line))?;
+        self.last += 1;
+        self.places.insert(self.last, place);
+        Ok(self.last)
     }
 
     fn take(&mut self, place: u64) -> Option<LocalCall> {

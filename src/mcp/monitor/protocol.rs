@@ -9,8 +9,8 @@ use rustix::net::{RecvFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::AdmitError;
 use crate::audit::{Call, Outcome};
-use crate::mcp::gate::Overloaded;
 use crate::services::Services;
 
 /// Longest request, in bytes: the line of a call has bounded names and reasons.
@@ -55,12 +55,8 @@ pub(super) enum Response {
         /// Whether it holds as long as its file stays as it is.
         settled: bool,
     },
-    /// The call runs, in this place.
-    Admitted(u64),
-    /// A limit is met.
-    Overloaded(Overloaded),
-    /// Another policy is in force than the one that the request names.
-    Changed,
+    /// The call runs, in this place, or does not.
+    Admit(Result<u64, AdmitError>),
     /// It could not be logged.
     Unlogged,
     /// It is done.

@@ -101,18 +101,16 @@ impl Monitor for Remote {
     }
 
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
-        match self.server.ask(&Request::Admit(Box::new(line))) {
-            Ok(Response::Admitted(place)) => Ok(Box::new(RemoteCall {
-                server: Arc::clone(&self.server),
-                place: Some(place),
-            })),
-            Ok(Response::Overloaded(full)) => Err(AdmitError::Overloaded(full)),
-            Ok(Response::Changed) => {
-                self.live.invalidate();
-                Err(AdmitError::Changed)
-            }
-            _ => Err(AdmitError::Unlogged),
+        let Ok(Response::Admit(admitted)) = self.server.ask(&Request::Admit(Box::new(line))) else {
+            return Err(AdmitError::Unlogged);
+        };
+        if matches!(admitted, Err(AdmitError::Changed)) {
+            self.live.invalidate();
         }
+        Ok(Box::new(RemoteCall {
+            server: Arc::clone(&self.server),
+            place: Some(admitted?),
+        }))
     }
 
     fn log(&self, line: Call) -> Result<(), LogError> {

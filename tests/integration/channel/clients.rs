@@ -22,7 +22,7 @@ fn uses_its_services(client: Option<Command>, version: &str) {
         "{name: pick_up, tool: file_provide, consumers: [alice]}",
         "{name: paste, tool: clipboard_get, consumers: [bob]}",
     ])
-    .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    .keyring(&keyring);
     world.write("portal/outgoing/all/note", "hello");
     let server = world.listen();
     let plan = json!([

@@ -159,9 +159,7 @@ fn it_ends_when_the_answers_are_out_and_not_before() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[COPY, SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let server = world.listen();
     let mut connected = Connected::start(&world, &server.socket("alice"));
     connected.send((call("slow", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
@@ -330,9 +328,7 @@ fn a_provider_that_vanishes_ends_it_with_4() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[COPY, SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let begin = "error: Cannot reach MCP server: ";
 
     // In the middle of the last call.
@@ -379,9 +375,7 @@ fn it_outlives_its_provider_and_answers_what_was_in_flight() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[COPY, SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let mut server = world.listen();
     let socket = server.socket("alice");
     let mut connected = Connected::start(&world, &socket);

@@ -85,9 +85,7 @@ fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[SIGN]).held_gpg().keyring(&keyring);
     let args = [
         "mcp",
         "serve",
@@ -187,9 +185,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
     }
     for signal in ["TERM", "INT"] {
         let keyring = Keyring::new();
-        let world = World::new(&[COPY, SIGN])
-            .held_gpg()
-            .env("GNUPGHOME", keyring.path().to_str().unwrap());
+        let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
         let mut server = world.listen();
         let mut alice = server.peer("alice");
         let idle = [server.peer("alice"), server.peer("bob")];
@@ -228,9 +224,7 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[COPY, SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let mut server = world.listen();
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "before"})));

@@ -40,7 +40,7 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
         "{name: sign, tool: gpg_sign, consumers: [alice], limits: {call_seconds: 1}}",
     ])
     .held_gpg()
-    .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    .keyring(&keyring);
     let server = world.listen();
     let mut alice = server.peer("alice");
     let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
@@ -103,7 +103,7 @@ fn the_calls_of_all_callers_at_once_are_counted_together() {
         "{name: sign, tool: gpg_sign, consumers: [alice, bob], limits: {in_flight_all: 1}}",
     ])
     .held_gpg()
-    .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    .keyring(&keyring);
     let server = world.listen();
     let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
     let data = json!({"data": "aGVsbG8="});
@@ -121,8 +121,8 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice, bob]}"])
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world =
+        World::new(&["{name: sign, tool: gpg_sign, consumers: [alice, bob]}"]).keyring(&keyring);
     let server = world.listen();
     let first = json!({"data": "aGVs", "offset": 0});
     let mut waiting: Vec<_> = (0..16)

@@ -27,9 +27,7 @@ fn of_128_calls_in_flight_from_8_callers_every_answer_finds_its_request() {
     let all = callers.join(", ");
     let sign = format!("{{name: sign, tool: gpg_sign, consumers: [{all}]}}");
     let give = format!("{{name: give, tool: file_provide, consumers: [{all}]}}");
-    let world = World::new(&[&sign, &give])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[&sign, &give]).held_gpg().keyring(&keyring);
     for caller in &callers {
         for number in 0..8 {
             let path = format!("portal/outgoing/{caller}/{number}");
@@ -181,7 +179,7 @@ fn calls_at_once_over_the_limit_wait_on_one_connection_and_are_overloaded_across
     let world =
         World::new(&["{name: sign, tool: gpg_sign, consumers: [alice], limits: {in_flight: 1}}"])
             .held_gpg()
-            .env("GNUPGHOME", keyring.path().to_str().unwrap());
+            .keyring(&keyring);
     let server = world.listen();
     let (mut first, mut second) = (server.peer("alice"), server.peer("alice"));
     let data = json!({"data": "aGVsbG8="});
@@ -360,7 +358,7 @@ fn a_call_that_waits_reports_and_the_clients_time_out_counts_from_that() {
     let keyring = Keyring::new();
     let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [alice]}"])
         .slow_gpg(11)
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+        .keyring(&keyring);
     world.write("letter", "hello");
     let server = world.listen();
     let socket = server.socket("alice");

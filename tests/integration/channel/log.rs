@@ -477,7 +477,7 @@ fn a_call_that_is_taken_back_has_its_line() {
     let world =
         World::new(&["{name: sign, tool: gpg_sign, consumers: [alice], limits: {in_flight: 1}}"])
             .held_gpg()
-            .env("GNUPGHOME", keyring.path().to_str().unwrap());
+            .keyring(&keyring);
     let server = world.listen();
     let mut alice = server.peer("alice");
     let data = json!({"data": "aGVsbG8="});

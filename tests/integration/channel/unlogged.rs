@@ -255,7 +255,7 @@ fn a_call_that_runs_keeps_the_room_for_its_line_while_others_fill_the_disk() {
     let keyring = Keyring::new();
     let world = World::new(&["{name: sign, tool: gpg_sign, consumers: [bob]}", COPY])
         .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+        .keyring(&keyring);
     let Some(disk) = Disk::mount(world.path("log"), 4 * 1024 * 1024) else {
         return;
     };

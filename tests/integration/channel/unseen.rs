@@ -18,7 +18,7 @@ const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 fn held(keyring: &Keyring, mcp: &'static str) -> World {
     World::with_mcp(&[SIGN, COPY], mcp)
         .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap())
+        .keyring(keyring)
 }
 
 /// A call to sign, which runs.

@@ -57,9 +57,7 @@ fn a_process_that_is_killed_takes_nobody_elses_connection_and_its_calls_are_in_t
         return;
     }
     let keyring = Keyring::new();
-    let world = World::new(&[COPY, SIGN])
-        .held_gpg()
-        .env("GNUPGHOME", keyring.path().to_str().unwrap());
+    let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let server = world.listen();
     let mut bob = server.peer("bob");
     bob.lives();

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::peer::Peer;
 use crate::harness::{ANKLUME, scrub, write_program};
+use crate::serve::server::Keyring;
 
 /// Longer than anything here takes on the slowest machine; only what hangs meets it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -105,6 +106,11 @@ impl World {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
+    }
+
+    /// Keys of the test's own.
+    pub(super) fn keyring(self, keyring: &Keyring) -> Self {
+        self.env("GNUPGHOME", keyring.path().to_str().unwrap())
     }
 
     /// gpg waits for a file `go` before it begins, and says with a file `started` that it is there.
