@@ -2,6 +2,7 @@
 
 mod audit;
 mod clipboard_holder;
+mod gpg_agent_launcher;
 mod machines;
 mod mcp;
 mod mcp_worker;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, LogArgs};
 pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
+pub use gpg_agent_launcher::GpgAgentLauncherArgs;
 pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs, MachineRootArgs};
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
@@ -120,6 +122,9 @@ pub enum Command {
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),
+    /// Start the gpg-agent of a server when a call needs it; started by the supervisor of a machine
+    #[command(hide = true)]
+    GpgAgentLauncher(GpgAgentLauncherArgs),
     /// Serve one consumer; started by mcp serve --listen
     #[command(hide = true)]
     McpWorker(McpWorkerArgs),

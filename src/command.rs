@@ -8,6 +8,7 @@ mod clipboard_holder;
 mod destroy;
 mod doctor;
 mod errand;
+mod gpg_agent_launcher;
 mod machine_ask;
 mod machine_root;
 mod machine_setup;
@@ -57,6 +58,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::MachineRoot(args) => machine_root::run(args),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
+        Command::GpgAgentLauncher(args) => gpg_agent_launcher::run(args),
         Command::McpWorker(args) => mcp::work(args, output),
     }
 }

@@ -12,10 +12,7 @@ pub use found::{Found, Serving};
 pub use rights::{
     ABOVE, Caller, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
 };
-pub use unit::{
-    LOGS, OPENRC_SCRIPT, PATH, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, openrc_script, systemd_unit,
-    systemd_wanted,
-};
+pub use unit::{LOGS, PATH, RUNTIME, STOP_SECONDS, Unit, systemd_wanted, unit_paths, units};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +41,12 @@ pub const IDENTITY: &str = "/etc/anklume/machine";
 pub const SERVICES: &str = "/etc/anklume/services.json";
 /// Name of the service at the machine's supervisor.
 pub const UNIT: &str = "anklume-mcp";
+/// Name of the service that starts its gpg-agent.
+pub const AGENT_UNIT: &str = "anklume-gpg-agent";
+/// The command by which the program starts it.
+pub const LAUNCH: &str = "gpg-agent-launcher";
+/// The variable that tells a server where the launcher listens; without it, it starts the agent itself.
+pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 
 /// What a machine should hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

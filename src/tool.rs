@@ -24,6 +24,7 @@ use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::shown;
 
+pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 

@@ -1,6 +1,8 @@
 //! What differs between an order and what was found, a line for each.
 
-use super::{Found, Order, Serving, Supervisor, openrc_script, systemd_unit};
+use std::collections::BTreeMap;
+
+use super::{Found, Order, Serving, Unit, units};
 use crate::services::Services;
 
 /// One thing that differs.
@@ -129,22 +131,24 @@ const CONSUMERS_SHOWN: usize = 8;
 /// How much of a digest is shown, in characters.
 const DIGEST_SHOWN: usize = 12;
 
-/// The file of the supervisor that the machine said it has.
+/// The files of the supervisor that the machine said it has.
 fn supervision(order: &Order, found: &Found) -> Option<String> {
     let machine = &order.machine;
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
-    let run_as = order.run_as.as_deref();
-    let wanted = match supervisor? {
-        _ if order.services.is_none() => None,
-        Supervisor::Systemd => Some(systemd_unit(run_as)),
-        Supervisor::Openrc => Some(openrc_script(run_as)),
-        Supervisor::Nobody => None,
+    let wanted = match order.services {
+        Some(_) => units(supervisor?, order.run_as.as_deref()),
+        None => Vec::new(),
     };
-    (found.unit != wanted).then(|| {
-        let sign = match (&found.unit, &wanted) {
-            (None, _) => '+',
-            (_, None) => '-',
-            _ => '~',
+    let wanted: BTreeMap<String, String> = wanted
+        .into_iter()
+        .map(|Unit { path, text, .. }| (path, text))
+        .collect();
+    (found.units != wanted).then(|| {
+        let is_whole = wanted.keys().all(|path| found.units.contains_key(path));
+        let sign = match (is_whole, wanted.is_empty()) {
+            (_, true) => '-',
+            (false, false) => '+',
+            (true, false) => '~',
         };
         format!("{sign} supervision of the server on {machine}")
     })
@@ -173,7 +177,7 @@ fn serving(order: &Order, found: &Found) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inside::Identity;
+    use crate::inside::{Identity, Supervisor};
 
     fn order() -> Order {
         let services = serde_json::json!({
@@ -184,21 +188,28 @@ mod tests {
         Order::new("p1", "signer".parse().unwrap(), None, Some(&services))
     }
 
+    /// The files of systemd for a server of this user.
+    fn files(run_as: Option<&str>) -> BTreeMap<String, String> {
+        let units = units(Supervisor::Systemd, run_as).into_iter();
+        units.map(|unit| (unit.path, unit.text)).collect()
+    }
+
     /// A machine in which an order was carried out.
     fn done(order: &Order) -> Found {
         let services = order.services().unwrap();
         Found {
             runs: true,
             program: Some(order.program.clone()),
-            odd: std::collections::BTreeMap::new(),
+            odd: BTreeMap::new(),
             link: Some(crate::inside::PROGRAM.to_owned()),
             identity: Some(Identity {
                 ..order.identity(Supervisor::Systemd)
             }),
             services: order.services.clone(),
-            unit: services
+            units: services
                 .as_ref()
-                .map(|_| systemd_unit(order.run_as.as_deref())),
+                .map(|_| files(order.run_as.as_deref()))
+                .unwrap_or_default(),
             serving: services.map_or(Serving::Unknown, |services| Serving::Policy {
                 digest: services.digest(),
                 refused: None,
@@ -286,21 +297,21 @@ mod tests {
             (
                 Found {
                     identity: None,
-                    unit: None,
+                    units: BTreeMap::new(),
                     ..same.clone()
                 },
                 "+ name and link of the program on signer",
             ),
             (
                 Found {
-                    unit: None,
+                    units: BTreeMap::new(),
                     ..same.clone()
                 },
                 "+ supervision of the server on signer",
             ),
             (
                 Found {
-                    unit: Some("x".to_owned()),
+                    units: files(Some("other")),
                     ..same.clone()
                 },
                 "~ supervision of the server on signer",

@@ -19,8 +19,8 @@ pub struct Found {
     pub identity: Option<Identity>,
     /// The text of the services file.
     pub services: Option<String>,
-    /// The text of the file that its supervisor starts the server by.
-    pub unit: Option<String>,
+    /// The files that its supervisor starts the server and what it needs by: their paths and texts.
+    pub units: BTreeMap<String, String>,
     /// Whether it serves.
     pub serving: Serving,
 }

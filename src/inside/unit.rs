@@ -1,12 +1,26 @@
-//! The service at a machine's supervisor, as text.
+//! The services at a machine's supervisor, as text: the server, and the launcher of the gpg-agent that its calls use.
+//!
+//! The launcher is a service of its own, so that the agent is in no control group of the server's and held to none of its
+//! limits: it may need a card reader or a display, and it outlives the server.
 
-use super::{PROGRAM, UNIT};
+use super::{AGENT_LAUNCHER, AGENT_UNIT, LAUNCH, PROGRAM, Supervisor, UNIT};
 use crate::edge::PROVIDER_FOLDER;
 
-/// The unit's file.
-pub const SYSTEMD_UNIT: &str = "/etc/systemd/system/anklume-mcp.service";
-/// The script's file.
-pub const OPENRC_SCRIPT: &str = "/etc/init.d/anklume-mcp";
+/// A file of a supervisor's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Where it is.
+    pub path: String,
+    /// What is in it.
+    pub text: String,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// The folder of the launcher's socket.
+const AGENT_FOLDER: &str = "/run/anklume/gpg-agent";
+/// The launcher's socket.
+const AGENT_SOCKET: &str = "/run/anklume/gpg-agent/launcher.sock";
 /// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both have one clipboard.
 pub const RUNTIME: &str = "/run/anklume/user";
 /// Where the server finds programs, whoever starts it: as systemd has it.
@@ -16,24 +30,54 @@ pub const LOGS: &str = "/var/log/anklume";
 /// How long a server may take to end before it is killed, in seconds: longer than it gives its running calls itself.
 pub const STOP_SECONDS: u64 = 90;
 
-/// The unit for systemd.
-///
-/// `KillMode=process`: what a call left running on purpose (the holder of a clipboard, an agent with a key) outlives the
-/// server. No start limit: a server that cannot start now may do so later, and `doctor` tells.
+/// What the supervisor starts by, for a server of this user (`None`: root's); nothing where nobody supervises.
 #[must_use]
-pub fn systemd_unit(run_as: Option<&str>) -> String {
+pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
     let user = run_as.unwrap_or("root");
+    let texts = match supervisor {
+        Supervisor::Systemd => [systemd_agent(user), systemd_server(user)],
+        Supervisor::Openrc => [openrc_agent(user), openrc_server(user)],
+        Supervisor::Nobody => return Vec::new(),
+    };
+    let paths = unit_paths(supervisor).into_iter();
+    let mode = match supervisor {
+        // A script that is run.
+        Supervisor::Openrc => 0o755,
+        Supervisor::Systemd | Supervisor::Nobody => 0o644,
+    };
+    paths
+        .zip(texts)
+        .map(|(path, text)| Unit { path, text, mode })
+        .collect()
+}
+
+/// Where the files of [`units`] are.
+#[must_use]
+pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
+    let path = |unit: &str| match supervisor {
+        Supervisor::Systemd => Some(format!("/etc/systemd/system/{unit}.service")),
+        Supervisor::Openrc => Some(format!("/etc/init.d/{unit}")),
+        Supervisor::Nobody => None,
+    };
+    [AGENT_UNIT, UNIT].into_iter().filter_map(path).collect()
+}
+
+/// `KillMode=process`: what a call left running on purpose (the holder of a clipboard) outlives the server. No start limit: a
+/// server that cannot start now may do so later, and `doctor` tells.
+fn systemd_server(user: &str) -> String {
     format!(
         "# Written by `anklume apply`, which undoes what is changed here.
 [Unit]
 Description=anklume: the services of this machine
+Wants={AGENT_UNIT}.service
+After={AGENT_UNIT}.service
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 ExecStart={PROGRAM} mcp serve --listen {PROVIDER_FOLDER}
 User={user}
-Environment=PATH={PATH} XDG_RUNTIME_DIR={RUNTIME}
+Environment=PATH={PATH} XDG_RUNTIME_DIR={RUNTIME} {AGENT_LAUNCHER}={AGENT_SOCKET}
 RuntimeDirectory=anklume/mcp anklume/user
 RuntimeDirectoryMode=0700
 RuntimeDirectoryPreserve=restart
@@ -53,10 +97,29 @@ WantedBy=multi-user.target
     )
 }
 
-/// The script for OpenRC.
-#[must_use]
-pub fn openrc_script(run_as: Option<&str>) -> String {
-    let user = run_as.unwrap_or("root");
+/// `KillMode=process`: the agent, and the passphrases that it holds, outlive the launcher.
+fn systemd_agent(user: &str) -> String {
+    format!(
+        "# Written by `anklume apply`, which undoes what is changed here.
+[Unit]
+Description=anklume: starts the gpg-agent of the services of this machine
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart={PROGRAM} {LAUNCH} {AGENT_SOCKET}
+User={user}
+Environment=PATH={PATH}
+RuntimeDirectory=anklume/gpg-agent
+RuntimeDirectoryMode=0700
+Restart=always
+RestartSec=1
+KillMode=process
+OOMPolicy=continue
+"
+    )
+}
+
+fn openrc_server(user: &str) -> String {
     format!(
         "#!/sbin/openrc-run
 # Written by `anklume apply`, which undoes what is changed here.
@@ -65,15 +128,41 @@ supervisor=supervise-daemon
 command={PROGRAM}
 command_args=\"mcp serve --listen {PROVIDER_FOLDER}\"
 command_user={user}
-supervise_daemon_args=\"--env PATH={PATH} --env XDG_RUNTIME_DIR={RUNTIME}\"
+supervise_daemon_args=\"--env PATH={PATH} --env XDG_RUNTIME_DIR={RUNTIME} --env {AGENT_LAUNCHER}={AGENT_SOCKET}\"
 retry=\"TERM/{STOP_SECONDS}/KILL/5\"
 respawn_delay=1
 respawn_max=0
+
+depend() {{
+    want {AGENT_UNIT}
+    after {AGENT_UNIT}
+}}
 
 start_pre() {{
     checkpath -d -m 0755 /run/anklume
     checkpath -d -m 0700 -o {user} {PROVIDER_FOLDER} {RUNTIME}
     checkpath -d -m 0750 -o {user} {LOGS}
+}}
+"
+    )
+}
+
+fn openrc_agent(user: &str) -> String {
+    format!(
+        "#!/sbin/openrc-run
+# Written by `anklume apply`, which undoes what is changed here.
+description=\"anklume: starts the gpg-agent of the services of this machine\"
+supervisor=supervise-daemon
+command={PROGRAM}
+command_args=\"{LAUNCH} {AGENT_SOCKET}\"
+command_user={user}
+supervise_daemon_args=\"--env PATH={PATH}\"
+respawn_delay=1
+respawn_max=0
+
+start_pre() {{
+    checkpath -d -m 0755 /run/anklume
+    checkpath -d -m 0700 -o {user} {AGENT_FOLDER}
 }}
 "
     )

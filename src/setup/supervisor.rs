@@ -17,8 +17,7 @@ use super::tree::Tree;
 use super::{SetupError, failed, server};
 use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{
-    LOGS, OPENRC_SCRIPT, RUNTIME, STOP_SECONDS, SYSTEMD_UNIT, Supervisor, UNIT, openrc_script,
-    systemd_unit,
+    AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
 };
 
 /// Longest that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
@@ -45,23 +44,28 @@ pub(super) async fn install(
     supervisor: Supervisor,
     run_as: Option<&str>,
 ) -> Result<bool, SetupError> {
+    if supervisor == Supervisor::Openrc {
+        started().await;
+    }
+    let mut changed = false;
+    for unit in units(supervisor, run_as) {
+        changed |= tree.file(&unit.path, unit.text.as_bytes(), unit.mode)?;
+    }
     match supervisor {
         Supervisor::Systemd => {
-            let changed = tree.file(SYSTEMD_UNIT, systemd_unit(run_as).as_bytes(), 0o644)?;
             if changed {
                 tell("systemctl", &["daemon-reload"]).await?;
             }
             tell("systemctl", &["--quiet", "enable", UNIT]).await?;
-            Ok(changed)
         }
         Supervisor::Openrc => {
-            started().await;
-            let changed = tree.file(OPENRC_SCRIPT, openrc_script(run_as).as_bytes(), 0o755)?;
-            tell("rc-update", &["--quiet", "add", UNIT, "default"]).await?;
-            Ok(changed)
+            for unit in [AGENT_UNIT, UNIT] {
+                tell("rc-update", &["--quiet", "add", unit, "default"]).await?;
+            }
         }
-        Supervisor::Nobody => Ok(false),
+        Supervisor::Nobody => {}
     }
+    Ok(changed)
 }
 
 /// Waits until OpenRC has started what it starts with the machine: what is started meanwhile it forgets, and can neither
@@ -90,8 +94,13 @@ pub(super) async fn run(
         return Ok(());
     }
     match supervisor {
-        Supervisor::Systemd => tell("systemctl", &["restart", UNIT]).await,
-        Supervisor::Openrc => tell("rc-service", &["--quiet", UNIT, "restart"]).await,
+        Supervisor::Systemd => tell("systemctl", &["restart", AGENT_UNIT, UNIT]).await,
+        Supervisor::Openrc => {
+            for unit in [AGENT_UNIT, UNIT] {
+                tell("rc-service", &["--quiet", unit, "restart"]).await?;
+            }
+            Ok(())
+        }
         Supervisor::Nobody => {
             server::end().await?;
             folders(account)?;
@@ -102,24 +111,43 @@ pub(super) async fn run(
 
 /// Ends the server, and takes away what would start it again.
 pub(super) async fn withdraw(tree: &Tree) -> Result<(), SetupError> {
-    if tree.read(SYSTEMD_UNIT)?.is_some() {
-        if detect() == Supervisor::Systemd {
-            tell("systemctl", &["--quiet", "disable", "--now", UNIT]).await?;
+    let here = detect();
+    for supervisor in [Supervisor::Systemd, Supervisor::Openrc] {
+        let files = unit_paths(supervisor);
+        let mut any = false;
+        for (file, unit) in files.iter().zip([AGENT_UNIT, UNIT]) {
+            if tree.read(file)?.is_none() {
+                continue;
+            }
+            any = true;
+            if here == supervisor {
+                stop(supervisor, unit).await?;
+            }
         }
-        tree.remove(&crate::inside::systemd_wanted())?;
-        tree.remove(SYSTEMD_UNIT)?;
-        if detect() == Supervisor::Systemd {
+        if !any {
+            continue;
+        }
+        tree.remove(&systemd_wanted())?;
+        for file in &files {
+            tree.remove(file)?;
+        }
+        if here == Supervisor::Systemd {
             tell("systemctl", &["daemon-reload"]).await?;
         }
     }
-    if tree.read(OPENRC_SCRIPT)?.is_some() {
-        if detect() == Supervisor::Openrc {
-            tell("rc-service", &["--quiet", UNIT, "stop"]).await?;
-            tell("rc-update", &["--quiet", "delete", UNIT]).await?;
-        }
-        tree.remove(OPENRC_SCRIPT)?;
-    }
     server::end().await
+}
+
+/// Ends what the supervisor of this machine keeps running, for good.
+async fn stop(supervisor: Supervisor, unit: &str) -> Result<(), SetupError> {
+    match supervisor {
+        Supervisor::Systemd => tell("systemctl", &["--quiet", "disable", "--now", unit]).await,
+        Supervisor::Openrc => {
+            tell("rc-service", &["--quiet", unit, "stop"]).await?;
+            tell("rc-update", &["--quiet", "delete", unit]).await
+        }
+        Supervisor::Nobody => Ok(()),
+    }
 }
 
 /// Runs a supervisor's command to its end.

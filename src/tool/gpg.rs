@@ -7,6 +7,7 @@
 mod configuration;
 mod fault;
 mod keys;
+pub(crate) mod launcher;
 mod message;
 mod process;
 mod signature;

@@ -12,13 +12,14 @@ use tokio::sync::Semaphore;
 
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
+use crate::inside::AGENT_LAUNCHER;
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";
 /// The variable that names the folder of keys itself.
 const KEYS: &str = "GNUPGHOME";
 /// The variables that say where a user's portal, clipboard and keys are. Two servers that agree on them share all three.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 8] = [
     "ANKLUME_MCP_PORTAL",
     "XDG_RUNTIME_DIR",
     "WAYLAND_DISPLAY",
@@ -26,6 +27,7 @@ const VARIABLES: [&str; 7] = [
     "XAUTHORITY",
     KEYS,
     "HOME",
+    AGENT_LAUNCHER,
 ];
 /// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
@@ -53,6 +55,8 @@ pub struct Settings {
     pub gpg_connect_agent: PathBuf,
     /// What says where its files are.
     pub gpgconf: PathBuf,
+    /// Where the launcher of the agent listens; `None`: the agent is started from here.
+    pub agent_launcher: Option<PathBuf>,
     /// Where gpg keeps its keys, as far as the environment says it.
     pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
@@ -105,6 +109,7 @@ impl Settings {
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
             gpgconf: PathBuf::from("gpgconf"),
+            agent_launcher: None,
             gpg_home: None,
             gpg_wait: GPG_WAIT,
             incoming_max: INCOMING_MAX,
@@ -129,6 +134,7 @@ impl Settings {
         Ok(Self {
             display: Display::from_env(),
             gpg_home: GpgHome::from_env(),
+            agent_launcher: variable(AGENT_LAUNCHER).map(PathBuf::from),
             ..Self::new(portal, runtime.join("anklume"))
         })
     }

@@ -32,6 +32,23 @@ impl Init {
             Self::OpenRc => "until [ -e /run/up ]; do sleep 0.1; done; rc-status -r",
         }
     }
+
+    /// A command that starts a service again.
+    pub(crate) fn restart(self, service: &str) -> String {
+        self.tell(service, "restart")
+    }
+
+    /// A command that stops a service.
+    pub(crate) fn stop(self, service: &str) -> String {
+        self.tell(service, "stop")
+    }
+
+    fn tell(self, service: &str, verb: &str) -> String {
+        match self {
+            Self::Systemd => format!("systemctl {verb} {service}"),
+            Self::OpenRc => format!("rc-service {service} {verb}"),
+        }
+    }
 }
 
 /// The alias of a Debian image, which is on Incus then; tests/incus/debian-image.sh has made its file.

@@ -51,6 +51,74 @@ fn server(world: &World) -> (String, String) {
     (pid, user)
 }
 
+/// The agents that run in the signer: of each its control group, whether it may gain privileges, and its number.
+fn agents(world: &World) -> String {
+    let asked = r#"for process in /proc/[0-9]*; do
+        [ "$(cat $process/comm 2>/dev/null)" = gpg-agent ] || continue
+        grep -m1 'name=systemd\|^0::' $process/cgroup; grep NoNewPrivs $process/status; echo $process
+    done"#;
+    let (found, said) = world.exec(0, "signer", asked);
+    assert!(found, "{said}");
+    said
+}
+
+/// The one agent of the signer: its number, its control group, and whether it may gain privileges.
+#[track_caller]
+fn agent(world: &World) -> [String; 3] {
+    let said = agents(world);
+    let lines: Vec<&str> = said.lines().collect();
+    let [group, privileges, number] = lines.try_into().unwrap();
+    [number, group, privileges].map(str::to_owned)
+}
+
+/// The agent is in no group of the server's and under none of its limits, outlives it, and comes back when it was ended.
+fn agent_is_apart(world: &World, init: Init) {
+    let ended = "su -s /bin/sh signer -c 'gpgconf --kill gpg-agent'";
+    // That of who made the key.
+    assert!(world.exec(0, "signer", ended).0);
+    assert!(signs(world));
+    let [number, group, privileges] = agent(world);
+    assert_eq!(privileges, "NoNewPrivs:\t0");
+    if init == Init::Systemd {
+        assert!(group.ends_with("/anklume-gpg-agent.service"), "{group}");
+        let (pid, _) = server(world);
+        let (_, server) = world.exec(
+            0,
+            "signer",
+            &format!("grep -m1 'name=systemd\\|^0::' /proc/{pid}/cgroup"),
+        );
+        assert!(server.ends_with("/anklume-mcp.service\n"), "{server}");
+    }
+    for unit in ["anklume-mcp", "anklume-gpg-agent"] {
+        assert!(world.exec(0, "signer", &init.restart(unit)).0);
+        signs_again(world);
+        assert_eq!(agent(world).first(), Some(&number), "{unit}");
+    }
+    assert!(world.exec(0, "signer", ended).0);
+    assert!(signs(world));
+    let [newer, again, privileges] = agent(world);
+    assert_ne!(newer, number);
+    assert_eq!((again, privileges.as_str()), (group, "NoNewPrivs:\t0"));
+    // Without the launcher: no agent of the server's own.
+    assert!(
+        world
+            .exec(
+                0,
+                "signer",
+                &format!("{}; {ended}", init.stop("anklume-gpg-agent"))
+            )
+            .0
+    );
+    assert!(!signs(world));
+    assert_eq!(agents(world), "");
+    assert!(
+        world
+            .exec(0, "signer", &init.restart("anklume-gpg-agent"))
+            .0
+    );
+    signs_again(world);
+}
+
 /// The whole life of a supervised server; `file` is what its supervisor starts it by.
 fn lives(init: Init, file: &str) {
     let image = debian(init);
@@ -66,6 +134,7 @@ fn lives(init: Init, file: &str) {
     assert!(made, "{words}");
     world.apply();
     assert!(signs(&world));
+    agent_is_apart(&world, init);
     let (first, user) = server(&world);
     assert_eq!(user, "signer\n");
     world.is_settled();

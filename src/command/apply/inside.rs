@@ -19,8 +19,7 @@ use crate::incus::state::Instance;
 use crate::incus::{Kind, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    ABOVE, Caller, Found, IDENTITY, Identity, LINK, OPENRC_SCRIPT, Rights, SERVICES, SYSTEMD_UNIT,
-    Serving, Supervisor, ours,
+    ABOVE, Caller, Found, IDENTITY, Identity, LINK, Rights, SERVICES, Serving, ours, unit_paths,
 };
 use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
@@ -103,13 +102,11 @@ async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Fou
     let identity = text(&mut files, IDENTITY, Kind::File).await?;
     found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
     found.services = text(&mut files, SERVICES, Kind::File).await?;
-    let unit = match found.identity.as_ref().and_then(|one| one.supervisor) {
-        Some(Supervisor::Systemd) => Some(SYSTEMD_UNIT),
-        Some(Supervisor::Openrc) => Some(OPENRC_SCRIPT),
-        Some(Supervisor::Nobody) | None => None,
-    };
-    if let Some(unit) = unit {
-        found.unit = text(&mut files, unit, Kind::File).await?;
+    let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
+    for unit in supervisor.map(unit_paths).unwrap_or_default() {
+        if let Some(text) = text(&mut files, &unit, Kind::File).await? {
+            found.units.insert(unit, text);
+        }
     }
     if runs && found.services.is_some() {
         // Whoever serves writes it: what cannot be read says that nobody serves as they should.

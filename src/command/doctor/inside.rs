@@ -171,7 +171,7 @@ mod tests {
             link: Some(PROGRAM.to_owned()),
             identity: Some(order.identity(Supervisor::Openrc)),
             services: order.services.clone(),
-            unit: Some("another one".to_owned()),
+            units: std::collections::BTreeMap::new(),
             serving,
         }
     }

@@ -32,7 +32,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
             ..order.identity(Supervisor::Nobody)
         }),
         services: order.services,
-        unit: None,
+        units: std::collections::BTreeMap::new(),
         serving: if runs { serving } else { Serving::Unknown },
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::status::date;
+use crate::inside::AGENT_UNIT;
 use crate::tool::GpgHome;
 
 /// Why gpg did not sign.
@@ -183,6 +184,11 @@ pub enum NoAgent {
         /// The user that serves.
         uid: u32,
     },
+    /// What starts it does not answer.
+    #[error(
+        "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that there"
+    )]
+    Launcher(String),
     /// Something else.
     #[error("`gpg-connect-agent /bye`, as the user that serves, says why")]
     Other,

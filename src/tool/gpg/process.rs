@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::configuration::Configuration;
-use super::fault::GpgFault;
+use super::fault::{GpgFault, NoAgent};
+use super::launcher::{self, Server};
 use crate::tool::{Settings, ToolError};
 
 /// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
@@ -85,7 +86,7 @@ impl<'s> GnuPg<'s> {
     /// A folder or socket of GnuPG's, by its name in `gpgconf --list-dirs`.
     pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
         let ended = self
-            .ask(&self.settings.gpgconf, ["--list-dirs", name])
+            .ask(&self.settings.gpgconf, &["--list-dirs", name])
             .await?;
         match ended.stdout.trim_end_matches('\n') {
             path if ended.success && !path.is_empty() => Ok(path.into()),
@@ -96,20 +97,28 @@ impl<'s> GnuPg<'s> {
         }
     }
 
-    /// Starts one of GnuPG's servers, unless it runs already.
-    pub(super) async fn launch(&self, server: &str) -> Result<Ended, ToolError> {
-        self.ask(&self.settings.gpgconf, ["--launch", server]).await
+    /// Starts one of GnuPG's servers, unless it runs already. Whether it runs then is seen when it is asked.
+    pub(super) async fn launch(&self, server: Server) -> Result<(), ToolError> {
+        let Some(socket) = &self.settings.agent_launcher else {
+            let gpgconf = &self.settings.gpgconf;
+            return self
+                .ask(gpgconf, &["--launch", server.name()])
+                .await
+                .map(drop);
+        };
+        let launched = launcher::launch(socket, server).await;
+        launched.map_err(|why| GpgFault::NoAgent(NoAgent::Launcher(why.to_string())).into())
     }
 
-    /// Asks the agent something, and starts it where none runs; its answer.
+    /// Asks the agent something, if it runs; its answer.
     pub(super) async fn agent(&self, question: &str) -> Result<Ended, ToolError> {
-        self.ask(&self.settings.gpg_connect_agent, [question, "/bye"])
-            .await
+        let arguments = ["--no-autostart", question, "/bye"];
+        self.ask(&self.settings.gpg_connect_agent, &arguments).await
     }
 
     /// Runs one of the programs beside gpg.
-    async fn ask(&self, program: &Path, arguments: [&str; 2]) -> Result<Ended, ToolError> {
-        let arguments = arguments.map(OsStr::new);
+    async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<Ended, ToolError> {
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         self.start(program, &arguments, Stdio::null())?.end().await
     }
 

@@ -9,6 +9,7 @@ use rustix::fs::{Access, access};
 use super::configuration::Configuration;
 use super::fault::{CardFault, GpgFault, NoAgent, SOCKET_MAX};
 use super::keys::{self, Signer};
+use super::launcher::Server;
 use super::message::Message;
 use super::process::{GnuPg, Running};
 use super::status::{self, Good};
@@ -114,10 +115,13 @@ impl Making {
 async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
     if gnupg.configuration.is_by_keyboxd {
         // One that does not start is told of by gpg itself.
-        gnupg.launch("keyboxd").await?;
+        gnupg.launch(Server::Keyboxd).await?;
     }
-    let answered = gnupg.agent("GETINFO pid").await?;
-    if answered.stdout.lines().any(|line| line == "OK") {
+    if answers(gnupg).await? {
+        return Ok(());
+    }
+    gnupg.launch(Server::Agent).await?;
+    if answers(gnupg).await? {
         return Ok(());
     }
     let uid = rustix::process::geteuid().as_raw();
@@ -134,6 +138,12 @@ async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
         NoAgent::ReadOnly { why, uid }
     }))
     .into())
+}
+
+/// Whether gpg-agent runs.
+async fn answers(gnupg: &GnuPg<'_>) -> Result<bool, ToolError> {
+    let answered = gnupg.agent("GETINFO pid").await?;
+    Ok(answered.stdout.lines().any(|line| line == "OK"))
 }
 
 /// Why a folder cannot be written to.

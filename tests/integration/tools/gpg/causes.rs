@@ -242,3 +242,64 @@ fn a_folder_of_keys_that_is_not_there_or_not_readable_is_no_empty_one() {
     let said = vault.sign(b"hi").unwrap_err();
     assert!(said.starts_with("no secret key; "), "{said}");
 }
+
+/// The launcher of a vault's agent, which ends with this.
+struct Launcher(std::process::Child);
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Launcher {
+    fn start(vault: &Vault, socket: &Path) -> Self {
+        let program = std::process::Command::new(env!("CARGO_BIN_EXE_anklume"))
+            .arg("gpg-agent-launcher")
+            .arg(socket)
+            .env("GNUPGHOME", &vault.home)
+            .spawn();
+        Self(program.unwrap())
+    }
+}
+
+#[test]
+fn a_launcher_starts_the_agent_and_nobody_else_does() {
+    if !have_program("gpg") {
+        return;
+    }
+    let mut vault = Vault::with_key();
+    vault.pinentry(None);
+    let socket = vault.server.folder.path().join("launcher");
+    vault.server.settings.agent_launcher = Some(socket.clone());
+    assert_eq!(
+        vault.sign(b"hi").unwrap_err(),
+        "gpg-agent cannot be started on the provider: the service `anklume-gpg-agent`, which starts it, \
+         does not answer (No such file or directory (os error 2)); restart that there"
+    );
+    // One that is starting is waited for, and strangers do not hold it up for long.
+    let launcher = Launcher::start(&vault, &socket);
+    vault.sign(b"hi").unwrap();
+    let silent = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    for nonsense in ["gpg-agent --daemon sh\n", "\n", "keyboxd"] {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        std::io::Write::write_all(&mut stream, nonsense.as_bytes()).unwrap();
+    }
+    // Ends the agent.
+    vault.pinentry(None);
+    vault.sign(b"hi").unwrap();
+    drop(silent);
+    // A running agent needs no launcher.
+    drop(launcher);
+    vault.sign(b"hi").unwrap();
+    vault.pinentry(None);
+    let said = vault.sign(b"hi").unwrap_err();
+    assert!(
+        said.contains("(Connection refused (os error 111))"),
+        "{said}"
+    );
+    // A socket that is left behind is in nobody's way.
+    let _launcher = Launcher::start(&vault, &socket);
+    vault.sign(b"hi").unwrap();
+}

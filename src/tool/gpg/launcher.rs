@@ -1,0 +1,112 @@
+//! The launcher of the servers of GnuPG: a process beside the server that starts gpg-agent and keyboxd when a call needs them.
+//!
+//! They live as long as their user wants to be known by them, longer than a server, and may need what a server must not have,
+//! such as a card reader. So they are started in no control group of the server's and under none of its limits. Whoever
+//! connects writes the name of one of the two and a line end, and reads to the end, which comes when it runs or cannot.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Command;
+
+/// A server of GnuPG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Server {
+    /// gpg-agent, which holds the secret keys.
+    Agent,
+    /// keyboxd, which holds the public keys where `common.conf` says so.
+    Keyboxd,
+}
+
+/// Longest line that the launcher reads, in bytes.
+const LINE_MAX: u64 = 16;
+/// Longest that the launcher waits for it.
+const LINE_WAIT: Duration = Duration::from_secs(2);
+/// Longest that a call waits for the launcher to be there: it may be starting again.
+const THERE_MAX: Duration = Duration::from_secs(5);
+/// How often is looked whether it is.
+const LOOK: Duration = Duration::from_millis(50);
+/// Longest that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
+const LAUNCH_MAX: Duration = Duration::from_secs(15);
+
+impl Server {
+    /// Its name, as `gpgconf --launch` takes it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "gpg-agent",
+            Self::Keyboxd => "keyboxd",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        let mut all = [Self::Agent, Self::Keyboxd].into_iter();
+        all.find(|server| server.name() == name)
+    }
+}
+
+/// Has the launcher that listens there start one.
+///
+/// # Errors
+///
+/// Nobody listens there, or takes too long.
+pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
+    let began = Instant::now();
+    let mut stream = loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => break stream,
+            Err(why) if began.elapsed() >= THERE_MAX => return Err(why),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    };
+    let told = async {
+        let line = format!("{}\n", server.name());
+        stream.write_all(line.as_bytes()).await?;
+        stream.read(&mut [0]).await
+    };
+    let told = tokio::time::timeout(LAUNCH_MAX, told).await;
+    told.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
+}
+
+/// Listens there until it is killed, and starts what is asked for, with the environment of this process.
+///
+/// # Errors
+///
+/// The socket cannot be made: its folder is not there, or is not ours.
+pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
+    match std::fs::remove_file(socket) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        // Whoever it is tries again.
+        let _ = answer(stream).await;
+    }
+}
+
+/// Starts what one connection asks for.
+async fn answer(stream: UnixStream) -> io::Result<()> {
+    let mut line = String::new();
+    let mut reader = BufReader::new(stream.take(LINE_MAX));
+    tokio::time::timeout(LINE_WAIT, reader.read_line(&mut line))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)??;
+    let server = Server::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
+    // Why it does not run, if so, is found out by the call.
+    Command::new("gpgconf")
+        .args(["--launch", server.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .await
+        .map(drop)
+}
