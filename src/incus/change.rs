@@ -16,7 +16,7 @@ const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// How long Incus holds one question for the end of an operation, in seconds; shorter than any patience.
 const WAIT_SECONDS: u64 = 10;
 /// How often an edit is tried again because somebody else changed the object meanwhile.
-const EDIT_TRIES: usize = 5;
+const EDIT_TRIES: usize = 6;
 
 /// How long a machine that is busy with something else is waited for.
 const BUSY_MAX: Duration = Duration::from_secs(30);
@@ -80,11 +80,15 @@ impl Incus {
     /// does now and then when many devices of a machine change at once.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
         let mut tries = EDIT_TRIES;
+        let mut pause = BUSY_LOOK;
         loop {
             tries -= 1;
             match self.edit_once(object, edits).await {
                 Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
-                Err(why) if is_wordless(&why) && tries > 0 => tokio::time::sleep(BUSY_LOOK).await,
+                Err(why) if is_wordless(&why) && tries > 0 => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
                 other => return other,
             }
         }
