@@ -5,6 +5,7 @@ mod clipboard_holder;
 mod gpg_agent_launcher;
 mod machines;
 mod mcp;
+mod mcp_helper;
 mod mcp_worker;
 mod policy;
 mod sync;
@@ -20,6 +21,7 @@ pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs, MachineRo
 pub use mcp::{
     ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
 };
+pub use mcp_helper::McpHelperArgs;
 pub use mcp_worker::McpWorkerArgs;
 pub use policy::{PolicyCheckArgs, PolicyCommand, PolicyExportArgs, PolicyListArgs};
 pub use sync::SyncArgs;
@@ -128,6 +130,9 @@ pub enum Command {
     /// Serve one consumer; started by mcp serve --listen
     #[command(hide = true)]
     McpWorker(McpWorkerArgs),
+    /// Run the tools of one consumer; started by mcp serve --listen
+    #[command(hide = true)]
+    McpHelper(McpHelperArgs),
 }
 
 /// Where the infrastructure is declared.

@@ -60,6 +60,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
         Command::GpgAgentLauncher(args) => gpg_agent_launcher::run(args),
         Command::McpWorker(args) => mcp::work(args, output),
+        Command::McpHelper(args) => mcp::help(args, output),
     }
 }
 

@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::diagnostic::{Diagnostic, Faults, Place};
@@ -371,6 +372,27 @@ pub struct McpUsers {
     pub gid: u32,
     /// The machine's services run also while their calls cannot be logged.
     pub allow_unlogged: bool,
+    /// How strictly its server is confined.
+    pub confinement: Confinement,
+}
+
+/// Whether a server serves that the kernel confines less than it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confinement {
+    /// As far as the kernel has it.
+    #[default]
+    Available,
+    /// Not without a filter of its system calls, nor with capabilities.
+    Required,
+}
+
+impl Confinement {
+    /// Whether it is as far as the kernel has it.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// An entry of `services`.

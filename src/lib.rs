@@ -19,6 +19,7 @@ pub mod catalogue;
 mod channel;
 pub mod cli;
 mod command;
+mod confinement;
 pub mod diagnostic;
 pub mod digest;
 pub mod edge;

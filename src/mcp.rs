@@ -6,6 +6,7 @@
 pub(crate) mod accept;
 pub(crate) mod client;
 pub(crate) mod gate;
+pub(crate) mod helper;
 pub(crate) mod listen;
 pub(crate) mod live;
 pub(crate) mod monitor;

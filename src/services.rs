@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::sha256;
-use crate::infra::Machine;
+use crate::infra::{Confinement, Machine};
 use crate::limits::Limits;
 use crate::name::{MachineName, ServiceName, ToolName};
 
@@ -23,6 +23,9 @@ pub struct Services {
     /// Calls run also while they cannot be logged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unlogged: bool,
+    /// Whether it serves without being confined.
+    #[serde(default, skip_serializing_if = "Confinement::is_default")]
+    pub confinement: Confinement,
 }
 
 /// One service of a machine.
@@ -74,6 +77,7 @@ impl Services {
             machine: machine.name.clone(),
             services,
             allow_unlogged: machine.mcp.allow_unlogged,
+            confinement: machine.mcp.confinement,
         }
     }
 
@@ -106,6 +110,7 @@ impl Services {
                 })
                 .collect(),
             allow_unlogged: self.allow_unlogged,
+            confinement: self.confinement,
         }
     }
 
@@ -125,6 +130,7 @@ impl Services {
             machine,
             services: Vec::new(),
             allow_unlogged: false,
+            confinement: Confinement::Available,
         }
     }
 

@@ -9,6 +9,7 @@ mod file;
 mod folder;
 mod gpg;
 mod pieces;
+mod resource;
 mod settings;
 #[cfg(test)]
 mod testing;
@@ -16,7 +17,7 @@ mod testing;
 use std::io;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::catalogue::{BadArguments, CLIPBOARD_MAX, ONE_CALL_MAX, TWO_COPIES_MAX};
@@ -26,6 +27,8 @@ use crate::shown;
 
 pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
+pub use resource::Resource;
+pub(crate) use resource::{has_gnupg, portal_limits};
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.
@@ -50,10 +53,16 @@ impl Session {
             reads: file::Reads::default(),
         }
     }
+
+    /// Whether nothing that came in pieces, or goes out in pieces, waits for the next one.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.signatures.is_empty() && self.uploads.is_empty() && self.reads.is_empty()
+    }
 }
 
 /// What a tool gives back.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// What a shell user wants as it is.
     pub text: String,
@@ -81,7 +90,7 @@ impl std::fmt::Debug for Outcome {
 }
 
 /// How often an answer carries a payload that may be large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
     /// In its text alone: the client asked for that.
     One,
@@ -176,6 +185,9 @@ pub enum ToolError {
         /// Why it failed.
         cause: io::Error,
     },
+    /// What another process of this server says, which ran the tool.
+    #[error("{0}")]
+    Told(String),
     /// The call was given up while it ran.
     #[error("the call was given up")]
     Cancelled,
@@ -203,6 +215,7 @@ impl ToolError {
             Self::Gpg(_) => "gpg",
             Self::TimedOut(_) => "timed-out",
             Self::System { .. } => "system",
+            Self::Told(_) => "told",
             Self::Cancelled => "cancelled",
             Self::Broken => "broken",
         }

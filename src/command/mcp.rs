@@ -6,14 +6,18 @@ mod call;
 mod connect;
 mod converse;
 mod given;
+mod helper;
 mod list;
 mod printable;
+#[cfg(debug_assertions)]
+mod probe;
 mod rehearse;
 mod serve;
 mod status;
 mod worker;
 
 pub(super) use converse::converse;
+pub(super) use helper::run as help;
 pub(super) use worker::run as work;
 
 use crate::cli::McpCommand;

@@ -3,6 +3,7 @@
 //! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
 
 pub(crate) mod folder;
+mod helper;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::confinement::InForce;
 use crate::inside::STOP_SECONDS;
 use crate::limits::STOP_TIME;
 use crate::mcp::live::Policy;
@@ -61,6 +63,9 @@ pub(crate) struct Status {
     /// Where it finds its user's portal, clipboard and keys.
     #[serde(default)]
     pub(crate) surroundings: Option<Surroundings>,
+    /// What the kernel keeps it from.
+    #[serde(default)]
+    pub(crate) confinement: Option<InForce>,
 }
 
 /// A server of many consumers.
@@ -278,6 +283,7 @@ impl Listening {
             failed: now.failed.clone(),
             unlogged: now.unlogged.clone(),
             surroundings: Some(Surroundings::from_env()),
+            confinement: Some(self.state.confinement.clone()),
         };
         // These types hold nothing that JSON cannot.
         let text = serde_json::to_vec(&status).unwrap_or_default();

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::STOP_TIME;
 use crate::mcp::Limits;
+use crate::mcp::helper::Helpers;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor;
 use crate::mcp::pace::Pace;
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) monitor: Box<dyn Monitor>,
     /// Where the tools work.
     pub(crate) settings: Arc<Settings>,
+    /// Who runs what this process cannot; `None`: it runs every tool itself.
+    pub(crate) helpers: Option<Arc<Helpers>>,
     /// Who hears of each answer.
     pub(crate) observer: Observer,
 }

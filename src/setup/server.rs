@@ -194,6 +194,7 @@ mod tests {
             failed: Vec::new(),
             unlogged: None,
             surroundings: None,
+            confinement: None,
         }
     }
 

@@ -10,6 +10,7 @@ mod unpublished;
 mod usage;
 
 pub(super) use accept::{Upload, accept};
+pub(super) use portal::make as make_portal;
 pub(super) use provide::{Reads, largest_answer, provide};
 pub(super) use usage::Usage;
 

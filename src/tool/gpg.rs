@@ -13,6 +13,7 @@ mod process;
 mod signature;
 mod status;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,6 +24,8 @@ use crate::shown;
 
 use super::pieces::{self, Step, Turn};
 use super::{Outcome, Session, Settings, ToolError, blocking};
+use configuration::Configuration;
+use process::GnuPg;
 use signature::{Making, Signature};
 
 pub use fault::{CardFault, GpgFault, NoAgent, Unfit};
@@ -42,6 +45,29 @@ pub(super) struct Signing {
     key: Option<String>,
     /// Its place among those of its caller, where it comes in pieces.
     place: Option<OwnedSemaphorePermit>,
+}
+
+/// Where GnuPG keeps what belongs to the server's user.
+#[derive(Debug, Default)]
+pub(super) struct Folders {
+    /// The folder of keys.
+    pub(super) home: Option<PathBuf>,
+    /// Keyrings that `gpg.conf` names elsewhere.
+    pub(super) keyrings: Vec<PathBuf>,
+}
+
+/// Finds them.
+pub(super) async fn folders(settings: &Settings) -> Folders {
+    let gnupg = GnuPg::again(settings, Configuration::default());
+    let Ok(home) = gnupg.home().await else {
+        return Folders::default();
+    };
+    // What cannot be read is told by the call, which reads it again.
+    let configuration = Configuration::read(&home).unwrap_or_default();
+    Folders {
+        keyrings: configuration.files(&home),
+        home: Some(home),
+    }
 }
 
 /// Runs `gpg_sign`.

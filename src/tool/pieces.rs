@@ -76,6 +76,14 @@ impl<T> Transfers<T> {
         }
     }
 
+    /// Whether none is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
     /// Takes the turn for a piece that begins at `offset`.
     ///
     /// `shown` is the name as messages show it.

@@ -203,6 +203,16 @@ impl GpgHome {
 }
 
 impl Display {
+    /// Whether it may be on another machine: `host:number` is, as after `ssh -X`; `:number` is not.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        let local = |name: &OsString| {
+            let name = name.to_string_lossy();
+            name.starts_with(':') || name.starts_with("unix:") || name.starts_with('/')
+        };
+        self.x11.as_ref().is_some_and(|name| !local(name))
+    }
+
     fn from_env() -> Option<Self> {
         let display = Self {
             wayland: variable("WAYLAND_DISPLAY"),

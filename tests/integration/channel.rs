@@ -12,6 +12,7 @@ mod ask;
 mod beyond;
 mod client;
 mod clients;
+mod confined;
 mod connect;
 mod flood;
 mod greedy;

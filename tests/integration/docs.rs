@@ -63,6 +63,26 @@ fn paths_named_in_the_docs_exist() {
 }
 
 #[test]
+fn each_promise_names_a_test_that_is_there() {
+    let tests: String = files_below("tests")
+        .iter()
+        .filter(|file| Path::new(file).extension().is_some_and(|ext| ext == "rs"))
+        .map(|file| read(file))
+        .collect();
+    let page = read("docs/security.md");
+    let named: Vec<&str> = quoted(&page)
+        .filter(|word| word.matches('_').count() > 3 && !word.contains(' '))
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        assert!(
+            tests.contains(&format!("fn {name}()")),
+            "`{name}` is no test"
+        );
+    }
+}
+
+#[test]
 fn pages_named_in_the_source_exist() {
     for file in files_below("src") {
         let text = read(&file);

@@ -5,11 +5,12 @@
 pub(super) mod shared;
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::panic;
 use std::path::Path;
 use std::pin::pin;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,10 @@ use super::printable::first_sentence;
 use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
+use crate::confinement::{self, Calls, InForce, Limits};
+use crate::digest::hex;
 use crate::error::{Exit, Failure};
-use crate::inside::SERVICES;
+use crate::inside::{LAUNCH, SERVICES};
 use crate::mcp::gate::Gate;
 use crate::mcp::listen::folder::{Folder, FolderError};
 use crate::mcp::listen::{Listening, ServerState};
@@ -35,6 +38,7 @@ use crate::policy::Caller;
 use crate::services::Services;
 use crate::setup::account::Account;
 use crate::setup::surroundings;
+use crate::tool::{Display, has_gnupg};
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
@@ -52,6 +56,11 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     }
     as_the_server_of_this_machine(args)?;
     keep_panics_short(output);
+    let confined = match &args.listen {
+        Some(_) => confine()?,
+        // Whoever started it and asks over its stdin is the operator, or speaks for one consumer.
+        None => Confined::default(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(THREADS)
@@ -59,13 +68,70 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
         .context("cannot start the server")?;
     let served = runtime.block_on(async {
         match &args.listen {
-            Some(folder) => listen(folder, args, output).await,
+            Some(folder) => listen(folder, args, confined, output).await,
             None => serve(args, output).await,
         }
     });
     // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
     runtime.shutdown_timeout(LAST_WORK);
     served.map(|()| Exit::Done)
+}
+
+/// What becomes of a server that was confined.
+#[derive(Debug, Default)]
+struct Confined {
+    /// What the kernel keeps it from.
+    in_force: InForce,
+    /// Where the launcher of the agent listens that it started before.
+    launcher: Option<Launcher>,
+}
+
+/// What starts the agent, until this value is dropped.
+#[derive(Debug)]
+struct Launcher {
+    /// The socket on which it listens.
+    name: String,
+    _stdin: Option<std::process::ChildStdin>,
+}
+
+/// Limits the server to what it and the processes that it starts may need for any policy.
+fn confine() -> anyhow::Result<Confined> {
+    let settings = shared::settings()?;
+    let display = settings.display.as_ref();
+    let launcher = match settings.agent_launcher {
+        None if has_gnupg(&settings) => Some(launcher()?),
+        _ => None,
+    };
+    let limits = Limits {
+        calls: Calls::Server,
+        files: None,
+        network: display.is_some_and(Display::is_remote),
+    };
+    Ok(Confined {
+        in_force: confinement::enter(&limits).context("cannot be confined")?,
+        launcher,
+    })
+}
+
+/// Starts what starts the agent, so that this is not held to what the server is.
+fn launcher() -> anyhow::Result<Launcher> {
+    let mut random = [0; 16];
+    let mut file = std::fs::File::open("/dev/urandom")?;
+    file.read_exact(&mut random)?;
+    let name = format!("@anklume-gpg-agent-{}", hex(&random));
+    let mut command = tokio::process::Command::new("/proc/self/exe");
+    command
+        .arg0("anklume")
+        .args([LAUNCH, &name])
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let started = command.as_std_mut().spawn();
+    let mut process = started.context("cannot start the launcher of gpg-agent")?;
+    Ok(Launcher {
+        _stdin: process.stdin.take(),
+        name,
+    })
 }
 
 /// The operator of a provider asks for the portal, the clipboard and the keys of the user that serves, wherever the call comes
@@ -127,13 +193,14 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
         }
         Some(caller) => {
             let caller = Caller::Consumer(caller_name(caller)?);
-            let ServerState { live, recorder, .. } = shared::state(args, output)?;
+            let ServerState { live, recorder, .. } =
+                shared::state(args, InForce::default(), None, output)?;
             let policy: PolicySource = Box::new(move || live.current());
             (caller, policy, recorder, Some(stopped()))
         }
     };
     let monitor = Local::new(caller.clone(), policy, Arc::clone(&recorder), gate);
-    let server = Server::new(caller, shared::shared(monitor, output)?);
+    let server = Server::new(caller, shared::shared(monitor, None, output)?);
     counting(|| recorder.count(), server.serve(reader, writer, stop)).await;
     end_log(&recorder, last, output);
     Ok(())
@@ -160,9 +227,16 @@ fn caller_name(text: &str) -> Result<MachineName, Failure> {
 }
 
 /// A socket for each consumer, until a signal ends it.
-async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
+async fn listen(
+    path: &Path,
+    args: &McpServeArgs,
+    confined: Confined,
+    output: &Output,
+) -> anyhow::Result<()> {
     let folder = Folder::take(path).map_err(|error| no_folder(&error))?;
-    let state = shared::state(args, output)?;
+    let launcher = confined.launcher;
+    let at = launcher.as_ref().map(|launcher| launcher.name.clone());
+    let state = shared::state(args, confined.in_force, at, output)?;
     let recorder = Arc::clone(&state.recorder);
     let listening = Listening::new(folder, state, stop_on_signal()?);
     let shown = path.display();
@@ -174,6 +248,7 @@ async fn listen(path: &Path, args: &McpServeArgs, output: &Output) -> anyhow::Re
     let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
     let ended = listening.run(ready, complain).await;
     end_log(&recorder, Some(stopped()), output);
+    drop(launcher);
     ended.map_err(|error| no_folder(&error))?;
     Ok(())
 }

@@ -65,6 +65,9 @@ fn as_text(status: &Status) -> String {
         ),
         format!("policy: {}", status.digest.escape_debug()),
     ];
+    if let Some(confinement) = &status.confinement {
+        lines.push(format!("confined by: {confinement}"));
+    }
     if let Some(refused) = &status.refused {
         lines.push(format!(
             "NOT in force: a newer policy was refused: {}",

@@ -2,8 +2,8 @@
 //! socket that the consumer connects to.
 
 use std::fs::File;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -14,11 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{LAST_WORK, keep_panics_short, shared};
 use crate::cli::McpWorkerArgs;
 use crate::command::output::Output;
+use crate::confinement::{self, Calls, InForce, Limits};
 use crate::error::Exit;
+use crate::infra::Confinement;
 use crate::mcp::accept::Accepting;
+use crate::mcp::helper::Helpers;
+use crate::mcp::live::Policy;
+use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::Remote;
 use crate::mcp::server::Stop;
 use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
+use crate::tool::{Resource, portal_limits};
 
 /// Threads for work that blocks: as many as the tools of one connection that run at a time.
 const THREADS: usize = 8;
@@ -28,50 +34,86 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     // Nothing runs that no server logs.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     keep_panics_short(output);
-    let server = UnixStream::from(stdin().try_clone_to_owned()?);
-    let listener = UnixListener::from(stdout().as_fd().try_clone_to_owned()?);
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
+    let (server, listener) = sockets()?;
+    let (stop, lost) = (Stop::default(), CancellationToken::new());
+    let (without_server, ends) = (lost.clone(), stop.clone());
+    let monitor = Remote::new(server.into(), &args.services, move || {
+        without_server.cancel();
+        ends.gently.cancel();
+        ends.now.cancel();
+    })?;
+    let settings = shared::settings()?;
+    let policy = monitor.policy();
+    let granted = policy.services.services.iter();
+    let mut granted = granted.map(|service| Resource::of(service.tool));
+    // A portal that is not there yet is out of reach for good: what comes for it goes to a process that begins later.
+    let has_portal =
+        granted.any(|resource| resource == Resource::Portal) && settings.portal.is_dir();
+    let own = has_portal.then_some(Resource::Portal);
+    let limits = match own {
+        Some(_) => portal_limits(&settings),
+        None => NOTHING,
+    };
+    confine(&limits, &policy)?;
+    #[cfg(debug_assertions)]
+    super::probe::run("worker", output);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(THREADS)
         .build()
         .context("cannot start")?;
-    let ended = runtime.block_on(serve(args, server, listener, output));
+    let helpers = Helpers::new(own, monitor.starts_helpers());
+    let shared = shared::shared(monitor, Some(helpers), output)?;
+    let ended = runtime.block_on(async {
+        let close = orders(&stop)?;
+        let accepting = Accepting {
+            caller: args.caller.clone(),
+            listener: UnixListener::from(listener).try_into()?,
+            shared,
+            connections: stop,
+        };
+        accepting.run(close).await;
+        anyhow::ensure!(!lost.is_cancelled(), "the server does not respond");
+        Ok(())
+    });
     // Work that was given up takes its leave.
     runtime.shutdown_timeout(LAST_WORK);
     ended.map(|()| Exit::Done)
 }
 
-async fn serve(
-    args: &McpWorkerArgs,
-    server: UnixStream,
-    listener: UnixListener,
-    output: &Output,
-) -> anyhow::Result<()> {
-    let (close, stop) = orders()?;
-    let lost = CancellationToken::new();
-    let (without_server, ends) = (lost.clone(), stop.clone());
-    let monitor = Remote::new(server, &args.services, move || {
-        without_server.cancel();
-        ends.gently.cancel();
-        ends.now.cancel();
-    })?;
-    let accepting = Accepting {
-        caller: args.caller.clone(),
-        listener: listener.try_into()?,
-        shared: shared::shared(monitor, output)?,
-        connections: stop,
-    };
-    accepting.run(close).await;
-    anyhow::ensure!(!lost.is_cancelled(), "the server does not respond");
-    Ok(())
+/// Neither files nor programs.
+const NOTHING: Limits = Limits {
+    calls: Calls::Worker { files: false },
+    files: Some(Vec::new()),
+    network: false,
+};
+
+/// Takes stdin and stdout, which are sockets, and leaves nothing there.
+pub(super) fn sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let both = (
+        stdin().try_clone_to_owned()?,
+        stdout().as_fd().try_clone_to_owned()?,
+    );
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok(both)
+}
+
+/// Limits this process for good.
+pub(super) fn confine(limits: &Limits, policy: &Policy) -> anyhow::Result<InForce> {
+    let in_force = confinement::enter(limits).context("cannot be confined")?;
+    match in_force.missing() {
+        Some(why) if policy.services.confinement == Confinement::Required => {
+            Err(shared::unconfined(&why).into())
+        }
+        _ => Ok(in_force),
+    }
 }
 
 /// What the server's signals are to bring about.
-fn orders() -> anyhow::Result<(CancellationToken, Stop)> {
-    let (close, stop) = (CancellationToken::new(), Stop::default());
+fn orders(stop: &Stop) -> anyhow::Result<CancellationToken> {
+    let close = CancellationToken::new();
     let orders = [
         (STOP_ACCEPTING, vec![close.clone()]),
         (DRAIN, vec![stop.gently.clone()]),
@@ -85,5 +127,5 @@ fn orders() -> anyhow::Result<(CancellationToken, Stop)> {
             }
         });
     }
-    Ok((close, stop))
+    Ok(close)
 }

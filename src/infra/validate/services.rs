@@ -11,7 +11,7 @@ use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
-use crate::infra::{DeclaredService, McpUsers};
+use crate::infra::{Confinement, DeclaredService, McpUsers};
 use crate::limits::{Limits, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
@@ -35,7 +35,7 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
     let fields = fields.strict();
     fields.known(
         "`mcp`",
-        &["run_as", "uid", "gid", "allow_unlogged"],
+        &["run_as", "uid", "gid", "allow_unlogged", "confinement"],
         findings,
     );
     let mut id = |key| {
@@ -48,6 +48,27 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         gid: id("gid"),
         run_as: run_as(fields, findings),
         allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
+        confinement: confinement(fields, findings),
+    }
+}
+
+fn confinement(fields: Fields<'_, '_>, findings: &mut Findings) -> Confinement {
+    let Some(Text { text, at }) = fields.text("confinement", findings) else {
+        return Confinement::default();
+    };
+    match text {
+        "available" => Confinement::Available,
+        "required" => Confinement::Required,
+        _ => {
+            findings
+                .error(
+                    Code::InvalidValue,
+                    at,
+                    format!("{} is no kind of confinement", quote(text)),
+                )
+                .help("`required`: the server does not serve where the kernel cannot confine it; `available`: as far as it can");
+            Confinement::default()
+        }
     }
 }
 

@@ -22,6 +22,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::FOLLOW;
+use super::helper::Starter;
+use crate::confinement::InForce;
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Live;
 use crate::mcp::monitor::Local;
@@ -56,6 +58,10 @@ pub(crate) struct ServerState {
     pub(crate) recorder: Arc<Recorder>,
     /// How busy the server is.
     pub(crate) gate: Arc<Gate>,
+    /// What the kernel keeps this server from.
+    pub(crate) confinement: InForce,
+    /// Where the launcher of its gpg-agent listens, where it started one.
+    pub(crate) launcher: Option<String>,
     /// Whether the processes tell of each answer.
     pub(crate) verbose: bool,
 }
@@ -88,7 +94,7 @@ impl WorkerFailures {
         self.lock().unstarted.insert(caller.clone(), text);
     }
 
-    fn died(&self, caller: &MachineName, how: &str) {
+    pub(super) fn died(&self, caller: &MachineName, how: &str) {
         let text = format!("the process that serves `{caller}` {how}");
         self.lock().exits.push(text);
     }
@@ -190,14 +196,14 @@ impl Supervisor {
             .stdout(self.socket.get_ref().try_clone()?)
             .spawn()?;
         let child = Owned(child);
-        let process = pidfd_open(Pid::from_child(&child.0), PidfdFlags::empty())?;
-        let process = Arc::new(Process(process));
+        let process = Arc::new(Process::of(&child)?);
         let (ended, end) = oneshot::channel();
         let worker = Worker {
             process: Arc::clone(&process),
             end,
         };
         let (caller, state) = (self.caller.clone(), self.state.clone());
+        let starter = Starter::new(caller.clone(), state.clone(), self.failures.clone());
         let attending = move || {
             let source = Arc::clone(&state.live);
             let local = Local::new(
@@ -206,7 +212,9 @@ impl Supervisor {
                 state.recorder,
                 state.gate,
             );
-            attend(&ours, &caller, &state.live, &local);
+            attend(&ours, &caller, &state.live, &local, |resource| {
+                starter.start(resource)
+            });
             // Whoever waits for its end may have gone.
             let _ = ended.send(process.reap(child));
         };
@@ -263,16 +271,23 @@ impl Worker {
 }
 
 /// A process; a descriptor of it, so that no signal reaches another that got its id.
-struct Process(OwnedFd);
+pub(super) struct Process(OwnedFd);
 
 impl Process {
+    pub(super) fn of(child: &Owned) -> io::Result<Self> {
+        Ok(Self(pidfd_open(
+            Pid::from_child(&child.0),
+            PidfdFlags::empty(),
+        )?))
+    }
+
     fn signal(&self, signal: Signal) {
         // One that has ended just now needs no signal.
         let _ = pidfd_send_signal(&self.0, signal);
     }
 
     /// Waits for a process that closed its socket, kills it where that takes too long, and gives an abnormal status in words.
-    fn reap(&self, mut child: Owned) -> Option<String> {
+    pub(super) fn reap(&self, mut child: Owned) -> Option<String> {
         // A process that exits by itself closes its socket a moment before.
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut ended, Some(&LAST_MOMENT)) != Ok(1) {
@@ -288,7 +303,7 @@ impl Process {
 }
 
 /// A process of ours, which does not outlive this value.
-struct Owned(Child);
+pub(super) struct Owned(pub(super) Child);
 
 impl Drop for Owned {
     fn drop(&mut self) {

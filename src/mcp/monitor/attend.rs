@@ -1,19 +1,27 @@
 //! The server's side of a consumer's process: its questions, answered until it ends.
 
 use std::collections::HashMap;
-use std::io::BufReader;
+use std::io::{self, BufReader};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::protocol::{REQUEST_MAX, Request, Response, SpinRead, receive, send};
+use super::protocol::{REQUEST_MAX, Request, Response, SpinRead, receive, send, send_with};
 use super::{AdmitError, Admitted as _, Local, LocalCall, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
 use crate::mcp::live::Live;
 use crate::name::MachineName;
+use crate::tool::Resource;
 
 /// Answers until the process closes its end, or says what no process of this program says. Calls that it had running then have
 /// ended with it.
-pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, local: &Local) {
-    let mut questions = BufReader::new(SpinRead(process));
+pub(crate) fn attend(
+    process: &UnixStream,
+    caller: &MachineName,
+    live: &Live,
+    local: &Local,
+    start: impl Fn(Resource) -> io::Result<OwnedFd>,
+) {
+    let mut questions = BufReader::new(SpinRead::new(process));
     let mut running = AdmittedCalls::default();
     while let Ok(question) = receive(&mut questions, REQUEST_MAX) {
         let answer = match question {
@@ -35,8 +43,28 @@ pub(crate) fn attend(process: &UnixStream, caller: &MachineName, live: &Live, lo
                 None => return,
             },
             Request::Log(call) => done(&local.log(truncate_fields(*call))),
+            Request::Helper(resource) => match start(resource) {
+                Ok(socket) => {
+                    let started = Response::Helper(Ok(()));
+                    if send_with(process, &started, socket.as_fd()).is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Err(why) => Response::Helper(Err(why.to_string())),
+            },
         };
         if send(process, &answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers a helper of the process, which asks for the policy and for nothing else.
+pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &Live) {
+    let mut questions = BufReader::new(SpinRead::new(helper));
+    while let Ok(Request::Policy) = receive(&mut questions, REQUEST_MAX) {
+        if send(helper, &policy(caller, live)).is_err() {
             return;
         }
     }

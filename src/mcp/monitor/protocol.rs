@@ -1,17 +1,23 @@
 //! What a consumer's process and its server say to each other: one request, one response, each as JSON behind its length.
 
-use std::io::{self, BufRead, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::AdmitError;
 use crate::audit::{Call, Outcome};
 use crate::services::Services;
+use crate::tool::Resource;
 
 /// Longest request, in bytes: the line of a call has bounded names and reasons.
 pub(super) const REQUEST_MAX: usize = 64 * 1024;
@@ -41,6 +47,8 @@ pub(super) enum Request {
     },
     /// Log a call that did not run.
     Log(Box<Call>),
+    /// Start the process that runs the tools of this resource.
+    Helper(Resource),
 }
 
 /// What the server responds.
@@ -59,6 +67,8 @@ pub(super) enum Response {
     Admit(Result<u64, AdmitError>),
     /// It could not be logged.
     Unlogged,
+    /// The socket to the process comes with this message, or there is none.
+    Helper(Result<(), String>),
     /// It is done.
     Done,
 }
@@ -66,19 +76,56 @@ pub(super) enum Response {
 /// How long to poll before blocking: waking a thread that sleeps takes longer than most responses, and calls come in runs.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// A socket whose reader polls for a moment before it blocks.
-pub(super) struct SpinRead<S>(pub(super) S);
+/// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that a message brings.
+pub(super) struct SpinRead<S> {
+    /// The socket.
+    pub(super) socket: S,
+    brought: Option<OwnedFd>,
+}
+
+impl<S: AsFd> SpinRead<S> {
+    /// Of a socket from which nothing was read.
+    pub(super) const fn new(socket: S) -> Self {
+        Self {
+            socket,
+            brought: None,
+        }
+    }
+
+    /// The descriptor that came with the last message.
+    pub(super) const fn take_brought(&mut self) -> Option<OwnedFd> {
+        self.brought.take()
+    }
+
+    fn receive(&mut self, bytes: &mut [u8], flags: RecvFlags) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut brought = RecvAncillaryBuffer::new(&mut space);
+        let flags = flags | RecvFlags::CMSG_CLOEXEC;
+        let read = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(bytes)],
+            &mut brought,
+            flags,
+        )?;
+        for message in brought.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.brought = descriptors.last();
+            }
+        }
+        Ok(read.bytes)
+    }
+}
 
 impl<S: AsFd> Read for SpinRead<S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let since = Instant::now();
         while since.elapsed() < SPIN {
-            match recv(&self.0, &mut *bytes, RecvFlags::DONTWAIT) {
+            match self.receive(bytes, RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => std::thread::yield_now(),
-                read => return Ok(read?.0),
+                read => return Ok(read?),
             }
         }
-        Ok(recv(&self.0, bytes, RecvFlags::empty())?.0)
+        Ok(self.receive(bytes, RecvFlags::empty())?)
     }
 }
 
@@ -91,6 +138,32 @@ type Length = u32;
 ///
 /// What the socket answers.
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&framed(message)?)
+}
+
+/// Sends a short message with a descriptor.
+///
+/// # Errors
+///
+/// What the socket answers.
+pub(super) fn send_with(
+    to: &UnixStream,
+    message: &impl Serialize,
+    brought: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let bytes = framed(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut descriptors = SendAncillaryBuffer::new(&mut space);
+    let brought = [brought];
+    descriptors.push(SendAncillaryMessage::ScmRights(&brought));
+    let slice = [IoSlice::new(&bytes)];
+    let sent = sendmsg(to, &slice, &mut descriptors, SendFlags::NOSIGNAL)?;
+    // It comes with the first byte.
+    let mut to = to;
+    to.write_all(bytes.get(sent..).unwrap_or_default())
+}
+
+fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<Length>()];
     serde_json::to_writer(&mut bytes, message)?;
     let length = Length::try_from(bytes.len() - size_of::<Length>()).map_err(io::Error::other)?;
@@ -98,7 +171,7 @@ pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<(
         .iter_mut()
         .zip(length.to_le_bytes())
         .for_each(|(byte, of_length)| *byte = of_length);
-    to.write_all(&bytes)
+    Ok(bytes)
 }
 
 /// Receives a message of at most so many bytes.

@@ -11,6 +11,7 @@ use super::protocol::{RESPONSE_MAX, Request, Response, SpinRead, receive, send};
 use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, Outcome};
 use crate::mcp::live::{Live, Loaded, Policy, PolicyError};
+use crate::tool::Resource;
 
 /// The server, as its consumer's process sees it.
 pub(crate) struct Remote {
@@ -35,18 +36,40 @@ struct ServerSocket {
 impl ServerSocket {
     fn ask(&self, question: &Request) -> io::Result<Response> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer =
-            send(&socket.get_ref().0, question).and_then(|()| receive(&mut *socket, RESPONSE_MAX));
+        let answer = send(&socket.get_ref().socket, question)
+            .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
             // Half a response may be left in it.
-            let _ = socket.get_ref().0.shutdown(Shutdown::Both);
+            let _ = socket.get_ref().socket.shutdown(Shutdown::Both);
             (self.lost)();
         }
         answer
     }
 }
 
+impl ServerSocket {
+    /// Has the server start a helper.
+    fn start(&self, resource: Resource) -> io::Result<UnixStream> {
+        let answer = self.ask(&Request::Helper(resource))?;
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let brought = socket.get_mut().take_brought();
+        match (answer, brought) {
+            (Response::Helper(Ok(())), Some(socket)) => Ok(socket.into()),
+            (Response::Helper(Err(why)), _) => Err(io::Error::other(why)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
 impl Remote {
+    /// What has the server start a helper.
+    pub(crate) fn starts_helpers(
+        &self,
+    ) -> impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static {
+        let server = Arc::clone(&self.server);
+        move |resource| server.start(resource)
+    }
+
     /// Asks for the policy first. `services` is the file that tells when it may be another; `lost` hears that there is no
     /// server any more: from then on no call runs.
     ///
@@ -59,7 +82,7 @@ impl Remote {
         lost: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, PolicyError> {
         let server = Arc::new(ServerSocket {
-            socket: Mutex::new(BufReader::new(SpinRead(socket))),
+            socket: Mutex::new(BufReader::new(SpinRead::new(socket))),
             lost: Box::new(lost),
         });
         let (asked, path) = (Arc::clone(&server), services.to_owned());

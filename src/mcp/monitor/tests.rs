@@ -53,7 +53,11 @@ impl Bench {
             Arc::new(Gate::default()),
         );
         let (socket, process) = UnixStream::pair().unwrap();
-        let attending = std::thread::spawn(move || attend::attend(&process, &alice, &live, &local));
+        let attending = std::thread::spawn(move || {
+            attend::attend(&process, &alice, &live, &local, |_| {
+                Err(std::io::ErrorKind::Unsupported.into())
+            });
+        });
         Self {
             folder,
             attending,

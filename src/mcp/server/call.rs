@@ -13,9 +13,10 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::Run;
 use crate::audit;
+use crate::mcp::helper::Connection;
 use crate::mcp::{DECISION_KEY, ONE_COPY_KEY, REFUSED};
 use crate::policy::Grant;
-use crate::tool::{Copies, Outcome, Session};
+use crate::tool::{Copies, Outcome, Session, ToolError};
 
 /// How long an answer waits for a report of progress that is on its way out, so that it does not come after it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ const LAST_REPORT: Duration = Duration::from_secs(1);
 pub(super) struct Call<'a> {
     pub(super) grant: &'a Grant,
     pub(super) session: &'a Session,
+    /// Who runs what this process cannot.
+    pub(super) helpers: Option<&'a Connection>,
     pub(super) run: &'a Run,
     pub(super) context: &'a RequestContext<RoleServer>,
     /// When it came in.
@@ -38,8 +41,7 @@ impl Call<'_> {
     /// Runs the tool: how it ended, and what its caller hears. What a tool says went wrong is a result.
     pub(super) async fn run(&self) -> (audit::Outcome, Result<CallToolResult, ErrorData>) {
         // Caught here, so that a call that panicked is logged as well.
-        let running =
-            AssertUnwindSafe(async { (self.run)(self.grant, self.session, self.copies()).await });
+        let running = AssertUnwindSafe(self.tool());
         let running = timeout(self.longest, running.catch_unwind());
         match self.wait_for(running).await {
             Ok(Ok(Ok(Ok(outcome)))) => (audit::Outcome::Done, Ok(succeeded(outcome))),
@@ -52,6 +54,16 @@ impl Call<'_> {
             }
             Err(cancelled) => (audit::Outcome::Cancelled, Err(cancelled)),
         }
+    }
+
+    /// Runs the tool, here or in a helper.
+    async fn tool(&self) -> Result<Outcome, ToolError> {
+        if let Some(helpers) = self.helpers
+            && let Some(result) = helpers.run(self.grant, self.copies()).await
+        {
+            return result;
+        }
+        (self.run)(self.grant, self.session, self.copies()).await
     }
 
     /// How often the answer is to carry a large payload.

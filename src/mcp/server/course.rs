@@ -18,6 +18,7 @@ use super::flight::Flight;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, too_many_connections};
+use crate::mcp::helper::Connection;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::{AdmitError, Admitted, LogError};
 use crate::mcp::pace::{Room, SHORT};
@@ -119,6 +120,7 @@ impl Drop for OwnCall<'_> {
 pub(super) struct Course<'a> {
     pub(super) server: &'a Server,
     pub(super) session: &'a Session,
+    pub(super) helpers: Option<&'a Connection>,
     pub(super) flight: &'a Flight,
     pub(super) places: &'a Arc<Semaphore>,
     pub(super) own: &'a Own,
@@ -215,6 +217,7 @@ impl Course<'_> {
         Call {
             grant,
             session: self.session,
+            helpers: self.helpers,
             run: &self.server.run,
             context: self.context,
             since: entry.since,

@@ -84,6 +84,7 @@ fn server(log: &Path) -> Server {
             Arc::new(Gate::default()),
         )),
         settings: Arc::new(Settings::new("/nonexistent".into(), "/nonexistent".into())),
+        helpers: None,
         observer: Arc::new(|_| {}),
     };
     let mut server = Server::new(Caller::Consumer(name("work-dev")), Arc::new(shared));
@@ -116,6 +117,7 @@ fn services() -> Services {
         machine: name("vault"),
         services: ToolName::ALL.iter().map(service).collect(),
         allow_unlogged: false,
+        confinement: crate::infra::Confinement::Available,
     }
 }
 

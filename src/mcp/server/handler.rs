@@ -19,6 +19,7 @@ use super::flight::Flight;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
 use crate::mcp::gate::too_many_connections;
+use crate::mcp::helper::Connection;
 use crate::tool::Session;
 
 /// What a client's model may read about this server.
@@ -30,6 +31,8 @@ const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owne
 pub(super) struct Handler {
     server: Server,
     session: Session,
+    /// Who runs what this process cannot.
+    helpers: Option<Connection>,
     flight: Arc<Flight>,
     /// Places for tools that run.
     places: Arc<Semaphore>,
@@ -43,6 +46,7 @@ impl Handler {
     pub(super) fn new(server: Server, flight: Arc<Flight>) -> Self {
         Self {
             session: Session::new(Arc::clone(&server.shared.settings)),
+            helpers: server.shared.helpers.clone().map(Connection::new),
             own: Own::default(),
             places: Arc::new(Semaphore::new(server.limits.running as usize)),
             server,
@@ -107,6 +111,7 @@ impl Handler {
         Course {
             server: &self.server,
             session: &self.session,
+            helpers: self.helpers.as_ref(),
             flight: &self.flight,
             places: &self.places,
             own: &self.own,

@@ -110,6 +110,7 @@ fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Share
             Arc::new(Gate::default()),
         )),
         settings: Arc::new(settings),
+        helpers: None,
         observer: Arc::new(|_| {}),
     })
 }
@@ -417,6 +418,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
             machine: "vault".parse().unwrap(),
             services: vec![service(consumers)],
             allow_unlogged: false,
+            confinement: crate::infra::Confinement::default(),
         })
     };
     let (sender, receiver) = watch::channel(services(&["work-dev"]));

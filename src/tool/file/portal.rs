@@ -28,6 +28,12 @@ const FOLDER_MODE: Mode = Mode::RWXU
 #[derive(Debug)]
 pub(super) struct Portal(OwnedFd);
 
+/// Makes the portal where it is missing and nobody else could have a hand in it.
+pub(in crate::tool) fn make(settings: &Settings) -> Result<(), ToolError> {
+    folder::make(&settings.portal, FOLDER_MODE)
+        .map_err(|refused| ToolError::system("make the portal folder", refused))
+}
+
 impl Portal {
     /// Opens the portal that is there.
     pub(super) fn open(settings: &Settings) -> Result<Self, ToolError> {
@@ -41,10 +47,9 @@ impl Portal {
         }
     }
 
-    /// Opens the portal, and makes it where it is missing and nobody else could have a hand in it.
+    /// Opens the portal, and makes it where it is missing.
     pub(super) fn open_or_make(settings: &Settings) -> Result<Self, ToolError> {
-        folder::make(&settings.portal, FOLDER_MODE)
-            .map_err(|refused| ToolError::system("make the portal folder", refused))?;
+        make(settings)?;
         Self::open(settings)
     }
 

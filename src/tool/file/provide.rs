@@ -248,6 +248,12 @@ impl Source {
 }
 
 impl Reads {
+    /// Whether no file is read in pieces.
+    pub(in crate::tool) fn is_empty(&self) -> bool {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.open.is_empty()
+    }
+
     /// What is known of a file that is read on; the first piece begins anew.
     fn take(&self, asked: &PortalPath, source: &Source, part: Part) -> Result<Progress, ToolError> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

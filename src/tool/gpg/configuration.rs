@@ -3,11 +3,12 @@
 //! Everything else in it is left out (`--no-options`): other options send the signature elsewhere, sign with a second key,
 //! or take a part of the content for a passphrase.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -38,6 +39,19 @@ pub(super) struct Configuration {
 }
 
 impl Configuration {
+    /// The files of the keyrings, as gpg finds them: one without a slash is in the folder of keys.
+    pub(super) fn files(&self, home: &Path) -> Vec<PathBuf> {
+        let user = env::var_os("HOME").map(PathBuf::from);
+        let named = self.keyrings.iter().map(Path::new);
+        let files = named.filter(|name| !name.to_string_lossy().starts_with("--"));
+        files
+            .map(|name| match (name.strip_prefix("~"), &user) {
+                (Ok(below), Some(user)) => user.join(below),
+                _ => home.join(name),
+            })
+            .collect()
+    }
+
     /// Reads the files in a folder of keys; without them, nothing holds.
     pub(super) fn read(home: &Path) -> io::Result<Self> {
         let mut all = Self::of(&contents(&home.join(NAME))?)?;

@@ -1,17 +1,27 @@
 //! The launcher of the servers of GnuPG: a process beside the server that starts gpg-agent and keyboxd when a call needs them.
 //!
 //! They live as long as their user wants to be known by them, longer than a server, and may need what a server must not have,
-//! such as a card reader. So they are started in no control group of the server's and under none of its limits. Whoever
+//! such as a card reader. So they are started under none of its limits, and by a supervisor in no control group of its. Whoever
 //! connects writes the name of one of the two and a line end, and reads to the end, which comes when it runs or cannot.
+//!
+//! A supervisor's launcher listens on a socket file. A server that nobody supervises starts one itself before it is confined; that
+//! one listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
 
+use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
+use rustix::stdio::stdin;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 
@@ -57,8 +67,9 @@ impl Server {
 /// Nobody listens there, or takes too long.
 pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
     let began = Instant::now();
+    let address = address(socket);
     let mut stream = loop {
-        match UnixStream::connect(socket).await {
+        match UnixStream::connect(&address).await {
             Ok(stream) => break stream,
             Err(why) if began.elapsed() >= THERE_MAX => return Err(why),
             Err(_) => tokio::time::sleep(LOOK).await,
@@ -73,22 +84,60 @@ pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
     told.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
 }
 
-/// Listens there until it is killed, and starts what is asked for, with the environment of this process.
+/// Listens there until it is killed, or its stdin is closed where the socket is abstract, and starts what is asked for, with the environment of this process.
 ///
 /// # Errors
 ///
 /// The socket cannot be made: its folder is not there, or is not ours.
 pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
-    match std::fs::remove_file(socket) {
-        Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-        _ => {}
+    let listener = if is_abstract(socket) {
+        UnixListener::bind(address(socket))?
+    } else {
+        match std::fs::remove_file(socket) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+        let listener = UnixListener::bind(socket)?;
+        std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+        listener
+    };
+    // Its server holds the other end; a signal of a server that is confined would not reach this process.
+    let mut server = None;
+    if is_abstract(socket) {
+        let held = stdin().as_fd().try_clone_to_owned()?;
+        server = Some(pipe::Receiver::from_owned_fd(held)?);
     }
-    let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    let mut server_ended = pin!(async {
+        match &mut server {
+            Some(server) => {
+                let _ = server.read(&mut [0]).await;
+            }
+            None => std::future::pending().await,
+        }
+    });
     loop {
-        let (stream, _) = listener.accept().await?;
-        // Whoever it is tries again.
-        let _ = answer(stream).await;
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            () = &mut server_ended => return Ok(()),
+        };
+        // Anybody can connect to an abstract socket.
+        let peer = stream.peer_cred()?.uid();
+        if peer == geteuid().as_raw() || peer == 0 {
+            // Whoever it is tries again.
+            let _ = answer(stream).await;
+        }
+    }
+}
+
+fn is_abstract(socket: &Path) -> bool {
+    socket.as_os_str().as_bytes().starts_with(b"@")
+}
+
+/// The address as the kernel takes it.
+fn address(socket: &Path) -> PathBuf {
+    match socket.as_os_str().as_bytes() {
+        [b'@', name @ ..] => OsString::from_vec([b"\0", name].concat()).into(),
+        _ => socket.to_owned(),
     }
 }
 

@@ -183,12 +183,17 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
         until("it is told on stderr", || server.stderr().ends_with(&loud));
         // `mcp status` says so as well, once the server has looked.
         let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
+        let confined = status().stdout;
+        let confined = confined
+            .lines()
+            .find(|line| line.starts_with("confined by: "));
         let expected = format!(
-            "`vault` is served by anklume {} (process {})\npolicy: {}\n\
+            "`vault` is served by anklume {} (process {})\npolicy: {}\n{}\n\
              NOT in force: a newer policy was refused: {}\ncopy (clipboard_set): alice\n",
             env!("CARGO_PKG_VERSION"),
             server.pid(),
             digest.as_str().unwrap(),
+            confined.unwrap(),
             refused.escape_debug()
         );
         until("the status shows it", || status().stdout == expected);

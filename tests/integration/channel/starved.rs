@@ -15,7 +15,7 @@ use crate::harness::have;
 
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
-const BOTH: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const BOTH: &str = "{name: give, tool: file_provide, consumers: [alice, bob]}";
 const SERVE: [&str; 6] = [
     "mcp",
     "serve",
@@ -90,15 +90,16 @@ fn with_more_threads(server: &Listening) {
 
 /// Who waits to be served until there is a process for it, and the others are served meanwhile.
 fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: impl FnOnce()) {
+    world.write("portal/outgoing/all/a", "content");
     let mut alice = server.peer("alice");
-    text(&alice.call("copy", &json!({"content": "before"})));
+    text(&alice.call("give", &json!({"path": "a"})));
     let mut bob = server.peer("bob");
     let failed = format!("the process that serves `bob` cannot be started: {why}");
     until("it is told", || server.stderr().contains(&failed));
     until("the status tells", || {
         status(world).1["failed"] == json!([failed])
     });
-    text(&alice.call("copy", &json!({"content": "after"})));
+    text(&alice.call("give", &json!({"path": "a"})));
     // What failed the same way at each look is told once.
     let told = server.stderr();
     assert_eq!(told.matches(&failed).count(), 1, "{told}");
@@ -113,8 +114,8 @@ fn without_a_process_for_a_new_consumer_it_serves_the_others_on() {
         return;
     }
     let world = World::new(&[BOTH]);
-    // Its own thread, and for alice a thread, her process, and threads of that one.
-    let server = world.listen_by(with_threads(&world, 4));
+    // Its own thread, what starts gpg-agent, and for alice a thread, her process, and a thread of that one.
+    let server = world.listen_by(with_threads(&world, 5));
     bob_waits(
         &world,
         &server,

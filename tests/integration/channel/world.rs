@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -108,21 +108,20 @@ impl World {
         fs::write(path, content).unwrap();
     }
 
-    /// Keys of the test's own.
+    /// Keys of the test's own; what a held gpg says and waits for lies among them, where alone it may write.
     pub(super) fn keyring(self, keyring: &Keyring) -> Self {
+        for name in ["go", "started"] {
+            symlink(keyring.path().join(name), self.path(name)).unwrap();
+        }
         self.env("GNUPGHOME", keyring.path().to_str().unwrap())
     }
 
     /// gpg waits for a file `go` before it begins, and says with a file `started` that it is there.
     pub(super) fn held_gpg(self) -> Self {
-        let go = self.text("go");
-        let started = self.text("started");
         // Bounded, so that it does not outlive its test by much.
-        let wait = format!(
-            "case \"$*\" in *--detach-sign*)\n: > '{started}'\ni=0\n\
-             while [ ! -e '{go}' ] && [ -e '{started}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
-        );
-        self.gpg_after(&wait)
+        let wait = "case \"$*\" in *--detach-sign*)\nstarted=$GNUPGHOME/started\n: > \"$started\"\ni=0\n\
+             while [ ! -e \"$GNUPGHOME/go\" ] && [ -e \"$started\" ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac";
+        self.gpg_after(wait)
     }
 
     /// gpg signs so many seconds late.
@@ -321,11 +320,12 @@ impl Listening {
 
     /// The process that serves a consumer, if it runs.
     pub(super) fn worker(&self, consumer: &str) -> Option<u32> {
-        self.workers().into_iter().find(|worker| {
-            // One that has just begun is its server's copy yet.
-            let words = fs::read(format!("/proc/{worker}/cmdline")).unwrap_or_default();
-            let mut words = words.split(|byte| *byte == 0);
-            words.nth(1) == Some(b"mcp-worker") && words.next() == Some(consumer.as_bytes())
+        let words = ["mcp-worker", consumer].map(str::as_bytes);
+        let mut all = self.workers().into_iter();
+        all.find(|process| {
+            words_of(*process)
+                .get(1..3)
+                .is_some_and(|said| said == words)
         })
     }
 
@@ -336,12 +336,35 @@ impl Listening {
         processes
     }
 
+    /// The process that runs a consumer's tools of one resource, if it runs.
+    pub(super) fn helper(&self, consumer: &str, resource: &str) -> Option<u32> {
+        let words = ["mcp-helper", consumer, resource].map(str::as_bytes);
+        let mut all = self.workers().into_iter();
+        all.find(|process| {
+            words_of(*process)
+                .get(1..4)
+                .is_some_and(|said| said == words)
+        })
+    }
+
     fn workers(&self) -> Vec<u32> {
         let own = self.pid();
-        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+        let threads = fs::read_dir(format!("/proc/{own}/task")).unwrap();
+        let children = threads.map(|thread| {
+            // A thread that has just ended has none.
+            fs::read_to_string(thread.unwrap().path().join("children")).unwrap_or_default()
+        });
+        let children: Vec<String> = children.collect();
+        let children = children
+            .iter()
+            .flat_map(|children| children.split_whitespace());
+        let children = children.map(|pid| pid.parse().unwrap());
         children
-            .split_whitespace()
-            .map(|pid| pid.parse().unwrap())
+            .filter(|child| {
+                words_of(*child)
+                    .get(1)
+                    .is_some_and(|word| word.starts_with(b"mcp-"))
+            })
             .collect()
     }
 
@@ -363,6 +386,12 @@ impl Listening {
         self.signal("TERM");
         assert_eq!(self.wait(), 0, "{}", self.stderr());
     }
+}
+
+/// The command line of a process; of one that has just begun, its server's.
+fn words_of(process: u32) -> Vec<Vec<u8>> {
+    let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
 /// A number of `/proc/PID/status`; nothing of a process that has ended.

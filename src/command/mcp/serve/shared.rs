@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use crate::audit::{AuditError, Event, LOG, Log, bounded_reason};
 use crate::cli::McpServeArgs;
 use crate::command::output::Output;
+use crate::confinement::InForce;
 use crate::error::{Exit, Failure};
+use crate::infra::Confinement;
 use crate::inside::SERVICES;
 use crate::mcp::gate::Gate;
+use crate::mcp::helper::Helpers;
 use crate::mcp::listen::ServerState;
 use crate::mcp::live::{Change, Live, PolicyError};
 use crate::mcp::monitor::Monitor;
@@ -22,11 +25,21 @@ use crate::tool::Settings;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// The server of consumers' channels: a services file that is followed, and a log without which no call runs.
-pub(super) fn state(args: &McpServeArgs, output: &Output) -> anyhow::Result<ServerState> {
+pub(super) fn state(
+    args: &McpServeArgs,
+    confinement: InForce,
+    launcher: Option<String>,
+    output: &Output,
+) -> anyhow::Result<ServerState> {
     // What the processes of consumers would refuse is refused here.
     settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
+    if let Some(why) = confinement.missing()
+        && policy.confinement == Confinement::Required
+    {
+        return Err(unconfined(&why).into());
+    }
     if path.symlink_metadata().is_err() {
         let shown = path.display().to_string();
         output.say(&format!(
@@ -50,6 +63,8 @@ pub(super) fn state(args: &McpServeArgs, output: &Output) -> anyhow::Result<Serv
         live,
         recorder,
         gate: Arc::new(Gate::default()),
+        confinement,
+        launcher,
         verbose: output.verbose(),
     })
 }
@@ -57,11 +72,13 @@ pub(super) fn state(args: &McpServeArgs, output: &Output) -> anyhow::Result<Serv
 /// What the connections of a caller share that asks `monitor`.
 pub(in crate::command::mcp) fn shared(
     monitor: impl Monitor + 'static,
+    helpers: Option<Helpers>,
     output: &Output,
 ) -> anyhow::Result<Arc<Shared>> {
     Ok(Arc::new(Shared {
         monitor: Box::new(monitor),
         settings: settings()?,
+        helpers: helpers.map(Arc::new),
         observer: observer(output),
     }))
 }
@@ -76,7 +93,7 @@ pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Res
 }
 
 /// Where the tools work, from the environment.
-fn settings() -> Result<Arc<Settings>, Failure> {
+pub(in crate::command::mcp) fn settings() -> Result<Arc<Settings>, Failure> {
     match Settings::from_env() {
         Ok(settings) => Ok(Arc::new(settings)),
         Err(relative) => Err(Failure::new(Exit::Usage, relative.to_string())),
@@ -103,6 +120,13 @@ fn no_log(error: &AuditError) -> Failure {
         "no call runs unseen: make its folder writable, or name another with --audit-log; \
          `mcp: {allow_unlogged: true}` in infra.yml lets calls run all the same",
     )
+}
+
+/// A server that must be confined, and is not.
+pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
+    let text = format!("this server must be confined, and is not: {why}");
+    Failure::new(Exit::Failed, text)
+        .help("`mcp: {confinement: available}` in infra.yml lets it serve all the same")
 }
 
 fn broken_policy(error: &PolicyError) -> Failure {

@@ -1,0 +1,62 @@
+//! `anklume mcp-helper`, hidden: the process that runs a consumer's tools of one resource. Its stdin is the socket to its server,
+//! its stdout the socket to the process that speaks with the consumer.
+
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context as _;
+
+use super::serve::{LAST_WORK, keep_panics_short, shared};
+use super::worker::{confine, sockets};
+use crate::cli::McpHelperArgs;
+use crate::command::output::Output;
+use crate::error::Exit;
+use crate::mcp::helper::{Work, serve};
+use crate::mcp::monitor::Monitor as _;
+use crate::mcp::monitor::remote::Remote;
+
+/// Threads for work that blocks.
+const THREADS: usize = 8;
+
+/// Runs `anklume mcp-helper`.
+pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit> {
+    keep_panics_short(output);
+    let (server, consumer) = sockets()?;
+    // The process that speaks with the consumer ends with the server, and this one when it does.
+    let monitor = Remote::new(server.into(), &args.services, || {})?;
+    let settings = shared::settings()?;
+    let policy = monitor.policy();
+    let tools: Vec<_> = policy
+        .services
+        .services
+        .iter()
+        .map(|one| one.tool)
+        .collect();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(THREADS)
+            .build()
+            .context("cannot start")
+    };
+    // Looks for what it will need; no thread of it is left.
+    let limits = runtime()?.block_on(args.resource.limits(&settings, &tools));
+    confine(&limits, &policy)?;
+    #[cfg(debug_assertions)]
+    super::probe::run(args.resource.as_str(), output);
+    let runtime = runtime()?;
+    let work = Work {
+        caller: args.caller.clone(),
+        resource: args.resource,
+        monitor: &monitor,
+        settings,
+    };
+    let socket = UnixStream::from(consumer);
+    socket.set_nonblocking(true)?;
+    runtime.block_on(async {
+        serve(work, socket.try_into()?).await;
+        std::io::Result::Ok(())
+    })?;
+    // Work that was given up takes its leave.
+    runtime.shutdown_timeout(LAST_WORK);
+    Ok(Exit::Done)
+}

@@ -1,0 +1,287 @@
+//! The helpers of a consumer's process, as that process sees them.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::protocol::{Order, REPORT_MAX, Report, message, receive};
+use crate::policy::Grant;
+use crate::tool::{Copies, Outcome, Resource, ToolError};
+
+/// How long a helper that has nothing to do is kept.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Has the server start a helper; the socket to it.
+type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
+
+/// Runs the tools that this process cannot run itself.
+pub(crate) struct Helpers {
+    start: Start,
+    /// What this process may touch itself.
+    own: Option<Resource>,
+    running: Mutex<HashMap<Resource, Arc<Helper>>>,
+    numbers: AtomicU64,
+}
+
+impl fmt::Debug for Helpers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Helpers").finish_non_exhaustive()
+    }
+}
+
+/// One of them.
+struct Helper {
+    orders: mpsc::UnboundedSender<Vec<u8>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ended: bool,
+    waiting: HashMap<u64, Waiting>,
+    /// The connections with something in pieces.
+    busy: HashSet<u64>,
+    /// When the last call ended.
+    since: Option<Instant>,
+}
+
+/// A call that runs there.
+struct Waiting {
+    connection: u64,
+    result: oneshot::Sender<Result<Outcome, ToolError>>,
+}
+
+/// The helpers, for one connection; what it has there in pieces ends with it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    helpers: Arc<Helpers>,
+    number: u64,
+}
+
+impl Helpers {
+    /// None yet; `start` has the server start one.
+    pub(crate) fn new(
+        own: Option<Resource>,
+        start: impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            start: Box::new(start),
+            own,
+            running: Mutex::default(),
+            numbers: AtomicU64::default(),
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The one for a resource; started where none runs.
+    fn of(self: &Arc<Self>, resource: Resource) -> io::Result<Arc<Helper>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(helper) = running
+            .get(&resource)
+            .filter(|helper| !helper.state().ended)
+        {
+            return Ok(Arc::clone(helper));
+        }
+        let socket = (self.start)(resource)?;
+        socket.set_nonblocking(true)?;
+        let (reader, writer) = tokio::net::UnixStream::from_std(socket)?.into_split();
+        let (orders, queue) = mpsc::unbounded_channel();
+        let helper = Arc::new(Helper {
+            orders,
+            state: Mutex::default(),
+        });
+        tokio::spawn(write(queue, writer));
+        tokio::spawn(Arc::clone(&helper).read(reader));
+        running.insert(resource, Arc::clone(&helper));
+        Ok(helper)
+    }
+}
+
+impl Connection {
+    /// A connection that has nothing there yet.
+    pub(crate) fn new(helpers: Arc<Helpers>) -> Self {
+        let number = helpers.number();
+        Self { helpers, number }
+    }
+
+    /// Runs the tool of a grant, where this process may not run it itself.
+    pub(crate) async fn run(
+        &self,
+        grant: &Grant,
+        copies: Copies,
+    ) -> Option<Result<Outcome, ToolError>> {
+        let resource = Resource::of(grant.tool());
+        if self.helpers.own == Some(resource) {
+            return None;
+        }
+        Some(self.ask(resource, grant, copies).await)
+    }
+
+    async fn ask(
+        &self,
+        resource: Resource,
+        grant: &Grant,
+        copies: Copies,
+    ) -> Result<Outcome, ToolError> {
+        let id = self.helpers.number();
+        let order = Order::Call {
+            id,
+            connection: self.number,
+            service: grant.name().into(),
+            arguments: Cow::Borrowed(grant.arguments()),
+            copies,
+        };
+        let order = message(&order).map_err(|_| ToolError::Broken)?;
+        let helper = self.helpers.of(resource).map_err(not_started)?;
+        let (result, answer) = oneshot::channel();
+        let waiting = Waiting {
+            connection: self.number,
+            result,
+        };
+        helper.state().waiting.insert(id, waiting);
+        let given_up = GivenUp {
+            helper: &helper,
+            id,
+        };
+        if helper.orders.send(order).is_err() || helper.state().ended {
+            return Err(ended());
+        }
+        let answer = answer.await.unwrap_or_else(|_| Err(ended()));
+        drop(given_up);
+        answer
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let close = Order::Close {
+            connection: self.number,
+        };
+        let running = self.helpers.running.lock();
+        for helper in running.unwrap_or_else(PoisonError::into_inner).values() {
+            helper.state().busy.remove(&self.number);
+            helper.tell(&close);
+        }
+    }
+}
+
+/// Takes a call back that nobody waits for any more.
+struct GivenUp<'a> {
+    helper: &'a Helper,
+    id: u64,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if self.helper.state().waiting.remove(&self.id).is_some() {
+            self.helper.tell(&Order::Cancel { id: self.id });
+        }
+    }
+}
+
+impl Helper {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, order: &Order<'_>) {
+        if let Ok(order) = message(order) {
+            // One that has ended has nothing to end.
+            let _ = self.orders.send(order);
+        }
+    }
+
+    /// Hands its reports on until it ends, or has had nothing to do for a while.
+    async fn read(self: Arc<Self>, reader: OwnedReadHalf) {
+        let mut reader = tokio::io::BufReader::new(reader);
+        let mut report = Box::pin(read_one(&mut reader));
+        loop {
+            let idle = self.idle_since();
+            tokio::select! {
+                read = &mut report => {
+                    drop(report);
+                    let Ok(read) = read else { break };
+                    self.take(read);
+                    report = Box::pin(read_one(&mut reader));
+                }
+                () = sleep_until(idle.unwrap_or_else(Instant::now) + IDLE) => {
+                    let mut state = self.state();
+                    if idle.is_some() && state.is_idle() && state.since == idle {
+                        state.ended = true;
+                        break;
+                    }
+                }
+            }
+        }
+        let mut state = self.state();
+        state.ended = true;
+        // Whoever waits hears of it.
+        state.waiting.clear();
+        drop(state);
+        // An empty order: there will be no other.
+        let _ = self.orders.send(Vec::new());
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        state.since.filter(|_| state.is_idle())
+    }
+
+    fn take(&self, report: Report) {
+        let mut state = self.state();
+        state.since = Some(Instant::now());
+        let Some(waiting) = state.waiting.remove(&report.id) else {
+            return;
+        };
+        if report.waits {
+            state.busy.insert(waiting.connection);
+        } else {
+            state.busy.remove(&waiting.connection);
+        }
+        // Whoever waited may have gone.
+        let _ = waiting.result.send(report.result.map_err(ToolError::Told));
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.busy.is_empty()
+    }
+}
+
+async fn read_one(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<Report> {
+    receive(reader, REPORT_MAX).await
+}
+
+/// Writes orders until an empty one.
+async fn write(mut queue: mpsc::UnboundedReceiver<Vec<u8>>, mut writer: OwnedWriteHalf) {
+    while let Some(order) = queue.recv().await {
+        if order.is_empty() || writer.write_all(&order).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn not_started(why: io::Error) -> ToolError {
+    ToolError::System {
+        doing: "start the process that runs this tool".to_owned(),
+        cause: why,
+    }
+}
+
+fn ended() -> ToolError {
+    ToolError::Unavailable("the process that runs this tool has ended; try again".to_owned())
+}

@@ -1,0 +1,86 @@
+//! What a consumer's process and its helper say to each other: JSON behind its length, in both directions at any time.
+
+use std::borrow::Cow;
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::tool::{Copies, Outcome};
+
+/// Longest order, in bytes: the arguments of the longest message that a services file allows, and what stands around them.
+pub(super) const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
+/// Longest report, in bytes: the largest payload of one answer twice, in base64.
+pub(super) const REPORT_MAX: u32 = 32 * 1024 * 1024;
+
+/// What a consumer's process has its helper do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order<'a> {
+    /// Run a tool.
+    Call {
+        /// Its number, for its report.
+        id: u64,
+        /// The connection: what comes in pieces belongs to it.
+        connection: u64,
+        /// The service.
+        service: Cow<'a, str>,
+        /// What its caller sent.
+        arguments: Cow<'a, Map<String, Value>>,
+        /// How often the answer carries a large payload.
+        copies: Copies,
+    },
+    /// Nobody waits for this call any more.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
+    /// This connection has ended.
+    Close {
+        /// Its number.
+        connection: u64,
+    },
+}
+
+/// How a call ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Report {
+    /// Its number.
+    pub(super) id: u64,
+    /// What it gave, or why it failed.
+    pub(super) result: Result<Outcome, String>,
+    /// Whether its connection has something in pieces that waits for more.
+    pub(super) waits: bool,
+}
+
+/// A message as it goes over the socket.
+pub(super) fn message(content: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size_of::<u32>()];
+    serde_json::to_writer(&mut bytes, content)?;
+    let length = u32::try_from(bytes.len() - size_of::<u32>()).map_err(io::Error::other)?;
+    bytes
+        .iter_mut()
+        .zip(length.to_le_bytes())
+        .for_each(|(byte, of_length)| *byte = of_length);
+    Ok(bytes)
+}
+
+/// Receives a message of at most so many bytes.
+///
+/// # Errors
+///
+/// The end of the stream, a message that is too long or none of these, and what the socket answers.
+pub(super) async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    most: u32,
+) -> io::Result<T> {
+    let length = from.read_u32_le().await?;
+    if length > most {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    from.take(length.into()).read_to_end(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}

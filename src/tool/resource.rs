@@ -1,0 +1,298 @@
+//! What a tool touches of its machine, and what a process needs that runs it.
+
+use std::env;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
+
+use super::{Settings, file, gpg};
+use crate::confinement::{Calls, Limits, Rights, Rule};
+use crate::name::ToolName;
+
+/// What a tool touches of its machine.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// Files below the portal.
+    Portal,
+    /// The keys of the server's user, through gpg and its agent.
+    Keys,
+    /// The clipboard of its display, or the file that stands for it.
+    Clipboard,
+}
+
+/// What every program reads that was not linked into one file: how it finds its libraries, users and language.
+const SYSTEM: [&str; 20] = [
+    "/bin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/sbin",
+    "/usr",
+    "/etc/alternatives",
+    "/etc/gcrypt",
+    "/etc/gnupg",
+    "/etc/group",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/locale.alias",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/proc/cpuinfo",
+    "/proc/sys/crypto",
+    "/dev/urandom",
+];
+/// What a script may run.
+const PROGRAMS: [&str; 6] = ["/bin", "/lib", "/lib64", "/sbin", "/usr", "/opt"];
+/// How a program finds a display on another machine.
+const NAMES: [&str; 4] = [
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+];
+/// Where a null device is.
+const NULL: &str = "/dev/null";
+
+impl Resource {
+    /// Of a tool.
+    #[must_use]
+    pub const fn of(tool: ToolName) -> Self {
+        match tool {
+            ToolName::GpgSign => Self::Keys,
+            ToolName::ClipboardGet | ToolName::ClipboardSet => Self::Clipboard,
+            ToolName::FileAccept | ToolName::FileProvide => Self::Portal,
+        }
+    }
+
+    /// Its name on a command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Portal => "portal",
+            Self::Keys => "keys",
+            Self::Clipboard => "clipboard",
+        }
+    }
+
+    /// What a process needs that runs the tools of this resource and nothing else. Makes the folders that they would make;
+    /// `tools`: those that its caller may use.
+    pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> Limits {
+        match self {
+            Self::Portal => {
+                if tools.contains(&ToolName::FileAccept) {
+                    // What fails here fails in the call as well, which says why.
+                    let _ = file::make_portal(settings);
+                }
+                portal_limits(settings)
+            }
+            Self::Keys => keys(settings).await,
+            Self::Clipboard => clipboard(settings),
+        }
+    }
+}
+
+/// What a process needs that touches files below the portal, where there is one.
+pub(crate) fn portal_limits(settings: &Settings) -> Limits {
+    let portal = Rule::new(&settings.portal, Rights::Write);
+    Limits {
+        calls: Calls::Worker { files: true },
+        files: Some(vec![portal]),
+        network: false,
+    }
+}
+
+fn clipboard(settings: &Settings) -> Limits {
+    let Some(display) = &settings.display else {
+        let _ = super::folder::make(&settings.runtime, Mode::RWXU);
+        return Limits {
+            calls: Calls::Worker { files: true },
+            files: Some(vec![Rule::new(&settings.runtime, Rights::Write)]),
+            network: false,
+        };
+    };
+    let authority = env::var_os("XAUTHORITY").map(PathBuf::from);
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".Xauthority"));
+    let mut rules = vec![
+        Rule::new(&settings.program, Rights::Run),
+        Rule::new(NULL, Rights::Write),
+    ];
+    let read = authority
+        .or(home)
+        .into_iter()
+        .chain(NAMES.map(PathBuf::from));
+    rules.extend(read.map(|path| Rule::new(path, Rights::Read)));
+    Limits {
+        calls: Calls::Programs,
+        files: Some(rules),
+        network: display.is_remote(),
+    }
+}
+
+async fn keys(settings: &Settings) -> Limits {
+    let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, Rights::Read)).into();
+    rules.push(Rule::new(NULL, Rights::Write));
+    let programs = [
+        &settings.gpg,
+        &settings.gpg_connect_agent,
+        &settings.gpgconf,
+    ];
+    let mut found = programs.into_iter().filter_map(|name| search(name));
+    rules.extend(found.by_ref().flat_map(|path| program(&path)));
+    // Where there are no keys, there is nothing to reach.
+    let folders = gpg::folders(settings).await;
+    rules.extend(folders.home.map(|home| Rule::new(home, Rights::Write)));
+    rules.extend(
+        folders
+            .keyrings
+            .into_iter()
+            .map(|ring| Rule::new(ring, Rights::Read)),
+    );
+    Limits {
+        calls: Calls::Programs,
+        files: Some(rules),
+        network: false,
+    }
+}
+
+/// Whether this machine has a GnuPG.
+pub(crate) fn has_gnupg(settings: &Settings) -> bool {
+    search(&settings.gpgconf).is_some()
+}
+
+/// Where a program is that is started by this name.
+fn search(name: &Path) -> Option<PathBuf> {
+    if name.components().count() > 1 {
+        return Some(name.to_owned());
+    }
+    let runs = |path: &PathBuf| {
+        let is = path.metadata();
+        is.is_ok_and(|is| is.is_file() && is.permissions().mode() & 0o111 != 0)
+    };
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(runs)
+}
+
+/// What it takes to run a program: itself, and who loads it. A script may run what it likes of the system's programs.
+fn program(path: &Path) -> Vec<Rule> {
+    let mut rules = vec![Rule::new(path, Rights::Run)];
+    match Image::read(path) {
+        Some(Image::Loaded(by)) => rules.push(Rule::new(by, Rights::Run)),
+        Some(Image::Script(by)) => {
+            rules.push(Rule::new(by, Rights::Run));
+            rules.extend(PROGRAMS.map(|path| Rule::new(path, Rights::Run)));
+        }
+        None => {}
+    }
+    rules
+}
+
+/// How the kernel runs a program.
+#[derive(Debug, PartialEq, Eq)]
+enum Image {
+    /// Through this loader (`PT_INTERP` of `elf(5)`).
+    Loaded(PathBuf),
+    /// Through this program, which reads it (`execve(2)`).
+    Script(PathBuf),
+}
+
+/// Most that is read of a program to see how it is run, in bytes: the loader's name stands near its beginning.
+const HEAD: u64 = 64 * 1024;
+
+impl Image {
+    /// `None`: by itself, or nobody can tell.
+    fn read(path: &Path) -> Option<Self> {
+        let mut head = Vec::new();
+        let file = File::open(path).ok()?;
+        file.take(HEAD).read_to_end(&mut head).ok()?;
+        match head.strip_prefix(b"#!") {
+            Some(line) => Self::script(line),
+            None => Self::loaded(&head),
+        }
+    }
+
+    fn script(line: &[u8]) -> Option<Self> {
+        let line = line.split(|byte| *byte == b'\n').next()?;
+        let by = str::from_utf8(line).ok()?.split_whitespace().next()?;
+        Some(Self::Script(by.into()))
+    }
+
+    /// Of a 64-bit ELF file: the segment of kind 3 names its loader.
+    fn loaded(head: &[u8]) -> Option<Self> {
+        let number = |at: usize, bytes: usize| {
+            let bytes = head.get(at..at.checked_add(bytes)?)?;
+            let value = bytes
+                .iter()
+                .rev()
+                .fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
+            usize::try_from(value).ok()
+        };
+        if !head.starts_with(b"\x7fELF\x02\x01") {
+            return None;
+        }
+        let (segments, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        let mut starts =
+            (0..count).filter_map(|segment| segments.checked_add(segment.checked_mul(size)?));
+        let loader = starts.find(|start| number(*start, 4) == Some(3))?;
+        let (at, length) = (
+            number(loader.checked_add(8)?, 8)?,
+            number(loader.checked_add(32)?, 8)?,
+        );
+        let name = head.get(at..at.checked_add(length)?)?;
+        let name = str::from_utf8(name.strip_suffix(b"\0")?).ok()?;
+        Some(Self::Loaded(name.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_runs_a_program_is_read_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        let image = |content: &[u8]| {
+            std::fs::write(&path, content).unwrap();
+            Image::read(&path)
+        };
+        let script = Some(Image::Script("/bin/sh".into()));
+        assert_eq!(image(b"#!/bin/sh\nexit\n"), script);
+        assert_eq!(image(b"#! /bin/sh -e\nexit\n"), script);
+        assert_eq!(image(b"#!"), None);
+        assert_eq!(image(b"\x7fELF\x02\x01"), None);
+        assert_eq!(
+            image(&[b"\x7fELF\x02\x01".as_slice(), &[0xff; 200]].concat()),
+            None
+        );
+        // A real one: this machine's shell is loaded by its loader, and this program by nobody.
+        let shell = Image::read(&Path::new("/bin/sh").canonicalize().unwrap());
+        let Some(Image::Loaded(loader)) = shell else {
+            panic!("{shell:?}");
+        };
+        assert!(
+            loader.exists() && loader.to_string_lossy().contains("ld-"),
+            "{loader:?}"
+        );
+        assert_eq!(Image::read(&env::current_exe().unwrap()), None);
+    }
+}

@@ -1,0 +1,250 @@
+//! What the processes of a server can still do: seen from outside in `/proc`, tried out from inside, and by a gpg of ours.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::text;
+use super::world::{Listening, World, until};
+use crate::harness::{have_program, write_program};
+use crate::serve::server::Keyring;
+
+const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
+const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
+const TAKE: &str = "{name: take, tool: file_accept, consumers: [carol]}";
+
+/// A line of `/proc/PID/status`.
+fn line(process: u32, key: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix(key));
+    value.unwrap().trim().to_owned()
+}
+
+/// No new privileges, filtered system calls, no capabilities now or by running a program.
+#[track_caller]
+fn is_confined(process: u32) {
+    let words = fs::read(format!("/proc/{process}/cmdline")).unwrap();
+    let words = String::from_utf8_lossy(&words).replace('\0', " ");
+    assert_eq!(line(process, "NoNewPrivs:"), "1", "{words}");
+    assert_eq!(line(process, "Seccomp:"), "2", "{words}");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(line(process, set), "0000000000000000", "{set} {words}");
+    }
+}
+
+#[test]
+fn every_process_of_a_server_has_a_filter_and_no_capabilities_and_says_so() {
+    let world = World::new(&[COPY, GIVE]);
+    world.write("portal/outgoing/all/a", "content");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "text"})));
+    text(&alice.call("give", &json!({"path": "a"})));
+    is_confined(server.pid());
+    is_confined(server.worker("alice").unwrap());
+    is_confined(server.helper("alice", "clipboard").unwrap());
+    // She has no key here, and her own process reads the portal.
+    assert_eq!(server.helper("alice", "keys"), None);
+    assert_eq!(server.helper("alice", "portal"), None);
+    let status = world.run(&["mcp", "status", "--listen", &world.text("sockets")]);
+    let line = "\nconfined by: seccomp, no capabilities, Landlock ABI ";
+    assert!(status.stdout.contains(line), "{status:?}");
+    server.end();
+}
+
+/// A world in which every attempt has something to find.
+struct Temptation {
+    world: World,
+    _tcp: TcpListener,
+    _unix: UnixListener,
+    attempts: String,
+}
+
+impl Temptation {
+    fn new(services: &[&str]) -> Self {
+        let world = World::new(services);
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = UnixListener::bind(world.path("other.sock")).unwrap();
+        world.write("portal/outgoing/all/a", "content");
+        world.write("secret", "secret");
+        let port = tcp.local_addr().unwrap();
+        let attempts = [
+            "read /etc/shadow".to_owned(),
+            format!("read {}", world.text("secret")),
+            format!("read {}", world.text("portal/outgoing/all/a")),
+            format!("make {}", world.text("portal/made")),
+            format!("append {}", world.text("log/audit.jsonl")),
+            format!("make {}", world.text("made")),
+            format!("connect {}", world.text("other.sock")),
+            format!("tcp {port}"),
+            "run /bin/true".to_owned(),
+            format!("signal {}", std::process::id()),
+        ];
+        // Whoever is not confined can do it.
+        fs::read("/etc/shadow").unwrap();
+        UnixStream::connect(world.path("other.sock")).unwrap();
+        TcpStream::connect(port).unwrap();
+        let attempts = attempts.join("\n");
+        let world = world.env("ANKLUME_PROBE", &attempts);
+        Self {
+            world,
+            _tcp: tcp,
+            _unix: unix,
+            attempts,
+        }
+    }
+
+    /// What became of the attempts of one process, each in one word.
+    #[track_caller]
+    fn done(&self, server: &Listening, who: &str) -> Vec<&'static str> {
+        let count = self.attempts.lines().count();
+        let begin = format!("probe {who}: ");
+        let mut lines = Vec::new();
+        until("it has tried", || {
+            let stderr = server.stderr();
+            let said = stderr.lines().filter_map(|line| line.strip_prefix(&begin));
+            lines = said.map(str::to_owned).collect();
+            lines.len() == count
+        });
+        let asked = self.attempts.lines().zip(&lines);
+        let words = asked.map(|(attempt, line)| {
+            match line
+                .strip_prefix(attempt)
+                .and_then(|line| line.strip_prefix(": "))
+            {
+                Some("done") => "done",
+                Some(
+                    "Permission denied (os error 13)" | "Operation not permitted (os error 1)",
+                ) => "refused",
+                other => panic!("{attempt}: {other:?}"),
+            }
+        });
+        words.collect()
+    }
+}
+
+#[test]
+fn a_process_that_reads_a_stranger_s_bytes_can_do_what_its_grants_need_and_nothing_else() {
+    let tempted = Temptation::new(&[COPY, GIVE, TAKE]);
+    let world = &tempted.world;
+    let server = world.listen();
+    server.peer("bob").lives();
+    let refused = vec!["refused"; 10];
+    assert_eq!(tempted.done(&server, "worker"), refused);
+    server.end();
+    let server = world.listen();
+    server.peer("alice").lives();
+    let mut portal_alone = refused.clone();
+    portal_alone[2] = "done";
+    portal_alone[3] = "done";
+    assert_eq!(tempted.done(&server, "worker"), portal_alone);
+    fs::remove_file(world.path("portal/made")).unwrap();
+    server.end();
+    // The clipboard, which is a file here, in a process of its own.
+    let server = world.listen();
+    let mut bob = server.peer("bob");
+    text(&bob.call("copy", &json!({"content": "text"})));
+    assert_eq!(tempted.done(&server, "clipboard"), refused);
+    assert_eq!(world.clipboard().as_deref(), Some("text"));
+    server.end();
+    assert!(!world.path("made").exists() && !world.path("portal/made").exists());
+}
+
+#[test]
+fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
+    let world = World::new(&[COPY]);
+    fs::remove_dir(world.path("portal")).unwrap();
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.lives();
+    let worker = server.worker("alice").unwrap();
+    // A tool that comes later, on the same connection: its process begins with what it needs.
+    world.policy(&[COPY, "{name: take, tool: file_accept, consumers: [alice]}"]);
+    let taken = json!({"path": "a", "data": "Y29udGVudA=="});
+    until("it is granted", || {
+        alice.call("take", &taken).get("result").is_some()
+    });
+    assert_eq!(server.worker("alice"), Some(worker));
+    is_confined(server.helper("alice", "portal").unwrap());
+    let file = world.path("portal/incoming/alice/a");
+    assert_eq!(fs::read_to_string(file).unwrap(), "content");
+    // In pieces, over what is kept between two calls.
+    let piece = |offset: u64, last: bool| json!({"path": "b", "data": "Y29udGVudA==", "offset": offset, "final": last});
+    text(&alice.call("take", &piece(0, false)));
+    text(&alice.call("take", &piece(7, true)));
+    let file = world.path("portal/incoming/alice/b");
+    assert_eq!(fs::read_to_string(file).unwrap(), "contentcontent");
+    // And goes when it has had nothing to do for a while.
+    until("it has ended", || {
+        server.helper("alice", "portal").is_none()
+    });
+    assert_eq!(
+        server.stderr().matches("ended").count(),
+        0,
+        "{}",
+        server.stderr()
+    );
+    server.end();
+}
+
+/// A gpg that tries what a real one has no business with, and says what it could do, where it may write.
+const PLANTED: &str = r#"#!/usr/bin/python3
+import os, socket, sys
+home, log, portal, secret, server, port = os.environ["PLANTED"].split("|")
+done = []
+def attempt(name, what):
+    try:
+        what()
+        done.append(name)
+    except OSError:
+        pass
+attempt("shadow", lambda: open("/etc/shadow"))
+attempt("secret", lambda: open(secret))
+attempt("portal", lambda: os.listdir(portal))
+attempt("log", lambda: open(log, "a"))
+attempt("memory", lambda: open(f"/proc/{server}/mem", "rb"))
+attempt("environment", lambda: open(f"/proc/{server}/environ", "rb"))
+attempt("signal", lambda: os.kill(int(server), 0))
+attempt("tcp", lambda: socket.create_connection(("127.0.0.1", int(port)), 5))
+attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+attempt("keys", lambda: open(home + "/planted.keys", "w"))
+with open(home + "/planted", "w") as file:
+    file.write(" ".join(done))
+sys.exit(2)
+"#;
+
+#[test]
+fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
+    if !have_program("gpg") || !Path::new("/usr/bin/python3").exists() {
+        return;
+    }
+    let keyring = Keyring::new();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let world = World::new(&[SIGN]).keyring(&keyring);
+    world.write("secret", "secret");
+    write_program(&world.path("bin/gpg"), PLANTED);
+    let path = std::env::var("PATH").unwrap();
+    let home = keyring.path().to_str().unwrap().to_owned();
+    let planted = [
+        home.clone(),
+        world.text("log/audit.jsonl"),
+        world.text("portal"),
+        world.text("secret"),
+        std::process::id().to_string(),
+        tcp.local_addr().unwrap().port().to_string(),
+    ];
+    let bin = world.text("bin");
+    let world = world
+        .env("PATH", format!("{bin}:{path}"))
+        .env("PLANTED", planted.join("|"));
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
+    let done = fs::read_to_string(format!("{home}/planted"));
+    assert_eq!(done.unwrap_or_else(|why| panic!("{why}: {answer}")), "keys");
+    server.end();
+}
