@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::digest::sha256;
 use crate::inside::{
     ABOVE, Caller, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity, LINK,
-    Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP_LOCK, Sent, Supervisor,
+    LOGS, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP_LOCK, Sent, Supervisor,
 };
 use account::{Account, AccountError};
 use tree::{Tree, TreeError};
@@ -137,7 +137,15 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
     let restart =
         supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
+    if other_user {
+        // No server overrides the rights of another user's files.
+        tree.hand_on(LOGS, &account)?;
+    }
     supervisor::run(supervisor, &account, restart).await?;
+    if other_user {
+        // The old server, which made files here, has ended.
+        tree.hand_on(PORTAL, &account)?;
+    }
     let digest = services
         .map(|services| services.digest())
         .unwrap_or_default();

@@ -86,6 +86,7 @@ async fn examine<'e>(
     };
     let healths = each(chosen, |edge| walk(&context, &examiner, edge)).await;
     let mut notes = host_notes(&facts, &apply);
+    notes.extend(examiner.servers(chosen));
     let others = intruders(&state.profiles);
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(Intruder::what));

@@ -214,6 +214,7 @@ mod tests {
                 digest: services.digest(),
                 refused: None,
             }),
+            confinement: None,
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Found {
     pub units: BTreeMap<String, String>,
     /// Whether it serves.
     pub serving: Serving,
+    /// What the kernel keeps its server from, in the server's words.
+    pub confinement: Option<String>,
 }
 
 /// What a machine's server says of itself, and whether it answers.

@@ -140,6 +140,10 @@ depend() {{
 
 start_pre() {{
     checkpath -d -m 0755 /run/anklume
+    # What another user left there is nothing to go on with.
+    for folder in {PROVIDER_FOLDER} {RUNTIME}; do
+        [ \"$(stat -c %U $folder 2>/dev/null)\" = {user} ] || rm -rf $folder
+    done
     checkpath -d -m 0700 -o {user} {PROVIDER_FOLDER} {RUNTIME}
     checkpath -d -m 0750 -o {user} {LOGS}
 }}

@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, flock,
-    fstat, mkdirat, open, openat, openat2, readlinkat, renameat, statat, symlinkat, unlinkat,
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, chownat, fchmod,
+    fchown, flock, fstat, mkdirat, open, openat, openat2, readlinkat, renameat, statat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
@@ -30,6 +31,8 @@ const FOLDER: OFlags = OFlags::RDONLY
 const LOCK_MAX: Duration = Duration::from_secs(15);
 /// How often is looked whether it has ended.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
+/// Deepest folder within a folder that is handed on.
+const DEPTH_MAX: usize = 64;
 /// Largest file that is read, in bytes: a services file, and more.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
@@ -100,6 +103,40 @@ fn below(path: &str) -> &str {
     }
 }
 
+/// Hands on what is in a folder, and then the folder.
+fn hand_on(folder: &OwnedFd, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
+    let new = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
+    let theirs = |is: &Stat| is.st_uid == from;
+    let listed = openat(folder, ".", FOLDER, Mode::empty())?;
+    for entry in Dir::read_from(&listed)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = match openat2(folder, name, flags, Mode::empty(), STRICT) {
+            Ok(found) => found,
+            // Gone meanwhile, or a mount: not ours to give.
+            Err(Errno::NOENT | Errno::XDEV) => continue,
+            Err(why) => return Err(why),
+        };
+        let is = fstat(&found)?;
+        match FileType::from_raw_mode(is.st_mode) {
+            FileType::Directory if depth > 0 => hand_on(&found, from, to, depth - 1)?,
+            // Another name of the file may be somewhere else.
+            FileType::RegularFile if theirs(&is) && is.st_nlink == 1 => {
+                chownat(&found, "", new.0, new.1, AtFlags::EMPTY_PATH)?;
+            }
+            _ => {}
+        }
+    }
+    if theirs(&fstat(&listed)?) {
+        fchown(&listed, new.0, new.1)?;
+    }
+    Ok(())
+}
+
 impl Tree {
     /// The machine's own.
     pub(super) fn open() -> Result<Self, TreeError> {
@@ -153,6 +190,22 @@ impl Tree {
         let (user, group) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
         fchown(&folder_made, Some(user), Some(group))
             .map_err(|why| refused("given to its user", path, why))
+    }
+
+    /// Gives a folder to another user, with what in it is the one's who has it; through no link and no mount. The folder itself
+    /// comes last, so that a run that was interrupted is gone on with.
+    pub(super) fn hand_on(&self, path: &str, to: &Account) -> Result<(), TreeError> {
+        let folder = match self.folder_there(path) {
+            Ok(folder) => folder,
+            // What is mounted there is not ours to give.
+            Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
+            Err(why) => return Err(refused("looked at", path, why)),
+        };
+        let handed = fstat(&folder).and_then(|is| match is.st_uid {
+            had if had == to.uid => Ok(()),
+            had => hand_on(&folder, had, to, DEPTH_MAX),
+        });
+        handed.map_err(|why| refused("given to its user", path, why))
     }
 
     /// What is at a path, itself and not what it leads to.

@@ -14,6 +14,7 @@ use super::carry::each;
 use super::channels;
 use super::context::Context;
 use super::files::MachineFiles;
+use crate::confinement::InForce;
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
 use crate::incus::{Kind, State};
@@ -110,7 +111,8 @@ async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Fou
     }
     if runs && found.services.is_some() {
         // Whoever serves writes it: what cannot be read says that nobody serves as they should.
-        found.serving = serving(&mut files).await.unwrap_or(Serving::Silent);
+        (found.serving, found.confinement) =
+            serving(&mut files).await.unwrap_or((Serving::Silent, None));
     }
     Some(found)
 }
@@ -155,18 +157,27 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Op
 }
 
 /// What the server last said of itself.
-async fn serving(files: &mut MachineFiles<'_>) -> Option<Serving> {
+async fn serving(files: &mut MachineFiles<'_>) -> Option<(Serving, Option<String>)> {
     let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
     let said = text(files, &file.to_string_lossy(), Kind::File).await?;
     let said: Option<Said> = said.and_then(|text| serde_json::from_str(&text).ok());
     Some(match said {
-        Some(said) => Serving::Policy {
-            digest: said.digest,
-            refused: said.refused.or(said.failed.0),
-        },
-        None => Serving::Silent,
+        Some(said) => (
+            Serving::Policy {
+                digest: said.digest,
+                refused: said.refused.or(said.failed.0),
+            },
+            said.confinement.map(|in_force| {
+                let words = in_force.to_string();
+                words.chars().take(CONFINEMENT_SHOWN).collect()
+            }),
+        ),
+        None => (Serving::Silent, None),
     })
 }
+
+/// How much is shown of what a server says of its confinement, in characters.
+const CONFINEMENT_SHOWN: usize = 200;
 
 /// What of a server's status is looked at. The rest is as long as the machine likes, and is read over.
 #[derive(Debug, Deserialize)]
@@ -175,6 +186,8 @@ struct Said {
     refused: Option<String>,
     #[serde(default)]
     failed: First,
+    #[serde(default)]
+    confinement: Option<InForce>,
 }
 
 /// The first text of a list.

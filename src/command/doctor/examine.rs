@@ -13,6 +13,7 @@ use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
 use crate::inside::{Found, Kind, Supervisor};
+use crate::name::MachineName;
 use crate::plan::{Again, Facts, Owner, Role, in_use, intruders, machine_owner, strangers};
 
 /// What kind of thing is broken, in the order in which it is looked for.
@@ -99,6 +100,39 @@ impl Examiner<'_> {
             provider.machine, self.apply
         );
         alone.then_some(note).into_iter().collect()
+    }
+
+    /// As whom the providers of these channels serve, and what the kernel keeps their servers from.
+    pub(super) fn servers(&self, edges: &[&Edge]) -> Vec<String> {
+        let providers: BTreeMap<_, _> = edges
+            .iter()
+            .map(|edge| (&edge.provider.machine, &edge.provider))
+            .collect();
+        let mut roots = Vec::new();
+        let mut confined: BTreeMap<&str, Vec<&MachineName>> = BTreeMap::new();
+        for (name, provider) in providers {
+            let found = self.found(provider);
+            let identity = found.and_then(|found| found.identity.as_ref());
+            if identity.is_some_and(|identity| identity.run_as.is_none()) {
+                roots.push(name);
+            }
+            if let Some(said) = found.and_then(|found| found.confinement.as_deref()) {
+                confined.entry(said).or_default().push(name);
+            }
+        }
+        let mut notes: Vec<String> = confined
+            .iter()
+            .map(|(said, names)| {
+                format!("confined, as the servers say, by {said}: {}", listed(names))
+            })
+            .collect();
+        if !roots.is_empty() {
+            let roots = listed(&roots);
+            notes.push(format!(
+                "served by root: {roots}; `mcp: {{run_as: USER}}` in infra.yml takes another user"
+            ));
+        }
+        notes
     }
 
     /// The machines at both ends.
@@ -382,5 +416,20 @@ impl Examiner<'_> {
     pub(super) fn found(&self, end: &End) -> Option<&Found> {
         let place = (end.domain.to_string(), end.machine.to_string());
         self.facts.inside.get(&place)
+    }
+}
+
+/// Most machines that are named in one note.
+const NAMES_SHOWN: usize = 8;
+
+fn listed(names: &[&MachineName]) -> String {
+    let shown: Vec<&str> = names
+        .iter()
+        .take(NAMES_SHOWN)
+        .map(|name| name.as_str())
+        .collect();
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

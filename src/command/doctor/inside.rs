@@ -173,6 +173,7 @@ mod tests {
             services: order.services.clone(),
             units: std::collections::BTreeMap::new(),
             serving,
+            confinement: None,
         }
     }
 

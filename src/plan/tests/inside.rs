@@ -34,6 +34,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
         services: order.services,
         units: std::collections::BTreeMap::new(),
         serving: if runs { serving } else { Serving::Unknown },
+        confinement: None,
     }
 }
 

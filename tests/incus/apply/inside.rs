@@ -132,12 +132,13 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
     let before = server(&world);
     // A call that takes its time and says when it has begun: what signs here is slow, and has no key.
     let slow = "mkdir -p /root/.gnupg; printf '#!/bin/sh\\necho OK\\n' > /bin/gpg-connect-agent
-        printf '#!/bin/sh\\ntouch /tmp/began\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg /bin/gpg-connect-agent";
+        printf '#!/bin/sh\\ntouch /root/.gnupg/began\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg /bin/gpg-connect-agent";
     assert!(world.exec(0, "signer", slow).0);
     let (_folder, newer) = newer_version();
     let (running, applied) = std::thread::scope(|scope| {
         let running = scope.spawn(|| call(&world, "sign"));
-        let began = "for i in $(seq 100); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1";
+        let began =
+            "for i in $(seq 100); do test -e /root/.gnupg/began && exit 0; sleep 0.1; done; exit 1";
         assert!(world.exec(0, "signer", began).0);
         let applied = apply_by(&world, &newer);
         (running.join().unwrap(), applied)
@@ -177,6 +178,11 @@ fn an_order_that_comes_late_is_refused() {
     world.is_settled();
 }
 
+/// Who owns a file of the signer's.
+fn owner(world: &World, path: &str) -> String {
+    world.exec(0, "signer", &format!("stat -c %U:%G {path}")).1
+}
+
 #[test]
 fn who_serves_is_the_declared_user_also_for_the_operator() {
     let declared = |run_as: &str| {
@@ -191,13 +197,12 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
     let signer = world.machine(0, "signer");
     let give = format!("anklume mcp call -i {signer} drop path=a.txt data:='\"aGk=\"'");
     assert!(world.exec(1, "dev", &give).0);
-    let owner = |path: &str| world.exec(0, "signer", &format!("stat -c %U:%G {path}")).1;
     assert_eq!(
-        owner(&format!("/srv/anklume/portal/incoming/{dev}/a.txt")),
+        owner(&world, &format!("/srv/anklume/portal/incoming/{dev}/a.txt")),
         "user:user\n"
     );
-    assert_eq!(owner("/run/anklume/mcp"), "user:user\n");
-    assert_eq!(owner("/var/log/anklume/audit.jsonl"), "user:user\n");
+    assert_eq!(owner(&world, "/run/anklume/mcp"), "user:user\n");
+    assert_eq!(owner(&world, "/var/log/anklume/audit.jsonl"), "user:user\n");
     let operator = [
         "mcp",
         "call",
@@ -209,11 +214,15 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
     ];
     let ran = world.run(&operator);
     assert_eq!(ran.status, 0, "{ran:?}");
-    assert_eq!(owner("/srv/anklume/portal/b.txt"), "user:user\n");
+    assert_eq!(owner(&world, "/srv/anklume/portal/b.txt"), "user:user\n");
     // Another user takes over, with what there is.
     world.declare(&declared("root"));
     world.apply();
     assert!(world.exec(1, "dev", &give.replace("a.txt", "c.txt")).0);
+    for name in ["", "/a.txt", "/c.txt"] {
+        let path = format!("/srv/anklume/portal/incoming/{dev}{name}");
+        assert_eq!(owner(&world, &path), "root:root\n");
+    }
     world.is_settled();
     world.declare(&declared("ghost"));
     let (status, answer) = world.apply_json();

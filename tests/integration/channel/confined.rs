@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 
@@ -246,5 +247,81 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
     let done = fs::read_to_string(format!("{home}/planted"));
     assert_eq!(done.unwrap_or_else(|why| panic!("{why}: {answer}")), "keys");
+    server.end();
+}
+
+/// Runs what it is given where the kernel has no filters of system calls (`seccomp(2)`, number 317 on this architecture).
+const WITHOUT_FILTERS: &str = r"
+import ctypes, os, struct, sys
+program = [(0x20, 0, 0, 0), (0x15, 0, 1, 317), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in program))
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Program(len(program), ctypes.addressof(code)))) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+/// The server of a world, on such a kernel.
+fn without_filters(world: &World) -> Command {
+    let server = world.command(&[
+        "mcp",
+        "serve",
+        "--listen",
+        "sockets",
+        "--services",
+        "services.json",
+    ]);
+    let mut command = Command::new("python3");
+    command.args(["-c", WITHOUT_FILTERS]);
+    command.arg(server.get_program()).args(server.get_args());
+    command.current_dir(server.get_current_dir().unwrap());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+#[test]
+fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
+    if !have_program("python3") {
+        return;
+    }
+    let why = "no filter of system calls: ";
+    // As far as the kernel has it: it serves, and says what it lacks.
+    let world = World::new(&[COPY]);
+    let server = world.listen_by(without_filters(&world));
+    text(
+        &server
+            .peer("alice")
+            .call("copy", &json!({"content": "text"})),
+    );
+    let status = world.run(&["mcp", "status", "--listen", "sockets"]);
+    let said = "\nconfined by: no seccomp (";
+    assert!(status.stdout.contains(said), "{status:?}");
+    server.end();
+    let world = World::with_mcp(&[COPY], "{confinement: required}");
+    let ran = without_filters(&world).output().unwrap();
+    let stderr = String::from_utf8(ran.stderr).unwrap();
+    let said = format!("error: this server must be confined, and is not: {why}");
+    assert!(stderr.starts_with(&said), "{stderr}");
+    assert!(
+        stderr.ends_with(
+            "\n  = help: `mcp: {confinement: available}` in infra.yml lets it serve all the same\n"
+        ),
+        "{stderr}"
+    );
+    assert_eq!(ran.status.code(), Some(1));
+    // The same where it can be confined.
+    let server = world.listen();
+    text(
+        &server
+            .peer("alice")
+            .call("copy", &json!({"content": "text"})),
+    );
     server.end();
 }
