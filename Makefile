@@ -61,14 +61,14 @@ check: ## formatting, lints, docs
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --no-deps --document-private-items
 	cargo test --test integration -- docs::
 
-fuzz-seeds: ## build the fuzz target without instrumentation and run it on its seeds
+fuzz-seeds: ## build the fuzz targets without instrumentation and run each on its seeds
 	@sh tests/setup.sh fuzz
 	RUSTFLAGS='--cfg fuzzing' CARGO_TARGET_DIR=target/fuzz cargo build --locked --manifest-path tests/fuzz/Cargo.toml
-	target/fuzz/x86_64-unknown-linux-gnu/debug/connection tests/fuzz/seeds/*
+	for door in $$(ls tests/fuzz/seeds); do target/fuzz/x86_64-unknown-linux-gnu/debug/$$door tests/fuzz/seeds/$$door/* || exit 1; done
 
-fuzz: ## any bytes against one connection, for ten minutes; needs cargo-fuzz
-	mkdir -p tests/fuzz/corpus/connection
-	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz connection tests/fuzz/corpus/connection tests/fuzz/seeds -- -max_total_time=600 -max_len=65536
+fuzz: ## any bytes through each door, ten minutes each; needs cargo-fuzz
+	for door in $$(ls tests/fuzz/seeds); do mkdir -p tests/fuzz/corpus/$$door; \
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$door tests/fuzz/corpus/$$door tests/fuzz/seeds/$$door -- -max_total_time=600 -max_len=65536 || exit 1; done
 
 bench: ## measure, beside the floor and the Python SDK
 	@sh tests/setup.sh

@@ -42,6 +42,12 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
+/// What a machine says, read as `apply` and `doctor` read it; for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub fn words_of_a_machine(bytes: &[u8]) {
+    apply::words_of_a_machine(bytes);
+}
+
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),

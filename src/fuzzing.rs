@@ -1,3 +1,131 @@
-//! Doors for the fuzzer, built for it alone (`--cfg fuzzing`), and for a test of its seeds.
+//! Doors for the fuzzer, built for it alone (`--cfg fuzzing`), and for a test of their seeds: each takes any bytes that a stranger
+//! could send through it, and stops where something happens that must not.
 
+#![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
+
+use serde_json::Value;
+
+use crate::audit::chain;
+use crate::audit::verify::{FINDINGS_MAX, Verifier};
+use crate::catalogue;
+use crate::edge;
+use crate::infra;
+use crate::inventory;
+use crate::name::ToolName;
+use crate::policy::{self, Caller, Decision, Request};
+use crate::services::Services;
+
+pub use crate::command::words_of_a_machine as machine;
+pub use crate::incus::fuzzing::answers as incus;
+pub use crate::mcp::client::fuzzing::client;
 pub use crate::mcp::server::fuzzing::connection;
+
+/// `infra.yml`.
+///
+/// # Panics
+///
+/// When a file that was read has services that their own reader refuses, or whose lists differ from what is decided.
+pub fn infra(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else {
+        return;
+    };
+    match infra::parse("infra.yml", text) {
+        Err(faults) => assert!(!faults.to_string().is_empty()),
+        Ok(read) => {
+            for (_, machine) in read.infra.machines() {
+                services(&Services::of(machine).to_file());
+            }
+            if let Ok(edges) = edge::edges(&read.infra) {
+                for file in inventory::files(&read.infra, &edges) {
+                    assert!(!file.values().is_empty());
+                }
+            }
+        }
+    }
+}
+
+/// `services.json`.
+///
+/// # Panics
+///
+/// When what was read is not the same when it is written and read again, or what is listed is refused.
+pub fn services(bytes: &[u8]) {
+    let Ok(services) = Services::from_file(bytes) else {
+        return;
+    };
+    let again = Services::from_file(&services.to_file());
+    let again = again.unwrap_or_else(|why| panic!("its own file is refused: {why}"));
+    assert_eq!(services.digest(), again.digest());
+    for consumer in services.consumers() {
+        let caller = Caller::Consumer(consumer.clone());
+        for offer in policy::offers(&services, &caller) {
+            let request = Request {
+                caller: &caller,
+                name: &offer.name,
+                arguments: &serde_json::Map::new(),
+            };
+            let decided = policy::decide(&services, request);
+            assert!(matches!(decided, Decision::Allowed(_)), "{decided:?}");
+        }
+    }
+}
+
+/// Lines of a log of calls.
+///
+/// # Panics
+///
+/// When more is kept of them than may be, or something that a terminal obeys would be printed.
+pub fn audit(bytes: &[u8]) {
+    let mut verifier = Verifier::new(None);
+    let read = verifier.file("audit.jsonl", bytes);
+    assert!(read.is_ok());
+    let report = verifier.finish();
+    assert!(report.findings.len() <= FINDINGS_MAX);
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let chain::Read::Whole(..) = chain::read(line) {
+            let printed = chain::printable(line);
+            assert!(
+                printed.iter().all(|byte| (0x20..0x7f).contains(byte)),
+                "{printed:?}"
+            );
+        }
+    }
+}
+
+/// Arguments of a tool, as a caller sends them.
+pub fn arguments(bytes: &[u8]) {
+    if let Ok(Value::Object(arguments)) = serde_json::from_slice(bytes) {
+        for tool in ToolName::ALL {
+            let _ = catalogue::check_some(tool, &arguments);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// A door, and the folder of its seeds.
+    type Door = (&'static str, fn(&[u8]));
+
+    #[test]
+    fn every_seed_goes_through_its_door() {
+        let doors: [Door; 7] = [
+            ("audit", super::audit),
+            ("client", super::client),
+            ("connection", super::connection),
+            ("incus", super::incus),
+            ("infra", super::infra),
+            ("machine", super::machine),
+            ("services", super::services),
+        ];
+        let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
+        for (name, door) in doors {
+            let seeds: Vec<_> = std::fs::read_dir(all.join(name)).unwrap().collect();
+            assert!(seeds.len() > 1, "{name}");
+            for seed in seeds {
+                door(&std::fs::read(seed.unwrap().path()).unwrap());
+            }
+        }
+    }
+}

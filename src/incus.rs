@@ -5,6 +5,8 @@
 mod change;
 mod connection;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod machine;
 mod model;
 mod object;

@@ -372,6 +372,8 @@ pub struct McpUsers {
     pub gid: u32,
     /// The machine's services run also while their calls cannot be logged.
     pub allow_unlogged: bool,
+    /// Memory that all its callers may make its server keep, in bytes.
+    pub memory: Option<u64>,
     /// How strictly its server is confined.
     pub confinement: Confinement,
 }

@@ -29,9 +29,20 @@ pub const MESSAGES_AT_ONCE: u32 = 1_000;
 /// Such messages beyond them that are read in a second; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
+/// Memory that one caller may make a server keep, in bytes.
+pub const MEMORY: u64 = 64 * 1024 * 1024;
+/// Least of it, in bytes: what one call of the largest payload needs.
+pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
+/// Memory that all callers of a server may make it keep, in bytes.
+pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
+/// Most of either, in bytes.
+pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
+/// What each caller may have at any time, whatever the others have, in bytes.
+pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
+
 /// What a service sets otherwise (`limits:` in `infra.yml`); what is not set is the default.
 ///
-/// What holds for a connection before a service is named (`message_bytes`, `connections`) is the largest
+/// What holds for a connection before a service is named (`message_bytes`, `connections`, `memory`) is the largest
 /// value of the caller's services.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,11 +68,14 @@ pub struct Limits {
     /// Connections of one caller at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
+    /// Memory of one caller, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 impl Limits {
     /// Every key of `limits:`, in the order of the documentation.
-    pub const KEYS: [&str; 7] = [
+    pub const KEYS: [&str; 8] = [
         "message_bytes",
         "calls_per_minute",
         "calls_per_minute_all",
@@ -69,6 +83,7 @@ impl Limits {
         "in_flight_all",
         "call_seconds",
         "connections",
+        "memory",
     ];
 
     /// Nothing is set.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
-use crate::limits::Limits;
+use crate::limits::{Limits, MEMORY, MEMORY_ALL};
 use crate::name::{MachineName, ServiceName, ToolName};
 
 /// What one machine offers.
@@ -23,6 +23,9 @@ pub struct Services {
     /// Calls run also while they cannot be logged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unlogged: bool,
+    /// Memory that all callers may make its server keep, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
     /// Whether it serves without being confined.
     #[serde(default, skip_serializing_if = "Confinement::is_default")]
     pub confinement: Confinement,
@@ -77,6 +80,7 @@ impl Services {
             machine: machine.name.clone(),
             services,
             allow_unlogged: machine.mcp.allow_unlogged,
+            memory: machine.mcp.memory,
             confinement: machine.mcp.confinement,
         }
     }
@@ -96,6 +100,23 @@ impl Services {
         service.map_or_else(Limits::default, |service| service.limits)
     }
 
+    /// Memory that a consumer may make the server keep, in bytes: the most of its services.
+    #[must_use]
+    pub fn memory_of(&self, consumer: &MachineName) -> u64 {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.serves(consumer));
+        let most = theirs
+            .map(|service| service.limits.memory.unwrap_or(MEMORY))
+            .max();
+        most.unwrap_or(MEMORY).min(self.memory_of_all())
+    }
+
+    /// Memory that all callers may make the server keep, in bytes.
+    #[must_use]
+    pub fn memory_of_all(&self) -> u64 {
+        self.memory.unwrap_or(MEMORY_ALL)
+    }
+
     /// The services of one consumer, as far as they concern it.
     #[must_use]
     pub fn of_consumer(&self, consumer: &MachineName) -> Self {
@@ -110,6 +131,7 @@ impl Services {
                 })
                 .collect(),
             allow_unlogged: self.allow_unlogged,
+            memory: self.memory,
             confinement: self.confinement,
         }
     }
@@ -130,6 +152,7 @@ impl Services {
             machine,
             services: Vec::new(),
             allow_unlogged: false,
+            memory: None,
             confinement: Confinement::Available,
         }
     }

@@ -206,6 +206,43 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
     }
 
+    /// An amount of memory in bytes, written so or as `64MiB`.
+    pub(super) fn size(
+        &self,
+        key: &str,
+        range: RangeInclusive<u64>,
+        findings: &mut Findings,
+    ) -> Option<u64> {
+        let entry = self.filled(key, findings)?;
+        let Kind::Scalar(scalar) = &entry.value.kind else {
+            wrong_entry(entry, "an amount of memory such as `64MiB`", findings);
+            return None;
+        };
+        match bytes(&scalar.text) {
+            Some(bytes) if range.contains(&bytes) => Some(bytes),
+            found => {
+                let (least, most) = range.into_inner();
+                let message = match found {
+                    Some(_) => format!(
+                        "{} is outside the range of {}",
+                        quote(&scalar.text),
+                        quote(key)
+                    ),
+                    None => format!("{} is no amount of memory", quote(&scalar.text)),
+                };
+                let mebibytes = |bytes: u64| format!("{}MiB", bytes / MEBIBYTE);
+                findings
+                    .error(Code::OutOfRange, entry.value.at, message)
+                    .help(format!(
+                        "`{}` to `{}`, or the same in bytes",
+                        mebibytes(least),
+                        mebibytes(most)
+                    ));
+                None
+            }
+        }
+    }
+
     /// A list.
     pub(super) fn list(&self, key: &str, findings: &mut Findings) -> Option<&'t [Node<'a>]> {
         let entry = self.filled(key, findings)?;
@@ -240,6 +277,22 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
         Some(written)
     }
+}
+
+/// Bytes in a mebibyte.
+const MEBIBYTE: u64 = 1024 * 1024;
+
+/// Decimal digits, and maybe a binary unit.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("KiB", 1024), ("MiB", MEBIBYTE), ("GiB", 1024 * MEBIBYTE)];
+    let unit = units
+        .iter()
+        .find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
+    let (number, size) = unit.unwrap_or((text, 1));
+    if !is_decimal(number) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(size)
 }
 
 /// The value of a key that is text.

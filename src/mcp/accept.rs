@@ -32,6 +32,8 @@ pub(crate) struct Accepting {
     pub(crate) listener: UnixListener,
     /// What its connections share.
     pub(crate) shared: Arc<Shared>,
+    /// How fast they are read, and how much memory they have.
+    pub(crate) pace: Arc<Pace>,
     /// How they are told to end.
     pub(crate) connections: Stop,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Accepting {
 impl Accepting {
     /// Accepts until it is closed, or nobody has been connected for a while, then waits for its connections to end.
     pub(crate) async fn run(self, close: CancellationToken) {
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::clone(&self.pace);
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
         let mut turn = Instant::now();

@@ -5,6 +5,8 @@
 //! too long without a word, sets no limit to what a server may send, and gives results back without the fields that it does not know.
 
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod message;
 pub(crate) mod pieces;
 

@@ -3,7 +3,7 @@
 //! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
 
 pub(crate) mod folder;
-mod helper;
+mod house;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,17 +1,21 @@
 //! How fast a caller is read: what costs the server work and is no call that runs, such as lists, refusals and
 //! garbage, is read at a steady pace when there is much of it. So a flood waits in its own sockets.
 //!
-//! Calls that run have limits of their own ([`crate::mcp::gate`]) and are not counted here. How much of a caller's long
-//! messages is in memory at once is counted for all of them, whether they are whole, run, or never come to an end.
+//! Calls that run have limits of their own ([`crate::mcp::gate`]) and are not counted here. How much of what a caller sent is in
+//! memory at once is counted too, whether it is whole, runs, or never comes to an end.
+
+mod memory;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::limits::{MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
+use memory::Pools;
+
+pub(crate) use memory::{Lender, Room};
 
 /// Time of one small message.
 const MESSAGE: Duration = Duration::from_micros(1_000_000 / MESSAGES_PER_SECOND);
@@ -23,78 +27,32 @@ const BYTES: usize = 64 * 1024;
 const MESSAGE_MAX: u32 = 256;
 /// A connection that is accepted takes as long as this many messages.
 const CONNECTION: u32 = 5;
-/// Bytes of a message that every connection may read; what is longer shares [`LONG`].
+/// Bytes of a message that every connection may read; what is longer takes memory of its caller's.
 pub(crate) const SHORT: usize = 16 * 1024;
-/// Bytes that the long messages of one caller may have in memory, until they are answered. A single one may have more,
-/// where its limit is larger.
-pub(crate) const LONG: usize = 32 * 1024 * 1024;
-/// Bytes that the parsed requests of one caller may have in memory, until they are answered.
-const REQUESTS: usize = 8 * 1024 * 1024;
-/// Bytes that the large answers of one caller may have in memory, until they are written.
-const ANSWERS: usize = 24 * 1024 * 1024;
-/// Memory is counted in parts of so many bytes.
-const PART: usize = 1024;
-
-/// Some of a caller's memory; free again when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Room(OwnedSemaphorePermit);
-
-impl Room {
-    /// Gives back what so many bytes do not need.
-    pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
-        // All of it where it does not have as much.
-        self.0.split(bytes.div_ceil(PART)).map(Self).or(Some(self))
-    }
-}
-
-/// A pool of memory that the connections of a caller share.
-#[derive(Debug)]
-struct Memory {
-    parts: usize,
-    free: Arc<Semaphore>,
-}
-
-impl Memory {
-    fn of(bytes: usize) -> Self {
-        let parts = bytes / PART;
-        Self {
-            parts,
-            free: Arc::new(Semaphore::new(parts)),
-        }
-    }
-
-    /// Waits for so many bytes at once; for all there are where there are not as many.
-    async fn room(&self, bytes: usize) -> io::Result<Room> {
-        let parts = bytes.div_ceil(PART).min(self.parts);
-        let parts = u32::try_from(parts).unwrap_or(u32::MAX);
-        let taken = Arc::clone(&self.free).acquire_many_owned(parts);
-        taken.await.map(Room).map_err(io::Error::other)
-    }
-}
-
 /// The pace of one caller, over all its connections.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    long: Memory,
-    requests: Memory,
-    answers: Memory,
+    memory: Pools,
     /// When all that was read so far would be done, at one message a [`MESSAGE`].
     done: Mutex<Instant>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self::from(Instant::now())
+        Self::of(Pools::default())
     }
 }
 
 impl Pace {
-    fn from(now: Instant) -> Self {
+    /// Of a caller that may have so many bytes in memory, part of them borrowed.
+    pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
+        Self::of(Pools::of(bytes, lender))
+    }
+
+    fn of(memory: Pools) -> Self {
         Self {
-            long: Memory::of(LONG),
-            requests: Memory::of(REQUESTS),
-            answers: Memory::of(ANSWERS),
-            done: Mutex::new(now),
+            memory,
+            done: Mutex::new(Instant::now()),
         }
     }
 
@@ -104,7 +62,7 @@ impl Pace {
     ///
     /// None; the semaphore is never closed.
     pub(crate) async fn room(&self, bytes: usize) -> io::Result<Room> {
-        self.long.room(bytes).await
+        self.memory.long.room(bytes).await
     }
 
     /// Waits for the memory of a parsed request of so many bytes. Memory is taken in this order, so that nobody waits in a
@@ -114,7 +72,7 @@ impl Pace {
     ///
     /// As [`Pace::room`].
     pub(crate) async fn request(&self, bytes: usize) -> io::Result<Room> {
-        self.requests.room(bytes).await
+        self.memory.requests.room(bytes).await
     }
 
     /// Waits for the memory of an answer of so many bytes.
@@ -123,7 +81,7 @@ impl Pace {
     ///
     /// As [`Pace::room`].
     pub(crate) async fn answer(&self, bytes: usize) -> io::Result<Room> {
-        self.answers.room(bytes).await
+        self.memory.answers.room(bytes).await
     }
 
     /// Takes the turn of a message of so many bytes: when it may be read.
@@ -163,7 +121,8 @@ mod tests {
     #[test]
     fn a_burst_is_read_at_once_and_the_rest_at_a_pace() {
         let now = Instant::now();
-        let pace = Pace::from(now);
+        let pace = Pace::default();
+        *pace.done.lock().unwrap() = now;
         let burst = MESSAGES_AT_ONCE;
         for _ in 0..=burst {
             assert_eq!(pace.turn(cost(10), now), now);
@@ -181,15 +140,11 @@ mod tests {
     #[test]
     fn the_page_says_the_same() {
         const PAGE: &str = include_str!("../../docs/channel.md");
-        let (part, short, long) = (BYTES / 1024, SHORT / 1024, LONG / 1024 / 1024);
-        let (requests, answers) = (REQUESTS / 1024 / 1024, ANSWERS / 1024 / 1024);
+        let (part, short) = (BYTES / 1024, SHORT / 1024);
         for said in [
             format!("once more for each {part} KiB, {MESSAGE_MAX} times at most"),
             format!("a new connection counts as {CONNECTION} messages"),
-            format!("Messages beyond {short} KiB share memory of {long} MiB for each caller"),
-            format!(
-                "Parsed requests share {requests} MiB in the same way, and answers of `file_provide` and `clipboard_get` beyond {short} KiB share {answers} MiB"
-            ),
+            format!("Messages beyond {short} KiB take memory"),
         ] {
             assert!(PAGE.contains(&said), "{said}");
         }
@@ -198,7 +153,8 @@ mod tests {
     #[test]
     fn calls_that_run_are_not_counted() {
         let now = Instant::now();
-        let pace = Pace::from(now);
+        let pace = Pace::default();
+        *pace.done.lock().unwrap() = now;
         for _ in 0..100_000 {
             assert_eq!(pace.turn(cost(5 * BYTES), now), now);
             pace.runs(5 * BYTES);

@@ -131,6 +131,7 @@ impl Bench {
         let services = Services {
             machine: "vault".parse().unwrap(),
             allow_unlogged: false,
+            memory: None,
             confinement: crate::infra::Confinement::default(),
             services: ToolName::ALL.iter().map(service).collect(),
         };

@@ -105,6 +105,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
     let services = Services {
         machine: "vault".parse().unwrap(),
         allow_unlogged: false,
+        memory: None,
         confinement: anklume::infra::Confinement::default(),
         services: Vec::new(),
     };

@@ -71,6 +71,14 @@ pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, Unheard> {
     heard(&offered).ok_or_else(|| odd().into())
 }
 
+/// Reads bytes as a machine's answer, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(super) fn understood(bytes: &[u8]) {
+    if let Some(heard) = serde_json::from_slice(bytes).ok().as_ref().and_then(heard) {
+        assert!(heard.took < PATIENCE);
+    }
+}
+
 /// A machine's word, read strictly; `None`: it is no list of services.
 fn heard(offered: &Offered) -> Option<Heard> {
     let names = offered.services.iter().map(|name| {

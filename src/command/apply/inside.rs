@@ -160,8 +160,13 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Op
 async fn serving(files: &mut MachineFiles<'_>) -> Option<(Serving, Option<String>)> {
     let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
     let said = text(files, &file.to_string_lossy(), Kind::File).await?;
-    let said: Option<Said> = said.and_then(|text| serde_json::from_str(&text).ok());
-    Some(match said {
+    Some(understood(said.as_deref()))
+}
+
+/// What a server's status says, as far as it is looked at.
+fn understood(status: Option<&str>) -> (Serving, Option<String>) {
+    let said: Option<Said> = status.and_then(|text| serde_json::from_str(text).ok());
+    match said {
         Some(said) => (
             Serving::Policy {
                 digest: said.digest,
@@ -173,7 +178,29 @@ async fn serving(files: &mut MachineFiles<'_>) -> Option<(Serving, Option<String
             }),
         ),
         None => (Serving::Silent, None),
-    })
+    }
+}
+
+/// Reads bytes as each of the things that a machine says.
+///
+/// # Panics
+///
+/// When more of it would be shown than may be, or something that a terminal obeys.
+#[cfg(any(test, fuzzing))]
+pub(in crate::command) fn words_of_a_machine(bytes: &[u8]) {
+    if let Ok(text) = str::from_utf8(bytes) {
+        let (_, confinement) = understood(Some(text));
+        let shown = confinement.unwrap_or_default();
+        assert!(shown.chars().count() <= CONFINEMENT_SHOWN);
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+    }
+    super::ask::understood(bytes);
+    let report: Option<crate::inside::Report> = serde_json::from_slice(bytes).ok();
+    let again = report.as_ref().map(serde_json::to_vec);
+    assert!(again.is_none_or(|again| again.is_ok()));
+    if let Some(identity) = Identity::from_file(bytes) {
+        assert_eq!(Identity::from_file(&identity.to_file()), Some(identity));
+    }
 }
 
 /// How much is shown of what a server says of its confinement, in characters.

@@ -11,6 +11,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::name::MachineName;
+use crate::services::Services;
 
 /// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, something of it failed or the log
 /// cannot be written, 4 nobody serves.
@@ -54,6 +55,22 @@ fn read(folder: &Path) -> anyhow::Result<Status> {
         .with_context(|| format!("`{}` was written by another version", file.display()))
 }
 
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes / 1024 / 1024)
+}
+
+/// How much memory the callers may make the server keep.
+fn memory(services: &Services) -> String {
+    let all = mebibytes(services.memory_of_all());
+    let each = services.consumers().into_iter();
+    let each = each.map(|name| format!("{} for {name}", mebibytes(services.memory_of(name))));
+    let each: Vec<String> = each.collect();
+    if each.is_empty() {
+        return format!("memory: {all} at most");
+    }
+    format!("memory: {all} at most, {}", each.join(", "))
+}
+
 fn as_text(status: &Status) -> String {
     let services = &status.services;
     let mut lines = vec![
@@ -85,6 +102,7 @@ fn as_text(status: &Status) -> String {
         };
         lines.push(format!("NOT logged, {calls}: {}", why.escape_debug()));
     }
+    lines.push(memory(services));
     for service in &services.services {
         let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();
         let consumers = if consumers.is_empty() {

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -22,6 +23,7 @@ use crate::mcp::helper::Helpers;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::Remote;
+use crate::mcp::pace::Pace;
 use crate::mcp::server::Stop;
 use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
 use crate::tool::{Resource, portal_limits};
@@ -63,6 +65,8 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
         .build()
         .context("cannot start")?;
     let helpers = Helpers::new(own, monitor.starts_helpers());
+    let memory = policy.services.memory_of(&args.caller);
+    let pace = Arc::new(Pace::with_memory(memory, Box::new(monitor.lender())));
     let shared = shared::shared(monitor, Some(helpers), output)?;
     let ended = runtime.block_on(async {
         let close = orders(&stop)?;
@@ -70,6 +74,7 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
             caller: args.caller.clone(),
             listener: UnixListener::from(listener).try_into()?,
             shared,
+            pace,
             connections: stop,
         };
         accepting.run(close).await;

@@ -31,7 +31,7 @@ const CASES: &[Case] = &[
           - [name]
           - {name: "a\n", tool: "gpg_sign\n", consumers: ["work-dev\n"]}
         mcp: {run_as: 1000, uid: -1, gid: 4294967295, shell: x}
-      n: {mcp: {run_as: "a b", uid: 4294967294, gid: 0, confinement: strict}}
+      n: {mcp: {run_as: "a b", uid: 4294967294, gid: 0, confinement: strict, memory: 47MiB}}
       o: {mcp: {run_as: , uid: x}}
       p: {services: }
       q: {mcp: }
@@ -73,6 +73,7 @@ const CASES: &[Case] = &[
             "unknown-key 25:55 shell",
             r#"invalid-name 26:25 "a b""#,
             "invalid-value 26:70 strict",
+            "out-of-range 26:86 47MiB",
             "empty-value 27:17 run_as",
             "wrong-type 27:32 x",
             "empty-value 28:11 services",

@@ -100,6 +100,7 @@ fn machine(
     devices::add_own(fields, &mut placed, findings);
     // No part of the model, and of `resource_policy`, which is not applied.
     let _ = fields.integer("weight", 1..=i64::MAX, findings);
+    let mcp = services::users(fields, findings);
     let machine = Machine {
         place: findings.place(entry.at)?,
         kind,
@@ -124,8 +125,14 @@ fn machine(
             .and_then(|(priority, _)| u8::try_from(priority).ok()),
         snapshots_schedule: shaped(fields, "snapshots_schedule", SCHEDULE, findings),
         snapshots_expiry: shaped(fields, "snapshots_expiry", EXPIRY, findings),
-        mcp: services::users(fields, findings),
-        services: services::read(&entry.key.text, fields, surroundings.names, findings),
+        services: services::read(
+            &entry.key.text,
+            fields,
+            surroundings.names,
+            mcp.memory,
+            findings,
+        ),
+        mcp,
         name: name?,
     };
     Some(MachineDraft {

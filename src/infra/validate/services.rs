@@ -12,7 +12,7 @@ use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
 use crate::infra::raw::{Entry, Kind, Node, Reading};
 use crate::infra::{Confinement, DeclaredService, McpUsers};
-use crate::limits::{Limits, MESSAGE_BYTES_MAX};
+use crate::limits::{Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 5] = ["name", "tool", "consumers", "with", "limits"];
@@ -35,7 +35,14 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
     let fields = fields.strict();
     fields.known(
         "`mcp`",
-        &["run_as", "uid", "gid", "allow_unlogged", "confinement"],
+        &[
+            "run_as",
+            "uid",
+            "gid",
+            "allow_unlogged",
+            "memory",
+            "confinement",
+        ],
         findings,
     );
     let mut id = |key| {
@@ -48,27 +55,11 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
         gid: id("gid"),
         run_as: run_as(fields, findings),
         allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
-        confinement: confinement(fields, findings),
-    }
-}
-
-fn confinement(fields: Fields<'_, '_>, findings: &mut Findings) -> Confinement {
-    let Some(Text { text, at }) = fields.text("confinement", findings) else {
-        return Confinement::default();
-    };
-    match text {
-        "available" => Confinement::Available,
-        "required" => Confinement::Required,
-        _ => {
-            findings
-                .error(
-                    Code::InvalidValue,
-                    at,
-                    format!("{} is no kind of confinement", quote(text)),
-                )
-                .help("`required`: the server does not serve where the kernel cannot confine it; `available`: as far as it can");
-            Confinement::default()
-        }
+        memory: fields.size("memory", MEMORY_MIN..=MEMORY_MAX, findings),
+        confinement: match fields.choice("confinement", &["available", "required"], findings) {
+            Some("required") => Confinement::Required,
+            _ => Confinement::Available,
+        },
     }
 }
 
@@ -94,6 +85,7 @@ pub(super) fn read(
     machine: &str,
     fields: Fields<'_, '_>,
     names: &Names<'_>,
+    memory: Option<u64>,
     findings: &mut Findings,
 ) -> Vec<DeclaredService> {
     let Some(entry) = fields.entry("services") else {
@@ -106,7 +98,8 @@ pub(super) fn read(
     let mut seen = HashMap::new();
     let mut services = Vec::new();
     for item in items {
-        services.extend(service(machine, item, names, &mut seen, findings));
+        let all = memory.unwrap_or(MEMORY_ALL);
+        services.extend(service(machine, item, names, all, &mut seen, findings));
     }
     services
 }
@@ -115,6 +108,7 @@ fn service<'t>(
     machine: &str,
     item: &'t Node<'_>,
     names: &Names<'_>,
+    memory: u64,
     seen: &mut HashMap<&'t str, At>,
     findings: &mut Findings,
 ) -> Option<DeclaredService> {
@@ -124,7 +118,7 @@ fn service<'t>(
     let tool = tool(fields, findings);
     let consumers = consumers(machine, fields, names, findings);
     let with = fixed(fields, tool, findings);
-    let limits = limits(fields, findings);
+    let limits = limits(fields, memory, findings);
     let (name, at) = name?;
     Some(DeclaredService {
         name,
@@ -136,8 +130,8 @@ fn service<'t>(
     })
 }
 
-/// The `limits` of a service: each a whole number of at least 1.
-fn limits(fields: Fields<'_, '_>, findings: &mut Findings) -> Limits {
+/// The `limits` of a service: each a whole number of at least 1, and an amount of memory that the server has.
+fn limits(fields: Fields<'_, '_>, all: u64, findings: &mut Findings) -> Limits {
     let Some(entry) = fields.entry("limits") else {
         return Limits::default();
     };
@@ -146,11 +140,13 @@ fn limits(fields: Fields<'_, '_>, findings: &mut Findings) -> Limits {
     };
     let fields = fields.strict();
     fields.known("`limits`", &Limits::KEYS, findings);
+    let memory = fields.size("memory", MEMORY_MIN..=all, findings);
     let mut number = |key, most: u32| {
         let number = fields.integer(key, 1..=i64::from(most), findings);
         number.and_then(|(number, _)| u32::try_from(number).ok())
     };
     Limits {
+        memory,
         message_bytes: number("message_bytes", MESSAGE_BYTES_MAX).map(u64::from),
         calls_per_minute: number("calls_per_minute", u32::MAX),
         calls_per_minute_all: number("calls_per_minute_all", u32::MAX),

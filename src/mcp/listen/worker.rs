@@ -22,7 +22,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::FOLLOW;
-use super::helper::Starter;
+use super::house::Loans;
+use super::house::OneHouse;
 use crate::confinement::InForce;
 use crate::mcp::gate::Gate;
 use crate::mcp::live::Live;
@@ -58,6 +59,8 @@ pub(crate) struct ServerState {
     pub(crate) recorder: Arc<Recorder>,
     /// How busy the server is.
     pub(crate) gate: Arc<Gate>,
+    /// What it has lent.
+    pub(crate) loans: Arc<Loans>,
     /// What the kernel keeps this server from.
     pub(crate) confinement: InForce,
     /// Where the launcher of its gpg-agent listens, where it started one.
@@ -203,7 +206,7 @@ impl Supervisor {
             end,
         };
         let (caller, state) = (self.caller.clone(), self.state.clone());
-        let starter = Starter::new(caller.clone(), state.clone(), self.failures.clone());
+        let house = OneHouse::new(caller.clone(), state.clone(), self.failures.clone());
         let attending = move || {
             let source = Arc::clone(&state.live);
             let local = Local::new(
@@ -212,9 +215,7 @@ impl Supervisor {
                 state.recorder,
                 state.gate,
             );
-            attend(&ours, &caller, &state.live, &local, |resource| {
-                starter.start(resource)
-            });
+            attend(&ours, &caller, &state.live, &local, &house);
             // Whoever waits for its end may have gone.
             let _ = ended.send(process.reap(child));
         };

@@ -12,6 +12,22 @@ use crate::mcp::live::Live;
 use crate::name::MachineName;
 use crate::tool::Resource;
 
+/// What a server gives the process of a consumer beside answers.
+pub(crate) trait House {
+    /// Starts a helper; the socket to it.
+    ///
+    /// # Errors
+    ///
+    /// It is not the consumer's to have, or the system refuses.
+    fn start(&self, resource: Resource) -> io::Result<OwnedFd>;
+
+    /// Lends memory, if others leave as much.
+    fn borrow(&self) -> bool;
+
+    /// Takes it back.
+    fn give_back(&self);
+}
+
 /// Answers until the process closes its end, or says what no process of this program says. Calls that it had running then have
 /// ended with it.
 pub(crate) fn attend(
@@ -19,7 +35,7 @@ pub(crate) fn attend(
     caller: &MachineName,
     live: &Live,
     local: &Local,
-    start: impl Fn(Resource) -> io::Result<OwnedFd>,
+    house: &impl House,
 ) {
     let mut questions = BufReader::new(SpinRead::new(process));
     let mut running = AdmittedCalls::default();
@@ -43,7 +59,12 @@ pub(crate) fn attend(
                 None => return,
             },
             Request::Log(call) => done(&local.log(truncate_fields(*call))),
-            Request::Helper(resource) => match start(resource) {
+            Request::Borrow => Response::Lent(house.borrow()),
+            Request::GiveBack => {
+                house.give_back();
+                Response::Done
+            }
+            Request::Helper(resource) => match house.start(resource) {
                 Ok(socket) => {
                     let started = Response::Helper(Ok(()));
                     if send_with(process, &started, socket.as_fd()).is_err() {

@@ -49,6 +49,10 @@ pub(super) enum Request {
     Log(Box<Call>),
     /// Start the process that runs the tools of this resource.
     Helper(Resource),
+    /// Lend what this consumer's memory has beyond what is reserved for it.
+    Borrow,
+    /// It is not needed any more.
+    GiveBack,
 }
 
 /// What the server responds.
@@ -67,6 +71,8 @@ pub(super) enum Response {
     Admit(Result<u64, AdmitError>),
     /// It could not be logged.
     Unlogged,
+    /// Whether it is lent.
+    Lent(bool),
     /// The socket to the process comes with this message, or there is none.
     Helper(Result<(), String>),
     /// It is done.

@@ -11,6 +11,7 @@ use super::protocol::{RESPONSE_MAX, Request, Response, SpinRead, receive, send};
 use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, Outcome};
 use crate::mcp::live::{Live, Loaded, Policy, PolicyError};
+use crate::mcp::pace::Lender;
 use crate::tool::Resource;
 
 /// The server, as its consumer's process sees it.
@@ -61,7 +62,23 @@ impl ServerSocket {
     }
 }
 
+impl Lender for Arc<ServerSocket> {
+    fn borrow(&self) -> bool {
+        matches!(self.ask(&Request::Borrow), Ok(Response::Lent(true)))
+    }
+
+    fn give_back(&self) {
+        // A server that is gone has lent nothing.
+        let _ = self.ask(&Request::GiveBack);
+    }
+}
+
 impl Remote {
+    /// What lends this process memory.
+    pub(crate) fn lender(&self) -> impl Lender + 'static {
+        Arc::clone(&self.server)
+    }
+
     /// What has the server start a helper.
     pub(crate) fn starts_helpers(
         &self,

@@ -54,9 +54,7 @@ impl Bench {
         );
         let (socket, process) = UnixStream::pair().unwrap();
         let attending = std::thread::spawn(move || {
-            attend::attend(&process, &alice, &live, &local, |_| {
-                Err(std::io::ErrorKind::Unsupported.into())
-            });
+            attend::attend(&process, &alice, &live, &local, &Nothing);
         });
         Self {
             folder,
@@ -210,4 +208,19 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
         (&bench.socket).write_all(&bytes).unwrap();
         bench.attending.join().unwrap();
     }
+}
+
+/// A server that gives nothing.
+struct Nothing;
+
+impl attend::House for Nothing {
+    fn start(&self, _: crate::tool::Resource) -> std::io::Result<std::os::fd::OwnedFd> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn borrow(&self) -> bool {
+        false
+    }
+
+    fn give_back(&self) {}
 }

@@ -117,6 +117,7 @@ fn services() -> Services {
         machine: name("vault"),
         services: ToolName::ALL.iter().map(service).collect(),
         allow_unlogged: false,
+        memory: None,
         confinement: crate::infra::Confinement::Available,
     }
 }
@@ -155,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_seeds_are_answered_and_logged() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/connection");
         let mut seeds: Vec<_> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().path())

@@ -86,7 +86,8 @@ mod tests {
 
     use super::*;
     use crate::mcp::LINE_MAX;
-    use crate::mcp::pace::LONG;
+    /// What the long messages of a caller have by default, in bytes.
+    const LONG: usize = 24 * 1024 * 1024;
 
     /// A line that is long and never ends, and how much of all of them was read.
     struct Unfinished<'a> {

@@ -418,6 +418,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
             machine: "vault".parse().unwrap(),
             services: vec![service(consumers)],
             allow_unlogged: false,
+            memory: None,
             confinement: crate::infra::Confinement::default(),
         })
     };

@@ -7,7 +7,8 @@ use anklume::audit::{KEEP, ROTATE_AT};
 use anklume::inside::STOP_SECONDS;
 use anklume::limits::{
     CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IN_FLIGHT, IN_FLIGHT_ALL,
-    Limits, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND, STOP_TIME,
+    Limits, MEMORY, MEMORY_MIN, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE,
+    MESSAGES_PER_SECOND, STOP_TIME,
 };
 use serde_json::{Value, json};
 
@@ -49,6 +50,7 @@ fn its_limits_are_the_servers() {
         IN_FLIGHT_ALL.into(),
         CALL_TIME.as_secs(),
         CONNECTIONS.into(),
+        MEMORY,
     ];
     let expected: Vec<_> = Limits::KEYS.into_iter().zip(defaults).collect();
     assert_eq!(rows, expected);
@@ -79,7 +81,7 @@ fn its_limits_are_the_servers() {
 
 #[test]
 fn its_limits_are_read_from_infra_yml() {
-    let all = "{message_bytes: 1000, calls_per_minute: 1, calls_per_minute_all: 2, in_flight: 3, in_flight_all: 4, call_seconds: 5, connections: 6}";
+    let all = "{message_bytes: 1000, calls_per_minute: 1, calls_per_minute_all: 2, in_flight: 3, in_flight_all: 4, call_seconds: 5, connections: 6, memory: 48MiB}";
     let service = format!("{{name: x, tool: clipboard_get, consumers: [alice], limits: {all}}}");
     let world = World::new(&[&service]);
     let file: Value =
@@ -87,6 +89,7 @@ fn its_limits_are_read_from_infra_yml() {
     let limits = file["policy"]["services"][0]["limits"].as_object().unwrap();
     let keys: Vec<&str> = limits.keys().map(String::as_str).collect();
     assert_eq!(keys, Limits::KEYS);
+    assert_eq!(limits["memory"], MEMORY_MIN);
 }
 
 #[test]

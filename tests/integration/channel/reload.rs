@@ -189,7 +189,8 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
             .find(|line| line.starts_with("confined by: "));
         let expected = format!(
             "`vault` is served by anklume {} (process {})\npolicy: {}\n{}\n\
-             NOT in force: a newer policy was refused: {}\ncopy (clipboard_set): alice\n",
+             NOT in force: a newer policy was refused: {}\n\
+             memory: 256 MiB at most, 64 MiB for alice\ncopy (clipboard_set): alice\n",
             env!("CARGO_PKG_VERSION"),
             server.pid(),
             digest.as_str().unwrap(),

@@ -63,6 +63,7 @@ pub(super) fn state(
         live,
         recorder,
         gate: Arc::new(Gate::default()),
+        loans: Arc::default(),
         confinement,
         launcher,
         verbose: output.verbose(),

@@ -19,6 +19,7 @@ fn services(limits: Limits) -> Arc<Policy> {
             declared_at: None,
         }],
         allow_unlogged: false,
+        memory: None,
         confinement: crate::infra::Confinement::default(),
     })
 }

@@ -1,0 +1,216 @@
+//! What the server gives a consumer's process: helpers, of a resource of which the policy grants it a tool, one of each at a time;
+//! and memory beyond what is reserved for each caller, as long as there is some.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::worker::{Owned, Process, ServerState, WorkerFailures};
+use crate::inside::AGENT_LAUNCHER;
+use crate::limits::MEMORY_RESERVED;
+use crate::mcp::monitor::attend::{House, attend_helper};
+use crate::mcp::{helper, worker};
+use crate::name::MachineName;
+use crate::tool::Resource;
+
+/// Stack of the thread that answers a helper, in bytes: it hands out a policy.
+const STACK: usize = 256 * 1024;
+
+/// Memory that a server has lent to its callers, and how many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Loans(Mutex<Lent>);
+
+#[derive(Debug, Default)]
+struct Lent {
+    callers: u64,
+    bytes: u64,
+}
+
+impl Loans {
+    fn lock(&self) -> MutexGuard<'_, Lent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one process is given; what it has borrowed ends with this value.
+pub(super) struct OneHouse {
+    caller: MachineName,
+    state: ServerState,
+    failures: WorkerFailures,
+    running: Arc<Mutex<HashSet<Resource>>>,
+    borrowed: Cell<u64>,
+}
+
+impl Drop for OneHouse {
+    fn drop(&mut self) {
+        self.give_back();
+        self.state.loans.lock().callers -= 1;
+    }
+}
+
+impl OneHouse {
+    pub(super) fn new(caller: MachineName, state: ServerState, failures: WorkerFailures) -> Self {
+        state.loans.lock().callers += 1;
+        Self {
+            caller,
+            state,
+            failures,
+            running: Arc::default(),
+            borrowed: Cell::default(),
+        }
+    }
+}
+
+impl House for OneHouse {
+    fn borrow(&self) -> bool {
+        if self.borrowed.get() > 0 {
+            return true;
+        }
+        let services = &self.state.live.current().services;
+        let more = services
+            .memory_of(&self.caller)
+            .saturating_sub(MEMORY_RESERVED);
+        let mut lent = self.state.loans.lock();
+        let reserved = lent.callers.saturating_mul(MEMORY_RESERVED);
+        let all = reserved.saturating_add(lent.bytes).saturating_add(more);
+        if all > services.memory_of_all() {
+            return false;
+        }
+        lent.bytes += more;
+        self.borrowed.set(more);
+        true
+    }
+
+    fn give_back(&self) {
+        self.state.loans.lock().bytes -= self.borrowed.take();
+    }
+
+    fn start(&self, resource: Resource) -> io::Result<OwnedFd> {
+        let policy = self.state.live.current();
+        let mut services = policy.services.services.iter();
+        let is_granted =
+            services.any(|one| one.serves(&self.caller) && Resource::of(one.tool) == resource);
+        if !is_granted {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let running = Running::begin(&self.running, resource)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let (socket, at_helper) = UnixStream::pair()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a thread waits for it, not the runtime"
+        )]
+        let child = Command::new("/proc/self/exe")
+            .arg0("anklume")
+            .envs(self.state.launcher.iter().map(|at| (AGENT_LAUNCHER, at)))
+            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
+            .args(helper::arguments(
+                &self.caller,
+                resource,
+                &self.state.services,
+            ))
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(OwnedFd::from(at_helper))
+            .spawn()?;
+        let child = Owned(child);
+        let process = Process::of(&child)?;
+        let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
+        let failures = self.failures.clone();
+        let attending = move || {
+            attend_helper(&ours, &caller, &live);
+            if let Some(how) = process.reap(child) {
+                failures.died(&caller, &how);
+            }
+            drop(running);
+        };
+        // Without the thread the process has nobody at the other end, and ends.
+        std::thread::Builder::new()
+            .name(format!("{}-{}", self.caller, resource.as_str()))
+            .stack_size(STACK)
+            .spawn(attending)?;
+        Ok(socket.into())
+    }
+}
+
+/// The place of one that runs.
+struct Running {
+    all: Arc<Mutex<HashSet<Resource>>>,
+    resource: Resource,
+}
+
+impl Running {
+    fn begin(all: &Arc<Mutex<HashSet<Resource>>>, resource: Resource) -> io::Result<Self> {
+        let mut running = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if !running.insert(resource) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        Ok(Self {
+            all: Arc::clone(all),
+            resource,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut running = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.resource);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::MEMORY_ALL;
+    use crate::mcp::gate::Gate;
+    use crate::mcp::live::Live;
+    use crate::mcp::recorder::Recorder;
+    use crate::services::Services;
+
+    fn state(path: &std::path::Path) -> ServerState {
+        let services = serde_json::json!({"machine": "vault", "services": [
+            {"name": "a", "tool": "file_provide", "consumers": ["c1"]},
+            {"name": "b", "tool": "file_provide", "consumers": ["c1", "c2"], "limits": {"memory": MEMORY_ALL}},
+        ]});
+        let services: Services = serde_json::from_value(services).unwrap();
+        std::fs::write(path, services.to_file()).unwrap();
+        let live = Live::new(path, services, Box::new(|_| {}));
+        ServerState {
+            services: path.to_owned(),
+            live: Arc::new(live),
+            recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+            gate: Arc::new(Gate::default()),
+            loans: Arc::default(),
+            confinement: crate::confinement::InForce::default(),
+            launcher: None,
+            verbose: false,
+        }
+    }
+
+    #[test]
+    fn memory_is_lent_as_long_as_what_is_reserved_for_each_caller_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state(&folder.path().join("services.json"));
+        let failures = WorkerFailures::default();
+        let house =
+            |name: &str| OneHouse::new(name.parse().unwrap(), state.clone(), failures.clone());
+        let first = house("c1");
+        // All that there is, but for what the first one has.
+        assert!(first.borrow() && first.borrow());
+        let second = house("c2");
+        assert!(!second.borrow());
+        first.give_back();
+        assert!(!second.borrow(), "the first one's reserve is its own");
+        drop(first);
+        assert!(second.borrow());
+        drop(second);
+        let lent = state.loans.lock();
+        assert_eq!((lent.callers, lent.bytes), (0, 0));
+    }
+}
