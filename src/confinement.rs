@@ -11,8 +11,8 @@ mod filter;
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, Ruleset, RulesetAttr as _,
-    RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
+    Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
@@ -136,7 +136,15 @@ fn drop_capabilities() -> rustix::io::Result<()> {
 }
 
 /// Rights to these files alone, to no TCP port, and to no process beyond those limited with it.
+///
+/// Nothing where files could not change their folder then, as with the first ABI of Landlock: a file that comes in would get nowhere.
 fn restrict(limits: &Limits) -> Result<u32, RulesetError> {
+    let refer = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::Refer);
+    if refer.is_err() {
+        return Ok(0);
+    }
     // An X server may listen on an abstract socket.
     let scope = match limits.calls {
         Calls::Server | Calls::Programs => Scope::Signal.into(),

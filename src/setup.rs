@@ -137,10 +137,8 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
     let restart =
         supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
-    if other_user {
-        // No server overrides the rights of another user's files.
-        tree.hand_on(LOGS, &account)?;
-    }
+    // No server overrides the rights of another user's files.
+    tree.hand_on(LOGS, &account)?;
     supervisor::run(supervisor, &account, restart).await?;
     if other_user {
         // The old server, which made files here, has ended.

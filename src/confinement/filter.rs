@@ -102,7 +102,6 @@ const WORK: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_get_robust_list,
@@ -166,8 +165,6 @@ const FILES: &[i64] = &[
     libc::SYS_faccessat2,
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstatfs,
@@ -193,9 +190,34 @@ const FILES: &[i64] = &[
     libc::SYS_umask,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
-    libc::SYS_utimensat,
 ];
 
+/// Changes to files that Landlock has no right for, so that it cannot keep them to some: by their paths, whatever may be opened.
+const BY_PATH: &[i64] = &[
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchownat,
+    libc::SYS_futimesat,
+    libc::SYS_lchown,
+    libc::SYS_lremovexattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    // What it opens for, is behind a pointer.
+    libc::SYS_openat2,
+    libc::SYS_removexattr,
+    libc::SYS_setxattr,
+    libc::SYS_truncate,
+    libc::SYS_utime,
+    libc::SYS_utimensat,
+    libc::SYS_utimes,
+];
+/// Commands of `fcntl` by which a file sends its owner's process signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`): any process.
+const OWNERS: [u64; 3] = [8, 10, 15];
+/// The same by `ioctl` (`FIOSETOWN`, `SIOCSPGRP`), and typing on the terminal of whoever started the server.
+const CONTROLS: [u64; 3] = [0x8901, 0x8902, libc::TIOCSTI];
 /// `clone` with one of these begins a namespace (`clone(2)`).
 const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
@@ -225,7 +247,19 @@ pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Er
     )?;
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     match calls {
-        Calls::Server | Calls::Programs => apply(refused(network)?, SeccompAction::Allow, refuse),
+        Calls::Server => apply(refused(network)?, SeccompAction::Allow, refuse),
+        Calls::Programs => {
+            let mut rules = refused(network)?;
+            add(&mut rules, BY_PATH);
+            // Without a right to it, a file that may be read could be emptied.
+            let empties = u64::from((libc::O_ACCMODE | libc::O_TRUNC).unsigned_abs());
+            let empty = u64::from((libc::O_RDONLY | libc::O_TRUNC).unsigned_abs());
+            for (call, argument) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
+                let empties = condition(argument, SeccompCmpOp::MaskedEq(empties), empty)?;
+                rules.insert(call, vec![SeccompRule::new(vec![empties])?]);
+            }
+            apply(rules, SeccompAction::Allow, refuse)
+        }
         Calls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
     }
 }
@@ -259,9 +293,8 @@ fn refused(network: bool) -> Result<Rules, seccompiler::Error> {
     });
     let namespaces: Result<_, _> = namespaces.collect();
     rules.insert(libc::SYS_clone, namespaces?);
-    // It would type on the terminal of whoever started the server.
-    let types = condition(1, SeccompCmpOp::Eq, libc::TIOCSTI)?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![types])?]);
+    rules.insert(libc::SYS_ioctl, one_of(1, &CONTROLS)?);
+    rules.insert(libc::SYS_fcntl, one_of(1, &OWNERS)?);
     let both: Vec<i64> = rules.keys().copied().collect();
     rules.extend(both.into_iter().map(|call| (call | X32, Vec::new())));
     // `ptrace` and the memory of other processes have numbers of their own there.
@@ -278,8 +311,13 @@ fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
     let threads = condition(0, SeccompCmpOp::MaskedEq(thread), thread)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![threads])?]);
     let local = u64::from(libc::AF_UNIX.unsigned_abs());
-    let pair = condition(0, SeccompCmpOp::Eq, local)?;
-    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![pair])?]);
+    // One for datagrams could send to any address.
+    let stream = u64::from(libc::SOCK_STREAM.unsigned_abs());
+    let pair = vec![
+        condition(0, SeccompCmpOp::Eq, local)?,
+        condition(1, SeccompCmpOp::MaskedEq(0xf), stream)?,
+    ];
+    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(pair)?]);
     // The name of a thread.
     let name = u64::from(libc::PR_SET_NAME.unsigned_abs());
     let named = condition(0, SeccompCmpOp::Eq, name)?;
@@ -293,9 +331,38 @@ fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
         libc::SYS_prlimit64,
         vec![SeccompRule::new(vec![asked, nothing_new])?],
     );
-    let types = condition(1, SeccompCmpOp::Ne, libc::TIOCSTI)?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![types])?]);
+    rules.insert(libc::SYS_ioctl, vec![none_of(1, &CONTROLS)?]);
+    rules.insert(libc::SYS_fcntl, vec![none_of(1, &OWNERS)?]);
+    if !files.is_empty() {
+        // No program that runs as its owner.
+        let plain = condition(1, SeccompCmpOp::MaskedEq(0o6000), 0)?;
+        rules.insert(libc::SYS_fchmod, vec![SeccompRule::new(vec![plain])?]);
+    }
     Ok(rules)
+}
+
+/// Adds calls, also of the other ABI, whatever their arguments are.
+fn add(rules: &mut Rules, calls: &[i64]) {
+    for call in calls {
+        rules.insert(*call, Vec::new());
+        rules.insert(call | X32, Vec::new());
+    }
+}
+
+/// The argument has one of these values.
+fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let each = values
+        .iter()
+        .map(|value| SeccompRule::new(vec![condition(argument, SeccompCmpOp::Eq, *value)?]));
+    each.collect()
+}
+
+/// The argument has none of these values.
+fn none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let each = values
+        .iter()
+        .map(|value| condition(argument, SeccompCmpOp::Ne, *value));
+    SeccompRule::new(each.collect::<Result<_, _>>()?)
 }
 
 fn condition(

@@ -89,6 +89,8 @@ TimeoutStopSec={STOP_SECONDS}
 KillMode=process
 OOMPolicy=continue
 LimitNOFILE=65536
+LimitCORE=0
+TasksMax=8192
 NoNewPrivileges=yes
 
 [Install]

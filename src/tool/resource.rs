@@ -69,6 +69,15 @@ const NAMES: [&str; 4] = [
     "/etc/nsswitch.conf",
     "/etc/host.conf",
 ];
+/// What in the folder of keys may be a link to somewhere else.
+const LINKED: [&str; 6] = [
+    "common.conf",
+    "gpg.conf",
+    "public-keys.d",
+    "pubring.gpg",
+    "pubring.kbx",
+    "trustdb.gpg",
+];
 /// Where a null device is.
 const NULL: &str = "/dev/null";
 
@@ -159,13 +168,13 @@ async fn keys(settings: &Settings) -> Limits {
     rules.extend(found.by_ref().flat_map(|path| program(&path)));
     // Where there are no keys, there is nothing to reach.
     let folders = gpg::folders(settings).await;
-    rules.extend(folders.home.map(|home| Rule::new(home, Rights::Write)));
-    rules.extend(
-        folders
-            .keyrings
-            .into_iter()
-            .map(|ring| Rule::new(ring, Rights::Read)),
-    );
+    // Not to write: the agent, which is not confined, reads there which programs it is to run.
+    let home = folders.home.into_iter();
+    let linked = home
+        .clone()
+        .flat_map(|home| LINKED.map(|name| home.join(name)));
+    let all = home.chain(linked).chain(folders.keyrings);
+    rules.extend(all.map(|path| Rule::new(path, Rights::Read)));
     Limits {
         calls: Calls::Programs,
         files: Some(rules),

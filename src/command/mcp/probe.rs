@@ -4,7 +4,8 @@
 
 use std::fs::File;
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
 use rustix::process::{Pid, test_kill_process};
@@ -34,6 +35,11 @@ fn attempted(verb: &str, what: &str) -> std::io::Result<()> {
         "append" => File::options().append(true).open(path).map(drop),
         "make" => File::create(path).map(drop),
         "connect" => UnixStream::connect(path).map(drop),
+        "datagram" => {
+            let (one, _) = UnixDatagram::pair()?;
+            one.send_to(b"x", path).map(drop)
+        }
+        "mode" => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o4755)),
         "tcp" => TcpStream::connect(what).map(drop),
         "run" => run_program(path),
         "signal" => {

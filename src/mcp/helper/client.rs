@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,8 @@ use crate::tool::{Copies, Outcome, Resource, ToolError};
 
 /// How long a helper that has nothing to do is kept.
 const IDLE: Duration = Duration::from_secs(3);
+/// The same for one that waits for a piece: longer than it does itself.
+const PIECES: Duration = Duration::from_secs(90);
 
 /// Has the server start a helper; the socket to it.
 type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
@@ -41,24 +44,22 @@ impl fmt::Debug for Helpers {
 
 /// One of them.
 struct Helper {
-    orders: mpsc::UnboundedSender<Vec<u8>>,
+    /// Calls on their way, one at a time: what waits is in its call's own memory.
+    calls: mpsc::Sender<(u64, Vec<u8>)>,
+    /// Short orders, which wait for nothing.
+    notes: mpsc::UnboundedSender<Vec<u8>>,
+    /// Its socket, to close it at once.
+    socket: UnixStream,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     ended: bool,
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Outcome, ToolError>>>,
     /// The connections with something in pieces.
     busy: HashSet<u64>,
     /// When the last call ended.
-    since: Option<Instant>,
-}
-
-/// A call that runs there.
-struct Waiting {
-    connection: u64,
-    result: oneshot::Sender<Result<Outcome, ToolError>>,
+    since: Instant,
 }
 
 /// The helpers, for one connection; what it has there in pieces ends with it.
@@ -97,13 +98,22 @@ impl Helpers {
         }
         let socket = (self.start)(resource)?;
         socket.set_nonblocking(true)?;
-        let (reader, writer) = tokio::net::UnixStream::from_std(socket)?.into_split();
-        let (orders, queue) = mpsc::unbounded_channel();
+        let both = tokio::net::UnixStream::from_std(socket.try_clone()?)?;
+        let (reader, writer) = both.into_split();
+        let (calls, queue) = mpsc::channel(1);
+        let (notes, short) = mpsc::unbounded_channel();
         let helper = Arc::new(Helper {
-            orders,
-            state: Mutex::default(),
+            calls,
+            notes,
+            socket,
+            state: Mutex::new(State {
+                ended: false,
+                waiting: HashMap::new(),
+                busy: HashSet::new(),
+                since: Instant::now(),
+            }),
         });
-        tokio::spawn(write(queue, writer));
+        tokio::spawn(Arc::clone(&helper).write(queue, short, writer));
         tokio::spawn(Arc::clone(&helper).read(reader));
         running.insert(resource, Arc::clone(&helper));
         Ok(helper)
@@ -147,21 +157,15 @@ impl Connection {
         let order = message(&order).map_err(|_| ToolError::Broken)?;
         let helper = self.helpers.of(resource).map_err(not_started)?;
         let (result, answer) = oneshot::channel();
-        let waiting = Waiting {
-            connection: self.number,
-            result,
-        };
-        helper.state().waiting.insert(id, waiting);
-        let given_up = GivenUp {
+        helper.state().waiting.insert(id, result);
+        let _given_up = GivenUp {
             helper: &helper,
             id,
         };
-        if helper.orders.send(order).is_err() || helper.state().ended {
+        if helper.calls.send((id, order)).await.is_err() || helper.state().ended {
             return Err(ended());
         }
-        let answer = answer.await.unwrap_or_else(|_| Err(ended()));
-        drop(given_up);
-        answer
+        answer.await.unwrap_or_else(|_| Err(ended()))
     }
 }
 
@@ -186,7 +190,11 @@ struct GivenUp<'a> {
 
 impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
-        if self.helper.state().waiting.remove(&self.id).is_some() {
+        let mut state = self.helper.state();
+        let ran = state.waiting.remove(&self.id).is_none();
+        state.since = Instant::now();
+        drop(state);
+        if !ran {
             self.helper.tell(&Order::Cancel { id: self.id });
         }
     }
@@ -200,7 +208,32 @@ impl Helper {
     fn tell(&self, order: &Order<'_>) {
         if let Ok(order) = message(order) {
             // One that has ended has nothing to end.
-            let _ = self.orders.send(order);
+            let _ = self.notes.send(order);
+        }
+    }
+
+    /// Writes orders until it has ended. A call that nobody waits for any more is not begun.
+    async fn write(
+        self: Arc<Self>,
+        mut calls: mpsc::Receiver<(u64, Vec<u8>)>,
+        mut notes: mpsc::UnboundedReceiver<Vec<u8>>,
+        mut writer: OwnedWriteHalf,
+    ) {
+        loop {
+            let order = tokio::select! {
+                biased;
+                Some(note) = notes.recv() => note,
+                Some((id, call)) = calls.recv() => {
+                    if !self.state().waiting.contains_key(&id) {
+                        continue;
+                    }
+                    call
+                }
+                else => return,
+            };
+            if order.is_empty() || writer.write_all(&order).await.is_err() {
+                return;
+            }
         }
     }
 
@@ -209,7 +242,8 @@ impl Helper {
         let mut reader = tokio::io::BufReader::new(reader);
         let mut report = Box::pin(read_one(&mut reader));
         loop {
-            let idle = self.idle_since();
+            let idle = self.state().idle_until();
+            let look = idle.unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 read = &mut report => {
                     drop(report);
@@ -217,10 +251,12 @@ impl Helper {
                     self.take(read);
                     report = Box::pin(read_one(&mut reader));
                 }
-                () = sleep_until(idle.unwrap_or_else(Instant::now) + IDLE) => {
+                () = sleep_until(look) => {
                     let mut state = self.state();
-                    if idle.is_some() && state.is_idle() && state.since == idle {
+                    if state.idle_until().is_some_and(|until| until <= Instant::now()) {
                         state.ended = true;
+                        // Whoever wants another one waits for the end of this one, and this process with it.
+                        let _ = self.socket.shutdown(Shutdown::Both);
                         break;
                     }
                 }
@@ -232,47 +268,34 @@ impl Helper {
         state.waiting.clear();
         drop(state);
         // An empty order: there will be no other.
-        let _ = self.orders.send(Vec::new());
-    }
-
-    fn idle_since(&self) -> Option<Instant> {
-        let state = self.state();
-        state.since.filter(|_| state.is_idle())
+        let _ = self.notes.send(Vec::new());
     }
 
     fn take(&self, report: Report) {
         let mut state = self.state();
-        state.since = Some(Instant::now());
-        let Some(waiting) = state.waiting.remove(&report.id) else {
-            return;
-        };
+        state.since = Instant::now();
         if report.waits {
-            state.busy.insert(waiting.connection);
+            state.busy.insert(report.connection);
         } else {
-            state.busy.remove(&waiting.connection);
+            state.busy.remove(&report.connection);
         }
-        // Whoever waited may have gone.
-        let _ = waiting.result.send(report.result.map_err(ToolError::Told));
+        if let (Some(waiting), Some(result)) = (state.waiting.remove(&report.id), report.result) {
+            // Whoever waited may have gone.
+            let _ = waiting.send(result.map_err(ToolError::Told));
+        }
     }
 }
 
 impl State {
-    fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.busy.is_empty()
+    /// When it has had nothing to do for long enough; what comes in pieces is given up on its own side by then.
+    fn idle_until(&self) -> Option<Instant> {
+        let while_busy = if self.busy.is_empty() { IDLE } else { PIECES };
+        self.waiting.is_empty().then(|| self.since + while_busy)
     }
 }
 
 async fn read_one(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<Report> {
     receive(reader, REPORT_MAX).await
-}
-
-/// Writes orders until an empty one.
-async fn write(mut queue: mpsc::UnboundedReceiver<Vec<u8>>, mut writer: OwnedWriteHalf) {
-    while let Some(order) = queue.recv().await {
-        if order.is_empty() || writer.write_all(&order).await.is_err() {
-            return;
-        }
-    }
 }
 
 fn not_started(why: io::Error) -> ToolError {

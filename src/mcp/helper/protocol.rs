@@ -49,8 +49,10 @@ pub(super) enum Order<'a> {
 pub(super) struct Report {
     /// Its number.
     pub(super) id: u64,
-    /// What it gave, or why it failed.
-    pub(super) result: Result<Outcome, String>,
+    /// The connection.
+    pub(super) connection: u64,
+    /// What it gave, or why it failed; `None`: it was taken back.
+    pub(super) result: Option<Result<Outcome, String>>,
     /// Whether its connection has something in pieces that waits for more.
     pub(super) waits: bool,
 }

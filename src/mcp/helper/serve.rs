@@ -56,6 +56,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 running.insert(id, token.clone());
                 let call = Call {
                     id,
+                    connection,
                     session: Arc::clone(session),
                     grant: work.decide(&service, &arguments),
                     copies,
@@ -101,6 +102,7 @@ impl Work<'_> {
 /// A call that runs.
 struct Call {
     id: u64,
+    connection: u64,
     session: Arc<Session>,
     grant: Option<Grant>,
     copies: Copies,
@@ -119,14 +121,14 @@ impl Call {
         });
         let result = tokio::select! {
             result = running.catch_unwind() => {
-                result.unwrap_or_else(|_| Err(ToolError::Broken.to_string()))
+                Some(result.unwrap_or_else(|_| Err(ToolError::Broken.to_string())))
             }
-            // Nobody waits for its report.
-            () = token.cancelled() => return,
+            () = token.cancelled() => None,
         };
         token.cancel();
         let report = Report {
             id: self.id,
+            connection: self.connection,
             result,
             waits: !self.session.is_idle(),
         };

@@ -2,13 +2,16 @@
 //! and memory beyond what is reserved for each caller, as long as there is some.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use super::worker::{Owned, Process, ServerState, WorkerFailures};
 use crate::inside::AGENT_LAUNCHER;
@@ -42,7 +45,7 @@ pub(super) struct OneHouse {
     caller: MachineName,
     state: ServerState,
     failures: WorkerFailures,
-    running: Arc<Mutex<HashSet<Resource>>>,
+    running: Arc<Helpers>,
     borrowed: Cell<u64>,
 }
 
@@ -50,6 +53,38 @@ impl Drop for OneHouse {
     fn drop(&mut self) {
         self.give_back();
         self.state.loans.lock().callers -= 1;
+        // The process that they worked for is gone. What does not end by itself then is ended.
+        if !self.running.wait(HashMap::is_empty) {
+            let running = self.running.lock();
+            running
+                .values()
+                .for_each(|process| process.signal(Signal::KILL));
+        }
+    }
+}
+
+/// The helpers of one process that have not ended.
+#[derive(Default)]
+struct Helpers {
+    running: Mutex<HashMap<Resource, Arc<Process>>>,
+    ended: Condvar,
+}
+
+/// How long one may take to end.
+const LAST: Duration = Duration::from_secs(2);
+
+impl Helpers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Resource, Arc<Process>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits a while until this holds; whether it does.
+    fn wait(&self, holds: impl Fn(&HashMap<Resource, Arc<Process>>) -> bool) -> bool {
+        let waited = self
+            .ended
+            .wait_timeout_while(self.lock(), LAST, |running| !holds(running));
+        let (running, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        holds(&running)
     }
 }
 
@@ -98,7 +133,13 @@ impl House for OneHouse {
         if !is_granted {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let running = Running::begin(&self.running, resource)?;
+        // One that was idle may be about to end.
+        if !self
+            .running
+            .wait(|running| !running.contains_key(&resource))
+        {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         let (ours, theirs) = UnixStream::pair()?;
         let (socket, at_helper) = UnixStream::pair()?;
         #[expect(
@@ -119,7 +160,8 @@ impl House for OneHouse {
             .stdout(OwnedFd::from(at_helper))
             .spawn()?;
         let child = Owned(child);
-        let process = Process::of(&child)?;
+        let process = Arc::new(Process::of(&child)?);
+        let place = Place::take(&self.running, resource, &process);
         let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
         let failures = self.failures.clone();
         let attending = move || {
@@ -127,7 +169,7 @@ impl House for OneHouse {
             if let Some(how) = process.reap(child) {
                 failures.died(&caller, &how);
             }
-            drop(running);
+            drop(place);
         };
         // Without the thread the process has nobody at the other end, and ends.
         std::thread::Builder::new()
@@ -139,28 +181,25 @@ impl House for OneHouse {
 }
 
 /// The place of one that runs.
-struct Running {
-    all: Arc<Mutex<HashSet<Resource>>>,
+struct Place {
+    all: Arc<Helpers>,
     resource: Resource,
 }
 
-impl Running {
-    fn begin(all: &Arc<Mutex<HashSet<Resource>>>, resource: Resource) -> io::Result<Self> {
-        let mut running = all.lock().unwrap_or_else(PoisonError::into_inner);
-        if !running.insert(resource) {
-            return Err(io::ErrorKind::ResourceBusy.into());
-        }
-        Ok(Self {
+impl Place {
+    fn take(all: &Arc<Helpers>, resource: Resource, process: &Arc<Process>) -> Self {
+        all.lock().insert(resource, Arc::clone(process));
+        Self {
             all: Arc::clone(all),
             resource,
-        })
+        }
     }
 }
 
-impl Drop for Running {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut running = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        running.remove(&self.resource);
+        self.all.lock().remove(&self.resource);
+        self.all.ended.notify_all();
     }
 }
 

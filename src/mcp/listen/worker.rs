@@ -217,7 +217,9 @@ impl Supervisor {
             );
             attend(&ours, &caller, &state.live, &local, &house);
             // Whoever waits for its end may have gone.
-            let _ = ended.send(process.reap(child));
+            let how = process.reap(child);
+            drop(house);
+            let _ = ended.send(how);
         };
         // Without the thread the process has nobody at the other end, and ends.
         std::thread::Builder::new()
@@ -282,7 +284,7 @@ impl Process {
         )?))
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // One that has ended just now needs no signal.
         let _ = pidfd_send_signal(&self.0, signal);
     }

@@ -1,7 +1,7 @@
 //! How much memory one caller may make its process keep, over all its connections: what is long, what was parsed, what is answered.
 //!
 //! Each of the three has its own part of the caller's budget, so that nobody waits in a circle: memory is taken in this order. A part
-//! of the budget is the caller's at any time ([`RESERVED`]); what goes beyond that is borrowed from the server, all of it at once, and
+//! of the budget is the caller's at any time ([`MEMORY_RESERVED`]); what goes beyond that is borrowed from the server, all of it at once, and
 //! given back when it is not needed. So whoever has borrowed waits for no other caller.
 
 use std::fmt;

@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
+use tokio::sync::{Mutex, Semaphore};
 
 /// A server of GnuPG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,11 @@ pub(super) enum Server {
 /// Longest line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
 /// Longest that the launcher waits for it.
-const LINE_WAIT: Duration = Duration::from_secs(2);
+const LINE_WAIT: Duration = Duration::from_millis(500);
+/// Most connections that it looks at at once.
+const WAITING_MAX: usize = 64;
+/// Longest that `gpgconf` may take.
+const GPGCONF_MAX: Duration = Duration::from_secs(10);
 /// Longest that a call waits for the launcher to be there: it may be starting again.
 const THERE_MAX: Duration = Duration::from_secs(5);
 /// How often is looked whether it is.
@@ -115,16 +121,30 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
             None => std::future::pending().await,
         }
     });
+    let (places, one_at_a_time) = (
+        Arc::new(Semaphore::new(WAITING_MAX)),
+        Arc::new(Mutex::new(())),
+    );
     loop {
-        let (stream, _) = tokio::select! {
-            accepted = listener.accept() => accepted?,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut server_ended => return Ok(()),
+        };
+        let Ok((stream, _)) = accepted else {
+            // For want of descriptors, for instance: whoever waits is there again.
+            tokio::time::sleep(LOOK).await;
+            continue;
         };
         // Anybody can connect to an abstract socket.
         let peer = stream.peer_cred()?.uid();
-        if peer == geteuid().as_raw() || peer == 0 {
-            // Whoever it is tries again.
-            let _ = answer(stream).await;
+        let is_ours = peer == geteuid().as_raw() || peer == 0;
+        // Whoever is turned away tries again.
+        if let (true, Ok(place)) = (is_ours, Arc::clone(&places).try_acquire_owned()) {
+            let one_at_a_time = Arc::clone(&one_at_a_time);
+            tokio::spawn(async move {
+                let _ = answer(stream, &one_at_a_time).await;
+                drop(place);
+            });
         }
     }
 }
@@ -142,20 +162,22 @@ fn address(socket: &Path) -> PathBuf {
 }
 
 /// Starts what one connection asks for.
-async fn answer(stream: UnixStream) -> io::Result<()> {
+async fn answer(stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result<()> {
     let mut line = String::new();
     let mut reader = BufReader::new(stream.take(LINE_MAX));
     tokio::time::timeout(LINE_WAIT, reader.read_line(&mut line))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)??;
     let server = Server::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
-    // Why it does not run, if so, is found out by the call.
-    Command::new("gpgconf")
+    let _one = one_at_a_time.lock().await;
+    let mut gpgconf = Command::new("gpgconf");
+    gpgconf
         .args(["--launch", server.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()
-        .await
-        .map(drop)
+        .kill_on_drop(true);
+    // Why it does not run, if so, is found out by the call.
+    let launched = tokio::time::timeout(GPGCONF_MAX, gpgconf.status()).await;
+    launched.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
 }

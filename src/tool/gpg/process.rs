@@ -17,7 +17,7 @@ use crate::tool::{Settings, ToolError};
 /// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
 /// What every gpg is told. Of the user's options those in [`Configuration`] hold, and no others.
-const ALWAYS: [&str; 6] = [
+const ALWAYS: [&str; 10] = [
     "--no-options",
     "--batch",
     "--no-tty",
@@ -25,6 +25,11 @@ const ALWAYS: [&str; 6] = [
     // An agent that gpg starts would end with us, and be held to what we are.
     "--no-autostart",
     "--no-auto-check-trustdb",
+    // It writes nothing into the folder of keys, where the agent reads what it is to run.
+    "--lock-never",
+    "--no-random-seed-file",
+    "--trust-model",
+    "always",
 ];
 
 /// The GnuPG of the server's user.

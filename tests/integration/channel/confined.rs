@@ -1,15 +1,17 @@
 //! What the processes of a server can still do: seen from outside in `/proc`, tried out from inside, and by a gpg of ours.
 
 use std::fs;
+use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
+use super::peer::call;
 use super::text;
-use super::world::{Listening, World, until};
+use super::world::{Listening, World, number_of, until};
 use crate::harness::{have_program, write_program};
 use crate::serve::server::Keyring;
 
@@ -62,6 +64,7 @@ struct Temptation {
     world: World,
     _tcp: TcpListener,
     _unix: UnixListener,
+    _datagram: UnixDatagram,
     attempts: String,
 }
 
@@ -70,6 +73,7 @@ impl Temptation {
         let world = World::new(services);
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let unix = UnixListener::bind(world.path("other.sock")).unwrap();
+        let datagram = UnixDatagram::bind(world.path("datagram.sock")).unwrap();
         world.write("portal/outgoing/all/a", "content");
         world.write("secret", "secret");
         let port = tcp.local_addr().unwrap();
@@ -82,6 +86,8 @@ impl Temptation {
             format!("make {}", world.text("made")),
             format!("connect {}", world.text("other.sock")),
             format!("tcp {port}"),
+            format!("datagram {}", world.text("datagram.sock")),
+            format!("mode {}", world.text("secret")),
             "run /bin/true".to_owned(),
             format!("signal {}", std::process::id()),
         ];
@@ -95,6 +101,7 @@ impl Temptation {
             world,
             _tcp: tcp,
             _unix: unix,
+            _datagram: datagram,
             attempts,
         }
     }
@@ -134,7 +141,7 @@ fn a_process_that_reads_a_stranger_s_bytes_can_do_what_its_grants_need_and_nothi
     let world = &tempted.world;
     let server = world.listen();
     server.peer("bob").lives();
-    let refused = vec!["refused"; 10];
+    let refused = vec!["refused"; 12];
     assert_eq!(tempted.done(&server, "worker"), refused);
     server.end();
     let server = world.listen();
@@ -195,7 +202,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
 /// A gpg that tries what a real one has no business with, and says what it could do, where it may write.
 const PLANTED: &str = r#"#!/usr/bin/python3
 import os, socket, sys
-home, log, portal, secret, server, port = os.environ["PLANTED"].split("|")
+home, log, portal, secret, server, port, socket_path = os.environ["PLANTED"].split("|")
 done = []
 def attempt(name, what):
     try:
@@ -212,9 +219,18 @@ attempt("environment", lambda: open(f"/proc/{server}/environ", "rb"))
 attempt("signal", lambda: os.kill(int(server), 0))
 attempt("tcp", lambda: socket.create_connection(("127.0.0.1", int(port)), 5))
 attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-attempt("keys", lambda: open(home + "/planted.keys", "w"))
-with open(home + "/planted", "w") as file:
-    file.write(" ".join(done))
+attempt("keys", lambda: os.listdir(home))
+attempt("plant", lambda: open(home + "/gpg-agent.conf", "w"))
+attempt("mode", lambda: os.chmod(secret, 0o4755))
+attempt("owner", lambda: os.chown(secret, 1, 1))
+attempt("attribute", lambda: os.setxattr(secret, "user.a", b"a"))
+attempt("time", lambda: os.utime(secret))
+attempt("empty", lambda: os.truncate(secret, 0))
+attempt("node", lambda: os.mknod(home + "/node"))
+# A Unix socket is not out of reach.
+told = socket.socket(socket.AF_UNIX)
+told.connect(socket_path)
+told.sendall(" ".join(done).encode())
 sys.exit(2)
 "#;
 
@@ -237,16 +253,21 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
         world.text("secret"),
         std::process::id().to_string(),
         tcp.local_addr().unwrap().port().to_string(),
+        world.text("told.sock"),
     ];
+    let told = UnixListener::bind(world.path("told.sock")).unwrap();
     let bin = world.text("bin");
     let world = world
         .env("PATH", format!("{bin}:{path}"))
         .env("PLANTED", planted.join("|"));
     let server = world.listen();
     let mut alice = server.peer("alice");
-    let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
-    let done = fs::read_to_string(format!("{home}/planted"));
-    assert_eq!(done.unwrap_or_else(|why| panic!("{why}: {answer}")), "keys");
+    alice.send(call("call", "sign", &json!({"data": "aGVsbG8="})));
+    let mut done = String::new();
+    let (mut teller, _) = told.accept().unwrap();
+    teller.read_to_string(&mut done).unwrap();
+    assert_eq!(done, "keys");
+    assert_eq!(fs::read_to_string(world.path("secret")).unwrap(), "secret");
     server.end();
 }
 
@@ -323,5 +344,68 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
             .peer("alice")
             .call("copy", &json!({"content": "text"})),
     );
+    server.end();
+}
+
+#[test]
+fn a_helper_that_does_not_end_is_ended_with_the_process_that_it_works_for() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "text"})));
+    let helper = server.helper("alice", "clipboard").unwrap();
+    let signal = |process: u32, name: &str| {
+        let sent = Command::new("kill")
+            .args([name, &process.to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    };
+    signal(helper, "-STOP");
+    signal(server.worker("alice").unwrap(), "-KILL");
+    alice.gets_closed();
+    until("it is gone", || {
+        server.helper("alice", "clipboard").is_none()
+    });
+    let mut alice = server.peer("alice");
+    text(&alice.call("copy", &json!({"content": "again"})));
+    server.end();
+}
+
+#[test]
+fn a_call_after_a_pause_finds_its_process_whenever_it_comes() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    // Around the moment at which a process that has nothing to do is ended.
+    for millis in [2_990, 2_998, 3_000, 3_001, 3_002, 3_004, 3_010] {
+        text(&alice.call("copy", &json!({"content": "text"})));
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+    }
+    text(&alice.call("copy", &json!({"content": "text"})));
+    server.end();
+}
+
+#[test]
+fn calls_that_are_taken_back_keep_no_memory() {
+    let world = World::new(&[COPY]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let content = "x".repeat(60_000);
+    text(&alice.call("copy", &json!({"content": content})));
+    let worker = server.worker("alice").unwrap();
+    for number in 0..2_000 {
+        alice.send(call(
+            format!("c{number}"),
+            "copy",
+            &json!({"content": content}),
+        ));
+        let params = json!({"requestId": format!("c{number}"), "reason": ""});
+        let cancelled =
+            json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params});
+        alice.send(cancelled.to_string());
+    }
+    alice.lives();
+    let peak = number_of(worker, "VmHWM:");
+    assert!(peak < 96 * 1024, "{peak} KiB");
     server.end();
 }

@@ -338,7 +338,7 @@ fn a_provider_that_vanishes_ends_it_with_4() {
     assert!(connected.line().contains("\"result\":{}"));
     connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
     connected.stdin = None;
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     server.signal("KILL");
     server.wait();
     let message = format!("{begin}it closed the connection and owes 1 answer(s)\n");
@@ -391,7 +391,7 @@ fn it_outlives_its_provider_and_answers_what_was_in_flight() {
         true
     );
     connected.send((call("lost", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     server.signal("KILL");
     server.wait();
     let lost = json!({"jsonrpc": "2.0", "id": "lost", "error": {"code": -32000, "message":

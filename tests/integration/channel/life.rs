@@ -103,7 +103,7 @@ fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
     let line = call(1, "sign", &json!({"data": "aGVsbG8="})) + "\n";
     let mut stdin = server.stdin.take().unwrap();
     stdin.write_all(line.as_bytes()).unwrap();
-    until("the call runs", || world.path("started").exists());
+    until("the call runs", || world.gpg_waits());
     // Two signals of one kind that are pending at once would be one.
     for signal in ["-TERM", "-INT"] {
         let kill = [signal.to_owned(), server.id().to_string()];
@@ -190,7 +190,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
         let mut alice = server.peer("alice");
         let idle = [server.peer("alice"), server.peer("bob")];
         alice.send(call("runs", "sign", &json!({"data": "aGVsbG8="})));
-        until("it runs", || world.path("started").exists());
+        until("it runs", || world.gpg_waits());
         server.signal(signal);
         // No new connection and no new call.
         for peer in idle {
@@ -229,7 +229,7 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "before"})));
     alice.send(call("lost", "sign", &json!({"data": "aGVsbG8="})));
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     server.signal("KILL");
     assert_eq!(server.wait(), -1);
     alice.gets_closed();

@@ -44,7 +44,7 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
     let server = world.listen();
     let mut alice = server.peer("alice");
     let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
-    assert!(world.path("started").exists());
+    assert!(world.gpg_waits());
     let result = &answer["result"];
     assert_eq!(result["isError"], true, "{answer}");
     assert_eq!(
@@ -108,7 +108,7 @@ fn the_calls_of_all_callers_at_once_are_counted_together() {
     let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
     let data = json!({"data": "aGVsbG8="});
     alice.send(call(1, "sign", &data));
-    until("alice's runs", || world.path("started").exists());
+    until("alice's runs", || world.gpg_waits());
     met(&bob.call("sign", &data), "1 call of all callers at once");
     world.write("go", "");
     text(&alice.receive());

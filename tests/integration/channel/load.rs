@@ -62,7 +62,7 @@ fn of_128_calls_in_flight_from_8_callers_every_answer_finds_its_request() {
             .collect();
         all_sent.wait();
         // Nothing has been answered yet: 128 are in flight.
-        until("the calls run", || world.path("started").exists());
+        until("the calls run", || world.gpg_waits());
         world.write("go", "");
         threads
             .into_iter()
@@ -186,7 +186,7 @@ fn calls_at_once_over_the_limit_wait_on_one_connection_and_are_overloaded_across
     for id in 0..3 {
         first.send(call(id, "sign", &data));
     }
-    until("one runs", || world.path("started").exists());
+    until("one runs", || world.gpg_waits());
     let answer = second.call("sign", &data);
     assert_eq!(answer["error"]["code"], OVERLOADED);
     assert_eq!(

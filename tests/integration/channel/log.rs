@@ -482,7 +482,7 @@ fn a_call_that_is_taken_back_has_its_line() {
     let mut alice = server.peer("alice");
     let data = json!({"data": "aGVsbG8="});
     alice.send(call("runs", "sign", &data));
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     alice.send(call("waits", "sign", &data));
     alice.lives();
     let cancel = |id: &str| {

@@ -262,7 +262,7 @@ fn a_call_that_runs_keeps_the_room_for_its_line_while_others_fill_the_disk() {
     let server = world.listen();
     let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
     bob.send(call(1, "sign", &json!({"data": "aGVsbG8="})));
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     disk.fill();
     while alice.call("copy", &json!({"content": "x"}))["result"].is_object() {}
     world.write("go", "");

@@ -25,7 +25,7 @@ fn held(keyring: &Keyring, mcp: &'static str) -> World {
 fn signs(world: &World, server: &Listening) -> super::peer::Peer {
     let mut alice = server.peer("alice");
     alice.send(call("signs", "sign", &json!({"data": "aGVsbG8="})));
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     alice
 }
 
@@ -206,7 +206,7 @@ fn a_client_is_told_whether_its_call_ran() {
     let server = world.listen();
     let sign = ["mcp", "call", "-i", "alice", "sign", "data:=\"aGVsbG8=\""];
     let signing = begin(&world, &sign);
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     goes(&world);
     world.write("go", "");
     end(signing).is(

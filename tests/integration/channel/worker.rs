@@ -63,7 +63,7 @@ fn a_process_that_is_killed_takes_nobody_elses_connection_and_its_calls_are_in_t
     bob.lives();
     let (mut peer, worker) = alice(&server);
     peer.send(call("lost", "sign", &json!({"data": "aGVsbG8="})));
-    until("it runs", || world.path("started").exists());
+    until("it runs", || world.gpg_waits());
     signal(worker, "KILL");
     peer.gets_closed();
     text(&bob.call("copy", &json!({"content": "bob"})));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -108,20 +108,31 @@ impl World {
         fs::write(path, content).unwrap();
     }
 
-    /// Keys of the test's own; what a held gpg says and waits for lies among them, where alone it may write.
+    /// Keys of the test's own.
     pub(super) fn keyring(self, keyring: &Keyring) -> Self {
-        for name in ["go", "started"] {
-            symlink(keyring.path().join(name), self.path(name)).unwrap();
-        }
         self.env("GNUPGHOME", keyring.path().to_str().unwrap())
     }
 
-    /// gpg waits for a file `go` before it begins, and says with a file `started` that it is there.
+    /// gpg waits for a file `go` before it begins to sign.
     pub(super) fn held_gpg(self) -> Self {
+        let (go, world) = (self.text("go"), self.text(""));
         // Bounded, so that it does not outlive its test by much.
-        let wait = "case \"$*\" in *--detach-sign*)\nstarted=$GNUPGHOME/started\n: > \"$started\"\ni=0\n\
-             while [ ! -e \"$GNUPGHOME/go\" ] && [ -e \"$started\" ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac";
-        self.gpg_after(wait)
+        let wait = format!(
+            "case \"$*\" in *--detach-sign*)\ni=0\n\
+             while [ ! -e '{go}' ] && [ -e '{world}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
+        );
+        self.gpg_after(&wait)
+    }
+
+    /// Whether such a gpg waits: it writes nothing by which that could be told.
+    pub(super) fn gpg_waits(&self) -> bool {
+        let gpg = self.text("bin/gpg").into_bytes();
+        let processes = fs::read_dir("/proc").unwrap();
+        let processes =
+            processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        processes
+            .map(words_of)
+            .any(|words| words.contains(&gpg) && words.iter().any(|word| word == b"--detach-sign"))
     }
 
     /// gpg signs so many seconds late.
