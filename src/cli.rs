@@ -121,6 +121,9 @@ pub enum Command {
     /// Look at the files of a machine through its first process; started by apply and doctor, on the host
     #[command(hide = true)]
     MachineRoot(MachineRootArgs),
+    /// Read what machines say, without rights; started by apply and doctor
+    #[command(hide = true)]
+    ForeignReader,
     /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder(ClipboardHolderArgs),

@@ -8,6 +8,7 @@ mod clipboard_holder;
 mod destroy;
 mod doctor;
 mod errand;
+mod foreign_reader;
 mod gpg_agent_launcher;
 mod machine_ask;
 mod machine_root;
@@ -42,12 +43,6 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
-/// What a machine says, read as `apply` and `doctor` read it; for the fuzzer.
-#[cfg(any(test, fuzzing))]
-pub fn words_of_a_machine(bytes: &[u8]) {
-    apply::words_of_a_machine(bytes);
-}
-
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),
@@ -64,6 +59,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::MachineRoot(args) => machine_root::run(args),
         Command::MachineSetup => machine_setup::run(output),
         Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
+        Command::ForeignReader => foreign_reader::run(),
         Command::GpgAgentLauncher(args) => gpg_agent_launcher::run(args),
         Command::McpWorker(args) => mcp::work(args, output),
         Command::McpHelper(args) => mcp::help(args, output),

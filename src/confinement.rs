@@ -71,6 +71,7 @@ pub(crate) struct InForce {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) capable: Option<String>,
     /// The ABI of the kernel's Landlock; 0: it has none.
+    #[serde(default)]
     pub(crate) landlock: u32,
 }
 

@@ -15,7 +15,7 @@ use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Request};
 use crate::services::Services;
 
-pub use crate::command::words_of_a_machine as machine;
+pub use crate::foreign::words as machine;
 pub use crate::incus::fuzzing::answers as incus;
 pub use crate::mcp::client::fuzzing::client;
 pub use crate::mcp::server::fuzzing::connection;

@@ -24,6 +24,7 @@ pub mod diagnostic;
 pub mod digest;
 pub mod edge;
 pub mod error;
+mod foreign;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod incus;

@@ -33,8 +33,6 @@ pub(super) use context::{Context, block_on};
 pub(super) use files::FilesError;
 pub(super) use heads::{Log, keep};
 pub(super) use inside::runs;
-#[cfg(any(test, fuzzing))]
-pub(super) use inside::words_of_a_machine;
 pub(super) use logs::{LIMIT as LOG_LIMIT, path as log_path, rotate_all};
 pub(super) use progress::Progress;
 pub(super) use report::{Outcome, Report};

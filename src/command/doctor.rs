@@ -112,7 +112,7 @@ async fn walk<'e>(context: &Context, examiner: &Examiner<'_>, edge: &'e Edge) ->
         notes: examiner.notes(edge),
     };
     if health.broken.is_none() {
-        match ask(edge).await {
+        match ask(context, edge).await {
             Ok(heard) => {
                 health.broken = examiner.heard(edge, &heard.services);
                 health.took = Some(heard.took);

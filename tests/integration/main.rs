@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod demo;
 mod docs;
+mod foreign;
 mod harness;
 mod infra;
 mod makefile;

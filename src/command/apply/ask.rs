@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::context::Context;
 use crate::channel::Errand;
 use crate::edge::Edge;
 use crate::inside::{ASK, Offered, PROGRAM};
@@ -40,7 +41,7 @@ impl From<String> for Unheard {
 }
 
 /// Lists, inside the consumer, what the provider offers it; or why that fails.
-pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, Unheard> {
+pub(in crate::command) async fn ask(context: &Context, edge: &Edge) -> Result<Heard, Unheard> {
     let consumer = &edge.consumer;
     let errand = Errand {
         project: consumer.domain.as_str(),
@@ -54,7 +55,8 @@ pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, Unheard> {
         .run()
         .await
         .map_err(|why| format!("asked in the consumer, {why}"))?;
-    let Ok(offered) = serde_json::from_slice::<Offered>(&said.answer) else {
+    let offered = context.reader().offered(&said.answer).await;
+    let Some(offered) = offered.map_err(|why| why.to_string())? else {
         // Words of Incus's, where it could not even start it.
         let words = match shown(&said.stderr, WORDS_MAX) {
             words if words.is_empty() => "it says nothing".to_owned(),
@@ -69,14 +71,6 @@ pub(in crate::command) async fn ask(edge: &Edge) -> Result<Heard, Unheard> {
     }
     let odd = || "the consumer says what is no list of services".to_owned();
     heard(&offered).ok_or_else(|| odd().into())
-}
-
-/// Reads bytes as a machine's answer, for the fuzzer.
-#[cfg(any(test, fuzzing))]
-pub(super) fn understood(bytes: &[u8]) {
-    if let Some(heard) = serde_json::from_slice(bytes).ok().as_ref().and_then(heard) {
-        assert!(heard.took < PATIENCE);
-    }
 }
 
 /// A machine's word, read strictly; `None`: it is no list of services.

@@ -14,6 +14,7 @@ use super::lock::{Lock, lock};
 use super::program::Program;
 use super::stop::Stop;
 use crate::error::{Exit, Failure};
+use crate::foreign::Reader;
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 
 /// Longest that one request may take; making a network takes a second, and they wait for each other.
@@ -55,6 +56,7 @@ pub(crate) struct Context {
     /// What goes into machines, once it was asked for.
     program: OnceCell<Program>,
     roots: Roots,
+    reader: Reader,
     stop: Stop,
 }
 
@@ -86,8 +88,14 @@ impl Context {
             lock: None,
             program: OnceCell::new(),
             roots: Roots::default(),
+            reader: Reader::default(),
             stop: Stop::default(),
         })
+    }
+
+    /// What reads the machines' words.
+    pub(super) const fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// The same, when no other run changes things.

@@ -14,9 +14,9 @@ use super::context::Context;
 use super::files::FilesError;
 use super::inside::runs;
 use super::kept::{Kept, Shelf};
-use crate::audit::verify::{Report, Verifier};
 use crate::audit::{KEEP, LOG, ROTATE_AT};
 use crate::channel::shell_line;
+use crate::foreign::{ForeignError, LogSeen, Reader};
 use crate::incus::Kind;
 use crate::incus::state::Instance;
 use crate::plan::is_marked;
@@ -81,12 +81,12 @@ pub(in crate::command) async fn keep(context: &Context, provider: &Instance) -> 
     for _ in 0..TRIES {
         let checked = timeout(PATIENCE, check(context, provider, kept.as_ref())).await;
         last = match checked {
-            Ok(Ok(Checked::Whole { report, files })) => {
+            Ok(Ok(Checked::Whole { seen, files })) => {
                 let fresh = Kept {
                     project: provider.project.clone(),
                     machine: provider.name.clone(),
-                    seq: report.head.seq,
-                    head: report.head.hash,
+                    seq: seen.seq,
+                    head: seen.head,
                     files,
                     marked: is_marked(&provider.config),
                     rebuilt: false,
@@ -152,9 +152,20 @@ fn altered(provider: &Instance, path: &Path, what: &str) -> Log {
     }
 }
 
+/// Why a log could not be looked at.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// What is in them cannot be.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
+}
+
 /// What a look at a log gave.
 enum Checked {
-    Whole { report: Report, files: u32 },
+    Whole { seen: LogSeen, files: u32 },
     None,
     Altered(String),
 }
@@ -164,9 +175,11 @@ async fn check(
     context: &Context,
     provider: &Instance,
     kept: Option<&Kept>,
-) -> Result<Checked, FilesError> {
+) -> Result<Checked, CheckError> {
     let mut inside = context.files(provider).await;
-    let mut verifier = Verifier::new(kept.map(|kept| kept.head.clone()));
+    // Of its own: what comes in between would be another log's.
+    let reader = Reader::default();
+    reader.log(kept.map(|kept| kept.head.clone())).await?;
     let mut files = 0;
     // Oldest first, and one of them in memory at a time.
     for number in (0..=KEEP).rev() {
@@ -177,7 +190,7 @@ async fn check(
         match inside.read(&name, Kind::File, FILE_MAX).await? {
             Some(file) => {
                 files += 1;
-                verifier = walked(verifier, file).await;
+                reader.log_file(&file).await?;
             }
             None if files > 0 && number > 0 => {
                 return Ok(Checked::Altered(format!("has no file `{name}`")));
@@ -185,18 +198,18 @@ async fn check(
             None => {}
         }
     }
-    Ok(judged(verifier.finish(), files, kept))
+    Ok(judged(reader.log_end().await?, files, kept))
 }
 
-fn judged(report: Report, files: u32, kept: Option<&Kept>) -> Checked {
-    let places = report.findings.len() as u64 + report.more;
+fn judged(seen: LogSeen, files: u32, kept: Option<&Kept>) -> Checked {
+    let places = seen.faults;
     match kept {
         None if files == 0 => Checked::None,
         Some(kept) if files == 0 => Checked::Altered(format!("is gone: it had {} lines", kept.seq)),
         _ if places > 0 => {
             Checked::Altered(format!("is not as it was written, at {places} places"))
         }
-        Some(kept) if report.head_missing => Checked::Altered(format!(
+        Some(kept) if seen.head_missing => Checked::Altered(format!(
             "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
             kept.seq
         )),
@@ -204,23 +217,8 @@ fn judged(report: Report, files: u32, kept: Option<&Kept>) -> Checked {
             let gone = kept.files - files;
             Checked::Altered(format!("has lost {gone} of its {} files", kept.files))
         }
-        _ => Checked::Whole { report, files },
+        _ => Checked::Whole { seen, files },
     }
-}
-
-/// The same verifier, behind this file.
-async fn walked(mut verifier: Verifier, file: Vec<u8>) -> Verifier {
-    let walk = move || {
-        // A line that is just being written is nobody's fault.
-        let end = file.iter().rposition(|byte| *byte == b'\n');
-        let whole = end.and_then(|end| file.get(..=end)).unwrap_or_default();
-        // Memory can always be read.
-        let _ = verifier.file(LOG, whole);
-        verifier
-    };
-    let done = tokio::task::spawn_blocking(walk).await;
-    // Whoever could not look has not seen the line.
-    done.unwrap_or_else(|_| Verifier::new(Some(String::new())))
 }
 
 #[cfg(test)]
@@ -229,6 +227,7 @@ mod tests {
     use crate::audit::Event;
     use crate::audit::chain::{Head, link};
     use crate::audit::verify::FINDINGS_MAX;
+    use crate::foreign::LogWalk;
 
     /// A log of so many lines, and its last one; `first`: what it begins with.
     fn log(lines: u64, from: &Head, first: Option<Event>) -> (Vec<u8>, Head) {
@@ -258,16 +257,16 @@ mod tests {
     }
 
     /// What is said of these files, oldest first; nothing where all is well.
-    async fn said(files: &[&[u8]], kept: &Kept) -> String {
-        let mut verifier = Verifier::new(Some(kept.head.clone()));
+    fn said(files: &[&[u8]], kept: &Kept) -> String {
+        let mut log = LogWalk::new(Some(kept.head.clone()));
         for file in files {
-            verifier = walked(verifier, file.to_vec()).await;
+            log.file(file);
         }
         let number = u32::try_from(files.len()).unwrap();
-        match judged(verifier.finish(), number, Some(kept)) {
-            Checked::Whole { report, files } => {
+        match judged(log.end(), number, Some(kept)) {
+            Checked::Whole { seen, files } => {
                 assert_eq!(files, number);
-                assert!(report.head.seq >= kept.seq);
+                assert!(seen.seq >= kept.seq);
                 String::new()
             }
             Checked::None => "none".to_owned(),
@@ -275,33 +274,30 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_log_that_goes_on_is_whole_and_one_that_was_changed_anywhere_is_not() {
+    #[test]
+    fn a_log_that_goes_on_is_whole_and_one_that_was_changed_anywhere_is_not() {
         let rotated = || Some(Event::Rotated { bytes: 9 });
         let (oldest, first) = log(3, &Head::origin(), None);
         let (older, middle) = log(3, &first, rotated());
         let (newer, _) = log(2, &middle, rotated());
         let all = [oldest.as_slice(), &older, &newer];
         let kept_middle = kept(&middle, 3);
-        assert_eq!(said(&all, &kept_middle).await, "");
+        assert_eq!(said(&all, &kept_middle), "");
         // The oldest went with a rotation, and one more came.
-        assert_eq!(said(&all[1..], &kept(&middle, 2)).await, "");
+        assert_eq!(said(&all[1..], &kept(&middle, 2)), "");
         // Half a line at the end is being written.
         let growing = [newer.as_slice(), b"{\"seq\":"].concat();
-        assert_eq!(said(&[&oldest, &older, &growing], &kept_middle).await, "");
+        assert_eq!(said(&[&oldest, &older, &growing], &kept_middle), "");
         // A file before that of the kept line.
         let mut edited = oldest.clone();
         edited[10] ^= 1;
         assert_eq!(
-            said(&[&edited, &older, &newer], &kept_middle).await,
+            said(&[&edited, &older, &newer], &kept_middle),
             "is not as it was written, at 1 places"
         );
         let (anew, _) = log(3, &Head::origin(), rotated());
-        assert_ne!(said(&[&anew, &older, &newer], &kept_middle).await, "");
-        assert_eq!(
-            said(&all[1..], &kept_middle).await,
-            "has lost 1 of its 3 files"
-        );
+        assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
+        assert_eq!(said(&all[1..], &kept_middle), "has lost 1 of its 3 files");
         // The same calls, and another chain.
         let other = Head {
             seq: 0,
@@ -310,11 +306,11 @@ mod tests {
         let (anew, _) = log(9, &other, rotated());
         let missing =
             "was cut, written anew, or taken back to a snapshot: its line 7 of before is not in it";
-        assert_eq!(said(&[&anew], &kept_middle).await, missing);
-        assert_eq!(said(&[], &kept_middle).await, "is gone: it had 7 lines");
+        assert_eq!(said(&[&anew], &kept_middle), missing);
+        assert_eq!(said(&[], &kept_middle), "is gone: it had 7 lines");
         let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();
         assert_eq!(
-            said(&[&oldest, &older, &many], &kept_middle).await,
+            said(&[&oldest, &older, &many], &kept_middle),
             "is not as it was written, at 1005 places"
         );
     }

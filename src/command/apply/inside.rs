@@ -3,24 +3,20 @@
 //! What a machine says is its own word.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use tokio::time::timeout;
 
 use super::carry::each;
 use super::channels;
 use super::context::Context;
 use super::files::MachineFiles;
-use crate::confinement::InForce;
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
 use crate::incus::{Kind, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    ABOVE, Caller, Found, IDENTITY, Identity, LINK, Rights, SERVICES, Serving, ours, unit_paths,
+    ABOVE, Caller, Found, IDENTITY, LINK, Rights, SERVICES, Serving, ours, unit_paths,
 };
 use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
@@ -101,7 +97,13 @@ async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Fou
     found.odd = odd(&mut files, caller).await?;
     found.link = text(&mut files, LINK, Kind::Link).await?;
     let identity = text(&mut files, IDENTITY, Kind::File).await?;
-    found.identity = identity.and_then(|text| Identity::from_file(text.as_bytes()));
+    if let Some(text) = identity {
+        found.identity = context
+            .reader()
+            .identity(text.as_bytes())
+            .await
+            .unwrap_or_default();
+    }
     found.services = text(&mut files, SERVICES, Kind::File).await?;
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     for unit in supervisor.map(unit_paths).unwrap_or_default() {
@@ -111,8 +113,9 @@ async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Fou
     }
     if runs && found.services.is_some() {
         // Whoever serves writes it: what cannot be read says that nobody serves as they should.
-        (found.serving, found.confinement) =
-            serving(&mut files).await.unwrap_or((Serving::Silent, None));
+        (found.serving, found.confinement) = serving(context, &mut files)
+            .await
+            .unwrap_or((Serving::Silent, None));
     }
     Some(found)
 }
@@ -157,107 +160,22 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Op
 }
 
 /// What the server last said of itself.
-async fn serving(files: &mut MachineFiles<'_>) -> Option<(Serving, Option<String>)> {
+async fn serving(
+    context: &Context,
+    files: &mut MachineFiles<'_>,
+) -> Option<(Serving, Option<String>)> {
     let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
-    let said = text(files, &file.to_string_lossy(), Kind::File).await?;
-    Some(understood(said.as_deref()))
-}
-
-/// What a server's status says, as far as it is looked at.
-fn understood(status: Option<&str>) -> (Serving, Option<String>) {
-    let said: Option<Said> = status.and_then(|text| serde_json::from_str(text).ok());
-    match said {
-        Some(said) => (
-            Serving::Policy {
-                digest: said.digest,
-                refused: said.refused.or(said.failed.0),
-            },
-            said.confinement.map(|in_force| {
-                let words = in_force.to_string();
-                words.chars().take(CONFINEMENT_SHOWN).collect()
-            }),
-        ),
-        None => (Serving::Silent, None),
-    }
-}
-
-/// Reads bytes as each of the things that a machine says.
-///
-/// # Panics
-///
-/// When more of it would be shown than may be, or something that a terminal obeys.
-#[cfg(any(test, fuzzing))]
-pub(in crate::command) fn words_of_a_machine(bytes: &[u8]) {
-    if let Ok(text) = str::from_utf8(bytes) {
-        let (_, confinement) = understood(Some(text));
-        let shown = confinement.unwrap_or_default();
-        assert!(shown.chars().count() <= CONFINEMENT_SHOWN);
-        assert!(!shown.contains(char::is_control), "{shown:?}");
-    }
-    super::ask::understood(bytes);
-    let report: Option<crate::inside::Report> = serde_json::from_slice(bytes).ok();
-    let again = report.as_ref().map(serde_json::to_vec);
-    assert!(again.is_none_or(|again| again.is_ok()));
-    if let Some(identity) = Identity::from_file(bytes) {
-        assert_eq!(Identity::from_file(&identity.to_file()), Some(identity));
-    }
+    let text = text(files, &file.to_string_lossy(), Kind::File).await??;
+    let said = context.reader().status(text.as_bytes()).await.ok()??;
+    let words = said.confinement.map(|in_force| in_force.to_string());
+    Some((
+        Serving::Policy {
+            digest: said.digest,
+            refused: said.refused.or(said.failed.0),
+        },
+        words.map(|words| words.chars().take(CONFINEMENT_SHOWN).collect()),
+    ))
 }
 
 /// How much is shown of what a server says of its confinement, in characters.
 const CONFINEMENT_SHOWN: usize = 200;
-
-/// What of a server's status is looked at. The rest is as long as the machine likes, and is read over.
-#[derive(Debug, Deserialize)]
-struct Said {
-    digest: String,
-    refused: Option<String>,
-    #[serde(default)]
-    failed: First,
-    #[serde(default)]
-    confinement: Option<InForce>,
-}
-
-/// The first text of a list.
-#[derive(Debug, Default)]
-struct First(Option<String>);
-
-impl<'de> Deserialize<'de> for First {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_seq(Self::default())
-    }
-}
-
-impl<'de> Visitor<'de> for First {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self, A::Error> {
-        let first = list.next_element()?;
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Self(first))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_a_status_three_things_are_kept_whatever_else_it_holds() {
-        let text =
-            r#"{"digest":"d","refused":null,"services":[[[{}]]],"failed":["a",{},1],"pid":[]}"#;
-        let said: Said = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            (said.digest.as_str(), said.failed.0.as_deref()),
-            ("d", Some("a"))
-        );
-        let old: Said = serde_json::from_str(r#"{"digest":"d","failed":[]}"#).unwrap();
-        assert_eq!((old.refused, old.failed.0), (None, None));
-        for none in ["{}", r#"{"digest":"d","failed":{}}"#, "[]", ""] {
-            assert!(serde_json::from_str::<Said>(none).is_err(), "{none}");
-        }
-    }
-}

@@ -45,7 +45,7 @@ pub(super) async fn carry_out(
         let step = progress.began(action);
         // What was made a moment ago may take another one.
         let tries = if proof.changes { TRIES } else { 1 };
-        let proven = prove(&proof.edge, tries).await;
+        let proven = prove(context, &proof.edge, tries).await;
         progress.left(step);
         proven.map_or_else(Status::Failed, |()| Status::Done)
     });
@@ -88,10 +88,10 @@ async fn remember(context: &Context, due: &[(&Action, &Proof)], ended: &[Status]
 }
 
 /// Has the consumer ask; a channel that is just made may need a moment.
-async fn prove(edge: &Edge, mut tries: u32) -> Result<(), String> {
+async fn prove(context: &Context, edge: &Edge, mut tries: u32) -> Result<(), String> {
     loop {
         tries -= 1;
-        match ask(edge).await {
+        match ask(context, edge).await {
             Ok(_) => return Ok(()),
             Err(unheard) if tries == 0 => return Err(unheard.why),
             Err(_) => tokio::time::sleep(PAUSE).await,

@@ -11,7 +11,7 @@ use crate::channel::Errand;
 use crate::edge::CONSUMER_FOLDER;
 use crate::incus::{Incus, IncusError, Kind, Object, Owner};
 use crate::inside::{
-    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP, Sent,
+    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
 use crate::setup::SERVER_MAX;
 use crate::shown::shown;
@@ -48,10 +48,11 @@ pub(super) async fn install(
         patience: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
-    let report: Report = serde_json::from_slice(&said.answer).map_err(|_| {
+    let report = context.reader().report(&said.answer).await;
+    let Some(report) = report.map_err(|why| why.to_string())? else {
         let words = shown(&said.stderr, WORDS_MAX);
-        format!("the program does not run in the machine: {words}")
-    })?;
+        return Err(format!("the program does not run in the machine: {words}"));
+    };
     if let Some(path) = report.altered {
         let path = shown(&path, WORDS_MAX);
         return Err(format!(
