@@ -29,6 +29,8 @@ pub const MESSAGES_AT_ONCE: u32 = 1_000;
 /// Such messages beyond them that are read in a second; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
+/// How long what comes in pieces waits for the next one.
+pub const IDLE: Duration = Duration::from_secs(60);
 /// Memory that one caller may make a server keep, in bytes.
 pub const MEMORY: u64 = 64 * 1024 * 1024;
 /// Least of it, in bytes: what one call of the largest payload needs.
@@ -42,7 +44,7 @@ pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
 
 /// What a service sets otherwise (`limits:` in `infra.yml`); what is not set is the default.
 ///
-/// What holds for a connection before a service is named (`message_bytes`, `connections`, `memory`) is the largest
+/// What holds for a connection before a service is named (`message_bytes`, `connections`, `idle_seconds`, `memory`) is the largest
 /// value of the caller's services.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,6 +70,9 @@ pub struct Limits {
     /// Connections of one caller at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
+    /// Longest wait for the next piece of what comes in pieces, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u32>,
     /// Memory of one caller, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
@@ -75,7 +80,7 @@ pub struct Limits {
 
 impl Limits {
     /// Every key of `limits:`, in the order of the documentation.
-    pub const KEYS: [&str; 8] = [
+    pub const KEYS: [&str; 9] = [
         "message_bytes",
         "calls_per_minute",
         "calls_per_minute_all",
@@ -83,6 +88,7 @@ impl Limits {
         "in_flight_all",
         "call_seconds",
         "connections",
+        "idle_seconds",
         "memory",
     ];
 

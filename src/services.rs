@@ -3,13 +3,14 @@
 //! The same type for both, so that what is checked on the host is what is enforced in the machine.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
-use crate::limits::{Limits, MEMORY, MEMORY_ALL};
+use crate::limits::{IDLE, Limits, MEMORY, MEMORY_ALL};
 use crate::name::{MachineName, ServiceName, ToolName};
 
 /// What one machine offers.
@@ -109,6 +110,17 @@ impl Services {
             .map(|service| service.limits.memory.unwrap_or(MEMORY))
             .max();
         most.unwrap_or(MEMORY).min(self.memory_of_all())
+    }
+
+    /// How long what a consumer sends in pieces waits for the next one: the longest of its services.
+    #[must_use]
+    pub fn idle_of(&self, consumer: &MachineName) -> Duration {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.serves(consumer));
+        let set = theirs.map(|service| service.limits.idle_seconds);
+        let longest =
+            set.map(|seconds| seconds.map_or(IDLE, |seconds| Duration::from_secs(seconds.into())));
+        longest.max().unwrap_or(IDLE)
     }
 
     /// Memory that all callers may make the server keep, in bytes.

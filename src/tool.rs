@@ -46,10 +46,11 @@ impl Session {
     /// A connection that has sent nothing.
     #[must_use]
     pub fn new(settings: Arc<Settings>) -> Self {
+        let idle = settings.idle;
         Self {
             settings,
-            signatures: pieces::Transfers::new(gpg::TRANSFERS_MAX),
-            uploads: pieces::Transfers::new(file::TRANSFERS_MAX),
+            signatures: pieces::Transfers::new(gpg::TRANSFERS_MAX, idle),
+            uploads: pieces::Transfers::new(file::TRANSFERS_MAX, idle),
             reads: file::Reads::default(),
         }
     }

@@ -13,9 +13,6 @@ use tokio::time::sleep;
 
 use super::ToolError;
 
-/// How long a transfer waits for its next piece; what it holds (a gpg, a file that nobody sees yet) is free then.
-pub(super) const IDLE: Duration = Duration::from_secs(60);
-
 /// By the name of the transfer.
 type Slots<T> = HashMap<String, Slot<T>>;
 
@@ -24,6 +21,8 @@ type Slots<T> = HashMap<String, Slot<T>>;
 pub(super) struct Transfers<T> {
     slots: Arc<Mutex<Slots<T>>>,
     most: usize,
+    /// How long a transfer waits for its next piece; what it holds (a gpg, a file that nobody sees yet) is free then.
+    idle: Duration,
 }
 
 #[derive(Debug)]
@@ -56,6 +55,7 @@ impl Drop for Timer {
 pub(super) struct Turn<T> {
     slots: Arc<Mutex<Slots<T>>>,
     name: String,
+    idle: Duration,
 }
 
 /// Whether a piece begins a transfer or goes on with one.
@@ -68,11 +68,12 @@ pub(super) enum Step<T> {
 }
 
 impl<T> Transfers<T> {
-    /// No transfers yet, and room for `most`.
-    pub(super) fn new(most: usize) -> Self {
+    /// No transfers yet, and room for `most`, each of which is given up that has waited for so long.
+    pub(super) fn new(most: usize, idle: Duration) -> Self {
         Self {
             slots: Arc::default(),
             most,
+            idle,
         }
     }
 
@@ -97,11 +98,12 @@ impl<T> Transfers<T> {
         let step = if offset == 0 {
             begin(&mut slots, name, shown, self.most)?
         } else {
-            resume(&mut slots, name, shown, offset)?
+            resume(&mut slots, name, shown, offset, self.idle)?
         };
         slots.insert(name.to_owned(), Slot::Taken);
         let turn = Turn {
             slots: Arc::clone(&self.slots),
+            idle: self.idle,
             name: name.to_owned(),
         };
         Ok((turn, step))
@@ -134,11 +136,12 @@ fn resume<T>(
     name: &str,
     shown: &str,
     offset: u64,
+    idle: Duration,
 ) -> Result<Step<T>, ToolError> {
     match slots.remove(name) {
         None => Err(ToolError::OutOfOrder(format!(
             "no transfer of {shown} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
-            IDLE.as_secs()
+            idle.as_secs()
         ))),
         Some(Slot::Taken) => {
             slots.insert(name.to_owned(), Slot::Taken);
@@ -167,11 +170,11 @@ impl<T: Send + 'static> Turn<T> {
     pub(super) fn wait(self, next: u64, transfer: T) {
         let wait = Arc::new(());
         let since = Arc::clone(&wait);
-        let (slots, name) = (Arc::downgrade(&self.slots), self.name.clone());
+        let (slots, name, idle) = (Arc::downgrade(&self.slots), self.name.clone(), self.idle);
         // Tools run in a runtime; where there is none, nothing waits long.
         let timer = Handle::try_current().ok().map(|runtime| {
             let timer = runtime.spawn(async move {
-                sleep(IDLE).await;
+                sleep(idle).await;
                 give_up(&slots, &name, &since);
             });
             Timer(timer.abort_handle())
@@ -234,6 +237,7 @@ fn lock<T>(slots: &Mutex<Slots<T>>) -> MutexGuard<'_, Slots<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::IDLE;
 
     fn refused<T: std::fmt::Debug>(transfers: &Transfers<T>, name: &str, offset: u64) -> String {
         transfers
@@ -244,7 +248,7 @@ mod tests {
 
     #[test]
     fn pieces_follow_each_other() {
-        let transfers = Transfers::new(2);
+        let transfers = Transfers::new(2, IDLE);
         let (turn, step) = transfers.take("a", "`a`", 0).unwrap();
         assert!(matches!(step, Step::Begin));
         turn.wait(3, "abc");
@@ -267,7 +271,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_transfer_that_waits_too_long_is_given_up_and_one_that_goes_on_is_not() {
-        let transfers = Transfers::new(2);
+        let transfers = Transfers::new(2, IDLE);
         for name in ["a", "b"] {
             let name = name.to_owned();
             transfers.take(&name, "", 0).unwrap().0.wait(1, ());
@@ -284,7 +288,7 @@ mod tests {
 
     #[test]
     fn two_senders_of_one_name_are_never_mixed() {
-        let transfers = Transfers::new(2);
+        let transfers = Transfers::new(2, IDLE);
         transfers.take("a", "`a`", 0).unwrap().0.wait(3, "one");
         assert_eq!(
             refused(&transfers, "a", 0),
@@ -301,7 +305,7 @@ mod tests {
 
     #[test]
     fn one_piece_at_a_time_and_few_transfers_at_once() {
-        let transfers: Transfers<()> = Transfers::new(2);
+        let transfers: Transfers<()> = Transfers::new(2, IDLE);
         let (turn, _) = transfers.take("a", "`a`", 0).unwrap();
         for offset in [0, 1] {
             assert_eq!(

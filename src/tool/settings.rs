@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
 use crate::inside::AGENT_LAUNCHER;
+use crate::limits::IDLE;
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";
@@ -61,6 +62,8 @@ pub struct Settings {
     pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
     pub gpg_wait: Duration,
+    /// How long what comes in pieces waits for the next one.
+    pub idle: Duration,
     /// Most bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
     /// What consumers have left there, as far as known.
@@ -112,6 +115,7 @@ impl Settings {
             agent_launcher: None,
             gpg_home: None,
             gpg_wait: GPG_WAIT,
+            idle: IDLE,
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
             open_signatures: Arc::new(Semaphore::new(WAITING_MAX)),

@@ -42,7 +42,7 @@ impl Reader {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         let answered: serde_json::Value = serde_json::from_str(&line).ok()?;
-        let Some(bytes) = answered["bytes"].as_u64() else {
+        let Some(bytes) = answered.get("bytes")?.as_u64() else {
             return Some("none".to_owned());
         };
         let mut answer = String::new();

@@ -23,8 +23,9 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
     let (server, consumer) = sockets()?;
     // The process that speaks with the consumer ends with the server, and this one when it does.
     let monitor = Remote::new(server.into(), &args.services, || {})?;
-    let settings = shared::settings()?;
+    let mut settings = shared::settings()?;
     let policy = monitor.policy();
+    settings.idle = policy.services.idle_of(&args.caller);
     let tools: Vec<_> = policy
         .services
         .services
@@ -48,7 +49,7 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
         caller: args.caller.clone(),
         resource: args.resource,
         monitor: &monitor,
-        settings,
+        settings: settings.into(),
     };
     let socket = UnixStream::from(consumer);
     socket.set_nonblocking(true)?;

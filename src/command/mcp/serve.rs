@@ -200,7 +200,10 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
         }
     };
     let monitor = Local::new(caller.clone(), policy, Arc::clone(&recorder), gate);
-    let server = Server::new(caller, shared::shared(monitor, None, output)?);
+    let server = Server::new(
+        caller,
+        shared::shared(monitor, shared::settings()?, None, output),
+    );
     counting(|| recorder.count(), server.serve(reader, writer, stop)).await;
     end_log(&recorder, last, output);
     Ok(())

@@ -44,8 +44,9 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
         ends.gently.cancel();
         ends.now.cancel();
     })?;
-    let settings = shared::settings()?;
+    let mut settings = shared::settings()?;
     let policy = monitor.policy();
+    settings.idle = policy.services.idle_of(&args.caller);
     let granted = policy.services.services.iter();
     let mut granted = granted.map(|service| Resource::of(service.tool));
     // A portal that is not there yet is out of reach for good: what comes for it goes to a process that begins later.
@@ -64,10 +65,10 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
         .max_blocking_threads(THREADS)
         .build()
         .context("cannot start")?;
-    let helpers = Helpers::new(own, monitor.starts_helpers());
+    let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
     let memory = policy.services.memory_of(&args.caller);
     let pace = Arc::new(Pace::with_memory(memory, Box::new(monitor.lender())));
-    let shared = shared::shared(monitor, Some(helpers), output)?;
+    let shared = shared::shared(monitor, settings, Some(helpers), output);
     let ended = runtime.block_on(async {
         let close = orders(&stop)?;
         let accepting = Accepting {

@@ -154,6 +154,7 @@ fn limits(fields: Fields<'_, '_>, all: u64, findings: &mut Findings) -> Limits {
         in_flight_all: number("in_flight_all", u32::MAX),
         call_seconds: number("call_seconds", u32::MAX),
         connections: number("connections", u32::MAX),
+        idle_seconds: number("idle_seconds", u32::MAX),
     }
 }
 

@@ -21,8 +21,6 @@ use crate::tool::{Copies, Outcome, Resource, ToolError};
 
 /// How long a helper that has nothing to do is kept.
 const IDLE: Duration = Duration::from_secs(3);
-/// The same for one that waits for a piece: longer than it does itself.
-const PIECES: Duration = Duration::from_secs(90);
 
 /// Has the server start a helper; the socket to it.
 type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
@@ -32,6 +30,8 @@ pub(crate) struct Helpers {
     start: Start,
     /// What this process may touch itself.
     own: Option<Resource>,
+    /// How long what comes in pieces waits for the next one.
+    pieces: Duration,
     running: Mutex<HashMap<Resource, Arc<Helper>>>,
     numbers: AtomicU64,
 }
@@ -58,6 +58,8 @@ struct State {
     waiting: HashMap<u64, oneshot::Sender<Result<Outcome, ToolError>>>,
     /// The connections with something in pieces.
     busy: HashSet<u64>,
+    /// How long that waits at most.
+    pieces: Duration,
     /// When the last call ended.
     since: Instant,
 }
@@ -73,11 +75,13 @@ impl Helpers {
     /// None yet; `start` has the server start one.
     pub(crate) fn new(
         own: Option<Resource>,
+        pieces: Duration,
         start: impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static,
     ) -> Self {
         Self {
             start: Box::new(start),
             own,
+            pieces,
             running: Mutex::default(),
             numbers: AtomicU64::default(),
         }
@@ -110,6 +114,7 @@ impl Helpers {
                 ended: false,
                 waiting: HashMap::new(),
                 busy: HashSet::new(),
+                pieces: self.pieces,
                 since: Instant::now(),
             }),
         });
@@ -289,8 +294,12 @@ impl Helper {
 impl State {
     /// When it has had nothing to do for long enough; what comes in pieces is given up on its own side by then.
     fn idle_until(&self) -> Option<Instant> {
-        let while_busy = if self.busy.is_empty() { IDLE } else { PIECES };
-        self.waiting.is_empty().then(|| self.since + while_busy)
+        let pieces = if self.busy.is_empty() {
+            Duration::ZERO
+        } else {
+            self.pieces
+        };
+        self.waiting.is_empty().then(|| self.since + pieces + IDLE)
     }
 }
 

@@ -15,7 +15,7 @@ use rmcp::model::{
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
@@ -43,6 +43,8 @@ const CANCEL_MAX: usize = 2 * 1024;
 pub(super) struct Transport<R, W> {
     lines: PacedLines<R>,
     writer: Arc<Mutex<W>>,
+    /// How long a caller may read nothing of an answer.
+    patience: Duration,
     flight: Arc<Flight>,
     limits: Limits,
     stop: Stop,
@@ -70,6 +72,11 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         Self {
             lines: PacedLines::new(reader, server.longest_line(), server.pace.clone()),
             writer: Arc::new(Mutex::new(writer)),
+            patience: match server.pace {
+                Some(_) => server.shared.settings.idle,
+                // The operator's own: a terminal may be stopped.
+                None => Duration::MAX,
+            },
             flight,
             limits,
             stop,
@@ -227,6 +234,7 @@ where
         let flight = Arc::clone(&self.flight);
         let stop = self.stop.clone();
         let observer = Arc::clone(&self.observer);
+        let patience = self.patience;
         async move {
             if outer.is_none() && !matches!(item, ServerJsonRpcMessage::Notification(_)) {
                 // Cancelled: its answer is no longer wanted.
@@ -244,7 +252,7 @@ where
             if let Some((inner, _)) = outer {
                 flight.leaves(inner);
             }
-            let written = write(&mut *writer, &line).await;
+            let written = write(&mut *writer, &line, patience).await;
             drop(writer);
             if let Some((inner, _)) = outer
                 && let Some(answered) = flight.answered(inner, how, line.len())
@@ -313,7 +321,18 @@ fn encode(mut message: ServerJsonRpcMessage, id: Option<RequestId>) -> io::Resul
     Ok(line)
 }
 
-async fn write(writer: &mut (impl AsyncWrite + Unpin), line: &[u8]) -> io::Result<()> {
-    writer.write_all(line).await?;
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut line: &[u8],
+    patience: Duration,
+) -> io::Result<()> {
+    while !line.is_empty() {
+        let taken = timeout(patience, writer.write(line)).await;
+        let taken = taken.map_err(|_| io::ErrorKind::TimedOut)??;
+        if taken == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        line = line.get(taken..).unwrap_or_default();
+    }
     writer.flush().await
 }

@@ -128,3 +128,24 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
     server.end();
     world.log_is_whole();
 }
+
+#[test]
+fn an_answer_of_which_nothing_is_read_ends_its_connection() {
+    let give = "{name: give, tool: file_provide, consumers: [alice], limits: {idle_seconds: 1}}";
+    let world = World::new(&[give]);
+    world.write("portal/outgoing/all/a", vec![b'a'; 2 * 1024 * 1024]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let asked = call("large", "give", &json!({"path": "a"}));
+    // Who reads, however slowly, gets it.
+    alice.send(&asked);
+    let begun = std::time::Instant::now();
+    let answer = alice.slowly(std::time::Duration::from_millis(40));
+    assert!(begun.elapsed() > std::time::Duration::from_secs(1));
+    assert!(answer.ends_with("}}\n"), "{} bytes", answer.len());
+    alice.send(&asked);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!alice.rest().ends_with('\n'));
+    server.peer("alice").lives();
+    server.end();
+}

@@ -6,7 +6,7 @@ use anklume::audit::flood::{LINE_EVERY, LINES_AT_ONCE, OWN_LINES, WINDOW};
 use anklume::audit::{KEEP, ROTATE_AT};
 use anklume::inside::STOP_SECONDS;
 use anklume::limits::{
-    CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IN_FLIGHT, IN_FLIGHT_ALL,
+    CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IDLE, IN_FLIGHT, IN_FLIGHT_ALL,
     Limits, MEMORY, MEMORY_MIN, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE,
     MESSAGES_PER_SECOND, STOP_TIME,
 };
@@ -50,6 +50,7 @@ fn its_limits_are_the_servers() {
         IN_FLIGHT_ALL.into(),
         CALL_TIME.as_secs(),
         CONNECTIONS.into(),
+        IDLE.as_secs(),
         MEMORY,
     ];
     let expected: Vec<_> = Limits::KEYS.into_iter().zip(defaults).collect();
@@ -81,7 +82,7 @@ fn its_limits_are_the_servers() {
 
 #[test]
 fn its_limits_are_read_from_infra_yml() {
-    let all = "{message_bytes: 1000, calls_per_minute: 1, calls_per_minute_all: 2, in_flight: 3, in_flight_all: 4, call_seconds: 5, connections: 6, memory: 48MiB}";
+    let all = "{message_bytes: 1000, calls_per_minute: 1, calls_per_minute_all: 2, in_flight: 3, in_flight_all: 4, call_seconds: 5, connections: 6, idle_seconds: 7, memory: 48MiB}";
     let service = format!("{{name: x, tool: clipboard_get, consumers: [alice], limits: {all}}}");
     let world = World::new(&[&service]);
     let file: Value =

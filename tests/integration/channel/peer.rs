@@ -82,6 +82,28 @@ impl Peer {
         self.ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
     }
 
+    /// A line that is read in pieces of 64 KiB, with a pause before each.
+    #[track_caller]
+    pub(super) fn slowly(&mut self, pause: std::time::Duration) -> String {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            std::thread::sleep(pause);
+            let mut piece = vec![0; 64 * 1024];
+            let read = self.reader.read(&mut piece).unwrap();
+            assert!(read > 0, "the connection has ended");
+            line.extend(&piece[..read]);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    /// What comes until the connection ends.
+    #[track_caller]
+    pub(super) fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.reader.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
     /// The connection lives and is in order.
     #[track_caller]
     pub(super) fn lives(&mut self) {

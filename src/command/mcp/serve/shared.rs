@@ -73,15 +73,16 @@ pub(super) fn state(
 /// What the connections of a caller share that asks `monitor`.
 pub(in crate::command::mcp) fn shared(
     monitor: impl Monitor + 'static,
+    settings: Settings,
     helpers: Option<Helpers>,
     output: &Output,
-) -> anyhow::Result<Arc<Shared>> {
-    Ok(Arc::new(Shared {
+) -> Arc<Shared> {
+    Arc::new(Shared {
         monitor: Box::new(monitor),
-        settings: settings()?,
+        settings: Arc::new(settings),
         helpers: helpers.map(Arc::new),
         observer: observer(output),
-    }))
+    })
 }
 
 /// The log of the operator's own server, where there is one.
@@ -94,11 +95,8 @@ pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Res
 }
 
 /// Where the tools work, from the environment.
-pub(in crate::command::mcp) fn settings() -> Result<Arc<Settings>, Failure> {
-    match Settings::from_env() {
-        Ok(settings) => Ok(Arc::new(settings)),
-        Err(relative) => Err(Failure::new(Exit::Usage, relative.to_string())),
-    }
+pub(in crate::command::mcp) fn settings() -> Result<Settings, Failure> {
+    Settings::from_env().map_err(|relative| Failure::new(Exit::Usage, relative.to_string()))
 }
 
 fn required_log(
