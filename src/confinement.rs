@@ -14,6 +14,7 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
 };
+use rustix::fs::Mode;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -110,6 +111,10 @@ impl std::fmt::Display for InForce {
 pub(crate) fn enter(limits: &Limits) -> Result<InForce, RulesetError> {
     // Filtered system calls need it, and nothing here is to gain by `exec`.
     let capable = drop_capabilities().err().map(|why| why.to_string());
+    if limits.calls == (Calls::Worker { files: true }) {
+        // It changes the mode of no file, so each is made with the one that it is to have.
+        rustix::process::umask(Mode::empty());
+    }
     let landlock = restrict(limits)?;
     let unfiltered = filter::install(limits.calls, limits.network).err();
     Ok(InForce {

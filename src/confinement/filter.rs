@@ -192,13 +192,17 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Changes to files that Landlock has no right for, so that it cannot keep them to some: by their paths, whatever may be opened.
-const BY_PATH: &[i64] = &[
+/// Changes to files that Landlock has no right for, so that it cannot keep them to some: of whatever has a path, or may be read.
+const UNRULED: &[i64] = &[
     libc::SYS_chmod,
     libc::SYS_chown,
+    libc::SYS_fchmod,
     libc::SYS_fchmodat,
     libc::SYS_fchmodat2,
+    libc::SYS_fchown,
     libc::SYS_fchownat,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
     libc::SYS_futimesat,
     libc::SYS_lchown,
     libc::SYS_lremovexattr,
@@ -214,6 +218,31 @@ const BY_PATH: &[i64] = &[
     libc::SYS_utimensat,
     libc::SYS_utimes,
 ];
+/// What reaches other processes of the same user, for which Landlock has no rule: their priorities, and what they share.
+const OTHERS: &[i64] = &[
+    libc::SYS_ioprio_set,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
+    libc::SYS_msgctl,
+    libc::SYS_msgget,
+    libc::SYS_msgrcv,
+    libc::SYS_msgsnd,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_semctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_setpriority,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_shmget,
+];
+/// System calls that are newer than this program, from `setxattrat` on: some change files by their paths. Those beyond are the
+/// other ABI's.
+const NEWER: std::ops::Range<i64> = 463..512;
 /// Commands of `fcntl` by which a file sends its owner's process signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`): any process.
 const OWNERS: [u64; 3] = [8, 10, 15];
 /// The same by `ioctl` (`FIOSETOWN`, `SIOCSPGRP`), and typing on the terminal of whoever started the server.
@@ -250,14 +279,27 @@ pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Er
         Calls::Server => apply(refused(network)?, SeccompAction::Allow, refuse),
         Calls::Programs => {
             let mut rules = refused(network)?;
-            add(&mut rules, BY_PATH);
-            // Without a right to it, a file that may be read could be emptied.
-            let empties = u64::from((libc::O_ACCMODE | libc::O_TRUNC).unsigned_abs());
-            let empty = u64::from((libc::O_RDONLY | libc::O_TRUNC).unsigned_abs());
+            add(&mut rules, UNRULED);
+            add(&mut rules, OTHERS);
+            rules.extend(NEWER.map(|call| (call, Vec::new())));
+            // A file that may only be read could be emptied, and one that may not be opened at all has a descriptor all the
+            // same where it is asked for neither reading nor writing: access mode 3 (`open(2)`).
+            let mask = u64::from((libc::O_ACCMODE | libc::O_TRUNC).unsigned_abs());
+            let empties = u64::from((libc::O_RDONLY | libc::O_TRUNC).unsigned_abs());
+            let neither = u64::from(libc::O_ACCMODE.unsigned_abs());
             for (call, argument) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
-                let empties = condition(argument, SeccompCmpOp::MaskedEq(empties), empty)?;
-                rules.insert(call, vec![SeccompRule::new(vec![empties])?]);
+                let empties = condition(argument, SeccompCmpOp::MaskedEq(mask), empties)?;
+                let neither = condition(argument, SeccompCmpOp::MaskedEq(neither), neither)?;
+                let both = [empties, neither].map(|one| SeccompRule::new(vec![one]));
+                rules.insert(call, both.into_iter().collect::<Result<_, _>>()?);
             }
+            // The limits of other processes.
+            let other = condition(0, SeccompCmpOp::Ne, 0)?;
+            let new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+            rules.insert(
+                libc::SYS_prlimit64,
+                vec![SeccompRule::new(vec![other, new])?],
+            );
             apply(rules, SeccompAction::Allow, refuse)
         }
         Calls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
@@ -333,11 +375,6 @@ fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
     );
     rules.insert(libc::SYS_ioctl, vec![none_of(1, &CONTROLS)?]);
     rules.insert(libc::SYS_fcntl, vec![none_of(1, &OWNERS)?]);
-    if !files.is_empty() {
-        // No program that runs as its owner.
-        let plain = condition(1, SeccompCmpOp::MaskedEq(0o6000), 0)?;
-        rules.insert(libc::SYS_fchmod, vec![SeccompRule::new(vec![plain])?]);
-    }
     Ok(rules)
 }
 

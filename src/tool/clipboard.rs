@@ -5,7 +5,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod display;
-mod file;
+pub(super) mod file;
 mod holder;
 mod offer;
 mod wayland;

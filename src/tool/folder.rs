@@ -2,15 +2,17 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, mkdirat, openat};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fchmod, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 /// How folders are opened to go on from them.
 const STEP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// All permission bits.
+const MODE: u32 = 0o7777;
 /// Permission bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 /// Only the owner of an entry may rename or remove it.
@@ -65,6 +67,14 @@ fn enter(parent: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<OwnedFd> {
     } else {
         Err(io::ErrorKind::PermissionDenied.into())
     }
+}
+
+/// Gives a file these permissions, where it has others.
+pub(super) fn permit(file: &impl AsFd, mode: Mode) -> Result<(), Errno> {
+    if Mode::from_raw_mode(fstat(file)?.st_mode & MODE) == mode {
+        return Ok(());
+    }
+    fchmod(file, mode)
 }
 
 /// Nobody but us and root decides what a name in this folder leads to.

@@ -6,7 +6,6 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, file, gpg};
@@ -131,7 +130,8 @@ pub(crate) fn portal_limits(settings: &Settings) -> Limits {
 
 fn clipboard(settings: &Settings) -> Limits {
     let Some(display) = &settings.display else {
-        let _ = super::folder::make(&settings.runtime, Mode::RWXU);
+        // Makes the folder, and closes both to others, where that is needed.
+        let _ = super::clipboard::file::read(&settings.runtime);
         return Limits {
             calls: Calls::Worker { files: true },
             files: Some(vec![Rule::new(&settings.runtime, Rights::Write)]),

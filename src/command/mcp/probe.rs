@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, fchmod, open};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::command::output::Output;
@@ -40,6 +41,10 @@ fn attempted(verb: &str, what: &str) -> std::io::Result<()> {
             one.send_to(b"x", path).map(drop)
         }
         "mode" => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o4755)),
+        "neither" => {
+            let flags = OFlags::from_bits_retain(3);
+            Ok(fchmod(open(path, flags, Mode::empty())?, Mode::RWXU)?)
+        }
         "tcp" => TcpStream::connect(what).map(drop),
         "run" => run_program(path),
         "signal" => {

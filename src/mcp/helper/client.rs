@@ -248,7 +248,8 @@ impl Helper {
         let mut report = Box::pin(read_one(&mut reader));
         loop {
             let idle = self.state().idle_until();
-            let look = idle.unwrap_or_else(|| Instant::now() + IDLE);
+            let soon = Instant::now() + IDLE;
+            let look = idle.map_or(soon, |idle| idle.min(soon));
             tokio::select! {
                 read = &mut report => {
                     drop(report);
@@ -279,12 +280,14 @@ impl Helper {
     fn take(&self, report: Report) {
         let mut state = self.state();
         state.since = Instant::now();
-        if report.waits {
+        let waiting = state.waiting.remove(&report.id);
+        // Of a connection that has ended, nothing waits.
+        if report.waits && waiting.is_some() {
             state.busy.insert(report.connection);
-        } else {
+        } else if !report.waits {
             state.busy.remove(&report.connection);
         }
-        if let (Some(waiting), Some(result)) = (state.waiting.remove(&report.id), report.result) {
+        if let (Some(waiting), Some(result)) = (waiting, report.result) {
             // Whoever waited may have gone.
             let _ = waiting.send(result.map_err(ToolError::Told));
         }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncRead;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::limits::CALL_TIME;
 use crate::mcp::pace::{Pace, Room, SHORT};
 use crate::mcp::wire::{Line, Lines, Longest, Step};
 
@@ -18,6 +19,8 @@ pub(super) struct PacedLines<R> {
     lines: Lines<R>,
     /// The memory of a long line that is not finished.
     room: Option<Room>,
+    /// When the rest of it began to be read.
+    begun: Option<Instant>,
     /// `None`: as fast as they are written.
     pace: Option<Arc<Pace>>,
     /// A line that is there and waits for its turn.
@@ -29,6 +32,7 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
         Self {
             lines: Lines::new(reader, longest),
             room: None,
+            begun: None,
             pace,
             waiting: None,
         }
@@ -55,11 +59,23 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
             } else {
                 usize::MAX
             };
-            match self.lines.next_within(most).await? {
+            let step = self.lines.next_within(most);
+            let step = match self.begun {
+                // It keeps memory that others of its caller wait for.
+                Some(begun) => timeout_at(begun + CALL_TIME, step)
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+                None => step.await,
+            };
+            match step? {
                 // What it has so far waits with the rest of it, which is back-pressure.
-                Step::Grows => self.room = Some(pace.room(self.lines.max()).await?),
+                Step::Grows => {
+                    self.room = Some(pace.room(self.lines.max()).await?);
+                    self.begun = Some(Instant::now());
+                }
                 Step::End => return Ok(None),
                 Step::Line(line) => {
+                    self.begun = None;
                     let turn = pace.message(line.length());
                     let room = self.room.take().and_then(|room| room.shrink(line.kept()));
                     self.waiting = Some(((line, room), turn));

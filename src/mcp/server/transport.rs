@@ -21,6 +21,7 @@ use super::flight::{Flight, How};
 use super::message::{self, Asked, Incoming};
 use super::paced::{Held, PacedLines};
 use super::{Observer, Server, Stop};
+use crate::limits::CALL_TIME;
 use crate::mcp::pace::{Pace, Room, SHORT};
 use crate::mcp::wire::Line;
 use crate::mcp::wire::json;
@@ -252,7 +253,13 @@ where
             if let Some((inner, _)) = outer {
                 flight.leaves(inner);
             }
-            let written = write(&mut *writer, &line, patience).await;
+            let writing = write(&mut *writer, &line, patience);
+            let written = match patience {
+                Duration::MAX => writing.await,
+                _ => timeout(CALL_TIME, writing)
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            };
             drop(writer);
             if let Some((inner, _)) = outer
                 && let Some(answered) = flight.answered(inner, how, line.len())

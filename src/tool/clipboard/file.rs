@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
@@ -22,7 +22,7 @@ const OTHERS: u32 = 0o077;
 const MOST: u64 = CLIPBOARD_MAX as u64;
 
 /// What is on the clipboard; nothing set is an empty text.
-pub(super) fn read(runtime: &Path) -> Result<String, ToolError> {
+pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
     let folder = open_folder(runtime)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(&folder, NAME, flags, Mode::empty()) {
@@ -49,9 +49,7 @@ fn contents(file: OwnedFd) -> Result<Vec<u8>, ToolError> {
     if stat.st_nlink > 1 {
         return Err(odd("has a second name"));
     }
-    if stat.st_mode & OTHERS != 0 {
-        fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(system)?;
-    }
+    folder::permit(&file, Mode::RUSR | Mode::WUSR).map_err(system)?;
     let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
     if size > MOST {
         return Err(too_large(size));
@@ -87,7 +85,7 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &Stop) -> Result<(), To
 fn fill(file: OwnedFd, content: &str) -> Result<(), ToolError> {
     let system = |refused: io::Error| ToolError::system("write the clipboard's file", refused);
     // Whatever the umask says.
-    fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
+    folder::permit(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
     File::from(file)
         .write_all(content.as_bytes())
         .map_err(system)
@@ -129,7 +127,7 @@ fn open_folder(runtime: &Path) -> Result<OwnedFd, ToolError> {
         return Err(ToolError::Refused(text.to_owned()));
     }
     if stat.st_mode & OTHERS != 0 {
-        fchmod(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
+        folder::permit(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
     }
     Ok(opened)
 }

@@ -213,10 +213,11 @@ impl Upload {
                 Some(settings.usage.room(&folder, settings.incoming_max))
             }
         };
-        let file = Unpublished::create(portal.nearest(path)?)
-            .map_err(|refused| explain(refused, path, "write"))?;
         let mut wishes = Wishes::default();
         wishes.agree(&piece.wishes)?;
+        let mode = Mode::from_raw_mode(wishes.mode.unwrap_or(FILE_MODE));
+        let file = Unpublished::create(portal.nearest(path)?, mode)
+            .map_err(|refused| explain(refused, path, "write"))?;
         Ok(Self {
             path: path.clone(),
             file,

@@ -2,14 +2,16 @@
 //! thing, with a name of its own that goes when the file does not come.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, fchmod, linkat, openat, renameat_with, unlinkat,
+    AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
+
+use crate::tool::folder::permit;
 
 /// Permissions while the file is being written.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -23,33 +25,33 @@ pub(super) struct Unpublished {
 }
 
 impl Unpublished {
-    /// A new file on the file system of `folder`.
-    pub(super) fn create(folder: OwnedFd) -> Result<Self, Errno> {
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        match openat(&folder, ".", flags, PRIVATE) {
+    /// A new file on the file system of `folder`; nobody else sees it, so it has these permissions from its beginning.
+    pub(super) fn create(folder: OwnedFd, mode: Mode) -> Result<Self, Errno> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match openat(&folder, ".", flags, mode) {
             Ok(file) => Ok(Self {
                 file: file.into(),
                 name: None,
             }),
             // Not every file system has files without a name; FUSE and NFS have not.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
-                Self::create_named(folder)
+                Self::create_named(folder, PRIVATE)
             }
             Err(refused) => Err(refused),
         }
     }
 
     /// A new file with a name of its own.
-    fn create_named(folder: OwnedFd) -> Result<Self, Errno> {
+    fn create_named(folder: OwnedFd, mode: Mode) -> Result<Self, Errno> {
         /// Names left by processes that were killed are skipped; so many are not.
         const TRIES: usize = 1000;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..TRIES {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let name = format!(".anklume-{}-{count}.part", std::process::id());
-            match openat(&folder, &name, flags, PRIVATE) {
+            match openat(&folder, &name, flags, mode) {
                 Ok(file) => {
                     return Ok(Self {
                         file: file.into(),
@@ -70,7 +72,11 @@ impl Unpublished {
 
     /// Gives it its permissions, puts it on disk, and then its name in `folder`; `EXIST` where that is taken.
     pub(super) fn publish(mut self, folder: &OwnedFd, name: &str, mode: Mode) -> io::Result<()> {
-        fchmod(&self.file, mode)?;
+        match permit(&self.file, mode) {
+            // A process that may change the mode of no file makes another one.
+            Err(Errno::PERM) => self = self.again(folder.try_clone()?, mode)?,
+            permitted => permitted?,
+        }
         self.file.sync_all()?;
         match self.name.take() {
             None => Ok(self.link(folder, name)?),
@@ -82,6 +88,18 @@ impl Unpublished {
                 Ok(renamed?)
             }
         }
+    }
+
+    /// A file of the same content that has these permissions.
+    fn again(mut self, folder: OwnedFd, mode: Mode) -> io::Result<Self> {
+        let mut other = match &self.name {
+            None => Self::create(folder, mode)?,
+            Some(_) => Self::create_named(folder, mode)?,
+        };
+        self.file.rewind()?;
+        io::copy(&mut self.file, &mut other.file)?;
+        permit(&other.file, mode)?;
+        Ok(other)
     }
 
     /// Gives a file without a name its first one.
@@ -141,14 +159,14 @@ mod tests {
 
     /// Both ways of making a file, where the second has a name meanwhile.
     fn both(path: &Path) -> [(Unpublished, usize); 2] {
-        let nameless = Unpublished::create(folder(path)).unwrap();
+        let nameless = Unpublished::create(folder(path), PRIVATE).unwrap();
         assert!(
             nameless.name.is_none(),
             "this test needs a file system with O_TMPFILE"
         );
         [
             (nameless, 0),
-            (Unpublished::create_named(folder(path)).unwrap(), 1),
+            (Unpublished::create_named(folder(path), PRIVATE).unwrap(), 1),
         ]
     }
 
@@ -187,12 +205,12 @@ mod tests {
     #[test]
     fn there_is_a_way_for_users_without_privileges() {
         let root = tempfile::tempdir().unwrap();
-        let mut file = Unpublished::create(folder(root.path())).unwrap();
+        let mut file = Unpublished::create(folder(root.path()), PRIVATE).unwrap();
         file.write(b"x").unwrap();
         let target = folder(root.path());
         file.link_through_proc(&target, "f").unwrap();
         assert_eq!(fs::read(root.path().join("f")).unwrap(), b"x");
-        let other = Unpublished::create(folder(root.path())).unwrap();
+        let other = Unpublished::create(folder(root.path()), PRIVATE).unwrap();
         assert_eq!(other.link_through_proc(&target, "f"), Err(Errno::EXIST));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! They live as long as their user wants to be known by them, longer than a server, and may need what a server must not have,
 //! such as a card reader. So they are started under none of its limits, and by a supervisor in no control group of its. Whoever
-//! connects writes the name of one of the two and a line end, and reads to the end, which comes when it runs or cannot.
+//! connects writes the name of one of the two and a line end, and reads a line end, which comes when it runs or cannot.
 //!
 //! A supervisor's launcher listens on a socket file. A server that nobody supervises starts one itself before it is confined; that
 //! one listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
@@ -26,6 +26,7 @@ use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 
 /// A server of GnuPG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(super) enum Server {
     Keyboxd,
 }
 
+/// What the launcher answers when it has done what was asked.
+const DONE: &[u8] = b"\n";
 /// Longest line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
 /// Longest that the launcher waits for it.
@@ -72,22 +75,25 @@ impl Server {
 ///
 /// Nobody listens there, or takes too long.
 pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
-    let began = Instant::now();
-    let address = address(socket);
-    let mut stream = loop {
-        match UnixStream::connect(&address).await {
-            Ok(stream) => break stream,
+    let (began, address) = (Instant::now(), address(socket));
+    loop {
+        let told = timeout(LAUNCH_MAX, ask(&address, server)).await;
+        match told.map_err(|_| io::ErrorKind::TimedOut)? {
+            Ok(()) => return Ok(()),
+            // It may be starting again, or have turned us away among many.
             Err(why) if began.elapsed() >= THERE_MAX => return Err(why),
             Err(_) => tokio::time::sleep(LOOK).await,
         }
-    };
-    let told = async {
-        let line = format!("{}\n", server.name());
-        stream.write_all(line.as_bytes()).await?;
-        stream.read(&mut [0]).await
-    };
-    let told = tokio::time::timeout(LAUNCH_MAX, told).await;
-    told.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
+    }
+}
+
+/// Asks once.
+async fn ask(address: &Path, server: Server) -> io::Result<()> {
+    let mut stream = UnixStream::connect(address).await?;
+    stream
+        .write_all(format!("{}\n", server.name()).as_bytes())
+        .await?;
+    stream.read_exact(&mut [0; DONE.len()]).await.map(drop)
 }
 
 /// Listens there until it is killed, or its stdin is closed where the socket is abstract, and starts what is asked for, with the environment of this process.
@@ -162,10 +168,10 @@ fn address(socket: &Path) -> PathBuf {
 }
 
 /// Starts what one connection asks for.
-async fn answer(stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result<()> {
     let mut line = String::new();
-    let mut reader = BufReader::new(stream.take(LINE_MAX));
-    tokio::time::timeout(LINE_WAIT, reader.read_line(&mut line))
+    let mut reader = BufReader::new((&mut stream).take(LINE_MAX));
+    timeout(LINE_WAIT, reader.read_line(&mut line))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)??;
     let server = Server::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
@@ -178,6 +184,7 @@ async fn answer(stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result<()>
         .stderr(Stdio::null())
         .kill_on_drop(true);
     // Why it does not run, if so, is found out by the call.
-    let launched = tokio::time::timeout(GPGCONF_MAX, gpgconf.status()).await;
-    launched.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
+    let launched = timeout(GPGCONF_MAX, gpgconf.status()).await;
+    launched.map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.write_all(DONE).await
 }

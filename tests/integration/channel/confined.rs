@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -88,6 +89,7 @@ impl Temptation {
             format!("tcp {port}"),
             format!("datagram {}", world.text("datagram.sock")),
             format!("mode {}", world.text("secret")),
+            format!("neither {}", world.text("secret")),
             "run /bin/true".to_owned(),
             format!("signal {}", std::process::id()),
         ];
@@ -141,7 +143,7 @@ fn a_process_that_reads_a_stranger_s_bytes_can_do_what_its_grants_need_and_nothi
     let world = &tempted.world;
     let server = world.listen();
     server.peer("bob").lives();
-    let refused = vec!["refused"; 12];
+    let refused = vec!["refused"; 13];
     assert_eq!(tempted.done(&server, "worker"), refused);
     server.end();
     let server = world.listen();
@@ -186,6 +188,18 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     text(&alice.call("take", &piece(7, true)));
     let file = world.path("portal/incoming/alice/b");
     assert_eq!(fs::read_to_string(file).unwrap(), "contentcontent");
+    // With a mode of its own, from the first piece or from the last one on.
+    let private = json!({"path": "c", "data": "Y29udGVudA==", "mode": "0600"});
+    text(&alice.call("take", &private));
+    let begins = json!({"path": "d", "data": "Y29udGVudA==", "offset": 0});
+    let ends =
+        json!({"path": "d", "data": "Y29udGVudA==", "offset": 7, "final": true, "mode": "0600"});
+    text(&alice.call("take", &begins));
+    text(&alice.call("take", &ends));
+    for (name, mode) in [("a", 0o644), ("b", 0o644), ("c", 0o600), ("d", 0o600)] {
+        let is = fs::metadata(world.path(&format!("portal/incoming/alice/{name}"))).unwrap();
+        assert_eq!(is.mode() & 0o7777, mode, "{name}");
+    }
     // And goes when it has had nothing to do for a while.
     until("it has ended", || {
         server.helper("alice", "portal").is_none()
@@ -201,7 +215,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
 
 /// A gpg that tries what a real one has no business with, and says what it could do, where it may write.
 const PLANTED: &str = r#"#!/usr/bin/python3
-import os, socket, sys
+import os, resource, socket, sys
 home, log, portal, secret, server, port, socket_path = os.environ["PLANTED"].split("|")
 done = []
 def attempt(name, what):
@@ -225,6 +239,12 @@ attempt("mode", lambda: os.chmod(secret, 0o4755))
 attempt("owner", lambda: os.chown(secret, 1, 1))
 attempt("attribute", lambda: os.setxattr(secret, "user.a", b"a"))
 attempt("time", lambda: os.utime(secret))
+attempt("neither", lambda: os.fchmod(os.open(secret, 3), 0o4755))
+attempt("folder", lambda: os.fchmod(os.open(home, os.O_RDONLY), 0o777))
+attempt("given", lambda: os.fchown(os.open(home, os.O_RDONLY), 1, 1))
+attempt("limit", lambda: resource.prlimit(int(server), resource.RLIMIT_NOFILE, resource.prlimit(int(server), resource.RLIMIT_NOFILE)))
+attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, int(server), 1))
+attempt("processor", lambda: os.sched_setaffinity(int(server), [0]))
 attempt("empty", lambda: os.truncate(secret, 0))
 attempt("node", lambda: os.mknod(home + "/node"))
 # A Unix socket is not out of reach.
@@ -268,6 +288,8 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     teller.read_to_string(&mut done).unwrap();
     assert_eq!(done, "keys");
     assert_eq!(fs::read_to_string(world.path("secret")).unwrap(), "secret");
+    let mode = fs::metadata(world.path("secret")).unwrap().mode();
+    assert_eq!(mode & 0o7000, 0);
     server.end();
 }
 
