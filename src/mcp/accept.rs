@@ -17,7 +17,7 @@ use crate::name::MachineName;
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long nobody is connected before nobody is waited for any more.
-const IDLE: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(2);
 /// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
 const TURNED_AWAY: usize = 32;
 /// How long the first request of such a connection may take.
