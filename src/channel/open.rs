@@ -251,7 +251,8 @@ impl End {
         let Channel::Exec(machine) = self.channel else {
             return Unreachable::Died { status, words };
         };
-        let says = |text: &str| words.iter().any(|line| line == text);
+        // What the machine said last may stand in front of it, without a line end between.
+        let says = |text: &str| words.iter().any(|line| line.ends_with(text));
         match code {
             Some(127) if says("Error: Command not found") => {
                 not_found(machine, words, patience).await

@@ -10,6 +10,8 @@ pub(crate) mod remote;
 #[cfg(test)]
 mod tests;
 
+pub(super) use protocol::framed;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};

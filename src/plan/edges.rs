@@ -85,9 +85,9 @@ pub(crate) fn strangers(edges: &[Edge], instances: &[Instance]) -> Vec<Stranger>
         let here = wanted.get(&(instance.project.as_str(), instance.name.as_str()));
         for (name, device) in &instance.devices {
             let belongs = here.is_some_and(|here| here.contains_key(name));
-            let socket = host_socket(device).filter(|socket| ours.contains(*socket));
+            let socket = host_socket(device).filter(|socket| ours.contains(socket));
             found.extend(socket.filter(|_| !belongs).map(|socket| Stranger {
-                socket: socket.to_owned(),
+                socket,
                 project: instance.project.clone(),
                 machine: instance.name.clone(),
                 device: name.clone(),
@@ -133,7 +133,7 @@ pub(crate) fn intruders(profiles: &[Profile]) -> Vec<Intruder> {
     for profile in profiles {
         for (device, keys) in &profile.devices {
             found.extend(host_socket(keys).map(|socket| Intruder {
-                socket: socket.to_owned(),
+                socket,
                 project: profile.project.clone(),
                 profile: profile.name.clone(),
                 device: device.clone(),
@@ -152,9 +152,19 @@ fn socket_name(edge: &Edge) -> String {
     format!("{}.sock", edge.hash)
 }
 
-/// The path in an address of a proxy.
-fn path(address: &str) -> Option<&str> {
-    address.strip_prefix("unix:")
+/// The path in an address of a proxy, in one way of the several in which it can be written.
+fn path(address: &str) -> Option<String> {
+    let mut names = Vec::new();
+    for name in address.strip_prefix("unix:")?.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            name => names.push(name),
+        }
+    }
+    Some(format!("/{}", names.join("/")))
 }
 
 fn value<'a>(device: &'a Keys, key: &str) -> &'a str {
@@ -166,13 +176,14 @@ fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
 }
 
 /// The file name of the socket on the host that a proxy makes or uses, if it is one of anklume's.
-pub(super) fn host_socket(device: &Keys) -> Option<&str> {
+pub(super) fn host_socket(device: &Keys) -> Option<String> {
     if value(device, "type") != "proxy" {
         return None;
     }
-    ["listen", "connect"]
-        .iter()
-        .find_map(|key| below(path(value(device, key))?, HOST_FOLDER))
+    ["listen", "connect"].iter().find_map(|key| {
+        let path = path(value(device, key))?;
+        below(&path, HOST_FOLDER).map(str::to_owned)
+    })
 }
 
 /// Whether a proxy listens in the machine's folder of sockets.
@@ -198,17 +209,17 @@ pub(super) fn moves(setting: &Setting<'_>) -> Moves {
             let Some(socket) = host_socket(device) else {
                 continue;
             };
-            used.insert(socket.to_owned());
+            used.insert(socket.clone());
             let belongs = wanted
                 .get(&place)
                 .is_some_and(|here| here.contains_key(name));
             let of_us = mark::owner(&instance.config, setting.project()) == Owner::Ours;
-            if belongs || !(of_us || ours.contains(socket)) {
+            if belongs || !(of_us || ours.contains(&socket)) {
                 continue;
             }
-            let taken_over = ours.contains(socket);
+            let taken_over = ours.contains(&socket);
             if taken_over && value(device, "bind") != "instance" {
-                let hash = socket.strip_suffix(".sock").unwrap_or(socket);
+                let hash = socket.strip_suffix(".sock").unwrap_or(&socket);
                 moves.stolen.insert(hash.to_owned());
             }
             moves
@@ -232,9 +243,9 @@ pub(super) fn moves(setting: &Setting<'_>) -> Moves {
 fn revoke(instance: &Instance, name: &str, device: &Keys, taken_over: bool) -> Action {
     let listen = path(value(device, "listen")).unwrap_or_default();
     let inside = value(device, "bind") == "instance";
-    let file = |folder: &str| below(listen, folder).is_some_and(|name| !name.contains('/'));
-    let taken = (inside && file(CONSUMER_FOLDER)).then(|| listen.to_owned());
-    let host = (!inside && !taken_over && file(HOST_FOLDER)).then(|| listen.to_owned());
+    let file = |folder: &str| below(&listen, folder).is_some_and(|name| !name.contains('/'));
+    let taken = (inside && file(CONSUMER_FOLDER)).then(|| listen.clone());
+    let host = (!inside && !taken_over && file(HOST_FOLDER)).then(|| listen.clone());
     Action::Revoke {
         machine: Object::machine(&instance.project, &instance.name),
         device: name.to_owned(),
@@ -283,4 +294,39 @@ pub(super) fn connect<'a>(
         }
     }
     actions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_found_however_its_path_is_written() {
+        let device = |listen: &str| {
+            let pairs = [
+                ("type", "proxy"),
+                ("listen", listen),
+                ("connect", "tcp:127.0.0.1:80"),
+            ];
+            pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into_iter()
+                .collect()
+        };
+        let folder = HOST_FOLDER.replace('/', "//");
+        for written in [
+            format!("unix:{HOST_FOLDER}/a.sock"),
+            format!("unix:{folder}//a.sock"),
+            format!("unix:/x/../.{HOST_FOLDER}/./b/../a.sock"),
+        ] {
+            assert_eq!(
+                host_socket(&device(&written)).as_deref(),
+                Some("a.sock"),
+                "{written}"
+            );
+        }
+        for other in ["unix:/a.sock", "unix:@a", "tcp:0.0.0.0:1", ""] {
+            assert_eq!(host_socket(&device(other)), None, "{other}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::harness::{Anklume, Ran, have_program};
 use server::Server;
 
 /// Memory that a client may have whatever its server does, in KiB.
-const MEMORY: u32 = 256 * 1024;
+const MEMORY: u32 = 96 * 1024;
 
 /// Runs the client against a server of that kind; `None` where there is no Python to play it.
 fn against(kind: &str, args: &[&str]) -> Option<Ran> {

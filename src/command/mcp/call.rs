@@ -1,6 +1,9 @@
 //! `anklume mcp call`: a tool of a machine.
 
+use std::env;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
 
 use rmcp::model::{CallToolRequestParams, Tool};
 use serde_json::{Map, Value, json};
@@ -70,11 +73,19 @@ async fn ask(
     if !goes_down(tool, &object) {
         return Ok(Answer::Whole(server.call(name, object).await?));
     }
-    let mut file = tempfile::tempfile().map_err(PiecesError::Keep)?;
+    let mut file = kept_file().map_err(PiecesError::Keep)?;
     match pieces::fetch(server, name, &object, &mut file).await? {
         Fetched::Whole(called) => Ok(Answer::Whole(called)),
         Fetched::Pieces(result) => Ok(Answer::Kept { result, file }),
     }
+}
+
+/// A file without a name for an answer that may have gigabytes: not in `/tmp`, which is memory on many systems.
+fn kept_file() -> io::Result<File> {
+    if env::var_os("TMPDIR").is_some() {
+        return tempfile::tempfile();
+    }
+    tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
 }
 
 /// Whether the answer may come in pieces; not where the caller says which piece.

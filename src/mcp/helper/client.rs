@@ -15,7 +15,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::protocol::{Order, REPORT_MAX, Report, message, receive};
+use super::protocol::{Order, REPORT_MAX, Report, receive};
+use crate::mcp::monitor::framed;
 use crate::policy::Grant;
 use crate::tool::{Copies, Outcome, Resource, ToolError};
 
@@ -159,7 +160,7 @@ impl Connection {
             arguments: Cow::Borrowed(grant.arguments()),
             copies,
         };
-        let order = message(&order).map_err(|_| ToolError::Broken)?;
+        let order = framed(&order).map_err(|_| ToolError::Broken)?;
         let helper = self.helpers.of(resource).map_err(not_started)?;
         let (result, answer) = oneshot::channel();
         helper.state().waiting.insert(id, result);
@@ -211,7 +212,7 @@ impl Helper {
     }
 
     fn tell(&self, order: &Order<'_>) {
-        if let Ok(order) = message(order) {
+        if let Ok(order) = framed(order) {
             // One that has ended has nothing to end.
             let _ = self.notes.send(order);
         }

@@ -57,18 +57,6 @@ pub(super) struct Report {
     pub(super) waits: bool,
 }
 
-/// A message as it goes over the socket.
-pub(super) fn message(content: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; size_of::<u32>()];
-    serde_json::to_writer(&mut bytes, content)?;
-    let length = u32::try_from(bytes.len() - size_of::<u32>()).map_err(io::Error::other)?;
-    bytes
-        .iter_mut()
-        .zip(length.to_le_bytes())
-        .for_each(|(byte, of_length)| *byte = of_length);
-    Ok(bytes)
-}
-
 /// Receives a message of at most so many bytes.
 ///
 /// # Errors

@@ -10,8 +10,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{ORDER_MAX, Order, Report, message, receive};
-use crate::mcp::monitor::Monitor;
+use super::protocol::{ORDER_MAX, Order, Report, receive};
+use crate::mcp::monitor::{Monitor, framed};
 use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
 use crate::tool::{self, Copies, Resource, Session, Settings, ToolError};
@@ -133,7 +133,7 @@ impl Call {
             waits: !self.session.is_idle(),
         };
         // Whoever asked sees the end of this process, where it cannot be written.
-        if let Ok(report) = message(&report) {
+        if let Ok(report) = framed(&report) {
             let _ = reports.send(report);
         }
     }

@@ -169,7 +169,12 @@ pub(super) fn send_with(
     to.write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
+/// A message behind its length, as it goes over a socket.
+///
+/// # Errors
+///
+/// It is too long for one.
+pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<Length>()];
     serde_json::to_writer(&mut bytes, message)?;
     let length = Length::try_from(bytes.len() - size_of::<Length>()).map_err(io::Error::other)?;

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::peer::call;
 use super::text;
 use super::world::{Listening, World, number_of, until};
-use crate::harness::{have_program, write_program};
+use crate::harness::{ANKLUME, have_program, write_program};
 use crate::serve::server::Keyring;
 
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
@@ -308,24 +308,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 /// The server of a world, on such a kernel.
 fn without_filters(world: &World) -> Command {
-    let server = world.command(&[
+    let mut command = Command::new("python3");
+    command.args(["-c", WITHOUT_FILTERS, ANKLUME]);
+    let serve = [
         "mcp",
         "serve",
         "--listen",
         "sockets",
         "--services",
         "services.json",
-    ]);
-    let mut command = Command::new("python3");
-    command.args(["-c", WITHOUT_FILTERS]);
-    command.arg(server.get_program()).args(server.get_args());
-    command.current_dir(server.get_current_dir().unwrap());
-    for (name, value) in server.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    ];
+    world.through(&mut command, &serve);
     command
 }
 

@@ -65,18 +65,11 @@ fn with_threads(world: &World, most: u32) -> Command {
         // Where it was built, that user may not look.
         crate::harness::copy_of_anklume(&program);
     }
-    let server = world.command(&SERVE);
     let mut limited = Command::new("prlimit");
     limited.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
     limited.args([&format!("--nproc={most}:"), "--"]);
-    limited.arg(program).args(server.get_args());
-    limited.current_dir(server.get_current_dir().unwrap());
-    for (name, value) in server.get_envs() {
-        match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
-        };
-    }
+    limited.arg(program);
+    world.through(&mut limited, &SERVE);
     limited
 }
 

@@ -203,6 +203,19 @@ impl World {
         command
     }
 
+    /// Gives a command that runs anklume the same arguments, folder and environment.
+    pub(super) fn through(&self, command: &mut Command, args: &[&str]) {
+        let own = self.command(args);
+        command.args(own.get_args());
+        command.current_dir(own.get_current_dir().unwrap());
+        for (name, value) in own.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+    }
+
     /// Runs to the end, with nothing on stdin.
     #[track_caller]
     pub(super) fn run(&self, args: &[&str]) -> Ended {
