@@ -63,7 +63,13 @@ fn what_only_anklume_calls_is_in_no_completion_and_on_no_page() {
         &["man"],
     ] {
         let ran = Anklume::new().args(args.iter().copied()).run();
-        for hidden in ["clipboard-holder", "gpg-agent-launcher", "mcp-worker"] {
+        for hidden in [
+            "clipboard-holder",
+            "foreign-reader",
+            "gpg-agent-launcher",
+            "mcp-helper",
+            "mcp-worker",
+        ] {
             assert!(!ran.stdout.contains(hidden), "{args:?}");
         }
         assert!(ran.stdout.contains("policy"), "{args:?}");
