@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{ANKLUME, Anklume, Ran, copy_of_anklume};
 use crate::project::Project;
 
-/// Memory that a client may have for a payload of any size, in KiB.
-const MEMORY: u32 = 128 * 1024;
+/// Memory that a client may have, and with it the `incus` that it starts, in KiB: under load Go begins many threads, whose stacks count.
+const MEMORY: u32 = 512 * 1024;
 
 /// A payload that no other has, and that no pattern compresses.
 fn bytes(count: usize) -> Vec<u8> {
