@@ -43,8 +43,9 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
     .keyring(&keyring);
     let server = world.listen();
     let mut alice = server.peer("alice");
-    let answer = alice.call("sign", &json!({"data": "aGVsbG8="}));
-    assert!(world.gpg_waits());
+    alice.send(call(1, "sign", &json!({"data": "aGVsbG8="})));
+    until("gpg runs", || world.gpg_waits());
+    let answer = alice.receive();
     let result = &answer["result"];
     assert_eq!(result["isError"], true, "{answer}");
     assert_eq!(
