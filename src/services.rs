@@ -104,23 +104,23 @@ impl Services {
     /// Memory that a consumer may make the server keep, in bytes: the most of its services.
     #[must_use]
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
-        let services = self.services.iter();
-        let theirs = services.filter(|service| service.serves(consumer));
-        let most = theirs
-            .map(|service| service.limits.memory.unwrap_or(MEMORY))
-            .max();
+        let most = self.most(consumer, |limits| limits.memory.unwrap_or(MEMORY));
         most.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
     /// How long what a consumer sends in pieces waits for the next one: the longest of its services.
     #[must_use]
     pub fn idle_of(&self, consumer: &MachineName) -> Duration {
+        let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
+        self.most(consumer, |limits| seconds(limits).unwrap_or(IDLE))
+            .unwrap_or(IDLE)
+    }
+
+    /// The largest of a value over a consumer's services.
+    fn most<T: Ord>(&self, consumer: &MachineName, value: impl Fn(&Limits) -> T) -> Option<T> {
         let services = self.services.iter();
         let theirs = services.filter(|service| service.serves(consumer));
-        let set = theirs.map(|service| service.limits.idle_seconds);
-        let longest =
-            set.map(|seconds| seconds.map_or(IDLE, |seconds| Duration::from_secs(seconds.into())));
-        longest.max().unwrap_or(IDLE)
+        theirs.map(|service| value(&service.limits)).max()
     }
 
     /// Memory that all callers may make the server keep, in bytes.

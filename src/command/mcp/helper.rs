@@ -3,9 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use anyhow::Context as _;
-
-use super::serve::{LAST_WORK, keep_panics_short, shared};
+use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
 use super::worker::{confine, sockets};
 use crate::cli::McpHelperArgs;
 use crate::command::output::Output;
@@ -32,19 +30,12 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
         .iter()
         .map(|one| one.tool)
         .collect();
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(THREADS)
-            .build()
-            .context("cannot start")
-    };
     // Looks for what it will need; no thread of it is left.
-    let limits = runtime()?.block_on(args.resource.limits(&settings, &tools));
+    let limits = runtime(THREADS)?.block_on(args.resource.limits(&settings, &tools));
     confine(&limits, &policy)?;
     #[cfg(debug_assertions)]
     super::probe::run(args.resource.as_str(), output);
-    let runtime = runtime()?;
+    let runtime = runtime(THREADS)?;
     let work = Work {
         caller: args.caller.clone(),
         resource: args.resource,

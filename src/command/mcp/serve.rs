@@ -61,11 +61,7 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
         // Whoever started it and asks over its stdin is the operator, or speaks for one consumer.
         None => Confined::default(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(THREADS)
-        .build()
-        .context("cannot start the server")?;
+    let runtime = runtime(THREADS)?;
     let served = runtime.block_on(async {
         match &args.listen {
             Some(folder) => listen(folder, args, confined, output).await,
@@ -75,6 +71,15 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     // Work that was given up takes its leave; a read of stdin that waits in a thread of its own is not waited for.
     runtime.shutdown_timeout(LAST_WORK);
     served.map(|()| Exit::Done)
+}
+
+/// One thread that serves, and so many for work that blocks.
+pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(blocking)
+        .build()
+        .context("cannot start the server")
 }
 
 /// What becomes of a server that was confined.

@@ -12,7 +12,7 @@ use rustix::stdio::{dup2_stdin, dup2_stdout, stdin, stdout};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{LAST_WORK, keep_panics_short, shared};
+use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
 use crate::cli::McpWorkerArgs;
 use crate::command::output::Output;
 use crate::confinement::{self, Calls, InForce, Limits};
@@ -60,11 +60,7 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     confine(&limits, &policy)?;
     #[cfg(debug_assertions)]
     super::probe::run("worker", output);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(THREADS)
-        .build()
-        .context("cannot start")?;
+    let runtime = runtime(THREADS)?;
     let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
     let memory = policy.services.memory_of(&args.caller);
     let pace = Arc::new(Pace::with_memory(memory, Box::new(monitor.lender())));

@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::protocol::{Order, REPORT_MAX, Report, receive};
 use crate::mcp::monitor::framed;
@@ -51,11 +52,12 @@ struct Helper {
     notes: mpsc::UnboundedSender<Vec<u8>>,
     /// Its socket, to close it at once.
     socket: UnixStream,
+    /// It has ended, or is about to.
+    ended: CancellationToken,
     state: Mutex<State>,
 }
 
 struct State {
-    ended: bool,
     waiting: HashMap<u64, oneshot::Sender<Result<Outcome, ToolError>>>,
     /// The connections with something in pieces.
     busy: HashSet<u64>,
@@ -97,7 +99,7 @@ impl Helpers {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(helper) = running
             .get(&resource)
-            .filter(|helper| !helper.state().ended)
+            .filter(|helper| !helper.ended.is_cancelled())
         {
             return Ok(Arc::clone(helper));
         }
@@ -111,8 +113,8 @@ impl Helpers {
             calls,
             notes,
             socket,
+            ended: CancellationToken::new(),
             state: Mutex::new(State {
-                ended: false,
                 waiting: HashMap::new(),
                 busy: HashSet::new(),
                 pieces: self.pieces,
@@ -168,7 +170,7 @@ impl Connection {
             helper: &helper,
             id,
         };
-        if helper.calls.send((id, order)).await.is_err() || helper.state().ended {
+        if helper.calls.send((id, order)).await.is_err() || helper.ended.is_cancelled() {
             return Err(ended());
         }
         answer.await.unwrap_or_else(|_| Err(ended()))
@@ -228,6 +230,7 @@ impl Helper {
         loop {
             let order = tokio::select! {
                 biased;
+                () = self.ended.cancelled() => return,
                 Some(note) = notes.recv() => note,
                 Some((id, call)) = calls.recv() => {
                     if !self.state().waiting.contains_key(&id) {
@@ -237,7 +240,7 @@ impl Helper {
                 }
                 else => return,
             };
-            if order.is_empty() || writer.write_all(&order).await.is_err() {
+            if writer.write_all(&order).await.is_err() {
                 return;
             }
         }
@@ -259,9 +262,10 @@ impl Helper {
                     report = Box::pin(read_one(&mut reader));
                 }
                 () = sleep_until(look) => {
-                    let mut state = self.state();
+                    let state = self.state();
                     if state.idle_until().is_some_and(|until| until <= Instant::now()) {
-                        state.ended = true;
+                        // While nobody can begin to wait: who begins then sees it.
+                        self.ended.cancel();
                         // Whoever wants another one waits for the end of this one, and this process with it.
                         let _ = self.socket.shutdown(Shutdown::Both);
                         break;
@@ -269,13 +273,9 @@ impl Helper {
                 }
             }
         }
-        let mut state = self.state();
-        state.ended = true;
+        self.ended.cancel();
         // Whoever waits hears of it.
-        state.waiting.clear();
-        drop(state);
-        // An empty order: there will be no other.
-        let _ = self.notes.send(Vec::new());
+        self.state().waiting.clear();
     }
 
     fn take(&self, report: Report) {

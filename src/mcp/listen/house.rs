@@ -6,8 +6,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +14,8 @@ use rustix::process::Signal;
 use super::worker::{Owned, Process, ServerState, WorkerFailures};
 use crate::inside::AGENT_LAUNCHER;
 use crate::limits::MEMORY_RESERVED;
+use crate::mcp::helper;
 use crate::mcp::monitor::attend::{House, attend_helper};
-use crate::mcp::{helper, worker};
 use crate::name::MachineName;
 use crate::tool::Resource;
 
@@ -141,26 +139,11 @@ impl House for OneHouse {
         {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        let (ours, theirs) = UnixStream::pair()?;
         let (socket, at_helper) = UnixStream::pair()?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a thread waits for it, not the runtime"
-        )]
-        let child = Command::new("/proc/self/exe")
-            .arg0("anklume")
-            .envs(self.state.launcher.iter().map(|at| (AGENT_LAUNCHER, at)))
-            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
-            .args(helper::arguments(
-                &self.caller,
-                resource,
-                &self.state.services,
-            ))
-            .process_group(0)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(OwnedFd::from(at_helper))
-            .spawn()?;
-        let child = Owned(child);
+        let arguments = helper::arguments(&self.caller, resource, &self.state.services);
+        let launcher = self.state.launcher.as_deref();
+        let launcher = launcher.map(|at| (AGENT_LAUNCHER, at));
+        let (ours, child) = Owned::start(arguments, at_helper.into(), launcher)?;
         let process = Arc::new(Process::of(&child)?);
         let place = Place::take(&self.running, resource, &process);
         let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));

@@ -4,6 +4,7 @@
 //! consumer that asks for too much has its own process slowed down or ended, and no other's.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -180,25 +181,9 @@ impl Supervisor {
 
     /// Starts the process, and a thread that answers it.
     fn start(&self) -> io::Result<Worker> {
-        let (ours, theirs) = UnixStream::pair()?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a thread waits for it, not the runtime"
-        )]
-        let child = Command::new("/proc/self/exe")
-            .arg0("anklume")
-            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
-            .args(worker::arguments(
-                &self.caller,
-                &self.state.services,
-                self.state.verbose,
-            ))
-            // What a terminal sends to the server is the server's to pass on.
-            .process_group(0)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(self.socket.get_ref().try_clone()?)
-            .spawn()?;
-        let child = Owned(child);
+        let arguments = worker::arguments(&self.caller, &self.state.services, self.state.verbose);
+        let listening = self.socket.get_ref().try_clone()?;
+        let (ours, child) = Owned::start(arguments, listening, None)?;
         let process = Arc::new(Process::of(&child)?);
         let (ended, end) = oneshot::channel();
         let worker = Worker {
@@ -306,7 +291,34 @@ impl Process {
 }
 
 /// A process of ours, which does not outlive this value.
-pub(super) struct Owned(pub(super) Child);
+pub(super) struct Owned(Child);
+
+impl Owned {
+    /// Starts this program with these arguments, which speaks with the server over its stdin and with others over its stdout; the
+    /// server's end, and the process.
+    pub(super) fn start(
+        arguments: Vec<OsString>,
+        stdout: OwnedFd,
+        variable: Option<(&str, &str)>,
+    ) -> io::Result<(UnixStream, Self)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a thread waits for it, not the runtime"
+        )]
+        let child = Command::new("/proc/self/exe")
+            .arg0("anklume")
+            .args(arguments)
+            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
+            .envs(variable)
+            // What a terminal sends to the server is the server's to pass on.
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(stdout)
+            .spawn()?;
+        Ok((ours, Self(child)))
+    }
+}
 
 impl Drop for Owned {
     fn drop(&mut self) {

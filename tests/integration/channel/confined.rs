@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::peer::call;
 use super::text;
-use super::world::{Listening, World, number_of, until};
+use super::world::{Listening, World, number_of, signal, until};
 use crate::harness::{ANKLUME, have_program, write_program};
 use crate::serve::server::Keyring;
 
@@ -369,14 +369,8 @@ fn a_helper_that_does_not_end_is_ended_with_the_process_that_it_works_for() {
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "text"})));
     let helper = server.helper("alice", "clipboard").unwrap();
-    let signal = |process: u32, name: &str| {
-        let sent = Command::new("kill")
-            .args([name, &process.to_string()])
-            .status();
-        assert!(sent.unwrap().success());
-    };
-    signal(helper, "-STOP");
-    signal(server.worker("alice").unwrap(), "-KILL");
+    signal(helper, "STOP");
+    signal(server.worker("alice").unwrap(), "KILL");
     alice.gets_closed();
     until("it is gone", || {
         server.helper("alice", "clipboard").is_none()

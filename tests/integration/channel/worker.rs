@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::peer::{Peer, call};
 use super::text;
-use super::world::{Listening, World, until};
+use super::world::{Listening, World, signal, until};
 use crate::harness::have_program;
 use crate::serve::server::Keyring;
 
@@ -15,13 +15,6 @@ const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice], limits: {in
 
 /// Most memory of its own that a process may have written that serves nobody at the moment, in KiB.
 const IDLE_KIB: u64 = 3 * 1024;
-
-fn signal(process: u32, name: &str) {
-    let status = std::process::Command::new("kill")
-        .args([format!("-{name}"), process.to_string()])
-        .status();
-    assert!(status.unwrap().success());
-}
 
 fn is_there(process: u32) -> bool {
     fs::exists(format!("/proc/{process}")).unwrap()

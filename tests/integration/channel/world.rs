@@ -418,6 +418,15 @@ fn words_of(process: u32) -> Vec<Vec<u8>> {
     words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
+/// Sends a process a signal.
+#[track_caller]
+pub(super) fn signal(process: u32, name: &str) {
+    let kill = Command::new("kill")
+        .args([format!("-{name}"), process.to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
 /// A number of `/proc/PID/status`; nothing of a process that has ended.
 pub(super) fn number_of(process: u32, key: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
