@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
+use crate::text::Foreign;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
@@ -32,11 +33,11 @@ pub enum Event {
     /// A server began.
     Start {
         /// Its version.
-        version: String,
+        version: Foreign,
         /// Its process.
         pid: u32,
         /// Digest of the policy that it serves by.
-        policy: String,
+        policy: Foreign,
     },
     /// A server ended in order.
     Stop {
@@ -46,23 +47,23 @@ pub enum Event {
     /// A server read its services file anew.
     Reload {
         /// Digest of the policy that holds now.
-        policy: String,
+        policy: Foreign,
         /// Why the file was not taken; the old policy holds on.
         #[serde(skip_serializing_if = "Option::is_none", default)]
-        refused: Option<String>,
+        refused: Option<Foreign>,
     },
     /// A call.
     Call(Box<Call>),
     /// Calls that did not run, beyond those that get a line of their own.
     Counted {
         /// Who called.
-        caller: String,
+        caller: Foreign,
         /// What it called.
-        service: String,
+        service: Foreign,
         /// What was decided.
         decision: Verdict,
         /// Why.
-        reason: String,
+        reason: Foreign,
         /// How often.
         count: u64,
     },
@@ -82,20 +83,20 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The request's id on its connection, as JSON text.
-    pub id: String,
+    pub id: Foreign,
     /// Who called, known from the channel.
-    pub caller: String,
+    pub caller: Foreign,
     /// The name that was called.
-    pub service: String,
+    pub service: Foreign,
     /// What would run; absent when the name is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub tool: Option<String>,
+    pub tool: Option<Foreign>,
     /// What was decided.
     pub decision: Verdict,
     /// Why, in words for the operator.
-    pub reason: String,
+    pub reason: Foreign,
     /// Digest of the policy that decided.
-    pub policy: String,
+    pub policy: Foreign,
     /// How it ended.
     pub outcome: Outcome,
     /// Bytes of the request.
@@ -105,7 +106,7 @@ pub struct Call {
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
     /// SHA-256 of the arguments, sealed with the machine's key ([`Key::seal`]); in hexadecimal.
-    pub arguments: String,
+    pub arguments: Foreign,
 }
 
 /// What was decided.
@@ -215,14 +216,14 @@ impl std::io::Write for Digester {
 
 /// A name that a caller sent, cut to what a line may hold: escapes count as they are written.
 #[must_use]
-pub fn bounded(name: &str) -> String {
-    cut(name, NAME_MAX)
+pub fn bounded(name: &str) -> Foreign {
+    cut(name, NAME_MAX).into()
 }
 
 /// The same for a reason that may quote a stranger.
 #[must_use]
-pub fn bounded_reason(reason: &str) -> String {
-    cut(reason, REASON_MAX)
+pub fn bounded_reason(reason: &str) -> Foreign {
+    cut(reason, REASON_MAX).into()
 }
 
 fn cut(text: &str, most: usize) -> String {
@@ -260,19 +261,23 @@ mod tests {
             ("é", 21),
             ("\u{1f600}", 10),
         ] {
-            assert_eq!(bounded(&part.repeat(200)), part.repeat(fit), "{part:?}");
+            assert_eq!(
+                bounded(&part.repeat(200)).raw(),
+                &part.repeat(fit),
+                "{part:?}"
+            );
             let stop = Event::Counted {
-                caller: String::new(),
+                caller: "".into(),
                 service: bounded(&part.repeat(200)),
                 decision: Verdict::Refused,
-                reason: String::new(),
+                reason: "".into(),
                 count: 1,
             };
             let empty = Event::Counted {
-                caller: String::new(),
-                service: String::new(),
+                caller: "".into(),
+                service: "".into(),
                 decision: Verdict::Refused,
-                reason: String::new(),
+                reason: "".into(),
                 count: 1,
             };
             let length = |event| chain::unlinked("", &event).len();

@@ -21,6 +21,8 @@ use rustix::thread::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::text::Foreign;
+
 pub(crate) use filter::Calls;
 
 /// The Landlock that is asked for: of an older kernel, what it has of it.
@@ -67,10 +69,10 @@ impl Rule {
 pub(crate) struct InForce {
     /// Why its system calls are not filtered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) unfiltered: Option<String>,
+    pub(crate) unfiltered: Option<Foreign>,
     /// Why it has capabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) capable: Option<String>,
+    pub(crate) capable: Option<Foreign>,
     /// The ABI of the kernel's Landlock; 0: it has none.
     #[serde(default)]
     pub(crate) landlock: u32,
@@ -80,9 +82,9 @@ impl InForce {
     /// Why a server that must be confined is not. Landlock counts as far as the kernel has it.
     pub(crate) fn missing(&self) -> Option<String> {
         let seccomp = self.unfiltered.as_ref();
-        let seccomp = seccomp.map(|why| format!("no filter of system calls: {why}"));
+        let seccomp = seccomp.map(|why| format!("no filter of system calls: {}", why.escaped()));
         let capable = self.capable.as_ref();
-        seccomp.or_else(|| capable.map(|why| format!("it has capabilities: {why}")))
+        seccomp.or_else(|| capable.map(|why| format!("it has capabilities: {}", why.escaped())))
     }
 }
 
@@ -90,11 +92,11 @@ impl std::fmt::Display for InForce {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.unfiltered {
             None => f.write_str("seccomp")?,
-            Some(why) => write!(f, "no seccomp ({})", why.escape_debug())?,
+            Some(why) => write!(f, "no seccomp ({})", why.escaped())?,
         }
         match &self.capable {
             None => f.write_str(", no capabilities")?,
-            Some(why) => write!(f, ", capabilities ({})", why.escape_debug())?,
+            Some(why) => write!(f, ", capabilities ({})", why.escaped())?,
         }
         match self.landlock {
             0 => f.write_str(", no Landlock"),
@@ -110,7 +112,7 @@ impl std::fmt::Display for InForce {
 /// Landlock is there and refuses: what it was to protect is not.
 pub(crate) fn enter(limits: &Limits) -> Result<InForce, RulesetError> {
     // Filtered system calls need it, and nothing here is to gain by `exec`.
-    let capable = drop_capabilities().err().map(|why| why.to_string());
+    let capable = drop_capabilities().err().map(|why| why.to_string().into());
     if limits.calls == (Calls::Worker { files: true }) {
         // It changes the mode of no file, so each is made with the one that it is to have.
         rustix::process::umask(Mode::empty());
@@ -118,7 +120,7 @@ pub(crate) fn enter(limits: &Limits) -> Result<InForce, RulesetError> {
     let landlock = restrict(limits)?;
     let unfiltered = filter::install(limits.calls, limits.network).err();
     Ok(InForce {
-        unfiltered: unfiltered.map(|why| why.to_string()),
+        unfiltered: unfiltered.map(|why| why.to_string().into()),
         capable,
         landlock,
     })

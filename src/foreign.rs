@@ -21,6 +21,7 @@ use crate::audit::LOG;
 use crate::audit::verify::Verifier;
 use crate::confinement::{self, Calls, InForce, Limits};
 use crate::inside::{Identity, Offered, Report};
+use crate::text::Foreign;
 
 /// The hidden subcommand that [`serve`]s.
 pub(crate) const COMMAND: &str = "foreign-reader";
@@ -76,9 +77,9 @@ struct Answered {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// SHA-256 of the policy in force.
-    pub(crate) digest: String,
+    pub(crate) digest: Foreign,
     /// Why a newer one was not taken.
-    pub(crate) refused: Option<String>,
+    pub(crate) refused: Option<Foreign>,
     /// The first thing that cannot be done.
     #[serde(default)]
     pub(crate) failed: First,
@@ -89,7 +90,7 @@ pub(crate) struct Status {
 
 impl Status {
     fn bounded(self) -> Self {
-        let cut = |text: String| text.chars().take(WORDS_MAX).collect::<String>();
+        let cut = |text: Foreign| Foreign::new(text.raw().chars().take(WORDS_MAX).collect());
         Self {
             digest: cut(self.digest),
             refused: self.refused.map(cut),
@@ -105,7 +106,7 @@ impl Status {
 
 /// The first text of a list.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct First(pub(crate) Option<String>);
+pub(crate) struct First(pub(crate) Option<Foreign>);
 
 impl Serialize for First {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -415,10 +416,7 @@ mod tests {
         let text = r#"{"digest":"d","refused":null,"services":[[[{}]]],"failed":["a",{},1],"pid":[],
             "confinement":{"landlock":7,"more":[]}}"#;
         let said = status(text).unwrap();
-        assert_eq!(
-            (said.digest.as_str(), said.failed.0.as_deref()),
-            ("d", Some("a"))
-        );
+        assert_eq!((said.digest, said.failed.0), ("d".into(), Some("a".into())));
         assert_eq!(said.confinement.unwrap().landlock, 7);
         let old = status(r#"{"digest":"d","failed":[]}"#).unwrap();
         assert_eq!(
@@ -429,6 +427,6 @@ mod tests {
             assert_eq!(status(none), None, "{none}");
         }
         let long = format!(r#"{{"digest":"{}"}}"#, "é".repeat(WORDS_MAX + 1));
-        assert_eq!(status(&long).unwrap().digest, "é".repeat(WORDS_MAX));
+        assert_eq!(status(&long).unwrap().digest, "é".repeat(WORDS_MAX).into());
     }
 }

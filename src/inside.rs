@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::MachineName;
 use crate::services::{Services, ServicesFault};
+use crate::text::Foreign;
 
 /// The folder of the program.
 pub const PROGRAM_FOLDER: &str = "/opt/anklume";
@@ -170,13 +171,13 @@ pub enum Supervisor {
 pub struct Offered {
     /// The names of the services.
     #[serde(default)]
-    pub services: Vec<String>,
+    pub services: Vec<Foreign>,
     /// From the question to the answer, over a connection that stands, in milliseconds.
     #[serde(default)]
     pub milliseconds: Option<f64>,
     /// Why there is no answer, in words.
     #[serde(default)]
-    pub failed: Option<String>,
+    pub failed: Option<Foreign>,
     /// The provider answered, and that was "overloaded".
     #[serde(default)]
     pub overloaded: bool,
@@ -188,11 +189,11 @@ pub struct Offered {
 pub struct Report {
     /// Digest of the policy that the server reports; `None`: nobody is served.
     #[serde(default)]
-    pub digest: Option<String>,
+    pub digest: Option<Foreign>,
     /// A path that is not what it was left as: a link, a mount, something else than a file or folder.
     #[serde(default)]
-    pub altered: Option<String>,
+    pub altered: Option<Foreign>,
     /// What else went wrong, in words.
     #[serde(default)]
-    pub failed: Option<String>,
+    pub failed: Option<Foreign>,
 }

@@ -12,7 +12,7 @@
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
 //! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
-//! - [`cli`], [`error`], [`diagnostic`], [`name`], `shown`: the ground.
+//! - [`cli`], [`error`], [`diagnostic`], [`name`], [`text`]: the ground.
 
 pub mod audit;
 pub mod catalogue;
@@ -39,7 +39,7 @@ mod plan;
 pub mod policy;
 pub mod services;
 mod setup;
-mod shown;
+pub mod text;
 pub mod tool;
 
 use std::ffi::OsString;

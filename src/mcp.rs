@@ -81,5 +81,5 @@ const SHOWN_MAX: usize = 100;
 
 /// A peer's text as it may be shown: escaped, and cut after 100 characters.
 pub(crate) fn shown(text: &str) -> String {
-    crate::shown::shown(text, SHOWN_MAX)
+    crate::text::shown(text, SHOWN_MAX)
 }

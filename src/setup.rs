@@ -19,6 +19,7 @@ use crate::inside::{
     ABOVE, Caller, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity, LINK,
     LOGS, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP_LOCK, Sent, Supervisor,
 };
+use crate::text::Foreign;
 use account::{Account, AccountError};
 use tree::{Tree, TreeError};
 
@@ -78,19 +79,19 @@ const AGE_MAX: i64 = 30;
 pub(crate) async fn carry_out(sent: &Sent) -> Report {
     match put_in_order(sent).await {
         Ok(digest) => Report {
-            digest,
+            digest: digest.map(Foreign::from),
             altered: None,
             failed: None,
         },
         Err(SetupError::Tree(TreeError::Altered(path))) => Report {
             digest: None,
-            altered: Some(path),
+            altered: Some(path.into()),
             failed: None,
         },
         Err(why) => Report {
             digest: None,
             altered: None,
-            failed: Some(why.to_string()),
+            failed: Some(why.to_string().into()),
         },
     }
 }

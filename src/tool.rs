@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use crate::catalogue::{BadArguments, CLIPBOARD_MAX, ONE_CALL_MAX, TWO_COPIES_MAX};
 use crate::name::ToolName;
 use crate::policy::Grant;
-use crate::shown;
+use crate::text;
 
 pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
@@ -154,7 +154,7 @@ pub enum ToolError {
     #[error(
         "`{folder}` holds {}, and {wanted} more would pass its limit of {limit}; \
          take files out of it on the provider",
-        shown::bytes(*used)
+        text::bytes(*used)
     )]
     Quota {
         /// Relative to the portal.

@@ -198,8 +198,8 @@ mod tests {
     #[test]
     fn an_event_outside_a_chain_is_one_line_of_printable_ascii() {
         let event = Event::Reload {
-            policy: "p".to_owned(),
-            refused: Some("\u{2028}\u{1f600}".to_owned()),
+            policy: "p".into(),
+            refused: Some("\u{2028}\u{1f600}".into()),
         };
         assert_eq!(
             unlinked("now", &event),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Verdict;
+use crate::text::Foreign;
 
 /// Lines about calls of one caller that did not run that may be written at once.
 pub const LINES_AT_ONCE: u32 = 40;
@@ -27,11 +28,11 @@ pub const OTHER_REASONS: &str = "(several)";
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
     /// The name that was called.
-    pub name: String,
+    pub name: Foreign,
     /// What was decided.
     pub decision: Verdict,
     /// Why.
-    pub reason: String,
+    pub reason: Foreign,
 }
 
 /// A counted line to write.
@@ -137,10 +138,10 @@ impl Calls {
         if self.counted.len() < NAMES_MAX || self.counted.contains_key(&kind) {
             return kind;
         }
-        OTHER_NAMES.clone_into(&mut kind.name);
+        kind.name = OTHER_NAMES.into();
         if self.counted.len() > NAMES_MAX && !self.counted.contains_key(&kind) {
             // From here on, one for each decision at most.
-            OTHER_REASONS.clone_into(&mut kind.reason);
+            kind.reason = OTHER_REASONS.into();
         }
         kind
     }
@@ -162,9 +163,9 @@ mod tests {
 
     fn kind(name: &str) -> Kind {
         Kind {
-            name: name.to_owned(),
+            name: name.into(),
             decision: Verdict::Refused,
-            reason: "not a consumer".to_owned(),
+            reason: "not a consumer".into(),
         }
     }
 
@@ -201,9 +202,9 @@ mod tests {
         let verdicts = [Verdict::Allowed, Verdict::Refused, Verdict::Overloaded];
         for i in 0..3_000 {
             let kind = Kind {
-                name: i.to_string(),
+                name: i.to_string().into(),
                 decision: verdicts[i % 3],
-                reason: i.to_string(),
+                reason: i.to_string().into(),
             };
             floods.refused("a", kind, Duration::ZERO);
         }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::path::PortalPath;
 use super::{CLIPBOARD_MAX, payload, schema};
 use crate::name::{ToolName, closest};
-use crate::shown::shown;
+use crate::text::shown;
 
 /// Arguments that belong to one transfer and so cannot be fixed for all.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];

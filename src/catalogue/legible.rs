@@ -8,7 +8,7 @@ use unicode_joining_type::{JoiningType, get_joining_type};
 use unicode_normalization::char::canonical_combining_class;
 use unicode_properties::UnicodeEmoji as _;
 
-use crate::shown::is_invisible;
+use crate::text::is_invisible;
 
 /// Spaces that people's programs put into names: of macOS before "PM", of East Asian text, of word processors.
 const SPACES: [char; 3] = ['\u{a0}', '\u{202f}', '\u{3000}'];

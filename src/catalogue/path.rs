@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::legible::{first_illegible, is_odd_space, legible};
-use crate::shown::escaped;
+use crate::text::escaped;
 
 /// Most folders and file together in one path.
 const COMPONENTS_MAX: usize = 16;

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::program;
+use crate::text::Foreign;
 
 /// Most that is read of what a command says, in bytes; of each of stdout and stderr.
 pub(crate) const SAID_MAX: usize = 1024 * 1024;
@@ -43,7 +44,7 @@ pub(crate) struct Said {
     /// The line that it said; where it ended without one, all that came.
     pub(crate) answer: Vec<u8>,
     /// What it said on stderr, or `incus` of it.
-    pub(crate) stderr: String,
+    pub(crate) stderr: Foreign,
 }
 
 /// Why a command in a machine did not end.
@@ -108,7 +109,7 @@ impl Errand<'_> {
             Ok(Said {
                 code: status.code(),
                 answer,
-                stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
+                stderr: String::from_utf8_lossy(&stderr).trim().into(),
             })
         };
         timeout(self.patience, whole)

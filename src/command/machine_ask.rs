@@ -23,7 +23,7 @@ pub(crate) fn run(args: &MachineAskArgs, output: &Output) -> anyhow::Result<Exit
         offered.services = listing
             .tools
             .into_iter()
-            .map(|tool| tool.name.into())
+            .map(|tool| tool.map(|tool| tool.name.into_owned()))
             .collect();
         Ok(Exit::Done)
     });
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &MachineAskArgs, output: &Output) -> anyhow::Result<Exit
         let exit = why.downcast_ref::<Failure>().map(|failure| failure.exit);
         offered = Offered {
             overloaded: exit == Some(Exit::Overloaded),
-            failed: Some(format!("{why:#}")),
+            failed: Some(format!("{why:#}").into()),
             ..Offered::default()
         };
     }

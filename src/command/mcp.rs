@@ -8,7 +8,6 @@ mod converse;
 mod given;
 mod helper;
 mod list;
-mod printable;
 #[cfg(debug_assertions)]
 mod probe;
 mod rehearse;

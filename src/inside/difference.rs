@@ -166,7 +166,7 @@ fn serving(order: &Order, found: &Found) -> Option<String> {
         Serving::Unknown => Some(format!("~ server on {machine}: stopped → running")),
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
         Serving::Policy { digest, refused } => {
-            let same = *digest == services.digest() && refused.is_none();
+            let same = *digest.raw() == services.digest() && refused.is_none();
             let changes = order.services != found.services;
             (!same && !changes)
                 .then(|| format!("~ server on {machine}: another policy → the declared one"))
@@ -211,7 +211,7 @@ mod tests {
                 .map(|_| files(order.run_as.as_deref()))
                 .unwrap_or_default(),
             serving: services.map_or(Serving::Unknown, |services| Serving::Policy {
-                digest: services.digest(),
+                digest: services.digest().into(),
                 refused: None,
             }),
             confinement: None,
@@ -335,7 +335,7 @@ mod tests {
             (
                 Found {
                     serving: Serving::Policy {
-                        digest: "d".to_owned(),
+                        digest: "d".into(),
                         refused: None,
                     },
                     ..same

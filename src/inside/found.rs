@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Identity, Rights};
+use crate::text::Foreign;
 
 /// What was found in a machine; nothing, where it is not there yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub enum Serving {
     /// A server answers, by the policy of this digest; `refused`: a newer one was not taken.
     Policy {
         /// SHA-256 of the policy.
-        digest: String,
+        digest: Foreign,
         /// Why a newer one was refused.
-        refused: Option<String>,
+        refused: Option<Foreign>,
     },
 }

@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::wire::Lines;
 use super::wire::json;
 use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
-use crate::shown::shown;
+use crate::text::Foreign;
 use exchange::Exchange;
 
 /// How long the first answer of a server may take, unless the user says otherwise.
@@ -45,6 +45,10 @@ const PAGES_MAX: usize = 100;
 
 /// Characters of a server's own words about a failure that are shown.
 pub(crate) const WORDS_SHOWN: usize = 4000;
+/// Characters that are shown of a line that is no message.
+const LINE_SHOWN: usize = 80;
+/// Characters that are shown of what is wrong with an answer.
+const WHY_SHOWN: usize = 300;
 
 /// How long a client waits.
 #[derive(Debug, Clone, Copy)]
@@ -83,23 +87,23 @@ pub(crate) enum ClientError {
     #[error("the server sends without end and does not answer")]
     Flood,
     /// A line that is no message.
-    #[error("what answers is not an MCP server: it said `{0}`")]
-    NotMcp(String),
+    #[error("what answers is not an MCP server: it said `{}`", .0.shown(LINE_SHOWN))]
+    NotMcp(Foreign),
     /// An answer that is not what the protocol promises.
-    #[error("the server's answer to `{method}` is not what MCP promises: {why}")]
+    #[error("the server's answer to `{method}` is not what MCP promises: {}", why.shown(WHY_SHOWN))]
     Malformed {
         /// What was asked.
         method: &'static str,
-        /// What is wrong, escaped.
-        why: String,
+        /// What is wrong; it may quote the server.
+        why: Foreign,
     },
     /// The server refused the request with an error of JSON-RPC.
-    #[error("the server refused `{method}`: {} ({})", words(&refusal.message), refusal.code.0)]
+    #[error("the server refused `{method}`: {} ({})", refusal.part(|refusal| &*refusal.message).shown(WORDS_SHOWN), refusal.raw().code.0)]
     Refused {
         /// What was asked.
         method: &'static str,
         /// Its words and code.
-        refusal: ErrorData,
+        refusal: Foreign<ErrorData>,
     },
 }
 
@@ -107,26 +111,40 @@ pub(crate) enum ClientError {
 #[derive(Debug)]
 pub(crate) struct Listing {
     /// The result as it came; of several pages, one.
-    pub(crate) result: Value,
+    pub(crate) result: Foreign<Value>,
     /// The tools in it.
-    pub(crate) tools: Vec<Tool>,
+    pub(crate) tools: Vec<Foreign<Tool>>,
 }
 
 /// What a tool gave back.
 #[derive(Debug)]
 pub(crate) struct Called {
     /// The result as it came.
-    pub(crate) raw: Box<RawValue>,
+    raw: Box<RawValue>,
     /// What MCP knows of it.
-    pub(crate) result: CallToolResult,
+    pub(crate) result: Foreign<CallToolResult>,
 }
 
 impl Called {
+    /// The result as it came.
+    ///
+    /// # Errors
+    ///
+    /// Those of serde_json; what was taken as a result is JSON.
+    pub(crate) fn value(&self) -> serde_json::Result<Foreign<Value>> {
+        serde_json::from_str(self.raw.get())
+    }
+
+    /// Whether the tool failed, or was refused.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.result.raw().is_error == Some(true)
+    }
+
     /// Whether it is no result of the tool's: its server's policy refuses an argument.
     pub(crate) fn is_refused(&self) -> bool {
-        let meta = self.result.meta.as_ref();
+        let meta = self.result.raw().meta.as_ref();
         let decision = meta.and_then(|meta| meta.0.get(DECISION_KEY));
-        self.result.is_error == Some(true) && decision.is_some_and(|decision| decision == REFUSED)
+        self.has_failed() && decision.is_some_and(|decision| decision == REFUSED)
     }
 }
 
@@ -185,7 +203,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     ///
     /// Whatever keeps the whole list from coming.
     pub(crate) async fn tools(&mut self) -> Result<Listing, ClientError> {
-        let mut whole: Option<Listing> = None;
+        let mut whole: Option<(Value, Vec<Tool>)> = None;
         let mut params = Map::new();
         let mut room = LINE_MAX;
         let mut values = ANSWER_VALUES_MAX;
@@ -211,24 +229,27 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let page: ListToolsResult = typed(LIST, &answer)?;
             let result: Value = typed(LIST, &answer)?;
             let cursor = page.next_cursor.clone();
-            let listing = match whole.take() {
-                None => Listing {
-                    result,
-                    tools: page.tools,
-                },
-                Some(before) => before.and(result, page.tools),
+            let (result, tools) = match whole.take() {
+                None => (result, page.tools),
+                Some((first, mut tools)) => {
+                    tools.extend(page.tools);
+                    (joined(first, result), tools)
+                }
             };
-            if listing.tools.len() > TOOLS_MAX {
+            if tools.len() > TOOLS_MAX {
                 return Err(malformed(
                     LIST,
                     &format!("it lists more than {TOOLS_MAX} tools"),
                 ));
             }
             let Some(cursor) = cursor else {
-                return Ok(listing);
+                return Ok(Listing {
+                    result: Foreign::new(result),
+                    tools: tools.into_iter().map(Foreign::new).collect(),
+                });
             };
             params.insert("cursor".to_owned(), cursor.into());
-            whole = Some(listing);
+            whole = Some((result, tools));
         }
         Err(malformed(
             LIST,
@@ -309,40 +330,25 @@ pub(crate) fn rehearsal(requests: &[Rehearsed]) -> Result<Vec<Vec<u8>>, serde_js
     Ok(lines)
 }
 
-impl Listing {
-    /// Adds a page's tools; what it says beside them, the first page has said.
-    fn and(mut self, page: Value, tools: Vec<Tool>) -> Self {
-        self.tools.extend(tools);
-        let (Value::Object(whole), Value::Object(mut page)) = (&mut self.result, page) else {
-            return self;
-        };
-        let more = page.remove("tools");
-        if let (Some(Value::Array(all)), Some(Value::Array(more))) = (whole.get_mut("tools"), more)
-        {
-            all.extend(more);
-        }
-        whole.remove("nextCursor");
-        self
+/// A result with a further page's tools; what that page says beside them, the first has said.
+fn joined(mut first: Value, page: Value) -> Value {
+    let (Value::Object(whole), Value::Object(mut page)) = (&mut first, page) else {
+        return first;
+    };
+    let more = page.remove("tools");
+    if let (Some(Value::Array(all)), Some(Value::Array(more))) = (whole.get_mut("tools"), more) {
+        all.extend(more);
     }
+    whole.remove("nextCursor");
+    first
 }
 
 fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result<T, ClientError> {
     serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
 }
 
-/// A server's own words on one line: escaped, and not longer than anybody would read.
-fn words(text: &str) -> String {
-    shown(text, WORDS_SHOWN)
-}
-
 fn malformed(method: &'static str, why: &str) -> ClientError {
-    /// Characters of a reason that are shown; it may quote the server.
-    const SHOWN: usize = 300;
-    let why: String = why
-        .chars()
-        .take(SHOWN)
-        .flat_map(char::escape_debug)
-        .collect();
+    let why = why.into();
     ClientError::Malformed { method, why }
 }
 
@@ -367,6 +373,7 @@ mod tests {
     #[test]
     fn what_a_server_says_of_its_refusal_is_cut_and_escaped() {
         let refusal = ErrorData::internal_error(format!("\u{1b}{}", "x".repeat(5000)), None);
+        let refusal = Foreign::new(refusal);
         let method = LIST;
         let shown = ClientError::Refused { method, refusal }.to_string();
         let expected = format!(

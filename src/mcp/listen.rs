@@ -27,6 +27,7 @@ use crate::mcp::live::Policy;
 use crate::mcp::server::Stop;
 use crate::name::MachineName;
 use crate::services::Services;
+use crate::text::Foreign;
 use crate::tool::Surroundings;
 use folder::{Folder, FolderError};
 pub(crate) use worker::ServerState;
@@ -47,19 +48,19 @@ pub(crate) struct Status {
     /// Its process.
     pub(crate) pid: u32,
     /// Its version.
-    pub(crate) version: String,
+    pub(crate) version: Foreign,
     /// The policy in force.
     pub(crate) services: Services,
     /// Its digest.
-    pub(crate) digest: String,
+    pub(crate) digest: Foreign,
     /// Why the newest services file was not taken.
-    pub(crate) refused: Option<String>,
+    pub(crate) refused: Option<Foreign>,
     /// What of the policy in force cannot be done, such as a socket that cannot be made; it is tried again and again.
     #[serde(default)]
-    pub(crate) failed: Vec<String>,
+    pub(crate) failed: Vec<Foreign>,
     /// Why the log cannot be written.
     #[serde(default)]
-    pub(crate) unlogged: Option<String>,
+    pub(crate) unlogged: Option<Foreign>,
     /// Where it finds its user's portal, clipboard and keys.
     #[serde(default)]
     pub(crate) surroundings: Option<Surroundings>,
@@ -276,12 +277,12 @@ impl Listening {
         }
         let status = Status {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
             services: policy.services.clone(),
-            digest: now.digest.clone(),
-            refused: now.refused.clone(),
-            failed: now.failed.clone(),
-            unlogged: now.unlogged.clone(),
+            digest: now.digest.as_str().into(),
+            refused: now.refused.clone().map(Foreign::from),
+            failed: now.failed.iter().map(|why| why.as_str().into()).collect(),
+            unlogged: now.unlogged.clone().map(Foreign::from),
             surroundings: Some(Surroundings::from_env()),
             confinement: Some(self.state.confinement.clone()),
         };

@@ -112,19 +112,19 @@ impl Local {
     /// As [`Monitor::admit`].
     fn admit_local(&self, line: Call) -> Result<LocalCall, AdmitError> {
         let policy = (self.policy)();
-        if line.policy != policy.digest {
+        if *line.policy.raw() != policy.digest {
             return Err(AdmitError::Changed);
         }
         let running = match &self.caller {
             Caller::Operator => None,
             Caller::Consumer(name) => {
-                let service = policy.services.service(&line.service);
+                let service = policy.services.service(line.service.raw());
                 let service = service.filter(|service| service.serves(name));
                 // Whoever asks has decided by another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self
                     .gate
-                    .enter(name.as_str(), &line.service, &service.limits);
+                    .enter(name.as_str(), line.service.raw(), &service.limits);
                 Some(entered.map_err(AdmitError::Overloaded)?)
             }
         };
@@ -139,18 +139,18 @@ impl Local {
 
     /// Sets the fields that a consumer's process is not trusted with: caller, tool, reason.
     fn with_trusted_fields(&self, line: Call, policy: &Policy) -> Call {
-        let service = policy.services.service(&line.service);
+        let service = policy.services.service(line.service.raw());
         let not_consumer = match (&self.caller, service) {
             (Caller::Consumer(caller), Some(service)) => !service.serves(caller),
             _ => false,
         };
         Call {
-            caller: self.caller.to_string(),
+            caller: self.caller.to_string().into(),
             outcome: Outcome::NotRun,
             bytes_out: 0,
-            tool: service.map_or(line.tool, |service| Some(service.tool.to_string())),
+            tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
-                NOT_A_CONSUMER.to_owned()
+                NOT_A_CONSUMER.into()
             } else {
                 line.reason
             },

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::audit::chain::unlinked;
 use crate::audit::flood::{Counted, Floods, Kind};
 use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
+use crate::text::Foreign;
 
 /// Lines that are kept until they can be written. Calls beyond them are counted.
 const KEPT_MAX: usize = 1024;
@@ -117,7 +118,7 @@ impl Recorder {
         let ready = self.ready(running);
         if let Err(error) = self.tolerate(ready, allow_unlogged) {
             let reason = NO_LOG.to_owned();
-            self.count_one(&line, Verdict::Refused, reason);
+            self.count_one(&line, Verdict::Refused, reason.into());
             return Err(error);
         }
         begun.line = Some(line);
@@ -197,7 +198,8 @@ impl Recorder {
     /// Seals the digest of a call's arguments; where there is no log it is left out.
     fn seal(&self, call: &mut Call) {
         let log = self.log().ok().flatten();
-        call.arguments = log.map_or_else(String::new, |log| log.key().seal(&call.arguments));
+        let sealed = log.map(|log| log.key().seal(call.arguments.raw()));
+        call.arguments = sealed.unwrap_or_default().into();
     }
 
     /// The log; nothing where there is none.
@@ -269,7 +271,7 @@ impl Recorder {
         }
         drop(kept);
         if let Event::Call(call) = line.event {
-            self.count_one(&call, call.decision, NO_LOG.to_owned());
+            self.count_one(&call, call.decision, NO_LOG.into());
         }
     }
 
@@ -288,13 +290,13 @@ impl Recorder {
             reason: call.reason.clone(),
         };
         self.floods()
-            .refused(&call.caller, kind, self.began.elapsed())
+            .refused(call.caller.raw(), kind, self.began.elapsed())
     }
 
     /// Counts a call that gets no line of its own.
-    fn count_one(&self, call: &Call, decision: Verdict, reason: String) {
+    fn count_one(&self, call: &Call, decision: Verdict, reason: Foreign) {
         let counted = Counted {
-            caller: call.caller.clone(),
+            caller: call.caller.raw().clone(),
             kind: Kind {
                 name: call.service.clone(),
                 decision,
@@ -372,7 +374,7 @@ impl Drop for Begun {
 
 fn event(counted: Counted) -> Event {
     Event::Counted {
-        caller: counted.caller,
+        caller: counted.caller.into(),
         service: counted.kind.name,
         decision: counted.kind.decision,
         reason: counted.kind.reason,

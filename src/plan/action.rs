@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Again, Proof, Schedule, mark};
 use crate::incus::{Edit, Keys, Object, Power};
 use crate::inside::Order;
-use crate::shown::shown;
+use crate::text::shown;
 
 /// Longest value of a key that a plan shows, in characters.
 const SHOWN_MAX: usize = 60;

@@ -16,6 +16,7 @@ use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
 use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
+use crate::text::Foreign;
 use crate::tool::Surroundings;
 
 /// How long a server may take to report a policy: it looks for one several times a second.
@@ -74,7 +75,7 @@ async fn reports_within(
     loop {
         let status = status(folder);
         let fits = |status: &Status| {
-            status.digest == digest
+            status.digest.raw() == digest
                 && status.refused.is_none()
                 && status.failed.is_empty()
                 && runs(status, program)
@@ -87,9 +88,12 @@ async fn reports_within(
                 None => format!("no server runs in `{}`", folder.display()),
                 Some(Status {
                     refused: Some(why), ..
-                }) => why,
-                Some(status) if status.digest == digest => status.failed.join("; "),
-                Some(status) => format!("it reports {}", status.digest),
+                }) => why.escaped(),
+                Some(status) if status.digest.raw() == digest => {
+                    let failed: Vec<String> = status.failed.iter().map(Foreign::escaped).collect();
+                    failed.join("; ")
+                }
+                Some(status) => format!("it reports {}", status.digest.escaped()),
             }));
         }
         sleep(LOOK).await;
@@ -187,9 +191,9 @@ mod tests {
         let services: Services = serde_json::from_value(services).unwrap();
         Status {
             pid: std::process::id(),
-            version: String::new(),
+            version: "".into(),
             services,
-            digest: digest.to_owned(),
+            digest: digest.into(),
             refused: None,
             failed: Vec::new(),
             unlogged: None,
@@ -207,13 +211,13 @@ mod tests {
         let other = waited(now, &status("b"), &own, "a").await;
         assert_eq!(other, format!("{said}it reports b"));
         let refused = Status {
-            refused: Some("no JSON".to_owned()),
+            refused: Some("no JSON".into()),
             ..status("a")
         };
         let refused = waited(now, &refused, &own, "a").await;
         assert_eq!(refused, format!("{said}no JSON"));
         let failed = Status {
-            failed: vec!["one".to_owned(), "two".to_owned()],
+            failed: vec!["one".into(), "two".into()],
             ..status("a")
         };
         let failed = waited(now, &failed, &own, "a").await;

@@ -13,7 +13,7 @@ mod x11;
 
 use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
 use crate::policy::Grant;
-use crate::shown;
+use crate::text;
 
 use super::{Outcome, Session, ToolError, blocking};
 
@@ -46,7 +46,7 @@ pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, Too
         blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
     }
     Outcome::new(
-        format!("{} on the clipboard", shown::bytes(bytes)),
+        format!("{} on the clipboard", text::bytes(bytes)),
         &Clipped { bytes },
     )
 }

@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
 use crate::policy::Grant;
-use crate::shown;
+use crate::text;
 
 use super::pieces::{self, Step, Turn};
 use super::{Outcome, Session, Settings, ToolError, blocking};
@@ -153,7 +153,7 @@ async fn piece(
         public_key: None,
     };
     Outcome::new(
-        format!("{} taken; the next piece begins there", shown::bytes(size)),
+        format!("{} taken; the next piece begins there", text::bytes(size)),
         &taken,
     )
 }

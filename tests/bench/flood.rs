@@ -1,12 +1,12 @@
 //! What one caller feels while another floods: its p99 idle, under a flood on another server, and under the same
 //! flood on its own, in one run, for each kind of flood.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use super::listening::{Peer, Server, call, p99_of, services};
 
 /// Calls of the quiet caller in each part of a round.
 const CALLS: u32 = 100;
@@ -92,7 +92,7 @@ pub(crate) struct P99 {
 
 /// Measures the quiet caller.
 pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> Vec<P99> {
-    let services = services(&anklume, folder);
+    let services = services(&anklume, folder, INFRA);
     let here = Server::start(anklume(), folder, "here", &services);
     let elsewhere = Server::start(anklume(), folder, "elsewhere", &services);
     FLOODS
@@ -116,66 +116,6 @@ pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> Vec<P99> {
             }
         })
         .collect()
-}
-
-fn services(anklume: impl Fn() -> Command, folder: &Path) -> PathBuf {
-    let (infra, services) = (folder.join("flood.yml"), folder.join("services.json"));
-    std::fs::write(&infra, INFRA).unwrap();
-    let mut export = anklume();
-    export.args(["policy", "export", "--machine", "vault", "--infra"]);
-    let exported = export.arg(&infra).output().unwrap();
-    assert!(exported.status.success(), "policy export");
-    std::fs::write(&services, exported.stdout).unwrap();
-    services
-}
-
-fn p99_of(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.swap_remove(times.len() * 99 / 100)
-}
-
-/// Ended when dropped.
-struct Server {
-    process: Child,
-    sockets: PathBuf,
-}
-
-impl Server {
-    fn start(mut serve: Command, folder: &Path, name: &str, services: &Path) -> Self {
-        let sockets = folder.join(name);
-        serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
-        serve.arg("--services").arg(services);
-        serve.env("ANKLUME_AUDIT_LOG", folder.join(format!("{name}.jsonl")));
-        let process = serve.stderr(Stdio::null()).spawn().unwrap();
-        let server = Self { process, sockets };
-        while !server.socket("quiet").exists() || !server.socket("loud").exists() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
-    }
-
-    fn socket(&self, caller: &str) -> PathBuf {
-        self.sockets.join(format!("{caller}.sock"))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // One that ended by itself has failed the measurement already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn call(service: &str, content: &str) -> String {
-    let arguments = if content.is_empty() {
-        String::new()
-    } else {
-        format!("\"content\":\"{content}\"")
-    };
-    format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/call\",\"params\":{{\"name\":\"{service}\",\"arguments\":{{{arguments}}}}}}}\n"
-    )
 }
 
 fn measure(socket: &Path) -> Vec<Duration> {
@@ -240,29 +180,5 @@ struct Ends<'a>(&'a AtomicBool);
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// One connection.
-struct Peer {
-    writer: UnixStream,
-    answers: BufReader<UnixStream>,
-}
-
-impl Peer {
-    fn connect(socket: &Path) -> std::io::Result<Self> {
-        let writer = UnixStream::connect(socket)?;
-        let answers = BufReader::new(writer.try_clone()?);
-        Ok(Self { writer, answers })
-    }
-
-    fn write(&mut self, lines: &str) -> std::io::Result<()> {
-        self.writer.write_all(lines.as_bytes())
-    }
-
-    fn read(&mut self) -> std::io::Result<String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line)
     }
 }

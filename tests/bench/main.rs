@@ -1,6 +1,6 @@
 //! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
 //! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
-//! `cargo bench -- list declared calls flood apply edge` picks groups; none named means all.
+//! `cargo bench -- list declared calls flood attack apply edge` picks groups; none named means all.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -10,9 +10,11 @@
 )]
 
 mod apply;
+mod attack;
 mod declare;
 mod edge;
 mod flood;
+mod listening;
 mod session;
 mod table;
 mod yardstick;
@@ -26,6 +28,9 @@ use yardstick::Python;
 
 /// The program that is measured: an optimised build, as `cargo bench` makes it.
 const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
+
+/// Names another build of the program, which is attacked beside it.
+const BEFORE: &str = "ANKLUME_BENCH_BEFORE";
 
 /// Machines in an infrastructure, and how often it is measured.
 const SIZES: [(usize, usize); 3] = [(10, 15), (1_000, 5), (10_000, 3)];
@@ -68,6 +73,20 @@ fn main() {
         }
     }
     print!("{table}");
+    if wanted("attack") {
+        println!(
+            "\n{}",
+            attack::costs(|| anklume(folder.path()), folder.path())
+        );
+        if let Some(before) = std::env::var_os(BEFORE) {
+            let folder = tempfile::tempdir().unwrap();
+            let before = || clean(before.clone().into(), folder.path());
+            println!(
+                "the same of the other program:\n{}",
+                attack::costs(before, folder.path())
+            );
+        }
+    }
 }
 
 /// `apply` beside a shell script, and a call over an edge beside bare proxies.

@@ -43,12 +43,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
+        # Also of a request that is refused: the next one on the connection begins behind it.
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         # A page of another site that a browser was led to by a name of its own (DNS rebinding) has no business here.
         for header in ("Host", "Origin"):
             value = self.headers.get(header)
             if value and value.split("//")[-1].split(":")[0] not in ("127.0.0.1", "localhost", "[", "::1"):
                 return self.say(403)
-        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        message = json.loads(body)
         if message.get("method") == "initialize":
             name = uuid.uuid4().hex
             SESSIONS[name] = Session()

@@ -38,6 +38,14 @@ pub(crate) struct Ran {
     pub(crate) status: i32,
 }
 
+/// The program, with so many KiB of data at most.
+pub(crate) fn within(kib: u32) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    let limited = format!("ulimit -d {kib}; exec \"$0\" \"$@\"");
+    shell.args(["-c", &limited, ANKLUME]);
+    shell
+}
+
 impl Anklume {
     /// A run in an empty folder.
     pub(crate) fn new() -> Self {
@@ -106,12 +114,7 @@ impl Anklume {
     pub(crate) fn command(&self) -> Command {
         let mut command = match self.memory {
             None => Command::new(ANKLUME),
-            Some(kib) => {
-                let mut shell = Command::new("/bin/sh");
-                let limited = format!("ulimit -d {kib}; exec \"$0\" \"$@\"");
-                shell.args(["-c", &limited, ANKLUME]);
-                shell
-            }
+            Some(kib) => within(kib),
         };
         command.args(&self.args).current_dir(self.folder.path());
         scrub(&mut command, self.folder.path());

@@ -335,17 +335,17 @@ fn the_longest_line_of_a_call_fits_into_the_room_that_is_promised_to_it() {
     let worst = "\u{1f600}".repeat(1000);
     let call = |outcome| super::super::Call {
         id: bounded(&worst),
-        caller: "m".repeat(MACHINE_NAME_MAX),
+        caller: "m".repeat(MACHINE_NAME_MAX).into(),
         service: bounded(&worst),
-        tool: Some("t".repeat(SERVICE_NAME_MAX)),
+        tool: Some("t".repeat(SERVICE_NAME_MAX).into()),
         decision: Verdict::Overloaded,
-        reason: "r".repeat(200),
-        policy: "0".repeat(64),
+        reason: "r".repeat(200).into(),
+        policy: "0".repeat(64).into(),
         outcome,
         bytes_in: u64::MAX,
         bytes_out: u64::MAX,
         duration_us: u64::MAX,
-        arguments: "0".repeat(64),
+        arguments: "0".repeat(64).into(),
     };
     let event = Event::Call(Box::new(call(Outcome::TimedOut)));
     let head = Head {

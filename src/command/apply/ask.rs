@@ -8,7 +8,6 @@ use crate::channel::Errand;
 use crate::edge::Edge;
 use crate::inside::{ASK, Offered, PROGRAM};
 use crate::name::ServiceName;
-use crate::shown::shown;
 
 /// How long a consumer may take to say what it is offered: its program waits for the provider less long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,14 +57,14 @@ pub(in crate::command) async fn ask(context: &Context, edge: &Edge) -> Result<He
     let offered = context.reader().offered(&said.answer).await;
     let Some(offered) = offered.map_err(|why| why.to_string())? else {
         // Words of Incus's, where it could not even start it.
-        let words = match shown(&said.stderr, WORDS_MAX) {
+        let words = match said.stderr.shown(WORDS_MAX) {
             words if words.is_empty() => "it says nothing".to_owned(),
             words => words,
         };
         return Err(format!("the consumer's program does not answer: {words}").into());
     };
     if let Some(why) = offered.failed {
-        let why = format!("the consumer says: {}", shown(&why, WORDS_MAX));
+        let why = format!("the consumer says: {}", why.shown(WORDS_MAX));
         let overloaded = offered.overloaded;
         return Err(Unheard { why, overloaded });
     }
@@ -76,7 +75,7 @@ pub(in crate::command) async fn ask(context: &Context, edge: &Edge) -> Result<He
 /// A machine's word, read strictly; `None`: it is no list of services.
 fn heard(offered: &Offered) -> Option<Heard> {
     let names = offered.services.iter().map(|name| {
-        let name: ServiceName = name.parse().ok()?;
+        let name: ServiceName = name.raw().parse().ok()?;
         Some(name.to_string())
     });
     let services: BTreeSet<String> = names.collect::<Option<_>>()?;
@@ -91,7 +90,7 @@ mod tests {
 
     fn offered(services: &[&str], milliseconds: f64) -> Offered {
         Offered {
-            services: services.iter().map(|name| (*name).to_owned()).collect(),
+            services: services.iter().map(|name| (*name).into()).collect(),
             milliseconds: Some(milliseconds),
             failed: None,
             overloaded: false,

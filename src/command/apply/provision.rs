@@ -14,7 +14,7 @@ use crate::inside::{
     FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
 use crate::setup::SERVER_MAX;
-use crate::shown::shown;
+use crate::text::Foreign;
 
 /// Root's, as everything that anklume puts into a machine.
 const FOLDER: Owner = Owner {
@@ -50,21 +50,21 @@ pub(super) async fn install(
     let said = errand.run().await.map_err(|why| why.to_string())?;
     let report = context.reader().report(&said.answer).await;
     let Some(report) = report.map_err(|why| why.to_string())? else {
-        let words = shown(&said.stderr, WORDS_MAX);
+        let words = said.stderr.shown(WORDS_MAX);
         return Err(format!("the program does not run in the machine: {words}"));
     };
     if let Some(path) = report.altered {
-        let path = shown(&path, WORDS_MAX);
+        let path = path.shown(WORDS_MAX);
         return Err(format!(
             "the machine says: machine altered: `{path}` in it is not what was left there"
         ));
     }
     if let Some(why) = report.failed {
-        return Err(format!("the machine says: {}", shown(&why, WORDS_MAX)));
+        return Err(format!("the machine says: {}", why.shown(WORDS_MAX)));
     }
     let digest = order.services().ok().flatten();
     let digest = digest.map(|services| services.digest());
-    if report.digest == digest {
+    if report.digest.as_ref().map(Foreign::raw) == digest.as_ref() {
         return Ok(());
     }
     Err("its server does not report the policy that was sent".to_owned())

@@ -87,7 +87,7 @@ async fn heard(stream: UnixStream) -> Answer {
     match timeout(PATIENCE, listed).await {
         Ok(Ok(())) => Answer::Tools,
         // Whoever says so is there.
-        Ok(Err(ClientError::Refused { refusal, .. })) if refusal.code.0 == OVERLOADED => {
+        Ok(Err(ClientError::Refused { refusal, .. })) if refusal.raw().code.0 == OVERLOADED => {
             Answer::Full
         }
         Ok(Err(_)) | Err(_) => Answer::Silent,

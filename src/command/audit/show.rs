@@ -13,6 +13,7 @@ use crate::audit::{Call, Event, Verdict};
 use crate::cli::{AuditShowArgs, Format};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::text::Foreign;
 
 /// Runs `anklume audit show`.
 pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -63,8 +64,8 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
     };
     let (caller, service, decision) = match &line.event {
         Event::Call(call) => (
-            Some(call.caller.as_str()),
-            Some(call.service.as_str()),
+            Some(call.caller.raw().as_str()),
+            Some(call.service.raw().as_str()),
             Some(call.decision),
         ),
         Event::Counted {
@@ -73,8 +74,8 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
             decision,
             ..
         } => (
-            Some(caller.as_str()),
-            Some(service.as_str()),
+            Some(caller.raw().as_str()),
+            Some(service.raw().as_str()),
             Some(*decision),
         ),
         Event::Start { .. }
@@ -100,16 +101,16 @@ fn as_text(line: &Line) -> String {
             count,
         } => format!(
             "{decision}  {}  {}  {count} times more: {}",
-            escaped(caller),
-            escaped(service),
-            escaped(reason)
+            caller.escaped(),
+            service.escaped(),
+            reason.escaped()
         ),
         Event::Start {
             version, policy, ..
         } => {
             format!(
                 "server started (anklume {}, policy {})",
-                escaped(version),
+                version.escaped(),
                 short(policy)
             )
         }
@@ -126,29 +127,28 @@ fn as_text(line: &Line) -> String {
         } => format!(
             "new services file refused, policy {} stays in force: {}",
             short(policy),
-            escaped(reason)
+            reason.escaped()
         ),
         Event::Rotated { .. } => "log goes on in a new file".to_owned(),
         Event::Torn { bytes } => format!("{bytes} byte(s) of an unfinished line were taken off"),
     };
-    let time = line
-        .time
-        .split_once('.')
-        .map_or(line.time.as_str(), |(seconds, _)| seconds);
-    format!("{}Z  {what}\n", escaped(time.trim_end_matches('Z')))
+    let time = Foreign::new(line.time.as_str());
+    let second = time.part(|time| time.split('.').next().unwrap_or_default());
+    let second = second.part(|second| second.trim_end_matches('Z'));
+    format!("{}Z  {what}\n", second.escaped())
 }
 
 fn call_text(call: &Call) -> String {
     let tool = call
         .tool
-        .as_deref()
-        .filter(|tool| *tool != call.service)
-        .map_or_else(String::new, |tool| format!(" ({})", escaped(tool)));
+        .as_ref()
+        .filter(|tool| **tool != call.service)
+        .map_or_else(String::new, |tool| format!(" ({})", tool.escaped()));
     let head = format!(
         "{}  {}  {}{tool}",
         call.decision,
-        escaped(&call.caller),
-        escaped(&call.service)
+        call.caller.escaped(),
+        call.service.escaped()
     );
     match call.decision {
         Verdict::Allowed => format!(
@@ -159,25 +159,15 @@ fn call_text(call: &Call) -> String {
             Duration::from_micros(call.duration_us).as_secs_f64() * 1e3
         ),
         Verdict::Refused | Verdict::Overloaded => {
-            format!("{head}  {}", escaped(&call.reason))
+            format!("{head}  {}", call.reason.escaped())
         }
     }
 }
 
-/// A stranger's words, so that a terminal shows them and does nothing else. Quotes mean nothing here.
-fn escaped(text: &str) -> String {
-    text.chars().fold(String::new(), |mut shown, character| {
-        match character {
-            '"' | '\'' => shown.push(character),
-            _ => shown.extend(character.escape_debug()),
-        }
-        shown
-    })
-}
-
 /// The first digits of a digest, enough to tell two apart.
-fn short(digest: &str) -> String {
-    escaped(&digest.chars().take(12).collect::<String>())
+fn short(digest: &Foreign) -> String {
+    let digits = digest.part(|digest| digest.chars().take(12).collect::<String>());
+    digits.escaped()
 }
 
 /// A time (`2026-11-22T10:00:00Z`), or how long ago (`90s`, `15m`, `2h`, `7d`).

@@ -7,7 +7,7 @@ use crate::inside::{
     ABOVE, ETC, Found, Kind, Order, PROGRAM, PROGRAM_FOLDER, Piece, Serving, differences,
 };
 use crate::plan::{has_inside, order};
-use crate::shown::shown;
+use crate::text::shown;
 
 /// How much of a digest is shown, in characters.
 const DIGEST_SHOWN: usize = 12;
@@ -134,7 +134,7 @@ fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
         Serving::Policy {
             refused: Some(why), ..
         } => {
-            let why = shown(why, WORDS_MAX);
+            let why = why.shown(WORDS_MAX);
             let detail =
                 format!("the server of {machine} refused its newest services: it says {why}");
             (What::Policy, detail)
@@ -144,7 +144,7 @@ fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
             let declared = declared.map(|services| services.digest());
             let detail = format!(
                 "the server of {machine} reports the policy {}; declared is {}",
-                shown(digest, DIGEST_SHOWN),
+                digest.shown(DIGEST_SHOWN),
                 shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
             );
             (What::Policy, detail)
@@ -161,6 +161,7 @@ mod tests {
     use super::*;
     use crate::inside::Supervisor;
     use crate::services::Services;
+    use crate::text::Foreign;
 
     /// A machine in which everything is in order, but for the server's word.
     fn found(order: &Order, serving: Serving) -> Found {
@@ -195,8 +196,8 @@ mod tests {
             described.collect::<Vec<_>>()
         };
         let policy = |digest: &str, refused: Option<&str>| Serving::Policy {
-            digest: digest.to_owned(),
-            refused: refused.map(str::to_owned),
+            digest: digest.into(),
+            refused: refused.map(Foreign::from),
         };
         let unit = "what starts the server of signer is missing or changed";
         let unit = (What::Supervision, unit.to_owned());

@@ -8,13 +8,12 @@ use base64::write::EncoderWriter;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
-use super::printable::{in_json, one_line, printable};
 use crate::channel::Channel;
 use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::{Called, WORDS_SHOWN};
-use crate::shown;
+use crate::text::{self, Foreign};
 
 /// What came back.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub(super) enum Answer {
     /// The content lies in a file, as bytes; the result is without it.
     Kept {
         /// The rest of the result.
-        result: CallToolResult,
+        result: Foreign<CallToolResult>,
         /// The content, checked.
         file: File,
     },
@@ -43,17 +42,16 @@ pub(super) fn report(
             return print_kept(&result, file, output.format()).map(|()| Exit::Done);
         }
     };
-    let failed = called.result.is_error == Some(true);
+    let failed = called.has_failed();
     match output.format() {
         Format::Json => {
-            let value: Value = serde_json::from_str(called.raw.get())?;
-            output.answer(in_json(&value)?.as_bytes())?;
+            output.answer(called.value()?.json()?.as_bytes())?;
         }
         Format::Text if failed => {}
-        Format::Text => output.answer(text_out(&text(&called.result)).as_bytes())?,
+        Format::Text => output.answer(text_out(&text(called.result.raw())).as_bytes())?,
     }
     if failed {
-        let words = words(&text(&called.result));
+        let words = words(&text(called.result.raw()));
         let tool = tool.escape_debug();
         let refused = matches!(channel, Channel::Socket(_)) && called.is_refused();
         return Err(if refused {
@@ -68,14 +66,14 @@ pub(super) fn report(
 }
 
 /// The text that a shell user wants: what the tool wrote; a line for what is no text.
-fn text(result: &CallToolResult) -> String {
+fn text(result: &CallToolResult) -> Foreign {
     if result.content.is_empty()
         && let Some(structured) = &result.structured_content
     {
-        return structured.to_string();
+        return Foreign::new(structured.to_string());
     }
     let blocks: Vec<String> = result.content.iter().map(block).collect();
-    blocks.join("\n")
+    Foreign::new(blocks.join("\n"))
 }
 
 fn block(block: &ContentBlock) -> String {
@@ -94,7 +92,7 @@ fn block(block: &ContentBlock) -> String {
 }
 
 fn encoded(kind: &str, mime: &str, data: &str) -> String {
-    let (mime, size) = (word(mime), shown::bytes(data.len()));
+    let (mime, size) = (word(mime), text::bytes(data.len()));
     format!("[{kind} {mime}, {size} in base64]")
 }
 
@@ -106,15 +104,15 @@ fn named(uri: &str) -> String {
 fn word(text: &str) -> String {
     /// Characters that are shown of it.
     const SHOWN: usize = 500;
-    one_line(text, SHOWN)
+    Foreign::new(text).one_line(SHOWN)
 }
 
 /// In a pipe a text is what the tool wrote, byte for byte. On a terminal it is escaped and ends its line.
-fn text_out(text: &str) -> String {
+fn text_out(text: &Foreign) -> String {
     if !io::stdout().is_terminal() {
-        return text.to_owned();
+        return text.raw().clone();
     }
-    let mut safe = printable(text);
+    let mut safe = text.lines();
     if !safe.is_empty() && !safe.ends_with('\n') {
         safe.push('\n');
     }
@@ -122,16 +120,26 @@ fn text_out(text: &str) -> String {
 }
 
 /// A server's words about a failure; further lines are marked, so that they are not taken for ours.
-fn words(said: &str) -> String {
-    let said: String = said.trim_end().chars().take(WORDS_SHOWN).collect();
-    match said.trim() {
+fn words(said: &Foreign) -> String {
+    let start = |said: &String| {
+        said.trim_end()
+            .chars()
+            .take(WORDS_SHOWN)
+            .collect::<String>()
+    };
+    let said = said.part(|said| start(said).trim().to_owned()).lines();
+    match said.as_str() {
         "" => "it does not say why".to_owned(),
-        said => printable(said).replace('\n', "\n  | "),
+        said => said.replace('\n', "\n  | "),
     }
 }
 
 /// Prints content that came in pieces as if it had come in one: base64, in flat memory.
-fn print_kept(result: &CallToolResult, mut file: File, format: Format) -> anyhow::Result<()> {
+fn print_kept(
+    result: &Foreign<CallToolResult>,
+    mut file: File,
+    format: Format,
+) -> anyhow::Result<()> {
     file.rewind()?;
     let mut stdout = io::stdout().lock();
     match format {
@@ -149,7 +157,7 @@ fn print_kept(result: &CallToolResult, mut file: File, format: Format) -> anyhow
             stdout.write_all(br#"{"content":[{"type":"text","text":""#)?;
             print_base64(&mut file, &mut stdout)?;
             stdout.write_all(br#""}],"#)?;
-            let rest = in_json(&rest)?;
+            let rest = Foreign::new(rest).json()?;
             stdout.write_all(rest.strip_prefix('{').unwrap_or(&rest).as_bytes())?;
         }
     }

@@ -23,6 +23,7 @@ use crate::mcp::client::{CALL, LIST, Rehearsed, call_params};
 use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
+use crate::text::Foreign;
 
 /// Tools that are named where there is no such tool.
 const TOOLS_SHOWN: usize = 40;
@@ -39,7 +40,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
         let answer = match ask(server, &args.tool, given, channel).await {
             Err(Broken::Client(fault)) if is_invalid(&fault) => {
                 let tools = server.tools().await?.tools;
-                if tools.iter().any(|tool| tool.name == args.tool) {
+                if tools.iter().any(|tool| tool.raw().name == args.tool) {
                     return Err(fault.into());
                 }
                 return Err(unknown(&args.tool, &tools, channel).into());
@@ -61,16 +62,16 @@ async fn ask(
         return Ok(Answer::Whole(server.call(name, Map::new()).await?));
     }
     let tools = server.tools().await?.tools;
-    let Some(tool) = tools.iter().find(|tool| tool.name == name) else {
+    let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
         return Err(unknown(name, &tools, channel).into());
     };
-    let Arguments { object, payload } = typed(given, tool).await?;
+    let Arguments { object, payload } = typed(given, tool.raw()).await?;
     if let Some(payload) = payload {
         let argument = (payload.name.as_str(), payload.digest);
         let sent = pieces::send(server, name, &object, argument, payload.source);
         return Ok(Answer::Whole(sent.await?));
     }
-    if !goes_down(tool, &object) {
+    if !goes_down(tool.raw(), &object) {
         return Ok(Answer::Whole(server.call(name, object).await?));
     }
     let mut file = kept_file().map_err(PiecesError::Keep)?;
@@ -95,8 +96,8 @@ fn goes_down(tool: &Tool, object: &Map<String, Value>) -> bool {
 }
 
 /// No such tool, or none for this caller: the provider gives the same answer to both.
-fn unknown(name: &str, tools: &[Tool], channel: &Channel) -> Failure {
-    let names: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
+fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Channel) -> Failure {
+    let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
     let listed: Vec<String> = names
         .iter()
         .take(TOOLS_SHOWN)

@@ -7,7 +7,6 @@ use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::printable::printable;
 use crate::channel::{self, Channel, Surroundings, Unreachable, Wanted, Watch, Way};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
@@ -15,6 +14,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::PiecesError;
 use crate::mcp::client::{Client, ClientError, Patience};
 use crate::mcp::server::OVERLOADED;
+use crate::text::Foreign;
 
 /// Longest time-out that may be asked for, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
@@ -207,14 +207,14 @@ async fn hold(
 /// may be made again.
 fn refused(fault: &ClientError) -> Failure {
     match fault {
-        ClientError::Refused { refusal, .. } if refusal.code.0 == OVERLOADED => {
-            let words = refusal.message.escape_debug();
+        ClientError::Refused { refusal, .. } if refusal.raw().code.0 == OVERLOADED => {
+            let words = refusal.part(|refusal| &*refusal.message).escaped();
             let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
             failure.help("nothing was refused; the same call may be made again")
         }
         ClientError::Refused { refusal, .. } => {
             let failure = Failure::new(Exit::Failed, fault.to_string());
-            match ran_unlogged(refusal) {
+            match ran_unlogged(refusal.raw()) {
                 Some(true) => failure.help(format!(
                     "what it does is done: look before you make it again; {ITS_LOG}"
                 )),
@@ -240,7 +240,7 @@ pub(super) fn watch(output: &Output) -> Watch {
     let output = output.clone();
     Watch::new(move |line| {
         if output.verbose() {
-            output.say(&printable(line));
+            output.say(&Foreign::new(line).lines());
         }
     })
 }
@@ -276,5 +276,5 @@ fn maybe_done(failure: Failure, called: bool) -> Failure {
 
 /// Whether the server says by this that a request cannot be: an unknown tool, or parameters out of shape.
 pub(super) fn is_invalid(fault: &ClientError) -> bool {
-    matches!(fault, ClientError::Refused { refusal, .. } if refusal.code == ErrorCode::INVALID_PARAMS)
+    matches!(fault, ClientError::Refused { refusal, .. } if refusal.raw().code == ErrorCode::INVALID_PARAMS)
 }

@@ -4,12 +4,12 @@ use rmcp::model::Tool;
 use serde_json::json;
 
 use super::converse::converse;
-use super::printable::{first_sentence, in_json, one_line};
 use super::rehearse::{asked, rehearse};
 use crate::cli::{Format, McpListArgs};
 use crate::command::output::Output;
 use crate::error::Exit;
 use crate::mcp::client::LIST;
+use crate::text::{Foreign, first_sentence};
 
 /// Longest tool name that is shown, in characters; MCP allows 128.
 const NAME_SHOWN: usize = 128;
@@ -27,7 +27,9 @@ pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
         let listing = server.tools().await?;
         match output.format() {
             Format::Json => output.answer(
-                in_json(&listing.result)
+                listing
+                    .result
+                    .json()
                     .map_err(anyhow::Error::from)?
                     .as_bytes(),
             )?,
@@ -39,14 +41,15 @@ pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// One line a tool: its name, and the first sentence of what it says of itself.
-fn table(tools: &[Tool]) -> String {
+fn table(tools: &[Foreign<Tool>]) -> String {
     let rows: Vec<(String, String)> = tools
         .iter()
         .map(|tool| {
-            let said = tool.description.as_deref().unwrap_or_default();
+            let said = tool.part(|tool| tool.description.as_deref().unwrap_or_default());
             (
-                one_line(&tool.name, NAME_SHOWN),
-                one_line(first_sentence(said), DESCRIPTION_SHOWN),
+                tool.part(|tool| &*tool.name).one_line(NAME_SHOWN),
+                said.part(|said| first_sentence(said))
+                    .one_line(DESCRIPTION_SHOWN),
             )
         })
         .collect();

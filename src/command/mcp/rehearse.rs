@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use super::converse::{find, interruptible, patience, way};
-use super::printable::printable;
 use crate::channel::{Channel, LOCAL_REMOTE, Way, incus_exec, shell_line, this_program};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
 use crate::incus::Machine;
 use crate::mcp::client::{Rehearsed, rehearsal};
+use crate::text::Foreign;
 
 /// The requests that would be sent, and what is to be said beside them.
 pub(super) type Requests = (Vec<Rehearsed>, Vec<String>);
@@ -42,7 +42,7 @@ pub(super) fn rehearse(
         };
         let mut text = format!("{}\n", opening(&channel));
         for message in rehearsal(&requests)? {
-            text.push_str(&printable(&String::from_utf8_lossy(&message)));
+            text.push_str(&Foreign::new(String::from_utf8_lossy(&message)).lines());
             text.push('\n');
         }
         for remark in remarks {

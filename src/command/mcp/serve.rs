@@ -18,7 +18,6 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::printable::first_sentence;
 use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
@@ -38,6 +37,7 @@ use crate::policy::Caller;
 use crate::services::Services;
 use crate::setup::account::Account;
 use crate::setup::surroundings;
+use crate::text::first_sentence;
 use crate::tool::{Display, has_gnupg};
 
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.

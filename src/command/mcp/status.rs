@@ -77,10 +77,10 @@ fn as_text(status: &Status) -> String {
         format!(
             "`{}` is served by anklume {} (process {})",
             services.machine,
-            status.version.escape_debug(),
+            status.version.escaped(),
             status.pid
         ),
-        format!("policy: {}", status.digest.escape_debug()),
+        format!("policy: {}", status.digest.escaped()),
     ];
     if let Some(confinement) = &status.confinement {
         lines.push(format!("confined by: {confinement}"));
@@ -88,11 +88,11 @@ fn as_text(status: &Status) -> String {
     if let Some(refused) = &status.refused {
         lines.push(format!(
             "NOT in force: a newer policy was refused: {}",
-            refused.escape_debug()
+            refused.escaped()
         ));
     }
     for failed in &status.failed {
-        lines.push(format!("NOT done: {}", failed.escape_debug()));
+        lines.push(format!("NOT done: {}", failed.escaped()));
     }
     if let Some(why) = &status.unlogged {
         let calls = if services.allow_unlogged {
@@ -100,7 +100,7 @@ fn as_text(status: &Status) -> String {
         } else {
             "no call runs"
         };
-        lines.push(format!("NOT logged, {calls}: {}", why.escape_debug()));
+        lines.push(format!("NOT logged, {calls}: {}", why.escaped()));
     }
     lines.push(memory(services));
     for service in &services.services {

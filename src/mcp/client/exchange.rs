@@ -13,7 +13,7 @@ use super::message::{self, Meaning, NoMessage};
 use super::{ClientError, IN_ALL, malformed};
 use crate::mcp::wire::{Line, Lines, json};
 use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
-use crate::shown::shown;
+use crate::text::Foreign;
 
 /// Most messages beside its answer that a request waits through.
 const FOREIGN_MAX: usize = 20_000;
@@ -104,7 +104,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
                     let error = bounded(method, error)?;
-                    let refusal = message::refusal(&error);
+                    let refusal = Foreign::new(message::refusal(&error));
                     return Err(ClientError::Refused { method, refusal });
                 }
                 Meaning::Progress => budget.refresh(),
@@ -233,8 +233,8 @@ fn ended(end: io::Result<Option<Line>>) -> ClientError {
 }
 
 fn not_mcp(line: &[u8]) -> ClientError {
-    /// Characters of a stray line that are shown.
-    const SHOWN: usize = 80;
-    let text = String::from_utf8_lossy(line);
-    ClientError::NotMcp(shown(&text, SHOWN))
+    /// Bytes of a stray line that are kept.
+    const KEPT: usize = 1024;
+    let line = line.get(..KEPT).unwrap_or(line);
+    ClientError::NotMcp(Foreign::new(String::from_utf8_lossy(line).into_owned()))
 }

@@ -17,6 +17,7 @@ use super::{Called, Client, ClientError, malformed};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
 use crate::digest::hex;
 use crate::mcp::BASE64_KEY;
+use crate::text::Foreign;
 
 /// Largest file that is fetched, in bytes: what a hostile server may fill the disk with.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -171,7 +172,7 @@ where
             arguments.entry("sha256").or_insert(sum.into());
         }
         let called = client.call(tool, arguments).await?;
-        if last || called.result.is_error == Some(true) {
+        if last || called.has_failed() {
             return Ok(called);
         }
         offset = end;
@@ -194,7 +195,7 @@ pub(crate) enum Fetched {
     /// All in one answer, or a failure.
     Whole(Called),
     /// In pieces: the content is in the file given, and this is the last answer without its content.
-    Pieces(CallToolResult),
+    Pieces(Foreign<CallToolResult>),
 }
 
 /// What a piece says of itself.
@@ -231,10 +232,10 @@ where
         arguments.insert("offset".to_owned(), offset.into());
         arguments.insert("length".to_owned(), length.into());
         let called = client.ask(tool, arguments, true).await?;
-        if called.result.is_error == Some(true) {
+        if called.has_failed() {
             return Ok(Fetched::Whole(called));
         }
-        let (piece, bytes) = read_piece(&called.result)?;
+        let (piece, bytes) = read_piece(called.result.raw())?;
         if offset == 0 && piece.complete {
             check_whole(&piece, &bytes)?;
             return Ok(Fetched::Whole(called));
@@ -247,9 +248,10 @@ where
             if piece.sha256.as_deref() != Some(hex(&whole.finalize()).as_str()) {
                 return Err(wrong("the pieces do not have the digest of the whole"));
             }
-            let mut result = called.result;
-            result.content.clear();
-            return Ok(Fetched::Pieces(result));
+            return Ok(Fetched::Pieces(called.result.map(|mut result| {
+                result.content.clear();
+                result
+            })));
         }
         length = PIECE;
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
 use rustix::io::Errno;
 
+use crate::mcp::wire::json;
 use crate::name::MachineName;
 
 /// How long the folder's lock is tried for: whoever asks whether a server has it holds it for a moment.
@@ -119,14 +120,17 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// The system's; and what is there is no file, or too large.
+    /// The system's; and what is there is no file, or too large. Root asks, and the server's user wrote it.
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
         /// Largest status that is read, in bytes: a services file and a little.
-        const STATUS_MAX: u64 = 32 * 1024 * 1024;
+        const STATUS_MAX: u64 = 17 * 1024 * 1024;
+        /// Most values in it: what is made of them stays below 64 MiB.
+        const VALUES_MAX: usize = 500_000;
         let mut text = Vec::new();
         let file = regular(&Self::status_file(path))?;
         file.take(STATUS_MAX + 1).read_to_end(&mut text)?;
-        if u64::try_from(text.len()).is_ok_and(|length| length <= STATUS_MAX) {
+        let is_short = u64::try_from(text.len()).is_ok_and(|length| length <= STATUS_MAX);
+        if is_short && json::count(&text).is_some_and(|values| values <= VALUES_MAX) {
             Ok(text)
         } else {
             Err(io::ErrorKind::FileTooLarge.into())

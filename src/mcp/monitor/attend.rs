@@ -131,11 +131,11 @@ fn policy(caller: &MachineName, live: &Live) -> Response {
 /// Truncates the text fields, which the process chose.
 fn truncate_fields(line: Call) -> Call {
     Call {
-        id: bounded(&line.id),
-        service: bounded(&line.service),
-        tool: line.tool.as_deref().map(bounded),
-        reason: bounded_reason(&line.reason),
-        policy: bounded(&line.policy),
+        id: bounded(line.id.raw()),
+        service: bounded(line.service.raw()),
+        tool: line.tool.as_ref().map(|tool| bounded(tool.raw())),
+        reason: bounded_reason(line.reason.raw()),
+        policy: bounded(line.policy.raw()),
         ..line
     }
 }

@@ -14,6 +14,7 @@ use crate::audit::chain::{Read, read};
 use crate::audit::{Event, Log};
 use crate::mcp::live::Live;
 use crate::services::Services;
+use crate::text::Foreign;
 
 /// A server with two consumers, and alice's end of her socket.
 struct Bench {
@@ -91,18 +92,18 @@ impl Bench {
 /// A line that says of everything but its service what nobody should believe.
 fn line(service: &str, policy: &str) -> Call {
     Call {
-        id: "1".to_owned(),
-        caller: "bob".to_owned(),
-        service: service.to_owned(),
-        tool: Some("clipboard_set".to_owned()),
+        id: "1".into(),
+        caller: "bob".into(),
+        service: service.into(),
+        tool: Some("clipboard_set".into()),
         decision: Verdict::Allowed,
-        reason: "granted".to_owned(),
-        policy: policy.to_owned(),
+        reason: "granted".into(),
+        policy: policy.into(),
         outcome: Outcome::NotRun,
         bytes_in: 1,
         bytes_out: 0,
         duration_us: 1,
-        arguments: String::new(),
+        arguments: "".into(),
     }
 }
 
@@ -125,7 +126,7 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
     assert!(matches!(other, AdmitError::Changed), "{other:?}");
     let mut refused = line("secret", &policy.digest);
     refused.decision = Verdict::Refused;
-    refused.reason = "x".repeat(60_000);
+    refused.reason = "x".repeat(60_000).into();
     remote.log(refused).unwrap();
     let said: Vec<_> = bench
         .calls()
@@ -134,10 +135,10 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
         .collect();
     let expected = |tool: &str, outcome, reason: &str| {
         (
-            "alice".to_owned(),
-            tool.to_owned(),
+            Foreign::from("alice"),
+            Foreign::from(tool),
             outcome,
-            reason.to_owned(),
+            Foreign::from(reason),
         )
     };
     assert_eq!(

@@ -72,18 +72,18 @@ fn file(folder: &Path) -> PathBuf {
 
 fn call(decision: Verdict, outcome: Outcome) -> Call {
     Call {
-        id: "1".to_owned(),
-        caller: "alice".to_owned(),
-        service: "sign".to_owned(),
+        id: "1".into(),
+        caller: "alice".into(),
+        service: "sign".into(),
         tool: None,
         decision,
-        reason: "not a consumer".to_owned(),
-        policy: String::new(),
+        reason: "not a consumer".into(),
+        policy: "".into(),
         outcome,
         bytes_in: 1,
         bytes_out: 0,
         duration_us: 1,
-        arguments: String::new(),
+        arguments: "".into(),
     }
 }
 
@@ -159,7 +159,7 @@ fn a_call_that_ends_with_its_connection_has_its_line() {
     };
     expected.duration_us = found.duration_us;
     let log = Log::open(&file(bench.folder.path())).unwrap();
-    expected.arguments = log.key().seal(&expected.arguments);
+    expected.arguments = log.key().seal(expected.arguments.raw()).into();
     assert_eq!(**found, expected);
 }
 
@@ -189,7 +189,7 @@ fn what_is_left_at_the_end_is_given_as_text() {
     let bench = Bench::new();
     bench.log_goes();
     let mut refused = call(Verdict::Refused, Outcome::NotRun);
-    refused.service = "\u{202e}".to_owned();
+    refused.service = "\u{202e}".into();
     assert!(bench.recorder.call(refused, false).is_err());
     let left = bench.recorder.end(Some(Event::Stop { pid: 1 }));
     assert_eq!(left.len(), 2);

@@ -25,6 +25,7 @@ use crate::mcp::pace::{Room, SHORT};
 use crate::mcp::shown;
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
+use crate::text::Foreign;
 use crate::tool::{self, Copies, Session};
 
 /// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
@@ -129,8 +130,8 @@ pub(super) struct Course<'a> {
 
 /// What the log tells of a call, however it ends.
 struct Entry {
-    id: String,
-    service: String,
+    id: Foreign,
+    service: Foreign,
     bytes_in: u64,
     arguments: String,
     since: Instant,
@@ -249,7 +250,7 @@ impl Course<'_> {
             };
             let limits = policy.services.limits_of(name);
             let mut line = self.line(entry, &policy, Verdict::Allowed, "granted".to_owned());
-            line.tool = Some(grant.tool().to_string());
+            line.tool = Some(grant.tool().as_str().into());
             match self.own.enter(name, || monitor.admit(line)) {
                 Ok(Some(place)) => {
                     return Ok(Turn {
@@ -330,7 +331,7 @@ impl Course<'_> {
     ) -> Result<CallToolResult, ErrorData> {
         let reason = "taken back while it waited".to_owned();
         let mut line = self.line(entry, policy, Verdict::Allowed, reason);
-        line.tool = Some(grant.tool().to_string());
+        line.tool = Some(grant.tool().as_str().into());
         self.log(line)?;
         Err(ended)
     }
@@ -356,17 +357,17 @@ impl Course<'_> {
         let took = entry.since.elapsed().as_micros();
         audit::Call {
             id: entry.id.clone(),
-            caller: self.server.caller.to_string(),
+            caller: self.server.caller.to_string().into(),
             service: entry.service.clone(),
             tool: None,
             decision,
-            reason,
-            policy: policy.digest.clone(),
+            reason: reason.into(),
+            policy: policy.digest.as_str().into(),
             outcome: Outcome::NotRun,
             bytes_in: entry.bytes_in,
             bytes_out: 0,
             duration_us: u64::try_from(took).unwrap_or(u64::MAX),
-            arguments: entry.arguments.clone(),
+            arguments: entry.arguments.as_str().into(),
         }
     }
 

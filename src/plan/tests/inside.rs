@@ -20,7 +20,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
     let run_as = machine.mcp.run_as.clone();
     let order = Order::new(PROGRAM, machine.name.clone(), run_as, services.as_ref());
     let serving = services.map_or(Serving::Unknown, |services| Serving::Policy {
-        digest: services.digest(),
+        digest: services.digest().into(),
         refused: None,
     });
     Found {

@@ -13,7 +13,7 @@ use super::usage::Room;
 use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
 use crate::digest::hex;
 use crate::policy::{Caller, Grant};
-use crate::shown;
+use crate::text;
 use crate::tool::blocking::Stop;
 use crate::tool::pieces::{self, Step, Turn, contradicts};
 use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
@@ -138,7 +138,7 @@ fn take_piece(
     };
     turn.wait(size, upload);
     Outcome::new(
-        format!("{} taken; the next piece begins there", shown::bytes(size)),
+        format!("{} taken; the next piece begins there", text::bytes(size)),
         &taken,
     )
 }

@@ -15,7 +15,7 @@ use super::portal::Portal;
 use crate::catalogue::{FileProvide, PIECE, Payload, PortalPath, Provided, parse};
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
-use crate::shown;
+use crate::text;
 use crate::tool::{Copies, Outcome, Session, Settings, ToolError, blocking};
 
 /// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
@@ -188,7 +188,7 @@ impl Source {
                 "`offset` is {}, and `{}` has {}",
                 part.offset,
                 self.path,
-                shown::bytes(self.size)
+                text::bytes(self.size)
             )));
         }
         let mut progress = reads.take(asked, &self, part)?;

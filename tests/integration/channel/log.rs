@@ -388,7 +388,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     let log = Log::open(&path).unwrap();
     let filler = "x".repeat(60_000);
     while fs::metadata(&path).unwrap().len() < ROTATE_AT {
-        let (policy, refused) = (String::new(), Some(filler.clone()));
+        let (policy, refused) = ("".into(), Some(filler.as_str().into()));
         log.append(Event::Reload { policy, refused }).unwrap();
     }
     let before = lines_of(&path).len();

@@ -6,13 +6,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anklume::audit::Event;
-use anklume::audit::chain::{self, Read};
+use anklume::audit::chain::{self, Head, Read};
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::log::six_lines;
 use super::world::{Ended, World, ended, lines_of};
-use crate::harness::have;
+use crate::harness::{have, scrub, within};
 
 /// What `audit verify` says of these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
@@ -167,4 +167,109 @@ fn a_last_line_whose_end_is_missing_is_found() {
             "",
         );
     }
+}
+
+/// Memory that whoever reads a file of a stranger's may have, in KiB.
+const MEMORY: u32 = 96 * 1024;
+
+/// Runs in the world with so much memory.
+fn within_memory(world: &World, kib: u32, args: &[&str]) -> Ended {
+    let mut command = within(kib);
+    command.args(args).current_dir(world.path(""));
+    scrub(&mut command, &world.path(""));
+    ended(command)
+}
+
+#[test]
+fn a_hostile_log_costs_little_memory_and_reaches_no_terminal() {
+    let world = six_lines();
+    let evil = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}";
+    let start = Event::Start {
+        version: evil.into(),
+        pid: 1,
+        policy: evil.into(),
+    };
+    let (line, head) = chain::link(&Head::origin(), format!("{evil}.5Z"), start).unwrap();
+    let refused = Some(evil.into());
+    let policy = evil.into();
+    let reload = Event::Reload { policy, refused };
+    let (other, _) = chain::link(&head, evil.to_owned(), reload).unwrap();
+    let rows = "\n".repeat(8 * 1024 * 1024);
+    let long = "x".repeat(32 * 1024 * 1024);
+    let values = "[".repeat(1024) + &"{},".repeat(20_000) + "\n";
+    let bytes = [
+        line,
+        other,
+        rows.into(),
+        long.into(),
+        values.repeat(100).into(),
+    ]
+    .concat();
+    world.write("copy.jsonl", bytes);
+    let shown = within_memory(&world, MEMORY, &["audit", "show", "--file", "copy.jsonl"]);
+    let harmless = "\\u{1b}]0;owned\\u{7}\\u{9b}2J\\u{202e}";
+    let short = "\\u{1b}]0;owned\\u{7}\\u{9b}2";
+    let expected = format!(
+        "{harmless}Z  server started (anklume {harmless}, policy {short})\n\
+         {harmless}Z  new services file refused, policy {short} stays in force: {harmless}\n"
+    );
+    let lines = 8 * 1024 * 1024 + 100;
+    let warning = format!(
+        "warning: {lines} line(s) are not as they were written; `anklume audit verify` says which\n"
+    );
+    shown.is(0, &expected, &warning);
+    let json = ["audit", "show", "--format", "json", "--file", "copy.jsonl"];
+    let json = within_memory(&world, MEMORY, &json);
+    assert_eq!(json.status, 0, "{json:?}");
+    assert!(
+        json.stdout
+            .replace('\n', "")
+            .chars()
+            .all(|character| matches!(character, ' '..='~'))
+    );
+    assert_eq!(json.stdout.lines().count(), 2);
+    let verified = within_memory(&world, MEMORY, &["audit", "verify", "--file", "copy.jsonl"]);
+    assert_eq!(verified.status, 1, "{}", verified.stderr);
+    assert!(verified.stdout.len() < 1024 * 1024);
+    // The limit is one that a program can meet.
+    assert_ne!(within_memory(&world, 512, &["audit", "verify"]).status, 1);
+}
+
+#[test]
+fn a_hostile_status_costs_little_memory_and_reaches_no_terminal() {
+    let world = six_lines();
+    let server = world.listen();
+    let status = ["mcp", "status", "--listen", "sockets"];
+    let path = world.path("sockets/.status.json");
+    let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let evil = "\u{1b}[2J\u{9b}2J\u{202e}";
+    let mut said = good.clone();
+    said["version"] = json!(evil);
+    said["digest"] = json!(evil);
+    said["failed"] = json!([evil]);
+    fs::write(&path, said.to_string()).unwrap();
+    let ran = within_memory(&world, MEMORY, &status);
+    assert_eq!(ran.status, 1, "{ran:?}");
+    assert!(
+        ran.stdout
+            .contains("NOT done: \\u{1b}[2J\\u{9b}2J\\u{202e}\n"),
+        "{ran:?}"
+    );
+    assert!(ran.stdout.is_ascii());
+    for failed in [
+        "\"\",".repeat(1_000_000),
+        format!("\"{}\",", "x".repeat(32 * 1024 * 1024)),
+    ] {
+        let text =
+            good.to_string()
+                .replacen("\"failed\":[", &format!("\"failed\":[{failed}\"\""), 1);
+        assert!(text.len() > failed.len());
+        fs::write(&path, text).unwrap();
+        within_memory(&world, MEMORY, &status).is(
+            1,
+            "",
+            "error: cannot read `sockets/.status.json`: file too large\n",
+        );
+    }
+    server.end();
 }

@@ -284,8 +284,8 @@ fn a_log_that_is_rotated_takes_the_room_of_running_calls_along_or_stays() {
     let path = world.path("log/audit.jsonl");
     let log = Log::open_with(&path, 1).unwrap();
     let event = || Event::Reload {
-        policy: String::new(),
-        refused: Some("x".repeat(3000)),
+        policy: "".into(),
+        refused: Some("x".repeat(3000).into()),
     };
     log.append(event()).unwrap();
     log.reserve(10).unwrap();

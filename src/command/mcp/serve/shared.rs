@@ -51,9 +51,9 @@ pub(super) fn state(
     let live = Arc::new(Live::new(&path, policy, on_change(&recorder, output)));
     let policy = live.current();
     let started = Event::Start {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        policy: policy.digest.clone(),
+        policy: policy.digest.as_str().into(),
     };
     recorder
         .append(started, policy.services.allow_unlogged)
@@ -151,7 +151,7 @@ fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::live::OnC
             )),
         }
         let event = Event::Reload {
-            policy: policy.digest.clone(),
+            policy: policy.digest.as_str().into(),
             refused: refused.as_deref().map(bounded_reason),
         };
         // Whether calls may go on without a log is asked at each call.

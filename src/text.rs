@@ -1,0 +1,256 @@
+//! Text as people read it in a message: a stranger's words made harmless, numbers with their unit. Nothing is decided here.
+
+use std::fmt::{Display, Write as _};
+use std::ops::RangeInclusive;
+
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What another machine, a server or a log says. It has no `Display`: who prints it must say how it is made harmless.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Foreign<T = String>(T);
+
+impl<T> Foreign<T> {
+    /// Marks what came from a stranger.
+    pub const fn new(said: T) -> Self {
+        Self(said)
+    }
+
+    /// As it came: to compare it, to decide by it, to hand it on as data. Not to print it.
+    pub const fn raw(&self) -> &T {
+        &self.0
+    }
+
+    /// What becomes of it, which is as foreign.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Foreign<U> {
+        Foreign(change(self.0))
+    }
+
+    /// A part of it, which is as foreign.
+    pub fn part<'a, U>(&'a self, part: impl FnOnce(&'a T) -> U) -> Foreign<U> {
+        Foreign(part(&self.0))
+    }
+}
+
+impl From<String> for Foreign {
+    fn from(said: String) -> Self {
+        Self(said)
+    }
+}
+
+impl From<&str> for Foreign {
+    fn from(said: &str) -> Self {
+        Self(said.to_owned())
+    }
+}
+
+impl<T: AsRef<str>> Foreign<T> {
+    /// On one line, with everything escaped that would not show as what it is.
+    pub fn escaped(&self) -> String {
+        escaped(self.0.as_ref())
+    }
+
+    /// Escaped, and cut after `most` characters.
+    pub fn shown(&self, most: usize) -> String {
+        shown(self.0.as_ref(), most)
+    }
+
+    /// With every character that a terminal obeys written as `\u{…}`; newlines and tabs stay.
+    pub fn lines(&self) -> String {
+        let text = self.0.as_ref();
+        let mut safe = String::with_capacity(text.len());
+        for character in text.chars() {
+            if character == '\n' || character == '\t' || !is_obeyed(character) {
+                safe.push(character);
+            } else {
+                safe.extend(character.escape_default());
+            }
+        }
+        safe
+    }
+
+    /// Its first line with words, harmless, of at most `most` characters.
+    pub fn one_line(&self, most: usize) -> String {
+        let text = self.0.as_ref();
+        let line = text.trim_start().lines().next().unwrap_or_default();
+        let mut cut: String = line.chars().take(most).collect();
+        if line.chars().nth(most).is_some() {
+            cut.pop();
+            cut.push('…');
+        }
+        Foreign(cut.replace('\t', " ")).lines()
+    }
+}
+
+impl Foreign<Value> {
+    /// As indented JSON and a newline, in printable ASCII: the same value.
+    ///
+    /// # Errors
+    ///
+    /// Those of serde_json, which a value that was read does not cause.
+    pub fn json(&self) -> serde_json::Result<String> {
+        let mut safe = String::new();
+        for character in serde_json::to_string_pretty(&self.0)?.chars() {
+            if matches!(character, '\n' | ' '..='~') {
+                safe.push(character);
+                continue;
+            }
+            // Outside of strings JSON has none of these.
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(safe, "\\u{unit:04x}").map_err(serde_json::Error::custom)?;
+            }
+        }
+        safe.push('\n');
+        Ok(safe)
+    }
+}
+
+/// Characters that the standard library prints as they are, and that show nothing or only in company: fillers, selectors.
+const INVISIBLE: [RangeInclusive<char>; 8] = [
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
+    '\u{115f}'..='\u{1160}',
+    '\u{3164}'..='\u{3164}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{2800}'..='\u{2800}',
+    '\u{fe00}'..='\u{fe0f}',
+    '\u{e0100}'..='\u{e01ef}',
+];
+
+/// Whether a character shows nothing by itself, though it counts as printable.
+pub(crate) fn is_invisible(character: char) -> bool {
+    INVISIBLE.iter().any(|range| range.contains(&character))
+}
+
+/// A text with everything escaped that would not show as what it is.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_invisible(character) {
+            escaped.extend(character.escape_unicode());
+        } else {
+            escaped.extend(character.escape_debug());
+        }
+    }
+    escaped
+}
+
+/// A stranger's text as it may be repeated: escaped, and cut after `most` characters.
+pub(crate) fn shown(text: &str, most: usize) -> String {
+    let end = text
+        .char_indices()
+        .nth(most)
+        .map_or(text.len(), |(at, _)| at);
+    let mut shown = escaped(text.get(..end).unwrap_or(text));
+    if text.chars().nth(most).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// The first sentence of a text: the rest is for whoever asks for JSON.
+pub(crate) fn first_sentence(text: &str) -> &str {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    line.split_inclusive(". ").next().unwrap_or(line).trim_end()
+}
+
+/// Whether a terminal does something at it: control characters, and those that change the direction or the place of what follows.
+fn is_obeyed(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}'
+                | '\u{200b}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// A number of bytes, in words.
+pub(crate) fn bytes<N: Copy + Display + PartialEq + From<u8>>(number: N) -> String {
+    if number == N::from(1) {
+        "1 byte".to_owned()
+    } else {
+        format!("{number} bytes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use static_assertions::assert_not_impl_any;
+
+    use super::*;
+
+    // Whoever prints a stranger's words must say how.
+    assert_not_impl_any!(Foreign: Display);
+    assert_not_impl_any!(Foreign<&str>: Display);
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out_and_the_rest_stays() {
+        let cases = [
+            ("a\n\tb", "a\n\tb"),
+            ("é \"q\" \\ 日本 e\u{301}", "é \"q\" \\ 日本 e\u{301}"),
+            ("\u{1b}[2J", "\\u{1b}[2J"),
+            ("\u{9b}2J\r\u{7f}", "\\u{9b}2J\\r\\u{7f}"),
+            ("\u{202e}txt", "\\u{202e}txt"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Foreign::new(text).lines(), expected);
+        }
+    }
+
+    #[test]
+    fn json_stays_the_same_value() {
+        let value = Value::from("é\u{1b}\u{9b}\u{202e}\u{e0001}\u{7f}");
+        let text = Foreign::new(value.clone()).json().unwrap();
+        assert_eq!(
+            text,
+            "\"\\u00e9\\u001b\\u009b\\u202e\\udb40\\udc01\\u007f\"\n"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn the_first_sentence_ends_at_its_full_stop() {
+        assert_eq!(
+            first_sentence("Takes 1.5 MB. Gives it back."),
+            "Takes 1.5 MB."
+        );
+        assert_eq!(first_sentence("\n All of it.\nMore"), "All of it.");
+        assert_eq!(first_sentence(""), "");
+    }
+
+    #[test]
+    fn one_line_is_one_line() {
+        assert_eq!(Foreign::new("\n first\nsecond").one_line(9), "first");
+        assert_eq!(Foreign::new("abcdef").one_line(4), "abc…");
+        assert_eq!(Foreign::new("a\tb\u{1b}\r\nc").one_line(9), "a b\\u{1b}");
+        assert_eq!(Foreign::new("").one_line(9), "");
+    }
+
+    #[test]
+    fn a_stranger_s_text_is_escaped_and_cut() {
+        assert_eq!(shown("a\u{1b}é", 3), "a\\u{1b}é");
+        assert_eq!(shown("éééé", 3), "ééé…");
+        assert_eq!(
+            shown("\u{3164}\u{fe0f}\u{202e}", 3),
+            "\\u{3164}\\u{fe0f}\\u{202e}"
+        );
+        assert_eq!(shown("", 0), "");
+    }
+
+    #[test]
+    fn one_byte_is_one_byte() {
+        let words = [0_u64, 1, 2].map(bytes);
+        assert_eq!(words, ["0 bytes", "1 byte", "2 bytes"]);
+    }
+}

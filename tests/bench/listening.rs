@@ -1,0 +1,105 @@
+//! A server that listens, and the callers' ends of its connections.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The services file of the machine `vault` of an infrastructure.
+pub(crate) fn services(anklume: impl Fn() -> Command, folder: &Path, text: &str) -> PathBuf {
+    let (infra, services) = (folder.join("infra.yml"), folder.join("services.json"));
+    std::fs::write(&infra, text).unwrap();
+    let mut export = anklume();
+    export.args(["policy", "export", "--machine", "vault", "--infra"]);
+    let exported = export.arg(&infra).output().unwrap();
+    assert!(exported.status.success(), "policy export");
+    std::fs::write(&services, exported.stdout).unwrap();
+    services
+}
+
+/// The time that one call in a hundred exceeds.
+pub(crate) fn p99_of(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.swap_remove(times.len() * 99 / 100)
+}
+
+/// A server of two callers, `quiet` and `loud`; ended when dropped.
+pub(crate) struct Server {
+    process: Child,
+    sockets: PathBuf,
+}
+
+impl Server {
+    /// Starts it, and waits for its sockets.
+    pub(crate) fn start(mut serve: Command, folder: &Path, name: &str, services: &Path) -> Self {
+        let sockets = folder.join(name);
+        serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
+        serve.arg("--services").arg(services);
+        serve.env("ANKLUME_AUDIT_LOG", folder.join(format!("{name}.jsonl")));
+        let process = serve.stderr(Stdio::null()).spawn().unwrap();
+        let server = Self { process, sockets };
+        while !server.socket("quiet").exists() || !server.socket("loud").exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Where a caller asks it.
+    pub(crate) fn socket(&self, caller: &str) -> PathBuf {
+        self.sockets.join(format!("{caller}.sock"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that ended by itself has failed the measurement already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A call of a service as a line; its id is 0.
+pub(crate) fn call(service: &str, content: &str) -> String {
+    if content.is_empty() {
+        return call_with(service, "{}");
+    }
+    call_with(service, &format!("{{\"content\":\"{content}\"}}"))
+}
+
+/// The same with all its arguments, as JSON.
+pub(crate) fn call_with(service: &str, arguments: &str) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/call\",\"params\":{{\"name\":\"{service}\",\"arguments\":{arguments}}}}}\n"
+    )
+}
+
+/// One connection.
+pub(crate) struct Peer {
+    writer: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl Peer {
+    pub(crate) fn connect(socket: &Path) -> std::io::Result<Self> {
+        let writer = UnixStream::connect(socket)?;
+        let answers = BufReader::new(writer.try_clone()?);
+        Ok(Self { writer, answers })
+    }
+
+    pub(crate) fn write(&mut self, lines: &str) -> std::io::Result<()> {
+        self.writer.write_all(lines.as_bytes())
+    }
+
+    /// The next line; empty at the end.
+    pub(crate) fn read(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line)
+    }
+}
