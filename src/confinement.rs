@@ -15,6 +15,7 @@ use landlock::{
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, path_beneath_rules,
 };
 use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -103,6 +104,25 @@ impl std::fmt::Display for InForce {
             abi => write!(f, ", Landlock ABI {abi}"),
         }
     }
+}
+
+/// Memory of a process beyond what its caller may keep, in bytes: the program, its threads, and what is freed in a moment.
+const BESIDE: u64 = 128 * 1024 * 1024;
+
+/// Fences a process that works for one caller, and the programs that it starts: the budget comes first, and whoever gets past it ends
+/// here. No other process of its user may look into it, and nothing of it is left in a core file.
+///
+/// # Errors
+///
+/// The system's.
+pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
+    let at_most = |most| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::Data, at_most(budget.saturating_add(BESIDE)))?;
+    setrlimit(Resource::Core, at_most(0))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// Limits this thread and those that it starts. What the kernel does not have is left out and said.

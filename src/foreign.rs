@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::audit::LOG;
 use crate::audit::verify::Verifier;
 use crate::confinement::{self, Calls, InForce, Limits};
-use crate::inside::{Identity, Offered, Report};
+use crate::inside::{Identity, Offered, Report, summary};
 use crate::text::Foreign;
 
 /// The hidden subcommand that [`serve`]s.
@@ -52,6 +52,8 @@ enum Kind {
     Report,
     /// What a provider offers.
     Offered,
+    /// A services file, of which a plan shows a few words.
+    Services,
     /// Nothing is read: a log begins, which must hold this line.
     Log(Option<String>),
     /// The next file of that log.
@@ -137,6 +139,8 @@ impl<'de> Visitor<'de> for First {
 /// What was seen of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogSeen {
+    /// Number of its first line; 0 where there is none.
+    pub(crate) first: u64,
     /// Number of its last line; 0 where there is none.
     pub(crate) seq: u64,
     /// Hash of that line.
@@ -170,6 +174,7 @@ impl LogWalk {
     pub(crate) fn end(self) -> LogSeen {
         let report = self.0.finish();
         LogSeen {
+            first: report.first,
             seq: report.head.seq,
             head: report.head.hash,
             faults: report.findings.len() as u64 + report.more,
@@ -220,6 +225,11 @@ impl Reader {
     /// What a provider offers.
     pub(crate) async fn offered(&self, text: &[u8]) -> Result<Option<Offered>, ForeignError> {
         self.typed(Kind::Offered, text).await
+    }
+
+    /// What a services file serves, in words.
+    pub(crate) async fn services(&self, text: &[u8]) -> Result<Option<Foreign>, ForeignError> {
+        self.typed(Kind::Services, text).await
     }
 
     /// Begins a log, which must hold the line of this hash.
@@ -370,6 +380,7 @@ fn read(kind: Kind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         Kind::Identity => written(&Identity::from_file(text)?),
         Kind::Report => written(&serde_json::from_slice::<Report>(text).ok()?),
         Kind::Offered => written(&serde_json::from_slice::<Offered>(text).ok()?),
+        Kind::Services => written(&Foreign::new(summary(text)?)),
         Kind::Log(head) => {
             *log = LogWalk::new(head);
             Some(Vec::new())

@@ -7,8 +7,8 @@ mod found;
 mod rights;
 mod unit;
 
-pub use difference::{Kind, Piece, differences};
-pub use found::{Found, Serving};
+pub use difference::{Kind, Piece, differences, summary};
+pub use found::{Found, FoundServices, Serving};
 pub use rights::{
     ABOVE, Caller, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
 };

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
-use crate::limits::{IDLE, Limits, MEMORY, MEMORY_ALL};
+use crate::limits::{IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL};
 use crate::name::{MachineName, ServiceName, ToolName};
 
 /// What one machine offers.
@@ -114,6 +114,17 @@ impl Services {
         let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
         self.most(consumer, |limits| seconds(limits).unwrap_or(IDLE))
             .unwrap_or(IDLE)
+    }
+
+    /// How many calls of a tool a consumer may have in flight: the most of its services.
+    #[must_use]
+    pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.serves(consumer) && service.tool == tool);
+        let most = theirs
+            .map(|service| service.limits.in_flight.unwrap_or(IN_FLIGHT))
+            .max();
+        most.unwrap_or(IN_FLIGHT)
     }
 
     /// The largest of a value over a consumer's services.

@@ -1,11 +1,10 @@
 //! Text as people read it in a message: a stranger's words made harmless, numbers with their unit. Nothing is decided here.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
 
-use serde::ser::Error as _;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// What another machine, a server or a log says. It has no `Display`: who prints it must say how it is made harmless.
 #[derive(
@@ -86,26 +85,50 @@ impl<T: AsRef<str>> Foreign<T> {
     }
 }
 
-impl Foreign<Value> {
-    /// As indented JSON and a newline, in printable ASCII: the same value.
-    ///
-    /// # Errors
-    ///
-    /// Those of serde_json, which a value that was read does not cause.
-    pub fn json(&self) -> serde_json::Result<String> {
-        let mut safe = String::new();
-        for character in serde_json::to_string_pretty(&self.0)?.chars() {
-            if matches!(character, '\n' | ' '..='~') {
-                safe.push(character);
-                continue;
+/// Writes a value as indented JSON and a newline, in printable ASCII: what a terminal obeys is written as `\uXXXX`, the same value.
+///
+/// # Errors
+///
+/// The writer's, and those of a value that JSON cannot hold.
+pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
+    serde_json::to_writer_pretty(Ascii(&mut to), value)?;
+    to.write_all(b"\n")
+        .and_then(|()| to.flush())
+        .map_err(serde_json::Error::io)
+}
+
+/// JSON on its way, of which only texts have characters beyond ASCII.
+struct Ascii<W>(W);
+
+impl<W: Write> Write for Ascii<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = match str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(fault) => str::from_utf8(bytes.get(..fault.valid_up_to()).unwrap_or_default())
+                .ok()
+                .filter(|text| !text.is_empty())
+                .ok_or(io::ErrorKind::InvalidData)?,
+        };
+        let mut rest = text;
+        while let Some(at) = rest.find(|character| !matches!(character, '\n' | ' '..='~')) {
+            let (plain, odd) = rest.split_at(at);
+            self.0.write_all(plain.as_bytes())?;
+            let mut characters = odd.chars();
+            for unit in characters
+                .next()
+                .unwrap_or_default()
+                .encode_utf16(&mut [0; 2])
+            {
+                write!(self.0, "\\u{unit:04x}")?;
             }
-            // Outside of strings JSON has none of these.
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                write!(safe, "\\u{unit:04x}").map_err(serde_json::Error::custom)?;
-            }
+            rest = characters.as_str();
         }
-        safe.push('\n');
-        Ok(safe)
+        self.0.write_all(rest.as_bytes())?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -126,14 +149,14 @@ pub(crate) fn is_invisible(character: char) -> bool {
     INVISIBLE.iter().any(|range| range.contains(&character))
 }
 
-/// A text with everything escaped that would not show as what it is.
+/// A text with everything escaped that would not show as what it is. It stands between backticks: a quote ends nothing.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
-        if is_invisible(character) {
-            escaped.extend(character.escape_unicode());
-        } else {
-            escaped.extend(character.escape_debug());
+        match character {
+            '"' | '\'' => escaped.push(character),
+            _ if is_invisible(character) => escaped.extend(character.escape_unicode()),
+            _ => escaped.extend(character.escape_debug()),
         }
     }
     escaped
@@ -186,6 +209,7 @@ pub(crate) fn bytes<N: Copy + Display + PartialEq + From<u8>>(number: N) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use static_assertions::assert_not_impl_any;
 
     use super::*;
@@ -211,7 +235,9 @@ mod tests {
     #[test]
     fn json_stays_the_same_value() {
         let value = Value::from("é\u{1b}\u{9b}\u{202e}\u{e0001}\u{7f}");
-        let text = Foreign::new(value.clone()).json().unwrap();
+        let mut text = Vec::new();
+        write_json(&mut text, &value).unwrap();
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(
             text,
             "\"\\u00e9\\u001b\\u009b\\u202e\\udb40\\udc01\\u007f\"\n"
@@ -240,6 +266,7 @@ mod tests {
     #[test]
     fn a_stranger_s_text_is_escaped_and_cut() {
         assert_eq!(shown("a\u{1b}é", 3), "a\\u{1b}é");
+        assert_eq!(shown(r#"{"a": 'b'}\"#, 20), r#"{"a": 'b'}\\"#);
         assert_eq!(shown("éééé", 3), "ééé…");
         assert_eq!(
             shown("\u{3164}\u{fe0f}\u{202e}", 3),

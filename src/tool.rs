@@ -29,6 +29,7 @@ pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
 pub use resource::Resource;
 pub(crate) use resource::{has_gnupg, portal_limits};
+pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
 /// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.

@@ -18,10 +18,9 @@ pub(crate) fn run(args: &MachineAskArgs, output: &Output) -> anyhow::Result<Exit
     let mut offered = Offered::default();
     let asked = converse(&channel, output, async |server, _| {
         let began = Instant::now();
-        let listing = server.tools().await?;
+        let tools = server.tools().await?;
         offered.milliseconds = Some(began.elapsed().as_secs_f64() * 1000.0);
-        offered.services = listing
-            .tools
+        offered.services = tools
             .into_iter()
             .map(|tool| tool.map(|tool| tool.name.into_owned()))
             .collect();

@@ -2,11 +2,12 @@
 //!
 //! Written through locks with `writeln!`, so that a closed pipe is an error to handle and not a panic.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use anstream::{AutoStream, ColorChoice};
 
 use crate::cli::{Format, GlobalArgs, When};
+use crate::text::write_json;
 
 /// Where a command prints, and in which form.
 #[derive(Debug, Clone)]
@@ -56,11 +57,12 @@ impl Output {
         stdout.flush()
     }
 
-    /// Writes a value to stdout as indented JSON and a newline.
+    /// Writes a value to stdout as indented JSON and a newline, in printable ASCII.
+    #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
     pub(crate) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        let mut text = serde_json::to_string_pretty(value)?;
-        text.push('\n');
-        Ok(self.answer(text.as_bytes())?)
+        let stdout = BufWriter::new(io::stdout().lock());
+        // As the system said it: a closed pipe is looked for.
+        Ok(write_json(stdout, value).map_err(io::Error::from)?)
     }
 
     /// A line on stderr for whoever watches; not with `--quiet`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Found, Order, Serving, Unit, units};
+use crate::digest::sha256;
 use crate::services::Services;
 
 /// One thing that differs.
@@ -62,15 +63,18 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
         let line = format!("~ rights on {machine}: {}", odd.join(", "));
         rest(Kind::Rights, line);
     }
-    if order.services != found.services {
-        let (old, new) = (
-            summary(found.services.as_ref()),
-            summary(order.services.as_ref()),
-        );
-        let line = match (&found.services, &order.services) {
-            (None, _) => format!("+ services of {machine}: {new}"),
+    if !has_services(order, found) {
+        let new = order
+            .services
+            .as_ref()
+            .and_then(|text| summary(text.as_bytes()));
+        let line = match (&found.services, new) {
+            (None, new) => format!("+ services of {machine}: {}", new.unwrap_or_default()),
             (Some(_), None) => format!("- services of {machine}"),
-            (Some(_), Some(_)) => format!("~ services of {machine}: {old} → {new}"),
+            (Some(old), Some(new)) => {
+                let old = old.shown.shown(SUMMARY_SHOWN);
+                format!("~ services of {machine}: {old} → {new}")
+            }
         };
         rest(Kind::Services, line);
     }
@@ -87,14 +91,18 @@ const fn sign(there: bool) -> char {
     if there { '~' } else { '+' }
 }
 
-/// The services of a file as a plan shows them.
-fn summary(text: Option<&String>) -> String {
-    let Some(text) = text else {
-        return "(none)".to_owned();
-    };
-    let Ok(services) = Services::from_file(text.as_bytes()) else {
-        return "(unreadable)".to_owned();
-    };
+/// Whether the services file is the declared one, or none is declared and none is there.
+fn has_services(order: &Order, found: &Found) -> bool {
+    match (&order.services, &found.services) {
+        (Some(text), Some(file)) => sha256(text) == file.sha256,
+        (wanted, found) => wanted.is_none() && found.is_none(),
+    }
+}
+
+/// The services of a file as a plan shows them; `None`: it is none.
+#[must_use]
+pub fn summary(file: &[u8]) -> Option<String> {
+    let services = Services::from_file(file).ok()?;
     let one = |service: &crate::services::Service| {
         let consumers: Vec<&str> = service
             .consumers
@@ -121,8 +129,11 @@ fn summary(text: Option<&String>) -> String {
         all.push(format!("and {more} more"));
     }
     let digest: String = services.digest().chars().take(DIGEST_SHOWN).collect();
-    format!("{} ({digest})", all.join("; "))
+    Some(format!("{} ({digest})", all.join("; ")))
 }
+
+/// Longest summary of a machine's services that is shown, in characters.
+const SUMMARY_SHOWN: usize = 4096;
 
 /// How many services are shown.
 const SERVICES_SHOWN: usize = 8;
@@ -167,8 +178,7 @@ fn serving(order: &Order, found: &Found) -> Option<String> {
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
         Serving::Policy { digest, refused } => {
             let same = *digest.raw() == services.digest() && refused.is_none();
-            let changes = order.services != found.services;
-            (!same && !changes)
+            (!same && has_services(order, found))
                 .then(|| format!("~ server on {machine}: another policy → the declared one"))
         }
     }
@@ -177,7 +187,7 @@ fn serving(order: &Order, found: &Found) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inside::{Identity, Supervisor};
+    use crate::inside::{FoundServices, Identity, Supervisor};
 
     fn order() -> Order {
         let services = serde_json::json!({
@@ -205,7 +215,7 @@ mod tests {
             identity: Some(Identity {
                 ..order.identity(Supervisor::Systemd)
             }),
-            services: order.services.clone(),
+            services: order.services.as_deref().map(FoundServices::of),
             units: services
                 .as_ref()
                 .map(|_| files(order.run_as.as_deref()))
@@ -350,6 +360,7 @@ mod tests {
             services: None,
             ..order()
         };
+        let services = services.as_deref().map(FoundServices::of);
         let found = Found {
             services,
             ..done(&order())

@@ -107,15 +107,6 @@ pub(crate) enum ClientError {
     },
 }
 
-/// What a server lists.
-#[derive(Debug)]
-pub(crate) struct Listing {
-    /// The result as it came; of several pages, one.
-    pub(crate) result: Foreign<Value>,
-    /// The tools in it.
-    pub(crate) tools: Vec<Foreign<Tool>>,
-}
-
 /// What a tool gave back.
 #[derive(Debug)]
 pub(crate) struct Called {
@@ -166,8 +157,22 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         writer: W,
         patience: Patience,
     ) -> Result<Self, ClientError> {
+        Self::start_within(reader, writer, patience, LINE_MAX).await
+    }
+
+    /// The same with a server whose messages have so many bytes at most.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the server from answering `initialize`.
+    pub(crate) async fn start_within(
+        reader: R,
+        writer: W,
+        patience: Patience,
+        longest: usize,
+    ) -> Result<Self, ClientError> {
         let mut client = Self {
-            exchange: Exchange::new(Lines::new(reader, LINE_MAX), writer),
+            exchange: Exchange::new(Lines::new(reader, longest), writer),
             patience,
         };
         let answer = client
@@ -197,16 +202,51 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         listed.map(drop)
     }
 
-    /// Everything that the server lists.
+    /// The tools that the server lists.
     ///
     /// # Errors
     ///
     /// Whatever keeps the whole list from coming.
-    pub(crate) async fn tools(&mut self) -> Result<Listing, ClientError> {
-        let mut whole: Option<(Value, Vec<Tool>)> = None;
+    pub(crate) async fn tools(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
+        let mut tools = Vec::new();
+        self.pages(|page, typed| {
+            drop(page);
+            tools.extend(typed.tools.into_iter().map(Foreign::new));
+            Ok(())
+        })
+        .await?;
+        Ok(tools)
+    }
+
+    /// Everything that the server lists, as it came; of several pages, one.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the whole list from coming.
+    pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
+        let mut whole = None;
+        self.pages(|page, known| {
+            drop(known);
+            let page = typed(LIST, &page)?;
+            whole = Some(match whole.take() {
+                None => page,
+                Some(first) => joined(first, page),
+            });
+            Ok(())
+        })
+        .await?;
+        Ok(Foreign::new(whole.unwrap_or_default()))
+    }
+
+    /// Every page of the list, as text and as tools.
+    async fn pages(
+        &mut self,
+        mut each: impl FnMut(Box<RawValue>, ListToolsResult) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         let mut params = Map::new();
         let mut room = LINE_MAX;
         let mut values = ANSWER_VALUES_MAX;
+        let mut tools = TOOLS_MAX;
         for _ in 0..PAGES_MAX {
             let answer = self
                 .exchange
@@ -226,30 +266,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                     &format!("its pages have more than {ANSWER_VALUES_MAX} values together"),
                 )
             })?;
-            let page: ListToolsResult = typed(LIST, &answer)?;
-            let result: Value = typed(LIST, &answer)?;
-            let cursor = page.next_cursor.clone();
-            let (result, tools) = match whole.take() {
-                None => (result, page.tools),
-                Some((first, mut tools)) => {
-                    tools.extend(page.tools);
-                    (joined(first, result), tools)
-                }
-            };
-            if tools.len() > TOOLS_MAX {
-                return Err(malformed(
-                    LIST,
-                    &format!("it lists more than {TOOLS_MAX} tools"),
-                ));
-            }
+            let mut page: ListToolsResult = typed(LIST, &answer)?;
+            let cursor = page.next_cursor.take();
+            tools = tools
+                .checked_sub(page.tools.len())
+                .ok_or_else(|| malformed(LIST, &format!("it lists more than {TOOLS_MAX} tools")))?;
+            each(answer, page)?;
             let Some(cursor) = cursor else {
-                return Ok(Listing {
-                    result: Foreign::new(result),
-                    tools: tools.into_iter().map(Foreign::new).collect(),
-                });
+                return Ok(());
             };
             params.insert("cursor".to_owned(), cursor.into());
-            whole = Some((result, tools));
         }
         Err(malformed(
             LIST,
@@ -346,6 +372,13 @@ fn joined(mut first: Value, page: Value) -> Value {
 fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result<T, ClientError> {
     serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
 }
+
+/// Longest text of an answer where none is long, in bytes: a name, a description, a key.
+const TEXT_MAX: usize = 256 * 1024;
+/// Keys of an answer whose text may be long.
+const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];
+/// Keys of an answer below which every text may be long.
+const FREE: [&str; 2] = ["structuredContent", "_meta"];
 
 fn malformed(method: &'static str, why: &str) -> ClientError {
     let why = why.into();

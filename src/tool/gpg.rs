@@ -43,8 +43,8 @@ pub(super) struct Signing {
     making: Making,
     size: u64,
     key: Option<String>,
-    /// Its place among those of its caller, where it comes in pieces.
-    place: Option<OwnedSemaphorePermit>,
+    /// Its places among those of its caller: as a signature, and as one that comes in pieces.
+    places: Vec<OwnedSemaphorePermit>,
 }
 
 /// Where GnuPG keeps what belongs to the server's user.
@@ -81,7 +81,9 @@ pub(super) async fn sign(grant: &Grant, session: &Session) -> Result<Outcome, To
             ));
         }
         let data = decode(arguments.data).await?;
-        let signing = Signing::start(settings, arguments.key_id).await?;
+        let place = place(settings)?;
+        let mut signing = Signing::start(settings, arguments.key_id).await?;
+        signing.places.push(place);
         return signing.take(settings, &data).await?.finish(settings).await;
     };
     // Known by what was called: one at a time for each service.
@@ -91,6 +93,17 @@ pub(super) async fn sign(grant: &Grant, session: &Session) -> Result<Outcome, To
             .take(grant.name(), &format!("`{}`", grant.name()), offset)?;
     let last = arguments.r#final == Some(true);
     piece(settings, turn, step, arguments, last).await
+}
+
+/// A place among the signatures that may be under way at once.
+fn place(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
+    let place = Arc::clone(&settings.signatures).try_acquire_owned();
+    place.map_err(|_| {
+        ToolError::Busy(
+            "signatures in pieces take all places that `in_flight` gives this caller; finish one first"
+                .to_owned(),
+        )
+    })
 }
 
 /// One piece of a signature.
@@ -117,14 +130,15 @@ async fn piece(
     };
     let signing = match step {
         Step::Begin => {
-            let place = Arc::clone(&settings.open_signatures).try_acquire_owned();
-            let place = place.map_err(|_| {
+            let waits = Arc::clone(&settings.open_signatures).try_acquire_owned();
+            let waits = waits.map_err(|_| {
                 ToolError::Busy(format!(
                     "{WAITING_MAX} signatures in pieces are under way for this caller, over all its connections; finish one first"
                 ))
             })?;
+            let place = place(settings)?;
             let mut signing = Signing::start(settings, arguments.key_id).await?;
-            signing.place = Some(place);
+            signing.places = vec![waits, place];
             signing
         }
         // The gpg that waits signs with the first piece's key whatever a later one says.
@@ -166,7 +180,7 @@ impl Signing {
             making,
             size,
             key,
-            place: None,
+            places: Vec::new(),
         })
     }
 

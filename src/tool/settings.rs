@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
 use crate::inside::AGENT_LAUNCHER;
-use crate::limits::IDLE;
+use crate::limits::{IDLE, IN_FLIGHT};
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";
@@ -29,6 +29,26 @@ const VARIABLES: [&str; 8] = [
     KEYS,
     "HOME",
     AGENT_LAUNCHER,
+];
+/// What else of the environment a process may know that a server or a tool starts: where programs are, the user, the language, and
+/// where a pinentry may ask.
+const PASSED: [&str; 15] = [
+    "PATH",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+    "GPG_TTY",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "ANKLUME_AUDIT_LOG",
+    // Of builds for tests alone.
+    "ANKLUME_PROBE",
 ];
 /// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
@@ -70,6 +90,8 @@ pub struct Settings {
     pub(super) usage: Usage,
     /// Places for signatures in pieces, each of which is a gpg that waits.
     pub(super) open_signatures: Arc<Semaphore>,
+    /// Places for signatures of either kind: one that waits for its next piece is a call in flight as well.
+    pub(super) signatures: Arc<Semaphore>,
 }
 
 /// A portal that depends on where the server is started.
@@ -119,7 +141,13 @@ impl Settings {
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
             open_signatures: Arc::new(Semaphore::new(WAITING_MAX)),
+            signatures: places(IN_FLIGHT),
         }
+    }
+
+    /// Lets so many signatures be under way at once, those that wait for their next piece included.
+    pub(crate) fn limit_signatures(&mut self, in_flight: u32) {
+        self.signatures = places(in_flight);
     }
 
     /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
@@ -142,6 +170,12 @@ impl Settings {
             ..Self::new(portal, runtime.join("anklume"))
         })
     }
+}
+
+/// The environment of a process that a server or a tool starts.
+pub(crate) fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
+    let names = VARIABLES.into_iter().chain(PASSED);
+    names.filter_map(|name| Some((name, variable(name)?)))
 }
 
 /// Where a server finds its user's portal, clipboard and keys: its [`VARIABLES`]. One that is not there is not set.
@@ -237,6 +271,11 @@ fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
 }
 
 /// A variable of the environment; empty is as good as not set.
+fn places(number: u32) -> Arc<Semaphore> {
+    let number = usize::try_from(number).unwrap_or(Semaphore::MAX_PERMITS);
+    Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)))
+}
+
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }

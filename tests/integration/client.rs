@@ -14,12 +14,17 @@ const MEMORY: u32 = 96 * 1024;
 
 /// Runs the client against a server of that kind; `None` where there is no Python to play it.
 fn against(kind: &str, args: &[&str]) -> Option<Ran> {
+    against_with(kind, args, "")
+}
+
+/// The same with what it reads on stdin.
+fn against_with(kind: &str, args: &[&str], stdin: &str) -> Option<Ran> {
     if !have_program("python3") {
         return None;
     }
     let server = Server::start(kind);
     let args = args.iter().copied().map(str::to_owned);
     let socket = ["--socket".to_owned(), server.socket()];
-    let ran = Anklume::new().args(args).args(socket).memory(MEMORY).run();
-    Some(ran)
+    let client = Anklume::new().args(args).args(socket).memory(MEMORY);
+    Some(client.stdin(stdin).run())
 }

@@ -213,6 +213,10 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Kept>) -> Checked {
             "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
             kept.seq
         )),
+        // Rotation drops a file where all of them are there, and never before.
+        _ if files > 0 && files <= KEEP && seen.first > 1 => {
+            Checked::Altered(format!("has lost what was before its line {}", seen.first))
+        }
         Some(kept) if files < kept.files => {
             let gone = kept.files - files;
             Checked::Altered(format!("has lost {gone} of its {} files", kept.files))
@@ -283,8 +287,17 @@ mod tests {
         let all = [oldest.as_slice(), &older, &newer];
         let kept_middle = kept(&middle, 3);
         assert_eq!(said(&all, &kept_middle), "");
-        // The oldest went with a rotation, and one more came.
-        assert_eq!(said(&all[1..], &kept(&middle, 2)), "");
+        // Only where there are as many as are kept, a rotation drops the oldest.
+        let gone = "has lost what was before its line 4";
+        assert_eq!(said(&all[1..], &kept(&middle, 2)), gone);
+        let (mut every, mut end) = (Vec::new(), first.clone());
+        for _ in 0..=KEEP {
+            let (file, last) = log(1, &end, rotated());
+            every.push(file);
+            end = last;
+        }
+        let every: Vec<&[u8]> = every.iter().map(Vec::as_slice).collect();
+        assert_eq!(said(&every, &kept(&end, KEEP + 1)), "");
         // Half a line at the end is being written.
         let growing = [newer.as_slice(), b"{\"seq\":"].concat();
         assert_eq!(said(&[&oldest, &older, &growing], &kept_middle), "");
@@ -297,7 +310,10 @@ mod tests {
         );
         let (anew, _) = log(3, &Head::origin(), rotated());
         assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
-        assert_eq!(said(&all[1..], &kept_middle), "has lost 1 of its 3 files");
+        assert_eq!(
+            said(&all[1..], &kept_middle),
+            "has lost what was before its line 4"
+        );
         // The same calls, and another chain.
         let other = Head {
             seq: 0,

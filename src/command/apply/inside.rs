@@ -16,7 +16,8 @@ use crate::incus::state::Instance;
 use crate::incus::{Kind, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    ABOVE, Caller, Found, IDENTITY, LINK, Rights, SERVICES, Serving, ours, unit_paths,
+    ABOVE, Caller, Found, FoundServices, IDENTITY, LINK, Rights, SERVICES, Serving, ours,
+    unit_paths,
 };
 use crate::mcp::listen::folder::Folder;
 use crate::plan::{Again, Role, has_inside};
@@ -104,7 +105,10 @@ async fn into(context: &Context, there: &Instance, caller: Caller) -> Option<Fou
             .await
             .unwrap_or_default();
     }
-    found.services = text(&mut files, SERVICES, Kind::File).await?;
+    if let Some(file) = files.read(SERVICES, Kind::File, SERVICES_MAX).await.ok()? {
+        let shown = context.reader().services(&file).await.unwrap_or_default();
+        found.services = Some(FoundServices::with(&file, shown));
+    }
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     for unit in supervisor.map(unit_paths).unwrap_or_default() {
         if let Some(text) = text(&mut files, &unit, Kind::File).await? {
@@ -152,7 +156,7 @@ pub(in crate::command) fn runs(there: &Instance) -> bool {
 /// The text of a file; `None`: it cannot be read.
 async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Option<String>> {
     // The server's status repeats its services.
-    let large = path == SERVICES || path.starts_with(PROVIDER_FOLDER);
+    let large = path.starts_with(PROVIDER_FOLDER);
     let most = if large { SERVICES_MAX } else { FILE_MAX };
     let content = files.read(path, kind, most).await.ok()?;
     // What is no text is none of ours.

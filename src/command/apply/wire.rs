@@ -72,6 +72,9 @@ pub(super) async fn ask(edge: &Edge) -> Answer {
     heard(stream).await
 }
 
+/// Longest message of a server's that root reads, in bytes.
+const ANSWER_MAX: usize = 64 * 1024;
+
 /// What a server says over a connection.
 async fn heard(stream: UnixStream) -> Answer {
     let patience = Patience {
@@ -81,11 +84,12 @@ async fn heard(stream: UnixStream) -> Answer {
     // Not `into_split`: its write half ends the stream when it is dropped.
     let (reader, writer) = tokio::io::split(stream);
     let listed = async {
-        let mut client = Client::start(reader, writer, patience).await?;
+        let mut client = Client::start_within(reader, writer, patience, ANSWER_MAX).await?;
         client.answers().await
     };
     match timeout(PATIENCE, listed).await {
-        Ok(Ok(())) => Answer::Tools,
+        // A list of many services may be longer than is read here.
+        Ok(Ok(()) | Err(ClientError::TooLong(_))) => Answer::Tools,
         // Whoever says so is there.
         Ok(Err(ClientError::Refused { refusal, .. })) if refusal.raw().code.0 == OVERLOADED => {
             Answer::Full

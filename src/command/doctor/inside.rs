@@ -159,7 +159,7 @@ fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inside::Supervisor;
+    use crate::inside::{FoundServices, Supervisor};
     use crate::services::Services;
     use crate::text::Foreign;
 
@@ -171,7 +171,7 @@ mod tests {
             odd: std::collections::BTreeMap::new(),
             link: Some(PROGRAM.to_owned()),
             identity: Some(order.identity(Supervisor::Openrc)),
-            services: order.services.clone(),
+            services: order.services.as_deref().map(FoundServices::of),
             units: std::collections::BTreeMap::new(),
             serving,
             confinement: None,

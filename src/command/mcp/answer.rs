@@ -13,7 +13,7 @@ use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::{Called, WORDS_SHOWN};
-use crate::text::{self, Foreign};
+use crate::text::{self, Foreign, write_json};
 
 /// What came back.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) fn report(
     let failed = called.has_failed();
     match output.format() {
         Format::Json => {
-            output.answer(called.value()?.json()?.as_bytes())?;
+            output.json(&called.value()?)?;
         }
         Format::Text if failed => {}
         Format::Text => output.answer(text_out(&text(called.result.raw())).as_bytes())?,
@@ -157,8 +157,9 @@ fn print_kept(
             stdout.write_all(br#"{"content":[{"type":"text","text":""#)?;
             print_base64(&mut file, &mut stdout)?;
             stdout.write_all(br#""}],"#)?;
-            let rest = Foreign::new(rest).json()?;
-            stdout.write_all(rest.strip_prefix('{').unwrap_or(&rest).as_bytes())?;
+            let mut text = Vec::new();
+            write_json(&mut text, &rest)?;
+            stdout.write_all(text.strip_prefix(b"{").unwrap_or(&text))?;
         }
     }
     Ok(stdout.flush()?)

@@ -39,7 +39,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
     converse(&args.channel, output, async |server, channel| {
         let answer = match ask(server, &args.tool, given, channel).await {
             Err(Broken::Client(fault)) if is_invalid(&fault) => {
-                let tools = server.tools().await?.tools;
+                let tools = server.tools().await?;
                 if tools.iter().any(|tool| tool.raw().name == args.tool) {
                     return Err(fault.into());
                 }
@@ -61,7 +61,7 @@ async fn ask(
     if given.is_nothing() {
         return Ok(Answer::Whole(server.call(name, Map::new()).await?));
     }
-    let tools = server.tools().await?.tools;
+    let tools = server.tools().await?;
     let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
         return Err(unknown(name, &tools, channel).into());
     };

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::Source;
+use crate::text;
 
 /// What may be written after the tool's name.
 const FORMS: &str = "write `key=value`, `key=@FILE`, `key=-` (stdin), `key:=JSON`, one JSON object, or `-` (the object from stdin)";
@@ -200,32 +201,12 @@ impl<'de> Visitor<'de> for Keys {
 pub(super) fn shown(word: &str) -> String {
     /// Characters that tell which word it was.
     const SHOWN: usize = 60;
-    let mut text: String = word
-        .chars()
-        .take(SHOWN)
-        .fold(String::new(), |mut text, character| {
-            match character {
-                // The text stands between backticks: a quote ends nothing, and JSON is full of them.
-                '"' | '\'' => text.push(character),
-                _ => text.extend(character.escape_debug()),
-            }
-            text
-        });
-    if word.chars().nth(SHOWN).is_some() {
-        text.push('…');
-    }
-    text
+    text::shown(word, SHOWN)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_message_shows_has_its_quotes_and_nothing_that_a_terminal_obeys() {
-        assert_eq!(shown(r#"{"a": 'b'}"#), r#"{"a": 'b'}"#);
-        assert_eq!(shown("a\u{1b}[2J\n\\"), "a\\u{1b}[2J\\n\\\\");
-    }
 
     #[test]
     fn what_the_help_shows_works_in_a_shell() {

@@ -7,10 +7,12 @@ use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
 use super::worker::{confine, sockets};
 use crate::cli::McpHelperArgs;
 use crate::command::output::Output;
+use crate::confinement::fence;
 use crate::error::Exit;
 use crate::mcp::helper::{Work, serve};
 use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::Remote;
+use crate::name::ToolName;
 
 /// Threads for work that blocks.
 const THREADS: usize = 8;
@@ -24,6 +26,11 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
     let mut settings = shared::settings()?;
     let policy = monitor.policy();
     settings.idle = policy.services.idle_of(&args.caller);
+    settings.limit_signatures(
+        policy
+            .services
+            .in_flight_of(&args.caller, ToolName::GpgSign),
+    );
     let tools: Vec<_> = policy
         .services
         .services
@@ -32,6 +39,7 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
         .collect();
     // Looks for what it will need; no thread of it is left.
     let limits = runtime(THREADS)?.block_on(args.resource.limits(&settings, &tools));
+    fence(policy.services.memory_of(&args.caller))?;
     confine(&limits, &policy)?;
     #[cfg(debug_assertions)]
     super::probe::run(args.resource.as_str(), output);

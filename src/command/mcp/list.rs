@@ -24,17 +24,12 @@ pub(super) fn run(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
         });
     }
     converse(&args.channel, output, async |server, _| {
-        let listing = server.tools().await?;
         match output.format() {
-            Format::Json => output.answer(
-                listing
-                    .result
-                    .json()
-                    .map_err(anyhow::Error::from)?
-                    .as_bytes(),
-            )?,
-            Format::Text if listing.tools.is_empty() => output.say("no tools"),
-            Format::Text => output.answer(table(&listing.tools).as_bytes())?,
+            Format::Json => output.json(&server.listing().await?)?,
+            Format::Text => match server.tools().await?.as_slice() {
+                [] => output.say("no tools"),
+                tools => output.answer(table(tools).as_bytes())?,
+            },
         }
         Ok(Exit::Done)
     })

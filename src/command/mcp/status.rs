@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::cli::{Format, McpStatusArgs};
 use crate::command::output::Output;
@@ -12,6 +12,7 @@ use crate::mcp::listen::Status;
 use crate::mcp::listen::folder::Folder;
 use crate::name::MachineName;
 use crate::services::Services;
+use crate::text::Foreign;
 
 /// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, something of it failed or the log
 /// cannot be written, 4 nobody serves.
@@ -26,6 +27,8 @@ pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit>
             "refused": status.refused,
             "failed": status.failed,
             "unlogged": status.unlogged,
+            "confinement": status.confinement,
+            "memory": memory_of(&status.services),
             "services": status.services.services,
         }))?,
         Format::Text => output.answer(as_text(&status).as_bytes())?,
@@ -51,8 +54,23 @@ fn read(folder: &Path) -> anyhow::Result<Status> {
     let file = Folder::status_file(folder);
     let text =
         Folder::status(folder).with_context(|| format!("cannot read `{}`", file.display()))?;
-    serde_json::from_slice(&text)
-        .with_context(|| format!("`{}` was written by another version", file.display()))
+    serde_json::from_slice(&text).map_err(|why| {
+        let why = Foreign::from(why.to_string()).shown(WHY_SHOWN);
+        let text = format!("`{}` was written by another version: {why}", file.display());
+        Failure::new(Exit::Failed, text).into()
+    })
+}
+
+/// Characters that are shown of why a status cannot be read.
+const WHY_SHOWN: usize = 300;
+
+/// The budgets in bytes: the server's and each consumer's.
+fn memory_of(services: &Services) -> Value {
+    let each = services.consumers().into_iter();
+    let each: Map<String, Value> = each
+        .map(|name| (name.to_string(), services.memory_of(name).into()))
+        .collect();
+    json!({"all": services.memory_of_all(), "each": each})
 }
 
 fn mebibytes(bytes: u64) -> String {

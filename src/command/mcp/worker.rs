@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
 use crate::cli::McpWorkerArgs;
 use crate::command::output::Output;
-use crate::confinement::{self, Calls, InForce, Limits};
+use crate::confinement::{self, Calls, InForce, Limits, fence};
 use crate::error::Exit;
 use crate::infra::Confinement;
 use crate::mcp::accept::Accepting;
@@ -57,12 +57,13 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
         Some(_) => portal_limits(&settings),
         None => NOTHING,
     };
+    let memory = policy.services.memory_of(&args.caller);
+    fence(memory)?;
     confine(&limits, &policy)?;
     #[cfg(debug_assertions)]
     super::probe::run("worker", output);
     let runtime = runtime(THREADS)?;
     let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
-    let memory = policy.services.memory_of(&args.caller);
     let pace = Arc::new(Pace::with_memory(memory, Box::new(monitor.lender())));
     let shared = shared::shared(monitor, settings, Some(helpers), output);
     let ended = runtime.block_on(async {

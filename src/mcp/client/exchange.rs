@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
 
 use super::message::{self, Meaning, NoMessage};
-use super::{ClientError, IN_ALL, malformed};
+use super::{ClientError, FREE, IN_ALL, PAYLOAD, TEXT_MAX, malformed};
 use crate::mcp::wire::{Line, Lines, json};
 use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
 use crate::text::Foreign;
@@ -205,7 +205,12 @@ impl Budget {
 /// EOF, EPIPE and ECONNRESET are one: the far end is gone.
 /// An answer that can be taken apart: a value takes many times more memory than its text.
 fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>, ClientError> {
-    match json::count(answer.get().as_bytes()) {
+    let text = answer.get().as_bytes();
+    if json::has_long_text(text, TEXT_MAX, &PAYLOAD, &FREE) {
+        let why = format!("it has a text of more than {TEXT_MAX} bytes where none is that long");
+        return Err(malformed(method, &why));
+    }
+    match json::count(text) {
         Some(..=ANSWER_VALUES_MAX) => Ok(answer),
         Some(_) => {
             let why = format!("it has more than {ANSWER_VALUES_MAX} values");

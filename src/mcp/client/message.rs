@@ -74,8 +74,9 @@ struct Meta {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Progress {
-    progress_token: i64,
+struct Progress<'a> {
+    #[serde(borrow)]
+    progress_token: &'a RawValue,
 }
 
 /// A request as one line, without its newline; `one_copy`: a large payload is wanted in the text of the result alone.
@@ -115,6 +116,10 @@ pub(super) enum NoMessage {
 
 /// Reads a line.
 pub(super) fn read(line: &[u8]) -> Result<Incoming<'_>, NoMessage> {
+    // A text that is no object would be quoted whole.
+    if line.trim_ascii_start().first() == Some(&b'"') {
+        return Err(NoMessage::Other);
+    }
     let message: Incoming<'_> = serde_json::from_slice(line).map_err(|why| {
         if why.is_eof() {
             NoMessage::Cut
@@ -158,8 +163,9 @@ impl Incoming<'_> {
     fn is_progress(&self, method: &RawValue, id: i64) -> bool {
         let params = self.params.map_or("", RawValue::get);
         method.get() == r#""notifications/progress""#
-            && serde_json::from_str::<Progress>(params)
-                .is_ok_and(|progress| progress.progress_token == id)
+            && params.starts_with('{')
+            && serde_json::from_str::<Progress<'_>>(params)
+                .is_ok_and(|progress| progress.progress_token.get() == id.to_string())
     }
 }
 

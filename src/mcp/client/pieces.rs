@@ -8,7 +8,6 @@ use std::io::{self, Read, Write};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{CallToolResult, Tool};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -199,7 +198,7 @@ pub(crate) enum Fetched {
 }
 
 /// What a piece says of itself.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 struct Piece {
     size: u64,
     offset: u64,
@@ -258,8 +257,23 @@ where
 }
 
 fn read_piece(result: &CallToolResult) -> Result<(Piece, Vec<u8>), PiecesError> {
-    let said = result.structured_content.clone().unwrap_or_default();
-    let piece: Piece = serde_json::from_value(said).map_err(|why| wrong(&why.to_string()))?;
+    let member = |name: &str| {
+        result
+            .structured_content
+            .as_ref()
+            .and_then(|said| said.get(name))
+    };
+    let number = |name: &str| {
+        let number = member(name).and_then(Value::as_u64);
+        number.ok_or_else(|| wrong(&format!("a piece does not say its `{name}`")))
+    };
+    let complete = member("complete").and_then(Value::as_bool);
+    let piece = Piece {
+        size: number("size")?,
+        offset: number("offset")?,
+        complete: complete.ok_or_else(|| wrong("a piece does not say whether it is the last"))?,
+        sha256: member("sha256").and_then(Value::as_str).map(str::to_owned),
+    };
     let text = result.content.iter().filter_map(|block| block.as_text());
     let mut bytes = Vec::new();
     for block in text {

@@ -124,13 +124,18 @@ impl Folder {
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
         /// Largest status that is read, in bytes: a services file and a little.
         const STATUS_MAX: u64 = 17 * 1024 * 1024;
-        /// Most values in it: what is made of them stays below 64 MiB.
-        const VALUES_MAX: usize = 500_000;
+        /// Most values in it: what is made of them stays below 32 MiB.
+        const VALUES_MAX: usize = 200_000;
+        /// Longest text in it, in bytes.
+        const TEXT_MAX: usize = 64 * 1024;
         let mut text = Vec::new();
         let file = regular(&Self::status_file(path))?;
         file.take(STATUS_MAX + 1).read_to_end(&mut text)?;
         let is_short = u64::try_from(text.len()).is_ok_and(|length| length <= STATUS_MAX);
-        if is_short && json::count(&text).is_some_and(|values| values <= VALUES_MAX) {
+        if is_short
+            && json::count(&text).is_some_and(|values| values <= VALUES_MAX)
+            && !json::has_long_text(&text, TEXT_MAX, &[], &[])
+        {
             Ok(text)
         } else {
             Err(io::ErrorKind::FileTooLarge.into())

@@ -35,6 +35,7 @@ use crate::mcp::server::Stop;
 use crate::mcp::worker;
 use crate::name::MachineName;
 use crate::policy::Caller;
+use crate::tool::environment;
 
 /// Pause after a process that ended by itself, or could not be started: a fault that comes back takes no more than this, and
 /// lasts long enough to be told of.
@@ -309,6 +310,8 @@ impl Owned {
         let child = Command::new("/proc/self/exe")
             .arg0("anklume")
             .args(arguments)
+            .env_clear()
+            .envs(environment())
             .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
             .envs(variable)
             // What a terminal sends to the server is the server's to pass on.

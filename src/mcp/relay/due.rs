@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::mcp::wire::Line;
-use crate::mcp::wire::json::{self, JsonFault};
+use crate::mcp::wire::json::{self, ID_WRITTEN_MAX, JsonFault};
 
 /// The answers that are still to come.
 ///
@@ -229,10 +229,11 @@ fn form(id: &RequestId) -> String {
     id.clone().into_json_value().to_string()
 }
 
-/// An id without the freedoms of JSON's writing, such as escapes that need not be there.
+/// An id without the freedoms of JSON's writing, such as escapes that need not be there; one that is too long for an id as it came.
 fn one_form(id: &RawValue) -> String {
-    let read = serde_json::from_str::<Value>(id.get());
-    read.map_or_else(|_| id.get().to_owned(), |value| value.to_string())
+    let short = Some(id.get()).filter(|id| id.len() <= ID_WRITTEN_MAX);
+    let read = short.and_then(|id| serde_json::from_str::<Value>(id).ok());
+    read.map_or_else(|| id.get().to_owned(), |value| value.to_string())
 }
 
 #[cfg(test)]

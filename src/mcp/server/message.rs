@@ -5,10 +5,10 @@
 
 use rmcp::ErrorData;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestParams, ClientRequest, CustomRequest, DiscoverRequest,
-    DiscoverRequestParams, ErrorCode, Extensions, GetExtensions as _, InitializeRequest,
-    InitializeRequestParams, ListToolsRequest, MetaObject, PaginatedRequestParams, PingRequest,
-    ProtocolVersion, RequestId, RequestMetaObject,
+    CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientRequest, CustomRequest,
+    DiscoverRequest, DiscoverRequestParams, ErrorCode, Extensions, GetExtensions as _,
+    Implementation, InitializeRequest, InitializeRequestParams, ListToolsRequest, MetaObject,
+    PaginatedRequestParams, PingRequest, ProtocolVersion, RequestId, RequestMetaObject,
 };
 use serde_json::{Map, Value};
 
@@ -142,6 +142,13 @@ fn read_params(
         Some(Value::Object(meta)) => meta,
         Some(_) => return Err(bad_params("`_meta` is not an object")),
     };
+    // Repeated in each report: one that is no id is no token either.
+    let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
+    if !meta.get("progressToken").is_none_or(is_token) {
+        return Err(bad_params(format!(
+            "`progressToken` is not a text of at most {ID_MAX} bytes or an integer of 64 bits"
+        )));
+    }
     Ok((params, RequestMetaObject(MetaObject(meta))))
 }
 
@@ -152,9 +159,7 @@ fn read_method(
 ) -> Result<ClientRequest, ErrorData> {
     let mut request = match method {
         "initialize" => {
-            let params: InitializeRequestParams = serde_json::from_value(Value::Object(params))
-                .map_err(|fault| bad_params(fault.to_string()))?;
-            ClientRequest::InitializeRequest(InitializeRequest::new(params))
+            ClientRequest::InitializeRequest(InitializeRequest::new(read_initialize(&params)?))
         }
         "server/discover" => {
             ClientRequest::DiscoverRequest(DiscoverRequest::new(DiscoverRequestParams {}))
@@ -178,6 +183,42 @@ pub(super) fn is_modern(meta: &RequestMetaObject) -> bool {
 /// Whether a version belongs to the stateless era.
 pub(super) fn is_modern_version(version: Option<&ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
+}
+
+/// Only the version is used, and nothing else is kept: a client may say of itself what it likes, as long as it likes.
+fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
+    /// Longest version, in bytes; each that there is has ten.
+    const VERSION_MAX: usize = 64;
+    let member =
+        |of: &Map<String, Value>, name: &str, fits: fn(&Value) -> bool, kind: &str| match of
+            .get(name)
+        {
+            None => Err(bad_params(format!("`{name}` is missing"))),
+            Some(value) if fits(value) => Ok(()),
+            Some(_) => Err(bad_params(format!("`{name}` is not {kind}"))),
+        };
+    member(params, "protocolVersion", Value::is_string, "a text")?;
+    member(params, "capabilities", Value::is_object, "an object")?;
+    member(params, "clientInfo", Value::is_object, "an object")?;
+    if let Some(Value::Object(client)) = params.get("clientInfo") {
+        member(client, "name", Value::is_string, "a text")?;
+        member(client, "version", Value::is_string, "a text")?;
+    }
+    let version = params.get("protocolVersion").cloned().unwrap_or_default();
+    if version
+        .as_str()
+        .is_some_and(|text| text.len() > VERSION_MAX)
+    {
+        return Err(bad_params(format!(
+            "`protocolVersion` has more than {VERSION_MAX} bytes"
+        )));
+    }
+    let version = serde_json::from_value(version).map_err(|fault| bad_params(fault.to_string()))?;
+    let nobody = Implementation::new("", "");
+    Ok(
+        InitializeRequestParams::new(ClientCapabilities::default(), nobody)
+            .with_protocol_version(version),
+    )
 }
 
 fn read_list(params: &Map<String, Value>) -> Result<ListToolsRequest, ErrorData> {

@@ -3,17 +3,22 @@
 //! Two readers that disagree on which of two equal keys counts are a hole in a policy.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use rmcp::model::RequestId;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
 use crate::mcp::{DEPTH_MAX, ID_MAX, VALUES_MAX, shown};
 
 /// UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Longest id as it may be written, in bytes: each of its own an escape.
+pub(crate) const ID_WRITTEN_MAX: usize = 6 * ID_MAX + 2;
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -176,6 +181,67 @@ pub(crate) fn count(json: &[u8]) -> Option<usize> {
     Some(values)
 }
 
+/// Whether a JSON text has a text of more than `most` bytes where nobody sends a long one: what cannot be typed is quoted whole by
+/// serde's errors, several times as long. `payload`: keys whose value may be a long text; `free`: keys below which all may be.
+pub(crate) fn has_long_text(json: &[u8], most: usize, payload: &[&str], free: &[&str]) -> bool {
+    let is_one_of = |key: &[u8], keys: &[&str]| {
+        keys.iter().any(|name| {
+            key.strip_prefix(b"\"")
+                .and_then(|key| key.strip_suffix(b"\""))
+                == Some(name.as_bytes())
+        })
+    };
+    let (mut at, mut depth) = (0, 0_usize);
+    let mut key: &[u8] = b"";
+    // The depth above a value in which all may be long.
+    let mut free_above = None;
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'[' | b'{' => {
+                if free_above.is_none() && is_one_of(key, free) {
+                    free_above = Some(depth);
+                }
+                depth += 1;
+                key = b"";
+            }
+            b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                if free_above == Some(depth) {
+                    free_above = None;
+                }
+                key = b"";
+            }
+            b',' => key = b"",
+            b'"' => {
+                let end = end_of_text(json, at).unwrap_or(json.len());
+                let text = json.get(at..end).unwrap_or_default();
+                let rest = json.get(end..).unwrap_or_default().trim_ascii_start();
+                let is_key = rest.first() == Some(&b':');
+                let is_free = free_above.is_some() || (!is_key && is_one_of(key, payload));
+                if text.len() > most && !is_free {
+                    return true;
+                }
+                if is_key {
+                    key = text;
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    false
+}
+
+/// The JSON text of an id, read; what is too long for one is not looked at.
+pub(crate) fn id_of(text: &[u8]) -> Option<RequestId> {
+    if text.len() > ID_WRITTEN_MAX || matches!(text.first(), Some(b'{' | b'[')) {
+        return None;
+    }
+    as_id(&serde_json::from_slice(text).ok()?)
+}
+
 /// A JSON value as the id of a request: a text of at most 1 KiB or an integer of 64 bits.
 pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     match value {
@@ -215,8 +281,7 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
                 if is_key && let Some(value) = rest.strip_prefix(b":") {
                     is_key = false;
                     if serde_json::from_slice::<String>(text).is_ok_and(|key| key == "id") {
-                        let mut values = serde_json::Deserializer::from_slice(value).into_iter();
-                        return values.next()?.ok().as_ref().and_then(as_id);
+                        return id_of(scalar(value.trim_ascii_start())?);
                     }
                 }
                 at = end;
@@ -227,6 +292,17 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
         at += 1;
     }
     None
+}
+
+/// The text or number at the beginning of a JSON text that goes on behind it.
+fn scalar(json: &[u8]) -> Option<&[u8]> {
+    let end = if json.first()? == &b'"' {
+        end_of_text(json, 0)?
+    } else {
+        let ends = |byte: &u8| matches!(byte, b',' | b'}') || byte.is_ascii_whitespace();
+        json.iter().position(ends)?
+    };
+    json.get(..end)
 }
 
 /// Where the text that begins at a quote ends.
@@ -252,8 +328,8 @@ fn id_from_back(tail: &[u8]) -> Option<RequestId> {
     let start = tail.windows(KEY.len()).rposition(|window| window == KEY)?;
     let mut object = vec![b'{'];
     object.extend_from_slice(tail.get(start..)?);
-    let members: Map<String, Value> = serde_json::from_slice(&object).ok()?;
-    members.get("id").and_then(as_id)
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(&object).ok()?;
+    id_of(members.get("id")?.get().as_bytes())
 }
 
 #[cfg(test)]
@@ -287,6 +363,41 @@ mod tests {
         }
         let many = format!("[{}0]", r#"{"":0},"#.repeat(1000));
         assert!(count(many.as_bytes()).unwrap() >= 2002);
+    }
+
+    #[test]
+    fn a_long_text_is_seen_where_nobody_sends_one() {
+        let long = "x".repeat(10);
+        for (text, seen) in [
+            (format!(r#"{{"tools":"{long}"}}"#), true),
+            (format!(r#"{{"tools":"short","{long}":1}}"#), true),
+            (format!(r#"["{long}"]"#), true),
+            (format!(r#"{{"text" : "{long}"}}"#), false),
+            (format!(r#"{{"text":["{long}"]}}"#), true),
+            (format!(r#"{{"text":1,"other":"{long}"}}"#), true),
+            (format!(r#"{{"free":{{"a":["{long}"]}}}}"#), false),
+            (format!(r#"{{"free":[],"b":["{long}"]}}"#), true),
+            (format!(r#"{{"free":"{long}"}}"#), true),
+            (format!(r#"{{"a":"{long}"#), true),
+            (r#"{"a":"short"}"#.to_owned(), false),
+        ] {
+            let found = has_long_text(text.as_bytes(), 10, &["text"], &["free"]);
+            assert_eq!(found, seen, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_too_long_for_one_is_not_made() {
+        let long = format!(r#""{}""#, "x".repeat(ID_MAX + 1));
+        let escaped = format!(r#""{}""#, r"\u0078".repeat(ID_MAX));
+        assert_eq!(id_of(br"7"), Some(RequestId::Number(7)));
+        assert_eq!(
+            id_of(escaped.as_bytes()),
+            Some(RequestId::String("x".repeat(ID_MAX).into()))
+        );
+        for none in ["[1]", "{}", "1.5", "null", "", long.as_str()] {
+            assert_eq!(id_of(none.as_bytes()), None, "{none}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::infra::Machine;
-use crate::inside::{Found, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
+use crate::inside::{Found, FoundServices, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
 use crate::plan::{Again, Role, mark_unproven, needs_program};
 use crate::services::Services;
 
@@ -31,7 +31,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
         identity: Some(Identity {
             ..order.identity(Supervisor::Nobody)
         }),
-        services: order.services,
+        services: order.services.as_deref().map(FoundServices::of),
         units: std::collections::BTreeMap::new(),
         serving: if runs { serving } else { Serving::Unknown },
         confinement: None,

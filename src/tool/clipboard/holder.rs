@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::answer::{Answer, COMMAND, Errand};
 use super::{not_text, too_large};
 use crate::catalogue::CLIPBOARD_MAX;
-use crate::tool::{Display, Settings, ToolError};
+use crate::tool::{Display, Settings, ToolError, environment};
 
 /// A process that is killed when nobody waits for it any more, unless it was told to stay.
 #[derive(Debug)]
@@ -85,6 +85,8 @@ fn start(settings: &Settings, display: &Display, errand: Errand) -> Result<Holde
     let mut command = Command::new(&settings.program);
     command
         .arg0("anklume")
+        .env_clear()
+        .envs(environment())
         .args([COMMAND, errand.as_str()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

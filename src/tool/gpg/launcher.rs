@@ -28,6 +28,8 @@ use tokio::process::Command;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
+use crate::tool::environment;
+
 /// A server of GnuPG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Server {
@@ -177,6 +179,7 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
     let server = Server::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
     let _one = one_at_a_time.lock().await;
     let mut gpgconf = Command::new("gpgconf");
+    gpgconf.env_clear().envs(environment());
     gpgconf
         .args(["--launch", server.name()])
         .stdin(Stdio::null())

@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::configuration::Configuration;
 use super::fault::{GpgFault, NoAgent};
 use super::launcher::{self, Server};
-use crate::tool::{Settings, ToolError};
+use crate::tool::{Settings, ToolError, environment};
 
 /// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
@@ -154,6 +154,7 @@ impl<'s> GnuPg<'s> {
         stdin: Stdio,
     ) -> Result<Running, ToolError> {
         let mut command = Command::new(program);
+        command.env_clear().envs(environment());
         if let Some(home) = &self.settings.gpg_home {
             command.env(home.variable, &home.path);
         }

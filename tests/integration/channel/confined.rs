@@ -216,7 +216,9 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
 /// A gpg that tries what a real one has no business with, and says what it could do, where it may write.
 const PLANTED: &str = r#"#!/usr/bin/python3
 import os, resource, socket, sys
-home, log, portal, secret, server, port, socket_path = os.environ["PLANTED"].split("|")
+home, log, portal, secret, server, port, socket_path = "PLACES".split("|")
+# Of its environment it gets what gpg needs.
+assert "UNTOLD" not in os.environ and "GNUPGHOME" in os.environ, sorted(os.environ)
 done = []
 def attempt(name, what):
     try:
@@ -263,7 +265,6 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let world = World::new(&[SIGN]).keyring(&keyring);
     world.write("secret", "secret");
-    write_program(&world.path("bin/gpg"), PLANTED);
     let path = std::env::var("PATH").unwrap();
     let home = keyring.path().to_str().unwrap().to_owned();
     let planted = [
@@ -277,9 +278,11 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     ];
     let told = UnixListener::bind(world.path("told.sock")).unwrap();
     let bin = world.text("bin");
+    let planted = PLANTED.replace("PLACES", &planted.join("|"));
+    write_program(&world.path("bin/gpg"), &planted);
     let world = world
         .env("PATH", format!("{bin}:{path}"))
-        .env("PLANTED", planted.join("|"));
+        .env("UNTOLD", "secret");
     let server = world.listen();
     let mut alice = server.peer("alice");
     alice.send(call("call", "sign", &json!({"data": "aGVsbG8="})));

@@ -11,6 +11,7 @@ use super::text;
 use super::world::{Listening, World, number_of, until};
 
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
+const TAKE: &str = "{name: take, tool: file_accept, consumers: [alice]}";
 const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
 
 /// Connections of the caller, as many as it may have.
@@ -37,7 +38,7 @@ fn memory_kib(server: &Listening) -> u64 {
 /// What one connection sends, by its number, and never reads an answer to.
 fn attack(number: usize) -> String {
     let deep = json!({"content": 1, "more": vec![json!({"a": 0}); 1_500]});
-    match number % 5 {
+    match number % 8 {
         // Value trees.
         0 => (0..REQUESTS)
             .map(|id| call(id, "copy", &deep) + "\n")
@@ -59,6 +60,27 @@ fn attack(number: usize) -> String {
             .collect(),
         // Lists.
         3 => (0..REQUESTS).map(|id| list(id) + "\n").collect(),
+        // An id that is a tree, of a line that is none.
+        4 => {
+            let tree = "{\"\":0},".repeat(500_000);
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":[{tree}0],,}}\n")
+        }
+        // A text that would be quoted with escapes.
+        5 => {
+            let text = "\u{7f}".repeat(7 * 1024 * 1024);
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{{\"protocolVersion\":\"2025-11-25\",\
+                 \"clientInfo\":{{}},\"capabilities\":\"{text}\"}}}}\n"
+            )
+        }
+        // Files that are never finished.
+        6 => (0..8)
+            .map(|file| {
+                let path = format!("{number}-{file}");
+                let first = json!({"path": path, "data": "AAAA".repeat(50_000), "offset": 0, "final": false});
+                call(file, "take", &first) + "\n"
+            })
+            .collect(),
         // A line that never ends.
         _ => "x".repeat(15 * 1024 * 1024),
     }
@@ -86,7 +108,7 @@ fn write_some(stream: &mut UnixStream, bytes: &[u8]) -> usize {
 
 #[test]
 fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
-    let world = World::new(&[COPY, GIVE]);
+    let world = World::new(&[COPY, GIVE, TAKE]);
     world.write("portal/outgoing/alice/big", vec![b'x'; 2 * 1024 * 1024]);
     let server = world.listen();
     let mut bob = server.peer("bob");
@@ -114,6 +136,11 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
             idle = if taken == 0 { idle + 1 } else { 0 };
         }
         assert!(peak <= MEMORY_KIB, "{peak} KiB");
+        // Also between two looks.
+        let most = server
+            .worker("alice")
+            .map(|worker| number_of(worker, "VmHWM:"));
+        assert!(most.unwrap_or_default() <= MEMORY_KIB, "{most:?} KiB");
         drop(open);
         until("she is served again", || {
             let answer = server.peer("alice").ask(PING);

@@ -150,3 +150,27 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
     drop(waiting);
     server.end();
 }
+
+#[test]
+fn a_signature_that_waits_for_its_next_piece_is_a_call_in_flight() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let sign = "{name: sign, tool: gpg_sign, consumers: [alice], limits: {in_flight: 1}}";
+    let world = World::new(&[sign]).keyring(&keyring);
+    let server = world.listen();
+    let mut waiting = server.peer("alice");
+    text(&waiting.call("sign", &json!({"data": "aGVs", "offset": 0})));
+    let mut other = server.peer("alice");
+    let whole = json!({"data": "aGVsbG8="});
+    let refused = other.call("sign", &whole);
+    assert_eq!(
+        refused["result"]["content"][0]["text"],
+        "signatures in pieces take all places that `in_flight` gives this caller; finish one first"
+    );
+    let last = json!({"data": "bG8=", "offset": 3, "final": true});
+    assert!(keyring.verifies(b"hello", text(&waiting.call("sign", &last))));
+    assert!(keyring.verifies(b"hello", text(&other.call("sign", &whole))));
+    server.end();
+}

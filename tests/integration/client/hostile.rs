@@ -1,6 +1,6 @@
 //! Whatever a server sends, the terminal stays whole and the client ends in time, in bounded memory, with one clear error.
 
-use super::against;
+use super::{against, against_with};
 
 /// What a failure to reach a server looks like.
 #[track_caller]
@@ -76,6 +76,75 @@ fn an_answer_of_many_values_is_refused_before_it_becomes_large() {
     is_unreachable("many_values_on_pages", &LIST, &pages);
     let deep = format!("{answer}it is nested more than 100 levels deep");
     is_unreachable("deep", &LIST, &deep);
+}
+
+#[test]
+fn a_text_that_is_too_long_is_neither_quoted_nor_kept() {
+    let long =
+        "is not what MCP promises: it has a text of more than 262144 bytes where none is that long";
+    is_unreachable(
+        "long_member",
+        &LIST,
+        &format!("the server's answer to `tools/list` {long}"),
+    );
+    is_unreachable(
+        "long_greeting",
+        &LIST,
+        &format!("the server's answer to `initialize` {long}"),
+    );
+    let quoted = "\\u{7f}".repeat(79);
+    let line = format!("what answers is not an MCP server: it said `\"{quoted}…`");
+    is_unreachable("long_line", &LIST, &line);
+    if let Some(ran) = against("long_error", &LIST) {
+        let words = "\\u{7f}".repeat(4000);
+        ran.is(
+            1,
+            "",
+            &format!("error: the server refused `tools/list`: {words}… (1)\n"),
+        );
+    }
+}
+
+#[test]
+fn the_longest_answers_are_printed_in_little_memory() {
+    let bytes = 15 * 1024 * 1024;
+    if let Some(ran) = against("long_answer", &CALL) {
+        assert_eq!((ran.status, ran.stdout.len()), (0, bytes), "{}", ran.stderr);
+    }
+    if let Some(ran) = against("long_answer", &["mcp", "call", "x", "--format", "json"]) {
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        assert_eq!(ran.stdout.matches("\\u007f").count(), bytes);
+    }
+    if let Some(ran) = against("long_list", &LIST) {
+        assert_eq!(
+            (ran.status, ran.stdout.lines().count()),
+            (0, 9_999),
+            "{}",
+            ran.stderr
+        );
+    }
+    if let Some(ran) = against("long_list", &["mcp", "list", "--format", "json"]) {
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        assert_eq!(ran.stdout.matches("\"name\"").count(), 9_999);
+    }
+    if let Some(ran) = against("long_asides", &LIST) {
+        ran.is(0, "", "no tools\n");
+    }
+}
+
+#[test]
+fn a_relay_keeps_nothing_of_what_is_too_long_to_be_an_id() {
+    let asked = concat!(
+        r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#,
+        "\n",
+        r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#,
+        "\n"
+    );
+    if let Some(ran) = against_with("long_asides", &["mcp", "connect"], asked) {
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout.ends_with("{\"tools\": []}}\n"));
+        assert_eq!(ran.stdout.lines().count(), 6);
+    }
 }
 
 #[test]

@@ -36,6 +36,11 @@ FETCH = {
 }
 
 
+def written(value):
+    # JSON allows this one as it is, and in escapes a long text would be six times as long.
+    return json.dumps(value).encode().replace(rb"\u007f", b"\x7f") + b"\n"
+
+
 class Connection:
     def __init__(self, stream):
         self.stream = stream
@@ -45,7 +50,7 @@ class Connection:
         self.stream.sendall(data)
 
     def say(self, **message):
-        self.raw(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        self.raw(written({"jsonrpc": "2.0", **message}))
 
     def hear(self):
         line = self.lines.readline()
@@ -220,6 +225,50 @@ def deep(c):
     for _ in range(100):
         nested = [nested]
     c.result(c.request(), {"tools": [], "x": nested})
+
+
+# Each is shown as six characters.
+LONG = "\x7f" * (15 * 1024 * 1024)
+
+
+def long_member(c):
+    c.greet()
+    c.result(c.request(), {"tools": LONG})
+
+
+def long_greeting(c):
+    c.result(c.request(), LONG)
+
+
+def long_line(c):
+    c.raw(written(LONG))
+    c.hear()
+
+
+def long_error(c):
+    c.greet()
+    c.say(id=c.request()["id"], error={"code": 1, "message": LONG})
+
+
+def long_answer(c):
+    c.serve([], lambda r: c.text(r, LONG))
+
+
+def long_list(c):
+    tools = [{"name": "t%d" % n, "description": "x" * 1500, "inputSchema": {}} for n in range(9_999)]
+    c.serve(tools, None)
+
+
+def long_asides(c):
+    """Much that is no answer before each answer."""
+    c.greet()
+    while True:
+        request = c.request()
+        c.say(id=[{"": 0}] * 600_000, result={})
+        c.say(id=LONG[:2_000_000], result={})
+        c.say(method="notifications/progress", params=LONG[:2_000_000])
+        c.say(method="notifications/progress", params={"progressToken": LONG[:2_000_000]})
+        c.result(request, {"tools": []})
 
 
 def endless_pages(c):

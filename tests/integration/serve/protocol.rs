@@ -357,7 +357,7 @@ fn a_malformed_list_or_call_is_refused_before_anything_runs() {
         ),
         exchange(
             ask("initialize", json!({})),
-            refused("missing field `protocolVersion`"),
+            refused("`protocolVersion` is missing"),
         ),
     ]);
 }
