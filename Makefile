@@ -68,7 +68,7 @@ fuzz-seeds: ## build the fuzz targets without instrumentation and run each on it
 
 fuzz: ## any bytes through each door, ten minutes each; needs cargo-fuzz
 	for door in $$(ls tests/fuzz/seeds); do mkdir -p tests/fuzz/corpus/$$door; \
-	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$door tests/fuzz/corpus/$$door tests/fuzz/seeds/$$door -- -max_total_time=600 -max_len=65536 || exit 1; done
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$door tests/fuzz/corpus/$$door tests/fuzz/seeds/$$door -- -max_total_time=600 -max_len=65536 -malloc_limit_mb=64 || exit 1; done
 
 bench: ## measure, beside the floor and the Python SDK
 	@sh tests/setup.sh

@@ -23,6 +23,7 @@ pub(crate) use power::Power;
 pub(crate) use socket::socket_path;
 pub(crate) use state::State;
 
+use crate::text::Foreign;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +37,9 @@ impl From<hyper::Error> for IncusError {
         }
     }
 }
+
+/// Characters that are shown of why an answer cannot be read.
+const WHY_SHOWN: usize = 300;
 
 /// Why Incus gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,25 +69,24 @@ pub(crate) enum IncusError {
     #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
     TooLarge,
     /// The answer is not what the API promises.
-    #[error("the answer of Incus to `{path}` cannot be read: {source}")]
+    #[error("the answer of Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
     Answer {
         /// What was asked for.
         path: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
+        /// Why; it may quote the answer.
+        why: Foreign,
     },
     /// Incus refused, in its words.
-    #[error("Incus says: {} (HTTP {code})", message.escape_debug())]
+    #[error("Incus says: {} (HTTP {code})", message.escaped())]
     Refused {
         /// HTTP status.
         code: u16,
         /// Its words.
-        message: String,
+        message: Foreign,
     },
     /// What Incus had begun did not succeed, in its words.
-    #[error("Incus says: {}", .0.escape_debug())]
-    Failed(String),
+    #[error("Incus says: {}", .0.escaped())]
+    Failed(Foreign),
     /// A path in a machine is not what anklume made there.
     #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
     Altered(String),

@@ -17,6 +17,7 @@ use super::program;
 use super::{Channel, Socket, Surroundings, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
 use crate::inside::PROGRAM;
+use crate::text::Foreign;
 
 /// This very program, also where its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -252,7 +253,7 @@ impl End {
             return Unreachable::Died { status, words };
         };
         // What the machine said last may stand in front of it, without a line end between.
-        let says = |text: &str| words.iter().any(|line| line.ends_with(text));
+        let says = |text: &str| words.iter().any(|line| line.raw().ends_with(text));
         match code {
             Some(127) if says("Error: Command not found") => {
                 not_found(machine, words, patience).await
@@ -266,7 +267,7 @@ impl End {
 }
 
 /// Incus says "not found" also of a program whose interpreter or libraries are not there.
-async fn not_found(machine: Machine, words: Vec<String>, patience: Duration) -> Unreachable {
+async fn not_found(machine: Machine, words: Vec<Foreign>, patience: Duration) -> Unreachable {
     let there = match connect_incus(patience).await {
         Ok(mut incus) => incus.has_file(&machine, PROGRAM).await.unwrap_or_default(),
         Err(_) => false,

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::open::Watch;
+use crate::text::Foreign;
 
 /// How long a server may take to end after its stdin was closed.
 const CALM_END: Duration = Duration::from_secs(2);
@@ -43,7 +44,7 @@ pub(super) struct Process {
 
 /// What a server said on stderr lately.
 #[derive(Debug, Clone, Default)]
-struct Words(Arc<Mutex<VecDeque<String>>>);
+struct Words(Arc<Mutex<VecDeque<Foreign>>>);
 
 impl Process {
     /// Takes over a child just started, and listens to its stderr.
@@ -61,7 +62,7 @@ impl Process {
     }
 
     /// Waits for the end of a child whose stdin was closed, and for all that it had to say. `None`: it had to be ended.
-    pub(super) async fn end(mut self) -> (Option<ExitStatus>, Vec<String>) {
+    pub(super) async fn end(mut self) -> (Option<ExitStatus>, Vec<Foreign>) {
         let status = timeout(CALM_END, self.child.wait()).await;
         // Whoever else holds its stderr open is not waited for.
         let _ = timeout(LAST_WORDS, &mut self.listener).await;
@@ -70,7 +71,7 @@ impl Process {
     }
 
     /// What it said so far.
-    pub(super) fn words(&self) -> Vec<String> {
+    pub(super) fn words(&self) -> Vec<Foreign> {
         self.words.all()
     }
 }
@@ -115,10 +116,10 @@ impl Words {
         if lines.len() == WORDS_LINES {
             lines.pop_front();
         }
-        lines.push_back(line);
+        lines.push_back(line.into());
     }
 
-    fn all(&self) -> Vec<String> {
+    fn all(&self) -> Vec<Foreign> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().cloned().collect()
     }
@@ -169,8 +170,10 @@ mod tests {
         said.extend(vec![b'x'; 10 * WORDS_LINE_MAX]);
         let words = Words::default();
         listen(said.as_slice(), words.clone(), Watch::new(|_| {})).await;
-        let mut expected: Vec<String> = (993..1000).map(|n| format!("line {n}")).collect();
-        expected.push("x".repeat(WORDS_LINE_MAX));
+        let mut expected: Vec<Foreign> = (993..1000)
+            .map(|n| Foreign::from(format!("line {n}")))
+            .collect();
+        expected.push("x".repeat(WORDS_LINE_MAX).into());
         assert_eq!(words.all(), expected);
     }
 }

@@ -11,6 +11,7 @@ use super::command::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, Machine};
 use crate::inside::PROGRAM;
 use crate::name::closest;
+use crate::text::Foreign;
 
 /// Longest path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
 const PATH_MAX: usize = 107;
@@ -45,7 +46,7 @@ pub(crate) enum Unreachable {
         /// The machine.
         machine: Machine,
         /// What was said on stderr.
-        words: Vec<String>,
+        words: Vec<Foreign>,
     },
     /// The socket could not be connected to.
     #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
@@ -67,7 +68,7 @@ pub(crate) enum Unreachable {
         /// How it ended; `None`: it had to be ended.
         status: Option<ExitStatus>,
         /// What it said on stderr.
-        words: Vec<String>,
+        words: Vec<Foreign>,
     },
     /// No answer in time.
     #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
@@ -75,7 +76,7 @@ pub(crate) enum Unreachable {
         /// How long it had.
         waited: Duration,
         /// What it said on stderr.
-        words: Vec<String>,
+        words: Vec<Foreign>,
     },
 }
 
@@ -117,14 +118,14 @@ fn ending(status: Option<ExitStatus>) -> String {
 }
 
 /// Last words on lines of their own, so that they are not taken for ours.
-fn last_words(words: &[String]) -> String {
+fn last_words(words: &[Foreign]) -> String {
     let mut text = String::new();
     if !words.is_empty() {
         text.push_str("; its last words:");
     }
     for line in words {
         text.push_str("\n  | ");
-        text.extend(line.escape_debug());
+        text.push_str(&line.escaped());
     }
     text
 }

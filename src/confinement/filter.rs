@@ -300,6 +300,7 @@ pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Er
                 libc::SYS_prlimit64,
                 vec![SeccompRule::new(vec![other, new])?],
             );
+            twins(&mut rules);
             apply(rules, SeccompAction::Allow, refuse)
         }
         Calls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
@@ -337,11 +338,16 @@ fn refused(network: bool) -> Result<Rules, seccompiler::Error> {
     rules.insert(libc::SYS_clone, namespaces?);
     rules.insert(libc::SYS_ioctl, one_of(1, &CONTROLS)?);
     rules.insert(libc::SYS_fcntl, one_of(1, &OWNERS)?);
-    let both: Vec<i64> = rules.keys().copied().collect();
-    rules.extend(both.into_iter().map(|call| (call | X32, Vec::new())));
+    twins(&mut rules);
     // `ptrace` and the memory of other processes have numbers of their own there.
     rules.extend([521, 539, 540].map(|call| (call | X32, Vec::new())));
     Ok(rules)
+}
+
+/// Adds each call of the other ABI, whatever its arguments are.
+fn twins(rules: &mut Rules) {
+    let calls: Vec<i64> = rules.keys().copied().collect();
+    rules.extend(calls.into_iter().map(|call| (call | X32, Vec::new())));
 }
 
 /// What a worker may do, and nothing else.
@@ -378,12 +384,9 @@ fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
     Ok(rules)
 }
 
-/// Adds calls, also of the other ABI, whatever their arguments are.
+/// Adds calls, whatever their arguments are.
 fn add(rules: &mut Rules, calls: &[i64]) {
-    for call in calls {
-        rules.insert(*call, Vec::new());
-        rules.insert(call | X32, Vec::new());
-    }
+    rules.extend(calls.iter().map(|call| (*call, Vec::new())));
 }
 
 /// The argument has one of these values.

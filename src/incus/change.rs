@@ -170,9 +170,9 @@ impl Incus {
     /// Waits for the operation that an answer began, if it did.
     pub(super) async fn ended(&mut self, path: &str, answer: &Answered) -> Result<(), IncusError> {
         let begun: Begun =
-            serde_json::from_slice(&answer.body).map_err(|source| IncusError::Answer {
+            serde_json::from_slice(&answer.body).map_err(|why| IncusError::Answer {
                 path: path.to_owned(),
-                source,
+                why: why.to_string().into(),
             })?;
         if begun.operation.is_empty() {
             return Ok(());
@@ -193,7 +193,7 @@ impl Incus {
             let now: Operation = self.get(wait.trim_end_matches('&')).await?;
             match now.status_code {
                 SUCCEEDED => return Ok(()),
-                code if code > SUCCEEDED => return Err(IncusError::Failed(now.err)),
+                code if code > SUCCEEDED => return Err(IncusError::Failed(now.err.into())),
                 _ if began.elapsed() > longest => return Err(IncusError::Slow(longest)),
                 _ => {}
             }
@@ -203,7 +203,9 @@ impl Incus {
 
 fn is_busy(why: &IncusError) -> bool {
     match why {
-        IncusError::Refused { message, .. } | IncusError::Failed(message) => message.contains(BUSY),
+        IncusError::Refused { message, .. } | IncusError::Failed(message) => {
+            message.raw().contains(BUSY)
+        }
         _ => false,
     }
 }
@@ -212,7 +214,7 @@ fn is_busy(why: &IncusError) -> bool {
 fn is_wordless(why: &IncusError) -> bool {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     matches!(why, IncusError::Refused { code, message }
-        if *code == status.as_u16() && Some(message.as_str()) == status.canonical_reason())
+        if *code == status.as_u16() && Some(message.raw().as_str()) == status.canonical_reason())
 }
 
 #[cfg(test)]
@@ -223,7 +225,7 @@ mod tests {
     fn only_a_failure_without_a_word_is_tried_again() {
         let refused = |code, message: &str| IncusError::Refused {
             code,
-            message: message.to_owned(),
+            message: message.to_owned().into(),
         };
         assert!(is_wordless(&refused(500, "Internal Server Error")));
         assert!(!is_wordless(&refused(500, "Device does not exist")));

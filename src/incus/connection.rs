@@ -69,17 +69,17 @@ impl Answered {
     /// What `metadata` holds.
     pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
         let envelope: Envelope<T> =
-            serde_json::from_slice(&self.body).map_err(|source| IncusError::Answer {
+            serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
                 path: path.to_owned(),
-                source,
+                why: why.to_string().into(),
             })?;
         match envelope.metadata {
             Some(metadata) => Ok(metadata),
             None if envelope.error.is_empty() => Err(IncusError::Answer {
                 path: path.to_owned(),
-                source: serde::de::Error::missing_field("metadata"),
+                why: "missing field `metadata`".into(),
             }),
-            None => Err(IncusError::Failed(envelope.error)),
+            None => Err(IncusError::Failed(envelope.error.into())),
         }
     }
 }
@@ -258,7 +258,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> IncusError {
         .unwrap_or_default();
     IncusError::Refused {
         code: status.as_u16(),
-        message,
+        message: message.into(),
     }
 }
 

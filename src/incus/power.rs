@@ -106,7 +106,7 @@ impl Incus {
 fn runs_already(why: &IncusError) -> bool {
     match why {
         IncusError::Refused { message, .. } | IncusError::Failed(message) => {
-            message.contains(RUNS_ALREADY)
+            message.raw().contains(RUNS_ALREADY)
         }
         _ => false,
     }

@@ -35,14 +35,17 @@ const INFRA: &str = "domains:
     machines:
       vault:
         services:
-          - {name: sign, tool: gpg_sign, consumers: [quiet, loud], limits: &free {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}}
-          - {name: get, tool: clipboard_get, consumers: [quiet, loud], limits: *free}
-          - {name: set, tool: clipboard_set, consumers: [quiet, loud], limits: *free}
-          - {name: accept, tool: file_accept, consumers: [quiet, loud], limits: *free}
-          - {name: provide, tool: file_provide, consumers: [quiet, loud], limits: *free}
+          - {name: sign, tool: gpg_sign, consumers: [quiet, loud], LIMITS}
+          - {name: get, tool: clipboard_get, consumers: [quiet, loud], LIMITS}
+          - {name: set, tool: clipboard_set, consumers: [quiet, loud], LIMITS}
+          - {name: accept, tool: file_accept, consumers: [quiet, loud], LIMITS}
+          - {name: provide, tool: file_provide, consumers: [quiet, loud], LIMITS}
       quiet: {}
       loud: {}
 ";
+
+/// So that none is refused.
+const FREE: &str = "limits: {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}";
 
 /// What the attacker does on a connection.
 struct Attack {
@@ -168,7 +171,7 @@ pub(crate) struct Costs {
 /// Attacks a server of the program, in every way and then in all at once.
 pub(crate) fn costs(anklume: impl Fn() -> Command, folder: &Path) -> Costs {
     let scene = Scene::new(folder);
-    let services = services(&anklume, folder, INFRA);
+    let services = services(&anklume, folder, &INFRA.replace("LIMITS", FREE));
     let mut serve = anklume();
     scene.set(&mut serve);
     let server = Server::start(serve, folder, "attacked", &services);

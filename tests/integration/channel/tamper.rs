@@ -256,6 +256,27 @@ fn a_hostile_status_costs_little_memory_and_reaches_no_terminal() {
         "{ran:?}"
     );
     assert!(ran.stdout.is_ascii());
+    // What cannot be read is quoted.
+    let mut said = good.clone();
+    said["services"] = json!(evil);
+    fs::write(&path, said.to_string()).unwrap();
+    let ran = within_memory(&world, MEMORY, &status);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    let quoted = "`sockets/.status.json` was written by another version: invalid type: string ";
+    assert!(ran.stderr.contains(quoted), "{}", ran.stderr);
+    let plain = |character| matches!(character, ' '..='~');
+    assert!(ran.stderr.trim_end().chars().all(plain), "{}", ran.stderr);
+    let json = [&status[..], &["--format", "json"]].concat();
+    fs::write(&path, good.to_string()).unwrap();
+    let ran = within_memory(&world, MEMORY, &json);
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let (all, each) = (256 * 1024 * 1024, 64 * 1024 * 1024);
+    assert_eq!(told["memory"]["all"], all);
+    assert_eq!(told["memory"]["each"]["alice"], each);
+    assert!(
+        told["confinement"]["landlock"].as_u64().unwrap() > 0,
+        "{told}"
+    );
     for failed in [
         "\"\",".repeat(1_000_000),
         format!("\"{}\",", "x".repeat(32 * 1024 * 1024)),
