@@ -16,6 +16,11 @@ use crate::tool::ToolError;
 
 /// How long a measurement is believed.
 const FRESH: Duration = Duration::from_secs(60);
+/// A measurement that takes longer is not made again at once for a folder that is full: a caller that keeps asking would have its
+/// provider do nothing else.
+const LONG: Duration = Duration::from_millis(10);
+/// For how many times as long as a long measurement took it is believed of a full folder.
+const BELIEVED: u32 = 20;
 /// Bytes that a file or folder takes at least, so that a flood of empty ones counts.
 const BLOCK: u64 = 4096;
 /// Deeper folders are not a caller's making: its paths are less deep.
@@ -29,12 +34,32 @@ pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 /// else waits for that.
 #[derive(Debug, Default)]
 struct Share {
-    /// When it was measured last.
-    measured: Mutex<Option<Instant>>,
+    /// The last measurement.
+    measured: Mutex<Option<Measured>>,
     /// On disk.
     bytes: AtomicU64,
     /// Promised to files on their way.
     promised: AtomicU64,
+}
+
+/// When a folder was measured, and how long that took.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    at: Instant,
+    took: Duration,
+}
+
+impl Measured {
+    /// Whether it says of a folder what there is in it; of one that is full, what may have been taken out since is looked for.
+    fn holds(self, fits: bool) -> bool {
+        let age = self.at.elapsed();
+        let again = if self.took < LONG {
+            Duration::ZERO
+        } else {
+            self.took * BELIEVED
+        };
+        age < FRESH && (fits || age < again)
+    }
 }
 
 /// Room that is promised to one file on its way; given back when the file does not come.
@@ -71,11 +96,13 @@ impl Room {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let fits = || share.total().saturating_add(wanted) <= self.limit;
-        let is_fresh = measured.is_some_and(|at| at.elapsed() < FRESH);
-        if !is_fresh || !fits() {
+        if !measured.is_some_and(|last| last.holds(fits())) {
+            let began = Instant::now();
             let bytes = measure(portal, &self.folder)?;
             share.bytes.store(bytes, Ordering::Relaxed);
-            *measured = Some(Instant::now());
+            let took = began.elapsed();
+            let at = Instant::now();
+            *measured = Some(Measured { at, took });
         }
         if fits() {
             share.promised.fetch_add(wanted, Ordering::Relaxed);
@@ -169,6 +196,17 @@ fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {
 mod tests {
     use super::*;
     use crate::tool::Settings;
+
+    #[test]
+    fn a_full_folder_that_takes_long_to_measure_is_not_measured_again_at_once() {
+        let measured = |took| Measured {
+            at: Instant::now(),
+            took,
+        };
+        let (short, long) = (measured(LONG / 2), measured(Duration::from_secs(60)));
+        assert_eq!([short.holds(true), short.holds(false)], [true, false]);
+        assert_eq!([long.holds(true), long.holds(false)], [true, true]);
+    }
 
     #[test]
     fn nobody_waits_while_another_folder_is_measured_and_what_is_given_back_waits_for_nothing() {
