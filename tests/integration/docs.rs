@@ -113,39 +113,6 @@ fn every_source_file_is_on_the_map() {
 }
 
 #[test]
-fn a_room_uses_only_rooms_below_it() {
-    let map = read("docs/architecture.md");
-    let level = |room: &str| level(&map, room);
-    for file in files_below("src") {
-        let room = room_of(&file);
-        let its_level =
-            level(&room).unwrap_or_else(|| panic!("{file} is in no room of the map's table"));
-        let text = read(&file);
-        // Tests may look into any room.
-        let code = text.split("#[cfg(test)]").next().unwrap();
-        for line in code
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-        {
-            for (at, _) in line.match_indices("crate::") {
-                let used = leading_name(line.split_at(at + "crate::".len()).1);
-                assert!(
-                    !used.is_empty(),
-                    "{file}: one name after `crate::`, so that this test sees it:\n{line}"
-                );
-                let Some(used_level) = level(used) else {
-                    continue;
-                };
-                assert!(
-                    used == room || used_level > its_level,
-                    "{file}: `{room}` uses `{used}`, which is not below it:\n{line}"
-                );
-            }
-        }
-    }
-}
-
-#[test]
 fn every_program_that_a_test_asks_for_is_provided_by_the_setup() {
     let setup = read("tests/setup.sh");
     let asked = files_below("tests")
@@ -484,26 +451,9 @@ fn headings(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `src/mcp/server.rs` is in the room `mcp`.
-fn room_of(file: &str) -> String {
-    let name = file.strip_prefix("src/").unwrap();
-    leading_name(name).to_owned()
-}
-
 fn leading_name(text: &str) -> &str {
     let end = text
         .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .unwrap_or(text.len());
     text.split_at(end).0
-}
-
-/// The row of a room in the map's table of rooms, which goes from the roof down.
-fn level(map: &str, room: &str) -> Option<usize> {
-    let rows = map.lines().filter(|line| line.starts_with("| `src/"));
-    rows.map(|row| {
-        quoted(row)
-            .filter(|word| word.starts_with("src/"))
-            .any(|file| room_of(file) == room)
-    })
-    .position(|found| found)
 }

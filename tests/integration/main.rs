@@ -13,6 +13,7 @@ mod docs;
 mod foreign;
 mod harness;
 mod infra;
+mod layers;
 mod makefile;
 mod policy;
 mod serve;
