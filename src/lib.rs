@@ -3,6 +3,7 @@
 //! The house, from the roof down; a room uses only rooms below it:
 //!
 //! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
+//! - `apply`, `doctor`: a plan carried out, channels judged; from a `survey`, over a `session`. `sync`: files. `host`: its folders and processes.
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
 //! - `setup`: what the program does in a machine that it was pushed into.
 //! - `machine_root`: a running machine's files, seen from the host.
@@ -14,6 +15,7 @@
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
 //! - [`cli`], [`error`], [`diagnostic`], [`name`], [`text`]: the ground.
 
+mod apply;
 pub mod audit;
 pub mod catalogue;
 mod channel;
@@ -22,11 +24,13 @@ mod command;
 mod confinement;
 pub mod diagnostic;
 pub mod digest;
+mod doctor;
 pub mod edge;
 pub mod error;
 mod foreign;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod host;
 mod incus;
 pub mod infra;
 pub mod inside;
@@ -38,7 +42,10 @@ pub mod name;
 mod plan;
 pub mod policy;
 pub mod services;
+mod session;
 mod setup;
+mod survey;
+mod sync;
 pub mod text;
 pub mod tool;
 

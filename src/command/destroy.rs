@@ -2,16 +2,17 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use super::apply::{
-    Context, Outcome, Progress, Report, block_on, carry_out, forget_deleted, in_parallel,
-    is_scheduled, to_the_end,
-};
+use super::apply::progress::Progress;
+use super::apply::{open_session, print, to_the_end};
 use super::open_infra;
 use super::output::Output;
+use crate::apply;
+use crate::apply::outcome::Report;
 use crate::cli::DestroyArgs;
 use crate::error::{Exit, Failure};
-use crate::incus::Object;
+use crate::host::log_timer::is_scheduled;
 use crate::plan::{Action, Doomed, Selection, destroy};
+use crate::session::block_on;
 
 /// Nothing that was asked for is there.
 const NOTHING: &str =
@@ -28,8 +29,11 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
         _ => Selection::All,
     };
     block_on(async {
-        let context = Context::new(output).await?.locked(output).await?;
-        let state = context.state(&infra.project).await?;
+        let session = open_session(output)
+            .await?
+            .locked(|line| output.say(line))
+            .await?;
+        let state = session.state(&infra.project).await?;
         let doomed = destroy(&infra.project, &state, selection, is_scheduled());
         for note in &doomed.notes {
             output.say(&format!("note: {note}"));
@@ -46,9 +50,9 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
             agree()?;
         }
         let progress = Progress::new(output, doomed.actions().count());
-        let steps = execute(&context, &doomed, &progress);
-        let report = to_the_end(&context, &progress, steps).await?;
-        report.print(NOTHING, &doomed.notes, context.writes(), output)
+        let steps = apply::destroy(&session, &doomed, &progress);
+        let report = to_the_end(&session, &progress, steps).await?;
+        print(&report, NOTHING, &doomed.notes, session.writes(), output)
     })
 }
 
@@ -59,7 +63,7 @@ fn nothing(
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let (kind, name) = match selection {
-        Selection::All => return Report::default().print(NOTHING, &doomed.notes, 0, output),
+        Selection::All => return print(&Report::default(), NOTHING, &doomed.notes, 0, output),
         Selection::Domain(name) => ("domain", name),
         Selection::Machine(name) => ("machine", name),
     };
@@ -119,35 +123,4 @@ fn agree() -> anyhow::Result<()> {
         return Ok(());
     }
     Err(Failure::new(Exit::Failed, "nothing was deleted").into())
-}
-
-/// The machines that were deleted.
-fn gone<'d>(doomed: &'d Doomed, deleted: &[Vec<Outcome>]) -> Vec<&'d Object> {
-    let ended = doomed.machines.iter().zip(deleted);
-    let done = ended.filter(|(_, outcomes)| outcomes.iter().all(Outcome::is_done));
-    done.filter_map(|(action, _)| match action {
-        Action::Delete { object, .. } => Some(object),
-        _ => None,
-    })
-    .collect()
-}
-
-/// Machines at once, then what they used; what fails keeps what it needs.
-async fn execute(context: &Context, doomed: &Doomed, progress: &Progress) -> Report {
-    let mut report = Report::default();
-    let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
-    let deleted = in_parallel(context, machines, progress).await;
-    forget_deleted(&gone(doomed, &deleted));
-    let all_gone = deleted.iter().flatten().all(Outcome::is_done);
-    report.add(deleted);
-    if all_gone {
-        let volumes: Vec<_> = doomed.volumes.iter().map(std::slice::from_ref).collect();
-        report.add(in_parallel(context, volumes, progress).await);
-        report.add(carry_out(context, &doomed.rest, progress).await);
-    } else {
-        let rest = doomed.volumes.iter().chain(&doomed.rest);
-        let why = context.stop().or("a machine could not be deleted");
-        report.skip(rest, why, progress);
-    }
-    report
 }

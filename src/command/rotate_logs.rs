@@ -1,8 +1,8 @@
 //! `anklume rotate-logs`: keeps the logs that Incus writes of the channels bounded; the host's scheduler starts it, as `apply` set it up.
 
-use super::apply::rotate_all;
 use super::output::Output;
 use crate::error::{Exit, Failure};
+use crate::host::proxy_logs::rotate_all;
 
 /// Runs `anklume rotate-logs`: says nothing where all is well, as a scheduler sends a mail otherwise.
 pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {

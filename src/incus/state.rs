@@ -163,6 +163,13 @@ pub(crate) struct Instance {
     pub(crate) profiles: Vec<String>,
 }
 
+impl Instance {
+    /// Whether it runs.
+    pub(crate) fn is_running(&self) -> bool {
+        ["Running", "Ready"].contains(&self.status.as_str())
+    }
+}
+
 /// A custom storage volume.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Volume {

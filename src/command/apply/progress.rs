@@ -3,8 +3,9 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-use super::super::output::Output;
-use super::report::{Outcome, Status};
+use crate::apply::Observer;
+use crate::apply::outcome::{Outcome, Status};
+use crate::command::output::Output;
 use crate::plan::Action;
 
 /// How often a step in hand is drawn anew.
@@ -33,34 +34,6 @@ impl Progress {
         }
     }
 
-    /// A step begins.
-    pub(super) fn began(&self, action: &Action) -> Option<ProgressBar> {
-        let (all, _) = self.bars.as_ref()?;
-        let shown = action.shown();
-        let line = shown.lines.first().cloned();
-        let line = line.unwrap_or_else(|| shown.title());
-        let spinner = all.add(ProgressBar::new_spinner().with_message(line));
-        spinner.enable_steady_tick(TICK);
-        Some(spinner)
-    }
-
-    /// A step is over, well or not.
-    pub(super) fn left(&self, step: Option<ProgressBar>) {
-        if let (Some((all, bar)), Some(step)) = (&self.bars, step) {
-            step.finish_and_clear();
-            all.remove(&step);
-            bar.inc(1);
-        }
-    }
-
-    /// How a step ended.
-    pub(super) fn ended(&self, outcome: Outcome) -> Outcome {
-        for line in outcome.lines() {
-            self.line(&line);
-        }
-        outcome
-    }
-
     /// A line for whoever watches.
     pub(super) fn line(&self, line: &str) {
         match &self.bars {
@@ -77,13 +50,41 @@ impl Progress {
     }
 }
 
-impl Outcome {
-    /// The lines that say how a step ended.
-    fn lines(&self) -> Vec<String> {
-        match &self.status {
-            Status::Done => self.shown.lines.clone(),
-            Status::Failed(why) => vec![format!("! {}: {why}", self.title())],
-            Status::Skipped(why) => vec![format!("! {}: skipped, {why}", self.title())],
+impl Observer for Progress {
+    type Step = Option<ProgressBar>;
+
+    fn began(&self, action: &Action) -> Self::Step {
+        let (all, _) = self.bars.as_ref()?;
+        let shown = action.shown();
+        let line = shown.lines.first().cloned();
+        let line = line.unwrap_or_else(|| shown.title());
+        let spinner = all.add(ProgressBar::new_spinner().with_message(line));
+        spinner.enable_steady_tick(TICK);
+        Some(spinner)
+    }
+
+    fn left(&self, step: Self::Step) {
+        if let (Some((all, bar)), Some(step)) = (&self.bars, step) {
+            step.finish_and_clear();
+            all.remove(&step);
+            bar.inc(1);
         }
+    }
+
+    fn ended(&self, outcome: Outcome) -> Outcome {
+        for line in lines(&outcome) {
+            self.line(&line);
+        }
+        outcome
+    }
+}
+
+/// The lines that say how a step ended.
+fn lines(outcome: &Outcome) -> Vec<String> {
+    let title = outcome.title();
+    match &outcome.status {
+        Status::Done => outcome.shown.lines.clone(),
+        Status::Failed(why) => vec![format!("! {title}: {why}")],
+        Status::Skipped(why) => vec![format!("! {title}: skipped, {why}")],
     }
 }

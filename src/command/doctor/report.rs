@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::super::output::Output;
-use super::examine::{Broken, Health};
+use crate::command::output::Output;
+use crate::doctor::{Broken, Health};
 use crate::error::Exit;
 
 /// The answer as JSON.

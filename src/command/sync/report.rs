@@ -8,8 +8,9 @@ use similar::TextDiff;
 use crate::cli::Format;
 use crate::inventory::FilePath;
 
-use super::orphan::{Fate, Orphan};
-use super::{Mode, Output, Planned, State};
+use super::{Mode, Output};
+use crate::sync::orphans::{Fate, Orphan};
+use crate::sync::{Planned, State};
 
 /// More changes than these are counted, and listed with `--verbose` only.
 const LISTED: usize = 40;

@@ -1,0 +1,44 @@
+//! Deletes what was made, machines first.
+
+use super::Observer;
+use super::executor::{carry_out, in_parallel};
+use super::outcome::{Outcome, Report};
+use crate::incus::Object;
+use crate::plan::{Action, Doomed};
+use crate::session::Session;
+use crate::survey::audit_checkpoint::forget_deleted;
+
+/// Machines at once, then what they used; what fails keeps what it needs.
+pub(crate) async fn destroy(
+    session: &Session,
+    doomed: &Doomed,
+    observer: &impl Observer,
+) -> Report {
+    let mut report = Report::default();
+    let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
+    let deleted = in_parallel(session, machines, observer).await;
+    forget_deleted(&gone(doomed, &deleted));
+    let all_gone = deleted.iter().flatten().all(Outcome::is_done);
+    report.add(deleted);
+    if all_gone {
+        let volumes: Vec<_> = doomed.volumes.iter().map(std::slice::from_ref).collect();
+        report.add(in_parallel(session, volumes, observer).await);
+        report.add(carry_out(session, &doomed.rest, observer).await);
+    } else {
+        let rest = doomed.volumes.iter().chain(&doomed.rest);
+        let why = session.interrupt().or("a machine could not be deleted");
+        report.skip(rest, why, observer);
+    }
+    report
+}
+
+/// The machines that were deleted.
+fn gone<'d>(doomed: &'d Doomed, deleted: &[Vec<Outcome>]) -> Vec<&'d Object> {
+    let ended = doomed.machines.iter().zip(deleted);
+    let done = ended.filter(|(_, outcomes)| outcomes.iter().all(Outcome::is_done));
+    done.filter_map(|(action, _)| match action {
+        Action::Delete { object, .. } => Some(object),
+        _ => None,
+    })
+    .collect()
+}

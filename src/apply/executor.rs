@@ -1,0 +1,295 @@
+//! Carries actions out: one chain after the other's order, several chains at once, and no chain stops another.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+
+use super::Observer;
+use super::outcome::{Outcome, Status};
+use super::provision;
+use crate::host::{folders, log_timer, proxy_logs, server_process};
+use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
+use crate::plan::{Action, Role, finished, mark_unproven, unfinished};
+use crate::session::interrupt::LEFT;
+use crate::session::lock::Lock;
+use crate::session::{AT_ONCE, Session, incus_failure};
+
+/// How often a network is tried again: while Incus makes or deletes one it looks at every interface of the host, and
+/// fails where a machine that stops meanwhile takes its own away.
+const NETWORK_TRIES: usize = 3;
+/// How long between two tries.
+const NETWORK_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs each chain of actions, several at once; gives the outcomes of each, in the order of the chains.
+pub(crate) async fn in_parallel(
+    session: &Session,
+    chains: Vec<&[Action]>,
+    observer: &impl Observer,
+) -> Vec<Vec<Outcome>> {
+    stream::iter(chains)
+        .map(|chain| carry_out_chain(session, chain, observer))
+        .buffered(AT_ONCE)
+        .collect()
+        .await
+}
+
+/// Runs one chain; what follows a failure, or a wish to stop, is skipped.
+pub(crate) async fn carry_out(
+    session: &Session,
+    chain: &[Action],
+    observer: &impl Observer,
+) -> Vec<Vec<Outcome>> {
+    vec![carry_out_chain(session, chain, observer).await]
+}
+
+async fn carry_out_chain(
+    session: &Session,
+    chain: &[Action],
+    observer: &impl Observer,
+) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    let mut connection = None;
+    let mut failed = false;
+    for action in chain {
+        let left = if failed && !action.stands_alone() {
+            Some("an earlier step failed")
+        } else {
+            session.interrupt().is_asked().then_some(LEFT)
+        };
+        if let Some(why) = left {
+            let status = Status::Skipped(why.to_owned());
+            outcomes.push(observer.ended(Outcome::new(action, status)));
+            continue;
+        }
+        let step = observer.began(action);
+        let done = act(session, &mut connection, action).await;
+        observer.left(step);
+        let status = match done {
+            Ok(()) => Status::Done,
+            Err(why) => {
+                failed = true;
+                Status::Failed(why)
+            }
+        };
+        outcomes.push(observer.ended(Outcome::new(action, status)));
+    }
+    outcomes
+}
+
+/// The connection of a chain: made when it is first needed.
+async fn connected<'c>(
+    session: &Session,
+    connection: &'c mut Option<Incus>,
+) -> Result<&'c mut Incus, IncusError> {
+    if connection.is_none() {
+        *connection = Some(session.incus().await?);
+    }
+    connection
+        .as_mut()
+        .ok_or_else(|| IncusError::Connection(std::io::ErrorKind::NotConnected.into()))
+}
+
+async fn act(
+    session: &Session,
+    connection: &mut Option<Incus>,
+    action: &Action,
+) -> Result<(), String> {
+    let on_host = |done: std::io::Result<()>| done.map_err(|why| why.to_string());
+    match action {
+        Action::Folder { path, mode, .. } => on_host(folders::make_folder(path, *mode)),
+        Action::Sweep { path } => on_host(folders::remove_socket(path)),
+        Action::Rotate { path, .. } => on_host(proxy_logs::rotate(path)),
+        Action::Schedule(schedule) => on_host(log_timer::set_up(schedule).await),
+        Action::Unschedule => on_host(log_timer::take_away().await),
+        // Tried when all else is done.
+        Action::Prove(_) => Ok(()),
+        Action::Revoke { host, .. } => {
+            if let Some(path) = host {
+                on_host(folders::remove_socket(path))?;
+            }
+            ask(session, connection, action).await
+        }
+        Action::Delete { sockets, .. } => {
+            ask(session, connection, action).await?;
+            sockets
+                .iter()
+                .try_for_each(|path| on_host(folders::remove_socket(path)))
+        }
+        Action::Install {
+            machine,
+            order,
+            push,
+            hung,
+            ..
+        } => {
+            let incus = connected(session, connection)
+                .await
+                .map_err(|why| incus_failure(&why).message)?;
+            let done = async {
+                if *hung {
+                    let first = incus.first_process(machine).await;
+                    server_process::end(first.map_err(|why| incus_failure(&why).message)?).await;
+                }
+                provision::install(session, incus, machine, order, *push).await
+            };
+            let done = done.await;
+            if done.is_err() {
+                *connection = None;
+            }
+            done
+        }
+        Action::Create { .. }
+        | Action::Edit { .. }
+        | Action::Start { .. }
+        | Action::Connect { .. } => ask(session, connection, action).await,
+    }
+}
+
+async fn ask(
+    session: &Session,
+    connection: &mut Option<Incus>,
+    action: &Action,
+) -> Result<(), String> {
+    let incus = connected(session, connection)
+        .await
+        .map_err(|why| incus_failure(&why).message)?;
+    let busy = is_network(action).then(|| Lock::busy(session.lock()));
+    let mut done = request(incus, action).await;
+    for _ in 0..NETWORK_TRIES {
+        let Err(IncusError::Refused { code: 500, .. }) = &done else {
+            break;
+        };
+        if busy.is_none() {
+            break;
+        }
+        tokio::time::sleep(NETWORK_PAUSE).await;
+        done = request(incus, action).await;
+    }
+    if let Some(busy) = busy {
+        busy.done();
+    }
+    if done.is_err() {
+        // The next action of the chain must not read an answer of this one.
+        *connection = None;
+    }
+    done.map_err(|why| incus_failure(&why).message)
+}
+
+const fn is_machine(object: &Object) -> bool {
+    matches!(object, Object::Machine { .. })
+}
+
+/// Whether an action makes or deletes a network.
+fn is_network(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Create {
+            object: Object::Network(_),
+            ..
+        } | Action::Delete {
+            object: Object::Network(_),
+            ..
+        }
+    )
+}
+
+async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
+    match action {
+        Action::Create { object, body, .. } if is_machine(object) => {
+            // The mark stays until Incus reports that the machine is complete; a later run recreates an unfinished
+            // machine.
+            incus.create(object, &unfinished(body)).await?;
+            incus.edit(object, &[finished()]).await
+        }
+        Action::Create { object, body, .. } => incus.create(object, body).await,
+        Action::Edit { object, edits } => incus.edit(object, edits).await,
+        Action::Start {
+            machine,
+            power,
+            listens,
+            ..
+        } => {
+            if *listens {
+                // A device whose folder is not there keeps the machine from starting.
+                provision::listen_folder(incus, machine).await?;
+            }
+            incus.power(machine, *power).await
+        }
+        Action::Connect {
+            machine,
+            device,
+            new,
+            role,
+            anew,
+            ..
+        } => {
+            if *role == Role::Consumer {
+                provision::listen_folder(incus, machine).await?;
+            }
+            if anew.is_some() {
+                incus.edit(machine, &[set(device, None)]).await?;
+            }
+            let mut edits = vec![set(device, Some(new))];
+            if *role == Role::Consumer {
+                // Until a call over it has succeeded, whoever makes it: this run or a later one.
+                edits.push(mark_unproven(device, true));
+            }
+            incus.edit(machine, &edits).await
+        }
+        Action::Revoke {
+            machine,
+            device,
+            inside,
+            ..
+        } => {
+            // The files first: while the device is there, the next run knows of them.
+            if let Some(path) = inside {
+                provision::delete_socket(incus, machine, path).await?;
+            }
+            let edits = [set(device, None), mark_unproven(device, false)];
+            incus.edit(machine, &edits).await
+        }
+        Action::Delete {
+            object,
+            running,
+            protected,
+            ..
+        } => delete(incus, object, *running, *protected).await,
+        Action::Install { .. }
+        | Action::Prove(_)
+        | Action::Folder { .. }
+        | Action::Sweep { .. }
+        | Action::Rotate { .. }
+        | Action::Schedule(_)
+        | Action::Unschedule => Ok(()),
+    }
+}
+
+fn set(device: &str, keys: Option<&Keys>) -> Edit {
+    Edit::Device {
+        name: device.to_owned(),
+        old: None,
+        new: keys.cloned(),
+    }
+}
+
+async fn delete(
+    incus: &mut Incus,
+    object: &Object,
+    running: bool,
+    protected: bool,
+) -> Result<(), IncusError> {
+    if protected {
+        let edit = Edit::Config {
+            key: "security.protection.delete".to_owned(),
+            old: None,
+            new: None,
+        };
+        incus.edit(object, &[edit]).await?;
+    }
+    if running {
+        incus.power(object, Power::Stop).await?;
+    }
+    incus.delete(object).await
+}

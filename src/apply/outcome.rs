@@ -1,0 +1,149 @@
+//! How the steps of a run ended, and for what failed the command that shows more.
+
+use super::Observer;
+use crate::channel::shell_line;
+use crate::incus::Object;
+use crate::plan::{Action, PROVE, Shown};
+
+/// How one step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// As planned.
+    Done,
+    /// Why not.
+    Failed(String),
+    /// Not begun, and why.
+    Skipped(String),
+}
+
+/// A step and how it ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) shown: Shown,
+    pub(crate) status: Status,
+    /// The command that shows more.
+    pub(crate) more: Option<String>,
+    /// The machine that it was about.
+    machine: Option<Object>,
+}
+
+impl Outcome {
+    /// Of an action.
+    pub(crate) fn new(action: &Action, status: Status) -> Self {
+        Self {
+            shown: action.shown(),
+            status,
+            more: subject(action).map(show_command),
+            machine: subject(action).cloned(),
+        }
+    }
+
+    /// Of a step that is no action of a plan.
+    pub(crate) const fn of(shown: Shown, status: Status, more: String) -> Self {
+        Self {
+            shown,
+            status,
+            more: Some(more),
+            machine: None,
+        }
+    }
+
+    /// Whether the step changed something.
+    pub(crate) fn is_change(&self) -> bool {
+        self.is_done() && self.shown.verb != PROVE
+    }
+
+    /// Whether the step is done.
+    pub(crate) fn is_done(&self) -> bool {
+        self.status == Status::Done
+    }
+
+    /// What it was about.
+    pub(crate) fn title(&self) -> String {
+        self.shown.title()
+    }
+}
+
+fn subject(action: &Action) -> Option<&Object> {
+    match action {
+        Action::Create { object, .. }
+        | Action::Edit { object, .. }
+        | Action::Delete { object, .. } => Some(object),
+        Action::Start { machine, .. }
+        | Action::Install { machine, .. }
+        | Action::Connect { machine, .. }
+        | Action::Revoke { machine, .. } => Some(machine),
+        Action::Folder { .. }
+        | Action::Sweep { .. }
+        | Action::Prove(_)
+        | Action::Rotate { .. }
+        | Action::Schedule(_)
+        | Action::Unschedule => None,
+    }
+}
+
+fn show_command(object: &Object) -> String {
+    let words: Vec<&str> = match object {
+        Object::Project(name) => vec!["project", "show", name],
+        Object::Acl(name) => vec!["network", "acl", "show", name],
+        Object::Network(name) => vec!["network", "show", name],
+        Object::Profile { project, name } => vec!["profile", "show", name, "--project", project],
+        Object::Volume {
+            project,
+            pool,
+            name,
+        } => vec![
+            "storage",
+            "volume",
+            "show",
+            pool,
+            name,
+            "--project",
+            project,
+        ],
+        Object::Machine { project, name } => {
+            vec!["info", name, "--project", project, "--show-log"]
+        }
+    };
+    shell_line([&["incus"], words.as_slice()].concat())
+}
+
+/// All steps of a run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) outcomes: Vec<Outcome>,
+    /// Whether it was asked to stop.
+    pub(crate) stopped: bool,
+}
+
+impl Report {
+    /// Adds what chains of steps gave.
+    pub(crate) fn add(&mut self, chains: Vec<Vec<Outcome>>) {
+        self.outcomes.extend(chains.into_iter().flatten());
+    }
+
+    /// Adds steps that were not begun.
+    pub(crate) fn skip<'a>(
+        &mut self,
+        actions: impl Iterator<Item = &'a Action>,
+        why: &str,
+        observer: &impl Observer,
+    ) {
+        for action in actions {
+            let outcome = Outcome::new(action, Status::Skipped(why.to_owned()));
+            self.outcomes.push(observer.ended(outcome));
+        }
+    }
+
+    /// The same of a run that was asked to stop.
+    pub(crate) const fn stop(mut self) -> Self {
+        self.stopped = true;
+        self
+    }
+
+    /// Whether a step of that machine did not succeed.
+    pub(crate) fn has_failed(&self, machine: &Object) -> bool {
+        let mut own = self.outcomes.iter();
+        own.any(|one| one.machine.as_ref() == Some(machine) && !one.is_done())
+    }
+}

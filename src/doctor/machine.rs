@@ -1,0 +1,229 @@
+//! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
+
+use super::diagnose::{Broken, Examiner, What};
+use crate::channel::shell_line;
+use crate::edge::End;
+use crate::inside::{
+    ABOVE, ETC, Found, Kind, Order, PROGRAM, PROGRAM_FOLDER, Piece, Serving, differences,
+};
+use crate::plan::{has_inside, order};
+use crate::text::shown;
+
+/// How much of a digest is shown, in characters.
+const DIGEST_SHOWN: usize = 12;
+/// Longest of a machine's words that are shown, in characters.
+const WORDS_MAX: usize = 300;
+
+impl Examiner<'_> {
+    /// The first of these kinds of things that differ in a machine.
+    pub(crate) fn inside(&self, end: &End, kinds: &[Kind]) -> Option<Broken> {
+        let machine = &end.machine;
+        let Some(found) = self.found(end) else {
+            let known = self.there(end).is_some_and(has_inside);
+            let detail = if known {
+                format!("{machine} cannot be looked into")
+            } else {
+                format!("`{PROGRAM}` was never put into {machine}")
+            };
+            return Some(self.by_apply(What::Program, detail));
+        };
+        let order = self.order(end)?;
+        let pieces = differences(&order, found);
+        let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
+        let (what, detail) = described(piece, machine.as_str(), &order, found);
+        let mend = match piece.kind {
+            Kind::Program | Kind::Rights => taken_back(end, found),
+            Kind::Name | Kind::Services | Kind::Supervision | Kind::Server => None,
+        };
+        let broken = self.by_apply(what, detail);
+        Some(Broken {
+            mend: mend.map_or(self.apply.to_owned(), |first| {
+                format!("{first}; {}", self.apply)
+            }),
+            ..broken
+        })
+    }
+
+    /// A provider that was asked from the host and did not answer; why, where the host can see that.
+    pub(crate) fn silence(&self, provider: &End) -> Option<Broken> {
+        let found = self.found(provider)?;
+        if found.serving != Serving::Silent {
+            return None;
+        }
+        // Whom a policy of somebody's leaves out has no socket there.
+        self.inside(provider, &[Kind::Services])
+            .or_else(|| self.inside(provider, &[Kind::Server]))
+    }
+
+    fn order(&self, end: &End) -> Option<Order> {
+        let (_, machine) = self.infra.machine(end.machine.as_str())?;
+        Some(order(self.program, machine))
+    }
+}
+
+/// What makes the folder of the program root's alone again, where others may change what is in it: until then nothing is
+/// pushed there, as they might change that before it is run.
+fn taken_back(end: &End, found: &Found) -> Option<String> {
+    let open = |folder: &&str| {
+        let rights = found.odd.get(*folder);
+        rights.is_some_and(|rights| rights.let_others_write())
+    };
+    let folder = [PROGRAM_FOLDER, ETC].into_iter().find(open)?;
+    let (machine, project) = (end.machine.as_str(), end.domain.as_str());
+    let exec = ["incus", "exec", machine, "--project", project, "--"];
+    let owner = exec.into_iter().chain(["chown", "root:root", folder]);
+    let rights = exec.into_iter().chain(["chmod", "755", folder]);
+    Some(format!("{}; {}", shell_line(owner), shell_line(rights)))
+}
+
+/// What differs in a machine, in words.
+fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
+    match piece.kind {
+        Kind::Program if found.program.is_none() => {
+            (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
+        }
+        Kind::Program if found.program.as_ref() == Some(&order.program) => (
+            What::Program,
+            format!("`{PROGRAM}` in {machine} is not root's with the rights 0755"),
+        ),
+        Kind::Rights => rights(machine, found),
+        Kind::Program => (
+            What::Program,
+            format!("`{PROGRAM}` in {machine} is another program than this one"),
+        ),
+        Kind::Name => (
+            What::Program,
+            format!("the name of {machine} or the link to its program is not as `apply` left it"),
+        ),
+        Kind::Services if found.services.is_none() => (
+            What::Policy,
+            format!("the services file is gone from {machine}"),
+        ),
+        Kind::Services => (
+            What::Policy,
+            format!("the services file of {machine} is not the declared one"),
+        ),
+        Kind::Supervision => (
+            What::Supervision,
+            format!("what starts the server of {machine} is missing or changed"),
+        ),
+        Kind::Server => server(machine, order, found),
+    }
+}
+
+/// Which file or folder has another owner or other rights.
+fn rights(machine: &str, found: &Found) -> (What, String) {
+    let path = found.odd.keys().find(|path| *path != PROGRAM);
+    let path = path.map_or("", String::as_str);
+    let what = if path.starts_with("/srv") {
+        What::Folder
+    } else {
+        What::Program
+    };
+    let why = if ABOVE.contains(&path) {
+        "keeps the user out who may call from there"
+    } else {
+        "has another owner or other rights than `apply` gave it"
+    };
+    (what, format!("`{path}` in {machine} {why}"))
+}
+
+/// What is wrong with a server.
+fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
+    match &found.serving {
+        Serving::Policy {
+            refused: Some(why), ..
+        } => {
+            let why = why.shown(WORDS_MAX);
+            let detail =
+                format!("the server of {machine} refused its newest services: it says {why}");
+            (What::Policy, detail)
+        }
+        Serving::Policy { digest, .. } => {
+            let declared = order.services().ok().flatten();
+            let declared = declared.map(|services| services.digest());
+            let detail = format!(
+                "the server of {machine} reports the policy {}; declared is {}",
+                digest.shown(DIGEST_SHOWN),
+                shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
+            );
+            (What::Policy, detail)
+        }
+        Serving::Silent | Serving::Unknown => {
+            let detail = format!("the server of {machine} does not answer");
+            (What::Server, detail)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inside::{FoundServices, Supervisor};
+    use crate::services::Services;
+    use crate::text::Foreign;
+
+    /// A machine in which everything is in order, but for the server's word.
+    fn found(order: &Order, serving: Serving) -> Found {
+        Found {
+            runs: true,
+            program: Some(order.program.clone()),
+            odd: std::collections::BTreeMap::new(),
+            link: Some(PROGRAM.to_owned()),
+            identity: Some(order.identity(Supervisor::Openrc)),
+            services: order.services.as_deref().map(FoundServices::of),
+            units: std::collections::BTreeMap::new(),
+            serving,
+            confinement: None,
+        }
+    }
+
+    #[test]
+    fn what_differs_is_said_in_words_and_a_machine_s_own_are_escaped() {
+        let services = serde_json::json!({
+            "machine": "signer",
+            "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev"]}]
+        });
+        let services: Services = serde_json::from_value(services).unwrap();
+        let digest = services.digest();
+        let order = Order::new("p1", "signer".parse().unwrap(), None, Some(&services));
+        let said = |serving: Serving| {
+            let found = found(&order, serving);
+            let pieces = differences(&order, &found);
+            let described = pieces
+                .iter()
+                .map(|one| described(one, "signer", &order, &found));
+            described.collect::<Vec<_>>()
+        };
+        let policy = |digest: &str, refused: Option<&str>| Serving::Policy {
+            digest: digest.into(),
+            refused: refused.map(Foreign::from),
+        };
+        let unit = "what starts the server of signer is missing or changed";
+        let unit = (What::Supervision, unit.to_owned());
+        assert_eq!(said(policy(&digest, None)), std::slice::from_ref(&unit));
+        let short = digest.split_at(DIGEST_SHOWN).0;
+        let cases = [
+            (
+                policy("ab\u{1b}", None),
+                What::Policy,
+                format!(
+                    "the server of signer reports the policy ab\\u{{1b}}; declared is {short}…"
+                ),
+            ),
+            (
+                policy(&digest, Some("no\nJSON")),
+                What::Policy,
+                "the server of signer refused its newest services: it says no\\nJSON".to_owned(),
+            ),
+            (
+                Serving::Silent,
+                What::Server,
+                "the server of signer does not answer".to_owned(),
+            ),
+        ];
+        for (serving, what, detail) in cases {
+            assert_eq!(said(serving), [unit.clone(), (what, detail)]);
+        }
+    }
+}

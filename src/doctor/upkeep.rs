@@ -1,0 +1,45 @@
+//! What works now and will not for ever, or is no longer what it says: what starts a server, and the logs. Pure.
+
+use super::diagnose::{Broken, Examiner, What};
+use crate::edge::Edge;
+use crate::host::proxy_logs::{LIMIT, path};
+use crate::inside::Kind;
+use crate::survey::audit_checkpoint::Log;
+
+impl Examiner<'_> {
+    /// What works now and will not for ever.
+    pub(crate) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
+        self.inside(&edge.provider, &[Kind::Supervision])
+            .or_else(|| self.log(edge))
+            .or_else(|| self.calls(edge))
+    }
+
+    fn calls(&self, edge: &Edge) -> Option<Broken> {
+        let provider = &edge.provider;
+        let place = (provider.domain.to_string(), provider.machine.to_string());
+        match self.calls.get(&place)? {
+            Log::Sound | Log::Lost(_) | Log::Unknown(_) => None,
+            Log::Altered { detail, accept } => Some(Broken {
+                what: What::Audit,
+                detail: format!(
+                    "{detail}; once you know why, the command below accepts it as it is"
+                ),
+                mend: accept.clone(),
+            }),
+        }
+    }
+
+    fn log(&self, edge: &Edge) -> Option<Broken> {
+        let paths = [&edge.provider, &edge.consumer].map(|end| path(edge, end));
+        let mut logs = self.facts.logs.iter();
+        let log = logs.find(|log| paths.contains(&log.path))?;
+        let mib = |bytes: u64| bytes / (1024 * 1024);
+        let detail = format!(
+            "`{}` takes {} MiB of the host's disk; from {} MiB on it should be rotated",
+            log.path.escape_debug(),
+            mib(log.bytes),
+            mib(LIMIT)
+        );
+        Some(self.by_apply(What::Log, detail))
+    }
+}

@@ -1,0 +1,370 @@
+//! What makes the host itself rotate the channels' logs between two runs of `apply`, so that no daemon is needed for it:
+//! a timer of systemd, or a line for cron.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::channel;
+use crate::plan::{HostFile, Rotation, Schedule};
+
+/// How often, in minutes. A consumer that floods a channel writes some 150 MB in one.
+const MINUTES: u32 = 2;
+/// Where cron looks.
+const CRON_FOLDER: &str = "/etc/cron.d";
+/// The line for cron.
+const CRON: &str = "/etc/cron.d/anklume";
+/// What systemd runs.
+const SERVICE: &str = "/etc/systemd/system/anklume-logs.service";
+/// When systemd runs it.
+const TIMER: &str = "/etc/systemd/system/anklume-logs.timer";
+/// The timer's name.
+const TIMER_NAME: &str = "anklume-logs.timer";
+/// Is there once the timer is enabled.
+const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
+/// Is there where systemd runs the host.
+const SYSTEMD: &str = "/run/systemd/system";
+/// What the subcommand is called.
+const COMMAND: &str = "rotate-logs";
+/// First line of each file.
+const HEAD: &str =
+    "# Written by `anklume apply`: keeps the logs that Incus writes of the channels bounded.\n";
+/// Rights of the files.
+const MODE: u32 = 0o644;
+/// Rights of others to write.
+const OTHERS_WRITE: u32 = 0o022;
+/// Longest that systemd may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who starts things at their time on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheduler {
+    Systemd,
+    Cron,
+}
+
+impl Scheduler {
+    fn of(root: &Path) -> Option<Self> {
+        if at(root, SYSTEMD).is_dir() {
+            Some(Self::Systemd)
+        } else {
+            at(root, CRON_FOLDER).is_dir().then_some(Self::Cron)
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Systemd => "systemd",
+            Self::Cron => "cron",
+        }
+    }
+
+    /// The files that make it run this program.
+    fn files(self, program: &str) -> Vec<HostFile> {
+        let file = |path: &str, content: String| HostFile {
+            path: path.to_owned(),
+            content: format!("{HEAD}{content}"),
+        };
+        match self {
+            Self::Cron => vec![file(
+                CRON,
+                format!("*/{MINUTES} * * * * root {program} {COMMAND}\n"),
+            )],
+            Self::Systemd => vec![
+                file(
+                    SERVICE,
+                    format!(
+                        "[Unit]
+Description=anklume: the logs of the channels stay bounded
+
+[Service]
+Type=oneshot
+ExecStart={program} {COMMAND}
+LogLevelMax=notice
+"
+                    ),
+                ),
+                file(
+                    TIMER,
+                    format!(
+                        "[Unit]
+Description=anklume: the logs of the channels stay bounded
+
+[Timer]
+OnBootSec={MINUTES}min
+OnUnitActiveSec={MINUTES}min
+AccuracySec=30s
+
+[Install]
+WantedBy=timers.target
+"
+                    ),
+                ),
+            ],
+        }
+    }
+
+    /// The program that the files on the host name, if they are ours in every other word.
+    fn scheduled(self, root: &Path) -> Option<String> {
+        let path = match self {
+            Self::Systemd => SERVICE,
+            Self::Cron => CRON,
+        };
+        let text = String::from_utf8(fs::read(at(root, path)).ok()?).ok()?;
+        let command = format!(" {COMMAND}");
+        let line = text.lines().find_map(|line| line.strip_suffix(&command))?;
+        let program = line.rsplit([' ', '=']).next()?.to_owned();
+        let same = |file: &HostFile| {
+            fs::read(at(root, &file.path)).is_ok_and(|content| content == file.content.as_bytes())
+        };
+        let enabled = self == Self::Cron || is_at(root, WANTED);
+        (enabled && self.files(&program).iter().all(same)).then_some(program)
+    }
+}
+
+/// The root folder of the host.
+fn host() -> &'static Path {
+    Path::new("/")
+}
+
+/// A path of the host, below this root folder.
+fn at(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn is_at(root: &Path, path: &str) -> bool {
+    fs::symlink_metadata(at(root, path)).is_ok()
+}
+
+/// Whether the host rotates the logs, and what it takes where it does not.
+pub(crate) fn look() -> Rotation {
+    look_in(host(), program)
+}
+
+fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rotation {
+    let Some(scheduler) = Scheduler::of(root) else {
+        return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
+    };
+    // An anklume at another place does it as well, as long as it is there.
+    if let Some(program) = scheduler.scheduled(root)
+        && is_safe(Path::new(&program))
+    {
+        return Rotation::Scheduled;
+    }
+    match program() {
+        Ok(program) => Rotation::Wanting(Schedule {
+            by: scheduler.name(),
+            there: is_scheduled_in(root),
+            files: scheduler.files(&program),
+        }),
+        Err(why) => Rotation::Nobody(why),
+    }
+}
+
+/// Whether something of ours is scheduled, as it must be or not.
+pub(crate) fn is_scheduled() -> bool {
+    is_scheduled_in(host())
+}
+
+fn is_scheduled_in(root: &Path) -> bool {
+    let mut files = [CRON, TIMER, SERVICE].into_iter();
+    files.any(|path| is_at(root, path))
+}
+
+/// Whether the program that runs what is scheduled by cron is there; systemd always is.
+pub(crate) fn has_daemon() -> bool {
+    Scheduler::of(host()) != Some(Scheduler::Cron) || {
+        let entries = fs::read_dir("/proc").into_iter().flatten();
+        entries.filter_map(Result::ok).any(|entry| {
+            let name = fs::read(entry.path().join("comm")).unwrap_or_default();
+            [b"cron\n".as_slice(), b"crond\n"].contains(&name.as_slice())
+        })
+    }
+}
+
+/// This program, if root may run it unseen; or why not.
+fn program() -> Result<String, String> {
+    let path: PathBuf = std::env::current_exe().map_err(|why| why.to_string())?;
+    let shown = path.display().to_string();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
+    if !shown.bytes().all(plain) {
+        return Err(format!(
+            "`{}` is no path for a scheduler",
+            shown.escape_debug()
+        ));
+    }
+    if !is_safe(&path) {
+        return Err(format!("others than root can change `{shown}`"));
+    }
+    Ok(shown)
+}
+
+/// Whether a program is there, and nobody but root can put another one in its place.
+fn is_safe(program: &Path) -> bool {
+    let roots = |path: &Path| {
+        fs::symlink_metadata(path).is_ok_and(|is| {
+            is.uid() == 0 && !is.is_symlink() && is.permissions().mode() & OTHERS_WRITE == 0
+        })
+    };
+    program.is_absolute() && program.is_file() && program.ancestors().all(roots)
+}
+
+/// Makes the host rotate the logs.
+pub(crate) async fn set_up(schedule: &Schedule) -> io::Result<()> {
+    write_in(host(), schedule)?;
+    if schedule.by == Scheduler::Systemd.name() {
+        tell(&["daemon-reload"]).await?;
+        tell(&["--quiet", "enable", "--now", TIMER_NAME]).await?;
+    }
+    Ok(())
+}
+
+/// Takes that away.
+pub(crate) async fn take_away() -> io::Result<()> {
+    let of_systemd = Path::new(SYSTEMD).is_dir() && is_at(host(), TIMER);
+    if of_systemd {
+        tell(&["--quiet", "disable", "--now", TIMER_NAME]).await?;
+    }
+    remove_in(host())?;
+    if of_systemd {
+        tell(&["daemon-reload"]).await?;
+    }
+    Ok(())
+}
+
+/// Writes each file whole or not at all: cron never sees half a line, nor what is not there yet under its name.
+fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
+    for file in &schedule.files {
+        let path = at(root, &file.path);
+        let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(root))?;
+        fresh.write_all(file.content.as_bytes())?;
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(MODE))?;
+        fresh.persist(path).map_err(|failed| failed.error)?;
+    }
+    Ok(())
+}
+
+fn remove_in(root: &Path) -> io::Result<()> {
+    for path in [CRON, TIMER, SERVICE] {
+        match fs::remove_file(at(root, path)) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn tell(words: &[&str]) -> io::Result<()> {
+    let mut command = channel::program("systemctl")?;
+    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+    // A ^C at the terminal lets the step in hand end.
+    command.process_group(0);
+    let output = timeout(PATIENCE, command.output())
+        .await
+        .map_err(|_| io::Error::other("systemd does not answer"))??;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_others_can_change_is_never_scheduled() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("anklume");
+        fs::write(&program, "").unwrap();
+        // The folder of temporary files is everybody's.
+        assert!(!is_safe(&program));
+        assert!(!is_safe(Path::new("anklume")));
+        assert!(!is_safe(Path::new("/usr/bin/there-is-none")));
+        assert!(!is_safe(Path::new("/usr/bin")));
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        assert!(is_safe(&shell));
+    }
+
+    /// What it takes on a host with this folder, by a program that nobody but root changes.
+    fn wanting(root: &Path) -> Schedule {
+        let shell = || Ok(fs::canonicalize("/bin/sh").unwrap().display().to_string());
+        match look_in(root, shell) {
+            Rotation::Wanting(schedule) => schedule,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_set_up_is_found_again_until_it_is_changed_or_taken_away() {
+        for (by, folders) in [
+            ("cron", vec!["etc/cron.d"]),
+            // Where there are both.
+            (
+                "systemd",
+                vec![
+                    "etc/cron.d",
+                    "run/systemd/system",
+                    "etc/systemd/system/timers.target.wants",
+                ],
+            ),
+        ] {
+            let host = tempfile::tempdir().unwrap();
+            let root = host.path();
+            for folder in folders {
+                fs::create_dir_all(root.join(folder)).unwrap();
+            }
+            let schedule = wanting(root);
+            assert_eq!((schedule.by, schedule.there), (by, false));
+            write_in(root, &schedule).unwrap();
+            if by == "systemd" {
+                // Written, and not enabled.
+                assert!(wanting(root).there);
+                std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
+            }
+            let nobody = || Err("no program".to_owned());
+            assert_eq!(look_in(root, nobody), Rotation::Scheduled);
+            let file = at(root, &schedule.files[0].path);
+            assert_eq!(
+                fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+                MODE
+            );
+            // Another command, another user's program, nothing.
+            for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {
+                let text = String::from_utf8(fs::read(&file).unwrap()).unwrap();
+                fs::write(&file, text.replace("rotate-logs", harm)).unwrap();
+                assert!(wanting(root).there, "{harm}");
+                write_in(root, &schedule).unwrap();
+            }
+            fs::write(&file, schedule.files[0].content.replace("/usr/", "/tmp/")).unwrap();
+            assert!(wanting(root).there);
+            remove_in(root).unwrap();
+            remove_in(root).unwrap();
+            assert!(!wanting(root).there && !is_scheduled_in(root));
+        }
+        let bare = tempfile::tempdir().unwrap();
+        let nobody = look_in(bare.path(), || Ok(String::new()));
+        assert!(
+            matches!(nobody, Rotation::Nobody(why) if why.contains("neither systemd nor cron"))
+        );
+    }
+
+    #[test]
+    fn what_is_written_names_the_program_and_the_interval() {
+        let [cron] = Scheduler::Cron.files("/opt/a").try_into().unwrap();
+        assert_eq!(cron.path, "/etc/cron.d/anklume");
+        assert_eq!(
+            cron.content,
+            format!("{HEAD}*/2 * * * * root /opt/a rotate-logs\n")
+        );
+        let [service, timer] = Scheduler::Systemd.files("/opt/a").try_into().unwrap();
+        assert!(service.content.contains("\nExecStart=/opt/a rotate-logs\n"));
+        assert!(timer.content.contains("\nOnUnitActiveSec=2min\n"));
+    }
+}

@@ -1,0 +1,141 @@
+//! Asked to stop, a run finishes the steps in hand and begins no other one; asked again, it ends at once.
+
+use std::cell::Cell;
+use std::fs;
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Why a step was not begun.
+pub(crate) const LEFT: &str = "asked to stop";
+
+/// Whether a run was asked to stop.
+#[derive(Debug, Default)]
+pub(crate) struct Interrupt(Cell<bool>);
+
+impl Interrupt {
+    /// Whether no other step is to be begun.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.0.get()
+    }
+
+    /// Why steps are not begun that could not be, for this reason, if nobody had asked.
+    pub(crate) fn or<'w>(&self, why: &'w str) -> &'w str {
+        if self.is_asked() { LEFT } else { why }
+    }
+
+    /// Does work that looks at this before each step. When it is asked for the first time, `tell` is called and the work
+    /// comes to its end by itself; `None`: it was asked again.
+    ///
+    /// # Errors
+    ///
+    /// Signals cannot be watched for.
+    pub(crate) async fn heeded<T>(
+        &self,
+        work: impl Future<Output = T>,
+        tell: impl Fn(),
+    ) -> io::Result<Option<T>> {
+        let mut asks = asks()?;
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(Some(done)),
+                () = any(&mut asks) => {
+                    if self.0.replace(true) {
+                        return Ok(None);
+                    }
+                    tell();
+                }
+            }
+        }
+    }
+}
+
+/// What asks: ^C, whoever ends processes, a terminal that was closed. What this process was started to ignore
+/// (`nohup`, a shell's `&`) stays ignored.
+fn asks() -> io::Result<Vec<Signal>> {
+    let ignored = ignored(&fs::read("/proc/self/status").unwrap_or_default());
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let is_ignored = |kind: &SignalKind| ignored >> (kind.as_raw_value() - 1) & 1 == 1;
+    let heard = kinds.into_iter().filter(|kind| !is_ignored(kind));
+    heard.map(signal).collect()
+}
+
+/// The signals that a process ignores, a bit for each, as proc(5) has them.
+fn ignored(status: &[u8]) -> u64 {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:"));
+    let mask = mask.and_then(|mask| std::str::from_utf8(mask).ok());
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
+}
+
+/// The next signal of any of these.
+async fn any(asks: &mut [Signal]) {
+    poll_fn(|context| {
+        let mut asks = asks.iter_mut();
+        if asks.any(|one| one.poll_recv(context).is_ready()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal as Sent, getpid, kill_process};
+
+    use super::*;
+
+    /// Work that begins steps until it is asked to stop, and sends its own process this signal with the second one.
+    async fn steps(stop: &Interrupt, sent: Sent) -> u32 {
+        let mut steps = 0;
+        while !stop.is_asked() {
+            steps += 1;
+            if steps == 2 {
+                kill_process(getpid(), sent).unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+        steps
+    }
+
+    #[tokio::test]
+    async fn any_of_the_signals_lets_the_step_in_hand_end_and_a_second_one_does_not() {
+        // A shell may make background jobs ignore some of these signals; skip those.
+        let ignored = ignored(&fs::read("/proc/self/status").unwrap());
+        let heard = |sent: &Sent| ignored >> (sent.as_raw() - 1) & 1 == 0;
+        // A handler stays for as long as the process lives, so that none of these ends it.
+        for sent in [Sent::INT, Sent::TERM, Sent::HUP].into_iter().filter(heard) {
+            let (stop, told) = (Interrupt::default(), Cell::new(0));
+            let tell = || told.set(told.get() + 1);
+            let done = stop.heeded(steps(&stop, sent), tell).await.unwrap();
+            assert!(done.is_some_and(|steps| steps >= 2), "{sent:?}: {done:?}");
+            assert_eq!(told.get(), 1);
+            // A step that takes for ever.
+            let never = async {
+                kill_process(getpid(), sent).unwrap();
+                std::future::pending::<u32>().await
+            };
+            assert_eq!(stop.heeded(never, tell).await.unwrap(), None);
+            assert_eq!(told.get(), 1);
+        }
+    }
+
+    #[test]
+    fn what_a_process_was_started_to_ignore_is_read_from_its_status() {
+        let status =
+            b"Name:\ta\nSigBlk:\t0000000000000003\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert_eq!(ignored(status), 0x1001);
+        assert_eq!(ignored(b""), 0);
+    }
+}

@@ -1,0 +1,100 @@
+//! One `apply` or `destroy` at a time on this computer: two would sweep away each other's sockets.
+//!
+//! The lock also remembers a network that was being made or deleted when a run was killed. Incus shows no operation for
+//! those, and two deletions of one network at once leave its DNS server behind for ever, on the network's address.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
+
+/// Only root writes in this folder, so nobody else can hold the lock.
+const LOCK: &str = "/run/anklume.lock";
+/// How long Incus gets to end what a killed run had asked of a network; it takes a fraction of a second.
+const AFTERMATH: Duration = Duration::from_secs(3);
+/// What the file holds while a network is made or deleted.
+const MARK: &[u8] = b"a network is being made or deleted\n";
+
+/// The lock; dropped, it is free.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// The file, and how many networks are being made or deleted.
+    file: Mutex<(File, usize)>,
+}
+
+/// A network is being made or deleted, until `done` says that it is no longer.
+#[derive(Debug)]
+pub(crate) struct Busy<'l>(Option<&'l Lock>);
+
+/// Takes the lock; waits for another run, and for the aftermath of a killed one. Without root's rights there is no lock.
+pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let (file, killed) = take(tell).with_context(|| format!("cannot take the lock `{LOCK}`"))?;
+    if killed {
+        tokio::time::sleep(AFTERMATH).await;
+    }
+    Ok(Some(Lock {
+        file: Mutex::new((file, 0)),
+    }))
+}
+
+/// The file, locked, and whether a run was killed while a network was being made or deleted.
+fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = open(LOCK, flags, Mode::RUSR | Mode::WUSR)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        tell("waiting for another anklume that changes this Incus");
+        flock(&file, FlockOperation::LockExclusive)?;
+    }
+    let mut file = File::from(file);
+    let killed = file.read(&mut [0])? > 0;
+    file.set_len(0)?;
+    Ok((file, killed))
+}
+
+/// Whether another run holds the lock. Returns `false` if the lock file cannot be opened.
+pub(crate) fn is_held() -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(file) = open(LOCK, flags, Mode::empty()) else {
+        return false;
+    };
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+}
+
+impl Lock {
+    /// Remembers that a network is being made or deleted; also after a stop in the middle, when nobody says `done`.
+    pub(crate) fn busy(lock: Option<&Self>) -> Busy<'_> {
+        if let Some(lock) = lock {
+            lock.count(|busy| busy + 1);
+        }
+        Busy(lock)
+    }
+
+    fn count(&self, change: impl Fn(usize) -> usize) {
+        let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, busy) = &mut *held;
+        let before = *busy;
+        *busy = change(before);
+        // A mark that cannot be written is a pause that a later run does not make.
+        let _ = match (before, *busy) {
+            (0, 1) => file.rewind().and_then(|()| file.write_all(MARK)),
+            (1, 0) => file.set_len(0),
+            _ => Ok(()),
+        };
+    }
+}
+
+impl Busy<'_> {
+    /// Incus has answered.
+    pub(crate) fn done(self) {
+        if let Some(lock) = self.0 {
+            lock.count(|busy| busy.saturating_sub(1));
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The last line of each provider's log of calls, kept on the host: the provider's root can write a whole new log, and
+//! cannot write one that still holds that line.
+//!
+//! The log is read and checked here: a machine's own word on it would be worth nothing.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::checkpoint_store::{Kept, Shelf};
+use crate::audit::{KEEP, LOG, ROTATE_AT};
+use crate::channel::shell_line;
+use crate::foreign::{ForeignError, LogSeen, Reader};
+use crate::incus::{Kind, Object};
+use crate::incus::state::Instance;
+use crate::infra::Infra;
+use crate::plan::is_marked;
+use crate::session::Session;
+use crate::session::machine_files::FilesError;
+
+/// Largest file of a log that is read, in bytes: it is rotated before.
+const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
+/// Longest that a log may take to be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a log that is rotated or written meanwhile is read.
+const TRIES: usize = 3;
+
+/// How a log of calls is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Log {
+    /// It still holds what it held, or there is none, and never was.
+    Sound,
+    /// Not as it was written; what is wrong, and the command that accepts it as it is.
+    Altered { detail: String, accept: String },
+    /// Incus built its machine anew, and it is not in it.
+    Lost(Lost),
+    /// It could not be looked at, and why.
+    Unknown(String),
+}
+
+/// The log of a machine that Incus built anew: it went with everything in the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lost {
+    machine: String,
+    /// The last line that was seen.
+    line: u64,
+    /// Where it is kept.
+    path: PathBuf,
+}
+
+/// Checks a provider's log against what was kept of it, and keeps its last line. Only root keeps anything.
+pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
+    let shelf = Shelf::of_host();
+    let is_root = rustix::process::geteuid().is_root();
+    let path = shelf.path(provider);
+    let Some(path) = path.filter(|_| is_root && provider.is_running()) else {
+        return Log::Sound;
+    };
+    let kept = match Shelf::read(&path) {
+        Ok(kept) => kept,
+        Err(why) => {
+            let what = format!("cannot be compared with what was kept of it: {why}");
+            return altered(provider, &path, &what);
+        }
+    };
+    // Whoever has the machine decides whether its log can be read: a line that was kept and is not shown is missing.
+    let unknown = |why: &dyn fmt::Display| match &kept {
+        Some(kept) => {
+            let what = format!("does not show its line {} of before: {why}", kept.seq);
+            altered(provider, &path, &what)
+        }
+        None => Log::Unknown(format!(
+            "the log of calls of {} is not watched: {why}",
+            provider.name.escape_debug()
+        )),
+    };
+    let mut last = Log::Sound;
+    for _ in 0..TRIES {
+        let checked = timeout(PATIENCE, check(session, provider, kept.as_ref())).await;
+        last = match checked {
+            Ok(Ok(Checked::Whole { seen, files })) => {
+                let fresh = Kept {
+                    project: provider.project.clone(),
+                    machine: provider.name.clone(),
+                    seq: seen.seq,
+                    head: seen.head,
+                    files,
+                    marked: is_marked(&provider.config),
+                    rebuilt: false,
+                };
+                let is_new = kept.as_ref() != Some(&fresh);
+                return match is_new.then(|| shelf.write(&path, &fresh)).transpose() {
+                    Ok(_) => Log::Sound,
+                    Err(why) => unknown(&why),
+                };
+            }
+            Ok(Ok(Checked::None)) => return Log::Sound,
+            // What was read while it was rotated is read again.
+            Ok(Ok(Checked::Altered(what))) => altered(provider, &path, &what),
+            Ok(Err(why)) => unknown(&why),
+            Err(_) => {
+                last = unknown(&"it cannot be read in time");
+                break;
+            }
+        };
+    }
+    let rebuilt = kept.filter(|kept| kept.is_rebuilt(provider));
+    match (last, rebuilt) {
+        (Log::Altered { .. }, Some(kept)) => Log::Lost(Lost {
+            line: kept.seq,
+            machine: kept.machine,
+            path,
+        }),
+        (last, _) => last,
+    }
+}
+
+impl Lost {
+    /// Puts what was kept of it aside, so that the machine's next log is watched; what is to be said of that.
+    pub(crate) fn put_aside(&self) -> String {
+        match Shelf::put_aside(&self.path, jiff::Timestamp::now()) {
+            Ok(aside) => format!(
+                "{self}: what was kept of it, up to line {}, is now in `{}`",
+                self.line,
+                aside.display()
+            ),
+            Err(why) => format!("{self}, and what was kept of it cannot be put aside: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = self.machine.escape_debug();
+        write!(
+            f,
+            "{machine} was rebuilt, and its log of calls went with it"
+        )
+    }
+}
+
+fn altered(provider: &Instance, path: &Path, what: &str) -> Log {
+    Log::Altered {
+        detail: format!(
+            "the log of calls of {} {what}",
+            provider.name.escape_debug()
+        ),
+        accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
+    }
+}
+
+/// Why a log could not be looked at.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// What is in them cannot be.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
+}
+
+/// What a look at a log gave.
+enum Checked {
+    Whole { seen: LogSeen, files: u32 },
+    None,
+    Altered(String),
+}
+
+/// All its files must be one chain that holds the kept line: a line before that one is not to be changed either.
+async fn check(
+    session: &Session,
+    provider: &Instance,
+    kept: Option<&Kept>,
+) -> Result<Checked, CheckError> {
+    let mut inside = session.files(provider).await;
+    // Of its own: what comes in between would be another log's.
+    let reader = Reader::default();
+    reader.log(kept.map(|kept| kept.head.clone())).await?;
+    let mut files = 0;
+    // Oldest first, and one of them in memory at a time.
+    for number in (0..=KEEP).rev() {
+        let name = match number {
+            0 => LOG.to_owned(),
+            number => format!("{LOG}.{number}"),
+        };
+        match inside.read(&name, Kind::File, FILE_MAX).await? {
+            Some(file) => {
+                files += 1;
+                reader.log_file(&file).await?;
+            }
+            None if files > 0 && number > 0 => {
+                return Ok(Checked::Altered(format!("has no file `{name}`")));
+            }
+            None => {}
+        }
+    }
+    Ok(judged(reader.log_end().await?, files, kept))
+}
+
+fn judged(seen: LogSeen, files: u32, kept: Option<&Kept>) -> Checked {
+    let places = seen.faults;
+    match kept {
+        None if files == 0 => Checked::None,
+        Some(kept) if files == 0 => Checked::Altered(format!("is gone: it had {} lines", kept.seq)),
+        _ if places > 0 => {
+            Checked::Altered(format!("is not as it was written, at {places} places"))
+        }
+        Some(kept) if seen.head_missing => Checked::Altered(format!(
+            "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
+            kept.seq
+        )),
+        // Rotation drops a file where all of them are there, and never before.
+        _ if files > 0 && files <= KEEP && seen.first > 1 => {
+            Checked::Altered(format!("has lost what was before its line {}", seen.first))
+        }
+        Some(kept) if files < kept.files => {
+            let gone = kept.files - files;
+            Checked::Altered(format!("has lost {gone} of its {} files", kept.files))
+        }
+        _ => Checked::Whole { seen, files },
+    }
+}
+
+/// Keeps the last lines of the providers' logs of calls, before anything is changed; what is to be said of them.
+pub(crate) async fn keep_all(
+    session: &Session,
+    infra: &Infra,
+    providers: &[&Instance],
+    instances: &[Instance],
+) -> Vec<String> {
+    let shelf = Shelf::of_host();
+    shelf.forget(infra, instances);
+    shelf.remember_rebuilt(instances);
+    let mut notes = Vec::new();
+    for provider in providers {
+        match keep(session, provider).await {
+            Log::Sound => {}
+            Log::Altered { detail, .. } => notes.push(detail),
+            Log::Lost(log) => notes.push(log.put_aside()),
+            Log::Unknown(why) => notes.push(why),
+        }
+    }
+    notes
+}
+
+/// Forgets what was kept of the logs of machines that were deleted.
+pub(crate) fn forget_deleted(deleted: &[&Object]) {
+    Shelf::of_host().forget_deleted(deleted);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Event;
+    use crate::audit::chain::{Head, link};
+    use crate::audit::verify::FINDINGS_MAX;
+    use crate::foreign::LogWalk;
+
+    /// A log of so many lines, and its last one; `first`: what it begins with.
+    fn log(lines: u64, from: &Head, first: Option<Event>) -> (Vec<u8>, Head) {
+        let mut head = from.clone();
+        let mut text = Vec::new();
+        let stops = (0..lines).map(|pid| Event::Stop {
+            pid: u32::try_from(pid).unwrap(),
+        });
+        for event in first.into_iter().chain(stops) {
+            let (line, next) = link(&head, "2026-01-01T00:00:00Z".to_owned(), event).unwrap();
+            text.extend(line);
+            head = next;
+        }
+        (text, head)
+    }
+
+    fn kept(head: &Head, files: u32) -> Kept {
+        Kept {
+            project: "vault".to_owned(),
+            machine: "signer".to_owned(),
+            seq: head.seq,
+            head: head.hash.clone(),
+            files,
+            marked: true,
+            rebuilt: false,
+        }
+    }
+
+    /// What is said of these files, oldest first; nothing where all is well.
+    fn said(files: &[&[u8]], kept: &Kept) -> String {
+        let mut log = LogWalk::new(Some(kept.head.clone()));
+        for file in files {
+            log.file(file);
+        }
+        let number = u32::try_from(files.len()).unwrap();
+        match judged(log.end(), number, Some(kept)) {
+            Checked::Whole { seen, files } => {
+                assert_eq!(files, number);
+                assert!(seen.seq >= kept.seq);
+                String::new()
+            }
+            Checked::None => "none".to_owned(),
+            Checked::Altered(what) => what,
+        }
+    }
+
+    #[test]
+    fn a_log_that_goes_on_is_whole_and_one_that_was_changed_anywhere_is_not() {
+        let rotated = || Some(Event::Rotated { bytes: 9 });
+        let (oldest, first) = log(3, &Head::origin(), None);
+        let (older, middle) = log(3, &first, rotated());
+        let (newer, _) = log(2, &middle, rotated());
+        let all = [oldest.as_slice(), &older, &newer];
+        let kept_middle = kept(&middle, 3);
+        assert_eq!(said(&all, &kept_middle), "");
+        // Only where there are as many as are kept, a rotation drops the oldest.
+        let gone = "has lost what was before its line 4";
+        assert_eq!(said(&all[1..], &kept(&middle, 2)), gone);
+        let (mut every, mut end) = (Vec::new(), first.clone());
+        for _ in 0..=KEEP {
+            let (file, last) = log(1, &end, rotated());
+            every.push(file);
+            end = last;
+        }
+        let every: Vec<&[u8]> = every.iter().map(Vec::as_slice).collect();
+        assert_eq!(said(&every, &kept(&end, KEEP + 1)), "");
+        // Half a line at the end is being written.
+        let growing = [newer.as_slice(), b"{\"seq\":"].concat();
+        assert_eq!(said(&[&oldest, &older, &growing], &kept_middle), "");
+        // A file before that of the kept line.
+        let mut edited = oldest.clone();
+        edited[10] ^= 1;
+        assert_eq!(
+            said(&[&edited, &older, &newer], &kept_middle),
+            "is not as it was written, at 1 places"
+        );
+        let (anew, _) = log(3, &Head::origin(), rotated());
+        assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
+        assert_eq!(
+            said(&all[1..], &kept_middle),
+            "has lost what was before its line 4"
+        );
+        // The same calls, and another chain.
+        let other = Head {
+            seq: 0,
+            hash: "0".repeat(63) + "1",
+        };
+        let (anew, _) = log(9, &other, rotated());
+        let missing =
+            "was cut, written anew, or taken back to a snapshot: its line 7 of before is not in it";
+        assert_eq!(said(&[&anew], &kept_middle), missing);
+        assert_eq!(said(&[], &kept_middle), "is gone: it had 7 lines");
+        let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();
+        assert_eq!(
+            said(&[&oldest, &older, &many], &kept_middle),
+            "is not as it was written, at 1005 places"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! The last lines of the providers' logs of calls, as the host keeps them: a file for each machine, root's alone.
+//!
+//! Whether a log still holds such a line is decided in [`super::heads`].
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
+
+use crate::incus::Object;
+use crate::incus::state::Instance;
+use crate::infra::Infra;
+use crate::plan::{is_marked, is_rebuilt, number};
+
+/// Where they are kept.
+const FOLDER: &str = "/var/lib/anklume/audit";
+/// Rights of the folder.
+const FOLDER_MODE: u32 = 0o700;
+/// Rights of others.
+const OTHERS: u32 = 0o077;
+/// What the files are called, behind the machine's number.
+const SUFFIX: &str = ".json";
+
+/// The last line that was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    pub(crate) project: String,
+    pub(crate) machine: String,
+    pub(crate) seq: u64,
+    pub(crate) head: String,
+    /// How many files the log had.
+    #[serde(default)]
+    pub(crate) files: u32,
+    /// Whether the machine bore the mark that it loses when Incus builds it anew.
+    #[serde(default)]
+    pub(crate) marked: bool,
+    /// Whether it lost that since.
+    #[serde(default)]
+    pub(crate) rebuilt: bool,
+}
+
+impl Kept {
+    /// Whether Incus built the machine anew since this line was seen.
+    pub(crate) fn is_rebuilt(&self, now: &Instance) -> bool {
+        self.rebuilt || self.marked && is_rebuilt(&now.config)
+    }
+}
+
+/// What is kept of all machines of this host.
+#[derive(Debug)]
+pub(crate) struct Shelf(PathBuf);
+
+impl Shelf {
+    /// The host's.
+    pub(crate) fn of_host() -> Self {
+        Self(FOLDER.into())
+    }
+
+    /// Where a machine's line is; `None`: it has no number that could name a file.
+    pub(crate) fn path(&self, machine: &Instance) -> Option<PathBuf> {
+        let uuid = number(&machine.config).filter(|uuid| is_name(uuid))?;
+        Some(self.0.join(format!("{uuid}{SUFFIX}")))
+    }
+
+    /// What is kept of a machine.
+    pub(crate) fn read(path: &Path) -> io::Result<Option<Kept>> {
+        match fs::read(path) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Keeps it: whole or not at all, for root alone.
+    pub(crate) fn write(&self, path: &Path, kept: &Kept) -> io::Result<()> {
+        match fs::DirBuilder::new().mode(FOLDER_MODE).create(&self.0) {
+            Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
+            _ => {}
+        }
+        let is = fs::symlink_metadata(&self.0)?;
+        if !is.is_dir() || is.uid() != 0 || is.permissions().mode() & OTHERS != 0 {
+            let folder = self.0.display();
+            return Err(io::Error::other(format!("`{folder}` is not root's alone")));
+        }
+        let mut fresh = tempfile::NamedTempFile::new_in(&self.0)?;
+        serde_json::to_writer(&mut fresh, kept)?;
+        fresh.flush()?;
+        let done = fresh.persist(path);
+        done.map(drop).map_err(|failed| failed.error)
+    }
+
+    /// Puts a line aside, under this time: the machine's log begins anew. Where it is then.
+    pub(crate) fn put_aside(path: &Path, time: jiff::Timestamp) -> io::Result<PathBuf> {
+        let time = time.strftime("%Y%m%dT%H%M%SZ");
+        let aside = path.with_extension(format!("{time}{SUFFIX}"));
+        renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE)?;
+        Ok(aside)
+    }
+
+    /// Remembers that Incus built machines anew, before they are marked again.
+    pub(crate) fn remember_rebuilt(&self, instances: &[Instance]) {
+        for machine in instances.iter().filter(|one| !is_marked(&one.config)) {
+            let path = self.path(machine);
+            let kept = path.and_then(|path| Some((Self::read(&path).ok()??, path)));
+            let Some((kept, path)) = kept.filter(|(kept, _)| kept.is_rebuilt(machine)) else {
+                continue;
+            };
+            let rebuilt = Kept {
+                rebuilt: true,
+                ..kept
+            };
+            // What cannot be remembered is a log that was cut, to whoever looks next.
+            let _ = self.write(&path, &rebuilt);
+        }
+    }
+
+    /// Forgets machines that were deleted.
+    pub(crate) fn forget_deleted(&self, deleted: &[&Object]) {
+        self.forget_if(|_, kept| deleted.contains(&&Object::machine(&kept.project, &kept.machine)));
+    }
+
+    /// Forgets the machines of these domains that are no longer there.
+    pub(crate) fn forget(&self, infra: &Infra, instances: &[Instance]) {
+        self.forget_if(|uuid, kept| {
+            let is_it = |one: &Instance| number(&one.config).is_some_and(|it| it == uuid);
+            let mut domains = infra.enabled();
+            domains.any(|one| one.name.as_str() == kept.project) && !instances.iter().any(is_it)
+        });
+    }
+
+    /// Forgets machines, and what was put aside of them.
+    fn forget_if(&self, goes: impl Fn(&str, &Kept) -> bool) {
+        let Ok(entries) = fs::read_dir(&self.0) else {
+            return;
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let uuid = name
+                .strip_suffix(SUFFIX)
+                .and_then(|name| name.split('.').next());
+            let uuid = uuid.filter(|uuid| is_name(uuid));
+            let kept = uuid.and_then(|uuid| Some((uuid, Self::read(&entry.path()).ok()??)));
+            if kept.is_some_and(|(uuid, kept)| goes(uuid, &kept)) {
+                // The next run tries again.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// Whether a machine's number may be a file's name.
+fn is_name(uuid: &str) -> bool {
+    !uuid.is_empty()
+        && uuid
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incus::Keys;
+
+    const NUMBER: &str = "0d1c6a2e-55f3-4d0f-a0c4-7a0a5a0f8f5e";
+
+    /// A machine with this number, and these other keys.
+    fn machine(number: &str, keys: &[(&str, &str)]) -> Instance {
+        let own = [
+            ("volatile.uuid", number),
+            ("volatile.uuid.generation", number),
+        ];
+        let all = own.iter().chain(keys);
+        let config: Keys = all
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Instance {
+            name: "signer".to_owned(),
+            project: "vault".to_owned(),
+            config,
+            ..Instance::default()
+        }
+    }
+
+    fn kept(marked: bool) -> Kept {
+        Kept {
+            project: "vault".to_owned(),
+            machine: "signer".to_owned(),
+            seq: 7,
+            head: "ab".to_owned(),
+            files: 0,
+            marked,
+            rebuilt: false,
+        }
+    }
+
+    #[test]
+    fn only_a_machine_s_number_names_a_file() {
+        assert!(is_name(NUMBER));
+        assert!(!is_name("") && !is_name("../x") && !is_name("a/b"));
+    }
+
+    #[test]
+    fn a_machine_that_lost_its_mark_was_built_anew_unless_a_snapshot_took_it() {
+        let mark = ("image.anklume", "true");
+        let restored = ("volatile.uuid.generation", "1d1c6a2e");
+        assert!(kept(true).is_rebuilt(&machine(NUMBER, &[])));
+        assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[mark])));
+        assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[restored])));
+        // One that never bore it.
+        assert!(!kept(false).is_rebuilt(&machine(NUMBER, &[])));
+        // What was seen once is not forgotten when the mark is set again.
+        let seen = Kept {
+            rebuilt: true,
+            ..kept(true)
+        };
+        assert!(seen.is_rebuilt(&machine(NUMBER, &[mark])));
+        // A file of an earlier version.
+        let old = r#"{"project":"vault","machine":"signer","seq":7,"head":"ab"}"#;
+        assert_eq!(serde_json::from_str::<Kept>(old).unwrap(), kept(false));
+    }
+
+    #[test]
+    fn what_is_put_aside_stays_as_long_as_its_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf(folder.path().to_owned());
+        let path = shelf.path(&machine(NUMBER, &[])).unwrap();
+        let write = || fs::write(&path, serde_json::to_vec(&kept(true)).unwrap()).unwrap();
+        write();
+        let time: jiff::Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let aside = Shelf::put_aside(&path, time).unwrap();
+        let name = format!("{NUMBER}.20260102T030405Z.json");
+        assert_eq!(aside, folder.path().join(name));
+        assert_eq!(Shelf::read(&path).unwrap(), None);
+        // Nothing that was kept is ever written over.
+        write();
+        assert!(Shelf::put_aside(&path, time).is_err());
+        shelf.forget_deleted(&[&Object::machine("vault", "other")]);
+        assert!(path.exists() && aside.exists());
+        shelf.forget_deleted(&[&Object::machine("vault", "signer")]);
+        assert!(!path.exists() && !aside.exists());
+    }
+}

@@ -1,0 +1,167 @@
+//! The files that Ansible reads: compared with what they should say, and written, all of them or none.
+
+pub(crate) mod commit;
+mod managed_block;
+pub(crate) mod orphans;
+pub(crate) mod tree;
+mod verify;
+
+use std::num::NonZero;
+
+use crate::error::{Exit, Failure};
+use crate::inventory::{FilePath, GeneratedFile, yaml};
+use commit::Change;
+use managed_block::BlockFault;
+use orphans::{Fate, Orphan};
+use tree::{Found, Tree, TreeFault};
+
+/// Fewer files than these are not worth a thread of their own.
+const SHARE_MIN: usize = 200;
+
+/// What becomes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+/// A file as it is and as it should be.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) path: FilePath,
+    pub(crate) found: Option<Found>,
+    pub(crate) new: String,
+    pub(crate) state: State,
+}
+
+/// Compares every file with what it should say; all faults, where there is one.
+pub(crate) fn plan(tree: &Tree, files: &[GeneratedFile<'_>]) -> Result<Vec<Planned>, Vec<Failure>> {
+    let mut plan = Vec::with_capacity(files.len());
+    let mut faults = Vec::new();
+    for result in on_all_cores(files, |file| planned(tree, file)) {
+        match result {
+            Ok(planned) => plan.push(planned),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() {
+        Ok(plan)
+    } else {
+        Err(faults)
+    }
+}
+
+/// Writes what the plan and the orphans say.
+///
+/// # Errors
+///
+/// What keeps a file from being written; nothing is changed then.
+pub(crate) fn write(
+    tree: &mut Tree,
+    plan: &[Planned],
+    orphans: &[Orphan],
+) -> Result<(), TreeFault> {
+    commit::commit(tree, &changes(plan, orphans))
+}
+
+/// Does the same for every file, in the order of the files; many files are shared out, since most of a run is reading back.
+fn on_all_cores<T: Send>(
+    files: &[GeneratedFile<'_>],
+    work: impl Fn(&GeneratedFile<'_>) -> T + Sync,
+) -> Vec<T> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let share = files.len().div_ceil(cores).max(SHARE_MIN);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let shares = files.chunks(share);
+        let threads: Vec<_> = shares
+            .map(|share| scope.spawn(move || share.iter().map(work).collect::<Vec<T>>()))
+            .collect();
+        let mut done = Vec::with_capacity(files.len());
+        for thread in threads {
+            match thread.join() {
+                Ok(share) => done.extend(share),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        done
+    })
+}
+
+fn planned(tree: &Tree, file: &GeneratedFile<'_>) -> Result<Planned, Failure> {
+    let path = file.path.clone();
+    let found = tree.read(&path).map_err(|fault| failure(&fault))?;
+    let in_file = |fault: BlockFault| block_failure(&path, &fault);
+    let values = file.values();
+    let body = yaml::write(&values);
+    let Some(found) = found else {
+        let new = managed_block::create(&body);
+        verify::verify(&new, None, &values).map_err(in_file)?;
+        return Ok(Planned {
+            path,
+            found: None,
+            new,
+            state: State::Created,
+        });
+    };
+    let new = managed_block::update(&found.text, &body).map_err(in_file)?;
+    let state = if new == found.text {
+        State::Unchanged
+    } else {
+        State::Updated
+    };
+    // What sync alone wrote has been read back when it was written.
+    let parts = managed_block::find(&found.text).map_err(in_file)?;
+    if state == State::Updated || parts.is_some_and(|parts| parts.has_user_text()) {
+        verify::verify(&new, Some(&found.text), &values).map_err(in_file)?;
+    }
+    Ok(Planned {
+        path,
+        found: Some(found),
+        new,
+        state,
+    })
+}
+
+fn changes(plan: &[Planned], orphans: &[Orphan]) -> Vec<Change> {
+    let written = plan.iter().filter_map(|file| {
+        let (path, text) = (file.path.clone(), file.new.clone());
+        match (&file.found, file.state) {
+            (_, State::Unchanged) => None,
+            (None, _) => Some(Change::Create { path, text }),
+            (Some(found), _) => Some(Change::Update {
+                path,
+                text,
+                seen: found.identity,
+                owner: found.owner,
+            }),
+        }
+    });
+    let removed = orphans
+        .iter()
+        .filter(|orphan| orphan.fate == Fate::Removed)
+        .map(|orphan| Change::Remove {
+            path: orphan.path.clone(),
+            seen: orphan.found.identity,
+        });
+    written.chain(removed).collect()
+}
+
+pub(crate) fn failure(fault: &TreeFault) -> Failure {
+    let help = fault.help();
+    let message = match std::error::Error::source(fault) {
+        Some(cause) => format!("{fault}: {cause}"),
+        None => fault.to_string(),
+    };
+    let failure = Failure::new(Exit::Failed, message);
+    match help {
+        Some(help) => failure.help(help),
+        None => failure,
+    }
+}
+
+fn block_failure(path: &FilePath, fault: &BlockFault) -> Failure {
+    let message = format!("{path}:{}: {}", fault.line, fault.message);
+    Failure::new(Exit::Failed, message).help(fault.help)
+}

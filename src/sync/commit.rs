@@ -1,0 +1,288 @@
+//! Makes changes to files, all of them or none.
+//!
+//! Everything new is written beside its place first and is on the disk before the first file changes its name; a failure
+//! undoes what was done. A file that someone else wrote in the meantime is not overwritten, whatever the moment.
+
+mod place;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::inventory::{FilePath, Folder};
+
+use super::tree::{Identity, Owner, Tree, TreeFault, temporary_name};
+use place::{Place, Refusal, Renames, Undo, cannot};
+
+/// Up to this many files are brought to the disk one by one; beyond it, the whole file system at once is faster.
+const ONE_BY_ONE: usize = 64;
+
+/// A change to one file.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// A file that is not there.
+    Create {
+        /// Where.
+        path: FilePath,
+        /// Its text.
+        text: String,
+    },
+    /// A file that is there.
+    Update {
+        /// Where.
+        path: FilePath,
+        /// Its new text.
+        text: String,
+        /// What it was when it was read.
+        seen: Identity,
+        /// Permissions that it keeps.
+        owner: Owner,
+    },
+    /// A file that goes.
+    Remove {
+        /// Where.
+        path: FilePath,
+        /// What it was when it was read.
+        seen: Identity,
+    },
+}
+
+impl Change {
+    const fn path(&self) -> &FilePath {
+        match self {
+            Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => {
+                path
+            }
+        }
+    }
+}
+
+/// Makes all changes, or none.
+///
+/// # Errors
+///
+/// Whatever the system refused; everything is as it was, unless the fault says what is not.
+pub(crate) fn commit(tree: &mut Tree, changes: &[Change]) -> Result<(), TreeFault> {
+    commit_with(tree, changes, Renames::Exchange)
+}
+
+fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<(), TreeFault> {
+    // Runs even if nothing changes: an earlier run may have been killed before it removed its old files.
+    if tree.is_alone {
+        tree.remove_leftovers()?;
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let mut run = Run {
+        tree,
+        changes,
+        renames,
+        made: Vec::new(),
+        new: Vec::with_capacity(changes.len()),
+        done: Vec::new(),
+    };
+    let result = run.all();
+    match result {
+        Ok(()) => {
+            run.remove_temporaries();
+            Ok(())
+        }
+        Err(cause) => Err(run.undo(cause)),
+    }
+}
+
+/// A run of changes: what it has done so far.
+struct Run<'a> {
+    tree: &'a mut Tree,
+    changes: &'a [Change],
+    renames: Renames,
+    /// Folders that this run made.
+    made: Vec<Folder>,
+    /// The new files as they were prepared, by the number of their change.
+    new: Vec<Option<Identity>>,
+    /// What it takes to undo each change that was made, with the change's number.
+    done: Vec<(usize, Undo)>,
+}
+
+impl Run<'_> {
+    fn all(&mut self) -> Result<(), TreeFault> {
+        for change in self.changes {
+            let folder = change.path().folder;
+            if self.tree.make_folder(folder)? {
+                self.made.push(folder);
+            }
+        }
+        for (number, change) in self.changes.iter().enumerate() {
+            // Before it is known whether it is there: what is half written goes too.
+            self.new.push(None);
+            let new = self.prepare(number, change)?;
+            if let Some(last) = self.new.last_mut() {
+                *last = new;
+            }
+        }
+        if self.changes.len() > ONE_BY_ONE {
+            rustix::fs::syncfs(&self.tree.base)
+                .map_err(|cause| TreeFault::system("write below", &self.tree.name(), cause))?;
+        }
+        for (number, change) in self.changes.iter().enumerate() {
+            self.make(number, change)?;
+        }
+        for folder in Folder::ALL {
+            if let Some(handle) = self.tree.folder(folder) {
+                sync_folder(handle)
+                    .map_err(|cause| TreeFault::system("write", &folder.as_str(), cause))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn folder(&self, path: &FilePath) -> Result<&OwnedFd, TreeFault> {
+        let missing = || TreeFault::system("open", &path.folder.as_str(), Errno::NOENT);
+        self.tree.folder(path.folder).ok_or_else(missing)
+    }
+
+    /// Writes the new text beside its place.
+    fn prepare(&self, number: usize, change: &Change) -> Result<Option<Identity>, TreeFault> {
+        let (path, text, owner) = match change {
+            Change::Create { path, text } => (path, text, None),
+            Change::Update {
+                path, text, owner, ..
+            } => (path, text, Some(owner)),
+            Change::Remove { .. } => return Ok(None),
+        };
+        let folder = self.folder(path)?;
+        let fault = |cause| TreeFault::system("write", path, cause);
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Nobody else reads the new text of a file before it has that file's permissions.
+        let mode = Mode::from_raw_mode(if owner.is_some() { 0o600 } else { 0o644 });
+        let handle = rustix::fs::openat(folder, temporary_name(number), flags, mode)
+            .map_err(|cause| fault(cause.into()))?;
+        let mut file = File::from(handle);
+        file.write_all(text.as_bytes()).map_err(fault)?;
+        if let Some(owner) = owner {
+            hand_over(&file, *owner).map_err(|cause| fault(cause.into()))?;
+        }
+        if self.changes.len() <= ONE_BY_ONE {
+            file.sync_all().map_err(fault)?;
+        }
+        let stat = rustix::fs::fstat(&file).map_err(|cause| fault(cause.into()))?;
+        Ok(Some(Identity::of(&stat)))
+    }
+
+    /// The names of a change's file.
+    fn place(&self, number: usize, path: &FilePath) -> Result<Place<'_>, TreeFault> {
+        let temporary = temporary_name(number);
+        Ok(Place {
+            folder: self.folder(path)?,
+            name: path.file_name(),
+            kept: temporary.replace(".tmp", "-kept.tmp"),
+            temporary,
+        })
+    }
+
+    /// Makes a change whose text is prepared.
+    fn make(&mut self, number: usize, change: &Change) -> Result<(), TreeFault> {
+        let place = self.place(number, change.path())?;
+        let new = self.new.get(number).copied().flatten();
+        // An update has always been prepared; were it not, nothing would be replaced.
+        let made = match (change, new) {
+            (Change::Update { seen, .. }, Some(new)) => place.update(self.renames, *seen, new),
+            (Change::Remove { seen, .. }, _) => place.remove(*seen),
+            (Change::Create { .. } | Change::Update { .. }, _) => place.create(self.renames),
+        };
+        match made {
+            Ok(undo) => {
+                if undo == Undo::Kept {
+                    // The file system's first refusal to exchange decides for the run.
+                    self.renames = Renames::Links;
+                }
+                self.done.push((number, undo));
+                Ok(())
+            }
+            Err(refusal) => Err(fault(change, refusal)),
+        }
+    }
+
+    /// Undoes everything, last change first, and says what went wrong.
+    fn undo(&mut self, cause: TreeFault) -> TreeFault {
+        let (cause, mut left) = match cause {
+            TreeFault::HalfDone { cause, left } => (cause, left),
+            cause => (Box::new(cause), Vec::new()),
+        };
+        for (number, undo) in std::mem::take(&mut self.done).into_iter().rev() {
+            let Some(path) = self.changes.get(number).map(Change::path) else {
+                continue;
+            };
+            let new = self.new.get(number).copied().flatten();
+            let place = self.place(number, path);
+            if !place.is_ok_and(|place| place.undo(undo, new).is_ok()) {
+                left.push(path.to_string());
+            }
+        }
+        if left.is_empty() {
+            self.remove_temporaries();
+            for folder in &self.made {
+                // Someone may have put a file into it since.
+                let _ = rustix::fs::unlinkat(&self.tree.base, folder.as_str(), AtFlags::REMOVEDIR);
+            }
+            return *cause;
+        }
+        TreeFault::HalfDone { cause, left }
+    }
+
+    /// Removes the temporary files: new texts that were not used, or old ones that are not needed any more.
+    fn remove_temporaries(&self) {
+        for (number, change) in self.changes.iter().enumerate().take(self.new.len()) {
+            if let Ok(place) = self.place(number, change.path()) {
+                place.tidy();
+            }
+        }
+    }
+}
+
+/// A refused change in the words of the run.
+fn fault(change: &Change, refusal: Refusal) -> TreeFault {
+    let path = change.path();
+    let changed = || TreeFault::Changed(path.to_string());
+    match refusal {
+        Refusal::Changed => changed(),
+        Refusal::Displaced => TreeFault::HalfDone {
+            cause: Box::new(changed()),
+            left: vec![path.to_string()],
+        },
+        Refusal::System(cause) => {
+            let is_removal = matches!(change, Change::Remove { .. });
+            TreeFault::system(if is_removal { "remove" } else { "write" }, path, cause)
+        }
+    }
+}
+
+/// Gives a new file the permissions of the old one, and its owner as far as the user may.
+fn hand_over(file: &File, owner: Owner) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(file)?;
+    if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
+        let uid = Some(rustix::fs::Uid::from_raw(owner.uid));
+        let gid = Some(rustix::fs::Gid::from_raw(owner.gid));
+        if rustix::fs::fchown(file.as_fd(), uid, gid).is_err() {
+            // Not the owner: the file becomes the user's, as with any editor; its group stays where it can.
+            let _ = rustix::fs::fchown(file.as_fd(), None, gid);
+        }
+    }
+    rustix::fs::fchmod(file, owner.mode)
+}
+
+/// Brings the names in a folder to the disk; a file system that has no such thing needs none.
+fn sync_folder(folder: &OwnedFd) -> Result<(), Errno> {
+    match rustix::fs::fsync(folder) {
+        Err(cause) if cannot(cause) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests;

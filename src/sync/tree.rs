@@ -1,0 +1,370 @@
+//! The folders that `sync` keeps, through handles: read, listed, locked, and never left by a symbolic link.
+//!
+//! A path is looked up once, from the folder that holds it, and refused where it is a link; so not even a race leads
+//! a run out of the folder that it was given.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::inventory::{FilePath, Folder};
+
+/// Largest file that is read, in bytes: what Ansible reads is far smaller.
+const FILE_MAX: u64 = 16 * 1024 * 1024;
+/// How long a run waits for another one in the same folder.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// How often it looks.
+const LOCK_STEP: Duration = Duration::from_millis(50);
+/// How the names of temporary files begin and end; Ansible reads no file whose name begins with a dot.
+const TEMPORARY: (&str, &str) = (".anklume-sync-", ".tmp");
+
+/// Why the folders cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TreeFault {
+    /// The folder to write into is not there.
+    #[error("the folder `{0}` does not exist")]
+    NoBase(String),
+    /// Something else has the name of a folder.
+    #[error("`{0}` is not a folder")]
+    NotFolder(String),
+    /// A folder or a file is a symbolic link.
+    #[error("`{0}` is a symbolic link, and sync follows none")]
+    Symlink(String),
+    /// Something else has the name of a file.
+    #[error("`{0}` is not a regular file")]
+    NotFile(String),
+    /// More than [`FILE_MAX`].
+    #[error("`{0}` is larger than {max} MiB", max = FILE_MAX / 1024 / 1024)]
+    TooLarge(String),
+    /// Not text.
+    #[error("`{path}` is not UTF-8, first at byte {at}")]
+    NotText {
+        /// The file.
+        path: String,
+        /// The first bad byte, from 1.
+        at: usize,
+    },
+    /// Another run holds the folder.
+    #[error("another `anklume sync` has been at work in `{0}` for {wait} seconds", wait = LOCK_WAIT.as_secs())]
+    Busy(String),
+    /// Someone else wrote a file in the meantime.
+    #[error("`{0}` changed while sync ran; nothing was written")]
+    Changed(String),
+    /// A change failed, and undoing the ones before it failed too.
+    #[error("{cause}; and these could not be put back: {}", .left.join(", "))]
+    HalfDone {
+        /// What failed first.
+        cause: Box<TreeFault>,
+        /// What is not as it was.
+        left: Vec<String>,
+    },
+    /// The system said no.
+    #[error("cannot {doing} `{path}`")]
+    System {
+        /// The attempt, in words.
+        doing: &'static str,
+        /// What it was tried on.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl TreeFault {
+    pub(crate) fn system(
+        doing: &'static str,
+        path: &dyn std::fmt::Display,
+        cause: impl Into<io::Error>,
+    ) -> Self {
+        Self::System {
+            doing,
+            path: path.to_string().escape_debug().to_string(),
+            source: cause.into(),
+        }
+    }
+
+    /// What to do next.
+    pub(crate) const fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
+            Self::Symlink(_) => Some(
+                "put what it leads to in its place, or name the folder that holds the real one with `--base-dir`",
+            ),
+            Self::NotFolder(_) | Self::NotFile(_) => Some("move it out of the way"),
+            Self::NotText { .. } => Some("save the file as UTF-8"),
+            Self::Changed(_) => Some("run sync again"),
+            Self::Busy(_) => Some("wait for it to end, or end it"),
+            Self::HalfDone { .. } => Some(
+                "their old content is in hidden files beside them, named `.anklume-sync-…`; put it back by hand",
+            ),
+            Self::TooLarge(_) | Self::System { .. } => None,
+        }
+    }
+}
+
+/// What a file is, as far as a change of it can be seen: not its times of access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (
+                stat.st_mtime,
+                i64::try_from(stat.st_mtime_nsec).unwrap_or_default(),
+            ),
+        }
+    }
+}
+
+/// A file as it was read.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Its text.
+    pub(crate) text: String,
+    /// What it was.
+    pub(crate) identity: Identity,
+    /// Its permissions, and the user and group that have them.
+    pub(crate) owner: Owner,
+}
+
+/// Permissions of a file, and whose.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner {
+    /// Permission bits.
+    pub(crate) mode: Mode,
+    /// User.
+    pub(crate) uid: u32,
+    /// Group.
+    pub(crate) gid: u32,
+}
+
+/// What a run is about to do with the folders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Look only.
+    Read,
+    /// Change.
+    Write,
+}
+
+/// The folder that holds the three folders of generated files.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) base: OwnedFd,
+    base_path: PathBuf,
+    folders: [Option<OwnedFd>; 3],
+    /// No other run is in this folder.
+    pub(crate) is_alone: bool,
+}
+
+impl Tree {
+    /// Opens the folders that are there and locks the one that holds them.
+    pub(crate) fn open(base: &Path, access: Access) -> Result<Self, TreeFault> {
+        let name = base.display().to_string().escape_debug().to_string();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(base, flags, Mode::empty()).map_err(|cause| match cause {
+            Errno::NOENT => TreeFault::NoBase(name.clone()),
+            Errno::NOTDIR => TreeFault::NotFolder(name.clone()),
+            other => TreeFault::system("open", &base.display(), other),
+        })?;
+        let is_alone = lock(&handle, access, &name)?;
+        let mut tree = Self {
+            base: handle,
+            base_path: base.to_owned(),
+            folders: [None, None, None],
+            is_alone,
+        };
+        for folder in Folder::ALL {
+            let handle = tree.open_folder(folder)?;
+            if let Some(place) = tree.folders.get_mut(folder as usize) {
+                *place = handle;
+            }
+        }
+        Ok(tree)
+    }
+
+    /// The folder that holds the others, for messages.
+    pub(crate) fn name(&self) -> String {
+        self.base_path.display().to_string()
+    }
+
+    /// A folder's handle, where the folder is there.
+    pub(crate) fn folder(&self, folder: Folder) -> Option<&OwnedFd> {
+        self.folders.get(folder as usize).and_then(Option::as_ref)
+    }
+
+    fn open_folder(&self, folder: Folder) -> Result<Option<OwnedFd>, TreeFault> {
+        let name = folder.as_str();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.base, name, flags, Mode::empty()) {
+            Ok(handle) => Ok(Some(handle)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(cause) => Err(self.wrong_folder(name, cause)),
+        }
+    }
+
+    fn wrong_folder(&self, name: &str, cause: Errno) -> TreeFault {
+        let path = self.base_path.join(name).display().to_string();
+        let stat = rustix::fs::statat(&self.base, name, AtFlags::SYMLINK_NOFOLLOW);
+        match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Symlink) => TreeFault::Symlink(path.escape_debug().to_string()),
+            Ok(FileType::Directory) | Err(_) => TreeFault::system("open", &path, cause),
+            Ok(_) => TreeFault::NotFolder(path.escape_debug().to_string()),
+        }
+    }
+
+    /// Makes a folder that is not there. Says whether it made it.
+    pub(crate) fn make_folder(&mut self, folder: Folder) -> Result<bool, TreeFault> {
+        if self.folder(folder).is_some() {
+            return Ok(false);
+        }
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdirat(&self.base, folder.as_str(), mode) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(cause) => {
+                let path = self.base_path.join(folder.as_str());
+                return Err(TreeFault::system("make the folder", &path.display(), cause));
+            }
+        }
+        let handle = self.open_folder(folder)?;
+        if let Some(place) = self.folders.get_mut(folder as usize) {
+            *place = handle;
+        }
+        Ok(true)
+    }
+
+    /// Reads a file; `None` where there is none.
+    pub(crate) fn read(&self, path: &FilePath) -> Result<Option<Found>, TreeFault> {
+        let Some(folder) = self.folder(path.folder) else {
+            return Ok(None);
+        };
+        // A FIFO without a writer must not hold the run.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let handle = match rustix::fs::openat(folder, path.file_name(), flags, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(TreeFault::Symlink(path.to_string())),
+            Err(Errno::NXIO) => return Err(TreeFault::NotFile(path.to_string())),
+            Err(cause) => return Err(TreeFault::system("read", path, cause)),
+        };
+        let stat =
+            rustix::fs::fstat(&handle).map_err(|cause| TreeFault::system("read", path, cause))?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(TreeFault::NotFile(path.to_string()));
+        }
+        let text = read_text(handle, path)?;
+        Ok(Some(Found {
+            text,
+            identity: Identity::of(&stat),
+            owner: Owner {
+                mode: Mode::from_raw_mode(stat.st_mode & 0o777),
+                uid: stat.st_uid,
+                gid: stat.st_gid,
+            },
+        }))
+    }
+
+    /// The names in a folder.
+    fn names(&self, folder: Folder) -> Result<Vec<String>, TreeFault> {
+        let Some(handle) = self.folder(folder) else {
+            return Ok(Vec::new());
+        };
+        let fault = |cause| TreeFault::system("list", &folder.as_str(), cause);
+        let entries = Dir::read_from(handle).map_err(fault)?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(fault)?;
+            // A name that is not UTF-8 is none that sync gave.
+            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// The `.yml` files of a folder by name, in order.
+    pub(crate) fn files(&self, folder: Folder) -> Result<Vec<FilePath>, TreeFault> {
+        let mut stems: Vec<String> = self
+            .names(folder)?
+            .iter()
+            .filter(|name| !name.starts_with('.'))
+            .filter_map(|name| name.strip_suffix(".yml").map(str::to_owned))
+            .collect();
+        stems.sort_unstable();
+        Ok(stems
+            .into_iter()
+            .map(|stem| FilePath { folder, stem })
+            .collect())
+    }
+
+    /// Removes what a run that was killed left behind, as far as it can be removed.
+    pub(crate) fn remove_leftovers(&self) -> Result<(), TreeFault> {
+        for folder in Folder::ALL {
+            let names = self.names(folder)?;
+            let leftover =
+                |name: &&String| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
+            for name in names.iter().filter(leftover) {
+                if let Some(handle) = self.folder(folder) {
+                    let _ = rustix::fs::unlinkat(handle, name, AtFlags::empty());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a temporary file.
+pub(crate) fn temporary_name(number: usize) -> String {
+    format!(
+        "{}{}-{number}{}",
+        TEMPORARY.0,
+        std::process::id(),
+        TEMPORARY.1
+    )
+}
+
+fn read_text(handle: OwnedFd, path: &FilePath) -> Result<String, TreeFault> {
+    let mut bytes = Vec::new();
+    let read = File::from(handle)
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(|cause| TreeFault::system("read", path, cause))?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(TreeFault::TooLarge(path.to_string()));
+    }
+    String::from_utf8(bytes).map_err(|fault| TreeFault::NotText {
+        path: path.to_string(),
+        at: fault.utf8_error().valid_up_to() + 1,
+    })
+}
+
+/// Locks a folder until its handle is closed. Says whether it could: some network file systems lock no folders.
+fn lock(handle: &OwnedFd, access: Access, name: &str) -> Result<bool, TreeFault> {
+    let operation = match access {
+        Access::Read => FlockOperation::NonBlockingLockShared,
+        Access::Write => FlockOperation::NonBlockingLockExclusive,
+    };
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(handle, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if start.elapsed() > LOCK_WAIT => {
+                return Err(TreeFault::Busy(name.to_owned()));
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_STEP),
+            Err(_) => return Ok(false),
+        }
+    }
+}

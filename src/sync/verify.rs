@@ -1,0 +1,272 @@
+//! Reads back what is about to be written, with a YAML reader that did not write it.
+//!
+//! A file passes when it is one document that says what infra.yml declares and what the user's text said, and no more.
+
+use serde_json::{Map, Value as Declared};
+use serde_yaml::{Mapping, Value};
+
+use super::managed_block::{self, BlockFault};
+
+/// Checks the new text of a file against the declared values and its old text.
+///
+/// # Errors
+///
+/// The first thing that does not come back equal, with its line in the old file where there is one.
+pub(crate) fn verify(
+    new: &str,
+    old: Option<&str>,
+    declared: &Map<String, Declared>,
+) -> Result<(), BlockFault> {
+    let user = match old {
+        Some(old) => user_values(old, declared)?,
+        None => Mapping::new(),
+    };
+    let read = mapping(new, "the file as it would be written")?;
+    let count = user.len() + declared.len();
+    let users_kept = user.iter().all(|(key, value)| read.get(key) == Some(value));
+    let declared_kept = declared.iter().all(|(key, value)| {
+        read.get(key.as_str())
+            .is_some_and(|read| is_same(value, read))
+    });
+    if read.len() == count && users_kept && declared_kept {
+        Ok(())
+    } else {
+        Err(BlockFault {
+            line: 1,
+            message: "the file would not read back as infra.yml and your own text say".to_owned(),
+            help: "move your own text out of the file, run sync, and put it back below the managed block",
+        })
+    }
+}
+
+/// Whether a value was read back as it was declared, its type included.
+fn is_same(declared: &Declared, read: &Value) -> bool {
+    match (declared, read) {
+        (Declared::Null, Value::Null) => true,
+        (Declared::Bool(declared), Value::Bool(read)) => declared == read,
+        (Declared::String(declared), Value::String(read)) => declared == read,
+        (Declared::Number(declared), Value::Number(read)) => {
+            (
+                declared.is_f64(),
+                declared.as_i64(),
+                declared.as_u64(),
+                declared.as_f64(),
+            ) == (read.is_f64(), read.as_i64(), read.as_u64(), read.as_f64())
+        }
+        (Declared::Array(declared), Value::Sequence(read)) => {
+            let mut pairs = declared.iter().zip(read);
+            declared.len() == read.len() && pairs.all(|(declared, read)| is_same(declared, read))
+        }
+        (Declared::Object(declared), Value::Mapping(read)) => {
+            let same = |(key, value): (&String, &Declared)| {
+                read.get(key.as_str())
+                    .is_some_and(|read| is_same(value, read))
+            };
+            declared.len() == read.len() && declared.iter().all(same)
+        }
+        _ => false,
+    }
+}
+
+/// What the user's own text says: the file without its block.
+fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, BlockFault> {
+    let Some(parts) = managed_block::find(old)? else {
+        let user = mapping(old, "the file")?;
+        return no_declared_key(user, old, declared);
+    };
+    let around = parts.around();
+    let user = mapping(&around, "your own text around the managed block")?;
+    if parts.has_user_text() {
+        is_cut_between_values(old, &user, parts.body())?;
+    }
+    no_declared_key(user, &around, declared)
+}
+
+/// The markers must stand between values: a value that holds both lines would be cut in two without a trace.
+fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), BlockFault> {
+    let (Ok(whole), Ok(managed)) = (mapping(old, ""), mapping(body, "")) else {
+        // A block that was damaged by hand is replaced; what is around it has been read.
+        return Ok(());
+    };
+    let known = whole
+        .iter()
+        .all(|(key, value)| user.get(key).or_else(|| managed.get(key)) == Some(value));
+    if known && whole.len() == user.len() + managed.len() {
+        return Ok(());
+    }
+    Err(BlockFault {
+        line: 1,
+        message: "the lines that begin and end the managed block are part of a value of your own"
+            .to_owned(),
+        help: "indent these lines in that value",
+    })
+}
+
+/// A key of the managed block must not stand in the user's text too: Ansible would take the last, whatever infra.yml says.
+fn no_declared_key(
+    user: Mapping,
+    text: &str,
+    declared: &Map<String, Declared>,
+) -> Result<Mapping, BlockFault> {
+    let mut keys = user.keys().filter_map(Value::as_str);
+    let Some(key) = keys.find(|key| declared.contains_key(*key)) else {
+        return Ok(user);
+    };
+    let line = text.lines().position(|line| {
+        let line = line.trim_start_matches(['"', '\'', '\u{feff}']);
+        line.strip_prefix(key).is_some_and(|rest| {
+            rest.trim_start_matches(['"', '\''])
+                .trim_start()
+                .starts_with(':')
+        })
+    });
+    Err(BlockFault {
+        line: line.map_or(1, |line| line + 1),
+        message: format!(
+            "`{}` is declared by infra.yml and here again; Ansible would take the last of the two",
+            key.escape_debug()
+        ),
+        help: "take it out here, or change infra.yml",
+    })
+}
+
+/// Reads a text as one mapping; an empty document is an empty one.
+fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
+    // A byte order mark says how the file is written, not what is in it.
+    match serde_yaml::from_str(text.trim_start_matches('\u{feff}')) {
+        Ok(Value::Mapping(mapping)) => Ok(mapping),
+        Ok(Value::Null) => Ok(Mapping::new()),
+        Ok(_) => Err(BlockFault {
+            line: 1,
+            message: format!("{what} is no map of variables"),
+            help: "write `NAME: VALUE` lines",
+        }),
+        Err(fault) => Err(BlockFault {
+            line: fault.location().map_or(1, |place| place.line()),
+            message: format!("{what} is not readable as one YAML document: {fault}"),
+            help: "mend it, then run sync again",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn declared() -> Map<String, Declared> {
+        let value = json!({ "a": "1", "b": [1, true, null, 1.5, u64::MAX], "c": { "d": "x" } });
+        value.as_object().cloned().unwrap()
+    }
+
+    const BODY: &str = "a: '1'\nb: [1, true, null, 1.5, 18446744073709551615]\nc: {d: x}\n";
+
+    /// The fault when this user text stands before and after the block.
+    fn fault(before: &str, after: &str) -> Option<(usize, String)> {
+        let block = managed_block::create(BODY);
+        let block = block
+            .trim_start_matches("---\n")
+            .split("\n\n")
+            .next()
+            .unwrap();
+        let file = format!("{before}{block}{after}");
+        let fault = verify(&file, Some(&file), &declared()).err()?;
+        Some((fault.line, fault.message))
+    }
+
+    #[test]
+    fn a_new_file_reads_back() {
+        assert_eq!(
+            verify(&managed_block::create(BODY), None, &declared()),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn a_value_of_another_type_or_an_absent_one_is_seen() {
+        for (from, to) in [
+            ("'1'", "1"),
+            ("[1,", "[1.0,"),
+            ("true", "'true'"),
+            ("null", "''"),
+            ("d: x", "d: y"),
+            ("{d: x}", "{d: x, e: 1}"),
+            ("{d: x}", "{}"),
+            ("c: {d: x}\n", ""),
+            ("c: {d: x}\n", "c: {d: x}\nf: 1\n"),
+            ("5, 18446744073709551615", "5"),
+        ] {
+            let body = BODY.replace(from, to);
+            assert_ne!(body, BODY);
+            assert!(
+                verify(&managed_block::create(&body), None, &declared()).is_err(),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_users_write_around_the_block_reads_back() {
+        for (before, after) in [
+            ("---\n", "\n\nx: '\\d+'\ny: C:\\new\n"),
+            ("\u{feff}---\nx: 1\n", "\r\ny: 2\r\n"),
+            (
+                "",
+                "\nsecret: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  6162\n",
+            ),
+            ("", "\nx: &a {z: .nan}\ny: {<<: *a}\n1: 2\nnull: 3\n"),
+            (
+                "",
+                "\nx: \"# === END MANAGED ===\"\ny: |\n  # === MANAGED BY infra.yml ===\n  # === END MANAGED ===\n",
+            ),
+            ("", "\n# a: commented out\n"),
+        ] {
+            assert_eq!(fault(before, after), None, "{before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn text_that_ansible_would_read_otherwise_is_refused_with_its_line() {
+        for (before, after, line, message) in [
+            (
+                "---\n",
+                "\nx: 1\na: 2\n",
+                9,
+                "`a` is declared by infra.yml and here again",
+            ),
+            (
+                "\"a\" : 2\n",
+                "\n",
+                1,
+                "`a` is declared by infra.yml and here again",
+            ),
+            ("", "\nx: 1\nx: 2\n", 7, "duplicate entry"),
+            ("", "\nx: [1\n", 0, "is not readable as one YAML document"),
+            (
+                "",
+                "\n---\nx: 1\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            (
+                "",
+                "\n...\nx: 1\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            ("", "\n- x\n", 1, "is no map of variables"),
+            (
+                "",
+                "\nx: \u{1b}[31m\n",
+                0,
+                "is not readable as one YAML document",
+            ),
+            ("x: \"\n", "\n\"\n", 1, "are part of a value of your own"),
+        ] {
+            let (found, said) =
+                fault(before, after).unwrap_or_else(|| panic!("{before:?} {after:?}"));
+            assert!(said.contains(message), "{said}");
+            assert!(line == 0 || found == line, "{found}: {said}");
+        }
+    }
+}
