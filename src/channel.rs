@@ -12,7 +12,8 @@ mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
 pub(crate) use exec::Errand;
-pub(crate) use open::{Open, Watch, open, providers, resolve};
+pub(crate) use open::{Open, open, providers, resolve};
+pub(crate) use process::Watch;
 pub(crate) use program::{incus, program};
 pub(crate) use unreachable::Unreachable;
 pub(crate) use way::{Surroundings, Wanted, Way, way};

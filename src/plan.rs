@@ -16,6 +16,7 @@ mod install;
 mod machine;
 mod mark;
 mod network;
+mod nic;
 mod proof;
 mod share;
 mod upkeep;

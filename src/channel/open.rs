@@ -12,7 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::command::{SERVE, incus_exec};
-use super::process::Process;
+use super::process::{Process, Watch};
 use super::program;
 use super::{Channel, Socket, Surroundings, Unreachable, Way};
 use crate::incus::{FindError, Incus, Machine, find, socket_path};
@@ -21,26 +21,6 @@ use crate::text::Foreign;
 
 /// This very program, also where its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-
-/// Gets each line that a server says on stderr, as it comes and unescaped.
-pub(crate) struct Watch(Box<dyn Fn(&str) + Send + Sync>);
-
-impl Watch {
-    /// Hands each line to `line`.
-    pub(crate) fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Box::new(line))
-    }
-
-    pub(super) fn line(&self, text: &str) {
-        (self.0)(text);
-    }
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Watch")
-    }
-}
 
 /// An open channel: bytes in, bytes out, and what must be ended afterwards.
 pub(crate) struct Open {

@@ -1,6 +1,7 @@
 //! A server that this program started: its last words, and its end.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
@@ -12,7 +13,6 @@ use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::open::Watch;
 use crate::text::Foreign;
 
 /// How long a server may take to end after its stdin was closed.
@@ -33,6 +33,26 @@ const WORDS_LINES: usize = 8;
 const WORDS_LINE_MAX: usize = 1024;
 /// Most bytes of a server's stderr that are passed on with `--verbose`.
 const WATCHED_MAX: usize = 1024 * 1024;
+
+/// Gets each line that a server says on stderr, as it comes and unescaped.
+pub(crate) struct Watch(Box<dyn Fn(&str) + Send + Sync>);
+
+impl Watch {
+    /// Hands each line to `line`.
+    pub(crate) fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Box::new(line))
+    }
+
+    pub(super) fn line(&self, text: &str) {
+        (self.0)(text);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
 
 /// A child of ours. Dropped, it is asked to end, then killed.
 #[derive(Debug)]

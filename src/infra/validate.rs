@@ -14,15 +14,17 @@ mod services;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
 
 use super::code::Code;
 use super::field::Fields;
 use super::findings::{At, Findings};
 use super::open::{File, Role};
 use super::raw::{self, Entry, Node};
-use super::{Domain, Infra, Machine};
+use super::{Domain, Infra, Machine, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
 use devices::Placed;
+use global::Settings;
 
 /// Keys of the file.
 const TOP: [&str; 5] = [
@@ -32,6 +34,21 @@ const TOP: [&str; 5] = [
     "network_policies",
     "shared_volumes",
 ];
+
+/// What a machine takes from its domain and the file.
+struct Surroundings<'s> {
+    domain: &'s str,
+    /// `None` after a fault in it.
+    subnet: Option<Ipv4Addr>,
+    /// Machines without an address get one.
+    gives_addresses: bool,
+    ephemeral: bool,
+    trust: Option<TrustLevel>,
+    /// The domain's profiles by name.
+    profiles: &'s HashMap<String, usize>,
+    settings: &'s Settings,
+    names: &'s Names<'s>,
+}
 
 /// Reads and checks the files of an infrastructure.
 pub(super) fn read(files: &[File], project: &str) -> Result<(Infra, Vec<Diagnostic>), Faults> {

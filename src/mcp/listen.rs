@@ -4,6 +4,8 @@
 
 pub(crate) mod folder;
 mod house;
+mod owned;
+mod state;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,8 +32,9 @@ use crate::services::Services;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
 use folder::{Folder, FolderError};
-pub(crate) use worker::ServerState;
-use worker::{Supervisor, WorkerFailures};
+pub(crate) use state::ServerState;
+use state::WorkerFailures;
+use worker::Supervisor;
 
 /// How often sockets are compared with the policy; calls look at it themselves.
 const FOLLOW: Duration = Duration::from_millis(250);

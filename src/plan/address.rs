@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use super::machine::{NIC, may_be_touched, nic};
 use super::mark::{self, Owner};
+use super::nic::{NIC, may_be_touched, nic};
 use super::{Action, Code, Setting, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;

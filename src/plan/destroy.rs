@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::Action;
-use super::domain::{DEFAULT_PROFILE, our_projects};
+use super::difference::DEFAULT_PROFILE;
+use super::domain::our_projects;
 use super::edges::host_socket;
 use super::mark::{self, Owner, machine_owner, owner};
 use crate::edge::HOST_FOLDER;

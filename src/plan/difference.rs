@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::domain::DEFAULT_PROFILE;
-use super::mark;
-use crate::incus::{Devices, Edit, Keys};
+use super::{Action, mark};
+use crate::incus::{Devices, Edit, Keys, Object};
 use crate::infra::Device;
+
+/// The profile that every project has.
+pub(super) const DEFAULT_PROFILE: &str = "default";
 
 /// In the list of what anklume set: the description.
 const DESCRIPTION: &str = "@description";
@@ -160,4 +162,9 @@ fn merged(name: &str, old: &Keys, wanted: &Keys, before: &[(&str, &str)]) -> Key
             .map(|(key, value)| (key.clone(), value.clone())),
     );
     new
+}
+
+/// An action that edits, if there is something to edit.
+pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
+    (!edits.is_empty()).then_some(Action::Edit { object, edits })
 }

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, description_edit, edits};
-use super::mark::{self, Owner, owner};
-use super::{Action, Code, Setting, fault, network, not_ours};
+use super::difference::{DEFAULT_PROFILE, Want, description_edit, edit, edits};
+use super::mark::{self, Owner, may_touch};
+use super::{Action, Code, Setting, fault, network};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Project;
-use crate::incus::{DEFAULT_PROJECT, Devices, Edit, Keys, Object, State, as_object};
+use crate::incus::{DEFAULT_PROJECT, Devices, Keys, Object, State, as_object};
 use crate::infra::{Domain, Profile};
 
 /// What a domain's project shares with the others (`false`) and has for itself (`true`).
@@ -18,8 +18,6 @@ const FEATURES: [(&str, &str); 5] = [
     ("features.storage.buckets", "true"),
     ("features.storage.volumes", "true"),
 ];
-/// The profile that every project has.
-pub(super) const DEFAULT_PROFILE: &str = "default";
 
 /// The storage pool that machines get: the one of the default profile, one of that name, or the only one.
 pub(super) fn pool(state: &State) -> Option<String> {
@@ -57,35 +55,6 @@ pub(super) fn base(
     actions.extend(network::network(setting, domain, faults));
     actions.extend(profiles(setting, domain, faults));
     actions
-}
-
-/// Whether an object that is there may be touched; says so where not.
-pub(super) fn may_touch(
-    setting: &Setting<'_>,
-    domain: &Domain,
-    object: &Object,
-    config: &Keys,
-    faults: &mut Vec<Diagnostic>,
-) -> bool {
-    let owner = owner(config, setting.project());
-    let adopted = owner == Owner::Nobody
-        && (setting.adopts(domain.name.as_str()) || setting.adopts(object.name()));
-    if owner == Owner::Ours || adopted {
-        return true;
-    }
-    faults.push(not_ours(
-        object.kind(),
-        object.name(),
-        domain.name.as_str(),
-        &owner,
-        Some(&domain.place),
-    ));
-    false
-}
-
-/// An action that edits, if there is something to edit.
-pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
-    (!edits.is_empty()).then_some(Action::Edit { object, edits })
 }
 
 fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>) -> Option<Action> {

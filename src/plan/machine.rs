@@ -3,17 +3,16 @@
 use serde_json::{Value, json};
 
 use super::destroy::delete_machine;
-use super::difference::{Want, description_edit, edits, or_default, profiles_edit};
-use super::domain::{self, devices_json, gives_root, is_root, root_disk};
+use super::difference::{Want, description_edit, edit, edits, or_default, profiles_edit};
+use super::domain::{devices_json, gives_root, is_root, root_disk};
 use super::mark::{self, Owner, machine_owner};
+use super::nic::{NIC, may_be_touched, nic};
 use super::{Action, Code, Setting, address, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
 use crate::incus::{Devices, Keys, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
-/// The network device; one of that name in a profile gives way to it.
-pub(super) const NIC: &str = "eth0";
 /// What the devices of storage volumes are named: this, then the volume.
 const VOLUME_PREFIX: &str = "vol-";
 
@@ -64,7 +63,7 @@ pub(super) fn make(
     changes.extend(mark::is_unfinished(&there.config).then(mark::finished));
     changes.extend(description_edit(&there.config, &there.description, &want));
     changes.extend(profiles_edit(&there.config, &there.profiles, &want));
-    actions.extend(domain::edit(object.clone(), changes));
+    actions.extend(edit(object.clone(), changes));
     let listens = there.devices.values().any(edges::listens_inside);
     match there.status.as_str() {
         "Running" | "Ready" => {}
@@ -120,19 +119,6 @@ fn may_touch(
     false
 }
 
-/// Whether a declared machine that is there is ours, or the user says that it shall be.
-pub(super) fn may_be_touched(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
-    let (project, name) = (domain.name.as_str(), machine.name.as_str());
-    let there = setting.there(project, name);
-    there.is_some_and(|there| {
-        match machine_owner(&there.config, setting.project(), project, name) {
-            Owner::Ours => true,
-            Owner::Nobody | Owner::Copy(_) => setting.adopts(name),
-            Owner::Other(_) => false,
-        }
-    })
-}
-
 fn want(
     setting: &Setting<'_>,
     domain: &Domain,
@@ -184,7 +170,7 @@ fn want(
     let has_inside = there.is_some_and(install::has_inside);
     if has_inside || install::needs_inside(setting, domain, machine) {
         want.set(mark::INSIDE, "true");
-        mark::mark_built(&mut want);
+        want.set(mark::BUILT, "true");
     }
     let image = there.and_then(|there| there.config.get(mark::IMAGE));
     // The image that it was made of: a later declaration does not make it another.
@@ -195,28 +181,6 @@ fn want(
 /// How long a snapshot is kept, as Incus writes it: there `M` and `H` are minutes and hours, and `m` is months.
 fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
-}
-
-/// Its network device: the user's own of that name, or one on the domain's bridge.
-pub(super) fn nic(domain: &Domain, machine: &Machine) -> Keys {
-    let mut own = machine.devices.iter();
-    if let Some(own) = own.find(|device| device.name == NIC) {
-        return own.keys.iter().cloned().collect();
-    }
-    let mut keys: Keys = [
-        ("type", "nic"),
-        ("name", NIC),
-        ("network", domain.network.name.as_str()),
-        // A forged sender would pass the rules of the domain that it is forged from.
-        ("security.ipv4_filtering", "true"),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .collect();
-    if let Some(ip) = machine.ip {
-        keys.insert("ipv4.address".to_owned(), ip.to_string());
-    }
-    keys
 }
 
 /// A root disk of the machine's own, where no profile and no device of the user's gives one.
@@ -419,5 +383,5 @@ fn volume(
         ));
         return None;
     }
-    domain::edit(object, edits(&there.config, &Devices::new(), &want))
+    edit(object, edits(&there.config, &Devices::new(), &want))
 }

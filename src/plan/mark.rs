@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
-use super::difference::Want;
-use crate::incus::{Edit, Keys};
+use super::{Setting, not_ours};
+use crate::diagnostic::Diagnostic;
+use crate::incus::{Edit, Keys, Object};
+use crate::infra::Domain;
 
 /// What the keys that anklume keeps for itself begin with, but for [`BUILT`].
 const OWN: &str = "user.anklume.";
@@ -22,7 +24,7 @@ const UNFINISHED: &str = "user.anklume.unfinished";
 /// Set once a machine has been started, even if the start failed.
 const LAST_POWER: &str = "volatile.last_state.power";
 /// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
-const BUILT: &str = "image.anklume";
+pub(super) const BUILT: &str = "image.anklume";
 /// A machine's number.
 const UUID: &str = "volatile.uuid";
 /// The same, or another value since the machine was taken back to a snapshot; after `incus rebuild` the same again.
@@ -96,11 +98,6 @@ pub(super) fn was_started(config: &Keys) -> bool {
     config.contains_key(LAST_POWER)
 }
 
-/// Sets the mark of a machine that is not built anew.
-pub(super) fn mark_built(want: &mut Want) {
-    want.set(BUILT, "true");
-}
-
 /// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another number.
 pub(crate) fn number(config: &Keys) -> Option<&String> {
     config.get(UUID)
@@ -144,4 +141,28 @@ pub(super) fn set_before(config: &Keys) -> Vec<String> {
             .collect(),
         _ => Vec::new(),
     }
+}
+
+/// Whether an object that is there may be touched; says so where not.
+pub(super) fn may_touch(
+    setting: &Setting<'_>,
+    domain: &Domain,
+    object: &Object,
+    config: &Keys,
+    faults: &mut Vec<Diagnostic>,
+) -> bool {
+    let owner = owner(config, setting.project());
+    let adopted = owner == Owner::Nobody
+        && (setting.adopts(domain.name.as_str()) || setting.adopts(object.name()));
+    if owner == Owner::Ours || adopted {
+        return true;
+    }
+    faults.push(not_ours(
+        object.kind(),
+        object.name(),
+        domain.name.as_str(),
+        &owner,
+        Some(&domain.place),
+    ));
+    false
 }

@@ -4,9 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, edits};
-use super::domain::{edit, may_touch};
-use super::mark::{self, Owner, owner};
+use super::difference::{Want, edit, edits};
+use super::mark::{self, Owner, may_touch, owner};
 use super::{Action, Code, Setting, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::{Acl, Network};

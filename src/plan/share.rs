@@ -39,7 +39,7 @@ fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = 
         let declared = domain.profiles.iter();
         declared.filter(|(name, _)| {
             let used = &machine.profiles;
-            used.contains(name) || used.is_empty() && name == super::domain::DEFAULT_PROFILE
+            used.contains(name) || used.is_empty() && name == super::difference::DEFAULT_PROFILE
         })
     };
     let mut config = profiles()

@@ -54,7 +54,9 @@ fn read(folder: &Path) -> Crate {
             uses: Vec::new(),
             passed_on: Vec::new(),
         };
-        items.iter().for_each(|item| reader.visit_item(item));
+        for item in items {
+            reader.visit_item(item);
+        }
         let (uses, passed_on) = (reader.uses, reader.passed_on);
         found.uses.extend(uses);
         found.passed_on.extend(passed_on);
@@ -65,7 +67,9 @@ fn read(folder: &Path) -> Crate {
 /// The items of a file and of the files of its modules.
 fn collect(file: &Path, below: &Path, module: &[String], into: &mut Vec<(Module, Vec<Item>)>) {
     let text = fs::read_to_string(file).unwrap();
-    let parsed = syn::parse_file(&text).unwrap_or_else(|why| panic!("{}: {why}", file.display()));
+    let parsed = syn::parse_file(&text);
+    assert!(parsed.is_ok(), "{}: {:?}", file.display(), parsed.err());
+    let parsed = parsed.unwrap();
     for item in &parsed.items {
         let Item::Mod(ItemMod {
             attrs,

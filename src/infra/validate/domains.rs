@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use serde_json::Value;
 
 use super::global::{Scheme, Settings};
-use super::machines::{self, Surroundings};
 use super::{DomainDraft, Names, devices};
+use super::{Surroundings, machines, names};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
@@ -42,13 +42,6 @@ const RESERVED_DOMAINS: [(&str, &str); 5] = [
     ("localhost", "Ansible's own computer"),
     ("host", "the host in `network_policies`"),
     ("default", "Incus's own project"),
-];
-/// The same for machines.
-const RESERVED_MACHINES: [(&str, &str); 4] = [
-    ("all", "Ansible's group of every host"),
-    ("ungrouped", "Ansible's group of hosts without a group"),
-    ("localhost", "Ansible's own computer"),
-    ("host", "the host in `network_policies`"),
 ];
 
 /// The part of a domain that decides its subnet.
@@ -293,7 +286,7 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
             return None;
         }
     };
-    reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
+    names::reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
     let bridge = BRIDGE_PREFIX.len() + text.len();
     if bridge > BRIDGE_MAX {
         let most = BRIDGE_MAX - BRIDGE_PREFIX.len();
@@ -305,30 +298,6 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
             .help(format!("a domain's name has at most {most} characters"));
     }
     Some(name)
-}
-
-/// Whether the name means something else where it is used.
-pub(super) fn reserved(
-    kind: &str,
-    name: &str,
-    reserved: &[(&str, &str)],
-    at: At,
-    findings: &mut Findings,
-) {
-    if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
-        findings
-            .error(
-                Code::ReservedName,
-                at,
-                format!("a {kind} cannot be called `{name}`: that is {meaning}"),
-            )
-            .help("choose another name");
-    }
-}
-
-/// The same for the name of a machine.
-pub(super) fn reserved_machine(name: &str, at: At, findings: &mut Findings) {
-    reserved("machine", name, &RESERVED_MACHINES, at, findings);
 }
 
 fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use super::devices;
-use super::global::{Settings, image};
-use super::{MachineDraft, Names, domains, services, volumes};
+use super::global::image;
+use super::{MachineDraft, Surroundings, names, services, volumes};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
@@ -43,20 +43,13 @@ type Shape = (fn(&str) -> bool, &'static str);
 const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");
 const EXPIRY: Shape = (is_expiry, "a number and `m`, `h` or `d`, such as `30d`");
 
-/// What a machine takes from its domain and the file.
-pub(super) struct Surroundings<'s> {
-    pub(super) domain: &'s str,
-    /// `None` after a fault in it.
-    pub(super) subnet: Option<Ipv4Addr>,
-    /// Machines without an address get one.
-    pub(super) gives_addresses: bool,
-    pub(super) ephemeral: bool,
-    pub(super) trust: Option<TrustLevel>,
-    /// The domain's profiles by name.
-    pub(super) profiles: &'s HashMap<String, usize>,
-    pub(super) settings: &'s Settings,
-    pub(super) names: &'s Names<'s>,
-}
+/// Names that mean something else where a machine's name is used.
+const RESERVED_MACHINES: [(&str, &str); 4] = [
+    ("all", "Ansible's group of every host"),
+    ("ungrouped", "Ansible's group of hosts without a group"),
+    ("localhost", "Ansible's own computer"),
+    ("host", "the host in `network_policies`"),
+];
 
 /// Reads the machines of one domain; `addresses` are those that are taken so far, in all domains.
 pub(super) fn read(
@@ -145,7 +138,7 @@ fn machine(
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {
     let text = field::text_key(entry, "the name of a machine", findings)?.text;
-    domains::reserved_machine(text, entry.at, findings);
+    names::reserved("machine", text, &RESERVED_MACHINES, entry.at, findings);
     text.parse()
         .map_err(|why| {
             findings

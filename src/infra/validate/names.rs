@@ -87,3 +87,22 @@ fn duplicate_machine(name: &str, at: At, first: Home<'_>, findings: &mut Finding
             "the first one is at {line}; a machine's name is unique over all domains"
         ));
 }
+
+/// Whether the name means something else where it is used.
+pub(super) fn reserved(
+    kind: &str,
+    name: &str,
+    reserved: &[(&str, &str)],
+    at: At,
+    findings: &mut Findings,
+) {
+    if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
+        findings
+            .error(
+                Code::ReservedName,
+                at,
+                format!("a {kind} cannot be called `{name}`: that is {meaning}"),
+            )
+            .help("choose another name");
+    }
+}

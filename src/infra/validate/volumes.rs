@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::Surroundings;
 use super::devices::{self, Placed};
 use super::global::Settings;
-use super::machines::Surroundings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;

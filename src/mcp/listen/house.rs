@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::worker::{Owned, Process, ServerState, WorkerFailures};
+use super::owned::{Owned, Process};
+use super::state::{ServerState, WorkerFailures};
 use crate::inside::AGENT_LAUNCHER;
 use crate::limits::MEMORY_RESERVED;
 use crate::mcp::helper;
@@ -21,22 +22,6 @@ use crate::tool::Resource;
 
 /// Stack of the thread that answers a helper, in bytes: it hands out a policy.
 const STACK: usize = 256 * 1024;
-
-/// Memory that a server has lent to its callers, and how many there are.
-#[derive(Debug, Default)]
-pub(crate) struct Loans(Mutex<Lent>);
-
-#[derive(Debug, Default)]
-struct Lent {
-    callers: u64,
-    bytes: u64,
-}
-
-impl Loans {
-    fn lock(&self) -> MutexGuard<'_, Lent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What one process is given; what it has borrowed ends with this value.
 pub(super) struct OneHouse {

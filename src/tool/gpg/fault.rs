@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::status::date;
+use jiff::Timestamp;
+
 use crate::inside::AGENT_UNIT;
 use crate::tool::GpgHome;
 
@@ -259,5 +260,38 @@ impl GpgFault {
             _ => return None,
         };
         Some(fault)
+    }
+}
+
+/// Seconds since 1970 as RFC 3339 in UTC; a time that no calendar has as its number.
+pub(super) fn rfc3339(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().map(Timestamp::from_second);
+    time.and_then(Result::ok)
+        .map_or_else(|| seconds.to_string(), |time| time.to_string())
+}
+
+/// The day of a time in seconds since 1970, in UTC.
+fn date(seconds: u64) -> String {
+    let time = rfc3339(seconds);
+    time.split('T').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, time) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (4_294_967_295, "2106-02-07T06:28:15Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), time);
+        }
     }
 }

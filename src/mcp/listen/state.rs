@@ -1,0 +1,98 @@
+//! What the server keeps for all its consumers, and what went wrong with their processes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::confinement::InForce;
+use crate::mcp::gate::Gate;
+use crate::mcp::live::Live;
+use crate::mcp::recorder::Recorder;
+use crate::name::MachineName;
+
+impl fmt::Debug for ServerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerState").finish_non_exhaustive()
+    }
+}
+
+/// What the server keeps for all its consumers, and their processes ask for.
+#[derive(Clone)]
+pub(crate) struct ServerState {
+    /// The services file.
+    pub(crate) services: PathBuf,
+    /// The policy in force.
+    pub(crate) live: Arc<Live>,
+    /// The log.
+    pub(crate) recorder: Arc<Recorder>,
+    /// How busy the server is.
+    pub(crate) gate: Arc<Gate>,
+    /// What it has lent.
+    pub(crate) loans: Arc<Loans>,
+    /// What the kernel keeps this server from.
+    pub(crate) confinement: InForce,
+    /// Where the launcher of its gpg-agent listens, where it started one.
+    pub(crate) launcher: Option<String>,
+    /// Whether the processes tell of each answer.
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Default)]
+struct Failures {
+    /// Those that cannot be started, until they can.
+    unstarted: BTreeMap<MachineName, String>,
+    /// Those that died, until that is told.
+    exits: Vec<String>,
+}
+
+impl WorkerFailures {
+    /// What cannot be done at present, each as a sentence.
+    pub(super) fn unstarted(&self) -> Vec<String> {
+        self.lock().unstarted.values().cloned().collect()
+    }
+
+    /// Those that exited abnormally since this was asked last. An exit concerns only its consumer, and there is nothing to retry.
+    pub(super) fn take_exits(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().exits)
+    }
+
+    pub(super) fn cannot_start(&self, caller: &MachineName, why: &io::Error) {
+        let text = format!("the process that serves `{caller}` cannot be started: {why}");
+        self.lock().unstarted.insert(caller.clone(), text);
+    }
+
+    pub(super) fn died(&self, caller: &MachineName, how: &str) {
+        let text = format!("the process that serves `{caller}` {how}");
+        self.lock().exits.push(text);
+    }
+
+    pub(super) fn clear(&self, caller: &MachineName) {
+        self.lock().unstarted.remove(caller);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Failures> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What went wrong with the processes of consumers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkerFailures(Arc<Mutex<Failures>>);
+
+/// Memory that a server has lent to its callers, and how many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Loans(Mutex<Lent>);
+
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    pub(super) callers: u64,
+    pub(super) bytes: u64,
+}
+
+impl Loans {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Lent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
