@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::harness::{ANKLUME, have_program, scrub};
 
@@ -55,15 +56,26 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
         .unwrap();
     assert!(folder.starts_with("/tmp/anklume-demo."), "{folder}");
     assert!(!Path::new(folder).exists(), "{folder} is still there");
-    for process in std::fs::read_dir("/proc").unwrap() {
-        // Most entries are no processes, and processes end while we look.
-        let line = std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        assert!(!line.contains(folder), "still running: {line}");
+    // An agent that was told to end takes a moment.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Some(line) = running(folder) {
+        assert!(Instant::now() < deadline, "still running: {line}");
+        std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(
         std::fs::read_dir(home.path()).unwrap().count(),
         0,
         "nothing of the user's was touched"
     );
+}
+
+/// A process with this folder in its command line.
+fn running(folder: &str) -> Option<String> {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    // Most entries are no processes, and processes end while we look.
+    let lines = processes.map(|process| {
+        let line = std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ")
+    });
+    lines.into_iter().find(|line| line.contains(folder))
 }
