@@ -14,15 +14,15 @@ use crate::edge::Edge;
 use crate::incus::State;
 use crate::infra::Infra;
 use crate::plan::{
-    Action, DomainPlan, MachinePlan, Plan, Wanted, needs_program, plan, remote_images,
+    Action, DesiredState, DomainPlan, MachinePlan, Plan, needs_program, plan, remote_images,
 };
 use crate::session::Session;
 use crate::survey::{images, survey};
 use executor::{carry_out, in_parallel};
-use outcome::{Outcome, Report};
+use outcome::{RunReport, StepOutcome};
 
 /// Whoever watches a run.
-pub(crate) trait Observer {
+pub(crate) trait RunObserver {
     /// A step in hand, as it is shown.
     type Step;
 
@@ -33,7 +33,7 @@ pub(crate) trait Observer {
     fn left(&self, step: Self::Step);
 
     /// How a step ended.
-    fn ended(&self, outcome: Outcome) -> Outcome;
+    fn ended(&self, outcome: StepOutcome) -> StepOutcome;
 }
 
 /// Reads what there is and compares.
@@ -50,7 +50,7 @@ pub(crate) async fn look(
     } else {
         ""
     };
-    let wanted = Wanted {
+    let wanted = DesiredState {
         infra,
         edges,
         adopt,
@@ -61,15 +61,19 @@ pub(crate) async fn look(
 }
 
 /// Carries the plan out, stage by stage: what fails holds up only what needs it.
-pub(crate) async fn execute(session: &Session, plan: &Plan, observer: &impl Observer) -> Report {
-    let mut report = Report::default();
+pub(crate) async fn execute(
+    session: &Session,
+    plan: &Plan,
+    observer: &impl RunObserver,
+) -> RunReport {
+    let mut report = RunReport::default();
     report.add(in_parallel(session, plan.revoked().collect(), observer).await);
     report.add(carry_out(session, &plan.host, observer).await);
     let bases = plan.domains.iter().map(|domain| domain.base.as_slice());
     let bases = in_parallel(session, bases.collect(), observer).await;
     let mut sound = Vec::new();
     for (domain, outcomes) in plan.domains.iter().zip(bases) {
-        if outcomes.iter().all(Outcome::is_done) {
+        if outcomes.iter().all(StepOutcome::is_done) {
             sound.push(domain);
         } else {
             let actions = domain
@@ -93,8 +97,8 @@ pub(crate) async fn execute(session: &Session, plan: &Plan, observer: &impl Obse
 async fn machines(
     session: &Session,
     domains: &[&DomainPlan],
-    report: &mut Report,
-    observer: &impl Observer,
+    report: &mut RunReport,
+    observer: &impl RunObserver,
 ) {
     /// What is done to all machines before anything of the next is done to one.
     const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
@@ -109,7 +113,7 @@ async fn machines(
         let ended = in_parallel(session, chains, observer).await;
         let machines = std::mem::take(&mut ready);
         for (machine, outcomes) in machines.into_iter().zip(ended) {
-            if outcomes.iter().all(Outcome::is_done) {
+            if outcomes.iter().all(StepOutcome::is_done) {
                 ready.push(machine);
             } else {
                 let rest = STAGES.iter().skip(number);

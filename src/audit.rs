@@ -105,7 +105,7 @@ pub struct Call {
     pub bytes_out: u64,
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
-    /// SHA-256 of the arguments, sealed with the machine's key ([`Key::seal`]); in hexadecimal.
+    /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]); in hexadecimal.
     pub arguments: Foreign,
 }
 
@@ -169,15 +169,15 @@ impl fmt::Display for Outcome {
 
 /// The machine's key for digests of arguments: equal arguments can be found again, contents cannot be guessed.
 #[derive(Clone)]
-pub struct Key([u8; 32]);
+pub struct SealKey([u8; 32]);
 
-impl fmt::Debug for Key {
+impl fmt::Debug for SealKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(…)")
     }
 }
 
-impl Key {
+impl SealKey {
     /// Seals the digest of a call's arguments ([`digest_of`]): whoever has no key cannot guess arguments and compare.
     #[must_use]
     pub fn seal(&self, digest: &str) -> String {
@@ -194,16 +194,16 @@ impl Key {
 #[must_use]
 pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
-    let mut digester = Digester(Sha256::new());
+    let mut digester = ArgumentDigester(Sha256::new());
     // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
     let _ = serde_json::to_writer(&mut digester, &sorted);
     hex(&digester.0.finalize())
 }
 
 /// Takes bytes into a digest.
-struct Digester(Sha256);
+struct ArgumentDigester(Sha256);
 
-impl std::io::Write for Digester {
+impl std::io::Write for ArgumentDigester {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())

@@ -11,25 +11,25 @@ mod unreachable;
 mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
-pub(crate) use exec::Errand;
-pub(crate) use open::{Open, open, providers, resolve};
+pub(crate) use exec::RemoteExec;
+pub(crate) use open::{OpenTransport, open, providers, resolve};
 pub(crate) use process::Watch;
 pub(crate) use program::{incus, program};
 pub(crate) use unreachable::Unreachable;
-pub(crate) use way::{Surroundings, Wanted, Way, way};
+pub(crate) use way::{Route, RouteContext, WantedMachine, way};
 
 use std::path::PathBuf;
 
-use crate::incus::Machine;
+use crate::incus::MachineRef;
 use crate::name::MachineName;
 
 /// A way to a server, with everything that is needed to go it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Channel {
+pub(crate) enum Transport {
     /// A child of this very program, on stdin and stdout.
     Local,
     /// `incus exec` into a machine, on stdin and stdout.
-    Exec(Machine),
+    Exec(MachineRef),
     /// A socket: a consumer's way to a provider.
     Socket(Socket),
 }

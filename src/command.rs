@@ -27,7 +27,7 @@ use clap::Parser as _;
 use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
 use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
-use crate::infra::{self, Read};
+use crate::infra::{self, ReadInfra};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -82,7 +82,7 @@ fn print_manual(output: &Output) -> anyhow::Result<Exit> {
 const WARNINGS_SHOWN: usize = 20;
 
 /// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
-fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<Read> {
+fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
     let read = infra::open(args.infra.as_deref())?;
     if !read.warnings.is_empty() {
         let all = read.warnings.as_slice();

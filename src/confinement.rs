@@ -24,16 +24,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::Foreign;
 
-pub(crate) use filter::Calls;
+pub(crate) use filter::AllowedCalls;
 
 /// The Landlock that is asked for: of an older kernel, what it has of it.
 const LANDLOCK: ABI = ABI::V6;
 
 /// What a process is left with.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct ProcessLimits {
     /// Its system calls.
-    pub(crate) calls: Calls,
+    pub(crate) calls: AllowedCalls,
     /// The files that it may touch; `None`: those of its user.
     pub(crate) files: Option<Vec<Rule>>,
     /// Whether it speaks to a display on another machine: nothing else here needs a network.
@@ -44,12 +44,12 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) path: PathBuf,
-    pub(crate) rights: Rights,
+    pub(crate) rights: PathRights,
 }
 
 /// What may be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rights {
+pub(crate) enum PathRights {
     /// Read it, or the names in it.
     Read,
     /// Read it, and run it as a program.
@@ -59,7 +59,7 @@ pub(crate) enum Rights {
 }
 
 impl Rule {
-    pub(crate) fn new(path: impl Into<PathBuf>, rights: Rights) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>, rights: PathRights) -> Self {
         let path = path.into();
         Self { path, rights }
     }
@@ -130,10 +130,10 @@ pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
 /// # Errors
 ///
 /// Landlock is there and refuses: what it was to protect is not.
-pub(crate) fn enter(limits: &Limits) -> Result<InForce, RulesetError> {
+pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
     // Filtered system calls need it, and nothing here is to gain by `exec`.
     let capable = drop_capabilities().err().map(|why| why.to_string().into());
-    if limits.calls == (Calls::Worker { files: true }) {
+    if limits.calls == (AllowedCalls::Worker { files: true }) {
         // It changes the mode of no file, so each is made with the one that it is to have.
         rustix::process::umask(Mode::empty());
     }
@@ -166,7 +166,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
 /// Rights to these files alone, to no TCP port, and to no process beyond those limited with it.
 ///
 /// Nothing where files could not change their folder then, as with the first ABI of Landlock: a file that comes in would get nowhere.
-fn restrict(limits: &Limits) -> Result<u32, RulesetError> {
+fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     let refer = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer);
@@ -175,8 +175,8 @@ fn restrict(limits: &Limits) -> Result<u32, RulesetError> {
     }
     // An X server may listen on an abstract socket.
     let scope = match limits.calls {
-        Calls::Server | Calls::Programs => Scope::Signal.into(),
-        Calls::Worker { .. } => Scope::from_all(LANDLOCK),
+        AllowedCalls::Server | AllowedCalls::Programs => Scope::Signal.into(),
+        AllowedCalls::Worker { .. } => Scope::from_all(LANDLOCK),
     };
     let mut ruleset = Ruleset::default().scope(scope)?;
     if !limits.network {
@@ -193,9 +193,9 @@ fn restrict(limits: &Limits) -> Result<u32, RulesetError> {
     }
     for rule in limits.files.iter().flatten() {
         let access: BitFlags<AccessFs> = match rule.rights {
-            Rights::Read => AccessFs::ReadFile | AccessFs::ReadDir,
-            Rights::Run => AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute,
-            Rights::Write => AccessFs::from_all(LANDLOCK) & !BitFlags::from(AccessFs::Execute),
+            PathRights::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+            PathRights::Run => AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute,
+            PathRights::Write => AccessFs::from_all(LANDLOCK) & !BitFlags::from(AccessFs::Execute),
         };
         ruleset = ruleset.add_rules(path_beneath_rules([&rule.path], access))?;
     }

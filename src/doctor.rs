@@ -12,7 +12,7 @@ use crate::host::log_timer::has_daemon;
 use crate::infra::Infra;
 use crate::plan::{Facts, Intruder, Rotation, intruders, unrotated};
 use crate::session::{Session, each};
-use crate::survey::audit_checkpoint::{Log, keep};
+use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
 use crate::survey::{providers, survey};
 use diagnose::Examiner;
@@ -55,9 +55,9 @@ pub(crate) async fn examine<'e>(
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(Intruder::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
-        Log::Lost(log) => Some(log.to_string()),
-        Log::Unknown(why) => Some(why),
-        Log::Sound | Log::Altered { .. } => None,
+        LogState::Lost(log) => Some(log.to_string()),
+        LogState::Unknown(why) => Some(why),
+        LogState::Sound | LogState::Altered { .. } => None,
     }));
     Ok((healths, notes))
 }

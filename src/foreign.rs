@@ -19,8 +19,8 @@ use tokio::time::timeout;
 
 use crate::audit::LOG;
 use crate::audit::verify::Verifier;
-use crate::confinement::{self, Calls, InForce, Limits};
-use crate::inside::{Identity, Offered, Report, summary};
+use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
+use crate::inside::{Identity, Offered, SetupReport, summary};
 use crate::text::Foreign;
 
 /// The hidden subcommand that [`serve`]s.
@@ -43,7 +43,7 @@ const WORDS_MAX: usize = 4096;
 /// What a text is to be read as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Kind {
+enum TextKind {
     /// A server's status.
     Status,
     /// Who a machine is.
@@ -64,20 +64,20 @@ enum Kind {
 
 /// What is asked of the child; so many bytes follow.
 #[derive(Debug, Serialize, Deserialize)]
-struct Asked {
-    kind: Kind,
+struct ReaderRequest {
+    kind: TextKind,
     bytes: usize,
 }
 
 /// What the child answers; so many bytes follow. `None`: it is none of what was asked for.
 #[derive(Debug, Serialize, Deserialize)]
-struct Answered {
+struct ReaderReply {
     bytes: Option<usize>,
 }
 
 /// What of a server's status is looked at. The rest is as long as the machine likes, and is read over.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Status {
+pub(crate) struct ReportedStatus {
     /// SHA-256 of the policy in force.
     pub(crate) digest: Foreign,
     /// Why a newer one was not taken.
@@ -90,7 +90,7 @@ pub(crate) struct Status {
     pub(crate) confinement: Option<InForce>,
 }
 
-impl Status {
+impl ReportedStatus {
     fn bounded(self) -> Self {
         let cut = |text: Foreign| Foreign::new(text.raw().chars().take(WORDS_MAX).collect());
         Self {
@@ -196,10 +196,10 @@ pub(crate) enum ForeignError {
 
 /// The child, as the process sees it that started it; none runs before it is asked.
 #[derive(Debug, Default)]
-pub(crate) struct Reader(Mutex<Option<Running>>);
+pub(crate) struct Reader(Mutex<Option<ReaderProcess>>);
 
 #[derive(Debug)]
-struct Running {
+struct ReaderProcess {
     /// Killed when it is dropped.
     _child: Child,
     stdin: ChildStdin,
@@ -208,49 +208,49 @@ struct Running {
 
 impl Reader {
     /// What a server's status says; `None`: it is none.
-    pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<Status>, ForeignError> {
-        self.typed(Kind::Status, text).await
+    pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<ReportedStatus>, ForeignError> {
+        self.typed(TextKind::Status, text).await
     }
 
     /// Who a machine is.
     pub(crate) async fn identity(&self, text: &[u8]) -> Result<Option<Identity>, ForeignError> {
-        self.typed(Kind::Identity, text).await
+        self.typed(TextKind::Identity, text).await
     }
 
     /// What came of an order.
-    pub(crate) async fn report(&self, text: &[u8]) -> Result<Option<Report>, ForeignError> {
-        self.typed(Kind::Report, text).await
+    pub(crate) async fn report(&self, text: &[u8]) -> Result<Option<SetupReport>, ForeignError> {
+        self.typed(TextKind::Report, text).await
     }
 
     /// What a provider offers.
     pub(crate) async fn offered(&self, text: &[u8]) -> Result<Option<Offered>, ForeignError> {
-        self.typed(Kind::Offered, text).await
+        self.typed(TextKind::Offered, text).await
     }
 
     /// What a services file serves, in words.
     pub(crate) async fn services(&self, text: &[u8]) -> Result<Option<Foreign>, ForeignError> {
-        self.typed(Kind::Services, text).await
+        self.typed(TextKind::Services, text).await
     }
 
     /// Begins a log, which must hold the line of this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
-        self.ask(&Kind::Log(head), &[]).await.map(drop)
+        self.ask(&TextKind::Log(head), &[]).await.map(drop)
     }
 
     /// Reads the next file of the log that was begun, oldest first.
     pub(crate) async fn log_file(&self, file: &[u8]) -> Result<(), ForeignError> {
-        self.ask(&Kind::LogFile, file).await.map(drop)
+        self.ask(&TextKind::LogFile, file).await.map(drop)
     }
 
     /// What was seen of the log that was begun.
     pub(crate) async fn log_end(&self) -> Result<LogSeen, ForeignError> {
-        let seen = self.typed(Kind::LogEnd, &[]).await?;
+        let seen = self.typed(TextKind::LogEnd, &[]).await?;
         seen.ok_or(ForeignError::Died)
     }
 
     async fn typed<T: DeserializeOwned>(
         &self,
-        kind: Kind,
+        kind: TextKind,
         text: &[u8],
     ) -> Result<Option<T>, ForeignError> {
         let answer = self.ask(&kind, text).await?;
@@ -261,11 +261,11 @@ impl Reader {
         serde_json::from_slice(&answer).map_err(|_| ForeignError::Died)
     }
 
-    async fn ask(&self, kind: &Kind, text: &[u8]) -> Result<Option<Vec<u8>>, ForeignError> {
+    async fn ask(&self, kind: &TextKind, text: &[u8]) -> Result<Option<Vec<u8>>, ForeignError> {
         let mut place = self.0.lock().await;
         let mut running = match place.take() {
             Some(running) => running,
-            None => Running::start()?,
+            None => ReaderProcess::start()?,
         };
         let answered = timeout(PATIENCE, running.ask(kind, text)).await;
         let answer = answered.map_err(|_| ForeignError::Died)?;
@@ -276,7 +276,7 @@ impl Reader {
     }
 }
 
-impl Running {
+impl ReaderProcess {
     fn start() -> Result<Self, ForeignError> {
         let mut child = Command::new(THIS_PROGRAM)
             .arg(COMMAND)
@@ -298,8 +298,8 @@ impl Running {
         })
     }
 
-    async fn ask(&mut self, kind: &Kind, text: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let asked = Asked {
+    async fn ask(&mut self, kind: &TextKind, text: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let asked = ReaderRequest {
             kind: kind.clone(),
             bytes: text.len(),
         };
@@ -313,7 +313,7 @@ impl Running {
             .take(LINE_MAX)
             .read_until(b'\n', &mut line)
             .await?;
-        let answered: Answered = serde_json::from_slice(&line)?;
+        let answered: ReaderReply = serde_json::from_slice(&line)?;
         let Some(bytes) = answered.bytes else {
             return Ok(None);
         };
@@ -343,8 +343,8 @@ pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::
         set_thread_res_gid(group, group, group)?;
         set_thread_res_uid(user, user, user)?;
     }
-    confinement::enter(&Limits {
-        calls: Calls::Worker { files: false },
+    confinement::enter(&ProcessLimits {
+        calls: AllowedCalls::Worker { files: false },
         files: Some(Vec::new()),
         network: false,
     })?;
@@ -355,12 +355,12 @@ pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::
         if line.is_empty() {
             return Ok(());
         }
-        let asked: Asked = serde_json::from_slice(&line)?;
+        let asked: ReaderRequest = serde_json::from_slice(&line)?;
         let mut text = vec![0; asked.bytes];
         input.read_exact(&mut text)?;
         let answer = read(asked.kind, &text, &mut log);
         let answer = answer.filter(|answer| answer.len() <= ANSWER_MAX);
-        let answered = Answered {
+        let answered = ReaderReply {
             bytes: answer.as_ref().map(Vec::len),
         };
         serde_json::to_writer(&mut output, &answered)?;
@@ -371,25 +371,25 @@ pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::
 }
 
 /// Reads one text; `None`: it is none of what was asked for.
-fn read(kind: Kind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
+fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
     match kind {
-        Kind::Status => {
-            let status: Status = serde_json::from_slice(text).ok()?;
+        TextKind::Status => {
+            let status: ReportedStatus = serde_json::from_slice(text).ok()?;
             written(&status.bounded())
         }
-        Kind::Identity => written(&Identity::from_file(text)?),
-        Kind::Report => written(&serde_json::from_slice::<Report>(text).ok()?),
-        Kind::Offered => written(&serde_json::from_slice::<Offered>(text).ok()?),
-        Kind::Services => written(&Foreign::new(summary(text)?)),
-        Kind::Log(head) => {
+        TextKind::Identity => written(&Identity::from_file(text)?),
+        TextKind::Report => written(&serde_json::from_slice::<SetupReport>(text).ok()?),
+        TextKind::Offered => written(&serde_json::from_slice::<Offered>(text).ok()?),
+        TextKind::Services => written(&Foreign::new(summary(text)?)),
+        TextKind::Log(head) => {
             *log = LogWalk::new(head);
             Some(Vec::new())
         }
-        Kind::LogFile => {
+        TextKind::LogFile => {
             log.file(text);
             Some(Vec::new())
         }
-        Kind::LogEnd => written(&std::mem::replace(log, LogWalk::new(None)).end()),
+        TextKind::LogEnd => written(&std::mem::replace(log, LogWalk::new(None)).end()),
     }
 }
 
@@ -405,7 +405,12 @@ fn written(content: &impl Serialize) -> Option<Vec<u8>> {
 #[cfg(any(test, fuzzing))]
 pub fn words(bytes: &[u8]) {
     let mut log = LogWalk::new(None);
-    for kind in [Kind::Status, Kind::Identity, Kind::Report, Kind::Offered] {
+    for kind in [
+        TextKind::Status,
+        TextKind::Identity,
+        TextKind::Report,
+        TextKind::Offered,
+    ] {
         if let Some(answer) = read(kind.clone(), bytes, &mut log) {
             let again = read(kind, &answer, &mut log);
             assert_eq!(again.as_deref(), Some(answer.as_slice()));
@@ -417,8 +422,8 @@ pub fn words(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn status(text: &str) -> Option<Status> {
-        let answer = read(Kind::Status, text.as_bytes(), &mut LogWalk::new(None))?;
+    fn status(text: &str) -> Option<ReportedStatus> {
+        let answer = read(TextKind::Status, text.as_bytes(), &mut LogWalk::new(None))?;
         Some(serde_json::from_slice(&answer).unwrap())
     }
 

@@ -82,7 +82,7 @@ pub fn audit(bytes: &[u8]) {
     let report = verifier.finish();
     assert!(report.findings.len() <= FINDINGS_MAX);
     for line in bytes.split(|byte| *byte == b'\n') {
-        if let chain::Read::Whole(..) = chain::read(line) {
+        if let chain::ReadLine::Whole(..) = chain::read(line) {
             let printed = chain::printable(line);
             assert!(
                 printed.iter().all(|byte| (0x20..0x7f).contains(byte)),

@@ -15,10 +15,10 @@ mod socket;
 pub(crate) mod state;
 
 pub(crate) use connection::{Incus, Writes};
-pub(crate) use file::{Entry, Kind, Owner};
+pub(crate) use file::{EntryKind, FileEntry, FileOwner};
 pub(crate) use machine::{FindError, find};
-pub(crate) use model::Machine;
-pub(crate) use object::{DEFAULT_PROJECT, Devices, Direction, Edit, Keys, Object, as_object};
+pub(crate) use model::MachineRef;
+pub(crate) use object::{ConfigMap, DEFAULT_PROJECT, Devices, Direction, Edit, Object, as_object};
 pub(crate) use power::Power;
 pub(crate) use socket::socket_path;
 pub(crate) use state::State;

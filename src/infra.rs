@@ -32,7 +32,7 @@ pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// What reading gave: the infrastructure, and what the user should know of it.
 #[derive(Debug, Clone)]
-pub struct Read {
+pub struct ReadInfra {
     /// What is declared.
     pub infra: Infra,
     /// What is odd and no fault, in file order.
@@ -47,10 +47,10 @@ pub struct Read {
 /// # Errors
 ///
 /// Every fault, in file order; also when there is nothing to read, or both a file and a folder.
-pub fn open(path: Option<&Path>) -> Result<Read, Faults> {
+pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
     let opened = open::open(path)?;
     let (infra, warnings) = validate::read(&opened.files, &opened.project)?;
-    Ok(Read {
+    Ok(ReadInfra {
         infra,
         warnings,
         folder: opened.folder,
@@ -62,11 +62,11 @@ pub fn open(path: Option<&Path>) -> Result<Read, Faults> {
 /// # Errors
 ///
 /// Every fault, in file order.
-pub fn parse(path: &str, text: &str) -> Result<Read, Faults> {
+pub fn parse(path: &str, text: &str) -> Result<ReadInfra, Faults> {
     let folder = Path::new(path).parent().unwrap_or_else(|| Path::new(""));
-    let file = open::File::whole(path, text);
+    let file = open::InfraFile::whole(path, text);
     let (infra, warnings) = validate::read(&[file], &open::project_name(folder))?;
-    Ok(Read {
+    Ok(ReadInfra {
         infra,
         warnings,
         folder: folder.to_owned(),

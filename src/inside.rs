@@ -7,10 +7,10 @@ mod found;
 mod rights;
 mod unit;
 
-pub use difference::{Kind, Piece, differences, summary};
-pub use found::{Found, FoundServices, Serving};
+pub use difference::{Drift, DriftKind, differences, summary};
+pub use found::{FoundServices, ObservedMachine, Serving};
 pub use rights::{
-    ABOVE, Caller, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
+    ABOVE, CallerUser, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
 };
 pub use unit::{LOGS, PATH, RUNTIME, STOP_SECONDS, Unit, systemd_wanted, unit_paths, units};
 
@@ -52,7 +52,7 @@ pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 /// What a machine should hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Order {
+pub struct MachineSpec {
     /// SHA-256 of the program.
     pub program: String,
     /// The machine.
@@ -62,13 +62,13 @@ pub struct Order {
     pub run_as: Option<String>,
     /// The user who may call from it.
     #[serde(default)]
-    pub caller: Caller,
+    pub caller: CallerUser,
     /// The text of its services file; `None`: it serves nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<String>,
 }
 
-impl Order {
+impl MachineSpec {
     /// Of a machine that serves these, or nobody.
     #[must_use]
     pub fn new(
@@ -83,7 +83,7 @@ impl Order {
             program: program.to_owned(),
             machine,
             run_as,
-            caller: Caller::default(),
+            caller: CallerUser::default(),
             services: services.map(text),
         }
     }
@@ -117,7 +117,7 @@ pub struct Sent {
     /// When it was sent, in seconds since 1970: host and machine have one clock.
     pub at: i64,
     /// The order.
-    pub order: Order,
+    pub order: MachineSpec,
 }
 
 /// What the identity file says; a field that is not known is another version's.
@@ -186,7 +186,7 @@ pub struct Offered {
 /// What the program says when it has put a machine in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Report {
+pub struct SetupReport {
     /// Digest of the policy that the server reports; `None`: nobody is served.
     #[serde(default)]
     pub digest: Option<Foreign>,

@@ -17,7 +17,7 @@ use crate::infra::{
 
 /// A folder of generated files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Folder {
+pub enum InventoryFolder {
     /// `inventory`: which machines there are.
     Inventory,
     /// `group_vars`: what holds for all, or for a domain.
@@ -26,7 +26,7 @@ pub enum Folder {
     HostVars,
 }
 
-impl Folder {
+impl InventoryFolder {
     /// Every folder.
     pub const ALL: [Self; 3] = [Self::Inventory, Self::GroupVars, Self::HostVars];
 
@@ -45,13 +45,13 @@ impl Folder {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilePath {
     /// The folder.
-    pub folder: Folder,
+    pub folder: InventoryFolder,
     /// A domain, a machine, or `all`: never with a slash.
     pub stem: String,
 }
 
 impl FilePath {
-    fn new(folder: Folder, stem: impl Into<String>) -> Self {
+    fn new(folder: InventoryFolder, stem: impl Into<String>) -> Self {
         let stem = stem.into();
         Self { folder, stem }
     }
@@ -124,16 +124,24 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
         path: FilePath::new(folder, stem),
         subject,
     };
-    let mut files = vec![file(Folder::GroupVars, "all", Subject::All(infra))];
+    let mut files = vec![file(InventoryFolder::GroupVars, "all", Subject::All(infra))];
     for domain in infra.enabled() {
         let name = domain.name.as_str();
-        files.push(file(Folder::Inventory, name, Subject::Inventory(domain)));
-        files.push(file(Folder::GroupVars, name, Subject::Domain(domain)));
+        files.push(file(
+            InventoryFolder::Inventory,
+            name,
+            Subject::Inventory(domain),
+        ));
+        files.push(file(
+            InventoryFolder::GroupVars,
+            name,
+            Subject::Domain(domain),
+        ));
         for machine in &domain.machines {
             let name = machine.name.as_str();
             let holds = holds.remove(name).unwrap_or_default();
             files.push(file(
-                Folder::HostVars,
+                InventoryFolder::HostVars,
                 name,
                 Subject::Machine(domain, machine, holds),
             ));
@@ -145,13 +153,20 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
 /// The paths that belong to an infrastructure: those of [`files`], and those of disabled domains, which are left as they are.
 #[must_use]
 pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
-    let mut known = BTreeSet::from([FilePath::new(Folder::GroupVars, "all")]);
+    let mut known = BTreeSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
     for domain in &infra.domains {
-        known.insert(FilePath::new(Folder::Inventory, domain.name.as_str()));
-        known.insert(FilePath::new(Folder::GroupVars, domain.name.as_str()));
+        known.insert(FilePath::new(
+            InventoryFolder::Inventory,
+            domain.name.as_str(),
+        ));
+        known.insert(FilePath::new(
+            InventoryFolder::GroupVars,
+            domain.name.as_str(),
+        ));
         let machines = domain.machines.iter();
-        known
-            .extend(machines.map(|machine| FilePath::new(Folder::HostVars, machine.name.as_str())));
+        known.extend(
+            machines.map(|machine| FilePath::new(InventoryFolder::HostVars, machine.name.as_str())),
+        );
     }
     known
 }

@@ -14,8 +14,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::incus::{Entry, Kind};
-use view::{Failure, View};
+use crate::incus::{EntryKind, FileEntry};
+use view::{View, ViewFailure};
 
 /// This program, also where its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -31,13 +31,13 @@ const LINE_MAX: u64 = 16 * 1024;
 /// What is asked of the child.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Request {
+enum RootRequest {
     /// What is at a path?
     Look(String),
     /// What does a regular file hold, or where does a link lead?
     Read {
         path: String,
-        kind: Kind,
+        kind: EntryKind,
         /// Most bytes.
         max: u64,
     },
@@ -45,12 +45,12 @@ enum Request {
     IsThisProgram(String),
 }
 
-/// An answer from the child. The number of bytes that [`Answer::Content`] gives follows it.
+/// An answer from the child. The number of bytes that [`RootAnswer::Content`] gives follows it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+enum RootAnswer {
     Ready,
-    Entry(Option<Entry>),
+    Entry(Option<FileEntry>),
     Content(Option<usize>),
     Program(Option<bool>),
     TooLarge,
@@ -125,7 +125,7 @@ impl MachineRoot {
         };
         let answer = timeout(patience, root.answer()).await;
         match answer.map_err(|_| MachineRootError::Slow)?? {
-            Answer::Ready => Ok(Some(root)),
+            RootAnswer::Ready => Ok(Some(root)),
             _ => Ok(None),
         }
     }
@@ -134,28 +134,30 @@ impl MachineRoot {
     pub(crate) async fn look(
         &mut self,
         path: &str,
-    ) -> Result<Look<Option<Entry>>, MachineRootError> {
-        Ok(match self.ask(&Request::Look(path.to_owned())).await?.0 {
-            Answer::Entry(entry) => Look::Is(entry),
-            _ => Look::Unclear,
-        })
+    ) -> Result<Look<Option<FileEntry>>, MachineRootError> {
+        Ok(
+            match self.ask(&RootRequest::Look(path.to_owned())).await?.0 {
+                RootAnswer::Entry(entry) => Look::Is(entry),
+                _ => Look::Unclear,
+            },
+        )
     }
 
     /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
     pub(crate) async fn read(
         &mut self,
         path: &str,
-        kind: Kind,
+        kind: EntryKind,
         max: u64,
     ) -> Result<Look<Option<Vec<u8>>>, MachineRootError> {
-        let request = Request::Read {
+        let request = RootRequest::Read {
             path: path.to_owned(),
             kind,
             max,
         };
         Ok(match self.ask(&request).await? {
-            (Answer::Content(length), content) => Look::Is(length.map(|_| content)),
-            (Answer::TooLarge, _) => Look::TooLarge,
+            (RootAnswer::Content(length), content) => Look::Is(length.map(|_| content)),
+            (RootAnswer::TooLarge, _) => Look::TooLarge,
             _ => Look::Unclear,
         })
     }
@@ -165,14 +167,17 @@ impl MachineRoot {
         &mut self,
         path: &str,
     ) -> Result<Look<Option<bool>>, MachineRootError> {
-        let request = Request::IsThisProgram(path.to_owned());
+        let request = RootRequest::IsThisProgram(path.to_owned());
         Ok(match self.ask(&request).await?.0 {
-            Answer::Program(is) => Look::Is(is),
+            RootAnswer::Program(is) => Look::Is(is),
             _ => Look::Unclear,
         })
     }
 
-    async fn ask(&mut self, request: &Request) -> Result<(Answer, Vec<u8>), MachineRootError> {
+    async fn ask(
+        &mut self,
+        request: &RootRequest,
+    ) -> Result<(RootAnswer, Vec<u8>), MachineRootError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
         let patience = self.left.min(TIMEOUT);
@@ -181,7 +186,7 @@ impl MachineRoot {
             self.stdin.write_all(&line).await?;
             let answer = self.answer().await?;
             let mut content = Vec::new();
-            if let Answer::Content(Some(length)) = &answer {
+            if let RootAnswer::Content(Some(length)) = &answer {
                 content = vec![0; *length];
                 self.stdout.read_exact(&mut content).await?;
             }
@@ -192,7 +197,7 @@ impl MachineRoot {
         done.map_err(|_| MachineRootError::Slow)?
     }
 
-    async fn answer(&mut self) -> Result<Answer, MachineRootError> {
+    async fn answer(&mut self) -> Result<RootAnswer, MachineRootError> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.stdout).take(LINE_MAX);
         bounded.read_until(b'\n', &mut line).await?;
@@ -211,42 +216,42 @@ pub(crate) fn serve(
     mut output: impl Write,
 ) -> io::Result<()> {
     let Some(view) = View::open(first, cgroup) else {
-        return say(&mut output, &Answer::Unclear, b"");
+        return say(&mut output, &RootAnswer::Unclear, b"");
     };
-    say(&mut output, &Answer::Ready, b"")?;
+    say(&mut output, &RootAnswer::Ready, b"")?;
     for line in input.split(b'\n') {
         let request = serde_json::from_slice(&line?)?;
         let done = answered(&view, &request);
         // A result is valid only while the machine's first process is alive.
         let (answer, content) = if view.is_alive() {
             done.unwrap_or_else(|why| match why {
-                Failure::TooLarge => (Answer::TooLarge, Vec::new()),
-                Failure::Unclear => (Answer::Unclear, Vec::new()),
+                ViewFailure::TooLarge => (RootAnswer::TooLarge, Vec::new()),
+                ViewFailure::Unclear => (RootAnswer::Unclear, Vec::new()),
             })
         } else {
-            (Answer::Unclear, Vec::new())
+            (RootAnswer::Unclear, Vec::new())
         };
         say(&mut output, &answer, &content)?;
     }
     Ok(())
 }
 
-fn answered(view: &View, request: &Request) -> Result<(Answer, Vec<u8>), Failure> {
+fn answered(view: &View, request: &RootRequest) -> Result<(RootAnswer, Vec<u8>), ViewFailure> {
     Ok(match request {
-        Request::Look(path) => (Answer::Entry(view.look(path)?), Vec::new()),
-        Request::Read { path, kind, max } => {
+        RootRequest::Look(path) => (RootAnswer::Entry(view.look(path)?), Vec::new()),
+        RootRequest::Read { path, kind, max } => {
             let content = view.read(path, *kind, *max)?;
             let length = content.as_ref().map(Vec::len);
-            (Answer::Content(length), content.unwrap_or_default())
+            (RootAnswer::Content(length), content.unwrap_or_default())
         }
-        Request::IsThisProgram(path) => {
+        RootRequest::IsThisProgram(path) => {
             let is = view.is_same_file(path, THIS_PROGRAM)?;
-            (Answer::Program(is), Vec::new())
+            (RootAnswer::Program(is), Vec::new())
         }
     })
 }
 
-fn say(output: &mut impl Write, answer: &Answer, content: &[u8]) -> io::Result<()> {
+fn say(output: &mut impl Write, answer: &RootAnswer, content: &[u8]) -> io::Result<()> {
     let mut head = serde_json::to_vec(answer)?;
     head.push(b'\n');
     output.write_all(&head)?;
@@ -288,7 +293,7 @@ mod tests {
             format!("{ready} read request; echo '{{\"content\":10}}'; printf half; exec sleep 600");
         let mut root = child(&half, LONG).await.unwrap().unwrap();
         root.left = SHORT;
-        let held = root.read("/etc/name", Kind::File, 10).await;
+        let held = root.read("/etc/name", EntryKind::File, 10).await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
     }
 

@@ -46,7 +46,7 @@ pub(crate) const REFUSED: &str = "refused";
 
 /// What one connection may take of its server.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct ConnectionLimits {
     /// Longest request, in bytes without its newline, where no service sets another.
     pub(crate) line: usize,
     /// Requests that are read and not answered yet; beyond it nothing more is read.
@@ -63,7 +63,7 @@ pub(crate) struct Limits {
     pub(crate) progress: Duration,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// The limits of a server that is told nothing else.
     pub(crate) const DEFAULT: Self = Self {
         line: LINE_MAX,

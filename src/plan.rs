@@ -21,21 +21,22 @@ mod proof;
 mod share;
 mod upkeep;
 
-pub(crate) use action::{Action, PROVE, Role, Shown};
+pub(crate) use action::{Action, ActionSummary, PROVE, Role};
 pub(crate) use again::Again;
 pub(crate) use check::in_use;
 pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::{Intruder, intruders, strangers};
-pub(crate) use image::{Remote, remote_images};
+pub(crate) use image::{RemoteImage, remote_images};
 pub(crate) use install::{has_inside, needs_program, order};
 pub(crate) use mark::{
-    Owner, finished, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner, unfinished,
+    Ownership, finished, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner,
+    unfinished,
 };
 pub(crate) use proof::Proof;
 pub(crate) use share::{Reach, shared_sources};
 pub(crate) use upkeep::{BigLog, HostFile, Rotation, Schedule, unrotated};
 
-use code::Code;
+use code::PlanCode;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -45,11 +46,11 @@ use crate::edge::Edge;
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::inside::Found;
+use crate::inside::ObservedMachine;
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct DesiredState<'a> {
     /// What is declared.
     pub(crate) infra: &'a Infra,
     /// The edges that follow.
@@ -78,11 +79,11 @@ pub(crate) struct Facts {
     /// Routes to networks that are directly connected.
     pub(crate) routes: Vec<Route>,
     /// Images of remotes, by their name as written: where they are, or why not.
-    pub(crate) images: BTreeMap<String, Result<Remote, String>>,
+    pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
     /// Whether this process may write anklume's folders.
     pub(crate) root: bool,
     /// What was found in machines, by project and name.
-    pub(crate) inside: BTreeMap<(String, String), Found>,
+    pub(crate) inside: BTreeMap<(String, String), ObservedMachine>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
     /// Edges whose consumer has all the connections that it may have, so that nobody else can ask; by hash.
@@ -222,9 +223,9 @@ impl Plan {
 }
 
 /// Compares; the plan, or everything that stands in its way.
-pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
+pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
     let mut faults = Vec::new();
-    let setting = Setting::new(wanted, state, facts);
+    let setting = PlanInputs::new(wanted, state, facts);
     check::check(&setting, &mut faults);
     let moves = edges::moves(&setting);
     let mut ends = edges::wanted(wanted.edges);
@@ -264,8 +265,8 @@ pub(crate) fn plan(wanted: Wanted<'_>, state: &State, facts: &Facts) -> Result<P
 }
 
 /// Everything that a part of the comparison looks at.
-struct Setting<'a> {
-    wanted: Wanted<'a>,
+struct PlanInputs<'a> {
+    wanted: DesiredState<'a>,
     state: &'a State,
     facts: &'a Facts,
     /// The storage pool of machines; `None`: there is none.
@@ -278,8 +279,8 @@ struct Setting<'a> {
     ends: BTreeSet<(&'a str, &'a str)>,
 }
 
-impl<'a> Setting<'a> {
-    fn new(wanted: Wanted<'a>, state: &'a State, facts: &'a Facts) -> Self {
+impl<'a> PlanInputs<'a> {
+    fn new(wanted: DesiredState<'a>, state: &'a State, facts: &'a Facts) -> Self {
         let machines = state.instances.iter();
         let ends = wanted.edges.iter();
         let ends = ends.flat_map(|edge| [&edge.consumer, &edge.provider]);
@@ -316,7 +317,7 @@ impl<'a> Setting<'a> {
 
 /// Something in the way.
 fn fault(
-    code: Code,
+    code: PlanCode,
     place: Option<&Place>,
     message: String,
     help: impl Into<String>,
@@ -335,12 +336,12 @@ fn not_ours(
     what: &str,
     name: &str,
     adopt: &str,
-    owner: &Owner,
+    owner: &Ownership,
     place: Option<&Place>,
 ) -> Diagnostic {
     match owner {
-        Owner::Other(other) => fault(
-            Code::NotOurs,
+        Ownership::Other(other) => fault(
+            PlanCode::NotOurs,
             place,
             format!(
                 "the {what} {} on Incus belongs to another infrastructure, {}",
@@ -349,8 +350,8 @@ fn not_ours(
             ),
             "give it another name here, or set `project_name` back if it was changed",
         ),
-        Owner::Copy(original) => fault(
-            Code::NotOurs,
+        Ownership::Copy(original) => fault(
+            PlanCode::NotOurs,
             place,
             format!(
                 "the {what} {} on Incus is a copy of {} and was not made by anklume",
@@ -359,8 +360,8 @@ fn not_ours(
             ),
             format!("`anklume apply --adopt {adopt}` takes it over as it is"),
         ),
-        Owner::Nobody | Owner::Ours => fault(
-            Code::NotOurs,
+        Ownership::Nobody | Ownership::Ours => fault(
+            PlanCode::NotOurs,
             place,
             format!(
                 "the {what} {} is on Incus already and was not made by anklume",

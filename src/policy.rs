@@ -199,7 +199,7 @@ pub fn operator_only(tool: ToolName, argument: &str) -> bool {
 
 /// What a caller may use: one entry for each name that [`decide`] would not refuse.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct ServiceOffer {
     /// The name to call.
     pub name: String,
     /// What runs.
@@ -210,7 +210,7 @@ pub struct Offer {
 
 /// Lists what a caller may use, by asking [`decide`] for every name that there is.
 #[must_use]
-pub fn offers(services: &Services, caller: &Caller) -> Vec<Offer> {
+pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
     let none = Map::new();
     let names: Vec<&str> = match caller {
         Caller::Operator => ToolName::ALL.iter().map(|tool| tool.as_str()).collect(),
@@ -225,7 +225,7 @@ pub fn offers(services: &Services, caller: &Caller) -> Vec<Offer> {
                 arguments: &none,
             };
             match decide(services, request) {
-                Decision::Allowed(grant) => Some(Offer {
+                Decision::Allowed(grant) => Some(ServiceOffer {
                     name: grant.name,
                     tool: grant.tool,
                     fixed: grant.arguments,

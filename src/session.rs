@@ -18,7 +18,7 @@ use tokio::runtime::Builder;
 use crate::error::{Exit, Failure};
 use crate::foreign::Reader;
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
-use crate::plan::{Owner, owner};
+use crate::plan::{Ownership, owner};
 use interrupt::Interrupt;
 use lock::{Lock, lock};
 use machine_files::Roots;
@@ -184,7 +184,7 @@ impl Session {
 /// Whether a project of this state is that infrastructure's.
 fn is_ours(state: &State, infra: &str, project: &str) -> bool {
     let mut projects = state.projects.iter();
-    projects.any(|one| one.name == project && owner(&one.config, infra) == Owner::Ours)
+    projects.any(|one| one.name == project && owner(&one.config, infra) == Ownership::Ours)
 }
 
 /// Does something with each, several at once; gives the results in order.
@@ -244,7 +244,7 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
     }
 }
 
-fn usable(server: &crate::incus::state::Server) -> Result<(), Failure> {
+fn usable(server: &crate::incus::state::IncusServer) -> Result<(), Failure> {
     if server.auth != "trusted" {
         let failure = Failure::new(Exit::Failed, "no permission to use Incus");
         return Err(failure.help(

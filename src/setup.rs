@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use crate::digest::sha256;
 use crate::inside::{
-    ABOVE, Caller, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity, LINK,
-    LOGS, Order, PROGRAM, PROGRAM_FOLDER, Report, SERVICES, SETUP_LOCK, Sent, Supervisor,
+    ABOVE, CallerUser, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity,
+    LINK, LOGS, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP_LOCK, Sent, SetupReport,
+    Supervisor,
 };
 use crate::text::Foreign;
 use account::{Account, AccountError};
-use tree::{Tree, TreeError};
+use tree::{MachineTree, TreeError};
 
 /// The portal of the file tools.
 const PORTAL: &str = "/srv/anklume/portal";
@@ -76,19 +77,19 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
 const AGE_MAX: i64 = 30;
 
 /// Carries an order out; what came of it.
-pub(crate) async fn carry_out(sent: &Sent) -> Report {
+pub(crate) async fn carry_out(sent: &Sent) -> SetupReport {
     match put_in_order(sent).await {
-        Ok(digest) => Report {
+        Ok(digest) => SetupReport {
             digest: digest.map(Foreign::from),
             altered: None,
             failed: None,
         },
-        Err(SetupError::Tree(TreeError::Altered(path))) => Report {
+        Err(SetupError::Tree(TreeError::Altered(path))) => SetupReport {
             digest: None,
             altered: Some(path.into()),
             failed: None,
         },
-        Err(why) => Report {
+        Err(why) => SetupReport {
             digest: None,
             altered: None,
             failed: Some(why.to_string().into()),
@@ -101,7 +102,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let order = &sent.order;
     let services = order.services()?;
     let account = Account::find(order.run_as.as_deref())?;
-    let tree = Tree::open()?;
+    let tree = MachineTree::open()?;
     // Before anything else: what comes later is another run's, which may be waiting for this one.
     let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
     for folder in [PROGRAM_FOLDER, ETC] {
@@ -154,8 +155,8 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
 }
 
 /// Gives the folders back to root, with their rights; lets those pass who call and serve.
-fn rights(tree: &Tree, order: &Order, account: &Account) -> Result<(), TreeError> {
-    let server = Caller {
+fn rights(tree: &MachineTree, order: &MachineSpec, account: &Account) -> Result<(), TreeError> {
+    let server = CallerUser {
         uid: account.uid,
         gid: account.gid,
     };
@@ -167,7 +168,7 @@ fn rights(tree: &Tree, order: &Order, account: &Account) -> Result<(), TreeError
     folders.try_for_each(|folder| tree.own_again(folder, FOLDER_MODE))
 }
 
-fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {
+fn identity(tree: &MachineTree) -> Result<Option<Identity>, SetupError> {
     let text = tree.read(IDENTITY)?;
     Ok(text.as_deref().and_then(Identity::from_file))
 }
@@ -176,8 +177,8 @@ fn identity(tree: &Tree) -> Result<Option<Identity>, SetupError> {
 ///
 /// `begin` is called when everything is known to be as it must be, before anything is changed.
 fn program(
-    tree: &Tree,
-    order: &Order,
+    tree: &MachineTree,
+    order: &MachineSpec,
     left: &[String],
     begin: impl FnOnce() -> Result<bool, TreeError>,
 ) -> Result<(), SetupError> {

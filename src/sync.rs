@@ -10,17 +10,17 @@ use std::num::NonZero;
 
 use crate::error::{Exit, Failure};
 use crate::inventory::{FilePath, GeneratedFile, yaml};
-use commit::Change;
+use commit::FileChange;
 use managed_block::BlockFault;
 use orphans::{Fate, Orphan};
-use tree::{Found, Tree, TreeFault};
+use tree::{FileTree, FoundFile, TreeFault};
 
 /// Fewer files than these are not worth a thread of their own.
 const SHARE_MIN: usize = 200;
 
 /// What becomes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum FileState {
     Created,
     Updated,
     Unchanged,
@@ -28,15 +28,18 @@ pub(crate) enum State {
 
 /// A file as it is and as it should be.
 #[derive(Debug)]
-pub(crate) struct Planned {
+pub(crate) struct PlannedFile {
     pub(crate) path: FilePath,
-    pub(crate) found: Option<Found>,
+    pub(crate) found: Option<FoundFile>,
     pub(crate) new: String,
-    pub(crate) state: State,
+    pub(crate) state: FileState,
 }
 
 /// Compares every file with what it should say; all faults, where there is one.
-pub(crate) fn plan(tree: &Tree, files: &[GeneratedFile<'_>]) -> Result<Vec<Planned>, Vec<Failure>> {
+pub(crate) fn plan(
+    tree: &FileTree,
+    files: &[GeneratedFile<'_>],
+) -> Result<Vec<PlannedFile>, Vec<Failure>> {
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
     for result in on_all_cores(files, |file| planned(tree, file)) {
@@ -58,8 +61,8 @@ pub(crate) fn plan(tree: &Tree, files: &[GeneratedFile<'_>]) -> Result<Vec<Plann
 ///
 /// What keeps a file from being written; nothing is changed then.
 pub(crate) fn write(
-    tree: &mut Tree,
-    plan: &[Planned],
+    tree: &mut FileTree,
+    plan: &[PlannedFile],
     orphans: &[Orphan],
 ) -> Result<(), TreeFault> {
     commit::commit(tree, &changes(plan, orphans))
@@ -89,7 +92,7 @@ fn on_all_cores<T: Send>(
     })
 }
 
-fn planned(tree: &Tree, file: &GeneratedFile<'_>) -> Result<Planned, Failure> {
+fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Failure> {
     let path = file.path.clone();
     let found = tree.read(&path).map_err(|fault| failure(&fault))?;
     let in_file = |fault: BlockFault| block_failure(&path, &fault);
@@ -98,25 +101,25 @@ fn planned(tree: &Tree, file: &GeneratedFile<'_>) -> Result<Planned, Failure> {
     let Some(found) = found else {
         let new = managed_block::create(&body);
         verify::verify(&new, None, &values).map_err(in_file)?;
-        return Ok(Planned {
+        return Ok(PlannedFile {
             path,
             found: None,
             new,
-            state: State::Created,
+            state: FileState::Created,
         });
     };
     let new = managed_block::update(&found.text, &body).map_err(in_file)?;
     let state = if new == found.text {
-        State::Unchanged
+        FileState::Unchanged
     } else {
-        State::Updated
+        FileState::Updated
     };
     // What sync alone wrote has been read back when it was written.
     let parts = managed_block::find(&found.text).map_err(in_file)?;
-    if state == State::Updated || parts.is_some_and(|parts| parts.has_user_text()) {
+    if state == FileState::Updated || parts.is_some_and(|parts| parts.has_user_text()) {
         verify::verify(&new, Some(&found.text), &values).map_err(in_file)?;
     }
-    Ok(Planned {
+    Ok(PlannedFile {
         path,
         found: Some(found),
         new,
@@ -124,13 +127,13 @@ fn planned(tree: &Tree, file: &GeneratedFile<'_>) -> Result<Planned, Failure> {
     })
 }
 
-fn changes(plan: &[Planned], orphans: &[Orphan]) -> Vec<Change> {
+fn changes(plan: &[PlannedFile], orphans: &[Orphan]) -> Vec<FileChange> {
     let written = plan.iter().filter_map(|file| {
         let (path, text) = (file.path.clone(), file.new.clone());
         match (&file.found, file.state) {
-            (_, State::Unchanged) => None,
-            (None, _) => Some(Change::Create { path, text }),
-            (Some(found), _) => Some(Change::Update {
+            (_, FileState::Unchanged) => None,
+            (None, _) => Some(FileChange::Create { path, text }),
+            (Some(found), _) => Some(FileChange::Update {
                 path,
                 text,
                 seen: found.identity,
@@ -141,7 +144,7 @@ fn changes(plan: &[Planned], orphans: &[Orphan]) -> Vec<Change> {
     let removed = orphans
         .iter()
         .filter(|orphan| orphan.fate == Fate::Removed)
-        .map(|orphan| Change::Remove {
+        .map(|orphan| FileChange::Remove {
             path: orphan.path.clone(),
             seen: orphan.found.identity,
         });

@@ -26,7 +26,7 @@ use crate::policy::Grant;
 use crate::text;
 
 pub(crate) use gpg::launcher as gpg_launcher;
-pub use gpg::{CardFault, GpgFault, NoAgent, Unfit};
+pub use gpg::{CardFault, GpgFault, NoAgent, UnfitKey};
 pub use resource::Resource;
 pub(crate) use resource::{has_gnupg, portal_limits};
 pub(crate) use settings::environment;
@@ -36,14 +36,14 @@ pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 ///
 /// Safe for several calls at once.
 #[derive(Debug)]
-pub struct Session {
+pub struct ToolSession {
     settings: Arc<Settings>,
     signatures: pieces::Transfers<gpg::Signing>,
     uploads: pieces::Transfers<file::Upload>,
     reads: file::Reads,
 }
 
-impl Session {
+impl ToolSession {
     /// A connection that has sent nothing.
     #[must_use]
     pub fn new(settings: Arc<Settings>) -> Self {
@@ -65,14 +65,14 @@ impl Session {
 
 /// What a tool gives back.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct ToolOutcome {
     /// What a shell user wants as it is.
     pub text: String,
     /// The same payload, with sizes, digests, fingerprints; fits the tool's output schema.
     pub structured: Map<String, Value>,
 }
 
-impl Outcome {
+impl ToolOutcome {
     fn new(text: String, structured: &impl Serialize) -> Result<Self, ToolError> {
         match serde_json::to_value(structured) {
             Ok(Value::Object(structured)) => Ok(Self { text, structured }),
@@ -81,7 +81,7 @@ impl Outcome {
     }
 }
 
-impl std::fmt::Debug for Outcome {
+impl std::fmt::Debug for ToolOutcome {
     /// Says how long the text is and what else there is, never what it says.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outcome")
@@ -253,7 +253,11 @@ pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
 /// # Errors
 ///
 /// Whatever the tool could not do, in words for its caller.
-pub async fn run(grant: &Grant, session: &Session, copies: Copies) -> Result<Outcome, ToolError> {
+pub async fn run(
+    grant: &Grant,
+    session: &ToolSession,
+    copies: Copies,
+) -> Result<ToolOutcome, ToolError> {
     match grant.tool() {
         ToolName::GpgSign => gpg::sign(grant, session).await,
         ToolName::ClipboardGet => clipboard::get(grant, session).await,

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Observer;
-use super::outcome::{Outcome, Report, Status};
+use super::RunObserver;
+use super::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::channel::shell_line;
 use crate::edge::{Edge, End};
 use crate::incus::{Edit, Object};
@@ -24,9 +24,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub(crate) async fn carry_out(
     session: &Session,
     proofs: &[Action],
-    report: &Report,
-    observer: &impl Observer,
-) -> Vec<Vec<Outcome>> {
+    report: &RunReport,
+    observer: &impl RunObserver,
+) -> Vec<Vec<StepOutcome>> {
     let due = proofs.iter().filter_map(|action| match action {
         Action::Prove(proof) => Some((action, proof)),
         _ => None,
@@ -40,14 +40,14 @@ pub(crate) async fn carry_out(
     let due: Vec<(&Action, &Proof)> = due.collect();
     let ended = each(&due, |(action, proof)| async {
         if session.interrupt().is_asked() {
-            return Status::Skipped(LEFT.to_owned());
+            return StepStatus::Skipped(LEFT.to_owned());
         }
         let step = observer.began(action);
         // What was made a moment ago may take another one.
         let tries = if proof.changes { TRIES } else { 1 };
         let proven = prove(session, &proof.edge, tries).await;
         observer.left(step);
-        proven.map_or_else(Status::Failed, |()| Status::Done)
+        proven.map_or_else(StepStatus::Failed, |()| StepStatus::Done)
     });
     let ended = ended.await;
     remember(session, &due, &ended).await;
@@ -60,17 +60,17 @@ fn machine(end: &End) -> Object {
     Object::machine(end.domain.as_str(), end.machine.as_str())
 }
 
-fn outcome(action: &Action, status: Status) -> Outcome {
+fn outcome(action: &Action, status: StepStatus) -> StepOutcome {
     let mut step = action.shown();
     step.lines = vec![format!("= channel {} answers", step.name)];
-    Outcome::of(step, status, shell_line(["anklume", "doctor"]))
+    StepOutcome::of(step, status, shell_line(["anklume", "doctor"]))
 }
 
 /// Marks the channels that did not answer, so that the next run tries them again, and no others.
-async fn remember(session: &Session, due: &[(&Action, &Proof)], ended: &[Status]) {
+async fn remember(session: &Session, due: &[(&Action, &Proof)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
     for ((_, proof), status) in due.iter().zip(ended) {
-        let unproven = *status != Status::Done;
+        let unproven = *status != StepStatus::Done;
         if unproven != proof.marked {
             let edit = mark_unproven(&proof.edge.device_name(), unproven);
             let consumer = machine(&proof.edge.consumer);

@@ -1,8 +1,8 @@
 //! Deletes what was made, machines first.
 
-use super::Observer;
+use super::RunObserver;
 use super::executor::{carry_out, in_parallel};
-use super::outcome::{Outcome, Report};
+use super::outcome::{RunReport, StepOutcome};
 use crate::incus::Object;
 use crate::plan::{Action, Doomed};
 use crate::session::Session;
@@ -12,13 +12,13 @@ use crate::survey::audit_checkpoint::forget_deleted;
 pub(crate) async fn destroy(
     session: &Session,
     doomed: &Doomed,
-    observer: &impl Observer,
-) -> Report {
-    let mut report = Report::default();
+    observer: &impl RunObserver,
+) -> RunReport {
+    let mut report = RunReport::default();
     let machines: Vec<_> = doomed.machines.iter().map(std::slice::from_ref).collect();
     let deleted = in_parallel(session, machines, observer).await;
     forget_deleted(&gone(doomed, &deleted));
-    let all_gone = deleted.iter().flatten().all(Outcome::is_done);
+    let all_gone = deleted.iter().flatten().all(StepOutcome::is_done);
     report.add(deleted);
     if all_gone {
         let volumes: Vec<_> = doomed.volumes.iter().map(std::slice::from_ref).collect();
@@ -33,9 +33,9 @@ pub(crate) async fn destroy(
 }
 
 /// The machines that were deleted.
-fn gone<'d>(doomed: &'d Doomed, deleted: &[Vec<Outcome>]) -> Vec<&'d Object> {
+fn gone<'d>(doomed: &'d Doomed, deleted: &[Vec<StepOutcome>]) -> Vec<&'d Object> {
     let ended = doomed.machines.iter().zip(deleted);
-    let done = ended.filter(|(_, outcomes)| outcomes.iter().all(Outcome::is_done));
+    let done = ended.filter(|(_, outcomes)| outcomes.iter().all(StepOutcome::is_done));
     done.filter_map(|(action, _)| match action {
         Action::Delete { object, .. } => Some(object),
         _ => None,

@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use super::Observer;
-use super::outcome::{Outcome, Status};
+use super::RunObserver;
+use super::outcome::{StepOutcome, StepStatus};
 use super::provision;
 use crate::host::{folders, log_timer, proxy_logs, server_process};
-use crate::incus::{Edit, Incus, IncusError, Keys, Object, Power};
+use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::plan::{Action, Role, finished, mark_unproven, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
@@ -25,8 +25,8 @@ const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) async fn in_parallel(
     session: &Session,
     chains: Vec<&[Action]>,
-    observer: &impl Observer,
-) -> Vec<Vec<Outcome>> {
+    observer: &impl RunObserver,
+) -> Vec<Vec<StepOutcome>> {
     stream::iter(chains)
         .map(|chain| carry_out_chain(session, chain, observer))
         .buffered(AT_ONCE)
@@ -38,16 +38,16 @@ pub(crate) async fn in_parallel(
 pub(crate) async fn carry_out(
     session: &Session,
     chain: &[Action],
-    observer: &impl Observer,
-) -> Vec<Vec<Outcome>> {
+    observer: &impl RunObserver,
+) -> Vec<Vec<StepOutcome>> {
     vec![carry_out_chain(session, chain, observer).await]
 }
 
 async fn carry_out_chain(
     session: &Session,
     chain: &[Action],
-    observer: &impl Observer,
-) -> Vec<Outcome> {
+    observer: &impl RunObserver,
+) -> Vec<StepOutcome> {
     let mut outcomes = Vec::new();
     let mut connection = None;
     let mut failed = false;
@@ -58,21 +58,21 @@ async fn carry_out_chain(
             session.interrupt().is_asked().then_some(LEFT)
         };
         if let Some(why) = left {
-            let status = Status::Skipped(why.to_owned());
-            outcomes.push(observer.ended(Outcome::new(action, status)));
+            let status = StepStatus::Skipped(why.to_owned());
+            outcomes.push(observer.ended(StepOutcome::new(action, status)));
             continue;
         }
         let step = observer.began(action);
         let done = act(session, &mut connection, action).await;
         observer.left(step);
         let status = match done {
-            Ok(()) => Status::Done,
+            Ok(()) => StepStatus::Done,
             Err(why) => {
                 failed = true;
-                Status::Failed(why)
+                StepStatus::Failed(why)
             }
         };
-        outcomes.push(observer.ended(Outcome::new(action, status)));
+        outcomes.push(observer.ended(StepOutcome::new(action, status)));
     }
     outcomes
 }
@@ -266,7 +266,7 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
     }
 }
 
-fn set(device: &str, keys: Option<&Keys>) -> Edit {
+fn set(device: &str, keys: Option<&ConfigMap>) -> Edit {
     Edit::Device {
         name: device.to_owned(),
         old: None,

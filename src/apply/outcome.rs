@@ -1,13 +1,13 @@
 //! How the steps of a run ended, and for what failed the command that shows more.
 
-use super::Observer;
+use super::RunObserver;
 use crate::channel::shell_line;
 use crate::incus::Object;
-use crate::plan::{Action, PROVE, Shown};
+use crate::plan::{Action, ActionSummary, PROVE};
 
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Status {
+pub(crate) enum StepStatus {
     /// As planned.
     Done,
     /// Why not.
@@ -18,18 +18,18 @@ pub(crate) enum Status {
 
 /// A step and how it ended.
 #[derive(Debug, Clone)]
-pub(crate) struct Outcome {
-    pub(crate) shown: Shown,
-    pub(crate) status: Status,
+pub(crate) struct StepOutcome {
+    pub(crate) shown: ActionSummary,
+    pub(crate) status: StepStatus,
     /// The command that shows more.
     pub(crate) more: Option<String>,
     /// The machine that it was about.
     machine: Option<Object>,
 }
 
-impl Outcome {
+impl StepOutcome {
     /// Of an action.
-    pub(crate) fn new(action: &Action, status: Status) -> Self {
+    pub(crate) fn new(action: &Action, status: StepStatus) -> Self {
         Self {
             shown: action.shown(),
             status,
@@ -39,7 +39,7 @@ impl Outcome {
     }
 
     /// Of a step that is no action of a plan.
-    pub(crate) const fn of(shown: Shown, status: Status, more: String) -> Self {
+    pub(crate) const fn of(shown: ActionSummary, status: StepStatus, more: String) -> Self {
         Self {
             shown,
             status,
@@ -55,7 +55,7 @@ impl Outcome {
 
     /// Whether the step is done.
     pub(crate) fn is_done(&self) -> bool {
-        self.status == Status::Done
+        self.status == StepStatus::Done
     }
 
     /// What it was about.
@@ -110,15 +110,15 @@ fn show_command(object: &Object) -> String {
 
 /// All steps of a run.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Report {
-    pub(crate) outcomes: Vec<Outcome>,
+pub(crate) struct RunReport {
+    pub(crate) outcomes: Vec<StepOutcome>,
     /// Whether it was asked to stop.
     pub(crate) stopped: bool,
 }
 
-impl Report {
+impl RunReport {
     /// Adds what chains of steps gave.
-    pub(crate) fn add(&mut self, chains: Vec<Vec<Outcome>>) {
+    pub(crate) fn add(&mut self, chains: Vec<Vec<StepOutcome>>) {
         self.outcomes.extend(chains.into_iter().flatten());
     }
 
@@ -127,10 +127,10 @@ impl Report {
         &mut self,
         actions: impl Iterator<Item = &'a Action>,
         why: &str,
-        observer: &impl Observer,
+        observer: &impl RunObserver,
     ) {
         for action in actions {
-            let outcome = Outcome::new(action, Status::Skipped(why.to_owned()));
+            let outcome = StepOutcome::new(action, StepStatus::Skipped(why.to_owned()));
             self.outcomes.push(observer.ended(outcome));
         }
     }

@@ -5,19 +5,19 @@
 
 use std::time::Duration;
 
-use crate::channel::Errand;
+use crate::channel::RemoteExec;
 use crate::edge::CONSUMER_FOLDER;
 use crate::host::mounts;
-use crate::incus::{Incus, IncusError, Kind, Object, Owner};
+use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
 use crate::inside::{
-    FRESH_PREFIX, IDENTITY, LINK, Order, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
+    FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
 use crate::session::{Session, incus_failure};
 use crate::setup::SERVER_MAX;
 use crate::text::Foreign;
 
 /// Root's, as everything that anklume puts into a machine.
-const FOLDER: Owner = Owner {
+const FOLDER: FileOwner = FileOwner {
     uid: 0,
     gid: 0,
     mode: 0o755,
@@ -34,12 +34,12 @@ pub(crate) async fn install(
     session: &Session,
     incus: &mut Incus,
     machine: &Object,
-    order: &Order,
+    order: &MachineSpec,
     push: bool,
 ) -> Result<(), String> {
     let done = prepare(session, incus, machine, push).await;
     let program = done.map_err(|why| incus_failure(&why).message)?;
-    let errand = Errand {
+    let errand = RemoteExec {
         project: machine.project(),
         machine: machine.name(),
         user: None,
@@ -71,7 +71,7 @@ pub(crate) async fn install(
 }
 
 /// An order as it is sent: with the time, so that nobody carries it out long after.
-fn sent(order: &Order) -> Vec<u8> {
+fn sent(order: &MachineSpec) -> Vec<u8> {
     let sent = Sent {
         at: jiff::Timestamp::now().as_second(),
         order: order.clone(),
@@ -100,7 +100,7 @@ async fn prepare(
     folders(incus, machine, PROGRAM_FOLDER).await?;
     let number = std::process::id();
     let fresh = format!("{PROGRAM_FOLDER}/{FRESH_PREFIX}{number}");
-    let owner = Owner { ..FOLDER };
+    let owner = FileOwner { ..FOLDER };
     incus
         .write_file(machine, &fresh, owner, program.bytes.clone())
         .await?;
@@ -125,9 +125,11 @@ pub(crate) async fn listen_folder(incus: &mut Incus, machine: &Object) -> Result
 async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<(), IncusError> {
     for path in parts(folder) {
         match incus.kind_of_file(machine, &path).await? {
-            Some(Kind::Folder) => {}
+            Some(EntryKind::Folder) => {}
             None => incus.make_folder(machine, &path, FOLDER).await?,
-            Some(Kind::File | Kind::Link | Kind::Other) => return Err(altered(&path)),
+            Some(EntryKind::File | EntryKind::Link | EntryKind::Other) => {
+                return Err(altered(&path));
+            }
         }
     }
     Ok(())
@@ -141,7 +143,7 @@ pub(crate) async fn delete_socket(
 ) -> Result<(), IncusError> {
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     for part in parts(folder) {
-        if incus.kind_of_file(machine, &part).await? != Some(Kind::Folder) {
+        if incus.kind_of_file(machine, &part).await? != Some(EntryKind::Folder) {
             return Ok(());
         }
     }

@@ -41,7 +41,7 @@ impl Head {
 
 /// One line of the log, but for its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct LogLine {
     /// Number of the line in the whole chain, from 1; goes on over rotated files.
     pub seq: u64,
     /// RFC 3339, UTC, microseconds.
@@ -53,7 +53,7 @@ pub struct Line {
     pub previous: String,
 }
 
-impl Line {
+impl LogLine {
     /// Whether it is the one that follows `head`.
     #[must_use]
     pub fn continues(&self, head: &Head) -> bool {
@@ -67,7 +67,7 @@ impl Line {
 ///
 /// Only what serde_json cannot write, which these types never hold.
 pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<u8>, Head)> {
-    let line = Line {
+    let line = LogLine {
         seq: head.seq.saturating_add(1),
         time,
         event,
@@ -132,9 +132,9 @@ pub fn printable(line: &[u8]) -> Vec<u8> {
 
 /// What one line of a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
+pub enum ReadLine {
     /// A line whose hash is its own.
-    Whole(Line, Head),
+    Whole(LogLine, Head),
     /// A line of the log's form whose bytes were changed: its hash is not its own.
     Edited(Head),
     /// No line of this log.
@@ -143,21 +143,21 @@ pub enum Read {
 
 /// Reads a line (without newline) and checks its own hash.
 #[must_use]
-pub fn read(bytes: &[u8]) -> Read {
+pub fn read(bytes: &[u8]) -> ReadLine {
     let Some((body, written)) = split(bytes) else {
-        return Read::Foreign;
+        return ReadLine::Foreign;
     };
-    let Ok(line) = serde_json::from_slice::<Line>(&body) else {
-        return Read::Foreign;
+    let Ok(line) = serde_json::from_slice::<LogLine>(&body) else {
+        return ReadLine::Foreign;
     };
     let head = Head {
         seq: line.seq,
         hash: written.to_owned(),
     };
     if sha256(&body) == written {
-        Read::Whole(line, head)
+        ReadLine::Whole(line, head)
     } else {
-        Read::Edited(head)
+        ReadLine::Edited(head)
     }
 }
 
@@ -183,7 +183,7 @@ mod tests {
             seq: 6,
             hash: "6".repeat(HASH_LENGTH),
         };
-        let line = |seq, previous: &str| Line {
+        let line = |seq, previous: &str| LogLine {
             seq,
             time: String::new(),
             event: Event::Stop { pid: 1 },

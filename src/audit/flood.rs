@@ -26,7 +26,7 @@ pub const OTHER_REASONS: &str = "(several)";
 
 /// What is counted together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+pub struct CallKind {
     /// The name that was called.
     pub name: Foreign,
     /// What was decided.
@@ -41,7 +41,7 @@ pub struct Counted {
     /// Who called.
     pub caller: String,
     /// What did not run.
-    pub kind: Kind,
+    pub kind: CallKind,
     /// How often.
     pub count: u64,
 }
@@ -49,22 +49,22 @@ pub struct Counted {
 /// The calls that did not run, of every caller.
 #[derive(Debug, Default)]
 pub struct Floods {
-    callers: BTreeMap<String, Calls>,
+    callers: BTreeMap<String, CallerCalls>,
 }
 
 /// Those of one caller. All times are since the start of the process.
 #[derive(Debug, Default)]
-struct Calls {
+struct CallerCalls {
     /// When all lines at once may be written again: each line that was written puts it off.
     rested: Duration,
     /// When what was counted is due.
     due: Duration,
-    counted: BTreeMap<Kind, u64>,
+    counted: BTreeMap<CallKind, u64>,
 }
 
 impl Floods {
     /// Notes a call that did not run at `now` (since the start of the process). True: it gets a line of its own.
-    pub fn refused(&mut self, caller: &str, kind: Kind, now: Duration) -> bool {
+    pub fn refused(&mut self, caller: &str, kind: CallKind, now: Duration) -> bool {
         let calls = self.callers.entry(caller.to_owned()).or_default();
         if calls.may_write(1, OWN_LINES, now) {
             calls.writes(1, now);
@@ -113,7 +113,7 @@ impl Floods {
     }
 }
 
-impl Calls {
+impl CallerCalls {
     /// Whether so many lines may be written, when so many may be at once.
     fn may_write(&self, lines: u32, at_once: u32, now: Duration) -> bool {
         let written = self.rested.saturating_sub(now);
@@ -124,7 +124,7 @@ impl Calls {
         self.rested = self.rested.max(now) + LINE_EVERY * lines;
     }
 
-    fn count(&mut self, kind: Kind, count: u64, now: Duration) {
+    fn count(&mut self, kind: CallKind, count: u64, now: Duration) {
         if self.counted.is_empty() {
             self.due = now + WINDOW;
         }
@@ -134,7 +134,7 @@ impl Calls {
     }
 
     /// As what a call is counted: its own kind, or one that there is already when there are too many.
-    fn known(&self, mut kind: Kind) -> Kind {
+    fn known(&self, mut kind: CallKind) -> CallKind {
         if self.counted.len() < NAMES_MAX || self.counted.contains_key(&kind) {
             return kind;
         }
@@ -161,8 +161,8 @@ impl Calls {
 mod tests {
     use super::*;
 
-    fn kind(name: &str) -> Kind {
-        Kind {
+    fn kind(name: &str) -> CallKind {
+        CallKind {
             name: name.into(),
             decision: Verdict::Refused,
             reason: "not a consumer".into(),
@@ -201,7 +201,7 @@ mod tests {
         let mut floods = Floods::default();
         let verdicts = [Verdict::Allowed, Verdict::Refused, Verdict::Overloaded];
         for i in 0..3_000 {
-            let kind = Kind {
+            let kind = CallKind {
                 name: i.to_string().into(),
                 decision: verdicts[i % 3],
                 reason: i.to_string().into(),

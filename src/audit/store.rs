@@ -15,8 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FlockOperation, flock};
 
 use super::chain::{self, Head};
-use super::{Event, Key};
-use file::{End, fresh, gone, numbered, open_file, same_file};
+use super::{Event, SealKey};
+use file::{LogEnd, fresh, gone, numbered, open_file, same_file};
 pub use file::{files, may_have_dropped};
 use room::LINE_ROOM;
 
@@ -56,13 +56,13 @@ pub enum AuditError {
 pub struct Log {
     path: PathBuf,
     rotate_at: u64,
-    key: Key,
-    open: Mutex<Open>,
+    key: SealKey,
+    open: Mutex<OpenLog>,
 }
 
 /// The file as this process saw it last.
 #[derive(Debug)]
-struct Open {
+struct OpenLog {
     file: File,
     length: u64,
     head: Head,
@@ -93,7 +93,7 @@ impl Log {
             key: key::read_or_make(&key::path_of(path))?,
             path: path.to_owned(),
             rotate_at,
-            open: Mutex::new(Open {
+            open: Mutex::new(OpenLog {
                 file,
                 length: u64::MAX,
                 head: Head::origin(),
@@ -105,7 +105,7 @@ impl Log {
 
     /// The machine's key.
     #[must_use]
-    pub const fn key(&self) -> &Key {
+    pub const fn key(&self) -> &SealKey {
         &self.key
     }
 
@@ -132,7 +132,7 @@ impl Log {
         })
     }
 
-    fn make_room(&self, open: &mut Open) -> Result<(), AuditError> {
+    fn make_room(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         open.reserved = room::make(&open.file, open.length, open.promised)
             .map_err(|source| self.error("given room", source))?;
         Ok(())
@@ -167,8 +167,8 @@ impl Log {
     /// Does something under the lock of the file that the path names now.
     fn locked<T>(
         &self,
-        open: &mut Open,
-        work: impl FnOnce(&mut Open) -> Result<T, AuditError>,
+        open: &mut OpenLog,
+        work: impl FnOnce(&mut OpenLog) -> Result<T, AuditError>,
     ) -> Result<T, AuditError> {
         self.lock_current(open)?;
         let done = work(open);
@@ -192,7 +192,7 @@ impl Log {
     }
 
     /// Takes the lock of the file that the path names now: another process may have rotated it.
-    fn lock_current(&self, open: &mut Open) -> Result<(), AuditError> {
+    fn lock_current(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         /// Rotations in a row that are believed.
         const TRIES: u32 = 16;
         for _ in 0..TRIES {
@@ -213,7 +213,7 @@ impl Log {
     }
 
     /// Reads the end of the file anew when another process wrote.
-    fn catch_up(&self, open: &mut Open) -> Result<(), AuditError> {
+    fn catch_up(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let length = open
             .file
             .metadata()
@@ -222,19 +222,19 @@ impl Log {
         if length == open.length {
             return Ok(());
         }
-        let end = End::of(&open.file, length).map_err(|source| self.error("read", source))?;
+        let end = LogEnd::of(&open.file, length).map_err(|source| self.error("read", source))?;
         open.head = match end.line.as_deref() {
             None if end.length > 0 => return Err(AuditError::Foreign(self.path.clone())),
             None => self.head_before()?,
             Some(line) => match chain::read(line) {
-                chain::Read::Whole(_, head) | chain::Read::Edited(head) => head,
-                chain::Read::Foreign => return Err(AuditError::Foreign(self.path.clone())),
+                chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head) => head,
+                chain::ReadLine::Foreign => return Err(AuditError::Foreign(self.path.clone())),
             },
         };
         open.length = end.length;
         match chain::read(&end.tail) {
             _ if end.tail.is_empty() => Ok(()),
-            chain::Read::Whole(line, head) if line.continues(&open.head) => {
+            chain::ReadLine::Whole(line, head) if line.continues(&open.head) => {
                 // It lacks its newline alone: what it tells of is not lost.
                 open.file
                     .write_all_at(b"\n", length)
@@ -248,7 +248,7 @@ impl Log {
     }
 
     /// Takes what follows the last line off the file, and says so.
-    fn take_off(&self, open: &mut Open, bytes: u64) -> Result<(), AuditError> {
+    fn take_off(&self, open: &mut OpenLog, bytes: u64) -> Result<(), AuditError> {
         open.file
             .set_len(open.length)
             .map_err(|source| self.error("repaired", source))?;
@@ -264,10 +264,10 @@ impl Log {
             .metadata()
             .map_err(|source| self.error("read", source))?
             .len();
-        let end = End::of(&file, length).map_err(|source| self.error("read", source))?;
+        let end = LogEnd::of(&file, length).map_err(|source| self.error("read", source))?;
         match end.line.as_deref().map(chain::read) {
-            Some(chain::Read::Whole(_, head) | chain::Read::Edited(head)) => Ok(head),
-            Some(chain::Read::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
+            Some(chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head)) => Ok(head),
+            Some(chain::ReadLine::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
             None => Ok(Head::origin()),
         }
     }
@@ -275,7 +275,7 @@ impl Log {
     /// Begins a new file, whose first line says so, and moves the others one number up.
     ///
     /// The log's path names a file at every moment: who opens the log in between finds the old one, locked.
-    fn rotate(&self, open: &mut Open) -> Result<(), AuditError> {
+    fn rotate(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let rotated = |source| self.error("rotated", source);
         let fresh = fresh(&self.path);
         let next = self.begin(&fresh, open)?;
@@ -288,13 +288,13 @@ impl Log {
     }
 
     /// A file that goes on where `open` ends.
-    fn begin(&self, fresh: &Path, open: &Open) -> Result<Open, AuditError> {
+    fn begin(&self, fresh: &Path, open: &OpenLog) -> Result<OpenLog, AuditError> {
         gone(fresh).map_err(|source| self.error("rotated", source))?;
         let file = open_file(fresh)?;
         // Locked before it bears the name, so that no other process writes its first line.
         flock(&file, FlockOperation::LockExclusive)
             .map_err(|source| self.error("locked", source.into()))?;
-        let mut next = Open {
+        let mut next = OpenLog {
             file,
             length: 0,
             head: open.head.clone(),
@@ -326,7 +326,7 @@ impl Log {
         Ok(())
     }
 
-    fn write(&self, open: &mut Open, time: String, event: Event) -> Result<Head, AuditError> {
+    fn write(&self, open: &mut OpenLog, time: String, event: Event) -> Result<Head, AuditError> {
         let (bytes, head) = chain::link(&open.head, time, event)
             .map_err(|source| self.error("written", source.into()))?;
         let before = open.length;

@@ -93,7 +93,7 @@ pub struct Verifier {
 
 /// What the walk found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct VerifyReport {
     /// Lines seen.
     pub lines: u64,
     /// Number of the first of them; 0 where there is none.
@@ -110,7 +110,7 @@ pub struct Report {
     pub head_missing: bool,
 }
 
-impl Report {
+impl VerifyReport {
     /// Nothing is wrong.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
@@ -172,8 +172,8 @@ impl Verifier {
 
     /// The result.
     #[must_use]
-    pub fn finish(self) -> Report {
-        Report {
+    pub fn finish(self) -> VerifyReport {
+        VerifyReport {
             lines: self.lines,
             first: self.first,
             head: self.last.unwrap_or_else(Head::origin),
@@ -186,12 +186,12 @@ impl Verifier {
 
     fn line(&mut self, bytes: &[u8]) -> Option<Fault> {
         let (line, head) = match chain::read(bytes) {
-            chain::Read::Whole(line, head) => (line, head),
-            chain::Read::Edited(head) => {
+            chain::ReadLine::Whole(line, head) => (line, head),
+            chain::ReadLine::Edited(head) => {
                 self.step(head, true);
                 return Some(Fault::Edited);
             }
-            chain::Read::Foreign => {
+            chain::ReadLine::Foreign => {
                 self.shaken = true;
                 return Some(Fault::Foreign);
             }
@@ -219,7 +219,7 @@ impl Verifier {
     }
 
     /// Does this whole line belong behind the last?
-    fn place(&self, line: &chain::Line) -> Option<Fault> {
+    fn place(&self, line: &chain::LogLine) -> Option<Fault> {
         let Some(last) = &self.last else {
             let first = line.seq == 1 && line.previous == ORIGIN;
             let rotated = matches!(line.event, Event::Rotated { .. });
@@ -284,7 +284,7 @@ mod tests {
         String::from_utf8(line).unwrap()
     }
 
-    fn report(text: &str) -> Report {
+    fn report(text: &str) -> VerifyReport {
         let mut verifier = Verifier::new(None);
         verifier.file("log", text.as_bytes()).unwrap();
         verifier.finish()

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use crate::incus::Machine;
+use crate::incus::MachineRef;
 use crate::inside::PROGRAM;
 
 /// What the server is started with.
@@ -16,7 +16,7 @@ pub(crate) const LOCAL_REMOTE: (&str, &str) = ("INCUS_REMOTE", "local");
 /// The arguments of `incus` that start the server in a machine.
 ///
 /// `-T`: no terminal, whatever stdin is. `--force-local`: no greeting on stderr and no new configuration at first use.
-pub(crate) fn incus_exec(machine: &Machine) -> Vec<String> {
+pub(crate) fn incus_exec(machine: &MachineRef) -> Vec<String> {
     let mut words: Vec<String> = ["exec", &machine.name, "--project", &machine.project]
         .map(str::to_owned)
         .to_vec();
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_command_of_the_documentation_is_what_runs() {
-        let machine = Machine {
+        let machine = MachineRef {
             name: "vault-signer".to_owned(),
             project: "vault".to_owned(),
             status: String::new(),

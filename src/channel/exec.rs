@@ -21,7 +21,7 @@ const CHUNK: usize = 8 * 1024;
 
 /// A command of this program's in a machine.
 #[derive(Debug, Clone)]
-pub(crate) struct Errand<'a> {
+pub(crate) struct RemoteExec<'a> {
     /// The machine's project.
     pub(crate) project: &'a str,
     /// The machine.
@@ -38,7 +38,7 @@ pub(crate) struct Errand<'a> {
 
 /// How a command in a machine ended, in the machine's own words: nothing of it is to be trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct ExecOutput {
     /// Its exit code; `None`: it was killed.
     pub(crate) code: Option<i32>,
     /// The line that it said; where it ended without one, all that came.
@@ -61,7 +61,7 @@ pub(crate) enum ErrandError {
     TooMuch,
 }
 
-impl Errand<'_> {
+impl RemoteExec<'_> {
     fn command(&self, mut command: Command) -> Command {
         command.args(["exec", self.machine, "--project", self.project]);
         command.args(["-T", "--force-local", "--cwd", "/"]);
@@ -75,7 +75,7 @@ impl Errand<'_> {
     }
 
     /// Runs it.
-    pub(crate) async fn run(&self) -> Result<Said, ErrandError> {
+    pub(crate) async fn run(&self) -> Result<ExecOutput, ErrandError> {
         let incus = program::incus().map_err(ErrandError::NotStarted)?;
         let mut command = self.command(incus);
         let piped = command
@@ -106,7 +106,7 @@ impl Errand<'_> {
         let whole = async {
             let (answer, stderr) = tokio::try_join!(exchange, words)?;
             let status = child.wait().await.map_err(ErrandError::NotStarted)?;
-            Ok(Said {
+            Ok(ExecOutput {
                 code: status.code(),
                 answer,
                 stderr: String::from_utf8_lossy(&stderr).trim().into(),
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_named_and_nothing_is_a_flag_by_chance() {
-        let errand = Errand {
+        let errand = RemoteExec {
             project: "vault",
             machine: "signer",
             user: Some((1000, 100)),

@@ -12,10 +12,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::command::{SERVE, incus_exec};
-use super::process::{Process, Watch};
+use super::process::{ServerProcess, Watch};
 use super::program;
-use super::{Channel, Socket, Surroundings, Unreachable, Way};
-use crate::incus::{FindError, Incus, Machine, find, socket_path};
+use super::{Route, RouteContext, Socket, Transport, Unreachable};
+use crate::incus::{FindError, Incus, MachineRef, find, socket_path};
 use crate::inside::PROGRAM;
 use crate::text::Foreign;
 
@@ -23,16 +23,16 @@ use crate::text::Foreign;
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// An open channel: bytes in, bytes out, and what must be ended afterwards.
-pub(crate) struct Open {
+pub(crate) struct OpenTransport {
     /// What the server says.
     pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
     /// What the server hears. Dropped only when its last answer is in: Incus's proxies know no half-close.
     pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// What is behind it.
-    pub(crate) end: End,
+    pub(crate) end: TransportEnd,
 }
 
-impl fmt::Debug for Open {
+impl fmt::Debug for OpenTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Open")
             .field("end", &self.end)
@@ -42,36 +42,36 @@ impl fmt::Debug for Open {
 
 /// The far end of a channel, which outlives its streams.
 #[derive(Debug)]
-pub(crate) struct End {
-    channel: Channel,
-    process: Option<Process>,
+pub(crate) struct TransportEnd {
+    channel: Transport,
+    process: Option<ServerProcess>,
 }
 
 /// Finds the machine that a way means; asks Incus only where it must. Each question may take `patience`.
-pub(crate) async fn resolve(way: Way, patience: Duration) -> Result<Channel, Unreachable> {
+pub(crate) async fn resolve(way: Route, patience: Duration) -> Result<Transport, Unreachable> {
     match way {
-        Way::Local => Ok(Channel::Local),
-        Way::Socket(socket) => Ok(Channel::Socket(socket)),
-        Way::Host { machine, project } => {
+        Route::Local => Ok(Transport::Local),
+        Route::Socket(socket) => Ok(Transport::Socket(socket)),
+        Route::Host { machine, project } => {
             let found = ask_incus(&machine, project.as_deref(), patience).await?;
-            Ok(Channel::Exec(found))
+            Ok(Transport::Exec(found))
         }
     }
 }
 
 /// Opens a channel; `watch` gets what a server that is started for it says on stderr.
 pub(crate) async fn open(
-    channel: Channel,
+    channel: Transport,
     patience: Duration,
     watch: Watch,
-) -> Result<Open, Unreachable> {
+) -> Result<OpenTransport, Unreachable> {
     match &channel {
-        Channel::Local => {
+        Transport::Local => {
             let mut command = Command::new(THIS_PROGRAM);
             command.arg0("anklume").args(SERVE);
             start(command, channel, watch)
         }
-        Channel::Exec(machine) => {
+        Transport::Exec(machine) => {
             if !machine.runs() {
                 return Err(Unreachable::NotRunning(machine.clone()));
             }
@@ -79,14 +79,14 @@ pub(crate) async fn open(
             command.args(incus_exec(machine));
             start(command, channel, watch)
         }
-        Channel::Socket(socket) => {
+        Transport::Socket(socket) => {
             let stream = connect(socket, patience).await?;
             // Not `into_split`: its write half ends the stream when it is dropped.
             let (reader, writer) = tokio::io::split(stream);
-            Ok(Open {
+            Ok(OpenTransport {
                 reader: Box::new(reader),
                 writer: Box::new(writer),
-                end: End {
+                end: TransportEnd {
                     channel,
                     process: None,
                 },
@@ -95,7 +95,11 @@ pub(crate) async fn open(
     }
 }
 
-fn start(mut command: Command, channel: Channel, watch: Watch) -> Result<Open, Unreachable> {
+fn start(
+    mut command: Command,
+    channel: Transport,
+    watch: Watch,
+) -> Result<OpenTransport, Unreachable> {
     let piped = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -106,21 +110,23 @@ fn start(mut command: Command, channel: Channel, watch: Watch) -> Result<Open, U
         let why = io::Error::other("it has no stdin or stdout");
         return Err(not_started(&channel, why));
     };
-    Ok(Open {
+    Ok(OpenTransport {
         reader: Box::new(reader),
         writer: Box::new(writer),
-        end: End {
+        end: TransportEnd {
             channel,
-            process: Some(Process::new(child, watch)),
+            process: Some(ServerProcess::new(child, watch)),
         },
     })
 }
 
-fn not_started(channel: &Channel, why: io::Error) -> Unreachable {
+fn not_started(channel: &Transport, why: io::Error) -> Unreachable {
     match channel {
-        Channel::Exec(_) if why.kind() == io::ErrorKind::NotFound => Unreachable::NoIncusProgram,
-        Channel::Exec(_) => Unreachable::NotStarted("incus", why),
-        Channel::Local | Channel::Socket(_) => Unreachable::NotStarted("anklume mcp serve", why),
+        Transport::Exec(_) if why.kind() == io::ErrorKind::NotFound => Unreachable::NoIncusProgram,
+        Transport::Exec(_) => Unreachable::NotStarted("incus", why),
+        Transport::Local | Transport::Socket(_) => {
+            Unreachable::NotStarted("anklume mcp serve", why)
+        }
     }
 }
 
@@ -141,7 +147,7 @@ async fn connect(socket: &Socket, patience: Duration) -> Result<UnixStream, Unre
 
 /// The providers that this machine has sockets of, sorted; on the host there are none.
 pub(crate) fn providers() -> Vec<String> {
-    Surroundings::look()
+    RouteContext::look()
         .folder()
         .map(sockets_in)
         .unwrap_or_default()
@@ -176,7 +182,7 @@ async fn ask_incus(
     name: &str,
     project: Option<&str>,
     patience: Duration,
-) -> Result<Machine, Unreachable> {
+) -> Result<MachineRef, Unreachable> {
     let mut incus = connect_incus(patience).await?;
     let machines = incus.machines(project).await?;
     let found = find(&machines, name, project);
@@ -199,9 +205,9 @@ async fn connect_incus(patience: Duration) -> Result<Incus, Unreachable> {
     Ok(Incus::connect(socket, patience).await?)
 }
 
-impl End {
+impl TransportEnd {
     /// The channel that was opened.
-    pub(crate) const fn channel(&self) -> &Channel {
+    pub(crate) const fn channel(&self) -> &Transport {
         &self.channel
     }
 
@@ -217,7 +223,7 @@ impl End {
         let words = self
             .process
             .as_ref()
-            .map(Process::words)
+            .map(ServerProcess::words)
             .unwrap_or_default();
         Unreachable::Silent { waited, words }
     }
@@ -229,7 +235,7 @@ impl End {
         };
         let (status, words) = process.end().await;
         let code = status.and_then(|status| status.code());
-        let Channel::Exec(machine) = self.channel else {
+        let Transport::Exec(machine) = self.channel else {
             return Unreachable::Died { status, words };
         };
         // What the machine said last may stand in front of it, without a line end between.
@@ -247,7 +253,7 @@ impl End {
 }
 
 /// Incus says "not found" also of a program whose interpreter or libraries are not there.
-async fn not_found(machine: Machine, words: Vec<Foreign>, patience: Duration) -> Unreachable {
+async fn not_found(machine: MachineRef, words: Vec<Foreign>, patience: Duration) -> Unreachable {
     let there = match connect_incus(patience).await {
         Ok(mut incus) => incus.has_file(&machine, PROGRAM).await.unwrap_or_default(),
         Err(_) => false,

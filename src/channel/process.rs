@@ -56,20 +56,20 @@ impl fmt::Debug for Watch {
 
 /// A child of ours. Dropped, it is asked to end, then killed.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct ServerProcess {
     child: Child,
-    words: Words,
+    words: LastWords,
     listener: JoinHandle<()>,
 }
 
 /// What a server said on stderr lately.
 #[derive(Debug, Clone, Default)]
-struct Words(Arc<Mutex<VecDeque<Foreign>>>);
+struct LastWords(Arc<Mutex<VecDeque<Foreign>>>);
 
-impl Process {
+impl ServerProcess {
     /// Takes over a child just started, and listens to its stderr.
     pub(super) fn new(mut child: Child, watch: Watch) -> Self {
-        let words = Words::default();
+        let words = LastWords::default();
         let listener = match child.stderr.take() {
             Some(stderr) => tokio::spawn(listen(stderr, words.clone(), watch)),
             None => tokio::spawn(async {}),
@@ -96,7 +96,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ServerProcess {
     /// Blocks for a moment: whoever drops a running server is about to end, and leaves nothing behind.
     fn drop(&mut self) {
         self.listener.abort();
@@ -116,7 +116,7 @@ impl Drop for Process {
     }
 }
 
-impl Process {
+impl ServerProcess {
     /// Waits where nothing else can run.
     fn ends_within(&mut self, patience: Duration) -> bool {
         let start = Instant::now();
@@ -130,7 +130,7 @@ impl Process {
     }
 }
 
-impl Words {
+impl LastWords {
     fn add(&self, line: String) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == WORDS_LINES {
@@ -145,7 +145,7 @@ impl Words {
     }
 }
 
-async fn listen(mut stderr: impl AsyncRead + Unpin, words: Words, watch: Watch) {
+async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Watch) {
     let mut chunk = vec![0; WORDS_LINE_MAX];
     let mut line = Vec::new();
     let mut watched = 0;
@@ -188,7 +188,7 @@ mod tests {
             said.extend(format!("line {number}\n").bytes());
         }
         said.extend(vec![b'x'; 10 * WORDS_LINE_MAX]);
-        let words = Words::default();
+        let words = LastWords::default();
         listen(said.as_slice(), words.clone(), Watch::new(|_| {})).await;
         let mut expected: Vec<Foreign> = (993..1000)
             .map(|n| Foreign::from(format!("line {n}")))

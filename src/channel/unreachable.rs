@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Socket;
 use super::command::{shell_line, this_program};
-use crate::incus::{FindError, IncusError, Machine};
+use crate::incus::{FindError, IncusError, MachineRef};
 use crate::inside::PROGRAM;
 use crate::name::closest;
 use crate::text::Foreign;
@@ -27,7 +27,7 @@ pub(crate) enum Unreachable {
     Find(#[from] FindError),
     /// The machine is stopped, frozen, or on its way from one to the other.
     #[error("machine `{}` is {}", .0.name, .0.status.to_lowercase().escape_debug())]
-    NotRunning(Machine),
+    NotRunning(MachineRef),
     /// There is no `incus` on the PATH.
     #[error("the `incus` program is not on this computer's PATH")]
     NoIncusProgram,
@@ -36,15 +36,15 @@ pub(crate) enum Unreachable {
     NotStarted(&'static str, #[source] io::Error),
     /// The machine has no anklume.
     #[error("`{PROGRAM}` is not in machine `{}`", .0.name)]
-    NoBinary(Machine),
+    NoBinary(MachineRef),
     /// The machine's anklume may not be executed.
     #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
-    NotExecutable(Machine),
+    NotExecutable(MachineRef),
     /// The machine's anklume is there and cannot run.
     #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
     NotRunnable {
         /// The machine.
-        machine: Machine,
+        machine: MachineRef,
         /// What was said on stderr.
         words: Vec<Foreign>,
     },
@@ -221,7 +221,7 @@ fn find_help(fault: &FindError) -> String {
 }
 
 /// The command that makes a machine run.
-fn wake(machine: &Machine) -> String {
+fn wake(machine: &MachineRef) -> String {
     let verb = match machine.status.as_str() {
         "Stopped" => "start",
         "Frozen" => "resume",
@@ -245,7 +245,7 @@ fn wake(machine: &Machine) -> String {
 }
 
 /// The recipe that puts this program into a machine.
-fn push(machine: &Machine) -> String {
+fn push(machine: &MachineRef) -> String {
     let program = this_program().to_string_lossy().into_owned();
     let target = format!("{}{PROGRAM}", machine.name);
     shell_line([

@@ -14,7 +14,7 @@ const GUEST: &str = "/dev/incus/sock";
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct WantedMachine<'a> {
     /// `-i`
     pub(crate) instance: Option<&'a str>,
     /// `--project`
@@ -25,14 +25,14 @@ pub(crate) struct Wanted<'a> {
 
 /// Where this program runs, as far as it decides about ways.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Surroundings {
+pub(crate) struct RouteContext {
     /// `ANKLUME_SOCKET_DIR`
     pub(crate) sockets: Option<PathBuf>,
     /// Inside a machine of Incus's or anklume's.
     pub(crate) in_machine: bool,
 }
 
-impl Surroundings {
+impl RouteContext {
     /// Looks around.
     pub(crate) fn look() -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Surroundings {
 
 /// Which way to go; for `incus exec` the machine is still only a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Route {
     /// A child of this very program.
     Local,
     /// Into a machine from the host.
@@ -85,18 +85,18 @@ pub(crate) enum WayFault {
 }
 
 /// Picks the way. `--socket` overrides all; inside a machine `-i` is a socket; on the host it is `incus exec`.
-pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayFault> {
+pub(crate) fn way(wanted: WantedMachine<'_>, around: &RouteContext) -> Result<Route, WayFault> {
     if let Some(socket) = wanted.socket {
-        return Ok(Way::Socket(Socket {
+        return Ok(Route::Socket(Socket {
             path: socket.to_owned(),
             provider: None,
         }));
     }
     let Some(name) = wanted.instance else {
-        return Ok(Way::Local);
+        return Ok(Route::Local);
     };
     let Some(folder) = around.folder() else {
-        return Ok(Way::Host {
+        return Ok(Route::Host {
             machine: name.to_owned(),
             project: wanted.project.map(str::to_owned),
         });
@@ -108,7 +108,7 @@ pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayF
         name: name.to_owned(),
         fault,
     })?;
-    Ok(Way::Socket(Socket {
+    Ok(Route::Socket(Socket {
         path: folder.join(format!("{provider}.sock")),
         provider: Some(provider),
     }))
@@ -118,45 +118,45 @@ pub(crate) fn way(wanted: Wanted<'_>, around: &Surroundings) -> Result<Way, WayF
 mod tests {
     use super::*;
 
-    fn host() -> Surroundings {
-        Surroundings::default()
+    fn host() -> RouteContext {
+        RouteContext::default()
     }
 
-    fn inside() -> Surroundings {
-        Surroundings {
+    fn inside() -> RouteContext {
+        RouteContext {
             sockets: None,
             in_machine: true,
         }
     }
 
-    fn socket(path: &str, provider: Option<&str>) -> Way {
-        Way::Socket(Socket {
+    fn socket(path: &str, provider: Option<&str>) -> Route {
+        Route::Socket(Socket {
             path: path.into(),
             provider: provider.map(|name| name.parse().unwrap()),
         })
     }
 
-    fn named(name: &str) -> Wanted<'_> {
-        Wanted {
+    fn named(name: &str) -> WantedMachine<'_> {
+        WantedMachine {
             instance: Some(name),
-            ..Wanted::default()
+            ..WantedMachine::default()
         }
     }
 
     #[test]
     fn without_a_name_the_server_is_a_child_everywhere() {
         for around in [host(), inside()] {
-            assert_eq!(way(Wanted::default(), &around), Ok(Way::Local));
+            assert_eq!(way(WantedMachine::default(), &around), Ok(Route::Local));
         }
     }
 
     #[test]
     fn on_the_host_a_name_is_a_machine_of_incus() {
-        let wanted = Wanted {
+        let wanted = WantedMachine {
             project: Some("p"),
             ..named("Vault")
         };
-        let expected = Way::Host {
+        let expected = Route::Host {
             machine: "Vault".to_owned(),
             project: Some("p".to_owned()),
         };
@@ -167,7 +167,7 @@ mod tests {
     fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
         let expected = socket("/srv/anklume/mcp/vault.sock", Some("vault"));
         assert_eq!(way(named("vault"), &inside()), Ok(expected));
-        let elsewhere = Surroundings {
+        let elsewhere = RouteContext {
             sockets: Some("/s".into()),
             in_machine: false,
         };
@@ -177,7 +177,7 @@ mod tests {
             let fault = way(named(bad), &inside());
             assert!(matches!(fault, Err(WayFault::Name { .. })), "{bad:?}");
         }
-        let wanted = Wanted {
+        let wanted = WantedMachine {
             project: Some("p"),
             ..named("vault")
         };
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_socket_overrides_all() {
-        let wanted = Wanted {
+        let wanted = WantedMachine {
             socket: Some(Path::new("/x.sock")),
             ..named("vault")
         };

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 
 use super::open_infra;
 use super::output::Output;
-use crate::apply::outcome::Report;
+use crate::apply::outcome::RunReport;
 use crate::apply::{execute, look};
 use crate::cli::{ApplyArgs, Format};
 use crate::edge::edges;
@@ -74,8 +74,8 @@ const NOTHING: &str = "nothing to do: Incus is as declared";
 pub(super) async fn to_the_end(
     session: &Session,
     progress: &Progress,
-    steps: impl Future<Output = Report>,
-) -> anyhow::Result<Report> {
+    steps: impl Future<Output = RunReport>,
+) -> anyhow::Result<RunReport> {
     let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
     let report = session.interrupt().heeded(steps, tell).await;
     progress.end();

@@ -8,7 +8,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::cli::{ClipboardErrand, ClipboardHolderArgs};
 use crate::error::Exit;
-use crate::tool::clipboard::answer::Answer;
+use crate::tool::clipboard::answer::HolderAnswer;
 use crate::tool::clipboard::display;
 
 use super::output::Output;
@@ -36,7 +36,7 @@ fn hold(output: &Output) -> anyhow::Result<()> {
 }
 
 /// Answers, and lets go of stdin, stdout and stderr, so that nobody waits for them.
-fn tell(output: &Output, answer: &Answer) -> anyhow::Result<()> {
+fn tell(output: &Output, answer: &HolderAnswer) -> anyhow::Result<()> {
     output.answer(&answer.write())?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;

@@ -7,7 +7,7 @@ use super::apply::{open_session, print, to_the_end};
 use super::open_infra;
 use super::output::Output;
 use crate::apply;
-use crate::apply::outcome::Report;
+use crate::apply::outcome::RunReport;
 use crate::cli::DestroyArgs;
 use crate::error::{Exit, Failure};
 use crate::host::log_timer::is_scheduled;
@@ -63,7 +63,7 @@ fn nothing(
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let (kind, name) = match selection {
-        Selection::All => return print(&Report::default(), NOTHING, &doomed.notes, 0, output),
+        Selection::All => return print(&RunReport::default(), NOTHING, &doomed.notes, 0, output),
         Selection::Domain(name) => ("domain", name),
         Selection::Machine(name) => ("machine", name),
     };

@@ -10,8 +10,8 @@ use crate::cli::SyncArgs;
 use crate::edge;
 use crate::error::Exit;
 use crate::inventory;
-use crate::sync::tree::{Access, Tree};
-use crate::sync::{self, Planned, State, orphans};
+use crate::sync::tree::{Access, FileTree};
+use crate::sync::{self, FileState, PlannedFile, orphans};
 
 use super::open_infra;
 use super::output::Output;
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         Access::Read
     };
-    let mut tree = Tree::open(base, access).map_err(|fault| sync::failure(&fault))?;
+    let mut tree = FileTree::open(base, access).map_err(|fault| sync::failure(&fault))?;
     let plan = planned(&tree, &files, output)?;
     let orphans = orphans::find(
         &tree,
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
         sync::write(&mut tree, &plan, &orphans).map_err(|fault| sync::failure(&fault))?;
     }
     report::report(mode, &plan, &orphans, output)?;
-    let differs = plan.iter().any(|file| file.state != State::Unchanged);
+    let differs = plan.iter().any(|file| file.state != FileState::Unchanged);
     Ok(if mode == Mode::Check && differs {
         Exit::Differs
     } else {
@@ -77,10 +77,10 @@ impl Mode {
 
 /// Compares every file with what it should say. All faults are shown, the last as the error.
 fn planned(
-    tree: &Tree,
+    tree: &FileTree,
     files: &[inventory::GeneratedFile<'_>],
     output: &Output,
-) -> anyhow::Result<Vec<Planned>> {
+) -> anyhow::Result<Vec<PlannedFile>> {
     sync::plan(tree, files).map_err(|mut faults| {
         let last = faults.pop();
         for fault in faults {

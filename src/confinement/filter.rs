@@ -9,7 +9,7 @@ use seccompiler::{
 
 /// Which system calls a process needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Calls {
+pub(crate) enum AllowedCalls {
     /// Those of the server, and with it of all that it starts: whatever does not change the system, nor leaves the machine.
     Server,
     /// Those of a process that runs gpg, or speaks to a display: the server's.
@@ -266,7 +266,7 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 /// # Errors
 ///
 /// The kernel has no filters, or does not let this process have one.
-pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Error> {
+pub(super) fn install(calls: AllowedCalls, network: bool) -> Result<(), seccompiler::Error> {
     // Its flags are behind a pointer, which no filter follows; the C library then makes a thread by `clone`.
     let unknown = Rules::from([(libc::SYS_clone3, Vec::new())]);
     apply(
@@ -276,8 +276,8 @@ pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Er
     )?;
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     match calls {
-        Calls::Server => apply(refused(network)?, SeccompAction::Allow, refuse),
-        Calls::Programs => {
+        AllowedCalls::Server => apply(refused(network)?, SeccompAction::Allow, refuse),
+        AllowedCalls::Programs => {
             let mut rules = refused(network)?;
             add(&mut rules, UNRULED);
             add(&mut rules, OTHERS);
@@ -303,7 +303,7 @@ pub(super) fn install(calls: Calls, network: bool) -> Result<(), seccompiler::Er
             twins(&mut rules);
             apply(rules, SeccompAction::Allow, refuse)
         }
-        Calls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
+        AllowedCalls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
     }
 }
 

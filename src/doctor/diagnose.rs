@@ -11,16 +11,16 @@ use crate::edge::{CONSUMER_FOLDER, Edge, End};
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
-use crate::inside::{Found, Kind, Supervisor};
+use crate::inside::{DriftKind, ObservedMachine, Supervisor};
 use crate::name::MachineName;
-use crate::plan::{Again, Facts, Owner, Role, in_use, intruders, machine_owner, strangers};
-use crate::survey::audit_checkpoint::Log;
+use crate::plan::{Again, Facts, Ownership, Role, in_use, intruders, machine_owner, strangers};
+use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::Unheard;
 
 /// What kind of thing is broken, in the order in which it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum What {
+pub(crate) enum Cause {
     /// A machine is not there, not ours, or does not run.
     Machine,
     /// A folder in which sockets lie, in the consumer or on the host.
@@ -53,7 +53,7 @@ pub(crate) enum What {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Broken {
     /// What kind of thing.
-    pub(crate) what: What,
+    pub(crate) what: Cause,
     /// What is wrong with it.
     pub(crate) detail: String,
     /// The command that mends it.
@@ -83,7 +83,7 @@ pub(crate) struct Examiner<'a> {
     /// SHA-256 of the program that belongs in the machines.
     pub(crate) program: &'a str,
     /// The providers' logs of calls, by project and machine.
-    pub(crate) calls: &'a BTreeMap<(String, String), Log>,
+    pub(crate) calls: &'a BTreeMap<(String, String), LogState>,
     /// The command that mends nearly everything.
     pub(crate) apply: &'a str,
 }
@@ -161,20 +161,20 @@ impl Examiner<'_> {
         let name = &end.machine;
         let Some(there) = self.there(end) else {
             let detail = format!("{name} is not on Incus (project {})", end.domain);
-            return Some(self.by_apply(What::Machine, detail));
+            return Some(self.by_apply(Cause::Machine, detail));
         };
         let project = &self.infra.project;
         let owner = machine_owner(&there.config, project, &there.project, &there.name);
-        if owner != Owner::Ours {
+        if owner != Ownership::Ours {
             let whose = match owner {
-                Owner::Other(other) => {
+                Ownership::Other(other) => {
                     format!("belongs to the infrastructure {}", other.escape_debug())
                 }
-                Owner::Copy(original) => format!("is a copy of {}", original.escape_debug()),
-                Owner::Nobody | Owner::Ours => "was not made by anklume".to_owned(),
+                Ownership::Copy(original) => format!("is a copy of {}", original.escape_debug()),
+                Ownership::Nobody | Ownership::Ours => "was not made by anklume".to_owned(),
             };
             return Some(Broken {
-                what: What::Machine,
+                what: Cause::Machine,
                 detail: format!("{name} {whose}"),
                 mend: format!("{} --adopt {name}", self.apply),
             });
@@ -199,7 +199,7 @@ impl Examiner<'_> {
             _ => self.apply.to_owned(),
         };
         Some(Broken {
-            what: What::Machine,
+            what: Cause::Machine,
             detail,
             mend,
         })
@@ -207,13 +207,13 @@ impl Examiner<'_> {
 
     /// What the host sees between two machines that run.
     pub(crate) fn way(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
-        let program = [Kind::Program, Kind::Name, Kind::Rights];
+        let program = [DriftKind::Program, DriftKind::Name, DriftKind::Rights];
         self.folders(edge, listens)
             .or_else(|| self.device(&edge.consumer, &edge.consumer_device()))
             .or_else(|| self.device(&edge.provider, &edge.provider_device()))
             .or_else(|| self.copy(edge))
-            .or_else(|| self.ends(edge, What::Process))
-            .or_else(|| self.ends(edge, What::Socket))
+            .or_else(|| self.ends(edge, Cause::Process))
+            .or_else(|| self.ends(edge, Cause::Socket))
             .or_else(|| self.inside(&edge.provider, &program))
             .or_else(|| self.inside(&edge.consumer, &program))
             .or_else(|| self.silence(&edge.provider))
@@ -224,7 +224,7 @@ impl Examiner<'_> {
         let name = &consumer.machine;
         let broken = |detail, mend| {
             Some(Broken {
-                what: What::Folder,
+                what: Cause::Folder,
                 detail,
                 mend,
             })
@@ -271,7 +271,7 @@ impl Examiner<'_> {
         let there = self.there(end)?;
         let Some(found) = there.devices.get(name) else {
             let detail = format!("{machine} has no device {name}");
-            return Some(self.by_apply(What::Device, detail));
+            return Some(self.by_apply(Cause::Device, detail));
         };
         let mut keys: BTreeSet<&str> = found.keys().map(String::as_str).collect();
         keys.extend(device.keys.iter().map(|(key, _)| key.as_str()));
@@ -285,7 +285,7 @@ impl Examiner<'_> {
             "the device {name} of {machine} is another one: {}",
             keys.escape_debug()
         );
-        Some(self.by_apply(What::Device, detail))
+        Some(self.by_apply(Cause::Device, detail))
     }
 
     fn copy(&self, edge: &Edge) -> Option<Broken> {
@@ -298,7 +298,7 @@ impl Examiner<'_> {
             let remove = ["incus", "profile", "device", "remove"];
             let what = [&*one.profile, &*one.device, "--project", &*one.project];
             return Some(Broken {
-                what: What::Copy,
+                what: Cause::Copy,
                 detail: one.what(),
                 mend: shell_line(remove.into_iter().chain(what)),
             });
@@ -311,11 +311,11 @@ impl Examiner<'_> {
             one.project.escape_debug(),
             one.device.escape_debug()
         );
-        Some(self.by_apply(What::Copy, detail))
+        Some(self.by_apply(Cause::Copy, detail))
     }
 
     /// What is wrong with the devices of both ends, if it is of that kind.
-    fn ends(&self, edge: &Edge, what: What) -> Option<Broken> {
+    fn ends(&self, edge: &Edge, what: Cause) -> Option<Broken> {
         let ends = [
             (Role::Consumer, &edge.consumer, edge.consumer_socket()),
             (Role::Provider, &edge.provider, edge.host_socket()),
@@ -329,13 +329,13 @@ impl Examiner<'_> {
             };
             let (is, detail) = match again {
                 Again::NoProcess | Again::TakenOver => (
-                    What::Process,
+                    Cause::Process,
                     format!(
                         "nobody carries the bytes of the device {} of {machine}",
                         edge.device_name()
                     ),
                 ),
-                Again::NoSocket => (What::Socket, format!("`{socket}` {place} is gone")),
+                Again::NoSocket => (Cause::Socket, format!("`{socket}` {place} is gone")),
                 Again::OddSocket => {
                     let owner = match role {
                         Role::Consumer => edge.owner_uid,
@@ -343,7 +343,7 @@ impl Examiner<'_> {
                     };
                     let detail =
                         format!("`{socket}` {place} is no socket, or not user {owner}'s alone");
-                    (What::Socket, detail)
+                    (Cause::Socket, detail)
                 }
             };
             (is == what).then(|| self.by_apply(is, detail))
@@ -353,7 +353,7 @@ impl Examiner<'_> {
 
     /// What the consumer sees must be what is declared.
     pub(crate) fn heard(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
-        let policy = [Kind::Services, Kind::Server];
+        let policy = [DriftKind::Services, DriftKind::Server];
         if let Some(broken) = self.inside(&edge.provider, &policy) {
             return Some(broken);
         }
@@ -377,14 +377,14 @@ impl Examiner<'_> {
             list(services),
             list(&declared)
         );
-        Some(self.by_apply(What::Policy, detail))
+        Some(self.by_apply(Cause::Policy, detail))
     }
 
     /// The consumer could not ask, though all on the way looks right from the host.
     pub(crate) fn unheard(&self, edge: &Edge, unheard: Unheard) -> Broken {
         // Connections may have filled up after they were counted.
         if !unheard.overloaded && !self.facts.full.contains(&edge.hash) {
-            return self.by_apply(What::Server, unheard.why);
+            return self.by_apply(Cause::Server, unheard.why);
         }
         let consumer = &edge.consumer;
         let words = [
@@ -395,13 +395,13 @@ impl Examiner<'_> {
             consumer.domain.as_str(),
         ];
         Broken {
-            what: What::Busy,
+            what: Cause::Busy,
             detail: in_use(edge),
             mend: shell_line(words),
         }
     }
 
-    pub(crate) fn by_apply(&self, what: What, detail: String) -> Broken {
+    pub(crate) fn by_apply(&self, what: Cause, detail: String) -> Broken {
         Broken {
             what,
             detail,
@@ -414,7 +414,7 @@ impl Examiner<'_> {
         all.find(|one| one.project == end.domain.as_str() && one.name == end.machine.as_str())
     }
 
-    pub(crate) fn found(&self, end: &End) -> Option<&Found> {
+    pub(crate) fn found(&self, end: &End) -> Option<&ObservedMachine> {
         let place = (end.domain.to_string(), end.machine.to_string());
         self.facts.inside.get(&place)
     }

@@ -1,7 +1,7 @@
 //! The consumer's folder of sockets, as the host sees it.
 
 use crate::edge::CONSUMER_FOLDER;
-use crate::incus::Kind;
+use crate::incus::EntryKind;
 use crate::incus::state::Instance;
 use crate::session::Session;
 use crate::session::machine_files::FilesError;
@@ -32,9 +32,9 @@ async fn look(session: &Session, consumer: &Instance) -> Result<ListenFolder, Fi
     for end in ends.chain([CONSUMER_FOLDER.len()]) {
         let part = CONSUMER_FOLDER.get(..end).unwrap_or(CONSUMER_FOLDER);
         match files.look(part).await?.map(|entry| entry.kind) {
-            Some(Kind::Folder) => {}
+            Some(EntryKind::Folder) => {}
             None => return Ok(ListenFolder::Gone),
-            Some(Kind::File | Kind::Link | Kind::Other) => {
+            Some(EntryKind::File | EntryKind::Link | EntryKind::Other) => {
                 return Ok(ListenFolder::Altered(part.to_owned()));
             }
         }

@@ -1,10 +1,11 @@
 //! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
 
-use super::diagnose::{Broken, Examiner, What};
+use super::diagnose::{Broken, Cause, Examiner};
 use crate::channel::shell_line;
 use crate::edge::End;
 use crate::inside::{
-    ABOVE, ETC, Found, Kind, Order, PROGRAM, PROGRAM_FOLDER, Piece, Serving, differences,
+    ABOVE, Drift, DriftKind, ETC, MachineSpec, ObservedMachine, PROGRAM, PROGRAM_FOLDER, Serving,
+    differences,
 };
 use crate::plan::{has_inside, order};
 use crate::text::shown;
@@ -16,7 +17,7 @@ const WORDS_MAX: usize = 300;
 
 impl Examiner<'_> {
     /// The first of these kinds of things that differ in a machine.
-    pub(crate) fn inside(&self, end: &End, kinds: &[Kind]) -> Option<Broken> {
+    pub(crate) fn inside(&self, end: &End, kinds: &[DriftKind]) -> Option<Broken> {
         let machine = &end.machine;
         let Some(found) = self.found(end) else {
             let known = self.there(end).is_some_and(has_inside);
@@ -25,15 +26,17 @@ impl Examiner<'_> {
             } else {
                 format!("`{PROGRAM}` was never put into {machine}")
             };
-            return Some(self.by_apply(What::Program, detail));
+            return Some(self.by_apply(Cause::Program, detail));
         };
         let order = self.order(end)?;
         let pieces = differences(&order, found);
         let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
         let (what, detail) = described(piece, machine.as_str(), &order, found);
         let mend = match piece.kind {
-            Kind::Program | Kind::Rights => taken_back(end, found),
-            Kind::Name | Kind::Services | Kind::Supervision | Kind::Server => None,
+            DriftKind::Program | DriftKind::Rights => taken_back(end, found),
+            DriftKind::Name | DriftKind::Services | DriftKind::Supervision | DriftKind::Server => {
+                None
+            }
         };
         let broken = self.by_apply(what, detail);
         Some(Broken {
@@ -51,11 +54,11 @@ impl Examiner<'_> {
             return None;
         }
         // Whom a policy of somebody's leaves out has no socket there.
-        self.inside(provider, &[Kind::Services])
-            .or_else(|| self.inside(provider, &[Kind::Server]))
+        self.inside(provider, &[DriftKind::Services])
+            .or_else(|| self.inside(provider, &[DriftKind::Server]))
     }
 
-    fn order(&self, end: &End) -> Option<Order> {
+    fn order(&self, end: &End) -> Option<MachineSpec> {
         let (_, machine) = self.infra.machine(end.machine.as_str())?;
         Some(order(self.program, machine))
     }
@@ -63,7 +66,7 @@ impl Examiner<'_> {
 
 /// What makes the folder of the program root's alone again, where others may change what is in it: until then nothing is
 /// pushed there, as they might change that before it is run.
-fn taken_back(end: &End, found: &Found) -> Option<String> {
+fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     let open = |folder: &&str| {
         let rights = found.odd.get(*folder);
         rights.is_some_and(|rights| rights.let_others_write())
@@ -77,48 +80,54 @@ fn taken_back(end: &End, found: &Found) -> Option<String> {
 }
 
 /// What differs in a machine, in words.
-fn described(piece: &Piece, machine: &str, order: &Order, found: &Found) -> (What, String) {
+fn described(
+    piece: &Drift,
+    machine: &str,
+    order: &MachineSpec,
+    found: &ObservedMachine,
+) -> (Cause, String) {
     match piece.kind {
-        Kind::Program if found.program.is_none() => {
-            (What::Program, format!("`{PROGRAM}` is gone from {machine}"))
-        }
-        Kind::Program if found.program.as_ref() == Some(&order.program) => (
-            What::Program,
+        DriftKind::Program if found.program.is_none() => (
+            Cause::Program,
+            format!("`{PROGRAM}` is gone from {machine}"),
+        ),
+        DriftKind::Program if found.program.as_ref() == Some(&order.program) => (
+            Cause::Program,
             format!("`{PROGRAM}` in {machine} is not root's with the rights 0755"),
         ),
-        Kind::Rights => rights(machine, found),
-        Kind::Program => (
-            What::Program,
+        DriftKind::Rights => rights(machine, found),
+        DriftKind::Program => (
+            Cause::Program,
             format!("`{PROGRAM}` in {machine} is another program than this one"),
         ),
-        Kind::Name => (
-            What::Program,
+        DriftKind::Name => (
+            Cause::Program,
             format!("the name of {machine} or the link to its program is not as `apply` left it"),
         ),
-        Kind::Services if found.services.is_none() => (
-            What::Policy,
+        DriftKind::Services if found.services.is_none() => (
+            Cause::Policy,
             format!("the services file is gone from {machine}"),
         ),
-        Kind::Services => (
-            What::Policy,
+        DriftKind::Services => (
+            Cause::Policy,
             format!("the services file of {machine} is not the declared one"),
         ),
-        Kind::Supervision => (
-            What::Supervision,
+        DriftKind::Supervision => (
+            Cause::Supervision,
             format!("what starts the server of {machine} is missing or changed"),
         ),
-        Kind::Server => server(machine, order, found),
+        DriftKind::Server => server(machine, order, found),
     }
 }
 
 /// Which file or folder has another owner or other rights.
-fn rights(machine: &str, found: &Found) -> (What, String) {
+fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
     let path = found.odd.keys().find(|path| *path != PROGRAM);
     let path = path.map_or("", String::as_str);
     let what = if path.starts_with("/srv") {
-        What::Folder
+        Cause::Folder
     } else {
-        What::Program
+        Cause::Program
     };
     let why = if ABOVE.contains(&path) {
         "keeps the user out who may call from there"
@@ -129,7 +138,7 @@ fn rights(machine: &str, found: &Found) -> (What, String) {
 }
 
 /// What is wrong with a server.
-fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
+fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause, String) {
     match &found.serving {
         Serving::Policy {
             refused: Some(why), ..
@@ -137,7 +146,7 @@ fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
             let why = why.shown(WORDS_MAX);
             let detail =
                 format!("the server of {machine} refused its newest services: it says {why}");
-            (What::Policy, detail)
+            (Cause::Policy, detail)
         }
         Serving::Policy { digest, .. } => {
             let declared = order.services().ok().flatten();
@@ -147,11 +156,11 @@ fn server(machine: &str, order: &Order, found: &Found) -> (What, String) {
                 digest.shown(DIGEST_SHOWN),
                 shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
             );
-            (What::Policy, detail)
+            (Cause::Policy, detail)
         }
         Serving::Silent | Serving::Unknown => {
             let detail = format!("the server of {machine} does not answer");
-            (What::Server, detail)
+            (Cause::Server, detail)
         }
     }
 }
@@ -164,8 +173,8 @@ mod tests {
     use crate::text::Foreign;
 
     /// A machine in which everything is in order, but for the server's word.
-    fn found(order: &Order, serving: Serving) -> Found {
-        Found {
+    fn found(order: &MachineSpec, serving: Serving) -> ObservedMachine {
+        ObservedMachine {
             runs: true,
             program: Some(order.program.clone()),
             odd: std::collections::BTreeMap::new(),
@@ -186,7 +195,7 @@ mod tests {
         });
         let services: Services = serde_json::from_value(services).unwrap();
         let digest = services.digest();
-        let order = Order::new("p1", "signer".parse().unwrap(), None, Some(&services));
+        let order = MachineSpec::new("p1", "signer".parse().unwrap(), None, Some(&services));
         let said = |serving: Serving| {
             let found = found(&order, serving);
             let pieces = differences(&order, &found);
@@ -200,25 +209,25 @@ mod tests {
             refused: refused.map(Foreign::from),
         };
         let unit = "what starts the server of signer is missing or changed";
-        let unit = (What::Supervision, unit.to_owned());
+        let unit = (Cause::Supervision, unit.to_owned());
         assert_eq!(said(policy(&digest, None)), std::slice::from_ref(&unit));
         let short = digest.split_at(DIGEST_SHOWN).0;
         let cases = [
             (
                 policy("ab\u{1b}", None),
-                What::Policy,
+                Cause::Policy,
                 format!(
                     "the server of signer reports the policy ab\\u{{1b}}; declared is {short}…"
                 ),
             ),
             (
                 policy(&digest, Some("no\nJSON")),
-                What::Policy,
+                Cause::Policy,
                 "the server of signer refused its newest services: it says no\\nJSON".to_owned(),
             ),
             (
                 Serving::Silent,
-                What::Server,
+                Cause::Server,
                 "the server of signer does not answer".to_owned(),
             ),
         ];

@@ -1,15 +1,15 @@
 //! What works now and will not for ever, or is no longer what it says: what starts a server, and the logs. Pure.
 
-use super::diagnose::{Broken, Examiner, What};
+use super::diagnose::{Broken, Cause, Examiner};
 use crate::edge::Edge;
 use crate::host::proxy_logs::{LIMIT, path};
-use crate::inside::Kind;
-use crate::survey::audit_checkpoint::Log;
+use crate::inside::DriftKind;
+use crate::survey::audit_checkpoint::LogState;
 
 impl Examiner<'_> {
     /// What works now and will not for ever.
     pub(crate) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
-        self.inside(&edge.provider, &[Kind::Supervision])
+        self.inside(&edge.provider, &[DriftKind::Supervision])
             .or_else(|| self.log(edge))
             .or_else(|| self.calls(edge))
     }
@@ -18,9 +18,9 @@ impl Examiner<'_> {
         let provider = &edge.provider;
         let place = (provider.domain.to_string(), provider.machine.to_string());
         match self.calls.get(&place)? {
-            Log::Sound | Log::Lost(_) | Log::Unknown(_) => None,
-            Log::Altered { detail, accept } => Some(Broken {
-                what: What::Audit,
+            LogState::Sound | LogState::Lost(_) | LogState::Unknown(_) => None,
+            LogState::Altered { detail, accept } => Some(Broken {
+                what: Cause::Audit,
                 detail: format!(
                     "{detail}; once you know why, the command below accepts it as it is"
                 ),
@@ -40,6 +40,6 @@ impl Examiner<'_> {
             mib(log.bytes),
             mib(LIMIT)
         );
-        Some(self.by_apply(What::Log, detail))
+        Some(self.by_apply(Cause::Log, detail))
     }
 }

@@ -7,7 +7,7 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::connection::{Answered, Call};
+use super::connection::{ApiAnswer, ApiCall};
 use super::object::{Edit, Object};
 use super::{Incus, IncusError};
 
@@ -27,7 +27,7 @@ const BUSY: &str = "is busy running a";
 
 /// An answer that may have started an operation.
 #[derive(Debug, Deserialize)]
-struct Begun {
+struct BegunOperation {
     /// Where it can be asked about; empty when all is done.
     #[serde(default)]
     operation: String,
@@ -96,9 +96,9 @@ impl Incus {
 
     async fn edit_once(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
         let path = object.path("");
-        let call = Call {
+        let call = ApiCall {
             path: &path,
-            ..Call::default()
+            ..ApiCall::default()
         };
         let answer = self.exchange(call).await?;
         let etag = answer
@@ -150,10 +150,10 @@ impl Incus {
         body: Option<&Value>,
         etag: Option<String>,
     ) -> Result<(), IncusError> {
-        let mut call = Call {
+        let mut call = ApiCall {
             method: method.clone(),
             path,
-            ..Call::default()
+            ..ApiCall::default()
         };
         if let Some(body) = body {
             call.body = Bytes::from(body.to_string());
@@ -168,8 +168,8 @@ impl Incus {
     }
 
     /// Waits for the operation that an answer began, if it did.
-    pub(super) async fn ended(&mut self, path: &str, answer: &Answered) -> Result<(), IncusError> {
-        let begun: Begun =
+    pub(super) async fn ended(&mut self, path: &str, answer: &ApiAnswer) -> Result<(), IncusError> {
+        let begun: BegunOperation =
             serde_json::from_slice(&answer.body).map_err(|why| IncusError::Answer {
                 path: path.to_owned(),
                 why: why.to_string().into(),

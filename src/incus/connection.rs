@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::IncusError;
-use super::model::{Envelope, Refusal};
+use super::model::{ApiEnvelope, ApiRefusal};
 
 /// Longest answer that is read, in bytes: some 10,000 machines with everything that Incus says of them.
 pub(super) const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -50,7 +50,7 @@ impl Writes {
 
 /// A request.
 #[derive(Debug, Default)]
-pub(super) struct Call<'a> {
+pub(super) struct ApiCall<'a> {
     pub(super) method: Method,
     pub(super) path: &'a str,
     /// Headers besides `Host`.
@@ -60,15 +60,15 @@ pub(super) struct Call<'a> {
 
 /// An answer that is no refusal.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct ApiAnswer {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-impl Answered {
+impl ApiAnswer {
     /// What `metadata` holds.
     pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
-        let envelope: Envelope<T> =
+        let envelope: ApiEnvelope<T> =
             serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
                 path: path.to_owned(),
                 why: why.to_string().into(),
@@ -115,15 +115,15 @@ impl Incus {
 
     /// What is at `path` of the API.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, IncusError> {
-        let call = Call {
+        let call = ApiCall {
             path,
-            ..Call::default()
+            ..ApiCall::default()
         };
         self.exchange(call).await?.metadata(path)
     }
 
     /// Sends a request and reads its answer; a refusal is an error.
-    pub(super) async fn exchange(&mut self, call: Call<'_>) -> Result<Answered, IncusError> {
+    pub(super) async fn exchange(&mut self, call: ApiCall<'_>) -> Result<ApiAnswer, IncusError> {
         let answer = self.send(call).await?;
         let status = answer.status();
         let headers = answer.headers().clone();
@@ -131,13 +131,13 @@ impl Incus {
         if !status.is_success() {
             return Err(refusal(status, &body));
         }
-        Ok(Answered { headers, body })
+        Ok(ApiAnswer { headers, body })
     }
 
     /// Sends a request and hands its answer on as it comes, at most so many bytes; gives the answer's headers.
     pub(super) async fn pour(
         &mut self,
-        call: Call<'_>,
+        call: ApiCall<'_>,
         most: u64,
         mut each: impl FnMut(&[u8]),
     ) -> Result<HeaderMap, IncusError> {
@@ -161,10 +161,10 @@ impl Incus {
 
     /// Whether something is at `path` of the API.
     pub(crate) async fn has(&mut self, path: &str) -> Result<bool, IncusError> {
-        let call = Call {
+        let call = ApiCall {
             method: Method::HEAD,
             path,
-            ..Call::default()
+            ..ApiCall::default()
         };
         let status = self.send(call).await?.status();
         if status.is_success() || status == StatusCode::NOT_FOUND {
@@ -173,7 +173,7 @@ impl Incus {
         Err(refusal(status, &[]))
     }
 
-    async fn send(&mut self, call: Call<'_>) -> Result<Response<Incoming>, IncusError> {
+    async fn send(&mut self, call: ApiCall<'_>) -> Result<Response<Incoming>, IncusError> {
         if call.method != Method::GET && call.method != Method::HEAD {
             self.writes.add();
         }
@@ -250,7 +250,7 @@ fn not_connected(socket: &Path, why: io::Error) -> IncusError {
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> IncusError {
-    let message = serde_json::from_slice::<Refusal>(body)
+    let message = serde_json::from_slice::<ApiRefusal>(body)
         .map(|refusal| refusal.error)
         .ok()
         .filter(|words| !words.is_empty())

@@ -7,14 +7,14 @@ use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::connection::{Call, encoded};
+use super::connection::{ApiCall, encoded};
 use super::object::Object;
 use super::{Incus, IncusError};
 use crate::digest::Digester;
 
 /// What is at a path in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Kind {
+pub(crate) enum EntryKind {
     /// A folder.
     Folder,
     /// A regular file; of a pipe or socket Incus says the same.
@@ -27,18 +27,18 @@ pub(crate) enum Kind {
 
 /// Something at a path in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub(crate) struct FileEntry {
     /// What it is.
-    pub(crate) kind: Kind,
+    pub(crate) kind: EntryKind,
     /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
-    pub(crate) owner: Option<Owner>,
+    pub(crate) owner: Option<FileOwner>,
     /// Whether it is a socket; `None`: Incus does not say.
     pub(crate) is_socket: Option<bool>,
 }
 
 /// Owner and rights of something in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Owner {
+pub(crate) struct FileOwner {
     /// User.
     pub(crate) uid: u32,
     /// Group.
@@ -47,7 +47,7 @@ pub(crate) struct Owner {
     pub(crate) mode: u32,
 }
 
-impl Owner {
+impl FileOwner {
     fn headers(self, kind: &str) -> Vec<(&'static str, String)> {
         vec![
             ("X-Incus-uid", self.uid.to_string()),
@@ -60,20 +60,20 @@ impl Owner {
     }
 }
 
-fn kind(headers: &HeaderMap) -> Kind {
+fn kind(headers: &HeaderMap) -> EntryKind {
     let kind = headers.get("X-Incus-type");
     match kind.map(hyper::header::HeaderValue::as_bytes) {
-        Some(b"directory") => Kind::Folder,
-        Some(b"file") => Kind::File,
-        Some(b"symlink") => Kind::Link,
-        _ => Kind::Other,
+        Some(b"directory") => EntryKind::Folder,
+        Some(b"file") => EntryKind::File,
+        Some(b"symlink") => EntryKind::Link,
+        _ => EntryKind::Other,
     }
 }
 
 /// Owner and rights, as the machine counts users.
-fn owner(headers: &HeaderMap) -> Option<Owner> {
+fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
-    Some(Owner {
+    Some(FileOwner {
         uid: text("X-Incus-uid")?.parse().ok()?,
         gid: text("X-Incus-gid")?.parse().ok()?,
         mode: u32::from_str_radix(text("X-Incus-mode")?, 8).ok()?,
@@ -96,7 +96,7 @@ impl Incus {
         &mut self,
         machine: &Object,
         path: &str,
-    ) -> Result<Option<Kind>, IncusError> {
+    ) -> Result<Option<EntryKind>, IncusError> {
         let entry = self.look_at_file(machine, path).await?;
         Ok(entry.map(|entry| entry.kind))
     }
@@ -106,15 +106,15 @@ impl Incus {
         &mut self,
         machine: &Object,
         path: &str,
-    ) -> Result<Option<Entry>, IncusError> {
+    ) -> Result<Option<FileEntry>, IncusError> {
         let place = place(machine, path);
-        let call = Call {
+        let call = ApiCall {
             method: Method::HEAD,
             path: &place,
-            ..Call::default()
+            ..ApiCall::default()
         };
         match self.exchange(call).await {
-            Ok(answer) => Ok(Some(Entry {
+            Ok(answer) => Ok(Some(FileEntry {
                 kind: kind(&answer.headers),
                 owner: owner(&answer.headers),
                 is_socket: None,
@@ -129,7 +129,7 @@ impl Incus {
         &mut self,
         machine: &Object,
         path: &str,
-        kind: Kind,
+        kind: EntryKind,
         most: u64,
     ) -> Result<Option<Vec<u8>>, IncusError> {
         let mut content = Vec::new();
@@ -148,7 +148,7 @@ impl Incus {
     ) -> Result<Option<String>, IncusError> {
         let mut digest = Digester::default();
         let read = self.pour_file(machine, path, most, |bytes| digest.add(bytes));
-        Ok((read.await? == Some(Kind::File)).then(|| digest.end()))
+        Ok((read.await? == Some(EntryKind::File)).then(|| digest.end()))
     }
 
     async fn pour_file(
@@ -157,11 +157,11 @@ impl Incus {
         path: &str,
         most: u64,
         each: impl FnMut(&[u8]),
-    ) -> Result<Option<Kind>, IncusError> {
+    ) -> Result<Option<EntryKind>, IncusError> {
         let place = place(machine, path);
-        let call = Call {
+        let call = ApiCall {
             path: &place,
-            ..Call::default()
+            ..ApiCall::default()
         };
         match self.pour(call, most, each).await {
             Ok(headers) => Ok(Some(kind(&headers))),
@@ -181,7 +181,7 @@ impl Incus {
         &mut self,
         machine: &Object,
         path: &str,
-        owner: Owner,
+        owner: FileOwner,
     ) -> Result<(), IncusError> {
         self.put_file(machine, path, owner.headers("directory"), Bytes::new())
             .await
@@ -192,7 +192,7 @@ impl Incus {
         &mut self,
         machine: &Object,
         path: &str,
-        owner: Owner,
+        owner: FileOwner,
         content: Bytes,
     ) -> Result<(), IncusError> {
         self.put_file(machine, path, owner.headers("file"), content)
@@ -206,10 +206,10 @@ impl Incus {
         path: &str,
     ) -> Result<(), IncusError> {
         let place = place(machine, path);
-        let call = Call {
+        let call = ApiCall {
             method: Method::DELETE,
             path: &place,
-            ..Call::default()
+            ..ApiCall::default()
         };
         match self.exchange(call).await {
             Ok(_) | Err(IncusError::Refused { code: 404, .. }) => Ok(()),
@@ -225,7 +225,7 @@ impl Incus {
         body: Bytes,
     ) -> Result<(), IncusError> {
         let place = place(machine, path);
-        let call = Call {
+        let call = ApiCall {
             method: Method::POST,
             path: &place,
             headers,

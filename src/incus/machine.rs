@@ -1,7 +1,7 @@
 //! Which machine a name means: in all projects, or in one.
 
 use super::connection::encoded;
-use super::{Incus, IncusError, Machine};
+use super::{Incus, IncusError, MachineRef};
 use crate::name::closest;
 
 /// Why a name means no machine, or more than one.
@@ -15,7 +15,7 @@ pub(crate) enum FindError {
         /// The only project that was looked at.
         project: Option<String>,
         /// The machine that was most likely meant.
-        closest: Option<Machine>,
+        closest: Option<MachineRef>,
     },
     /// No project of that name.
     #[error("no Incus project `{}`", name.escape_debug())]
@@ -43,11 +43,11 @@ fn in_project(project: Option<&str>) -> String {
 
 /// The one machine of that name, in all projects or in the given one.
 pub(crate) fn find(
-    machines: &[Machine],
+    machines: &[MachineRef],
     name: &str,
     project: Option<&str>,
-) -> Result<Machine, FindError> {
-    let named: Vec<&Machine> = machines
+) -> Result<MachineRef, FindError> {
+    let named: Vec<&MachineRef> = machines
         .iter()
         .filter(|machine| machine.name == name)
         .filter(|machine| project.is_none_or(|project| machine.project == project))
@@ -70,7 +70,7 @@ pub(crate) fn find(
     }
 }
 
-fn nearest(machines: &[Machine], name: &str) -> Option<Machine> {
+fn nearest(machines: &[MachineRef], name: &str) -> Option<MachineRef> {
     let near = closest(name, machines.iter().map(|machine| machine.name.as_str()))?;
     machines
         .iter()
@@ -83,7 +83,7 @@ impl Incus {
     pub(crate) async fn machines(
         &mut self,
         project: Option<&str>,
-    ) -> Result<Vec<Machine>, IncusError> {
+    ) -> Result<Vec<MachineRef>, IncusError> {
         let scope = project.map_or_else(
             || "all-projects=true".to_owned(),
             |project| format!("project={}", encoded(project)),
@@ -107,7 +107,7 @@ impl Incus {
     /// Whether a path is there in a machine.
     pub(crate) async fn has_file(
         &mut self,
-        machine: &Machine,
+        machine: &MachineRef,
         path: &str,
     ) -> Result<bool, IncusError> {
         self.has(&format!(
@@ -124,8 +124,8 @@ impl Incus {
 mod tests {
     use super::*;
 
-    fn machine(project: &str, name: &str) -> Machine {
-        Machine {
+    fn machine(project: &str, name: &str) -> MachineRef {
+        MachineRef {
             name: name.to_owned(),
             project: project.to_owned(),
             status: "Running".to_owned(),

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 /// The frame around every answer of the API.
 #[derive(Debug, Deserialize)]
-pub(super) struct Envelope<T> {
+pub(super) struct ApiEnvelope<T> {
     /// The answer itself; `None` where an operation failed, whatever the status says.
     #[serde(default = "nothing")]
     pub(super) metadata: Option<T>,
@@ -19,7 +19,7 @@ fn nothing<T>() -> Option<T> {
 
 /// The frame around a refusal.
 #[derive(Debug, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct ApiRefusal {
     /// Incus's words.
     #[serde(default)]
     pub(super) error: String,
@@ -27,7 +27,7 @@ pub(super) struct Refusal {
 
 /// An Incus instance.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Machine {
+pub(crate) struct MachineRef {
     /// Its name, unique in its project.
     pub(crate) name: String,
     /// Its project.
@@ -43,7 +43,7 @@ fn default_project() -> String {
     "default".to_owned()
 }
 
-impl Machine {
+impl MachineRef {
     /// Whether programs can be started in it.
     pub(crate) fn runs(&self) -> bool {
         // `Ready` is what a running machine becomes that said so of itself.
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_passed_over_and_missing_ones_have_a_meaning() {
-        let machine: Machine = serde_json::from_str(r#"{"name":"a","later":[1]}"#).unwrap();
+        let machine: MachineRef = serde_json::from_str(r#"{"name":"a","later":[1]}"#).unwrap();
         assert_eq!(
             (machine.name.as_str(), machine.project.as_str()),
             ("a", "default")

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use super::connection::encoded;
 
 /// Configuration, or a device: keys and values as Incus takes them.
-pub(crate) type Keys = BTreeMap<String, String>;
+pub(crate) type ConfigMap = BTreeMap<String, String>;
 /// Devices by name.
-pub(crate) type Devices = BTreeMap<String, Keys>;
+pub(crate) type Devices = BTreeMap<String, ConfigMap>;
 
 /// The project that is always there; networks and their access lists are its own.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
@@ -180,9 +180,9 @@ pub(crate) enum Edit {
         /// Its name.
         name: String,
         /// Before.
-        old: Option<Keys>,
+        old: Option<ConfigMap>,
         /// After.
-        new: Option<Keys>,
+        new: Option<ConfigMap>,
     },
     /// The list of profiles.
     Profiles {
@@ -196,9 +196,9 @@ pub(crate) enum Edit {
         /// Of which traffic.
         direction: Direction,
         /// Those that go.
-        old: Vec<Keys>,
+        old: Vec<ConfigMap>,
         /// Those that come.
-        new: Vec<Keys>,
+        new: Vec<ConfigMap>,
     },
 }
 
@@ -244,7 +244,7 @@ impl Edit {
 }
 
 /// Keys as a JSON object.
-pub(crate) fn as_object(keys: &Keys) -> Value {
+pub(crate) fn as_object(keys: &ConfigMap) -> Value {
     let pairs = keys
         .iter()
         .map(|(key, value)| (key.clone(), value.clone().into()));
@@ -272,7 +272,7 @@ fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<
 }
 
 /// Whether a rule of the API has exactly these filled keys.
-fn is_rule(rule: &Value, keys: &Keys) -> bool {
+fn is_rule(rule: &Value, keys: &ConfigMap) -> bool {
     rule.as_object().is_some_and(|rule| {
         let filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));
         filled.clone().count() == keys.len()
@@ -288,7 +288,7 @@ mod tests {
 
     use super::*;
 
-    fn keys(pairs: &[(&str, &str)]) -> Keys {
+    fn keys(pairs: &[(&str, &str)]) -> ConfigMap {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         pairs.iter().map(owned).collect()
     }

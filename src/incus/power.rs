@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::object::Object;
-use super::{Incus, IncusError, Machine};
+use super::{Incus, IncusError, MachineRef};
 
 /// Longest that a machine may take to stop before it is killed, in seconds.
 const STOP_SECONDS: u32 = 10;
@@ -84,7 +84,7 @@ impl Incus {
     pub(super) async fn runs(&mut self, machine: &Object) -> Result<bool, IncusError> {
         let began = Instant::now();
         while began.elapsed() < CLEARED_MAX {
-            let called: Result<Machine, IncusError> = self.get(&machine.path("")).await;
+            let called: Result<MachineRef, IncusError> = self.get(&machine.path("")).await;
             match called {
                 Ok(called) if called.runs() => {}
                 Ok(_) | Err(IncusError::Refused { code: 404, .. }) => return Ok(false),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::connection::encoded;
-use super::object::{Devices, Keys, Object};
+use super::object::{ConfigMap, Devices, Object};
 use super::{Incus, IncusError};
 use crate::inside::SETUP;
 
@@ -19,11 +19,11 @@ pub(crate) struct State {
     /// All projects.
     pub(crate) projects: Vec<Project>,
     /// All networks of the default project, unmanaged interfaces of the host included.
-    pub(crate) networks: Vec<Network>,
+    pub(crate) networks: Vec<IncusNetwork>,
     /// All access lists of the default project.
     pub(crate) acls: Vec<Acl>,
     /// All profiles of all projects.
-    pub(crate) profiles: Vec<Profile>,
+    pub(crate) profiles: Vec<IncusProfile>,
     /// All machines of all projects.
     pub(crate) instances: Vec<Instance>,
     /// The custom volumes of all projects.
@@ -38,7 +38,7 @@ pub(crate) struct State {
 
 /// The daemon.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Server {
+pub(crate) struct IncusServer {
     /// Names of what this version of the API can do.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) api_extensions: Vec<String>,
@@ -68,7 +68,7 @@ pub(crate) struct Project {
     #[serde(default)]
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
     /// Addresses of all that is in it.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
@@ -76,7 +76,7 @@ pub(crate) struct Project {
 
 /// A network, or an interface of the host.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Network {
+pub(crate) struct IncusNetwork {
     pub(crate) name: String,
     /// `bridge` and others.
     #[serde(default, rename = "type")]
@@ -85,13 +85,13 @@ pub(crate) struct Network {
     #[serde(default)]
     pub(crate) managed: bool,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
     /// Addresses of all that uses it.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
 }
 
-impl Network {
+impl IncusNetwork {
     /// The machines that use it: project and name.
     pub(crate) fn machines(&self) -> impl Iterator<Item = (&str, &str)> {
         let urls = self.used_by.iter().map(String::as_str);
@@ -117,23 +117,23 @@ impl Project {
 pub(crate) struct Acl {
     pub(crate) name: String,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) ingress: Vec<Keys>,
+    pub(crate) ingress: Vec<ConfigMap>,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) egress: Vec<Keys>,
+    pub(crate) egress: Vec<ConfigMap>,
 }
 
 /// A profile.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Profile {
+pub(crate) struct IncusProfile {
     pub(crate) name: String,
     #[serde(default = "default_project")]
     pub(crate) project: String,
     #[serde(default)]
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) devices: Devices,
 }
@@ -153,7 +153,7 @@ pub(crate) struct Instance {
     #[serde(default)]
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) devices: Devices,
     /// Its own devices and those of its profiles.
@@ -179,7 +179,7 @@ pub(crate) struct Volume {
     #[serde(default)]
     pub(crate) pool: String,
     #[serde(default, deserialize_with = "or_default")]
-    pub(crate) config: Keys,
+    pub(crate) config: ConfigMap,
 }
 
 /// A name of an image.
@@ -192,7 +192,7 @@ pub(crate) struct Alias {
 }
 
 #[derive(Debug, Deserialize)]
-struct Pool {
+struct StoragePool {
     name: String,
 }
 
@@ -243,13 +243,13 @@ fn last_part(url: &str) -> &str {
 
 impl Incus {
     /// The daemon itself.
-    pub(crate) async fn server(&mut self) -> Result<Server, IncusError> {
+    pub(crate) async fn server(&mut self) -> Result<IncusServer, IncusError> {
         self.get("/1.0").await
     }
 
     /// Everything.
     pub(crate) async fn state(&mut self) -> Result<State, IncusError> {
-        let pools: Vec<Pool> = self.get("/1.0/storage-pools?recursion=1").await?;
+        let pools: Vec<StoragePool> = self.get("/1.0/storage-pools?recursion=1").await?;
         let mut state = State {
             projects: self.get("/1.0/projects?recursion=1").await?,
             networks: self.get("/1.0/networks?recursion=1").await?,
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(last_part("/1.0/images/abc?project=x"), "abc");
         assert_eq!(project_of("/1.0/instances/a?project=vault"), "vault");
         assert_eq!(project_of("/1.0/instances/a"), "default");
-        let network = Network {
+        let network = IncusNetwork {
             used_by: [
                 "/1.0/instances/a?project=vault&x=y",
                 "/1.0/instances/b",
@@ -403,7 +403,7 @@ mod tests {
             ]
             .map(str::to_owned)
             .to_vec(),
-            ..Network::default()
+            ..IncusNetwork::default()
         };
         let machines: Vec<_> = network.machines().collect();
         assert_eq!(machines, [("vault", "a"), ("default", "b")]);

@@ -9,11 +9,11 @@ use std::ops::RangeInclusive;
 
 use super::code::Code;
 use super::findings::{At, Findings};
-use super::raw::{Entry, Kind, Node, Reading};
+use super::raw::{Entry, Node, NodeKind, Reading};
 use crate::diagnostic::quote;
 
 pub(super) use json::{json, json_map};
-use wrong::{A_MAP, What, is_decimal, wrong_type};
+use wrong::{A_MAP, Expected, is_decimal, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
 
 /// The map of a section.
@@ -38,7 +38,7 @@ pub(super) struct Text<'t> {
 impl<'t, 'a> Fields<'t, 'a> {
     /// The map that a key holds.
     pub(super) fn of(entry: &'t Entry<'a>, findings: &mut Findings) -> Option<Self> {
-        let what = What::Key(&entry.key.text, entry.at);
+        let what = Expected::Key(&entry.key.text, entry.at);
         Self::of_what(&entry.value, what, findings)
     }
 
@@ -48,11 +48,11 @@ impl<'t, 'a> Fields<'t, 'a> {
         what: &'static str,
         findings: &mut Findings,
     ) -> Option<Self> {
-        Self::of_what(node, What::Item(what), findings)
+        Self::of_what(node, Expected::Item(what), findings)
     }
 
-    fn of_what(node: &'t Node<'a>, what: What<'_>, findings: &mut Findings) -> Option<Self> {
-        if let Kind::Map(entries) = &node.kind {
+    fn of_what(node: &'t Node<'a>, what: Expected<'_>, findings: &mut Findings) -> Option<Self> {
+        if let NodeKind::Map(entries) = &node.kind {
             return Some(Self {
                 at: node.at,
                 entries,
@@ -155,7 +155,7 @@ impl<'t, 'a> Fields<'t, 'a> {
     /// `true` or `false`.
     pub(super) fn flag(&self, key: &str, findings: &mut Findings) -> Option<bool> {
         let entry = self.filled(key, findings)?;
-        if let Kind::Scalar(scalar) = &entry.value.kind
+        if let NodeKind::Scalar(scalar) = &entry.value.kind
             && let Reading::Bool(value) = scalar.reading()
         {
             return Some(value);
@@ -174,7 +174,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         let entry = self.filled(key, findings)?;
         let at = entry.value.at;
         let written = match &entry.value.kind {
-            Kind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
+            NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
             _ => {
                 wrong_entry(entry, "a whole number", findings);
                 return None;
@@ -214,7 +214,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         findings: &mut Findings,
     ) -> Option<u64> {
         let entry = self.filled(key, findings)?;
-        let Kind::Scalar(scalar) = &entry.value.kind else {
+        let NodeKind::Scalar(scalar) = &entry.value.kind else {
             wrong_entry(entry, "an amount of memory such as `64MiB`", findings);
             return None;
         };
@@ -246,7 +246,7 @@ impl<'t, 'a> Fields<'t, 'a> {
     /// A list.
     pub(super) fn list(&self, key: &str, findings: &mut Findings) -> Option<&'t [Node<'a>]> {
         let entry = self.filled(key, findings)?;
-        if let Kind::List(items) = &entry.value.kind {
+        if let NodeKind::List(items) = &entry.value.kind {
             return Some(items);
         }
         wrong_entry(entry, "a list", findings);
@@ -297,7 +297,11 @@ fn bytes(text: &str) -> Option<u64> {
 
 /// The value of a key that is text.
 pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<Text<'t>> {
-    text(&entry.value, What::Key(&entry.key.text, entry.at), findings)
+    text(
+        &entry.value,
+        Expected::Key(&entry.key.text, entry.at),
+        findings,
+    )
 }
 
 /// An item of a list that is text.
@@ -306,7 +310,7 @@ pub(super) fn text_item<'t>(
     what: &'static str,
     findings: &mut Findings,
 ) -> Option<Text<'t>> {
-    text(node, What::Item(what), findings)
+    text(node, Expected::Item(what), findings)
 }
 
 /// A key that is text to YAML, such as a name.
@@ -317,18 +321,18 @@ pub(super) fn text_key<'t>(
 ) -> Option<Text<'t>> {
     let node = Node {
         at: entry.at,
-        kind: Kind::Scalar(entry.key.clone()),
+        kind: NodeKind::Scalar(entry.key.clone()),
     };
-    text(&node, What::Item(what), findings)?;
+    text(&node, Expected::Item(what), findings)?;
     Some(Text {
         text: &entry.key.text,
         at: entry.at,
     })
 }
 
-fn text<'t>(node: &'t Node<'_>, what: What<'_>, findings: &mut Findings) -> Option<Text<'t>> {
+fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> Option<Text<'t>> {
     match &node.kind {
-        Kind::Scalar(scalar) if scalar.reading() == Reading::Text => Some(Text {
+        NodeKind::Scalar(scalar) if scalar.reading() == Reading::Text => Some(Text {
             text: &scalar.text,
             at: node.at,
         }),
@@ -341,7 +345,7 @@ fn text<'t>(node: &'t Node<'_>, what: What<'_>, findings: &mut Findings) -> Opti
 
 /// A scalar as the text that Incus and Ansible get: truth values in small letters, anything else as it is written.
 pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
-    if let Kind::Scalar(scalar) = &entry.value.kind {
+    if let NodeKind::Scalar(scalar) = &entry.value.kind {
         match scalar.reading() {
             Reading::Bool(value) => return Some(value.to_string()),
             Reading::Null => {}
@@ -356,5 +360,5 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
 
 /// Whether a value is written empty.
 pub(super) fn is_null(node: &Node<'_>) -> bool {
-    matches!(&node.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Null)
+    matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Null)
 }

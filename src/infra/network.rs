@@ -62,7 +62,7 @@ pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option
 
 /// What keeps a machine from having an address inside its domain's subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unfit {
+pub(super) enum UnfitSubnet {
     /// Not in the subnet at all.
     Outside,
     /// The address of the subnet itself.
@@ -74,15 +74,15 @@ pub(super) enum Unfit {
 }
 
 /// Whether a machine of this /24 may have this address.
-pub(super) fn fit(address: Ipv4Addr, subnet: Ipv4Addr) -> Result<(), Unfit> {
+pub(super) fn fit(address: Ipv4Addr, subnet: Ipv4Addr) -> Result<(), UnfitSubnet> {
     let [.., last] = address.octets();
     if host(subnet, last) != address {
-        return Err(Unfit::Outside);
+        return Err(UnfitSubnet::Outside);
     }
     match last {
-        0 => Err(Unfit::Network),
-        GATEWAY => Err(Unfit::Gateway),
-        255 => Err(Unfit::Broadcast),
+        0 => Err(UnfitSubnet::Network),
+        GATEWAY => Err(UnfitSubnet::Gateway),
+        255 => Err(UnfitSubnet::Broadcast),
         _ => Ok(()),
     }
 }
@@ -136,15 +136,15 @@ mod tests {
     fn a_machine_has_neither_the_first_nor_the_last_two_addresses() {
         let subnet = Ipv4Addr::new(10, 100, 0, 0);
         for (last, fits) in [
-            (0, Err(Unfit::Network)),
+            (0, Err(UnfitSubnet::Network)),
             (1, Ok(())),
             (253, Ok(())),
-            (254, Err(Unfit::Gateway)),
-            (255, Err(Unfit::Broadcast)),
+            (254, Err(UnfitSubnet::Gateway)),
+            (255, Err(UnfitSubnet::Broadcast)),
         ] {
             assert_eq!(fit(host(subnet, last), subnet), fits, "{last}");
         }
         let outside = Ipv4Addr::new(10, 100, 1, 1);
-        assert_eq!(fit(outside, subnet), Err(Unfit::Outside));
+        assert_eq!(fit(outside, subnet), Err(UnfitSubnet::Outside));
     }
 }

@@ -26,7 +26,7 @@ const PROJECT_MAX: usize = 63;
 
 /// What a file may declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum FileRole {
     /// Everything: `infra.yml`, or `base.yml` of a folder.
     Base,
     /// Domains by name: `domains/*.yml`.
@@ -37,20 +37,20 @@ pub(super) enum Role {
 
 /// A file that was read, and what it may declare.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct InfraFile {
     /// Its path and text.
     pub(super) source: Arc<Source>,
     /// What it may declare.
-    pub(super) role: Role,
+    pub(super) role: FileRole,
 }
 
-impl File {
+impl InfraFile {
     /// A file that declares everything.
     pub(super) fn whole(path: &str, text: &str) -> Self {
-        Self::new(path, text, Role::Base)
+        Self::new(path, text, FileRole::Base)
     }
 
-    fn new(path: &str, text: &str, role: Role) -> Self {
+    fn new(path: &str, text: &str, role: FileRole) -> Self {
         let source = Source {
             path: path.to_owned(),
             text: text.to_owned(),
@@ -66,7 +66,7 @@ impl File {
 #[derive(Debug)]
 pub(super) struct Opened {
     /// `infra.yml` alone, or `base.yml` and then the others.
-    pub(super) files: Vec<File>,
+    pub(super) files: Vec<InfraFile>,
     /// The folder that holds the file or the folder.
     pub(super) folder: PathBuf,
     /// The name of the project where the file gives none.
@@ -83,7 +83,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
     let files = if metadata.is_dir() {
         open_folder(&path)?
     } else {
-        vec![read(&path, Role::Base, Symlinks::Followed).map_err(one)?]
+        vec![read(&path, FileRole::Base, Symlinks::Followed).map_err(one)?]
     };
     let folder = match path.parent() {
         Some(parent) if path.file_name().is_some() => parent.to_owned(),
@@ -140,7 +140,7 @@ pub(super) fn project_name(folder: &Path) -> String {
 }
 
 /// Reads `base.yml`, `policies.yml` and `domains/*.yml`; whatever else is there is a fault.
-fn open_folder(folder: &Path) -> Result<Vec<File>, Faults> {
+fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
     let mut take = |path: &Path, role| match read(path, role, Symlinks::Refused) {
@@ -155,7 +155,7 @@ fn open_folder(folder: &Path) -> Result<Vec<File>, Faults> {
         match path.file_name().and_then(OsStr::to_str) {
             Some("base.yml") => {
                 base = true;
-                take(path, Role::Base);
+                take(path, FileRole::Base);
             }
             Some("domains") => domains = true,
             Some("policies.yml") => {}
@@ -167,7 +167,7 @@ fn open_folder(folder: &Path) -> Result<Vec<File>, Faults> {
             Ok((paths, odd)) => {
                 strays.extend(odd);
                 for path in &paths {
-                    take(path, Role::Domains);
+                    take(path, FileRole::Domains);
                 }
             }
             Err(fault) => strays.push(fault),
@@ -175,7 +175,7 @@ fn open_folder(folder: &Path) -> Result<Vec<File>, Faults> {
     }
     let policies = folder.join("policies.yml");
     if entries.contains(&policies) {
-        take(&policies, Role::Policies);
+        take(&policies, FileRole::Policies);
     }
     if !base {
         let message = format!(
@@ -244,7 +244,7 @@ enum Symlinks {
 }
 
 /// Reads one regular file of at most [`FILE_MAX`] bytes.
-fn read(path: &Path, role: Role, symlinks: Symlinks) -> Result<File, Diagnostic> {
+fn read(path: &Path, role: FileRole, symlinks: Symlinks) -> Result<InfraFile, Diagnostic> {
     let metadata = match symlinks {
         Symlinks::Followed => fs::metadata(path),
         Symlinks::Refused => fs::symlink_metadata(path),
@@ -282,9 +282,9 @@ fn read(path: &Path, role: Role, symlinks: Symlinks) -> Result<File, Diagnostic>
     decode(&path.to_string_lossy(), bytes, role)
 }
 
-fn decode(path: &str, bytes: Vec<u8>, role: Role) -> Result<File, Diagnostic> {
+fn decode(path: &str, bytes: Vec<u8>, role: FileRole) -> Result<InfraFile, Diagnostic> {
     let wrong = match String::from_utf8(bytes) {
-        Ok(text) => return Ok(File::new(path, &text, role)),
+        Ok(text) => return Ok(InfraFile::new(path, &text, role)),
         Err(wrong) => wrong,
     };
     let at = wrong.utf8_error().valid_up_to();
@@ -316,7 +316,7 @@ fn decode(path: &str, bytes: Vec<u8>, role: Role) -> Result<File, Diagnostic> {
 /// The text of bytes, as [`read`] takes it from a file.
 #[cfg(test)]
 pub(super) fn decode_for_tests(bytes: &[u8]) -> Result<String, Diagnostic> {
-    let file = decode("infra.yml", bytes.to_owned(), Role::Base)?;
+    let file = decode("infra.yml", bytes.to_owned(), FileRole::Base)?;
     Ok(file.source.text.clone())
 }
 

@@ -18,7 +18,7 @@ use crate::diagnostic::quote;
 
 use place::{clamp, place};
 use repeated::repeated;
-pub(super) use shape::{Entry, Kind, Node, Reading, Scalar};
+pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
 
 /// Deepest nesting of lists and maps; a service's fixed arguments are at 9.
 const DEPTH_MAX: usize = 32;
@@ -26,7 +26,7 @@ const DEPTH_MAX: usize = 32;
 const NODES_MAX: usize = 2_000_000;
 
 /// A list or map that is still open.
-enum Frame<'a> {
+enum ParserFrame<'a> {
     List {
         at: At,
         items: Vec<Node<'a>>,
@@ -78,7 +78,7 @@ struct Builder<'a, 'f> {
     text: &'a str,
     file: u32,
     findings: &'f mut Findings,
-    frames: Vec<Frame<'a>>,
+    frames: Vec<ParserFrame<'a>>,
     nodes: usize,
     documents: usize,
     root: Option<Node<'a>>,
@@ -96,7 +96,7 @@ impl<'a> Builder<'a, '_> {
             }
             Event::SequenceStart(..) => {
                 self.check_tag(&span);
-                self.open(Frame::List {
+                self.open(ParserFrame::List {
                     at,
                     items: Vec::new(),
                 })
@@ -104,7 +104,7 @@ impl<'a> Builder<'a, '_> {
             Event::MappingStart(style, _, _) => {
                 self.check_tag(&span);
                 let flow = style == StructureStyle::Flow;
-                self.open(Frame::Map {
+                self.open(ParserFrame::Map {
                     at,
                     flow,
                     entries: Vec::new(),
@@ -187,21 +187,21 @@ impl<'a> Builder<'a, '_> {
             .help("write the value out: anchors and aliases are not read");
         self.put(Node {
             at,
-            kind: Kind::Unusable,
+            kind: NodeKind::Unusable,
         })
     }
 
     fn scalar(&mut self, at: At, scalar: Scalar<'a>) -> Result<(), Stopped> {
-        let Some(Frame::Map { key, skip, .. }) = self.frames.last_mut() else {
+        let Some(ParserFrame::Map { key, skip, .. }) = self.frames.last_mut() else {
             return self.put(Node {
                 at,
-                kind: Kind::Scalar(scalar),
+                kind: NodeKind::Scalar(scalar),
             });
         };
         if key.is_some() || *skip {
             return self.put(Node {
                 at,
-                kind: Kind::Scalar(scalar),
+                kind: NodeKind::Scalar(scalar),
             });
         }
         if scalar.plain && scalar.text == "<<" {
@@ -215,8 +215,8 @@ impl<'a> Builder<'a, '_> {
         self.count(at)
     }
 
-    fn open(&mut self, frame: Frame<'a>) -> Result<(), Stopped> {
-        let (Frame::List { at, .. } | Frame::Map { at, .. }) = &frame;
+    fn open(&mut self, frame: ParserFrame<'a>) -> Result<(), Stopped> {
+        let (ParserFrame::List { at, .. } | ParserFrame::Map { at, .. }) = &frame;
         let at = *at;
         if self.frames.len() >= DEPTH_MAX {
             return self.too_deep(at);
@@ -235,17 +235,17 @@ impl<'a> Builder<'a, '_> {
 
     fn close(&mut self) -> Result<(), Stopped> {
         let node = match self.frames.pop() {
-            Some(Frame::List { at, items }) => Node {
+            Some(ParserFrame::List { at, items }) => Node {
                 at,
-                kind: Kind::List(items),
+                kind: NodeKind::List(items),
             },
-            Some(Frame::Map {
+            Some(ParserFrame::Map {
                 at, flow, entries, ..
             }) => {
                 let first = entries.first().map(|entry| entry.at);
                 Node {
                     at: first.filter(|_| !flow).unwrap_or(at),
-                    kind: Kind::Map(self.without_duplicates(entries)),
+                    kind: NodeKind::Map(self.without_duplicates(entries)),
                 }
             }
             None => return Ok(()),
@@ -258,8 +258,8 @@ impl<'a> Builder<'a, '_> {
         let at = node.at;
         match self.frames.last_mut() {
             None => self.root = Some(node),
-            Some(Frame::List { items, .. }) => items.push(node),
-            Some(Frame::Map {
+            Some(ParserFrame::List { items, .. }) => items.push(node),
+            Some(ParserFrame::Map {
                 entries, key, skip, ..
             }) => {
                 if *skip {
@@ -273,7 +273,7 @@ impl<'a> Builder<'a, '_> {
                 } else {
                     *skip = true;
                     // An alias is reported already.
-                    if matches!(node.kind, Kind::Unusable) {
+                    if matches!(node.kind, NodeKind::Unusable) {
                         return Ok(());
                     }
                     self.findings
@@ -348,7 +348,7 @@ impl<'a> Builder<'a, '_> {
             };
             Some(Node {
                 at,
-                kind: Kind::Scalar(Scalar {
+                kind: NodeKind::Scalar(Scalar {
                     text: Cow::Borrowed(""),
                     plain: true,
                 }),

@@ -26,7 +26,7 @@ const PRO: &str = include_str!("../../tests/fixtures/quick-start-pro.yml");
 const EXAMPLE: &str = include_str!("../../infra.example.yml");
 
 #[track_caller]
-fn good(text: &str) -> Read {
+fn good(text: &str) -> ReadInfra {
     match parse("infra.yml", text) {
         Ok(read) => read,
         Err(Faults(faults)) => panic!("{}", draw(&faults, false)),

@@ -19,12 +19,12 @@ use std::net::Ipv4Addr;
 use super::code::Code;
 use super::field::Fields;
 use super::findings::{At, Findings};
-use super::open::{File, Role};
+use super::open::{FileRole, InfraFile};
 use super::raw::{self, Entry, Node};
 use super::{Domain, Infra, Machine, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
-use devices::Placed;
-use global::Settings;
+use devices::PlacedPath;
+use global::GlobalSettings;
 
 /// Keys of the file.
 const TOP: [&str; 5] = [
@@ -36,7 +36,7 @@ const TOP: [&str; 5] = [
 ];
 
 /// What a machine takes from its domain and the file.
-struct Surroundings<'s> {
+struct MachineContext<'s> {
     domain: &'s str,
     /// `None` after a fault in it.
     subnet: Option<Ipv4Addr>,
@@ -46,12 +46,12 @@ struct Surroundings<'s> {
     trust: Option<TrustLevel>,
     /// The domain's profiles by name.
     profiles: &'s HashMap<String, usize>,
-    settings: &'s Settings,
+    settings: &'s GlobalSettings,
     names: &'s Names<'s>,
 }
 
 /// Reads and checks the files of an infrastructure.
-pub(super) fn read(files: &[File], project: &str) -> Result<(Infra, Vec<Diagnostic>), Faults> {
+pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Diagnostic>), Faults> {
     let sources: Vec<_> = files.iter().map(|file| file.source.clone()).collect();
     let mut findings = Findings::new(sources);
     let mut roots = Vec::new();
@@ -119,10 +119,10 @@ struct MachineDraft {
     at: At,
     /// `security.privileged` of its own `config`.
     privileged: devices::Privileged,
-    devices: Vec<Placed>,
+    devices: Vec<PlacedPath>,
 }
 
-fn infra(roots: &[(Role, Node<'_>)], project: &str, findings: &mut Findings) -> Option<Infra> {
+fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings) -> Option<Infra> {
     let sections = sections(roots, findings)?;
     let settings = global::read(sections.top, findings);
     let project = global::project(sections.top, project, findings);
@@ -167,10 +167,10 @@ impl DomainDraft {
 
 /// Puts the files together: the top level of the first, domains and policies of all.
 fn sections<'t, 'a>(
-    roots: &'t [(Role, Node<'a>)],
+    roots: &'t [(FileRole, Node<'a>)],
     findings: &mut Findings,
 ) -> Option<Sections<'t, 'a>> {
-    let (_, base) = roots.iter().find(|(role, _)| *role == Role::Base)?;
+    let (_, base) = roots.iter().find(|(role, _)| *role == FileRole::Base)?;
     let alone = roots.len() == 1;
     let top = top(base, alone, findings)?;
     top.known("the file", &TOP, findings);
@@ -186,9 +186,9 @@ fn sections<'t, 'a>(
     seen.extend(domains.iter().map(|e| (e.key.text.as_ref(), e.at)));
     for (role, root) in roots {
         match role {
-            Role::Base => {}
-            Role::Domains => add_domains(root, &mut domains, &mut seen, findings),
-            Role::Policies => add_policies(root, &mut policies, top, findings),
+            FileRole::Base => {}
+            FileRole::Domains => add_domains(root, &mut domains, &mut seen, findings),
+            FileRole::Policies => add_policies(root, &mut policies, top, findings),
         }
     }
     if alone && top.entry("domains").is_none() {

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use super::{Found, Order, Serving, Unit, units};
+use super::{MachineSpec, ObservedMachine, Serving, Unit, units};
 use crate::digest::sha256;
 use crate::services::Services;
 
 /// One thing that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct Drift {
     /// What it is.
-    pub kind: Kind,
+    pub kind: DriftKind,
     /// `+`, `~` or `-`, what, and of which machine.
     pub line: String,
 }
 
 /// What kind of thing differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum DriftKind {
     /// The program must be pushed.
     Program,
     /// The name of the machine, or the link to the program.
@@ -34,18 +34,18 @@ pub enum Kind {
 
 /// Everything that differs; empty: the machine is as it should be.
 #[must_use]
-pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
+pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
     let machine = &order.machine;
     let mut pieces = Vec::new();
     let runs = !found.odd.contains_key(super::PROGRAM);
     if found.program.as_ref() != Some(&order.program) || !runs {
         let sign = sign(found.program.is_some());
-        pieces.push(Piece {
-            kind: Kind::Program,
+        pieces.push(Drift {
+            kind: DriftKind::Program,
             line: format!("{sign} program on {machine}"),
         });
     }
-    let mut rest = |kind, line| pieces.push(Piece { kind, line });
+    let mut rest = |kind, line| pieces.push(Drift { kind, line });
     let named = found.identity.as_ref().is_some_and(|found| {
         found.machine == order.machine
             && found.run_as == order.run_as
@@ -55,13 +55,13 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
     if !named || found.link.as_deref() != Some(super::PROGRAM) {
         let sign = sign(found.identity.is_some());
         let line = format!("{sign} name and link of the program on {machine}");
-        rest(Kind::Name, line);
+        rest(DriftKind::Name, line);
     }
     let odd = found.odd.keys().filter(|path| *path != super::PROGRAM);
     let odd: Vec<&str> = odd.map(String::as_str).collect();
     if !odd.is_empty() {
         let line = format!("~ rights on {machine}: {}", odd.join(", "));
-        rest(Kind::Rights, line);
+        rest(DriftKind::Rights, line);
     }
     if !has_services(order, found) {
         let new = order
@@ -76,13 +76,13 @@ pub fn differences(order: &Order, found: &Found) -> Vec<Piece> {
                 format!("~ services of {machine}: {old} → {new}")
             }
         };
-        rest(Kind::Services, line);
+        rest(DriftKind::Services, line);
     }
     if let Some(line) = supervision(order, found) {
-        rest(Kind::Supervision, line);
+        rest(DriftKind::Supervision, line);
     }
     if let Some(line) = serving(order, found) {
-        rest(Kind::Server, line);
+        rest(DriftKind::Server, line);
     }
     pieces
 }
@@ -92,7 +92,7 @@ const fn sign(there: bool) -> char {
 }
 
 /// Whether the services file is the declared one, or none is declared and none is there.
-fn has_services(order: &Order, found: &Found) -> bool {
+fn has_services(order: &MachineSpec, found: &ObservedMachine) -> bool {
     match (&order.services, &found.services) {
         (Some(text), Some(file)) => sha256(text) == file.sha256,
         (wanted, found) => wanted.is_none() && found.is_none(),
@@ -143,7 +143,7 @@ const CONSUMERS_SHOWN: usize = 8;
 const DIGEST_SHOWN: usize = 12;
 
 /// The files of the supervisor that the machine said it has.
-fn supervision(order: &Order, found: &Found) -> Option<String> {
+fn supervision(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let machine = &order.machine;
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     let wanted = match order.services {
@@ -166,7 +166,7 @@ fn supervision(order: &Order, found: &Found) -> Option<String> {
 }
 
 /// Whether the server answers by the policy of the order.
-fn serving(order: &Order, found: &Found) -> Option<String> {
+fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let machine = &order.machine;
     let Ok(Some(services)) = order.services() else {
         return None;
@@ -189,13 +189,13 @@ mod tests {
     use super::*;
     use crate::inside::{FoundServices, Identity, Supervisor};
 
-    fn order() -> Order {
+    fn order() -> MachineSpec {
         let services = serde_json::json!({
             "machine": "signer",
             "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev", "web"]}]
         });
         let services: Services = serde_json::from_value(services).unwrap();
-        Order::new("p1", "signer".parse().unwrap(), None, Some(&services))
+        MachineSpec::new("p1", "signer".parse().unwrap(), None, Some(&services))
     }
 
     /// The files of systemd for a server of this user.
@@ -205,9 +205,9 @@ mod tests {
     }
 
     /// A machine in which an order was carried out.
-    fn done(order: &Order) -> Found {
+    fn done(order: &MachineSpec) -> ObservedMachine {
         let services = order.services().unwrap();
-        Found {
+        ObservedMachine {
             runs: true,
             program: Some(order.program.clone()),
             odd: BTreeMap::new(),
@@ -238,7 +238,7 @@ mod tests {
         };
         let with = |paths: &[&str]| {
             let odd = paths.iter().map(|path| ((*path).to_owned(), other));
-            Found {
+            ObservedMachine {
                 odd: odd.collect(),
                 ..done(&order)
             }
@@ -250,14 +250,14 @@ mod tests {
         let program = differences(&order, &with(&[crate::inside::PROGRAM]));
         assert_eq!(
             program,
-            [Piece {
-                kind: Kind::Program,
+            [Drift {
+                kind: DriftKind::Program,
                 line: "~ program on signer".to_owned()
             }]
         );
     }
 
-    fn lines(order: &Order, found: &Found) -> Vec<String> {
+    fn lines(order: &MachineSpec, found: &ObservedMachine) -> Vec<String> {
         differences(order, found)
             .into_iter()
             .map(|piece| piece.line)
@@ -274,7 +274,7 @@ mod tests {
         let services = order().services().unwrap().unwrap();
         let digest = services.digest();
         assert_eq!(
-            lines(&order(), &Found::default()),
+            lines(&order(), &ObservedMachine::default()),
             [
                 "+ program on signer".to_owned(),
                 "+ name and link of the program on signer".to_owned(),
@@ -290,23 +290,23 @@ mod tests {
     fn each_part_is_compared() {
         let same = done(&order());
         let services = order().services;
-        let cases: [(Found, &str); 8] = [
+        let cases: [(ObservedMachine, &str); 8] = [
             (
-                Found {
+                ObservedMachine {
                     program: Some("p0".to_owned()),
                     ..same.clone()
                 },
                 "~ program on signer",
             ),
             (
-                Found {
+                ObservedMachine {
                     link: None,
                     ..same.clone()
                 },
                 "~ name and link of the program on signer",
             ),
             (
-                Found {
+                ObservedMachine {
                     identity: None,
                     units: BTreeMap::new(),
                     ..same.clone()
@@ -314,28 +314,28 @@ mod tests {
                 "+ name and link of the program on signer",
             ),
             (
-                Found {
+                ObservedMachine {
                     units: BTreeMap::new(),
                     ..same.clone()
                 },
                 "+ supervision of the server on signer",
             ),
             (
-                Found {
+                ObservedMachine {
                     units: files(Some("other")),
                     ..same.clone()
                 },
                 "~ supervision of the server on signer",
             ),
             (
-                Found {
+                ObservedMachine {
                     serving: Serving::Silent,
                     ..same.clone()
                 },
                 "~ server on signer: no answer → running",
             ),
             (
-                Found {
+                ObservedMachine {
                     runs: false,
                     serving: Serving::Unknown,
                     ..same.clone()
@@ -343,7 +343,7 @@ mod tests {
                 "~ server on signer: stopped → running",
             ),
             (
-                Found {
+                ObservedMachine {
                     serving: Serving::Policy {
                         digest: "d".into(),
                         refused: None,
@@ -356,12 +356,12 @@ mod tests {
         for (found, line) in cases {
             assert_eq!(lines(&order(), &found), [line]);
         }
-        let withdrawn = Order {
+        let withdrawn = MachineSpec {
             services: None,
             ..order()
         };
         let services = services.as_deref().map(FoundServices::of);
-        let found = Found {
+        let found = ObservedMachine {
             services,
             ..done(&order())
         };

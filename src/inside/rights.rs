@@ -57,14 +57,14 @@ impl Rights {
 /// A user of a machine, with one group and no other, as calls are made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Caller {
+pub struct CallerUser {
     /// User number.
     pub uid: u32,
     /// Group number.
     pub gid: u32,
 }
 
-impl Caller {
+impl CallerUser {
     /// Whether a folder with these rights lets the user through.
     #[must_use]
     pub const fn passes(self, folder: Rights) -> bool {
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_folder_lets_through_whom_its_rights_name() {
         let folder = |uid, gid, mode| Rights { uid, gid, mode };
-        let dev = Caller {
+        let dev = CallerUser {
             uid: 1000,
             gid: 100,
         };
@@ -101,7 +101,7 @@ mod tests {
         ];
         for (folder, passes) in cases {
             assert_eq!(dev.passes(folder), passes, "{folder:?}");
-            assert!(Caller::default().passes(folder));
+            assert!(CallerUser::default().passes(folder));
             let opened = Rights {
                 mode: folder.mode | PASS,
                 ..folder

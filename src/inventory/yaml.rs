@@ -9,7 +9,7 @@ mod words;
 
 use serde_json::{Map, Value};
 
-use scalar::{Position, Role};
+use scalar::{Position, ScalarRole};
 
 /// Spaces that a level is indented by.
 const INDENT: usize = 2;
@@ -62,7 +62,7 @@ impl Writer {
         for (key, value) in values {
             self.start_line(indent);
             if is_simple_key(key) {
-                self.scalar(key, indent, Role::Key);
+                self.scalar(key, indent, ScalarRole::Key);
                 self.put(":");
                 self.value(value, indent);
             } else {
@@ -124,10 +124,10 @@ impl Writer {
 
     fn text(&mut self, text: &str, indent: usize) {
         self.put(" ");
-        self.scalar(text, indent, Role::Value);
+        self.scalar(text, indent, ScalarRole::Value);
     }
 
-    fn scalar(&mut self, text: &str, indent: usize, role: Role) {
+    fn scalar(&mut self, text: &str, indent: usize, role: ScalarRole) {
         let position = Position {
             column: self.column,
             indent: indent + INDENT,

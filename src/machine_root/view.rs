@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::incus::{Entry, Kind, Owner};
+use crate::incus::{EntryKind, FileEntry, FileOwner};
 
 /// How every path is resolved, from the root folder on.
 const STRICT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
@@ -42,20 +42,20 @@ const PROC_MAX: u64 = 64 * 1024;
 
 /// Why there is no answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ViewFailure {
     /// More bytes than were asked for.
     TooLarge,
     /// A link, a mount, or what cannot be told from here.
     Unclear,
 }
 
-impl From<Errno> for Failure {
+impl From<Errno> for ViewFailure {
     fn from(_: Errno) -> Self {
         Self::Unclear
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for ViewFailure {
     fn from(_: io::Error) -> Self {
         Self::Unclear
     }
@@ -108,19 +108,19 @@ impl View {
     }
 
     /// What is at a path; `None`: nothing.
-    pub(super) fn look(&self, path: &str) -> Result<Option<Entry>, Failure> {
+    pub(super) fn look(&self, path: &str) -> Result<Option<FileEntry>, ViewFailure> {
         let Some((_, is)) = self.at(path)? else {
             return Ok(None);
         };
         let kind = FileType::from_raw_mode(is.st_mode);
-        Ok(Some(Entry {
+        Ok(Some(FileEntry {
             kind: match kind {
-                FileType::Directory => Kind::Folder,
-                FileType::RegularFile | FileType::Fifo | FileType::Socket => Kind::File,
-                FileType::Symlink => Kind::Link,
-                _ => Kind::Other,
+                FileType::Directory => EntryKind::Folder,
+                FileType::RegularFile | FileType::Fifo | FileType::Socket => EntryKind::File,
+                FileType::Symlink => EntryKind::Link,
+                _ => EntryKind::Other,
             },
-            owner: Some(Owner {
+            owner: Some(FileOwner {
                 uid: self.users.inside(is.st_uid),
                 gid: self.groups.inside(is.st_gid),
                 mode: is.st_mode & RIGHTS,
@@ -133,20 +133,20 @@ impl View {
     pub(super) fn read(
         &self,
         path: &str,
-        kind: Kind,
+        kind: EntryKind,
         max: u64,
-    ) -> Result<Option<Vec<u8>>, Failure> {
+    ) -> Result<Option<Vec<u8>>, ViewFailure> {
         let Some((there, is)) = self.at(path)? else {
             return Ok(None);
         };
         match (kind, FileType::from_raw_mode(is.st_mode)) {
-            (Kind::Link, FileType::Symlink) => {
+            (EntryKind::Link, FileType::Symlink) => {
                 let target = readlinkat(&there, "", Vec::new())?;
                 Ok(Some(target.into_bytes()))
             }
-            (Kind::File, FileType::RegularFile) => {
+            (EntryKind::File, FileType::RegularFile) => {
                 if size(&is) > max {
-                    return Err(Failure::TooLarge);
+                    return Err(ViewFailure::TooLarge);
                 }
                 let mut content = Vec::new();
                 // It may grow meanwhile.
@@ -155,7 +155,7 @@ impl View {
                 if u64::try_from(content.len()).is_ok_and(|length| length <= max) {
                     Ok(Some(content))
                 } else {
-                    Err(Failure::TooLarge)
+                    Err(ViewFailure::TooLarge)
                 }
             }
             _ => Ok(None),
@@ -163,7 +163,7 @@ impl View {
     }
 
     /// Whether a regular file holds the same as a file of the host's; `None`: nothing is there, or something else.
-    pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, Failure> {
+    pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, ViewFailure> {
         let Some((there, is)) = self.at(path)? else {
             return Ok(None);
         };
@@ -180,7 +180,7 @@ impl View {
     }
 
     /// Something at a path, held without being opened for use.
-    fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, Failure> {
+    fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, ViewFailure> {
         let below = match path.trim_start_matches('/') {
             "" => ".",
             below => below,

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::CONNECTIONS;
-use crate::mcp::pace::Pace;
-use crate::mcp::server::{Server, Shared, Stop};
+use crate::mcp::pace::ReadThrottle;
+use crate::mcp::server::{Server, Shared, Shutdown};
 use crate::name::MachineName;
 
 /// Pause after an accept that failed, such as for want of file descriptors.
@@ -33,9 +33,9 @@ pub(crate) struct Accepting {
     /// What its connections share.
     pub(crate) shared: Arc<Shared>,
     /// How fast they are read, and how much memory they have.
-    pub(crate) pace: Arc<Pace>,
+    pub(crate) pace: Arc<ReadThrottle>,
     /// How they are told to end.
-    pub(crate) connections: Stop,
+    pub(crate) connections: Shutdown,
 }
 
 impl Accepting {
@@ -80,14 +80,14 @@ impl Accepting {
         while turned_away.join_next().await.is_some() {}
     }
 
-    fn server(&self, pace: &Arc<Pace>) -> Server {
+    fn server(&self, pace: &Arc<ReadThrottle>) -> Server {
         let (shared, pace) = (Arc::clone(&self.shared), Arc::clone(pace));
         Server::of_consumer(self.caller.clone(), shared, pace)
     }
 
     /// Each connection ends by itself; the door ends all of them.
-    fn stop(&self) -> Stop {
-        Stop {
+    fn stop(&self) -> Shutdown {
+        Shutdown {
             gently: self.connections.gently.child_token(),
             now: self.connections.now.child_token(),
         }
@@ -105,13 +105,13 @@ impl Accepting {
     }
 }
 
-async fn serve(server: Server, stream: UnixStream, stop: Stop) {
+async fn serve(server: Server, stream: UnixStream, stop: Shutdown) {
     let (reader, writer) = stream.into_split();
     server.serve(reader, writer, stop).await;
 }
 
 /// Serves a connection beyond its caller's limit; one that is slow to ask has no claim to an answer.
-async fn turn_away(server: Server, stream: UnixStream, stop: Stop) {
+async fn turn_away(server: Server, stream: UnixStream, stop: Shutdown) {
     let mut serving = pin!(serve(server, stream, stop.clone()));
     if timeout(FIRST_REQUEST, &mut serving).await.is_err() {
         stop.now.cancel();

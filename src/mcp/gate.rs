@@ -42,12 +42,12 @@ pub(crate) struct Overloaded {
 
 /// The counters of a server.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct ConcurrencyLimiter {
     counters: Mutex<Counters>,
     began: Instant,
 }
 
-impl Default for Gate {
+impl Default for ConcurrencyLimiter {
     fn default() -> Self {
         Self {
             counters: Mutex::default(),
@@ -86,12 +86,12 @@ pub(crate) fn too_many_connections(most: usize) -> Overloaded {
 
 /// A call's place among those that run; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Running {
-    gate: Arc<Gate>,
+pub(crate) struct RunningCall {
+    gate: Arc<ConcurrencyLimiter>,
     scopes: [Scope; 2],
 }
 
-impl Drop for Running {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         let mut counters = self.gate.lock();
         for scope in &self.scopes {
@@ -105,7 +105,7 @@ impl Drop for Running {
     }
 }
 
-impl Gate {
+impl ConcurrencyLimiter {
     fn lock(&self) -> std::sync::MutexGuard<'_, Counters> {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +116,7 @@ impl Gate {
         caller: &str,
         service: &str,
         limits: &Limits,
-    ) -> Result<Running, Overloaded> {
+    ) -> Result<RunningCall, Overloaded> {
         self.enter_at(caller, service, limits, self.began.elapsed())
     }
 
@@ -127,7 +127,7 @@ impl Gate {
         service: &str,
         limits: &Limits,
         now: Duration,
-    ) -> Result<Running, Overloaded> {
+    ) -> Result<RunningCall, Overloaded> {
         let scope = |own: bool, caller: Option<&str>| Scope {
             caller: caller.map(str::to_owned),
             service: own.then(|| service.to_owned()),
@@ -183,7 +183,7 @@ impl Gate {
         for scope in &scopes {
             *counters.running.entry(scope.clone()).or_default() += 1;
         }
-        Ok(Running {
+        Ok(RunningCall {
             gate: Arc::clone(self),
             scopes,
         })
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_burst_gets_its_share_and_the_rest_is_told_when_to_come_back() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(ConcurrencyLimiter::default());
         let limits = limits(Some(100), None);
         let (ok, late): (Vec<_>, Vec<_>) = (0..300)
             .map(|_| gate.enter_at("a", "s", &limits, START))
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_place_is_free_again_when_the_call_ends() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(ConcurrencyLimiter::default());
         let limits = limits(None, Some(2));
         let first = gate.enter_at("a", "s", &limits, START).unwrap();
         let _second = gate.enter_at("a", "s", &limits, START).unwrap();
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_limit_of_all_holds_over_callers() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(ConcurrencyLimiter::default());
         let limits = Limits {
             in_flight_all: Some(3),
             ..Limits::default()

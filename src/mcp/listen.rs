@@ -26,15 +26,15 @@ use crate::confinement::InForce;
 use crate::inside::STOP_SECONDS;
 use crate::limits::STOP_TIME;
 use crate::mcp::live::Policy;
-use crate::mcp::server::Stop;
+use crate::mcp::server::Shutdown;
 use crate::name::MachineName;
 use crate::services::Services;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
-use folder::{Folder, FolderError};
+use folder::{FolderError, SocketFolder};
 pub(crate) use state::ServerState;
 use state::WorkerFailures;
-use worker::Supervisor;
+use worker::WorkerSupervisor;
 
 /// How often sockets are compared with the policy; calls look at it themselves.
 const FOLLOW: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
 /// What a server says of itself, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Status {
+pub(crate) struct ServerStatus {
     /// Its process.
     pub(crate) pid: u32,
     /// Its version.
@@ -75,19 +75,19 @@ pub(crate) struct Status {
 /// A server of many consumers.
 #[derive(Debug)]
 pub(crate) struct Listening {
-    folder: Arc<Folder>,
+    folder: Arc<SocketFolder>,
     state: ServerState,
-    stop: Stop,
-    doors: BTreeMap<MachineName, Door>,
+    stop: Shutdown,
+    doors: BTreeMap<MachineName, ConsumerSocket>,
     /// Consumers whose sockets are to go.
     gone: BTreeSet<MachineName>,
-    said: Option<Said>,
+    said: Option<SaidStatus>,
     worker_failures: WorkerFailures,
 }
 
 /// What the status says that may change.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
+struct SaidStatus {
     digest: String,
     refused: Option<String>,
     failed: Vec<String>,
@@ -96,14 +96,14 @@ struct Said {
 
 /// A consumer's socket, and what it takes to close it.
 #[derive(Debug)]
-struct Door {
+struct ConsumerSocket {
     close: CancellationToken,
-    connections: Stop,
+    connections: Shutdown,
 }
 
 impl Listening {
     /// A server that has no sockets yet.
-    pub(crate) fn new(folder: Folder, state: ServerState, stop: Stop) -> Self {
+    pub(crate) fn new(folder: SocketFolder, state: ServerState, stop: Shutdown) -> Self {
         Self {
             folder: Arc::new(folder),
             state,
@@ -203,11 +203,15 @@ impl Listening {
     }
 
     /// Makes the socket of a consumer, also of one whose socket was taken away, and serves it.
-    fn bind(&mut self, name: &MachineName, tasks: &mut JoinSet<()>) -> Result<Door, FolderError> {
+    fn bind(
+        &mut self,
+        name: &MachineName,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<ConsumerSocket, FolderError> {
         let listener = self.folder.bind(name)?;
         let old = self.doors.get(name);
         let connections = old.map_or_else(
-            || Stop {
+            || Shutdown {
                 gently: self.stop.gently.child_token(),
                 now: self.stop.now.child_token(),
             },
@@ -236,10 +240,10 @@ impl Listening {
         &self,
         name: &MachineName,
         listener: std::os::unix::net::UnixListener,
-        connections: Stop,
+        connections: Shutdown,
         tasks: &mut JoinSet<()>,
-    ) -> io::Result<Door> {
-        let door = Door {
+    ) -> io::Result<ConsumerSocket> {
+        let door = ConsumerSocket {
             close: CancellationToken::new(),
             connections,
         };
@@ -248,7 +252,7 @@ impl Listening {
             reason = "it is for types that lie about their descriptor; this one owns its own"
         )]
         let socket = AsyncFd::with_interest(OwnedFd::from(listener), Interest::READABLE)?;
-        let supervisor = Supervisor {
+        let supervisor = WorkerSupervisor {
             caller: name.clone(),
             socket,
             state: self.state.clone(),
@@ -269,7 +273,7 @@ impl Listening {
 
     /// Writes the status anew when it is another.
     fn tell(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
-        let now = Said {
+        let now = SaidStatus {
             digest: policy.digest.clone(),
             refused: self.state.live.refused(),
             failed: self.failures(failed),
@@ -278,7 +282,7 @@ impl Listening {
         if self.said.as_ref() == Some(&now) {
             return Ok(());
         }
-        let status = Status {
+        let status = ServerStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             services: policy.services.clone(),

@@ -66,7 +66,7 @@ pub(crate) enum PolicyError {
 
 /// What happened to the policy, for the log.
 #[derive(Debug)]
-pub(crate) enum Change<'a> {
+pub(crate) enum PolicyChange<'a> {
     /// Another policy is in force.
     Taken(&'a Policy),
     /// A new file was refused; the policy stays in force.
@@ -74,7 +74,7 @@ pub(crate) enum Change<'a> {
 }
 
 /// Hears of every change.
-pub(crate) type OnChange = Box<dyn Fn(&Change<'_>) + Send + Sync>;
+pub(crate) type OnChange = Box<dyn Fn(&PolicyChange<'_>) + Send + Sync>;
 
 /// A policy that was just read.
 pub(crate) struct Loaded {
@@ -88,14 +88,14 @@ pub(crate) struct Loaded {
 pub(crate) type ReadPolicy = Box<dyn Fn() -> Result<Loaded, PolicyError> + Send + Sync>;
 
 /// A services file and the policy that it last gave.
-pub(crate) struct Live {
+pub(crate) struct PolicyWatcher {
     path: PathBuf,
     read: ReadPolicy,
     on_change: OnChange,
-    state: Mutex<State>,
+    state: Mutex<PolicyState>,
 }
 
-impl std::fmt::Debug for Live {
+impl std::fmt::Debug for PolicyWatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Live")
             .field("path", &self.path)
@@ -104,7 +104,7 @@ impl std::fmt::Debug for Live {
 }
 
 #[derive(Debug)]
-struct State {
+struct PolicyState {
     seen: Stamp,
     policy: Arc<Policy>,
     refused: Option<String>,
@@ -124,7 +124,7 @@ enum Stamp {
     Unsettled,
 }
 
-impl Live {
+impl PolicyWatcher {
     /// Reads a file for the first time.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl Live {
             path: path.to_owned(),
             read,
             on_change,
-            state: Mutex::new(State {
+            state: Mutex::new(PolicyState {
                 // Looked at anew at once: it may have changed since it was read.
                 seen: Stamp::Unsettled,
                 policy: first,
@@ -191,7 +191,7 @@ impl Live {
         self.lock().seen = Stamp::Unsettled;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PolicyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,25 +200,25 @@ impl Live {
         self.lock().refused.clone()
     }
 
-    fn take(&self, state: &mut State, Loaded { policy, settled }: Loaded) {
+    fn take(&self, state: &mut PolicyState, Loaded { policy, settled }: Loaded) {
         let mended = state.refused.take().is_some();
         if !settled {
             state.seen = Stamp::Unsettled;
         }
         if mended || policy.digest != state.policy.digest {
             state.policy = policy;
-            (self.on_change)(&Change::Taken(&state.policy));
+            (self.on_change)(&PolicyChange::Taken(&state.policy));
         }
     }
 
-    fn refuse(&self, state: &mut State, error: &PolicyError) {
+    fn refuse(&self, state: &mut PolicyState, error: &PolicyError) {
         if let PolicyError::Io { .. } = error {
             // It was not read, for want of files or so: what it holds may be a refusal, and it stays as it looks now.
             state.seen = Stamp::Unsettled;
         }
         let text = error.to_string();
         if state.refused.as_ref() != Some(&text) {
-            (self.on_change)(&Change::Refused(&state.policy, error));
+            (self.on_change)(&PolicyChange::Refused(&state.policy, error));
         }
         state.refused = Some(text);
     }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     struct Watched {
-        live: Live,
+        live: PolicyWatcher,
         path: PathBuf,
         changes: Arc<AtomicUsize>,
         _folder: tempfile::TempDir,
@@ -309,11 +309,11 @@ mod tests {
         }
         let changes = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&changes);
-        let count = move |_: &Change<'_>| {
+        let count = move |_: &PolicyChange<'_>| {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         Watched {
-            live: Live::new(&path, Live::read(&path).unwrap(), Box::new(count)),
+            live: PolicyWatcher::new(&path, PolicyWatcher::read(&path).unwrap(), Box::new(count)),
             path,
             changes,
             _folder: folder,
@@ -364,11 +364,11 @@ mod tests {
         let path = folder.path().join("services.json");
         for broken in [&b"{"[..], b"", b"[]", b"\xff"] {
             std::fs::write(&path, broken).unwrap();
-            assert!(Live::read(&path).is_err());
+            assert!(PolicyWatcher::read(&path).is_err());
         }
         std::fs::remove_file(&path).unwrap();
         let kind = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        assert!(Live::read(&path).is_err());
+        assert!(PolicyWatcher::read(&path).is_err());
     }
 }

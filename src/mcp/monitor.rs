@@ -17,9 +17,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Call, Outcome, Verdict};
-use crate::mcp::gate::{Gate, Overloaded, Running};
+use crate::mcp::gate::{ConcurrencyLimiter, Overloaded, RunningCall};
 use crate::mcp::live::Policy;
-use crate::mcp::recorder::{Begun, Recorder};
+use crate::mcp::recorder::{BegunCall, Recorder};
 use crate::policy::Caller;
 
 /// What a connection asks before and after each call.
@@ -83,7 +83,7 @@ pub(crate) struct Local {
     /// The log.
     recorder: Arc<Recorder>,
     /// How busy the server is.
-    gate: Arc<Gate>,
+    gate: Arc<ConcurrencyLimiter>,
 }
 
 /// The policy of the moment at which it is asked for.
@@ -95,7 +95,7 @@ impl Local {
         caller: Caller,
         policy: PolicySource,
         recorder: Arc<Recorder>,
-        gate: Arc<Gate>,
+        gate: Arc<ConcurrencyLimiter>,
     ) -> Self {
         Self {
             caller,
@@ -181,8 +181,8 @@ impl Monitor for Local {
 
 /// A call that runs: its slot, and its line of the log.
 struct LocalCall {
-    running: Option<Running>,
-    begun: Begun,
+    running: Option<RunningCall>,
+    begun: BegunCall,
 }
 
 impl Admitted for LocalCall {

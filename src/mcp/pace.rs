@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::limits::{MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
 use memory::Pools;
 
-pub(crate) use memory::{Lender, Room};
+pub(crate) use memory::{Lender, MemoryPermit};
 
 /// Time of one small message.
 const MESSAGE: Duration = Duration::from_micros(1_000_000 / MESSAGES_PER_SECOND);
@@ -31,19 +31,19 @@ const CONNECTION: u32 = 5;
 pub(crate) const SHORT: usize = 16 * 1024;
 /// The pace of one caller, over all its connections.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct ReadThrottle {
     memory: Pools,
     /// When all that was read so far would be done, at one message a [`MESSAGE`].
     done: Mutex<Instant>,
 }
 
-impl Default for Pace {
+impl Default for ReadThrottle {
     fn default() -> Self {
         Self::of(Pools::default())
     }
 }
 
-impl Pace {
+impl ReadThrottle {
     /// Of a caller that may have so many bytes in memory, part of them borrowed.
     pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
         Self::of(Pools::of(bytes, lender))
@@ -61,7 +61,7 @@ impl Pace {
     /// # Errors
     ///
     /// None; the semaphore is never closed.
-    pub(crate) async fn room(&self, bytes: usize) -> io::Result<Room> {
+    pub(crate) async fn room(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.long.room(bytes).await
     }
 
@@ -70,8 +70,8 @@ impl Pace {
     ///
     /// # Errors
     ///
-    /// As [`Pace::room`].
-    pub(crate) async fn request(&self, bytes: usize) -> io::Result<Room> {
+    /// As [`ReadThrottle::room`].
+    pub(crate) async fn request(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.requests.room(bytes).await
     }
 
@@ -79,8 +79,8 @@ impl Pace {
     ///
     /// # Errors
     ///
-    /// As [`Pace::room`].
-    pub(crate) async fn answer(&self, bytes: usize) -> io::Result<Room> {
+    /// As [`ReadThrottle::room`].
+    pub(crate) async fn answer(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.answers.room(bytes).await
     }
 
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_burst_is_read_at_once_and_the_rest_at_a_pace() {
         let now = Instant::now();
-        let pace = Pace::default();
+        let pace = ReadThrottle::default();
         *pace.done.lock().unwrap() = now;
         let burst = MESSAGES_AT_ONCE;
         for _ in 0..=burst {
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn calls_that_run_are_not_counted() {
         let now = Instant::now();
-        let pace = Pace::default();
+        let pace = ReadThrottle::default();
         *pace.done.lock().unwrap() = now;
         for _ in 0..100_000 {
             assert_eq!(pace.turn(cost(5 * BYTES), now), now);

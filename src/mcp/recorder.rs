@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::audit::chain::unlinked;
-use crate::audit::flood::{Counted, Floods, Kind};
+use crate::audit::flood::{CallKind, Counted, Floods};
 use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
 use crate::text::Foreign;
 
@@ -36,7 +36,7 @@ pub(crate) struct Recorder {
     /// Calls whose line has its room, and is not written yet.
     running: AtomicUsize,
     /// What could not be written, oldest first.
-    kept: Mutex<VecDeque<Kept>>,
+    kept: Mutex<VecDeque<KeptLine>>,
     floods: Mutex<Floods>,
     began: Instant,
     /// Why it cannot be written now, as far as that was tried.
@@ -47,7 +47,7 @@ pub(crate) struct Recorder {
 
 /// What happened, and when.
 #[derive(Debug)]
-struct Kept {
+struct KeptLine {
     time: String,
     event: Event,
 }
@@ -106,10 +106,10 @@ impl Recorder {
         self: &Arc<Self>,
         mut line: Call,
         allow_unlogged: bool,
-    ) -> Result<Begun, AuditError> {
+    ) -> Result<BegunCall, AuditError> {
         self.seal(&mut line);
         let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut begun = Begun {
+        let mut begun = BegunCall {
             recorder: Arc::clone(self),
             line: None,
             since: Instant::now(),
@@ -152,7 +152,7 @@ impl Recorder {
         let time = audit::now();
         let appended = self.write(time.clone(), event.clone());
         if appended.is_err() {
-            self.keep(Kept { time, event });
+            self.keep(KeptLine { time, event });
         }
         self.tolerate(appended, allow_unlogged)
     }
@@ -187,7 +187,7 @@ impl Recorder {
             let written = self.write(time.clone(), event.clone());
             self.note(&written);
             if written.is_err() {
-                self.kept().push_back(Kept { time, event });
+                self.kept().push_back(KeptLine { time, event });
             }
         }
         let left = std::mem::take(&mut *self.kept());
@@ -248,7 +248,7 @@ impl Recorder {
             None => Ok(()),
         });
         if written.is_err() {
-            self.keep(Kept { time, event });
+            self.keep(KeptLine { time, event });
         }
         written
     }
@@ -256,14 +256,14 @@ impl Recorder {
     /// Writes what was kept.
     fn flush(&self, log: &Log) -> Result<(), AuditError> {
         let mut kept = self.kept();
-        while let Some(Kept { time, event }) = kept.front() {
+        while let Some(KeptLine { time, event }) = kept.front() {
             log.append_of(time.clone(), event.clone())?;
             kept.pop_front();
         }
         Ok(())
     }
 
-    fn keep(&self, line: Kept) {
+    fn keep(&self, line: KeptLine) {
         let mut kept = self.kept();
         if kept.len() < KEPT_MAX {
             kept.push_back(line);
@@ -275,7 +275,7 @@ impl Recorder {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<KeptLine>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -284,7 +284,7 @@ impl Recorder {
     }
 
     fn has_own_line(&self, call: &Call) -> bool {
-        let kind = Kind {
+        let kind = CallKind {
             name: call.service.clone(),
             decision: call.decision,
             reason: call.reason.clone(),
@@ -297,7 +297,7 @@ impl Recorder {
     fn count_one(&self, call: &Call, decision: Verdict, reason: Foreign) {
         let counted = Counted {
             caller: call.caller.raw().clone(),
-            kind: Kind {
+            kind: CallKind {
                 name: call.service.clone(),
                 decision,
                 reason,
@@ -326,20 +326,20 @@ impl Recorder {
 }
 
 /// A call that runs. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
-pub(crate) struct Begun {
+pub(crate) struct BegunCall {
     recorder: Arc<Recorder>,
     line: Option<Call>,
     since: Instant,
     allow_unlogged: bool,
 }
 
-impl fmt::Debug for Begun {
+impl fmt::Debug for BegunCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Begun").finish_non_exhaustive()
     }
 }
 
-impl Begun {
+impl BegunCall {
     /// Logs how it ended. When this returns the line is in the file, and the answer may leave.
     ///
     /// # Errors
@@ -362,7 +362,7 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for BegunCall {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             let written = self.write(line, Outcome::Cancelled, 0);

@@ -35,7 +35,7 @@ const LIST_CHANGED: &[u8] =
 
 /// How a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum RelayEnd {
     /// The client's input ended, and every request has its answer.
     InOrder,
     /// The provider closed the connection.
@@ -60,7 +60,7 @@ pub(crate) enum Ended {
 
 /// The client's side.
 #[derive(Debug)]
-pub(crate) struct Client<I, O, G> {
+pub(crate) struct RelayClient<I, O, G> {
     /// Its requests.
     pub(crate) input: I,
     /// Where its answers go.
@@ -81,8 +81,8 @@ pub(crate) struct Provider<R, W> {
 /// A client, over all the connections to its provider.
 #[derive(Debug)]
 pub(crate) struct Relay<I, O, G> {
-    client: Client<I, O, G>,
-    state: State,
+    client: RelayClient<I, O, G>,
+    state: RelayState,
     handshake: Handshake,
 }
 
@@ -93,10 +93,10 @@ where
     G: Fn() -> bool,
 {
     /// A client that has said nothing.
-    pub(crate) fn new(client: Client<I, O, G>) -> Self {
+    pub(crate) fn new(client: RelayClient<I, O, G>) -> Self {
         Self {
             client,
-            state: State::default(),
+            state: RelayState::default(),
             handshake: Handshake::default(),
         }
     }
@@ -116,7 +116,7 @@ where
         &mut self,
         mut provider: Provider<R, W>,
         patience: Duration,
-    ) -> io::Result<Ended>
+    ) -> io::Result<RelayEnd>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -125,12 +125,12 @@ where
             match timeout(patience.min(GREETING), self.greet(&mut provider)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => {
-                    return Ok(Ended::Closed);
+                    return Ok(RelayEnd::Closed);
                 }
-                _ => return Ok(Ended::NotGreeted),
+                _ => return Ok(RelayEnd::NotGreeted),
             }
             if !self.tell(LIST_CHANGED).await {
-                return Ok(Ended::Unheard);
+                return Ok(RelayEnd::Unheard);
             }
         }
         let unseen = std::mem::take(&mut self.state.unseen);
@@ -143,28 +143,28 @@ where
             let state = &mut self.state;
             if state.is_done() {
                 let words = state.last_words();
-                return Ok(self.ended(&words, Ended::InOrder).await);
+                return Ok(self.ended(&words, RelayEnd::InOrder).await);
             }
             let step = tokio::select! {
                 read = self.client.input.read(&mut from_client), if state.wants_input() => {
-                    Step::Input(read?)
+                    RelayStep::Input(read?)
                 }
                 written = provider.writer.write(&state.outgoing), if !state.outgoing.is_empty() => {
-                    Step::Sent(written.unwrap_or(0))
+                    RelayStep::Sent(written.unwrap_or(0))
                 }
                 read = timeout(state.longest(patience), provider.reader.read(&mut from_provider)) => match read {
-                    Ok(read) => Step::Answer(read.unwrap_or(0)),
-                    Err(_) => Step::Silence,
+                    Ok(read) => RelayStep::Answer(read.unwrap_or(0)),
+                    Err(_) => RelayStep::Silence,
                 }
             };
             match step {
-                Step::Input(count) => {
+                RelayStep::Input(count) => {
                     let bytes = from_client.get(..count).unwrap_or_default();
                     state.sent(bytes, &mut self.handshake);
                 }
-                Step::Sent(0) => state.is_deaf(),
-                Step::Sent(count) => drop(state.outgoing.drain(..count)),
-                Step::Answer(0) => {
+                RelayStep::Sent(0) => state.is_deaf(),
+                RelayStep::Sent(count) => drop(state.outgoing.drain(..count)),
+                RelayStep::Answer(0) => {
                     let ended = state.vanished();
                     // Another provider may take over, and then it is half an answer.
                     let is_last = state.input_ended || (self.client.gone)();
@@ -175,16 +175,17 @@ where
                     };
                     return Ok(self.ended(&words, ended).await);
                 }
-                Step::Answer(count) => {
+                RelayStep::Answer(count) => {
                     let bytes = from_provider.get(..count).unwrap_or_default();
                     let out = state.received(bytes, &mut self.handshake);
                     if !self.tell(&out).await {
-                        return Ok(Ended::Unheard);
+                        return Ok(RelayEnd::Unheard);
                     }
                 }
                 // A provider that takes nothing while its client lives may have reason to.
-                Step::Silence if !state.input_ended && !state.deaf && !(self.client.gone)() => {}
-                Step::Silence => return Ok(state.silent()),
+                RelayStep::Silence
+                    if !state.input_ended && !state.deaf && !(self.client.gone)() => {}
+                RelayStep::Silence => return Ok(state.silent()),
             }
         }
     }
@@ -301,11 +302,11 @@ where
     }
 
     /// The end, after last words that the client still gets.
-    async fn ended(&mut self, words: &[u8], how: Ended) -> Ended {
+    async fn ended(&mut self, words: &[u8], how: RelayEnd) -> RelayEnd {
         if self.tell(words).await {
             how
         } else {
-            Ended::Unheard
+            RelayEnd::Unheard
         }
     }
 
@@ -322,7 +323,7 @@ fn error(id: &str, why: &str) -> Vec<u8> {
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{said}}}\n").into_bytes()
 }
 
-enum Step {
+enum RelayStep {
     Input(usize),
     Sent(usize),
     Answer(usize),
@@ -330,7 +331,7 @@ enum Step {
 }
 
 #[derive(Debug)]
-struct State {
+struct RelayState {
     /// Requests that the provider has not taken yet: writing must not keep us from reading its answers.
     outgoing: Vec<u8>,
     /// What was read of the client's and is not looked at yet.
@@ -356,7 +357,7 @@ struct Unfinished {
     is_passed_on: bool,
 }
 
-impl Default for State {
+impl Default for RelayState {
     fn default() -> Self {
         Self {
             outgoing: Vec::new(),
@@ -372,7 +373,7 @@ impl Default for State {
     }
 }
 
-impl State {
+impl RelayState {
     fn is_done(&self) -> bool {
         self.input_ended && !self.deaf && self.outgoing.is_empty() && self.due.is_nothing()
     }
@@ -463,22 +464,22 @@ impl State {
         if ends { b"\n".to_vec() } else { Vec::new() }
     }
 
-    fn vanished(&self) -> Ended {
-        Ended::Vanished {
+    fn vanished(&self) -> RelayEnd {
+        RelayEnd::Vanished {
             unanswered: self.due.count(),
             spoke: self.spoke,
         }
     }
 
-    fn silent(&self) -> Ended {
+    fn silent(&self) -> RelayEnd {
         if self.deaf {
             return self.vanished();
         }
         if self.spoke && self.outgoing.is_empty() && self.due.no_request() {
             // What was no request need not be answered by every server.
-            return Ended::InOrder;
+            return RelayEnd::InOrder;
         }
-        Ended::Silent {
+        RelayEnd::Silent {
             unanswered: self.due.count(),
         }
     }

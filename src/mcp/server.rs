@@ -18,7 +18,7 @@ mod tools;
 mod transport;
 
 pub(crate) use course::OVERLOADED;
-pub(crate) use flight::{Answered, How};
+pub(crate) use flight::{AnsweredRequest, How};
 pub(crate) use tools::{list, of_operator};
 
 use std::fmt;
@@ -29,31 +29,32 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::STOP_TIME;
-use crate::mcp::Limits;
+use crate::mcp::ConnectionLimits;
 use crate::mcp::helper::Helpers;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor;
-use crate::mcp::pace::Pace;
+use crate::mcp::pace::ReadThrottle;
 use crate::mcp::wire::Longest;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
-use crate::tool::{self, Copies, Outcome, Session, Settings, ToolError};
-use door::Door;
-use flight::Flight;
+use crate::tool::{self, Copies, Settings, ToolError, ToolOutcome, ToolSession};
+use door::PanicGuard;
+use flight::InFlightRequests;
 use handler::Handler;
 use transport::Transport;
 
 /// Who hears of each answer that was written.
-pub(crate) type Observer = Arc<dyn Fn(&Answered) + Send + Sync>;
+pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
 /// What runs a grant: [`tool::run`], but for tests of what a tool can do to its server.
-type Run = Arc<dyn for<'a> Fn(&'a Grant, &'a Session, Copies) -> Running<'a> + Send + Sync>;
+type ServerRun =
+    Arc<dyn for<'a> Fn(&'a Grant, &'a ToolSession, Copies) -> RunningServer<'a> + Send + Sync>;
 /// A tool that runs.
-type Running<'a> = BoxFuture<'a, Result<Outcome, ToolError>>;
+type RunningServer<'a> = BoxFuture<'a, Result<ToolOutcome, ToolError>>;
 
 /// How a connection is told to end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stop {
-    /// Read no more requests; the running calls are answered first, within [`Limits::stop`].
+pub(crate) struct Shutdown {
+    /// Read no more requests; the running calls are answered first, within [`ConnectionLimits::stop`].
     pub(crate) gently: CancellationToken,
     /// End the running calls as well; they are answered with an error.
     pub(crate) now: CancellationToken,
@@ -82,12 +83,12 @@ impl fmt::Debug for Shared {
 pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
-    limits: Limits,
+    limits: ConnectionLimits,
     /// How fast the caller is read; `None`: as fast as it writes.
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<ReadThrottle>>,
     /// The connections that the caller may have, where this one is beyond them.
     beyond: Option<usize>,
-    run: Run,
+    run: ServerRun,
 }
 
 impl fmt::Debug for Server {
@@ -104,7 +105,7 @@ impl Server {
         Self {
             caller,
             shared,
-            limits: Limits::DEFAULT,
+            limits: ConnectionLimits::DEFAULT,
             pace: None,
             beyond: None,
             run: Arc::new(|grant, session, copies| Box::pin(tool::run(grant, session, copies))),
@@ -113,7 +114,11 @@ impl Server {
 
     /// Serves a connection of a consumer, at the pace of all its connections. Its running calls may take as long as a person
     /// at a pinentry when the server is told to end.
-    pub(crate) fn of_consumer(consumer: MachineName, shared: Arc<Shared>, pace: Arc<Pace>) -> Self {
+    pub(crate) fn of_consumer(
+        consumer: MachineName,
+        shared: Arc<Shared>,
+        pace: Arc<ReadThrottle>,
+    ) -> Self {
         let mut server = Self::new(Caller::Consumer(consumer), shared);
         server.pace = Some(pace);
         server.limits.stop = STOP_TIME;
@@ -128,14 +133,14 @@ impl Server {
     }
 
     /// Serves one connection to its end: until its requests have ended and are answered, or until `stop`.
-    pub(crate) async fn serve<R, W>(self, reader: R, writer: W, stop: Stop)
+    pub(crate) async fn serve<R, W>(self, reader: R, writer: W, stop: Shutdown)
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(InFlightRequests::default());
         let transport = Transport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
-        let door = Door::new(Handler::new(self, Arc::clone(&flight)), flight);
+        let door = PanicGuard::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
         let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.

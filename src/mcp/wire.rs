@@ -51,7 +51,7 @@ impl Line {
 
 /// How far the reading of a line came.
 #[derive(Debug)]
-pub(crate) enum Step {
+pub(crate) enum LineStep {
     /// It is there.
     Line(Line),
     /// It is unfinished, and long.
@@ -213,8 +213,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// What the stream answers; what was read of an unfinished line is lost then.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
-            Step::Line(line) => Ok(Some(line)),
-            Step::Grows | Step::End => Ok(None),
+            LineStep::Line(line) => Ok(Some(line)),
+            LineStep::Grows | LineStep::End => Ok(None),
         }
     }
 
@@ -223,14 +223,14 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// # Errors
     ///
     /// As [`Lines::next`].
-    pub(crate) async fn next_within(&mut self, most: usize) -> io::Result<Step> {
+    pub(crate) async fn next_within(&mut self, most: usize) -> io::Result<LineStep> {
         loop {
             if self.cutter.held() > most {
-                return Ok(Step::Grows);
+                return Ok(LineStep::Grows);
             }
             let chunk = self.reader.fill_buf().await?;
             if chunk.is_empty() {
-                return Ok(self.cutter.last().map_or(Step::End, Step::Line));
+                return Ok(self.cutter.last().map_or(LineStep::End, LineStep::Line));
             }
             if !self.cutter.is_within_a_line() {
                 self.cutter.max = (self.longest.0)();
@@ -238,7 +238,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             let (used, line) = self.cutter.take(chunk);
             self.reader.consume(used);
             if let Some(line) = line {
-                return Ok(Step::Line(line));
+                return Ok(LineStep::Line(line));
             }
         }
     }

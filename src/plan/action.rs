@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Again, Proof, Schedule, mark};
-use crate::incus::{Edit, Keys, Object, Power};
-use crate::inside::Order;
+use crate::incus::{ConfigMap, Edit, Object, Power};
+use crate::inside::MachineSpec;
 use crate::text::shown;
 
 /// Longest value of a key that a plan shows, in characters.
@@ -65,9 +65,9 @@ pub(crate) enum Action {
         /// The machine at the other end: its project and name.
         other: (String, String),
         /// The device as it is.
-        old: Option<Keys>,
+        old: Option<ConfigMap>,
         /// The device as it must be.
-        new: Keys,
+        new: ConfigMap,
         /// Make it again though it looks right, and why.
         anew: Option<Again>,
     },
@@ -78,7 +78,7 @@ pub(crate) enum Action {
         /// The machine.
         machine: Object,
         /// What it should hold.
-        order: Order,
+        order: MachineSpec,
         /// Whether the program must be pushed.
         push: bool,
         /// Whether a server that does not answer must be ended first.
@@ -93,7 +93,7 @@ pub(crate) enum Action {
         /// The device's name.
         device: String,
         /// The device as it is.
-        old: Keys,
+        old: ConfigMap,
         /// Its socket in the machine.
         inside: Option<String>,
         /// Its socket on the host, where nobody else has a right to it.
@@ -141,7 +141,7 @@ pub(crate) enum Action {
 
 /// An action as programs read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Shown {
+pub(crate) struct ActionSummary {
     /// `create`, `change` or `remove`; `prove`, which changes nothing.
     pub(crate) verb: &'static str,
     /// What it is done to: `machine`, `device`, …
@@ -152,7 +152,7 @@ pub(crate) struct Shown {
     pub(crate) lines: Vec<String>,
 }
 
-impl Shown {
+impl ActionSummary {
     /// In a few words: what is done to what.
     pub(crate) fn title(&self) -> String {
         let name = self.name.escape_debug();
@@ -167,9 +167,9 @@ impl Action {
     }
 
     /// The action as people and programs read it.
-    pub(crate) fn shown(&self) -> Shown {
+    pub(crate) fn shown(&self) -> ActionSummary {
         let (verb, kind, name) = self.heading();
-        Shown {
+        ActionSummary {
             verb,
             kind,
             name: name.to_owned(),
@@ -343,8 +343,8 @@ fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
 fn device_lines(
     object: &Object,
     name: &str,
-    old: Option<&Keys>,
-    new: Option<&Keys>,
+    old: Option<&ConfigMap>,
+    new: Option<&ConfigMap>,
 ) -> Vec<String> {
     let on = match object {
         Object::Machine { name, .. } => name.clone(),
@@ -384,7 +384,7 @@ fn value(value: Option<&str>) -> String {
     shown(value, SHOWN_MAX)
 }
 
-fn rules_text(rules: &[Keys]) -> Option<String> {
+fn rules_text(rules: &[ConfigMap]) -> Option<String> {
     let text: Vec<String> = rules
         .iter()
         .map(|rule| {

@@ -5,22 +5,22 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use super::mark::{self, Owner};
+use super::mark::{self, Ownership};
 use super::nic::{NIC, may_be_touched, nic};
-use super::{Action, Code, Setting, fault};
+use super::{Action, PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
-use crate::incus::{Devices, Edit, Keys, Object};
+use crate::incus::{ConfigMap, Devices, Edit, Object};
 use crate::infra::{Domain, Infra, Machine};
 
 /// The key of a network device.
 const ADDRESS: &str = "ipv4.address";
 
 /// A network and an address on it.
-type Place = (String, String);
+type AddressPlace = (String, String);
 
 /// Every address that a machine of the file is declared with.
-pub(super) fn declared(infra: &Infra) -> BTreeSet<Place> {
+pub(super) fn declared(infra: &Infra) -> BTreeSet<AddressPlace> {
     let machines = infra.machines();
     machines
         .filter_map(|(domain, machine)| place(&nic(domain, machine)))
@@ -28,7 +28,7 @@ pub(super) fn declared(infra: &Infra) -> BTreeSet<Place> {
 }
 
 /// The fixed address of a network device.
-fn place(device: &Keys) -> Option<Place> {
+fn place(device: &ConfigMap) -> Option<AddressPlace> {
     let key = |key: &str| device.get(key);
     let network = key("network").or_else(|| key("parent"))?;
     let is_nic = key("type").is_some_and(|kind| kind == "nic");
@@ -37,7 +37,11 @@ fn place(device: &Keys) -> Option<Place> {
 }
 
 /// The network device of a machine without its address, where another machine of the file gets that.
-fn freed(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> Option<(Keys, Keys)> {
+fn freed(
+    setting: &PlanInputs<'_>,
+    domain: &Domain,
+    machine: &Machine,
+) -> Option<(ConfigMap, ConfigMap)> {
     let there = setting.there(domain.name.as_str(), machine.name.as_str())?;
     let old = there.devices.get(NIC)?;
     let has = place(old)?;
@@ -51,7 +55,7 @@ fn freed(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> Option<(K
 }
 
 /// Takes the addresses off the machines of a domain that others get: before any of them is given out.
-pub(super) fn free(setting: &Setting<'_>, domain: &Domain) -> Vec<Action> {
+pub(super) fn free(setting: &PlanInputs<'_>, domain: &Domain) -> Vec<Action> {
     let machines = domain.machines.iter();
     let machines = machines.filter(|machine| may_be_touched(setting, domain, machine));
     machines
@@ -71,7 +75,7 @@ pub(super) fn free(setting: &Setting<'_>, domain: &Domain) -> Vec<Action> {
 
 /// The devices of a machine when that is done.
 pub(super) fn devices_then<'a>(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     there: &'a Instance,
@@ -85,9 +89,9 @@ pub(super) fn devices_then<'a>(
 }
 
 /// Who has which fixed address on which network: machines that the file does not declare.
-type Holders<'a> = HashMap<Place, &'a Instance>;
+type Holders<'a> = HashMap<AddressPlace, &'a Instance>;
 
-fn holders<'a>(setting: &Setting<'a>) -> Holders<'a> {
+fn holders<'a>(setting: &PlanInputs<'a>) -> Holders<'a> {
     let mut holders = Holders::new();
     for instance in &setting.state.instances {
         // A declared one gets the address that it is declared with.
@@ -106,7 +110,7 @@ fn holders<'a>(setting: &Setting<'a>) -> Holders<'a> {
 }
 
 /// The addresses that machines which the file does not declare have.
-pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     let holders = holders(setting);
     for (domain, machine) in setting.wanted.infra.machines() {
         in_use(setting, domain, machine, &holders, faults);
@@ -115,7 +119,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 
 /// The machine that has an address of ours: Incus would notice at the start, when half is done.
 fn in_use(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     holders: &Holders<'_>,
@@ -126,7 +130,7 @@ fn in_use(
     else {
         return;
     };
-    let ours = mark::owner(&holder.config, setting.project()) == Owner::Ours;
+    let ours = mark::owner(&holder.config, setting.project()) == Ownership::Ours;
     let help = if ours {
         format!(
             "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
@@ -138,7 +142,7 @@ fn in_use(
         "give one of them another address".to_owned()
     };
     faults.push(fault(
-        Code::AddressInUse,
+        PlanCode::AddressInUse,
         Some(&machine.place),
         format!(
             "the address {ip} of {} is that of the machine {} (project {}) on Incus",

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::edges::Intruder;
-use super::mark::{self, Owner};
-use super::{Action, Code, FolderState, Setting, address, domain, edges, fault, share, upkeep};
+use super::mark::{self, Ownership};
+use super::{
+    Action, FolderState, PlanCode, PlanInputs, address, domain, edges, fault, share, upkeep,
+};
 use crate::diagnostic::{Diagnostic, Place, quote};
 use crate::edge::{Edge, HOST_FOLDER};
 use crate::infra::{Device, Machine};
@@ -15,7 +17,7 @@ const FOLDER_MODE: u32 = 0o711;
 const SHARED_MODE: u32 = 0o755;
 
 /// Everything that is no matter of one object.
-pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     adopted(setting, faults);
     pool(setting, faults);
     uids(setting, faults);
@@ -30,7 +32,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 }
 
 /// Another file of the same `project_name`, whose channels would all be taken for left-overs.
-fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn namesake(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     let infra = setting.wanted.infra;
     let there: Vec<&str> = domain::our_projects(setting.state, setting.project())
         .map(|project| project.name.as_str())
@@ -40,7 +42,7 @@ fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
         return;
     }
     faults.push(fault(
-        Code::OtherInfrastructure,
+        PlanCode::OtherInfrastructure,
         None,
         format!(
             "an infrastructure {} is on Incus, and this file declares none of its domains: {}",
@@ -55,7 +57,7 @@ fn namesake(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 }
 
 /// The devices of profiles in anklume's folder; `ours`: those in this file's domains or on its channels, or the others.
-fn intruders<'a>(setting: &Setting<'a>, ours: bool) -> impl Iterator<Item = Intruder> + use<'a> {
+fn intruders<'a>(setting: &PlanInputs<'a>, ours: bool) -> impl Iterator<Item = Intruder> + use<'a> {
     let (infra, edges) = (setting.wanted.infra, setting.wanted.edges);
     let is_ours = move |one: &Intruder| {
         let mut domains = infra.enabled();
@@ -66,7 +68,7 @@ fn intruders<'a>(setting: &Setting<'a>, ours: bool) -> impl Iterator<Item = Intr
 }
 
 /// Devices in the folder of the channels that are no channel's.
-fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn among_channels(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     let intruders = intruders(setting, true);
     faults.extend(intruders.map(|one| {
         let help = format!(
@@ -75,7 +77,7 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             one.device.escape_debug(),
             one.project.escape_debug()
         );
-        fault(Code::ProxyIntoChannels, None, one.what(), help)
+        fault(PlanCode::ProxyIntoChannels, None, one.what(), help)
     }));
     // A file in which nobody is served is only warned of these.
     let mut declared = |place: &Place, owner: &str, device: &Device| {
@@ -85,7 +87,7 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
             let message = format!(
                 "the device {name} of {owner} has a socket in `{HOST_FOLDER}`, where only channels are"
             );
-            fault(Code::ProxyIntoChannels, Some(place), message, "choose another path")
+            fault(PlanCode::ProxyIntoChannels, Some(place), message, "choose another path")
         }));
     };
     for domain in setting.wanted.infra.enabled() {
@@ -103,7 +105,7 @@ fn among_channels(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 }
 
 /// A name that is to be taken over must be one of the file's.
-fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn adopted(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     let infra = setting.wanted.infra;
     for name in setting.wanted.adopt {
         let known = infra.machine(name).is_some()
@@ -112,7 +114,7 @@ fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
                 .any(|one| one.name.as_str() == name || one.network.name == *name);
         if !known {
             faults.push(fault(
-                Code::NothingToAdopt,
+                PlanCode::NothingToAdopt,
                 None,
                 format!("{} is no machine and no domain of this file", quote(name)),
                 "declare it first, as it is on Incus",
@@ -121,10 +123,10 @@ fn adopted(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     }
 }
 
-fn pool(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn pool(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     if setting.pool.is_none() && setting.wanted.infra.machines().next().is_some() {
         faults.push(fault(
-            Code::NoPool,
+            PlanCode::NoPool,
             None,
             "Incus has no storage pool for the machines".to_owned(),
             "make one: `incus storage create default dir`, or run `incus admin init`",
@@ -133,7 +135,7 @@ fn pool(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 }
 
 /// The number under which a consumer's proxy runs must be nobody else's.
-fn uids(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn uids(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     let consumers: BTreeMap<u32, &str> = setting
         .wanted
         .edges
@@ -148,7 +150,7 @@ fn uids(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
         if let Some(taken) = taken {
             let place = setting.wanted.infra.machine(consumer);
             faults.push(fault(
-                Code::UidInUse,
+                PlanCode::UidInUse,
                 place.map(|(_, machine)| &machine.place),
                 format!(
                     "the channels of {} would run as the host's user {uid}, which {} has already",
@@ -161,14 +163,14 @@ fn uids(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     }
 }
 
-fn host_folders(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+fn host_folders(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     if setting.wanted.edges.is_empty() && setting.facts.sockets.is_empty() {
         return;
     }
     for folder in &setting.facts.folders {
         if folder.state == FolderState::NoFolder {
             faults.push(fault(
-                Code::HostFolder,
+                PlanCode::HostFolder,
                 None,
                 format!("{} is not a folder", quote(&folder.path)),
                 "move it away: anklume keeps the sockets of services there",
@@ -177,7 +179,7 @@ fn host_folders(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
     }
     if !setting.facts.root && !setting.wanted.edges.is_empty() {
         faults.push(fault(
-            Code::HostFolder,
+            PlanCode::HostFolder,
             None,
             format!("services need the folder `{HOST_FOLDER}`, and only root may look after it"),
             "run this as root: `sudo anklume apply`",
@@ -190,7 +192,7 @@ fn is_own(device: &str) -> bool {
     device.starts_with("sv-") || device.starts_with("pd-")
 }
 
-fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic>) {
+fn sources(setting: &PlanInputs<'_>, machine: &Machine, faults: &mut Vec<Diagnostic>) {
     for device in &machine.devices {
         let Some(source) = device.get("source") else {
             continue;
@@ -206,7 +208,7 @@ fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic
         };
         if missing && !is_own(&device.name) {
             faults.push(fault(
-                Code::NoSource,
+                PlanCode::NoSource,
                 Some(&machine.place),
                 message("is not on the host"),
                 format!(
@@ -216,7 +218,7 @@ fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic
             ));
         } else if missing && !setting.facts.root {
             faults.push(fault(
-                Code::NoSource,
+                PlanCode::NoSource,
                 Some(&machine.place),
                 message("is not on the host, and only root may make it"),
                 "run this as root: `sudo anklume apply`",
@@ -226,7 +228,7 @@ fn sources(setting: &Setting<'_>, machine: &Machine, faults: &mut Vec<Diagnostic
 }
 
 /// Folders on the host that must be made or mended.
-pub(super) fn folders(setting: &Setting<'_>) -> Vec<Action> {
+pub(super) fn folders(setting: &PlanInputs<'_>) -> Vec<Action> {
     let mut actions = Vec::new();
     if !setting.wanted.edges.is_empty() {
         let folders = setting.facts.folders.iter();
@@ -263,7 +265,7 @@ pub(crate) fn in_use(edge: &Edge) -> String {
 }
 
 /// What no action follows from.
-pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
+pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
     let mut notes: Vec<String> = upkeep::note(setting).into_iter().collect();
     notes.extend(share::notes(setting));
@@ -292,13 +294,13 @@ pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
             .machine(name)
             .filter(|(home, _)| home.name.as_str() == project);
         match (owner, declared) {
-            (Owner::Ours, None) => notes.push(format!(
+            (Ownership::Ours, None) => notes.push(format!(
                 "the machine {} (project {}) is no longer declared and stays; `anklume destroy --machine {}` deletes it",
                 quote(name),
                 quote(project),
                 name.escape_debug()
             )),
-            (Owner::Ours, Some((_, machine))) => {
+            (Ownership::Ours, Some((_, machine))) => {
                 let made_of = instance.config.get(mark::IMAGE);
                 if let Some(image) = made_of.filter(|image| **image != machine.os_image) {
                     notes.push(format!(

@@ -4,7 +4,7 @@ use crate::diagnostic::codes;
 
 codes! {
     /// A kind of obstacle.
-    pub(super) enum Code {
+    pub(super) enum PlanCode {
         /// A thing of the name is there, and not anklume's.
         NotOurs = "not-ours",
         /// `--adopt` names nothing of the file.

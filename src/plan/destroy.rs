@@ -6,10 +6,10 @@ use super::Action;
 use super::difference::DEFAULT_PROFILE;
 use super::domain::our_projects;
 use super::edges::host_socket;
-use super::mark::{self, Owner, machine_owner, owner};
+use super::mark::{self, Ownership, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
-use crate::incus::state::{Instance, Profile, Project, Volume};
-use crate::incus::{Keys, Object, State};
+use crate::incus::state::{IncusProfile, Instance, Project, Volume};
+use crate::incus::{ConfigMap, Object, State};
 
 /// What is to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,8 @@ pub(crate) fn destroy(
 ) -> Doomed {
     let mut doomed = Doomed::default();
     let is_ours = |instance: &&Instance| {
-        machine_owner(&instance.config, project, &instance.project, &instance.name) == Owner::Ours
+        machine_owner(&instance.config, project, &instance.project, &instance.name)
+            == Ownership::Ours
     };
     let chosen = |one: &&Instance| match selection {
         Selection::All => true,
@@ -76,7 +77,7 @@ pub(crate) fn destroy(
         Selection::Machine(_) => false,
     };
     for volume in &state.volumes {
-        let ours = owner(&volume.config, project) == Owner::Ours;
+        let ours = owner(&volume.config, project) == Ownership::Ours;
         let follows = volume
             .config
             .get(mark::MACHINE)
@@ -133,7 +134,7 @@ pub(super) fn delete_machine(instance: &Instance) -> Action {
 }
 
 /// The socket of anklume's that a device makes on the host.
-fn host_listener(device: &Keys) -> Option<&str> {
+fn host_listener(device: &ConfigMap) -> Option<&str> {
     let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
     let path = device.get("listen")?.strip_prefix("unix:")?;
     let name = path.strip_prefix(HOST_FOLDER)?.strip_prefix('/')?;
@@ -148,11 +149,11 @@ fn delete_domain(
     doomed: &mut Doomed,
 ) {
     let name = domain.name.as_str();
-    let (ours, others): (Vec<&Profile>, Vec<&Profile>) = state
+    let (ours, others): (Vec<&IncusProfile>, Vec<&IncusProfile>) = state
         .profiles
         .iter()
         .filter(|one| one.project == name && one.name != DEFAULT_PROFILE)
-        .partition(|one| owner(&one.config, project) == Owner::Ours);
+        .partition(|one| owner(&one.config, project) == Ownership::Ours);
     let stays = stays(state, domain, &others, gone, doomed);
     if !stays.is_empty() {
         doomed.notes.push(format!(
@@ -176,7 +177,7 @@ fn delete_domain(
 fn stays(
     state: &State,
     domain: &Project,
-    profiles: &[&Profile],
+    profiles: &[&IncusProfile],
     gone: &BTreeSet<String>,
     doomed: &Doomed,
 ) -> Vec<String> {
@@ -214,8 +215,8 @@ fn networks(
     gone: &BTreeSet<String>,
     doomed: &mut Doomed,
 ) {
-    let is_ours = |config: &Keys| {
-        owner(config, project) == Owner::Ours
+    let is_ours = |config: &ConfigMap| {
+        owner(config, project) == Ownership::Ours
             && config.get(mark::DOMAIN).is_some_and(|of| of == domain)
     };
     let mut stays = BTreeSet::new();

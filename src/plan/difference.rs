@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Action, mark};
-use crate::incus::{Devices, Edit, Keys, Object};
+use crate::incus::{ConfigMap, Devices, Edit, Object};
 use crate::infra::Device;
 
 /// The profile that every project has.
@@ -16,8 +16,8 @@ const PROFILES: &str = "@profiles";
 
 /// What an object should have.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Want {
-    pub(super) config: Keys,
+pub(super) struct Desired {
+    pub(super) config: ConfigMap,
     pub(super) devices: Devices,
     /// Empty where none is declared.
     pub(super) description: String,
@@ -25,7 +25,7 @@ pub(super) struct Want {
     pub(super) profiles: Vec<String>,
 }
 
-impl Want {
+impl Desired {
     /// Sets a key.
     pub(super) fn set(&mut self, key: &str, value: impl Into<String>) {
         self.config.insert(key.to_owned(), value.into());
@@ -58,7 +58,7 @@ impl Want {
 }
 
 /// The edits that make an object with this configuration and these devices what it should be.
-pub(super) fn edits(config: &Keys, devices: &Devices, want: &Want) -> Vec<Edit> {
+pub(super) fn edits(config: &ConfigMap, devices: &Devices, want: &Desired) -> Vec<Edit> {
     let before = mark::set_before(config);
     let mut edits = Vec::new();
     for (key, value) in &want.config {
@@ -86,7 +86,7 @@ pub(super) fn edits(config: &Keys, devices: &Devices, want: &Want) -> Vec<Edit> 
 }
 
 /// The edit of a description: one that was declared and is no longer is taken off.
-pub(super) fn description_edit(config: &Keys, there: &str, want: &Want) -> Option<Edit> {
+pub(super) fn description_edit(config: &ConfigMap, there: &str, want: &Desired) -> Option<Edit> {
     let declared = !want.description.is_empty() || was_set(config, DESCRIPTION);
     (declared && want.description != there).then(|| Edit::Description {
         old: there.to_owned(),
@@ -95,7 +95,7 @@ pub(super) fn description_edit(config: &Keys, there: &str, want: &Want) -> Optio
 }
 
 /// The edit of a machine's profiles: where some were declared and are no longer, it is as if none ever were.
-pub(super) fn profiles_edit(config: &Keys, there: &[String], want: &Want) -> Option<Edit> {
+pub(super) fn profiles_edit(config: &ConfigMap, there: &[String], want: &Desired) -> Option<Edit> {
     let declared = !want.profiles.is_empty() || was_set(config, PROFILES);
     let wanted = or_default(&want.profiles);
     (declared && wanted != there).then(|| Edit::Profiles {
@@ -113,11 +113,11 @@ pub(super) fn or_default(profiles: &[String]) -> Vec<String> {
     }
 }
 
-fn was_set(config: &Keys, what: &str) -> bool {
+fn was_set(config: &ConfigMap, what: &str) -> bool {
     mark::set_before(config).iter().any(|key| key == what)
 }
 
-fn device_edits(devices: &Devices, want: &Want, before: &[String]) -> Vec<Edit> {
+fn device_edits(devices: &Devices, want: &Desired, before: &[String]) -> Vec<Edit> {
     let mut edits = Vec::new();
     let before: Vec<(&str, &str)> = before
         .iter()
@@ -149,7 +149,7 @@ fn device_edits(devices: &Devices, want: &Want, before: &[String]) -> Vec<Edit> 
 }
 
 /// A device with what is declared, with what was set by hand, and without what is no longer declared.
-fn merged(name: &str, old: &Keys, wanted: &Keys, before: &[(&str, &str)]) -> Keys {
+fn merged(name: &str, old: &ConfigMap, wanted: &ConfigMap, before: &[(&str, &str)]) -> ConfigMap {
     if old.get("type") != wanted.get("type") {
         // Another kind of thing: its keys have other meanings.
         return wanted.clone();

@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{DEFAULT_PROFILE, Want, description_edit, edit, edits};
-use super::mark::{self, Owner, may_touch};
-use super::{Action, Code, Setting, fault, network};
+use super::difference::{DEFAULT_PROFILE, Desired, description_edit, edit, edits};
+use super::mark::{self, Ownership, may_touch};
+use super::{Action, PlanCode, PlanInputs, fault, network};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Project;
-use crate::incus::{DEFAULT_PROJECT, Devices, Keys, Object, State, as_object};
+use crate::incus::{ConfigMap, DEFAULT_PROJECT, Devices, Object, State, as_object};
 use crate::infra::{Domain, Profile};
 
 /// What a domain's project shares with the others (`false`) and has for itself (`true`).
@@ -38,14 +38,14 @@ pub(super) fn pool(state: &State) -> Option<String> {
 }
 
 /// Whether a device is a machine's root disk.
-pub(super) fn is_root(device: &Keys) -> bool {
+pub(super) fn is_root(device: &ConfigMap) -> bool {
     let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
     is("type", "disk") && is("path", "/")
 }
 
 /// Project, access list, network, profiles, in this order.
 pub(super) fn base(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     faults: &mut Vec<Diagnostic>,
 ) -> Vec<Action> {
@@ -57,13 +57,17 @@ pub(super) fn base(
     actions
 }
 
-fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>) -> Option<Action> {
+fn project(
+    setting: &PlanInputs<'_>,
+    domain: &Domain,
+    faults: &mut Vec<Diagnostic>,
+) -> Option<Action> {
     let name = domain.name.as_str();
     let object = Object::Project(name.to_owned());
     let there = setting.state.projects.iter().find(|one| one.name == name);
-    let want = Want {
+    let want = Desired {
         description: domain.description.clone(),
-        ..Want::default()
+        ..Desired::default()
     };
     let mut want = want.marked(setting.project());
     let Some(there) = there else {
@@ -84,7 +88,7 @@ fn project(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>)
     let touched = may_touch(setting, domain, &object, &there.config, faults);
     if let Some(other) = other_features(there) {
         faults.push(fault(
-            Code::ProjectFeatures,
+            PlanCode::ProjectFeatures,
             Some(&domain.place),
             format!(
                 "the project {} on Incus has {other}; a domain needs it the other way round",
@@ -113,8 +117,8 @@ fn other_features(project: &Project) -> Option<String> {
 }
 
 /// What a declared profile should have; `default` has a root disk besides.
-fn profile_want(setting: &Setting<'_>, name: &str, declared: Option<&Profile>) -> Want {
-    let mut want = Want::default();
+fn profile_want(setting: &PlanInputs<'_>, name: &str, declared: Option<&Profile>) -> Desired {
+    let mut want = Desired::default();
     if let (DEFAULT_PROFILE, Some(pool)) = (name, &setting.pool) {
         want.devices.insert("root".to_owned(), root_disk(pool));
     }
@@ -136,7 +140,7 @@ fn profile_want(setting: &Setting<'_>, name: &str, declared: Option<&Profile>) -
 }
 
 /// The root disk of a machine that gets none from a profile.
-pub(super) fn root_disk(pool: &str) -> Keys {
+pub(super) fn root_disk(pool: &str) -> ConfigMap {
     [("type", "disk"), ("path", "/"), ("pool", pool)]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -152,7 +156,11 @@ pub(super) fn gives_root(domain: &Domain, name: &str) -> bool {
         })
 }
 
-fn profiles(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>) -> Vec<Action> {
+fn profiles(
+    setting: &PlanInputs<'_>,
+    domain: &Domain,
+    faults: &mut Vec<Diagnostic>,
+) -> Vec<Action> {
     let declared = domain
         .profiles
         .iter()
@@ -171,10 +179,10 @@ fn profiles(setting: &Setting<'_>, domain: &Domain, faults: &mut Vec<Diagnostic>
 }
 
 fn profile(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     name: &str,
-    want: &Want,
+    want: &Desired,
     faults: &mut Vec<Diagnostic>,
 ) -> Option<Action> {
     let project = domain.name.as_str();
@@ -198,8 +206,8 @@ fn profile(
             edit(object, edits)
         }
         None if name == DEFAULT_PROFILE => {
-            let mut edits = edits(&Keys::new(), &Devices::new(), want);
-            edits.extend(description_edit(&Keys::new(), "", want));
+            let mut edits = edits(&ConfigMap::new(), &Devices::new(), want);
+            edits.extend(description_edit(&ConfigMap::new(), "", want));
             edit(object, edits)
         }
         None => Some(Action::Create {
@@ -228,6 +236,6 @@ pub(super) fn our_projects<'a>(
     state: &'a State,
     project: &'a str,
 ) -> impl Iterator<Item = &'a Project> {
-    let ours = move |one: &&Project| mark::owner(&one.config, project) == Owner::Ours;
+    let ours = move |one: &&Project| mark::owner(&one.config, project) == Ownership::Ours;
     state.projects.iter().filter(ours)
 }

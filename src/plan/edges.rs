@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::mark::{self, Owner};
-use super::{Action, Again, Role, Setting};
+use super::mark::{self, Ownership};
+use super::{Action, Again, PlanInputs, Role};
 use crate::diagnostic::quote;
 use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
-use crate::incus::state::{Instance, Profile};
-use crate::incus::{Keys, Object};
+use crate::incus::state::{IncusProfile, Instance};
+use crate::incus::{ConfigMap, Object};
 use crate::infra::{Domain, Machine};
 
 /// What must go, and what follows from it.
@@ -23,14 +23,14 @@ pub(super) struct Moves {
 
 /// An end of an edge, with the device that belongs there.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct DesiredEdge {
     role: Role,
     other: (String, String),
-    keys: Keys,
+    keys: ConfigMap,
 }
 
 /// The devices of all edges: by project and machine, then by name.
-pub(super) type Ends<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<String, Wanted>>;
+pub(super) type Ends<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<String, DesiredEdge>>;
 
 /// The devices of all edges.
 pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
@@ -52,7 +52,7 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
         ];
         for (role, end, other, device) in ends {
             let machine = (end.domain.as_str(), end.machine.as_str());
-            let one = Wanted {
+            let one = DesiredEdge {
                 role,
                 other: (other.domain.to_string(), other.machine.to_string()),
                 keys: device.keys.into_iter().collect(),
@@ -128,7 +128,7 @@ impl Intruder {
 }
 
 /// The devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
-pub(crate) fn intruders(profiles: &[Profile]) -> Vec<Intruder> {
+pub(crate) fn intruders(profiles: &[IncusProfile]) -> Vec<Intruder> {
     let mut found = Vec::new();
     for profile in profiles {
         for (device, keys) in &profile.devices {
@@ -167,7 +167,7 @@ fn path(address: &str) -> Option<String> {
     Some(format!("/{}", names.join("/")))
 }
 
-fn value<'a>(device: &'a Keys, key: &str) -> &'a str {
+fn value<'a>(device: &'a ConfigMap, key: &str) -> &'a str {
     device.get(key).map_or("", String::as_str)
 }
 
@@ -176,7 +176,7 @@ fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
 }
 
 /// The file name of the socket on the host that a proxy makes or uses, if it is one of anklume's.
-pub(super) fn host_socket(device: &Keys) -> Option<String> {
+pub(super) fn host_socket(device: &ConfigMap) -> Option<String> {
     if value(device, "type") != "proxy" {
         return None;
     }
@@ -187,12 +187,12 @@ pub(super) fn host_socket(device: &Keys) -> Option<String> {
 }
 
 /// Whether a proxy listens in the machine's folder of sockets.
-pub(super) fn listens_inside(device: &Keys) -> bool {
+pub(super) fn listens_inside(device: &ConfigMap) -> bool {
     value(device, "bind") == "instance" && host_socket(device).is_some()
 }
 
 /// Compares the devices on all machines of all projects with the edges.
-pub(super) fn moves(setting: &Setting<'_>) -> Moves {
+pub(super) fn moves(setting: &PlanInputs<'_>) -> Moves {
     let edges = setting.wanted.edges;
     let wanted = wanted(edges);
     let ours = sockets(edges);
@@ -213,7 +213,7 @@ pub(super) fn moves(setting: &Setting<'_>) -> Moves {
             let belongs = wanted
                 .get(&place)
                 .is_some_and(|here| here.contains_key(name));
-            let of_us = mark::owner(&instance.config, setting.project()) == Owner::Ours;
+            let of_us = mark::owner(&instance.config, setting.project()) == Ownership::Ours;
             if belongs || !(of_us || ours.contains(&socket)) {
                 continue;
             }
@@ -240,7 +240,7 @@ pub(super) fn moves(setting: &Setting<'_>) -> Moves {
     moves
 }
 
-fn revoke(instance: &Instance, name: &str, device: &Keys, taken_over: bool) -> Action {
+fn revoke(instance: &Instance, name: &str, device: &ConfigMap, taken_over: bool) -> Action {
     let listen = path(value(device, "listen")).unwrap_or_default();
     let inside = value(device, "bind") == "instance";
     let file = |folder: &str| below(&listen, folder).is_some_and(|name| !name.contains('/'));
@@ -258,7 +258,7 @@ fn revoke(instance: &Instance, name: &str, device: &Keys, taken_over: bool) -> A
 
 /// The devices that a machine's edges need and that are not there as they must be.
 pub(super) fn connect<'a>(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &'a Domain,
     machine: &'a Machine,
     ends: &mut Ends<'a>,

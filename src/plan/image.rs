@@ -15,7 +15,7 @@ const FINGERPRINT_MIN: usize = 12;
 
 /// Where the images of a remote are fetched from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Remote {
+pub(crate) struct RemoteImage {
     /// Its address.
     pub(crate) server: String,
     /// `simplestreams` or `incus`.

@@ -1,12 +1,12 @@
 //! What goes into a machine: the program, its name, its services.
 
 use super::mark;
-use super::{Action, Setting};
+use super::{Action, PlanInputs};
 use crate::edge::Edge;
 use crate::incus::state::Instance;
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine, MachineType};
-use crate::inside::{Caller, Found, Kind, Order, Serving, differences};
+use crate::inside::{CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences};
 use crate::services::Services;
 
 /// Whether the program is, or was, in a machine.
@@ -15,7 +15,7 @@ pub(crate) fn has_inside(instance: &Instance) -> bool {
 }
 
 /// Whether the program must be in a machine: it offers something, or it is the end of an edge.
-pub(super) fn needs_inside(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
+pub(super) fn needs_inside(setting: &PlanInputs<'_>, domain: &Domain, machine: &Machine) -> bool {
     // Incus gives virtual machines no channel; `sync` refuses one as an end.
     machine.kind == MachineType::Container
         && (!machine.services.is_empty()
@@ -36,21 +36,25 @@ pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> boo
 }
 
 /// What a machine should hold, with the program of this digest.
-pub(crate) fn order(program: &str, machine: &Machine) -> Order {
+pub(crate) fn order(program: &str, machine: &Machine) -> MachineSpec {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
-    let caller = Caller {
+    let caller = CallerUser {
         uid: machine.mcp.uid,
         gid: machine.mcp.gid,
     };
-    Order {
+    MachineSpec {
         caller,
-        ..Order::new(program, machine.name.clone(), run_as, services.as_ref())
+        ..MachineSpec::new(program, machine.name.clone(), run_as, services.as_ref())
     }
 }
 
 /// What must change in a machine; `None`: nothing.
-pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> Option<Action> {
+pub(super) fn install(
+    setting: &PlanInputs<'_>,
+    domain: &Domain,
+    machine: &Machine,
+) -> Option<Action> {
     let place = (domain.name.to_string(), machine.name.to_string());
     let there = setting.there(&place.0, &place.1);
     let needed = needs_inside(setting, domain, machine);
@@ -58,7 +62,7 @@ pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine)
         return None;
     }
     let order = order(setting.wanted.program, machine);
-    let nothing = Found::default();
+    let nothing = ObservedMachine::default();
     let found = setting.facts.inside.get(&place).unwrap_or(&nothing);
     let pieces = differences(&order, found);
     if pieces.is_empty() {
@@ -67,7 +71,7 @@ pub(super) fn install(setting: &Setting<'_>, domain: &Domain, machine: &Machine)
     Some(Action::Install {
         machine: Object::machine(&place.0, &place.1),
         order,
-        push: pieces.iter().any(|piece| piece.kind == Kind::Program),
+        push: pieces.iter().any(|piece| piece.kind == DriftKind::Program),
         hung: found.serving == Serving::Silent,
         lines: pieces.into_iter().map(|piece| piece.line).collect(),
     })

@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::destroy::delete_machine;
-use super::difference::{Want, description_edit, edit, edits, or_default, profiles_edit};
+use super::difference::{Desired, description_edit, edit, edits, or_default, profiles_edit};
 use super::domain::{devices_json, gives_root, is_root, root_disk};
-use super::mark::{self, Owner, machine_owner};
+use super::mark::{self, Ownership, machine_owner};
 use super::nic::{NIC, may_be_touched, nic};
-use super::{Action, Code, Setting, address, edges, fault, image, install, not_ours};
+use super::{Action, PlanCode, PlanInputs, address, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
-use crate::incus::{Devices, Keys, Object, Power, as_object};
+use crate::incus::{ConfigMap, Devices, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
 /// What the devices of storage volumes are named: this, then the volume.
@@ -18,7 +18,7 @@ const VOLUME_PREFIX: &str = "vol-";
 
 /// Volumes, the machine, its start, in this order.
 pub(super) fn make(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     faults: &mut Vec<Diagnostic>,
@@ -37,7 +37,7 @@ pub(super) fn make(
     }
     if there.kind != image::api_kind(machine.kind) {
         faults.push(fault(
-            Code::MachineType,
+            PlanCode::MachineType,
             Some(&machine.place),
             format!(
                 "{} is declared as `{}`, and on Incus it is a {}",
@@ -79,7 +79,7 @@ pub(super) fn make(
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
 /// a copy are somebody's.
 fn is_half_made(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     there: &Instance,
@@ -87,7 +87,7 @@ fn is_half_made(
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
     let owner = machine_owner(&there.config, setting.project(), project, name);
     setting.facts.root
-        && owner == Owner::Ours
+        && owner == Ownership::Ours
         && mark::is_unfinished(&there.config)
         && !mark::was_started(&there.config)
         && there.status == "Stopped"
@@ -103,7 +103,7 @@ fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {
 }
 
 fn may_touch(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     there: &Instance,
@@ -120,15 +120,15 @@ fn may_touch(
 }
 
 fn want(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     there: Option<&Instance>,
-) -> Want {
-    let mut want = Want {
+) -> Desired {
+    let mut want = Desired {
         description: machine.description.clone(),
         profiles: machine.profiles.clone(),
-        ..Want::default()
+        ..Desired::default()
     };
     let options = [
         (
@@ -185,15 +185,15 @@ fn expiry(declared: &str) -> String {
 
 /// A root disk of the machine's own, where no profile and no device of the user's gives one.
 fn root(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     there: Option<&Instance>,
-) -> Option<Keys> {
+) -> Option<ConfigMap> {
     let declared = machine.devices.iter();
     let own = declared
         .map(|device| device.keys.iter().cloned().collect())
-        .any(|keys: Keys| is_root(&keys));
+        .any(|keys: ConfigMap| is_root(&keys));
     let by_hand = there.is_some_and(|there| {
         let mut devices = there.expanded_devices.iter();
         devices.any(|(name, keys)| name != "root" && is_root(keys))
@@ -206,7 +206,7 @@ fn root(
 }
 
 fn create(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     faults: &mut Vec<Diagnostic>,
@@ -227,7 +227,7 @@ fn create(
                 why.what
             );
             faults.push(fault(
-                Code::NoImage,
+                PlanCode::NoImage,
                 Some(&machine.place),
                 message,
                 why.help,
@@ -270,7 +270,7 @@ impl DeclaredVolume {
         format!("{}-{}", machine.name, self.name)
     }
 
-    fn device(&self, machine: &Machine) -> Option<(String, Keys)> {
+    fn device(&self, machine: &Machine) -> Option<(String, ConfigMap)> {
         let path = self.path.as_ref()?;
         let keys = [
             ("type", "disk"),
@@ -285,7 +285,7 @@ impl DeclaredVolume {
     }
 }
 
-fn declared_volumes(setting: &Setting<'_>, machine: &Machine) -> Vec<DeclaredVolume> {
+fn declared_volumes(setting: &PlanInputs<'_>, machine: &Machine) -> Vec<DeclaredVolume> {
     let declared = machine.storage_volumes.iter().flatten();
     declared
         .map(|(name, value)| {
@@ -306,7 +306,7 @@ fn declared_volumes(setting: &Setting<'_>, machine: &Machine) -> Vec<DeclaredVol
 }
 
 fn volumes(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     faults: &mut Vec<Diagnostic>,
@@ -319,7 +319,7 @@ fn volumes(
 }
 
 fn volume(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     machine: &Machine,
     volume: &DeclaredVolume,
@@ -328,7 +328,7 @@ fn volume(
     let project = domain.name.as_str();
     if !setting.state.pools.contains(&volume.pool) {
         faults.push(fault(
-            Code::NoPool,
+            PlanCode::NoPool,
             Some(&machine.place),
             format!(
                 "the volume {} of {} is in the storage pool {}, which is not there",
@@ -349,7 +349,7 @@ fn volume(
         pool: volume.pool.clone(),
         name: name.clone(),
     };
-    let mut want = Want::default();
+    let mut want = Desired::default();
     if let Some(size) = &volume.size {
         want.set("size", size.clone());
     }
@@ -371,8 +371,8 @@ fn volume(
         });
     };
     let owner = mark::owner(&there.config, setting.project());
-    let adopted = owner == Owner::Nobody && setting.adopts(machine.name.as_str());
-    if owner != Owner::Ours && !adopted {
+    let adopted = owner == Ownership::Nobody && setting.adopts(machine.name.as_str());
+    if owner != Ownership::Ours && !adopted {
         let place = Some(&machine.place);
         faults.push(not_ours(
             "volume",

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Setting, not_ours};
+use super::{PlanInputs, not_ours};
 use crate::diagnostic::Diagnostic;
-use crate::incus::{Edit, Keys, Object};
+use crate::incus::{ConfigMap, Edit, Object};
 use crate::infra::Domain;
 
 /// What the keys that anklume keeps for itself begin with, but for [`BUILT`].
@@ -41,7 +41,7 @@ pub(super) fn is_own(key: &str) -> bool {
 
 /// Whose an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum Ownership {
     /// This infrastructure's.
     Ours,
     /// Another one's, by name.
@@ -53,19 +53,24 @@ pub(crate) enum Owner {
 }
 
 /// Whose an object with this configuration is.
-pub(crate) fn owner(config: &Keys, project: &str) -> Owner {
+pub(crate) fn owner(config: &ConfigMap, project: &str) -> Ownership {
     match config.get(PROJECT) {
-        Some(name) if name == project => Owner::Ours,
-        Some(name) => Owner::Other(name.clone()),
-        None => Owner::Nobody,
+        Some(name) if name == project => Ownership::Ours,
+        Some(name) => Ownership::Other(name.clone()),
+        None => Ownership::Nobody,
     }
 }
 
 /// Whose a machine is: `incus copy` and `incus rename` keep the marks.
-pub(crate) fn machine_owner(config: &Keys, project: &str, domain: &str, name: &str) -> Owner {
+pub(crate) fn machine_owner(
+    config: &ConfigMap,
+    project: &str,
+    domain: &str,
+    name: &str,
+) -> Ownership {
     let own = format!("{domain}/{name}");
     match (owner(config, project), config.get(MACHINE)) {
-        (Owner::Ours, Some(marked)) if *marked != own => Owner::Copy(marked.clone()),
+        (Ownership::Ours, Some(marked)) if *marked != own => Ownership::Copy(marked.clone()),
         (owner, _) => owner,
     }
 }
@@ -89,28 +94,28 @@ pub(crate) fn finished() -> Edit {
 }
 
 /// Whether a machine bears that mark.
-pub(super) fn is_unfinished(config: &Keys) -> bool {
+pub(super) fn is_unfinished(config: &ConfigMap) -> bool {
     config.contains_key(UNFINISHED)
 }
 
 /// Whether a machine was ever started.
-pub(super) fn was_started(config: &Keys) -> bool {
+pub(super) fn was_started(config: &ConfigMap) -> bool {
     config.contains_key(LAST_POWER)
 }
 
 /// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another number.
-pub(crate) fn number(config: &Keys) -> Option<&String> {
+pub(crate) fn number(config: &ConfigMap) -> Option<&String> {
     config.get(UUID)
 }
 
 /// Whether a machine bears that mark.
-pub(crate) fn is_marked(config: &Keys) -> bool {
+pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }
 
 /// Whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
 /// it can, and so can whoever may use Incus.
-pub(crate) fn is_rebuilt(config: &Keys) -> bool {
+pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)
 }
 
@@ -129,7 +134,7 @@ pub(crate) fn mark_unproven(device: &str, is: bool) -> Edit {
 }
 
 /// What anklume set on an object the last time.
-pub(super) fn set_before(config: &Keys) -> Vec<String> {
+pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
     let Some(text) = config.get(KEYS) else {
         return Vec::new();
     };
@@ -145,16 +150,16 @@ pub(super) fn set_before(config: &Keys) -> Vec<String> {
 
 /// Whether an object that is there may be touched; says so where not.
 pub(super) fn may_touch(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     object: &Object,
-    config: &Keys,
+    config: &ConfigMap,
     faults: &mut Vec<Diagnostic>,
 ) -> bool {
     let owner = owner(config, setting.project());
-    let adopted = owner == Owner::Nobody
+    let adopted = owner == Ownership::Nobody
         && (setting.adopts(domain.name.as_str()) || setting.adopts(object.name()));
-    if owner == Owner::Ours || adopted {
+    if owner == Ownership::Ours || adopted {
         return true;
     }
     faults.push(not_ours(

@@ -4,12 +4,12 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::difference::{Want, edit, edits};
-use super::mark::{self, Owner, may_touch, owner};
-use super::{Action, Code, Setting, fault};
+use super::difference::{Desired, edit, edits};
+use super::mark::{self, Ownership, may_touch, owner};
+use super::{Action, PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
-use crate::incus::state::{Acl, Network};
-use crate::incus::{Devices, Direction, Edit, Keys, Object, as_object};
+use crate::incus::state::{Acl, IncusNetwork};
+use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, as_object};
 use crate::infra::Domain;
 
 /// Longest name of an interface, in bytes (Linux `IFNAMSIZ` less its final zero).
@@ -22,7 +22,7 @@ fn subnet(domain: &Domain) -> String {
 }
 
 /// The subnets of all other domains: those of the file, disabled ones too, and those that are still on Incus.
-fn other_subnets(setting: &Setting<'_>, domain: &Domain) -> Vec<String> {
+fn other_subnets(setting: &PlanInputs<'_>, domain: &Domain) -> Vec<String> {
     let declared = setting.wanted.infra.domains.iter();
     let mut subnets: Vec<Ipv4Addr> = declared
         .filter(|other| other.name != domain.name)
@@ -30,7 +30,7 @@ fn other_subnets(setting: &Setting<'_>, domain: &Domain) -> Vec<String> {
         .collect();
     let left = setting.state.networks.iter().filter(|network| {
         network.name != domain.network.name
-            && owner(&network.config, setting.project()) == Owner::Ours
+            && owner(&network.config, setting.project()) == Ownership::Ours
     });
     subnets.extend(left.filter_map(|network| Some(parse_subnet(network)?.0)));
     subnets.retain(|subnet| *subnet != domain.network.subnet);
@@ -43,7 +43,7 @@ fn other_subnets(setting: &Setting<'_>, domain: &Domain) -> Vec<String> {
 }
 
 /// The first address of a managed network, and the bits of its prefix.
-fn parse_subnet(network: &Network) -> Option<(Ipv4Addr, u8)> {
+fn parse_subnet(network: &IncusNetwork) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = network.config.get("ipv4.address")?.split_once('/')?;
     let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
     Some((first_address(address, prefix), prefix))
@@ -62,8 +62,8 @@ fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
 /// What enters is answered only where it comes from the domain itself, the host's own address in it included;
 /// everything else is rejected by the network's default. What leaves may go anywhere but to other domains, their
 /// gateways included: those are on the host, where no default of theirs is asked.
-fn rules(setting: &Setting<'_>, domain: &Domain) -> [(Direction, Vec<Keys>); 2] {
-    let rule = |action: &str, side: &str, subject: String, about: &str| -> Keys {
+fn rules(setting: &PlanInputs<'_>, domain: &Domain) -> [(Direction, Vec<ConfigMap>); 2] {
+    let rule = |action: &str, side: &str, subject: String, about: &str| -> ConfigMap {
         [
             ("action", action.to_owned()),
             (side, subject),
@@ -90,14 +90,14 @@ fn rules(setting: &Setting<'_>, domain: &Domain) -> [(Direction, Vec<Keys>); 2] 
 }
 
 pub(super) fn acl(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     faults: &mut Vec<Diagnostic>,
 ) -> Option<Action> {
     let name = domain.network.name.as_str();
     let object = Object::Acl(name.to_owned());
     let rules = rules(setting, domain);
-    let mut want = Want::default().marked(setting.project());
+    let mut want = Desired::default().marked(setting.project());
     want.set(mark::DOMAIN, domain.name.as_str());
     let Some(there) = setting.state.acls.iter().find(|one| one.name == name) else {
         let mut body = json!({"name": name, "config": as_object(&want.config)});
@@ -131,7 +131,7 @@ pub(super) fn acl(
 }
 
 /// The filled keys of the rules that anklume made.
-fn our_rules(acl: &Acl, direction: Direction) -> Vec<Keys> {
+fn our_rules(acl: &Acl, direction: Direction) -> Vec<ConfigMap> {
     let rules = match direction {
         Direction::Ingress => &acl.ingress,
         Direction::Egress => &acl.egress,
@@ -149,9 +149,13 @@ fn our_rules(acl: &Acl, direction: Direction) -> Vec<Keys> {
     .collect()
 }
 
-fn network_want(setting: &Setting<'_>, domain: &Domain, there: Option<&Network>) -> Want {
+fn network_want(
+    setting: &PlanInputs<'_>,
+    domain: &Domain,
+    there: Option<&IncusNetwork>,
+) -> Desired {
     let [a, b, c, _] = domain.network.subnet.octets();
-    let mut want = Want::default();
+    let mut want = Desired::default();
     want.set("ipv4.address", format!("{}/24", domain.network.gateway));
     want.set("ipv4.nat", "true");
     want.set(
@@ -177,14 +181,14 @@ fn network_want(setting: &Setting<'_>, domain: &Domain, there: Option<&Network>)
 }
 
 pub(super) fn network(
-    setting: &Setting<'_>,
+    setting: &PlanInputs<'_>,
     domain: &Domain,
     faults: &mut Vec<Diagnostic>,
 ) -> Option<Action> {
     let name = domain.network.name.as_str();
     if name.len() > INTERFACE_MAX {
         faults.push(fault(
-            Code::BridgeName,
+            PlanCode::BridgeName,
             Some(&domain.place),
             format!(
                 "the bridge of {} would be {}, and Linux allows {INTERFACE_MAX} characters",
@@ -208,7 +212,7 @@ pub(super) fn network(
     };
     if !there.managed || there.kind != "bridge" {
         faults.push(fault(
-            Code::BridgeName,
+            PlanCode::BridgeName,
             Some(&domain.place),
             format!(
                 "the domain {} needs a bridge {}, and the host has something else of that name",
@@ -229,7 +233,7 @@ pub(super) fn network(
 const ROUTE_MIN: u8 = 16;
 
 /// Other networks with addresses of this one.
-fn overlaps(setting: &Setting<'_>, domain: &Domain, there: bool, faults: &mut Vec<Diagnostic>) {
+fn overlaps(setting: &PlanInputs<'_>, domain: &Domain, there: bool, faults: &mut Vec<Diagnostic>) {
     let ours = domain.network.subnet;
     let meets = |network: Ipv4Addr, prefix: u8| {
         let shorter = prefix.min(24);
@@ -257,7 +261,7 @@ fn overlaps(setting: &Setting<'_>, domain: &Domain, there: bool, faults: &mut Ve
     taken.dedup();
     for other in taken {
         faults.push(fault(
-            Code::SubnetInUse,
+            PlanCode::SubnetInUse,
             Some(&domain.place),
             format!(
                 "the subnet of {}, {}, is that of {other} too",

@@ -1,33 +1,33 @@
 //! The network device of a machine.
 
-use super::Setting;
-use super::mark::{Owner, machine_owner};
-use crate::incus::Keys;
+use super::PlanInputs;
+use super::mark::{Ownership, machine_owner};
+use crate::incus::ConfigMap;
 use crate::infra::{Domain, Machine};
 
 /// The network device; one of that name in a profile gives way to it.
 pub(super) const NIC: &str = "eth0";
 
 /// Whether a declared machine that is there is ours, or the user says that it shall be.
-pub(super) fn may_be_touched(setting: &Setting<'_>, domain: &Domain, machine: &Machine) -> bool {
+pub(super) fn may_be_touched(setting: &PlanInputs<'_>, domain: &Domain, machine: &Machine) -> bool {
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
     let there = setting.there(project, name);
     there.is_some_and(|there| {
         match machine_owner(&there.config, setting.project(), project, name) {
-            Owner::Ours => true,
-            Owner::Nobody | Owner::Copy(_) => setting.adopts(name),
-            Owner::Other(_) => false,
+            Ownership::Ours => true,
+            Ownership::Nobody | Ownership::Copy(_) => setting.adopts(name),
+            Ownership::Other(_) => false,
         }
     })
 }
 
 /// Its network device: the user's own of that name, or one on the domain's bridge.
-pub(super) fn nic(domain: &Domain, machine: &Machine) -> Keys {
+pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
     let mut own = machine.devices.iter();
     if let Some(own) = own.find(|device| device.name == NIC) {
         return own.keys.iter().cloned().collect();
     }
-    let mut keys: Keys = [
+    let mut keys: ConfigMap = [
         ("type", "nic"),
         ("name", NIC),
         ("network", domain.network.name.as_str()),

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::mark::unproven;
-use super::{Action, Plan, Role, Setting};
+use super::{Action, Plan, PlanInputs, Role};
 use crate::edge::{Edge, End};
 
 /// A call to be tried over a channel, from its consumer's end.
@@ -23,12 +23,12 @@ pub(crate) struct Proof {
 }
 
 /// A machine: its project and name.
-type Place<'a> = (&'a str, &'a str);
+type ProofPlace<'a> = (&'a str, &'a str);
 
 /// Every call that is to be tried when the plan so far is carried out.
-pub(super) fn proofs(setting: &Setting<'_>, plan: &Plan) -> Vec<Action> {
-    let touched: BTreeSet<Place<'_>> = plan.actions().filter_map(changed).collect();
-    let marks: BTreeSet<(Place<'_>, &str)> = plan.actions().filter_map(marks).collect();
+pub(super) fn proofs(setting: &PlanInputs<'_>, plan: &Plan) -> Vec<Action> {
+    let touched: BTreeSet<ProofPlace<'_>> = plan.actions().filter_map(changed).collect();
+    let marks: BTreeSet<(ProofPlace<'_>, &str)> = plan.actions().filter_map(marks).collect();
     let mut proofs = Vec::new();
     for edge in setting.wanted.edges {
         let (consumer, provider) = (place(&edge.consumer), place(&edge.provider));
@@ -48,12 +48,12 @@ pub(super) fn proofs(setting: &Setting<'_>, plan: &Plan) -> Vec<Action> {
     proofs
 }
 
-fn place(end: &End) -> Place<'_> {
+fn place(end: &End) -> ProofPlace<'_> {
     (end.domain.as_str(), end.machine.as_str())
 }
 
 /// The machine whose channels an action changes.
-fn changed(action: &Action) -> Option<Place<'_>> {
+fn changed(action: &Action) -> Option<ProofPlace<'_>> {
     match action {
         Action::Install { machine, .. } | Action::Connect { machine, .. } => {
             Some((machine.project(), machine.name()))
@@ -63,7 +63,7 @@ fn changed(action: &Action) -> Option<Place<'_>> {
 }
 
 /// The consumer and the device that an action marks.
-fn marks(action: &Action) -> Option<(Place<'_>, &str)> {
+fn marks(action: &Action) -> Option<(ProofPlace<'_>, &str)> {
     match action {
         Action::Connect {
             machine,

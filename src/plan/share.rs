@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Code, Setting, fault};
+use super::{PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 
@@ -59,7 +59,7 @@ fn written(device: &Device, of_host: bool) -> Option<&str> {
 }
 
 /// The folders with which the host would be given away.
-pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
+pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     for (path, folder) in &setting.facts.nested {
         faults.push(exchangeable(setting, path, folder));
     }
@@ -70,7 +70,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
                 continue;
             };
             faults.push(fault(
-                Code::OpenShare,
+                PlanCode::OpenShare,
                 Some(&machine.place),
                 format!(
                     "what {} writes in {} is the host's root's, and {who}: a program that its root leaves there would make them root",
@@ -84,7 +84,7 @@ pub(super) fn check(setting: &Setting<'_>, faults: &mut Vec<Diagnostic>) {
 }
 
 /// What lies where a machine writes: the machine could put a link in its place.
-fn exchangeable(setting: &Setting<'_>, path: &str, folder: &str) -> Diagnostic {
+fn exchangeable(setting: &PlanInputs<'_>, path: &str, folder: &str) -> Diagnostic {
     let goes_there = |devices: &[Device]| {
         let mut paths = devices.iter().flat_map(Device::host_paths);
         paths.any(|(_, it)| it == path)
@@ -94,7 +94,7 @@ fn exchangeable(setting: &Setting<'_>, path: &str, folder: &str) -> Diagnostic {
         goes_there(&machine.devices) || profiles.any(|(_, profile)| goes_there(&profile.devices))
     });
     fault(
-        Code::SourceInSharedFolder,
+        PlanCode::SourceInSharedFolder,
         user.map(|(_, machine)| &machine.place),
         format!(
             "{} leads into {}, a folder of the host that a machine may write into",
@@ -107,7 +107,7 @@ fn exchangeable(setting: &Setting<'_>, path: &str, folder: &str) -> Diagnostic {
 }
 
 /// Who gets there, and what keeps them out.
-fn open(setting: &Setting<'_>, source: &str) -> Option<(String, String)> {
+fn open(setting: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     let missing = setting.facts.missing.iter();
     // A folder that is shared itself is not made closed.
     let mut shared_above = missing.filter(|path| {
@@ -149,7 +149,7 @@ fn closed(source: &str) -> String {
 }
 
 /// The users of the host who are trusted with it because a machine writes below their folders.
-pub(super) fn notes(setting: &Setting<'_>) -> Vec<String> {
+pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
     let shares = setting.facts.shares.iter();
     shares
         .filter_map(|(source, reach)| match reach {

@@ -10,7 +10,7 @@ mod upkeep;
 
 use serde_json::json;
 
-use super::{Action, Facts, FolderState, HostFolder, Plan, Wanted, plan};
+use super::{Action, DesiredState, Facts, FolderState, HostFolder, Plan, plan};
 use crate::diagnostic::Faults;
 use crate::edge::{Edge, edges};
 use crate::incus::state::{Alias, Instance};
@@ -74,7 +74,7 @@ fn planned(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Result<P
     let infra = infra(text);
     let edges: Vec<Edge> = edges(&infra)?;
     let adopt: Vec<String> = adopt.iter().map(|&name| name.to_owned()).collect();
-    let wanted = Wanted {
+    let wanted = DesiredState {
         infra: &infra,
         edges: &edges,
         adopt: &adopt,

@@ -1,6 +1,6 @@
 //! The logs that Incus writes of the channels on the host, which grow without bound unless somebody rotates them.
 
-use super::{Action, Setting};
+use super::{Action, PlanInputs};
 
 /// A log that has grown over the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(crate) enum Rotation {
 }
 
 /// What keeps the logs bounded, where there are channels.
-pub(super) fn upkeep(setting: &Setting<'_>) -> Vec<Action> {
+pub(super) fn upkeep(setting: &PlanInputs<'_>) -> Vec<Action> {
     let mut actions = Vec::new();
     if setting.wanted.edges.is_empty() || !setting.facts.root {
         return actions;
@@ -61,7 +61,7 @@ pub(super) fn upkeep(setting: &Setting<'_>) -> Vec<Action> {
 }
 
 /// What the user should know where nobody rotates them.
-pub(super) fn note(setting: &Setting<'_>) -> Option<String> {
+pub(super) fn note(setting: &PlanInputs<'_>) -> Option<String> {
     match &setting.facts.rotation {
         Rotation::Nobody(why) if !setting.wanted.edges.is_empty() => Some(unrotated(why)),
         _ => None,

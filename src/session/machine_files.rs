@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::Session;
 use crate::incus::state::Instance;
-use crate::incus::{DEFAULT_PROJECT, Entry, Incus, IncusError, Kind, Object};
+use crate::incus::{DEFAULT_PROJECT, EntryKind, FileEntry, Incus, IncusError, Object};
 use crate::inside::PROGRAM;
 use crate::machine_root::{Look, MachineRoot, MachineRootError};
 
@@ -29,22 +29,22 @@ pub(crate) enum FilesError {
 }
 
 /// Project and name of a machine.
-type Place = (String, String);
+type MachinePlace = (String, String);
 
 /// The roots of the machines that were looked at in a run.
 #[derive(Debug, Default)]
-pub(crate) struct Roots(Mutex<BTreeMap<Place, Arc<Root>>>);
+pub(crate) struct Roots(Mutex<BTreeMap<MachinePlace, Arc<Root>>>);
 
 /// The way from the host into a machine.
 #[derive(Debug, Default)]
 struct Root {
     /// Its first process, as the host counts, once Incus was asked; `None` within: it did not say.
     first: OnceCell<Option<u32>>,
-    way: OnceCell<Mutex<Way>>,
+    way: OnceCell<Mutex<RootAccess>>,
 }
 
 #[derive(Debug)]
-enum Way {
+enum RootAccess {
     /// It is open.
     Open(Box<MachineRoot>),
     /// There is none: Incus is asked.
@@ -108,20 +108,20 @@ impl Session {
     }
 
     /// Opens the way into a machine.
-    async fn way(&self, there: &Instance, root: &Root) -> Way {
+    async fn way(&self, there: &Instance, root: &Root) -> RootAccess {
         if !is_visible(there, rustix::process::geteuid().is_root()) {
-            return Way::Closed;
+            return RootAccess::Closed;
         }
         let Some(first) = self.first(there, root).await else {
-            return Way::Closed;
+            return RootAccess::Closed;
         };
         match MachineRoot::open(first, &cgroup(there)).await {
             // The number could have been another process's, had the machine ended meanwhile.
             Ok(Some(root)) if self.ask_first(there).await == Some(first) => {
-                Way::Open(Box::new(root))
+                RootAccess::Open(Box::new(root))
             }
             // Nothing of the machine's was read yet: a child that is late is no fault of the machine's.
-            Ok(_) | Err(MachineRootError::Io(_) | MachineRootError::Slow) => Way::Closed,
+            Ok(_) | Err(MachineRootError::Io(_) | MachineRootError::Slow) => RootAccess::Closed,
         }
     }
 }
@@ -143,7 +143,7 @@ fn cgroup(there: &Instance) -> String {
 
 impl MachineFiles<'_> {
     /// What is at a path; `None`: nothing.
-    pub(crate) async fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
+    pub(crate) async fn look(&mut self, path: &str) -> Result<Option<FileEntry>, FilesError> {
         let seen = self.seen(async |root| root.look(path).await).await?;
         if let Some(entry) = seen {
             return Ok(entry);
@@ -158,7 +158,7 @@ impl MachineFiles<'_> {
     pub(crate) async fn read(
         &mut self,
         path: &str,
-        kind: Kind,
+        kind: EntryKind,
         max: u64,
     ) -> Result<Option<Vec<u8>>, FilesError> {
         let seen = self.seen(async |root| root.read(path, kind, max).await);
@@ -202,22 +202,22 @@ impl MachineFiles<'_> {
         let mut way = way.lock().await;
         let slow = MachineRootError::Slow.to_string();
         // Taken out for as long as the exchange lasts: if a caller gives up on it, the next one must not read its answer.
-        let mut root = match std::mem::replace(&mut *way, Way::Silent(slow)) {
-            Way::Open(root) => root,
-            Way::Closed => {
-                *way = Way::Closed;
+        let mut root = match std::mem::replace(&mut *way, RootAccess::Silent(slow)) {
+            RootAccess::Open(root) => root,
+            RootAccess::Closed => {
+                *way = RootAccess::Closed;
                 return Ok(None);
             }
-            Way::Silent(why) => {
-                *way = Way::Silent(why.clone());
+            RootAccess::Silent(why) => {
+                *way = RootAccess::Silent(why.clone());
                 return Err(FilesError::Silent(why));
             }
         };
         let looked = look(&mut root).await;
         *way = match &looked {
-            Ok(_) => Way::Open(root),
-            Err(MachineRootError::Io(_)) => Way::Closed,
-            Err(why @ MachineRootError::Slow) => Way::Silent(why.to_string()),
+            Ok(_) => RootAccess::Open(root),
+            Err(MachineRootError::Io(_)) => RootAccess::Closed,
+            Err(why @ MachineRootError::Slow) => RootAccess::Silent(why.to_string()),
         };
         match looked {
             Ok(Look::Is(seen)) => Ok(Some(seen)),

@@ -14,8 +14,8 @@ use super::account::Account;
 use super::failed;
 use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
-use crate::mcp::listen::Status;
-use crate::mcp::listen::folder::Folder;
+use crate::mcp::listen::ServerStatus;
+use crate::mcp::listen::folder::SocketFolder;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
 
@@ -31,11 +31,11 @@ fn folder() -> &'static Path {
 }
 
 /// What the server of a folder says of itself, if one runs.
-fn status(folder: &Path) -> Option<Status> {
+fn status(folder: &Path) -> Option<ServerStatus> {
     // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
-    let text = Folder::status(folder).ok()?;
+    let text = SocketFolder::status(folder).ok()?;
     let status = serde_json::from_slice(&text).ok()?;
-    Folder::is_served(folder)
+    SocketFolder::is_served(folder)
         .unwrap_or_default()
         .then_some(status)
 }
@@ -55,7 +55,7 @@ pub(super) fn is_current() -> bool {
 }
 
 /// Whether a server that said this of itself runs, as this program.
-fn runs(status: &Status, program: &Path) -> bool {
+fn runs(status: &ServerStatus, program: &Path) -> bool {
     let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
     runs.is_ok_and(|path| path == program)
 }
@@ -74,7 +74,7 @@ async fn reports_within(
     let began = Instant::now();
     loop {
         let status = status(folder);
-        let fits = |status: &Status| {
+        let fits = |status: &ServerStatus| {
             status.digest.raw() == digest
                 && status.refused.is_none()
                 && status.failed.is_empty()
@@ -86,7 +86,7 @@ async fn reports_within(
         if began.elapsed() >= patience {
             return Err(SetupError::NotServing(match status {
                 None => format!("no server runs in `{}`", folder.display()),
-                Some(Status {
+                Some(ServerStatus {
                     refused: Some(why), ..
                 }) => why.escaped(),
                 Some(status) if status.digest.raw() == digest => {
@@ -137,7 +137,7 @@ pub(super) async fn end() -> Result<(), SetupError> {
     }
     let began = Instant::now();
     // What cannot be seen has not ended.
-    while Folder::is_served(folder()).unwrap_or(true) {
+    while SocketFolder::is_served(folder()).unwrap_or(true) {
         if began.elapsed() > END_MAX {
             return Err(SetupError::NotServing(
                 "the old server does not end".to_owned(),
@@ -172,12 +172,17 @@ mod tests {
     use crate::services::Services;
 
     /// What comes of waiting for a policy, where a server says this of itself.
-    async fn waited(patience: Duration, status: &Status, program: &Path, digest: &str) -> String {
+    async fn waited(
+        patience: Duration,
+        status: &ServerStatus,
+        program: &Path,
+        digest: &str,
+    ) -> String {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("mcp");
-        let served = Folder::take(&path).unwrap();
+        let served = SocketFolder::take(&path).unwrap();
         std::fs::write(
-            Folder::status_file(&path),
+            SocketFolder::status_file(&path),
             serde_json::to_vec(status).unwrap(),
         )
         .unwrap();
@@ -186,10 +191,10 @@ mod tests {
         done.map_or_else(|why| why.to_string(), |()| "reported".to_owned())
     }
 
-    fn status(digest: &str) -> Status {
+    fn status(digest: &str) -> ServerStatus {
         let services = serde_json::json!({"machine": "signer", "services": []});
         let services: Services = serde_json::from_value(services).unwrap();
-        Status {
+        ServerStatus {
             pid: std::process::id(),
             version: "".into(),
             services,
@@ -210,13 +215,13 @@ mod tests {
         assert_eq!(waited(now, &status("a"), &own, "a").await, "reported");
         let other = waited(now, &status("b"), &own, "a").await;
         assert_eq!(other, format!("{said}it reports b"));
-        let refused = Status {
+        let refused = ServerStatus {
             refused: Some("no JSON".into()),
             ..status("a")
         };
         let refused = waited(now, &refused, &own, "a").await;
         assert_eq!(refused, format!("{said}no JSON"));
-        let failed = Status {
+        let failed = ServerStatus {
             failed: vec!["one".into(), "two".into()],
             ..status("a")
         };

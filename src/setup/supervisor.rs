@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use super::account::Account;
-use super::tree::Tree;
+use super::tree::MachineTree;
 use super::{SetupError, failed, server};
 use crate::edge::PROVIDER_FOLDER;
 use crate::inside::{
@@ -40,7 +40,7 @@ pub(super) fn detect() -> Supervisor {
 
 /// Writes what the supervisor starts the server by; whether that was otherwise before.
 pub(super) async fn install(
-    tree: &Tree,
+    tree: &MachineTree,
     supervisor: Supervisor,
     run_as: Option<&str>,
 ) -> Result<bool, SetupError> {
@@ -110,7 +110,7 @@ pub(super) async fn run(
 }
 
 /// Ends the server, and takes away what would start it again.
-pub(super) async fn withdraw(tree: &Tree) -> Result<(), SetupError> {
+pub(super) async fn withdraw(tree: &MachineTree) -> Result<(), SetupError> {
     let here = detect();
     for supervisor in [Supervisor::Systemd, Supervisor::Openrc] {
         let files = unit_paths(supervisor);

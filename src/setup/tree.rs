@@ -15,7 +15,7 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 use tokio::time::sleep;
 
 use super::account::Account;
-use crate::inside::{Caller, PASS, Rights};
+use crate::inside::{CallerUser, PASS, Rights};
 
 /// How every path is resolved, from the root folder on.
 const STRICT: ResolveFlags = ResolveFlags::BENEATH
@@ -82,17 +82,17 @@ fn is_as_made(is: &Stat, mode: u32) -> bool {
 
 /// The root folder.
 #[derive(Debug)]
-pub(super) struct Tree(OwnedFd);
+pub(super) struct MachineTree(OwnedFd);
 
 /// A path, taken apart.
-struct Parts<'a> {
+struct PathParts<'a> {
     folder: &'a str,
     name: &'a str,
 }
 
-fn parts(path: &str) -> Parts<'_> {
+fn parts(path: &str) -> PathParts<'_> {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    Parts { folder, name }
+    PathParts { folder, name }
 }
 
 /// A path below the root, as `openat2` takes it.
@@ -137,7 +137,7 @@ fn hand_on(folder: &OwnedFd, from: u32, to: &Account, depth: usize) -> Result<()
     Ok(())
 }
 
-impl Tree {
+impl MachineTree {
     /// The machine's own.
     pub(super) fn open() -> Result<Self, TreeError> {
         Self::at("/")
@@ -159,7 +159,7 @@ impl Tree {
             Ok(folder) => return Ok(folder),
             Err(why) => return Err(refused("opened", path, why)),
         }
-        let Parts { folder, name } = parts(path);
+        let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
         match mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -237,7 +237,7 @@ impl Tree {
 
     /// Makes a file of root's hold this, whole or not at all; whether it was otherwise.
     pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
-        let Parts { folder, name } = parts(path);
+        let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
         let there = Self::look(&parent, path, name)?;
         let as_made = there.is_some_and(|is| is_as_made(&is, mode));
@@ -280,7 +280,7 @@ impl Tree {
 
     /// A symbolic link, of ours or not there.
     pub(super) fn link(&self, path: &str, target: &str) -> Result<(), TreeError> {
-        let Parts { folder, name } = parts(path);
+        let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
         match readlinkat(&parent, name, Vec::new()) {
             Ok(leads) if leads.as_bytes() == target.as_bytes() => return Ok(()),
@@ -294,7 +294,7 @@ impl Tree {
 
     /// Removes a file or link; whether it was there.
     pub(super) fn remove(&self, path: &str) -> Result<bool, TreeError> {
-        let Parts { folder, name } = parts(path);
+        let PathParts { folder, name } = parts(path);
         let parent = match self.folder_there(folder) {
             Ok(parent) => parent,
             Err(Errno::NOENT) => return Ok(false),
@@ -325,7 +325,7 @@ impl Tree {
     ///
     /// Somebody holds it for long.
     pub(super) async fn lock(&self, path: &str) -> Result<OwnedFd, TreeError> {
-        let Parts { folder, name } = parts(path);
+        let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -357,7 +357,7 @@ impl Tree {
     }
 
     /// A folder, where it is there, lets a user pass; it stays as it is if it does.
-    pub(super) fn lets_pass(&self, path: &str, user: Caller) -> Result<(), TreeError> {
+    pub(super) fn lets_pass(&self, path: &str, user: CallerUser) -> Result<(), TreeError> {
         let Some((folder, is)) = self.seen(path)? else {
             return Ok(());
         };

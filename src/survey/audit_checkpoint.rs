@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::checkpoint_store::{Kept, Shelf};
+use super::checkpoint_store::{Checkpoint, CheckpointStore};
 use crate::audit::{KEEP, LOG, ROTATE_AT};
 use crate::channel::shell_line;
 use crate::foreign::{ForeignError, LogSeen, Reader};
 use crate::incus::state::Instance;
-use crate::incus::{Kind, Object};
+use crate::incus::{EntryKind, Object};
 use crate::infra::Infra;
 use crate::plan::is_marked;
 use crate::session::Session;
@@ -30,7 +30,7 @@ const TRIES: usize = 3;
 
 /// How a log of calls is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Log {
+pub(crate) enum LogState {
     /// It still holds what it held, or there is none, and never was.
     Sound,
     /// Not as it was written; what is wrong, and the command that accepts it as it is.
@@ -52,14 +52,14 @@ pub(crate) struct Lost {
 }
 
 /// Checks a provider's log against what was kept of it, and keeps its last line. Only root keeps anything.
-pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
-    let shelf = Shelf::of_host();
+pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
+    let shelf = CheckpointStore::of_host();
     let is_root = rustix::process::geteuid().is_root();
     let path = shelf.path(provider);
     let Some(path) = path.filter(|_| is_root && provider.is_running()) else {
-        return Log::Sound;
+        return LogState::Sound;
     };
-    let kept = match Shelf::read(&path) {
+    let kept = match CheckpointStore::read(&path) {
         Ok(kept) => kept,
         Err(why) => {
             let what = format!("cannot be compared with what was kept of it: {why}");
@@ -72,17 +72,17 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
             let what = format!("does not show its line {} of before: {why}", kept.seq);
             altered(provider, &path, &what)
         }
-        None => Log::Unknown(format!(
+        None => LogState::Unknown(format!(
             "the log of calls of {} is not watched: {why}",
             provider.name.escape_debug()
         )),
     };
-    let mut last = Log::Sound;
+    let mut last = LogState::Sound;
     for _ in 0..TRIES {
         let checked = timeout(PATIENCE, check(session, provider, kept.as_ref())).await;
         last = match checked {
             Ok(Ok(Checked::Whole { seen, files })) => {
-                let fresh = Kept {
+                let fresh = Checkpoint {
                     project: provider.project.clone(),
                     machine: provider.name.clone(),
                     seq: seen.seq,
@@ -93,11 +93,11 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
                 };
                 let is_new = kept.as_ref() != Some(&fresh);
                 return match is_new.then(|| shelf.write(&path, &fresh)).transpose() {
-                    Ok(_) => Log::Sound,
+                    Ok(_) => LogState::Sound,
                     Err(why) => unknown(&why),
                 };
             }
-            Ok(Ok(Checked::None)) => return Log::Sound,
+            Ok(Ok(Checked::None)) => return LogState::Sound,
             // What was read while it was rotated is read again.
             Ok(Ok(Checked::Altered(what))) => altered(provider, &path, &what),
             Ok(Err(why)) => unknown(&why),
@@ -109,7 +109,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
     }
     let rebuilt = kept.filter(|kept| kept.is_rebuilt(provider));
     match (last, rebuilt) {
-        (Log::Altered { .. }, Some(kept)) => Log::Lost(Lost {
+        (LogState::Altered { .. }, Some(kept)) => LogState::Lost(Lost {
             line: kept.seq,
             machine: kept.machine,
             path,
@@ -121,7 +121,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> Log {
 impl Lost {
     /// Puts what was kept of it aside, so that the machine's next log is watched; what is to be said of that.
     pub(crate) fn put_aside(&self) -> String {
-        match Shelf::put_aside(&self.path, jiff::Timestamp::now()) {
+        match CheckpointStore::put_aside(&self.path, jiff::Timestamp::now()) {
             Ok(aside) => format!(
                 "{self}: what was kept of it, up to line {}, is now in `{}`",
                 self.line,
@@ -142,8 +142,8 @@ impl fmt::Display for Lost {
     }
 }
 
-fn altered(provider: &Instance, path: &Path, what: &str) -> Log {
-    Log::Altered {
+fn altered(provider: &Instance, path: &Path, what: &str) -> LogState {
+    LogState::Altered {
         detail: format!(
             "the log of calls of {} {what}",
             provider.name.escape_debug()
@@ -174,7 +174,7 @@ enum Checked {
 async fn check(
     session: &Session,
     provider: &Instance,
-    kept: Option<&Kept>,
+    kept: Option<&Checkpoint>,
 ) -> Result<Checked, CheckError> {
     let mut inside = session.files(provider).await;
     // Of its own: what comes in between would be another log's.
@@ -187,7 +187,7 @@ async fn check(
             0 => LOG.to_owned(),
             number => format!("{LOG}.{number}"),
         };
-        match inside.read(&name, Kind::File, FILE_MAX).await? {
+        match inside.read(&name, EntryKind::File, FILE_MAX).await? {
             Some(file) => {
                 files += 1;
                 reader.log_file(&file).await?;
@@ -201,7 +201,7 @@ async fn check(
     Ok(judged(reader.log_end().await?, files, kept))
 }
 
-fn judged(seen: LogSeen, files: u32, kept: Option<&Kept>) -> Checked {
+fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
     let places = seen.faults;
     match kept {
         None if files == 0 => Checked::None,
@@ -232,16 +232,16 @@ pub(crate) async fn keep_all(
     providers: &[&Instance],
     instances: &[Instance],
 ) -> Vec<String> {
-    let shelf = Shelf::of_host();
+    let shelf = CheckpointStore::of_host();
     shelf.forget(infra, instances);
     shelf.remember_rebuilt(instances);
     let mut notes = Vec::new();
     for provider in providers {
         match keep(session, provider).await {
-            Log::Sound => {}
-            Log::Altered { detail, .. } => notes.push(detail),
-            Log::Lost(log) => notes.push(log.put_aside()),
-            Log::Unknown(why) => notes.push(why),
+            LogState::Sound => {}
+            LogState::Altered { detail, .. } => notes.push(detail),
+            LogState::Lost(log) => notes.push(log.put_aside()),
+            LogState::Unknown(why) => notes.push(why),
         }
     }
     notes
@@ -249,7 +249,7 @@ pub(crate) async fn keep_all(
 
 /// Forgets what was kept of the logs of machines that were deleted.
 pub(crate) fn forget_deleted(deleted: &[&Object]) {
-    Shelf::of_host().forget_deleted(deleted);
+    CheckpointStore::of_host().forget_deleted(deleted);
 }
 
 #[cfg(test)]
@@ -275,8 +275,8 @@ mod tests {
         (text, head)
     }
 
-    fn kept(head: &Head, files: u32) -> Kept {
-        Kept {
+    fn kept(head: &Head, files: u32) -> Checkpoint {
+        Checkpoint {
             project: "vault".to_owned(),
             machine: "signer".to_owned(),
             seq: head.seq,
@@ -288,7 +288,7 @@ mod tests {
     }
 
     /// What is said of these files, oldest first; nothing where all is well.
-    fn said(files: &[&[u8]], kept: &Kept) -> String {
+    fn said(files: &[&[u8]], kept: &Checkpoint) -> String {
         let mut log = LogWalk::new(Some(kept.head.clone()));
         for file in files {
             log.file(file);

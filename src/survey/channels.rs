@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::proxy_probe::{self, Answer, Proxies};
+use super::proxy_probe::{self, Proxies, ProxyAnswer};
 use crate::edge::{Edge, End};
-use crate::incus::Owner;
+use crate::incus::FileOwner;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
@@ -15,21 +15,21 @@ use crate::session::each;
 
 /// The channels, and what was found of each.
 #[derive(Debug)]
-pub(crate) struct Channels<'e>(Vec<(&'e Edge, Channel)>);
+pub(crate) struct Channels<'e>(Vec<(&'e Edge, ObservedChannel)>);
 
 /// What was found of a channel.
 #[derive(Debug, Default)]
-struct Channel {
+struct ObservedChannel {
     /// What is wrong with the provider's device.
     provider: Option<Again>,
     /// What is wrong with the consumer's device.
     consumer: Option<Again>,
-    heard: Heard,
+    heard: ProbeResult,
 }
 
 /// What came of asking a provider over a channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Heard {
+enum ProbeResult {
     /// It was not asked.
     #[default]
     Nothing,
@@ -58,7 +58,7 @@ pub(crate) async fn look<'e, 's>(
     };
     let proxies = &Proxies::look();
     let found = each(edges, |edge| async {
-        let mut channel = Channel::default();
+        let mut channel = ObservedChannel::default();
         if let Some(provider) = end(edge, &edge.provider) {
             (channel.heard, channel.provider) =
                 provider_end(session, infra, edge, provider, proxies).await;
@@ -81,9 +81,9 @@ impl Channels<'_> {
     /// hash.
     pub(crate) fn full(&self) -> BTreeSet<String> {
         let full = self.0.iter().filter(|(edge, channel)| match channel.heard {
-            Heard::Full => true,
-            Heard::Crowd => lives(&self.heard_of(edge.provider.machine.as_str())),
-            Heard::Nothing | Heard::Answer | Heard::Silence => false,
+            ProbeResult::Full => true,
+            ProbeResult::Crowd => lives(&self.heard_of(edge.provider.machine.as_str())),
+            ProbeResult::Nothing | ProbeResult::Answer | ProbeResult::Silence => false,
         });
         full.map(|(edge, _)| edge.hash.clone()).collect()
     }
@@ -101,7 +101,7 @@ impl Channels<'_> {
     }
 
     /// What came of asking a provider over each of its channels.
-    fn heard_of(&self, provider: &str) -> Vec<Heard> {
+    fn heard_of(&self, provider: &str) -> Vec<ProbeResult> {
         let own = self.0.iter();
         let own = own.filter(|(edge, _)| edge.provider.machine.as_str() == provider);
         own.map(|(_, channel)| channel.heard).collect()
@@ -110,13 +110,13 @@ impl Channels<'_> {
 
 /// Whether the server of these channels hangs: it is silent where no crowd of the consumer's stands before the question, or
 /// everywhere.
-fn hangs(own: &[Heard]) -> bool {
-    own.contains(&Heard::Silence) || own.contains(&Heard::Crowd) && !lives(own)
+fn hangs(own: &[ProbeResult]) -> bool {
+    own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
 }
 
 /// Whether somebody answers over one of these channels.
-fn lives(own: &[Heard]) -> bool {
-    own.contains(&Heard::Answer) || own.contains(&Heard::Full)
+fn lives(own: &[ProbeResult]) -> bool {
+    own.contains(&ProbeResult::Answer) || own.contains(&ProbeResult::Full)
 }
 
 /// What a provider's server says, and what is wrong with the provider's device.
@@ -126,20 +126,20 @@ async fn provider_end(
     edge: &Edge,
     provider: &Instance,
     proxies: &Proxies,
-) -> (Heard, Option<Again>) {
-    let broken = |again| (Heard::Nothing, Some(again));
+) -> (ProbeResult, Option<Again>) {
+    let broken = |again| (ProbeResult::Nothing, Some(again));
     match proxy_probe::ask(edge).await {
-        Answer::NotAllowed => (Heard::Nothing, None),
-        Answer::Tools => (Heard::Answer, None),
-        Answer::Full => (Heard::Full, None),
-        Answer::NoProcess => broken(Again::NoProcess),
+        ProxyAnswer::NotAllowed => (ProbeResult::Nothing, None),
+        ProxyAnswer::Tools => (ProbeResult::Answer, None),
+        ProxyAnswer::Full => (ProbeResult::Full, None),
+        ProxyAnswer::NoProcess => broken(Again::NoProcess),
         _ if !carried(session, edge, provider, proxies).await => broken(Again::NoProcess),
-        Answer::NoSocket => broken(Again::NoSocket),
-        Answer::OddSocket => broken(Again::OddSocket),
-        Answer::Silent if proxy_probe::connections(edge) >= most_connections(infra, edge) => {
-            (Heard::Crowd, None)
+        ProxyAnswer::NoSocket => broken(Again::NoSocket),
+        ProxyAnswer::OddSocket => broken(Again::OddSocket),
+        ProxyAnswer::Silent if proxy_probe::connections(edge) >= most_connections(infra, edge) => {
+            (ProbeResult::Crowd, None)
         }
-        Answer::Silent => (Heard::Silence, None),
+        ProxyAnswer::Silent => (ProbeResult::Silence, None),
     }
 }
 
@@ -165,7 +165,7 @@ async fn consumer_end(
     if first.is_some_and(|first| !proxies.carry(edge, Role::Consumer, first)) {
         return Some(Again::NoProcess);
     }
-    let made = Owner {
+    let made = FileOwner {
         uid: edge.owner_uid,
         gid: edge.owner_gid,
         mode: proxy_probe::SOCKET_MODE,
@@ -193,8 +193,8 @@ mod tests {
 
     #[test]
     fn a_crowd_of_one_consumer_s_is_no_silence_of_a_server_that_answers_others() {
-        use Heard::{Answer, Crowd, Full, Nothing, Silence};
-        let cases: [(&[Heard], bool); 8] = [
+        use ProbeResult::{Answer, Crowd, Full, Nothing, Silence};
+        let cases: [(&[ProbeResult], bool); 8] = [
             (&[], false),
             (&[Nothing, Answer], false),
             (&[Full], false),

@@ -1,6 +1,6 @@
 //! The last lines of the providers' logs of calls, as the host keeps them: a file for each machine, root's alone.
 //!
-//! Whether a log still holds such a line is decided in [`super::heads`].
+//! Whether a log still holds such a line is decided in [`super::audit_checkpoint`].
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -27,7 +27,7 @@ const SUFFIX: &str = ".json";
 /// The last line that was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Kept {
+pub(crate) struct Checkpoint {
     pub(crate) project: String,
     pub(crate) machine: String,
     pub(crate) seq: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Kept {
     pub(crate) rebuilt: bool,
 }
 
-impl Kept {
+impl Checkpoint {
     /// Whether Incus built the machine anew since this line was seen.
     pub(crate) fn is_rebuilt(&self, now: &Instance) -> bool {
         self.rebuilt || self.marked && is_rebuilt(&now.config)
@@ -52,9 +52,9 @@ impl Kept {
 
 /// What is kept of all machines of this host.
 #[derive(Debug)]
-pub(crate) struct Shelf(PathBuf);
+pub(crate) struct CheckpointStore(PathBuf);
 
-impl Shelf {
+impl CheckpointStore {
     /// The host's.
     pub(crate) fn of_host() -> Self {
         Self(FOLDER.into())
@@ -67,7 +67,7 @@ impl Shelf {
     }
 
     /// What is kept of a machine.
-    pub(crate) fn read(path: &Path) -> io::Result<Option<Kept>> {
+    pub(crate) fn read(path: &Path) -> io::Result<Option<Checkpoint>> {
         match fs::read(path) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -76,7 +76,7 @@ impl Shelf {
     }
 
     /// Keeps it: whole or not at all, for root alone.
-    pub(crate) fn write(&self, path: &Path, kept: &Kept) -> io::Result<()> {
+    pub(crate) fn write(&self, path: &Path, kept: &Checkpoint) -> io::Result<()> {
         match fs::DirBuilder::new().mode(FOLDER_MODE).create(&self.0) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             _ => {}
@@ -109,7 +109,7 @@ impl Shelf {
             let Some((kept, path)) = kept.filter(|(kept, _)| kept.is_rebuilt(machine)) else {
                 continue;
             };
-            let rebuilt = Kept {
+            let rebuilt = Checkpoint {
                 rebuilt: true,
                 ..kept
             };
@@ -133,7 +133,7 @@ impl Shelf {
     }
 
     /// Forgets machines, and what was put aside of them.
-    fn forget_if(&self, goes: impl Fn(&str, &Kept) -> bool) {
+    fn forget_if(&self, goes: impl Fn(&str, &Checkpoint) -> bool) {
         let Ok(entries) = fs::read_dir(&self.0) else {
             return;
         };
@@ -163,7 +163,7 @@ fn is_name(uuid: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incus::Keys;
+    use crate::incus::ConfigMap;
 
     const NUMBER: &str = "0d1c6a2e-55f3-4d0f-a0c4-7a0a5a0f8f5e";
 
@@ -174,7 +174,7 @@ mod tests {
             ("volatile.uuid.generation", number),
         ];
         let all = own.iter().chain(keys);
-        let config: Keys = all
+        let config: ConfigMap = all
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         Instance {
@@ -185,8 +185,8 @@ mod tests {
         }
     }
 
-    fn kept(marked: bool) -> Kept {
-        Kept {
+    fn kept(marked: bool) -> Checkpoint {
+        Checkpoint {
             project: "vault".to_owned(),
             machine: "signer".to_owned(),
             seq: 7,
@@ -213,31 +213,34 @@ mod tests {
         // One that never bore it.
         assert!(!kept(false).is_rebuilt(&machine(NUMBER, &[])));
         // What was seen once is not forgotten when the mark is set again.
-        let seen = Kept {
+        let seen = Checkpoint {
             rebuilt: true,
             ..kept(true)
         };
         assert!(seen.is_rebuilt(&machine(NUMBER, &[mark])));
         // A file of an earlier version.
         let old = r#"{"project":"vault","machine":"signer","seq":7,"head":"ab"}"#;
-        assert_eq!(serde_json::from_str::<Kept>(old).unwrap(), kept(false));
+        assert_eq!(
+            serde_json::from_str::<Checkpoint>(old).unwrap(),
+            kept(false)
+        );
     }
 
     #[test]
     fn what_is_put_aside_stays_as_long_as_its_machine() {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf(folder.path().to_owned());
+        let shelf = CheckpointStore(folder.path().to_owned());
         let path = shelf.path(&machine(NUMBER, &[])).unwrap();
         let write = || fs::write(&path, serde_json::to_vec(&kept(true)).unwrap()).unwrap();
         write();
         let time: jiff::Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
-        let aside = Shelf::put_aside(&path, time).unwrap();
+        let aside = CheckpointStore::put_aside(&path, time).unwrap();
         let name = format!("{NUMBER}.20260102T030405Z.json");
         assert_eq!(aside, folder.path().join(name));
-        assert_eq!(Shelf::read(&path).unwrap(), None);
+        assert_eq!(CheckpointStore::read(&path).unwrap(), None);
         // Nothing that was kept is ever written over.
         write();
-        assert!(Shelf::put_aside(&path, time).is_err());
+        assert!(CheckpointStore::put_aside(&path, time).is_err());
         shelf.forget_deleted(&[&Object::machine("vault", "other")]);
         assert!(path.exists() && aside.exists());
         shelf.forget_deleted(&[&Object::machine("vault", "signer")]);

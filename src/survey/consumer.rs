@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::channel::Errand;
+use crate::channel::RemoteExec;
 use crate::edge::Edge;
 use crate::inside::{ASK, Offered, PROGRAM};
 use crate::name::ServiceName;
@@ -16,7 +16,7 @@ const WORDS_MAX: usize = 300;
 
 /// What a consumer says.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Heard {
+pub(crate) struct HeardServices {
     /// The services that it sees.
     pub(crate) services: BTreeSet<String>,
     /// From its question to the provider's answer, over a connection that stands.
@@ -40,9 +40,9 @@ impl From<String> for Unheard {
 }
 
 /// Lists, inside the consumer, what the provider offers it; or why that fails.
-pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<Heard, Unheard> {
+pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices, Unheard> {
     let consumer = &edge.consumer;
-    let errand = Errand {
+    let errand = RemoteExec {
         project: consumer.domain.as_str(),
         machine: consumer.machine.as_str(),
         user: Some((edge.owner_uid, edge.owner_gid)),
@@ -73,7 +73,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<Heard, Unheard
 }
 
 /// A machine's word, read strictly; `None`: it is no list of services.
-fn heard(offered: &Offered) -> Option<Heard> {
+fn heard(offered: &Offered) -> Option<HeardServices> {
     let names = offered.services.iter().map(|name| {
         let name: ServiceName = name.raw().parse().ok()?;
         Some(name.to_string())
@@ -81,7 +81,7 @@ fn heard(offered: &Offered) -> Option<Heard> {
     let services: BTreeSet<String> = names.collect::<Option<_>>()?;
     let took = Duration::try_from_secs_f64(offered.milliseconds? / 1000.0).ok()?;
     (services.len() == offered.services.len() && took < PATIENCE)
-        .then_some(Heard { services, took })
+        .then_some(HeardServices { services, took })
 }
 
 #[cfg(test)]

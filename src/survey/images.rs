@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::channel;
-use crate::plan::Remote;
+use crate::plan::RemoteImage;
 
 /// Longest that a remote may take to say whether it has an image.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ struct Listed {
 }
 
 /// Looks for each image (`images:debian/13`): where it is, or why it cannot be had.
-pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<Remote, String>> {
+pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteImage, String>> {
     let mut found = BTreeMap::new();
     if images.is_empty() {
         return found;
@@ -45,13 +45,13 @@ async fn remotes() -> Result<BTreeMap<String, Listed>, String> {
     serde_json::from_str(&text).map_err(|why| format!("`incus remote list` cannot be read: {why}"))
 }
 
-async fn look(image: &str, remotes: &BTreeMap<String, Listed>) -> Result<Remote, String> {
+async fn look(image: &str, remotes: &BTreeMap<String, Listed>) -> Result<RemoteImage, String> {
     let (remote, alias) = image.split_once(':').unwrap_or(("", image));
     let listed = remotes
         .get(remote)
         .ok_or_else(|| format!("there is no remote `{remote}`"))?;
     incus(&["image", "info", "--", image]).await?;
-    Ok(Remote {
+    Ok(RemoteImage {
         server: listed.address.clone(),
         protocol: listed.protocol.clone(),
         alias: alias.to_owned(),

@@ -10,13 +10,13 @@ use tokio::time::timeout;
 use super::channels;
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
-use crate::incus::{Kind, State};
+use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
 use crate::inside::{
-    ABOVE, Caller, Found, FoundServices, IDENTITY, LINK, Rights, SERVICES, Serving, ours,
-    unit_paths,
+    ABOVE, CallerUser, FoundServices, IDENTITY, LINK, ObservedMachine, Rights, SERVICES, Serving,
+    ours, unit_paths,
 };
-use crate::mcp::listen::folder::Folder;
+use crate::mcp::listen::folder::SocketFolder;
 use crate::plan::{Again, Role, has_inside};
 use crate::session::Session;
 use crate::session::each;
@@ -33,7 +33,7 @@ const FILE_MAX: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Looked {
     /// In the machines, by project and name.
-    pub(crate) inside: BTreeMap<(String, String), Found>,
+    pub(crate) inside: BTreeMap<(String, String), ObservedMachine>,
     /// Edges over which a server answers, and not whoever asks now: the consumer's connections are all in use. By hash.
     pub(crate) full: BTreeSet<String>,
     /// Ends of edges whose device does not work, by the edge's hash.
@@ -59,7 +59,7 @@ pub(crate) async fn look(
         .filter(|(_, there)| has_inside(there) && there.kind == "container")
         .collect();
     let found = each(&machines, |(machine, there)| async {
-        let caller = Caller {
+        let caller = CallerUser {
             uid: machine.mcp.uid,
             gid: machine.mcp.gid,
         };
@@ -86,18 +86,18 @@ pub(crate) async fn look(
 }
 
 /// What a machine holds; `None`: it could not be looked at.
-async fn into(session: &Session, there: &Instance, caller: Caller) -> Option<Found> {
+async fn into(session: &Session, there: &Instance, caller: CallerUser) -> Option<ObservedMachine> {
     let runs = there.is_running();
-    let mut found = Found {
+    let mut found = ObservedMachine {
         runs,
-        ..Found::default()
+        ..ObservedMachine::default()
     };
     let mut files = session.files(there).await;
     // What cannot be read is not there as it must be; the machine's own program says why.
     found.program = files.program().await.ok()?;
     found.odd = odd(&mut files, caller).await?;
-    found.link = text(&mut files, LINK, Kind::Link).await?;
-    let identity = text(&mut files, IDENTITY, Kind::File).await?;
+    found.link = text(&mut files, LINK, EntryKind::Link).await?;
+    let identity = text(&mut files, IDENTITY, EntryKind::File).await?;
     if let Some(text) = identity {
         found.identity = session
             .reader()
@@ -105,13 +105,17 @@ async fn into(session: &Session, there: &Instance, caller: Caller) -> Option<Fou
             .await
             .unwrap_or_default();
     }
-    if let Some(file) = files.read(SERVICES, Kind::File, SERVICES_MAX).await.ok()? {
+    if let Some(file) = files
+        .read(SERVICES, EntryKind::File, SERVICES_MAX)
+        .await
+        .ok()?
+    {
         let shown = session.reader().services(&file).await.unwrap_or_default();
         found.services = Some(FoundServices::with(&file, shown));
     }
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     for unit in supervisor.map(unit_paths).unwrap_or_default() {
-        if let Some(text) = text(&mut files, &unit, Kind::File).await? {
+        if let Some(text) = text(&mut files, &unit, EntryKind::File).await? {
             found.units.insert(unit, text);
         }
     }
@@ -125,14 +129,14 @@ async fn into(session: &Session, there: &Instance, caller: Caller) -> Option<Fou
 }
 
 /// What keeps the caller from what is ours, or lets others change it; `None`: it cannot be looked at.
-async fn odd(files: &mut MachineFiles<'_>, caller: Caller) -> Option<BTreeMap<String, Rights>> {
+async fn odd(files: &mut MachineFiles<'_>, caller: CallerUser) -> Option<BTreeMap<String, Rights>> {
     let mut odd = BTreeMap::new();
     let above = ABOVE.into_iter().map(|path| (path, None));
     let ours = ours().map(|(path, mode)| (path, Some(mode)));
     for (path, mode) in above.chain(ours) {
         // What is not there has no owner, and whatever else is there is no word of rights.
         let entry = files.look(path).await.ok()?;
-        let entry = entry.filter(|entry| matches!(entry.kind, Kind::Folder | Kind::File));
+        let entry = entry.filter(|entry| matches!(entry.kind, EntryKind::Folder | EntryKind::File));
         let Some(owner) = entry.and_then(|entry| entry.owner) else {
             continue;
         };
@@ -150,7 +154,7 @@ async fn odd(files: &mut MachineFiles<'_>, caller: Caller) -> Option<BTreeMap<St
 }
 
 /// The text of a file; `None`: it cannot be read.
-async fn text(files: &mut MachineFiles<'_>, path: &str, kind: Kind) -> Option<Option<String>> {
+async fn text(files: &mut MachineFiles<'_>, path: &str, kind: EntryKind) -> Option<Option<String>> {
     // The server's status repeats its services.
     let large = path.starts_with(PROVIDER_FOLDER);
     let most = if large { SERVICES_MAX } else { FILE_MAX };
@@ -164,8 +168,8 @@ async fn serving(
     session: &Session,
     files: &mut MachineFiles<'_>,
 ) -> Option<(Serving, Option<String>)> {
-    let file = Folder::status_file(PROVIDER_FOLDER.as_ref());
-    let text = text(files, &file.to_string_lossy(), Kind::File).await??;
+    let file = SocketFolder::status_file(PROVIDER_FOLDER.as_ref());
+    let text = text(files, &file.to_string_lossy(), EntryKind::File).await??;
     let said = session.reader().status(text.as_bytes()).await.ok()??;
     let words = said.confinement.map(|in_force| in_force.to_string());
     Some((

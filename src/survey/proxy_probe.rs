@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What came of asking a provider over the host's socket of an edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ProxyAnswer {
     /// Its server listed its tools.
     Tools,
     /// Its server says that the consumer has as many connections as it may have.
@@ -55,17 +55,17 @@ fn is_odd(edge: &Edge) -> bool {
 }
 
 /// Asks the provider of an edge what it offers to the consumer, over the host's socket of the edge.
-pub(crate) async fn ask(edge: &Edge) -> Answer {
+pub(crate) async fn ask(edge: &Edge) -> ProxyAnswer {
     if is_odd(edge) {
-        return Answer::OddSocket;
+        return ProxyAnswer::OddSocket;
     }
     let stream = match UnixStream::connect(edge.host_socket()).await {
         Ok(stream) => stream,
         Err(why) => {
             return match why.kind() {
-                ErrorKind::NotFound => Answer::NoSocket,
-                ErrorKind::PermissionDenied => Answer::NotAllowed,
-                _ => Answer::NoProcess,
+                ErrorKind::NotFound => ProxyAnswer::NoSocket,
+                ErrorKind::PermissionDenied => ProxyAnswer::NotAllowed,
+                _ => ProxyAnswer::NoProcess,
             };
         }
     };
@@ -76,7 +76,7 @@ pub(crate) async fn ask(edge: &Edge) -> Answer {
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// What a server says over a connection.
-async fn heard(stream: UnixStream) -> Answer {
+async fn heard(stream: UnixStream) -> ProxyAnswer {
     let patience = Patience {
         first: PATIENCE,
         call: PATIENCE,
@@ -89,12 +89,12 @@ async fn heard(stream: UnixStream) -> Answer {
     };
     match timeout(PATIENCE, listed).await {
         // A list of many services may be longer than is read here.
-        Ok(Ok(()) | Err(ClientError::TooLong(_))) => Answer::Tools,
+        Ok(Ok(()) | Err(ClientError::TooLong(_))) => ProxyAnswer::Tools,
         // Whoever says so is there.
         Ok(Err(ClientError::Refused { refusal, .. })) if refusal.raw().code.0 == OVERLOADED => {
-            Answer::Full
+            ProxyAnswer::Full
         }
-        Ok(Err(_)) | Err(_) => Answer::Silent,
+        Ok(Err(_)) | Err(_) => ProxyAnswer::Silent,
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     use crate::mcp::gate::too_many_connections;
 
     /// What is heard from a server that gives the first request this answer and ends.
-    async fn answered(answer: &str) -> Answer {
+    async fn answered(answer: &str) -> ProxyAnswer {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let answer = answer.to_owned();
         let server = tokio::spawn(async move {
@@ -213,10 +213,10 @@ mod tests {
         let error =
             serde_json::to_string(&rmcp::model::ErrorData::from(too_many_connections(2))).unwrap();
         let refused = |error: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{error}}}\n");
-        assert_eq!(answered(&refused(&error)).await, Answer::Full);
+        assert_eq!(answered(&refused(&error)).await, ProxyAnswer::Full);
         let other = refused(r#"{"code":-32603,"message":"no"}"#);
-        assert_eq!(answered(&other).await, Answer::Silent);
-        assert_eq!(answered("").await, Answer::Silent);
+        assert_eq!(answered(&other).await, ProxyAnswer::Silent);
+        assert_eq!(answered("").await, ProxyAnswer::Silent);
     }
 
     #[test]

@@ -12,17 +12,17 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::inventory::{FilePath, Folder};
+use crate::inventory::{FilePath, InventoryFolder};
 
-use super::tree::{Identity, Owner, Tree, TreeFault, temporary_name};
-use place::{Place, Refusal, Renames, Undo, cannot};
+use super::tree::{FileIdentity, FileTree, TreeFault, TreeOwner, temporary_name};
+use place::{CommitPlace, PlaceRefusal, Renames, Undo, cannot};
 
 /// Up to this many files are brought to the disk one by one; beyond it, the whole file system at once is faster.
 const ONE_BY_ONE: usize = 64;
 
 /// A change to one file.
 #[derive(Debug)]
-pub(crate) enum Change {
+pub(crate) enum FileChange {
     /// A file that is not there.
     Create {
         /// Where.
@@ -37,20 +37,20 @@ pub(crate) enum Change {
         /// Its new text.
         text: String,
         /// What it was when it was read.
-        seen: Identity,
+        seen: FileIdentity,
         /// Permissions that it keeps.
-        owner: Owner,
+        owner: TreeOwner,
     },
     /// A file that goes.
     Remove {
         /// Where.
         path: FilePath,
         /// What it was when it was read.
-        seen: Identity,
+        seen: FileIdentity,
     },
 }
 
-impl Change {
+impl FileChange {
     const fn path(&self) -> &FilePath {
         match self {
             Self::Create { path, .. } | Self::Update { path, .. } | Self::Remove { path, .. } => {
@@ -65,11 +65,15 @@ impl Change {
 /// # Errors
 ///
 /// Whatever the system refused; everything is as it was, unless the fault says what is not.
-pub(crate) fn commit(tree: &mut Tree, changes: &[Change]) -> Result<(), TreeFault> {
+pub(crate) fn commit(tree: &mut FileTree, changes: &[FileChange]) -> Result<(), TreeFault> {
     commit_with(tree, changes, Renames::Exchange)
 }
 
-fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<(), TreeFault> {
+fn commit_with(
+    tree: &mut FileTree,
+    changes: &[FileChange],
+    renames: Renames,
+) -> Result<(), TreeFault> {
     // Runs even if nothing changes: an earlier run may have been killed before it removed its old files.
     if tree.is_alone {
         tree.remove_leftovers()?;
@@ -77,7 +81,7 @@ fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<
     if changes.is_empty() {
         return Ok(());
     }
-    let mut run = Run {
+    let mut run = CommitRun {
         tree,
         changes,
         renames,
@@ -96,19 +100,19 @@ fn commit_with(tree: &mut Tree, changes: &[Change], renames: Renames) -> Result<
 }
 
 /// A run of changes: what it has done so far.
-struct Run<'a> {
-    tree: &'a mut Tree,
-    changes: &'a [Change],
+struct CommitRun<'a> {
+    tree: &'a mut FileTree,
+    changes: &'a [FileChange],
     renames: Renames,
     /// Folders that this run made.
-    made: Vec<Folder>,
+    made: Vec<InventoryFolder>,
     /// The new files as they were prepared, by the number of their change.
-    new: Vec<Option<Identity>>,
+    new: Vec<Option<FileIdentity>>,
     /// What it takes to undo each change that was made, with the change's number.
     done: Vec<(usize, Undo)>,
 }
 
-impl Run<'_> {
+impl CommitRun<'_> {
     fn all(&mut self) -> Result<(), TreeFault> {
         for change in self.changes {
             let folder = change.path().folder;
@@ -131,7 +135,7 @@ impl Run<'_> {
         for (number, change) in self.changes.iter().enumerate() {
             self.make(number, change)?;
         }
-        for folder in Folder::ALL {
+        for folder in InventoryFolder::ALL {
             if let Some(handle) = self.tree.folder(folder) {
                 sync_folder(handle)
                     .map_err(|cause| TreeFault::system("write", &folder.as_str(), cause))?;
@@ -146,13 +150,17 @@ impl Run<'_> {
     }
 
     /// Writes the new text beside its place.
-    fn prepare(&self, number: usize, change: &Change) -> Result<Option<Identity>, TreeFault> {
+    fn prepare(
+        &self,
+        number: usize,
+        change: &FileChange,
+    ) -> Result<Option<FileIdentity>, TreeFault> {
         let (path, text, owner) = match change {
-            Change::Create { path, text } => (path, text, None),
-            Change::Update {
+            FileChange::Create { path, text } => (path, text, None),
+            FileChange::Update {
                 path, text, owner, ..
             } => (path, text, Some(owner)),
-            Change::Remove { .. } => return Ok(None),
+            FileChange::Remove { .. } => return Ok(None),
         };
         let folder = self.folder(path)?;
         let fault = |cause| TreeFault::system("write", path, cause);
@@ -171,13 +179,13 @@ impl Run<'_> {
             file.sync_all().map_err(fault)?;
         }
         let stat = rustix::fs::fstat(&file).map_err(|cause| fault(cause.into()))?;
-        Ok(Some(Identity::of(&stat)))
+        Ok(Some(FileIdentity::of(&stat)))
     }
 
     /// The names of a change's file.
-    fn place(&self, number: usize, path: &FilePath) -> Result<Place<'_>, TreeFault> {
+    fn place(&self, number: usize, path: &FilePath) -> Result<CommitPlace<'_>, TreeFault> {
         let temporary = temporary_name(number);
-        Ok(Place {
+        Ok(CommitPlace {
             folder: self.folder(path)?,
             name: path.file_name(),
             kept: temporary.replace(".tmp", "-kept.tmp"),
@@ -186,14 +194,16 @@ impl Run<'_> {
     }
 
     /// Makes a change whose text is prepared.
-    fn make(&mut self, number: usize, change: &Change) -> Result<(), TreeFault> {
+    fn make(&mut self, number: usize, change: &FileChange) -> Result<(), TreeFault> {
         let place = self.place(number, change.path())?;
         let new = self.new.get(number).copied().flatten();
         // An update has always been prepared; were it not, nothing would be replaced.
         let made = match (change, new) {
-            (Change::Update { seen, .. }, Some(new)) => place.update(self.renames, *seen, new),
-            (Change::Remove { seen, .. }, _) => place.remove(*seen),
-            (Change::Create { .. } | Change::Update { .. }, _) => place.create(self.renames),
+            (FileChange::Update { seen, .. }, Some(new)) => place.update(self.renames, *seen, new),
+            (FileChange::Remove { seen, .. }, _) => place.remove(*seen),
+            (FileChange::Create { .. } | FileChange::Update { .. }, _) => {
+                place.create(self.renames)
+            }
         };
         match made {
             Ok(undo) => {
@@ -215,7 +225,7 @@ impl Run<'_> {
             cause => (Box::new(cause), Vec::new()),
         };
         for (number, undo) in std::mem::take(&mut self.done).into_iter().rev() {
-            let Some(path) = self.changes.get(number).map(Change::path) else {
+            let Some(path) = self.changes.get(number).map(FileChange::path) else {
                 continue;
             };
             let new = self.new.get(number).copied().flatten();
@@ -246,24 +256,24 @@ impl Run<'_> {
 }
 
 /// A refused change in the words of the run.
-fn fault(change: &Change, refusal: Refusal) -> TreeFault {
+fn fault(change: &FileChange, refusal: PlaceRefusal) -> TreeFault {
     let path = change.path();
     let changed = || TreeFault::Changed(path.to_string());
     match refusal {
-        Refusal::Changed => changed(),
-        Refusal::Displaced => TreeFault::HalfDone {
+        PlaceRefusal::Changed => changed(),
+        PlaceRefusal::Displaced => TreeFault::HalfDone {
             cause: Box::new(changed()),
             left: vec![path.to_string()],
         },
-        Refusal::System(cause) => {
-            let is_removal = matches!(change, Change::Remove { .. });
+        PlaceRefusal::System(cause) => {
+            let is_removal = matches!(change, FileChange::Remove { .. });
             TreeFault::system(if is_removal { "remove" } else { "write" }, path, cause)
         }
     }
 }
 
 /// Gives a new file the permissions of the old one, and its owner as far as the user may.
-fn hand_over(file: &File, owner: Owner) -> Result<(), Errno> {
+fn hand_over(file: &File, owner: TreeOwner) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(file)?;
     if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
         let uid = Some(rustix::fs::Uid::from_raw(owner.uid));

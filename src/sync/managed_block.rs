@@ -27,7 +27,7 @@ pub(crate) struct BlockFault {
 
 /// A file, cut at its managed block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Parts<'a> {
+pub(crate) struct BlockParts<'a> {
     before: &'a str,
     /// From the first marker to the last, without the line break after it.
     block: &'a str,
@@ -39,7 +39,7 @@ pub(crate) struct Parts<'a> {
 /// # Errors
 ///
 /// A block that does not end, or begins twice: what would be overwritten is not ours to guess.
-pub(crate) fn find(text: &str) -> Result<Option<Parts<'_>>, BlockFault> {
+pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
     let mut at = text.len() - text.trim_start_matches(BOM).len();
     let mut begin: Option<(usize, usize)> = None;
     let lines = text.get(at..).unwrap_or_default().split_inclusive('\n');
@@ -58,7 +58,7 @@ pub(crate) fn find(text: &str) -> Result<Option<Parts<'_>>, BlockFault> {
             }
             (END, Some((from, _))) => {
                 let end = at + marker.len();
-                return Ok(Some(Parts {
+                return Ok(Some(BlockParts {
                     before: text.get(..from).unwrap_or_default(),
                     block: text.get(from..end).unwrap_or_default(),
                     after: text.get(end..).unwrap_or_default(),
@@ -78,7 +78,7 @@ pub(crate) fn find(text: &str) -> Result<Option<Parts<'_>>, BlockFault> {
     }
 }
 
-impl<'a> Parts<'a> {
+impl<'a> BlockParts<'a> {
     /// What the block says, without its markers.
     pub(crate) fn body(&self) -> &'a str {
         let body = self.block.strip_prefix(BEGIN).unwrap_or(self.block);

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_yaml::Mapping;
 
-use crate::inventory::{FilePath, Folder};
+use crate::inventory::{FilePath, InventoryFolder};
 
-use super::managed_block::{self, Parts};
-use super::tree::{Found, Tree, TreeFault};
+use super::managed_block::{self, BlockParts};
+use super::tree::{FileTree, FoundFile, TreeFault};
 
 /// What becomes of an orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,19 +28,19 @@ pub(crate) struct Orphan {
     /// Where it is.
     pub(crate) path: FilePath,
     /// What it holds.
-    pub(crate) found: Found,
+    pub(crate) found: FoundFile,
     /// What becomes of it.
     pub(crate) fate: Fate,
 }
 
 /// Finds the orphans, in the order of folders and names.
 pub(crate) fn find(
-    tree: &Tree,
+    tree: &FileTree,
     known: &BTreeSet<FilePath>,
     clean: bool,
 ) -> Result<Vec<Orphan>, TreeFault> {
     let mut candidates = Vec::new();
-    for folder in Folder::ALL {
+    for folder in InventoryFolder::ALL {
         for path in tree.files(folder)? {
             if known.contains(&path) {
                 continue;
@@ -71,7 +71,7 @@ pub(crate) fn find(
 /// An orphan whose fate is open.
 struct Candidate {
     path: FilePath,
-    found: Found,
+    found: FoundFile,
     has_user_text: bool,
     /// `domain_ephemeral` or `instance_ephemeral`; `None` where the file does not say.
     ephemeral: Option<bool>,
@@ -81,7 +81,7 @@ struct Candidate {
 
 impl Candidate {
     /// `None` for a file that `sync` did not write.
-    fn of(path: FilePath, found: Found) -> Option<Self> {
+    fn of(path: FilePath, found: FoundFile) -> Option<Self> {
         // A block that begins and does not end was ours, and is no more: left alone.
         let parts = managed_block::find(&found.text).ok()??;
         let values = values(&parts);
@@ -95,13 +95,13 @@ impl Candidate {
         Some(Self {
             has_user_text: parts.has_user_text(),
             ephemeral: match path.folder {
-                Folder::Inventory => None,
-                Folder::GroupVars => truth("domain_ephemeral"),
-                Folder::HostVars => truth("instance_ephemeral"),
+                InventoryFolder::Inventory => None,
+                InventoryFolder::GroupVars => truth("domain_ephemeral"),
+                InventoryFolder::HostVars => truth("instance_ephemeral"),
             },
             domain: match path.folder {
-                Folder::HostVars => text("instance_domain"),
-                Folder::GroupVars | Folder::Inventory => Some(path.stem.clone()),
+                InventoryFolder::HostVars => text("instance_domain"),
+                InventoryFolder::GroupVars | InventoryFolder::Inventory => Some(path.stem.clone()),
             },
             path,
             found,
@@ -110,14 +110,14 @@ impl Candidate {
 
     fn reason_to_keep(&self, protected: &BTreeMap<String, String>) -> Option<String> {
         let own = match (self.path.folder, self.ephemeral) {
-            (Folder::Inventory, _) | (_, Some(true)) => None,
-            (Folder::GroupVars, Some(false)) => {
+            (InventoryFolder::Inventory, _) | (_, Some(true)) => None,
+            (InventoryFolder::GroupVars, Some(false)) => {
                 Some("protected: domain_ephemeral is false".to_owned())
             }
-            (Folder::HostVars, Some(false)) => {
+            (InventoryFolder::HostVars, Some(false)) => {
                 Some("protected: instance_ephemeral is false".to_owned())
             }
-            (Folder::GroupVars | Folder::HostVars, None) => {
+            (InventoryFolder::GroupVars | InventoryFolder::HostVars, None) => {
                 Some("protected: it does not say that it is ephemeral".to_owned())
             }
         };
@@ -125,7 +125,7 @@ impl Candidate {
             let domain = self
                 .domain
                 .as_ref()
-                .filter(|_| self.path.folder != Folder::HostVars)?;
+                .filter(|_| self.path.folder != InventoryFolder::HostVars)?;
             let reason = protected.get(domain)?;
             Some(format!("protected: {reason}"))
         };
@@ -138,7 +138,7 @@ impl Candidate {
 }
 
 /// What the block of a file says; nothing where it cannot be read.
-fn values(parts: &Parts<'_>) -> Mapping {
+fn values(parts: &BlockParts<'_>) -> Mapping {
     serde_yaml::from_str(parts.body()).unwrap_or_default()
 }
 
@@ -146,7 +146,8 @@ fn values(parts: &Parts<'_>) -> Mapping {
 fn protected_domains(candidates: &[Candidate]) -> BTreeMap<String, String> {
     let mut protected = BTreeMap::new();
     for candidate in candidates {
-        let keeps = candidate.path.folder != Folder::Inventory && candidate.ephemeral != Some(true);
+        let keeps = candidate.path.folder != InventoryFolder::Inventory
+            && candidate.ephemeral != Some(true);
         if let Some(domain) = candidate.domain.as_ref().filter(|_| keeps) {
             let reason = format!("{} stays", candidate.path);
             protected.entry(domain.clone()).or_insert(reason);
@@ -154,12 +155,12 @@ fn protected_domains(candidates: &[Candidate]) -> BTreeMap<String, String> {
     }
     let declared: BTreeSet<&str> = candidates
         .iter()
-        .filter(|candidate| candidate.path.folder == Folder::GroupVars)
+        .filter(|candidate| candidate.path.folder == InventoryFolder::GroupVars)
         .map(|candidate| candidate.path.stem.as_str())
         .collect();
     for candidate in candidates
         .iter()
-        .filter(|candidate| candidate.path.folder == Folder::Inventory)
+        .filter(|candidate| candidate.path.folder == InventoryFolder::Inventory)
     {
         if !declared.contains(candidate.path.stem.as_str()) {
             let reason = format!(

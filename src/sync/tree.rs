@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::inventory::{FilePath, Folder};
+use crate::inventory::{FilePath, InventoryFolder};
 
 /// Largest file that is read, in bytes: what Ansible reads is far smaller.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -109,14 +109,14 @@ impl TreeFault {
 
 /// What a file is, as far as a change of it can be seen: not its times of access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct FileIdentity {
     device: u64,
     inode: u64,
     size: i64,
     modified: (i64, i64),
 }
 
-impl Identity {
+impl FileIdentity {
     pub(crate) fn of(stat: &Stat) -> Self {
         Self {
             device: stat.st_dev,
@@ -132,18 +132,18 @@ impl Identity {
 
 /// A file as it was read.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundFile {
     /// Its text.
     pub(crate) text: String,
     /// What it was.
-    pub(crate) identity: Identity,
+    pub(crate) identity: FileIdentity,
     /// Its permissions, and the user and group that have them.
-    pub(crate) owner: Owner,
+    pub(crate) owner: TreeOwner,
 }
 
 /// Permissions of a file, and whose.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Owner {
+pub(crate) struct TreeOwner {
     /// Permission bits.
     pub(crate) mode: Mode,
     /// User.
@@ -163,7 +163,7 @@ pub(crate) enum Access {
 
 /// The folder that holds the three folders of generated files.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub(crate) struct FileTree {
     pub(crate) base: OwnedFd,
     base_path: PathBuf,
     folders: [Option<OwnedFd>; 3],
@@ -171,7 +171,7 @@ pub(crate) struct Tree {
     pub(crate) is_alone: bool,
 }
 
-impl Tree {
+impl FileTree {
     /// Opens the folders that are there and locks the one that holds them.
     pub(crate) fn open(base: &Path, access: Access) -> Result<Self, TreeFault> {
         let name = base.display().to_string().escape_debug().to_string();
@@ -188,7 +188,7 @@ impl Tree {
             folders: [None, None, None],
             is_alone,
         };
-        for folder in Folder::ALL {
+        for folder in InventoryFolder::ALL {
             let handle = tree.open_folder(folder)?;
             if let Some(place) = tree.folders.get_mut(folder as usize) {
                 *place = handle;
@@ -203,11 +203,11 @@ impl Tree {
     }
 
     /// A folder's handle, where the folder is there.
-    pub(crate) fn folder(&self, folder: Folder) -> Option<&OwnedFd> {
+    pub(crate) fn folder(&self, folder: InventoryFolder) -> Option<&OwnedFd> {
         self.folders.get(folder as usize).and_then(Option::as_ref)
     }
 
-    fn open_folder(&self, folder: Folder) -> Result<Option<OwnedFd>, TreeFault> {
+    fn open_folder(&self, folder: InventoryFolder) -> Result<Option<OwnedFd>, TreeFault> {
         let name = folder.as_str();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.base, name, flags, Mode::empty()) {
@@ -228,7 +228,7 @@ impl Tree {
     }
 
     /// Makes a folder that is not there. Says whether it made it.
-    pub(crate) fn make_folder(&mut self, folder: Folder) -> Result<bool, TreeFault> {
+    pub(crate) fn make_folder(&mut self, folder: InventoryFolder) -> Result<bool, TreeFault> {
         if self.folder(folder).is_some() {
             return Ok(false);
         }
@@ -248,7 +248,7 @@ impl Tree {
     }
 
     /// Reads a file; `None` where there is none.
-    pub(crate) fn read(&self, path: &FilePath) -> Result<Option<Found>, TreeFault> {
+    pub(crate) fn read(&self, path: &FilePath) -> Result<Option<FoundFile>, TreeFault> {
         let Some(folder) = self.folder(path.folder) else {
             return Ok(None);
         };
@@ -267,10 +267,10 @@ impl Tree {
             return Err(TreeFault::NotFile(path.to_string()));
         }
         let text = read_text(handle, path)?;
-        Ok(Some(Found {
+        Ok(Some(FoundFile {
             text,
-            identity: Identity::of(&stat),
-            owner: Owner {
+            identity: FileIdentity::of(&stat),
+            owner: TreeOwner {
                 mode: Mode::from_raw_mode(stat.st_mode & 0o777),
                 uid: stat.st_uid,
                 gid: stat.st_gid,
@@ -279,7 +279,7 @@ impl Tree {
     }
 
     /// The names in a folder.
-    fn names(&self, folder: Folder) -> Result<Vec<String>, TreeFault> {
+    fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
         let Some(handle) = self.folder(folder) else {
             return Ok(Vec::new());
         };
@@ -295,7 +295,7 @@ impl Tree {
     }
 
     /// The `.yml` files of a folder by name, in order.
-    pub(crate) fn files(&self, folder: Folder) -> Result<Vec<FilePath>, TreeFault> {
+    pub(crate) fn files(&self, folder: InventoryFolder) -> Result<Vec<FilePath>, TreeFault> {
         let mut stems: Vec<String> = self
             .names(folder)?
             .iter()
@@ -311,7 +311,7 @@ impl Tree {
 
     /// Removes what a run that was killed left behind, as far as it can be removed.
     pub(crate) fn remove_leftovers(&self) -> Result<(), TreeFault> {
-        for folder in Folder::ALL {
+        for folder in InventoryFolder::ALL {
             let names = self.names(folder)?;
             let leftover =
                 |name: &&String| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);

@@ -7,9 +7,9 @@ use super::ToolError;
 
 /// Says whether whoever asked for the work still waits for it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stop(Arc<AtomicBool>);
+pub(super) struct BlockingStop(Arc<AtomicBool>);
 
-impl Stop {
+impl BlockingStop {
     /// Fails once nobody waits any more. To be asked before anything that stays.
     pub(super) fn check(&self) -> Result<(), ToolError> {
         if self.0.load(Ordering::Acquire) {
@@ -21,7 +21,7 @@ impl Stop {
 }
 
 /// Raises the flag when the waiting future is dropped.
-struct Waiting(Stop);
+struct Waiting(BlockingStop);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
@@ -31,9 +31,9 @@ impl Drop for Waiting {
 
 /// Runs blocking work on a thread of its own.
 pub(super) async fn run<T: Send + 'static>(
-    work: impl FnOnce(&Stop) -> Result<T, ToolError> + Send + 'static,
+    work: impl FnOnce(&BlockingStop) -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {
-    let stop = Stop::default();
+    let stop = BlockingStop::default();
     let waiting = Waiting(stop.clone());
     let done = tokio::task::spawn_blocking(move || work(&stop)).await;
     drop(waiting);

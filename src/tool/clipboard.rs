@@ -15,10 +15,10 @@ use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Cli
 use crate::policy::Grant;
 use crate::text;
 
-use super::{Outcome, Session, ToolError, blocking};
+use super::{ToolError, ToolOutcome, ToolSession, blocking};
 
 /// Runs `clipboard_get`.
-pub(super) async fn get(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let ClipboardGet { passwords } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let text = if let Some(display) = &settings.display {
@@ -31,11 +31,11 @@ pub(super) async fn get(grant: &Grant, session: &Session) -> Result<Outcome, Too
         bytes: length(&text),
         text: text.clone(),
     };
-    Outcome::new(text, &clipboard)
+    ToolOutcome::new(text, &clipboard)
 }
 
 /// Runs `clipboard_set`.
-pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let ClipboardSet { content } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let bytes = length(&content);
@@ -45,7 +45,7 @@ pub(super) async fn set(grant: &Grant, session: &Session) -> Result<Outcome, Too
         let folder = settings.runtime.clone();
         blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
     }
-    Outcome::new(
+    ToolOutcome::new(
         format!("{} on the clipboard", text::bytes(bytes)),
         &Clipped { bytes },
     )

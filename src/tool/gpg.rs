@@ -22,13 +22,13 @@ use crate::catalogue::{GpgSign, Payload, SIGN_MAX, Signed, parse};
 use crate::policy::Grant;
 use crate::text;
 
-use super::pieces::{self, Step, Turn};
-use super::{Outcome, Session, Settings, ToolError, blocking};
+use super::pieces::{self, TransferStep, TransferTurn};
+use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 use configuration::Configuration;
 use process::GnuPg;
 use signature::{Making, Signature};
 
-pub use fault::{CardFault, GpgFault, NoAgent, Unfit};
+pub use fault::{CardFault, GpgFault, NoAgent, UnfitKey};
 
 /// Most signatures in pieces at once on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
@@ -71,7 +71,7 @@ pub(super) async fn folders(settings: &Settings) -> Folders {
 }
 
 /// Runs `gpg_sign`.
-pub(super) async fn sign(grant: &Grant, session: &Session) -> Result<Outcome, ToolError> {
+pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let arguments: GpgSign = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let Some(offset) = arguments.offset else {
@@ -109,11 +109,11 @@ fn place(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
 /// One piece of a signature.
 async fn piece(
     settings: &Settings,
-    turn: Turn<Signing>,
-    step: Step<Signing>,
+    turn: TransferTurn<Signing>,
+    step: TransferStep<Signing>,
     arguments: GpgSign,
     last: bool,
-) -> Result<Outcome, ToolError> {
+) -> Result<ToolOutcome, ToolError> {
     let data = match decode(arguments.data).await.and_then(|data| {
         pieces::not_empty(&data, last)?;
         Ok(data)
@@ -121,7 +121,7 @@ async fn piece(
         Ok(data) => data,
         Err(refused) => {
             // A bad piece is no reason to lose the good ones.
-            if let Step::Continue(signing) = step {
+            if let TransferStep::Continue(signing) = step {
                 let size = signing.size;
                 turn.wait(size, signing);
             }
@@ -129,7 +129,7 @@ async fn piece(
         }
     };
     let signing = match step {
-        Step::Begin => {
+        TransferStep::Begin => {
             let waits = Arc::clone(&settings.open_signatures).try_acquire_owned();
             let waits = waits.map_err(|_| {
                 ToolError::Busy(format!(
@@ -142,14 +142,14 @@ async fn piece(
             signing
         }
         // The gpg that waits signs with the first piece's key whatever a later one says.
-        Step::Continue(signing)
+        TransferStep::Continue(signing)
             if arguments.key_id.is_some() && arguments.key_id != signing.key =>
         {
             let size = signing.size;
             turn.wait(size, signing);
             return Err(pieces::contradicts("key_id"));
         }
-        Step::Continue(signing) => signing,
+        TransferStep::Continue(signing) => signing,
     };
     let signing = signing.take(settings, &data).await?;
     if last {
@@ -166,7 +166,7 @@ async fn piece(
         time: None,
         public_key: None,
     };
-    Outcome::new(
+    ToolOutcome::new(
         format!("{} taken; the next piece begins there", text::bytes(size)),
         &taken,
     )
@@ -199,7 +199,7 @@ impl Signing {
     }
 
     /// Ends the content and waits for the signature.
-    async fn finish(self, settings: &Settings) -> Result<Outcome, ToolError> {
+    async fn finish(self, settings: &Settings) -> Result<ToolOutcome, ToolError> {
         let made = within(settings, self.making.finish(settings, self.key)).await??;
         let Signature {
             text,
@@ -215,7 +215,7 @@ impl Signing {
             fingerprint: Some(good.fingerprint),
             public_key: Some(public_key),
         };
-        Outcome::new(text, &signed)
+        ToolOutcome::new(text, &signed)
     }
 }
 

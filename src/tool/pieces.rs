@@ -50,9 +50,9 @@ impl Drop for Timer {
     }
 }
 
-/// The right to work on the next piece. Dropped without [`Turn::wait`], the transfer is over.
+/// The right to work on the next piece. Dropped without [`TransferTurn::wait`], the transfer is over.
 #[derive(Debug)]
-pub(super) struct Turn<T> {
+pub(super) struct TransferTurn<T> {
     slots: Arc<Mutex<Slots<T>>>,
     name: String,
     idle: Duration,
@@ -60,7 +60,7 @@ pub(super) struct Turn<T> {
 
 /// Whether a piece begins a transfer or goes on with one.
 #[derive(Debug)]
-pub(super) enum Step<T> {
+pub(super) enum TransferStep<T> {
     /// The first piece.
     Begin,
     /// A later one.
@@ -93,7 +93,7 @@ impl<T> Transfers<T> {
         name: &str,
         shown: &str,
         offset: u64,
-    ) -> Result<(Turn<T>, Step<T>), ToolError> {
+    ) -> Result<(TransferTurn<T>, TransferStep<T>), ToolError> {
         let mut slots = lock(&self.slots);
         let step = if offset == 0 {
             begin(&mut slots, name, shown, self.most)?
@@ -101,7 +101,7 @@ impl<T> Transfers<T> {
             resume(&mut slots, name, shown, offset, self.idle)?
         };
         slots.insert(name.to_owned(), Slot::Taken);
-        let turn = Turn {
+        let turn = TransferTurn {
             slots: Arc::clone(&self.slots),
             idle: self.idle,
             name: name.to_owned(),
@@ -115,7 +115,7 @@ fn begin<T>(
     name: &str,
     shown: &str,
     most: usize,
-) -> Result<Step<T>, ToolError> {
+) -> Result<TransferStep<T>, ToolError> {
     match slots.get(name) {
         Some(Slot::Taken) => Err(taken(shown)),
         Some(Slot::Waiting { .. }) => {
@@ -127,7 +127,7 @@ fn begin<T>(
         None if slots.len() >= most => Err(ToolError::Busy(format!(
             "{most} transfers are under way on this connection; finish one first"
         ))),
-        None => Ok(Step::Begin),
+        None => Ok(TransferStep::Begin),
     }
 }
 
@@ -137,7 +137,7 @@ fn resume<T>(
     shown: &str,
     offset: u64,
     idle: Duration,
-) -> Result<Step<T>, ToolError> {
+) -> Result<TransferStep<T>, ToolError> {
     match slots.remove(name) {
         None => Err(ToolError::OutOfOrder(format!(
             "no transfer of {shown} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
@@ -148,7 +148,7 @@ fn resume<T>(
             Err(taken(shown))
         }
         Some(Slot::Waiting { next, transfer, .. }) if next == offset => {
-            Ok(Step::Continue(transfer))
+            Ok(TransferStep::Continue(transfer))
         }
         Some(waiting @ Slot::Waiting { next, .. }) => {
             slots.insert(name.to_owned(), waiting);
@@ -165,7 +165,7 @@ fn taken(shown: &str) -> ToolError {
     ))
 }
 
-impl<T: Send + 'static> Turn<T> {
+impl<T: Send + 'static> TransferTurn<T> {
     /// Puts the transfer down until the piece at `next` comes, but not for ever.
     pub(super) fn wait(self, next: u64, transfer: T) {
         let wait = Arc::new(());
@@ -205,7 +205,7 @@ fn give_up<T>(slots: &Weak<Mutex<Slots<T>>>, name: &str, since: &Arc<()>) {
     drop(given_up);
 }
 
-impl<T> Drop for Turn<T> {
+impl<T> Drop for TransferTurn<T> {
     fn drop(&mut self) {
         let mut slots = lock(&self.slots);
         if matches!(slots.get(&self.name), Some(Slot::Taken)) {
@@ -250,7 +250,7 @@ mod tests {
     fn pieces_follow_each_other() {
         let transfers = Transfers::new(2, IDLE);
         let (turn, step) = transfers.take("a", "`a`", 0).unwrap();
-        assert!(matches!(step, Step::Begin));
+        assert!(matches!(step, TransferStep::Begin));
         turn.wait(3, "abc");
         assert_eq!(
             refused(&transfers, "a", 2),
@@ -261,7 +261,7 @@ mod tests {
             "the next piece of `a` begins at offset 3, not 4"
         );
         let (turn, step) = transfers.take("a", "`a`", 3).unwrap();
-        assert!(matches!(step, Step::Continue("abc")));
+        assert!(matches!(step, TransferStep::Continue("abc")));
         drop(turn);
         assert_eq!(
             refused(&transfers, "a", 3),
@@ -282,7 +282,7 @@ mod tests {
         assert!(refused(&transfers, "a", 1).starts_with("no transfer of `a` is under way"));
         assert!(matches!(
             transfers.take("b", "", 2).unwrap().1,
-            Step::Continue(())
+            TransferStep::Continue(())
         ));
     }
 
@@ -299,7 +299,7 @@ mod tests {
         transfers.take("a", "`a`", 0).unwrap().0.wait(5, "two");
         assert!(matches!(
             transfers.take("a", "`a`", 5).unwrap().1,
-            Step::Continue("two")
+            TransferStep::Continue("two")
         ));
     }
 

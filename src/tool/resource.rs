@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, file, gpg};
-use crate::confinement::{Calls, Limits, Rights, Rule};
+use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
 
 /// What a tool touches of its machine.
@@ -103,7 +103,7 @@ impl Resource {
 
     /// What a process needs that runs the tools of this resource and nothing else. Makes the folders that they would make;
     /// `tools`: those that its caller may use.
-    pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> Limits {
+    pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> ProcessLimits {
         match self {
             Self::Portal => {
                 if tools.contains(&ToolName::FileAccept) {
@@ -119,46 +119,46 @@ impl Resource {
 }
 
 /// What a process needs that touches files below the portal, where there is one.
-pub(crate) fn portal_limits(settings: &Settings) -> Limits {
-    let portal = Rule::new(&settings.portal, Rights::Write);
-    Limits {
-        calls: Calls::Worker { files: true },
+pub(crate) fn portal_limits(settings: &Settings) -> ProcessLimits {
+    let portal = Rule::new(&settings.portal, PathRights::Write);
+    ProcessLimits {
+        calls: AllowedCalls::Worker { files: true },
         files: Some(vec![portal]),
         network: false,
     }
 }
 
-fn clipboard(settings: &Settings) -> Limits {
+fn clipboard(settings: &Settings) -> ProcessLimits {
     let Some(display) = &settings.display else {
         // Makes the folder, and closes both to others, where that is needed.
         let _ = super::clipboard::file::read(&settings.runtime);
-        return Limits {
-            calls: Calls::Worker { files: true },
-            files: Some(vec![Rule::new(&settings.runtime, Rights::Write)]),
+        return ProcessLimits {
+            calls: AllowedCalls::Worker { files: true },
+            files: Some(vec![Rule::new(&settings.runtime, PathRights::Write)]),
             network: false,
         };
     };
     let authority = env::var_os("XAUTHORITY").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".Xauthority"));
     let mut rules = vec![
-        Rule::new(&settings.program, Rights::Run),
-        Rule::new(NULL, Rights::Write),
+        Rule::new(&settings.program, PathRights::Run),
+        Rule::new(NULL, PathRights::Write),
     ];
     let read = authority
         .or(home)
         .into_iter()
         .chain(NAMES.map(PathBuf::from));
-    rules.extend(read.map(|path| Rule::new(path, Rights::Read)));
-    Limits {
-        calls: Calls::Programs,
+    rules.extend(read.map(|path| Rule::new(path, PathRights::Read)));
+    ProcessLimits {
+        calls: AllowedCalls::Programs,
         files: Some(rules),
         network: display.is_remote(),
     }
 }
 
-async fn keys(settings: &Settings) -> Limits {
-    let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, Rights::Read)).into();
-    rules.push(Rule::new(NULL, Rights::Write));
+async fn keys(settings: &Settings) -> ProcessLimits {
+    let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, PathRights::Read)).into();
+    rules.push(Rule::new(NULL, PathRights::Write));
     let programs = [
         &settings.gpg,
         &settings.gpg_connect_agent,
@@ -174,9 +174,9 @@ async fn keys(settings: &Settings) -> Limits {
         .clone()
         .flat_map(|home| LINKED.map(|name| home.join(name)));
     let all = home.chain(linked).chain(folders.keyrings);
-    rules.extend(all.map(|path| Rule::new(path, Rights::Read)));
-    Limits {
-        calls: Calls::Programs,
+    rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
+    ProcessLimits {
+        calls: AllowedCalls::Programs,
         files: Some(rules),
         network: false,
     }
@@ -203,12 +203,12 @@ fn search(name: &Path) -> Option<PathBuf> {
 
 /// What it takes to run a program: itself, and who loads it. A script may run what it likes of the system's programs.
 fn program(path: &Path) -> Vec<Rule> {
-    let mut rules = vec![Rule::new(path, Rights::Run)];
+    let mut rules = vec![Rule::new(path, PathRights::Run)];
     match Image::read(path) {
-        Some(Image::Loaded(by)) => rules.push(Rule::new(by, Rights::Run)),
+        Some(Image::Loaded(by)) => rules.push(Rule::new(by, PathRights::Run)),
         Some(Image::Script(by)) => {
-            rules.push(Rule::new(by, Rights::Run));
-            rules.extend(PROGRAMS.map(|path| Rule::new(path, Rights::Run)));
+            rules.push(Rule::new(by, PathRights::Run));
+            rules.extend(PROGRAMS.map(|path| Rule::new(path, PathRights::Run)));
         }
         None => {}
     }

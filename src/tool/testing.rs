@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Copies, Outcome, Session, Settings, ToolError};
+use super::{Copies, Settings, ToolError, ToolOutcome, ToolSession};
 use crate::catalogue::describe;
 use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Grant, Request, decide};
@@ -19,7 +19,7 @@ pub(super) struct Bench {
     settings: Settings,
     caller: Caller,
     copies: Copies,
-    session: Session,
+    session: ToolSession,
 }
 
 /// A text, so that assertions read well.
@@ -59,7 +59,7 @@ impl Bench {
         Self {
             root,
             portal,
-            session: Session::new(Arc::new(settings.clone())),
+            session: ToolSession::new(Arc::new(settings.clone())),
             settings,
             caller: Caller::Operator,
             copies: Copies::Two,
@@ -92,7 +92,7 @@ impl Bench {
 
     /// Ends the connection and makes another.
     pub(super) fn reconnect(mut self) -> Self {
-        self.session = Session::new(Arc::new(self.settings.clone()));
+        self.session = ToolSession::new(Arc::new(self.settings.clone()));
         self
     }
 
@@ -147,14 +147,14 @@ impl Bench {
     }
 
     /// Calls a tool; errors as their text.
-    pub(super) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+    pub(super) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         let outcomes = self.call_all(vec![(tool, arguments)]);
         let [outcome] = <[_; 1]>::try_from(outcomes).unwrap();
         outcome
     }
 
     /// Calls tools, all at once on one connection.
-    pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<Outcome, String>> {
+    pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let tools: Vec<ToolName> = calls
             .iter()
             .map(|(tool, _)| tool.parse().unwrap())
@@ -166,7 +166,8 @@ impl Bench {
         let calls = grants
             .iter()
             .map(|grant| super::run(grant, &self.session, self.copies));
-        let text = |outcome: Result<Outcome, ToolError>| outcome.map_err(|error| error.to_string());
+        let text =
+            |outcome: Result<ToolOutcome, ToolError>| outcome.map_err(|error| error.to_string());
         let outcomes = runtime().block_on(futures_util::future::join_all(calls));
         for (tool, outcome) in tools.into_iter().zip(&outcomes) {
             if let Ok(outcome) = &outcome {
@@ -191,7 +192,7 @@ impl Bench {
 }
 
 /// Asserts that a structured result is what the tool's output schema says.
-fn fits(tool: ToolName, outcome: &Outcome) {
+fn fits(tool: ToolName, outcome: &ToolOutcome) {
     let schema = describe(tool).output;
     let properties = schema["properties"].as_object().unwrap();
     for (name, value) in &outcome.structured {

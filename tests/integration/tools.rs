@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anklume::policy::{Caller, Decision, Grant, Request, decide};
 use anklume::services::Services;
-use anklume::tool::{self, Copies, Outcome, Session, Settings};
+use anklume::tool::{self, Copies, Settings, ToolOutcome, ToolSession};
 use serde_json::Value;
 
 use crate::harness::{Anklume, write_program};
@@ -29,7 +29,7 @@ pub(crate) struct Server {
 
 /// One connection of the operator.
 pub(crate) struct Connection {
-    session: Session,
+    session: ToolSession,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -42,7 +42,7 @@ impl Server {
 
     pub(crate) fn connect(&self) -> Connection {
         Connection {
-            session: Session::new(Arc::new(self.settings.clone())),
+            session: ToolSession::new(Arc::new(self.settings.clone())),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -51,13 +51,13 @@ impl Server {
     }
 
     /// One call on a connection of its own.
-    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         self.connect().call(tool, arguments)
     }
 }
 
 impl Connection {
-    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<Outcome, String> {
+    pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         let grant = grant(tool, arguments);
         let outcome = self
             .runtime
@@ -66,7 +66,7 @@ impl Connection {
     }
 
     /// Calls, all at once.
-    pub(crate) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<Outcome, String>> {
+    pub(crate) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let grants: Vec<Grant> = calls
             .into_iter()
             .map(|(tool, arguments)| grant(tool, arguments))

@@ -83,7 +83,7 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
 }
 
 /// How a file ends.
-pub(super) struct End {
+pub(super) struct LogEnd {
     /// Length of its whole lines, in bytes.
     pub(super) length: u64,
     /// The last of them without its newline; `None` where there is none, and where what follows is longer than any line.
@@ -92,7 +92,7 @@ pub(super) struct End {
     pub(super) tail: Vec<u8>,
 }
 
-impl End {
+impl LogEnd {
     /// Looks at a file of that length.
     pub(super) fn of(file: &File, length: u64) -> io::Result<Self> {
         let window = length.min(LINE_MAX as u64 * 2);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::super::Key;
+use super::super::SealKey;
 use super::AuditError;
 use super::file::{beside, open_file};
 
@@ -27,7 +27,7 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
 /// # Errors
 ///
 /// The system refuses; what is there is no key. Another one in its place would make equal arguments differ.
-pub(super) fn read_or_make(path: &Path) -> Result<Key, AuditError> {
+pub(super) fn read_or_make(path: &Path) -> Result<SealKey, AuditError> {
     let error = |doing| {
         move |source| AuditError::Io {
             doing,
@@ -43,7 +43,7 @@ pub(super) fn read_or_make(path: &Path) -> Result<Key, AuditError> {
         .read_to_end(&mut found)
         .map_err(error("read"))?;
     if let Ok(key) = found.as_slice().try_into() {
-        return Ok(Key(key));
+        return Ok(SealKey(key));
     }
     if !found.is_empty() {
         return Err(AuditError::Key(path.to_owned()));
@@ -56,5 +56,5 @@ pub(super) fn read_or_make(path: &Path) -> Result<Key, AuditError> {
         .and_then(|_| file.write_all(&key))
         .and_then(|()| file.sync_all())
         .map_err(error("written"))?;
-    Ok(Key(key))
+    Ok(SealKey(key))
 }

@@ -3,7 +3,7 @@
 use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::verify::{Fault, LINE_MAX, Report, Verifier};
+use super::super::verify::{Fault, LINE_MAX, Verifier, VerifyReport};
 use super::super::{Outcome, Verdict, bounded, digest_of};
 use super::*;
 use crate::name::{MACHINE_NAME_MAX, SERVICE_NAME_MAX};
@@ -12,7 +12,7 @@ fn stop(pid: u32) -> Event {
     Event::Stop { pid }
 }
 
-fn check(path: &Path, head: Option<String>) -> Report {
+fn check(path: &Path, head: Option<String>) -> VerifyReport {
     let mut verifier = Verifier::new(head);
     if !may_have_dropped(path).unwrap() {
         verifier = verifier.from_the_first_line();
@@ -118,7 +118,7 @@ fn removed_reordered_inserted_and_replaced_lines_are_found_and_named() {
 #[test]
 fn a_line_written_anew_with_a_right_hash_does_not_fit_its_follower() {
     let (_folder, path, mut lines) = ten();
-    let chain::Read::Whole(line, _) = chain::read(lines[4].as_bytes()) else {
+    let chain::ReadLine::Whole(line, _) = chain::read(lines[4].as_bytes()) else {
         panic!("a line of the log");
     };
     let before = Head {

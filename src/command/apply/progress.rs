@@ -3,8 +3,8 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-use crate::apply::Observer;
-use crate::apply::outcome::{Outcome, Status};
+use crate::apply::RunObserver;
+use crate::apply::outcome::{StepOutcome, StepStatus};
 use crate::command::output::Output;
 use crate::plan::Action;
 
@@ -50,7 +50,7 @@ impl Progress {
     }
 }
 
-impl Observer for Progress {
+impl RunObserver for Progress {
     type Step = Option<ProgressBar>;
 
     fn began(&self, action: &Action) -> Self::Step {
@@ -71,7 +71,7 @@ impl Observer for Progress {
         }
     }
 
-    fn ended(&self, outcome: Outcome) -> Outcome {
+    fn ended(&self, outcome: StepOutcome) -> StepOutcome {
         for line in lines(&outcome) {
             self.line(&line);
         }
@@ -80,11 +80,11 @@ impl Observer for Progress {
 }
 
 /// The lines that say how a step ended.
-fn lines(outcome: &Outcome) -> Vec<String> {
+fn lines(outcome: &StepOutcome) -> Vec<String> {
     let title = outcome.title();
     match &outcome.status {
-        Status::Done => outcome.shown.lines.clone(),
-        Status::Failed(why) => vec![format!("! {title}: {why}")],
-        Status::Skipped(why) => vec![format!("! {title}: skipped, {why}")],
+        StepStatus::Done => outcome.shown.lines.clone(),
+        StepStatus::Failed(why) => vec![format!("! {title}: {why}")],
+        StepStatus::Skipped(why) => vec![format!("! {title}: skipped, {why}")],
     }
 }

@@ -3,29 +3,29 @@
 use serde::Serialize;
 
 use super::super::output::Output;
-use crate::apply::outcome::{Outcome, Report, Status};
+use crate::apply::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::error::Exit;
-use crate::plan::{Action, Plan, Shown};
+use crate::plan::{Action, ActionSummary, Plan};
 
 /// What to do about steps that were not done.
 pub(super) const AGAIN: &str = "run the command again: it goes on where it was";
 
 /// The answer as JSON.
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct ApplyAnswer<'a> {
     changed: usize,
     failed: usize,
     skipped: usize,
     /// Requests to Incus that may change something.
     writes: u64,
-    actions: Vec<Entry<'a>>,
+    actions: Vec<ActionEntry<'a>>,
     notes: &'a [String],
 }
 
 #[derive(Debug, Serialize)]
-struct Entry<'a> {
+struct ActionEntry<'a> {
     #[serde(flatten)]
-    shown: &'a Shown,
+    shown: &'a ActionSummary,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
@@ -33,7 +33,7 @@ struct Entry<'a> {
     more: Option<&'a str>,
 }
 
-fn count(report: &Report, is: impl Fn(&Status) -> bool) -> usize {
+fn count(report: &RunReport, is: impl Fn(&StepStatus) -> bool) -> usize {
     report.outcomes.iter().filter(|one| is(&one.status)).count()
 }
 
@@ -41,17 +41,17 @@ fn count(report: &Report, is: impl Fn(&Status) -> bool) -> usize {
 ///
 /// `nothing` is said where there was no step.
 pub(in crate::command) fn print(
-    report: &Report,
+    report: &RunReport,
     nothing: &str,
     notes: &[String],
     writes: u64,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let changed = report.outcomes.iter().filter(|one| one.is_change()).count();
-    let failed = count(report, |status| matches!(status, Status::Failed(_)));
-    let skipped = count(report, |status| matches!(status, Status::Skipped(_)));
+    let failed = count(report, |status| matches!(status, StepStatus::Failed(_)));
+    let skipped = count(report, |status| matches!(status, StepStatus::Skipped(_)));
     let answered = if output.is_json() {
-        output.json(&Answer {
+        output.json(&ApplyAnswer {
             changed,
             failed,
             skipped,
@@ -86,7 +86,7 @@ pub(in crate::command) fn print(
     Ok(Exit::Failed)
 }
 
-fn print_failures(report: &Report, failed: usize, skipped: usize, output: &Output) {
+fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Output) {
     let all = report.outcomes.len();
     let skipped = match skipped {
         0 => String::new(),
@@ -94,7 +94,7 @@ fn print_failures(report: &Report, failed: usize, skipped: usize, output: &Outpu
     };
     output.failure(&format!("{failed} of {all} steps failed{skipped}"), None);
     for outcome in &report.outcomes {
-        if let Status::Failed(why) = &outcome.status {
+        if let StepStatus::Failed(why) = &outcome.status {
             output.stderr(&format!("  {}: {why}", outcome.title()));
             if let Some(more) = &outcome.more {
                 output.stderr(&format!("    see more: `{more}`"));
@@ -103,13 +103,13 @@ fn print_failures(report: &Report, failed: usize, skipped: usize, output: &Outpu
     }
 }
 
-fn entry(outcome: &Outcome) -> Entry<'_> {
+fn entry(outcome: &StepOutcome) -> ActionEntry<'_> {
     let (status, reason) = match &outcome.status {
-        Status::Done => ("done", None),
-        Status::Failed(why) => ("failed", Some(why.as_str())),
-        Status::Skipped(why) => ("skipped", Some(why.as_str())),
+        StepStatus::Done => ("done", None),
+        StepStatus::Failed(why) => ("failed", Some(why.as_str())),
+        StepStatus::Skipped(why) => ("skipped", Some(why.as_str())),
     };
-    Entry {
+    ActionEntry {
         shown: &outcome.shown,
         status,
         reason,
@@ -119,16 +119,16 @@ fn entry(outcome: &Outcome) -> Entry<'_> {
 
 /// A plan as JSON.
 #[derive(Debug, Serialize)]
-struct Planned<'a> {
-    actions: Vec<Shown>,
+struct PlanAnswer<'a> {
+    actions: Vec<ActionSummary>,
     notes: &'a [String],
 }
 
 /// Prints a plan that is not carried out.
 pub(super) fn show(plan: &Plan, output: &Output) -> anyhow::Result<()> {
-    let actions: Vec<Shown> = plan.actions().map(Action::shown).collect();
+    let actions: Vec<ActionSummary> = plan.actions().map(Action::shown).collect();
     if output.is_json() {
-        return output.json(&Planned {
+        return output.json(&PlanAnswer {
             actions,
             notes: &plan.notes,
         });

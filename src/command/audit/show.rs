@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 
-use crate::audit::chain::{self, Line, Read};
+use crate::audit::chain::{self, LogLine, ReadLine};
 use crate::audit::verify::next_line;
 use crate::audit::{Call, Event, Verdict};
 use crate::cli::{AuditShowArgs, Format};
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
         while let Some((bytes, _)) =
             next_line(&mut reader).with_context(|| format!("cannot read `{name}`"))?
         {
-            let Read::Whole(line, _) = chain::read(&bytes) else {
+            let ReadLine::Whole(line, _) = chain::read(&bytes) else {
                 foreign += 1;
                 continue;
             };
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit>
     Ok(Exit::Done)
 }
 
-fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
+fn print(line: &LogLine, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
     match output.format() {
         Format::Json => output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat())?,
         Format::Text => output.answer(as_text(line).as_bytes())?,
@@ -53,7 +53,7 @@ fn print(line: &Line, bytes: &[u8], output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
+fn wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
     let recent = since.is_none_or(|since| {
         line.time
             .parse::<Timestamp>()
@@ -90,7 +90,7 @@ fn wanted(line: &Line, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
         && args.decision.is_none_or(|wanted| decision == Some(wanted))
 }
 
-fn as_text(line: &Line) -> String {
+fn as_text(line: &LogLine) -> String {
     let what = match &line.event {
         Event::Call(call) => call_text(call),
         Event::Counted {

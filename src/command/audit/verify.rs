@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use serde_json::json;
 
 use crate::audit;
-use crate::audit::verify::{Report, Verifier};
+use crate::audit::verify::{Verifier, VerifyReport};
 use crate::cli::{AuditVerifyArgs, Format};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exi
 }
 
 /// One look at all files.
-fn walk(path: &Path, head: Option<String>) -> anyhow::Result<Report> {
+fn walk(path: &Path, head: Option<String>) -> anyhow::Result<VerifyReport> {
     let files = super::files(path)?;
     let mut verifier = Verifier::new(head);
     if !audit::may_have_dropped(path).map_err(|why| super::hidden(path, &why))? {
@@ -73,7 +73,7 @@ fn head(text: Option<&str>) -> Result<Option<String>, Failure> {
     .help("give the 64 hexadecimal digits that an earlier `anklume audit verify` printed"))
 }
 
-fn as_text(report: &Report) -> String {
+fn as_text(report: &VerifyReport) -> String {
     let mut lines: Vec<String> = report
         .findings
         .iter()
@@ -103,7 +103,7 @@ fn as_text(report: &Report) -> String {
     lines.join("\n") + "\n"
 }
 
-fn as_json(report: &Report) -> serde_json::Value {
+fn as_json(report: &VerifyReport) -> serde_json::Value {
     let findings: Vec<_> = report
         .findings
         .iter()

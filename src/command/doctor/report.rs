@@ -8,14 +8,14 @@ use crate::error::Exit;
 
 /// The answer as JSON.
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct DoctorAnswer<'a> {
     ok: bool,
-    edges: Vec<Entry<'a>>,
+    edges: Vec<ChannelEntry<'a>>,
     notes: &'a [String],
 }
 
 #[derive(Debug, Serialize)]
-struct Entry<'a> {
+struct ChannelEntry<'a> {
     consumer: &'a str,
     provider: &'a str,
     ok: bool,
@@ -47,7 +47,7 @@ pub(super) fn print(
 ) -> anyhow::Result<Exit> {
     let ok = healths.iter().all(|health| health.broken.is_none());
     if output.is_json() {
-        output.json(&Answer {
+        output.json(&DoctorAnswer {
             ok,
             edges: healths.iter().map(entry).collect(),
             notes,
@@ -67,8 +67,8 @@ fn milliseconds(health: &Health<'_>) -> Option<f64> {
     Some((took.as_secs_f64() * 10_000.0).round() / 10.0)
 }
 
-fn entry<'a>(health: &'a Health<'_>) -> Entry<'a> {
-    Entry {
+fn entry<'a>(health: &'a Health<'_>) -> ChannelEntry<'a> {
+    ChannelEntry {
         consumer: health.edge.consumer.machine.as_str(),
         provider: health.edge.provider.machine.as_str(),
         ok: health.broken.is_none(),

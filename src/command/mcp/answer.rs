@@ -8,7 +8,7 @@ use base64::write::EncoderWriter;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
-use crate::channel::Channel;
+use crate::channel::Transport;
 use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -17,7 +17,7 @@ use crate::text::{self, Foreign, write_json};
 
 /// What came back.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum CallAnswer {
     /// All in the message.
     Whole(Called),
     /// The content lies in a file, as bytes; the result is without it.
@@ -32,13 +32,13 @@ pub(super) enum Answer {
 /// Prints an answer; a tool that failed is a failure, and so is a call that was refused.
 pub(super) fn report(
     tool: &str,
-    answer: Answer,
-    channel: &Channel,
+    answer: CallAnswer,
+    channel: &Transport,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let called = match answer {
-        Answer::Whole(called) => called,
-        Answer::Kept { result, file } => {
+        CallAnswer::Whole(called) => called,
+        CallAnswer::Kept { result, file } => {
             return print_kept(&result, file, output.format()).map(|()| Exit::Done);
         }
     };
@@ -53,7 +53,7 @@ pub(super) fn report(
     if failed {
         let words = words(&text(called.result.raw()));
         let tool = tool.escape_debug();
-        let refused = matches!(channel, Channel::Socket(_)) && called.is_refused();
+        let refused = matches!(channel, Transport::Socket(_)) && called.is_refused();
         return Err(if refused {
             Failure::new(Exit::Refused, format!("`{tool}` is refused: {words}"))
                 .help("leave it out: the provider sets it")

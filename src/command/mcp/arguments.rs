@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 use super::given::{Given, GivenValue, object, shown};
 use crate::catalogue::ONE_CALL_MAX;
 use crate::error::{Exit, Failure};
-use crate::mcp::client::pieces::{self, Pieces, Source};
+use crate::mcp::client::pieces::{self, PayloadSource, Pieces};
 use crate::name::closest;
 
 /// Longest object that is read from stdin, in bytes.
@@ -20,18 +20,18 @@ pub(super) struct Arguments {
     /// What goes into the message.
     pub(super) object: Map<String, Value>,
     /// What is too large for it and goes in pieces.
-    pub(super) payload: Option<Payload>,
+    pub(super) payload: Option<ArgumentPayload>,
 }
 
 /// A payload that goes in pieces.
 #[derive(Debug)]
-pub(super) struct Payload {
+pub(super) struct ArgumentPayload {
     /// The argument.
     pub(super) name: String,
     /// The tool takes the digest of the whole.
     pub(super) digest: bool,
     /// The bytes.
-    pub(super) source: Source,
+    pub(super) source: PayloadSource,
 }
 
 /// Types what was given by the tool's schema.
@@ -51,7 +51,7 @@ pub(super) async fn typed(given: Given, tool: &Tool) -> Result<Arguments, Failur
 }
 
 async fn object_from_stdin() -> Result<Map<String, Value>, Failure> {
-    let bytes = Source::new(std::io::stdin())
+    let bytes = PayloadSource::new(std::io::stdin())
         .read(OBJECT_MAX + 1)
         .await
         .map_err(|why| Failure::new(Exit::Failed, format!("stdin cannot be read: {why}")))?;
@@ -92,7 +92,7 @@ impl Arguments {
         tool: &Tool,
         key: String,
         from: &str,
-        mut source: Source,
+        mut source: PayloadSource,
     ) -> Result<(), Failure> {
         let start = source
             .read(ONE_CALL_MAX + 1)
@@ -108,7 +108,7 @@ impl Arguments {
         } else if let Pieces::Up { argument, digest } = pieces::of(tool)
             && argument == key
         {
-            self.payload = Some(Payload {
+            self.payload = Some(ArgumentPayload {
                 name: key,
                 digest,
                 source: source.after(start),
@@ -141,10 +141,10 @@ impl Arguments {
         // What is not base64 is left to the server's own words.
         if let Ok(bytes) = STANDARD.decode(encoded) {
             self.object.remove(&argument);
-            self.payload = Some(Payload {
+            self.payload = Some(ArgumentPayload {
                 name: argument,
                 digest,
-                source: Source::new(std::io::Cursor::new(bytes)),
+                source: PayloadSource::new(std::io::Cursor::new(bytes)),
             });
         }
     }

@@ -8,13 +8,13 @@ use std::io;
 use rmcp::model::{CallToolRequestParams, Tool};
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, report};
+use super::answer::{CallAnswer, report};
 use super::arguments::{Arguments, typed};
-use super::converse::{Broken, Server, converse, is_invalid};
+use super::converse::{BrokenCall, Server, converse, is_invalid};
 use super::given::{self, Given, shown};
-use super::rehearse::{Requests, asked, rehearse};
+use super::rehearse::{DryRunRequests, asked, rehearse};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::channel::{self, Channel};
+use crate::channel::{self, Transport};
 use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -38,7 +38,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
     }
     converse(&args.channel, output, async |server, channel| {
         let answer = match ask(server, &args.tool, given, channel).await {
-            Err(Broken::Client(fault)) if is_invalid(&fault) => {
+            Err(BrokenCall::Client(fault)) if is_invalid(&fault) => {
                 let tools = server.tools().await?;
                 if tools.iter().any(|tool| tool.raw().name == args.tool) {
                     return Err(fault.into());
@@ -56,10 +56,10 @@ async fn ask(
     server: &mut Server,
     name: &str,
     given: Given,
-    channel: &Channel,
-) -> Result<Answer, Broken> {
+    channel: &Transport,
+) -> Result<CallAnswer, BrokenCall> {
     if given.is_nothing() {
-        return Ok(Answer::Whole(server.call(name, Map::new()).await?));
+        return Ok(CallAnswer::Whole(server.call(name, Map::new()).await?));
     }
     let tools = server.tools().await?;
     let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
@@ -69,15 +69,15 @@ async fn ask(
     if let Some(payload) = payload {
         let argument = (payload.name.as_str(), payload.digest);
         let sent = pieces::send(server, name, &object, argument, payload.source);
-        return Ok(Answer::Whole(sent.await?));
+        return Ok(CallAnswer::Whole(sent.await?));
     }
     if !goes_down(tool.raw(), &object) {
-        return Ok(Answer::Whole(server.call(name, object).await?));
+        return Ok(CallAnswer::Whole(server.call(name, object).await?));
     }
     let mut file = kept_file().map_err(PiecesError::Keep)?;
     match pieces::fetch(server, name, &object, &mut file).await? {
-        Fetched::Whole(called) => Ok(Answer::Whole(called)),
-        Fetched::Pieces(result) => Ok(Answer::Kept { result, file }),
+        Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),
+        Fetched::Pieces(result) => Ok(CallAnswer::Kept { result, file }),
     }
 }
 
@@ -96,7 +96,7 @@ fn goes_down(tool: &Tool, object: &Map<String, Value>) -> bool {
 }
 
 /// No such tool, or none for this caller: the provider gives the same answer to both.
-fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Channel) -> Failure {
+fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
     let listed: Vec<String> = names
         .iter()
@@ -112,8 +112,8 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Channel) -> Failure {
         help = format!("did you mean `{}`? {help}", shown(near));
     }
     let message = format!("Unknown tool: {}", shown(name));
-    let Channel::Socket(socket) = channel else {
-        if let (Channel::Local, [_, ..]) = (channel, providers.as_slice()) {
+    let Transport::Socket(socket) = channel else {
+        if let (Transport::Local, [_, ..]) = (channel, providers.as_slice()) {
             let known = shown(&providers.join(", "));
             // Writing to a `String` cannot fail.
             let _ = write!(help, "; with `-i` those of another machine: {known}");
@@ -136,7 +136,7 @@ fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineNa
 }
 
 /// The requests of a call, for `--dry-run`; types come from the five tools' own schemas, as no server is asked.
-async fn requests(name: &str, given: Given) -> anyhow::Result<Requests> {
+async fn requests(name: &str, given: Given) -> anyhow::Result<DryRunRequests> {
     let mut remarks = Vec::new();
     if given.is_nothing() {
         return Ok((vec![asked(CALL, call_value(name, Map::new())?)], remarks));

@@ -4,12 +4,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
 use super::converse::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
-use crate::channel::{self, Open, Way};
+use crate::channel::{self, OpenTransport, Route};
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Patience;
-use crate::mcp::relay::{Client, Ended, Provider, Relay};
+use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
 
 /// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -31,7 +31,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     let way = way(&wanted)?;
     interruptible(async {
         let (input, stdout) = rmcp::transport::stdio_pipes();
-        let mut relay = Relay::new(Client {
+        let mut relay = Relay::new(RelayClient {
             input,
             output: stdout,
             gone: nobody_writes,
@@ -39,7 +39,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
         let mut opened = open(&way, patience, output).await?;
         let mut is_first = true;
         loop {
-            let Open {
+            let OpenTransport {
                 reader,
                 writer,
                 end,
@@ -48,19 +48,19 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 .run(Provider { reader, writer }, patience.call)
                 .await?;
             let mut goes_on = match ended {
-                Ended::InOrder | Ended::Unheard => {
+                RelayEnd::InOrder | RelayEnd::Unheard => {
                     end.calm().await;
                     return Ok(Exit::Done);
                 }
-                Ended::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
-                Ended::NotGreeted => relay.refuse(NOT_GREETED).await?,
-                Ended::Closed => relay.refuse(CLOSED).await?,
+                RelayEnd::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
+                RelayEnd::NotGreeted => relay.refuse(NOT_GREETED).await?,
+                RelayEnd::Closed => relay.refuse(CLOSED).await?,
                 // Whoever never spoke may be nobody: that is said at once, while somebody looks.
-                Ended::Vanished { spoke: false, .. } if is_first => {
+                RelayEnd::Vanished { spoke: false, .. } if is_first => {
                     relay.give_up(LOST).await;
                     return Err(unreachable(&end.died(patience.first).await));
                 }
-                Ended::Vanished { unanswered, .. } => {
+                RelayEnd::Vanished { unanswered, .. } => {
                     let how = match unanswered {
                         0 => "it closed the connection".to_owned(),
                         count => format!("it closed the connection and owes {count} answer(s)"),
@@ -102,7 +102,7 @@ const LOST: &str = "the provider closed the connection before it answered: the c
     the next message connects again";
 
 /// Opens the channel to where the provider is now.
-async fn open(way: &Way, patience: Patience, output: &Output) -> anyhow::Result<Open> {
+async fn open(way: &Route, patience: Patience, output: &Output) -> anyhow::Result<OpenTransport> {
     let channel = find(way.clone(), patience, output).await?;
     channel::open(channel, patience.first, watch(output))
         .await

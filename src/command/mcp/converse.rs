@@ -7,7 +7,7 @@ use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::channel::{self, Channel, Surroundings, Unreachable, Wanted, Watch, Way};
+use crate::channel::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -25,7 +25,7 @@ pub(in crate::command) type Server =
 
 /// Why a conversation ended without what was asked for.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::command) enum Broken {
+pub(in crate::command) enum BrokenCall {
     /// The protocol or the stream.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -34,19 +34,19 @@ pub(in crate::command) enum Broken {
     Other(#[from] anyhow::Error),
 }
 
-impl From<Failure> for Broken {
+impl From<Failure> for BrokenCall {
     fn from(failure: Failure) -> Self {
         Self::Other(failure.into())
     }
 }
 
-impl From<io::Error> for Broken {
+impl From<io::Error> for BrokenCall {
     fn from(why: io::Error) -> Self {
         Self::Other(why.into())
     }
 }
 
-impl From<PiecesError> for Broken {
+impl From<PiecesError> for BrokenCall {
     fn from(why: PiecesError) -> Self {
         match why {
             PiecesError::Client(why) => Self::Client(why),
@@ -61,7 +61,7 @@ impl From<PiecesError> for Broken {
 pub(in crate::command) fn converse(
     args: &ChannelArgs,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
+    talk: impl AsyncFnOnce(&mut Server, &Transport) -> Result<Exit, BrokenCall>,
 ) -> anyhow::Result<Exit> {
     let patience = patience(args)?;
     let way = way(args)?;
@@ -73,13 +73,13 @@ pub(in crate::command) fn converse(
 }
 
 /// The way that the flags ask for.
-pub(super) fn way(args: &ChannelArgs) -> Result<Way, Failure> {
-    let wanted = Wanted {
+pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
+    let wanted = WantedMachine {
         instance: args.instance.as_deref(),
         project: args.project.as_deref(),
         socket: args.socket.as_deref(),
     };
-    channel::way(wanted, &Surroundings::look())
+    channel::way(wanted, &RouteContext::look())
         .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
@@ -139,11 +139,15 @@ pub(super) fn interruptible(
 }
 
 /// From a way to a channel: which machine it is.
-pub(super) async fn find(way: Way, patience: Patience, output: &Output) -> anyhow::Result<Channel> {
+pub(super) async fn find(
+    way: Route,
+    patience: Patience,
+    output: &Output,
+) -> anyhow::Result<Transport> {
     let channel = channel::resolve(way, patience.first)
         .await
         .map_err(|why| unreachable(&why))?;
-    if let (Channel::Exec(machine), true) = (&channel, output.verbose()) {
+    if let (Transport::Exec(machine), true) = (&channel, output.verbose()) {
         output.say(&format!(
             "machine `{}` is in project `{}`",
             machine.name, machine.project
@@ -153,10 +157,10 @@ pub(super) async fn find(way: Way, patience: Patience, output: &Output) -> anyho
 }
 
 async fn hold(
-    channel: Channel,
+    channel: Transport,
     patience: Patience,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut Server, &Channel) -> Result<Exit, Broken>,
+    talk: impl AsyncFnOnce(&mut Server, &Transport) -> Result<Exit, BrokenCall>,
 ) -> anyhow::Result<Exit> {
     let opened = channel::open(channel, patience.first, watch(output))
         .await
@@ -178,12 +182,12 @@ async fn hold(
             end.calm().await;
             return Ok(exit);
         }
-        Err(Broken::Client(fault)) => fault,
-        Err(Broken::Other(error)) => return Err(error),
+        Err(BrokenCall::Client(fault)) => fault,
+        Err(BrokenCall::Other(error)) => return Err(error),
     };
     let failure = match fault {
         // Somebody serves there, or did a moment ago.
-        ClientError::Closed if spoke && matches!(end.channel(), Channel::Socket(_)) => {
+        ClientError::Closed if spoke && matches!(end.channel(), Transport::Socket(_)) => {
             Failure::new(Exit::Unavailable, cannot_reach(&fault))
                 .help("ask whoever runs the provider")
         }

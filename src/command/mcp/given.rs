@@ -10,7 +10,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Exit, Failure};
-use crate::mcp::client::pieces::Source;
+use crate::mcp::client::pieces::PayloadSource;
 use crate::text;
 
 /// What may be written after the tool's name.
@@ -39,7 +39,7 @@ pub(super) enum GivenValue {
         /// For messages: the file's path, or `stdin`.
         from: String,
         /// The bytes.
-        source: Source,
+        source: PayloadSource,
     },
 }
 
@@ -114,14 +114,14 @@ impl Written<'_> {
                 *stdin_taken = true;
                 Ok(GivenValue::Content {
                     from: "stdin".to_owned(),
-                    source: Source::new(io::stdin()),
+                    source: PayloadSource::new(io::stdin()),
                 })
             }
             Self::File(path) => {
                 let file = open(path)?;
                 Ok(GivenValue::Content {
                     from: format!("`{}`", path.escape_debug()),
-                    source: Source::new(file),
+                    source: PayloadSource::new(file),
                 })
             }
         }

@@ -11,7 +11,7 @@ use crate::confinement::fence;
 use crate::error::Exit;
 use crate::mcp::helper::{Work, serve};
 use crate::mcp::monitor::Monitor as _;
-use crate::mcp::monitor::remote::Remote;
+use crate::mcp::monitor::remote::RemoteMonitor;
 use crate::name::ToolName;
 
 /// Threads for work that blocks.
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &McpHelperArgs, output: &Output) -> anyhow::Result<Exit>
     keep_panics_short(output);
     let (server, consumer) = sockets()?;
     // The process that speaks with the consumer ends with the server, and this one when it does.
-    let monitor = Remote::new(server.into(), &args.services, || {})?;
+    let monitor = RemoteMonitor::new(server.into(), &args.services, || {})?;
     let mut settings = shared::settings()?;
     let policy = monitor.policy();
     settings.idle = policy.services.idle_of(&args.caller);

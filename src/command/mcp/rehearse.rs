@@ -3,16 +3,16 @@
 use serde_json::Value;
 
 use super::converse::{find, interruptible, patience, way};
-use crate::channel::{Channel, LOCAL_REMOTE, Way, incus_exec, shell_line, this_program};
+use crate::channel::{LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
-use crate::incus::Machine;
+use crate::incus::MachineRef;
 use crate::mcp::client::{Rehearsed, rehearsal};
 use crate::text::Foreign;
 
 /// The requests that would be sent, and what is to be said beside them.
-pub(super) type Requests = (Vec<Rehearsed>, Vec<String>);
+pub(super) type DryRunRequests = (Vec<Rehearsed>, Vec<String>);
 
 /// A request that asks for nothing special.
 pub(super) const fn asked(method: &'static str, params: Value) -> Rehearsed {
@@ -27,7 +27,7 @@ pub(super) const fn asked(method: &'static str, params: Value) -> Rehearsed {
 pub(super) fn rehearse(
     args: &ChannelArgs,
     output: &Output,
-    requests: impl AsyncFnOnce() -> anyhow::Result<Requests>,
+    requests: impl AsyncFnOnce() -> anyhow::Result<DryRunRequests>,
 ) -> anyhow::Result<Exit> {
     let patience = patience(args)?;
     let way = way(args)?;
@@ -54,11 +54,11 @@ pub(super) fn rehearse(
 }
 
 /// The channel if what Incus would not say is as usual.
-fn assumed(way: Way) -> Channel {
+fn assumed(way: Route) -> Transport {
     match way {
-        Way::Local => Channel::Local,
-        Way::Socket(socket) => Channel::Socket(socket),
-        Way::Host { machine, project } => Channel::Exec(Machine {
+        Route::Local => Transport::Local,
+        Route::Socket(socket) => Transport::Socket(socket),
+        Route::Host { machine, project } => Transport::Exec(MachineRef {
             name: machine,
             project: project.unwrap_or_else(|| "PROJECT".to_owned()),
             status: String::new(),
@@ -67,19 +67,19 @@ fn assumed(way: Way) -> Channel {
 }
 
 /// The command that would be run, as a shell takes it; a socket is opened by no command.
-fn opening(channel: &Channel) -> String {
+fn opening(channel: &Transport) -> String {
     match channel {
-        Channel::Local => {
+        Transport::Local => {
             let program = this_program();
             shell_line([program.as_os_str(), "mcp".as_ref(), "serve".as_ref()])
         }
-        Channel::Exec(machine) => {
+        Transport::Exec(machine) => {
             let (name, value) = LOCAL_REMOTE;
             let mut words = vec![format!("{name}={value}"), "incus".to_owned()];
             words.extend(incus_exec(machine));
             shell_line(words)
         }
-        Channel::Socket(socket) => {
+        Transport::Socket(socket) => {
             format!("# connect to {}", shell_line([socket.path.as_os_str()]))
         }
     }

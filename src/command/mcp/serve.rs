@@ -21,17 +21,17 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::audit::Event;
 use crate::cli::{Format, McpServeArgs};
 use crate::command::output::Output;
-use crate::confinement::{self, Calls, InForce, Limits};
+use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
 use crate::digest::hex;
 use crate::error::{Exit, Failure};
 use crate::inside::{LAUNCH, SERVICES};
-use crate::mcp::gate::Gate;
-use crate::mcp::listen::folder::{Folder, FolderError};
+use crate::mcp::gate::ConcurrencyLimiter;
+use crate::mcp::listen::folder::{FolderError, SocketFolder};
 use crate::mcp::listen::{Listening, ServerState};
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::{Local, PolicySource};
 use crate::mcp::recorder::Recorder;
-use crate::mcp::server::{self, Server, Stop};
+use crate::mcp::server::{self, Server, Shutdown};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
@@ -107,8 +107,8 @@ fn confine() -> anyhow::Result<Confined> {
         None if has_gnupg(&settings) => Some(launcher()?),
         _ => None,
     };
-    let limits = Limits {
-        calls: Calls::Server,
+    let limits = ProcessLimits {
+        calls: AllowedCalls::Server,
         files: None,
         network: display.is_some_and(Display::is_remote),
     };
@@ -187,7 +187,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     }
     let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(ConcurrencyLimiter::default());
     // The operator's log begins and ends with no line of its own.
     let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
@@ -241,7 +241,7 @@ async fn listen(
     confined: Confined,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let folder = Folder::take(path).map_err(|error| no_folder(&error))?;
+    let folder = SocketFolder::take(path).map_err(|error| no_folder(&error))?;
     let launcher = confined.launcher;
     let at = launcher.as_ref().map(|launcher| launcher.name.clone());
     let state = shared::state(args, confined.in_force, at, output)?;
@@ -297,16 +297,16 @@ fn stopped() -> Event {
 }
 
 /// The first signal ends the server when its calls are answered, the second one at once.
-pub(super) fn stop_on_signal() -> anyhow::Result<Stop> {
+pub(super) fn stop_on_signal() -> anyhow::Result<Shutdown> {
     let cannot = "cannot watch for signals";
     let terminate = signal(SignalKind::terminate()).context(cannot)?;
     let interrupt = signal(SignalKind::interrupt()).context(cannot)?;
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     tokio::spawn(end_on_signal(terminate, interrupt, stop.clone()));
     Ok(stop)
 }
 
-async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Stop) {
+async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Shutdown) {
     for end in [&stop.gently, &stop.now] {
         tokio::select! {
             _ = terminate.recv() => {}

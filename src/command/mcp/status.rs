@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use crate::cli::{Format, McpStatusArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
-use crate::mcp::listen::Status;
-use crate::mcp::listen::folder::Folder;
+use crate::mcp::listen::ServerStatus;
+use crate::mcp::listen::folder::SocketFolder;
 use crate::name::MachineName;
 use crate::services::Services;
 use crate::text::Foreign;
@@ -37,9 +37,9 @@ pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit>
     Ok(if is_well { Exit::Done } else { Exit::Failed })
 }
 
-fn read(folder: &Path) -> anyhow::Result<Status> {
+fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
     let shown = folder.display();
-    let served = Folder::is_served(folder).map_err(|why| {
+    let served = SocketFolder::is_served(folder).map_err(|why| {
         let text = format!("whether a server runs in `{shown}` cannot be seen: {why}");
         Failure::new(Exit::Failed, text).help("its user may, and root")
     })?;
@@ -51,9 +51,9 @@ fn read(folder: &Path) -> anyhow::Result<Status> {
         .help("`anklume mcp serve --listen` starts one; name another folder with --listen DIR")
         .into());
     }
-    let file = Folder::status_file(folder);
-    let text =
-        Folder::status(folder).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let file = SocketFolder::status_file(folder);
+    let text = SocketFolder::status(folder)
+        .with_context(|| format!("cannot read `{}`", file.display()))?;
     serde_json::from_slice(&text).map_err(|why| {
         let why = Foreign::from(why.to_string()).shown(WHY_SHOWN);
         let text = format!("`{}` was written by another version: {why}", file.display());
@@ -89,7 +89,7 @@ fn memory(services: &Services) -> String {
     format!("memory: {all} at most, {}", each.join(", "))
 }
 
-fn as_text(status: &Status) -> String {
+fn as_text(status: &ServerStatus) -> String {
     let services = &status.services;
     let mut lines = vec![
         format!(

@@ -15,16 +15,16 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
 use crate::cli::McpWorkerArgs;
 use crate::command::output::Output;
-use crate::confinement::{self, Calls, InForce, Limits, fence};
+use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits, fence};
 use crate::error::Exit;
 use crate::infra::Confinement;
 use crate::mcp::accept::Accepting;
 use crate::mcp::helper::Helpers;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor as _;
-use crate::mcp::monitor::remote::Remote;
-use crate::mcp::pace::Pace;
-use crate::mcp::server::Stop;
+use crate::mcp::monitor::remote::RemoteMonitor;
+use crate::mcp::pace::ReadThrottle;
+use crate::mcp::server::Shutdown;
 use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
 use crate::tool::{Resource, portal_limits};
 
@@ -37,9 +37,9 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     set_parent_process_death_signal(Some(Signal::KILL))?;
     keep_panics_short(output);
     let (server, listener) = sockets()?;
-    let (stop, lost) = (Stop::default(), CancellationToken::new());
+    let (stop, lost) = (Shutdown::default(), CancellationToken::new());
     let (without_server, ends) = (lost.clone(), stop.clone());
-    let monitor = Remote::new(server.into(), &args.services, move || {
+    let monitor = RemoteMonitor::new(server.into(), &args.services, move || {
         without_server.cancel();
         ends.gently.cancel();
         ends.now.cancel();
@@ -64,7 +64,10 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     super::probe::run("worker", output);
     let runtime = runtime(THREADS)?;
     let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
-    let pace = Arc::new(Pace::with_memory(memory, Box::new(monitor.lender())));
+    let pace = Arc::new(ReadThrottle::with_memory(
+        memory,
+        Box::new(monitor.lender()),
+    ));
     let shared = shared::shared(monitor, settings, Some(helpers), output);
     let ended = runtime.block_on(async {
         let close = orders(&stop)?;
@@ -85,8 +88,8 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
 }
 
 /// Neither files nor programs.
-const NOTHING: Limits = Limits {
-    calls: Calls::Worker { files: false },
+const NOTHING: ProcessLimits = ProcessLimits {
+    calls: AllowedCalls::Worker { files: false },
     files: Some(Vec::new()),
     network: false,
 };
@@ -104,7 +107,7 @@ pub(super) fn sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Limits this process for good.
-pub(super) fn confine(limits: &Limits, policy: &Policy) -> anyhow::Result<InForce> {
+pub(super) fn confine(limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<InForce> {
     let in_force = confinement::enter(limits).context("cannot be confined")?;
     match in_force.missing() {
         Some(why) if policy.services.confinement == Confinement::Required => {
@@ -115,7 +118,7 @@ pub(super) fn confine(limits: &Limits, policy: &Policy) -> anyhow::Result<InForc
 }
 
 /// What the server's signals are to bring about.
-fn orders(stop: &Stop) -> anyhow::Result<CancellationToken> {
+fn orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     let close = CancellationToken::new();
     let orders = [
         (STOP_ACCEPTING, vec![close.clone()]),

@@ -16,21 +16,21 @@ use crate::services::Services;
 pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let question = Question::new(args, &infra)?;
-    let verdicts: Vec<Verdict> = verdicts(&question);
+    let verdicts: Vec<CheckVerdict> = verdicts(&question);
     // Several machines offer it: allowed is what none of them refuses.
     let allowed = verdicts.iter().all(|verdict| verdict.allowed);
     if allowed {
         are_arguments(&question)?;
     }
     match output.format() {
-        Format::Json => output.json(&Answer {
+        Format::Json => output.json(&CheckAnswer {
             allowed,
             caller: &args.caller,
             service: question.service,
             decisions: &verdicts,
         })?,
         Format::Text => {
-            let lines: Vec<String> = verdicts.iter().map(Verdict::line).collect();
+            let lines: Vec<String> = verdicts.iter().map(CheckVerdict::line).collect();
             output.answer((lines.join("\n") + "\n").as_bytes())?;
             if verdicts.len() > 1 {
                 output.say("note: several machines offer this service; name one with --provider");
@@ -60,7 +60,7 @@ fn are_arguments(question: &Question<'_>) -> Result<(), Failure> {
 }
 
 /// The decision of each machine.
-pub(super) fn verdicts(question: &Question<'_>) -> Vec<Verdict> {
+pub(super) fn verdicts(question: &Question<'_>) -> Vec<CheckVerdict> {
     question
         .providers
         .iter()
@@ -70,22 +70,22 @@ pub(super) fn verdicts(question: &Question<'_>) -> Vec<Verdict> {
 
 /// The answer as JSON.
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct CheckAnswer<'a> {
     allowed: bool,
     caller: &'a str,
     service: &'a str,
-    decisions: &'a [Verdict],
+    decisions: &'a [CheckVerdict],
 }
 
 /// The decision for one provider.
 #[derive(Debug, Serialize)]
-pub(super) struct Verdict {
+pub(super) struct CheckVerdict {
     pub(super) provider: MachineName,
     pub(super) allowed: bool,
     pub(super) reason: String,
 }
 
-impl Verdict {
+impl CheckVerdict {
     /// The one line: which, and why.
     pub(super) fn line(&self) -> String {
         let word = if self.allowed { "allowed" } else { "denied" };
@@ -93,7 +93,7 @@ impl Verdict {
     }
 }
 
-fn verdict(provider: &Machine, question: &Question<'_>) -> Verdict {
+fn verdict(provider: &Machine, question: &Question<'_>) -> CheckVerdict {
     let (caller, name) = (&question.caller, question.service);
     let services = Services::of(provider);
     let declared_at = services
@@ -113,7 +113,7 @@ fn verdict(provider: &Machine, question: &Question<'_>) -> Verdict {
         ),
         Decision::Denied(denial) => (false, reason(&denial, caller, name, machine, &at)),
     };
-    Verdict {
+    CheckVerdict {
         provider: machine.clone(),
         allowed,
         reason,

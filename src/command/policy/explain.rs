@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::check::{Verdict, verdicts};
+use super::check::{CheckVerdict, verdicts};
 use super::question::{Question, joined};
 use crate::cli::{Format, PolicyCheckArgs};
 use crate::command::{open_infra, output::Output};
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exi
         .collect();
     let reachable = reachable(&infra, &question.caller);
     match output.format() {
-        Format::Json => output.json(&Answer {
+        Format::Json => output.json(&ExplainAnswer {
             explanations: &explanations,
             reachable: &reachable,
         })?,
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exi
 
 /// The answer as JSON.
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct ExplainAnswer<'a> {
     explanations: &'a [Explanation],
     /// Everything that the caller may call, as PROVIDER/SERVICE.
     reachable: &'a [String],
@@ -44,14 +44,18 @@ struct Answer<'a> {
 #[derive(Debug, Serialize)]
 struct Explanation {
     #[serde(flatten)]
-    verdict: Verdict,
+    verdict: CheckVerdict,
     tool: String,
     fixed: Vec<String>,
     /// What would turn the decision.
     change: String,
 }
 
-fn explain(verdict: Verdict, provider: &Machine, question: &Question<'_>) -> Option<Explanation> {
+fn explain(
+    verdict: CheckVerdict,
+    provider: &Machine,
+    question: &Question<'_>,
+) -> Option<Explanation> {
     let services = Services::of(provider);
     let service = services.service(question.service)?;
     Some(Explanation {

@@ -10,7 +10,7 @@ use crate::inventory::FilePath;
 
 use super::{Mode, Output};
 use crate::sync::orphans::{Fate, Orphan};
-use crate::sync::{Planned, State};
+use crate::sync::{FileState, PlannedFile};
 
 /// More changes than these are counted, and listed with `--verbose` only.
 const LISTED: usize = 40;
@@ -20,7 +20,7 @@ const CONTEXT: usize = 3;
 /// Says what was done, or would be.
 pub(super) fn report(
     mode: Mode,
-    plan: &[Planned],
+    plan: &[PlannedFile],
     orphans: &[Orphan],
     output: &Output,
 ) -> anyhow::Result<()> {
@@ -70,7 +70,7 @@ fn name(path: &FilePath) -> String {
 }
 
 /// One line for each change, where there are few.
-fn lines(mode: Mode, plan: &[Planned], orphans: &[Orphan], verbose: bool) -> String {
+fn lines(mode: Mode, plan: &[PlannedFile], orphans: &[Orphan], verbose: bool) -> String {
     let changes = changes(mode, plan, orphans);
     let listed = if verbose { changes.len() } else { LISTED };
     let mut text = String::new();
@@ -88,13 +88,13 @@ fn lines(mode: Mode, plan: &[Planned], orphans: &[Orphan], verbose: bool) -> Str
 }
 
 /// Every change, in order, with its word.
-fn changes(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> Vec<(&'static str, String)> {
+fn changes(mode: Mode, plan: &[PlannedFile], orphans: &[Orphan]) -> Vec<(&'static str, String)> {
     let word = |state| match (mode, state) {
-        (_, State::Unchanged) => None,
-        (Mode::Write, State::Created) => Some("created"),
-        (Mode::Write, State::Updated) => Some("updated"),
-        (_, State::Created) => Some("missing"),
-        (_, State::Updated) => Some("differs"),
+        (_, FileState::Unchanged) => None,
+        (Mode::Write, FileState::Created) => Some("created"),
+        (Mode::Write, FileState::Updated) => Some("updated"),
+        (_, FileState::Created) => Some("missing"),
+        (_, FileState::Updated) => Some("differs"),
     };
     let written = plan
         .iter()
@@ -108,12 +108,12 @@ fn removed(orphans: &[Orphan]) -> impl Iterator<Item = &Orphan> {
 }
 
 /// The last line: the whole run in numbers.
-fn summary(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> String {
+fn summary(mode: Mode, plan: &[PlannedFile], orphans: &[Orphan]) -> String {
     let count = |state| plan.iter().filter(|file| file.state == state).count();
     let (created, updated, unchanged) = (
-        count(State::Created),
-        count(State::Updated),
-        count(State::Unchanged),
+        count(FileState::Created),
+        count(FileState::Updated),
+        count(FileState::Unchanged),
     );
     let removed = removed(orphans).count();
     if created + updated + removed == 0 {
@@ -154,9 +154,12 @@ fn files(number: usize) -> String {
 }
 
 /// The changes as `git diff` shows them, so that `git apply` and `patch -p1` take them.
-fn diffs(plan: &[Planned], orphans: &[Orphan]) -> String {
+fn diffs(plan: &[PlannedFile], orphans: &[Orphan]) -> String {
     let mut text = String::new();
-    for file in plan.iter().filter(|file| file.state != State::Unchanged) {
+    for file in plan
+        .iter()
+        .filter(|file| file.state != FileState::Unchanged)
+    {
         let old = file.found.as_ref().map(|found| found.text.as_str());
         text.push_str(&diff(&file.path, old, Some(&file.new)));
     }
@@ -180,15 +183,15 @@ fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
 
 /// A run as JSON.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct SyncAnswer {
     /// Whether anything was changed on the disk.
     written: bool,
-    files: Vec<File>,
+    files: Vec<FileAnswer>,
     orphans: Vec<OrphanFile>,
 }
 
 #[derive(Debug, Serialize)]
-struct File {
+struct FileAnswer {
     path: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,15 +208,15 @@ struct OrphanFile {
     diff: Option<String>,
 }
 
-fn json(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> Answer {
-    let file = |file: &Planned| {
+fn json(mode: Mode, plan: &[PlannedFile], orphans: &[Orphan]) -> SyncAnswer {
+    let file = |file: &PlannedFile| {
         let old = file.found.as_ref().map(|found| found.text.as_str());
         let (state, differs) = match file.state {
-            State::Created => ("created", true),
-            State::Updated => ("updated", true),
-            State::Unchanged => ("unchanged", false),
+            FileState::Created => ("created", true),
+            FileState::Updated => ("updated", true),
+            FileState::Unchanged => ("unchanged", false),
         };
-        File {
+        FileAnswer {
             path: file.path.to_string(),
             state,
             diff: (mode == Mode::Show && differs).then(|| diff(&file.path, old, Some(&file.new))),
@@ -233,9 +236,9 @@ fn json(mode: Mode, plan: &[Planned], orphans: &[Orphan]) -> Answer {
             diff: goes.then(|| diff(&orphan.path, Some(&orphan.found.text), None)),
         }
     };
-    let changed =
-        plan.iter().any(|file| file.state != State::Unchanged) || removed(orphans).next().is_some();
-    Answer {
+    let changed = plan.iter().any(|file| file.state != FileState::Unchanged)
+        || removed(orphans).next().is_some();
+    SyncAnswer {
         written: mode == Mode::Write && changed,
         files: plan.iter().map(file).collect(),
         orphans: orphans.iter().map(orphan).collect(),

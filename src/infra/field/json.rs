@@ -2,15 +2,15 @@
 
 use serde_json::{Map, Number, Value};
 
-use crate::infra::raw::{Entry, Kind, Node, Reading};
+use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 
 /// A value as JSON has it: what is handed on as written.
 pub(in crate::infra) fn json(node: &Node<'_>) -> Value {
     match &node.kind {
-        Kind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
-        Kind::List(items) => Value::Array(items.iter().map(json).collect()),
-        Kind::Map(entries) => Value::Object(json_map(entries)),
-        Kind::Unusable => Value::Null,
+        NodeKind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
+        NodeKind::List(items) => Value::Array(items.iter().map(json).collect()),
+        NodeKind::Map(entries) => Value::Object(json_map(entries)),
+        NodeKind::Unusable => Value::Null,
     }
 }
 

@@ -3,14 +3,14 @@
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::findings::{At, Findings};
-use crate::infra::raw::{Entry, Kind, Node, Reading};
+use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 
 /// What a section must be.
 pub(super) const A_MAP: &str = "a map of keys and values";
 
 /// What a value of the wrong type is called in messages, and where to point when nothing is written.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum What<'w> {
+pub(super) enum Expected<'w> {
     /// The value of a key.
     Key(&'w str, At),
     /// An item of a list, or the file.
@@ -19,7 +19,7 @@ pub(super) enum What<'w> {
 
 /// Reports the value of a key that has the wrong type.
 pub(in crate::infra) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
-    let what = What::Key(&entry.key.text, entry.at);
+    let what = Expected::Key(&entry.key.text, entry.at);
     wrong_type(&entry.value, what, expected, findings);
 }
 
@@ -30,16 +30,21 @@ pub(in crate::infra) fn wrong_item(
     expected: &str,
     findings: &mut Findings,
 ) {
-    wrong_type(node, What::Item(what), expected, findings);
+    wrong_type(node, Expected::Item(what), expected, findings);
 }
 
 /// An unusable value is reported already.
-pub(super) fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
+pub(super) fn wrong_type(
+    node: &Node<'_>,
+    what: Expected<'_>,
+    expected: &str,
+    findings: &mut Findings,
+) {
     let found = match &node.kind {
-        Kind::Unusable => return,
-        Kind::List(_) => "a list",
-        Kind::Map(_) => "a map",
-        Kind::Scalar(scalar) => match scalar.reading() {
+        NodeKind::Unusable => return,
+        NodeKind::List(_) => "a list",
+        NodeKind::Map(_) => "a map",
+        NodeKind::Scalar(scalar) => match scalar.reading() {
             Reading::Null => return empty(node, what, expected, findings),
             Reading::Bool(_) => "a truth value",
             Reading::Integer | Reading::Float => "a number",
@@ -47,8 +52,8 @@ pub(super) fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findin
         },
     };
     let message = match what {
-        What::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
-        What::Item(what) => format!("{what} is {found}, and must be {expected}"),
+        Expected::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
+        Expected::Item(what) => format!("{what} is {found}, and must be {expected}"),
     };
     let help = mending(node, expected);
     let new = findings.error(Code::WrongType, node.at, message);
@@ -57,28 +62,28 @@ pub(super) fn wrong_type(node: &Node<'_>, what: What<'_>, expected: &str, findin
     }
 }
 
-fn empty(node: &Node<'_>, what: What<'_>, expected: &str, findings: &mut Findings) {
+fn empty(node: &Node<'_>, what: Expected<'_>, expected: &str, findings: &mut Findings) {
     let (at, message) = match what {
-        What::Key(key, at) => (
+        Expected::Key(key, at) => (
             at,
             format!("{} has no value, and must be {expected}", quote(key)),
         ),
-        What::Item(what) => (
+        Expected::Item(what) => (
             node.at,
             format!("{what} has no value, and must be {expected}"),
         ),
     };
     let help = match (what, expected) {
-        (What::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
-        (What::Key(..), _) => "write a value, or take the key away",
-        (What::Item(_), _) => "write a value, or take it away",
+        (Expected::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
+        (Expected::Key(..), _) => "write a value, or take the key away",
+        (Expected::Item(_), _) => "write a value, or take it away",
     };
     findings.error(Code::EmptyValue, at, message).help(help);
 }
 
 /// How to write what was probably meant.
 fn mending(node: &Node<'_>, expected: &str) -> Option<String> {
-    let Kind::Scalar(scalar) = &node.kind else {
+    let NodeKind::Scalar(scalar) = &node.kind else {
         return None;
     };
     let written = quote(&scalar.text);

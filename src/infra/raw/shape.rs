@@ -10,12 +10,12 @@ pub(in crate::infra) struct Node<'a> {
     /// Where. Of a block map its first key, of a block list its first `-`.
     pub(in crate::infra) at: At,
     /// What.
-    pub(in crate::infra) kind: Kind<'a>,
+    pub(in crate::infra) kind: NodeKind<'a>,
 }
 
 /// What a value is.
 #[derive(Debug)]
-pub(in crate::infra) enum Kind<'a> {
+pub(in crate::infra) enum NodeKind<'a> {
     /// Text, number, truth value or nothing.
     Scalar(Scalar<'a>),
     /// `[…]` or lines with `-`.

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::super::open::default_path;
 use super::{EXAMPLE, QUICK_START, in_short};
 use crate::diagnostic::{Faults, draw};
-use crate::infra::{FILE_MAX, Read, open};
+use crate::infra::{FILE_MAX, ReadInfra, open};
 
 /// A folder with files in it.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -31,7 +31,7 @@ fn refused(path: &Path) -> String {
 }
 
 #[track_caller]
-fn good(path: &Path) -> Read {
+fn good(path: &Path) -> ReadInfra {
     match open(Some(path)) {
         Ok(read) => read,
         Err(Faults(faults)) => panic!("{}", draw(&faults, false)),

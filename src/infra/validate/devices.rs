@@ -33,7 +33,7 @@ pub(super) type Privileged = Option<(bool, At)>;
 
 /// A device and the places of its parts.
 #[derive(Debug, Clone)]
-pub(super) struct Placed {
+pub(super) struct PlacedPath {
     pub(super) device: Device,
     /// Where its name is written, or what stands for it.
     pub(super) at: At,
@@ -41,7 +41,7 @@ pub(super) struct Placed {
     pub(super) values: Vec<At>,
 }
 
-impl Placed {
+impl PlacedPath {
     /// The value of a key and where it is.
     pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
         let position = self.device.keys.iter().position(|(name, _)| name == key)?;
@@ -59,7 +59,7 @@ impl Placed {
 #[derive(Debug)]
 pub(super) struct PlacedProfile {
     pub(super) name: String,
-    pub(super) devices: Vec<Placed>,
+    pub(super) devices: Vec<PlacedPath>,
     pub(super) privileged: Privileged,
     description: String,
     config: Vec<(String, String)>,
@@ -133,7 +133,11 @@ pub(super) fn config(
 }
 
 /// Adds the user's own devices to those that anklume makes; two of one name are a fault.
-pub(super) fn add_own(fields: Fields<'_, '_>, placed: &mut Vec<Placed>, findings: &mut Findings) {
+pub(super) fn add_own(
+    fields: Fields<'_, '_>,
+    placed: &mut Vec<PlacedPath>,
+    findings: &mut Findings,
+) {
     let Some(devices) = fields.map("devices", findings) else {
         return;
     };
@@ -157,7 +161,7 @@ pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     );
 }
 
-fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
+fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedPath> {
     let name = name(entry, "device", findings)?;
     let fields = Fields::of(entry, findings)?;
     let mut keys = Vec::new();
@@ -170,7 +174,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
         ));
         values.push(entry.value.at);
     }
-    let placed = Placed {
+    let placed = PlacedPath {
         device: Device { name, keys },
         at: entry.at,
         values,
@@ -179,7 +183,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<Placed> {
     Some(placed)
 }
 
-fn check_keys(placed: &Placed, fields: Fields<'_, '_>, findings: &mut Findings) {
+fn check_keys(placed: &PlacedPath, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
         // A block volume of a virtual machine has a source and no path.

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::global::{Scheme, Settings};
+use super::global::{GlobalSettings, Scheme};
 use super::{DomainDraft, Names, devices};
-use super::{Surroundings, machines, names};
+use super::{MachineContext, machines, names};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
@@ -55,7 +55,7 @@ struct Ground<'t, 'a> {
 /// Reads all domains.
 pub(super) fn read(
     domains: &[&Entry<'_>],
-    settings: &Settings,
+    settings: &GlobalSettings,
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Vec<DomainDraft> {
@@ -81,7 +81,7 @@ pub(super) fn read(
 
 fn ground<'t, 'a>(
     entry: &'t Entry<'a>,
-    settings: &Settings,
+    settings: &GlobalSettings,
     findings: &mut Findings,
 ) -> Option<Ground<'t, 'a>> {
     let fields = Fields::of(entry, findings)?;
@@ -123,7 +123,7 @@ fn ground<'t, 'a>(
 /// The subnet of each domain; `None` after a fault.
 fn subnets(
     grounds: &[Ground<'_, '_>],
-    settings: &Settings,
+    settings: &GlobalSettings,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
     check_unique(grounds, settings, findings);
@@ -141,7 +141,7 @@ fn subnets(
 }
 
 /// A `subnet_id` is unique: over all domains, or in its zone.
-fn check_unique(grounds: &[Ground<'_, '_>], settings: &Settings, findings: &mut Findings) {
+fn check_unique(grounds: &[Ground<'_, '_>], settings: &GlobalSettings, findings: &mut Findings) {
     let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
     for ground in grounds {
         let Some((id, at)) = ground.subnet_id else {
@@ -211,7 +211,7 @@ fn zones(
 fn domain(
     ground: &Ground<'_, '_>,
     subnet: Option<(u8, Ipv4Addr)>,
-    settings: &Settings,
+    settings: &GlobalSettings,
     names: &Names<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
@@ -231,7 +231,7 @@ fn domain(
         .map(|profile| profile.name.clone())
         .zip(0..)
         .collect();
-    let surroundings = Surroundings {
+    let surroundings = MachineContext {
         domain: &ground.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
         gives_addresses: settings.zones,

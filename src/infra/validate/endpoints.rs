@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::devices::{Placed, PlacedProfile};
+use super::devices::{PlacedPath, PlacedProfile};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::{Severity, quote};
 use crate::infra::code::Code;
@@ -92,7 +92,7 @@ fn ends(drafts: &[DomainDraft]) -> HashSet<&str> {
 fn profile_devices<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
-) -> impl Iterator<Item = &'d Placed> {
+) -> impl Iterator<Item = &'d PlacedPath> {
     used(domain, machine).flat_map(|profile| &profile.devices)
 }
 
@@ -143,7 +143,7 @@ fn check_privileged(
 /// Folders on the host that some machine may write into.
 fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
-    let mut add = |placed: &Placed| {
+    let mut add = |placed: &PlacedPath| {
         folders.extend(placed.device.written_source().and_then(absolute));
     };
     for domain in drafts.iter().filter(|domain| domain.domain.enabled) {
@@ -164,7 +164,7 @@ struct Host {
 }
 
 impl Host {
-    fn check(&mut self, placed: &Placed, findings: &mut Findings) {
+    fn check(&mut self, placed: &PlacedPath, findings: &mut Findings) {
         if is_channel_name(&placed.device.name) {
             let name = quote(&placed.device.name);
             let message = format!("device {name} has the name of a channel");
@@ -184,7 +184,7 @@ impl Host {
     }
 
     /// Whether a machine could exchange what the device shares: always an error, for that gives a machine the host.
-    fn check_source(&mut self, placed: &Placed, findings: &mut Findings) {
+    fn check_source(&mut self, placed: &PlacedPath, findings: &mut Findings) {
         if placed.is("proxy") {
             return;
         }
@@ -211,7 +211,7 @@ impl Host {
         }
     }
 
-    fn check_disk(&self, placed: &Placed, findings: &mut Findings) {
+    fn check_disk(&self, placed: &PlacedPath, findings: &mut Findings) {
         let Some((source, at)) = placed.get("source") else {
             return;
         };
@@ -227,7 +227,7 @@ impl Host {
         }
     }
 
-    fn check_proxy(&self, placed: &Placed, findings: &mut Findings) {
+    fn check_proxy(&self, placed: &PlacedPath, findings: &mut Findings) {
         let on_host = placed.device.host_paths();
         for key in ["listen", "connect"] {
             let on_host = on_host.iter().any(|(of_host, _)| *of_host == key);
@@ -255,7 +255,7 @@ impl Host {
 }
 
 /// Rules about what anklume keeps inside the ends of an edge.
-fn check_inside(placed: &Placed, machine: &MachineDraft, findings: &mut Findings) {
+fn check_inside(placed: &PlacedPath, machine: &MachineDraft, findings: &mut Findings) {
     let Some((written, at)) = placed.get("path").filter(|_| placed.is("disk")) else {
         return;
     };

@@ -5,7 +5,7 @@ use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
 use crate::infra::findings::{At, Findings};
 use crate::infra::network::{self, BASE_SUBNET, ZONE_BASE, ZONE_OCTET};
-use crate::infra::raw::{Kind, Reading};
+use crate::infra::raw::{NodeKind, Reading};
 use crate::infra::{Addressing, Global};
 
 const KEYS: [&str; 14] = [
@@ -32,7 +32,7 @@ const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 
 /// What `global` says, for the other sections.
 #[derive(Debug)]
-pub(super) struct Settings {
+pub(super) struct GlobalSettings {
     /// The model's part; `None` after a fault in it.
     pub(super) global: Option<Global>,
     /// Whether `addressing` is written.
@@ -82,7 +82,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
     written.text.to_owned()
 }
 
-pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
+pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettings {
     let fields = match top.entry("global") {
         Some(entry) => Fields::of(entry, findings),
         None => Some(Fields::none(top.at)),
@@ -107,7 +107,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> Settings {
     if let Some(entry) = fields.filled("ai_vram_flush", findings) {
         field::incus_text(entry, findings);
     }
-    Settings {
+    GlobalSettings {
         zones: fields
             .entry("addressing")
             .is_some_and(|entry| !field::is_null(&entry.value)),
@@ -254,7 +254,7 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
     let Some(entry) = fields.filled("resource_policy", findings) else {
         return;
     };
-    if let Kind::Scalar(scalar) = &entry.value.kind
+    if let NodeKind::Scalar(scalar) = &entry.value.kind
         && scalar.reading() == Reading::Bool(true)
     {
         return;
@@ -287,7 +287,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
     let Some(entry) = fields.filled(key, findings) else {
         return;
     };
-    let Kind::Scalar(scalar) = &entry.value.kind else {
+    let NodeKind::Scalar(scalar) = &entry.value.kind else {
         field::wrong_entry(entry, "a share or a number", findings);
         return;
     };

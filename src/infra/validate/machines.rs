@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::image;
-use super::{MachineDraft, Surroundings, names, services, volumes};
+use super::{MachineContext, MachineDraft, names, services, volumes};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
-use crate::infra::network::{self, GIVEN_OUT, Unfit};
+use crate::infra::network::{self, GIVEN_OUT, UnfitSubnet};
 use crate::infra::raw::Entry;
 use crate::infra::{DEFAULT_IMAGE, Machine, MachineType, TrustLevel};
 use crate::name::MachineName;
@@ -54,7 +54,7 @@ const RESERVED_MACHINES: [(&str, &str); 4] = [
 /// Reads the machines of one domain; `addresses` are those that are taken so far, in all domains.
 pub(super) fn read(
     machines: Fields<'_, '_>,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Vec<MachineDraft> {
@@ -72,7 +72,7 @@ pub(super) fn read(
 
 fn machine(
     entry: &Entry<'_>,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<MachineDraft> {
@@ -163,7 +163,7 @@ fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
 fn warn_of_container(
     entry: &Entry<'_>,
     kind: MachineType,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     findings: &mut Findings,
 ) {
     let low = [TrustLevel::Untrusted, TrustLevel::Disposable];
@@ -183,7 +183,7 @@ fn warn_of_container(
 
 fn address(
     fields: Fields<'_, '_>,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<Ipv4Addr> {
@@ -221,24 +221,24 @@ fn address(
 fn report_unfit(
     address: Ipv4Addr,
     subnet: Ipv4Addr,
-    unfit: Unfit,
+    unfit: UnfitSubnet,
     at: At,
     findings: &mut Findings,
 ) {
     let (code, is) = match unfit {
-        Unfit::Outside => (
+        UnfitSubnet::Outside => (
             Code::AddressOutsideSubnet,
             format!("not in its domain's subnet {subnet}/24"),
         ),
-        Unfit::Network => (
+        UnfitSubnet::Network => (
             Code::ReservedAddress,
             format!("the address of the subnet {subnet}/24 itself"),
         ),
-        Unfit::Gateway => (
+        UnfitSubnet::Gateway => (
             Code::ReservedAddress,
             format!("the gateway of the subnet {subnet}/24"),
         ),
-        Unfit::Broadcast => (
+        UnfitSubnet::Broadcast => (
             Code::ReservedAddress,
             format!("the broadcast address of the subnet {subnet}/24"),
         ),
@@ -288,7 +288,7 @@ fn give_addresses(
 
 fn profiles(
     fields: Fields<'_, '_>,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     findings: &mut Findings,
 ) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();

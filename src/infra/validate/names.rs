@@ -6,7 +6,7 @@ use super::{Home, Names};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::findings::{At, Findings};
-use crate::infra::raw::{Entry, Kind, Reading};
+use crate::infra::raw::{Entry, NodeKind, Reading};
 
 /// Every name that is declared, so that sections can refer to what comes later in the file.
 pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> Names<'t> {
@@ -55,18 +55,18 @@ pub(super) fn names<'t>(domains: &[&'t Entry<'_>], findings: &mut Findings) -> N
 
 fn entry_of<'t, 'a>(node: &'t Entry<'a>, key: &str) -> Option<&'t Entry<'a>> {
     match &node.value.kind {
-        Kind::Map(entries) => entries.iter().find(|entry| entry.key.text == key),
+        NodeKind::Map(entries) => entries.iter().find(|entry| entry.key.text == key),
         _ => None,
     }
 }
 
 fn is_false(entry: &Entry<'_>) -> bool {
-    matches!(&entry.value.kind, Kind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
+    matches!(&entry.value.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
 }
 
 fn machine_entries<'t, 'a>(domain: &'t Entry<'a>) -> &'t [Entry<'a>] {
     match entry_of(domain, "machines").map(|entry| &entry.value.kind) {
-        Some(Kind::Map(entries)) => entries,
+        Some(NodeKind::Map(entries)) => entries,
         _ => &[],
     }
 }

@@ -4,14 +4,14 @@
 
 use serde_json::{Value, json};
 
-use super::global::Settings;
+use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::Findings;
 use crate::infra::network::{self, FIREWALL};
-use crate::infra::raw::{Kind, Node, Reading};
+use crate::infra::raw::{Node, NodeKind, Reading};
 use crate::infra::{Machine, MachineType, McpUsers};
 use crate::name::MachineName;
 
@@ -33,7 +33,7 @@ const FIREWALL_NAMES: [&str; 2] = ["anklume-firewall", "sys-firewall"];
 /// The policies as written, and the one that exclusive AI access adds.
 pub(super) fn read(
     policies: &[&Node<'_>],
-    settings: &Settings,
+    settings: &GlobalSettings,
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Vec<Value> {
@@ -117,8 +117,10 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         return;
     };
     let items = match &entry.value.kind {
-        Kind::Scalar(scalar) if scalar.reading() == Reading::Text && scalar.text == "all" => return,
-        Kind::List(items) => items,
+        NodeKind::Scalar(scalar) if scalar.reading() == Reading::Text && scalar.text == "all" => {
+            return;
+        }
+        NodeKind::List(items) => items,
         _ => {
             field::wrong_entry(entry, "a list", findings);
             return;
@@ -126,7 +128,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
     };
     for item in items {
         let port = match &item.kind {
-            Kind::Scalar(scalar) if scalar.reading() == Reading::Integer => {
+            NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => {
                 scalar.text.parse::<u16>().ok().filter(|port| *port > 0)
             }
             _ => None,
@@ -141,7 +143,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
 
 /// What `ai_access_policy: exclusive` needs, and the policy that it adds when none leads to the AI domain.
 fn ai_access(
-    settings: &Settings,
+    settings: &GlobalSettings,
     to_ai: usize,
     names: &Names<'_>,
     findings: &mut Findings,
@@ -201,7 +203,7 @@ fn ai_access(
 
 /// `firewall_mode: vm` adds a machine to the domain `anklume`, unless there is one of its names.
 pub(super) fn add_firewall(
-    settings: &Settings,
+    settings: &GlobalSettings,
     drafts: &mut [DomainDraft],
     names: &Names<'_>,
     findings: &mut Findings,
@@ -275,7 +277,11 @@ pub(super) fn add_firewall(
 }
 
 /// One machine has the GPU, unless `gpu_policy: shared`.
-pub(super) fn check_gpus(settings: &Settings, drafts: &[DomainDraft], findings: &mut Findings) {
+pub(super) fn check_gpus(
+    settings: &GlobalSettings,
+    drafts: &[DomainDraft],
+    findings: &mut Findings,
+) {
     let mut users = Vec::new();
     for domain in drafts {
         let with_gpu = |name: &str| {

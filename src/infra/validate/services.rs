@@ -10,7 +10,7 @@ use crate::diagnostic::quote;
 use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Findings};
-use crate::infra::raw::{Entry, Kind, Node, Reading};
+use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 use crate::infra::{Confinement, DeclaredService, McpUsers};
 use crate::limits::{Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
@@ -91,7 +91,7 @@ pub(super) fn read(
     let Some(entry) = fields.entry("services") else {
         return Vec::new();
     };
-    let Kind::List(items) = &entry.value.kind else {
+    let NodeKind::List(items) = &entry.value.kind else {
         field::wrong_entry(entry, "a list", findings);
         return Vec::new();
     };
@@ -344,7 +344,7 @@ fn fixed(
 /// What a plain scalar that is no text looks like.
 fn unquoted(entry: &Entry<'_>) -> Option<String> {
     match &entry.value.kind {
-        Kind::Scalar(scalar) if scalar.reading() != Reading::Text => {
+        NodeKind::Scalar(scalar) if scalar.reading() != Reading::Text => {
             Some(quote(&scalar.text).trim_matches('`').to_owned())
         }
         _ => None,

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::Surroundings;
-use super::devices::{self, Placed};
-use super::global::Settings;
+use super::MachineContext;
+use super::devices::{self, PlacedPath};
+use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;
@@ -23,9 +23,9 @@ const SHARED_MAX: usize = 1_000_000;
 pub(super) fn persistent(
     machine: &Entry<'_>,
     fields: Fields<'_, '_>,
-    surroundings: &Surroundings<'_>,
+    surroundings: &MachineContext<'_>,
     findings: &mut Findings,
-) -> Vec<Placed> {
+) -> Vec<PlacedPath> {
     let Some(volumes) = fields.map("persistent_data", findings) else {
         return Vec::new();
     };
@@ -93,10 +93,10 @@ fn disk(name: String, source: String, path: &str, shift: bool, readonly: bool) -
 }
 
 /// A device that anklume makes: its name stands at `at`, its source at `source`, all else at `path`.
-fn made(device: Device, at: At, source: At, path: At) -> Placed {
+fn made(device: Device, at: At, source: At, path: At) -> PlacedPath {
     let place = |(key, _): &(String, String)| if key == "source" { source } else { path };
     let values = device.keys.iter().map(place).collect();
-    Placed { device, at, values }
+    PlacedPath { device, at, values }
 }
 
 /// `storage_volumes`, as written.
@@ -121,7 +121,7 @@ pub(super) fn storage(
 /// Gives the disks of `shared_volumes` to their consumers, before the devices that those have already.
 pub(super) fn share(
     top: Fields<'_, '_>,
-    settings: &Settings,
+    settings: &GlobalSettings,
     names: &Names<'_>,
     drafts: &mut [DomainDraft],
     findings: &mut Findings,
@@ -131,7 +131,7 @@ pub(super) fn share(
         return;
     };
     let homes = positions(drafts);
-    let mut shared: HashMap<(usize, usize), Vec<Placed>> = HashMap::new();
+    let mut shared: HashMap<(usize, usize), Vec<PlacedPath>> = HashMap::new();
     let mut count = 0;
     for entry in volumes.entries() {
         let Some((template, consumers)) = volume(entry, settings, names, findings) else {
@@ -181,7 +181,7 @@ struct Template {
 }
 
 impl Template {
-    fn placed(&self, readonly: bool) -> Placed {
+    fn placed(&self, readonly: bool) -> PlacedPath {
         let name = format!("sv-{}", self.name);
         let device = disk(name, self.source.clone(), &self.path, self.shift, readonly);
         made(device, self.at, self.source_at, self.path_at)
@@ -193,7 +193,7 @@ type Consumers<'t> = Vec<(&'t str, bool)>;
 
 fn volume<'t>(
     entry: &'t Entry<'_>,
-    settings: &Settings,
+    settings: &GlobalSettings,
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Option<(Template, Consumers<'t>)> {

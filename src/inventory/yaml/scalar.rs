@@ -13,12 +13,12 @@ pub(super) struct Position {
     /// Spaces before its further lines.
     pub(super) indent: usize,
     /// What it is there for.
-    pub(super) role: Role,
+    pub(super) role: ScalarRole,
 }
 
 /// What a scalar is there for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum ScalarRole {
     /// A key before its `:`, never folded.
     Key,
     /// Anything else.
@@ -47,7 +47,7 @@ pub(super) fn write(text: &str, position: Position, out: &mut String) -> usize {
         out,
         column: position.column,
         indent: position.indent,
-        split: position.role == Role::Value,
+        split: position.role == ScalarRole::Value,
     };
     let characters: Vec<char> = text.chars().collect();
     match style(text, &characters) {

@@ -39,28 +39,28 @@ fn files_are_told_from_links_pipes_and_sockets_and_nothing_waits_for_a_pipe() {
     assert_eq!(
         kinds,
         [
-            (Kind::Folder, Some(false)),
-            (Kind::File, Some(false)),
-            (Kind::Link, Some(false)),
-            (Kind::File, Some(false)),
-            (Kind::File, Some(true)),
+            (EntryKind::Folder, Some(false)),
+            (EntryKind::File, Some(false)),
+            (EntryKind::Link, Some(false)),
+            (EntryKind::File, Some(false)),
+            (EntryKind::File, Some(true)),
         ]
     );
     assert_eq!(view.look("/etc/nothing"), Ok(None));
     assert_eq!(
-        view.read("/etc/name", Kind::File, 2),
+        view.read("/etc/name", EntryKind::File, 2),
         Ok(Some(b"me".to_vec()))
     );
     assert_eq!(
-        view.read("/etc/name", Kind::File, 1),
-        Err(Failure::TooLarge)
+        view.read("/etc/name", EntryKind::File, 1),
+        Err(ViewFailure::TooLarge)
     );
     assert_eq!(
-        view.read("/etc/link", Kind::Link, 100),
+        view.read("/etc/link", EntryKind::Link, 100),
         Ok(Some(b"/etc/passwd".to_vec()))
     );
     for other in ["/etc/link", "/etc/pipe", "/etc/socket", "/etc"] {
-        assert_eq!(view.read(other, Kind::File, 100), Ok(None), "{other}");
+        assert_eq!(view.read(other, EntryKind::File, 100), Ok(None), "{other}");
     }
 }
 
@@ -81,15 +81,15 @@ fn a_link_on_the_way_is_not_followed_whoever_made_it() {
         "/../etc/passwd",
         "/etc/../name",
     ] {
-        assert_eq!(view.look(path), Err(Failure::Unclear), "{path}");
+        assert_eq!(view.look(path), Err(ViewFailure::Unclear), "{path}");
         assert_eq!(
-            view.read(path, Kind::File, 100),
-            Err(Failure::Unclear),
+            view.read(path, EntryKind::File, 100),
+            Err(ViewFailure::Unclear),
             "{path}"
         );
         assert_eq!(
             view.is_same_file(path, "/proc/self/exe"),
-            Err(Failure::Unclear),
+            Err(ViewFailure::Unclear),
             "{path}"
         );
     }

@@ -32,7 +32,7 @@ pub(super) struct Exchange<R, W> {
 }
 
 /// How far a request may still go.
-struct Budget {
+struct AnswerBudget {
     patience: Duration,
     deadline: Instant,
     end: Instant,
@@ -41,7 +41,7 @@ struct Budget {
 }
 
 /// What happened next.
-enum Event {
+enum ExchangeEvent {
     Sent(io::Result<usize>),
     Came(io::Result<Option<Line>>),
     TimeUp,
@@ -82,23 +82,23 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         let text = message::request(self.last_id, method, params, one_copy)
             .map_err(|why| ClientError::Stream(why.into()))?;
         self.queue(text);
-        let mut budget = Budget::new(patience);
+        let mut budget = AnswerBudget::new(patience);
         loop {
             let line = match self.next(&budget).await {
-                Event::TimeUp => return Err(ClientError::Silent(budget.waited())),
-                Event::Sent(Ok(count)) if count > 0 => {
+                ExchangeEvent::TimeUp => return Err(ClientError::Silent(budget.waited())),
+                ExchangeEvent::Sent(Ok(count)) if count > 0 => {
                     self.written(count);
                     budget.refresh();
                     continue;
                 }
                 // Nobody listens any more; what was said before that still counts.
-                Event::Sent(_) => {
+                ExchangeEvent::Sent(_) => {
                     self.unsent.clear();
                     self.sent = 0;
                     continue;
                 }
-                Event::Came(Ok(Some(line))) => line,
-                Event::Came(end) => return Err(ended(end)),
+                ExchangeEvent::Came(Ok(Some(line))) => line,
+                ExchangeEvent::Came(end) => return Err(ended(end)),
             };
             match self.meaning(line, &mut budget)? {
                 Meaning::Result(result) => return bounded(method, result),
@@ -115,17 +115,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
     }
 
-    async fn next(&mut self, budget: &Budget) -> Event {
+    async fn next(&mut self, budget: &AnswerBudget) -> ExchangeEvent {
         let unsent = self.unsent.get(self.sent..).unwrap_or_default();
         tokio::select! {
             biased;
-            () = sleep_until(budget.deadline.min(budget.end)) => Event::TimeUp,
-            sent = self.writer.write(unsent), if !unsent.is_empty() => Event::Sent(sent),
-            line = self.lines.next() => Event::Came(line),
+            () = sleep_until(budget.deadline.min(budget.end)) => ExchangeEvent::TimeUp,
+            sent = self.writer.write(unsent), if !unsent.is_empty() => ExchangeEvent::Sent(sent),
+            line = self.lines.next() => ExchangeEvent::Came(line),
         }
     }
 
-    fn meaning(&self, line: Line, budget: &mut Budget) -> Result<Meaning, ClientError> {
+    fn meaning(&self, line: Line, budget: &mut AnswerBudget) -> Result<Meaning, ClientError> {
         let line = match line {
             Line::Whole(line) => line,
             Line::TooLong { bytes, .. } => return Err(ClientError::TooLong(bytes)),
@@ -165,7 +165,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
     }
 }
 
-impl Budget {
+impl AnswerBudget {
     fn new(patience: Duration) -> Self {
         let now = Instant::now();
         Self {

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 /// A message of the server's, its parts unparsed. A key that is there twice is no message.
 #[derive(Debug, Deserialize)]
-pub(super) struct Incoming<'a> {
+pub(super) struct ServerMessage<'a> {
     #[serde(borrow)]
     jsonrpc: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -44,7 +44,7 @@ pub(super) enum Meaning {
 }
 
 #[derive(Serialize)]
-struct Request<'a, P> {
+struct OutgoingRequest<'a, P> {
     jsonrpc: &'static str,
     id: i64,
     method: &'a str,
@@ -74,7 +74,7 @@ struct Meta {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Progress<'a> {
+struct ProgressParams<'a> {
     #[serde(borrow)]
     progress_token: &'a RawValue,
 }
@@ -86,7 +86,7 @@ pub(super) fn request(
     params: &impl Serialize,
     one_copy: bool,
 ) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Request {
+    serde_json::to_vec(&OutgoingRequest {
         jsonrpc: "2.0",
         id,
         method,
@@ -115,12 +115,12 @@ pub(super) enum NoMessage {
 }
 
 /// Reads a line.
-pub(super) fn read(line: &[u8]) -> Result<Incoming<'_>, NoMessage> {
+pub(super) fn read(line: &[u8]) -> Result<ServerMessage<'_>, NoMessage> {
     // A text that is no object would be quoted whole.
     if line.trim_ascii_start().first() == Some(&b'"') {
         return Err(NoMessage::Other);
     }
-    let message: Incoming<'_> = serde_json::from_slice(line).map_err(|why| {
+    let message: ServerMessage<'_> = serde_json::from_slice(line).map_err(|why| {
         if why.is_eof() {
             NoMessage::Cut
         } else {
@@ -133,7 +133,7 @@ pub(super) fn read(line: &[u8]) -> Result<Incoming<'_>, NoMessage> {
     }
 }
 
-impl Incoming<'_> {
+impl ServerMessage<'_> {
     /// What the message means while request `id` is in flight.
     pub(super) fn meaning(&self, id: i64) -> Meaning {
         let ours = self.id.is_some_and(|it| it.get() == id.to_string());
@@ -164,7 +164,7 @@ impl Incoming<'_> {
         let params = self.params.map_or("", RawValue::get);
         method.get() == r#""notifications/progress""#
             && params.starts_with('{')
-            && serde_json::from_str::<Progress<'_>>(params)
+            && serde_json::from_str::<ProgressParams<'_>>(params)
                 .is_ok_and(|progress| progress.progress_token.get() == id.to_string())
     }
 }

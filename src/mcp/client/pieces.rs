@@ -85,15 +85,15 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.
-pub(crate) struct Source(Option<Box<dyn Read + Send>>);
+pub(crate) struct PayloadSource(Option<Box<dyn Read + Send>>);
 
-impl fmt::Debug for Source {
+impl fmt::Debug for PayloadSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Source")
     }
 }
 
-impl Source {
+impl PayloadSource {
     /// Bytes from `reader`.
     pub(crate) fn new(reader: impl Read + Send + 'static) -> Self {
         Self(Some(Box::new(reader)))
@@ -148,7 +148,7 @@ pub(crate) async fn send<R, W>(
     tool: &str,
     arguments: &Map<String, Value>,
     (name, digest): (&str, bool),
-    mut source: Source,
+    mut source: PayloadSource,
 ) -> Result<Called, PiecesError>
 where
     R: AsyncRead + Unpin,
@@ -199,7 +199,7 @@ pub(crate) enum Fetched {
 
 /// What a piece says of itself.
 #[derive(Debug)]
-struct Piece {
+struct AnswerPiece {
     size: u64,
     offset: u64,
     complete: bool,
@@ -256,7 +256,7 @@ where
     }
 }
 
-fn read_piece(result: &CallToolResult) -> Result<(Piece, Vec<u8>), PiecesError> {
+fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesError> {
     let member = |name: &str| {
         result
             .structured_content
@@ -268,7 +268,7 @@ fn read_piece(result: &CallToolResult) -> Result<(Piece, Vec<u8>), PiecesError> 
         number.ok_or_else(|| wrong(&format!("a piece does not say its `{name}`")))
     };
     let complete = member("complete").and_then(Value::as_bool);
-    let piece = Piece {
+    let piece = AnswerPiece {
         size: number("size")?,
         offset: number("offset")?,
         complete: complete.ok_or_else(|| wrong("a piece does not say whether it is the last"))?,
@@ -284,7 +284,7 @@ fn read_piece(result: &CallToolResult) -> Result<(Piece, Vec<u8>), PiecesError> 
     Ok((piece, bytes))
 }
 
-fn check(piece: &Piece, offset: u64, bytes: &[u8], size: u64) -> Result<(), PiecesError> {
+fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<(), PiecesError> {
     let end = offset + bytes.len() as u64;
     if size > FETCH_MAX {
         return Err(wrong(&format!(
@@ -304,7 +304,7 @@ fn check(piece: &Piece, offset: u64, bytes: &[u8], size: u64) -> Result<(), Piec
 }
 
 /// A file that came in one answer must be what the answer says of it, as one in pieces must.
-fn check_whole(piece: &Piece, bytes: &[u8]) -> Result<(), PiecesError> {
+fn check_whole(piece: &AnswerPiece, bytes: &[u8]) -> Result<(), PiecesError> {
     if piece.offset != 0 || piece.size != bytes.len() as u64 {
         return Err(wrong("the content does not have the size that it says"));
     }
@@ -348,7 +348,7 @@ mod tests {
     fn a_file_in_one_answer_is_what_the_answer_says() {
         let digest = hex(&Sha256::digest(b"hi"));
         let says = |size, offset, sha256: Option<&str>| {
-            let piece = Piece {
+            let piece = AnswerPiece {
                 size,
                 offset,
                 complete: true,

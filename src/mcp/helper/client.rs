@@ -16,10 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{Order, REPORT_MAX, Report, receive};
+use super::protocol::{HelperOrder, HelperReport, REPORT_MAX, receive};
 use crate::mcp::monitor::framed;
 use crate::policy::Grant;
-use crate::tool::{Copies, Outcome, Resource, ToolError};
+use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
 /// How long a helper that has nothing to do is kept.
 const IDLE: Duration = Duration::from_secs(3);
@@ -54,11 +54,11 @@ struct Helper {
     socket: UnixStream,
     /// It has ended, or is about to.
     ended: CancellationToken,
-    state: Mutex<State>,
+    state: Mutex<HelperState>,
 }
 
-struct State {
-    waiting: HashMap<u64, oneshot::Sender<Result<Outcome, ToolError>>>,
+struct HelperState {
+    waiting: HashMap<u64, oneshot::Sender<Result<ToolOutcome, ToolError>>>,
     /// The connections with something in pieces.
     busy: HashSet<u64>,
     /// How long that waits at most.
@@ -114,7 +114,7 @@ impl Helpers {
             notes,
             socket,
             ended: CancellationToken::new(),
-            state: Mutex::new(State {
+            state: Mutex::new(HelperState {
                 waiting: HashMap::new(),
                 busy: HashSet::new(),
                 pieces: self.pieces,
@@ -140,7 +140,7 @@ impl Connection {
         &self,
         grant: &Grant,
         copies: Copies,
-    ) -> Option<Result<Outcome, ToolError>> {
+    ) -> Option<Result<ToolOutcome, ToolError>> {
         let resource = Resource::of(grant.tool());
         if self.helpers.own == Some(resource) {
             return None;
@@ -153,9 +153,9 @@ impl Connection {
         resource: Resource,
         grant: &Grant,
         copies: Copies,
-    ) -> Result<Outcome, ToolError> {
+    ) -> Result<ToolOutcome, ToolError> {
         let id = self.helpers.number();
-        let order = Order::Call {
+        let order = HelperOrder::Call {
             id,
             connection: self.number,
             service: grant.name().into(),
@@ -179,7 +179,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let close = Order::Close {
+        let close = HelperOrder::Close {
             connection: self.number,
         };
         let running = self.helpers.running.lock();
@@ -203,17 +203,17 @@ impl Drop for GivenUp<'_> {
         state.since = Instant::now();
         drop(state);
         if !ran {
-            self.helper.tell(&Order::Cancel { id: self.id });
+            self.helper.tell(&HelperOrder::Cancel { id: self.id });
         }
     }
 }
 
 impl Helper {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HelperState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, order: &Order<'_>) {
+    fn tell(&self, order: &HelperOrder<'_>) {
         if let Ok(order) = framed(order) {
             // One that has ended has nothing to end.
             let _ = self.notes.send(order);
@@ -278,7 +278,7 @@ impl Helper {
         self.state().waiting.clear();
     }
 
-    fn take(&self, report: Report) {
+    fn take(&self, report: HelperReport) {
         let mut state = self.state();
         state.since = Instant::now();
         let waiting = state.waiting.remove(&report.id);
@@ -295,7 +295,7 @@ impl Helper {
     }
 }
 
-impl State {
+impl HelperState {
     /// When it has had nothing to do for long enough; what comes in pieces is given up on its own side by then.
     fn idle_until(&self) -> Option<Instant> {
         let pieces = if self.busy.is_empty() {
@@ -307,7 +307,7 @@ impl State {
     }
 }
 
-async fn read_one(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<Report> {
+async fn read_one(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<HelperReport> {
     receive(reader, REPORT_MAX).await
 }
 

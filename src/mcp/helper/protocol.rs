@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::tool::{Copies, Outcome};
+use crate::tool::{Copies, ToolOutcome};
 
 /// Longest order, in bytes: the arguments of the longest message that a services file allows, and what stands around them.
 pub(super) const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
@@ -18,7 +18,7 @@ pub(super) const REPORT_MAX: u32 = 32 * 1024 * 1024;
 
 /// What a consumer's process has its helper do.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Order<'a> {
+pub(super) enum HelperOrder<'a> {
     /// Run a tool.
     Call {
         /// Its number, for its report.
@@ -46,13 +46,13 @@ pub(super) enum Order<'a> {
 
 /// How a call ended.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Report {
+pub(super) struct HelperReport {
     /// Its number.
     pub(super) id: u64,
     /// The connection.
     pub(super) connection: u64,
     /// What it gave, or why it failed; `None`: it was taken back.
-    pub(super) result: Option<Result<Outcome, String>>,
+    pub(super) result: Option<Result<ToolOutcome, String>>,
     /// Whether its connection has something in pieces that waits for more.
     pub(super) waits: bool,
 }

@@ -10,11 +10,11 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{ORDER_MAX, Order, Report, receive};
+use super::protocol::{HelperOrder, HelperReport, ORDER_MAX, receive};
 use crate::mcp::monitor::{Monitor, framed};
 use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
-use crate::tool::{self, Copies, Resource, Session, Settings, ToolError};
+use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolSession};
 
 /// What it runs by.
 pub(crate) struct Work<'a> {
@@ -37,12 +37,12 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
         }
     });
     let mut reader = BufReader::new(reader);
-    let mut sessions: HashMap<u64, Arc<Session>> = HashMap::new();
+    let mut sessions: HashMap<u64, Arc<ToolSession>> = HashMap::new();
     let mut running: HashMap<u64, CancellationToken> = HashMap::new();
     while let Ok(order) = receive(&mut reader, ORDER_MAX).await {
         running.retain(|_, call| !call.is_cancelled());
         match order {
-            Order::Call {
+            HelperOrder::Call {
                 id,
                 connection,
                 service,
@@ -51,10 +51,10 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
             } => {
                 let session = sessions
                     .entry(connection)
-                    .or_insert_with(|| Arc::new(Session::new(Arc::clone(&work.settings))));
+                    .or_insert_with(|| Arc::new(ToolSession::new(Arc::clone(&work.settings))));
                 let token = CancellationToken::new();
                 running.insert(id, token.clone());
-                let call = Call {
+                let call = HelperCall {
                     id,
                     connection,
                     session: Arc::clone(session),
@@ -63,12 +63,12 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 };
                 tokio::spawn(call.run(token, reports.clone()));
             }
-            Order::Cancel { id } => {
+            HelperOrder::Cancel { id } => {
                 if let Some(call) = running.remove(&id) {
                     call.cancel();
                 }
             }
-            Order::Close { connection } => {
+            HelperOrder::Close { connection } => {
                 sessions.remove(&connection);
             }
         }
@@ -100,15 +100,15 @@ impl Work<'_> {
 }
 
 /// A call that runs.
-struct Call {
+struct HelperCall {
     id: u64,
     connection: u64,
-    session: Arc<Session>,
+    session: Arc<ToolSession>,
     grant: Option<Grant>,
     copies: Copies,
 }
 
-impl Call {
+impl HelperCall {
     async fn run(self, token: CancellationToken, reports: mpsc::UnboundedSender<Vec<u8>>) {
         // Caught here, so that a call that panicked is reported as well.
         let running = AssertUnwindSafe(async {
@@ -126,7 +126,7 @@ impl Call {
             () = token.cancelled() => None,
         };
         token.cancel();
-        let report = Report {
+        let report = HelperReport {
             id: self.id,
             connection: self.connection,
             result,

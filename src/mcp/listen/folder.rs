@@ -75,12 +75,12 @@ pub(crate) enum FolderError {
 
 /// A folder that this process serves in; the lock goes with it.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct SocketFolder {
     path: PathBuf,
     _lock: File,
 }
 
-impl Folder {
+impl SocketFolder {
     /// Makes the folder private (0700), takes its lock and clears what a killed server left.
     ///
     /// # Errors
@@ -342,7 +342,7 @@ mod tests {
     fn whoever_looks_whether_it_is_served_stops_no_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sockets");
-        drop(Folder::take(&path).unwrap());
+        drop(SocketFolder::take(&path).unwrap());
         let looked = regular(&path.join(LOCK)).unwrap();
         flock(&looked, FlockOperation::LockShared).unwrap();
         let (about_to, taking) = mpsc::channel();
@@ -350,7 +350,7 @@ mod tests {
             let path = path.clone();
             move || {
                 about_to.send(()).unwrap();
-                Folder::take(&path)
+                SocketFolder::take(&path)
             }
         });
         taking.recv().unwrap();
@@ -358,16 +358,19 @@ mod tests {
         drop(looked);
         let taken = taken.join().unwrap().unwrap();
         // Whoever has it keeps it.
-        assert!(matches!(Folder::take(&path), Err(FolderError::Taken(_))));
-        assert!(Folder::is_served(&path).unwrap());
+        assert!(matches!(
+            SocketFolder::take(&path),
+            Err(FolderError::Taken(_))
+        ));
+        assert!(SocketFolder::is_served(&path).unwrap());
         drop(taken);
-        assert!(!Folder::is_served(&path).unwrap());
+        assert!(!SocketFolder::is_served(&path).unwrap());
     }
 
     #[test]
     fn what_is_no_socket_is_neither_replaced_nor_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let folder = Folder::take(&folder.path().join("sockets")).unwrap();
+        let folder = SocketFolder::take(&folder.path().join("sockets")).unwrap();
         let alice = "alice".parse().unwrap();
         let path = folder.socket(&alice);
         std::fs::write(&path, "somebody's").unwrap();

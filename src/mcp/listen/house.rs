@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::owned::{Owned, Process};
+use super::owned::{Owned, ProcessHandle};
 use super::state::{ServerState, WorkerFailures};
 use crate::inside::AGENT_LAUNCHER;
 use crate::limits::MEMORY_RESERVED;
@@ -28,7 +28,7 @@ pub(super) struct OneHouse {
     caller: MachineName,
     state: ServerState,
     failures: WorkerFailures,
-    running: Arc<Helpers>,
+    running: Arc<RunningHelpers>,
     borrowed: Cell<u64>,
 }
 
@@ -48,21 +48,21 @@ impl Drop for OneHouse {
 
 /// The helpers of one process that have not ended.
 #[derive(Default)]
-struct Helpers {
-    running: Mutex<HashMap<Resource, Arc<Process>>>,
+struct RunningHelpers {
+    running: Mutex<HashMap<Resource, Arc<ProcessHandle>>>,
     ended: Condvar,
 }
 
 /// How long one may take to end.
 const LAST: Duration = Duration::from_secs(2);
 
-impl Helpers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Resource, Arc<Process>>> {
+impl RunningHelpers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Resource, Arc<ProcessHandle>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits a while until this holds; whether it does.
-    fn wait(&self, holds: impl Fn(&HashMap<Resource, Arc<Process>>) -> bool) -> bool {
+    fn wait(&self, holds: impl Fn(&HashMap<Resource, Arc<ProcessHandle>>) -> bool) -> bool {
         let waited = self
             .ended
             .wait_timeout_while(self.lock(), LAST, |running| !holds(running));
@@ -129,8 +129,8 @@ impl House for OneHouse {
         let launcher = self.state.launcher.as_deref();
         let launcher = launcher.map(|at| (AGENT_LAUNCHER, at));
         let (ours, child) = Owned::start(arguments, at_helper.into(), launcher)?;
-        let process = Arc::new(Process::of(&child)?);
-        let place = Place::take(&self.running, resource, &process);
+        let process = Arc::new(ProcessHandle::of(&child)?);
+        let place = HelperPlace::take(&self.running, resource, &process);
         let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
         let failures = self.failures.clone();
         let attending = move || {
@@ -150,13 +150,13 @@ impl House for OneHouse {
 }
 
 /// The place of one that runs.
-struct Place {
-    all: Arc<Helpers>,
+struct HelperPlace {
+    all: Arc<RunningHelpers>,
     resource: Resource,
 }
 
-impl Place {
-    fn take(all: &Arc<Helpers>, resource: Resource, process: &Arc<Process>) -> Self {
+impl HelperPlace {
+    fn take(all: &Arc<RunningHelpers>, resource: Resource, process: &Arc<ProcessHandle>) -> Self {
         all.lock().insert(resource, Arc::clone(process));
         Self {
             all: Arc::clone(all),
@@ -165,7 +165,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for HelperPlace {
     fn drop(&mut self) {
         self.all.lock().remove(&self.resource);
         self.all.ended.notify_all();
@@ -176,8 +176,8 @@ impl Drop for Place {
 mod tests {
     use super::*;
     use crate::limits::MEMORY_ALL;
-    use crate::mcp::gate::Gate;
-    use crate::mcp::live::Live;
+    use crate::mcp::gate::ConcurrencyLimiter;
+    use crate::mcp::live::PolicyWatcher;
     use crate::mcp::recorder::Recorder;
     use crate::services::Services;
 
@@ -188,12 +188,12 @@ mod tests {
         ]});
         let services: Services = serde_json::from_value(services).unwrap();
         std::fs::write(path, services.to_file()).unwrap();
-        let live = Live::new(path, services, Box::new(|_| {}));
+        let live = PolicyWatcher::new(path, services, Box::new(|_| {}));
         ServerState {
             services: path.to_owned(),
             live: Arc::new(live),
             recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
-            gate: Arc::new(Gate::default()),
+            gate: Arc::new(ConcurrencyLimiter::default()),
             loans: Arc::default(),
             confinement: crate::confinement::InForce::default(),
             launcher: None,

@@ -20,9 +20,9 @@ const LAST_MOMENT: Timespec = Timespec {
 };
 
 /// A process; a descriptor of it, so that no signal reaches another that got its id.
-pub(super) struct Process(OwnedFd);
+pub(super) struct ProcessHandle(OwnedFd);
 
-impl Process {
+impl ProcessHandle {
     pub(super) fn of(child: &Owned) -> io::Result<Self> {
         Ok(Self(pidfd_open(
             Pid::from_child(&child.0),

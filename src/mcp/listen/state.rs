@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::confinement::InForce;
-use crate::mcp::gate::Gate;
-use crate::mcp::live::Live;
+use crate::mcp::gate::ConcurrencyLimiter;
+use crate::mcp::live::PolicyWatcher;
 use crate::mcp::recorder::Recorder;
 use crate::name::MachineName;
 
@@ -24,11 +24,11 @@ pub(crate) struct ServerState {
     /// The services file.
     pub(crate) services: PathBuf,
     /// The policy in force.
-    pub(crate) live: Arc<Live>,
+    pub(crate) live: Arc<PolicyWatcher>,
     /// The log.
     pub(crate) recorder: Arc<Recorder>,
     /// How busy the server is.
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) gate: Arc<ConcurrencyLimiter>,
     /// What it has lent.
     pub(crate) loans: Arc<Loans>,
     /// What the kernel keeps this server from.

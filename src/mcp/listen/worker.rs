@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::FOLLOW;
 use super::house::OneHouse;
-use super::owned::{Owned, Process};
+use super::owned::{Owned, ProcessHandle};
 use super::state::{ServerState, WorkerFailures};
 use crate::mcp::monitor::Local;
 use crate::mcp::monitor::attend::attend;
-use crate::mcp::server::Stop;
+use crate::mcp::server::Shutdown;
 use crate::mcp::worker;
 use crate::name::MachineName;
 use crate::policy::Caller;
@@ -35,17 +35,17 @@ const LAST: Duration = Duration::from_secs(1);
 const STACK: usize = 1024 * 1024;
 
 /// One consumer's socket, and the process that serves it.
-pub(super) struct Supervisor {
+pub(super) struct WorkerSupervisor {
     pub(super) caller: MachineName,
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) state: ServerState,
     pub(super) failures: WorkerFailures,
     /// No new connections.
     pub(super) close: CancellationToken,
-    pub(super) connections: Stop,
+    pub(super) connections: Shutdown,
 }
 
-impl Supervisor {
+impl WorkerSupervisor {
     /// Serves until it is closed, and its connections have ended.
     pub(super) async fn run(self) {
         loop {
@@ -100,7 +100,7 @@ impl Supervisor {
         let arguments = worker::arguments(&self.caller, &self.state.services, self.state.verbose);
         let listening = self.socket.get_ref().try_clone()?;
         let (ours, child) = Owned::start(arguments, listening, None)?;
-        let process = Arc::new(Process::of(&child)?);
+        let process = Arc::new(ProcessHandle::of(&child)?);
         let (ended, end) = oneshot::channel();
         let worker = Worker {
             process: Arc::clone(&process),
@@ -163,7 +163,7 @@ impl Supervisor {
 
 /// A process that runs.
 struct Worker {
-    process: Arc<Process>,
+    process: Arc<ProcessHandle>,
     end: oneshot::Receiver<Option<String>>,
 }
 

@@ -5,10 +5,10 @@ use std::io::{self, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::protocol::{REQUEST_MAX, Request, Response, SpinRead, receive, send, send_with};
+use super::protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send, send_with};
 use super::{AdmitError, Admitted as _, Local, LocalCall, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
-use crate::mcp::live::Live;
+use crate::mcp::live::PolicyWatcher;
 use crate::name::MachineName;
 use crate::tool::Resource;
 
@@ -33,7 +33,7 @@ pub(crate) trait House {
 pub(crate) fn attend(
     process: &UnixStream,
     caller: &MachineName,
-    live: &Live,
+    live: &PolicyWatcher,
     local: &Local,
     house: &impl House,
 ) {
@@ -41,9 +41,9 @@ pub(crate) fn attend(
     let mut running = AdmittedCalls::default();
     while let Ok(question) = receive(&mut questions, REQUEST_MAX) {
         let answer = match question {
-            Request::Policy => policy(caller, live),
-            Request::Admit(call) => Response::Admit(running.admit(*call, local)),
-            Request::Ended {
+            MonitorRequest::Policy => policy(caller, live),
+            MonitorRequest::Admit(call) => Response::Admit(running.admit(*call, local)),
+            MonitorRequest::Ended {
                 place,
                 outcome,
                 bytes_out,
@@ -51,20 +51,20 @@ pub(crate) fn attend(
                 Some(place) => done(&Box::new(place).ended(outcome, bytes_out)),
                 None => return,
             },
-            Request::Abandoned { place } => match running.take(place) {
+            MonitorRequest::Abandoned { place } => match running.take(place) {
                 Some(place) => {
                     drop(place);
                     Response::Done
                 }
                 None => return,
             },
-            Request::Log(call) => done(&local.log(truncate_fields(*call))),
-            Request::Borrow => Response::Lent(house.borrow()),
-            Request::GiveBack => {
+            MonitorRequest::Log(call) => done(&local.log(truncate_fields(*call))),
+            MonitorRequest::Borrow => Response::Lent(house.borrow()),
+            MonitorRequest::GiveBack => {
                 house.give_back();
                 Response::Done
             }
-            Request::Helper(resource) => match house.start(resource) {
+            MonitorRequest::Helper(resource) => match house.start(resource) {
                 Ok(socket) => {
                     let started = Response::Helper(Ok(()));
                     if send_with(process, &started, socket.as_fd()).is_err() {
@@ -82,9 +82,9 @@ pub(crate) fn attend(
 }
 
 /// Answers a helper of the process, which asks for the policy and for nothing else.
-pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &Live) {
+pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &PolicyWatcher) {
     let mut questions = BufReader::new(SpinRead::new(helper));
-    while let Ok(Request::Policy) = receive(&mut questions, REQUEST_MAX) {
+    while let Ok(MonitorRequest::Policy) = receive(&mut questions, REQUEST_MAX) {
         if send(helper, &policy(caller, live)).is_err() {
             return;
         }
@@ -119,7 +119,7 @@ const fn done(logged: &Result<(), LogError>) -> Response {
 }
 
 /// What the process may know of the policy: its consumer's part.
-fn policy(caller: &MachineName, live: &Live) -> Response {
+fn policy(caller: &MachineName, live: &PolicyWatcher) -> Response {
     let (policy, settled) = live.current_and_settled();
     Response::Policy {
         services: policy.services.of_consumer(caller),

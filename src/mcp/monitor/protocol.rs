@@ -26,7 +26,7 @@ pub(super) const RESPONSE_MAX: usize = 32 * 1024 * 1024;
 
 /// What a consumer's process asks of its server.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(super) enum MonitorRequest {
     /// Send the policy in force.
     Policy,
     /// Admit this call.

@@ -7,21 +7,21 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::protocol::{RESPONSE_MAX, Request, Response, SpinRead, receive, send};
+use super::protocol::{MonitorRequest, RESPONSE_MAX, Response, SpinRead, receive, send};
 use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, Outcome};
-use crate::mcp::live::{Live, Loaded, Policy, PolicyError};
+use crate::mcp::live::{Loaded, Policy, PolicyError, PolicyWatcher};
 use crate::mcp::pace::Lender;
 use crate::tool::Resource;
 
 /// The server, as its consumer's process sees it.
-pub(crate) struct Remote {
+pub(crate) struct RemoteMonitor {
     server: Arc<ServerSocket>,
     /// The consumer's part of the policy, asked for when the services file is another.
-    live: Live,
+    live: PolicyWatcher,
 }
 
-impl fmt::Debug for Remote {
+impl fmt::Debug for RemoteMonitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote").finish_non_exhaustive()
     }
@@ -35,7 +35,7 @@ struct ServerSocket {
 }
 
 impl ServerSocket {
-    fn ask(&self, question: &Request) -> io::Result<Response> {
+    fn ask(&self, question: &MonitorRequest) -> io::Result<Response> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = send(&socket.get_ref().socket, question)
             .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
@@ -51,7 +51,7 @@ impl ServerSocket {
 impl ServerSocket {
     /// Has the server start a helper.
     fn start(&self, resource: Resource) -> io::Result<UnixStream> {
-        let answer = self.ask(&Request::Helper(resource))?;
+        let answer = self.ask(&MonitorRequest::Helper(resource))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let brought = socket.get_mut().take_brought();
         match (answer, brought) {
@@ -64,16 +64,16 @@ impl ServerSocket {
 
 impl Lender for Arc<ServerSocket> {
     fn borrow(&self) -> bool {
-        matches!(self.ask(&Request::Borrow), Ok(Response::Lent(true)))
+        matches!(self.ask(&MonitorRequest::Borrow), Ok(Response::Lent(true)))
     }
 
     fn give_back(&self) {
         // A server that is gone has lent nothing.
-        let _ = self.ask(&Request::GiveBack);
+        let _ = self.ask(&MonitorRequest::GiveBack);
     }
 }
 
-impl Remote {
+impl RemoteMonitor {
     /// What lends this process memory.
     pub(crate) fn lender(&self) -> impl Lender + 'static {
         Arc::clone(&self.server)
@@ -107,7 +107,7 @@ impl Remote {
         let first = read()?.policy;
         Ok(Self {
             server,
-            live: Live::with_reader(services, Box::new(read), first, Box::new(|_| {})),
+            live: PolicyWatcher::with_reader(services, Box::new(read), first, Box::new(|_| {})),
         })
     }
 }
@@ -117,7 +117,7 @@ fn policy(server: &ServerSocket, services: &Path) -> Result<Loaded, PolicyError>
         path: services.to_owned(),
         source,
     };
-    match server.ask(&Request::Policy).map_err(io)? {
+    match server.ask(&MonitorRequest::Policy).map_err(io)? {
         Response::Policy {
             services,
             digest,
@@ -130,7 +130,7 @@ fn policy(server: &ServerSocket, services: &Path) -> Result<Loaded, PolicyError>
     }
 }
 
-impl Monitor for Remote {
+impl Monitor for RemoteMonitor {
     fn policy(&self) -> Arc<Policy> {
         self.live.current()
     }
@@ -141,7 +141,8 @@ impl Monitor for Remote {
     }
 
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
-        let Ok(Response::Admit(admitted)) = self.server.ask(&Request::Admit(Box::new(line))) else {
+        let Ok(Response::Admit(admitted)) = self.server.ask(&MonitorRequest::Admit(Box::new(line)))
+        else {
             return Err(AdmitError::Unlogged);
         };
         if matches!(admitted, Err(AdmitError::Changed)) {
@@ -154,7 +155,7 @@ impl Monitor for Remote {
     }
 
     fn log(&self, line: Call) -> Result<(), LogError> {
-        done(&self.server.ask(&Request::Log(Box::new(line))))
+        done(&self.server.ask(&MonitorRequest::Log(Box::new(line))))
     }
 }
 
@@ -176,7 +177,7 @@ impl Admitted for RemoteCall {
         let Some(place) = self.place.take() else {
             return Ok(());
         };
-        done(&self.server.ask(&Request::Ended {
+        done(&self.server.ask(&MonitorRequest::Ended {
             place,
             outcome,
             bytes_out,
@@ -188,7 +189,7 @@ impl Drop for RemoteCall {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             // A server that is gone has nothing to free.
-            let _ = self.server.ask(&Request::Abandoned { place });
+            let _ = self.server.ask(&MonitorRequest::Abandoned { place });
         }
     }
 }

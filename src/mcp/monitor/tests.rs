@@ -8,11 +8,11 @@ use std::thread::JoinHandle;
 
 use serde_json::json;
 
-use super::remote::Remote;
+use super::remote::RemoteMonitor;
 use super::*;
-use crate::audit::chain::{Read, read};
+use crate::audit::chain::{ReadLine, read};
 use crate::audit::{Event, Log};
-use crate::mcp::live::Live;
+use crate::mcp::live::PolicyWatcher;
 use crate::services::Services;
 use crate::text::Foreign;
 
@@ -39,9 +39,9 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("services.json");
         std::fs::write(&path, services(&["alice", "bob"]).to_file()).unwrap();
-        let live = Arc::new(Live::new(
+        let live = Arc::new(PolicyWatcher::new(
             &path,
-            Live::read(&path).unwrap(),
+            PolicyWatcher::read(&path).unwrap(),
             Box::new(|_| {}),
         ));
         let log = Log::open(&folder.path().join("audit.jsonl")).unwrap();
@@ -51,7 +51,7 @@ impl Bench {
             Caller::Consumer("alice".parse().unwrap()),
             Box::new(move || source.current()),
             Arc::new(Recorder::new(Some(log), true, Box::new(|_| {}))),
-            Arc::new(Gate::default()),
+            Arc::new(ConcurrencyLimiter::default()),
         );
         let (socket, process) = UnixStream::pair().unwrap();
         let attending = std::thread::spawn(move || {
@@ -68,8 +68,8 @@ impl Bench {
         self.folder.path().join("services.json")
     }
 
-    fn remote(&self, lost: impl Fn() + Send + Sync + 'static) -> Remote {
-        Remote::new(self.socket.try_clone().unwrap(), &self.path(), lost).unwrap()
+    fn remote(&self, lost: impl Fn() + Send + Sync + 'static) -> RemoteMonitor {
+        RemoteMonitor::new(self.socket.try_clone().unwrap(), &self.path(), lost).unwrap()
     }
 
     /// The calls in the log.
@@ -79,7 +79,7 @@ impl Bench {
         lines
             .filter(|line| !line.is_empty())
             .map(|line| match read(line) {
-                Read::Whole(line, _) => match line.event {
+                ReadLine::Whole(line, _) => match line.event {
                     Event::Call(call) => *call,
                     other => panic!("{other:?}"),
                 },

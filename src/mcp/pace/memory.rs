@@ -42,12 +42,12 @@ impl Lender for Alone {
 
 /// Some of a caller's memory; free again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct MemoryPermit {
     permit: OwnedSemaphorePermit,
-    budget: Arc<Budget>,
+    budget: Arc<MemoryBudget>,
 }
 
-impl Room {
+impl MemoryPermit {
     /// Gives back what so many bytes do not need.
     pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
         let kept = self.permit.split(usize::try_from(parts(bytes)).ok()?);
@@ -62,7 +62,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for MemoryPermit {
     fn drop(&mut self) {
         self.budget.less(self.permit.num_permits());
     }
@@ -73,25 +73,25 @@ fn parts(bytes: usize) -> u64 {
 }
 
 /// What a caller has in memory, counted in parts.
-struct Budget {
+struct MemoryBudget {
     lender: Box<dyn Lender>,
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     used: u64,
     borrowed: bool,
 }
 
-impl fmt::Debug for Budget {
+impl fmt::Debug for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Budget").finish_non_exhaustive()
     }
 }
 
-impl Budget {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl MemoryBudget {
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,14 +123,14 @@ impl Budget {
 
 /// A part of the budget, which the connections of a caller share.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct MemoryPool {
     parts: u64,
     free: Arc<Semaphore>,
-    budget: Arc<Budget>,
+    budget: Arc<MemoryBudget>,
 }
 
-impl Pool {
-    fn of(bytes: u64, budget: &Arc<Budget>) -> Self {
+impl MemoryPool {
+    fn of(bytes: u64, budget: &Arc<MemoryBudget>) -> Self {
         let parts = (bytes / PART).min(Semaphore::MAX_PERMITS as u64);
         Self {
             parts,
@@ -144,7 +144,7 @@ impl Pool {
     /// # Errors
     ///
     /// None; the semaphore is never closed.
-    pub(super) async fn room(&self, bytes: usize) -> io::Result<Room> {
+    pub(super) async fn room(&self, bytes: usize) -> io::Result<MemoryPermit> {
         let parts = parts(bytes).min(self.parts);
         let taken = u32::try_from(parts).unwrap_or(u32::MAX);
         let taken = Arc::clone(&self.free).acquire_many_owned(taken);
@@ -152,7 +152,7 @@ impl Pool {
         while !self.budget.try_more(parts) {
             tokio::time::sleep(LOOK).await;
         }
-        Ok(Room {
+        Ok(MemoryPermit {
             permit,
             budget: Arc::clone(&self.budget),
         })
@@ -163,11 +163,11 @@ impl Pool {
 #[derive(Debug)]
 pub(super) struct Pools {
     /// Messages that are long, until they are answered.
-    pub(super) long: Pool,
+    pub(super) long: MemoryPool,
     /// Parsed requests, until they are answered.
-    pub(super) requests: Pool,
+    pub(super) requests: MemoryPool,
     /// Large answers, until they are written.
-    pub(super) answers: Pool,
+    pub(super) answers: MemoryPool,
 }
 
 impl Default for Pools {
@@ -180,7 +180,7 @@ impl Pools {
     /// Of a caller that may have so many bytes in all: an eighth for what was parsed, as much again for the process that runs its
     /// tools and gets the same requests, three eighths or what one answer needs for answers, and the rest for messages.
     pub(super) fn of(bytes: u64, lender: Box<dyn Lender>) -> Self {
-        let budget = Arc::new(Budget {
+        let budget = Arc::new(MemoryBudget {
             lender,
             state: Mutex::default(),
         });
@@ -188,9 +188,9 @@ impl Pools {
         let answers = (bytes / 8 * 3).max(ANSWER_MIN);
         let long = bytes.saturating_sub(answers + 2 * requests);
         Self {
-            long: Pool::of(long, &budget),
-            requests: Pool::of(requests, &budget),
-            answers: Pool::of(answers, &budget),
+            long: MemoryPool::of(long, &budget),
+            requests: MemoryPool::of(requests, &budget),
+            answers: MemoryPool::of(answers, &budget),
         }
     }
 }

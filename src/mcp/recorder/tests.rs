@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::audit::Verdict;
-use crate::audit::chain::{Read, read};
+use crate::audit::chain::{ReadLine, read};
 use crate::audit::flood::WINDOW;
 
 /// A log in a folder that may go away, and who writes it.
@@ -49,7 +49,7 @@ impl Bench {
             .filter(|line| !line.is_empty());
         lines
             .map(|line| match read(line) {
-                Read::Whole(line, _) => line.event,
+                ReadLine::Whole(line, _) => line.event,
                 other => panic!("{other:?}"),
             })
             .collect()
@@ -176,7 +176,7 @@ fn what_was_late_has_the_time_at_which_it_happened() {
     let times: Vec<String> = text
         .split(|byte| *byte == b'\n')
         .filter_map(|line| match read(line) {
-            Read::Whole(line, _) => Some(line.time),
+            ReadLine::Whole(line, _) => Some(line.time),
             _ => None,
         })
         .collect();

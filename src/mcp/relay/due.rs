@@ -24,19 +24,19 @@ pub(super) struct Due {
     /// Lines whose answer has an id that no other line has; true: a request.
     own: HashMap<String, bool>,
     /// Lines whose answers cannot be told apart: `null` may be any of theirs.
-    alike: Lines,
+    alike: DueLines,
     /// The ids of those.
     alike_ids: HashSet<String>,
 }
 
 /// How many lines are to be answered.
 #[derive(Debug, Default)]
-struct Lines {
+struct DueLines {
     requests: usize,
     others: usize,
 }
 
-impl Lines {
+impl DueLines {
     const fn count(&self) -> usize {
         self.requests + self.others
     }
@@ -68,7 +68,7 @@ enum Owed {
 
 /// What of an answer tells whose it is.
 #[derive(Debug, Deserialize)]
-struct Envelope<'a> {
+struct AnswerEnvelope<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     method: Option<IgnoredAny>,
@@ -95,12 +95,12 @@ impl Due {
                 }
             }
             Line::Whole(bytes) => match serde_json::from_slice(json::trim(bytes)) {
-                Ok(Envelope {
+                Ok(AnswerEnvelope {
                     id: Some(id),
                     method: None,
                     ..
                 }) => self.settle(&one_form(id)),
-                Ok(Envelope {
+                Ok(AnswerEnvelope {
                     id: None,
                     method: None,
                     error: Some(_),
@@ -129,7 +129,7 @@ impl Due {
     pub(super) fn give_up(&mut self) -> Vec<String> {
         let own = std::mem::take(&mut self.own).into_keys();
         let alike = std::mem::take(&mut self.alike_ids);
-        self.alike = Lines::default();
+        self.alike = DueLines::default();
         own.chain(alike).collect()
     }
 
@@ -153,7 +153,7 @@ impl Due {
         if self.own.remove(id).is_some() || !self.alike_ids.contains(id) {
             return;
         }
-        let Lines { requests, others } = &mut self.alike;
+        let DueLines { requests, others } = &mut self.alike;
         let one = if *requests > 0 { requests } else { others };
         *one = one.saturating_sub(1);
         self.forget();
@@ -161,7 +161,7 @@ impl Due {
 
     /// An answer to nobody in particular.
     fn settle_null(&mut self) {
-        let Lines { requests, others } = &mut self.alike;
+        let DueLines { requests, others } = &mut self.alike;
         let one = if *others > 0 { others } else { requests };
         *one = one.saturating_sub(1);
         self.forget();

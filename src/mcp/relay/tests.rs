@@ -11,7 +11,7 @@ async fn relayed(
     input: &[u8],
     stays: bool,
     mut answer: impl FnMut(&[u8]) -> String,
-) -> (Ended, Vec<u8>, Vec<u8>) {
+) -> (RelayEnd, Vec<u8>, Vec<u8>) {
     let (near, far) = duplex(256);
     let (reader, writer) = split(near);
     let (far_reader, far_writer) = split(far);
@@ -36,7 +36,7 @@ async fn relayed(
         }
         std::future::pending::<()>().await;
     };
-    let client = Client {
+    let client = RelayClient {
         input,
         output: &mut output,
         gone: || true,
@@ -66,7 +66,7 @@ fn answered(line: &[u8]) -> String {
 async fn ends_when_every_request_has_its_answer_and_passes_bytes_as_they_are() {
     let input = b"{\"id\":1,\"method\":\"a\"}\r\n\xff not json\n{\"id\":\"x\",\"method\":\"b\"}\n";
     let (ended, output, seen) = relayed(input, true, answered).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
     let result = |id: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{}}}}\n");
     assert_eq!(
         String::from_utf8(output).unwrap(),
@@ -84,10 +84,10 @@ async fn a_provider_that_is_silent_about_what_is_no_request_ends_it_in_order_but
         answer => answer.to_owned(),
     };
     let (ended, output, _) = relayed(input, true, silent).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
     assert!(!output.is_empty());
     let (ended, ..) = relayed(b"nonsense\n", true, silent).await;
-    assert_eq!(ended, Ended::Silent { unanswered: 1 });
+    assert_eq!(ended, RelayEnd::Silent { unanswered: 1 });
 }
 
 #[tokio::test]
@@ -102,14 +102,14 @@ async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothin
         let (writer, nobody) = duplex(1);
         drop(nobody);
         let mut output = Vec::new();
-        let client = Client {
+        let client = RelayClient {
             input: &[b'x'; 1000][..],
             output: &mut output,
             gone: || true,
         };
         let mut relay = Relay::new(client);
         let ended = relay.run(Provider { reader, writer }, PATIENCE).await;
-        let vanished = Ended::Vanished {
+        let vanished = RelayEnd::Vanished {
             unanswered: 0,
             spoke: true,
         };
@@ -124,7 +124,7 @@ async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
         let input = vec![b'x'; CHUNK + 1];
         let (near, _far) = duplex(16);
         let (reader, writer) = split(near);
-        let client = Client {
+        let client = RelayClient {
             input: input.as_slice(),
             output: Vec::new(),
             gone: || gone,
@@ -133,7 +133,7 @@ async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
         let run = relay.run(Provider { reader, writer }, PATIENCE);
         let ended = timeout(PATIENCE * 3, run).await;
         match ended {
-            Ok(ended) => assert!(gone && matches!(ended.unwrap(), Ended::Silent { .. })),
+            Ok(ended) => assert!(gone && matches!(ended.unwrap(), RelayEnd::Silent { .. })),
             Err(_) => assert!(!gone),
         }
     }
@@ -144,13 +144,13 @@ async fn an_id_is_the_same_however_it_is_written() {
     let input = br#"{"id":"\u00e9\/","method":"a"}"#;
     let other = |_: &[u8]| "{\"id\":\"é/\",\"result\":{}}\n".to_owned();
     let (ended, ..) = relayed(input, true, other).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
 }
 
 #[tokio::test]
 async fn the_last_line_needs_no_newline() {
     let (ended, output, seen) = relayed(b"{\"id\":1,\"method\":\"a\"}", true, answered).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
     assert!(!output.is_empty());
     assert_eq!(seen.last(), Some(&b'\n'));
 }
@@ -158,23 +158,23 @@ async fn the_last_line_needs_no_newline() {
 #[tokio::test]
 async fn nothing_to_answer_ends_at_once_and_a_cancelled_request_is_not_waited_for() {
     let (ended, ..) = relayed(b"", true, answered).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
     let cancelled = b"{\"id\":7,\"method\":\"a\"}\n{\"jsonrpc\":\"2.0\",\"method\":\"notifications/cancelled\",\"params\":{\"requestId\":7}}\n";
     let (ended, ..) = relayed(cancelled, true, |_| String::new()).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
 }
 
 #[tokio::test]
 async fn a_provider_that_goes_or_is_silent_is_told_apart() {
     let input = b"{\"id\":1,\"method\":\"a\"}\n";
     let (ended, ..) = relayed(input, false, |_| String::new()).await;
-    let vanished = Ended::Vanished {
+    let vanished = RelayEnd::Vanished {
         unanswered: 1,
         spoke: false,
     };
     assert_eq!(ended, vanished);
     let (ended, ..) = relayed(input, true, |_| String::new()).await;
-    assert_eq!(ended, Ended::Silent { unanswered: 1 });
+    assert_eq!(ended, RelayEnd::Silent { unanswered: 1 });
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn more_than_a_buffer_goes_both_ways_at_once() {
         input.extend_from_slice(format!("{{\"id\":{id},\"method\":\"a\"}}\n").as_bytes());
     }
     let (ended, output, seen) = relayed(&input, true, answered).await;
-    assert_eq!(ended, Ended::InOrder);
+    assert_eq!(ended, RelayEnd::InOrder);
     assert_eq!(seen, input);
     assert_eq!(String::from_utf8(output).unwrap().lines().count(), 2_000);
 }
@@ -196,7 +196,7 @@ fn talking() -> (DuplexStream, Talking) {
     let (client, near) = duplex(1 << 20);
     let (input, output) = split(near);
     let gone: fn() -> bool = || false;
-    let relay = Relay::new(Client {
+    let relay = Relay::new(RelayClient {
         input,
         output,
         gone,
@@ -228,7 +228,7 @@ impl Twice {
             drop(far);
         };
         let (ended, ()) = tokio::join!(relay.run(Provider { reader, writer }, PATIENCE), gone);
-        assert!(matches!(ended.unwrap(), Ended::Vanished { .. }));
+        assert!(matches!(ended.unwrap(), RelayEnd::Vanished { .. }));
         client.write_all(self.after.as_bytes()).await.unwrap();
         assert!(relay.outlive("gone").await.unwrap());
         let (near, far) = duplex(1 << 20);
@@ -247,7 +247,7 @@ impl Twice {
         };
         let run = relay.run(Provider { reader, writer }, PATIENCE);
         let (seen, ended) = tokio::join!(serves, run);
-        assert!(matches!(ended.unwrap(), Ended::Vanished { .. }));
+        assert!(matches!(ended.unwrap(), RelayEnd::Vanished { .. }));
         drop(relay);
         let mut text = String::new();
         client.read_to_string(&mut text).await.unwrap();
@@ -340,7 +340,7 @@ async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn
     };
     assert!(matches!(
         serve(&mut relay, WELCOME).await,
-        Ended::Vanished { spoke: true, .. }
+        RelayEnd::Vanished { spoke: true, .. }
     ));
     client
         .write_all(b"{\"id\":5,\"method\":\"a\"}\n{\"id\":6,\"method\":\"a\"}\n")
@@ -348,7 +348,7 @@ async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn
         .unwrap();
     assert!(relay.outlive("gone").await.unwrap());
     let refusal = "{\"jsonrpc\":\"2.0\",\"id\":0,\"error\":{\"code\":-32603,\"message\":\"no\"}}\n";
-    for (said, ended) in [("", Ended::Closed), (refusal, Ended::NotGreeted)] {
+    for (said, ended) in [("", RelayEnd::Closed), (refusal, RelayEnd::NotGreeted)] {
         assert_eq!(serve(&mut relay, said).await, ended);
         // Each attempt answers one message.
         let goes_on = relay.refuse("not greeted");

@@ -11,23 +11,23 @@ use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
-use super::Run;
+use super::ServerRun;
 use crate::audit;
 use crate::mcp::helper::Connection;
 use crate::mcp::{DECISION_KEY, ONE_COPY_KEY, REFUSED};
 use crate::policy::Grant;
-use crate::tool::{Copies, Outcome, Session, ToolError};
+use crate::tool::{Copies, ToolError, ToolOutcome, ToolSession};
 
 /// How long an answer waits for a report of progress that is on its way out, so that it does not come after it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
 /// A call that the policy has granted.
-pub(super) struct Call<'a> {
+pub(super) struct ToolCall<'a> {
     pub(super) grant: &'a Grant,
-    pub(super) session: &'a Session,
+    pub(super) session: &'a ToolSession,
     /// Who runs what this process cannot.
     pub(super) helpers: Option<&'a Connection>,
-    pub(super) run: &'a Run,
+    pub(super) run: &'a ServerRun,
     pub(super) context: &'a RequestContext<RoleServer>,
     /// When it came in.
     pub(super) since: Instant,
@@ -37,7 +37,7 @@ pub(super) struct Call<'a> {
     pub(super) longest: Duration,
 }
 
-impl Call<'_> {
+impl ToolCall<'_> {
     /// Runs the tool: how it ended, and what its caller hears. What a tool says went wrong is a result.
     pub(super) async fn run(&self) -> (audit::Outcome, Result<CallToolResult, ErrorData>) {
         // Caught here, so that a call that panicked is logged as well.
@@ -57,7 +57,7 @@ impl Call<'_> {
     }
 
     /// Runs the tool, here or in a helper.
-    async fn tool(&self) -> Result<Outcome, ToolError> {
+    async fn tool(&self) -> Result<ToolOutcome, ToolError> {
         if let Some(helpers) = self.helpers
             && let Some(result) = helpers.run(self.grant, self.copies()).await
         {
@@ -87,7 +87,7 @@ impl Call<'_> {
         let token = self.context.meta.get_progress_token();
         let mut ticks = interval_at(Instant::now() + self.every, self.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut report: Option<Report<'_>> = None;
+        let mut report: Option<ProgressReport<'_>> = None;
         loop {
             tokio::select! {
                 biased;
@@ -109,7 +109,7 @@ impl Call<'_> {
     }
 
     /// Tells the caller that its call still runs, and for how many seconds now.
-    fn report(&self, token: ProgressToken) -> Report<'_> {
+    fn report(&self, token: ProgressToken) -> ProgressReport<'_> {
         let seconds = self.since.elapsed().as_secs_f64();
         let progress = ProgressNotificationParam::new(token, seconds)
             .with_message(format!("{} still runs", self.grant.name()));
@@ -121,17 +121,17 @@ impl Call<'_> {
 }
 
 /// A report of progress on its way out.
-type Report<'a> = BoxFuture<'a, ()>;
+type ProgressReport<'a> = BoxFuture<'a, ()>;
 
 /// Waits until a report is out; at once when there is none.
-async fn sent(report: &mut Option<Report<'_>>) {
+async fn sent(report: &mut Option<ProgressReport<'_>>) {
     if let Some(report) = report {
         report.await;
     }
 }
 
 /// What a tool gave back, as a result.
-fn succeeded(outcome: Outcome) -> CallToolResult {
+fn succeeded(outcome: ToolOutcome) -> CallToolResult {
     let mut result = CallToolResult::success(vec![ContentBlock::text(outcome.text)]);
     result.structured_content = Some(Value::Object(outcome.structured));
     result

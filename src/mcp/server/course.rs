@@ -13,20 +13,20 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::Server;
-use super::call::{self, Call};
-use super::flight::Flight;
+use super::call::{self, ToolCall};
+use super::flight::InFlightRequests;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::gate::{Full, Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::{AdmitError, Admitted, LogError};
-use crate::mcp::pace::{Room, SHORT};
+use crate::mcp::pace::{MemoryPermit, SHORT};
 use crate::mcp::shown;
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::text::Foreign;
-use crate::tool::{self, Copies, Session};
+use crate::tool::{self, Copies, ToolSession};
 
 /// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
@@ -91,7 +91,7 @@ impl OwnCall<'_> {
 }
 
 /// A call that has its turn, and the policy's word for it.
-struct Turn<'a> {
+struct CallTurn<'a> {
     grant: Grant,
     limits: Limits,
     place: OwnCall<'a>,
@@ -118,18 +118,18 @@ impl Drop for OwnCall<'_> {
 }
 
 /// What one call passes through.
-pub(super) struct Course<'a> {
+pub(super) struct CallPipeline<'a> {
     pub(super) server: &'a Server,
-    pub(super) session: &'a Session,
+    pub(super) session: &'a ToolSession,
     pub(super) helpers: Option<&'a Connection>,
-    pub(super) flight: &'a Flight,
+    pub(super) flight: &'a InFlightRequests,
     pub(super) places: &'a Arc<Semaphore>,
     pub(super) own: &'a Own,
     pub(super) context: &'a RequestContext<RoleServer>,
 }
 
 /// What the log tells of a call, however it ends.
-struct Entry {
+struct CallEntry {
     id: Foreign,
     service: Foreign,
     bytes_in: u64,
@@ -137,7 +137,7 @@ struct Entry {
     since: Instant,
 }
 
-impl Course<'_> {
+impl CallPipeline<'_> {
     /// Decides, runs, logs.
     ///
     /// # Errors
@@ -187,7 +187,7 @@ impl Course<'_> {
     }
 
     /// The memory of the answer, where that may be large.
-    async fn room(&self, grant: &Grant, copies: Copies) -> Option<Room> {
+    async fn room(&self, grant: &Grant, copies: Copies) -> Option<MemoryPermit> {
         let pace = self.server.pace.as_ref()?;
         let bytes = tool::largest_answer(grant, copies);
         // A short answer is not counted.
@@ -214,8 +214,8 @@ impl Course<'_> {
         }
     }
 
-    fn granted<'c>(&'c self, grant: &'c Grant, limits: &Limits, entry: &Entry) -> Call<'c> {
-        Call {
+    fn granted<'c>(&'c self, grant: &'c Grant, limits: &Limits, entry: &CallEntry) -> ToolCall<'c> {
+        ToolCall {
             grant,
             session: self.session,
             helpers: self.helpers,
@@ -235,11 +235,11 @@ impl Course<'_> {
     /// this connection are waited for: that is back-pressure, no overload.
     async fn turn(
         &self,
-        waiting: &Call<'_>,
-        entry: &Entry,
+        waiting: &ToolCall<'_>,
+        entry: &CallEntry,
         name: &str,
         arguments: &Map<String, Value>,
-    ) -> Result<Turn<'_>, Answer> {
+    ) -> Result<CallTurn<'_>, Answer> {
         let monitor = &self.server.shared.monitor;
         loop {
             let ended = self.own.ended.notified();
@@ -253,7 +253,7 @@ impl Course<'_> {
             line.tool = Some(grant.tool().as_str().into());
             match self.own.enter(name, || monitor.admit(line)) {
                 Ok(Some(place)) => {
-                    return Ok(Turn {
+                    return Ok(CallTurn {
                         grant,
                         limits,
                         place,
@@ -275,7 +275,7 @@ impl Course<'_> {
     }
 
     /// Its caller's pace is that of what does not run.
-    fn runs(&self, entry: &Entry) {
+    fn runs(&self, entry: &CallEntry) {
         if let Some(pace) = &self.server.pace {
             pace.runs(usize::try_from(entry.bytes_in).unwrap_or(usize::MAX));
         }
@@ -284,7 +284,7 @@ impl Course<'_> {
     /// A service that is there for others and one that is not there at all are one answer.
     fn refuse(
         &self,
-        entry: &Entry,
+        entry: &CallEntry,
         policy: &Policy,
         denial: &Denial,
         name: &str,
@@ -313,7 +313,7 @@ impl Course<'_> {
         self.overload(&entry, &policy, too_many_connections(most))
     }
 
-    fn overload(&self, entry: &Entry, policy: &Policy, full: Overloaded) -> ErrorData {
+    fn overload(&self, entry: &CallEntry, policy: &Policy, full: Overloaded) -> ErrorData {
         let line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
         match self.log(line) {
             Ok(()) => full.into(),
@@ -324,7 +324,7 @@ impl Course<'_> {
     /// A call that ended while it waited for its turn has its line as well.
     fn never_ran(
         &self,
-        entry: &Entry,
+        entry: &CallEntry,
         policy: &Policy,
         grant: &Grant,
         ended: ErrorData,
@@ -336,9 +336,9 @@ impl Course<'_> {
         Err(ended)
     }
 
-    fn entry(&self, name: &str, arguments: &Map<String, Value>) -> Entry {
+    fn entry(&self, name: &str, arguments: &Map<String, Value>) -> CallEntry {
         let (id, bytes_in) = self.flight.asked(&self.context.id);
-        Entry {
+        CallEntry {
             id: bounded(&id),
             service: bounded(name),
             bytes_in,
@@ -349,7 +349,7 @@ impl Course<'_> {
 
     fn line(
         &self,
-        entry: &Entry,
+        entry: &CallEntry,
         policy: &Policy,
         decision: Verdict,
         reason: String,

@@ -14,25 +14,25 @@ use rmcp::model::{
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
 
 use super::call::fault;
-use super::flight::Flight;
+use super::flight::InFlightRequests;
 use super::handler::Handler;
 
 /// The handler of one connection, as rmcp's service loop calls it.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct PanicGuard {
     handler: Handler,
-    flight: Arc<Flight>,
+    flight: Arc<InFlightRequests>,
 }
 
-impl Door {
-    pub(super) const fn new(handler: Handler, flight: Arc<Flight>) -> Self {
+impl PanicGuard {
+    pub(super) const fn new(handler: Handler, flight: Arc<InFlightRequests>) -> Self {
         Self { handler, flight }
     }
 }
 
 /// A request that is being handled; dropped, it no longer is, whatever became of it.
 struct Handling<'a> {
-    flight: &'a Flight,
+    flight: &'a InFlightRequests,
     inner: RequestId,
 }
 
@@ -42,7 +42,7 @@ impl Drop for Handling<'_> {
     }
 }
 
-impl Service<RoleServer> for Door {
+impl Service<RoleServer> for PanicGuard {
     async fn handle_request(
         &self,
         request: ClientRequest,

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rmcp::model::{RequestId, ServerJsonRpcMessage, ServerResult};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::message::Asked;
-use crate::mcp::Limits;
-use crate::mcp::pace::Room;
+use super::message::AskedRequest;
+use crate::mcp::ConnectionLimits;
+use crate::mcp::pace::MemoryPermit;
 
 /// The requests in flight.
 #[derive(Debug, Default)]
-pub(super) struct Flight {
+pub(super) struct InFlightRequests {
     requests: Mutex<Requests>,
     changed: Notify,
 }
@@ -24,12 +24,12 @@ pub(super) struct Flight {
 #[derive(Debug, Default)]
 struct Requests {
     last: i64,
-    open: BTreeMap<i64, Open>,
+    open: BTreeMap<i64, OpenRequest>,
 }
 
 /// One request in flight.
 #[derive(Debug)]
-struct Open {
+struct OpenRequest {
     /// Its id, as long as it is taken.
     id: Option<RequestId>,
     /// The same as JSON text, for the log; also when it is free again.
@@ -37,7 +37,7 @@ struct Open {
     label: String,
     bytes: usize,
     /// Its memory, and that of its answer.
-    rooms: Vec<Room>,
+    rooms: Vec<MemoryPermit>,
     since: Instant,
     /// The place of a running tool, free when its answer is written.
     place: Option<OwnedSemaphorePermit>,
@@ -76,7 +76,7 @@ impl How {
 
 /// An answer that was written, as a log may tell of it: nothing of any contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answered {
+pub(crate) struct AnsweredRequest {
     /// What was asked, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
     /// How it went.
@@ -89,13 +89,13 @@ pub(crate) struct Answered {
     pub(crate) bytes_out: usize,
 }
 
-impl Flight {
+impl InFlightRequests {
     /// Takes a request in and gives it its inner id; `None` when its id is already in flight.
     pub(super) fn enter(
         &self,
-        asked: &Asked,
+        asked: &AskedRequest,
         bytes: usize,
-        rooms: [Option<Room>; 2],
+        rooms: [Option<MemoryPermit>; 2],
     ) -> Option<RequestId> {
         let mut requests = self.lock();
         let twice = asked.id.is_some() && requests.open.values().any(|open| open.id == asked.id);
@@ -104,7 +104,7 @@ impl Flight {
         }
         requests.last += 1;
         let inner = requests.last;
-        let open = Open {
+        let open = OpenRequest {
             id: asked.id.clone(),
             id_text: asked
                 .id
@@ -181,7 +181,10 @@ impl Flight {
     }
 
     /// Takes what an answer holds until it is written: its memory, and the place of its tool.
-    pub(super) fn take_held(&self, inner: i64) -> (Vec<Room>, Option<OwnedSemaphorePermit>) {
+    pub(super) fn take_held(
+        &self,
+        inner: i64,
+    ) -> (Vec<MemoryPermit>, Option<OwnedSemaphorePermit>) {
         let mut requests = self.lock();
         let open = requests.open.get_mut(&inner);
         open.map_or_else(Default::default, |open| {
@@ -190,7 +193,7 @@ impl Flight {
     }
 
     /// Keeps the memory of an answer until it is written.
-    pub(super) fn keep(&self, inner: &RequestId, room: Room) {
+    pub(super) fn keep(&self, inner: &RequestId, room: MemoryPermit) {
         if let RequestId::Number(inner) = inner
             && let Some(open) = self.lock().open.get_mut(inner)
         {
@@ -224,10 +227,15 @@ impl Flight {
     }
 
     /// Lets go of a request whose answer was written.
-    pub(super) fn answered(&self, inner: i64, how: How, bytes_out: usize) -> Option<Answered> {
+    pub(super) fn answered(
+        &self,
+        inner: i64,
+        how: How,
+        bytes_out: usize,
+    ) -> Option<AnsweredRequest> {
         let open = self.lock().open.remove(&inner);
         self.changed.notify_waiters();
-        open.map(|open| Answered {
+        open.map(|open| AnsweredRequest {
             label: open.label,
             how,
             took: open.since.elapsed(),
@@ -237,7 +245,7 @@ impl Flight {
     }
 
     /// Waits until one more request may be read.
-    pub(super) async fn room(&self, limits: &Limits) {
+    pub(super) async fn room(&self, limits: &ConnectionLimits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
             requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes

@@ -10,17 +10,17 @@ use std::task::{Context, Poll};
 use serde_json::{Map, Value};
 use tokio::io::AsyncWrite;
 
-use super::{Server, Shared, Stop};
+use super::{Server, Shared, Shutdown};
 use crate::audit::{AuditError, Log};
 use crate::limits::{Limits, MESSAGES_AT_ONCE};
-use crate::mcp::gate::Gate;
+use crate::mcp::gate::ConcurrencyLimiter;
 use crate::mcp::live::Policy;
 use crate::mcp::monitor::Local;
 use crate::mcp::recorder::Recorder;
 use crate::name::{MachineName, ToolName};
 use crate::policy::Caller;
 use crate::services::{Service, Services};
-use crate::tool::{Outcome, Settings};
+use crate::tool::{Settings, ToolOutcome};
 
 /// Longest run, in seconds; a connection that takes longer hangs.
 const LONGEST: u64 = 20;
@@ -56,7 +56,7 @@ fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let bytes = bytes.to_vec();
     let served = runtime.block_on(async {
         let server = server(log);
-        let serving = server.serve(std::io::Cursor::new(bytes), output, Stop::default());
+        let serving = server.serve(std::io::Cursor::new(bytes), output, Shutdown::default());
         tokio::time::timeout(std::time::Duration::from_secs(LONGEST), serving).await
     });
     assert!(served.is_ok(), "the connection does not end");
@@ -81,7 +81,7 @@ fn server(log: &Path) -> Server {
             Caller::Consumer(name("work-dev")),
             Box::new(move || Arc::clone(&policy)),
             Arc::new(Recorder::new(Some(log), true, complain)),
-            Arc::new(Gate::default()),
+            Arc::new(ConcurrencyLimiter::default()),
         )),
         settings: Arc::new(Settings::new("/nonexistent".into(), "/nonexistent".into())),
         helpers: None,
@@ -92,7 +92,7 @@ fn server(log: &Path) -> Server {
     server.run = Arc::new(|grant, _, _| {
         let text = grant.name().to_owned();
         Box::pin(async move {
-            Ok(Outcome {
+            Ok(ToolOutcome {
                 text,
                 structured: Map::new(),
             })

@@ -14,13 +14,13 @@ use rmcp::model::{
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::Semaphore;
 
-use super::course::{Course, Own};
-use super::flight::Flight;
+use super::course::{CallPipeline, Own};
+use super::flight::InFlightRequests;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
 use crate::mcp::gate::too_many_connections;
 use crate::mcp::helper::Connection;
-use crate::tool::Session;
+use crate::tool::ToolSession;
 
 /// What a client's model may read about this server.
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owner allowed. \
@@ -30,10 +30,10 @@ const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owne
 #[derive(Debug)]
 pub(super) struct Handler {
     server: Server,
-    session: Session,
+    session: ToolSession,
     /// Who runs what this process cannot.
     helpers: Option<Connection>,
-    flight: Arc<Flight>,
+    flight: Arc<InFlightRequests>,
     /// Places for tools that run.
     places: Arc<Semaphore>,
     /// Calls of this connection that run.
@@ -43,9 +43,9 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(server: Server, flight: Arc<Flight>) -> Self {
+    pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
         Self {
-            session: Session::new(Arc::clone(&server.shared.settings)),
+            session: ToolSession::new(Arc::clone(&server.shared.settings)),
             helpers: server.shared.helpers.clone().map(Connection::new),
             own: Own::default(),
             places: Arc::new(Semaphore::new(server.limits.running as usize)),
@@ -107,8 +107,8 @@ impl Handler {
         Some(fault.unwrap_or_else(|| too_many_connections(most).into()))
     }
 
-    fn course<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> Course<'a> {
-        Course {
+    fn course<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> CallPipeline<'a> {
+        CallPipeline {
             server: &self.server,
             session: &self.session,
             helpers: self.helpers.as_ref(),

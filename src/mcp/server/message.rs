@@ -18,9 +18,9 @@ use crate::mcp::{ID_MAX, shown};
 
 /// What a line asks for.
 #[derive(Debug)]
-pub(super) enum Incoming {
+pub(super) enum ClientMessage {
     /// Something to answer.
-    Request(Box<Asked>),
+    Request(Box<AskedRequest>),
     /// The answer to this request is no longer wanted.
     Cancelled(RequestId),
     /// Nothing to answer: a blank line, a notification, an answer to a question that was never put.
@@ -29,7 +29,7 @@ pub(super) enum Incoming {
 
 /// Something to answer.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct AskedRequest {
     /// The client's id; without one the answer has none.
     pub(super) id: Option<RequestId>,
     /// What was asked, escaped and bounded: a method, and the tool of a call.
@@ -39,7 +39,7 @@ pub(super) struct Asked {
 }
 
 /// Reads a line that was read with a limit of `max` bytes.
-pub(super) fn read(line: &Line, max: usize) -> Incoming {
+pub(super) fn read(line: &Line, max: usize) -> ClientMessage {
     match line {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
         Line::TooLong { head, tail, bytes } => refused(
@@ -53,9 +53,9 @@ pub(super) fn read(line: &Line, max: usize) -> Incoming {
     }
 }
 
-fn read_whole(bytes: &[u8]) -> Incoming {
+fn read_whole(bytes: &[u8]) -> ClientMessage {
     if bytes.is_empty() {
-        return Incoming::Nothing;
+        return ClientMessage::Nothing;
     }
     match json::read(bytes) {
         Ok(Value::Object(message)) => read_message(message),
@@ -70,7 +70,7 @@ fn read_whole(bytes: &[u8]) -> Incoming {
     }
 }
 
-fn read_message(mut message: Map<String, Value>) -> Incoming {
+fn read_message(mut message: Map<String, Value>) -> ClientMessage {
     let id = message.remove("id");
     let known = id.as_ref().and_then(json::as_id);
     if message.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
@@ -79,7 +79,7 @@ fn read_message(mut message: Map<String, Value>) -> Incoming {
     let Some(method) = message.remove("method") else {
         let answer = message.contains_key("result") || message.contains_key("error");
         return if answer {
-            Incoming::Nothing
+            ClientMessage::Nothing
         } else {
             invalid(known, "`method` is missing")
         };
@@ -99,16 +99,16 @@ fn read_message(mut message: Map<String, Value>) -> Incoming {
 }
 
 /// Of all notifications only a cancellation changes anything here.
-fn read_notification(method: &str, params: Option<&Value>) -> Incoming {
+fn read_notification(method: &str, params: Option<&Value>) -> ClientMessage {
     if method != "notifications/cancelled" {
-        return Incoming::Nothing;
+        return ClientMessage::Nothing;
     }
     let id = params.and_then(|params| params.get("requestId"));
     id.and_then(json::as_id)
-        .map_or(Incoming::Nothing, Incoming::Cancelled)
+        .map_or(ClientMessage::Nothing, ClientMessage::Cancelled)
 }
 
-fn read_request(id: RequestId, method: &str, params: Option<Value>) -> Incoming {
+fn read_request(id: RequestId, method: &str, params: Option<Value>) -> ClientMessage {
     let mut label = shown(method);
     let request = read_params(params).and_then(|(params, meta)| {
         if method == "tools/call"
@@ -119,7 +119,7 @@ fn read_request(id: RequestId, method: &str, params: Option<Value>) -> Incoming 
         read_method(method, params, meta)
     });
     match request {
-        Ok(request) => Incoming::Request(Box::new(Asked {
+        Ok(request) => ClientMessage::Request(Box::new(AskedRequest {
             id: Some(id),
             label,
             request,
@@ -260,7 +260,7 @@ pub(super) fn unknown_method(method: &str) -> ErrorData {
     )
 }
 
-fn invalid(id: Option<RequestId>, fault: &str) -> Incoming {
+fn invalid(id: Option<RequestId>, fault: &str) -> ClientMessage {
     refused(
         id,
         "",
@@ -269,10 +269,10 @@ fn invalid(id: Option<RequestId>, fault: &str) -> Incoming {
 }
 
 /// A request that is answered with `error` and nothing else.
-pub(super) fn refused(id: Option<RequestId>, label: &str, error: ErrorData) -> Incoming {
+pub(super) fn refused(id: Option<RequestId>, label: &str, error: ErrorData) -> ClientMessage {
     let mut request = CustomRequest::new("", None);
     request.extensions.insert(error);
-    Incoming::Request(Box::new(Asked {
+    ClientMessage::Request(Box::new(AskedRequest {
         id,
         label: if label.is_empty() {
             "a message that cannot be read".to_owned()

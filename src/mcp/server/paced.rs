@@ -7,28 +7,32 @@ use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::limits::CALL_TIME;
-use crate::mcp::pace::{Pace, Room, SHORT};
-use crate::mcp::wire::{Line, Lines, Longest, Step};
+use crate::mcp::pace::{MemoryPermit, ReadThrottle, SHORT};
+use crate::mcp::wire::{Line, LineStep, Lines, Longest};
 
 /// A line, and the memory that it has until it is answered.
-pub(super) type Held = (Line, Option<Room>);
+pub(super) type Held = (Line, Option<MemoryPermit>);
 
 /// Lines that come when it is their turn.
 #[derive(Debug)]
 pub(super) struct PacedLines<R> {
     lines: Lines<R>,
     /// The memory of a long line that is not finished.
-    room: Option<Room>,
+    room: Option<MemoryPermit>,
     /// When the rest of it began to be read.
     begun: Option<Instant>,
     /// `None`: as fast as they are written.
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<ReadThrottle>>,
     /// A line that is there and waits for its turn.
     waiting: Option<(Held, Instant)>,
 }
 
 impl<R: AsyncRead + Unpin> PacedLines<R> {
-    pub(super) fn new(reader: R, longest: impl Into<Longest>, pace: Option<Arc<Pace>>) -> Self {
+    pub(super) fn new(
+        reader: R,
+        longest: impl Into<Longest>,
+        pace: Option<Arc<ReadThrottle>>,
+    ) -> Self {
         Self {
             lines: Lines::new(reader, longest),
             room: None,
@@ -69,12 +73,12 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
             };
             match step? {
                 // What it has so far waits with the rest of it, which is back-pressure.
-                Step::Grows => {
+                LineStep::Grows => {
                     self.room = Some(pace.room(self.lines.max()).await?);
                     self.begun = Some(Instant::now());
                 }
-                Step::End => return Ok(None),
-                Step::Line(line) => {
+                LineStep::End => return Ok(None),
+                LineStep::Line(line) => {
                     self.begun = None;
                     let turn = pace.message(line.length());
                     let room = self.room.take().and_then(|room| room.shrink(line.kept()));
@@ -131,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn what_never_ends_is_read_within_the_callers_memory_and_short_lines_beside_it() {
         const CONNECTIONS: usize = 100;
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(ReadThrottle::default());
         let read = AtomicUsize::new(0);
         let long = |_| {
             let reader = Unfinished {
@@ -163,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_line_has_its_memory_until_it_is_answered_and_any_number_comes_in_turn() {
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(ReadThrottle::default());
         let line = [vec![b'x'; LINE_MAX - 1], b"\n".to_vec()].concat();
         let long = || PacedLines::new(&line[..], LINE_MAX, Some(Arc::clone(&pace)));
         let mut held = Vec::new();
@@ -181,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_that_waits_for_its_turn_is_not_lost_when_the_wait_is_dropped() {
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(ReadThrottle::default());
         // Beyond what is read at once: from here on every line waits.
         while pace.message(0) <= Instant::now() {}
         let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();

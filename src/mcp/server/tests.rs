@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::mcp::gate::Gate;
+use crate::mcp::gate::ConcurrencyLimiter;
 use crate::mcp::monitor::Local;
 use crate::mcp::recorder::Recorder;
 use crate::mcp::wire::{Line, Lines};
@@ -24,7 +24,7 @@ struct Peer {
     lines: Lines<ReadHalf<DuplexStream>>,
     writer: WriteHalf<DuplexStream>,
     serving: JoinHandle<()>,
-    stop: Stop,
+    stop: Shutdown,
 }
 
 impl Peer {
@@ -33,7 +33,7 @@ impl Peer {
         let (near, far) = tokio::io::duplex(4096);
         let (far_reader, far_writer) = tokio::io::split(far);
         let (reader, writer) = tokio::io::split(near);
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         Self {
             lines: Lines::new(reader, usize::MAX - 1),
             writer,
@@ -91,7 +91,7 @@ fn call(id: impl Into<Value>, name: &str) -> Value {
 
 /// A server of the operator, whose tools do as `run` says.
 fn server(
-    run: impl for<'a> Fn(&'a Grant, &'a Session) -> Running<'a> + Send + Sync + 'static,
+    run: impl for<'a> Fn(&'a Grant, &'a ToolSession) -> RunningServer<'a> + Send + Sync + 'static,
 ) -> Server {
     let policy = Policy::new(Services::none("vault".parse().unwrap()));
     let mut server = Server::new(Caller::Operator, shared(move || Arc::clone(&policy)));
@@ -107,7 +107,7 @@ fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Share
             Caller::Operator,
             Box::new(policy),
             Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
-            Arc::new(Gate::default()),
+            Arc::new(ConcurrencyLimiter::default()),
         )),
         settings: Arc::new(settings),
         helpers: None,
@@ -115,8 +115,8 @@ fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Share
     })
 }
 
-fn outcome(text: &str) -> Outcome {
-    Outcome {
+fn outcome(text: &str) -> ToolOutcome {
+    ToolOutcome {
         text: text.to_owned(),
         structured: Map::new(),
     }
@@ -365,9 +365,9 @@ async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
     let ended = error(1, -32603, "the call was ended before it was done");
     let none = shared(|| panic!("nothing is asked"));
     let consumer = "dev".parse().unwrap();
-    let longer = Server::of_consumer(consumer, none, Arc::new(Pace::default()));
+    let longer = Server::of_consumer(consumer, none, Arc::new(ReadThrottle::default()));
     let cases = [
-        (Limits::DEFAULT.stop, ended),
+        (ConnectionLimits::DEFAULT.stop, ended),
         (longer.limits.stop, answer(1, "signed")),
     ];
     for (stop, expected) in cases {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::catalogue;
 use crate::mcp::{BASE64_KEY, TOOL_KEY};
 use crate::name::ToolName;
-use crate::policy::{self, Caller, Offer};
+use crate::policy::{self, Caller, ServiceOffer};
 use crate::services::Services;
 
 /// The tools of a caller, in the order of the services; for the operator, of the documentation.
@@ -23,7 +23,7 @@ pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
 
 /// One of the five tools, as the operator sees it.
 pub(crate) fn of_operator(tool: ToolName) -> Tool {
-    let offer = Offer {
+    let offer = ServiceOffer {
         name: tool.as_str().to_owned(),
         tool,
         fixed: Map::new(),
@@ -31,7 +31,7 @@ pub(crate) fn of_operator(tool: ToolName) -> Tool {
     describe(offer, &Caller::Operator)
 }
 
-fn describe(offer: Offer, caller: &Caller) -> Tool {
+fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
     let words = catalogue::describe(offer.tool);
     let hidden = |argument: &str| {
         let others = *caller != Caller::Operator && policy::operator_only(offer.tool, argument);

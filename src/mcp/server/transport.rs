@@ -17,15 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
-use super::flight::{Flight, How};
-use super::message::{self, Asked, Incoming};
+use super::flight::{How, InFlightRequests};
+use super::message::{self, AskedRequest, ClientMessage};
 use super::paced::{Held, PacedLines};
-use super::{Observer, Server, Stop};
+use super::{Observer, Server, Shutdown};
 use crate::limits::CALL_TIME;
-use crate::mcp::pace::{Pace, Room, SHORT};
+use crate::mcp::pace::{MemoryPermit, ReadThrottle, SHORT};
 use crate::mcp::wire::Line;
 use crate::mcp::wire::json;
-use crate::mcp::{Limits, VALUES_MAX};
+use crate::mcp::{ConnectionLimits, VALUES_MAX};
 
 /// Bytes that any request takes, with its task and a short answer.
 const REQUEST: usize = 8 * 1024;
@@ -46,15 +46,15 @@ pub(super) struct Transport<R, W> {
     writer: Arc<Mutex<W>>,
     /// How long a caller may read nothing of an answer.
     patience: Duration,
-    flight: Arc<Flight>,
-    limits: Limits,
-    stop: Stop,
+    flight: Arc<InFlightRequests>,
+    limits: ConnectionLimits,
+    stop: Shutdown,
     observer: Observer,
     /// The first request is the last one.
     only_one: bool,
     /// A line that waits for the memory of what it becomes.
     waiting: Option<Held>,
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<ReadThrottle>>,
     /// The services of the caller, which a list tells of.
     service_count: Box<dyn Fn() -> usize + Send + Sync>,
     /// Until when the answers that are still due are waited for, once no more requests come.
@@ -65,9 +65,9 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
     pub(super) fn new(
         reader: R,
         writer: W,
-        flight: Arc<Flight>,
+        flight: Arc<InFlightRequests>,
         server: &Server,
-        stop: Stop,
+        stop: Shutdown,
     ) -> Self {
         let limits = server.limits;
         Self {
@@ -154,9 +154,9 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
         let (line, room) = self.waiting.take()?;
         let bytes = line.kept();
         match message::read(&line, self.lines.max()) {
-            Incoming::Nothing => None,
-            Incoming::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
-            Incoming::Request(asked) => self.enter(*asked, bytes, [room, memory]),
+            ClientMessage::Nothing => None,
+            ClientMessage::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
+            ClientMessage::Request(asked) => self.enter(*asked, bytes, [room, memory]),
         }
     }
 
@@ -174,9 +174,9 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
 
     fn enter(
         &self,
-        asked: Asked,
+        asked: AskedRequest,
         bytes: usize,
-        rooms: [Option<Room>; 2],
+        rooms: [Option<MemoryPermit>; 2],
     ) -> Option<ClientJsonRpcMessage> {
         if let Some(inner) = self.flight.enter(&asked, bytes, rooms) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
@@ -186,7 +186,7 @@ impl<R: AsyncRead + Unpin, W> Transport<R, W> {
             "invalid request: `id` belongs to a request that is not answered yet",
             None,
         );
-        let Incoming::Request(refused) = message::refused(None, &asked.label, twice) else {
+        let ClientMessage::Request(refused) = message::refused(None, &asked.label, twice) else {
             return None;
         };
         let inner = self.flight.enter(&refused, bytes, [None, None])?;
@@ -203,8 +203,8 @@ fn cancellation(line: &Line, max: usize) -> Option<RequestId> {
         return None;
     }
     match message::read(line, max) {
-        Incoming::Cancelled(id) => Some(id),
-        Incoming::Request(_) | Incoming::Nothing => None,
+        ClientMessage::Cancelled(id) => Some(id),
+        ClientMessage::Request(_) | ClientMessage::Nothing => None,
     }
 }
 

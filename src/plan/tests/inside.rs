@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::infra::Machine;
-use crate::inside::{Found, FoundServices, Identity, Order, PROGRAM as PLACE, Serving, Supervisor};
+use crate::inside::{
+    FoundServices, Identity, MachineSpec, ObservedMachine, PROGRAM as PLACE, Serving, Supervisor,
+};
 use crate::plan::{Again, Role, mark_unproven, needs_program};
 use crate::services::Services;
 
@@ -15,15 +17,15 @@ pub(super) fn digest(machine: &str) -> String {
 }
 
 /// A machine that holds what it should.
-pub(super) fn done(machine: &Machine, runs: bool) -> Found {
+pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
-    let order = Order::new(PROGRAM, machine.name.clone(), run_as, services.as_ref());
+    let order = MachineSpec::new(PROGRAM, machine.name.clone(), run_as, services.as_ref());
     let serving = services.map_or(Serving::Unknown, |services| Serving::Policy {
         digest: services.digest().into(),
         refused: None,
     });
-    Found {
+    ObservedMachine {
         runs,
         program: Some(PROGRAM.to_owned()),
         odd: std::collections::BTreeMap::new(),
@@ -38,7 +40,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> Found {
     }
 }
 
-fn with(place: (&str, &str), change: impl FnOnce(&mut Found)) -> Facts {
+fn with(place: (&str, &str), change: impl FnOnce(&mut ObservedMachine)) -> Facts {
     let mut facts = facts();
     in_order(&infra(INFRA), &applied(INFRA), &mut facts);
     let place = (place.0.to_owned(), place.1.to_owned());
@@ -53,9 +55,9 @@ fn of(facts: &Facts) -> Vec<String> {
 #[test]
 fn what_is_gone_from_a_machine_comes_back() {
     let rebuilt = with(("work", "dev"), |found| {
-        *found = Found {
+        *found = ObservedMachine {
             runs: true,
-            ..Found::default()
+            ..ObservedMachine::default()
         }
     });
     assert_eq!(

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::incus::state::{Acl, Instance, Network, Profile, Project, Volume};
-use crate::incus::{Devices, Direction, Edit, Keys, Object, State};
+use crate::incus::state::{Acl, IncusNetwork, IncusProfile, Instance, Project, Volume};
+use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, State};
 use crate::plan::{Action, Plan, Role, mark_unproven};
 
 /// Carries a plan out on an Incus in memory.
@@ -74,20 +74,20 @@ fn create(state: &mut State, object: &Object, body: Value) {
     match object {
         Object::Project(name) => {
             state.projects.push(of::<Project>(body, json!({})));
-            state.profiles.push(Profile {
+            state.profiles.push(IncusProfile {
                 name: "default".to_owned(),
                 project: name.clone(),
-                ..Profile::default()
+                ..IncusProfile::default()
             });
         }
         Object::Acl(_) => state.acls.push(of::<Acl>(body, json!({}))),
         Object::Network(_) => state
             .networks
-            .push(of::<Network>(body, json!({"managed": true}))),
+            .push(of::<IncusNetwork>(body, json!({"managed": true}))),
         Object::Profile { project, .. } => {
             state
                 .profiles
-                .push(of::<Profile>(body, json!({"project": project})));
+                .push(of::<IncusProfile>(body, json!({"project": project})));
         }
         Object::Volume { project, pool, .. } => {
             let more = json!({"project": project, "pool": pool});
@@ -114,7 +114,7 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
     let (mut no_devices, mut no_text, mut no_list) = Default::default();
     let name = object.name();
     let mut lists = None;
-    let parts: (&mut Keys, &mut Devices, &mut String, &mut Vec<String>) = match object {
+    let parts: (&mut ConfigMap, &mut Devices, &mut String, &mut Vec<String>) = match object {
         Object::Project(_) => {
             let mut all = state.projects.iter_mut();
             let one = all.find(|one| one.name == name).unwrap();
@@ -186,7 +186,7 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
 }
 
 /// The network and the fixed address of a device.
-fn address(device: &Keys) -> (Option<String>, Option<String>) {
+fn address(device: &ConfigMap) -> (Option<String>, Option<String>) {
     let key = |key: &str| device.get(key).cloned();
     (key("network"), key("ipv4.address"))
 }

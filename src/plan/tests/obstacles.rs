@@ -7,10 +7,10 @@ use serde_json::json;
 use super::memory::{carry, instance};
 use super::{Faults, INFRA, applied, codes, empty, facts, infra, lines, planned};
 use crate::edge::{FIRST_UID, UIDS, edges};
-use crate::incus::state::{Network, Project};
+use crate::incus::state::{IncusNetwork, Project};
 use crate::incus::{Object, State};
-use crate::plan::code::Code;
-use crate::plan::{Action, Facts, Remote, Route, TakenIds, remote_images};
+use crate::plan::code::PlanCode;
+use crate::plan::{Action, Facts, RemoteImage, Route, TakenIds, remote_images};
 
 #[test]
 fn folders_that_anklume_shares_are_made_and_others_must_be_there() {
@@ -166,7 +166,7 @@ fn the_host_and_incus_can_stand_in_the_way() {
         with(&|state, _| state.projects.push(project.clone())),
         ["not-ours", "project-features"]
     );
-    let unmanaged: Network =
+    let unmanaged: IncusNetwork =
         serde_json::from_value(json!({"name": "net-work", "type": "bridge"})).unwrap();
     assert_eq!(
         with(&|state, _| state.networks.push(unmanaged.clone())),
@@ -276,7 +276,7 @@ fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() 
         codes(&text, &empty(), &facts, &[]),
         ["no-image", "no-image"]
     );
-    let remote = Remote {
+    let remote = RemoteImage {
         server: "https://example.org".to_owned(),
         protocol: "simplestreams".to_owned(),
         alias: "debian/13".to_owned(),
@@ -311,9 +311,10 @@ fn every_code_is_a_heading_and_every_heading_a_code() {
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
-    let codes = Code::ALL.iter().map(|code| code.as_str());
+    let codes = PlanCode::ALL.iter().map(|code| code.as_str());
     // What stands in the file is one of its findings too.
-    let of_both = [Code::ProxyIntoChannels, Code::SourceInSharedFolder].map(Code::as_str);
+    let of_both =
+        [PlanCode::ProxyIntoChannels, PlanCode::SourceInSharedFolder].map(PlanCode::as_str);
     let codes: BTreeSet<&str> = codes.filter(|code| !of_both.contains(code)).collect();
     assert_eq!(headings, codes);
     for code in of_both {

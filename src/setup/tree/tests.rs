@@ -4,9 +4,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::*;
 
-fn tree() -> (tempfile::TempDir, Tree) {
+fn tree() -> (tempfile::TempDir, MachineTree) {
     let root = tempfile::tempdir().unwrap();
-    let tree = Tree::at(root.path().to_str().unwrap()).unwrap();
+    let tree = MachineTree::at(root.path().to_str().unwrap()).unwrap();
     (root, tree)
 }
 
@@ -69,7 +69,7 @@ fn a_folder_of_the_machine_s_is_changed_only_where_it_keeps_somebody_out() {
     let (root, tree) = tree();
     let folder = root.path().join("srv");
     std::fs::create_dir(&folder).unwrap();
-    let nobody = Caller {
+    let nobody = CallerUser {
         uid: 65_534,
         gid: 65_534,
     };
@@ -78,7 +78,7 @@ fn a_folder_of_the_machine_s_is_changed_only_where_it_keeps_somebody_out() {
         tree.lets_pass("/srv", nobody).unwrap();
         assert_eq!(mode(&folder), after);
         chmod(&folder, before);
-        tree.lets_pass("/srv", Caller::default()).unwrap();
+        tree.lets_pass("/srv", CallerUser::default()).unwrap();
         assert_eq!(mode(&folder), before);
     }
 }
@@ -102,7 +102,7 @@ fn nothing_goes_through_a_link_or_over_one() {
 #[test]
 fn a_mount_is_no_way() {
     // The kernel's own file system, which is there for everybody.
-    let tree = Tree::open().unwrap();
+    let tree = MachineTree::open().unwrap();
     assert_eq!(altered(tree.read("/proc/version")), "/proc/version");
 }
 

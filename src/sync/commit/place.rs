@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::super::tree::Identity;
+use super::super::tree::FileIdentity;
 
 /// How files change places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Renames {
 
 /// The names of one file in its folder.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct CommitPlace<'a> {
     /// The folder.
     pub(super) folder: &'a OwnedFd,
     /// The file's own name.
@@ -45,7 +45,7 @@ pub(super) enum Undo {
 
 /// Why a file does not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum PlaceRefusal {
     /// It is not the one that was read; it is as it was.
     Changed,
     /// It is not the one that was read, and could not be put back.
@@ -54,7 +54,7 @@ pub(super) enum Refusal {
     System(Errno),
 }
 
-impl From<Errno> for Refusal {
+impl From<Errno> for PlaceRefusal {
     fn from(cause: Errno) -> Self {
         match cause {
             Errno::EXIST | Errno::NOENT => Self::Changed,
@@ -63,9 +63,9 @@ impl From<Errno> for Refusal {
     }
 }
 
-impl Place<'_> {
+impl CommitPlace<'_> {
     /// Gives the temporary file its name, where nothing has it.
-    pub(super) fn create(&self, renames: Renames) -> Result<Undo, Refusal> {
+    pub(super) fn create(&self, renames: Renames) -> Result<Undo, PlaceRefusal> {
         let made = match renames {
             Renames::Exchange => self.rename(&self.temporary, &self.name, RenameFlags::NOREPLACE),
             Renames::Links => Err(Errno::NOSYS),
@@ -81,11 +81,11 @@ impl Place<'_> {
     pub(super) fn update(
         &self,
         renames: Renames,
-        seen: Identity,
-        new: Identity,
-    ) -> Result<Undo, Refusal> {
+        seen: FileIdentity,
+        new: FileIdentity,
+    ) -> Result<Undo, PlaceRefusal> {
         if !self.is(&self.name, seen) {
-            return Err(Refusal::Changed);
+            return Err(PlaceRefusal::Changed);
         }
         let exchanged = match renames {
             Renames::Exchange => self.rename(&self.temporary, &self.name, RenameFlags::EXCHANGE),
@@ -99,17 +99,17 @@ impl Place<'_> {
         }
     }
 
-    fn update_by_links(&self, seen: Identity) -> Result<Undo, Refusal> {
+    fn update_by_links(&self, seen: FileIdentity) -> Result<Undo, PlaceRefusal> {
         self.link(&self.name, &self.kept)?;
         if !self.is(&self.kept, seen) {
-            return Err(Refusal::Changed);
+            return Err(PlaceRefusal::Changed);
         }
         self.rename(&self.temporary, &self.name, RenameFlags::empty())?;
         Ok(Undo::Kept)
     }
 
     /// Takes away the file that was `seen`.
-    pub(super) fn remove(&self, seen: Identity) -> Result<Undo, Refusal> {
+    pub(super) fn remove(&self, seen: FileIdentity) -> Result<Undo, PlaceRefusal> {
         self.rename(&self.name, &self.temporary, RenameFlags::empty())?;
         if self.is(&self.temporary, seen) {
             Ok(Undo::Rename)
@@ -119,7 +119,7 @@ impl Place<'_> {
     }
 
     /// Undoes a change whose new file was `new`. What someone else has put in its place since stays.
-    pub(super) fn undo(&self, undo: Undo, new: Option<Identity>) -> Result<(), Errno> {
+    pub(super) fn undo(&self, undo: Undo, new: Option<FileIdentity>) -> Result<(), Errno> {
         let is_ours = new.is_some_and(|new| self.is(&self.name, new));
         match (undo, new) {
             (Undo::Rename, _) => self.rename_back(),
@@ -138,7 +138,7 @@ impl Place<'_> {
     }
 
     /// Gives the temporary file its name back. Where that shows that someone had put a newer file there, that one stays.
-    fn exchange_back(&self, new: Identity) -> Result<(), Errno> {
+    fn exchange_back(&self, new: FileIdentity) -> Result<(), Errno> {
         self.rename(&self.temporary, &self.name, RenameFlags::EXCHANGE)?;
         if self.is(&self.temporary, new) {
             return Ok(());
@@ -174,16 +174,16 @@ impl Place<'_> {
     }
 
     /// Whether a name leads to this very file, unchanged.
-    fn is(&self, name: &str, identity: Identity) -> bool {
+    fn is(&self, name: &str, identity: FileIdentity) -> bool {
         rustix::fs::statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| Identity::of(&stat) == identity)
+            .is_ok_and(|stat| FileIdentity::of(&stat) == identity)
     }
 }
 
-fn changed(put_back: Result<(), Errno>) -> Refusal {
+fn changed(put_back: Result<(), Errno>) -> PlaceRefusal {
     match put_back {
-        Ok(()) => Refusal::Changed,
-        Err(_) => Refusal::Displaced,
+        Ok(()) => PlaceRefusal::Changed,
+        Err(_) => PlaceRefusal::Displaced,
     }
 }
 

@@ -10,7 +10,7 @@ const BOTH: [Renames; 2] = [Renames::Exchange, Renames::Links];
 
 fn path(stem: &str) -> FilePath {
     FilePath {
-        folder: Folder::HostVars,
+        folder: InventoryFolder::HostVars,
         stem: stem.to_owned(),
     }
 }
@@ -26,7 +26,7 @@ fn two() -> tempfile::TempDir {
 }
 
 fn content(base: &Path) -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = Folder::ALL
+    let mut found: Vec<(String, String)> = InventoryFolder::ALL
         .iter()
         .filter_map(|folder| fs::read_dir(base.join(folder.as_str())).ok())
         .flatten()
@@ -49,20 +49,20 @@ fn is(base: &Path, expected: &[(&str, &str)]) {
     assert_eq!(found, expected);
 }
 
-fn open(base: &Path) -> Tree {
-    Tree::open(base, Access::Write).unwrap()
+fn open(base: &Path) -> FileTree {
+    FileTree::open(base, Access::Write).unwrap()
 }
 
-fn create(stem: &str) -> Change {
-    Change::Create {
+fn create(stem: &str) -> FileChange {
+    FileChange::Create {
         path: path(stem),
         text: "new".to_owned(),
     }
 }
 
-fn update(tree: &Tree, stem: &str) -> Change {
+fn update(tree: &FileTree, stem: &str) -> FileChange {
     let found = tree.read(&path(stem)).unwrap().unwrap();
-    Change::Update {
+    FileChange::Update {
         path: path(stem),
         text: "changed".to_owned(),
         seen: found.identity,
@@ -70,8 +70,8 @@ fn update(tree: &Tree, stem: &str) -> Change {
     }
 }
 
-fn remove(tree: &Tree, stem: &str) -> Change {
-    Change::Remove {
+fn remove(tree: &FileTree, stem: &str) -> FileChange {
+    FileChange::Remove {
         path: path(stem),
         seen: tree.read(&path(stem)).unwrap().unwrap().identity,
     }
@@ -83,11 +83,11 @@ fn all_changes_are_made_and_nothing_is_left_beside_them() {
         let base = two();
         let mut tree = open(base.path());
         let inventory = FilePath {
-            folder: Folder::Inventory,
+            folder: InventoryFolder::Inventory,
             stem: "x".to_owned(),
         };
         let changes = [
-            Change::Create {
+            FileChange::Create {
                 path: inventory,
                 text: "new".to_owned(),
             },
@@ -113,11 +113,11 @@ fn a_failure_in_the_middle_undoes_everything() {
         let base = two();
         let mut tree = open(base.path());
         let group = FilePath {
-            folder: Folder::GroupVars,
+            folder: InventoryFolder::GroupVars,
             stem: "all".to_owned(),
         };
         let changes = [
-            Change::Create {
+            FileChange::Create {
                 path: group,
                 text: "new".to_owned(),
             },

@@ -5,7 +5,7 @@ pub(crate) const COMMAND: &str = "clipboard-holder";
 
 /// What a process was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Errand {
+pub(crate) enum HolderTask {
     /// Read the clipboard, unless it is marked as a password.
     Read,
     /// Read it, also where it is.
@@ -14,7 +14,7 @@ pub(crate) enum Errand {
     Hold,
 }
 
-impl Errand {
+impl HolderTask {
     /// The word on the command line.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +27,7 @@ impl Errand {
 
 /// What the process answers on stdout: one byte that says what, then the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum HolderAnswer {
     /// The text on the clipboard; empty from a holder that holds.
     Text(String),
     /// Nothing is on the clipboard, or nothing that is text.
@@ -44,7 +44,7 @@ pub(crate) enum Answer {
     Refused,
 }
 
-impl Answer {
+impl HolderAnswer {
     /// The answer as it goes over the pipe.
     pub(crate) fn write(&self) -> Vec<u8> {
         match self {
@@ -83,23 +83,23 @@ mod tests {
     #[test]
     fn answers_come_back_as_they_went() {
         for answer in [
-            Answer::Text("T".to_owned()),
-            Answer::Text(String::new()),
-            Answer::Nothing,
-            Answer::TooLong(70_000),
-            Answer::NotText,
-            Answer::Password,
-            Answer::Unreachable,
-            Answer::Refused,
+            HolderAnswer::Text("T".to_owned()),
+            HolderAnswer::Text(String::new()),
+            HolderAnswer::Nothing,
+            HolderAnswer::TooLong(70_000),
+            HolderAnswer::NotText,
+            HolderAnswer::Password,
+            HolderAnswer::Unreachable,
+            HolderAnswer::Refused,
         ] {
-            assert_eq!(Answer::read(&answer.write()), answer);
+            assert_eq!(HolderAnswer::read(&answer.write()), answer);
         }
     }
 
     #[test]
     fn an_odd_answer_is_a_refusal() {
         for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx"] {
-            assert_eq!(Answer::read(odd), Answer::Refused, "{odd:?}");
+            assert_eq!(HolderAnswer::read(odd), HolderAnswer::Refused, "{odd:?}");
         }
     }
 }

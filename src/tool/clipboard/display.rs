@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arboard::{Clipboard, Error, SetExtLinux as _};
 
-use super::answer::Answer;
+use super::answer::HolderAnswer;
 use super::offer::text_of;
 use super::wayland::Wayland;
 use super::x11::X11;
@@ -19,7 +19,7 @@ const SETTLE: Duration = Duration::from_millis(2);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Reads the clipboard of the display that the environment names; `passwords`: also what is marked as one.
-pub(crate) fn read(passwords: bool) -> Answer {
+pub(crate) fn read(passwords: bool) -> HolderAnswer {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("WAYLAND_DISPLAY")
         && let Some(wayland) = Wayland::find()
@@ -27,7 +27,7 @@ pub(crate) fn read(passwords: bool) -> Answer {
         return text_of(wayland, passwords);
     }
     if !is_set("DISPLAY") {
-        return Answer::Unreachable;
+        return HolderAnswer::Unreachable;
     }
     X11::connect().map_or_else(|why| why, |x11| text_of(x11, passwords))
 }
@@ -35,10 +35,10 @@ pub(crate) fn read(passwords: bool) -> Answer {
 /// Holds a text on the clipboard until something else is put there or the display ends.
 ///
 /// `answer` is called once, as soon as it is known whether the text is there.
-pub(crate) fn hold(text: String, answer: impl FnOnce(Answer)) {
+pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
     // A second handle of the same clipboard, to look at it while the first waits.
     let (Ok(mut setter), Ok(mut looker)) = (Clipboard::new(), Clipboard::new()) else {
-        return answer(Answer::Unreachable);
+        return answer(HolderAnswer::Unreachable);
     };
     let wanted = text.clone();
     let (sender, replaced) = mpsc::channel();
@@ -50,15 +50,17 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(Answer)) {
     loop {
         match replaced.recv_timeout(SETTLE) {
             // Set, and replaced already.
-            Ok(true) => return answer(Answer::Text(String::new())),
-            Ok(false) | Err(RecvTimeoutError::Disconnected) => return answer(Answer::Refused),
+            Ok(true) => return answer(HolderAnswer::Text(String::new())),
+            Ok(false) | Err(RecvTimeoutError::Disconnected) => {
+                return answer(HolderAnswer::Refused);
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
         if looker.get_text().is_ok_and(|there| there == wanted) {
             break;
         }
     }
-    answer(Answer::Text(String::new()));
+    answer(HolderAnswer::Text(String::new()));
     // arboard does not notice that an X server ends; asking it for the clipboard does.
     while matches!(replaced.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout)) {
         match looker.get_text() {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::{CLIPBOARD_MAX, not_text, too_large};
-use crate::tool::blocking::Stop;
+use crate::tool::blocking::BlockingStop;
 use crate::tool::{ToolError, folder};
 
 /// Name of the file in the runtime folder.
@@ -66,7 +66,7 @@ fn contents(file: OwnedFd) -> Result<Vec<u8>, ToolError> {
 }
 
 /// Replaces what is on the clipboard: whole or not at all.
-pub(super) fn write(runtime: &Path, content: &str, stop: &Stop) -> Result<(), ToolError> {
+pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Result<(), ToolError> {
     let folder = open_folder(runtime)?;
     let (name, file) = create_beside(&folder)?;
     let replaced = fill(file, content)
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn set(folder: &Path, content: &str) {
-        write(folder, content, &Stop::default()).unwrap();
+        write(folder, content, &BlockingStop::default()).unwrap();
     }
 
     fn entries(folder: &Path) -> usize {
@@ -241,7 +241,7 @@ mod tests {
         fs::create_dir_all(folder.parent().unwrap()).unwrap();
         fs::create_dir(&elsewhere).unwrap();
         symlink(&elsewhere, &folder).unwrap();
-        assert!(write(&folder, "x", &Stop::default()).is_err());
+        assert!(write(&folder, "x", &BlockingStop::default()).is_err());
         assert!(read(&folder).is_err());
         assert_eq!(entries(&elsewhere), 0);
     }
@@ -294,7 +294,7 @@ mod tests {
                     .to_string()
                     .contains("belongs to another user")
             );
-            assert!(write(&folder, "y", &Stop::default()).is_err());
+            assert!(write(&folder, "y", &BlockingStop::default()).is_err());
         }
     }
 
@@ -304,7 +304,7 @@ mod tests {
         set(&folder, "x");
         fs::remove_file(folder.join(NAME)).unwrap();
         fs::create_dir(folder.join(NAME)).unwrap();
-        let refused = write(&folder, "y", &Stop::default())
+        let refused = write(&folder, "y", &BlockingStop::default())
             .unwrap_err()
             .to_string();
         assert!(
@@ -338,7 +338,7 @@ mod tests {
         let said = format!(
             "{} {}",
             read(&folder).unwrap_err(),
-            write(&folder, "x", &Stop::default()).unwrap_err()
+            write(&folder, "x", &BlockingStop::default()).unwrap_err()
         );
         assert!(!said.contains(root.path().to_str().unwrap()), "{said}");
     }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::answer::{Answer, COMMAND, Errand};
+use super::answer::{COMMAND, HolderAnswer, HolderTask};
 use super::{not_text, too_large};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::tool::{Display, Settings, ToolError, environment};
@@ -37,13 +37,13 @@ pub(super) async fn read(
     passwords: bool,
 ) -> Result<String, ToolError> {
     let errand = if passwords {
-        Errand::ReadPassword
+        HolderTask::ReadPassword
     } else {
-        Errand::Read
+        HolderTask::Read
     };
     match ask(settings, display, errand, "").await?.0 {
-        Answer::Text(text) => Ok(text),
-        Answer::Nothing => Ok(String::new()),
+        HolderAnswer::Text(text) => Ok(text),
+        HolderAnswer::Nothing => Ok(String::new()),
         other => Err(refusal(&other, display)),
     }
 }
@@ -54,8 +54,8 @@ pub(super) async fn hold(
     display: &Display,
     text: &str,
 ) -> Result<(), ToolError> {
-    match ask(settings, display, Errand::Hold, text).await? {
-        (Answer::Text(_), mut holder) => {
+    match ask(settings, display, HolderTask::Hold, text).await? {
+        (HolderAnswer::Text(_), mut holder) => {
             holder.stays = true;
             Ok(())
         }
@@ -67,9 +67,9 @@ pub(super) async fn hold(
 async fn ask(
     settings: &Settings,
     display: &Display,
-    errand: Errand,
+    errand: HolderTask,
     text: &str,
-) -> Result<(Answer, Holder), ToolError> {
+) -> Result<(HolderAnswer, Holder), ToolError> {
     let mut holder = start(settings, display, errand)?;
     let asked = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text)).await;
     match asked {
@@ -81,7 +81,7 @@ async fn ask(
     }
 }
 
-fn start(settings: &Settings, display: &Display, errand: Errand) -> Result<Holder, ToolError> {
+fn start(settings: &Settings, display: &Display, errand: HolderTask) -> Result<Holder, ToolError> {
     let mut command = Command::new(&settings.program);
     command
         .arg0("anklume")
@@ -110,7 +110,7 @@ fn start(settings: &Settings, display: &Display, errand: Errand) -> Result<Holde
 }
 
 /// Hands the text over and reads the answer, which ends with the process's stdout.
-async fn talk(child: &mut Child, text: &str) -> Answer {
+async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
         // A process that does not read says why on stdout.
         let _ = stdin.write_all(text.as_bytes()).await;
@@ -122,24 +122,24 @@ async fn talk(child: &mut Child, text: &str) -> Answer {
         let most = most.saturating_add(1);
         let _ = stdout.take(most).read_to_end(&mut answer).await;
     }
-    Answer::read(&answer)
+    HolderAnswer::read(&answer)
 }
 
-fn refusal(answer: &Answer, display: &Display) -> ToolError {
+fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
     match answer {
-        Answer::Unreachable => ToolError::Unavailable(format!(
+        HolderAnswer::Unreachable => ToolError::Unavailable(format!(
             "cannot reach the display {}; start it on the provider, or unset the variable there so that \
              the clipboard is a private file",
             named(display)
         )),
-        Answer::TooLong(bytes) => too_large(*bytes),
-        Answer::NotText => not_text(),
-        Answer::Password => ToolError::Refused(
+        HolderAnswer::TooLong(bytes) => too_large(*bytes),
+        HolderAnswer::NotText => not_text(),
+        HolderAnswer::Password => ToolError::Refused(
             "what is on the clipboard is marked as a password, and this service does not hand it over; \
              whoever runs the host may let it: `with: {passwords: true}`"
                 .to_owned(),
         ),
-        Answer::Text(_) | Answer::Nothing | Answer::Refused => {
+        HolderAnswer::Text(_) | HolderAnswer::Nothing | HolderAnswer::Refused => {
             ToolError::Unavailable(
                 "the display, or the program that owns its clipboard, does not hand it over".to_owned(),
             )

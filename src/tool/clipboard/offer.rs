@@ -1,7 +1,7 @@
 //! What the owner of a clipboard offers, by the names of its types: which of them are text, and whether it is marked as a
 //! password.
 
-use super::answer::Answer;
+use super::answer::HolderAnswer;
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// The type by which password managers mark what they copy, and what it then holds (KDE's Klipper; KeePassXC, Bitwarden and
@@ -36,7 +36,7 @@ impl Content {
 
 /// What the owner of a clipboard offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(super) struct ClipboardOffer {
     /// Who it is, where the display says so.
     pub(super) owner: u32,
     /// The names of its types.
@@ -46,35 +46,38 @@ pub(super) struct Offer {
 }
 
 /// A display, asked for its clipboard.
-pub(super) trait Source {
+pub(super) trait OfferSource {
     /// What the owner of the clipboard offers; `None`: it has no owner.
-    fn offered(&mut self) -> Result<Option<Offer>, Answer>;
+    fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
 
     /// Its content as one of these types; `None`: it does not give it so.
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer>;
+    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
 }
 
 /// The text on a clipboard; `passwords`: also one that is marked as such.
-pub(super) fn text_of(mut source: impl Source, passwords: bool) -> Answer {
+pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
     for _ in 0..TRIES {
         match look(&mut source, passwords) {
             Ok(Some(answer)) | Err(answer) => return answer,
             Ok(None) => {}
         }
     }
-    Answer::Refused
+    HolderAnswer::Refused
 }
 
 /// The same once; `None`: another program took the clipboard meanwhile, whose content may be marked.
-fn look(source: &mut impl Source, passwords: bool) -> Result<Option<Answer>, Answer> {
+fn look(
+    source: &mut impl OfferSource,
+    passwords: bool,
+) -> Result<Option<HolderAnswer>, HolderAnswer> {
     let before = source.offered()?;
     let Some(offer) = &before else {
-        return Ok(Some(Answer::Nothing));
+        return Ok(Some(HolderAnswer::Nothing));
     };
     let names: Vec<&str> = offer.types.iter().map(String::as_str).collect();
     let may_be_secret = !passwords && (offer.is_cut || names.contains(&HINT));
     if may_be_secret && is_marked(source)? {
-        return Ok(Some(Answer::Password));
+        return Ok(Some(HolderAnswer::Password));
     }
     let texts = texts(&names);
     for name in &texts {
@@ -88,26 +91,26 @@ fn look(source: &mut impl Source, passwords: bool) -> Result<Option<Answer>, Ans
         return Ok(Some(answer(content, encoding)));
     }
     Ok(Some(if texts.is_empty() {
-        Answer::Nothing
+        HolderAnswer::Nothing
     } else {
-        Answer::Refused
+        HolderAnswer::Refused
     }))
 }
 
 /// Whether the owner marks its content as a password; a mark that cannot be read is one.
-fn is_marked(source: &mut impl Source) -> Result<bool, Answer> {
+fn is_marked(source: &mut impl OfferSource) -> Result<bool, HolderAnswer> {
     let hint = source.content(HINT)?;
     Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
 }
 
-fn answer(content: Content, encoding: Encoding) -> Answer {
+fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
     if content.bytes > CLIPBOARD_MAX as u64 {
-        return Answer::TooLong(content.bytes);
+        return HolderAnswer::TooLong(content.bytes);
     }
     match decode(content.kept, encoding) {
-        Some(text) if text.len() > CLIPBOARD_MAX => Answer::TooLong(text.len() as u64),
-        Some(text) => Answer::Text(text),
-        None => Answer::NotText,
+        Some(text) if text.len() > CLIPBOARD_MAX => HolderAnswer::TooLong(text.len() as u64),
+        Some(text) => HolderAnswer::Text(text),
+        None => HolderAnswer::NotText,
     }
 }
 
@@ -163,17 +166,17 @@ mod tests {
     /// An owner, or several, one after the other: what each offers and gives.
     struct Owners(Vec<Vec<(&'static str, Option<&'static str>)>>);
 
-    impl Source for Owners {
-        fn offered(&mut self) -> Result<Option<Offer>, Answer> {
+    impl OfferSource for Owners {
+        fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer> {
             let owner = self.0.first();
-            Ok(owner.map(|types| Offer {
+            Ok(owner.map(|types| ClipboardOffer {
                 owner: 1,
                 types: types.iter().map(|(name, _)| (*name).to_owned()).collect(),
                 is_cut: types.len() > 3,
             }))
         }
 
-        fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {
+        fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
             let owner = self.0.first().cloned().unwrap_or_default();
             let given = owner.iter().find(|(offered, _)| *offered == name);
             if self.0.len() > 1 {
@@ -192,23 +195,23 @@ mod tests {
 
     #[test]
     fn what_offers_text_gives_it_and_what_offers_none_is_nothing() {
-        let text = |text: &str| Answer::Text(text.to_owned());
+        let text = |text: &str| HolderAnswer::Text(text.to_owned());
         for (owners, expected) in [
-            (vec![], Answer::Nothing),
-            (vec![vec![("image/png", Some("x"))]], Answer::Nothing),
+            (vec![], HolderAnswer::Nothing),
+            (vec![vec![("image/png", Some("x"))]], HolderAnswer::Nothing),
             (vec![vec![("text/plain", Some("x"))]], text("x")),
             (
                 vec![vec![(UTF8, None), ("text/html", Some("<b>"))]],
                 text("<b>"),
             ),
-            (vec![vec![(UTF8, None)]], Answer::Refused),
+            (vec![vec![(UTF8, None)]], HolderAnswer::Refused),
             (
                 vec![vec![(UTF8, Some("x")), (HINT, Some("secret"))]],
-                Answer::Password,
+                HolderAnswer::Password,
             ),
             (
                 vec![vec![(UTF8, Some("x")), (HINT, None)]],
-                Answer::Password,
+                HolderAnswer::Password,
             ),
             (
                 vec![vec![(UTF8, Some("x")), (HINT, Some("public"))]],
@@ -230,11 +233,11 @@ mod tests {
         let plain = || vec![(UTF8, Some("plain"))];
         let marked = vec![(UTF8, Some("pass")), (HINT, Some("secret"))];
         let owners = vec![plain(), marked];
-        assert_eq!(text_of(Owners(owners), false), Answer::Password);
+        assert_eq!(text_of(Owners(owners), false), HolderAnswer::Password);
         let owners = vec![plain(), vec![("STRING", Some("other"))]];
         assert_eq!(
             text_of(Owners(owners), false),
-            Answer::Text("other".to_owned())
+            HolderAnswer::Text("other".to_owned())
         );
     }
 
@@ -248,11 +251,17 @@ mod tests {
             (content.kept.len(), content.bytes),
             (CLIPBOARD_MAX, 120_000)
         );
-        assert_eq!(answer(content, Encoding::Utf8), Answer::TooLong(120_000));
+        assert_eq!(
+            answer(content, Encoding::Utf8),
+            HolderAnswer::TooLong(120_000)
+        );
         // Each of these bytes is two in UTF-8.
         let mut content = Content::default();
         content.add(&vec![0xe9; 40_000], CLIPBOARD_MAX);
-        assert_eq!(answer(content, Encoding::Latin1), Answer::TooLong(80_000));
+        assert_eq!(
+            answer(content, Encoding::Latin1),
+            HolderAnswer::TooLong(80_000)
+        );
     }
 
     #[test]

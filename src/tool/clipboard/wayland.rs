@@ -6,8 +6,8 @@ use wl_clipboard_rs::paste::{
     ClipboardType, Error, MimeType, Seat, get_contents, get_mime_types_ordered,
 };
 
-use super::answer::Answer;
-use super::offer::{Content, Encoding, Offer, Source, TYPES_MAX};
+use super::answer::HolderAnswer;
+use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// Most bytes that are read of a content to know how many there are.
@@ -32,13 +32,13 @@ impl Wayland {
     }
 }
 
-impl Source for Wayland {
-    fn offered(&mut self) -> Result<Option<Offer>, Answer> {
-        let offered = Self::look().map_err(|_| Answer::Refused)?;
+impl OfferSource for Wayland {
+    fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer> {
+        let offered = Self::look().map_err(|_| HolderAnswer::Refused)?;
         Ok(offered.map(|mut types| {
             let is_cut = types.len() > TYPES_MAX;
             types.truncate(TYPES_MAX);
-            Offer {
+            ClipboardOffer {
                 // A compositor tells nobody whose it is.
                 owner: 0,
                 types,
@@ -47,7 +47,7 @@ impl Source for Wayland {
         }))
     }
 
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {
+    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
         let given = get_contents(
             ClipboardType::Regular,
             Seat::Unspecified,
@@ -56,7 +56,7 @@ impl Source for Wayland {
         let mut pipe = match given {
             Ok((pipe, _)) => pipe.take(COUNTED_MAX),
             Err(Error::ClipboardEmpty | Error::NoMimeType) => return Ok(None),
-            Err(_) => return Err(Answer::Refused),
+            Err(_) => return Err(HolderAnswer::Refused),
         };
         let mut content = Content::default();
         let mut buffer = vec![0; 64 * 1024];
@@ -64,7 +64,7 @@ impl Source for Wayland {
             match pipe.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => content.add(buffer.get(..read).unwrap_or_default(), CLIPBOARD_MAX),
-                Err(_) => return Err(Answer::Refused),
+                Err(_) => return Err(HolderAnswer::Refused),
             }
         }
         Ok(Some((content, Encoding::Utf8)))

@@ -15,8 +15,8 @@ use x11rb::protocol::xproto::{
 };
 use x11rb::rust_connection::RustConnection;
 
-use super::answer::Answer;
-use super::offer::{Content, Encoding, Offer, Source, TYPES_MAX};
+use super::answer::HolderAnswer;
+use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// A connection to an X server, with a window of ours to which owners hand their content.
@@ -39,10 +39,10 @@ impl std::fmt::Debug for X11 {
 
 impl X11 {
     /// Connects to the display that the environment names.
-    pub(super) fn connect() -> Result<Self, Answer> {
+    pub(super) fn connect() -> Result<Self, HolderAnswer> {
         let (connection, screen) =
-            RustConnection::connect(None).map_err(|_| Answer::Unreachable)?;
-        Self::on(connection, screen).map_err(|_| Answer::Refused)
+            RustConnection::connect(None).map_err(|_| HolderAnswer::Unreachable)?;
+        Self::on(connection, screen).map_err(|_| HolderAnswer::Refused)
     }
 
     fn on(connection: RustConnection, screen: usize) -> Result<Self, ReplyOrIdError> {
@@ -179,7 +179,7 @@ impl X11 {
         Ok(names)
     }
 
-    fn look(&self) -> Result<Option<Offer>, ReplyOrIdError> {
+    fn look(&self) -> Result<Option<ClipboardOffer>, ReplyOrIdError> {
         let owner = self.owner()?;
         if owner == NONE {
             return Ok(None);
@@ -193,7 +193,7 @@ impl X11 {
             // Older than the list of targets: text it may give all the same.
             None => (["UTF8_STRING", "STRING"].map(str::to_owned).to_vec(), false),
         };
-        Ok(Some(Offer {
+        Ok(Some(ClipboardOffer {
             owner,
             types,
             is_cut,
@@ -214,12 +214,12 @@ impl X11 {
     }
 }
 
-impl Source for X11 {
-    fn offered(&mut self) -> Result<Option<Offer>, Answer> {
-        self.look().map_err(|_| Answer::Refused)
+impl OfferSource for X11 {
+    fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer> {
+        self.look().map_err(|_| HolderAnswer::Refused)
     }
 
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, Answer> {
-        self.given(name).map_err(|_| Answer::Refused)
+    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
+        self.given(name).map_err(|_| HolderAnswer::Refused)
     }
 }

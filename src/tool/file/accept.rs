@@ -9,14 +9,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
-use super::usage::Room;
+use super::usage::QuotaReservation;
 use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
 use crate::digest::hex;
 use crate::policy::{Caller, Grant};
 use crate::text;
-use crate::tool::blocking::Stop;
-use crate::tool::pieces::{self, Step, Turn, contradicts};
-use crate::tool::{Outcome, Session, Settings, ToolError, blocking};
+use crate::tool::blocking::BlockingStop;
+use crate::tool::pieces::{self, TransferStep, TransferTurn, contradicts};
+use crate::tool::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
 /// Permissions of files whose caller names none.
 const FILE_MODE: u32 = 0o644;
@@ -30,7 +30,7 @@ pub(in crate::tool) struct Upload {
     digest: Sha256,
     wishes: Wishes,
     /// `None` for the operator, who has no limit but the disk's.
-    room: Option<Room>,
+    room: Option<QuotaReservation>,
 }
 
 /// What a caller wants of a file; may be said with any piece, and not differently with another.
@@ -42,7 +42,7 @@ pub(super) struct Wishes {
 
 /// One call: what it brings and where to.
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(super) struct UploadPiece {
     pub(super) path: PortalPath,
     pub(super) caller: Caller,
     pub(super) data: Vec<u8>,
@@ -53,8 +53,8 @@ pub(super) struct Piece {
 /// Runs `file_accept`.
 pub(in crate::tool) async fn accept(
     grant: &Grant,
-    session: &Session,
-) -> Result<Outcome, ToolError> {
+    session: &ToolSession,
+) -> Result<ToolOutcome, ToolError> {
     let arguments: FileAccept = parse(grant.tool(), grant.arguments())?;
     let path = destination(&arguments.path, grant.caller())?;
     let settings = Arc::clone(&session.settings);
@@ -66,7 +66,7 @@ pub(in crate::tool) async fn accept(
             ));
         }
         return blocking::run(move |stop| {
-            let piece = Piece::new(path, caller, &arguments, true)?;
+            let piece = UploadPiece::new(path, caller, &arguments, true)?;
             let upload = Upload::begin(&settings, &piece)?;
             upload
                 .take(&settings, &piece, stop)?
@@ -79,7 +79,7 @@ pub(in crate::tool) async fn accept(
         .take(path.as_str(), &format!("`{path}`"), offset)?;
     blocking::run(move |stop| {
         let last = arguments.r#final == Some(true);
-        let piece = Piece::new(path, caller, &arguments, last);
+        let piece = UploadPiece::new(path, caller, &arguments, last);
         take_piece(&settings, turn, state, piece, stop)
     })
     .await
@@ -102,19 +102,19 @@ fn incoming(consumer: &str) -> String {
 /// One piece of a file.
 fn take_piece(
     settings: &Settings,
-    turn: Turn<Upload>,
-    state: Step<Upload>,
-    piece: Result<Piece, ToolError>,
-    stop: &Stop,
-) -> Result<Outcome, ToolError> {
+    turn: TransferTurn<Upload>,
+    state: TransferStep<Upload>,
+    piece: Result<UploadPiece, ToolError>,
+    stop: &BlockingStop,
+) -> Result<ToolOutcome, ToolError> {
     let (piece, mut upload) = match (piece, state) {
-        (Ok(piece), Step::Begin) => {
+        (Ok(piece), TransferStep::Begin) => {
             let upload = Upload::begin(settings, &piece)?;
             (piece, upload)
         }
-        (Ok(piece), Step::Continue(upload)) => (piece, upload),
-        (Err(refused), Step::Begin) => return Err(refused),
-        (Err(refused), Step::Continue(upload)) => {
+        (Ok(piece), TransferStep::Continue(upload)) => (piece, upload),
+        (Err(refused), TransferStep::Begin) => return Err(refused),
+        (Err(refused), TransferStep::Continue(upload)) => {
             // A bad piece is no reason to lose the good ones.
             turn.wait(upload.size, upload);
             return Err(refused);
@@ -137,13 +137,13 @@ fn take_piece(
         sha256: None,
     };
     turn.wait(size, upload);
-    Outcome::new(
+    ToolOutcome::new(
         format!("{} taken; the next piece begins there", text::bytes(size)),
         &taken,
     )
 }
 
-impl Piece {
+impl UploadPiece {
     fn new(
         path: PortalPath,
         caller: Caller,
@@ -196,7 +196,7 @@ impl Wishes {
 
 impl Upload {
     /// A file on its way, where nothing of its name is there yet.
-    pub(super) fn begin(settings: &Settings, piece: &Piece) -> Result<Self, ToolError> {
+    pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;
         let (_, name) = path.split();
@@ -232,8 +232,8 @@ impl Upload {
     pub(super) fn take(
         mut self,
         settings: &Settings,
-        piece: &Piece,
-        stop: &Stop,
+        piece: &UploadPiece,
+        stop: &BlockingStop,
     ) -> Result<Self, ToolError> {
         stop.check()?;
         let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
@@ -250,7 +250,11 @@ impl Upload {
     }
 
     /// Gives the file its name, if it is what was announced.
-    pub(super) fn finish(self, settings: &Settings, stop: &Stop) -> Result<Outcome, ToolError> {
+    pub(super) fn finish(
+        self,
+        settings: &Settings,
+        stop: &BlockingStop,
+    ) -> Result<ToolOutcome, ToolError> {
         let Self {
             path,
             file,
@@ -280,7 +284,7 @@ impl Upload {
             complete: true,
             sha256: Some(found),
         };
-        Outcome::new(path.as_str().to_owned(), &accepted)
+        ToolOutcome::new(path.as_str().to_owned(), &accepted)
     }
 }
 

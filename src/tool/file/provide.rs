@@ -16,27 +16,27 @@ use crate::catalogue::{FileProvide, PIECE, Payload, PortalPath, Provided, parse}
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
 use crate::text;
-use crate::tool::{Copies, Outcome, Session, Settings, ToolError, blocking};
+use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
 /// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
 const READS_MAX: usize = 16;
 
 /// The files that one connection reads in pieces.
 #[derive(Debug, Clone, Default)]
-pub(in crate::tool) struct Reads(Arc<Mutex<Shelf>>);
+pub(in crate::tool) struct Reads(Arc<Mutex<DigestShelf>>);
 
 #[derive(Debug, Default)]
-struct Shelf {
+struct DigestShelf {
     /// By path as the caller sent it.
-    open: HashMap<String, Progress>,
+    open: HashMap<String, ReadProgress>,
     /// Counts pieces, to know which file was read longest ago.
     clock: u64,
 }
 
 /// How far a file was read.
 #[derive(Debug)]
-struct Progress {
-    identity: Identity,
+struct ReadProgress {
+    identity: ProvidedIdentity,
     /// Digest of all before `next`; `None` when it was not read in order.
     digest: Option<Sha256>,
     next: u64,
@@ -45,7 +45,7 @@ struct Progress {
 
 /// What tells that a file is the same and unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
+struct ProvidedIdentity {
     device: u64,
     inode: u64,
     size: i64,
@@ -55,7 +55,7 @@ struct Identity {
 
 /// What part of a file is asked for.
 #[derive(Debug, Clone, Copy)]
-struct Part {
+struct FilePart {
     offset: u64,
     length: u64,
 }
@@ -63,20 +63,20 @@ struct Part {
 /// Runs `file_provide`.
 pub(in crate::tool) async fn provide(
     grant: &Grant,
-    session: &Session,
+    session: &ToolSession,
     copies: Copies,
-) -> Result<Outcome, ToolError> {
+) -> Result<ToolOutcome, ToolError> {
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
     let path = PortalPath::new(&arguments.path).map_err(ToolError::Arguments)?;
     let sources = sources(&path, grant.caller());
-    let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| Part {
+    let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| FilePart {
         offset: arguments.offset.unwrap_or(0),
         length: arguments.length.unwrap_or(PIECE).min(copies.most()),
     });
     let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
     blocking::run(move |_| {
-        let source = Source::open(&settings, &path, &sources)?;
+        let source = FileSource::open(&settings, &path, &sources)?;
         match part {
             None => source.whole(copies),
             Some(part) => source.part(part, &path, &reads, copies),
@@ -114,14 +114,14 @@ fn sources(path: &PortalPath, caller: &Caller) -> Vec<PortalPath> {
 
 /// An open regular file.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct FileSource {
     path: PortalPath,
     file: File,
-    identity: Identity,
+    identity: ProvidedIdentity,
     size: u64,
 }
 
-impl Source {
+impl FileSource {
     /// Opens the first of the sources that is there.
     pub(super) fn open(
         settings: &Settings,
@@ -150,13 +150,13 @@ impl Source {
         Ok(Self {
             path: path.clone(),
             file: file.into(),
-            identity: Identity::of(&opened),
+            identity: ProvidedIdentity::of(&opened),
             size: u64::try_from(opened.st_size).unwrap_or(0),
         })
     }
 
     /// The whole file in one call.
-    pub(super) fn whole(self, copies: Copies) -> Result<Outcome, ToolError> {
+    pub(super) fn whole(self, copies: Copies) -> Result<ToolOutcome, ToolError> {
         if self.size > copies.most() {
             return Err(ToolError::TooLarge(format!(
                 "`{}` has {} bytes, and one call gives at most {}; \
@@ -166,7 +166,7 @@ impl Source {
                 copies.most()
             )));
         }
-        let part = Part {
+        let part = FilePart {
             offset: 0,
             length: self.size,
         };
@@ -178,11 +178,11 @@ impl Source {
     /// One piece of the file.
     fn part(
         self,
-        part: Part,
+        part: FilePart,
         asked: &PortalPath,
         reads: &Reads,
         copies: Copies,
-    ) -> Result<Outcome, ToolError> {
+    ) -> Result<ToolOutcome, ToolError> {
         if part.offset > self.size {
             return Err(ToolError::Arguments(format!(
                 "`offset` is {}, and `{}` has {}",
@@ -192,7 +192,7 @@ impl Source {
             )));
         }
         let mut progress = reads.take(asked, &self, part)?;
-        let part = Part {
+        let part = FilePart {
             length: part.length.min(self.size.saturating_sub(part.offset)),
             ..part
         };
@@ -210,7 +210,7 @@ impl Source {
     }
 
     /// Reads exactly a part; a file that changes meanwhile is an error.
-    fn read(&self, part: Part) -> Result<Vec<u8>, ToolError> {
+    fn read(&self, part: FilePart) -> Result<Vec<u8>, ToolError> {
         let failed = |refused| ToolError::system(format!("read `{}`", self.path), refused);
         let length = usize::try_from(part.length).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
@@ -220,7 +220,7 @@ impl Source {
             }
             read => read.map_err(failed)?,
         }
-        if Identity::of(&fstat_of(&self.file, &self.path)?) != self.identity {
+        if ProvidedIdentity::of(&fstat_of(&self.file, &self.path)?) != self.identity {
             return Err(changed(&self.path));
         }
         Ok(bytes)
@@ -228,11 +228,11 @@ impl Source {
 
     fn answer(
         self,
-        part: Part,
+        part: FilePart,
         bytes: &[u8],
         sha256: Option<String>,
         copies: Copies,
-    ) -> Result<Outcome, ToolError> {
+    ) -> Result<ToolOutcome, ToolError> {
         let text = STANDARD.encode(bytes);
         let provided = Provided {
             path: self.path.as_str().to_owned(),
@@ -243,7 +243,7 @@ impl Source {
             data: (copies == Copies::Two).then(|| Payload::of(text.clone())),
             sha256,
         };
-        Outcome::new(text, &provided)
+        ToolOutcome::new(text, &provided)
     }
 }
 
@@ -255,10 +255,15 @@ impl Reads {
     }
 
     /// What is known of a file that is read on; the first piece begins anew.
-    fn take(&self, asked: &PortalPath, source: &Source, part: Part) -> Result<Progress, ToolError> {
+    fn take(
+        &self,
+        asked: &PortalPath,
+        source: &FileSource,
+        part: FilePart,
+    ) -> Result<ReadProgress, ToolError> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = kept.open.remove(asked.as_str());
-        let fresh = |digest| Progress {
+        let fresh = |digest| ReadProgress {
             identity: source.identity,
             digest,
             next: part.offset,
@@ -273,7 +278,7 @@ impl Reads {
         }
     }
 
-    fn put(&self, asked: &PortalPath, mut progress: Progress) {
+    fn put(&self, asked: &PortalPath, mut progress: ReadProgress) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock = kept.clock.saturating_add(1);
         progress.used = kept.clock;
@@ -287,7 +292,7 @@ impl Reads {
     }
 }
 
-impl Identity {
+impl ProvidedIdentity {
     const fn of(stat: &Stat) -> Self {
         Self {
             device: stat.st_dev,

@@ -10,11 +10,11 @@ use std::thread;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, open, renameat_with, unlinkat};
 
-use super::accept::{Piece, Upload};
-use super::provide::Source;
+use super::accept::{Upload, UploadPiece};
+use super::provide::FileSource;
 use crate::catalogue::PortalPath;
 use crate::policy::Caller;
-use crate::tool::blocking::Stop;
+use crate::tool::blocking::BlockingStop;
 use crate::tool::{Copies, Settings};
 
 /// Calls of each kind.
@@ -109,7 +109,7 @@ fn file_provide_never_reads_outside_the_portal() {
     fs::write(field.outside().join("f"), "outside").unwrap();
     let path = PortalPath::new("d/f").unwrap();
     let raced = field.run(|_| {
-        let read = Source::open(&field.settings, &path, std::slice::from_ref(&path))
+        let read = FileSource::open(&field.settings, &path, std::slice::from_ref(&path))
             .and_then(|source| source.whole(Copies::Two));
         if let Ok(outcome) = &read {
             // "inside" in base64.
@@ -123,11 +123,11 @@ fn file_provide_never_reads_outside_the_portal() {
 #[test]
 fn file_accept_never_writes_outside_the_portal() {
     let field = Field::new();
-    let stop = Stop::default();
+    let stop = BlockingStop::default();
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let folder = open(field.portal.join("d"), flags, Mode::empty()).unwrap();
     let raced = field.run(|index| {
-        let piece = Piece {
+        let piece = UploadPiece {
             path: PortalPath::new(&format!("d/f{}", index % 100)).unwrap(),
             caller: Caller::Operator,
             data: b"x".to_vec(),

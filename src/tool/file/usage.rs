@@ -64,7 +64,7 @@ impl Measured {
 
 /// Room that is promised to one file on its way; given back when the file does not come.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct QuotaReservation {
     share: Arc<Share>,
     folder: String,
     limit: u64,
@@ -73,10 +73,10 @@ pub(super) struct Room {
 
 impl Usage {
     /// No room yet, in a folder that may hold `limit` bytes.
-    pub(super) fn room(&self, folder: &str, limit: u64) -> Room {
+    pub(super) fn room(&self, folder: &str, limit: u64) -> QuotaReservation {
         // A panic elsewhere leaves a map that is still a map.
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Room {
+        QuotaReservation {
             share: Arc::clone(shares.entry(folder.to_owned()).or_default()),
             folder: folder.to_owned(),
             limit,
@@ -85,7 +85,7 @@ impl Usage {
     }
 }
 
-impl Room {
+impl QuotaReservation {
     /// Makes the room large enough for a file of `size` bytes.
     pub(super) fn fit(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
         let wanted = blocks(size).saturating_sub(self.bytes);
@@ -125,7 +125,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for QuotaReservation {
     fn drop(&mut self) {
         // Waits for no lock: it may run on the thread that serves.
         self.share.promised.fetch_sub(self.bytes, Ordering::Relaxed);

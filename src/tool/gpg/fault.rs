@@ -40,7 +40,7 @@ pub enum GpgFault {
         /// Its fingerprint.
         key: String,
         /// Why it cannot.
-        why: Unfit,
+        why: UnfitKey,
     },
     /// The secret is on a smartcard.
     #[error("the secret key is on the smartcard {serial}, {why}")]
@@ -89,7 +89,7 @@ pub enum GpgFault {
 
 /// Why a key that is there cannot sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unfit {
+pub enum UnfitKey {
     /// It, or the subkey that signs, expired, at this time in seconds since 1970.
     Expired(Option<u64>),
     /// It is revoked.
@@ -106,7 +106,7 @@ pub enum Unfit {
     Invalid,
 }
 
-impl Unfit {
+impl UnfitKey {
     /// What is so, and what to do.
     fn words(self, key: &str) -> String {
         match self {

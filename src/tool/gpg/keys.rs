@@ -1,13 +1,13 @@
 //! The secret keys that gpg lists (`doc/DETAILS` of GnuPG, "Format of the colon listings"): which of them signs, and why none can.
 
-use super::fault::Unfit;
+use super::fault::UnfitKey;
 
 /// A secret key with its subkeys.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Key {
+pub(super) struct GpgKey {
     /// The key itself.
-    primary: Part,
-    subkeys: Vec<Part>,
+    primary: KeyPart,
+    subkeys: Vec<KeyPart>,
     /// Whether gpg takes it for signing as it is now: an `S` among its capabilities.
     signs: bool,
     disabled: bool,
@@ -15,7 +15,7 @@ pub(super) struct Key {
 
 /// A key or subkey.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Part {
+struct KeyPart {
     fingerprint: String,
     validity: char,
     /// Seconds since 1970.
@@ -54,21 +54,21 @@ impl Signer {
 }
 
 /// Reads a listing of secret keys with their fingerprints.
-pub(super) fn read(listing: &str) -> Vec<Key> {
-    let mut keys: Vec<Key> = Vec::new();
+pub(super) fn read(listing: &str) -> Vec<GpgKey> {
+    let mut keys: Vec<GpgKey> = Vec::new();
     for line in listing.lines() {
         let fields: Vec<&str> = line.split(':').collect();
         let field = |number: usize| fields.get(number - 1).copied().unwrap_or_default();
         match field(1) {
-            "sec" => keys.push(Key {
-                primary: Part::read(&field),
+            "sec" => keys.push(GpgKey {
+                primary: KeyPart::read(&field),
                 subkeys: Vec::new(),
                 signs: field(12).contains('S'),
                 disabled: field(12).contains('D'),
             }),
             "ssb" => {
                 if let Some(key) = keys.last_mut() {
-                    key.subkeys.push(Part::read(&field));
+                    key.subkeys.push(KeyPart::read(&field));
                 }
             }
             "fpr" => {
@@ -88,10 +88,10 @@ pub(super) fn read(listing: &str) -> Vec<Key> {
 ///
 /// `Err(None)`: there is none. Otherwise why the first of them cannot sign, and its fingerprint.
 pub(super) fn choose(
-    keys: &[Key],
+    keys: &[GpgKey],
     exactly: Option<&str>,
     now: u64,
-) -> Result<Signer, Option<(String, Unfit)>> {
+) -> Result<Signer, Option<(String, UnfitKey)>> {
     let mut first = None;
     for key in keys {
         match key.signer(exactly, now) {
@@ -105,31 +105,31 @@ pub(super) fn choose(
     Err(first)
 }
 
-impl Key {
+impl GpgKey {
     /// The key or subkey of this fingerprint, or end of one.
-    fn part(&self, id: &str) -> Option<&Part> {
+    fn part(&self, id: &str) -> Option<&KeyPart> {
         let id = id.to_ascii_uppercase();
         self.parts().find(|part| part.fingerprint.ends_with(&id))
     }
 
-    fn parts(&self) -> impl Iterator<Item = &Part> {
+    fn parts(&self) -> impl Iterator<Item = &KeyPart> {
         std::iter::once(&self.primary).chain(&self.subkeys)
     }
 
-    fn signer(&self, exactly: Option<&str>, now: u64) -> Result<Signer, Unfit> {
+    fn signer(&self, exactly: Option<&str>, now: u64) -> Result<Signer, UnfitKey> {
         if self.disabled {
-            return Err(Unfit::Disabled);
+            return Err(UnfitKey::Disabled);
         }
         // What is wrong with the key is so with each of its subkeys.
         self.primary.check(now)?;
         let exact = match exactly {
-            Some(id) => Some(self.part(id).ok_or(Unfit::NotForSigning)?),
+            Some(id) => Some(self.part(id).ok_or(UnfitKey::NotForSigning)?),
             None => None,
         };
-        let mut why = Unfit::NotForSigning;
+        let mut why = UnfitKey::NotForSigning;
         let mut card = None;
         let mut any = false;
-        let may_sign = |part: &&Part| part.for_signing && exact.is_none_or(|it| it == *part);
+        let may_sign = |part: &&KeyPart| part.for_signing && exact.is_none_or(|it| it == *part);
         for part in self.parts().filter(may_sign) {
             match part.check(now).and_then(|()| part.secret()) {
                 Ok(token) => {
@@ -151,7 +151,7 @@ impl Key {
     }
 }
 
-impl Part {
+impl KeyPart {
     fn read<'a>(field: &impl Fn(usize) -> &'a str) -> Self {
         Self {
             fingerprint: String::new(),
@@ -164,21 +164,21 @@ impl Part {
     }
 
     /// Whether it may sign now.
-    fn check(&self, now: u64) -> Result<(), Unfit> {
+    fn check(&self, now: u64) -> Result<(), UnfitKey> {
         match self.validity {
-            'r' => Err(Unfit::Revoked),
-            _ if self.created > now => Err(Unfit::Future(self.created)),
-            'e' => Err(Unfit::Expired(self.expires)),
-            'i' => Err(Unfit::Invalid),
+            'r' => Err(UnfitKey::Revoked),
+            _ if self.created > now => Err(UnfitKey::Future(self.created)),
+            'e' => Err(UnfitKey::Expired(self.expires)),
+            'i' => Err(UnfitKey::Invalid),
             _ => Ok(()),
         }
     }
 
     /// The smartcard that holds its secret, if one does.
-    fn secret(&self) -> Result<Option<String>, Unfit> {
+    fn secret(&self) -> Result<Option<String>, UnfitKey> {
         match self.token.as_str() {
             "+" | "" => Ok(None),
-            "#" => Err(Unfit::Elsewhere),
+            "#" => Err(UnfitKey::Elsewhere),
             serial => Ok(Some(serial.to_owned())),
         }
     }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn chosen(listing: &str, exactly: Option<&str>) -> Result<Signer, Option<(String, Unfit)>> {
+    fn chosen(listing: &str, exactly: Option<&str>) -> Result<Signer, Option<(String, UnfitKey)>> {
         choose(&read(listing), exactly, NOW)
     }
 
@@ -240,61 +240,61 @@ mod tests {
                 ["e", "1600000000", "1700000000", "sc", "+"],
                 fine,
                 None,
-                Unfit::Expired(Some(1_700_000_000)),
+                UnfitKey::Expired(Some(1_700_000_000)),
             ),
             (
                 ["r", "1600000000", "", "sc", "+"],
                 fine,
                 None,
-                Unfit::Revoked,
+                UnfitKey::Revoked,
             ),
             (
                 ["i", "1900000000", "", "sca", "+"],
                 fine,
                 None,
-                Unfit::Future(1_900_000_000),
+                UnfitKey::Future(1_900_000_000),
             ),
             (
                 ["i", "1600000000", "", "sc", "+"],
                 fine,
                 None,
-                Unfit::Invalid,
+                UnfitKey::Invalid,
             ),
             (
                 ["u", "1600000000", "", "scSCD", "+"],
                 fine,
                 None,
-                Unfit::Disabled,
+                UnfitKey::Disabled,
             ),
             (
                 ["u", "1600000000", "", "cEC", "+"],
                 fine,
                 None,
-                Unfit::NotForSigning,
+                UnfitKey::NotForSigning,
             ),
             (
                 ["u", "1600000000", "", "cC", "+"],
                 ["e", "1600000000", "1700000000", "s", "+"],
                 None,
-                Unfit::Expired(Some(1_700_000_000)),
+                UnfitKey::Expired(Some(1_700_000_000)),
             ),
             (
                 ["u", "1600000000", "", "cC", "+"],
                 ["r", "1600000000", "", "s", "+"],
                 None,
-                Unfit::Revoked,
+                UnfitKey::Revoked,
             ),
             (
                 ["u", "1600000000", "", "scSC", "#"],
                 fine,
                 None,
-                Unfit::Elsewhere,
+                UnfitKey::Elsewhere,
             ),
             (
                 ["u", "1600000000", "", "scSC", "+"],
                 fine,
                 Some(B),
-                Unfit::NotForSigning,
+                UnfitKey::NotForSigning,
             ),
         ] {
             let listing = listed(key, subkey);
@@ -320,7 +320,10 @@ mod tests {
         let none = chosen(&format!("{expired}{expired}"), None);
         assert_eq!(
             none,
-            Err(Some(("AA".to_owned(), Unfit::Expired(Some(1_700_000_000)))))
+            Err(Some((
+                "AA".to_owned(),
+                UnfitKey::Expired(Some(1_700_000_000))
+            )))
         );
     }
 }

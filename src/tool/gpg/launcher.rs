@@ -32,7 +32,7 @@ use crate::tool::environment;
 
 /// A server of GnuPG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Server {
+pub(super) enum LauncherServer {
     /// gpg-agent, which holds the secret keys.
     Agent,
     /// keyboxd, which holds the public keys where `common.conf` says so.
@@ -56,7 +56,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Longest that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
-impl Server {
+impl LauncherServer {
     /// Its name, as `gpgconf --launch` takes it.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ impl Server {
 /// # Errors
 ///
 /// Nobody listens there, or takes too long.
-pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
+pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<()> {
     let (began, address) = (Instant::now(), address(socket));
     loop {
         let told = timeout(LAUNCH_MAX, ask(&address, server)).await;
@@ -90,7 +90,7 @@ pub(super) async fn launch(socket: &Path, server: Server) -> io::Result<()> {
 }
 
 /// Asks once.
-async fn ask(address: &Path, server: Server) -> io::Result<()> {
+async fn ask(address: &Path, server: LauncherServer) -> io::Result<()> {
     let mut stream = UnixStream::connect(address).await?;
     stream
         .write_all(format!("{}\n", server.name()).as_bytes())
@@ -176,7 +176,8 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
     timeout(LINE_WAIT, reader.read_line(&mut line))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)??;
-    let server = Server::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
+    let server =
+        LauncherServer::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
     let _one = one_at_a_time.lock().await;
     let mut gpgconf = Command::new("gpgconf");
     gpgconf.env_clear().envs(environment());

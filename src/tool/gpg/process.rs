@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use super::configuration::Configuration;
 use super::fault::{GpgFault, NoAgent};
-use super::launcher::{self, Server};
+use super::launcher::{self, LauncherServer};
 use crate::tool::{Settings, ToolError, environment};
 
 /// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
@@ -42,14 +42,14 @@ pub(super) struct GnuPg<'s> {
 
 /// A running program. Dropped, it and what it started in its process group are killed; its agent lives on.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningGpg {
     child: Child,
     stdin: Option<ChildStdin>,
 }
 
 /// What a program that ended had written.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct GpgEnd {
     pub(super) success: bool,
     pub(super) stdout: String,
     pub(super) stderr: String,
@@ -103,7 +103,7 @@ impl<'s> GnuPg<'s> {
     }
 
     /// Starts one of GnuPG's servers, unless it runs already. Whether it runs then is seen when it is asked.
-    pub(super) async fn launch(&self, server: Server) -> Result<(), ToolError> {
+    pub(super) async fn launch(&self, server: LauncherServer) -> Result<(), ToolError> {
         let Some(socket) = &self.settings.agent_launcher else {
             let gpgconf = &self.settings.gpgconf;
             return self
@@ -116,28 +116,28 @@ impl<'s> GnuPg<'s> {
     }
 
     /// Asks the agent something, if it runs; its answer.
-    pub(super) async fn agent(&self, question: &str) -> Result<Ended, ToolError> {
+    pub(super) async fn agent(&self, question: &str) -> Result<GpgEnd, ToolError> {
         let arguments = ["--no-autostart", question, "/bye"];
         self.ask(&self.settings.gpg_connect_agent, &arguments).await
     }
 
     /// Runs one of the programs beside gpg.
-    async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<Ended, ToolError> {
+    async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
         let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         self.start(program, &arguments, Stdio::null())?.end().await
     }
 
     /// Runs gpg, which reads nothing.
-    pub(super) async fn run(&self, arguments: &[&str]) -> Result<Ended, ToolError> {
+    pub(super) async fn run(&self, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
         self.gpg(arguments, Stdio::null())?.end().await
     }
 
     /// Starts a gpg that reads its stdin.
-    pub(super) fn feed(&self, arguments: &[&str]) -> Result<Running, ToolError> {
+    pub(super) fn feed(&self, arguments: &[&str]) -> Result<RunningGpg, ToolError> {
         self.gpg(arguments, Stdio::piped())
     }
 
-    fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<Running, ToolError> {
+    fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<RunningGpg, ToolError> {
         let always = ALWAYS.iter().map(OsStr::new);
         let keyrings = self.configuration.keyrings.iter().map(OsString::as_os_str);
         let all: Vec<&OsStr> = always
@@ -152,7 +152,7 @@ impl<'s> GnuPg<'s> {
         program: &Path,
         arguments: &[&OsStr],
         stdin: Stdio,
-    ) -> Result<Running, ToolError> {
+    ) -> Result<RunningGpg, ToolError> {
         let mut command = Command::new(program);
         command.env_clear().envs(environment());
         if let Some(home) = &self.settings.gpg_home {
@@ -169,11 +169,11 @@ impl<'s> GnuPg<'s> {
             .spawn()
             .map_err(|refused| not_started(&refused))?;
         let stdin = child.stdin.take();
-        Ok(Running { child, stdin })
+        Ok(RunningGpg { child, stdin })
     }
 }
 
-impl Running {
+impl RunningGpg {
     /// Feeds content; false when nobody reads it any more.
     pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
         let Some(stdin) = &mut self.stdin else {
@@ -184,12 +184,12 @@ impl Running {
     }
 
     /// Ends what it reads, and waits for its end.
-    pub(super) async fn end(mut self) -> Result<Ended, ToolError> {
+    pub(super) async fn end(mut self) -> Result<GpgEnd, ToolError> {
         self.stdin = None;
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let (stdout, stderr, status) = tokio::join!(read(stdout), read(stderr), self.child.wait());
         let status = status.map_err(|refused| ToolError::system("wait for gpg", refused))?;
-        Ok(Ended {
+        Ok(GpgEnd {
             success: status.success(),
             stdout,
             stderr,
@@ -197,7 +197,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningGpg {
     fn drop(&mut self) {
         // Its number is its own until it has been waited for.
         let group = self

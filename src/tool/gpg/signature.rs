@@ -9,9 +9,9 @@ use rustix::fs::{Access, access};
 use super::configuration::Configuration;
 use super::fault::{CardFault, GpgFault, NoAgent, SOCKET_MAX};
 use super::keys::{self, Signer};
-use super::launcher::Server;
+use super::launcher::LauncherServer;
 use super::message::Message;
-use super::process::{GnuPg, Running};
+use super::process::{GnuPg, RunningGpg};
 use super::status::{self, Good};
 use crate::tool::{Settings, ToolError};
 
@@ -20,8 +20,8 @@ use crate::tool::{Settings, ToolError};
 pub(super) struct Making {
     configuration: Configuration,
     signer: Signer,
-    signs: Running,
-    verifies: Running,
+    signs: RunningGpg,
+    verifies: RunningGpg,
     message: Message,
 }
 
@@ -115,12 +115,12 @@ impl Making {
 async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
     if gnupg.configuration.is_by_keyboxd {
         // One that does not start is told of by gpg itself.
-        gnupg.launch(Server::Keyboxd).await?;
+        gnupg.launch(LauncherServer::Keyboxd).await?;
     }
     if answers(gnupg).await? {
         return Ok(());
     }
-    gnupg.launch(Server::Agent).await?;
+    gnupg.launch(LauncherServer::Agent).await?;
     if answers(gnupg).await? {
         return Ok(());
     }

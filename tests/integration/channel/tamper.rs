@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anklume::audit::Event;
-use anklume::audit::chain::{self, Head, Read};
+use anklume::audit::chain::{self, Head, ReadLine};
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 
@@ -84,7 +84,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
 
     // A line of another content with a good hash of its own.
     let mut forged = whole.clone();
-    let Read::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
+    let ReadLine::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
         unreachable!()
     };
     let event = Event::Stop { pid: 1 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anklume::tool::{Copies, GpgHome, Outcome};
+use anklume::tool::{Copies, GpgHome, ToolOutcome};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -91,13 +91,13 @@ impl Vault {
         assert!(status.unwrap().success());
     }
 
-    fn sign(&self, bytes: &[u8]) -> Result<Outcome, String> {
+    fn sign(&self, bytes: &[u8]) -> Result<ToolOutcome, String> {
         self.server
             .call("gpg_sign", json!({"data": STANDARD.encode(bytes)}))
     }
 
     /// Verifies with nothing but what the caller got.
-    fn verify(&self, outcome: &Outcome, bytes: &[u8]) {
+    fn verify(&self, outcome: &ToolOutcome, bytes: &[u8]) {
         let folder = self.server.folder.path();
         let home = folder.join("other");
         make_home(&home);

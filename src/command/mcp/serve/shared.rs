@@ -11,13 +11,13 @@ use crate::confinement::InForce;
 use crate::error::{Exit, Failure};
 use crate::infra::Confinement;
 use crate::inside::SERVICES;
-use crate::mcp::gate::Gate;
+use crate::mcp::gate::ConcurrencyLimiter;
 use crate::mcp::helper::Helpers;
 use crate::mcp::listen::ServerState;
-use crate::mcp::live::{Change, Live, PolicyError};
+use crate::mcp::live::{PolicyChange, PolicyError, PolicyWatcher};
 use crate::mcp::monitor::Monitor;
 use crate::mcp::recorder::{Complain, Recorder};
-use crate::mcp::server::{Answered, How, Observer, Shared};
+use crate::mcp::server::{AnsweredRequest, How, Observer, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
@@ -34,7 +34,7 @@ pub(super) fn state(
     // What the processes of consumers would refuse is refused here.
     settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
-    let policy = Live::read(&path).map_err(|error| broken_policy(&error))?;
+    let policy = PolicyWatcher::read(&path).map_err(|error| broken_policy(&error))?;
     if let Some(why) = confinement.missing()
         && policy.confinement == Confinement::Required
     {
@@ -48,7 +48,11 @@ pub(super) fn state(
         ));
     }
     let recorder = Arc::new(required_log(args, &policy, output)?);
-    let live = Arc::new(Live::new(&path, policy, on_change(&recorder, output)));
+    let live = Arc::new(PolicyWatcher::new(
+        &path,
+        policy,
+        on_change(&recorder, output),
+    ));
     let policy = live.current();
     let started = Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -62,7 +66,7 @@ pub(super) fn state(
         services: path,
         live,
         recorder,
-        gate: Arc::new(Gate::default()),
+        gate: Arc::new(ConcurrencyLimiter::default()),
         loans: Arc::default(),
         confinement,
         launcher,
@@ -139,8 +143,8 @@ fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::live::OnC
     let (recorder, output) = (Arc::clone(recorder), output.clone());
     Box::new(move |change| {
         let (policy, refused) = match change {
-            Change::Taken(policy) => (policy, None),
-            Change::Refused(policy, error) => (policy, Some(error.to_string())),
+            PolicyChange::Taken(policy) => (policy, None),
+            PolicyChange::Refused(policy, error) => (policy, Some(error.to_string())),
         };
         match &refused {
             None => output.say(&format!("policy {} is in force", policy.digest)),
@@ -181,8 +185,8 @@ fn observer(output: &Output) -> Observer {
     Arc::new(move |answered| output.stderr(&line(answered)))
 }
 
-fn line(answered: &Answered) -> String {
-    let Answered {
+fn line(answered: &AnsweredRequest) -> String {
+    let AnsweredRequest {
         label,
         how,
         took,

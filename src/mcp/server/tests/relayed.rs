@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mcp::relay::{Client, Ended, Provider, Relay};
+use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
 
 /// Longer than anything here takes; only what hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ async fn answers(input: &[u8]) -> Vec<u8> {
     writer.write_all(input).await.unwrap();
     writer.shutdown().await.unwrap();
     prompt()
-        .serve(far_reader, far_writer, Stop::default())
+        .serve(far_reader, far_writer, Shutdown::default())
         .await;
     let mut all = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut all)
@@ -31,13 +31,13 @@ async fn answers(input: &[u8]) -> Vec<u8> {
 }
 
 /// What comes out of a relay to the server when its input ends.
-async fn relayed(input: &[u8]) -> (Ended, Vec<u8>) {
+async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let (near, far) = tokio::io::duplex(4096);
     let (far_reader, far_writer) = tokio::io::split(far);
     let (reader, writer) = tokio::io::split(near);
-    let serving = tokio::spawn(prompt().serve(far_reader, far_writer, Stop::default()));
+    let serving = tokio::spawn(prompt().serve(far_reader, far_writer, Shutdown::default()));
     let mut output = Vec::new();
-    let client = Client {
+    let client = RelayClient {
         input,
         output: &mut output,
         gone: || true,
@@ -107,7 +107,7 @@ fn every_answer_of_the_server_is_out_before_the_relay_ends_and_none_is_waited_fo
         let input = lines.join(&b'\n');
         runtime.block_on(async {
             let (ended, output) = relayed(&input).await;
-            assert_eq!(ended, Ended::InOrder);
+            assert_eq!(ended, RelayEnd::InOrder);
             let answers = answers(&input).await;
             let shown = String::from_utf8_lossy(&input);
             assert_eq!(lines_of(&output), lines_of(&answers), "{shown}");

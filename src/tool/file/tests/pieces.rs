@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{mode, structured};
 use crate::catalogue::{ONE_CALL_MAX, PIECE, TWO_COPIES_MAX};
 use crate::digest::sha256;
-use crate::tool::Outcome;
+use crate::tool::ToolOutcome;
 use crate::tool::file::TRANSFERS_MAX;
 use crate::tool::testing::Bench;
 
@@ -21,14 +21,14 @@ impl Bench {
         offset: u64,
         bytes: &[u8],
         more: Value,
-    ) -> Result<Outcome, String> {
+    ) -> Result<ToolOutcome, String> {
         let base = json!({"path": path, "data": STANDARD.encode(bytes), "offset": offset});
         let mut arguments = structured(base);
         arguments.extend(structured(more));
         self.call("file_accept", Value::Object(arguments))
     }
 
-    fn read_piece(&self, path: &str, offset: u64, length: u64) -> Result<Outcome, String> {
+    fn read_piece(&self, path: &str, offset: u64, length: u64) -> Result<ToolOutcome, String> {
         self.call(
             "file_provide",
             json!({"path": path, "offset": offset, "length": length}),
