@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::audit::LOG;
 use crate::audit::verify::Verifier;
 use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
-use crate::inside::{Identity, Offered, SetupReport, summary};
+use crate::machine_state::{Identity, Offered, SetupReport, summary};
 use crate::text::Foreign;
 
 /// The hidden subcommand that [`serve`]s.

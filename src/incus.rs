@@ -1,6 +1,6 @@
 //! Incus over its REST API: HTTP on the daemon's Unix socket.
 //!
-//! The only room that opens that socket. Streams go through the `incus` program, in [`crate::channel`].
+//! The only room that opens that socket. Streams go through the `incus` program, in [`crate::transport`].
 
 mod change;
 mod connection;

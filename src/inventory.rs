@@ -184,9 +184,9 @@ fn holds(edges: &[Edge]) -> HashMap<&str, Vec<Hold<'_>>> {
 
 /// Gathers keys in order; what is not declared has no key.
 #[derive(Default)]
-struct Keys(Map<String, Value>);
+struct InventoryKeys(Map<String, Value>);
 
-impl Keys {
+impl InventoryKeys {
     fn put(&mut self, key: &str, value: impl Into<Value>) {
         self.0.insert(key.to_owned(), value.into());
     }
@@ -209,7 +209,7 @@ fn all_values(infra: &Infra) -> Map<String, Value> {
         .machines()
         .map(|(_, machine)| machine.os_image.as_str())
         .collect();
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     keys.put("project_name", infra.project.as_str());
     match &global.addressing {
         Addressing::Zones { written } => keys.put("addressing", written.clone()),
@@ -246,7 +246,7 @@ fn inventory_values(domain: &Domain) -> Map<String, Value> {
     };
     let hosts: Map<String, Value> = domain.machines.iter().map(host).collect();
     let hosts = unless_empty(hosts.len(), Value::Object(hosts)).unwrap_or_default();
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     keys.put(
         "all",
         json!({ "children": { domain.name.as_str(): { "hosts": hosts } } }),
@@ -261,7 +261,7 @@ fn domain_values(domain: &Domain) -> Map<String, Value> {
         .iter()
         .map(|(name, profile)| (name.clone(), profile_value(profile)))
         .collect();
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     keys.put("domain_name", domain.name.as_str());
     keys.put("domain_description", domain.description.as_str());
     keys.put("domain_ephemeral", domain.ephemeral);
@@ -286,7 +286,7 @@ fn domain_values(domain: &Domain) -> Map<String, Value> {
 }
 
 fn profile_value(profile: &Profile) -> Value {
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     let devices: Map<String, Value> = profile.devices.iter().map(device_value).collect();
     keys.put_some("devices", unless_empty(devices.len(), devices));
     keys.put_some(
@@ -301,7 +301,7 @@ fn machine_values(domain: &Domain, machine: &Machine, holds: &[Hold<'_>]) -> Map
     let own = machine.devices.iter().map(device_value);
     let devices: Map<String, Value> = own.chain(edges).collect();
     let services: Vec<Value> = machine.services.iter().map(service_value).collect();
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     keys.put("instance_name", machine.name.as_str());
     keys.put("instance_type", machine.kind.as_str());
     keys.put("instance_description", machine.description.as_str());
@@ -339,7 +339,7 @@ fn machine_values(domain: &Domain, machine: &Machine, holds: &[Hold<'_>]) -> Map
 
 /// A service as it was declared.
 fn service_value(service: &DeclaredService) -> Value {
-    let mut keys = Keys::default();
+    let mut keys = InventoryKeys::default();
     keys.put("name", service.name.as_str());
     keys.put("tool", service.tool.as_str());
     keys.put("consumers", json!(service.consumers));

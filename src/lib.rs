@@ -7,9 +7,9 @@
 //! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
 //! - `setup`: what the program does in a machine that it was pushed into.
 //! - `machine_root`: a running machine's files, seen from the host.
-//! - `channel`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
+//! - `transport`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
 //! - `incus`: the only rooms that speak to Incus.
-//! - [`inside`]: what a machine holds of anklume; pure.
+//! - [`machine_state`]: what a machine holds of anklume; pure.
 //! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
 //! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
 //! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
@@ -18,7 +18,6 @@
 mod apply;
 pub mod audit;
 pub mod catalogue;
-mod channel;
 pub mod cli;
 mod command;
 mod confinement;
@@ -33,10 +32,10 @@ pub mod fuzzing;
 mod host;
 mod incus;
 pub mod infra;
-pub mod inside;
 pub mod inventory;
 pub mod limits;
 mod machine_root;
+pub mod machine_state;
 mod mcp;
 pub mod name;
 mod plan;
@@ -48,6 +47,7 @@ mod survey;
 mod sync;
 pub mod text;
 pub mod tool;
+mod transport;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -5,16 +5,16 @@
 
 pub(crate) mod accept;
 pub(crate) mod client;
-pub(crate) mod gate;
+pub(crate) mod concurrency;
+pub(crate) mod framing;
 pub(crate) mod helper;
 pub(crate) mod listen;
-pub(crate) mod live;
 pub(crate) mod monitor;
-pub(crate) mod pace;
+pub(crate) mod policy_watcher;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod server;
-pub(crate) mod wire;
+pub(crate) mod throttle;
 pub(crate) mod worker;
 
 use std::time::Duration;

@@ -14,9 +14,9 @@ mod edges;
 mod image;
 mod install;
 mod machine;
-mod mark;
 mod network;
 mod nic;
+mod ownership;
 mod proof;
 mod share;
 mod upkeep;
@@ -28,7 +28,7 @@ pub(crate) use destroy::{Doomed, Selection, destroy};
 pub(crate) use edges::{Intruder, intruders, strangers};
 pub(crate) use image::{RemoteImage, remote_images};
 pub(crate) use install::{has_inside, needs_program, order};
-pub(crate) use mark::{
+pub(crate) use ownership::{
     Ownership, finished, is_marked, is_rebuilt, machine_owner, mark_unproven, number, owner,
     unfinished,
 };
@@ -46,7 +46,7 @@ use crate::edge::Edge;
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::inside::ObservedMachine;
+use crate::machine_state::ObservedMachine;
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,7 @@ pub(crate) struct Facts {
     /// anklume's own folders on the host that are not as they must be: path, and what is wrong where it cannot be mended.
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to networks that are directly connected.
-    pub(crate) routes: Vec<Route>,
+    pub(crate) routes: Vec<HostRoute>,
     /// Images of remotes, by their name as written: where they are, or why not.
     pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
     /// Whether this process may write anklume's folders.
@@ -127,7 +127,7 @@ pub(crate) enum FolderState {
 
 /// A network that the host reaches directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Route {
+pub(crate) struct HostRoute {
     /// Over which interface.
     pub(crate) interface: String,
     /// Its first address.

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::digest::sha256;
-use crate::inside::{
+use crate::machine_state::{
     ABOVE, CallerUser, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity,
     LINK, LOGS, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP_LOCK, Sent, SetupReport,
     Supervisor,

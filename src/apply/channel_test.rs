@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::RunObserver;
 use super::outcome::{RunReport, StepOutcome, StepStatus};
-use crate::channel::shell_line;
 use crate::edge::{Edge, End};
 use crate::incus::{Edit, Object};
 use crate::plan::{Action, Proof, mark_unproven};
@@ -14,6 +13,7 @@ use crate::session::Session;
 use crate::session::each;
 use crate::session::interrupt::LEFT;
 use crate::survey::consumer::ask;
+use crate::transport::shell_line;
 
 /// How often a channel that is just made is tried.
 const TRIES: u32 = 3;

@@ -1,9 +1,9 @@
 //! How the steps of a run ended, and for what failed the command that shows more.
 
 use super::RunObserver;
-use crate::channel::shell_line;
 use crate::incus::Object;
 use crate::plan::{Action, ActionSummary, PROVE};
+use crate::transport::shell_line;
 
 /// How one step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-use crate::channel::RemoteExec;
 use crate::edge::CONSUMER_FOLDER;
 use crate::host::mounts;
 use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
-use crate::inside::{
+use crate::machine_state::{
     FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
 use crate::session::{Session, incus_failure};
 use crate::setup::SERVER_MAX;
 use crate::text::Foreign;
+use crate::transport::RemoteExec;
 
 /// Root's, as everything that anklume puts into a machine.
 const FOLDER: FileOwner = FileOwner {

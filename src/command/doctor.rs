@@ -8,7 +8,6 @@ mod report;
 use super::apply::open_session;
 use super::open_infra;
 use super::output::Output;
-use crate::channel::shell_line;
 use crate::cli::{DoctorArgs, InfraArgs};
 use crate::doctor::examine;
 use crate::edge::{Edge, edges};
@@ -16,6 +15,7 @@ use crate::error::{Exit, Failure};
 use crate::infra::Infra;
 use crate::name::closest;
 use crate::session::block_on;
+use crate::transport::shell_line;
 
 /// Runs `anklume doctor`.
 pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {

@@ -1,6 +1,6 @@
 //! What this program does when it was sent into a machine: it hears one line, says one, and stays until it is let go.
 //!
-//! The other half is [`crate::channel::RemoteExec`], which says why.
+//! The other half is [`crate::transport::RemoteExec`], which says why.
 
 use std::io::{self, BufRead as _, Read as _};
 use std::time::{Duration, Instant};

@@ -7,7 +7,7 @@ use super::mcp::converse;
 use super::output::Output;
 use crate::cli::{ChannelArgs, MachineAskArgs};
 use crate::error::{Exit, Failure};
-use crate::inside::Offered;
+use crate::machine_state::Offered;
 
 /// Runs `anklume machine-ask PROVIDER`: 0 whatever comes of it; the answer says what did.
 pub(crate) fn run(args: &MachineAskArgs, output: &Output) -> anyhow::Result<Exit> {

@@ -3,7 +3,7 @@
 use super::errand;
 use super::output::Output;
 use crate::error::{Exit, Failure};
-use crate::inside::Sent;
+use crate::machine_state::Sent;
 use crate::setup;
 
 /// Runs `anklume machine-setup`: 0 done, 1 something failed; the report says what.

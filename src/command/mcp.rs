@@ -4,19 +4,19 @@ mod answer;
 mod arguments;
 mod call;
 mod connect;
-mod converse;
-mod given;
+mod dry_run;
 mod helper;
 mod list;
 #[cfg(debug_assertions)]
 mod probe;
-mod rehearse;
+mod raw_args;
 mod serve;
 mod status;
+mod with_client;
 mod worker;
 
-pub(super) use converse::converse;
 pub(super) use helper::run as help;
+pub(super) use with_client::converse;
 pub(super) use worker::run as work;
 
 use crate::cli::McpCommand;

@@ -6,16 +6,16 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::listen_folder::ListenFolder;
-use crate::channel::shell_line;
 use crate::edge::{CONSUMER_FOLDER, Edge, End};
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{Device, Infra};
-use crate::inside::{DriftKind, ObservedMachine, Supervisor};
+use crate::machine_state::{DriftKind, ObservedMachine, Supervisor};
 use crate::name::MachineName;
 use crate::plan::{Again, Facts, Ownership, Role, in_use, intruders, machine_owner, strangers};
 use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::Unheard;
+use crate::transport::shell_line;
 
 /// What kind of thing is broken, in the order in which it is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

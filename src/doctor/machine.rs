@@ -1,14 +1,14 @@
 //! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
 
 use super::diagnose::{Broken, Cause, Examiner};
-use crate::channel::shell_line;
 use crate::edge::End;
-use crate::inside::{
+use crate::machine_state::{
     ABOVE, Drift, DriftKind, ETC, MachineSpec, ObservedMachine, PROGRAM, PROGRAM_FOLDER, Serving,
     differences,
 };
 use crate::plan::{has_inside, order};
 use crate::text::shown;
+use crate::transport::shell_line;
 
 /// How much of a digest is shown, in characters.
 const DIGEST_SHOWN: usize = 12;
@@ -168,7 +168,7 @@ fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inside::{FoundServices, Supervisor};
+    use crate::machine_state::{FoundServices, Supervisor};
     use crate::services::Services;
     use crate::text::Foreign;
 

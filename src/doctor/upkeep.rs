@@ -3,7 +3,7 @@
 use super::diagnose::{Broken, Cause, Examiner};
 use crate::edge::Edge;
 use crate::host::proxy_logs::{LIMIT, path};
-use crate::inside::DriftKind;
+use crate::machine_state::DriftKind;
 use crate::survey::audit_checkpoint::LogState;
 
 impl Examiner<'_> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::channel;
 use crate::plan::{HostFile, Rotation, Schedule};
+use crate::transport;
 
 /// How often, in minutes. A consumer that floods a channel writes some 150 MB in one.
 const MINUTES: u32 = 2;
@@ -260,7 +260,7 @@ fn remove_in(root: &Path) -> io::Result<()> {
 }
 
 async fn tell(words: &[&str]) -> io::Result<()> {
-    let mut command = channel::program("systemctl")?;
+    let mut command = transport::program("systemctl")?;
     command.args(words).stdin(Stdio::null()).kill_on_drop(true);
     // A ^C at the terminal lets the step in hand end.
     command.process_group(0);

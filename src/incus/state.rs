@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::connection::encoded;
 use super::object::{ConfigMap, Devices, Object};
 use super::{Incus, IncusError};
-use crate::inside::SETUP;
+use crate::machine_state::SETUP;
 
 /// Longest that operations of an earlier, interrupted run are waited for.
 const SETTLE_MAX: Duration = Duration::from_secs(120);

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::CONNECTIONS;
-use crate::mcp::pace::ReadThrottle;
 use crate::mcp::server::{Server, Shared, Shutdown};
+use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 
 /// Pause after an accept that failed, such as for want of file descriptors.

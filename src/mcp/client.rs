@@ -22,8 +22,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::wire::Lines;
-use super::wire::json;
+use super::framing::Lines;
+use super::framing::json;
 use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::Exchange;

@@ -23,9 +23,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::confinement::InForce;
-use crate::inside::STOP_SECONDS;
 use crate::limits::STOP_TIME;
-use crate::mcp::live::Policy;
+use crate::machine_state::STOP_SECONDS;
+use crate::mcp::policy_watcher::Policy;
 use crate::mcp::server::Shutdown;
 use crate::name::MachineName;
 use crate::services::Services;

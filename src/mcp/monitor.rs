@@ -17,8 +17,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Call, Outcome, Verdict};
-use crate::mcp::gate::{ConcurrencyLimiter, Overloaded, RunningCall};
-use crate::mcp::live::Policy;
+use crate::mcp::concurrency::{ConcurrencyLimiter, Overloaded, RunningCall};
+use crate::mcp::policy_watcher::Policy;
 use crate::mcp::recorder::{BegunCall, Recorder};
 use crate::policy::Caller;
 

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::mcp::LINE_MAX;
-use crate::mcp::wire::Cutter;
+use crate::mcp::framing::Cutter;
 use due::Due;
 use handshake::Handshake;
 

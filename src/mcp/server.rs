@@ -4,21 +4,21 @@
 //! Nothing here prints, opens sockets or reads files.
 
 mod call;
-mod course;
-mod door;
-mod flight;
+mod call_pipeline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
+mod in_flight;
 mod message;
 mod paced;
+mod panic_guard;
 #[cfg(test)]
 mod tests;
 mod tools;
 mod transport;
 
-pub(crate) use course::OVERLOADED;
-pub(crate) use flight::{AnsweredRequest, How};
+pub(crate) use call_pipeline::OVERLOADED;
+pub(crate) use in_flight::{AnsweredRequest, How};
 pub(crate) use tools::{list, of_operator};
 
 use std::fmt;
@@ -30,18 +30,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::STOP_TIME;
 use crate::mcp::ConnectionLimits;
+use crate::mcp::framing::Longest;
 use crate::mcp::helper::Helpers;
-use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor;
-use crate::mcp::pace::ReadThrottle;
-use crate::mcp::wire::Longest;
+use crate::mcp::policy_watcher::Policy;
+use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Copies, Settings, ToolError, ToolOutcome, ToolSession};
-use door::PanicGuard;
-use flight::InFlightRequests;
 use handler::Handler;
-use transport::Transport;
+use in_flight::InFlightRequests;
+use panic_guard::PanicGuard;
+use transport::ServerTransport;
 
 /// Who hears of each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
@@ -139,7 +139,8 @@ impl Server {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let flight = Arc::new(InFlightRequests::default());
-        let transport = Transport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
+        let transport =
+            ServerTransport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
         let door = PanicGuard::new(Handler::new(self, Arc::clone(&flight)), flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
         let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);

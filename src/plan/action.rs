@@ -3,9 +3,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Again, Proof, Schedule, mark};
+use super::{Again, Proof, Schedule, ownership};
 use crate::incus::{ConfigMap, Edit, Object, Power};
-use crate::inside::MachineSpec;
+use crate::machine_state::MachineSpec;
 use crate::text::shown;
 
 /// Longest value of a key that a plan shows, in characters.
@@ -295,7 +295,7 @@ fn verb(lines: &[String]) -> &'static str {
 
 /// What anklume keeps for itself is shown where nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
-    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if mark::is_own(key));
+    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if ownership::is_own(key));
     let mut lines: Vec<String> = edits
         .iter()
         .filter(|edit| !is_mark(edit))

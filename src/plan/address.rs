@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use super::mark::{self, Ownership};
 use super::nic::{NIC, may_be_touched, nic};
+use super::ownership::{self, Ownership};
 use super::{Action, PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
@@ -130,7 +130,7 @@ fn in_use(
     else {
         return;
     };
-    let ours = mark::owner(&holder.config, setting.project()) == Ownership::Ours;
+    let ours = ownership::owner(&holder.config, setting.project()) == Ownership::Ours;
     let help = if ours {
         format!(
             "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",

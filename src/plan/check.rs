@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::edges::Intruder;
-use super::mark::{self, Ownership};
+use super::ownership::{self, Ownership};
 use super::{
     Action, FolderState, PlanCode, PlanInputs, address, domain, edges, fault, share, upkeep,
 };
@@ -289,7 +289,7 @@ pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
     }));
     for instance in &setting.state.instances {
         let (project, name) = (instance.project.as_str(), instance.name.as_str());
-        let owner = mark::machine_owner(&instance.config, setting.project(), project, name);
+        let owner = ownership::machine_owner(&instance.config, setting.project(), project, name);
         let declared = infra
             .machine(name)
             .filter(|(home, _)| home.name.as_str() == project);
@@ -301,7 +301,7 @@ pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
                 name.escape_debug()
             )),
             (Ownership::Ours, Some((_, machine))) => {
-                let made_of = instance.config.get(mark::IMAGE);
+                let made_of = instance.config.get(ownership::IMAGE);
                 if let Some(image) = made_of.filter(|image| **image != machine.os_image) {
                     notes.push(format!(
                         "{} was made of {} and stays so; to make it anew of {}: `incus rebuild`",

@@ -6,7 +6,7 @@ use super::Action;
 use super::difference::DEFAULT_PROFILE;
 use super::domain::our_projects;
 use super::edges::host_socket;
-use super::mark::{self, Ownership, machine_owner, owner};
+use super::ownership::{self, Ownership, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Object, State};
@@ -80,7 +80,7 @@ pub(crate) fn destroy(
         let ours = owner(&volume.config, project) == Ownership::Ours;
         let follows = volume
             .config
-            .get(mark::MACHINE)
+            .get(ownership::MACHINE)
             .is_some_and(|of| gone.contains(of));
         if ours && (follows || with_domain(&volume.project)) {
             doomed.volumes.push(delete(Object::Volume {
@@ -217,7 +217,7 @@ fn networks(
 ) {
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
-            && config.get(mark::DOMAIN).is_some_and(|of| of == domain)
+            && config.get(ownership::DOMAIN).is_some_and(|of| of == domain)
     };
     let mut stays = BTreeSet::new();
     for network in state.networks.iter().filter(|one| is_ours(&one.config)) {

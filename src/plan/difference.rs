@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, mark};
+use super::{Action, ownership};
 use crate::incus::{ConfigMap, Devices, Edit, Object};
 use crate::infra::Device;
 
@@ -51,15 +51,15 @@ impl Desired {
         keys.extend(others.map(|(key, _)| (*key).to_owned()));
         // A list of strings is always JSON.
         let list = serde_json::to_string(&keys).unwrap_or_default();
-        self.set(mark::PROJECT, project);
-        self.set(mark::KEYS, list);
+        self.set(ownership::PROJECT, project);
+        self.set(ownership::KEYS, list);
         self
     }
 }
 
 /// The edits that make an object with this configuration and these devices what it should be.
 pub(super) fn edits(config: &ConfigMap, devices: &Devices, want: &Desired) -> Vec<Edit> {
-    let before = mark::set_before(config);
+    let before = ownership::set_before(config);
     let mut edits = Vec::new();
     for (key, value) in &want.config {
         let old = config.get(key);
@@ -114,7 +114,7 @@ pub(super) fn or_default(profiles: &[String]) -> Vec<String> {
 }
 
 fn was_set(config: &ConfigMap, what: &str) -> bool {
-    mark::set_before(config).iter().any(|key| key == what)
+    ownership::set_before(config).iter().any(|key| key == what)
 }
 
 fn device_edits(devices: &Devices, want: &Desired, before: &[String]) -> Vec<Edit> {

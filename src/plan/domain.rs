@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::difference::{DEFAULT_PROFILE, Desired, description_edit, edit, edits};
-use super::mark::{self, Ownership, may_touch};
+use super::ownership::{self, Ownership, may_touch};
 use super::{Action, PlanCode, PlanInputs, fault, network};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Project;
@@ -236,6 +236,6 @@ pub(super) fn our_projects<'a>(
     state: &'a State,
     project: &'a str,
 ) -> impl Iterator<Item = &'a Project> {
-    let ours = move |one: &&Project| mark::owner(&one.config, project) == Ownership::Ours;
+    let ours = move |one: &&Project| ownership::owner(&one.config, project) == Ownership::Ours;
     state.projects.iter().filter(ours)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::mark::{self, Ownership};
+use super::ownership::{self, Ownership};
 use super::{Action, Again, PlanInputs, Role};
 use crate::diagnostic::quote;
 use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
@@ -213,7 +213,7 @@ pub(super) fn moves(setting: &PlanInputs<'_>) -> Moves {
             let belongs = wanted
                 .get(&place)
                 .is_some_and(|here| here.contains_key(name));
-            let of_us = mark::owner(&instance.config, setting.project()) == Ownership::Ours;
+            let of_us = ownership::owner(&instance.config, setting.project()) == Ownership::Ours;
             if belongs || !(of_us || ours.contains(&socket)) {
                 continue;
             }

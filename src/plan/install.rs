@@ -1,17 +1,19 @@
 //! What goes into a machine: the program, its name, its services.
 
-use super::mark;
+use super::ownership;
 use super::{Action, PlanInputs};
 use crate::edge::Edge;
 use crate::incus::state::Instance;
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine, MachineType};
-use crate::inside::{CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences};
+use crate::machine_state::{
+    CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences,
+};
 use crate::services::Services;
 
 /// Whether the program is, or was, in a machine.
 pub(crate) fn has_inside(instance: &Instance) -> bool {
-    instance.config.contains_key(mark::INSIDE)
+    instance.config.contains_key(ownership::INSIDE)
 }
 
 /// Whether the program must be in a machine: it offers something, or it is the end of an edge.

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::destroy::delete_machine;
 use super::difference::{Desired, description_edit, edit, edits, or_default, profiles_edit};
 use super::domain::{devices_json, gives_root, is_root, root_disk};
-use super::mark::{self, Ownership, machine_owner};
 use super::nic::{NIC, may_be_touched, nic};
+use super::ownership::{self, Ownership, machine_owner};
 use super::{Action, PlanCode, PlanInputs, address, edges, fault, image, install, not_ours};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::Instance;
@@ -60,7 +60,7 @@ pub(super) fn make(
     let want = want(setting, domain, machine, Some(there));
     let devices = address::devices_then(setting, domain, machine, there);
     let mut changes = edits(&there.config, &devices, &want);
-    changes.extend(mark::is_unfinished(&there.config).then(mark::finished));
+    changes.extend(ownership::is_unfinished(&there.config).then(ownership::finished));
     changes.extend(description_edit(&there.config, &there.description, &want));
     changes.extend(profiles_edit(&there.config, &there.profiles, &want));
     actions.extend(edit(object.clone(), changes));
@@ -88,8 +88,8 @@ fn is_half_made(
     let owner = machine_owner(&there.config, setting.project(), project, name);
     setting.facts.root
         && owner == Ownership::Ours
-        && mark::is_unfinished(&there.config)
-        && !mark::was_started(&there.config)
+        && ownership::is_unfinished(&there.config)
+        && !ownership::was_started(&there.config)
         && there.status == "Stopped"
 }
 
@@ -166,15 +166,18 @@ fn want(
         want.device(device);
     }
     let mut want = want.marked(setting.project());
-    want.set(mark::MACHINE, format!("{}/{}", domain.name, machine.name));
+    want.set(
+        ownership::MACHINE,
+        format!("{}/{}", domain.name, machine.name),
+    );
     let has_inside = there.is_some_and(install::has_inside);
     if has_inside || install::needs_inside(setting, domain, machine) {
-        want.set(mark::INSIDE, "true");
-        want.set(mark::BUILT, "true");
+        want.set(ownership::INSIDE, "true");
+        want.set(ownership::BUILT, "true");
     }
-    let image = there.and_then(|there| there.config.get(mark::IMAGE));
+    let image = there.and_then(|there| there.config.get(ownership::IMAGE));
     // The image that it was made of: a later declaration does not make it another.
-    want.set(mark::IMAGE, image.unwrap_or(&machine.os_image));
+    want.set(ownership::IMAGE, image.unwrap_or(&machine.os_image));
     want
 }
 
@@ -354,7 +357,7 @@ fn volume(
         want.set("size", size.clone());
     }
     let mut want = want.marked(setting.project());
-    want.set(mark::MACHINE, format!("{project}/{}", machine.name));
+    want.set(ownership::MACHINE, format!("{project}/{}", machine.name));
     let mut volumes = setting.state.volumes.iter();
     let there =
         volumes.find(|one| one.project == project && one.pool == volume.pool && one.name == name);
@@ -370,7 +373,7 @@ fn volume(
             about: volume.size.clone().unwrap_or_default(),
         });
     };
-    let owner = mark::owner(&there.config, setting.project());
+    let owner = ownership::owner(&there.config, setting.project());
     let adopted = owner == Ownership::Nobody && setting.adopts(machine.name.as_str());
     if owner != Ownership::Ours && !adopted {
         let place = Some(&machine.place);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::difference::{Desired, edit, edits};
-use super::mark::{self, Ownership, may_touch, owner};
+use super::ownership::{self, Ownership, may_touch, owner};
 use super::{Action, PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::incus::state::{Acl, IncusNetwork};
@@ -98,7 +98,7 @@ pub(super) fn acl(
     let object = Object::Acl(name.to_owned());
     let rules = rules(setting, domain);
     let mut want = Desired::default().marked(setting.project());
-    want.set(mark::DOMAIN, domain.name.as_str());
+    want.set(ownership::DOMAIN, domain.name.as_str());
     let Some(there) = setting.state.acls.iter().find(|one| one.name == name) else {
         let mut body = json!({"name": name, "config": as_object(&want.config)});
         if let Some(body) = body.as_object_mut() {
@@ -176,7 +176,7 @@ fn network_want(
     };
     want.set("security.acls", lists);
     let mut want = want.marked(setting.project());
-    want.set(mark::DOMAIN, domain.name.as_str());
+    want.set(ownership::DOMAIN, domain.name.as_str());
     want
 }
 

@@ -1,7 +1,7 @@
 //! The network device of a machine.
 
 use super::PlanInputs;
-use super::mark::{Ownership, machine_owner};
+use super::ownership::{Ownership, machine_owner};
 use crate::incus::ConfigMap;
 use crate::infra::{Domain, Machine};
 

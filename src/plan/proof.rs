@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::mark::unproven;
+use super::ownership::unproven;
 use super::{Action, Plan, PlanInputs, Role};
 use crate::edge::{Edge, End};
 

@@ -8,8 +8,8 @@ use tokio::sync::{Mutex, OnceCell};
 use super::Session;
 use crate::incus::state::Instance;
 use crate::incus::{DEFAULT_PROJECT, EntryKind, FileEntry, Incus, IncusError, Object};
-use crate::inside::PROGRAM;
 use crate::machine_root::{Look, MachineRoot, MachineRootError};
+use crate::machine_state::PROGRAM;
 
 /// Placeholder digest for any program other than this one.
 const ANOTHER: &str = "another";

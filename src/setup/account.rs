@@ -4,7 +4,7 @@ use std::fs;
 
 use tokio::process::Command;
 
-use crate::inside::{IDENTITY, Identity, RUNTIME};
+use crate::machine_state::{IDENTITY, Identity, RUNTIME};
 use crate::name::MachineName;
 use crate::tool::Surroundings;
 

@@ -13,7 +13,7 @@ use super::SetupError;
 use super::account::Account;
 use super::failed;
 use crate::edge::PROVIDER_FOLDER;
-use crate::inside::{PATH, PROGRAM, STOP_SECONDS};
+use crate::machine_state::{PATH, PROGRAM, STOP_SECONDS};
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
 use crate::text::Foreign;

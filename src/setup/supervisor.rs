@@ -16,7 +16,7 @@ use super::account::Account;
 use super::tree::MachineTree;
 use super::{SetupError, failed, server};
 use crate::edge::PROVIDER_FOLDER;
-use crate::inside::{
+use crate::machine_state::{
     AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
 };
 

@@ -15,7 +15,7 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 use tokio::time::sleep;
 
 use super::account::Account;
-use crate::inside::{CallerUser, PASS, Rights};
+use crate::machine_state::{CallerUser, PASS, Rights};
 
 /// How every path is resolved, from the root folder on.
 const STRICT: ResolveFlags = ResolveFlags::BENEATH

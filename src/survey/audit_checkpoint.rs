@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use super::checkpoint_store::{Checkpoint, CheckpointStore};
 use crate::audit::{KEEP, LOG, ROTATE_AT};
-use crate::channel::shell_line;
 use crate::foreign::{ForeignError, LogSeen, Reader};
 use crate::incus::state::Instance;
 use crate::incus::{EntryKind, Object};
@@ -20,6 +19,7 @@ use crate::infra::Infra;
 use crate::plan::is_marked;
 use crate::session::Session;
 use crate::session::machine_files::FilesError;
+use crate::transport::shell_line;
 
 /// Largest file of a log that is read, in bytes: it is rotated before.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;

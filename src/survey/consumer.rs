@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::channel::RemoteExec;
 use crate::edge::Edge;
-use crate::inside::{ASK, Offered, PROGRAM};
+use crate::machine_state::{ASK, Offered, PROGRAM};
 use crate::name::ServiceName;
 use crate::session::Session;
+use crate::transport::RemoteExec;
 
 /// How long a consumer may take to say what it is offered: its program waits for the provider less long.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,12 +7,12 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use super::{nested_mounts, shares};
-use crate::channel;
 use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
 use crate::host::folders::FOLDERS;
 use crate::host::{log_timer, proxy_logs};
 use crate::infra::{Device, Infra};
-use crate::plan::{Facts, FolderState, HostFolder, Route, TakenIds};
+use crate::plan::{Facts, FolderState, HostFolder, HostRoute, TakenIds};
+use crate::transport;
 
 /// What their rights must be.
 const FOLDER_MODE: u32 = 0o711;
@@ -83,7 +83,7 @@ async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     }
     for database in ["passwd", "group"] {
         // Where the program is missing, the files are all that there is.
-        let Ok(mut getent) = channel::program("getent") else {
+        let Ok(mut getent) = transport::program("getent") else {
             break;
         };
         getent.arg(database).args(&uids).kill_on_drop(true);
@@ -159,18 +159,18 @@ fn folder(path: &str) -> Option<HostFolder> {
     })
 }
 
-fn routes() -> Vec<Route> {
+fn routes() -> Vec<HostRoute> {
     text("/proc/net/route").lines().filter_map(route).collect()
 }
 
 /// A line of the kernel's table; addresses are in the order of this computer's memory.
-fn route(line: &str) -> Option<Route> {
+fn route(line: &str) -> Option<HostRoute> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok();
     let address = |index: usize| Some(Ipv4Addr::from(number(index)?.to_ne_bytes()));
     let connected = address(2)?.is_unspecified();
     let prefix = u8::try_from(u32::from(address(7)?).leading_ones()).ok()?;
-    (connected && prefix > 0).then_some(Route {
+    (connected && prefix > 0).then_some(HostRoute {
         interface: (*fields.first()?).to_owned(),
         network: address(1)?,
         prefix,
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn routes_are_read_as_the_kernel_writes_them() {
         let line = "hsv0\t00004D0A\t00000000\t0001\t0\t0\t0\tFCFFFFFF\t0\t0\t0";
-        let expected = Route {
+        let expected = HostRoute {
             interface: "hsv0".to_owned(),
             network: Ipv4Addr::new(10, 77, 0, 0),
             prefix: 30,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::channel;
 use crate::plan::RemoteImage;
+use crate::transport;
 
 /// Longest that a remote may take to say whether it has an image.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,7 +61,7 @@ async fn look(image: &str, remotes: &BTreeMap<String, Listed>) -> Result<RemoteI
 /// Runs `incus` and gives its stdout, or its last words.
 async fn incus(args: &[&str]) -> Result<String, String> {
     let cannot = |why: io::Error| format!("the program `incus` cannot be started: {why}");
-    let mut command = channel::incus().map_err(cannot)?;
+    let mut command = transport::incus().map_err(cannot)?;
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, command.output())
         .await

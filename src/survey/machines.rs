@@ -12,7 +12,7 @@ use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::incus::state::Instance;
 use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
-use crate::inside::{
+use crate::machine_state::{
     ABOVE, CallerUser, FoundServices, IDENTITY, LINK, ObservedMachine, Rights, SERVICES, Serving,
     ours, unit_paths,
 };

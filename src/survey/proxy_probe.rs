@@ -191,7 +191,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
     use super::*;
-    use crate::mcp::gate::too_many_connections;
+    use crate::mcp::concurrency::too_many_connections;
 
     /// What is heard from a server that gives the first request this answer and ends.
     async fn answered(answer: &str) -> ProxyAnswer {

@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
-use crate::inside::AGENT_LAUNCHER;
 use crate::limits::{IDLE, IN_FLIGHT};
+use crate::machine_state::AGENT_LAUNCHER;
 
 /// The portal where none is named.
 const PORTAL: &str = "/srv/anklume/portal";

@@ -318,6 +318,43 @@ fn a_name_is_used_from_where_it_is_defined() {
     assert_eq!(read(root()).passed_on, [""; 0]);
 }
 
+/// Names of types that stand for more than one thing, and why.
+const SHARED_NAMES: [(&str, &str); 0] = [];
+
+#[test]
+fn a_type_name_stands_for_one_thing() {
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut parsed = Vec::new();
+    collect(
+        &root().join("src/lib.rs"),
+        &root().join("src"),
+        &[],
+        &mut parsed,
+    );
+    for (module, items) in &parsed {
+        for item in items {
+            let (ident, attributes) = match item {
+                Item::Enum(item) => (&item.ident, &item.attrs),
+                Item::Struct(item) => (&item.ident, &item.attrs),
+                Item::Trait(item) => (&item.ident, &item.attrs),
+                Item::Type(item) => (&item.ident, &item.attrs),
+                _ => continue,
+            };
+            if !is_of_tests(attributes) {
+                names
+                    .entry(ident.to_string())
+                    .or_default()
+                    .push(module.join("::"));
+            }
+        }
+    }
+    assert!(names.len() > 400, "{} names are seen", names.len());
+    names.retain(|name, modules| {
+        modules.len() > 1 && !SHARED_NAMES.iter().any(|(shared, _)| shared == name)
+    });
+    assert_eq!(names, BTreeMap::new());
+}
+
 #[test]
 fn a_circle_is_seen_wherever_it_is() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,12 +8,12 @@ use base64::write::EncoderWriter;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
-use crate::channel::Transport;
 use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::{Called, WORDS_SHOWN};
 use crate::text::{self, Foreign, write_json};
+use crate::transport::Transport;
 
 /// What came back.
 #[derive(Debug)]

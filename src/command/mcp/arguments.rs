@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Number, Value};
 
-use super::given::{Given, GivenValue, object, shown};
+use super::raw_args::{Given, GivenValue, object, shown};
 use crate::catalogue::ONE_CALL_MAX;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, PayloadSource, Pieces};
@@ -253,7 +253,7 @@ fn whole_number(text: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::given::parse;
+    use super::super::raw_args::parse;
     use super::*;
 
     fn tool() -> Tool {

@@ -10,11 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{CallAnswer, report};
 use super::arguments::{Arguments, typed};
-use super::converse::{BrokenCall, Server, converse, is_invalid};
-use super::given::{self, Given, shown};
-use super::rehearse::{DryRunRequests, asked, rehearse};
+use super::dry_run::{DryRunRequests, asked, rehearse};
+use super::raw_args::{self, Given, shown};
+use super::with_client::{BrokenCall, ServerClient, converse, is_invalid};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::channel::{self, Transport};
 use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -24,13 +23,14 @@ use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
 use crate::text::Foreign;
+use crate::transport::{self, Transport};
 
 /// Tools that are named where there is no such tool.
 const TOOLS_SHOWN: usize = 40;
 
 /// Runs `anklume mcp call`.
 pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
-    let given = given::parse(&args.arguments)?;
+    let given = raw_args::parse(&args.arguments)?;
     if args.channel.dry_run {
         return rehearse(&args.channel, output, async || {
             requests(&args.tool, given).await
@@ -53,7 +53,7 @@ pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Calls the tool in one message or in pieces; without arguments nothing needs to be known of it.
 async fn ask(
-    server: &mut Server,
+    server: &mut ServerClient,
     name: &str,
     given: Given,
     channel: &Transport,
@@ -103,7 +103,7 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
         .take(TOOLS_SHOWN)
         .map(|name| shown(name))
         .collect();
-    let providers = channel::providers();
+    let providers = transport::providers();
     let mut help = match listed.len() {
         0 => "it has none for you".to_owned(),
         _ => format!("there are: {}", listed.join(", ")),

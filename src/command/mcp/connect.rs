@@ -3,13 +3,13 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
-use super::converse::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
-use crate::channel::{self, OpenTransport, Route};
+use super::with_client::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Patience;
 use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
+use crate::transport::{self, OpenTransport, Route};
 
 /// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -104,7 +104,7 @@ const LOST: &str = "the provider closed the connection before it answered: the c
 /// Opens the channel to where the provider is now.
 async fn open(way: &Route, patience: Patience, output: &Output) -> anyhow::Result<OpenTransport> {
     let channel = find(way.clone(), patience, output).await?;
-    channel::open(channel, patience.first, watch(output))
+    transport::open(channel, patience.first, watch(output))
         .await
         .map_err(|why| unreachable(&why))
 }

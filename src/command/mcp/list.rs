@@ -3,8 +3,8 @@
 use rmcp::model::Tool;
 use serde_json::json;
 
-use super::converse::converse;
-use super::rehearse::{asked, rehearse};
+use super::dry_run::{asked, rehearse};
+use super::with_client::converse;
 use crate::cli::{Format, McpListArgs};
 use crate::command::output::Output;
 use crate::error::Exit;

@@ -20,11 +20,11 @@ use crate::error::Exit;
 use crate::infra::Confinement;
 use crate::mcp::accept::Accepting;
 use crate::mcp::helper::Helpers;
-use crate::mcp::live::Policy;
 use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::RemoteMonitor;
-use crate::mcp::pace::ReadThrottle;
+use crate::mcp::policy_watcher::Policy;
 use crate::mcp::server::Shutdown;
+use crate::mcp::throttle::ReadThrottle;
 use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
 use crate::tool::{Resource, portal_limits};
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::message::{self, Meaning, NoMessage};
 use super::{ClientError, FREE, IN_ALL, PAYLOAD, TEXT_MAX, malformed};
-use crate::mcp::wire::{Line, Lines, json};
+use crate::mcp::framing::{Line, Lines, json};
 use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
 use crate::text::Foreign;
 

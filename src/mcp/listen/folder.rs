@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
 use rustix::io::Errno;
 
-use crate::mcp::wire::json;
+use crate::mcp::framing::json;
 use crate::name::MachineName;
 
 /// How long the folder's lock is tried for: whoever asks whether a server has it holds it for a moment.

@@ -13,8 +13,8 @@ use rustix::process::Signal;
 
 use super::owned::{Owned, ProcessHandle};
 use super::state::{ServerState, WorkerFailures};
-use crate::inside::AGENT_LAUNCHER;
 use crate::limits::MEMORY_RESERVED;
+use crate::machine_state::AGENT_LAUNCHER;
 use crate::mcp::helper;
 use crate::mcp::monitor::attend::{House, attend_helper};
 use crate::name::MachineName;
@@ -176,8 +176,8 @@ impl Drop for HelperPlace {
 mod tests {
     use super::*;
     use crate::limits::MEMORY_ALL;
-    use crate::mcp::gate::ConcurrencyLimiter;
-    use crate::mcp::live::PolicyWatcher;
+    use crate::mcp::concurrency::ConcurrencyLimiter;
+    use crate::mcp::policy_watcher::PolicyWatcher;
     use crate::mcp::recorder::Recorder;
     use crate::services::Services;
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::confinement::InForce;
-use crate::mcp::gate::ConcurrencyLimiter;
-use crate::mcp::live::PolicyWatcher;
+use crate::mcp::concurrency::ConcurrencyLimiter;
+use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::mcp::recorder::Recorder;
 use crate::name::MachineName;
 

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use super::protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send, send_with};
 use super::{AdmitError, Admitted as _, Local, LocalCall, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
-use crate::mcp::live::PolicyWatcher;
+use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::name::MachineName;
 use crate::tool::Resource;
 

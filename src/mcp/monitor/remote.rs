@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::protocol::{MonitorRequest, RESPONSE_MAX, Response, SpinRead, receive, send};
 use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, Outcome};
-use crate::mcp::live::{Loaded, Policy, PolicyError, PolicyWatcher};
-use crate::mcp::pace::Lender;
+use crate::mcp::policy_watcher::{Loaded, Policy, PolicyError, PolicyWatcher};
+use crate::mcp::throttle::Lender;
 use crate::tool::Resource;
 
 /// The server, as its consumer's process sees it.

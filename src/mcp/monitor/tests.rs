@@ -12,7 +12,7 @@ use super::remote::RemoteMonitor;
 use super::*;
 use crate::audit::chain::{ReadLine, read};
 use crate::audit::{Event, Log};
-use crate::mcp::live::PolicyWatcher;
+use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::services::Services;
 use crate::text::Foreign;
 

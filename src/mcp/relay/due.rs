@@ -13,8 +13,8 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::mcp::wire::Line;
-use crate::mcp::wire::json::{self, ID_WRITTEN_MAX, JsonFault};
+use crate::mcp::framing::Line;
+use crate::mcp::framing::json::{self, ID_WRITTEN_MAX, JsonFault};
 
 /// The answers that are still to come.
 ///

@@ -3,8 +3,8 @@
 use rmcp::model::RequestId;
 use serde_json::{Map, Value, json};
 
-use crate::mcp::wire::Line;
-use crate::mcp::wire::json;
+use crate::mcp::framing::Line;
+use crate::mcp::framing::json;
 
 /// Longest message that is kept, in bytes; a client says little of itself.
 const KEPT_MAX: usize = 64 * 1024;
@@ -13,15 +13,15 @@ const KEPT_MAX: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Handshake {
     /// The request that no provider has taken yet.
-    asked: Option<Request>,
+    asked: Option<HandshakeRequest>,
     /// The last that one took.
-    made: Option<Request>,
+    made: Option<HandshakeRequest>,
     /// The notification after it, with its newline.
     notification: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Request {
+struct HandshakeRequest {
     id: RequestId,
     /// As the client wrote it, with its newline.
     line: Vec<u8>,
@@ -52,7 +52,7 @@ impl Handshake {
         match message.get("method").and_then(Value::as_str) {
             Some("initialize") => {
                 let id = message.get("id").and_then(json::as_id);
-                self.asked = id.map(|id| Request { id, line });
+                self.asked = id.map(|id| HandshakeRequest { id, line });
             }
             Some("notifications/initialized") => self.notification = line,
             _ => {}

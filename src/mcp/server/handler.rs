@@ -14,11 +14,11 @@ use rmcp::model::{
 use rmcp::service::{RequestContext, RoleServer};
 use tokio::sync::Semaphore;
 
-use super::course::{CallPipeline, Own};
-use super::flight::InFlightRequests;
+use super::call_pipeline::{CallPipeline, Own};
+use super::in_flight::InFlightRequests;
 use super::message::{is_modern, is_modern_version, unknown_method};
 use super::{Server, tools};
-use crate::mcp::gate::too_many_connections;
+use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::helper::Connection;
 use crate::tool::ToolSession;
 

@@ -12,8 +12,8 @@ use rmcp::model::{
 };
 use serde_json::{Map, Value};
 
-use crate::mcp::wire::Line;
-use crate::mcp::wire::json::{self, JsonFault};
+use crate::mcp::framing::Line;
+use crate::mcp::framing::json::{self, JsonFault};
 use crate::mcp::{ID_MAX, shown};
 
 /// What a line asks for.

@@ -7,8 +7,8 @@ use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::limits::CALL_TIME;
-use crate::mcp::pace::{MemoryPermit, ReadThrottle, SHORT};
-use crate::mcp::wire::{Line, LineStep, Lines, Longest};
+use crate::mcp::framing::{Line, LineStep, Lines, Longest};
+use crate::mcp::throttle::{MemoryPermit, ReadThrottle, SHORT};
 
 /// A line, and the memory that it has until it is answered.
 pub(super) type Held = (Line, Option<MemoryPermit>);

@@ -12,10 +12,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::mcp::gate::ConcurrencyLimiter;
+use crate::mcp::concurrency::ConcurrencyLimiter;
+use crate::mcp::framing::{Line, Lines};
 use crate::mcp::monitor::Local;
 use crate::mcp::recorder::Recorder;
-use crate::mcp::wire::{Line, Lines};
 use crate::name::ToolName;
 use crate::services::{Service, Services};
 

@@ -17,14 +17,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
-use super::flight::{How, InFlightRequests};
+use super::in_flight::{How, InFlightRequests};
 use super::message::{self, AskedRequest, ClientMessage};
 use super::paced::{Held, PacedLines};
 use super::{Observer, Server, Shutdown};
 use crate::limits::CALL_TIME;
-use crate::mcp::pace::{MemoryPermit, ReadThrottle, SHORT};
-use crate::mcp::wire::Line;
-use crate::mcp::wire::json;
+use crate::mcp::framing::Line;
+use crate::mcp::framing::json;
+use crate::mcp::throttle::{MemoryPermit, ReadThrottle, SHORT};
 use crate::mcp::{ConnectionLimits, VALUES_MAX};
 
 /// Bytes that any request takes, with its task and a short answer.
@@ -41,7 +41,7 @@ const CANCEL: &[u8] = b"notifications/cancelled";
 const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.
-pub(super) struct Transport<R, W> {
+pub(super) struct ServerTransport<R, W> {
     lines: PacedLines<R>,
     writer: Arc<Mutex<W>>,
     /// How long a caller may read nothing of an answer.
@@ -61,7 +61,7 @@ pub(super) struct Transport<R, W> {
     last_moment: Option<Instant>,
 }
 
-impl<R: AsyncRead + Unpin, W> Transport<R, W> {
+impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
     pub(super) fn new(
         reader: R,
         writer: W,
@@ -215,7 +215,7 @@ fn cancelled(inner: RequestId) -> ClientJsonRpcMessage {
     ))
 }
 
-impl<R, W> rmcp::transport::Transport<RoleServer> for Transport<R, W>
+impl<R, W> rmcp::transport::Transport<RoleServer> for ServerTransport<R, W>
 where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::infra::Machine;
-use crate::inside::{
+use crate::machine_state::{
     FoundServices, Identity, MachineSpec, ObservedMachine, PROGRAM as PLACE, Serving, Supervisor,
 };
 use crate::plan::{Again, Role, mark_unproven, needs_program};

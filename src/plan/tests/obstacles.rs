@@ -10,7 +10,7 @@ use crate::edge::{FIRST_UID, UIDS, edges};
 use crate::incus::state::{IncusNetwork, Project};
 use crate::incus::{Object, State};
 use crate::plan::code::PlanCode;
-use crate::plan::{Action, Facts, RemoteImage, Route, TakenIds, remote_images};
+use crate::plan::{Action, Facts, HostRoute, RemoteImage, TakenIds, remote_images};
 
 #[test]
 fn folders_that_anklume_shares_are_made_and_others_must_be_there() {
@@ -139,7 +139,7 @@ fn the_host_and_incus_can_stand_in_the_way() {
         with(&|state, _| state.pools.clear()),
         ["no-pool", "no-pool"]
     );
-    let route = |prefix, network: &str| Route {
+    let route = |prefix, network: &str| HostRoute {
         interface: "eth9".to_owned(),
         network: network.parse().unwrap(),
         prefix,

@@ -4,7 +4,7 @@ use std::io;
 
 use jiff::Timestamp;
 
-use crate::inside::AGENT_UNIT;
+use crate::machine_state::AGENT_UNIT;
 use crate::tool::GpgHome;
 
 /// Why gpg did not sign.

@@ -4,12 +4,12 @@ use std::fs;
 
 use anklume::audit::flood::{LINE_EVERY, LINES_AT_ONCE, OWN_LINES, WINDOW};
 use anklume::audit::{KEEP, ROTATE_AT};
-use anklume::inside::STOP_SECONDS;
 use anklume::limits::{
     CALL_TIME, CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, CONNECTIONS, IDLE, IN_FLIGHT, IN_FLIGHT_ALL,
     Limits, MEMORY, MEMORY_MIN, MESSAGE_BYTES, MESSAGE_BYTES_MAX, MESSAGES_AT_ONCE,
     MESSAGES_PER_SECOND, STOP_TIME,
 };
+use anklume::machine_state::STOP_SECONDS;
 use serde_json::{Value, json};
 
 use super::world::World;

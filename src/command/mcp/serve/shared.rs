@@ -10,12 +10,12 @@ use crate::command::output::Output;
 use crate::confinement::InForce;
 use crate::error::{Exit, Failure};
 use crate::infra::Confinement;
-use crate::inside::SERVICES;
-use crate::mcp::gate::ConcurrencyLimiter;
+use crate::machine_state::SERVICES;
+use crate::mcp::concurrency::ConcurrencyLimiter;
 use crate::mcp::helper::Helpers;
 use crate::mcp::listen::ServerState;
-use crate::mcp::live::{PolicyChange, PolicyError, PolicyWatcher};
 use crate::mcp::monitor::Monitor;
+use crate::mcp::policy_watcher::{PolicyChange, PolicyError, PolicyWatcher};
 use crate::mcp::recorder::{Complain, Recorder};
 use crate::mcp::server::{AnsweredRequest, How, Observer, Shared};
 use crate::services::Services;
@@ -139,7 +139,7 @@ fn broken_policy(error: &PolicyError) -> Failure {
 }
 
 /// Tells of a change of the policy, loudly when it was refused.
-fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::live::OnChange {
+fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::policy_watcher::OnChange {
     let (recorder, output) = (Arc::clone(recorder), output.clone());
     Box::new(move |change| {
         let (policy, refused) = match change {

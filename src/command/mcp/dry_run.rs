@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use super::converse::{find, interruptible, patience, way};
-use crate::channel::{LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program};
+use super::with_client::{find, interruptible, patience, way};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
 use crate::incus::MachineRef;
 use crate::mcp::client::{Rehearsed, rehearsal};
 use crate::text::Foreign;
+use crate::transport::{LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program};
 
 /// The requests that would be sent, and what is to be said beside them.
 pub(super) type DryRunRequests = (Vec<Rehearsed>, Vec<String>);

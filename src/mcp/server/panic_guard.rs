@@ -14,8 +14,8 @@ use rmcp::model::{
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
 
 use super::call::fault;
-use super::flight::InFlightRequests;
 use super::handler::Handler;
+use super::in_flight::InFlightRequests;
 
 /// The handler of one connection, as rmcp's service loop calls it.
 #[derive(Debug)]

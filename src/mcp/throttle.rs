@@ -1,7 +1,7 @@
 //! How fast a caller is read: what costs the server work and is no call that runs, such as lists, refusals and
 //! garbage, is read at a steady pace when there is much of it. So a flood waits in its own sockets.
 //!
-//! Calls that run have limits of their own ([`crate::mcp::gate`]) and are not counted here. How much of what a caller sent is in
+//! Calls that run have limits of their own ([`crate::mcp::concurrency`]) and are not counted here. How much of what a caller sent is in
 //! memory at once is counted too, whether it is whole, runs, or never comes to an end.
 
 mod memory;

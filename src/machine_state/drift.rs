@@ -187,7 +187,7 @@ fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inside::{FoundServices, Identity, Supervisor};
+    use crate::machine_state::{FoundServices, Identity, Supervisor};
 
     fn order() -> MachineSpec {
         let services = serde_json::json!({
@@ -211,7 +211,7 @@ mod tests {
             runs: true,
             program: Some(order.program.clone()),
             odd: BTreeMap::new(),
-            link: Some(crate::inside::PROGRAM.to_owned()),
+            link: Some(crate::machine_state::PROGRAM.to_owned()),
             identity: Some(Identity {
                 ..order.identity(Supervisor::Systemd)
             }),
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn other_rights_are_a_difference_and_those_of_the_program_need_another_one() {
         let order = order();
-        let other = crate::inside::Rights {
+        let other = crate::machine_state::Rights {
             uid: 0,
             gid: 0,
             mode: 0o700,
@@ -247,7 +247,7 @@ mod tests {
             lines(&order, &with(&["/srv", "/opt/anklume"])),
             ["~ rights on signer: /opt/anklume, /srv"]
         );
-        let program = differences(&order, &with(&[crate::inside::PROGRAM]));
+        let program = differences(&order, &with(&[crate::machine_state::PROGRAM]));
         assert_eq!(
             program,
             [Drift {

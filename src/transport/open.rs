@@ -16,7 +16,7 @@ use super::process::{ServerProcess, Watch};
 use super::program;
 use super::{Route, RouteContext, Socket, Transport, Unreachable};
 use crate::incus::{FindError, Incus, MachineRef, find, socket_path};
-use crate::inside::PROGRAM;
+use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 
 /// This very program, also where its file was replaced or its path is relative.

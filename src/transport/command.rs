@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use crate::incus::MachineRef;
-use crate::inside::PROGRAM;
+use crate::machine_state::PROGRAM;
 
 /// What the server is started with.
 pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];

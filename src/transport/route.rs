@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Socket;
 use crate::edge::CONSUMER_FOLDER;
-use crate::inside::IDENTITY;
+use crate::machine_state::IDENTITY;
 use crate::name::{MachineName, NameFault};
 
 /// Where a consumer finds the sockets of its providers.

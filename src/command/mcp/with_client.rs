@@ -7,7 +7,6 @@ use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::channel::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -15,12 +14,13 @@ use crate::mcp::client::pieces::PiecesError;
 use crate::mcp::client::{Client, ClientError, Patience};
 use crate::mcp::server::OVERLOADED;
 use crate::text::Foreign;
+use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 
 /// Longest time-out that may be asked for, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
 
 /// A server that answered.
-pub(in crate::command) type Server =
+pub(in crate::command) type ServerClient =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
 /// Why a conversation ended without what was asked for.
@@ -61,7 +61,7 @@ impl From<PiecesError> for BrokenCall {
 pub(in crate::command) fn converse(
     args: &ChannelArgs,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut Server, &Transport) -> Result<Exit, BrokenCall>,
+    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> Result<Exit, BrokenCall>,
 ) -> anyhow::Result<Exit> {
     let patience = patience(args)?;
     let way = way(args)?;
@@ -79,7 +79,7 @@ pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
         project: args.project.as_deref(),
         socket: args.socket.as_deref(),
     };
-    channel::way(wanted, &RouteContext::look())
+    transport::way(wanted, &RouteContext::look())
         .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
@@ -144,7 +144,7 @@ pub(super) async fn find(
     patience: Patience,
     output: &Output,
 ) -> anyhow::Result<Transport> {
-    let channel = channel::resolve(way, patience.first)
+    let channel = transport::resolve(way, patience.first)
         .await
         .map_err(|why| unreachable(&why))?;
     if let (Transport::Exec(machine), true) = (&channel, output.verbose()) {
@@ -160,9 +160,9 @@ async fn hold(
     channel: Transport,
     patience: Patience,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut Server, &Transport) -> Result<Exit, BrokenCall>,
+    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> Result<Exit, BrokenCall>,
 ) -> anyhow::Result<Exit> {
-    let opened = channel::open(channel, patience.first, watch(output))
+    let opened = transport::open(channel, patience.first, watch(output))
         .await
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;

@@ -3,20 +3,20 @@
 //! Opens the way and ends what it started. What goes over it is [`crate::mcp`]'s matter.
 
 mod command;
-mod exec;
 mod open;
 mod process;
 mod program;
+mod remote_exec;
+mod route;
 mod unreachable;
-mod way;
 
 pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
-pub(crate) use exec::RemoteExec;
 pub(crate) use open::{OpenTransport, open, providers, resolve};
 pub(crate) use process::Watch;
 pub(crate) use program::{incus, program};
+pub(crate) use remote_exec::RemoteExec;
+pub(crate) use route::{Route, RouteContext, WantedMachine, way};
 pub(crate) use unreachable::Unreachable;
-pub(crate) use way::{Route, RouteContext, WantedMachine, way};
 
 use std::path::PathBuf;
 

@@ -2,13 +2,13 @@
 //!
 //! Pure. [`crate::plan`] compares, `apply` looks and pushes, [`crate::setup`] puts in order what is in the machine.
 
-mod difference;
-mod found;
+mod drift;
+mod observed;
 mod rights;
 mod unit;
 
-pub use difference::{Drift, DriftKind, differences, summary};
-pub use found::{FoundServices, ObservedMachine, Serving};
+pub use drift::{Drift, DriftKind, differences, summary};
+pub use observed::{FoundServices, ObservedMachine, Serving};
 pub use rights::{
     ABOVE, CallerUser, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
 };

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::AskedRequest;
 use crate::mcp::ConnectionLimits;
-use crate::mcp::pace::MemoryPermit;
+use crate::mcp::throttle::MemoryPermit;
 
 /// The requests in flight.
 #[derive(Debug, Default)]

@@ -172,13 +172,13 @@ struct Unambiguous(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Unambiguous {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Keys(PhantomData))
+        deserializer.deserialize_map(ArgumentKeys(PhantomData))
     }
 }
 
-struct Keys(PhantomData<Map<String, Value>>);
+struct ArgumentKeys(PhantomData<Map<String, Value>>);
 
-impl<'de> Visitor<'de> for Keys {
+impl<'de> Visitor<'de> for ArgumentKeys {
     type Value = Unambiguous;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Socket;
 use super::command::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, MachineRef};
-use crate::inside::PROGRAM;
+use crate::machine_state::PROGRAM;
 use crate::name::closest;
 use crate::text::Foreign;
 
