@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use serde_json::Value;
 
 use super::RunObserver;
 use super::outcome::{StepOutcome, StepStatus};
 use super::provision;
 use crate::host::{folders, log_timer, proxy_logs, server_process};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
+use crate::machine_state::MachineSpec;
 use crate::plan::{Action, Role, finished, mark_unproven, unfinished};
 use crate::session::interrupt::LEFT;
-use crate::session::lock::Lock;
+use crate::session::lock::{Busy, Lock};
 use crate::session::{AT_ONCE, Session, incus_failure};
 
 /// How often a network is tried again: while Incus makes or deletes one it looks at every interface of the host, and
@@ -96,125 +98,41 @@ async fn act(
     action: &Action,
 ) -> Result<(), String> {
     let on_host = |done: std::io::Result<()>| done.map_err(|why| why.to_string());
+    let remove = |path: &str| on_host(folders::remove_socket(path));
     match action {
         Action::Folder { path, mode, .. } => on_host(folders::make_folder(path, *mode)),
-        Action::Sweep { path } => on_host(folders::remove_socket(path)),
+        Action::Sweep { path } => remove(path),
         Action::Rotate { path, .. } => on_host(proxy_logs::rotate(path)),
         Action::Schedule(schedule) => on_host(log_timer::set_up(schedule).await),
         Action::Unschedule => on_host(log_timer::take_away().await),
-        // Tried when all else is done.
-        Action::Prove(_) => Ok(()),
-        Action::Revoke { host, .. } => {
-            if let Some(path) = host {
-                on_host(folders::remove_socket(path))?;
-            }
-            ask(session, connection, action).await
+        Action::Prove(_) => Err("a channel is tested when all else is done".to_owned()),
+        Action::Create { object, body, .. } => {
+            let lock = network_lock(session, object);
+            ask(session, connection, lock, async |incus| {
+                create(incus, object, body).await
+            })
+            .await
         }
-        Action::Delete { sockets, .. } => {
-            ask(session, connection, action).await?;
-            sockets
-                .iter()
-                .try_for_each(|path| on_host(folders::remove_socket(path)))
+        Action::Edit { object, edits } => {
+            ask(session, connection, None, async |incus| {
+                incus.edit(object, edits).await
+            })
+            .await
         }
-        Action::Install {
-            machine,
-            order,
-            push,
-            hung,
-            ..
-        } => {
-            let incus = connected(session, connection)
-                .await
-                .map_err(|why| incus_failure(&why).message)?;
-            let done = async {
-                if *hung {
-                    let first = incus.first_process(machine).await;
-                    server_process::end(first.map_err(|why| incus_failure(&why).message)?).await;
-                }
-                provision::install(session, incus, machine, order, *push).await
-            };
-            let done = done.await;
-            if done.is_err() {
-                *connection = None;
-            }
-            done
-        }
-        Action::Create { .. }
-        | Action::Edit { .. }
-        | Action::Start { .. }
-        | Action::Connect { .. } => ask(session, connection, action).await,
-    }
-}
-
-async fn ask(
-    session: &Session,
-    connection: &mut Option<Incus>,
-    action: &Action,
-) -> Result<(), String> {
-    let incus = connected(session, connection)
-        .await
-        .map_err(|why| incus_failure(&why).message)?;
-    let busy = is_network(action).then(|| Lock::busy(session.lock()));
-    let mut done = request(incus, action).await;
-    for _ in 0..NETWORK_TRIES {
-        let Err(IncusError::Refused { code: 500, .. }) = &done else {
-            break;
-        };
-        if busy.is_none() {
-            break;
-        }
-        tokio::time::sleep(NETWORK_PAUSE).await;
-        done = request(incus, action).await;
-    }
-    if let Some(busy) = busy {
-        busy.done();
-    }
-    if done.is_err() {
-        // The next action of the chain must not read an answer of this one.
-        *connection = None;
-    }
-    done.map_err(|why| incus_failure(&why).message)
-}
-
-const fn is_machine(object: &Object) -> bool {
-    matches!(object, Object::Machine { .. })
-}
-
-/// Whether an action makes or deletes a network.
-fn is_network(action: &Action) -> bool {
-    matches!(
-        action,
-        Action::Create {
-            object: Object::Network(_),
-            ..
-        } | Action::Delete {
-            object: Object::Network(_),
-            ..
-        }
-    )
-}
-
-async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
-    match action {
-        Action::Create { object, body, .. } if is_machine(object) => {
-            // The mark stays until Incus reports that the machine is complete; a later run recreates an unfinished
-            // machine.
-            incus.create(object, &unfinished(body)).await?;
-            incus.edit(object, &[finished()]).await
-        }
-        Action::Create { object, body, .. } => incus.create(object, body).await,
-        Action::Edit { object, edits } => incus.edit(object, edits).await,
         Action::Start {
             machine,
             power,
             listens,
             ..
         } => {
-            if *listens {
-                // A device whose folder is not there keeps the machine from starting.
-                provision::listen_folder(incus, machine).await?;
-            }
-            incus.power(machine, *power).await
+            ask(session, connection, None, async |incus| {
+                if *listens {
+                    // A device whose folder is not there keeps the machine from starting.
+                    provision::listen_folder(incus, machine).await?;
+                }
+                incus.power(machine, *power).await
+            })
+            .await
         }
         Action::Connect {
             machine,
@@ -224,46 +142,139 @@ async fn request(incus: &mut Incus, action: &Action) -> Result<(), IncusError> {
             anew,
             ..
         } => {
-            if *role == Role::Consumer {
-                provision::listen_folder(incus, machine).await?;
-            }
-            if anew.is_some() {
-                incus.edit(machine, &[set(device, None)]).await?;
-            }
-            let mut edits = vec![set(device, Some(new))];
-            if *role == Role::Consumer {
-                // Until a call over it has succeeded, whoever makes it: this run or a later one.
-                edits.push(mark_unproven(device, true));
-            }
-            incus.edit(machine, &edits).await
+            ask(session, connection, None, async |incus| {
+                if *role == Role::Consumer {
+                    provision::listen_folder(incus, machine).await?;
+                }
+                if anew.is_some() {
+                    incus.edit(machine, &[set(device, None)]).await?;
+                }
+                incus
+                    .edit(machine, &connected_edits(device, new, *role))
+                    .await
+            })
+            .await
         }
         Action::Revoke {
             machine,
             device,
             inside,
+            host,
             ..
         } => {
-            // The files first: while the device is there, the next run knows of them.
-            if let Some(path) = inside {
-                provision::delete_socket(incus, machine, path).await?;
+            if let Some(path) = host {
+                remove(path)?;
             }
             let edits = [set(device, None), mark_unproven(device, false)];
-            incus.edit(machine, &edits).await
+            ask(session, connection, None, async |incus| {
+                // The files first: while the device is there, the next run knows of them.
+                if let Some(path) = inside {
+                    provision::delete_socket(incus, machine, path).await?;
+                }
+                incus.edit(machine, &edits).await
+            })
+            .await
         }
         Action::Delete {
             object,
             running,
             protected,
+            sockets,
             ..
-        } => delete(incus, object, *running, *protected).await,
-        Action::Install { .. }
-        | Action::Prove(_)
-        | Action::Folder { .. }
-        | Action::Sweep { .. }
-        | Action::Rotate { .. }
-        | Action::Schedule(_)
-        | Action::Unschedule => Ok(()),
+        } => {
+            let lock = network_lock(session, object);
+            ask(session, connection, lock, async |incus| {
+                delete(incus, object, *running, *protected).await
+            })
+            .await?;
+            sockets.iter().try_for_each(|path| remove(path))
+        }
+        Action::Install {
+            machine,
+            order,
+            push,
+            hung,
+            ..
+        } => install(session, connection, machine, order, *push, *hung).await,
     }
+}
+
+/// Puts a machine in order, after its server was ended where that hangs.
+async fn install(
+    session: &Session,
+    connection: &mut Option<Incus>,
+    machine: &Object,
+    spec: &MachineSpec,
+    push: bool,
+    hung: bool,
+) -> Result<(), String> {
+    let failed = |why| incus_failure(&why).message;
+    let incus = connected(session, connection).await.map_err(failed)?;
+    let done = async {
+        if hung {
+            let first = incus.first_process(machine).await;
+            server_process::end(first.map_err(failed)?).await;
+        }
+        provision::install(session, incus, machine, spec, push).await
+    };
+    let done = done.await;
+    if done.is_err() {
+        *connection = None;
+    }
+    done
+}
+
+/// The edits that make a device of a channel.
+fn connected_edits(device: &str, new: &ConfigMap, role: Role) -> Vec<Edit> {
+    let mut edits = vec![set(device, Some(new))];
+    if role == Role::Consumer {
+        // Until a call over it has succeeded, whoever makes it: this run or a later one.
+        edits.push(mark_unproven(device, true));
+    }
+    edits
+}
+
+/// The lock that remembers a network while it is made or deleted; `None`: it is no network.
+fn network_lock<'s>(session: &'s Session, object: &Object) -> Option<Busy<'s>> {
+    matches!(object, Object::Network(_)).then(|| Lock::busy(session.lock()))
+}
+
+/// Asks Incus for something, over the connection of a chain; of a network, more than once.
+async fn ask(
+    session: &Session,
+    connection: &mut Option<Incus>,
+    network: Option<Busy<'_>>,
+    request: impl AsyncFn(&mut Incus) -> Result<(), IncusError>,
+) -> Result<(), String> {
+    let incus = connected(session, connection)
+        .await
+        .map_err(|why| incus_failure(&why).message)?;
+    let mut done = request(incus).await;
+    if let Some(busy) = network {
+        for _ in 0..NETWORK_TRIES {
+            let Err(IncusError::Refused { code: 500, .. }) = &done else {
+                break;
+            };
+            tokio::time::sleep(NETWORK_PAUSE).await;
+            done = request(incus).await;
+        }
+        busy.done();
+    }
+    if done.is_err() {
+        // The next action of the chain must not read an answer of this one.
+        *connection = None;
+    }
+    done.map_err(|why| incus_failure(&why).message)
+}
+
+/// Makes an object. The mark of a machine stays until Incus reports that it is complete; a later run recreates an unfinished
+/// machine.
+async fn create(incus: &mut Incus, object: &Object, body: &Value) -> Result<(), IncusError> {
+    if let Object::Machine { .. } = object {
+        incus.create(object, &unfinished(body)).await?;
+        return incus.edit(object, &[finished()]).await;
+    }
+    incus.create(object, body).await
 }
 
 fn set(device: &str, keys: Option<&ConfigMap>) -> Edit {
