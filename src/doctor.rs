@@ -36,8 +36,7 @@ pub(crate) async fn examine<'e>(
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
     for provider in providers(&asked, &state) {
-        let place = (provider.project.clone(), provider.name.clone());
-        calls.insert(place, keep(session, provider).await);
+        calls.insert(provider.id(), keep(session, provider).await);
     }
     let examiner = Examiner {
         infra,

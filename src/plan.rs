@@ -44,7 +44,7 @@ use std::net::Ipv4Addr;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, quote};
 use crate::edge::Edge;
 use crate::incus::State;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::infra::Infra;
 use crate::machine_state::ObservedMachine;
 
@@ -83,7 +83,7 @@ pub(crate) struct Facts {
     /// Whether this process may write anklume's folders.
     pub(crate) root: bool,
     /// What was found in machines, by project and name.
-    pub(crate) inside: BTreeMap<(String, String), ObservedMachine>,
+    pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
     /// Edges whose consumer has all the connections that it may have, so that nobody else can ask; by hash.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::listen_folder::ListenFolder;
 use crate::edge::{CONSUMER_FOLDER, Edge, End};
 use crate::incus::State;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::infra::{Device, Infra};
 use crate::machine_state::{DriftKind, ObservedMachine, Supervisor};
 use crate::name::MachineName;
@@ -83,7 +83,7 @@ pub(crate) struct Examiner<'a> {
     /// SHA-256 of the program that belongs in the machines.
     pub(crate) program: &'a str,
     /// The providers' logs of calls, by project and machine.
-    pub(crate) calls: &'a BTreeMap<(String, String), LogState>,
+    pub(crate) calls: &'a BTreeMap<InstanceId, LogState>,
     /// The command that mends nearly everything.
     pub(crate) apply: &'a str,
 }
@@ -415,8 +415,8 @@ impl Examiner<'_> {
     }
 
     pub(crate) fn found(&self, end: &End) -> Option<&ObservedMachine> {
-        let place = (end.domain.to_string(), end.machine.to_string());
-        self.facts.inside.get(&place)
+        let id = InstanceId::new(end.domain.as_str(), end.machine.as_str());
+        self.facts.inside.get(&id)
     }
 }
 

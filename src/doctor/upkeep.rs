@@ -3,6 +3,7 @@
 use super::diagnose::{Broken, Cause, Examiner};
 use crate::edge::Edge;
 use crate::host::proxy_logs::{LIMIT, path};
+use crate::incus::state::InstanceId;
 use crate::machine_state::DriftKind;
 use crate::survey::audit_checkpoint::LogState;
 
@@ -16,8 +17,8 @@ impl Examiner<'_> {
 
     fn calls(&self, edge: &Edge) -> Option<Broken> {
         let provider = &edge.provider;
-        let place = (provider.domain.to_string(), provider.machine.to_string());
-        match self.calls.get(&place)? {
+        let id = InstanceId::new(provider.domain.as_str(), provider.machine.as_str());
+        match self.calls.get(&id)? {
             LogState::Sound | LogState::Lost(_) | LogState::Unknown(_) => None,
             LogState::Altered { detail, accept } => Some(Broken {
                 what: Cause::Audit,

@@ -163,7 +163,27 @@ pub(crate) struct Instance {
     pub(crate) profiles: Vec<String>,
 }
 
+/// Which machine on Incus.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct InstanceId {
+    pub(crate) project: String,
+    pub(crate) name: String,
+}
+
+impl InstanceId {
+    /// The machine of that name in that project.
+    pub(crate) fn new(project: &str, name: &str) -> Self {
+        let (project, name) = (project.to_owned(), name.to_owned());
+        Self { project, name }
+    }
+}
+
 impl Instance {
+    /// Which machine it is.
+    pub(crate) fn id(&self) -> InstanceId {
+        InstanceId::new(&self.project, &self.name)
+    }
+
     /// Whether it runs.
     pub(crate) fn is_running(&self) -> bool {
         ["Running", "Ready"].contains(&self.status.as_str())

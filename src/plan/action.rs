@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Again, Proof, Schedule, ownership};
+use crate::incus::state::InstanceId;
 use crate::incus::{ConfigMap, Edit, Object, Power};
 use crate::machine_state::MachineSpec;
 use crate::text::shown;
@@ -62,8 +63,8 @@ pub(crate) enum Action {
         device: String,
         /// Which end this is.
         role: Role,
-        /// The machine at the other end: its project and name.
-        other: (String, String),
+        /// The machine at the other end.
+        other: InstanceId,
         /// The device as it is.
         old: Option<ConfigMap>,
         /// The device as it must be.
@@ -234,7 +235,7 @@ impl Action {
                 vec![format!(
                     "{sign} device {device} on {} ({way} {}{again})",
                     machine.name(),
-                    other.1
+                    other.name
                 )]
             }
             // After a change it goes without saying.

@@ -6,7 +6,7 @@ use super::ownership::{self, Ownership};
 use super::{Action, Again, PlanInputs, Role};
 use crate::diagnostic::quote;
 use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
-use crate::incus::state::{IncusProfile, Instance};
+use crate::incus::state::{IncusProfile, Instance, InstanceId};
 use crate::incus::{ConfigMap, Object};
 use crate::infra::{Domain, Machine};
 
@@ -25,7 +25,7 @@ pub(super) struct Moves {
 #[derive(Debug)]
 pub(super) struct DesiredEdge {
     role: Role,
-    other: (String, String),
+    other: InstanceId,
     keys: ConfigMap,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
             let machine = (end.domain.as_str(), end.machine.as_str());
             let one = DesiredEdge {
                 role,
-                other: (other.domain.to_string(), other.machine.to_string()),
+                other: InstanceId::new(other.domain.as_str(), other.machine.as_str()),
                 keys: device.keys.into_iter().collect(),
             };
             wanted.entry(machine).or_default().insert(device.name, one);

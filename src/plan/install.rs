@@ -3,7 +3,7 @@
 use super::ownership;
 use super::{Action, PlanInputs};
 use crate::edge::Edge;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine, MachineType};
 use crate::machine_state::{
@@ -57,21 +57,21 @@ pub(super) fn install(
     domain: &Domain,
     machine: &Machine,
 ) -> Option<Action> {
-    let place = (domain.name.to_string(), machine.name.to_string());
-    let there = setting.there(&place.0, &place.1);
+    let id = InstanceId::new(domain.name.as_str(), machine.name.as_str());
+    let there = setting.there(&id.project, &id.name);
     let needed = needs_inside(setting, domain, machine);
     if !needed && !there.is_some_and(has_inside) {
         return None;
     }
     let order = order(setting.wanted.program, machine);
     let nothing = ObservedMachine::default();
-    let found = setting.facts.inside.get(&place).unwrap_or(&nothing);
+    let found = setting.facts.inside.get(&id).unwrap_or(&nothing);
     let pieces = differences(&order, found);
     if pieces.is_empty() {
         return None;
     }
     Some(Action::Install {
-        machine: Object::machine(&place.0, &place.1),
+        machine: Object::machine(&id.project, &id.name),
         order,
         push: pieces.iter().any(|piece| piece.kind == DriftKind::Program),
         hung: found.serving == Serving::Silent,

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Action, DesiredState, Facts, FolderState, HostFolder, Plan, plan};
 use crate::diagnostic::Faults;
 use crate::edge::{Edge, edges};
+use crate::incus::state::InstanceId;
 use crate::incus::state::{Alias, Instance};
 use crate::incus::{Object, State};
 use crate::infra::{Infra, parse};
@@ -95,11 +96,11 @@ const PROGRAM: &str = "0f";
 /// Machines that are there hold what they should, unless a test says otherwise.
 fn in_order(infra: &Infra, state: &State, facts: &mut Facts) {
     for (domain, machine) in infra.machines() {
-        let place = (domain.name.to_string(), machine.name.to_string());
-        let is_there = |one: &&Instance| one.project == place.0 && one.name == place.1;
+        let id = InstanceId::new(domain.name.as_str(), machine.name.as_str());
+        let is_there = |one: &&Instance| one.id() == id;
         if let Some(there) = state.instances.iter().find(is_there) {
             let found = inside::done(machine, there.status == "Running");
-            facts.inside.entry(place).or_insert(found);
+            facts.inside.entry(id).or_insert(found);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::Session;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{DEFAULT_PROJECT, EntryKind, FileEntry, Incus, IncusError, Object};
 use crate::machine_root::{Look, MachineRoot, MachineRootError};
 use crate::machine_state::PROGRAM;
@@ -28,12 +28,9 @@ pub(crate) enum FilesError {
     TooLarge,
 }
 
-/// Project and name of a machine.
-type MachinePlace = (String, String);
-
 /// The roots of the machines that were looked at in a run.
 #[derive(Debug, Default)]
-pub(crate) struct Roots(Mutex<BTreeMap<MachinePlace, Arc<Root>>>);
+pub(crate) struct Roots(Mutex<BTreeMap<InstanceId, Arc<Root>>>);
 
 /// The way from the host into a machine.
 #[derive(Debug, Default)]
@@ -89,9 +86,8 @@ impl Session {
     }
 
     async fn root(&self, there: &Instance) -> Arc<Root> {
-        let place = (there.project.clone(), there.name.clone());
         let mut roots = self.roots().0.lock().await;
-        Arc::clone(roots.entry(place).or_default())
+        Arc::clone(roots.entry(there.id()).or_default())
     }
 
     async fn first(&self, there: &Instance, root: &Root) -> Option<u32> {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::channels;
 use crate::edge::{Edge, PROVIDER_FOLDER};
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
 use crate::machine_state::{
@@ -33,7 +33,7 @@ const FILE_MAX: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Looked {
     /// In the machines, by project and name.
-    pub(crate) inside: BTreeMap<(String, String), ObservedMachine>,
+    pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
     /// Edges over which a server answers, and not whoever asks now: the consumer's connections are all in use. By hash.
     pub(crate) full: BTreeSet<String>,
     /// Ends of edges whose device does not work, by the edge's hash.
@@ -79,8 +79,7 @@ pub(crate) async fn look(
         {
             found.serving = Serving::Silent;
         }
-        let place = (there.project.clone(), there.name.clone());
-        looked.inside.extend(found.map(|found| (place, found)));
+        looked.inside.extend(found.map(|found| (there.id(), found)));
     }
     looked
 }

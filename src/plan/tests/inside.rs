@@ -1,6 +1,7 @@
 //! What goes into machines, and the channels that are there and do not work.
 
 use super::*;
+use crate::incus::state::InstanceId;
 use crate::infra::Machine;
 use crate::machine_state::{
     FoundServices, Identity, MachineSpec, ObservedMachine, PROGRAM as PLACE, Serving, Supervisor,
@@ -43,8 +44,8 @@ pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
 fn with(place: (&str, &str), change: impl FnOnce(&mut ObservedMachine)) -> Facts {
     let mut facts = facts();
     in_order(&infra(INFRA), &applied(INFRA), &mut facts);
-    let place = (place.0.to_owned(), place.1.to_owned());
-    change(facts.inside.get_mut(&place).unwrap());
+    let id = InstanceId::new(place.0, place.1);
+    change(facts.inside.get_mut(&id).unwrap());
     facts
 }
 
