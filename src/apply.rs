@@ -1,4 +1,4 @@
-//! Makes Incus match a plan, step by step, and says of each how it ended.
+//! Makes Incus match a plan, action by action, and records how each one ended.
 //!
 //! What there is to do is decided in [`crate::plan`].
 

@@ -1,4 +1,4 @@
-//! The log of every call: one JSON line each, in a chain of hashes.
+//! Records every call: one JSON line each, in a chain of hashes.
 //!
 //! Contents never enter it: arguments are there as a keyed digest, payloads as sizes. Several processes may
 //! write one log: each takes the file's lock and reads its end anew.

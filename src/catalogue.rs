@@ -1,4 +1,4 @@
-//! What each tool takes and gives: typed arguments, schemas, words. No behaviour.
+//! Describes the tools: typed arguments, schemas and words. No behaviour.
 //!
 //! At the bottom of the house, so that `infra` can check fixed arguments and `policy` can hide them
 //! without knowing how a tool runs.

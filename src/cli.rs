@@ -1,4 +1,4 @@
-//! All of argv: subcommands, flags, help texts. No behaviour; one file below a noun.
+//! Parses argv: subcommands, flags and help texts, one file per noun. No behaviour.
 
 mod audit;
 mod clipboard_holder;

@@ -1,4 +1,4 @@
-//! The roof: from a parsed command line to a run and its report.
+//! Runs a parsed command line and reports the result.
 //!
 //! One file a noun. Nothing below `command` prints or ends the process.
 

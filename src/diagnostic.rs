@@ -1,4 +1,4 @@
-//! A fault in the user's file: what is wrong, where, and what to do; drawn with its source line.
+//! Draws a fault in the user's file: what is wrong, where, and what to do, with the source line.
 //!
 //! Collecting and drawing only: which text is a fault is decided in [`crate::infra`].
 

@@ -1,4 +1,4 @@
-//! SHA-256, and digests as text.
+//! Computes SHA-256 and formats digests.
 
 use std::fmt::Write as _;
 

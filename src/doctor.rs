@@ -1,4 +1,4 @@
-//! Judges each channel from what was seen: what breaks it, and what will.
+//! Judges each channel from a survey: what is broken, and what will break.
 
 mod diagnose;
 mod listen_folder;

@@ -1,4 +1,4 @@
-//! The edges of an [`Infra`]: who is connected to whom, under which names, paths and uids, by which devices.
+//! Derives the edges of an [`Infra`]: who connects to whom, under which names, paths and uids, through which devices.
 //!
 //! Pure, so that the same file always gives the same devices: what `sync` writes is what `apply` makes.
 //! Whether Incus has them is none of its business.

@@ -1,4 +1,4 @@
-//! How a run ends: the exit codes and the failure that a user reads.
+//! Defines how a run ends: the exit codes and the failure that the user reads.
 //!
 //! Rooms have typed errors of their own; [`Failure`] is what `command/` makes of them.
 

@@ -1,4 +1,4 @@
-//! What is done on the host itself: folders, processes, the log files of proxies and the timer that rotates them.
+//! Changes the host itself: folders, processes, proxy logs and the timer that rotates them.
 
 pub(crate) mod folders;
 pub(crate) mod log_timer;

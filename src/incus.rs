@@ -1,4 +1,4 @@
-//! Incus over its REST API: HTTP on the daemon's Unix socket.
+//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket.
 //!
 //! The only room that opens that socket. Streams go through the `incus` program, in [`crate::transport`].
 
@@ -91,7 +91,7 @@ pub(crate) enum IncusError {
     #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
     Altered(String),
     /// A machine was started, as often as this, and does not run.
-    #[error("Incus started it {0} times, and it does not run")]
+    #[error("Incus started it {0} times, but it is not running")]
     NotUp(usize),
     /// What Incus had begun goes on and on.
     #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]

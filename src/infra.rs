@@ -1,4 +1,4 @@
-//! The valid model of `infra.yml`: what the user declared, after every rule held.
+//! Models a valid `infra.yml`: what the user declared, after every rule was checked.
 //!
 //! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
 //! who holds an `Infra` need not check anything again.

@@ -1,4 +1,4 @@
-//! An [`Infra`] and its edges → the files that `sync` writes for Ansible, as values.
+//! Turns an [`Infra`] and its edges into the files that `sync` writes for Ansible, as values.
 //!
 //! Pure: names and values only, with the keys and the order that existing Ansible roles know. How values become
 //! YAML is [`yaml`]'s affair; what stands around them in a file, and the disk, are `command::sync`'s.

@@ -1,4 +1,4 @@
-//! How much a caller may ask of a server: the defaults, and what a service sets otherwise.
+//! Limits what a caller may ask of a server: defaults, and what a service sets instead.
 
 use std::time::Duration;
 

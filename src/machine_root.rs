@@ -1,4 +1,4 @@
-//! A running machine's files, looked at from the host through its first process: no request to Incus, and no copy.
+//! Reads a running machine's files from the host, through its first process: no request to Incus and no copy.
 //! A child process reads the files ([`serve`]), so that a slow or malicious file system affects only the answer for its
 //! own machine ([`MachineRoot`]). The child changes nothing. If a path is not as expected in a healthy machine, the
 //! child answers [`Look::Unclear`], and the caller asks Incus.

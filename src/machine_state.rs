@@ -1,4 +1,4 @@
-//! What a machine holds of anklume: what it should be, what was found there, and what differs.
+//! Compares what a machine should hold of anklume with what was found there.
 //!
 //! Pure. [`crate::plan`] compares, `apply` looks and pushes, [`crate::setup`] puts in order what is in the machine.
 

@@ -1,4 +1,4 @@
-//! Names, checked once where they enter and trusted afterwards.
+//! Checks names once, where they enter; they are trusted afterwards.
 //!
 //! Nothing here knows where a name was written; places belong to [`crate::infra`].
 

@@ -1,4 +1,4 @@
-//! An [`Infra`] and what Incus has, compared: the actions that make Incus match, or every reason why they may not begin.
+//! Compares an [`Infra`] with Incus: the actions that make Incus match, or every reason why they must not begin.
 //!
 //! Pure: reads no file, asks nobody. Who carries the actions out, and how, is none of its business.
 

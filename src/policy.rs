@@ -1,4 +1,4 @@
-//! The policy: may this caller use this service with these arguments?
+//! Decides whether a caller may use a service with given arguments.
 //!
 //! [`decide`] is the only place where that question is answered and the only maker of a [`Grant`],
 //! without which no tool runs. Pure: no file, no clock, no network.

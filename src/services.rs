@@ -1,4 +1,4 @@
-//! One machine's services as its server holds them: taken out of an `Infra`, or read from `services.json`.
+//! Holds the services of one machine as its server sees them: derived from an `Infra`, or read from `services.json`.
 //!
 //! The same type for both, so that what is checked on the host is what is enforced in the machine.
 

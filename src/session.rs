@@ -1,4 +1,4 @@
-//! The way to Incus for a whole run: which socket, how patient, and how many writing requests so far.
+//! Holds one run against Incus: connections, timeouts, the lock, and the number of writing requests.
 
 pub(crate) mod interrupt;
 pub(crate) mod lock;
@@ -240,7 +240,7 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
         IncusError::Refused { code: 403, .. } => failure.help(
             "this user may use a part of Incus only: run this as root or as a member of the group `incus-admin`",
         ),
-        _ => failure.help("run the command again: it goes on where it was; `incus monitor` shows what Incus does"),
+        _ => failure.help("run the command again: it resumes where it stopped; `incus monitor` shows what Incus does"),
     }
 }
 

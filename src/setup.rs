@@ -1,4 +1,4 @@
-//! What the program does in a machine that `apply` pushed it into: puts itself, the machine's name, services and server in order.
+//! Puts a machine in order from inside, after `apply` pushed the program there: the program, the machine's name, services and server.
 //!
 //! Runs as root inside the machine. Goes through no symbolic link and no mount on the way to what it writes, and can be run
 //! again at any time: what is in order stays as it is.

@@ -1,4 +1,4 @@
-//! Everything that is looked at before anything is judged or changed: Incus, the host, the machines, their channels, their logs.
+//! Looks at everything before anything is judged or changed: Incus, the host, the machines, their channels and logs.
 //!
 //! Changes nothing but what is kept of the logs.
 

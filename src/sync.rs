@@ -1,4 +1,4 @@
-//! The files that Ansible reads: compared with what they should say, and written, all of them or none.
+//! Compares the files that Ansible reads with `infra.yml`, and writes all of them or none.
 
 pub(crate) mod commit;
 mod managed_block;

@@ -1,4 +1,4 @@
-//! Text as people read it in a message: a stranger's words made harmless, numbers with their unit. Nothing is decided here.
+//! Formats text for messages: escapes what strangers say, and writes numbers with their units.
 
 use std::fmt::Display;
 use std::io::{self, Write};

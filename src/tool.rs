@@ -1,4 +1,4 @@
-//! The tools: runs a [`Grant`], nothing else.
+//! Runs a [`Grant`] with one of the five tools, and nothing else.
 //!
 //! Whether a call may run was decided before ([`crate::policy`]); whether its arguments make sense is decided here,
 //! before anything is touched.

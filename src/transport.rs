@@ -1,4 +1,4 @@
-//! Which way to a machine: a server of this program's own, `incus exec`, or a socket.
+//! Selects and opens the route to a machine: this program's own server, `incus exec`, or a socket.
 //!
 //! Opens the way and ends what it started. What goes over it is [`crate::mcp`]'s matter.
 

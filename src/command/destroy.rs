@@ -111,7 +111,7 @@ fn refuse_protected(doomed: &Doomed, force: bool) -> anyhow::Result<()> {
 fn agree() -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        let failure = Failure::new(Exit::Usage, "nobody is there to be asked");
+        let failure = Failure::new(Exit::Usage, "there is no terminal to ask on");
         return Err(failure.help("`--yes` deletes without asking").into());
     }
     let mut stderr = std::io::stderr().lock();

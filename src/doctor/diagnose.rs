@@ -29,7 +29,7 @@ pub(crate) enum Cause {
     Device,
     /// Another machine has a device of this channel.
     Copy,
-    /// Nobody carries the bytes of a device.
+    /// No proxy process runs for a device.
     Process,
     /// A socket is gone.
     Socket,
@@ -331,7 +331,7 @@ impl Examiner<'_> {
                 Again::NoProcess | Again::TakenOver => (
                     Cause::Process,
                     format!(
-                        "nobody carries the bytes of the device {} of {machine}",
+                        "no proxy process runs for the device {} of {machine}",
                         edge.device_name()
                     ),
                 ),

@@ -201,7 +201,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// Longest that the line may be that is read now, or was read last, in bytes.
+    /// Maximum length of the current or last line, in bytes.
     pub(crate) const fn max(&self) -> usize {
         self.cutter.max
     }

@@ -322,6 +322,6 @@ fn allow_many() {
         current: maximum,
         maximum,
     };
-    // Where that is forbidden, what there is has to do.
+    // If that is forbidden, keep the current limit.
     let _ = setrlimit(Resource::Nofile, most);
 }

@@ -109,7 +109,7 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
     let known = if names.is_empty() {
         "Incus has none under a name here".to_owned()
     } else {
-        format!("there are: {}", names.join(", ").escape_debug())
+        format!("available: {}", names.join(", ").escape_debug())
     };
     Err(NoImage {
         what: "is not there".to_owned(),

@@ -340,7 +340,7 @@ fn volume(
                 quote(&volume.pool)
             ),
             format!(
-                "there are: {}",
+                "available: {}",
                 setting.state.pools.join(", ").escape_debug()
             ),
         ));

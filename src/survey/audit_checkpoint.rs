@@ -35,7 +35,7 @@ pub(crate) enum LogState {
     Sound,
     /// Not as it was written; what is wrong, and the command that accepts it as it is.
     Altered { detail: String, accept: String },
-    /// Incus built its machine anew, and it is not in it.
+    /// The machine was rebuilt; its log is gone.
     Lost(Lost),
     /// It could not be looked at, and why.
     Unknown(String),

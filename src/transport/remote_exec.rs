@@ -57,7 +57,7 @@ pub(crate) enum ErrandError {
     #[error("no end within {} s", .0.as_secs())]
     Slow(Duration),
     /// It said too much.
-    #[error("it says more than {SAID_MAX} bytes")]
+    #[error("its output exceeds {SAID_MAX} bytes")]
     TooMuch,
 }
 

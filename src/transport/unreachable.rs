@@ -60,7 +60,7 @@ pub(crate) enum Unreachable {
         why: io::Error,
     },
     /// The far end of a socket closed it without an answer.
-    #[error("nobody serves behind the socket: it was closed without an answer")]
+    #[error("no server listens behind the socket: it was closed without an answer")]
     Gone,
     /// The server ended without an answer.
     #[error("the server {}{}", ending(*status), last_words(words))]
@@ -90,7 +90,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
             "what is there is no socket:".to_owned()
         }
         io::ErrorKind::NotFound => "there is no socket".to_owned(),
-        io::ErrorKind::ConnectionRefused => "nobody serves behind socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "no server listens behind socket".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to use socket".to_owned(),
         _ => format!("{why}: socket"),
     }
@@ -207,7 +207,7 @@ fn find_help(fault: &FindError) -> String {
             let known_names = known.iter().map(String::as_str);
             match closest(name, known_names) {
                 Some(near) => format!("did you mean `{}`?", near.escape_debug()),
-                None => format!("there are: {}", known.join(", ").escape_debug()),
+                None => format!("available: {}", known.join(", ").escape_debug()),
             }
         }
         FindError::Several { projects, .. } => {
@@ -294,10 +294,10 @@ fn socket_help(socket: &Socket, there: &[String], why: &io::Error) -> String {
     let known = there.join(", ");
     match closest(&name, there.iter().map(String::as_str)) {
         Some(near) => format!(
-            "did you mean `{}`? there are: {}",
+            "did you mean `{}`? available: {}",
             near.escape_debug(),
             known.escape_debug()
         ),
-        None => format!("there are: {}", known.escape_debug()),
+        None => format!("available: {}", known.escape_debug()),
     }
 }

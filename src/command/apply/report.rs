@@ -8,7 +8,7 @@ use crate::error::Exit;
 use crate::plan::{Action, ActionSummary, Plan};
 
 /// What to do about steps that were not done.
-pub(super) const AGAIN: &str = "run the command again: it goes on where it was";
+pub(super) const AGAIN: &str = "run the command again: it resumes where it stopped";
 
 /// The answer as JSON.
 #[derive(Debug, Serialize)]
@@ -82,7 +82,7 @@ pub(in crate::command) fn print(
         return Ok(Exit::Done);
     }
     print_failures(report, failed, skipped, output);
-    output.stderr("  run the command again when that is mended: it goes on where it was");
+    output.stderr("  fix this, then run the command again: it resumes where it stopped");
     Ok(Exit::Failed)
 }
 

@@ -39,7 +39,7 @@ pub(super) fn nothing(machines: &[String], output: &Output) -> anyhow::Result<Ex
     Ok(Exit::Done)
 }
 
-/// Prints how the channels are; whether something is broken is the exit.
+/// Prints the state of the channels. The exit code says whether anything is broken.
 pub(super) fn print(
     healths: &[Health<'_>],
     notes: &[String],

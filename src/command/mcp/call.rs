@@ -105,8 +105,8 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
         .collect();
     let providers = transport::providers();
     let mut help = match listed.len() {
-        0 => "it has none for you".to_owned(),
-        _ => format!("there are: {}", listed.join(", ")),
+        0 => "no tools are available to you".to_owned(),
+        _ => format!("available tools: {}", listed.join(", ")),
     };
     if let Some(near) = closest(name, names) {
         help = format!("did you mean `{}`? {help}", shown(near));

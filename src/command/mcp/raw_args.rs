@@ -2,15 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::marker::PhantomData;
 use std::os::unix::fs::FileTypeExt as _;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::PayloadSource;
+use crate::mcp::framing::json;
 use crate::text;
 
 /// What may be written after the tool's name.
@@ -89,7 +87,7 @@ fn pair(word: &str) -> Result<(String, Written<'_>), Failure> {
     };
     let (key, value) = word.split_once('=').ok_or_else(shape)?;
     let (key, value) = match (key.strip_suffix(':'), value.strip_prefix('@')) {
-        (Some(key), _) => (key, Written::Json(json(key, value)?)),
+        (Some(key), _) => (key, Written::Json(json_value(key, value)?)),
         (None, Some("-")) => (key, Written::Stdin),
         (None, Some(path)) => (key, Written::File(path)),
         (None, None) if value == "-" => (key, Written::Stdin),
@@ -146,7 +144,7 @@ fn unreadable(path: &str, why: &io::Error) -> Failure {
         .help("a value that begins with `@` is a file; as plain text: key:='\"@…\"'")
 }
 
-fn json(key: &str, text: &str) -> Result<Value, Failure> {
+fn json_value(key: &str, text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text).map_err(|why| {
         let message = format!("argument `{}` is not JSON: {why}", key.escape_debug());
         Failure::new(Exit::Usage, message)
@@ -154,47 +152,15 @@ fn json(key: &str, text: &str) -> Result<Value, Failure> {
     })
 }
 
-/// Reads a JSON object in which no key is there twice.
+/// Reads a JSON object, as strictly as a server does: no object in it has a key twice.
 pub(super) fn object(text: &str) -> Result<Map<String, Value>, Failure> {
-    let mut reader = serde_json::Deserializer::from_str(text);
-    let read = Unambiguous::deserialize(&mut reader).and_then(|object| {
-        reader.end()?;
-        Ok(object.0)
-    });
-    read.map_err(|why| {
-        let message = format!("the arguments are not a JSON object: {why}");
-        Failure::new(Exit::Usage, message)
-    })
-}
-
-/// An object in which no key is there twice.
-struct Unambiguous(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Unambiguous {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ArgumentKeys(PhantomData))
-    }
-}
-
-struct ArgumentKeys(PhantomData<Map<String, Value>>);
-
-impl<'de> Visitor<'de> for ArgumentKeys {
-    type Value = Unambiguous;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unambiguous, A::Error> {
-        let mut object = Map::new();
-        while let Some((key, value)) = entries.next_entry::<String, Value>()? {
-            let shown = shown(&key);
-            if object.insert(key, value).is_some() {
-                return Err(A::Error::custom(format!("`{shown}` is there twice")));
-            }
-        }
-        Ok(Unambiguous(object))
-    }
+    let why = match json::read(text.as_bytes()) {
+        Ok(Value::Object(object)) => return Ok(object),
+        Ok(_) => "it is another value".to_owned(),
+        Err(fault) => fault.to_string(),
+    };
+    let message = format!("the arguments are not a JSON object: {why}");
+    Err(Failure::new(Exit::Usage, message))
 }
 
 /// A word of the user's, escaped and cut for a message.
@@ -265,7 +231,7 @@ mod tests {
             (&["a=@/dev/zero"], "`/dev/zero` is a device, not a file"),
             (
                 &[r#"{"a":1,"a":2}"#],
-                "the arguments are not a JSON object: `a` is there twice at line 1 column 13",
+                "the arguments are not a JSON object: the key `a` is there twice at line 1 column 13",
             ),
             (
                 &[r#"{"a":1} x"#],

@@ -43,7 +43,7 @@ use crate::tool::{Display, has_gnupg};
 /// Threads for work that blocks: a few more than the tools of one connection that run at a time.
 const THREADS: usize = 16;
 
-/// How often is looked for counted lines that are due.
+/// How often to check for due counted lines.
 const COUNT: Duration = Duration::from_secs(1);
 
 /// How long work that was given up may take to clean up behind itself.

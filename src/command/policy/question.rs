@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::cli::PolicyCheckArgs;
 use crate::error::{Exit, Failure};
 use crate::infra::{Infra, Machine};
+use crate::mcp::framing::json;
 use crate::name::{MachineName, closest};
 use crate::policy::Caller;
 
@@ -49,13 +50,13 @@ fn arguments(text: Option<&str>) -> Result<Map<String, Value>, Failure> {
     let Some(text) = text else {
         return Ok(Map::new());
     };
-    serde_json::from_str(text).map_err(|wrong| {
-        Failure::new(
-            Exit::Usage,
-            format!("`--args` is not a JSON object: {wrong}"),
-        )
-        .help("write it as --args '{\"key\": \"value\"}'")
-    })
+    let wrong = match json::read(text.as_bytes()) {
+        Ok(Value::Object(object)) => return Ok(object),
+        Ok(_) => "it is another value".to_owned(),
+        Err(fault) => fault.to_string(),
+    };
+    let message = format!("`--args` is not a JSON object: {wrong}");
+    Err(Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'"))
 }
 
 /// The provider, when named, and the service: `--provider P --service S`, or `--service P/S`.

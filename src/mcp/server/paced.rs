@@ -42,7 +42,7 @@ impl<R: AsyncRead + Unpin> PacedLines<R> {
         }
     }
 
-    /// Longest that the line may be that is read now, or was read last, in bytes.
+    /// Maximum length of the current or last line, in bytes.
     pub(super) const fn max(&self) -> usize {
         self.lines.max()
     }

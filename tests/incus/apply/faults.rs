@@ -26,7 +26,7 @@ fn is_refused(world: &World, args: &[&str], message: &str, help: &str) {
 fn an_image_that_is_not_there() {
     let local = World::new(&SEED.replace("boot_autostart: true", "os_image: nowhere"));
     let message = "error[no-image]: the image `nowhere` of `{b}-dev` is not there";
-    is_refused(&local, &[], message, "help: there are: bb");
+    is_refused(&local, &[], message, "help: available: bb");
     let remote = World::new(&SEED.replace("boot_autostart: true", "os_image: no-remote:x"));
     let message =
         "the image `no-remote:x` of `{b}-dev` cannot be found: there is no remote `no-remote`";

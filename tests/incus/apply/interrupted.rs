@@ -153,7 +153,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     let (_, after) = said.split_once("asked again, at once\n").unwrap();
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
-    let help = "  = help: run the command again: it goes on where it was\n";
+    let help = "  = help: run the command again: it resumes where it stopped\n";
     let end = format!(" steps were not begun\n{help}");
     assert!(
         said.contains("\nerror: stopped: ") && said.ends_with(&end),
@@ -295,7 +295,7 @@ fn a_machine_that_does_not_stay_up_is_said_not_to_run() {
     let ran = started_after(&world, 100, 200, STARTED);
     assert_eq!(ran.status, 1, "{}", ran.stderr);
     let dev = world.machine(1, "dev");
-    let why = format!("change machine {dev}: Incus started it 3 times, and it does not run\n");
+    let why = format!("change machine {dev}: Incus started it 3 times, but it is not running\n");
     assert!(ran.stderr.contains(&why), "{}", ran.stderr);
 }
 

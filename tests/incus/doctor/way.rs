@@ -98,7 +98,7 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
     patient.exec(0, "signer", &like);
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
-        let detail = format!("nobody carries the bytes of the device {{device}} of {machine}");
+        let detail = format!("no proxy process runs for the device {{device}} of {machine}");
         kill(patient.proxy(domain == 0));
         patient.recovers("process", &detail);
         signal(patient.proxy(domain == 0), Signal::STOP);

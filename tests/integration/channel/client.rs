@@ -67,7 +67,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     let ran = mcp(&world, &["list", "-i", "vaults"]);
     let folder = world.path("alice");
     let message = format!(
-        "error: Cannot reach MCP server: there is no socket `{}/vaults.sock`\n  = help: did you mean `vault`? there are: vault\n",
+        "error: Cannot reach MCP server: there is no socket `{}/vaults.sock`\n  = help: did you mean `vault`? available: vault\n",
         folder.display()
     );
     ran.is(4, "", &message);
@@ -80,7 +80,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     let ran = mcp(&world, &["call", "-i", "vault", "copy", "content=x"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
     let message = format!(
-        "error: Cannot reach MCP server: nobody serves behind socket `{}/vault.sock`",
+        "error: Cannot reach MCP server: no server listens behind socket `{}/vault.sock`",
         folder.display()
     );
     assert!(ran.stderr.starts_with(&message), "{}", ran.stderr);
@@ -128,7 +128,7 @@ fn an_argument_that_is_not_the_callers_to_choose_is_a_refusal() {
 fn a_tool_that_this_machine_lacks_may_be_another_machines() {
     let world = World::new(&SERVICES);
     let server = world.listen();
-    let five = "there are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide";
+    let five = "available tools: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide";
     let unknown = format!("error: Unknown tool: copy\n  = help: {five}");
     let world = inside_alice(world, &server);
     let ran = mcp(&world, &["call", "copy"]);

@@ -41,7 +41,7 @@ fn a_server_that_never_answers_ends_in_a_time_out() {
 #[test]
 fn a_server_that_goes_away_is_one_error_however_it_goes() {
     let message = format!(
-        "nobody serves behind the socket: it was closed without an answer\n  = help: {ASK}"
+        "no server listens behind the socket: it was closed without an answer\n  = help: {ASK}"
     );
     is_unreachable("gone", &LIST, &message);
     // Somebody does serve there.

@@ -38,7 +38,8 @@ fn the_five_tools_are_listed_in_order() {
 
 #[test]
 fn an_unknown_tool_names_those_there_are() {
-    let there = "there are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide";
+    let there =
+        "available tools: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide";
     for arguments in [
         &["clipbord_get", "a=1"][..],
         &["clipbord_get"],

@@ -139,7 +139,11 @@ fn stdin_and_files_are_arguments_of_any_size() {
     run("text=-", &bytes).is(1, "", &message);
     let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: a value that begins with `@` is a file; as plain text: key:='\"@…\"'\n";
     run("text=@nowhere", &[]).is(1, "", message);
-    run("-", b"[1]").is(2, "", "error: the arguments are not a JSON object: invalid type: sequence, expected a JSON object at line 1 column 0\n");
+    run("-", b"[1]").is(
+        2,
+        "",
+        "error: the arguments are not a JSON object: it is another value\n",
+    );
 }
 
 #[test]
@@ -160,7 +164,7 @@ fn a_payload_that_comes_in_pieces_is_one_answer() {
 
 #[test]
 fn a_refused_tool_names_those_there_are_and_whom_to_ask() {
-    let help = "there are: echo; whoever runs the host can say why: `anklume policy explain --caller MACHINE --service clipboard` there";
+    let help = "available tools: echo; whoever runs the host can say why: `anklume policy explain --caller MACHINE --service clipboard` there";
     for arguments in [&["x=1"][..], &[]] {
         let args = [&["mcp", "call", "clipboard"], arguments].concat();
         if let Some(ran) = against("refuses", &args) {
@@ -205,7 +209,7 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
     run(&["-i", "far"]).answers("echo  Gives back its arguments.\n");
     run(&["--machine", "far"]).answers("echo  Gives back its arguments.\n");
     let message = format!(
-        "error: Cannot reach MCP server: there is no socket `{}/fat.sock`\n  = help: did you mean `far`? there are: far\n",
+        "error: Cannot reach MCP server: there is no socket `{}/fat.sock`\n  = help: did you mean `far`? available: far\n",
         server.folder().display()
     );
     run(&["-i", "fat"]).is(4, "", &message);
@@ -319,12 +323,12 @@ fn a_socket_without_a_server_says_so() {
         .args(["mcp", "list", "--socket", "naer.sock"])
         .run();
     let message = format!(
-        "{begin}there is no socket `naer.sock`\n  = help: did you mean `near`? there are: near\n"
+        "{begin}there is no socket `naer.sock`\n  = help: did you mean `near`? available: near\n"
     );
     ran.is(4, "", &message);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = format!(
-        "{begin}nobody serves behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n",
+        "{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n",
         socket.display()
     );
     run().is(4, "", &message);
