@@ -21,9 +21,9 @@ use crate::text::Foreign;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
-/// Longest name that a line holds, in bytes as they are written there; what a caller sent beyond it is cut.
+/// Maximum length of a name that a line holds, in bytes as they are written there; what a caller sent beyond it is cut.
 const NAME_MAX: usize = 128;
-/// Longest reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
+/// Maximum length of a reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
 const REASON_MAX: usize = 1024;
 
 /// What happened.

@@ -20,16 +20,16 @@ pub use check::{BadArguments, FixedFault, check_fixed, check_some, parse, repeat
 pub use path::PortalPath;
 pub use payload::Payload;
 
-/// Largest payload in one call, in bytes before base64; beyond it, pieces.
+/// Maximum size of a payload in one call, in bytes before base64; beyond it, pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
-/// Largest content of one answer that carries it twice, in its text and in its structured result, in bytes before base64:
+/// Maximum size of a content of one answer that carries it twice, in its text and in its structured result, in bytes before base64:
 /// the line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
 pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
 /// Size of a piece, in bytes before base64 (flat memory and faster than one long line).
 pub const PIECE: u64 = 1024 * 1024;
-/// Largest clipboard content, in bytes of UTF-8.
+/// Maximum size of the content of a clipboard, in bytes of UTF-8.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
-/// Most bytes that `gpg_sign` takes in pieces.
+/// Maximum number of bytes that `gpg_sign` takes in pieces.
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Largest whole number that every JSON reader keeps exact (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;

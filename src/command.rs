@@ -78,7 +78,7 @@ fn print_manual(output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Most warnings that are drawn without `--verbose`: more of them push the rest off the screen.
+/// Maximum number of warnings that are drawn without `--verbose`: more of them push the rest off the screen.
 const WARNINGS_SHOWN: usize = 20;
 
 /// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.

@@ -36,7 +36,7 @@ pub(crate) struct ProcessLimits {
     pub(crate) calls: AllowedCalls,
     /// The files that it may touch; `None`: those of its user.
     pub(crate) files: Option<Vec<Rule>>,
-    /// Whether it speaks to a display on another machine: nothing else here needs a network.
+    /// True if it speaks to a display on another machine: nothing else here needs a network.
     pub(crate) network: bool,
 }
 

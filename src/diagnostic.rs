@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(crate) use codes::codes;
 pub use draw::draw;
 
-/// Longest user text in a message, in characters; the rest is an ellipsis.
+/// Maximum length of a user text in a message, in characters; the rest is an ellipsis.
 const QUOTE_MAX: usize = 80;
 /// One file of an `infra.yml` or `infra/`, as it was read.
 #[derive(Debug, PartialEq, Eq)]

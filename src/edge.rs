@@ -34,7 +34,7 @@ const VIRTUAL_MACHINE_END: &str = "virtual-machine-end";
 /// The codes of faults that only the edges show: headings in `docs/diagnostics.md`.
 pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
 
-/// Longest path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
+/// Maximum length of a path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// What socket names end in.
 const SUFFIX: &str = ".sock";

@@ -31,11 +31,11 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 const MEMORY: u64 = 128 * 1024 * 1024;
 /// Whom the child runs as where root runs this: the user that owns nothing (`nobody`).
 const NOBODY: u32 = 65_534;
-/// Longest answer of the child, in bytes.
+/// Maximum length of an answer of the child, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
-/// Longest line between the two processes, in bytes.
+/// Maximum length of a line between the two processes, in bytes.
 const LINE_MAX: u64 = 4096;
-/// Longest that the child may take for one text: a full file of a log takes a second or two.
+/// Maximum time that the child may take for one text: a full file of a log takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much is kept of a text in what a server says, in characters.
 const WORDS_MAX: usize = 4096;

@@ -27,7 +27,7 @@ use crate::name::{DomainName, MachineName, ServiceName, ToolName};
 
 /// Image of machines when neither they nor `global` name one.
 pub const DEFAULT_IMAGE: &str = "images:debian/13";
-/// Largest file that is read, in bytes: four times what 10,000 machines need.
+/// Maximum size of a file that is read, in bytes: four times what 10,000 machines need.
 pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// What reading gave: the infrastructure, and what the user should know of it.
@@ -246,7 +246,7 @@ impl Device {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Whether a key has one of Incus's words for true.
+    /// Returns whether a key has one of Incus's words for true.
     pub(crate) fn is_true(&self, key: &str) -> bool {
         self.get(key).is_some_and(is_true)
     }
@@ -292,7 +292,7 @@ impl Device {
     }
 }
 
-/// Whether a value is one of Incus's words for true.
+/// Returns whether a value is one of Incus's words for true.
 pub(crate) fn is_true(value: &str) -> bool {
     ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
 }
@@ -390,7 +390,7 @@ pub enum Confinement {
 }
 
 impl Confinement {
-    /// Whether it is as far as the kernel has it.
+    /// Returns whether it is as far as the kernel has it.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Largest message, in bytes of one line: 8 MiB of payload in base64, and room around it.
+/// Maximum size of a message, in bytes of one line: 8 MiB of payload in base64, and room around it.
 pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
-/// Largest message that a service may allow, in bytes.
+/// Maximum size of a message that a service may allow, in bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// Calls of one caller in a minute; 1 GiB in pieces of 1 MiB fits.
 pub const CALLS_PER_MINUTE: u32 = 12_000;
@@ -18,7 +18,7 @@ pub const IN_FLIGHT: u32 = 128;
 pub const IN_FLIGHT_ALL: u32 = 512;
 /// Calls of one connection that run at once; what is beyond is not read (back-pressure).
 pub const IN_FLIGHT_CONNECTION: usize = 64;
-/// Longest run of one call: a person may have to find a card for a pinentry.
+/// Maximum duration of one call: a person may have to find a card for a pinentry.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
 /// How long the running calls of a server with consumers may still take when it is told to end; whoever ends it waits longer.
 pub const STOP_TIME: Duration = Duration::from_secs(80);

@@ -21,11 +21,11 @@ use view::{View, ViewFailure};
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// The hidden subcommand that [`serve`]s.
 pub(crate) const COMMAND: &str = "machine-root";
-/// Longest that one look may take. A local disk takes milliseconds.
+/// Maximum time that one look may take. A local disk takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest that all looks into a machine may take together.
+/// Maximum time that all looks into a machine may take together.
 const TOTAL: Duration = Duration::from_secs(20);
-/// Longest line between the two processes, in bytes: a path, and a little.
+/// Maximum length of a line between the two processes, in bytes: a path, and a little.
 const LINE_MAX: u64 = 16 * 1024;
 
 /// What is asked of the child.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::limits;
 
-/// Longest message that a server or a client reads, in bytes without its newline.
+/// Maximum length of a message that a server or a client reads, in bytes without its newline.
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
 // What the page of limits says is what is read.
 const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);
@@ -31,7 +31,7 @@ pub(crate) const DEPTH_MAX: usize = 100;
 pub(crate) const VALUES_MAX: usize = 10_000;
 /// Values in an answer that a client takes apart, at most: a list of a thousand services fits.
 pub(crate) const ANSWER_VALUES_MAX: usize = 100_000;
-/// Longest id of a request, in bytes.
+/// Maximum length of an id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
 /// Key of a tool's `_meta`: what runs behind a service's name.
 pub(crate) const TOOL_KEY: &str = "anklume/tool";

@@ -8,9 +8,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest name of a machine, in bytes: Incus uses it as a host name (RFC 1123 label).
+/// Maximum length of a name of a machine, in bytes: Incus uses it as a host name (RFC 1123 label).
 pub const MACHINE_NAME_MAX: usize = 63;
-/// Longest name of a service, in bytes.
+/// Maximum length of a name of a service, in bytes.
 pub const SERVICE_NAME_MAX: usize = 64;
 
 /// Why a text is not a name.

@@ -80,7 +80,7 @@ pub(crate) struct Facts {
     pub(crate) routes: Vec<HostRoute>,
     /// Images of remotes, by their name as written: where they are, or why not.
     pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
-    /// Whether this process may write anklume's folders.
+    /// True if this process may write anklume's folders.
     pub(crate) root: bool,
     /// What was found in machines, by project and name.
     pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
@@ -216,7 +216,7 @@ impl Plan {
             .chunk_by(move |one, next| machine(one) == machine(next))
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     pub(crate) fn is_empty(&self) -> bool {
         self.actions().next().is_none()
     }
@@ -309,7 +309,7 @@ impl<'a> PlanInputs<'a> {
         &self.wanted.infra.project
     }
 
-    /// Whether the user allows to take over the thing of this name.
+    /// Returns whether the user allows to take over the thing of this name.
     fn adopts(&self, name: &str) -> bool {
         self.wanted.adopt.iter().any(|one| one == name)
     }

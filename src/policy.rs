@@ -177,7 +177,7 @@ fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String
     Ok(merged)
 }
 
-/// Whether a caller asks for what the service fixes anyway, maybe written in another way.
+/// Returns whether a caller asks for what the service fixes anyway, maybe written in another way.
 fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool {
     match (tool, argument, fixed, sent) {
         (ToolName::GpgSign, "key_id", Value::String(fixed), Value::String(sent)) => {

@@ -54,7 +54,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether this machine is one of its consumers.
+    /// Returns whether this machine is one of its consumers.
     #[must_use]
     pub fn serves(&self, machine: &MachineName) -> bool {
         self.consumers.contains(machine)

@@ -24,9 +24,9 @@ use lock::{Lock, lock};
 use machine_files::Roots;
 use program::Program;
 
-/// Longest that one request may take; making a network takes a second, and they wait for each other.
+/// Maximum time that one request may take; making a network takes a second, and they wait for each other.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Longest that one question about what is in a machine may take: a program of 50 MB comes through a busy host.
+/// Maximum time that one question about what is in a machine may take: a program of 50 MB comes through a busy host.
 const LOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
@@ -181,7 +181,7 @@ impl Session {
     }
 }
 
-/// Whether a project of this state is that infrastructure's.
+/// Returns whether a project of this state is that infrastructure's.
 fn is_ours(state: &State, infra: &str, project: &str) -> bool {
     let mut projects = state.projects.iter();
     projects.any(|one| one.name == project && owner(&one.config, infra) == Ownership::Ours)

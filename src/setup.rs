@@ -66,7 +66,7 @@ pub(crate) enum SetupError {
     NotServing(String),
 }
 
-/// Longest that the server of a machine takes to be another, from the order on: the old one ends, the new one reports.
+/// Maximum time that the server of a machine takes to be another, from the order on: the old one ends, the new one reports.
 pub(crate) const SERVER_MAX: Duration = supervisor::PATIENCE.saturating_add(server::REPORT_MAX);
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {

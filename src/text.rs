@@ -144,7 +144,7 @@ const INVISIBLE: [RangeInclusive<char>; 8] = [
     '\u{e0100}'..='\u{e01ef}',
 ];
 
-/// Whether a character shows nothing by itself, though it counts as printable.
+/// Returns whether a character shows nothing by itself, though it counts as printable.
 pub(crate) fn is_invisible(character: char) -> bool {
     INVISIBLE.iter().any(|range| range.contains(&character))
 }
@@ -181,7 +181,7 @@ pub(crate) fn first_sentence(text: &str) -> &str {
     line.split_inclusive(". ").next().unwrap_or(line).trim_end()
 }
 
-/// Whether a terminal does something at it: control characters, and those that change the direction or the place of what follows.
+/// Returns whether a terminal does something at it: control characters, and those that change the direction or the place of what follows.
 fn is_obeyed(character: char) -> bool {
     character.is_control()
         || matches!(

@@ -56,7 +56,7 @@ impl ToolSession {
         }
     }
 
-    /// Whether nothing that came in pieces, or goes out in pieces, waits for the next one.
+    /// Returns whether nothing that came in pieces, or goes out in pieces, waits for the next one.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.signatures.is_empty() && self.uploads.is_empty() && self.reads.is_empty()

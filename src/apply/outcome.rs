@@ -48,12 +48,12 @@ impl StepOutcome {
         }
     }
 
-    /// Whether the step changed something.
+    /// Returns whether the step changed something.
     pub(crate) fn is_change(&self) -> bool {
         self.is_done() && self.shown.verb != PROVE
     }
 
-    /// Whether the step is done.
+    /// Returns whether the step is done.
     pub(crate) fn is_done(&self) -> bool {
         self.status == StepStatus::Done
     }
@@ -112,7 +112,7 @@ fn show_command(object: &Object) -> String {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RunReport {
     pub(crate) outcomes: Vec<StepOutcome>,
-    /// Whether it was asked to stop.
+    /// True if it was asked to stop.
     pub(crate) stopped: bool,
 }
 
@@ -141,7 +141,7 @@ impl RunReport {
         self
     }
 
-    /// Whether a step of that machine did not succeed.
+    /// Returns whether a step of that machine did not succeed.
     pub(crate) fn has_failed(&self, machine: &Object) -> bool {
         let mut own = self.outcomes.iter();
         own.any(|one| one.machine.as_ref() == Some(machine) && !one.is_done())

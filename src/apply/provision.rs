@@ -23,7 +23,7 @@ const FOLDER: FileOwner = FileOwner {
     mode: 0o755,
 };
 
-/// Longest that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
+/// Maximum time that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
 /// for all else.
 const SETUP_PATIENCE: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 /// Longest of a machine's words that are shown, in characters.
@@ -107,7 +107,7 @@ async fn prepare(
     Ok(fresh)
 }
 
-/// Whether a path is on the way to something that goes into a machine.
+/// Returns whether a path is on the way to something that goes into a machine.
 fn is_ours(path: &str) -> bool {
     let all = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
     path != "/"

@@ -54,7 +54,7 @@ pub struct LogLine {
 }
 
 impl LogLine {
-    /// Whether it is the one that follows `head`.
+    /// Returns whether it is the one that follows `head`.
     #[must_use]
     pub fn continues(&self, head: &Head) -> bool {
         self.seq == head.seq.saturating_add(1) && self.previous == head.hash

@@ -114,7 +114,7 @@ impl Floods {
 }
 
 impl CallerCalls {
-    /// Whether so many lines may be written, when so many may be at once.
+    /// Returns whether so many lines may be written, when so many may be at once.
     fn may_write(&self, lines: u32, at_once: u32, now: Duration) -> bool {
         let written = self.rested.saturating_sub(now);
         written + LINE_EVERY * lines <= LINE_EVERY * at_once

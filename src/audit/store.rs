@@ -185,7 +185,7 @@ impl Log {
         }
     }
 
-    /// Whether the log's path names this file.
+    /// Returns whether the log's path names this file.
     fn is_named(&self, file: &Metadata) -> bool {
         std::fs::symlink_metadata(&self.path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))

@@ -8,7 +8,7 @@ use std::io::{self, BufRead};
 use super::Event;
 use super::chain::{self, Head, ORIGIN};
 
-/// Longest line that the log writes, in bytes; what is longer was not written by it.
+/// Maximum length of a line that the log writes, in bytes; what is longer was not written by it.
 pub const LINE_MAX: usize = 64 * 1024;
 
 /// Faults that are kept, the first ones: whoever writes the log decides how many there are.
@@ -80,9 +80,9 @@ pub struct Verifier {
     last: Option<Head>,
     /// Number of the first line that could be read; 0 before it.
     first: u64,
-    /// Whether rotation has taken no line away.
+    /// True if rotation has taken no line away.
     from_origin: bool,
-    /// Whether the line before is itself at fault, so that its follower is not reported for the same thing.
+    /// True if the line before is itself at fault, so that its follower is not reported for the same thing.
     shaken: bool,
     wanted: Option<String>,
     lines: u64,

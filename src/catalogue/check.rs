@@ -175,7 +175,7 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
 }
 
-/// Whether a value is an integer to JSON Schema.
+/// Returns whether a value is an integer to JSON Schema.
 fn is_whole(value: &Value) -> bool {
     value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
@@ -247,7 +247,7 @@ fn key_digits(text: &str) -> Option<(&str, bool)> {
     is_key.then_some((digits, exact))
 }
 
-/// Whether a `key_id` asks for nothing but what `fixed` says: the same digits, however they are written.
+/// Returns whether a `key_id` asks for nothing but what `fixed` says: the same digits, however they are written.
 #[must_use]
 pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     match (key_digits(fixed), key_digits(sent)) {

@@ -21,7 +21,7 @@ const KEYCAP: char = '\u{20e3}';
 /// The class of signs that take the vowel off a letter of an Indic script.
 const VIRAMA: u8 = 9;
 
-/// Whether a character is a space, though not the usual one.
+/// Returns whether a character is a space, though not the usual one.
 pub(super) fn is_odd_space(character: char) -> bool {
     character.is_whitespace() && character != ' ' && !character.is_control()
 }
@@ -77,7 +77,7 @@ fn follows_virama(before: &[char]) -> bool {
         .is_some_and(|last| canonical_combining_class(*last) == VIRAMA)
 }
 
-/// Whether letters on both sides would join, signs between them aside.
+/// Returns whether letters on both sides would join, signs between them aside.
 fn is_between_joined(before: &[char], after: &[char]) -> bool {
     let types = |characters: &mut dyn Iterator<Item = &char>| {
         let mut types = characters.map(|character| get_joining_type(*character));
@@ -108,7 +108,7 @@ fn is_selected(before: &[char], after: &[char]) -> bool {
     is_emoji(*last) || is_key
 }
 
-/// Whether a character is a picture; digits, which can be part of one, are none.
+/// Returns whether a character is a picture; digits, which can be part of one, are none.
 fn is_emoji(character: char) -> bool {
     !character.is_ascii() && character.is_emoji_char()
 }

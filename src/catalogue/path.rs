@@ -5,11 +5,11 @@ use std::fmt;
 use super::legible::{first_illegible, is_odd_space, legible};
 use crate::text::escaped;
 
-/// Most folders and file together in one path.
+/// Maximum number of folders and file together in one path.
 const COMPONENTS_MAX: usize = 16;
-/// Longest name of a file or folder, in bytes (Linux `NAME_MAX`).
+/// Maximum length of a name of a file or folder, in bytes (Linux `NAME_MAX`).
 const COMPONENT_BYTES_MAX: usize = 255;
-/// Longest path, in bytes.
+/// Maximum length of a path, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
 
 /// A relative path of display-safe names, none of which leads upwards.

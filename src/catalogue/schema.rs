@@ -49,7 +49,7 @@ pub(super) fn properties(schema: &Map<String, Value>) -> Option<&Map<String, Val
     schema.get("properties").and_then(Value::as_object)
 }
 
-/// Whether an object's schema requires a property.
+/// Returns whether an object's schema requires a property.
 pub(super) fn requires(schema: &Map<String, Value>, property: &str) -> bool {
     schema
         .get("required")

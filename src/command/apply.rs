@@ -100,7 +100,7 @@ fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
 }
 
 impl Output {
-    /// Whether the answer is for programs.
+    /// Returns whether the answer is for programs.
     pub(super) fn is_json(&self) -> bool {
         self.format() == Format::Json
     }

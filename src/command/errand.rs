@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::output::Output;
 
-/// Longest line that is heard, in bytes: a services file and a little.
+/// Maximum length of a line that is heard, in bytes: a services file and a little.
 const HEARD_MAX: u64 = 32 * 1024 * 1024;
-/// Longest stay after the answer: whoever asked has had it by then, or is gone.
+/// Maximum duration of the wait after the answer: whoever asked has had it by then, or is gone.
 const STAY_MAX: Duration = Duration::from_secs(10);
 
 /// The line of whoever sent this.

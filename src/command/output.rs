@@ -39,12 +39,12 @@ impl Output {
         self.format
     }
 
-    /// Whether `--verbose` was given.
+    /// Returns whether `--verbose` was given.
     pub(crate) const fn verbose(&self) -> bool {
         self.verbose
     }
 
-    /// Whether `--quiet` was given.
+    /// Returns whether `--quiet` was given.
     pub(crate) const fn quiet(&self) -> bool {
         self.quiet
     }
@@ -89,13 +89,13 @@ impl Output {
         }
     }
 
-    /// Whether lines for whoever watches may move on a terminal.
+    /// Returns whether lines for whoever watches may move on a terminal.
     pub(crate) fn animates(&self) -> bool {
         !self.quiet && self.format == Format::Text && io::stderr().is_terminal()
     }
 }
 
-/// Whether a run ended because the reader of its output went away.
+/// Returns whether a run ended because the reader of its output went away.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

@@ -16,7 +16,7 @@ pub(crate) enum AllowedCalls {
     Programs,
     /// Those of a process that speaks over the sockets that it was given: it opens none, and starts nothing.
     Worker {
-        /// Whether it opens files.
+        /// True if it opens files.
         files: bool,
     },
 }

@@ -420,7 +420,7 @@ impl Examiner<'_> {
     }
 }
 
-/// Most machines that are named in one note.
+/// Maximum number of machines that are named in one note.
 const NAMES_SHOWN: usize = 8;
 
 fn listed(names: &[&MachineName]) -> String {

@@ -109,7 +109,7 @@ pub(crate) fn remove_socket(path: &str) -> io::Result<()> {
     }
 }
 
-/// Whether a path is one of anklume's own folders.
+/// Returns whether a path is one of anklume's own folders.
 fn is_own(path: &Path) -> bool {
     FOLDERS.iter().any(|own| Path::new(own) == path)
 }

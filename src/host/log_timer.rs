@@ -38,7 +38,7 @@ const HEAD: &str =
 const MODE: u32 = 0o644;
 /// Rights of others to write.
 const OTHERS_WRITE: u32 = 0o022;
-/// Longest that systemd may take.
+/// Maximum time that systemd may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who starts things at their time on this host.
@@ -166,7 +166,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rot
     }
 }
 
-/// Whether something of ours is scheduled, as it must be or not.
+/// Returns whether something of ours is scheduled, as it must be or not.
 pub(crate) fn is_scheduled() -> bool {
     is_scheduled_in(host())
 }
@@ -176,7 +176,7 @@ fn is_scheduled_in(root: &Path) -> bool {
     files.any(|path| is_at(root, path))
 }
 
-/// Whether the program that runs what is scheduled by cron is there; systemd always is.
+/// Returns whether the program that runs what is scheduled by cron is there; systemd always is.
 pub(crate) fn has_daemon() -> bool {
     Scheduler::of(host()) != Some(Scheduler::Cron) || {
         let entries = fs::read_dir("/proc").into_iter().flatten();
@@ -204,7 +204,7 @@ fn program() -> Result<String, String> {
     Ok(shown)
 }
 
-/// Whether a program is there, and nobody but root can put another one in its place.
+/// Returns whether a program is there, and nobody but root can put another one in its place.
 fn is_safe(program: &Path) -> bool {
     let roots = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|is| {

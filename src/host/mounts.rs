@@ -13,7 +13,7 @@ pub(crate) fn mounted(
     process: u32,
     is_looked_for: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, TooManyMounts> {
-    /// Longest table that is read, in bytes.
+    /// Maximum length of a table that is read, in bytes.
     const TABLE_MAX: u64 = 4 * 1024 * 1024;
     let Ok(table) = fs::File::open(format!("/proc/{process}/mountinfo")) else {
         return Ok(None);

@@ -131,7 +131,7 @@ fn names(folder: &OwnedFd) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// Whether a file of that name is the log of a channel.
+/// Returns whether a file of that name is the log of a channel.
 fn is_log(name: &str) -> bool {
     let device = name
         .strip_prefix(PREFIX)

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const GENTLY: Duration = Duration::from_secs(30);
 /// How long the kernel may take to end them.
 const FORCED: Duration = Duration::from_secs(10);
-/// Most processes that are ended: one is the server, and a machine may have made more that look like it.
+/// Maximum number of processes that are ended: one is the server, and a machine may have made more that look like it.
 const MOST: usize = 64;
 
 /// Ends every server in the machine whose first process that is.
@@ -93,7 +93,7 @@ fn wait(handles: &mut Vec<OwnedFd>, patience: Duration) {
     handles.retain(|handle| !has_ended(handle, patience.saturating_sub(began.elapsed())));
 }
 
-/// Whether a process ends within this time: its handle can be read then.
+/// Returns whether a process ends within this time: its handle can be read then.
 fn has_ended(handle: &OwnedFd, patience: Duration) -> bool {
     let patience = Timespec::try_from(patience).ok();
     let mut ending = [PollFd::new(handle, PollFlags::IN)];

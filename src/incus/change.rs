@@ -11,7 +11,7 @@ use super::connection::{ApiAnswer, ApiCall};
 use super::object::{Edit, Object};
 use super::{Incus, IncusError};
 
-/// Longest that one operation may take: an image may have to be fetched first.
+/// Maximum time that one operation may take: an image may have to be fetched first.
 const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// How long Incus holds one question for the end of an operation, in seconds; shorter than any patience.
 const WAIT_SECONDS: u64 = 10;
@@ -64,7 +64,7 @@ impl Incus {
         }
     }
 
-    /// Whether an object is there and has every key of this configuration.
+    /// Returns whether an object is there and has every key of this configuration.
     async fn is_there(&mut self, object: &Object, body: &Value) -> bool {
         let there: Result<Value, IncusError> = self.get(&object.path("")).await;
         let wanted = body.get("config").and_then(Value::as_object);
@@ -210,7 +210,7 @@ fn is_busy(why: &IncusError) -> bool {
     }
 }
 
-/// Whether Incus failed and did not say why: its answer is the name of the status alone.
+/// Returns whether Incus failed and did not say why: its answer is the name of the status alone.
 fn is_wordless(why: &IncusError) -> bool {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     matches!(why, IncusError::Refused { code, message }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::IncusError;
 use super::model::{ApiEnvelope, ApiRefusal};
 
-/// Longest answer that is read, in bytes: some 10,000 machines with everything that Incus says of them.
+/// Maximum length of an answer that is read, in bytes: some 10,000 machines with everything that Incus says of them.
 pub(super) const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// A connection to the daemon, kept for as many requests as are needed.
@@ -159,7 +159,7 @@ impl Incus {
         Ok(headers)
     }
 
-    /// Whether something is at `path` of the API.
+    /// Returns whether something is at `path` of the API.
     pub(crate) async fn has(&mut self, path: &str) -> Result<bool, IncusError> {
         let call = ApiCall {
             method: Method::HEAD,

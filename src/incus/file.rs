@@ -32,7 +32,7 @@ pub(crate) struct FileEntry {
     pub(crate) kind: EntryKind,
     /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
     pub(crate) owner: Option<FileOwner>,
-    /// Whether it is a socket; `None`: Incus does not say.
+    /// True if it is a socket; `None`: Incus does not say.
     pub(crate) is_socket: Option<bool>,
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::Incus;
 
-/// Longest run; a reader that takes longer hangs.
+/// Maximum duration of a run; a reader that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(20);
 /// How long each answer may take: it is there at once, or never.
 const PATIENCE: Duration = Duration::from_millis(20);

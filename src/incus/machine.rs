@@ -104,7 +104,7 @@ impl Incus {
         Ok(names)
     }
 
-    /// Whether a path is there in a machine.
+    /// Returns whether a path is there in a machine.
     pub(crate) async fn has_file(
         &mut self,
         machine: &MachineRef,

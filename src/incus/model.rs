@@ -44,7 +44,7 @@ fn default_project() -> String {
 }
 
 impl MachineRef {
-    /// Whether programs can be started in it.
+    /// Returns whether programs can be started in it.
     pub(crate) fn runs(&self) -> bool {
         // `Ready` is what a running machine becomes that said so of itself.
         self.status == "Running" || self.status == "Ready"

@@ -271,7 +271,7 @@ fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<
     }
 }
 
-/// Whether a rule of the API has exactly these filled keys.
+/// Returns whether a rule of the API has exactly these filled keys.
 fn is_rule(rule: &Value, keys: &ConfigMap) -> bool {
     rule.as_object().is_some_and(|rule| {
         let filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));

@@ -12,11 +12,11 @@ use serde_json::json;
 use super::object::Object;
 use super::{Incus, IncusError, MachineRef};
 
-/// Longest that a machine may take to stop before it is killed, in seconds.
+/// Maximum time that a machine may take to stop before it is killed, in seconds.
 const STOP_SECONDS: u32 = 10;
 /// How often a machine is started that does not stay up.
 const START_TRIES: usize = 3;
-/// Longest that Incus may call a machine running that does not run.
+/// Maximum time that Incus may call a machine running that does not run.
 const CLEARED_MAX: Duration = Duration::from_secs(30);
 /// How often such a machine is looked at.
 const CLEARED_LOOK: Duration = Duration::from_millis(100);
@@ -80,7 +80,7 @@ impl Incus {
             .await
     }
 
-    /// Whether a machine runs; where Incus calls it running and it has no process, the end of that is waited for.
+    /// Returns whether a machine runs; where Incus calls it running and it has no process, the end of that is waited for.
     pub(super) async fn runs(&mut self, machine: &Object) -> Result<bool, IncusError> {
         let began = Instant::now();
         while began.elapsed() < CLEARED_MAX {

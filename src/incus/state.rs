@@ -10,7 +10,7 @@ use super::object::{ConfigMap, Devices, Object};
 use super::{Incus, IncusError};
 use crate::machine_state::SETUP;
 
-/// Longest that operations of an earlier, interrupted run are waited for.
+/// Maximum time that operations of an earlier, interrupted run are waited for.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// Everything on Incus that matters to anklume.
@@ -56,7 +56,7 @@ pub(crate) struct Environment {
     /// Such as `6.0.4`.
     #[serde(default)]
     pub(crate) server_version: String,
-    /// Whether this daemon is one of several.
+    /// True if this daemon is one of several.
     #[serde(default)]
     pub(crate) server_clustered: bool,
 }
@@ -81,7 +81,7 @@ pub(crate) struct IncusNetwork {
     /// `bridge` and others.
     #[serde(default, rename = "type")]
     pub(crate) kind: String,
-    /// Whether Incus made it.
+    /// True if Incus made it.
     #[serde(default)]
     pub(crate) managed: bool,
     #[serde(default, deserialize_with = "or_default")]
@@ -184,7 +184,7 @@ impl Instance {
         InstanceId::new(&self.project, &self.name)
     }
 
-    /// Whether it runs.
+    /// Returns whether it runs.
     pub(crate) fn is_running(&self) -> bool {
         ["Running", "Ready"].contains(&self.status.as_str())
     }
@@ -347,7 +347,7 @@ impl Incus {
 }
 
 impl Begun {
-    /// Whether it is a program of a run that was killed, which still puts a machine in order.
+    /// Returns whether it is a program of a run that was killed, which still puts a machine in order.
     fn is_setup(&self) -> bool {
         let command = self.metadata.as_ref().and_then(|all| all.get("command"));
         let words = command.and_then(Value::as_array);

@@ -358,7 +358,7 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
     None
 }
 
-/// Whether a value is written empty.
+/// Returns whether a value is written empty.
 pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Null)
 }

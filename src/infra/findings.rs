@@ -7,12 +7,12 @@ use super::code::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source};
 use crate::name::closest;
 
-/// Most findings that are kept. A file with more is not read by anybody; what is beyond is counted.
+/// Maximum number of findings that are kept. A file with more is not read by anybody; what is beyond is counted.
 const FINDINGS_MAX: usize = 10_000;
 
-/// Most names that are compared for a "did you mean": nobody reads the ten-thousandth, and it takes time.
+/// Maximum number of names that are compared for a "did you mean": nobody reads the ten-thousandth, and it takes time.
 const COMPARISONS_MAX: usize = 200_000;
-/// Longest text that is compared, in bytes: no name is longer.
+/// Maximum length of a text that is compared, in bytes: no name is longer.
 const COMPARED_MAX: usize = 64;
 
 /// Where something is written: a [`Place`] without its file's text, so that each node of a large file can have one.
@@ -156,7 +156,7 @@ impl Findings {
         near
     }
 
-    /// Whether so many more names may be compared.
+    /// Returns whether so many more names may be compared.
     pub(super) fn may_compare(&mut self, names: usize) -> bool {
         let left = self.comparisons.checked_sub(names);
         self.comparisons = left.unwrap_or(self.comparisons);
@@ -172,7 +172,7 @@ impl Findings {
         }
     }
 
-    /// Whether the file is refused.
+    /// Returns whether the file is refused.
     pub(super) fn has_errors(&self) -> bool {
         self.beyond > 0
             || self

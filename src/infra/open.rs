@@ -21,7 +21,7 @@ const DEFAULT_FILE: &str = "infra.yml";
 const DEFAULT_FOLDER: &str = "infra";
 /// The project's name when the folder's has no letter or digit.
 const DEFAULT_PROJECT: &str = "anklume";
-/// Longest name of a project that comes from a folder, in bytes.
+/// Maximum length of a name of a project that comes from a folder, in bytes.
 const PROJECT_MAX: usize = 63;
 
 /// What a file may declare.

@@ -22,7 +22,7 @@ pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
 
 /// Deepest nesting of lists and maps; a service's fixed arguments are at 9.
 const DEPTH_MAX: usize = 32;
-/// Most scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
+/// Maximum number of scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
 const NODES_MAX: usize = 2_000_000;
 
 /// A list or map that is still open.

@@ -37,7 +37,7 @@ const RIGHTS: u32 = 0o777;
 const NOBODY: u32 = 65_534;
 /// How much of two files is compared at once, in bytes.
 const CHUNK: usize = 256 * 1024;
-/// Longest file of the kernel's that is read, in bytes.
+/// Maximum length of a file of the kernel's that is read, in bytes.
 const PROC_MAX: u64 = 64 * 1024;
 
 /// Why there is no answer.
@@ -101,7 +101,7 @@ impl View {
         view.is_alive().then_some(view)
     }
 
-    /// Whether the machine's first process is still the same.
+    /// Returns whether the machine's first process is still the same.
     pub(super) fn is_alive(&self) -> bool {
         let mut ended = [PollFd::new(&self.process, PollFlags::IN)];
         poll(&mut ended, Some(&Timespec::default())) == Ok(0)
@@ -223,7 +223,7 @@ fn size(is: &Stat) -> u64 {
     u64::try_from(is.st_size).unwrap_or(u64::MAX)
 }
 
-/// Whether two files hold the same.
+/// Returns whether two files hold the same.
 fn are_same(mut one: impl io::Read, mut other: impl io::Read) -> io::Result<bool> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     loop {
@@ -247,7 +247,7 @@ fn kernel_text(path: &str) -> Option<String> {
     Some(text)
 }
 
-/// Whether a status (proc(5)) is that of the first process of a namespace below this one.
+/// Returns whether a status (proc(5)) is that of the first process of a namespace below this one.
 fn is_first(status: &str) -> bool {
     let mut lines = status.lines();
     let numbers = lines.find_map(|line| line.strip_prefix("NSpid:"));
@@ -255,7 +255,7 @@ fn is_first(status: &str) -> bool {
     numbers.next().is_some() && numbers.last() == Some("1")
 }
 
-/// Whether a process's cgroups (cgroups(7)) are those of the machine whose cgroup has that name, and of no other machine.
+/// Returns whether a process's cgroups (cgroups(7)) are those of the machine whose cgroup has that name, and of no other machine.
 fn is_in(cgroups: &str, machine: &str) -> bool {
     const PREFIX: &str = "lxc.payload.";
     let paths = cgroups

@@ -91,7 +91,7 @@ const fn sign(there: bool) -> char {
     if there { '~' } else { '+' }
 }
 
-/// Whether the services file is the declared one, or none is declared and none is there.
+/// Returns whether the services file is the declared one, or none is declared and none is there.
 fn has_services(order: &MachineSpec, found: &ObservedMachine) -> bool {
     match (&order.services, &found.services) {
         (Some(text), Some(file)) => sha256(text) == file.sha256,
@@ -132,7 +132,7 @@ pub fn summary(file: &[u8]) -> Option<String> {
     Some(format!("{} ({digest})", all.join("; ")))
 }
 
-/// Longest summary of a machine's services that is shown, in characters.
+/// Maximum length of a summary of a machine's services that is shown, in characters.
 const SUMMARY_SHOWN: usize = 4096;
 
 /// How many services are shown.

@@ -9,7 +9,7 @@ use crate::text::Foreign;
 /// What was found in a machine; nothing, where it is not there yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedMachine {
-    /// Whether the machine runs.
+    /// True if the machine runs.
     pub runs: bool,
     /// SHA-256 of the program.
     pub program: Option<String>,

@@ -41,13 +41,13 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// Whether it is root's with these rights.
+    /// Returns whether it is root's with these rights.
     #[must_use]
     pub const fn are_as_made(self, mode: u32) -> bool {
         self.uid == 0 && self.gid == 0 && self.mode == mode
     }
 
-    /// Whether somebody else than root may change what is in it.
+    /// Returns whether somebody else than root may change what is in it.
     #[must_use]
     pub const fn let_others_write(self) -> bool {
         self.uid != 0 || self.mode & 0o022 != 0
@@ -65,7 +65,7 @@ pub struct CallerUser {
 }
 
 impl CallerUser {
-    /// Whether a folder with these rights lets the user through.
+    /// Returns whether a folder with these rights lets the user through.
     #[must_use]
     pub const fn passes(self, folder: Rights) -> bool {
         let bit = if self.uid == folder.uid {

@@ -38,9 +38,9 @@ const IN_ALL: Duration = Duration::from_secs(60 * 60);
 pub(crate) const LIST: &str = "tools/list";
 /// The method that calls one.
 pub(crate) const CALL: &str = "tools/call";
-/// Most tools that a server may list.
+/// Maximum number of tools that a server may list.
 const TOOLS_MAX: usize = 10_000;
-/// Most pages that a listing may have.
+/// Maximum number of pages that a listing may have.
 const PAGES_MAX: usize = 100;
 
 /// Characters of a server's own words about a failure that are shown.
@@ -126,12 +126,12 @@ impl Called {
         serde_json::from_str(self.raw.get())
     }
 
-    /// Whether the tool failed, or was refused.
+    /// Returns whether the tool failed, or was refused.
     pub(crate) fn has_failed(&self) -> bool {
         self.result.raw().is_error == Some(true)
     }
 
-    /// Whether it is no result of the tool's: its server's policy refuses an argument.
+    /// Returns whether it is no result of the tool's: its server's policy refuses an argument.
     pub(crate) fn is_refused(&self) -> bool {
         let meta = self.result.raw().meta.as_ref();
         let decision = meta.and_then(|meta| meta.0.get(DECISION_KEY));
@@ -184,7 +184,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(client)
     }
 
-    /// Whether a call was sent, so that it may have been carried out whatever became of its answer.
+    /// Returns whether a call was sent, so that it may have been carried out whatever became of its answer.
     pub(crate) fn has_called(&self) -> bool {
         self.exchange.asked() == Some(CALL)
     }
@@ -335,7 +335,7 @@ pub(crate) struct Rehearsed {
     pub(crate) method: &'static str,
     /// Its parameters.
     pub(crate) params: Value,
-    /// Whether a large payload would be wanted in the text of the result alone.
+    /// True if a large payload would be wanted in the text of the result alone.
     pub(crate) one_copy: bool,
 }
 
@@ -373,7 +373,7 @@ fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result
     serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
 }
 
-/// Longest text of an answer where none is long, in bytes: a name, a description, a key.
+/// Maximum length of a text of an answer where none is long, in bytes: a name, a description, a key.
 const TEXT_MAX: usize = 256 * 1024;
 /// Keys of an answer whose text may be long.
 const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];

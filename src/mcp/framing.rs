@@ -137,7 +137,7 @@ impl Cutter {
         self.is_within_a_line().then(|| self.finish())
     }
 
-    /// Whether a line has begun and not ended.
+    /// Returns whether a line has begun and not ended.
     pub(crate) const fn is_within_a_line(&self) -> bool {
         !self.line.is_empty() || self.skipped.is_some()
     }

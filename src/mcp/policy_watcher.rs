@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::services::{Services, ServicesFault};
 
-/// Largest services file that is read, in bytes.
+/// Maximum size of a services file that is read, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// A file younger than this may change again within one tick of the file system's clock; it is read anew.
 const UNSETTLED: Duration = Duration::from_millis(100);
@@ -80,7 +80,7 @@ pub(crate) type OnChange = Box<dyn Fn(&PolicyChange<'_>) + Send + Sync>;
 pub(crate) struct Loaded {
     /// The policy.
     pub(crate) policy: Arc<Policy>,
-    /// Whether it may be kept until the file changes.
+    /// True if it may be kept until the file changes.
     pub(crate) settled: bool,
 }
 

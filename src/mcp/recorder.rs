@@ -31,7 +31,7 @@ pub(crate) struct Recorder {
     path: Option<PathBuf>,
     /// The log, once it could be opened.
     log: OnceLock<Log>,
-    /// Whether no call may run without it, unless the policy allows that. Not so for the operator.
+    /// True if no call may run without it, unless the policy allows that. Not so for the operator.
     required: bool,
     /// Calls whose line has its room, and is not written yet.
     running: AtomicUsize,

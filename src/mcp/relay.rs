@@ -25,7 +25,7 @@ use handshake::Handshake;
 
 /// Bytes that are passed on at once.
 const CHUNK: usize = 64 * 1024;
-/// Longest that a provider that came back may take for the handshake.
+/// Maximum time that a provider that came back may take for the handshake.
 const GREETING: Duration = Duration::from_secs(5);
 /// Code of the errors that answer for a provider that is not there (the official SDKs' `ConnectionClosed`).
 const CLOSED: i32 = -32000;
@@ -42,7 +42,7 @@ pub(crate) enum RelayEnd {
     Vanished {
         /// Answers that it owes.
         unanswered: usize,
-        /// Whether anything ever came from the provider.
+        /// True if anything ever came from the provider.
         spoke: bool,
     },
     /// The client's input ended, and the provider was silent for too long.
@@ -101,7 +101,7 @@ where
         }
     }
 
-    /// Whether the client has more to say.
+    /// Returns whether the client has more to say.
     pub(crate) fn is_open(&self) -> bool {
         !self.state.input_ended && !(self.client.gone)()
     }
@@ -353,7 +353,7 @@ struct RelayState {
 struct Unfinished {
     /// What of it waits for the rest.
     held: Vec<u8>,
-    /// Whether it was too long to wait, so that the client has a part of it.
+    /// True if it was too long to wait, so that the client has a part of it.
     is_passed_on: bool,
 }
 

@@ -9,7 +9,7 @@ use crate::incus::{ConfigMap, Edit, Object, Power};
 use crate::machine_state::MachineSpec;
 use crate::text::shown;
 
-/// Longest value of a key that a plan shows, in characters.
+/// Maximum length of a value of a key that a plan shows, in characters.
 const SHOWN_MAX: usize = 60;
 /// Bytes of the unit in which sizes are shown.
 const MIB: u64 = 1024 * 1024;
@@ -52,7 +52,7 @@ pub(crate) enum Action {
         power: Power,
         /// What Incus called its state.
         from: String,
-        /// Whether it has devices that listen in its folder of sockets, which must be there before.
+        /// True if it has devices that listen in its folder of sockets, which must be there before.
         listens: bool,
     },
     /// Make or change the device of an edge at one of its ends.
@@ -80,9 +80,9 @@ pub(crate) enum Action {
         machine: Object,
         /// What it should hold.
         order: MachineSpec,
-        /// Whether the program must be pushed.
+        /// True if the program must be pushed.
         push: bool,
-        /// Whether a server that does not answer must be ended first.
+        /// True if a server that does not answer must be ended first.
         hung: bool,
         /// What differs, as people read it.
         lines: Vec<String>,
@@ -108,7 +108,7 @@ pub(crate) enum Action {
         path: String,
         /// Its rights.
         mode: u32,
-        /// Whether it is there already.
+        /// True if it is there already.
         there: bool,
     },
     /// Remove a left-over socket on the host.
@@ -131,9 +131,9 @@ pub(crate) enum Action {
     Delete {
         /// The object.
         object: Object,
-        /// Whether it runs.
+        /// True if it runs.
         running: bool,
-        /// Whether it is protected from deletion.
+        /// True if it is protected from deletion.
         protected: bool,
         /// Sockets on the host that go with it.
         sockets: Vec<String>,
@@ -162,7 +162,7 @@ impl ActionSummary {
 }
 
 impl Action {
-    /// Whether it is done though an earlier one of its chain failed: who was revoked does not wait for another.
+    /// Returns whether it is done though an earlier one of its chain failed: who was revoked does not wait for another.
     pub(crate) const fn stands_alone(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }

@@ -99,7 +99,7 @@ pub(crate) fn destroy(
     doomed
 }
 
-/// Whether these machines are ends of channels, and no other machine is.
+/// Returns whether these machines are ends of channels, and no other machine is.
 fn are_last_ends(machines: &[&Instance], all: &[Instance]) -> bool {
     let is_end = |one: &Instance| one.devices.values().any(|keys| host_socket(keys).is_some());
     let ends = || all.iter().filter(|one| is_end(one));

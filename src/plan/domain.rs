@@ -37,7 +37,7 @@ pub(super) fn pool(state: &State) -> Option<String> {
         })
 }
 
-/// Whether a device is a machine's root disk.
+/// Returns whether a device is a machine's root disk.
 pub(super) fn is_root(device: &ConfigMap) -> bool {
     let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
     is("type", "disk") && is("path", "/")
@@ -147,7 +147,7 @@ pub(super) fn root_disk(pool: &str) -> ConfigMap {
         .collect()
 }
 
-/// Whether a profile of a domain gives its machines a root disk.
+/// Returns whether a profile of a domain gives its machines a root disk.
 pub(super) fn gives_root(domain: &Domain, name: &str) -> bool {
     name == DEFAULT_PROFILE
         || domain.profiles.iter().any(|(known, profile)| {

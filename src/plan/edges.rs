@@ -111,7 +111,7 @@ pub(crate) struct Intruder {
 }
 
 impl Intruder {
-    /// Whether the socket is that of one of these edges.
+    /// Returns whether the socket is that of one of these edges.
     pub(crate) fn is_on(&self, edges: &[Edge]) -> bool {
         edges.iter().any(|edge| socket_name(edge) == self.socket)
     }
@@ -186,7 +186,7 @@ pub(super) fn host_socket(device: &ConfigMap) -> Option<String> {
     })
 }
 
-/// Whether a proxy listens in the machine's folder of sockets.
+/// Returns whether a proxy listens in the machine's folder of sockets.
 pub(super) fn listens_inside(device: &ConfigMap) -> bool {
     value(device, "bind") == "instance" && host_socket(device).is_some()
 }

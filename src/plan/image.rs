@@ -10,7 +10,7 @@ use crate::infra::{Infra, MachineType};
 
 /// The remote that is this Incus itself.
 const LOCAL: &str = "local";
-/// Fewest digits by which an image may be named.
+/// Minimum number of digits by which an image may be named.
 const FINGERPRINT_MIN: usize = 12;
 
 /// Where the images of a remote are fetched from.

@@ -11,12 +11,12 @@ use crate::machine_state::{
 };
 use crate::services::Services;
 
-/// Whether the program is, or was, in a machine.
+/// Returns whether the program is, or was, in a machine.
 pub(crate) fn has_inside(instance: &Instance) -> bool {
     instance.config.contains_key(ownership::INSIDE)
 }
 
-/// Whether the program must be in a machine: it offers something, or it is the end of an edge.
+/// Returns whether the program must be in a machine: it offers something, or it is the end of an edge.
 pub(super) fn needs_inside(setting: &PlanInputs<'_>, domain: &Domain, machine: &Machine) -> bool {
     // Incus gives virtual machines no channel; `sync` refuses one as an end.
     machine.kind == MachineType::Container
@@ -26,7 +26,7 @@ pub(super) fn needs_inside(setting: &PlanInputs<'_>, domain: &Domain, machine: &
                 .contains(&(domain.name.as_str(), machine.name.as_str())))
 }
 
-/// Whether there is a machine in which the program is, or must be.
+/// Returns whether there is a machine in which the program is, or must be.
 pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> bool {
     let holds = |domain: &Domain, machine: &Machine| {
         let mut all = state.instances.iter().filter(|one| has_inside(one));

@@ -73,7 +73,7 @@ pub(super) fn make(
     actions
 }
 
-/// Whether Incus or the run stopped while it created the machine, so that parts may be missing. A machine that has been
+/// Returns whether Incus or the run stopped while it created the machine, so that parts may be missing. A machine that has been
 /// started since counts as complete.
 ///
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and

@@ -12,7 +12,7 @@ use crate::incus::state::{Acl, IncusNetwork};
 use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, as_object};
 use crate::infra::Domain;
 
-/// Longest name of an interface, in bytes (Linux `IFNAMSIZ` less its final zero).
+/// Maximum length of a name of an interface, in bytes (Linux `IFNAMSIZ` less its final zero).
 const INTERFACE_MAX: usize = 15;
 /// How the descriptions of anklume's rules begin; rules without it are somebody else's.
 const OUR_RULE: &str = "anklume: ";

@@ -8,7 +8,7 @@ use crate::infra::{Domain, Machine};
 /// The network device; one of that name in a profile gives way to it.
 pub(super) const NIC: &str = "eth0";
 
-/// Whether a declared machine that is there is ours, or the user says that it shall be.
+/// Returns whether a declared machine that is there is ours, or the user says that it shall be.
 pub(super) fn may_be_touched(setting: &PlanInputs<'_>, domain: &Domain, machine: &Machine) -> bool {
     let (project, name) = (domain.name.as_str(), machine.name.as_str());
     let there = setting.there(project, name);

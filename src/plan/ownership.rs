@@ -34,7 +34,7 @@ const UNPROVEN: &str = "user.anklume.unproven.";
 /// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
 
-/// Whether anklume keeps a key for itself.
+/// Returns whether anklume keeps a key for itself.
 pub(super) fn is_own(key: &str) -> bool {
     key.starts_with(OWN) || key == BUILT
 }
@@ -93,12 +93,12 @@ pub(crate) fn finished() -> Edit {
     }
 }
 
-/// Whether a machine bears that mark.
+/// Returns whether a machine bears that mark.
 pub(super) fn is_unfinished(config: &ConfigMap) -> bool {
     config.contains_key(UNFINISHED)
 }
 
-/// Whether a machine was ever started.
+/// Returns whether a machine was ever started.
 pub(super) fn was_started(config: &ConfigMap) -> bool {
     config.contains_key(LAST_POWER)
 }
@@ -108,12 +108,12 @@ pub(crate) fn number(config: &ConfigMap) -> Option<&String> {
     config.get(UUID)
 }
 
-/// Whether a machine bears that mark.
+/// Returns whether a machine bears that mark.
 pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }
 
-/// Whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
+/// Returns whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
 /// it can, and so can whoever may use Incus.
 pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)
@@ -148,7 +148,7 @@ pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
     }
 }
 
-/// Whether an object that is there may be touched; says so where not.
+/// Returns whether an object that is there may be touched; says so where not.
 pub(super) fn may_touch(
     setting: &PlanInputs<'_>,
     domain: &Domain,

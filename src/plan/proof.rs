@@ -16,9 +16,9 @@ pub(crate) struct Proof {
     pub(crate) edge: Edge,
     /// It as people read it.
     pub(super) name: String,
-    /// Whether something of it changes; if not, an earlier run had no answer, or ended before it asked.
+    /// True if something of it changes; if not, an earlier run had no answer, or ended before it asked.
     pub(crate) changes: bool,
-    /// Whether the consumer bears the mark when it is tried.
+    /// True if the consumer bears the mark when it is tried.
     pub(crate) marked: bool,
 }
 

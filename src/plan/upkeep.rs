@@ -27,7 +27,7 @@ pub(crate) struct Schedule {
     pub(crate) by: &'static str,
     /// What it is told by.
     pub(crate) files: Vec<HostFile>,
-    /// Whether something of ours is there already.
+    /// True if something of ours is there already.
     pub(crate) there: bool,
 }
 

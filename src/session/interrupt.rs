@@ -17,7 +17,7 @@ pub(crate) const LEFT: &str = "asked to stop";
 pub(crate) struct Interrupt(Cell<bool>);
 
 impl Interrupt {
-    /// Whether no other step is to be begun.
+    /// Returns whether no other step is to be begun.
     pub(crate) fn is_asked(&self) -> bool {
         self.0.get()
     }

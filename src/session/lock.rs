@@ -58,7 +58,7 @@ fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
     Ok((file, killed))
 }
 
-/// Whether another run holds the lock. Returns `false` if the lock file cannot be opened.
+/// Returns whether another run holds the lock. Returns `false` if the lock file cannot be opened.
 pub(crate) fn is_held() -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let Ok(file) = open(LOCK, flags, Mode::empty()) else {

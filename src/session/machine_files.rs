@@ -122,7 +122,7 @@ impl Session {
     }
 }
 
-/// Whether the host can see the files of a machine: only root can, and only in a running container, never in a virtual
+/// Returns whether the host can see the files of a machine: only root can, and only in a running container, never in a virtual
 /// machine.
 fn is_visible(there: &Instance, is_root: bool) -> bool {
     is_root && there.kind == "container" && there.is_running()

@@ -45,7 +45,7 @@ impl Program {
     }
 }
 
-/// Whether a program asks for no interpreter: a 64-bit little-endian ELF file without a `PT_INTERP` header (elf(5)).
+/// Returns whether a program asks for no interpreter: a 64-bit little-endian ELF file without a `PT_INTERP` header (elf(5)).
 fn is_static(elf: &[u8]) -> bool {
     /// Type of the header that names an interpreter.
     const PT_INTERP: u64 = 3;

@@ -10,7 +10,7 @@ use crate::tool::Surroundings;
 
 /// Where users are.
 const PASSWD: &str = "/etc/passwd";
-/// Largest file of users, or of the machine's name, that is read, in bytes.
+/// Maximum size of a file of users, or of the machine's name, that is read, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// A user.

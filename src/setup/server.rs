@@ -49,12 +49,12 @@ pub(crate) fn surroundings(account: &Account) -> Surroundings {
     said.unwrap_or_else(|| account.surroundings())
 }
 
-/// Whether a server runs, and of the program that is in its place now.
+/// Returns whether a server runs, and of the program that is in its place now.
 pub(super) fn is_current() -> bool {
     status(folder()).is_some_and(|status| runs(&status, Path::new(PROGRAM)))
 }
 
-/// Whether a server that said this of itself runs, as this program.
+/// Returns whether a server that said this of itself runs, as this program.
 fn runs(status: &ServerStatus, program: &Path) -> bool {
     let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
     runs.is_ok_and(|path| path == program)
@@ -100,7 +100,7 @@ async fn reports_within(
     }
 }
 
-/// Whether a process is a server of the folder: the program, also where its file was replaced, by the folder's owner.
+/// Returns whether a process is a server of the folder: the program, also where its file was replaced, by the folder's owner.
 fn is_server(pid: Pid) -> bool {
     let process = format!("/proc/{}", pid.as_raw_nonzero());
     let program = std::fs::read_link(format!("{process}/exe")).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::machine_state::{
     AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
 };
 
-/// Longest that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
+/// Maximum time that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(STOP_SECONDS + 10);
 /// How often is looked whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);

@@ -33,7 +33,7 @@ const LOCK_MAX: Duration = Duration::from_secs(15);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Deepest folder within a folder that is handed on.
 const DEPTH_MAX: usize = 64;
-/// Largest file that is read, in bytes: a services file, and more.
+/// Maximum size of a file that is read, in bytes: a services file, and more.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
 /// Why a file is not as it must be.
@@ -74,7 +74,7 @@ fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
 /// Bits of a mode that are rights.
 const RIGHTS: u32 = 0o7777;
 
-/// Whether something is this program's own user's, who is root, with these rights.
+/// Returns whether something is this program's own user's, who is root, with these rights.
 fn is_as_made(is: &Stat, mode: u32) -> bool {
     (is.st_uid, is.st_gid) == (geteuid().as_raw(), getegid().as_raw())
         && is.st_mode & RIGHTS == mode

@@ -21,9 +21,9 @@ use crate::session::Session;
 use crate::session::machine_files::FilesError;
 use crate::transport::shell_line;
 
-/// Largest file of a log that is read, in bytes: it is rotated before.
+/// Maximum size of a file of a log that is read, in bytes: it is rotated before.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
-/// Longest that a log may take to be read.
+/// Maximum time that a log may take to be read.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a log that is rotated or written meanwhile is read.
 const TRIES: usize = 3;

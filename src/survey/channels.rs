@@ -72,7 +72,7 @@ pub(crate) async fn look<'e, 's>(
 }
 
 impl Channels<'_> {
-    /// Whether a machine's server hangs.
+    /// Returns whether a machine's server hangs.
     pub(crate) fn hangs(&self, provider: &str) -> bool {
         hangs(&self.heard_of(provider))
     }
@@ -108,13 +108,13 @@ impl Channels<'_> {
     }
 }
 
-/// Whether the server of these channels hangs: it is silent where no crowd of the consumer's stands before the question, or
+/// Returns whether the server of these channels hangs: it is silent where no crowd of the consumer's stands before the question, or
 /// everywhere.
 fn hangs(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
 }
 
-/// Whether somebody answers over one of these channels.
+/// Returns whether somebody answers over one of these channels.
 fn lives(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Answer) || own.contains(&ProbeResult::Full)
 }
@@ -181,7 +181,7 @@ async fn consumer_end(
     }
 }
 
-/// Whether the process of a provider's device is there; where nobody can say, it is.
+/// Returns whether the process of a provider's device is there; where nobody can say, it is.
 async fn carried(session: &Session, edge: &Edge, provider: &Instance, proxies: &Proxies) -> bool {
     let first = session.first_process(provider).await;
     first.is_none_or(|first| proxies.carry(edge, Role::Provider, first))

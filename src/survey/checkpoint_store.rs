@@ -35,16 +35,16 @@ pub(crate) struct Checkpoint {
     /// How many files the log had.
     #[serde(default)]
     pub(crate) files: u32,
-    /// Whether the machine bore the mark that it loses when Incus builds it anew.
+    /// True if the machine bore the mark that it loses when Incus builds it anew.
     #[serde(default)]
     pub(crate) marked: bool,
-    /// Whether it lost that since.
+    /// True if it lost that since.
     #[serde(default)]
     pub(crate) rebuilt: bool,
 }
 
 impl Checkpoint {
-    /// Whether Incus built the machine anew since this line was seen.
+    /// Returns whether Incus built the machine anew since this line was seen.
     pub(crate) fn is_rebuilt(&self, now: &Instance) -> bool {
         self.rebuilt || self.marked && is_rebuilt(&now.config)
     }
@@ -152,7 +152,7 @@ impl CheckpointStore {
     }
 }
 
-/// Whether a machine's number may be a file's name.
+/// Returns whether a machine's number may be a file's name.
 fn is_name(uuid: &str) -> bool {
     !uuid.is_empty()
         && uuid

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::plan::RemoteImage;
 use crate::transport;
 
-/// Longest that a remote may take to say whether it has an image.
+/// Maximum time that a remote may take to say whether it has an image.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What `incus remote list` says of one.

@@ -22,9 +22,9 @@ use crate::session::Session;
 use crate::session::each;
 use crate::session::machine_files::MachineFiles;
 
-/// Longest that a look into one machine may take: a machine decides how fast its files are.
+/// Maximum time that a look into one machine may take: a machine decides how fast its files are.
 const LOOK_MAX: Duration = Duration::from_secs(60);
-/// Largest services file, or status of a server, that is read, in bytes.
+/// Maximum size of a services file or a server status that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;

@@ -100,7 +100,7 @@ struct Location {
 }
 
 impl Location {
-    /// Whether the other one is below this folder.
+    /// Returns whether the other one is below this folder.
     fn holds(&self, other: &Self) -> bool {
         self.system == other.system && self.path != other.path && other.path.starts_with(&self.path)
     }

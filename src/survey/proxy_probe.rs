@@ -44,7 +44,7 @@ const RIGHTS: u32 = 0o7777;
 /// Most that is read of a process's arguments, in bytes; those of a proxy take a fraction of it.
 const ARGUMENTS_MAX: u64 = 64 * 1024;
 
-/// Whether something else is at the path of an edge's socket, or it has another owner or other rights.
+/// Returns whether something else is at the path of an edge's socket, or it has another owner or other rights.
 fn is_odd(edge: &Edge) -> bool {
     fs::symlink_metadata(edge.host_socket()).is_ok_and(|is| {
         let as_made = is.file_type().is_socket()
@@ -72,7 +72,7 @@ pub(crate) async fn ask(edge: &Edge) -> ProxyAnswer {
     heard(stream).await
 }
 
-/// Longest message of a server's that root reads, in bytes.
+/// Maximum length of a message of a server's that root reads, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// What a server says over a connection.
@@ -151,7 +151,7 @@ impl Proxies {
         Self(entries.map(|all| all.filter_map(Result::ok).filter_map(proxy).collect()))
     }
 
-    /// Whether one of them carries the bytes for an edge's end, in the machine whose first process is `first`. Returns
+    /// Returns whether one of them carries the bytes for an edge's end, in the machine whose first process is `first`. Returns
     /// `true` if the processes could not be listed.
     pub(crate) fn carry(&self, edge: &Edge, role: Role, first: u32) -> bool {
         let Some(proxies) = &self.0 else {
@@ -178,7 +178,7 @@ fn namespace_of(process: &fs::DirEntry) -> Option<PathBuf> {
     server_process::namespace(number)
 }
 
-/// Whether a process is neither stopped nor a corpse (proc(5): the state is behind the name, which is in brackets).
+/// Returns whether a process is neither stopped nor a corpse (proc(5): the state is behind the name, which is in brackets).
 fn runs(process: &Path) -> bool {
     let stat = fs::read(process.join("stat")).unwrap_or_default();
     let mut rest = stat.rsplit(|byte| *byte == b')');

@@ -91,7 +91,7 @@ impl<'a> BlockParts<'a> {
         [self.before, &empty, self.after].concat()
     }
 
-    /// Whether the file holds anything that `sync` did not put there.
+    /// Returns whether the file holds anything that `sync` did not put there.
     pub(crate) fn has_user_text(&self) -> bool {
         let before = self.before.trim_start_matches(BOM).trim();
         let after = self.after.trim();

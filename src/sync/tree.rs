@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::inventory::{FilePath, InventoryFolder};
 
-/// Largest file that is read, in bytes: what Ansible reads is far smaller.
+/// Maximum size of a file that is read, in bytes: what Ansible reads is far smaller.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// How long a run waits for another one in the same folder.
 const LOCK_WAIT: Duration = Duration::from_secs(30);

@@ -39,7 +39,7 @@ pub(crate) fn verify(
     }
 }
 
-/// Whether a value was read back as it was declared, its type included.
+/// Returns whether a value was read back as it was declared, its type included.
 fn is_same(declared: &Declared, read: &Value) -> bool {
     match (declared, read) {
         (Declared::Null, Value::Null) => true,

@@ -14,7 +14,7 @@ pub(super) use portal::make as make_portal;
 pub(super) use provide::{Reads, largest_answer, provide};
 pub(super) use usage::Usage;
 
-/// Most files in pieces at once that one connection hands in.
+/// Maximum number of files in pieces at once that one connection hands in.
 pub(super) const TRANSFERS_MAX: usize = 8;
 
 #[cfg(test)]

@@ -30,9 +30,9 @@ use signature::{Making, Signature};
 
 pub use fault::{CardFault, GpgFault, NoAgent, UnfitKey};
 
-/// Most signatures in pieces at once on one connection.
+/// Maximum number of signatures in pieces at once on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
-/// Most signatures in pieces at once of one caller, over all its connections: each is a gpg that waits.
+/// Maximum number of signatures in pieces at once of one caller, over all its connections: each is a gpg that waits.
 pub(super) const WAITING_MAX: usize = 16;
 /// Payloads longer than this, in bytes of base64, are decoded on a thread of their own.
 const DECODE_APART: usize = 64 * 1024;

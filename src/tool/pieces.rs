@@ -77,7 +77,7 @@ impl<T> Transfers<T> {
         }
     }
 
-    /// Whether none is under way.
+    /// Returns whether none is under way.
     pub(super) fn is_empty(&self) -> bool {
         self.slots
             .lock()

@@ -182,7 +182,7 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     }
 }
 
-/// Whether this machine has a GnuPG.
+/// Returns whether this machine has a GnuPG.
 pub(crate) fn has_gnupg(settings: &Settings) -> bool {
     search(&settings.gpgconf).is_some()
 }

@@ -50,11 +50,11 @@ const PASSED: [&str; 15] = [
     // Of builds for tests alone.
     "ANKLUME_PROBE",
 ];
-/// Longest that gpg may take: somebody may be looking for a passphrase at a pinentry.
+/// Maximum time that gpg may take: somebody may be looking for a passphrase at a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
-/// Longest that a display, or the program that owns its clipboard, may take to answer.
+/// Maximum time that a display, or the program that owns its clipboard, may take to answer.
 const DISPLAY_WAIT: Duration = Duration::from_secs(5);
-/// Most bytes that one consumer may leave in its folder of the portal.
+/// Maximum number of bytes that one consumer may leave in its folder of the portal.
 const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Where the tools of this server work.
@@ -212,7 +212,7 @@ impl Surroundings {
         })
     }
 
-    /// Whether these are those of this process, as far as programs look at them.
+    /// Returns whether these are those of this process, as far as programs look at them.
     #[must_use]
     pub fn are_ours(&self) -> bool {
         let ours = Self::from_env();
@@ -241,7 +241,7 @@ impl GpgHome {
 }
 
 impl Display {
-    /// Whether it may be on another machine: `host:number` is, as after `ssh -X`; `:number` is not.
+    /// Returns whether it may be on another machine: `host:number` is, as after `ssh -X`; `:number` is not.
     #[must_use]
     pub fn is_remote(&self) -> bool {
         let local = |name: &OsString| {

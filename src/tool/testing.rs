@@ -27,7 +27,7 @@ pub(super) fn sentence(text: &str) -> &str {
     text
 }
 
-/// Whether root runs the test, who alone can make what it is about. Not: a failure in CI, a printed skip elsewhere.
+/// Returns whether root runs the test, who alone can make what it is about. Not: a failure in CI, a printed skip elsewhere.
 #[track_caller]
 pub(super) fn is_root() -> bool {
     let there = rustix::process::geteuid().is_root();

@@ -29,9 +29,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of a server's stderr that are kept as its last words.
 const WORDS_LINES: usize = 8;
-/// Longest line of a server's stderr that is kept or passed on, in bytes.
+/// Maximum length of a line of a server's stderr that is kept or passed on, in bytes.
 const WORDS_LINE_MAX: usize = 1024;
-/// Most bytes of a server's stderr that are passed on with `--verbose`.
+/// Maximum number of bytes of a server's stderr that are passed on with `--verbose`.
 const WATCHED_MAX: usize = 1024 * 1024;
 
 /// Gets each line that a server says on stderr, as it comes and unescaped.

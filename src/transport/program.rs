@@ -97,7 +97,7 @@ fn find(name: &str, path: &OsStr) -> io::Result<PathBuf> {
     ))
 }
 
-/// Whether root and we alone decide what a path without links leads to.
+/// Returns whether root and we alone decide what a path without links leads to.
 fn is_ours_alone(path: &Path) -> bool {
     path.ancestors().all(|part| {
         let Ok(is) = fs::symlink_metadata(part) else {

@@ -13,7 +13,7 @@ use crate::machine_state::PROGRAM;
 use crate::name::closest;
 use crate::text::Foreign;
 
-/// Longest path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
+/// Maximum length of a path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
 const PATH_MAX: usize = 107;
 
 /// Why a server could not be reached.

@@ -30,7 +30,7 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
+/// Returns whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
     numbered(path, KEEP).try_exists()
 }
 
-/// Whether both paths name one file.
+/// Returns whether both paths name one file.
 pub(super) fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path| std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)

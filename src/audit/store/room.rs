@@ -29,7 +29,7 @@ pub(super) fn make(file: &File, end: u64, promised: u64) -> io::Result<u64> {
     Ok(end.saturating_add(bytes))
 }
 
-/// Whether so many bytes are free. A file system that tells of no blocks at all has no size to fill.
+/// Returns whether so many bytes are free. A file system that tells of no blocks at all has no size to fill.
 const fn has(disk: &StatVfs, bytes: u64) -> bool {
     disk.f_blocks == 0 || disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes
 }

@@ -11,7 +11,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, PayloadSource, Pieces};
 use crate::name::closest;
 
-/// Longest object that is read from stdin, in bytes.
+/// Maximum length of an object that is read from stdin, in bytes.
 const OBJECT_MAX: u64 = 256 * 1024 * 1024;
 
 /// The arguments of a call.

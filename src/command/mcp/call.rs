@@ -89,7 +89,7 @@ fn kept_file() -> io::Result<File> {
     tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
 }
 
-/// Whether the answer may come in pieces; not where the caller says which piece.
+/// Returns whether the answer may come in pieces; not where the caller says which piece.
 fn goes_down(tool: &Tool, object: &Map<String, Value>) -> bool {
     let says = |name| object.contains_key(name);
     pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")

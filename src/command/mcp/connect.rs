@@ -109,7 +109,7 @@ async fn open(way: &Route, patience: Patience, output: &Output) -> anyhow::Resul
         .map_err(|why| unreachable(&why))
 }
 
-/// Whether nobody writes into our stdin any more, though there may be much in it to read.
+/// Returns whether nobody writes into our stdin any more, though there may be much in it to read.
 fn nobody_writes() -> bool {
     let stdin = rustix::stdio::stdin();
     let is_file = fstat(stdin)

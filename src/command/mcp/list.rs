@@ -11,9 +11,9 @@ use crate::error::Exit;
 use crate::mcp::client::LIST;
 use crate::text::{Foreign, first_sentence};
 
-/// Longest tool name that is shown, in characters; MCP allows 128.
+/// Maximum length of a tool name that is shown, in characters; MCP allows 128.
 const NAME_SHOWN: usize = 128;
-/// Longest description that is shown, in characters.
+/// Maximum length of a description that is shown, in characters.
 const DESCRIPTION_SHOWN: usize = 100;
 
 /// Runs `anklume mcp list`.

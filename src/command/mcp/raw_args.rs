@@ -42,7 +42,7 @@ pub(super) enum GivenValue {
 }
 
 impl Given {
-    /// Whether there are no arguments at all.
+    /// Returns whether there are no arguments at all.
     pub(super) const fn is_nothing(&self) -> bool {
         matches!(self, Self::Pairs(pairs) if pairs.is_empty())
     }

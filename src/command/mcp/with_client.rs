@@ -16,7 +16,7 @@ use crate::mcp::server::OVERLOADED;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 
-/// Longest time-out that may be asked for, in seconds: a day.
+/// Maximum time-out that a user may ask for, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
 
 /// A server that answered.
@@ -233,7 +233,7 @@ fn refused(fault: &ClientError) -> Failure {
 /// Who can mend a log that cannot be written.
 const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
 
-/// Whether a call ran that the provider could not log; nothing where that is not what it says.
+/// Returns whether a call ran that the provider could not log; nothing where that is not what it says.
 fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
     let data = refusal.data.as_ref()?;
     (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
@@ -278,7 +278,7 @@ fn maybe_done(failure: Failure, called: bool) -> Failure {
     failure.help(help)
 }
 
-/// Whether the server says by this that a request cannot be: an unknown tool, or parameters out of shape.
+/// Returns whether the server says by this that a request cannot be: an unknown tool, or parameters out of shape.
 pub(super) fn is_invalid(fault: &ClientError) -> bool {
     matches!(fault, ClientError::Refused { refusal, .. } if refusal.raw().code == ErrorCode::INVALID_PARAMS)
 }

@@ -184,7 +184,7 @@ fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
 /// A run as JSON.
 #[derive(Debug, Serialize)]
 struct SyncAnswer {
-    /// Whether anything was changed on the disk.
+    /// True if anything was changed on the disk.
     written: bool,
     files: Vec<FileAnswer>,
     orphans: Vec<OrphanFile>,

@@ -49,7 +49,7 @@ impl PlacedPath {
         Some((value, self.values.get(position).copied().unwrap_or(self.at)))
     }
 
-    /// Whether it is of this type.
+    /// Returns whether it is of this type.
     pub(super) fn is(&self, kind: &str) -> bool {
         self.device.get("type") == Some(kind)
     }
@@ -209,7 +209,7 @@ fn check_keys(placed: &PlacedPath, fields: Fields<'_, '_>, findings: &mut Findin
 
 /// A key that is a name on Incus: text without spaces and control characters.
 fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String> {
-    /// Longest name that Incus takes for a device, in bytes; profiles and keys are well below it.
+    /// Maximum length of a name that Incus takes for a device, in bytes; profiles and keys are well below it.
     const NAME_MAX: usize = 64;
     let text = entry.key.text.as_ref();
     let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';

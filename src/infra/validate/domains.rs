@@ -30,7 +30,7 @@ const KEYS: [&str; 10] = [
     "file_portal",
 ];
 
-/// Longest name of a bridge, in bytes: Linux `IFNAMSIZ` less its final zero.
+/// Maximum length of a name of a bridge, in bytes: Linux `IFNAMSIZ` less its final zero.
 const BRIDGE_MAX: usize = 15;
 /// What stands before a domain's name in its bridge's.
 const BRIDGE_PREFIX: &str = "net-";

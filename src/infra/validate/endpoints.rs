@@ -304,7 +304,7 @@ fn absolute(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Whether a path is the folder or in it; both as [`absolute`] gives them.
+/// Returns whether a path is the folder or in it; both as [`absolute`] gives them.
 fn is_below(path: &str, folder: &str) -> bool {
     folder == "/"
         || path

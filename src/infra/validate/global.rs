@@ -35,7 +35,7 @@ const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 pub(super) struct GlobalSettings {
     /// The model's part; `None` after a fault in it.
     pub(super) global: Option<Global>,
-    /// Whether `addressing` is written.
+    /// True if `addressing` is written.
     pub(super) zones: bool,
     /// How subnets are given out; `None` after a fault.
     pub(super) scheme: Option<Scheme>,

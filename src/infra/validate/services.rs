@@ -17,9 +17,9 @@ use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 5] = ["name", "tool", "consumers", "with", "limits"];
 
-/// Largest user or group id: the one above it is "nobody at all" to the kernel.
+/// Maximum size of a user or group id: the one above it is "nobody at all" to the kernel.
 const ID_MAX: i64 = 0xffff_fffe;
-/// Longest name of a user (Linux `LOGIN_NAME_MAX` as useradd keeps it).
+/// Maximum length of a name of a user (Linux `LOGIN_NAME_MAX` as useradd keeps it).
 const USER_MAX: usize = 32;
 /// Edits between a mistyped consumer and the machine that was meant.
 const TYPO: usize = 2;

@@ -16,7 +16,7 @@ use crate::infra::findings::{At, Findings};
 use crate::infra::raw::Entry;
 use crate::name::MachineName;
 
-/// Most devices that shared volumes may make: a thousand volumes for a thousand machines.
+/// Maximum number of devices that shared volumes may make: a thousand volumes for a thousand machines.
 const SHARED_MAX: usize = 1_000_000;
 
 /// The disks of `persistent_data`.

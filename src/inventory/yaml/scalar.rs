@@ -58,7 +58,7 @@ pub(super) fn write(text: &str, position: Position, out: &mut String) -> usize {
     folded.column
 }
 
-/// Whether a text is plain at first sight, as nearly all are: lower case first, nothing special after it, no word of YAML's.
+/// Returns whether a text is plain at first sight, as nearly all are: lower case first, nothing special after it, no word of YAML's.
 fn is_obviously_plain(text: &str) -> bool {
     let harmless =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/' | b':');
@@ -78,7 +78,7 @@ fn style(text: &str, characters: &[char]) -> Style {
     }
 }
 
-/// Whether only a double-quoted scalar can hold the text: characters that do not print, that a reader takes for a line
+/// Returns whether only a double-quoted scalar can hold the text: characters that do not print, that a reader takes for a line
 /// break (other than the newline), or a space beside a newline, which folding would eat.
 fn needs_escapes(characters: &[char]) -> bool {
     let beside = characters
@@ -87,14 +87,14 @@ fn needs_escapes(characters: &[char]) -> bool {
     beside || characters.iter().any(|&character| is_special(character))
 }
 
-/// Whether a character must be escaped.
+/// Returns whether a character must be escaped.
 const fn is_special(character: char) -> bool {
     !matches!(character,
         '\n' | ' '..='~' | '\u{a0}'..='\u{2027}' | '\u{202a}'..='\u{d7ff}' | '\u{e000}'..='\u{fefe}'
         | '\u{ff00}'..='\u{fffd}' | '\u{10000}'..='\u{10fffe}')
 }
 
-/// Whether the text can stand without quotes in a block and means itself.
+/// Returns whether the text can stand without quotes in a block and means itself.
 fn is_plain(text: &str, characters: &[char]) -> bool {
     let (Some(first), Some(last)) = (characters.first(), characters.last()) else {
         return false;
@@ -104,7 +104,7 @@ fn is_plain(text: &str, characters: &[char]) -> bool {
     !edges && !marker && !has_indicator(characters) && !words::means_something_else(text)
 }
 
-/// Whether a character means structure where it stands.
+/// Returns whether a character means structure where it stands.
 fn has_indicator(characters: &[char]) -> bool {
     let before_space = |index: usize| matches!(characters.get(index + 1), None | Some(' '));
     let after_space =
@@ -148,7 +148,7 @@ impl Folded<'_> {
         self.column = self.indent;
     }
 
-    /// Whether a line may be broken instead of the single space at `index`.
+    /// Returns whether a line may be broken instead of the single space at `index`.
     fn breaks_at(&self, characters: &[char], index: usize) -> bool {
         let is_space = |at: Option<usize>| at.and_then(|at| characters.get(at)) == Some(&' ');
         self.split

@@ -2,13 +2,13 @@
 
 use serde_json::Number;
 
-/// Whether YAML 1.1 as `PyYAML` resolves it, or the core schema of YAML 1.2, reads a plain `text` as null, a truth value, a
+/// Returns whether YAML 1.1 as `PyYAML` resolves it, or the core schema of YAML 1.2, reads a plain `text` as null, a truth value, a
 /// number, a time, or one of YAML 1.1's two special keys.
 pub(super) fn means_something_else(text: &str) -> bool {
     is_word(text) || is_integer(text) || is_float(text) || is_base_60(text) || is_time(text)
 }
 
-/// Whether a text is a word of YAML's: in lower case, in capitals, or with a capital first.
+/// Returns whether a text is a word of YAML's: in lower case, in capitals, or with a capital first.
 pub(super) fn is_word(text: &str) -> bool {
     const WORDS: [&str; 9] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
     const SPECIAL: [&str; 4] = ["", "~", "=", "<<"];

@@ -15,9 +15,9 @@ use crate::mcp::framing::{Line, Lines, json};
 use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
 use crate::text::Foreign;
 
-/// Most messages beside its answer that a request waits through.
+/// Maximum number of messages beside its answer that a request waits through.
 const FOREIGN_MAX: usize = 20_000;
-/// Most bytes of them.
+/// Maximum number of bytes of them.
 const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The stream, and what is still to be written to it.

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Client, Patience};
 
-/// Longest run; a client that takes longer hangs.
+/// Maximum duration of a run; a client that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// Opens a conversation, lists and calls, where all that the server says is these bytes.

@@ -171,7 +171,7 @@ impl ServerMessage<'_> {
 
 /// The reply to a server's request: `ping` is answered, everything else is not offered.
 fn reply(method: &RawValue, id: &RawValue) -> String {
-    /// Longest id that is given back, in bytes.
+    /// Maximum length of an id that is given back, in bytes.
     const ID_MAX: usize = 256;
     let id = id.get();
     if id.len() > ID_MAX {

@@ -18,7 +18,7 @@ use crate::digest::hex;
 use crate::mcp::BASE64_KEY;
 use crate::text::Foreign;
 
-/// Largest file that is fetched, in bytes: what a hostile server may fill the disk with.
+/// Maximum size of a file that is fetched, in bytes: what a hostile server may fill the disk with.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// How a tool moves a large payload.
@@ -69,7 +69,7 @@ pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
     property(&tool.input_schema, name)
 }
 
-/// Whether an argument takes bytes, as base64: by the mark of our own servers, or by the keyword of JSON Schema.
+/// Returns whether an argument takes bytes, as base64: by the mark of our own servers, or by the keyword of JSON Schema.
 pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
     let marks = tool.meta.as_ref().and_then(|meta| meta.0.get(BASE64_KEY));
     let mut marked = marks.and_then(Value::as_array).into_iter().flatten();
@@ -81,7 +81,7 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     schema.get("properties")?.get(name)
 }
 
-/// Largest content that is sent, in bytes: a stream may have no end.
+/// Maximum size of a content that is sent, in bytes: a stream may have no end.
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.

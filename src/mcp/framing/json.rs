@@ -17,7 +17,7 @@ use crate::mcp::{DEPTH_MAX, ID_MAX, VALUES_MAX, shown};
 /// UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Longest id as it may be written, in bytes: each of its own an escape.
+/// Maximum length of an id as it may be written, in bytes: each of its own an escape.
 pub(crate) const ID_WRITTEN_MAX: usize = 6 * ID_MAX + 2;
 
 /// Why bytes are no message.
@@ -181,7 +181,7 @@ pub(crate) fn count(json: &[u8]) -> Option<usize> {
     Some(values)
 }
 
-/// Whether a JSON text has a text of more than `most` bytes where nobody sends a long one: what cannot be typed is quoted whole by
+/// Returns whether a JSON text has a text of more than `most` bytes where nobody sends a long one: what cannot be typed is quoted whole by
 /// serde's errors, several times as long. `payload`: keys whose value may be a long text; `free`: keys below which all may be.
 pub(crate) fn has_long_text(json: &[u8], most: usize, payload: &[&str], free: &[&str]) -> bool {
     let is_one_of = |key: &[u8], keys: &[&str]| {

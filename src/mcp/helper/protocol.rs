@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::tool::{Copies, ToolOutcome};
 
-/// Longest order, in bytes: the arguments of the longest message that a services file allows, and what stands around them.
+/// Maximum length of an order, in bytes: the arguments of the longest message that a services file allows, and what stands around them.
 pub(super) const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
-/// Longest report, in bytes: the largest payload of one answer twice, in base64.
+/// Maximum length of a report, in bytes: the largest payload of one answer twice, in base64.
 pub(super) const REPORT_MAX: u32 = 32 * 1024 * 1024;
 
 /// What a consumer's process has its helper do.
@@ -53,7 +53,7 @@ pub(super) struct HelperReport {
     pub(super) connection: u64,
     /// What it gave, or why it failed; `None`: it was taken back.
     pub(super) result: Option<Result<ToolOutcome, String>>,
-    /// Whether its connection has something in pieces that waits for more.
+    /// True if its connection has something in pieces that waits for more.
     pub(super) waits: bool,
 }
 

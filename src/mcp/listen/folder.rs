@@ -20,7 +20,7 @@ use crate::name::MachineName;
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two tries.
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
-/// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
+/// Maximum length of a path of a Unix socket, in bytes (`sun_path` less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
 /// The file that a running server holds locked.
 const LOCK: &str = ".lock";
@@ -102,7 +102,7 @@ impl SocketFolder {
         Ok(folder)
     }
 
-    /// Whether a server holds the folder's lock now.
+    /// Returns whether a server holds the folder's lock now.
     ///
     /// # Errors
     ///
@@ -122,11 +122,11 @@ impl SocketFolder {
     ///
     /// The system's; and what is there is no file, or too large. Root asks, and the server's user wrote it.
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
-        /// Largest status that is read, in bytes: a services file and a little.
+        /// Maximum size of a status that is read, in bytes: a services file and a little.
         const STATUS_MAX: u64 = 17 * 1024 * 1024;
-        /// Most values in it: what is made of them stays below 32 MiB.
+        /// Maximum number of values in it: what is made of them stays below 32 MiB.
         const VALUES_MAX: usize = 200_000;
-        /// Longest text in it, in bytes.
+        /// Maximum length of a text in it, in bytes.
         const TEXT_MAX: usize = 64 * 1024;
         let mut text = Vec::new();
         let file = regular(&Self::status_file(path))?;
@@ -181,7 +181,7 @@ impl SocketFolder {
         })
     }
 
-    /// Whether a socket is where that of a consumer belongs; where that cannot be seen, it is taken to be there.
+    /// Returns whether a socket is where that of a consumer belongs; where that cannot be seen, it is taken to be there.
     pub(crate) fn has(&self, consumer: &MachineName) -> bool {
         match std::fs::symlink_metadata(self.socket(consumer)) {
             Ok(there) => there.file_type().is_socket(),
@@ -257,7 +257,7 @@ fn lock_within(lock: &File, patience: Duration) -> Result<(), Errno> {
     }
 }
 
-/// Whether it is named and made as a server does it.
+/// Returns whether it is named and made as a server does it.
 fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     let kind = entry.file_type()?;
     let name = entry.file_name();

@@ -35,7 +35,7 @@ pub(crate) struct ServerState {
     pub(crate) confinement: InForce,
     /// Where the launcher of its gpg-agent listens, where it started one.
     pub(crate) launcher: Option<String>,
-    /// Whether the processes tell of each answer.
+    /// True if the processes tell of each answer.
     pub(crate) verbose: bool,
 }
 

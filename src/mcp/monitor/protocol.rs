@@ -19,9 +19,9 @@ use crate::audit::{Call, Outcome};
 use crate::services::Services;
 use crate::tool::Resource;
 
-/// Longest request, in bytes: the line of a call has bounded names and reasons.
+/// Maximum length of a request, in bytes: the line of a call has bounded names and reasons.
 pub(super) const REQUEST_MAX: usize = 64 * 1024;
-/// Longest response, in bytes: one consumer's services, from a file of at most 16 MiB.
+/// Maximum length of a response, in bytes: one consumer's services, from a file of at most 16 MiB.
 pub(super) const RESPONSE_MAX: usize = 32 * 1024 * 1024;
 
 /// What a consumer's process asks of its server.
@@ -64,7 +64,7 @@ pub(super) enum Response {
         services: Services,
         /// The digest of the whole policy.
         digest: String,
-        /// Whether it holds as long as its file stays as it is.
+        /// True if it holds as long as its file stays as it is.
         settled: bool,
     },
     /// The call runs, in this place, or does not.

@@ -110,12 +110,12 @@ impl Due {
         }
     }
 
-    /// Whether nothing is to come any more.
+    /// Returns whether nothing is to come any more.
     pub(super) fn is_nothing(&self) -> bool {
         self.count() == 0
     }
 
-    /// Whether every request has its answer.
+    /// Returns whether every request has its answer.
     pub(super) fn no_request(&self) -> bool {
         self.alike.requests == 0 && self.own.values().all(|request| !request)
     }

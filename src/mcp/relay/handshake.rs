@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::mcp::framing::Line;
 use crate::mcp::framing::json;
 
-/// Longest message that is kept, in bytes; a client says little of itself.
+/// Maximum length of a message that is kept, in bytes; a client says little of itself.
 const KEPT_MAX: usize = 64 * 1024;
 
 /// What a client said to begin.
@@ -28,7 +28,7 @@ struct HandshakeRequest {
 }
 
 impl Handshake {
-    /// Whether a provider has taken it.
+    /// Returns whether a provider has taken it.
     pub(super) const fn is_made(&self) -> bool {
         self.made.is_some()
     }
@@ -82,14 +82,14 @@ impl Handshake {
         Some(changed)
     }
 
-    /// Whether a provider that came back takes the handshake; `None`: this message is no answer to it.
+    /// Returns whether a provider that came back takes the handshake; `None`: this message is no answer to it.
     pub(super) fn is_taken(&self, line: &Line) -> Option<bool> {
         let (_, message) = short(line)?;
         takes(&message, &self.made.as_ref()?.id)
     }
 }
 
-/// Whether a message is the good answer to a request; `None`: it is none.
+/// Returns whether a message is the good answer to a request; `None`: it is none.
 fn takes(message: &Map<String, Value>, id: &RequestId) -> Option<bool> {
     let answers = !message.contains_key("method")
         && message.get("id").and_then(json::as_id).as_ref() == Some(id);

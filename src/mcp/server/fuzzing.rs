@@ -22,7 +22,7 @@ use crate::policy::Caller;
 use crate::services::{Service, Services};
 use crate::tool::{Settings, ToolOutcome};
 
-/// Longest run, in seconds; a connection that takes longer hangs.
+/// Maximum duration of a run, in seconds; a connection that takes longer hangs.
 const LONGEST: u64 = 20;
 
 /// As many lines as are read at once: those beyond would wait.

@@ -174,20 +174,20 @@ fn read_method(
     Ok(request)
 }
 
-/// Whether a request says that it belongs to the stateless era.
+/// Returns whether a request says that it belongs to the stateless era.
 pub(super) fn is_modern(meta: &RequestMetaObject) -> bool {
     meta.protocol_version()
         .is_some_and(|version| !version.has_initialize())
 }
 
-/// Whether a version belongs to the stateless era.
+/// Returns whether a version belongs to the stateless era.
 pub(super) fn is_modern_version(version: Option<&ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 
 /// Only the version is used, and nothing else is kept: a client may say of itself what it likes, as long as it likes.
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
-    /// Longest version, in bytes; each that there is has ten.
+    /// Maximum length of a version, in bytes; each that there is has ten.
     const VERSION_MAX: usize = 64;
     let member =
         |of: &Map<String, Value>, name: &str, fits: fn(&Value) -> bool, kind: &str| match of

@@ -37,7 +37,7 @@ const LISTED: usize = 16 * 1024;
 const LIST: &[u8] = b"tools/list";
 /// A line that has these words may take a request back.
 const CANCEL: &[u8] = b"notifications/cancelled";
-/// Longest such line, in bytes, that waits for no memory: an id has 1 KiB at most, and a reason is a sentence.
+/// Maximum length of a such line, in bytes, that waits for no memory: an id has 1 KiB at most, and a reason is a sentence.
 const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.

@@ -173,7 +173,7 @@ impl CommitPlace<'_> {
         rustix::fs::unlinkat(self.folder, name, AtFlags::empty())
     }
 
-    /// Whether a name leads to this very file, unchanged.
+    /// Returns whether a name leads to this very file, unchanged.
     fn is(&self, name: &str, identity: FileIdentity) -> bool {
         rustix::fs::statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileIdentity::of(&stat) == identity)
@@ -187,7 +187,7 @@ fn changed(put_back: Result<(), Errno>) -> PlaceRefusal {
     }
 }
 
-/// Whether the file system does not know the way that was tried.
+/// Returns whether the file system does not know the way that was tried.
 pub(super) fn cannot(cause: Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&cause)
 }

@@ -9,7 +9,7 @@ use crate::catalogue::CLIPBOARD_MAX;
 const HINT: &str = "x-kde-passwordManagerHint";
 const SECRET: &str = "secret";
 
-/// Most types that are looked at; programs offer a dozen or two.
+/// Maximum number of types that are looked at; programs offer a dozen or two.
 pub(super) const TYPES_MAX: usize = 256;
 
 /// How often is begun anew when another program takes the clipboard meanwhile.
@@ -97,7 +97,7 @@ fn look(
     }))
 }
 
-/// Whether the owner marks its content as a password; a mark that cannot be read is one.
+/// Returns whether the owner marks its content as a password; a mark that cannot be read is one.
 fn is_marked(source: &mut impl OfferSource) -> Result<bool, HolderAnswer> {
     let hint = source.content(HINT)?;
     Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
@@ -143,7 +143,7 @@ fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
     ranked.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Whether the content of [`HINT`] says that the text is a password.
+/// Returns whether the content of [`HINT`] says that the text is a password.
 fn is_secret(hint: &[u8]) -> bool {
     hint.trim_ascii() == SECRET.as_bytes()
 }

@@ -10,7 +10,7 @@ use super::answer::HolderAnswer;
 use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
-/// Most bytes that are read of a content to know how many there are.
+/// Maximum number of bytes that are read of a content to know how many there are.
 const COUNTED_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The compositor that the environment names.

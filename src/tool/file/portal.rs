@@ -133,7 +133,7 @@ impl Portal {
     }
 }
 
-/// Whether there is anything of that name in a folder.
+/// Returns whether there is anything of that name in a folder.
 pub(super) fn exists(folder: &OwnedFd, name: &str) -> Result<bool, Errno> {
     match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(Stat { .. }) => Ok(true),

@@ -18,7 +18,7 @@ use crate::policy::{Caller, Grant};
 use crate::text;
 use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
-/// Most files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
+/// Maximum number of files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
 const READS_MAX: usize = 16;
 
 /// The files that one connection reads in pieces.
@@ -248,7 +248,7 @@ impl FileSource {
 }
 
 impl Reads {
-    /// Whether no file is read in pieces.
+    /// Returns whether no file is read in pieces.
     pub(in crate::tool) fn is_empty(&self) -> bool {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.open.is_empty()

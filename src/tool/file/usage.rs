@@ -50,7 +50,7 @@ struct Measured {
 }
 
 impl Measured {
-    /// Whether it says of a folder what there is in it; of one that is full, what may have been taken out since is looked for.
+    /// Returns whether it says of a folder what there is in it; of one that is full, what may have been taken out since is looked for.
     fn holds(self, fits: bool) -> bool {
         let age = self.at.elapsed();
         let again = if self.took < LONG {

@@ -32,7 +32,7 @@ const KEYRINGS: [(&str, bool); 3] = [
 pub(super) struct Configuration {
     /// Options of every gpg that is started.
     pub(super) keyrings: Vec<OsString>,
-    /// Whether another server of GnuPG keeps the public keys, which gpg starts only if it may start servers.
+    /// True if another server of GnuPG keeps the public keys, which gpg starts only if it may start servers.
     pub(super) is_by_keyboxd: bool,
     /// The keys that may be the default one, in the order in which they are tried: gpg takes the last that there is.
     pub(super) default_keys: Vec<String>,

@@ -195,7 +195,7 @@ pub enum NoAgent {
     Other,
 }
 
-/// Longest path of a Unix socket, in bytes (`sun_path` of `unix(7)`, without the zero at its end).
+/// Maximum length of a path of a Unix socket, in bytes (`sun_path` of `unix(7)`, without the zero at its end).
 pub(super) const SOCKET_MAX: usize = 107;
 
 fn named(key: Option<&str>) -> String {

@@ -8,7 +8,7 @@ pub(super) struct GpgKey {
     /// The key itself.
     primary: KeyPart,
     subkeys: Vec<KeyPart>,
-    /// Whether gpg takes it for signing as it is now: an `S` among its capabilities.
+    /// True if gpg takes it for signing as it is now: an `S` among its capabilities.
     signs: bool,
     disabled: bool,
 }
@@ -47,7 +47,7 @@ impl Signer {
             .map_or_else(|| self.key.clone(), |subkey| format!("{subkey}!"))
     }
 
-    /// Whether a signature by this subkey of this key is by the signer.
+    /// Returns whether a signature by this subkey of this key is by the signer.
     pub(super) fn is(&self, subkey: &str, key: &str) -> bool {
         self.key == key && self.exactly.as_ref().is_none_or(|exact| exact == subkey)
     }

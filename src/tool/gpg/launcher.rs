@@ -41,19 +41,19 @@ pub(super) enum LauncherServer {
 
 /// What the launcher answers when it has done what was asked.
 const DONE: &[u8] = b"\n";
-/// Longest line that the launcher reads, in bytes.
+/// Maximum length of a line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
-/// Longest that the launcher waits for it.
+/// Maximum time that the launcher waits for it.
 const LINE_WAIT: Duration = Duration::from_millis(500);
-/// Most connections that it looks at at once.
+/// Maximum number of connections that it looks at at once.
 const WAITING_MAX: usize = 64;
-/// Longest that `gpgconf` may take.
+/// Maximum time that `gpgconf` may take.
 const GPGCONF_MAX: Duration = Duration::from_secs(10);
-/// Longest that a call waits for the launcher to be there: it may be starting again.
+/// Maximum time that a call waits for the launcher to be there: it may be starting again.
 const THERE_MAX: Duration = Duration::from_secs(5);
 /// How often is looked whether it is.
 const LOOK: Duration = Duration::from_millis(50);
-/// Longest that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
+/// Maximum time that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
 impl LauncherServer {

@@ -140,7 +140,7 @@ async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
     .into())
 }
 
-/// Whether gpg-agent runs.
+/// Returns whether gpg-agent runs.
 async fn answers(gnupg: &GnuPg<'_>) -> Result<bool, ToolError> {
     let answered = gnupg.agent("GETINFO pid").await?;
     Ok(answered.stdout.lines().any(|line| line == "OK"))

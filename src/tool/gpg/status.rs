@@ -2,7 +2,7 @@
 
 use super::fault::{GpgFault, rfc3339};
 
-/// Longest piece of gpg's own words that a caller gets to see, in characters.
+/// Maximum length of a piece of gpg's own words that a caller gets to see, in characters.
 const REASON_MAX: usize = 120;
 
 /// A good signature, by the parts of `VALIDSIG`.
@@ -108,7 +108,7 @@ pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
         .unwrap_or_else(|| GpgFault::Failed(reason(stderr)))
 }
 
-/// Whether an error of the agent's (`ERR CODE WORDS`, without its first word) says that nothing talks to smartcards here.
+/// Returns whether an error of the agent's (`ERR CODE WORDS`, without its first word) says that nothing talks to smartcards here.
 pub(super) fn is_no_card_daemon(error: &str) -> bool {
     const NO_SCDAEMON: u32 = 119;
     let code = word(error).parse::<u32>();
