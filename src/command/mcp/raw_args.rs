@@ -231,7 +231,7 @@ mod tests {
             (&["a=@/dev/zero"], "`/dev/zero` is a device, not a file"),
             (
                 &[r#"{"a":1,"a":2}"#],
-                "the arguments are not a JSON object: the key `a` is there twice at line 1 column 13",
+                "the arguments are not a JSON object: the key `a` is there twice at line 1 column 10",
             ),
             (
                 &[r#"{"a":1} x"#],

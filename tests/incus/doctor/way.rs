@@ -107,7 +107,7 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
     // Both at once, in one run.
     kill(patient.proxy(true));
     kill(patient.proxy(false));
-    patient.recovers("process", "of the device {device} of {dev}");
+    patient.recovers("process", "for the device {device} of {dev}");
 }
 
 fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patient) {
