@@ -16,7 +16,7 @@ const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// How long Incus holds one question for the end of an operation, in seconds; shorter than any patience.
 const WAIT_SECONDS: u64 = 10;
 /// How often an edit is tried again because somebody else changed the object meanwhile.
-const EDIT_TRIES: usize = 6;
+const EDIT_TRIES: usize = 8;
 
 /// How long a machine that is busy with something else is waited for.
 const BUSY_MAX: Duration = Duration::from_secs(30);
