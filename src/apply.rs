@@ -1,6 +1,6 @@
 //! Makes Incus match a plan, action by action, and records how each one ended.
 //!
-//! What there is to do is decided in [`crate::plan`].
+//! [`crate::plan`] decides which actions there are.
 
 mod channel_test;
 mod destroy;
@@ -21,7 +21,7 @@ use crate::survey::{images, survey};
 use executor::{carry_out, in_parallel};
 use outcome::{RunReport, StepOutcome};
 
-/// Whoever watches a run.
+/// Watches a run.
 pub(crate) trait RunObserver {
     /// A step in hand, as it is shown.
     type Step;
@@ -32,7 +32,7 @@ pub(crate) trait RunObserver {
     /// A step is over, well or not.
     fn left(&self, step: Self::Step);
 
-    /// How a step ended.
+    /// The outcome of an action.
     fn ended(&self, outcome: StepOutcome) -> StepOutcome;
 }
 
@@ -100,7 +100,7 @@ async fn machines(
     report: &mut RunReport,
     observer: &impl RunObserver,
 ) {
-    /// What is done to all machines before anything of the next is done to one.
+    /// The stages: each is finished for all machines before the next one begins.
     const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
         |machine| &machine.make,
         // The program first, then the policy, then the devices.

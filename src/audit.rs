@@ -26,7 +26,7 @@ const NAME_MAX: usize = 128;
 /// Maximum length of a reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
 const REASON_MAX: usize = 1024;
 
-/// What happened.
+/// The event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -48,7 +48,7 @@ pub enum Event {
     Reload {
         /// Digest of the policy that holds now.
         policy: Foreign,
-        /// Why the file was not taken; the old policy holds on.
+        /// The reason why the file was refused; the old policy stays in force.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         refused: Option<Foreign>,
     },
@@ -56,15 +56,15 @@ pub enum Event {
     Call(Box<Call>),
     /// Calls that did not run, beyond those that get a line of their own.
     Counted {
-        /// Who called.
+        /// The caller.
         caller: Foreign,
-        /// What it called.
+        /// The name that was called.
         service: Foreign,
-        /// What was decided.
+        /// The decision.
         decision: Verdict,
-        /// Why.
+        /// The reason.
         reason: Foreign,
-        /// How often.
+        /// The number of times.
         count: u64,
     },
     /// The log goes on in a new file.
@@ -84,20 +84,20 @@ pub enum Event {
 pub struct Call {
     /// The request's id on its connection, as JSON text.
     pub id: Foreign,
-    /// Who called, known from the channel.
+    /// The caller, known from the channel.
     pub caller: Foreign,
     /// The name that was called.
     pub service: Foreign,
-    /// What would run; absent when the name is unknown.
+    /// The tool that would run; absent if the name is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tool: Option<Foreign>,
-    /// What was decided.
+    /// The decision.
     pub decision: Verdict,
     /// Why, in words for the operator.
     pub reason: Foreign,
     /// Digest of the policy that decided.
     pub policy: Foreign,
-    /// How it ended.
+    /// Its end.
     pub outcome: Outcome,
     /// Bytes of the request.
     pub bytes_in: u64,
@@ -109,7 +109,7 @@ pub struct Call {
     pub arguments: Foreign,
 }
 
-/// What was decided.
+/// The decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -139,7 +139,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// How a call ended.
+/// The end of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {

@@ -138,7 +138,7 @@ pub enum Command {
     McpHelper(McpHelperArgs),
 }
 
-/// Where the infrastructure is declared.
+/// Path of the infrastructure's declaration.
 #[derive(Debug, Clone, Args)]
 pub struct InfraArgs {
     /// The infra.yml file or infra/ folder [default: ./infra.yml, then ./infra/]

@@ -29,7 +29,7 @@ pub(crate) use filter::AllowedCalls;
 /// The Landlock that is asked for: of an older kernel, what it has of it.
 const LANDLOCK: ABI = ABI::V6;
 
-/// What a process is left with.
+/// The limits of a process.
 #[derive(Debug)]
 pub(crate) struct ProcessLimits {
     /// Its system calls.
@@ -47,7 +47,7 @@ pub(crate) struct Rule {
     pub(crate) rights: PathRights,
 }
 
-/// What may be done with a file.
+/// Permissions on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathRights {
     /// Read it, or the names in it.
@@ -65,13 +65,13 @@ impl Rule {
     }
 }
 
-/// What holds for a process that was limited.
+/// The confinement in force for a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InForce {
-    /// Why its system calls are not filtered.
+    /// The reason why its system calls are not filtered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unfiltered: Option<Foreign>,
-    /// Why it has capabilities.
+    /// The reason why it has capabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) capable: Option<Foreign>,
     /// The ABI of the kernel's Landlock; 0: it has none.
@@ -80,7 +80,7 @@ pub(crate) struct InForce {
 }
 
 impl InForce {
-    /// Why a server that must be confined is not. Landlock counts as far as the kernel has it.
+    /// Returns why a server that must be confined is not. Landlock counts as far as the kernel has it.
     pub(crate) fn missing(&self) -> Option<String> {
         let seccomp = self.unfiltered.as_ref();
         let seccomp = seccomp.map(|why| format!("no filter of system calls: {}", why.escaped()));

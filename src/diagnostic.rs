@@ -22,7 +22,7 @@ pub struct Source {
     pub text: String,
 }
 
-/// Where something was written.
+/// The place of something in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -42,7 +42,7 @@ impl Place {
         format!("{}:{}", self.source.path, self.line)
     }
 
-    /// Where it begins in the text; found by line and column where no bytes are known.
+    /// Its start in the text; derived from line and column if no byte offset is known.
     fn byte(&self) -> usize {
         if self.bytes.start > 0 || self.line <= 1 && self.column <= 1 {
             return self.bytes.start;
@@ -55,7 +55,7 @@ impl Place {
     }
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// The file is refused.
@@ -71,11 +71,11 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// Stable kebab-case code: a heading in `docs/diagnostics.md`.
     pub code: &'static str,
-    /// What is wrong; lower case, no full stop, user input in backticks and escaped.
+    /// The fault: lower case, no full stop, user input in backticks and escaped.
     pub message: String,
     /// Where; `None` only for a file that could not be read at all.
     pub place: Option<Place>,
-    /// What to do next.
+    /// The next step.
     pub help: Option<String>,
 }
 

@@ -89,7 +89,7 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     health
 }
 
-/// What is wrong on the host for all channels, and breaks none of them.
+/// Returns notes on the host that concern all channels and break none.
 fn host_notes(facts: &Facts, apply: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if !facts.root {

@@ -18,13 +18,13 @@ pub const HOST_FOLDER: &str = "/var/lib/anklume/mcp";
 pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
 /// Folder in a provider where its server makes one socket for each of its consumers.
 pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
-/// What the devices of edges are named: this, then [`HASH_DIGITS`] digits.
+/// Prefix of the devices of edges, before [`HASH_DIGITS`] digits.
 pub const DEVICE_PREFIX: &str = "mcp-";
 /// Hexadecimal digits of an edge's name.
 pub const HASH_DIGITS: usize = 16;
 /// Lowest host uid of a consumer: above the ranges of subuid, in no passwd.
 pub const FIRST_UID: u32 = 2_000_000_000;
-/// How many uids there are for consumers.
+/// Number of uids for consumers.
 pub const UIDS: u32 = 100_000_000;
 
 /// Code of two edges of one name.
@@ -36,7 +36,7 @@ pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
 
 /// Maximum length of a path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
 const SOCKET_PATH_MAX: usize = 107;
-/// What socket names end in.
+/// Suffix of socket names.
 const SUFFIX: &str = ".sock";
 
 // Names are bounded where they enter, so no path of an edge can be too long: shown once, here.
@@ -58,9 +58,9 @@ pub struct End {
 /// A consumer and a provider with at least one service between them: one channel, whatever the number of services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
-    /// Who calls.
+    /// The caller.
     pub consumer: End,
-    /// Who is called.
+    /// The callee.
     pub provider: End,
     /// [`HASH_DIGITS`] hexadecimal digits: the edge's name on the host, where no user text belongs.
     pub hash: String,

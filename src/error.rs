@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-/// How a run ended, as the number that the shell sees. The table in `docs/commands.md` is this enum.
+/// The exit code of a run. The table in `docs/commands.md` is this enum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done, or allowed.
@@ -35,11 +35,11 @@ impl From<Exit> for ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// How the run ends.
+    /// The exit code of the run.
     pub exit: Exit,
-    /// What is wrong and where; no full stop, user input in backticks and escaped.
+    /// The fault and its place; no full stop, user input in backticks and escaped.
     pub message: String,
-    /// What to do next.
+    /// The next step.
     pub help: Option<String>,
 }
 

@@ -37,20 +37,20 @@ const ANSWER_MAX: usize = 1024 * 1024;
 const LINE_MAX: u64 = 4096;
 /// Maximum time that the child may take for one text: a full file of a log takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How much is kept of a text in what a server says, in characters.
+/// Maximum length of a text from a server that is kept, in characters.
 const WORDS_MAX: usize = 4096;
 
-/// What a text is to be read as.
+/// The type of a text to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum TextKind {
     /// A server's status.
     Status,
-    /// Who a machine is.
+    /// The identity of a machine.
     Identity,
-    /// What came of an order.
+    /// The result of an order.
     Report,
-    /// What a provider offers.
+    /// A provider's offer.
     Offered,
     /// A services file, of which a plan shows a few words.
     Services,
@@ -62,14 +62,14 @@ enum TextKind {
     LogEnd,
 }
 
-/// What is asked of the child; so many bytes follow.
+/// A request to the child; that many bytes follow.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderRequest {
     kind: TextKind,
     bytes: usize,
 }
 
-/// What the child answers; so many bytes follow. `None`: it is none of what was asked for.
+/// The child's answer; that many bytes follow. `None`: the text is not of the requested type.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderReply {
     bytes: Option<usize>,
@@ -80,12 +80,12 @@ struct ReaderReply {
 pub(crate) struct ReportedStatus {
     /// SHA-256 of the policy in force.
     pub(crate) digest: Foreign,
-    /// Why a newer one was not taken.
+    /// The reason why a newer one was refused.
     pub(crate) refused: Option<Foreign>,
     /// The first thing that cannot be done.
     #[serde(default)]
     pub(crate) failed: First,
-    /// What the kernel keeps it from.
+    /// Its confinement.
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
 }
@@ -136,7 +136,7 @@ impl<'de> Visitor<'de> for First {
     }
 }
 
-/// What was seen of a log.
+/// The result of reading a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogSeen {
     /// Number of its first line; 0 where there is none.
@@ -145,7 +145,7 @@ pub(crate) struct LogSeen {
     pub(crate) seq: u64,
     /// Hash of that line.
     pub(crate) head: String,
-    /// How many lines are not as they were written.
+    /// Number of lines that were changed.
     pub(crate) faults: u64,
     /// The line that it must hold is not in it.
     pub(crate) head_missing: bool,
@@ -170,7 +170,7 @@ impl LogWalk {
         let _ = self.0.file(LOG, whole);
     }
 
-    /// What was seen.
+    /// The result.
     pub(crate) fn end(self) -> LogSeen {
         let report = self.0.finish();
         LogSeen {
@@ -207,27 +207,27 @@ struct ReaderProcess {
 }
 
 impl Reader {
-    /// What a server's status says; `None`: it is none.
+    /// Reads a server's status; `None` if the text is none.
     pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<ReportedStatus>, ForeignError> {
         self.typed(TextKind::Status, text).await
     }
 
-    /// Who a machine is.
+    /// The identity of a machine.
     pub(crate) async fn identity(&self, text: &[u8]) -> Result<Option<Identity>, ForeignError> {
         self.typed(TextKind::Identity, text).await
     }
 
-    /// What came of an order.
+    /// The result of an order.
     pub(crate) async fn report(&self, text: &[u8]) -> Result<Option<SetupReport>, ForeignError> {
         self.typed(TextKind::Report, text).await
     }
 
-    /// What a provider offers.
+    /// A provider's offer.
     pub(crate) async fn offered(&self, text: &[u8]) -> Result<Option<Offered>, ForeignError> {
         self.typed(TextKind::Offered, text).await
     }
 
-    /// What a services file serves, in words.
+    /// Describes what a services file serves.
     pub(crate) async fn services(&self, text: &[u8]) -> Result<Option<Foreign>, ForeignError> {
         self.typed(TextKind::Services, text).await
     }
@@ -242,7 +242,7 @@ impl Reader {
         self.ask(&TextKind::LogFile, file).await.map(drop)
     }
 
-    /// What was seen of the log that was begun.
+    /// Ends the log that was begun; returns the result.
     pub(crate) async fn log_end(&self) -> Result<LogSeen, ForeignError> {
         let seen = self.typed(TextKind::LogEnd, &[]).await?;
         seen.ok_or(ForeignError::Died)

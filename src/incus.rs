@@ -41,7 +41,7 @@ impl From<hyper::Error> for IncusError {
 /// Characters that are shown of why an answer cannot be read.
 const WHY_SHOWN: usize = 300;
 
-/// Why Incus gave no answer that can be used.
+/// The reason why Incus gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IncusError {
     /// Nothing is at the socket's path.
@@ -59,7 +59,7 @@ pub(crate) enum IncusError {
     /// The connection broke.
     #[error("the connection to Incus failed: {0}")]
     Connection(#[source] io::Error),
-    /// What came is not HTTP.
+    /// The answer is not HTTP.
     #[error("Incus sent what is not HTTP: {0}")]
     NotHttp(#[source] hyper::Error),
     /// The daemon closed the connection, or never meant to talk.
@@ -71,7 +71,7 @@ pub(crate) enum IncusError {
     /// The answer is not what the API promises.
     #[error("the answer of Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
     Answer {
-        /// What was asked for.
+        /// The request.
         path: String,
         /// Why; it may quote the answer.
         why: Foreign,
@@ -84,7 +84,7 @@ pub(crate) enum IncusError {
         /// Its words.
         message: Foreign,
     },
-    /// What Incus had begun did not succeed, in its words.
+    /// An Incus operation failed; the error is in Incus's words.
     #[error("Incus says: {}", .0.escaped())]
     Failed(Foreign),
     /// A path in a machine is not what anklume made there.
@@ -93,7 +93,7 @@ pub(crate) enum IncusError {
     /// A machine was started, as often as this, and does not run.
     #[error("Incus started it {0} times, but it is not running")]
     NotUp(usize),
-    /// What Incus had begun goes on and on.
+    /// An Incus operation does not end.
     #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]
     Slow(Duration),
 }

@@ -33,7 +33,7 @@ pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// What reading gave: the infrastructure, and what the user should know of it.
 #[derive(Debug, Clone)]
 pub struct ReadInfra {
-    /// What is declared.
+    /// The declaration.
     pub infra: Infra,
     /// What is odd and no fault, in file order.
     pub warnings: Vec<Diagnostic>,
@@ -102,7 +102,7 @@ pub struct Unapplied {
 /// The `global` section, defaults filled in.
 #[derive(Debug, Clone)]
 pub struct Global {
-    /// How subnets are given out.
+    /// How subnets are assigned.
     pub addressing: Addressing,
     /// Image of machines that name none, as written; `None` when the default applies.
     pub default_os_image: Option<String>,
@@ -114,7 +114,7 @@ pub struct Global {
     pub nesting_prefix: bool,
 }
 
-/// How subnets are given out.
+/// How subnets are assigned.
 #[derive(Debug, Clone)]
 pub enum Addressing {
     /// `<base_subnet>.<subnet_id>.0/24`, both given by the user.
@@ -134,7 +134,7 @@ pub enum Addressing {
 pub struct Domain {
     /// Its name, unique.
     pub name: DomainName,
-    /// Where its name is written.
+    /// Place of its name.
     pub place: Place,
     /// Free text.
     pub description: String,
@@ -322,7 +322,7 @@ impl MachineType {
 pub struct Machine {
     /// Its name, unique over all domains.
     pub name: MachineName,
-    /// Where its name is written.
+    /// Place of its name.
     pub place: Place,
     /// Container or virtual machine.
     pub kind: MachineType,
@@ -400,17 +400,17 @@ impl Confinement {
 /// An entry of `services`.
 #[derive(Debug, Clone)]
 pub struct DeclaredService {
-    /// What a consumer calls.
+    /// The name that a consumer calls.
     pub name: ServiceName,
     /// Where the name is written.
     pub place: Place,
-    /// What runs.
+    /// The tool that runs.
     pub tool: ToolName,
     /// The machines that may call it, each once, in the order of the file.
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, checked against the tool's schema; empty when not written.
     pub with: Map<String, Value>,
-    /// How much a caller may ask of it.
+    /// Limits for its callers.
     pub limits: Limits,
 }
 

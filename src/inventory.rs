@@ -72,7 +72,7 @@ impl fmt::Display for FilePath {
 /// A file that `sync` keeps up to date.
 #[derive(Debug, Clone)]
 pub struct GeneratedFile<'a> {
-    /// Where it is.
+    /// Its place.
     pub path: FilePath,
     subject: Subject<'a>,
 }

@@ -29,7 +29,7 @@ pub const MESSAGES_AT_ONCE: u32 = 1_000;
 /// Such messages beyond them that are read in a second; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
-/// How long what comes in pieces waits for the next one.
+/// Idle deadline of transfers in pieces.
 pub const IDLE: Duration = Duration::from_secs(60);
 /// Memory that one caller may make a server keep, in bytes.
 pub const MEMORY: u64 = 64 * 1024 * 1024;

@@ -28,13 +28,13 @@ const TOTAL: Duration = Duration::from_secs(20);
 /// Maximum length of a line between the two processes, in bytes: a path, and a little.
 const LINE_MAX: u64 = 16 * 1024;
 
-/// What is asked of the child.
+/// A request to the child.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum RootRequest {
-    /// What is at a path?
+    /// Look at a path.
     Look(String),
-    /// What does a regular file hold, or where does a link lead?
+    /// Read a regular file, or the target of a link.
     Read {
         path: String,
         kind: EntryKind,
@@ -57,7 +57,7 @@ enum RootAnswer {
     Unclear,
 }
 
-/// What came of a look.
+/// The result of a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Look<T> {
     /// This is there.
@@ -85,7 +85,7 @@ pub(crate) enum MachineRootError {
 pub(crate) struct MachineRoot {
     /// Killed when it is dropped.
     _child: Child,
-    /// What is left of [`TOTAL`].
+    /// The remainder of [`TOTAL`].
     left: Duration,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -130,7 +130,7 @@ impl MachineRoot {
         }
     }
 
-    /// What is at a path; `None`: nothing.
+    /// Returns what is at a path; `None` if nothing is.
     pub(crate) async fn look(
         &mut self,
         path: &str,

@@ -24,7 +24,7 @@ use crate::text::Foreign;
 pub const PROGRAM_FOLDER: &str = "/opt/anklume";
 /// The program.
 pub const PROGRAM: &str = "/opt/anklume/anklume";
-/// What the file of a program that is on its way in begins with, in the program's folder.
+/// Prefix of a program file that is being pushed, in the program's folder.
 pub const FRESH_PREFIX: &str = "anklume.new-";
 /// The command by which the program puts a machine in order.
 pub const SETUP: &str = "machine-setup";
@@ -49,7 +49,7 @@ pub const LAUNCH: &str = "gpg-agent-launcher";
 /// The variable that tells a server where the launcher listens; without it, it starts the agent itself.
 pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 
-/// What a machine should hold.
+/// The specification of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {
@@ -98,7 +98,7 @@ impl MachineSpec {
         self.services.as_ref().map(read).transpose()
     }
 
-    /// What the identity file should say, under this supervisor.
+    /// Returns the desired identity file under this supervisor.
     #[must_use]
     pub fn identity(&self, supervisor: Supervisor) -> Identity {
         Identity {
@@ -120,7 +120,7 @@ pub struct Sent {
     pub order: MachineSpec,
 }
 
-/// What the identity file says; a field that is not known is another version's.
+/// The content of the identity file; an unknown field belongs to another version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The machine's name.
@@ -128,7 +128,7 @@ pub struct Identity {
     /// The user that serves, and that the operator's calls run as; `None`: root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
-    /// Who keeps the server running; `None`: nobody is served.
+    /// The supervisor of the server; `None` if nobody is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
     /// Somebody began to put the machine in order, and has not finished.
@@ -153,7 +153,7 @@ impl Identity {
     }
 }
 
-/// Who keeps a machine's server running.
+/// The supervisor of a machine's server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Supervisor {
@@ -165,7 +165,7 @@ pub enum Supervisor {
     Nobody,
 }
 
-/// What the program says when it asked a provider what it offers the machine.
+/// The program's answer after asking a provider for its offer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Offered {
@@ -183,7 +183,7 @@ pub struct Offered {
     pub overloaded: bool,
 }
 
-/// What the program says when it has put a machine in order.
+/// The program's answer after putting a machine in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetupReport {
@@ -193,7 +193,7 @@ pub struct SetupReport {
     /// A path that is not what it was left as: a link, a mount, something else than a file or folder.
     #[serde(default)]
     pub altered: Option<Foreign>,
-    /// What else went wrong, in words.
+    /// Other failures, in words.
     #[serde(default)]
     pub failed: Option<Foreign>,
 }

@@ -41,10 +41,10 @@ pub(crate) const BASE64_KEY: &str = "anklume/base64";
 pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
 /// Key of the `_meta` of a result that is no tool's but the policy's.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";
-/// What is there: the policy refuses an argument.
+/// The policy refuses an argument.
 pub(crate) const REFUSED: &str = "refused";
 
-/// What one connection may take of its server.
+/// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
     /// Longest request, in bytes without its newline, where no service sets another.
@@ -55,11 +55,11 @@ pub(crate) struct ConnectionLimits {
     pub(crate) in_flight_bytes: usize,
     /// Places for tools that run; each holds its own until its answer is written.
     pub(crate) running: u32,
-    /// How long the running calls may still take when the requests have ended.
+    /// Time that the running calls get after the last request.
     pub(crate) drain: Duration,
-    /// How long they may still take when the server is told to end.
+    /// Time that they get after the server was told to end.
     pub(crate) stop: Duration,
-    /// How often a caller that asked for it hears that its call still runs.
+    /// Interval of progress reports for a caller that asked for them.
     pub(crate) progress: Duration,
 }
 

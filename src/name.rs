@@ -22,7 +22,7 @@ pub enum NameFault {
     /// More bytes than the kind allows.
     #[error("a {kind} name has at most {max} characters, this one has {length}")]
     TooLong {
-        /// What the name is for.
+        /// The purpose of the name.
         kind: &'static str,
         /// Most bytes allowed.
         max: usize,
@@ -32,7 +32,7 @@ pub enum NameFault {
     /// A character or a shape outside the rule, which is quoted.
     #[error("a {kind} name is {rule}")]
     Shape {
-        /// What the name is for.
+        /// The purpose of the name.
         kind: &'static str,
         /// The rule in words.
         rule: &'static str,

@@ -48,10 +48,10 @@ use crate::incus::state::{Instance, InstanceId};
 use crate::infra::Infra;
 use crate::machine_state::ObservedMachine;
 
-/// What is wanted.
+/// The desired state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DesiredState<'a> {
-    /// What is declared.
+    /// The declaration.
     pub(crate) infra: &'a Infra,
     /// The edges that follow.
     pub(crate) edges: &'a [Edge],
@@ -61,7 +61,7 @@ pub(crate) struct DesiredState<'a> {
     pub(crate) program: &'a str,
 }
 
-/// What is known of the host besides Incus.
+/// Facts about the host apart from Incus.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     /// User and group numbers that the host uses, and for what.
@@ -70,7 +70,7 @@ pub(crate) struct Facts {
     pub(crate) sockets: Vec<String>,
     /// Paths that devices need and that are not there.
     pub(crate) missing: BTreeSet<String>,
-    /// Who gets to the folders that machines write as the host's users.
+    /// The users who can reach the folders that machines write as users of the host.
     pub(crate) shares: BTreeMap<String, Reach>,
     /// Paths of devices that lie where a machine may write, and in which of the file's folders.
     pub(crate) nested: BTreeMap<String, String>,
@@ -82,7 +82,7 @@ pub(crate) struct Facts {
     pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
     /// True if this process may write anklume's folders.
     pub(crate) root: bool,
-    /// What was found in machines, by project and name.
+    /// The content found in machines.
     pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
     /// Ends of edges whose device is there and does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), Again>,
@@ -99,7 +99,7 @@ pub(crate) struct Facts {
 pub(crate) struct TakenIds {
     /// The first.
     pub(crate) first: u32,
-    /// How many.
+    /// The number.
     pub(crate) count: u32,
     /// By whom, such as "`/etc/passwd` for `alice`".
     pub(crate) by: String,
@@ -110,11 +110,11 @@ pub(crate) struct TakenIds {
 pub(crate) struct HostFolder {
     /// Its path.
     pub(crate) path: String,
-    /// What is wrong.
+    /// The fault.
     pub(crate) state: FolderState,
 }
 
-/// What is wrong with a folder.
+/// The fault of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FolderState {
     /// It is not there.
@@ -136,7 +136,7 @@ pub(crate) struct HostRoute {
     pub(crate) prefix: u8,
 }
 
-/// What must be done, in the order in which it must be done.
+/// The actions, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
     /// Channels that are no longer declared: first, because whoever was revoked should not wait.
@@ -149,13 +149,13 @@ pub(crate) struct Plan {
     pub(crate) proofs: Vec<Action>,
     /// Left-over sockets on the host.
     pub(crate) swept: Vec<Action>,
-    /// What keeps the host's logs of channels bounded; independent of each other.
+    /// Independent actions that keep the host's channel logs bounded.
     pub(crate) upkeep: Vec<Action>,
-    /// What the user should know, and what no action follows from.
+    /// Notes for the user that cause no action.
     pub(crate) notes: Vec<String>,
 }
 
-/// What must be done in one domain.
+/// The actions in one domain.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DomainPlan {
     /// The domain.
@@ -166,7 +166,7 @@ pub(crate) struct DomainPlan {
     pub(crate) machines: Vec<MachinePlan>,
 }
 
-/// What must be done for one machine.
+/// The actions for one machine.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MachinePlan {
     /// The machine.
@@ -331,7 +331,7 @@ fn fault(
     }
 }
 
-/// What stands in the way when an object is there and not this infrastructure's.
+/// The obstacle of an object that belongs to somebody else.
 fn not_ours(
     what: &str,
     name: &str,

@@ -11,10 +11,10 @@ use crate::catalogue;
 use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
 
-/// Who calls, known from the channel and never from a message.
+/// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Whoever runs anklume on the host, or locally: is root there already, and has all five tools by name.
+    /// The person who runs anklume on the host or locally: root there already, with all five tools by name.
     Operator,
     /// The machine that the channel belongs to.
     Consumer(MachineName),
@@ -33,11 +33,11 @@ impl fmt::Display for Caller {
 /// The question: a caller, what it calls, and with which arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Who calls.
+    /// The caller.
     pub caller: &'a Caller,
     /// The name that was called: a service's, or for the operator a tool's.
     pub name: &'a str,
-    /// What the caller sent. An argument that is `null` counts as one that was not sent.
+    /// The caller's arguments. One that is `null` counts as not sent.
     pub arguments: &'a Map<String, Value>,
 }
 
@@ -61,7 +61,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Who calls.
+    /// The caller.
     #[must_use]
     pub const fn caller(&self) -> &Caller {
         &self.caller
@@ -73,7 +73,7 @@ impl Grant {
         &self.name
     }
 
-    /// What runs.
+    /// The tool that runs.
     #[must_use]
     pub const fn tool(&self) -> ToolName {
         self.tool
@@ -86,7 +86,7 @@ impl Grant {
     }
 }
 
-/// Why a call may not run.
+/// The reason why a call may not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
     /// The machine offers no service (for the operator: there is no tool) of that name.
@@ -95,9 +95,9 @@ pub enum Denial {
     NotConsumer {
         /// The service.
         service: ServiceName,
-        /// Who may call it.
+        /// Its consumers.
         consumers: Vec<MachineName>,
-        /// Where it is declared, when known.
+        /// Place of its declaration, if known.
         declared_at: Option<String>,
     },
     /// The caller sent an argument that is not its to choose.
@@ -149,7 +149,7 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
     }
 }
 
-/// What was sent, without `null`: models that must fill in every argument write it for those that they leave out.
+/// Returns the sent arguments without `null`: models that must fill in every argument use it for the ones they leave out.
 #[must_use]
 pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
     that_are_there(arguments)
@@ -197,12 +197,12 @@ pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     )
 }
 
-/// What a caller may use: one entry for each name that [`decide`] would not refuse.
+/// Returns the services that a caller may use: one entry for each name that [`decide`] would not refuse.
 #[derive(Debug, Clone)]
 pub struct ServiceOffer {
     /// The name to call.
     pub name: String,
-    /// What runs.
+    /// The tool that runs.
     pub tool: ToolName,
     /// Arguments that the service fixes, hidden from the caller's schema.
     pub fixed: Map<String, Value>,
@@ -244,7 +244,7 @@ mod tests {
 
     const KEY: &str = "0123456789ABCDEF0123456789ABCDEF01234567";
 
-    /// What a consumer gets that calls one of these services with these arguments.
+    /// Returns the decision on a consumer's call of one of these services with these arguments.
     fn asked(name: &str, arguments: &Value) -> Decision {
         let services = json!({
             "machine": "vault",

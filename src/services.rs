@@ -13,7 +13,7 @@ use crate::infra::{Confinement, Machine};
 use crate::limits::{IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL};
 use crate::name::{MachineName, ServiceName, ToolName};
 
-/// What one machine offers.
+/// The services of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Services {
@@ -36,19 +36,19 @@ pub struct Services {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// What a consumer calls.
+    /// The name that a consumer calls.
     pub name: ServiceName,
-    /// What runs.
+    /// The tool that runs.
     pub tool: ToolName,
-    /// Who may call it; empty: nobody.
+    /// Its consumers; empty if there are none.
     pub consumers: Vec<MachineName>,
     /// Fixed arguments: the service's word, never the caller's.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub with: Map<String, Value>,
-    /// How much a caller may ask of it.
+    /// Limits for its callers.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
-    /// Where it is declared (`infra.yml:12`); unknown to a server.
+    /// Place of its declaration (`infra.yml:12`); unknown to a server.
     #[serde(skip)]
     pub declared_at: Option<String>,
 }
@@ -108,7 +108,7 @@ impl Services {
         most.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
-    /// How long what a consumer sends in pieces waits for the next one: the longest of its services.
+    /// Returns the idle deadline of a consumer's transfers: the longest of its services.
     #[must_use]
     pub fn idle_of(&self, consumer: &MachineName) -> Duration {
         let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
@@ -116,7 +116,7 @@ impl Services {
             .unwrap_or(IDLE)
     }
 
-    /// How many calls of a tool a consumer may have in flight: the most of its services.
+    /// Returns how many calls of a tool a consumer may have in flight: the largest limit of its services.
     #[must_use]
     pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
         let services = self.services.iter();
@@ -204,7 +204,7 @@ impl Services {
     ///
     /// # Errors
     ///
-    /// What is wrong, and where.
+    /// The fault and its place.
     pub fn from_file(bytes: &[u8]) -> Result<Self, ServicesFault> {
         let file: ServicesFile = serde_json::from_slice(bytes)?;
         let digest = file.policy.digest();
@@ -230,7 +230,7 @@ struct ServicesFile {
     policy: Services,
 }
 
-/// Why a services file is not taken.
+/// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesFault {
     /// Not JSON, cut off, or of another form; says line and column.
@@ -241,9 +241,9 @@ pub enum ServicesFault {
         "its digest is {computed}, and it says {written}: it was changed by hand or is damaged"
     )]
     Digest {
-        /// What the file says.
+        /// The content of the file.
         written: String,
-        /// What it is.
+        /// Its type.
         computed: String,
     },
     /// Two services of one name: which one holds is anyone's guess.

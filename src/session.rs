@@ -30,11 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
-/// How many are worked on at once.
+/// Maximum number of concurrent tasks.
 pub(crate) const AT_ONCE: usize = 8;
 /// Oldest Incus that does what anklume needs.
 const OLDEST: (u32, u32) = (6, 0);
-/// What the API must be able to do.
+/// API extensions that are required.
 const NEEDED: [&str; 7] = [
     "projects",
     "proxy_unix",
@@ -62,12 +62,12 @@ pub(crate) struct Session {
     writes: Writes,
     /// Held for the run; `None` without root's rights.
     lock: Option<Lock>,
-    /// What goes into machines, once it was asked for.
+    /// The program for machines, once it was read.
     program: OnceCell<Program>,
     roots: Roots,
     reader: Reader,
     interrupt: Interrupt,
-    /// Which Incus it is, and where.
+    /// Version and socket of Incus.
     about: String,
 }
 
@@ -103,12 +103,12 @@ impl Session {
         })
     }
 
-    /// What reads the machines' words.
+    /// The reader of what machines say.
     pub(crate) const fn reader(&self) -> &Reader {
         &self.reader
     }
 
-    /// Which Incus it is, and where.
+    /// Version and socket of Incus.
     pub(crate) fn about(&self) -> &str {
         &self.about
     }
@@ -158,7 +158,7 @@ impl Session {
         Ok(incus.counting(self.writes.clone()))
     }
 
-    /// How many writing requests were sent so far.
+    /// Returns the number of writing requests sent so far.
     pub(crate) fn writes(&self) -> u64 {
         self.writes.count()
     }

@@ -27,7 +27,7 @@ use tree::{MachineTree, TreeError};
 /// The portal of the file tools.
 const PORTAL: &str = "/srv/anklume/portal";
 
-/// Why a machine could not be put in order.
+/// The reason why a machine could not be put in order.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
     /// Something in the machine is not what it was left as.
@@ -48,15 +48,15 @@ pub(crate) enum SetupError {
     /// The system refused.
     #[error("{doing}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The supervisor refused, in its words.
     #[error("`{command}` failed: {words}")]
     Supervisor {
-        /// What was run.
+        /// The command.
         command: String,
         /// Its last words.
         words: String,
@@ -73,7 +73,7 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }
 }
 
-/// How old an order may be when it is begun, in seconds: a later run may have sent another one since.
+/// Maximum age of an order when it begins, in seconds: a later run may have sent another one since.
 const AGE_MAX: i64 = 30;
 
 /// Carries an order out; what came of it.

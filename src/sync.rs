@@ -18,7 +18,7 @@ use tree::{FileTree, FoundFile, TreeFault};
 /// Fewer files than these are not worth a thread of their own.
 const SHARE_MIN: usize = 200;
 
-/// What becomes of a file.
+/// The change to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileState {
     Created,
@@ -59,7 +59,7 @@ pub(crate) fn plan(
 ///
 /// # Errors
 ///
-/// What keeps a file from being written; nothing is changed then.
+/// A file cannot be written; nothing is changed then.
 pub(crate) fn write(
     tree: &mut FileTree,
     plan: &[PlannedFile],

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-/// What another machine, a server or a log says. It has no `Display`: who prints it must say how it is made harmless.
+/// Text from another machine, a server or a log. It has no `Display`: code that prints it must choose an escaping.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -24,7 +24,7 @@ impl<T> Foreign<T> {
         &self.0
     }
 
-    /// What becomes of it, which is as foreign.
+    /// Transforms the value; the result is as foreign.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Foreign<U> {
         Foreign(change(self.0))
     }

@@ -63,10 +63,10 @@ impl ToolSession {
     }
 }
 
-/// What a tool gives back.
+/// The result of a tool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutcome {
-    /// What a shell user wants as it is.
+    /// Text that a shell user wants unchanged.
     pub text: String,
     /// The same payload, with sizes, digests, fingerprints; fits the tool's output schema.
     pub structured: Map<String, Value>,
@@ -91,7 +91,7 @@ impl std::fmt::Debug for ToolOutcome {
     }
 }
 
-/// How often an answer carries a payload that may be large.
+/// Number of copies of a large payload in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
     /// In its text alone: the client asked for that.
@@ -128,7 +128,7 @@ pub enum ToolError {
         /// Relative to the portal.
         path: String,
     },
-    /// What is there is not what the tool touches: a symbolic link, a device, a file with two names.
+    /// The entry is of a type that the tool does not touch: a symbolic link, a device, a file with two names.
     #[error("{0}")]
     Refused(String),
     /// More than one call, one transfer or the clipboard takes.
@@ -143,7 +143,7 @@ pub enum ToolError {
         /// Relative to the portal.
         path: String,
     },
-    /// What arrived is not what was announced.
+    /// The content differs from what was announced.
     #[error("the SHA-256 of what arrived is {found}, not {announced}; nothing was written")]
     Digest {
         /// In hexadecimal.
@@ -182,12 +182,12 @@ pub enum ToolError {
     /// The system refused.
     #[error("cannot {doing}: {cause}")]
     System {
-        /// What was tried, without a path of the server.
+        /// The attempted operation, without a path of the server.
         doing: String,
         /// Why it failed.
         cause: io::Error,
     },
-    /// What another process of this server says, which ran the tool.
+    /// Words of another process of this server that ran the tool.
     #[error("{0}")]
     Told(String),
     /// The call was given up while it ran.
@@ -223,7 +223,7 @@ impl ToolError {
         }
     }
 
-    /// What the system refused, with what was tried.
+    /// A system error, with the attempted operation.
     fn system(doing: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         Self::System {
             doing: doing.into(),

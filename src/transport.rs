@@ -37,8 +37,8 @@ pub(crate) enum Transport {
 /// A provider's socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Where it is.
+    /// Its place.
     pub(crate) path: PathBuf,
-    /// Whose it is; `None`: it was named by its path, and may be anybody's.
+    /// Its owner; `None` if it was named by its path.
     pub(crate) provider: Option<MachineName>,
 }

@@ -15,9 +15,9 @@ use crate::session::interrupt::LEFT;
 use crate::survey::consumer::ask;
 use crate::transport::shell_line;
 
-/// How often a channel that is just made is tried.
+/// Number of tries for a channel that was just made.
 const TRIES: u32 = 3;
-/// How long between two tries.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Tries the calls of a plan whose other steps have ended as the report says.

@@ -20,7 +20,7 @@ use crate::session::{AT_ONCE, Session, incus_failure};
 /// How often a network is tried again: while Incus makes or deletes one it looks at every interface of the host, and
 /// fails where a machine that stops meanwhile takes its own away.
 const NETWORK_TRIES: usize = 3;
-/// How long between two tries.
+/// Pause between two tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs each chain of actions, several at once; gives the outcomes of each, in the order of the chains.

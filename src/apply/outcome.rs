@@ -1,16 +1,16 @@
-//! How the steps of a run ended, and for what failed the command that shows more.
+//! Records how the actions of a run ended, and for a failed one the command that shows more.
 
 use super::RunObserver;
 use crate::incus::Object;
 use crate::plan::{Action, ActionSummary, PROVE};
 use crate::transport::shell_line;
 
-/// How one step ended.
+/// The status of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StepStatus {
     /// As planned.
     Done,
-    /// Why not.
+    /// The reason.
     Failed(String),
     /// Not begun, and why.
     Skipped(String),
@@ -58,7 +58,7 @@ impl StepOutcome {
         self.status == StepStatus::Done
     }
 
-    /// What it was about.
+    /// Its title.
     pub(crate) fn title(&self) -> String {
         self.shown.title()
     }

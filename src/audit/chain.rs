@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::Event;
 use crate::digest::sha256;
 
-/// What `previous` of the very first line is.
+/// The `previous` of the very first line.
 pub const ORIGIN: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// What stands before the hash at the end of a line.
+/// The text before the hash at the end of a line.
 const HASH_MEMBER: &str = ",\"hash\":\"";
-/// What stands after it.
+/// The text after it.
 const LINE_END: &str = "\"}";
 /// Length of a SHA-256 in hexadecimal.
 const HASH_LENGTH: usize = 64;
@@ -46,7 +46,7 @@ pub struct LogLine {
     pub seq: u64,
     /// RFC 3339, UTC, microseconds.
     pub time: String,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
     /// Hash of the line before.
@@ -130,7 +130,7 @@ pub fn printable(line: &[u8]) -> Vec<u8> {
     plain(&text)
 }
 
-/// What one line of a file is.
+/// The type of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadLine {
     /// A line whose hash is its own.

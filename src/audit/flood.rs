@@ -11,11 +11,11 @@ use crate::text::Foreign;
 
 /// Lines about calls of one caller that did not run that may be written at once.
 pub const LINES_AT_ONCE: u32 = 40;
-/// How often one more may be, from then on.
+/// Interval for one more, from then on.
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
 /// Of those at once, the lines that tell of one call. The rest is for counts, and room for all that one caller can have.
 pub const OWN_LINES: u32 = 20;
-/// How long calls are counted before the counts are due.
+/// Time for which calls are counted before the counts are due.
 pub const WINDOW: Duration = Duration::from_secs(60);
 /// Different names counted apart for one caller; those beyond are counted together.
 pub const NAMES_MAX: usize = 16;
@@ -24,25 +24,25 @@ pub const OTHER_NAMES: &str = "(others)";
 /// The reason where there are several.
 pub const OTHER_REASONS: &str = "(several)";
 
-/// What is counted together.
+/// The key for counting calls together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallKind {
     /// The name that was called.
     pub name: Foreign,
-    /// What was decided.
+    /// The decision.
     pub decision: Verdict,
-    /// Why.
+    /// The reason.
     pub reason: Foreign,
 }
 
 /// A counted line to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted {
-    /// Who called.
+    /// The caller.
     pub caller: String,
-    /// What did not run.
+    /// The call that did not run.
     pub kind: CallKind,
-    /// How often.
+    /// The number of times.
     pub count: u64,
 }
 

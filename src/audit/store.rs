@@ -27,17 +27,17 @@ pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
 /// Files that are kept beside the one that is written.
 pub const KEEP: u32 = 8;
 
-/// Why the log could not be written.
+/// The reason why the log could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The system refused.
     #[error("the audit log `{}` cannot be {doing}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         doing: &'static str,
         /// On which file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Someone else keeps replacing the file.

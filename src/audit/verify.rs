@@ -14,7 +14,7 @@ pub const LINE_MAX: usize = 64 * 1024;
 /// Faults that are kept, the first ones: whoever writes the log decides how many there are.
 pub const FINDINGS_MAX: usize = 1000;
 
-/// What is wrong at a line.
+/// The fault of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Its bytes are not those that were written.
@@ -23,7 +23,7 @@ pub enum Fault {
     Foreign,
     /// Lines are missing before it.
     Removed {
-        /// How many.
+        /// The number.
         count: u64,
     },
     /// Its number was passed already: it was moved, repeated or inserted.
@@ -69,7 +69,7 @@ pub struct Finding {
     pub file: String,
     /// Line in that file, from 1.
     pub line: u64,
-    /// What is wrong there.
+    /// The fault there.
     pub fault: Fault,
 }
 
@@ -91,7 +91,7 @@ pub struct Verifier {
     unfinished: bool,
 }
 
-/// What the walk found.
+/// The result of the walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Lines seen.
@@ -102,7 +102,7 @@ pub struct VerifyReport {
     pub head: Head,
     /// The faults in order, at most [`FINDINGS_MAX`] of them.
     pub findings: Vec<Finding>,
-    /// How many there are beyond them.
+    /// Number of findings beyond them.
     pub more: u64,
     /// The last line is not ended, which it also is not while it is written.
     pub unfinished: bool,
@@ -146,7 +146,7 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// What reading gave.
+    /// The error of reading.
     pub fn file(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut number = 0_u64;
         while let Some((line, is_ended)) = next_line(&mut reader)? {

@@ -16,7 +16,7 @@ const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
 pub struct FixedFault {
     /// The argument's name.
     pub argument: String,
-    /// What is wrong with it, in words.
+    /// Its fault, in words.
     pub message: String,
 }
 

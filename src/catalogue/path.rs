@@ -21,7 +21,7 @@ impl PortalPath {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words.
+    /// Its fault, in words.
     pub fn new(text: &str) -> Result<Self, String> {
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));

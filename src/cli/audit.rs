@@ -16,7 +16,7 @@ pub enum AuditCommand {
     Verify(AuditVerifyArgs),
 }
 
-/// Which log.
+/// The log.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// The log; its older files (FILE.1, FILE.2 ...) belong to it
@@ -32,7 +32,7 @@ pub struct LogArgs {
 /// `anklume audit show`
 #[derive(Debug, Args)]
 pub struct AuditShowArgs {
-    /// Which log.
+    /// The log.
     #[command(flatten)]
     pub log: LogArgs,
     /// Calls of this caller only; '(operator)' for the operator's own
@@ -67,7 +67,7 @@ impl ValueEnum for Verdict {
 /// `anklume audit verify`
 #[derive(Debug, Args)]
 pub struct AuditVerifyArgs {
-    /// Which log.
+    /// The log.
     #[command(flatten)]
     pub log: LogArgs,
     /// A hash that an earlier verify printed; its line must still be there

@@ -7,7 +7,7 @@ use super::InfraArgs;
 /// `anklume apply`
 #[derive(Debug, Args)]
 pub struct ApplyArgs {
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
     /// Change nothing; show the plan: + is made, ~ is changed, - is removed
@@ -24,7 +24,7 @@ pub struct ApplyArgs {
 /// `anklume destroy`
 #[derive(Debug, Args)]
 pub struct DestroyArgs {
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
     /// Only this domain, with everything in it
@@ -60,7 +60,7 @@ pub struct MachineRootArgs {
 /// `anklume doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
     /// Only the channels of these machines

@@ -41,7 +41,7 @@ pub struct McpServeArgs {
     pub audit_log: Option<PathBuf>,
 }
 
-/// Which channel to use.
+/// The channel to use.
 #[derive(Debug, Clone, Default, Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("server").args(["instance", "socket"]).multiple(true))]
@@ -66,7 +66,7 @@ pub struct ChannelArgs {
 /// `anklume mcp list`
 #[derive(Debug, Args)]
 pub struct McpListArgs {
-    /// Which channel to use.
+    /// The channel to use.
     #[command(flatten)]
     pub channel: ChannelArgs,
 }
@@ -74,7 +74,7 @@ pub struct McpListArgs {
 /// `anklume mcp call`
 #[derive(Debug, Args)]
 pub struct McpCallArgs {
-    /// Which channel to use.
+    /// The channel to use.
     #[command(flatten)]
     pub channel: ChannelArgs,
     /// The tool

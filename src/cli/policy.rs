@@ -32,7 +32,7 @@ pub struct PolicyCheckArgs {
     /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; none need be there
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
 }
@@ -40,7 +40,7 @@ pub struct PolicyCheckArgs {
 /// `anklume policy list`
 #[derive(Debug, Args)]
 pub struct PolicyListArgs {
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
 }
@@ -51,7 +51,7 @@ pub struct PolicyExportArgs {
     /// The machine
     #[arg(long, value_name = "MACHINE")]
     pub machine: String,
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
 }

@@ -9,7 +9,7 @@ use super::InfraArgs;
 /// `anklume sync`
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// Where the infrastructure is declared.
+    /// Path of the infrastructure's declaration.
     #[command(flatten)]
     pub infra: InfraArgs,
     /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder of infra.yml]

@@ -1,6 +1,6 @@
 //! `anklume apply`: makes Incus match `infra.yml`, and says what it does.
 //!
-//! What there is to do is decided in [`crate::plan`]; here it is looked for, shown, and carried out.
+//! [`crate::plan`] decides which actions there are; this command shows them and has them carried out.
 
 pub(super) mod progress;
 mod report;
@@ -63,7 +63,7 @@ pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
     Ok(session)
 }
 
-/// What was asked for is there.
+/// Message if nothing has to change.
 const NOTHING: &str = "nothing to do: Incus is as declared";
 
 /// Carries steps out to the end; to that of the steps in hand, where a signal asks to stop.

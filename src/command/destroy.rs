@@ -17,7 +17,7 @@ use crate::session::block_on;
 /// Nothing that was asked for is there.
 const NOTHING: &str =
     "nothing to delete: there is nothing on Incus that anklume made for this file";
-/// What a user types to agree.
+/// Input that counts as agreement.
 const YES: &str = "yes";
 
 /// Runs `anklume destroy`.
@@ -76,7 +76,7 @@ fn nothing(
     Err(Failure::new(Exit::Failed, message).help(help).into())
 }
 
-/// What goes, before anybody is asked.
+/// Lists what will be deleted, before asking.
 fn show(doomed: &Doomed, output: &Output) {
     for line in doomed.actions().flat_map(Action::lines) {
         output.say(&line);

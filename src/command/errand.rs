@@ -1,4 +1,4 @@
-//! What this program does when it was sent into a machine: it hears one line, says one, and stays until it is let go.
+//! Runs this program's side of a remote call: it reads one line, writes one, and waits until its stdin ends.
 //!
 //! The other half is [`crate::transport::RemoteExec`], which says why.
 

@@ -8,7 +8,7 @@ use clap_mangen::{Man, roff};
 use crate::cli::Cli;
 use crate::error::Exit;
 
-/// What an exit code means, for the page; `docs/commands.md` has the same table.
+/// Meanings of the exit codes, for the manual page; `docs/commands.md` has the same table.
 const EXITS: [(Exit, &str); 8] = [
     (Exit::Done, "done, or allowed"),
     (Exit::Failed, "failed; for policy check: denied or error"),

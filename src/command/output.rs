@@ -9,7 +9,7 @@ use anstream::{AutoStream, ColorChoice};
 use crate::cli::{Format, GlobalArgs, When};
 use crate::text::write_json;
 
-/// Where a command prints, and in which form.
+/// The output of a command, and its format.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     format: Format,

@@ -54,7 +54,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     })
 }
 
-/// What a run does with what it finds.
+/// How a run treats differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Changes the files.

@@ -7,7 +7,7 @@ use seccompiler::{
     SeccompRule, apply_filter,
 };
 
-/// Which system calls a process needs.
+/// The system calls that a process needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AllowedCalls {
     /// Those of the server, and with it of all that it starts: whatever does not change the system, nor leaves the machine.
@@ -82,7 +82,7 @@ const ADMINISTRATION: &[i64] = &[
     libc::SYS_io_uring_setup,
 ];
 
-/// What a process does with the sockets, threads and memory that it has.
+/// System calls on the sockets, threads and memory of a process.
 const WORK: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_arch_prctl,
@@ -158,7 +158,7 @@ const WORK: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// What a process does with files. Which files, Landlock says.
+/// System calls on files; Landlock limits the files.
 const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_faccessat,
@@ -317,7 +317,7 @@ fn apply(
     apply_filter(&BpfProgram::try_from(filter)?)
 }
 
-/// What no process of the server may do.
+/// Builds the deny list for every process of the server.
 fn refused(network: bool) -> Result<Rules, seccompiler::Error> {
     let mut rules: Rules = ADMINISTRATION
         .iter()
@@ -350,7 +350,7 @@ fn twins(rules: &mut Rules) {
     rules.extend(calls.into_iter().map(|call| (call | X32, Vec::new())));
 }
 
-/// What a worker may do, and nothing else.
+/// Builds the allow list of a worker.
 fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
     let files = if files { FILES } else { &[] };
     let all = WORK.iter().chain(files);

@@ -17,7 +17,7 @@ use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::Unheard;
 use crate::transport::shell_line;
 
-/// What kind of thing is broken, in the order in which it is looked for.
+/// The kind of fault, in the order of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Cause {
@@ -41,7 +41,7 @@ pub(crate) enum Cause {
     Busy,
     /// It serves another policy.
     Policy,
-    /// What starts it with its machine.
+    /// The unit that starts it with its machine.
     Supervision,
     /// A log of the host's grows without bound.
     Log,
@@ -49,27 +49,27 @@ pub(crate) enum Cause {
     Audit,
 }
 
-/// What is broken, and what mends it.
+/// The fault, and the command that fixes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Broken {
-    /// What kind of thing.
+    /// The kind of fault.
     pub(crate) what: Cause,
-    /// What is wrong with it.
+    /// Its fault.
     pub(crate) detail: String,
     /// The command that mends it.
     pub(crate) mend: String,
 }
 
-/// How a channel is.
+/// The state of a channel.
 #[derive(Debug)]
 pub(crate) struct Health<'e> {
     /// The channel.
     pub(crate) edge: &'e Edge,
     /// The first thing that is broken; `None`: it works.
     pub(crate) broken: Option<Broken>,
-    /// How long the consumer's question took.
+    /// Duration of the consumer's request.
     pub(crate) took: Option<Duration>,
-    /// What the user should know, and what is not broken.
+    /// Notes that do not break the channel.
     pub(crate) notes: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    /// What the user should know of a channel that is not broken for it.
+    /// Notes on a channel that do not break it.
     pub(crate) fn notes(&self, edge: &Edge) -> Vec<String> {
         let provider = &edge.provider;
         let identity = self
@@ -205,7 +205,7 @@ impl Examiner<'_> {
         })
     }
 
-    /// What the host sees between two machines that run.
+    /// Checks what the host sees between two running machines.
     pub(crate) fn way(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
         let program = [DriftKind::Program, DriftKind::Name, DriftKind::Rights];
         self.folders(edge, listens)
@@ -314,7 +314,7 @@ impl Examiner<'_> {
         Some(self.by_apply(Cause::Copy, detail))
     }
 
-    /// What is wrong with the devices of both ends, if it is of that kind.
+    /// Finds faults of the devices at both ends.
     fn ends(&self, edge: &Edge, what: Cause) -> Option<Broken> {
         let ends = [
             (Role::Consumer, &edge.consumer, edge.consumer_socket()),
@@ -351,7 +351,7 @@ impl Examiner<'_> {
         broken.next()
     }
 
-    /// What the consumer sees must be what is declared.
+    /// Compares what the consumer sees with what is declared.
     pub(crate) fn heard(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
         let policy = [DriftKind::Services, DriftKind::Server];
         if let Some(broken) = self.inside(&edge.provider, &policy) {

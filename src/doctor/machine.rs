@@ -1,4 +1,4 @@
-//! What a machine holds that is not as `apply` left it, in the words of the doctor. Pure.
+//! Describes what a machine holds that differs from what `apply` left there. Pure.
 
 use super::diagnose::{Broken, Cause, Examiner};
 use crate::edge::End;
@@ -10,7 +10,7 @@ use crate::plan::{has_inside, order};
 use crate::text::shown;
 use crate::transport::shell_line;
 
-/// How much of a digest is shown, in characters.
+/// Length of a digest as shown, in characters.
 const DIGEST_SHOWN: usize = 12;
 /// Longest of a machine's words that are shown, in characters.
 const WORDS_MAX: usize = 300;
@@ -79,7 +79,7 @@ fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     Some(format!("{}; {}", shell_line(owner), shell_line(rights)))
 }
 
-/// What differs in a machine, in words.
+/// The differences in a machine, in words.
 fn described(
     piece: &Drift,
     machine: &str,
@@ -120,7 +120,7 @@ fn described(
     }
 }
 
-/// Which file or folder has another owner or other rights.
+/// The file or folder with a wrong owner or mode.
 fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
     let path = found.odd.keys().find(|path| *path != PROGRAM);
     let path = path.map_or("", String::as_str);
@@ -137,7 +137,7 @@ fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
     (what, format!("`{path}` in {machine} {why}"))
 }
 
-/// What is wrong with a server.
+/// Describes the fault of a server.
 fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause, String) {
     match &found.serving {
         Serving::Policy {

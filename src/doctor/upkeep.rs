@@ -1,4 +1,4 @@
-//! What works now and will not for ever, or is no longer what it says: what starts a server, and the logs. Pure.
+//! Judges what works now but will stop working: what starts a server, and the logs. Pure.
 
 use super::diagnose::{Broken, Cause, Examiner};
 use crate::edge::Edge;
@@ -8,7 +8,7 @@ use crate::machine_state::DriftKind;
 use crate::survey::audit_checkpoint::LogState;
 
 impl Examiner<'_> {
-    /// What works now and will not for ever.
+    /// Finds what works now but will stop working.
     pub(crate) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
         self.inside(&edge.provider, &[DriftKind::Supervision])
             .or_else(|| self.log(edge))

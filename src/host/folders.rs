@@ -1,4 +1,4 @@
-//! What is changed on the host itself: folders and left-over sockets. Follows no symbolic link.
+//! Makes folders and removes left-over sockets on the host. Follows no symbolic link.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +18,7 @@ pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
 /// Rights of a folder that leads to shared ones: a program that a machine's root leaves there with the rights of
 /// its owner must not be within reach of the host's users.
 const CLOSED: u32 = 0o700;
-/// How folders are opened.
+/// Flags to open a folder.
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);

@@ -15,11 +15,11 @@ use crate::transport;
 
 /// How often, in minutes. A consumer that floods a channel writes some 150 MB in one.
 const MINUTES: u32 = 2;
-/// Where cron looks.
+/// The folder that cron reads.
 const CRON_FOLDER: &str = "/etc/cron.d";
 /// The line for cron.
 const CRON: &str = "/etc/cron.d/anklume";
-/// What systemd runs.
+/// The command that systemd runs.
 const SERVICE: &str = "/etc/systemd/system/anklume-logs.service";
 /// When systemd runs it.
 const TIMER: &str = "/etc/systemd/system/anklume-logs.timer";
@@ -29,7 +29,7 @@ const TIMER_NAME: &str = "anklume-logs.timer";
 const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
 /// Is there where systemd runs the host.
 const SYSTEMD: &str = "/run/systemd/system";
-/// What the subcommand is called.
+/// Name of the subcommand.
 const COMMAND: &str = "rotate-logs";
 /// First line of each file.
 const HEAD: &str =
@@ -41,7 +41,7 @@ const OTHERS_WRITE: u32 = 0o022;
 /// Maximum time that systemd may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Who starts things at their time on this host.
+/// The scheduler of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheduler {
     Systemd,

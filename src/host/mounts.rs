@@ -1,4 +1,4 @@
-//! What is mounted for a process of this host.
+//! Reads the mount table of a process on this host.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -19,17 +19,17 @@ use crate::edge::{DEVICE_PREFIX, Edge, End, HASH_DIGITS};
 use crate::incus::DEFAULT_PROJECT;
 use crate::plan::BigLog;
 
-/// Where Incus keeps a folder of logs for each machine.
+/// Folder in which Incus keeps the logs of each machine.
 const FOLDER: &str = "/var/log/incus";
 /// From here on a log is rotated, in bytes that it takes on the disk.
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
-/// How much of its end is kept beside it, in bytes.
+/// Size of its end that is kept beside it, in bytes.
 const KEPT: u64 = 1024 * 1024;
-/// What a log is called: this, the device, [`SUFFIX`].
+/// A log's name: this, the device, [`SUFFIX`].
 const PREFIX: &str = "proxy.";
 /// The end of a log's name.
 const SUFFIX: &str = ".log";
-/// What the kept end of a log is called, behind the log's name.
+/// Suffix of the kept end of a log.
 const OLD: &str = ".1";
 /// The same while it is written.
 const FRESH: &str = ".1.new";
@@ -37,7 +37,7 @@ const FRESH: &str = ".1.new";
 const BLOCK: u64 = 512;
 /// Rights of others to write.
 const OTHERS_WRITE: u32 = 0o022;
-/// How a folder is opened to work in it.
+/// Flags to open a folder for working in it.
 const OPENED: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC)
@@ -70,7 +70,7 @@ pub(crate) fn path(edge: &Edge, end: &End) -> String {
     format!("{FOLDER}/{folder}/{PREFIX}{}{SUFFIX}", edge.device_name())
 }
 
-/// What Incus calls the folder of a machine.
+/// Name of a machine's folder in Incus.
 fn folder_of(end: &End) -> String {
     if end.domain.as_str() == DEFAULT_PROJECT {
         end.machine.to_string()

@@ -15,9 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How long servers may take to end by themselves: a little longer than they give their running calls.
+/// Time that servers get to end by themselves: a little longer than they give their running calls.
 const GENTLY: Duration = Duration::from_secs(30);
-/// How long the kernel may take to end them.
+/// Time that the kernel gets to end them.
 const FORCED: Duration = Duration::from_secs(10);
 /// Maximum number of processes that are ended: one is the server, and a machine may have made more that look like it.
 const MOST: usize = 64;
@@ -68,7 +68,7 @@ pub(crate) fn command_line(process: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(words)
 }
 
-/// What says which machine a process is of.
+/// The cgroup that identifies a process's machine.
 pub(crate) fn namespace(process: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid")).ok()
 }

@@ -13,22 +13,22 @@ use super::{Incus, IncusError};
 
 /// Maximum time that one operation may take: an image may have to be fetched first.
 const OPERATION_MAX: Duration = Duration::from_secs(900);
-/// How long Incus holds one question for the end of an operation, in seconds; shorter than any patience.
+/// Time that Incus holds one request for the end of an operation, in seconds; shorter than any time-out.
 const WAIT_SECONDS: u64 = 10;
-/// How often an edit is tried again because somebody else changed the object meanwhile.
+/// Number of tries for an edit that somebody else's edit or a wordless failure of Incus gets in the way of.
 const EDIT_TRIES: usize = 8;
 
-/// How long a machine that is busy with something else is waited for.
+/// Time to wait for a machine that is busy.
 const BUSY_MAX: Duration = Duration::from_secs(30);
-/// How often a busy machine is looked at.
+/// Interval for checking a busy machine.
 const BUSY_LOOK: Duration = Duration::from_millis(250);
-/// What Incus says of a machine that still starts or stops, for which it has no operation to wait for.
+/// Incus's message for a machine that still starts or stops, without an operation to wait for.
 const BUSY: &str = "is busy running a";
 
 /// An answer that may have started an operation.
 #[derive(Debug, Deserialize)]
 struct BegunOperation {
-    /// Where it can be asked about; empty when all is done.
+    /// The operation's path; empty if all is done.
     #[serde(default)]
     operation: String,
 }

@@ -33,7 +33,7 @@ pub(crate) struct Incus {
     writes: Writes,
 }
 
-/// How many requests were sent that may change something, over all connections that share it.
+/// Number of writing requests sent over all connections that share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Writes(Arc<AtomicU64>);
 
@@ -66,7 +66,7 @@ pub(super) struct ApiAnswer {
 }
 
 impl ApiAnswer {
-    /// What `metadata` holds.
+    /// The content of `metadata`.
     pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
         let envelope: ApiEnvelope<T> =
             serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
@@ -113,7 +113,7 @@ impl Incus {
         self
     }
 
-    /// What is at `path` of the API.
+    /// Reads the object at `path` of the API.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, IncusError> {
         let call = ApiCall {
             path,

@@ -12,7 +12,7 @@ use super::object::Object;
 use super::{Incus, IncusError};
 use crate::digest::Digester;
 
-/// What is at a path in a machine.
+/// An entry at a path in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum EntryKind {
     /// A folder.
@@ -21,14 +21,14 @@ pub(crate) enum EntryKind {
     File,
     /// A symbolic link.
     Link,
-    /// Whatever else there may be.
+    /// Anything else.
     Other,
 }
 
 /// Something at a path in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
-    /// What it is.
+    /// Its type.
     pub(crate) kind: EntryKind,
     /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
     pub(crate) owner: Option<FileOwner>,
@@ -80,7 +80,7 @@ fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     })
 }
 
-/// What Incus says of a machine that runs.
+/// Incus's message for a machine that runs.
 #[derive(Debug, Deserialize)]
 struct Running {
     pid: u32,
@@ -91,7 +91,7 @@ fn place(machine: &Object, path: &str) -> String {
 }
 
 impl Incus {
-    /// What kind of thing is at a path; `None`: nothing.
+    /// Returns the type of the entry at a path; `None` if there is none.
     pub(crate) async fn kind_of_file(
         &mut self,
         machine: &Object,
@@ -101,7 +101,7 @@ impl Incus {
         Ok(entry.map(|entry| entry.kind))
     }
 
-    /// What is at a path; `None`: nothing.
+    /// Returns what is at a path; `None` if nothing is.
     pub(crate) async fn look_at_file(
         &mut self,
         machine: &Object,

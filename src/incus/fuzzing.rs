@@ -12,7 +12,7 @@ use super::Incus;
 
 /// Maximum duration of a run; a reader that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(20);
-/// How long each answer may take: it is there at once, or never.
+/// Time-out for each answer: it comes at once, or never.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Reads all that Incus has, where its answer to each request are these bytes.

@@ -1,10 +1,10 @@
-//! Which machine a name means: in all projects, or in one.
+//! Finds the machine of a name, in all projects or in one.
 
 use super::connection::encoded;
 use super::{Incus, IncusError, MachineRef};
 use crate::name::closest;
 
-/// Why a name means no machine, or more than one.
+/// The reason why a name means no machine, or more than one.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FindError {
     /// No machine of that name.

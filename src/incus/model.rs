@@ -1,4 +1,4 @@
-//! What Incus answers: only the fields that anklume reads; everything else may come and go.
+//! Models Incus's answers: only the fields that anklume reads.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ pub(super) struct ApiEnvelope<T> {
     /// The answer itself; `None` where an operation failed, whatever the status says.
     #[serde(default = "nothing")]
     pub(super) metadata: Option<T>,
-    /// Why it failed, in Incus's words.
+    /// The failure, in Incus's words.
     #[serde(default)]
     pub(super) error: String,
 }

@@ -59,7 +59,7 @@ impl Object {
         }
     }
 
-    /// Where objects of this kind are made.
+    /// The API path for creating objects of this kind.
     pub(super) fn collection(&self) -> String {
         match self {
             Self::Project(_) => "/1.0/projects".to_owned(),
@@ -79,7 +79,7 @@ impl Object {
         }
     }
 
-    /// Where it is, with `below` (such as `/state`) between its name and the query.
+    /// Its API path, with `below` (such as `/state`) between its name and the query.
     pub(super) fn path(&self, below: &str) -> String {
         let collection = self.collection();
         let (kind, query) = collection
@@ -111,7 +111,7 @@ impl Object {
         }
     }
 
-    /// What kind of thing it is, in a word.
+    /// Its type, in a word.
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Project(_) => "project",
@@ -136,7 +136,7 @@ impl fmt::Display for Object {
     }
 }
 
-/// Which traffic a rule of an access list is about, seen from the machines.
+/// The direction of a rule's traffic, seen from the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {

@@ -14,16 +14,16 @@ use super::{Incus, IncusError, MachineRef};
 
 /// Maximum time that a machine may take to stop before it is killed, in seconds.
 const STOP_SECONDS: u32 = 10;
-/// How often a machine is started that does not stay up.
+/// Number of starts for a machine that does not stay up.
 const START_TRIES: usize = 3;
 /// Maximum time that Incus may call a machine running that does not run.
 const CLEARED_MAX: Duration = Duration::from_secs(30);
-/// How often such a machine is looked at.
+/// Interval for checking such a machine.
 const CLEARED_LOOK: Duration = Duration::from_millis(100);
-/// What Incus says to the start of a machine that it calls running.
+/// Incus's message on starting a machine that runs already.
 const RUNS_ALREADY: &str = "already running";
 
-/// What a machine is told to do.
+/// The specification sent to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Power {
     /// Start it.

@@ -1,13 +1,13 @@
-//! Where the daemon's socket is, by the rules of the `incus` program.
+//! Locates the daemon's socket by the rules of the `incus` program.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-/// Where Debian's and most packages put the daemon's folder.
+/// The daemon's folder in Debian's and most packages.
 const STATE: &str = "/var/lib/incus";
-/// Where newer packages put the socket.
+/// The socket in newer packages.
 const RUN: &str = "/run/incus";
 
 /// The socket to use: `INCUS_SOCKET`, then `INCUS_DIR`, then the usual folders; in a folder, the socket of

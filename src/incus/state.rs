@@ -1,4 +1,4 @@
-//! What there is on Incus, read in few requests: everything that a plan compares with `infra.yml`.
+//! Reads everything on Incus that a plan compares with `infra.yml`, in few requests.
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ impl IncusNetwork {
 }
 
 impl Project {
-    /// What is in it besides machines, profiles and volumes, as Incus calls it: `storage-pools/POOL/buckets/NAME`.
+    /// Other objects in it, as Incus names them: `storage-pools/POOL/buckets/NAME`.
     pub(crate) fn others(&self) -> impl Iterator<Item = &str> {
         let places = self.used_by.iter().map(|url| place(url));
         let places = places.filter_map(|place| place.strip_prefix("/1.0/"));
@@ -163,7 +163,7 @@ pub(crate) struct Instance {
     pub(crate) profiles: Vec<String>,
 }
 
-/// Which machine on Incus.
+/// Identifies a machine on Incus.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct InstanceId {
     pub(crate) project: String,
@@ -179,7 +179,7 @@ impl InstanceId {
 }
 
 impl Instance {
-    /// Which machine it is.
+    /// Returns which machine it is.
     pub(crate) fn id(&self) -> InstanceId {
         InstanceId::new(&self.project, &self.name)
     }

@@ -16,13 +16,13 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::incus::{EntryKind, FileEntry, FileOwner};
 
-/// How every path is resolved, from the root folder on.
+/// Flags for resolving every path, from the root folder on.
 const STRICT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
 /// The same, where the path may lead over a mount.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
-/// How something is opened only to look at it: that asks nothing of a device or a pipe.
+/// Flags to open something only to look at it, which does nothing to a device or a pipe.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The only mount that is crossed, and only if it is a tmpfs: every Linux system has it, and it holds the server's
 /// status.
@@ -35,7 +35,7 @@ const MACHINES_OWN: [i64; 2] = [0x6573_5546, 0x794c_7630];
 const RIGHTS: u32 = 0o777;
 /// The ID shown for a user or group without a mapping in the machine (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
-/// How much of two files is compared at once, in bytes.
+/// Bytes of two files compared at once.
 const CHUNK: usize = 256 * 1024;
 /// Maximum length of a file of the kernel's that is read, in bytes.
 const PROC_MAX: u64 = 64 * 1024;
@@ -107,7 +107,7 @@ impl View {
         poll(&mut ended, Some(&Timespec::default())) == Ok(0)
     }
 
-    /// What is at a path; `None`: nothing.
+    /// Returns what is at a path; `None` if nothing is.
     pub(super) fn look(&self, path: &str) -> Result<Option<FileEntry>, ViewFailure> {
         let Some((_, is)) = self.at(path)? else {
             return Ok(None);
@@ -275,7 +275,7 @@ fn is_in(cgroups: &str, machine: &str) -> bool {
     any
 }
 
-/// How the users of a machine are numbered on the host (user_namespaces(7)).
+/// The id map of a machine's users on the host (user_namespaces(7)).
 #[derive(Debug, PartialEq, Eq)]
 struct Ids(Vec<Range>);
 

@@ -1,4 +1,4 @@
-//! What differs between an order and what was found, a line for each.
+//! Lists the differences between the specification of a machine and what was found.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use crate::services::Services;
 /// One thing that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drift {
-    /// What it is.
+    /// Its type.
     pub kind: DriftKind,
     /// `+`, `~` or `-`, what, and of which machine.
     pub line: String,
 }
 
-/// What kind of thing differs.
+/// The kind of difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriftKind {
     /// The program must be pushed.
@@ -26,7 +26,7 @@ pub enum DriftKind {
     Rights,
     /// The services file.
     Services,
-    /// What its supervisor starts the server by.
+    /// The unit that starts the server.
     Supervision,
     /// The server that runs.
     Server,
@@ -135,11 +135,11 @@ pub fn summary(file: &[u8]) -> Option<String> {
 /// Maximum length of a summary of a machine's services that is shown, in characters.
 const SUMMARY_SHOWN: usize = 4096;
 
-/// How many services are shown.
+/// Maximum number of services shown.
 const SERVICES_SHOWN: usize = 8;
-/// How many consumers of a service are shown.
+/// Maximum number of consumers shown for a service.
 const CONSUMERS_SHOWN: usize = 8;
-/// How much of a digest is shown, in characters.
+/// Length of a digest as shown, in characters.
 const DIGEST_SHOWN: usize = 12;
 
 /// The files of the supervisor that the machine said it has.

@@ -1,4 +1,4 @@
-//! What was found in a machine.
+//! Models what was found in a machine.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::{Identity, Rights};
 use crate::digest::sha256;
 use crate::text::Foreign;
 
-/// What was found in a machine; nothing, where it is not there yet.
+/// The content found in a machine; empty if it does not exist yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedMachine {
     /// True if the machine runs.
@@ -15,9 +15,9 @@ pub struct ObservedMachine {
     pub program: Option<String>,
     /// What is ours and has another owner or other rights than it was given, and folders above it that keep the caller out.
     pub odd: BTreeMap<String, Rights>,
-    /// Where the link leads.
+    /// Target of the link.
     pub link: Option<String>,
-    /// Who the machine is told to be.
+    /// The identity given to the machine.
     pub identity: Option<Identity>,
     /// The services file.
     pub services: Option<FoundServices>,
@@ -25,7 +25,7 @@ pub struct ObservedMachine {
     pub units: BTreeMap<String, String>,
     /// Whether it serves.
     pub serving: Serving,
-    /// What the kernel keeps its server from, in the server's words.
+    /// The confinement of its server, in the server's words.
     pub confinement: Option<String>,
 }
 
@@ -34,7 +34,7 @@ pub struct ObservedMachine {
 pub struct FoundServices {
     /// SHA-256 of its bytes.
     pub sha256: String,
-    /// What it serves, in the machine's words.
+    /// Its services, in the machine's words.
     pub shown: Foreign,
 }
 
@@ -58,7 +58,7 @@ impl FoundServices {
     }
 }
 
-/// What a machine's server says of itself, and whether it answers.
+/// The state of a machine's server, in its own words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Serving {
     /// Nothing is known: nobody looked, or there is no way to ask.
@@ -70,7 +70,7 @@ pub enum Serving {
     Policy {
         /// SHA-256 of the policy.
         digest: Foreign,
-        /// Why a newer one was refused.
+        /// The reason why a newer one was refused.
         refused: Option<Foreign>,
     },
 }

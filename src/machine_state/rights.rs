@@ -29,7 +29,7 @@ pub fn ours() -> impl Iterator<Item = (&'static str, u32)> {
     folders.chain(files)
 }
 
-/// Who may do what with something in a machine.
+/// Owner and mode of something in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
     /// The user whose it is.

@@ -9,9 +9,9 @@ use crate::edge::PROVIDER_FOLDER;
 /// A file of a supervisor's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
-    /// Where it is.
+    /// Its place.
     pub path: String,
-    /// What is in it.
+    /// Its entries.
     pub text: String,
     /// Its permission bits.
     pub mode: u32,
@@ -23,14 +23,14 @@ const AGENT_FOLDER: &str = "/run/anklume/gpg-agent";
 const AGENT_SOCKET: &str = "/run/anklume/gpg-agent/launcher.sock";
 /// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both have one clipboard.
 pub const RUNTIME: &str = "/run/anklume/user";
-/// Where the server finds programs, whoever starts it: as systemd has it.
+/// Search path of the server, whoever starts it: that of systemd.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder of the log.
 pub const LOGS: &str = "/var/log/anklume";
-/// How long a server may take to end before it is killed, in seconds: longer than it gives its running calls itself.
+/// Time that a server gets to end before it is killed, in seconds: longer than it gives its running calls.
 pub const STOP_SECONDS: u64 = 90;
 
-/// What the supervisor starts by, for a server of this user (`None`: root's); nothing where nobody supervises.
+/// Returns the units for a server of this user (`None`: root); empty without a supervisor.
 #[must_use]
 pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
     let user = run_as.unwrap_or("root");
@@ -51,7 +51,7 @@ pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
         .collect()
 }
 
-/// Where the files of [`units`] are.
+/// The paths of the files of [`units`].
 #[must_use]
 pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
     let path = |unit: &str| match supervisor {

@@ -16,11 +16,11 @@ use crate::name::MachineName;
 
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long nobody is connected before nobody is waited for any more.
+/// Time without a connection after which the server stops waiting for one.
 const IDLE: Duration = Duration::from_secs(2);
 /// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
 const TURNED_AWAY: usize = 32;
-/// How long the first request of such a connection may take.
+/// Time-out for the first request of such a connection.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
 /// The accepting end of one consumer's socket.
@@ -30,11 +30,11 @@ pub(crate) struct Accepting {
     pub(crate) caller: MachineName,
     /// Its socket.
     pub(crate) listener: UnixListener,
-    /// What its connections share.
+    /// State shared by its connections.
     pub(crate) shared: Arc<Shared>,
-    /// How fast they are read, and how much memory they have.
+    /// Their throttle and their memory.
     pub(crate) pace: Arc<ReadThrottle>,
-    /// How they are told to end.
+    /// Tells them to end.
     pub(crate) connections: Shutdown,
 }
 

@@ -28,11 +28,11 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::Exchange;
 
-/// How long the first answer of a server may take, unless the user says otherwise.
+/// Default time-out for the first answer of a server.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
-/// How long a call may go on without progress, unless the user says otherwise.
+/// Default time-out for a call without progress.
 const WITHOUT_PROGRESS: Duration = Duration::from_secs(30);
-/// How long one request may take in all, whatever progress its server reports.
+/// Maximum duration of one request, whatever progress its server reports.
 const IN_ALL: Duration = Duration::from_secs(60 * 60);
 /// The method that lists tools.
 pub(crate) const LIST: &str = "tools/list";
@@ -50,7 +50,7 @@ const LINE_SHOWN: usize = 80;
 /// Characters that are shown of what is wrong with an answer.
 const WHY_SHOWN: usize = 300;
 
-/// How long a client waits.
+/// The time-outs of a client.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     /// For the server's first answer.
@@ -92,27 +92,27 @@ pub(crate) enum ClientError {
     /// An answer that is not what the protocol promises.
     #[error("the server's answer to `{method}` is not what MCP promises: {}", why.shown(WHY_SHOWN))]
     Malformed {
-        /// What was asked.
+        /// The request.
         method: &'static str,
-        /// What is wrong; it may quote the server.
+        /// The fault; it may quote the server.
         why: Foreign,
     },
     /// The server refused the request with an error of JSON-RPC.
     #[error("the server refused `{method}`: {} ({})", refusal.part(|refusal| &*refusal.message).shown(WORDS_SHOWN), refusal.raw().code.0)]
     Refused {
-        /// What was asked.
+        /// The request.
         method: &'static str,
         /// Its words and code.
         refusal: Foreign<ErrorData>,
     },
 }
 
-/// What a tool gave back.
+/// The result of a tool.
 #[derive(Debug)]
 pub(crate) struct Called {
     /// The result as it came.
     raw: Box<RawValue>,
-    /// What MCP knows of it.
+    /// The result as MCP types.
     pub(crate) result: Foreign<CallToolResult>,
 }
 
@@ -316,7 +316,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 }
 
-/// What a client says of itself.
+/// Returns the client's introduction.
 pub(crate) fn introduction() -> InitializeRequestParams {
     let this = Implementation::new("anklume", env!("CARGO_PKG_VERSION"));
     InitializeRequestParams::new(ClientCapabilities::default(), this)

@@ -1,4 +1,4 @@
-//! How busy the server is: calls at once and calls per minute, of each caller and in all.
+//! Limits concurrent calls and calls per minute, of each caller and in total.
 //!
 //! A call that may run but not now is overloaded, which is never a refusal.
 
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 use minute::Minute;
 
-/// What a limit counts over. A service with a value of its own is counted by itself, not with the others.
+/// The scope of a limit. A service with a value of its own is counted separately.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Scope {
     caller: Option<String>,
     service: Option<String>,
 }
 
-/// What is full.
+/// The limit that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Full {
     /// The calls that run at once.
@@ -32,7 +32,7 @@ pub(crate) enum Full {
 /// Why a call cannot run now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Overloaded {
-    /// What is full.
+    /// The limit that was reached.
     pub(crate) kind: Full,
     /// Which limit it met, in words.
     pub(crate) limit: String,
@@ -74,7 +74,7 @@ fn counted(count: u32, one: &str, of_whom: &str) -> String {
     format!("{count} {one}{plural} {of_whom}")
 }
 
-/// What a caller hears on a connection beyond the `most` that it may have at once.
+/// The answer on a connection beyond the `most` that a caller may have at once.
 pub(crate) fn too_many_connections(most: usize) -> Overloaded {
     let most = u32::try_from(most).unwrap_or(u32::MAX);
     Overloaded {

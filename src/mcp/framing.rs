@@ -49,7 +49,7 @@ impl Line {
     }
 }
 
-/// How far the reading of a line came.
+/// The progress of reading a line.
 #[derive(Debug)]
 pub(crate) enum LineStep {
     /// It is there.
@@ -90,7 +90,7 @@ pub(crate) struct Cutter {
     skipped: Option<Skipped>,
 }
 
-/// What is kept of a line while the rest of it goes by.
+/// The part of a line that is kept while the rest goes by.
 #[derive(Debug)]
 struct Skipped {
     head: Vec<u8>,
@@ -132,7 +132,7 @@ impl Cutter {
         }
     }
 
-    /// What is left at the end of the stream: a line without a newline, or nothing.
+    /// Returns the rest at the end of the stream: a line without a newline, or nothing.
     pub(crate) fn last(&mut self) -> Option<Line> {
         self.is_within_a_line().then(|| self.finish())
     }
@@ -210,7 +210,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     ///
     /// # Errors
     ///
-    /// What the stream answers; what was read of an unfinished line is lost then.
+    /// The stream's error; an unfinished line is lost.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
             LineStep::Line(line) => Ok(Some(line)),

@@ -36,16 +36,16 @@ pub(crate) use state::ServerState;
 use state::WorkerFailures;
 use worker::WorkerSupervisor;
 
-/// How often sockets are compared with the policy; calls look at it themselves.
+/// Interval for comparing sockets with the policy; calls look at it themselves.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// How long connections may take to end, with what each takes for its running calls.
+/// Time that connections get to end, including their running calls.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
-/// How long they may take then, told to end at once.
+/// Time that they get after they were told to end at once.
 const LAST: Duration = Duration::from_secs(3);
 // Before it is killed, with a second for what is left to do.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
-/// What a server says of itself, for `mcp status`.
+/// The status of a server, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ServerStatus {
     /// Its process.
@@ -58,7 +58,7 @@ pub(crate) struct ServerStatus {
     pub(crate) digest: Foreign,
     /// Why the newest services file was not taken.
     pub(crate) refused: Option<Foreign>,
-    /// What of the policy in force cannot be done, such as a socket that cannot be made; it is tried again and again.
+    /// Parts of the policy in force that fail, such as a socket that cannot be created; they are retried.
     #[serde(default)]
     pub(crate) failed: Vec<Foreign>,
     /// Why the log cannot be written.
@@ -67,7 +67,7 @@ pub(crate) struct ServerStatus {
     /// Where it finds its user's portal, clipboard and keys.
     #[serde(default)]
     pub(crate) surroundings: Option<Surroundings>,
-    /// What the kernel keeps it from.
+    /// Its confinement.
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
 }
@@ -85,7 +85,7 @@ pub(crate) struct Listening {
     worker_failures: WorkerFailures,
 }
 
-/// What the status says that may change.
+/// The changing part of the status.
 #[derive(Debug, PartialEq, Eq)]
 struct SaidStatus {
     digest: String,
@@ -264,7 +264,7 @@ impl Listening {
         Ok(door)
     }
 
-    /// What cannot be done at present, in words.
+    /// Failures at present, in words.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
         let mut failures = self.worker_failures.unstarted();
         failures.extend(failed.iter().map(ToString::to_string));

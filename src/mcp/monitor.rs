@@ -22,7 +22,7 @@ use crate::mcp::policy_watcher::Policy;
 use crate::mcp::recorder::{BegunCall, Recorder};
 use crate::policy::Caller;
 
-/// What a connection asks before and after each call.
+/// The requests of a connection before and after each call.
 pub(crate) trait Monitor: Send + Sync {
     /// The policy in force at this moment.
     fn policy(&self) -> Arc<Policy>;
@@ -70,19 +70,19 @@ pub(crate) enum AdmitError {
     Changed,
 }
 
-/// What happened could not be written into the log.
+/// The event could not be written to the log.
 #[derive(Debug)]
 pub(crate) struct LogError;
 
 /// A monitor that works in this process.
 pub(crate) struct Local {
-    /// Who calls.
+    /// The caller.
     caller: Caller,
     /// The policy in force.
     policy: PolicySource,
     /// The log.
     recorder: Arc<Recorder>,
-    /// How busy the server is.
+    /// Load of the server.
     gate: Arc<ConcurrencyLimiter>,
 }
 

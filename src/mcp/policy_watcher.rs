@@ -40,7 +40,7 @@ impl Policy {
     }
 }
 
-/// Why a services file is not taken.
+/// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PolicyError {
     /// The system refused.
@@ -48,23 +48,23 @@ pub(crate) enum PolicyError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Its size is beyond any services file's.
     #[error("the services file `{}` has more than {FILE_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
-    /// What it holds is no policy.
+    /// Its content is not a policy.
     #[error("the services file `{}` is refused: {fault}", path.display())]
     Fault {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Its fault.
         fault: ServicesFault,
     },
 }
 
-/// What happened to the policy, for the log.
+/// A change of the policy, for the log.
 #[derive(Debug)]
 pub(crate) enum PolicyChange<'a> {
     /// Another policy is in force.
@@ -110,7 +110,7 @@ struct PolicyState {
     refused: Option<String>,
 }
 
-/// What tells one state of the file from another without reading it.
+/// Metadata that tells one state of the file from another without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stamp {
     Gone,

@@ -1,6 +1,6 @@
-//! What a server writes into the log, and whether it may go on when it cannot.
+//! Writes a server's log, and decides whether calls may run if that fails.
 //!
-//! What happened and could not be written is kept until it can be: nothing new runs before it is in the log.
+//! Tests that what could not be written is kept until it can be, and that nothing new runs before.
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +35,7 @@ pub(crate) struct Recorder {
     required: bool,
     /// Calls whose line has its room, and is not written yet.
     running: AtomicUsize,
-    /// What could not be written, oldest first.
+    /// Unwritten lines, oldest first.
     kept: Mutex<VecDeque<KeptLine>>,
     floods: Mutex<Floods>,
     began: Instant,
@@ -45,7 +45,7 @@ pub(crate) struct Recorder {
     complain: Complain,
 }
 
-/// What happened, and when.
+/// An event and its time.
 #[derive(Debug)]
 struct KeptLine {
     time: String,

@@ -29,11 +29,11 @@ const CHUNK: usize = 64 * 1024;
 const GREETING: Duration = Duration::from_secs(5);
 /// Code of the errors that answer for a provider that is not there (the official SDKs' `ConnectionClosed`).
 const CLOSED: i32 = -32000;
-/// What a client is told when another connection has taken over.
+/// The answer to a client when another connection has taken over.
 const LIST_CHANGED: &[u8] =
     b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
 
-/// How a relay ended.
+/// The end of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RelayEnd {
     /// The client's input ended, and every request has its answer.
@@ -235,7 +235,7 @@ where
         Ok(!self.state.input_ended)
     }
 
-    /// What the client says next; empty: nothing more.
+    /// The client's next line; empty at the end.
     async fn next_bytes(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = std::mem::take(&mut self.state.unseen);
         if bytes.is_empty() {
@@ -334,7 +334,7 @@ enum RelayStep {
 struct RelayState {
     /// Requests that the provider has not taken yet: writing must not keep us from reading its answers.
     outgoing: Vec<u8>,
-    /// What was read of the client's and is not looked at yet.
+    /// Input of the client that was read and not looked at yet.
     unseen: Vec<u8>,
     /// The answer whose end is not there yet.
     unfinished: Unfinished,
@@ -351,7 +351,7 @@ struct RelayState {
 /// The beginning of an answer.
 #[derive(Debug, Default)]
 struct Unfinished {
-    /// What of it waits for the rest.
+    /// The part that waits for the rest.
     held: Vec<u8>,
     /// True if it was too long to wait, so that the client has a part of it.
     is_passed_on: bool,
@@ -382,7 +382,7 @@ impl RelayState {
         !self.input_ended && !self.deaf && self.outgoing.is_empty()
     }
 
-    /// How long the provider may be silent. While a client that has all it asked for thinks, as long as it likes.
+    /// Time for which the provider may be silent, while answers are due.
     fn longest(&self, patience: Duration) -> Duration {
         if self.wants_input() {
             Duration::MAX
@@ -438,7 +438,7 @@ impl RelayState {
         out
     }
 
-    /// What the provider said last, without its end: for a client that gets nothing more.
+    /// The provider's last, unfinished line, for a client that gets nothing more.
     fn last_words(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.unfinished.held)
     }

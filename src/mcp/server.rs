@@ -45,13 +45,13 @@ use transport::ServerTransport;
 
 /// Who hears of each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
-/// What runs a grant: [`tool::run`], but for tests of what a tool can do to its server.
+/// Runs a grant: [`tool::run`], except in tests of what a tool can do to its server.
 type ServerRun =
     Arc<dyn for<'a> Fn(&'a Grant, &'a ToolSession, Copies) -> RunningServer<'a> + Send + Sync>;
 /// A tool that runs.
 type RunningServer<'a> = BoxFuture<'a, Result<ToolOutcome, ToolError>>;
 
-/// How a connection is told to end.
+/// Tells a connection to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
     /// Read no more requests; the running calls are answered first, within [`ConnectionLimits::stop`].
@@ -60,7 +60,7 @@ pub(crate) struct Shutdown {
     pub(crate) now: CancellationToken,
 }
 
-/// What all connections of a caller share.
+/// State shared by all connections of a caller.
 pub(crate) struct Shared {
     /// The policy, the limits, the log.
     pub(crate) monitor: Box<dyn Monitor>,
@@ -78,13 +78,13 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// What a connection is served with.
+/// The parts with which a connection is served.
 #[derive(Clone)]
 pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
     limits: ConnectionLimits,
-    /// How fast the caller is read; `None`: as fast as it writes.
+    /// The throttle for the caller; `None`: it is read as fast as it writes.
     pace: Option<Arc<ReadThrottle>>,
     /// The connections that the caller may have, where this one is beyond them.
     beyond: Option<usize>,
@@ -150,7 +150,7 @@ impl Server {
 }
 
 impl Server {
-    /// How many services the caller has at the moment at which that is asked.
+    /// Returns the number of services that the caller has at this moment.
     fn service_count(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         Box::new(move || shared.monitor.policy().services.services.len())

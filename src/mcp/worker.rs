@@ -1,4 +1,4 @@
-//! How a server starts the process that serves one consumer, and tells it to end.
+//! Starts the process that serves one consumer, and tells it to end.
 
 use std::ffi::OsString;
 use std::path::Path;

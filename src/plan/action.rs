@@ -16,7 +16,7 @@ const MIB: u64 = 1024 * 1024;
 /// The verb of a step that changes nothing.
 pub(crate) const PROVE: &str = "prove";
 
-/// Which end of an edge a device is.
+/// The end of an edge that a device makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     /// The end that calls.
@@ -32,7 +32,7 @@ pub(crate) enum Action {
     Create {
         /// The object.
         object: Object,
-        /// What the API takes.
+        /// The body for the API.
         body: Value,
         /// More about it, for whoever reads the plan.
         about: String,
@@ -50,7 +50,7 @@ pub(crate) enum Action {
         machine: Object,
         /// From a stop or a pause.
         power: Power,
-        /// What Incus called its state.
+        /// Its state as Incus names it.
         from: String,
         /// True if it has devices that listen in its folder of sockets, which must be there before.
         listens: bool,
@@ -61,7 +61,7 @@ pub(crate) enum Action {
         machine: Object,
         /// The device's name.
         device: String,
-        /// Which end this is.
+        /// The end.
         role: Role,
         /// The machine at the other end.
         other: InstanceId,
@@ -78,13 +78,13 @@ pub(crate) enum Action {
     Install {
         /// The machine.
         machine: Object,
-        /// What it should hold.
+        /// Its desired content.
         order: MachineSpec,
         /// True if the program must be pushed.
         push: bool,
         /// True if a server that does not answer must be ended first.
         hung: bool,
-        /// What differs, as people read it.
+        /// The differences, for people.
         lines: Vec<String>,
     },
     /// Remove the device of an edge that is not declared, or not on this machine, with its sockets.
@@ -120,7 +120,7 @@ pub(crate) enum Action {
     Rotate {
         /// Its path.
         path: String,
-        /// What it takes on the disk.
+        /// Its size on disk.
         bytes: u64,
     },
     /// Make the host's scheduler rotate the logs of channels.
@@ -285,7 +285,7 @@ impl Action {
     }
 }
 
-/// What lines of a plan come to.
+/// Summarises the lines of a plan.
 fn verb(lines: &[String]) -> &'static str {
     match lines.first().and_then(|line| line.chars().next()) {
         Some('+') => "create",

@@ -88,7 +88,7 @@ pub(super) fn devices_then<'a>(
     Cow::Owned(devices)
 }
 
-/// Who has which fixed address on which network: machines that the file does not declare.
+/// The fixed addresses of machines that the file does not declare, by network.
 type Holders<'a> = HashMap<AddressPlace, &'a Instance>;
 
 fn holders<'a>(setting: &PlanInputs<'a>) -> Holders<'a> {

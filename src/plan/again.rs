@@ -1,6 +1,6 @@
 //! Devices of edges that look right and do not work.
 
-/// Why a device that looks right is made again.
+/// The reason for recreating a device that looks right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
     /// Another machine's device took its socket over.

@@ -1,4 +1,4 @@
-//! What stands in the way before anything is changed, and what the user should know.
+//! Finds obstacles before anything is changed, and notes for the user.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -264,7 +264,7 @@ pub(crate) fn in_use(edge: &Edge) -> String {
     )
 }
 
-/// What no action follows from.
+/// Notes that cause no action.
 pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
     let infra = setting.wanted.infra;
     let mut notes: Vec<String> = upkeep::note(setting).into_iter().collect();

@@ -1,4 +1,4 @@
-//! What `destroy` deletes: only what bears the marks of this infrastructure, and nothing that is still used.
+//! Plans `destroy`: only objects with the marks of this infrastructure, and none that is still used.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Object, State};
 
-/// What is to be deleted.
+/// The deletions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Selection<'a> {
     /// Everything of the infrastructure.
@@ -22,7 +22,7 @@ pub(crate) enum Selection<'a> {
     Machine(&'a str),
 }
 
-/// What goes, in the order in which it can go.
+/// The deletions, in a possible order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Doomed {
     /// Machines, independent of each other.
@@ -31,7 +31,7 @@ pub(crate) struct Doomed {
     pub(crate) volumes: Vec<Action>,
     /// Profiles, networks, access lists, projects, one after the other.
     pub(crate) rest: Vec<Action>,
-    /// What stays, and why.
+    /// The objects that stay, and why.
     pub(crate) notes: Vec<String>,
 }
 
@@ -173,7 +173,7 @@ fn delete_domain(
     doomed.rest.push(delete(Object::Project(name.to_owned())));
 }
 
-/// What a domain's project holds that is not deleted.
+/// Objects in a domain's project that are not deleted.
 fn stays(
     state: &State,
     domain: &Project,

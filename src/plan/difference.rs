@@ -14,7 +14,7 @@ const DESCRIPTION: &str = "@description";
 /// In the list of what anklume set: the profiles.
 const PROFILES: &str = "@profiles";
 
-/// What an object should have.
+/// The desired state of an object.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Desired {
     pub(super) config: ConfigMap,

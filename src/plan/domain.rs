@@ -1,4 +1,4 @@
-//! What a domain needs before its machines: project, network, profiles.
+//! Plans what a domain needs before its machines: project, network, profiles.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::incus::state::Project;
 use crate::incus::{ConfigMap, DEFAULT_PROJECT, Devices, Object, State, as_object};
 use crate::infra::{Domain, Profile};
 
-/// What a domain's project shares with the others (`false`) and has for itself (`true`).
+/// Features that a domain's project shares with the others (`false`) or has for itself (`true`).
 const FEATURES: [(&str, &str); 5] = [
     ("features.images", "false"),
     ("features.networks", "false"),
@@ -116,7 +116,7 @@ fn other_features(project: &Project) -> Option<String> {
     (!differ.is_empty()).then(|| differ.join(", "))
 }
 
-/// What a declared profile should have; `default` has a root disk besides.
+/// Builds the desired configuration of a declared profile; `default` also has a root disk.
 fn profile_want(setting: &PlanInputs<'_>, name: &str, declared: Option<&Profile>) -> Desired {
     let mut want = Desired::default();
     if let (DEFAULT_PROFILE, Some(pool)) = (name, &setting.pool) {

@@ -10,7 +10,7 @@ use crate::incus::state::{IncusProfile, Instance, InstanceId};
 use crate::incus::{ConfigMap, Object};
 use crate::infra::{Domain, Machine};
 
-/// What must go, and what follows from it.
+/// Plans the deletions and what follows from them.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
     /// Devices that must go.
@@ -116,7 +116,7 @@ impl Intruder {
         edges.iter().any(|edge| socket_name(edge) == self.socket)
     }
 
-    /// What is wrong with it, in words.
+    /// Its fault, in words.
     pub(crate) fn what(&self) -> String {
         format!(
             "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, where only channels are",

@@ -1,4 +1,4 @@
-//! Which image a new machine is made of: one that Incus has, or one of a remote.
+//! Selects the image of a new machine: a local one, or one of a remote.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const LOCAL: &str = "local";
 /// Minimum number of digits by which an image may be named.
 const FINGERPRINT_MIN: usize = 12;
 
-/// Where the images of a remote are fetched from.
+/// The source of a remote's images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RemoteImage {
     /// Its address.
@@ -24,7 +24,7 @@ pub(crate) struct RemoteImage {
     pub(crate) alias: String,
 }
 
-/// Why a machine cannot be made of an image.
+/// The reason why a machine cannot be created from an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoImage {
     pub(super) what: String,
@@ -58,7 +58,7 @@ fn split(image: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Where a new machine comes from, as the API takes it.
+/// The source of a new machine, for the API.
 pub(super) fn source(
     image: &str,
     kind: MachineType,
@@ -117,7 +117,7 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
     })
 }
 
-/// What the API calls a type of machine.
+/// The API's name of a machine type.
 pub(super) const fn api_kind(kind: MachineType) -> &'static str {
     match kind {
         MachineType::Container => "container",

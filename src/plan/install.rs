@@ -1,4 +1,4 @@
-//! What goes into a machine: the program, its name, its services.
+//! Plans what goes into a machine: the program, its name, its services.
 
 use super::ownership;
 use super::{Action, PlanInputs};
@@ -37,7 +37,7 @@ pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> boo
         || machines.any(|(domain, one)| !one.services.is_empty() || holds(domain, one))
 }
 
-/// What a machine should hold, with the program of this digest.
+/// Builds the specification of a machine, with the program of this digest.
 pub(crate) fn order(program: &str, machine: &Machine) -> MachineSpec {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
@@ -51,7 +51,7 @@ pub(crate) fn order(program: &str, machine: &Machine) -> MachineSpec {
     }
 }
 
-/// What must change in a machine; `None`: nothing.
+/// Plans the change inside a machine; `None` if there is none.
 pub(super) fn install(
     setting: &PlanInputs<'_>,
     domain: &Domain,

@@ -13,7 +13,7 @@ use crate::incus::state::Instance;
 use crate::incus::{ConfigMap, Devices, Object, Power, as_object};
 use crate::infra::{Domain, Machine};
 
-/// What the devices of storage volumes are named: this, then the volume.
+/// Prefix of the devices of storage volumes, before the volume's name.
 const VOLUME_PREFIX: &str = "vol-";
 
 /// Volumes, the machine, its start, in this order.
@@ -181,7 +181,7 @@ fn want(
     want
 }
 
-/// How long a snapshot is kept, as Incus writes it: there `M` and `H` are minutes and hours, and `m` is months.
+/// Expiry of a snapshot as Incus writes it: `M` and `H` are minutes and hours, `m` is months.
 fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
 }

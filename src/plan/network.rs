@@ -14,7 +14,7 @@ use crate::infra::Domain;
 
 /// Maximum length of a name of an interface, in bytes (Linux `IFNAMSIZ` less its final zero).
 const INTERFACE_MAX: usize = 15;
-/// How the descriptions of anklume's rules begin; rules without it are somebody else's.
+/// Prefix of the descriptions of anklume's rules; rules without it belong to somebody else.
 const OUR_RULE: &str = "anklume: ";
 
 fn subnet(domain: &Domain) -> String {

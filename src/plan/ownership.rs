@@ -7,7 +7,7 @@ use crate::diagnostic::Diagnostic;
 use crate::incus::{ConfigMap, Edit, Object};
 use crate::infra::Domain;
 
-/// What the keys that anklume keeps for itself begin with, but for [`BUILT`].
+/// Prefix of anklume's own keys, except [`BUILT`].
 const OWN: &str = "user.anklume.";
 /// Names the infrastructure (`project_name`).
 pub(super) const PROJECT: &str = "user.anklume.project";
@@ -39,7 +39,7 @@ pub(super) fn is_own(key: &str) -> bool {
     key.starts_with(OWN) || key == BUILT
 }
 
-/// Whose an object is.
+/// The owner of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ownership {
     /// This infrastructure's.
@@ -52,7 +52,7 @@ pub(crate) enum Ownership {
     Nobody,
 }
 
-/// Whose an object with this configuration is.
+/// Returns the owner of an object with this configuration.
 pub(crate) fn owner(config: &ConfigMap, project: &str) -> Ownership {
     match config.get(PROJECT) {
         Some(name) if name == project => Ownership::Ours,
@@ -133,7 +133,7 @@ pub(crate) fn mark_unproven(device: &str, is: bool) -> Edit {
     }
 }
 
-/// What anklume set on an object the last time.
+/// Returns the keys that anklume set on an object the last time.
 pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
     let Some(text) = config.get(KEYS) else {
         return Vec::new();

@@ -10,7 +10,7 @@ use super::{PlanCode, PlanInputs, fault};
 use crate::diagnostic::{Diagnostic, quote};
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 
-/// Who of the host's users, but root, gets to what a machine leaves in a folder.
+/// The users of the host, apart from root, who can reach what a machine leaves in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// Nobody; or its mount makes no program another user's.
@@ -83,7 +83,7 @@ pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
     }
 }
 
-/// What lies where a machine writes: the machine could put a link in its place.
+/// Paths in folders that a machine writes: the machine could replace them by links.
 fn exchangeable(setting: &PlanInputs<'_>, path: &str, folder: &str) -> Diagnostic {
     let goes_there = |devices: &[Device]| {
         let mut paths = devices.iter().flat_map(Device::host_paths);
@@ -106,7 +106,7 @@ fn exchangeable(setting: &PlanInputs<'_>, path: &str, folder: &str) -> Diagnosti
     )
 }
 
-/// Who gets there, and what keeps them out.
+/// The users who can reach it, and what would keep them out.
 fn open(setting: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     let missing = setting.facts.missing.iter();
     // A folder that is shared itself is not made closed.

@@ -7,7 +7,7 @@ use super::{Action, PlanInputs};
 pub(crate) struct BigLog {
     /// Its path.
     pub(crate) path: String,
-    /// What it takes on the disk.
+    /// Its size on disk.
     pub(crate) bytes: u64,
 }
 
@@ -16,11 +16,11 @@ pub(crate) struct BigLog {
 pub(crate) struct HostFile {
     /// Its path.
     pub(crate) path: String,
-    /// What it holds.
+    /// Its content.
     pub(crate) content: String,
 }
 
-/// What makes the host's scheduler rotate the logs.
+/// The schedule that rotates the logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Schedule {
     /// The scheduler.
@@ -43,7 +43,7 @@ pub(crate) enum Rotation {
     Nobody(String),
 }
 
-/// What keeps the logs bounded, where there are channels.
+/// Plans what keeps the logs bounded, if there are channels.
 pub(super) fn upkeep(setting: &PlanInputs<'_>) -> Vec<Action> {
     let mut actions = Vec::new();
     if setting.wanted.edges.is_empty() || !setting.facts.root {
@@ -60,7 +60,7 @@ pub(super) fn upkeep(setting: &PlanInputs<'_>) -> Vec<Action> {
     actions
 }
 
-/// What the user should know where nobody rotates them.
+/// Returns the note for the user if nothing rotates them.
 pub(super) fn note(setting: &PlanInputs<'_>) -> Option<String> {
     match &setting.facts.rotation {
         Rotation::Nobody(why) if !setting.wanted.edges.is_empty() => Some(unrotated(why)),

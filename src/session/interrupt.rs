@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Why a step was not begun.
+/// Reason for an action that was not started.
 pub(crate) const LEFT: &str = "asked to stop";
 
 /// Whether a run was asked to stop.
@@ -22,7 +22,7 @@ impl Interrupt {
         self.0.get()
     }
 
-    /// Why steps are not begun that could not be, for this reason, if nobody had asked.
+    /// Reason for actions that were not started: the interruption if there was one, else `why`.
     pub(crate) fn or<'w>(&self, why: &'w str) -> &'w str {
         if self.is_asked() { LEFT } else { why }
     }

@@ -14,9 +14,9 @@ use rustix::io::Errno;
 
 /// Only root writes in this folder, so nobody else can hold the lock.
 const LOCK: &str = "/run/anklume.lock";
-/// How long Incus gets to end what a killed run had asked of a network; it takes a fraction of a second.
+/// Time that Incus gets to finish a network request of a killed run; it takes a fraction of a second.
 const AFTERMATH: Duration = Duration::from_secs(3);
-/// What the file holds while a network is made or deleted.
+/// Content of the file while a network is created or deleted.
 const MARK: &[u8] = b"a network is being made or deleted\n";
 
 /// The lock; dropped, it is free.

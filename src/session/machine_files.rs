@@ -14,7 +14,7 @@ use crate::machine_state::PROGRAM;
 /// Placeholder digest for any program other than this one.
 const ANOTHER: &str = "another";
 
-/// Why a machine's files cannot be looked at.
+/// The error of reading a machine's files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesError {
     /// Incus does not say.
@@ -128,7 +128,7 @@ fn is_visible(there: &Instance, is_root: bool) -> bool {
     is_root && there.kind == "container" && there.is_running()
 }
 
-/// What Incus calls the cgroup of a machine, behind `lxc.payload.`.
+/// Name of a machine's cgroup, without the prefix `lxc.payload.`.
 fn cgroup(there: &Instance) -> String {
     if there.project == DEFAULT_PROJECT {
         there.name.clone()
@@ -138,7 +138,7 @@ fn cgroup(there: &Instance) -> String {
 }
 
 impl MachineFiles<'_> {
-    /// What is at a path; `None`: nothing.
+    /// Returns what is at a path; `None` if nothing is.
     pub(crate) async fn look(&mut self, path: &str) -> Result<Option<FileEntry>, FilesError> {
         let seen = self.seen(async |root| root.look(path).await).await?;
         if let Some(entry) = seen {
@@ -187,7 +187,7 @@ impl MachineFiles<'_> {
         }
     }
 
-    /// What the host itself sees; `None`: Incus is to be asked.
+    /// Reads it from the host; `None` if Incus must be asked.
     async fn seen<T>(
         &self,
         look: impl AsyncFnOnce(&mut MachineRoot) -> Result<Look<T>, MachineRootError>,

@@ -8,7 +8,7 @@ use crate::machine_state::{IDENTITY, Identity, RUNTIME};
 use crate::name::MachineName;
 use crate::tool::Surroundings;
 
-/// Where users are.
+/// The file of users.
 const PASSWD: &str = "/etc/passwd";
 /// Maximum size of a file of users, or of the machine's name, that is read, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -26,13 +26,13 @@ pub(crate) struct Account {
     home: String,
 }
 
-/// Why a user cannot be had.
+/// The reason why a user is not available.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccountError {
     /// The machine does not know them.
     #[error("there is no user `{}` in this machine: make one (`useradd -m {}`), or take another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
     Nobody(String),
-    /// What says who serves cannot be read.
+    /// The identity file cannot be read.
     #[error(
         "`{IDENTITY}` cannot be read, so nobody knows who serves here: {0}; `anklume apply` on the host writes it anew"
     )]
@@ -71,7 +71,7 @@ impl Account {
         }
     }
 
-    /// Where their portal, clipboard and keys are, when nobody sets anything.
+    /// Default places of their portal, clipboard and keys.
     pub(crate) fn surroundings(&self) -> Surroundings {
         Surroundings::of_user(&self.home, RUNTIME)
     }

@@ -19,18 +19,18 @@ use crate::mcp::listen::folder::SocketFolder;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
 
-/// How long a server may take to report a policy: it looks for one several times a second.
+/// Time that a server gets to report a policy: it looks for one several times a second.
 pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
-/// How long a server may take to end: as long as its running calls may.
+/// Time that a server gets to end: that of its running calls.
 const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
-/// How often is looked.
+/// Interval between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
 fn folder() -> &'static Path {
     Path::new(PROVIDER_FOLDER)
 }
 
-/// What the server of a folder says of itself, if one runs.
+/// Reads the status of the server of a folder, if one runs.
 fn status(folder: &Path) -> Option<ServerStatus> {
     // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
     let text = SocketFolder::status(folder).ok()?;
@@ -40,7 +40,7 @@ fn status(folder: &Path) -> Option<ServerStatus> {
         .then_some(status)
 }
 
-/// Where this user's portal, clipboard and keys are: where the machine's server finds them, or would if it ran.
+/// The user's portal, clipboard and keys: those that the machine's server uses, or would use.
 pub(crate) fn surroundings(account: &Account) -> Surroundings {
     let is_theirs = std::fs::symlink_metadata(folder()).is_ok_and(|is| is.uid() == account.uid);
     let served = is_theirs.then(|| status(folder())).flatten();
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::services::Services;
 
-    /// What comes of waiting for a policy, where a server says this of itself.
+    /// Waits for a policy from a server with this status.
     async fn waited(
         patience: Duration,
         status: &ServerStatus,

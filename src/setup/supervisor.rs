@@ -1,4 +1,4 @@
-//! Who keeps the server running: systemd, OpenRC, or nobody.
+//! Drives what keeps the server running: systemd, OpenRC, or nothing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{
@@ -22,12 +22,12 @@ use crate::machine_state::{
 
 /// Maximum time that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(STOP_SECONDS + 10);
-/// How often is looked whether OpenRC has started everything.
+/// Interval for checking whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most of a supervisor's last words that are passed on, in characters.
 const WORDS_MAX: usize = 500;
 
-/// Who supervises here.
+/// Finds the supervisor of this machine.
 pub(super) fn detect() -> Supervisor {
     if Path::new("/run/systemd/system").is_dir() {
         Supervisor::Systemd
@@ -73,7 +73,7 @@ pub(super) async fn install(
 async fn started() {
     /// There while OpenRC changes the runlevel, of which a boot has several.
     const STARTING: &str = "/run/openrc/rc.starting";
-    /// How long it must be away.
+    /// Time that it must be away.
     const AWAY: u32 = 10;
     let began = Instant::now();
     let mut away = 0;

@@ -17,26 +17,26 @@ use tokio::time::sleep;
 use super::account::Account;
 use crate::machine_state::{CallerUser, PASS, Rights};
 
-/// How every path is resolved, from the root folder on.
+/// Flags for resolving every path, from the root folder on.
 const STRICT: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
-/// How a folder is opened to work in it.
+/// Flags to open a folder for working in it.
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC)
     .union(OFlags::NOFOLLOW);
-/// How long another run's work in the machine is waited for.
+/// Time to wait for another run's work in the machine.
 const LOCK_MAX: Duration = Duration::from_secs(15);
-/// How often is looked whether it has ended.
+/// Interval for checking whether it has ended.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Deepest folder within a folder that is handed on.
 const DEPTH_MAX: usize = 64;
 /// Maximum size of a file that is read, in bytes: a services file, and more.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
-/// Why a file is not as it must be.
+/// The reason why a file is not as required.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
     /// A part of the path is a link, a mount, or something else than a file or folder.
@@ -45,11 +45,11 @@ pub(crate) enum TreeError {
     /// The system refused.
     #[error("`{path}` cannot be {doing}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         doing: &'static str,
         /// On what.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -208,7 +208,7 @@ impl MachineTree {
         handed.map_err(|why| refused("given to its user", path, why))
     }
 
-    /// What is at a path, itself and not what it leads to.
+    /// Looks at a path itself, not at the target of a link.
     fn look(folder: &OwnedFd, path: &str, name: &str) -> Result<Option<Stat>, TreeError> {
         match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(is) => Ok(Some(is)),

@@ -25,10 +25,10 @@ use crate::transport::shell_line;
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
 /// Maximum time that a log may take to be read.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a log that is rotated or written meanwhile is read.
+/// Number of tries to read a log that is rotated or written meanwhile.
 const TRIES: usize = 3;
 
-/// How a log of calls is.
+/// The state of a log of calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LogState {
     /// It still holds what it held, or there is none, and never was.
@@ -47,7 +47,7 @@ pub(crate) struct Lost {
     machine: String,
     /// The last line that was seen.
     line: u64,
-    /// Where it is kept.
+    /// The file that keeps it.
     path: PathBuf,
 }
 
@@ -152,18 +152,18 @@ fn altered(provider: &Instance, path: &Path, what: &str) -> LogState {
     }
 }
 
-/// Why a log could not be looked at.
+/// The error of reading a log.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
     /// Its files cannot be read.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// What is in them cannot be.
+    /// Their content cannot be read.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
 }
 
-/// What a look at a log gave.
+/// The result of checking a log.
 enum Checked {
     Whole { seen: LogSeen, files: u32 },
     None,
@@ -287,7 +287,7 @@ mod tests {
         }
     }
 
-    /// What is said of these files, oldest first; nothing where all is well.
+    /// The finding on these files, oldest first; empty if there is none.
     fn said(files: &[&[u8]], kept: &Checkpoint) -> String {
         let mut log = LogWalk::new(Some(kept.head.clone()));
         for file in files {

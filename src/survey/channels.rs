@@ -17,17 +17,17 @@ use crate::session::each;
 #[derive(Debug)]
 pub(crate) struct Channels<'e>(Vec<(&'e Edge, ObservedChannel)>);
 
-/// What was found of a channel.
+/// The findings on a channel.
 #[derive(Debug, Default)]
 struct ObservedChannel {
-    /// What is wrong with the provider's device.
+    /// The fault of the provider's device.
     provider: Option<Again>,
-    /// What is wrong with the consumer's device.
+    /// The fault of the consumer's device.
     consumer: Option<Again>,
     heard: ProbeResult,
 }
 
-/// What came of asking a provider over a channel.
+/// The result of probing a provider over a channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum ProbeResult {
     /// It was not asked.
@@ -100,7 +100,7 @@ impl Channels<'_> {
             .collect()
     }
 
-    /// What came of asking a provider over each of its channels.
+    /// The results of probing a provider over each of its channels.
     fn heard_of(&self, provider: &str) -> Vec<ProbeResult> {
         let own = self.0.iter();
         let own = own.filter(|(edge, _)| edge.provider.machine.as_str() == provider);
@@ -119,7 +119,7 @@ fn lives(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Answer) || own.contains(&ProbeResult::Full)
 }
 
-/// What a provider's server says, and what is wrong with the provider's device.
+/// Probes a provider's server, and finds what is wrong with the provider's device.
 async fn provider_end(
     session: &Session,
     infra: &Infra,
@@ -154,7 +154,7 @@ fn most_connections(infra: &Infra, edge: &Edge) -> usize {
     usize::try_from(most.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
 }
 
-/// What is wrong with a consumer's device.
+/// The fault of a consumer's device.
 async fn consumer_end(
     session: &Session,
     edge: &Edge,

@@ -15,13 +15,13 @@ use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{is_marked, is_rebuilt, number};
 
-/// Where they are kept.
+/// The folder that keeps them.
 const FOLDER: &str = "/var/lib/anklume/audit";
 /// Rights of the folder.
 const FOLDER_MODE: u32 = 0o700;
 /// Rights of others.
 const OTHERS: u32 = 0o077;
-/// What the files are called, behind the machine's number.
+/// Suffix of the files, after the machine's UUID.
 const SUFFIX: &str = ".json";
 
 /// The last line that was seen.
@@ -32,7 +32,7 @@ pub(crate) struct Checkpoint {
     pub(crate) machine: String,
     pub(crate) seq: u64,
     pub(crate) head: String,
-    /// How many files the log had.
+    /// Number of files in the log.
     #[serde(default)]
     pub(crate) files: u32,
     /// True if the machine bore the mark that it loses when Incus builds it anew.
@@ -50,7 +50,7 @@ impl Checkpoint {
     }
 }
 
-/// What is kept of all machines of this host.
+/// The checkpoints of all machines on this host.
 #[derive(Debug)]
 pub(crate) struct CheckpointStore(PathBuf);
 
@@ -60,13 +60,13 @@ impl CheckpointStore {
         Self(FOLDER.into())
     }
 
-    /// Where a machine's line is; `None`: it has no number that could name a file.
+    /// Path of a machine's checkpoint; `None` if its UUID cannot name a file.
     pub(crate) fn path(&self, machine: &Instance) -> Option<PathBuf> {
         let uuid = number(&machine.config).filter(|uuid| is_name(uuid))?;
         Some(self.0.join(format!("{uuid}{SUFFIX}")))
     }
 
-    /// What is kept of a machine.
+    /// Reads the checkpoint of a machine.
     pub(crate) fn read(path: &Path) -> io::Result<Option<Checkpoint>> {
         match fs::read(path) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),

@@ -9,12 +9,12 @@ use crate::name::ServiceName;
 use crate::session::Session;
 use crate::transport::RemoteExec;
 
-/// How long a consumer may take to say what it is offered: its program waits for the provider less long.
+/// Time-out for a consumer's list of services; its program waits less long for the provider.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest of a machine's words that are shown, in characters.
 const WORDS_MAX: usize = 300;
 
-/// What a consumer says.
+/// A consumer's answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeardServices {
     /// The services that it sees.
@@ -23,7 +23,7 @@ pub(crate) struct HeardServices {
     pub(crate) took: Duration,
 }
 
-/// Why a consumer has nothing to say.
+/// The reason why a consumer did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unheard {
     /// In words.

@@ -1,4 +1,4 @@
-//! What is known of the host besides Incus: users, folders, sockets, routes. Looks, and changes nothing.
+//! Reads the host apart from Incus: users, folders, sockets, routes. Changes nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, HostRoute, TakenIds};
 use crate::transport;
 
-/// What their rights must be.
+/// Required mode of the folders.
 const FOLDER_MODE: u32 = 0o711;
 /// Bits of a mode that are rights.
 const RIGHTS: u32 = 0o7777;
@@ -140,7 +140,7 @@ fn there(path: &str) -> bool {
     }
 }
 
-/// What is wrong with one of anklume's folders.
+/// The fault of one of anklume's folders.
 fn folder(path: &str) -> Option<HostFolder> {
     let state = match fs::symlink_metadata(path) {
         Err(_) => FolderState::Missing,

@@ -14,7 +14,7 @@ use crate::transport;
 /// Maximum time that a remote may take to say whether it has an image.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `incus remote list` says of one.
+/// A remote as `incus remote list` prints it.
 #[derive(Debug, Deserialize)]
 struct Listed {
     #[serde(rename = "Addr")]

@@ -1,6 +1,6 @@
 //! Looks into the machines, and changes nothing: what they hold of anklume, and whether they answer.
 //!
-//! What a machine says is its own word.
+//! A machine's answer is only its word.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,7 +29,7 @@ const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest of the other files that are read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
-/// What was found.
+/// The findings.
 #[derive(Debug)]
 pub(crate) struct Looked {
     /// In the machines, by project and name.
@@ -84,7 +84,7 @@ pub(crate) async fn look(
     looked
 }
 
-/// What a machine holds; `None`: it could not be looked at.
+/// Reads what a machine holds; `None` if that is not possible.
 async fn into(session: &Session, there: &Instance, caller: CallerUser) -> Option<ObservedMachine> {
     let runs = there.is_running();
     let mut found = ObservedMachine {
@@ -127,7 +127,7 @@ async fn into(session: &Session, there: &Instance, caller: CallerUser) -> Option
     Some(found)
 }
 
-/// What keeps the caller from what is ours, or lets others change it; `None`: it cannot be looked at.
+/// Finds permissions that keep the caller out of our files or let others change them; `None` if they cannot be read.
 async fn odd(files: &mut MachineFiles<'_>, caller: CallerUser) -> Option<BTreeMap<String, Rights>> {
     let mut odd = BTreeMap::new();
     let above = ABOVE.into_iter().map(|path| (path, None));
@@ -162,7 +162,7 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: EntryKind) -> Opti
     Some(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 
-/// What the server last said of itself.
+/// Reads the last status of the server.
 async fn serving(
     session: &Session,
     files: &mut MachineFiles<'_>,
@@ -180,5 +180,5 @@ async fn serving(
     ))
 }
 
-/// How much is shown of what a server says of its confinement, in characters.
+/// Maximum length of a server's confinement that is shown, in characters.
 const CONFINEMENT_SHOWN: usize = 200;

@@ -51,7 +51,7 @@ fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Where a path leads, step by step: every link on the way, and last what it comes to, without links.
+/// Resolves a path step by step: every link on the way, and last the target without links.
 fn steps(path: &Path) -> Vec<PathBuf> {
     let mut left: VecDeque<OsString> = names(path);
     let mut at = PathBuf::from("/");
@@ -106,14 +106,14 @@ impl Location {
     }
 }
 
-/// What is mounted where.
+/// The mounts.
 #[derive(Debug)]
 struct Mounts(Vec<Mount>);
 
 #[derive(Debug)]
 struct Mount {
     system: String,
-    /// Which folder of the file system it shows.
+    /// The folder of the file system that it shows.
     root: PathBuf,
     place: PathBuf,
 }
@@ -138,7 +138,7 @@ impl Mounts {
         Self(text.lines().filter_map(mount).collect())
     }
 
-    /// Where a path without links is.
+    /// Locates a path without links.
     fn locate(&self, path: &Path) -> Location {
         let holding = self.0.iter().filter(|mount| path.starts_with(&mount.place));
         // Of two at one place, the later one hides the other; of two that hold it, the deeper one is it.

@@ -15,10 +15,10 @@ use crate::mcp::client::{Client, ClientError, Patience};
 use crate::mcp::server::OVERLOADED;
 use crate::plan::Role;
 
-/// How long a provider's server may take to answer.
+/// Time-out for a provider's server.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What came of asking a provider over the host's socket of an edge.
+/// The result of probing a provider over the host's socket of an edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ProxyAnswer {
     /// Its server listed its tools.
@@ -75,7 +75,7 @@ pub(crate) async fn ask(edge: &Edge) -> ProxyAnswer {
 /// Maximum length of a message of a server's that root reads, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// What a server says over a connection.
+/// Probes a server over a connection.
 async fn heard(stream: UnixStream) -> ProxyAnswer {
     let patience = Patience {
         first: PATIENCE,
@@ -98,7 +98,7 @@ async fn heard(stream: UnixStream) -> ProxyAnswer {
     }
 }
 
-/// How many connections to the host's socket of an edge there are, those that wait included.
+/// Counts the connections to the host's socket of an edge, including those that wait.
 pub(crate) fn connections(edge: &Edge) -> usize {
     let table = fs::read("/proc/net/unix").unwrap_or_default();
     connections_in(&table, &edge.host_socket())
@@ -172,7 +172,7 @@ impl Proxies {
     }
 }
 
-/// What says whose process that is, the host's or a machine's.
+/// The cgroup that tells a host process from a machine's.
 fn namespace_of(process: &fs::DirEntry) -> Option<PathBuf> {
     let number = process.file_name().to_str()?.parse().ok()?;
     server_process::namespace(number)

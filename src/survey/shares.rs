@@ -1,4 +1,4 @@
-//! Who of the host's users gets to the folders that machines write as root. Looks, and changes nothing.
+//! Reads which users of the host can reach the folders that machines write as root. Changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,14 +11,14 @@ use rustix::fs::StatVfsMountFlags;
 use crate::infra::Infra;
 use crate::plan::{Reach, shared_sources};
 
-/// Who but its owner may go through a folder.
+/// Mode bits that let others pass through a folder.
 const OTHERS_PASS: u32 = 0o011;
-/// Who but its owner may make and rename what is in a folder.
+/// Mode bits that let others create and rename entries of a folder.
 const OTHERS_WRITE: u32 = 0o022;
 /// What is in a folder may be renamed by its owner alone.
 const STICKY: u32 = 0o1000;
 
-/// Who gets to the folders that machines of this infrastructure write.
+/// Reads who can reach the folders that machines of this infrastructure write.
 pub(crate) fn look(infra: &Infra) -> BTreeMap<String, Reach> {
     let sources = shared_sources(infra).into_iter();
     sources

@@ -36,7 +36,7 @@ pub(crate) enum FileChange {
         path: FilePath,
         /// Its new text.
         text: String,
-        /// What it was when it was read.
+        /// Its state when it was read.
         seen: FileIdentity,
         /// Permissions that it keeps.
         owner: TreeOwner,
@@ -45,7 +45,7 @@ pub(crate) enum FileChange {
     Remove {
         /// Where.
         path: FilePath,
-        /// What it was when it was read.
+        /// Its state when it was read.
         seen: FileIdentity,
     },
 }
@@ -64,7 +64,7 @@ impl FileChange {
 ///
 /// # Errors
 ///
-/// Whatever the system refused; everything is as it was, unless the fault says what is not.
+/// The system refused a step; everything is as before, unless the error says otherwise.
 pub(crate) fn commit(tree: &mut FileTree, changes: &[FileChange]) -> Result<(), TreeFault> {
     commit_with(tree, changes, Renames::Exchange)
 }
@@ -108,7 +108,7 @@ struct CommitRun<'a> {
     made: Vec<InventoryFolder>,
     /// The new files as they were prepared, by the number of their change.
     new: Vec<Option<FileIdentity>>,
-    /// What it takes to undo each change that was made, with the change's number.
+    /// Steps that undo each change, with its number.
     done: Vec<(usize, Undo)>,
 }
 

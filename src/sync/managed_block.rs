@@ -9,19 +9,19 @@ const BEGIN: &str = "# === MANAGED BY infra.yml ===";
 const NOTICE: &str = "# Do not edit this section — it will be overwritten by `make sync`";
 /// Last line of the block.
 const END: &str = "# === END MANAGED ===";
-/// Where a new file invites its owner.
+/// Comment in a new file for its owner.
 const INVITATION: &str = "# Your custom variables below:";
 /// A byte order mark, which some editors put first.
 const BOM: char = '\u{feff}';
 
-/// Why the block of a file cannot be found.
+/// The error of finding a file's block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BlockFault {
     /// Line in the file, from 1.
     pub(crate) line: usize,
-    /// What is wrong.
+    /// The fault.
     pub(crate) message: String,
-    /// What to do next.
+    /// The next step.
     pub(crate) help: &'static str,
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
 }
 
 impl<'a> BlockParts<'a> {
-    /// What the block says, without its markers.
+    /// The content of the block, without its markers.
     pub(crate) fn body(&self) -> &'a str {
         let body = self.block.strip_prefix(BEGIN).unwrap_or(self.block);
         body.strip_suffix(END).unwrap_or(body)
@@ -166,7 +166,7 @@ fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     Ok([mark, head, head_break, &block, line_break, line_break, rest].concat())
 }
 
-/// Where the line after `---` begins, when a document says so before anything else.
+/// Start of the line after `---`, if the document begins with it.
 fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
     let mut at = 0;
     for (index, line) in text.split_inclusive('\n').enumerate() {

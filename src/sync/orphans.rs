@@ -11,7 +11,7 @@ use crate::inventory::{FilePath, InventoryFolder};
 use super::managed_block::{self, BlockParts};
 use super::tree::{FileTree, FoundFile, TreeFault};
 
-/// What becomes of an orphan.
+/// The fate of an orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It stays; `--clean-orphans` would remove it.
@@ -25,11 +25,11 @@ pub(crate) enum Fate {
 /// A file that nothing declares any more.
 #[derive(Debug)]
 pub(crate) struct Orphan {
-    /// Where it is.
+    /// Its place.
     pub(crate) path: FilePath,
-    /// What it holds.
+    /// Its content.
     pub(crate) found: FoundFile,
-    /// What becomes of it.
+    /// Its fate.
     pub(crate) fate: Fate,
 }
 
@@ -137,7 +137,7 @@ impl Candidate {
     }
 }
 
-/// What the block of a file says; nothing where it cannot be read.
+/// Reads the values in a file's block; empty if it cannot be read.
 fn values(parts: &BlockParts<'_>) -> Mapping {
     serde_yaml::from_str(parts.body()).unwrap_or_default()
 }

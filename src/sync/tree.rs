@@ -16,14 +16,14 @@ use crate::inventory::{FilePath, InventoryFolder};
 
 /// Maximum size of a file that is read, in bytes: what Ansible reads is far smaller.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
-/// How long a run waits for another one in the same folder.
+/// Time that a run waits for another one in the same folder.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// How often it looks.
+/// Interval between two looks.
 const LOCK_STEP: Duration = Duration::from_millis(50);
 /// How the names of temporary files begin and end; Ansible reads no file whose name begins with a dot.
 const TEMPORARY: (&str, &str) = (".anklume-sync-", ".tmp");
 
-/// Why the folders cannot be read or written.
+/// The error of reading or writing the folders.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeFault {
     /// The folder to write into is not there.
@@ -58,7 +58,7 @@ pub(crate) enum TreeFault {
     /// A change failed, and undoing the ones before it failed too.
     #[error("{cause}; and these could not be put back: {}", .left.join(", "))]
     HalfDone {
-        /// What failed first.
+        /// The first failure.
         cause: Box<TreeFault>,
         /// What is not as it was.
         left: Vec<String>,
@@ -68,7 +68,7 @@ pub(crate) enum TreeFault {
     System {
         /// The attempt, in words.
         doing: &'static str,
-        /// What it was tried on.
+        /// The object it was tried on.
         path: String,
         /// The system's answer.
         source: io::Error,
@@ -88,7 +88,7 @@ impl TreeFault {
         }
     }
 
-    /// What to do next.
+    /// The next step.
     pub(crate) const fn help(&self) -> Option<&'static str> {
         match self {
             Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
@@ -135,7 +135,7 @@ impl FileIdentity {
 pub(crate) struct FoundFile {
     /// Its text.
     pub(crate) text: String,
-    /// What it was.
+    /// Its former state.
     pub(crate) identity: FileIdentity,
     /// Its permissions, and the user and group that have them.
     pub(crate) owner: TreeOwner,
@@ -152,7 +152,7 @@ pub(crate) struct TreeOwner {
     pub(crate) gid: u32,
 }
 
-/// What a run is about to do with the folders.
+/// Intended use of the folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Look only.

@@ -68,7 +68,7 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
     }
 }
 
-/// What the user's own text says: the file without its block.
+/// The user's own text: the file without its block.
 fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, BlockFault> {
     let Some(parts) = managed_block::find(old)? else {
         let user = mapping(old, "the file")?;

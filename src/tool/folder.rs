@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, Stat, fchmod, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-/// How folders are opened to go on from them.
+/// Flags to open a folder and go on from it.
 const STEP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// All permission bits.
 const MODE: u32 = 0o7777;

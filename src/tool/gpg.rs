@@ -219,7 +219,7 @@ impl Signing {
     }
 }
 
-/// What a signature covers with more content; no more than its limit.
+/// Adds content to a signature, up to its limit.
 fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
     let size = size.saturating_add(u64::try_from(more.len()).unwrap_or(u64::MAX));
     if size > SIGN_MAX {

@@ -21,7 +21,7 @@ type Slots<T> = HashMap<String, Slot<T>>;
 pub(super) struct Transfers<T> {
     slots: Arc<Mutex<Slots<T>>>,
     most: usize,
-    /// How long a transfer waits for its next piece; what it holds (a gpg, a file that nobody sees yet) is free then.
+    /// Time that a transfer waits for its next piece; then it is dropped with what it holds (a gpg, an unpublished file).
     idle: Duration,
 }
 
@@ -224,7 +224,7 @@ pub(super) fn not_empty(data: &[u8], last: bool) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// What is said with one piece must not be said differently with another.
+/// Pieces must not contradict each other.
 pub(super) fn contradicts(name: &str) -> ToolError {
     ToolError::Arguments(format!("`{name}` differs from that of an earlier piece"))
 }

@@ -1,4 +1,4 @@
-//! What a tool touches of its machine, and what a process needs that runs it.
+//! Maps each tool to the resource it touches, and to the limits of a process that runs it.
 
 use std::env;
 use std::fs::File;
@@ -12,7 +12,7 @@ use super::{Settings, file, gpg};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
 
-/// What a tool touches of its machine.
+/// The resource that a tool touches.
 #[derive(
     Debug,
     Clone,
@@ -36,7 +36,7 @@ pub enum Resource {
     Clipboard,
 }
 
-/// What every program reads that was not linked into one file: how it finds its libraries, users and language.
+/// Files that every dynamically linked program reads to find its libraries, users and language.
 const SYSTEM: [&str; 20] = [
     "/bin",
     "/lib",
@@ -59,16 +59,16 @@ const SYSTEM: [&str; 20] = [
     "/proc/sys/crypto",
     "/dev/urandom",
 ];
-/// What a script may run.
+/// Programs that a script may run.
 const PROGRAMS: [&str; 6] = ["/bin", "/lib", "/lib64", "/sbin", "/usr", "/opt"];
-/// How a program finds a display on another machine.
+/// The variables by which a program finds a display on another machine.
 const NAMES: [&str; 4] = [
     "/etc/hosts",
     "/etc/resolv.conf",
     "/etc/nsswitch.conf",
     "/etc/host.conf",
 ];
-/// What in the folder of keys may be a link to somewhere else.
+/// Entries of the key folder that may be links to other places.
 const LINKED: [&str; 6] = [
     "common.conf",
     "gpg.conf",
@@ -118,7 +118,7 @@ impl Resource {
     }
 }
 
-/// What a process needs that touches files below the portal, where there is one.
+/// Limits of a process that touches files below the portal, if there is one.
 pub(crate) fn portal_limits(settings: &Settings) -> ProcessLimits {
     let portal = Rule::new(&settings.portal, PathRights::Write);
     ProcessLimits {
@@ -201,7 +201,7 @@ fn search(name: &Path) -> Option<PathBuf> {
         .find(runs)
 }
 
-/// What it takes to run a program: itself, and who loads it. A script may run what it likes of the system's programs.
+/// Returns the files needed to run a program: itself and its loader. A script may run any of the system's programs.
 fn program(path: &Path) -> Vec<Rule> {
     let mut rules = vec![Rule::new(path, PathRights::Run)];
     match Image::read(path) {
@@ -215,7 +215,7 @@ fn program(path: &Path) -> Vec<Rule> {
     rules
 }
 
-/// How the kernel runs a program.
+/// The way in which the kernel runs a program.
 #[derive(Debug, PartialEq, Eq)]
 enum Image {
     /// Through this loader (`PT_INTERP` of `elf(5)`).

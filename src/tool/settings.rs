@@ -1,4 +1,4 @@
-//! Where the tools of one server work, and within which limits.
+//! Holds where the tools of a server work, and their limits.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -72,9 +72,9 @@ pub struct Settings {
     pub program: PathBuf,
     /// GnuPG: a path, or a name to look for.
     pub gpg: PathBuf,
-    /// What talks to its agent, and starts one.
+    /// The programs that talk to its agent and start one.
     pub gpg_connect_agent: PathBuf,
-    /// What says where its files are.
+    /// The variables that name its files.
     pub gpgconf: PathBuf,
     /// Where the launcher of the agent listens; `None`: the agent is started from here.
     pub agent_launcher: Option<PathBuf>,
@@ -82,11 +82,11 @@ pub struct Settings {
     pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
     pub gpg_wait: Duration,
-    /// How long what comes in pieces waits for the next one.
+    /// Idle deadline of transfers in pieces.
     pub idle: Duration,
     /// Most bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
-    /// What consumers have left there, as far as known.
+    /// Usage of the portal by consumers, as far as known.
     pub(super) usage: Usage,
     /// Places for signatures in pieces, each of which is a gpg that waits.
     pub(super) open_signatures: Arc<Semaphore>,

@@ -106,12 +106,12 @@ impl Bench {
         self.root.path().join("outside")
     }
 
-    /// How many entries the portal has.
+    /// Counts the entries of the portal.
     pub(super) fn entries(&self) -> usize {
         fs::read_dir(&self.portal).map_or(0, Iterator::count)
     }
 
-    /// What the policy grants for a call.
+    /// Asks the policy about a call.
     fn grant(&self, tool: &str, arguments: Value) -> Grant {
         let Value::Object(arguments) = arguments else {
             panic!("arguments are an object");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::incus::MachineRef;
 use crate::machine_state::PROGRAM;
 
-/// What the server is started with.
+/// Environment of the server.
 pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
 
 /// The environment that makes `incus` talk to the daemon that was asked for the machine, whatever remote the user's
@@ -25,7 +25,7 @@ pub(crate) fn incus_exec(machine: &MachineRef) -> Vec<String> {
     words
 }
 
-/// Where this very program is, for a command that a user can type.
+/// Path of this program, for a command that a user can type.
 pub(crate) fn this_program() -> PathBuf {
     std::env::current_exe()
         .ok()

@@ -24,11 +24,11 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// An open channel: bytes in, bytes out, and what must be ended afterwards.
 pub(crate) struct OpenTransport {
-    /// What the server says.
+    /// Output of the server.
     pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// What the server hears. Dropped only when its last answer is in: Incus's proxies know no half-close.
+    /// Input of the server. Dropped only after its last answer: Incus's proxies have no half-close.
     pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// What is behind it.
+    /// The object behind it.
     pub(crate) end: TransportEnd,
 }
 

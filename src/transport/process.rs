@@ -15,17 +15,17 @@ use tokio::time::timeout;
 
 use crate::text::Foreign;
 
-/// How long a server may take to end after its stdin was closed.
+/// Time that a server gets to end after its stdin was closed.
 const CALM_END: Duration = Duration::from_secs(2);
-/// How long a server may take to end after SIGTERM; then it is asked again.
+/// Time that a server gets to end after SIGTERM, before it is asked again.
 const ASKED_AGAIN: Duration = Duration::from_millis(200);
-/// How long it may take after the second SIGTERM; then it is killed.
+/// Time that it gets after the second SIGTERM, before it is killed.
 const ASKED_END: Duration = Duration::from_millis(800);
-/// How long the kernel may take to end what was killed.
+/// Time that the kernel gets to end what was killed.
 const KILLED_END: Duration = Duration::from_secs(1);
-/// How long the rest of a server's stderr may take to come after its end.
+/// Time to wait for the rest of a server's stderr after its end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How often an end is looked for while nothing else can run.
+/// Interval for checking for the end while nothing else can run.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of a server's stderr that are kept as its last words.
 const WORDS_LINES: usize = 8;
@@ -62,7 +62,7 @@ pub(super) struct ServerProcess {
     listener: JoinHandle<()>,
 }
 
-/// What a server said on stderr lately.
+/// The last lines of a server's stderr.
 #[derive(Debug, Clone, Default)]
 struct LastWords(Arc<Mutex<VecDeque<Foreign>>>);
 
@@ -90,7 +90,7 @@ impl ServerProcess {
         (status.ok().and_then(Result::ok), words)
     }
 
-    /// What it said so far.
+    /// Its output so far.
     pub(super) fn words(&self) -> Vec<Foreign> {
         self.words.all()
     }

@@ -32,9 +32,9 @@ const KEPT: [&str; 17] = [
     "https_proxy",
     "no_proxy",
 ];
-/// Where it looks for other programs.
+/// Its search path for programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Who but its owner may change something.
+/// Mode bits that let others change something.
 const OTHERS_WRITE: u32 = 0o022;
 /// What is in a folder may be renamed by its owner alone.
 const STICKY: u32 = 0o1000;

@@ -16,7 +16,7 @@ use crate::text::Foreign;
 
 /// Most that is read of what a command says, in bytes; of each of stdout and stderr.
 pub(crate) const SAID_MAX: usize = 1024 * 1024;
-/// How many bytes are read at once.
+/// Bytes read at once.
 const CHUNK: usize = 8 * 1024;
 
 /// A command of this program's in a machine.
@@ -32,22 +32,22 @@ pub(crate) struct RemoteExec<'a> {
     pub(crate) words: &'a [&'a str],
     /// The line that it reads, without its end.
     pub(crate) order: &'a [u8],
-    /// How long it may take.
+    /// Time-out for it.
     pub(crate) patience: Duration,
 }
 
-/// How a command in a machine ended, in the machine's own words: nothing of it is to be trusted.
+/// The result of a command in a machine, in the machine's own words: not to be trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExecOutput {
     /// Its exit code; `None`: it was killed.
     pub(crate) code: Option<i32>,
     /// The line that it said; where it ended without one, all that came.
     pub(crate) answer: Vec<u8>,
-    /// What it said on stderr, or `incus` of it.
+    /// Its stderr, or that of `incus`.
     pub(crate) stderr: Foreign,
 }
 
-/// Why a command in a machine did not end.
+/// The reason why a command in a machine did not end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ErrandError {
     /// `incus` cannot be started.

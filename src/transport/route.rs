@@ -7,12 +7,12 @@ use crate::edge::CONSUMER_FOLDER;
 use crate::machine_state::IDENTITY;
 use crate::name::{MachineName, NameFault};
 
-/// Where a consumer finds the sockets of its providers.
+/// The folder in which a consumer finds the sockets of its providers.
 const SOCKETS: &str = CONSUMER_FOLDER;
 /// Incus puts this socket into every machine that may ask it things.
 const GUEST: &str = "/dev/incus/sock";
 
-/// What the command line asks for.
+/// The request on the command line.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct WantedMachine<'a> {
     /// `-i`
@@ -23,7 +23,7 @@ pub(crate) struct WantedMachine<'a> {
     pub(crate) socket: Option<&'a Path>,
 }
 
-/// Where this program runs, as far as it decides about ways.
+/// The surroundings of this program that decide on routes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RouteContext {
     /// `ANKLUME_SOCKET_DIR`
@@ -52,7 +52,7 @@ impl RouteContext {
     }
 }
 
-/// Which way to go; for `incus exec` the machine is still only a name.
+/// The route; for `incus exec` the machine is still only a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     /// A child of this very program.
@@ -68,15 +68,15 @@ pub(crate) enum Route {
     Socket(Socket),
 }
 
-/// Why no way can be meant.
+/// The reason why no route fits.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WayFault {
     /// `-i` inside a machine names a socket, so it must be a name.
     #[error("`{}` is not a machine: {fault}", name.escape_debug())]
     Name {
-        /// What was given.
+        /// The input.
         name: String,
-        /// What is wrong with it.
+        /// Its fault.
         fault: NameFault,
     },
     /// `--project` where there is no Incus to ask.

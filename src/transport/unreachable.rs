@@ -1,4 +1,4 @@
-//! Why a server could not be reached, and what to do about it.
+//! Explains why a server could not be reached, and what to do about it.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -16,7 +16,7 @@ use crate::text::Foreign;
 /// Maximum length of a path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
 const PATH_MAX: usize = 107;
 
-/// Why a server could not be reached.
+/// The reason why a server could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unreachable {
     /// Incus gave no answer.
@@ -45,7 +45,7 @@ pub(crate) enum Unreachable {
     NotRunnable {
         /// The machine.
         machine: MachineRef,
-        /// What was said on stderr.
+        /// The output on stderr.
         words: Vec<Foreign>,
     },
     /// The socket could not be connected to.
@@ -55,7 +55,7 @@ pub(crate) enum Unreachable {
         socket: Socket,
         /// Names of the sockets beside it.
         there: Vec<String>,
-        /// Why.
+        /// The reason.
         #[source]
         why: io::Error,
     },
@@ -65,17 +65,17 @@ pub(crate) enum Unreachable {
     /// The server ended without an answer.
     #[error("the server {}{}", ending(*status), last_words(words))]
     Died {
-        /// How it ended; `None`: it had to be ended.
+        /// Its exit status; `None` if it had to be ended.
         status: Option<ExitStatus>,
-        /// What it said on stderr.
+        /// Its stderr.
         words: Vec<Foreign>,
     },
     /// No answer in time.
     #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
     Silent {
-        /// How long it had.
+        /// The time it had.
         waited: Duration,
-        /// What it said on stderr.
+        /// Its stderr.
         words: Vec<Foreign>,
     },
 }
@@ -131,7 +131,7 @@ fn last_words(words: &[Foreign]) -> String {
 }
 
 impl Unreachable {
-    /// What to do about it.
+    /// The way to fix it.
     pub(crate) fn help(&self) -> Option<String> {
         match self {
             Self::Incus(fault) => incus_help(fault),

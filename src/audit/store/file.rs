@@ -1,4 +1,4 @@
-//! What the log's files are called, which of them are there, and how one ends.
+//! Names the files of a log, lists them, and reads the end of one.
 
 use std::fs::File;
 use std::io;
@@ -82,7 +82,7 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
         })
 }
 
-/// How a file ends.
+/// The end of a file.
 pub(super) struct LogEnd {
     /// Length of its whole lines, in bytes.
     pub(super) length: u64,

@@ -13,7 +13,7 @@ use super::file::{beside, open_file};
 /// Length of a key, in bytes.
 const LENGTH: usize = 32;
 
-/// Where the key of a log is: logs of one name but for its extension share one.
+/// Path of a log's key: logs whose names differ only in the extension share one.
 pub(super) fn path_of(log: &Path) -> PathBuf {
     let path = log.with_extension("key");
     if path != log {

@@ -1,4 +1,4 @@
-//! What a run says while it goes on: a bar and the steps in hand on a terminal, a line for each step elsewhere.
+//! Shows progress: a bar and the running actions on a terminal, one line per action elsewhere.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use crate::apply::outcome::{StepOutcome, StepStatus};
 use crate::command::output::Output;
 use crate::plan::Action;
 
-/// How often a step in hand is drawn anew.
+/// Interval between two redraws of a running action.
 const TICK: Duration = Duration::from_millis(120);
 
-/// What a run says while it goes on.
+/// The progress of a run.
 pub(crate) struct Progress {
     output: Output,
     bars: Option<(MultiProgress, ProgressBar)>,

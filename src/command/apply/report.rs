@@ -1,4 +1,4 @@
-//! How a run ended: every step with its outcome, and for what failed the command that shows more.
+//! Prints how a run ended: each action with its outcome, and for a failed one the command that shows more.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::apply::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::error::Exit;
 use crate::plan::{Action, ActionSummary, Plan};
 
-/// What to do about steps that were not done.
+/// Advice for actions that were not done.
 pub(super) const AGAIN: &str = "run the command again: it resumes where it stopped";
 
 /// The answer as JSON.

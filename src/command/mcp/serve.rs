@@ -85,7 +85,7 @@ pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime
 /// What becomes of a server that was confined.
 #[derive(Debug, Default)]
 struct Confined {
-    /// What the kernel keeps it from.
+    /// Its confinement.
     in_force: InForce,
     /// Where the launcher of the agent listens that it started before.
     launcher: Option<Launcher>,

@@ -14,7 +14,7 @@ use crate::policy::Caller;
 /// A call to decide, for each machine that it may mean.
 #[derive(Debug)]
 pub(super) struct Question<'a> {
-    /// Who calls.
+    /// The caller.
     pub(super) caller: Caller,
     /// The service.
     pub(super) service: &'a str,

@@ -1,4 +1,4 @@
-//! What a run says: which files changed, which nothing declares any more; as text, as a diff, as JSON.
+//! Prints which files changed and which are no longer declared: as text, as a diff, or as JSON.
 
 use std::fmt::Write as _;
 

@@ -49,7 +49,7 @@ pub(super) struct GlobalSettings {
     pub(super) ai_access: AiAccess,
 }
 
-/// How subnets are given out.
+/// How subnets are assigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// `base_subnet` and each domain's `subnet_id`.

@@ -31,7 +31,7 @@ pub(super) struct Exchange<R, W> {
     sent: usize,
 }
 
-/// How far a request may still go.
+/// The remaining budget of a request.
 struct AnswerBudget {
     patience: Duration,
     deadline: Instant,
@@ -40,7 +40,7 @@ struct AnswerBudget {
     bytes: usize,
 }
 
-/// What happened next.
+/// The next event.
 enum ExchangeEvent {
     Sent(io::Result<usize>),
     Came(io::Result<Option<Line>>),
@@ -64,7 +64,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         self.queue(message::notification(method).into_bytes());
     }
 
-    /// What was asked last.
+    /// The last request.
     pub(super) const fn asked(&self) -> Option<&'static str> {
         self.asked
     }
@@ -181,7 +181,7 @@ impl AnswerBudget {
         self.deadline = Instant::now() + self.patience;
     }
 
-    /// How long was waited in vain, when the time is up.
+    /// Returns how long was waited in vain, once the time is up.
     fn waited(&self) -> Duration {
         if self.end < self.deadline {
             IN_ALL.max(self.patience)

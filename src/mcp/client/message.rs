@@ -26,7 +26,7 @@ fn there<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D:
     Deserialize::deserialize(from).map(Some)
 }
 
-/// What a message means to the request in flight.
+/// The meaning of a message for the request in flight.
 #[derive(Debug)]
 pub(super) enum Meaning {
     /// Its result.
@@ -134,7 +134,7 @@ pub(super) fn read(line: &[u8]) -> Result<ServerMessage<'_>, NoMessage> {
 }
 
 impl ServerMessage<'_> {
-    /// What the message means while request `id` is in flight.
+    /// Returns the meaning of the message while request `id` is in flight.
     pub(super) fn meaning(&self, id: i64) -> Meaning {
         let ours = self.id.is_some_and(|it| it.get() == id.to_string());
         match (self.method, self.id, self.result, self.error) {

@@ -21,7 +21,7 @@ use crate::text::Foreign;
 /// Maximum size of a file that is fetched, in bytes: what a hostile server may fill the disk with.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// How a tool moves a large payload.
+/// The way in which a tool moves a large payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pieces {
     /// It takes none in pieces.
@@ -127,13 +127,13 @@ pub(crate) enum PiecesError {
     /// The conversation failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// What is to be sent cannot be read.
+    /// The content to send cannot be read.
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
-    /// What is to be sent does not end.
+    /// The content to send does not end.
     #[error("the content has more than {SEND_MAX} bytes, which is the most that is sent")]
     TooLarge,
-    /// What comes cannot be kept.
+    /// The content cannot be stored.
     #[error("the content cannot be kept in a temporary file: {0}")]
     Keep(#[source] io::Error),
 }
@@ -179,7 +179,7 @@ where
     }
 }
 
-/// How much has been sent with this piece, which still goes.
+/// Bytes sent with this piece, which is still being sent.
 fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece.len() as u64);
     if end > SEND_MAX {
@@ -188,7 +188,7 @@ fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     Ok(end)
 }
 
-/// What was fetched.
+/// The fetched content.
 #[derive(Debug)]
 pub(crate) enum Fetched {
     /// All in one answer, or a failure.
@@ -197,7 +197,7 @@ pub(crate) enum Fetched {
     Pieces(Foreign<CallToolResult>),
 }
 
-/// What a piece says of itself.
+/// The header of a piece.
 #[derive(Debug)]
 struct AnswerPiece {
     size: u64,

@@ -26,7 +26,7 @@ impl Default for Minute {
 }
 
 impl Minute {
-    /// How long until one more call is within `limit`; `None`: it is now.
+    /// Returns the time until one more call is within `limit`; `None`: it is now.
     pub(super) fn wait(&mut self, limit: u32, now: Duration) -> Option<Duration> {
         self.forget(now);
         let mut calls: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();

@@ -159,7 +159,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// How many values a JSON text has at most, without making any of them; `None`: it is nested too deeply.
+/// Counts the values of a JSON text, at most, without creating any; `None`: it is nested too deeply.
 pub(crate) fn count(json: &[u8]) -> Option<usize> {
     let (mut at, mut depth, mut values) = (0, 0_usize, 1);
     while let Some(byte) = json.get(at) {

@@ -21,7 +21,7 @@ use crate::mcp::monitor::framed;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
-/// How long a helper that has nothing to do is kept.
+/// Time for which an idle helper is kept.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Has the server start a helper; the socket to it.
@@ -30,9 +30,9 @@ type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
 /// Runs the tools that this process cannot run itself.
 pub(crate) struct Helpers {
     start: Start,
-    /// What this process may touch itself.
+    /// The resource that this process may touch itself.
     own: Option<Resource>,
-    /// How long what comes in pieces waits for the next one.
+    /// Idle deadline of transfers in pieces.
     pieces: Duration,
     running: Mutex<HashMap<Resource, Arc<Helper>>>,
     numbers: AtomicU64,
@@ -61,7 +61,7 @@ struct HelperState {
     waiting: HashMap<u64, oneshot::Sender<Result<ToolOutcome, ToolError>>>,
     /// The connections with something in pieces.
     busy: HashSet<u64>,
-    /// How long that waits at most.
+    /// Maximum time that it waits.
     pieces: Duration,
     /// When the last call ended.
     since: Instant,

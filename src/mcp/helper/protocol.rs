@@ -1,4 +1,4 @@
-//! What a consumer's process and its helper say to each other: JSON behind its length, in both directions at any time.
+//! Defines the protocol between a worker and its helper: JSON after its length, in both directions at any time.
 
 use std::borrow::Cow;
 use std::io;
@@ -16,7 +16,7 @@ pub(super) const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
 /// Maximum length of a report, in bytes: the largest payload of one answer twice, in base64.
 pub(super) const REPORT_MAX: u32 = 32 * 1024 * 1024;
 
-/// What a consumer's process has its helper do.
+/// A worker's orders to its helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum HelperOrder<'a> {
     /// Run a tool.
@@ -27,9 +27,9 @@ pub(super) enum HelperOrder<'a> {
         connection: u64,
         /// The service.
         service: Cow<'a, str>,
-        /// What its caller sent.
+        /// The caller's input.
         arguments: Cow<'a, Map<String, Value>>,
-        /// How often the answer carries a large payload.
+        /// Number of copies of a large payload in the answer.
         copies: Copies,
     },
     /// Nobody waits for this call any more.
@@ -44,14 +44,14 @@ pub(super) enum HelperOrder<'a> {
     },
 }
 
-/// How a call ended.
+/// The end of a call.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct HelperReport {
     /// Its number.
     pub(super) id: u64,
     /// The connection.
     pub(super) connection: u64,
-    /// What it gave, or why it failed; `None`: it was taken back.
+    /// Its result, or why it failed; `None`: it was cancelled.
     pub(super) result: Option<Result<ToolOutcome, String>>,
     /// True if its connection has something in pieces that waits for more.
     pub(super) waits: bool,

@@ -16,7 +16,7 @@ use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
 use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolSession};
 
-/// What it runs by.
+/// The policy and settings it runs by.
 pub(crate) struct Work<'a> {
     pub(crate) caller: MachineName,
     pub(crate) resource: Resource,
@@ -78,7 +78,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 }
 
 impl Work<'_> {
-    /// What the policy of this moment grants of a call, if it is one of this process's tools.
+    /// Asks the current policy about a call of one of this process's tools.
     fn decide(
         &self,
         service: &str,

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use crate::mcp::framing::json;
 use crate::name::MachineName;
 
-/// How long the folder's lock is tried for: whoever asks whether a server has it holds it for a moment.
+/// Time for which the folder's lock is tried: a check for a running server holds it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two tries.
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
@@ -24,13 +24,13 @@ const LOCK_AGAIN: Duration = Duration::from_millis(10);
 const SOCKET_PATH_MAX: usize = 107;
 /// The file that a running server holds locked.
 const LOCK: &str = ".lock";
-/// What the running server says of itself.
+/// Name of the status file of the running server.
 const STATUS: &str = ".status.json";
 /// A socket that does not listen yet; no longer than any consumer's.
 const FRESH: &str = ".new";
 /// A status that is not whole yet; one server writes it.
 const FRESH_STATUS: &str = ".status.new";
-/// What the socket of a consumer is called, behind its name.
+/// Suffix of a consumer's socket.
 const SOCKET_SUFFIX: &str = ".sock";
 
 /// Why sockets cannot be made in a folder.
@@ -39,11 +39,11 @@ pub(crate) enum FolderError {
     /// The system refused.
     #[error("the folder of the sockets, `{}`, cannot be {doing}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         doing: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// There is something in it, and no server's.
@@ -51,7 +51,7 @@ pub(crate) enum FolderError {
     Foreign {
         /// The folder.
         folder: PathBuf,
-        /// What it holds.
+        /// Its content.
         name: String,
     },
     /// It is a link, a file, or another user's.
@@ -116,7 +116,7 @@ impl SocketFolder {
         }
     }
 
-    /// What the server says of itself; the folder is its user's, who may be anybody.
+    /// Reads the server's status; the folder belongs to its user, who may be anybody.
     ///
     /// # Errors
     ///

@@ -23,7 +23,7 @@ use crate::tool::Resource;
 /// Stack of the thread that answers a helper, in bytes: it hands out a policy.
 const STACK: usize = 256 * 1024;
 
-/// What one process is given; what it has borrowed ends with this value.
+/// The resources of one worker; its loans end with this value.
 pub(super) struct OneHouse {
     caller: MachineName,
     state: ServerState,
@@ -53,7 +53,7 @@ struct RunningHelpers {
     ended: Condvar,
 }
 
-/// How long one may take to end.
+/// Time that one gets to end.
 const LAST: Duration = Duration::from_secs(2);
 
 impl RunningHelpers {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::mcp::worker;
 use crate::tool::environment;
 
-/// How long a process that closed its socket to the server may take to exit.
+/// Time that a process gets to exit after it closed its socket to the server.
 const LAST_MOMENT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,

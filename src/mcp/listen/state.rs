@@ -1,4 +1,4 @@
-//! What the server keeps for all its consumers, and what went wrong with their processes.
+//! Holds the server's state for all consumers, and the failures of their workers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ impl fmt::Debug for ServerState {
     }
 }
 
-/// What the server keeps for all its consumers, and their processes ask for.
+/// The server's state for all consumers, for which their workers ask.
 #[derive(Clone)]
 pub(crate) struct ServerState {
     /// The services file.
@@ -27,11 +27,11 @@ pub(crate) struct ServerState {
     pub(crate) live: Arc<PolicyWatcher>,
     /// The log.
     pub(crate) recorder: Arc<Recorder>,
-    /// How busy the server is.
+    /// Load of the server.
     pub(crate) gate: Arc<ConcurrencyLimiter>,
-    /// What it has lent.
+    /// Memory it has lent.
     pub(crate) loans: Arc<Loans>,
-    /// What the kernel keeps this server from.
+    /// The confinement of this server.
     pub(crate) confinement: InForce,
     /// Where the launcher of its gpg-agent listens, where it started one.
     pub(crate) launcher: Option<String>,
@@ -48,7 +48,7 @@ struct Failures {
 }
 
 impl WorkerFailures {
-    /// What cannot be done at present, each as a sentence.
+    /// Returns what cannot be done at present, each as a sentence.
     pub(super) fn unstarted(&self) -> Vec<String> {
         self.lock().unstarted.values().cloned().collect()
     }

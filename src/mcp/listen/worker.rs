@@ -29,7 +29,7 @@ use crate::policy::Caller;
 /// Pause after a process that ended by itself, or could not be started: a fault that comes back takes no more than this, and
 /// lasts long enough to be told of.
 const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
-/// How long a process that is told to end at once may take.
+/// Time that a process gets after it was told to end at once.
 const LAST: Duration = Duration::from_secs(1);
 /// Stack of the thread that answers a process, in bytes: it writes the log, and parses questions of bounded depth.
 const STACK: usize = 1024 * 1024;

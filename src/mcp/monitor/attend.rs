@@ -12,7 +12,7 @@ use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::name::MachineName;
 use crate::tool::Resource;
 
-/// What a server gives the process of a consumer beside answers.
+/// Services of a server for a worker, besides answers.
 pub(crate) trait House {
     /// Starts a helper; the socket to it.
     ///
@@ -118,7 +118,7 @@ const fn done(logged: &Result<(), LogError>) -> Response {
     }
 }
 
-/// What the process may know of the policy: its consumer's part.
+/// The part of the policy that the process may know: that of its consumer.
 fn policy(caller: &MachineName, live: &PolicyWatcher) -> Response {
     let (policy, settled) = live.current_and_settled();
     Response::Policy {

@@ -1,4 +1,4 @@
-//! What a consumer's process and its server say to each other: one request, one response, each as JSON behind its length.
+//! Defines the protocol between a worker and its server: one request, one response, each as JSON after its length.
 
 use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -24,7 +24,7 @@ pub(super) const REQUEST_MAX: usize = 64 * 1024;
 /// Maximum length of a response, in bytes: one consumer's services, from a file of at most 16 MiB.
 pub(super) const RESPONSE_MAX: usize = 32 * 1024 * 1024;
 
-/// What a consumer's process asks of its server.
+/// A worker's requests to its server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum MonitorRequest {
     /// Send the policy in force.
@@ -35,7 +35,7 @@ pub(super) enum MonitorRequest {
     Ended {
         /// The place that it was given.
         place: u64,
-        /// How it ended.
+        /// Its end.
         outcome: Outcome,
         /// Bytes of its answer.
         bytes_out: u64,
@@ -55,7 +55,7 @@ pub(super) enum MonitorRequest {
     GiveBack,
 }
 
-/// What the server responds.
+/// The server's response.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
     /// The services of this consumer.
@@ -79,7 +79,7 @@ pub(super) enum Response {
     Done,
 }
 
-/// How long to poll before blocking: waking a thread that sleeps takes longer than most responses, and calls come in runs.
+/// Time to poll before blocking: waking a thread takes longer than most responses, and calls come in runs.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that a message brings.
@@ -142,7 +142,7 @@ type Length = u32;
 ///
 /// # Errors
 ///
-/// What the socket answers.
+/// The answer of the socket.
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     to.write_all(&framed(message)?)
 }
@@ -151,7 +151,7 @@ pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<(
 ///
 /// # Errors
 ///
-/// What the socket answers.
+/// The answer of the socket.
 pub(super) fn send_with(
     to: &UnixStream,
     message: &impl Serialize,

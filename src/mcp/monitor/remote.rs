@@ -74,12 +74,12 @@ impl Lender for Arc<ServerSocket> {
 }
 
 impl RemoteMonitor {
-    /// What lends this process memory.
+    /// The lender of this process's memory.
     pub(crate) fn lender(&self) -> impl Lender + 'static {
         Arc::clone(&self.server)
     }
 
-    /// What has the server start a helper.
+    /// Asks the server to start a helper.
     pub(crate) fn starts_helpers(
         &self,
     ) -> impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static {

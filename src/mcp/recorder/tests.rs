@@ -1,4 +1,4 @@
-//! What becomes of lines that cannot be written when they should be.
+//! Tests what happens to lines that cannot be written in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ impl Bench {
         .unwrap();
     }
 
-    /// What the log holds.
+    /// The content of the log.
     fn events(&self) -> Vec<Event> {
         let text = fs::read(file(self.folder.path())).unwrap();
         let lines = text

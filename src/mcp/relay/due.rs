@@ -1,4 +1,4 @@
-//! Which answers a client still has to get, by the lines that went each way.
+//! Counts the answers that a client still has to get, by the lines that went each way.
 //!
 //! A request is answered with its id. A line that is no request, such as one that is no JSON, is answered by JSON-RPC and
 //! by our own server as well: under its id if that can be read, otherwise under none, where others write `null`. Other
@@ -29,7 +29,7 @@ pub(super) struct Due {
     alike_ids: HashSet<String>,
 }
 
-/// How many lines are to be answered.
+/// Number of lines to be answered.
 #[derive(Debug, Default)]
 struct DueLines {
     requests: usize,
@@ -50,7 +50,7 @@ impl DueLines {
     }
 }
 
-/// What is owed for a line.
+/// The answer owed for a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Owed {
     Nothing,
@@ -66,7 +66,7 @@ enum Owed {
     Cancelled(String),
 }
 
-/// What of an answer tells whose it is.
+/// The members of an answer that identify its request.
 #[derive(Debug, Deserialize)]
 struct AnswerEnvelope<'a> {
     #[serde(borrow)]
@@ -120,7 +120,7 @@ impl Due {
         self.alike.requests == 0 && self.own.values().all(|request| !request)
     }
 
-    /// How many answers are to come.
+    /// Returns the number of answers to come.
     pub(super) fn count(&self) -> usize {
         self.own.len() + self.alike.count()
     }
@@ -174,7 +174,7 @@ impl Due {
     }
 }
 
-/// What is owed for a line: what our own server answers, and what JSON-RPC says beyond that.
+/// Returns the answer owed for a line: that of our own server, and what JSON-RPC requires beyond it.
 fn owed(line: &Line) -> Owed {
     let bytes = match line {
         Line::TooLong { head, tail, .. } => return named(json::find_id(head, tail), true, false),
@@ -244,7 +244,7 @@ mod tests {
         Line::Whole(text.as_bytes().to_vec())
     }
 
-    /// How many answers are due after lines from the client (`>`) and from the provider (`<`).
+    /// Counts the answers due after lines from the client (`>`) and from the provider (`<`).
     fn due_after(lines: &[&str]) -> usize {
         let mut due = Due::default();
         for text in lines {

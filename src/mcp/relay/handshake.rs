@@ -9,7 +9,7 @@ use crate::mcp::framing::json;
 /// Maximum length of a message that is kept, in bytes; a client says little of itself.
 const KEPT_MAX: usize = 64 * 1024;
 
-/// What a client said to begin.
+/// The beginning of a client's conversation.
 #[derive(Debug, Default)]
 pub(super) struct Handshake {
     /// The request that no provider has taken yet.

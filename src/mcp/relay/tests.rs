@@ -206,12 +206,12 @@ fn talking() -> (DuplexStream, Talking) {
 
 /// A client and its relay over two providers, of which the first goes; what the client gets, and what the second sees.
 struct Twice {
-    /// What the client writes before the first goes, and after.
+    /// The client's lines before the first server ends, and after.
     before: &'static str,
     after: &'static str,
-    /// What the first says before it goes.
+    /// The first server's lines before it ends.
     first: &'static str,
-    /// What the second says to each message, in turn.
+    /// The second server's answers, in turn.
     second: Vec<&'static str>,
 }
 

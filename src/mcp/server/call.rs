@@ -18,20 +18,20 @@ use crate::mcp::{DECISION_KEY, ONE_COPY_KEY, REFUSED};
 use crate::policy::Grant;
 use crate::tool::{Copies, ToolError, ToolOutcome, ToolSession};
 
-/// How long an answer waits for a report of progress that is on its way out, so that it does not come after it.
+/// Time that an answer waits for a progress report that is being written, so that the report does not follow it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
 /// A call that the policy has granted.
 pub(super) struct ToolCall<'a> {
     pub(super) grant: &'a Grant,
     pub(super) session: &'a ToolSession,
-    /// Who runs what this process cannot.
+    /// Runs what this process cannot.
     pub(super) helpers: Option<&'a Connection>,
     pub(super) run: &'a ServerRun,
     pub(super) context: &'a RequestContext<RoleServer>,
     /// When it came in.
     pub(super) since: Instant,
-    /// How often its caller hears that it still runs.
+    /// Interval of progress reports to its caller.
     pub(super) every: Duration,
     /// Longest that the tool may take.
     pub(super) longest: Duration,
@@ -66,7 +66,7 @@ impl ToolCall<'_> {
         (self.run)(self.grant, self.session, self.copies()).await
     }
 
-    /// How often the answer is to carry a large payload.
+    /// Number of copies of a large payload wanted in the answer.
     pub(super) fn copies(&self) -> Copies {
         match self.context.meta.0.0.get(ONE_COPY_KEY) {
             Some(Value::Bool(true)) => Copies::One,
@@ -130,26 +130,26 @@ async fn sent(report: &mut Option<ProgressReport<'_>>) {
     }
 }
 
-/// What a tool gave back, as a result.
+/// Builds the result of a tool that succeeded.
 fn succeeded(outcome: ToolOutcome) -> CallToolResult {
     let mut result = CallToolResult::success(vec![ContentBlock::text(outcome.text)]);
     result.structured_content = Some(Value::Object(outcome.structured));
     result
 }
 
-/// What a tool could not do, as a result.
+/// Builds the result of a tool that failed.
 fn failed(text: String) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
 }
 
-/// What the policy does not allow, as a result: a model may read it and do without. The mark tells it from a tool's failure.
+/// Builds the result for an argument that the policy refuses: a model may read it and leave the argument out. A mark tells it from a tool's failure.
 pub(super) fn refused(text: String) -> CallToolResult {
     let mut meta = MetaObject::new();
     meta.0.insert(DECISION_KEY.to_owned(), REFUSED.into());
     failed(text).with_meta(Some(meta))
 }
 
-/// What the caller of something that panicked hears.
+/// The answer for a request that panicked.
 pub(super) fn fault() -> ErrorData {
     ErrorData::internal_error("the request failed by a fault of this server", None)
 }

@@ -97,7 +97,7 @@ struct CallTurn<'a> {
     place: OwnCall<'a>,
 }
 
-/// What the caller of a call that does not run hears.
+/// The answer for a call that does not run.
 type Answer = Result<CallToolResult, ErrorData>;
 
 impl Drop for OwnCall<'_> {
@@ -117,7 +117,7 @@ impl Drop for OwnCall<'_> {
     }
 }
 
-/// What one call passes through.
+/// The pipeline of one call.
 pub(super) struct CallPipeline<'a> {
     pub(super) server: &'a Server,
     pub(super) session: &'a ToolSession,
@@ -128,7 +128,7 @@ pub(super) struct CallPipeline<'a> {
     pub(super) context: &'a RequestContext<RoleServer>,
 }
 
-/// What the log tells of a call, however it ends.
+/// The log entry of a call, however it ends.
 struct CallEntry {
     id: Foreign,
     service: Foreign,
@@ -142,7 +142,7 @@ impl CallPipeline<'_> {
     ///
     /// # Errors
     ///
-    /// What its caller hears as an error of the protocol: unknown, refused, overloaded, cancelled, not to be logged.
+    /// A protocol error for the caller: unknown, refused, overloaded, cancelled, or not logged.
     pub(super) async fn call(
         &self,
         request: CallToolRequestParams,

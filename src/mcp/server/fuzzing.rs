@@ -45,7 +45,7 @@ pub fn connection(bytes: &[u8]) {
     serve(in_time(bytes), &folder.path().join("audit.jsonl"));
 }
 
-/// What the server wrote; `log` is its log of calls.
+/// The server's output; `log` is its log of calls.
 fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! What is served: the handshake, the list, the calls.
+//! Serves the handshake, the list and the calls.
 //!
 //! The policy is asked here, for lists and calls alike, at the moment of each request.
 
@@ -22,7 +22,7 @@ use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::helper::Connection;
 use crate::tool::ToolSession;
 
-/// What a client's model may read about this server.
+/// Instructions for a client's model about this server.
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owner allowed. \
     Each tool says in `_meta[\"anklume/tool\"]` what runs behind its name.";
 
@@ -31,7 +31,7 @@ const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owne
 pub(super) struct Handler {
     server: Server,
     session: ToolSession,
-    /// Who runs what this process cannot.
+    /// Runs what this process cannot.
     helpers: Option<Connection>,
     flight: Arc<InFlightRequests>,
     /// Places for tools that run.

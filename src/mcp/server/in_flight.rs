@@ -47,7 +47,7 @@ struct OpenRequest {
     cancelled: bool,
 }
 
-/// How a request went.
+/// The result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
     /// It was answered with a result.
@@ -59,7 +59,7 @@ pub(crate) enum How {
 }
 
 impl How {
-    /// How the request of an answer went.
+    /// The result of an answer's request.
     pub(super) fn of(answer: &ServerJsonRpcMessage) -> Self {
         match answer {
             ServerJsonRpcMessage::Error(error) => Self::Refused(error.error.code.0),
@@ -77,9 +77,9 @@ impl How {
 /// An answer that was written, as a log may tell of it: nothing of any contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AnsweredRequest {
-    /// What was asked, escaped and bounded: a method, and the tool of a call.
+    /// The request, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
-    /// How it went.
+    /// Its result.
     pub(crate) how: How,
     /// From the request's last byte read to the answer's last byte written.
     pub(crate) took: Duration,

@@ -16,7 +16,7 @@ use crate::mcp::framing::Line;
 use crate::mcp::framing::json::{self, JsonFault};
 use crate::mcp::{ID_MAX, shown};
 
-/// What a line asks for.
+/// The request in a line.
 #[derive(Debug)]
 pub(super) enum ClientMessage {
     /// Something to answer.
@@ -32,7 +32,7 @@ pub(super) enum ClientMessage {
 pub(super) struct AskedRequest {
     /// The client's id; without one the answer has none.
     pub(super) id: Option<RequestId>,
-    /// What was asked, escaped and bounded: a method, and the tool of a call.
+    /// The request, escaped and bounded: a method, and the tool of a call.
     pub(super) label: String,
     /// The request; a refused one is a [`CustomRequest`] that carries its [`ErrorData`].
     pub(super) request: ClientRequest,

@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
     use crate::mcp::LINE_MAX;
-    /// What the long messages of a caller have by default, in bytes.
+    /// Default memory for a caller's long messages, in bytes.
     const LONG: usize = 24 * 1024 * 1024;
 
     /// A line that is long and never ends, and how much of all of them was read.

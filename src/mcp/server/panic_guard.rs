@@ -1,4 +1,4 @@
-//! What every request passes: it is in flight until it is handled, and a panic on its way is answered.
+//! Guards every request: it is in flight until it is handled, and a panic on its way is answered.
 //!
 //! Nothing here knows one method from another.
 

@@ -99,7 +99,7 @@ fn server(
     server
 }
 
-/// What a server shares that keeps no log and whose policy is as `policy` says.
+/// Builds the shared state of a server without a log, with this policy.
 fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Shared> {
     let settings = Settings::new("/nowhere".into(), "/nowhere".into());
     Arc::new(Shared {
@@ -352,7 +352,7 @@ async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
-    /// How long a call takes: longer than a server without consumers waits, and less than a person may take at a pinentry.
+    /// Duration of a call: longer than a server without consumers waits, and less than a person may take at a pinentry.
     const CALL: Duration = Duration::from_secs(25);
     let slow = || {
         server(|_, _| {

@@ -1,4 +1,4 @@
-//! What a caller may use, as `tools/list` says it.
+//! Lists the services that a caller may use, for `tools/list`.
 //!
 //! The list is the policy's; nothing is added or left out here.
 

@@ -44,7 +44,7 @@ const CANCEL_MAX: usize = 2 * 1024;
 pub(super) struct ServerTransport<R, W> {
     lines: PacedLines<R>,
     writer: Arc<Mutex<W>>,
-    /// How long a caller may read nothing of an answer.
+    /// Time for which a caller may read nothing of an answer.
     patience: Duration,
     flight: Arc<InFlightRequests>,
     limits: ConnectionLimits,
@@ -131,7 +131,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// What rmcp gets to see of the line that waits, as soon as there is memory for what it becomes.
+    /// Hands the waiting line to rmcp as soon as there is memory for the parsed request.
     async fn parse_waiting(&mut self) -> Option<ClientJsonRpcMessage> {
         let (line, _) = self.waiting.as_ref()?;
         if let Some(id) = cancellation(line, self.lines.max()) {

@@ -1,4 +1,4 @@
-//! How much memory one caller may make its process keep, over all its connections: what is long, what was parsed, what is answered.
+//! Limits the memory that one caller may use over all its connections: long messages, parsed requests, answers.
 //!
 //! Each of the three has its own part of the caller's budget, so that nobody waits in a circle: memory is taken in this order. A part
 //! of the budget is the caller's at any time ([`MEMORY_RESERVED`]); what goes beyond that is borrowed from the server, all of it at once, and
@@ -17,7 +17,7 @@ use crate::limits::{MEMORY, MEMORY_RESERVED};
 const ANSWER_MIN: u64 = 24 * 1024 * 1024;
 /// Memory is counted in parts of so many bytes.
 const PART: u64 = 1024;
-/// How often is asked again for memory that the server has lent to others.
+/// Interval for asking again for memory that the server has lent to others.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Who lends a caller what its budget has beyond [`MEMORY_RESERVED`].
@@ -72,7 +72,7 @@ fn parts(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX).div_ceil(PART)
 }
 
-/// What a caller has in memory, counted in parts.
+/// A caller's memory, counted in parts.
 struct MemoryBudget {
     lender: Box<dyn Lender>,
     state: Mutex<MemoryState>,

@@ -1,4 +1,4 @@
-//! What `destroy` takes, and what stays.
+//! The plan of `destroy`: what is deleted, and what stays.
 
 use super::*;
 use crate::plan::{Doomed, Selection, destroy};

@@ -1,4 +1,4 @@
-//! What goes into machines, and the channels that are there and do not work.
+//! Tests what goes into machines, and channels that exist but do not work.
 
 use super::*;
 use crate::incus::state::InstanceId;

@@ -1,4 +1,4 @@
-//! What stands in the way of a plan, and what takes it away.
+//! The obstacles to a plan, and how to remove them.
 
 use std::collections::BTreeSet;
 

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::super::tree::FileIdentity;
 
-/// How files change places.
+/// Replaces files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Renames {
     /// By exchanging names in one step.
@@ -24,13 +24,13 @@ pub(super) struct CommitPlace<'a> {
     pub(super) folder: &'a OwnedFd,
     /// The file's own name.
     pub(super) name: String,
-    /// Where its new text waits, and its old one afterwards.
+    /// The place of its new text, and afterwards of its old one.
     pub(super) temporary: String,
     /// A second name of the old file, where names cannot be exchanged.
     pub(super) kept: String,
 }
 
-/// What undoes a change.
+/// Undoes a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undo {
     /// Take the new file away.
@@ -43,7 +43,7 @@ pub(super) enum Undo {
     Rename,
 }
 
-/// Why a file does not change.
+/// The reason why a file does not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PlaceRefusal {
     /// It is not the one that was read; it is as it was.

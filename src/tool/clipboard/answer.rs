@@ -1,9 +1,9 @@
-//! What a process that was sent to the display is told, and what it answers. See [`super::holder`].
+//! Defines the requests to a process for the display, and its answers. See [`super::holder`].
 
 /// The hidden subcommand.
 pub(crate) const COMMAND: &str = "clipboard-holder";
 
-/// What a process was sent for.
+/// The task of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HolderTask {
     /// Read the clipboard, unless it is marked as a password.
@@ -25,7 +25,7 @@ impl HolderTask {
     }
 }
 
-/// What the process answers on stdout: one byte that says what, then the rest.
+/// The process's answer on stdout: one byte for its kind, then the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HolderAnswer {
     /// The text on the clipboard; empty from a holder that holds.

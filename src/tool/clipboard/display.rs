@@ -1,4 +1,4 @@
-//! What a process does that was sent to the display: read its clipboard, or hold a text on it.
+//! Runs a process for the display: it reads the clipboard, or holds a text on it.
 //!
 //! Runs in a process of its own, started by [`super::holder`] with the hidden subcommand [`super::answer::COMMAND`].
 
@@ -13,9 +13,9 @@ use super::offer::text_of;
 use super::wayland::Wayland;
 use super::x11::X11;
 
-/// How often it is asked whether a text that was set is there already.
+/// Number of checks that a text that was set is there.
 const SETTLE: Duration = Duration::from_millis(2);
-/// How often a holder looks whether its display is still there.
+/// Interval at which a holder checks that its display is still there.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Reads the clipboard of the display that the environment names; `passwords`: also what is marked as one.

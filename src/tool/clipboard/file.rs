@@ -21,7 +21,7 @@ const OTHERS: u32 = 0o077;
 /// Limit in bytes, for comparison with file sizes.
 const MOST: u64 = CLIPBOARD_MAX as u64;
 
-/// What is on the clipboard; nothing set is an empty text.
+/// Reads the clipboard; nothing set is an empty text.
 pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
     let folder = open_folder(runtime)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

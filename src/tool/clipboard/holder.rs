@@ -30,7 +30,7 @@ impl Drop for Holder {
     }
 }
 
-/// What is on the display's clipboard; nothing that is text is an empty text. `passwords`: also what is marked as one.
+/// Reads the display's clipboard; no text is an empty text. `passwords`: also what is marked as one.
 pub(super) async fn read(
     settings: &Settings,
     display: &Display,

@@ -12,7 +12,7 @@ const SECRET: &str = "secret";
 /// Maximum number of types that are looked at; programs offer a dozen or two.
 pub(super) const TYPES_MAX: usize = 256;
 
-/// How often is begun anew when another program takes the clipboard meanwhile.
+/// Number of tries when another program takes the clipboard meanwhile.
 const TRIES: usize = 5;
 
 /// The content of a type.
@@ -20,7 +20,7 @@ const TRIES: usize = 5;
 pub(super) struct Content {
     /// Its first bytes.
     pub(super) kept: Vec<u8>,
-    /// How many there are.
+    /// The number of them.
     pub(super) bytes: u64,
 }
 
@@ -34,7 +34,7 @@ impl Content {
     }
 }
 
-/// What the owner of a clipboard offers.
+/// The types that the owner of a clipboard offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClipboardOffer {
     /// Who it is, where the display says so.
@@ -47,7 +47,7 @@ pub(super) struct ClipboardOffer {
 
 /// A display, asked for its clipboard.
 pub(super) trait OfferSource {
-    /// What the owner of the clipboard offers; `None`: it has no owner.
+    /// Asks the owner of the clipboard for its types; `None`: it has no owner.
     fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
 
     /// Its content as one of these types; `None`: it does not give it so.
@@ -114,7 +114,7 @@ fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
     }
 }
 
-/// How the bytes of a type are a text.
+/// The encoding of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// UTF-8, or what may be nothing else.

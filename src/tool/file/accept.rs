@@ -33,7 +33,7 @@ pub(in crate::tool) struct Upload {
     room: Option<QuotaReservation>,
 }
 
-/// What a caller wants of a file; may be said with any piece, and not differently with another.
+/// A caller's wishes for a file; any piece may state them, and no other may contradict.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     mode: Option<u32>,

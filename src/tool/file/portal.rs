@@ -11,11 +11,11 @@ use rustix::io::Errno;
 use crate::catalogue::PortalPath;
 use crate::tool::{Settings, ToolError, folder};
 
-/// How a path below the portal is resolved: no way out, no link, no `/proc` trick.
+/// Flags for resolving a path below the portal: no way out, no link, no `/proc` trick.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
-/// How folders are opened to go on from them.
+/// Flags to open a folder and go on from it.
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Permissions of folders that are made, less the umask.
 const FOLDER_MODE: Mode = Mode::RWXU
@@ -151,7 +151,7 @@ pub(super) fn sync(folder: &OwnedFd) {
     }
 }
 
-/// What a refusal of the system means for a path of the caller's.
+/// Maps a system error to a fault of the caller's path.
 pub(super) fn explain(refused: Errno, path: &PortalPath, doing: &str) -> ToolError {
     let text = match refused {
         Errno::NOENT => {

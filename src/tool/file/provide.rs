@@ -33,7 +33,7 @@ struct DigestShelf {
     clock: u64,
 }
 
-/// How far a file was read.
+/// The progress of reading a file.
 #[derive(Debug)]
 struct ReadProgress {
     identity: ProvidedIdentity,
@@ -43,7 +43,7 @@ struct ReadProgress {
     used: u64,
 }
 
-/// What tells that a file is the same and unchanged.
+/// Metadata that shows that a file is the same and unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ProvidedIdentity {
     device: u64,
@@ -53,7 +53,7 @@ struct ProvidedIdentity {
     changed: (i64, u64),
 }
 
-/// What part of a file is asked for.
+/// The requested part of a file.
 #[derive(Debug, Clone, Copy)]
 struct FilePart {
     offset: u64,
@@ -254,7 +254,7 @@ impl Reads {
         kept.open.is_empty()
     }
 
-    /// What is known of a file that is read on; the first piece begins anew.
+    /// Returns what is known of a file that is read further; the first piece starts over.
     fn take(
         &self,
         asked: &PortalPath,

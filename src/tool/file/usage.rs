@@ -1,4 +1,4 @@
-//! How much each consumer has left in its folder of the portal, so that none can fill the disk.
+//! Tracks how much each consumer has left in its folder of the portal, so that none can fill the disk.
 //!
 //! Counted exactly for what comes through this server; what others do to the folder is seen when it is measured again.
 
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::portal::Portal;
 use crate::tool::ToolError;
 
-/// How long a measurement is believed.
+/// Time for which a measurement holds.
 const FRESH: Duration = Duration::from_secs(60);
 /// A measurement that takes longer is not made again at once for a folder that is full: a caller that keeps asking would have its
 /// provider do nothing else.
@@ -26,7 +26,7 @@ const BLOCK: u64 = 4096;
 /// Deeper folders are not a caller's making: its paths are less deep.
 const DEPTH_MAX: usize = 32;
 
-/// What consumers have in the portal, shared by all connections of a server.
+/// The usage of the portal by consumers, shared by all connections of a server.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 

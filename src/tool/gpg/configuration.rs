@@ -1,4 +1,4 @@
-//! What of the user's `gpg.conf` holds for a signature: which key signs by default, and where the keys are.
+//! Reads from the user's `gpg.conf` what holds for a signature: the default key, and the places of keys.
 //!
 //! Everything else in it is left out (`--no-options`): other options send the signature elsewhere, sign with a second key,
 //! or take a part of the content for a passphrase.
@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 const NAME: &str = "gpg.conf";
 /// The file for all of GnuPG's programs, from 2.3.8 on.
 const COMMON: &str = "common.conf";
-/// What some editors write before a text, and gpg skips.
+/// The byte order mark that some editors write, and gpg skips.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Most of it that is read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -27,7 +27,7 @@ const KEYRINGS: [(&str, bool); 3] = [
     ("no-default-keyring", false),
 ];
 
-/// What holds.
+/// The current values.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Configuration {
     /// Options of every gpg that is started.
@@ -95,7 +95,7 @@ impl Configuration {
     }
 }
 
-/// What a file holds; nothing where there is none.
+/// Reads a file; empty if there is none.
 fn contents(path: &Path) -> io::Result<Vec<u8>> {
     // A pipe that nobody writes to is no reason to wait.
     let mut options = File::options();

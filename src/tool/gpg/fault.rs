@@ -1,4 +1,4 @@
-//! Why gpg did not sign, from the codes that it reports, with what to do next.
+//! Explains why gpg did not sign, from the codes that it reports, with the next step.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub enum GpgFault {
         named(.key.as_deref())
     )]
     NoSecretKey {
-        /// What was asked for; `None`: the default key.
+        /// The requested key; `None`: the default key.
         key: Option<String>,
         /// The user whose keys were searched.
         uid: u32,
@@ -29,7 +29,7 @@ pub enum GpgFault {
     NoHome {
         /// The variable that names the place; the path is not the caller's business.
         variable: &'static str,
-        /// What is there instead.
+        /// The entry found instead.
         what: &'static str,
         /// The user that serves.
         uid: u32,
@@ -50,7 +50,7 @@ pub enum GpgFault {
         /// Why it does not sign.
         why: CardFault,
     },
-    /// What gpg gave is no good signature of what was sent.
+    /// gpg's output is not a good signature of the content.
     #[error(
         "gpg made no good signature of what was sent: {0}; nothing was handed out. \
          `gpg --detach-sign` of a file on the provider, and `gpg --verify` of that, show more"
@@ -107,7 +107,7 @@ pub enum UnfitKey {
 }
 
 impl UnfitKey {
-    /// What is so, and what to do.
+    /// The fault and the next step.
     fn words(self, key: &str) -> String {
         match self {
             Self::Expired(when) => {
@@ -149,7 +149,7 @@ pub enum CardFault {
     /// Another is there.
     #[error("and another one is in the provider's reader; insert the right one")]
     Other,
-    /// What talks to cards is not installed.
+    /// scdaemon is not installed.
     #[error(
         "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
     )]
@@ -170,7 +170,7 @@ pub enum NoAgent {
          move the folder of keys to a shorter path, or log in there once so that `/run/user/{uid}` exists"
     )]
     LongPath {
-        /// How long it is.
+        /// Its length.
         bytes: usize,
         /// The user that serves.
         uid: u32,
@@ -180,12 +180,12 @@ pub enum NoAgent {
         "it cannot write to the folder of keys ({why}); make it writable for the user that serves (uid {uid})"
     )]
     ReadOnly {
-        /// What the system says.
+        /// The system's error.
         why: String,
         /// The user that serves.
         uid: u32,
     },
-    /// What starts it does not answer.
+    /// Its launcher does not answer.
     #[error(
         "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that there"
     )]
@@ -225,7 +225,7 @@ mod code {
 }
 
 impl GpgFault {
-    /// What is wrong with the folder that gpg starts from, if anything is.
+    /// Returns the fault of gpg's home folder, if there is one.
     pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
         let what = match home.path.metadata() {
             Ok(there) if there.is_dir() => return None,
@@ -248,7 +248,7 @@ impl GpgFault {
         }
     }
 
-    /// What a code of libgpg-error means for a signature; `None`: nothing that this room has words for.
+    /// Maps a code of libgpg-error to a fault of signing; `None` if there is none.
     pub(super) fn of_code(number: u32, key: Option<String>) -> Option<Self> {
         let fault = match number & code::MASK {
             code::NO_SECRET_KEY => Self::no_secret_key(key),

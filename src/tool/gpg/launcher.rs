@@ -39,7 +39,7 @@ pub(super) enum LauncherServer {
     Keyboxd,
 }
 
-/// What the launcher answers when it has done what was asked.
+/// The launcher's answer on success.
 const DONE: &[u8] = b"\n";
 /// Maximum length of a line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
@@ -51,7 +51,7 @@ const WAITING_MAX: usize = 64;
 const GPGCONF_MAX: Duration = Duration::from_secs(10);
 /// Maximum time that a call waits for the launcher to be there: it may be starting again.
 const THERE_MAX: Duration = Duration::from_secs(5);
-/// How often is looked whether it is.
+/// Interval for checking whether it is.
 const LOOK: Duration = Duration::from_millis(50);
 /// Maximum time that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);

@@ -4,7 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// What a signature covers as it is: bytes, not lines of text.
+/// A signature covers bytes, not lines of text.
 const BINARY: u8 = 0;
 /// Number of SHA-512 in OpenPGP.
 const SHA512: u8 = 10;
@@ -20,7 +20,7 @@ const SIGNATURE: u8 = 0xc2;
 /// A message that grows.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// What is written once a part is full.
+    /// A part is written once it is full.
     pending: Vec<u8>,
 }
 

@@ -16,7 +16,7 @@ use crate::tool::{Settings, ToolError, environment};
 
 /// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// What every gpg is told. Of the user's options those in [`Configuration`] hold, and no others.
+/// Options for every gpg. Of the user's options only those in [`Configuration`] hold.
 const ALWAYS: [&str; 10] = [
     "--no-options",
     "--batch",
@@ -47,7 +47,7 @@ pub(super) struct RunningGpg {
     stdin: Option<ChildStdin>,
 }
 
-/// What a program that ended had written.
+/// The output of a program that ended.
 #[derive(Debug)]
 pub(super) struct GpgEnd {
     pub(super) success: bool,

@@ -1,4 +1,4 @@
-//! What gpg says on its status lines (`doc/DETAILS` of GnuPG), and no more of its stderr than is safe to pass on.
+//! Reads gpg's status lines (`doc/DETAILS` of GnuPG), and as much of its stderr as is safe to pass on.
 
 use super::fault::{GpgFault, rfc3339};
 

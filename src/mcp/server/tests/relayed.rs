@@ -1,4 +1,4 @@
-//! What `mcp connect` waits for is what this server answers.
+//! Tests that `mcp connect` waits for exactly the answers that this server gives.
 
 use proptest::prelude::*;
 
@@ -30,7 +30,7 @@ async fn answers(input: &[u8]) -> Vec<u8> {
     all
 }
 
-/// What comes out of a relay to the server when its input ends.
+/// Returns the output of a relay to the server at the end of its input.
 async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let (near, far) = tokio::io::duplex(4096);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -52,7 +52,7 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     (ended.unwrap(), output)
 }
 
-/// How many lines they are; which of two requests with one id comes first is nobody's to say.
+/// Number of lines; the order of two requests with one id is undefined.
 fn lines_of(bytes: &[u8]) -> usize {
     bytes.split_inclusive(|byte| *byte == b'\n').count()
 }

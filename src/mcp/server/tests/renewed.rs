@@ -1,4 +1,4 @@
-//! What a call that had to wait runs by: the policy of the moment at which it runs.
+//! Tests that a call that had to wait runs by the policy in force when it runs.
 
 use tokio::sync::watch;
 

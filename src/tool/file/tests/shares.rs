@@ -1,4 +1,4 @@
-//! What one consumer may put into the portal and take out of it.
+//! Tests what a consumer may put into the portal and take out of it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
