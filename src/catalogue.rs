@@ -112,7 +112,7 @@ pub struct FileProvide {
     pub length: Option<u64>,
 }
 
-/// What `gpg_sign` gives.
+/// Output of `gpg_sign`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Signed {
@@ -137,7 +137,7 @@ pub struct Signed {
     pub public_key: Option<String>,
 }
 
-/// What `clipboard_get` gives.
+/// Output of `clipboard_get`.
 #[derive(Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Clipboard {
@@ -154,7 +154,7 @@ impl std::fmt::Debug for Clipboard {
     }
 }
 
-/// What `clipboard_set` gives.
+/// Output of `clipboard_set`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Clipped {
@@ -162,7 +162,7 @@ pub struct Clipped {
     pub bytes: u64,
 }
 
-/// What `file_accept` gives.
+/// Output of `file_accept`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Accepted {
@@ -177,7 +177,7 @@ pub struct Accepted {
     pub sha256: Option<String>,
 }
 
-/// What `file_provide` gives.
+/// Output of `file_provide`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Provided {

@@ -40,10 +40,10 @@ pub use sync::SyncArgs;
     max_term_width = 100
 )]
 pub struct Cli {
-    /// What every subcommand understands.
+    /// Flags of every subcommand.
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// What to do.
+    /// The next step.
     #[command(subcommand)]
     pub command: Command,
 }

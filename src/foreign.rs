@@ -183,7 +183,7 @@ impl LogWalk {
     }
 }
 
-/// Why words of a machine could not be read.
+/// The reason why words of a machine could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForeignError {
     /// The child cannot be started.

@@ -86,7 +86,7 @@ pub struct Infra {
     pub network_policies: Vec<Value>,
     /// Keys that were read, checked and written for Ansible, and that anklume itself does nothing with: each once.
     pub unapplied: Vec<Unapplied>,
-    /// Where each machine is: domain and machine, by position.
+    /// Positions of the machines: domain and machine.
     index: HashMap<MachineName, (usize, usize)>,
 }
 
@@ -95,7 +95,7 @@ pub struct Infra {
 pub struct Unapplied {
     /// The key, with the section that it is in (`global.gpu_policy`).
     pub key: &'static str,
-    /// Where it is first written.
+    /// Place where it is first written.
     pub place: Place,
 }
 
@@ -357,7 +357,7 @@ pub struct Machine {
     pub snapshots_expiry: Option<String>,
     /// Who serves and who calls on this machine.
     pub mcp: McpUsers,
-    /// What it offers, in the order of the file.
+    /// Its services, in the order of the file.
     pub services: Vec<DeclaredService>,
 }
 
@@ -402,7 +402,7 @@ impl Confinement {
 pub struct DeclaredService {
     /// The name that a consumer calls.
     pub name: ServiceName,
-    /// Where the name is written.
+    /// Place of the name.
     pub place: Place,
     /// The tool that runs.
     pub tool: ToolName,

@@ -77,7 +77,7 @@ pub struct GeneratedFile<'a> {
     subject: Subject<'a>,
 }
 
-/// What a file is about.
+/// The subject of a file.
 #[derive(Debug, Clone)]
 enum Subject<'a> {
     All(&'a Infra),

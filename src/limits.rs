@@ -39,7 +39,7 @@ pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
 pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
 /// Most of either, in bytes.
 pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
-/// What each caller may have at any time, whatever the others have, in bytes.
+/// Memory reserved for each caller, in bytes.
 pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
 
 /// What a service sets otherwise (`limits:` in `infra.yml`); what is not set is the default.

@@ -69,7 +69,7 @@ pub(crate) enum Look<T> {
     Unclear,
 }
 
-/// Why there is no answer: the machine keeps it back, or the child failed.
+/// The reason why there is no answer: the machine keeps it back, or the child failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineRootError {
     /// The child cannot be started or spoken with.

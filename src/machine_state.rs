@@ -175,7 +175,7 @@ pub struct Offered {
     /// From the question to the answer, over a connection that stands, in milliseconds.
     #[serde(default)]
     pub milliseconds: Option<f64>,
-    /// Why there is no answer, in words.
+    /// The reason why there is no answer, in words.
     #[serde(default)]
     pub failed: Option<Foreign>,
     /// The provider answered, and that was "overloaded".

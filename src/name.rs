@@ -13,7 +13,7 @@ pub const MACHINE_NAME_MAX: usize = 63;
 /// Maximum length of a name of a service, in bytes.
 pub const SERVICE_NAME_MAX: usize = 64;
 
-/// Why a text is not a name.
+/// The reason why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
     /// Nothing between the quotes.

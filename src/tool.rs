@@ -110,7 +110,7 @@ impl Copies {
     }
 }
 
-/// Why a tool failed; its text goes to the caller and names no path of the server but those below the portal.
+/// The reason why a tool failed; its text goes to the caller and names no path of the server but those below the portal.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// The arguments are refused; nothing was touched.
@@ -184,7 +184,7 @@ pub enum ToolError {
     System {
         /// The attempted operation, without a path of the server.
         doing: String,
-        /// Why it failed.
+        /// The reason why it failed.
         cause: io::Error,
     },
     /// Words of another process of this server that ran the tool.

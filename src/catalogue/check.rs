@@ -11,7 +11,7 @@ use crate::text::shown;
 /// Arguments that belong to one transfer and so cannot be fixed for all.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
 
-/// Why a fixed argument (`with`) cannot be.
+/// The reason why a fixed argument (`with`) cannot be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FixedFault {
     /// The argument's name.
@@ -20,7 +20,7 @@ pub struct FixedFault {
     pub message: String,
 }
 
-/// Why the arguments of a call are refused: everything that is wrong with them.
+/// The reason why the arguments of a call are refused: everything that is wrong with them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", told(.0))]
 pub struct BadArguments(pub Vec<String>);
@@ -135,7 +135,7 @@ fn missing(
         .filter(|name| schema::requires(input, name) && !arguments.contains_key(*name))
 }
 
-/// What is wrong with one argument.
+/// The fault of one argument.
 fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
     let known = schema::properties(&schema::of(tool).input)?;
     let Some(property) = known.get(name) else {
@@ -180,7 +180,7 @@ fn is_whole(value: &Value) -> bool {
     value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
-/// What a JSON value is, in words.
+/// Names the type of a JSON value.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null; leave it out instead",

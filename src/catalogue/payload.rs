@@ -80,7 +80,7 @@ fn decoded_length(text: &str) -> u64 {
     digits / 4 * 3 + digits % 4 * 3 / 4
 }
 
-/// Why a text is no base64: the place, never the character.
+/// Returns why a text is no base64: the place, never the character.
 fn refusal(fault: &base64::DecodeError) -> String {
     use base64::DecodeError;
     let what = match fault {

@@ -18,7 +18,7 @@ use crate::name::ToolName;
 /// The keyword of JSON Schema for texts that hold bytes.
 pub(super) const ENCODING: &str = "contentEncoding";
 
-/// What a tool takes and gives.
+/// The input and output of a tool.
 pub(super) struct Schemas {
     /// Of the arguments.
     pub(super) input: Map<String, Value>,

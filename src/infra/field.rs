@@ -19,7 +19,7 @@ pub(super) use wrong::{wrong_entry, wrong_item};
 /// The map of a section.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'t, 'a> {
-    /// Where the section is.
+    /// Place of the section.
     pub(super) at: At,
     entries: &'t [Entry<'a>],
     /// A section that grants something: an unknown key or an empty value refuses the file.

@@ -163,7 +163,7 @@ impl Findings {
         left.is_some()
     }
 
-    /// How messages call what is read.
+    /// The name of the input in messages.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {
             "these files"

@@ -16,7 +16,7 @@ use super::FILE_MAX;
 use super::code::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, quote};
 
-/// What is opened when no path is given, in this order.
+/// Files tried when no path is given, in this order.
 const DEFAULT_FILE: &str = "infra.yml";
 const DEFAULT_FOLDER: &str = "infra";
 /// The project's name when the folder's has no letter or digit.
@@ -24,7 +24,7 @@ const DEFAULT_PROJECT: &str = "anklume";
 /// Maximum length of a name of a project that comes from a folder, in bytes.
 const PROJECT_MAX: usize = 63;
 
-/// What a file may declare.
+/// The sections that a file may declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileRole {
     /// Everything: `infra.yml`, or `base.yml` of a folder.
@@ -40,7 +40,7 @@ pub(super) enum FileRole {
 pub(super) struct InfraFile {
     /// Its path and text.
     pub(super) source: Arc<Source>,
-    /// What it may declare.
+    /// The sections it may declare.
     pub(super) role: FileRole,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
     })
 }
 
-/// What is read in a folder when no path is given.
+/// Files read in a folder when no path is given.
 pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     let file = folder.join(DEFAULT_FILE);
     let folder = folder.join(DEFAULT_FOLDER);

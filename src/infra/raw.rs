@@ -41,7 +41,7 @@ enum ParserFrame<'a> {
     },
 }
 
-/// Why reading ended before the end of the file: the reason is among the findings.
+/// The reason why reading ended before the end of the file: the reason is among the findings.
 struct Stopped;
 
 /// Reads the shape of one file. `None`: what was found makes the rest of the file meaningless.

@@ -72,7 +72,7 @@ pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Dia
     }
 }
 
-/// What the files declare, section by section.
+/// The declarations of the files, by section.
 struct Sections<'t, 'a> {
     top: Fields<'t, 'a>,
     domains: Vec<&'t Entry<'a>>,
@@ -87,7 +87,7 @@ struct Names<'t> {
     disabled: HashSet<&'t str>,
 }
 
-/// Where a machine is declared.
+/// Place of a machine's declaration.
 #[derive(Debug, Clone, Copy)]
 struct Home<'t> {
     at: At,
@@ -108,7 +108,7 @@ impl<'t> Names<'t> {
 struct DomainDraft {
     domain: Domain,
     profiles: Vec<devices::PlacedProfile>,
-    /// Where each profile is, by name.
+    /// Positions of the profiles, by name.
     profile_index: HashMap<String, usize>,
     machines: Vec<MachineDraft>,
 }

@@ -40,7 +40,7 @@ const CHUNK: usize = 256 * 1024;
 /// Maximum length of a file of the kernel's that is read, in bytes.
 const PROC_MAX: u64 = 64 * 1024;
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ViewFailure {
     /// More bytes than were asked for.

@@ -68,7 +68,7 @@ impl Default for Patience {
     }
 }
 
-/// Why there is no answer that can be used.
+/// The reason why there is no answer that can be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// The stream ended or broke before the answer.
@@ -331,7 +331,7 @@ pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallTool
 /// A request that is shown and not sent.
 #[derive(Debug)]
 pub(crate) struct Rehearsed {
-    /// What would be asked.
+    /// The request that would be sent.
     pub(crate) method: &'static str,
     /// Its parameters.
     pub(crate) params: Value,

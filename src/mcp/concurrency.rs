@@ -29,7 +29,7 @@ pub(crate) enum Full {
     Minute,
 }
 
-/// Why a call cannot run now.
+/// The reason why a call cannot run now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Overloaded {
     /// The limit that was reached.

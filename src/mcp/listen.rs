@@ -56,12 +56,12 @@ pub(crate) struct ServerStatus {
     pub(crate) services: Services,
     /// Its digest.
     pub(crate) digest: Foreign,
-    /// Why the newest services file was not taken.
+    /// The reason why the newest services file was not taken.
     pub(crate) refused: Option<Foreign>,
     /// Parts of the policy in force that fail, such as a socket that cannot be created; they are retried.
     #[serde(default)]
     pub(crate) failed: Vec<Foreign>,
-    /// Why the log cannot be written.
+    /// The reason why the log cannot be written.
     #[serde(default)]
     pub(crate) unlogged: Option<Foreign>,
     /// Where it finds its user's portal, clipboard and keys.

@@ -59,7 +59,7 @@ pub(crate) trait Admitted: Send {
     fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
 }
 
-/// Why a call that the policy grants does not run.
+/// The reason why a call that the policy grants does not run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AdmitError {
     /// A limit is met.

@@ -195,7 +195,7 @@ impl PolicyWatcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the newest file was not taken, if it was not.
+    /// Returns why the newest file was not taken, if it was not.
     pub(crate) fn refused(&self) -> Option<String> {
         self.lock().refused.clone()
     }

@@ -19,7 +19,7 @@ use crate::text::Foreign;
 
 /// Lines that are kept until they can be written. Calls beyond them are counted.
 const KEPT_MAX: usize = 1024;
-/// Why a call did not run, or has no line of its own although it ran.
+/// The reason why a call did not run, or has no line of its own although it ran.
 const NO_LOG: &str = "the log could not be written";
 
 /// Hears of what could not be written.
@@ -39,7 +39,7 @@ pub(crate) struct Recorder {
     kept: Mutex<VecDeque<KeptLine>>,
     floods: Mutex<Floods>,
     began: Instant,
-    /// Why it cannot be written now, as far as that was tried.
+    /// The reason why it cannot be written now, as far as that was tried.
     trouble: Mutex<Option<String>>,
     /// Hears of what could not be written.
     complain: Complain,
@@ -87,7 +87,7 @@ impl Recorder {
         }
     }
 
-    /// Why the log cannot be written at this moment; nothing when it can be, as far as that was tried.
+    /// Returns why the log cannot be written at this moment; nothing when it can be, as far as that was tried.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.lock_trouble().clone()
     }

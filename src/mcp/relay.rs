@@ -54,7 +54,7 @@ pub(crate) enum RelayEnd {
     NotGreeted,
     /// It closed the connection before the handshake was made again.
     Closed,
-    /// Whoever read our stdout went away.
+    /// The reader of stdout went away.
     Unheard,
 }
 

@@ -43,7 +43,7 @@ use in_flight::InFlightRequests;
 use panic_guard::PanicGuard;
 use transport::ServerTransport;
 
-/// Who hears of each answer that was written.
+/// Is told of each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
 /// Runs a grant: [`tool::run`], except in tests of what a tool can do to its server.
 type ServerRun =
@@ -64,11 +64,11 @@ pub(crate) struct Shutdown {
 pub(crate) struct Shared {
     /// The policy, the limits, the log.
     pub(crate) monitor: Box<dyn Monitor>,
-    /// Where the tools work.
+    /// The settings of the tools.
     pub(crate) settings: Arc<Settings>,
     /// Who runs what this process cannot; `None`: it runs every tool itself.
     pub(crate) helpers: Option<Arc<Helpers>>,
-    /// Who hears of each answer.
+    /// Is told of each answer.
     pub(crate) observer: Observer,
 }
 

@@ -60,7 +60,7 @@ pub(crate) enum TreeFault {
     HalfDone {
         /// The first failure.
         cause: Box<TreeFault>,
-        /// What is not as it was.
+        /// The difference.
         left: Vec<String>,
     },
     /// The system said no.

@@ -47,7 +47,7 @@ pub(super) struct Signing {
     places: Vec<OwnedSemaphorePermit>,
 }
 
-/// Where GnuPG keeps what belongs to the server's user.
+/// The folders of GnuPG for the server's user.
 #[derive(Debug, Default)]
 pub(super) struct Folders {
     /// The folder of keys.

@@ -77,7 +77,7 @@ const LINKED: [&str; 6] = [
     "pubring.kbx",
     "trustdb.gpg",
 ];
-/// Where a null device is.
+/// Path of the null device.
 const NULL: &str = "/dev/null";
 
 impl Resource {

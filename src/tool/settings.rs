@@ -57,7 +57,7 @@ const DISPLAY_WAIT: Duration = Duration::from_secs(5);
 /// Maximum number of bytes that one consumer may leave in its folder of the portal.
 const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Where the tools of this server work.
+/// The settings of the tools of this server.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The only folder that `file_accept` and `file_provide` see (`ANKLUME_MCP_PORTAL`).
@@ -78,7 +78,7 @@ pub struct Settings {
     pub gpgconf: PathBuf,
     /// Where the launcher of the agent listens; `None`: the agent is started from here.
     pub agent_launcher: Option<PathBuf>,
-    /// Where gpg keeps its keys, as far as the environment says it.
+    /// The key folder of gpg, as far as the environment names it.
     pub gpg_home: Option<GpgHome>,
     /// Longest that gpg may take.
     pub gpg_wait: Duration,

@@ -15,7 +15,7 @@ use crate::mcp::client::{Called, WORDS_SHOWN};
 use crate::text::{self, Foreign, write_json};
 use crate::transport::Transport;
 
-/// What came back.
+/// The answer.
 #[derive(Debug)]
 pub(super) enum CallAnswer {
     /// All in the message.

@@ -17,7 +17,7 @@ const OBJECT_MAX: u64 = 256 * 1024 * 1024;
 /// The arguments of a call.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
-    /// What goes into the message.
+    /// Parts of the message.
     pub(super) object: Map<String, Value>,
     /// What is too large for it and goes in pieces.
     pub(super) payload: Option<ArgumentPayload>,

@@ -93,7 +93,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
 /// What a client is told where a provider that came back does not begin as it did before.
 const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
 
-/// What a client is told of a provider that ends while it is connected to again.
+/// The message for a client when a provider ends during reconnection.
 const CLOSED: &str =
     "Cannot reach MCP server: it closed the connection; the next message tries again";
 

@@ -11,7 +11,7 @@ use crate::mcp::client::pieces::PayloadSource;
 use crate::mcp::framing::json;
 use crate::text;
 
-/// What may be written after the tool's name.
+/// Forms of arguments after the tool's name.
 const FORMS: &str = "write `key=value`, `key=@FILE`, `key=-` (stdin), `key:=JSON`, one JSON object, or `-` (the object from stdin)";
 
 /// The arguments as given.

@@ -82,7 +82,7 @@ pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime
         .context("cannot start the server")
 }
 
-/// What becomes of a server that was confined.
+/// The result of confining a server.
 #[derive(Debug, Default)]
 struct Confined {
     /// Its confinement.

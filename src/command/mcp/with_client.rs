@@ -23,7 +23,7 @@ const TIMEOUT_MAX: f64 = 86_400.0;
 pub(in crate::command) type ServerClient =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
-/// Why a conversation ended without what was asked for.
+/// The reason why a conversation ended without what was asked for.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::command) enum BrokenCall {
     /// The protocol or the stream.
@@ -83,7 +83,7 @@ pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
         .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
-/// How long is waited.
+/// Time to wait.
 pub(super) fn patience(args: &ChannelArgs) -> Result<Patience, Failure> {
     let Some(seconds) = args.timeout else {
         return Ok(Patience::default());

@@ -18,7 +18,7 @@ pub(super) struct Question<'a> {
     pub(super) caller: Caller,
     /// The service.
     pub(super) service: &'a str,
-    /// What the caller sends.
+    /// The caller's content.
     pub(super) arguments: Map<String, Value>,
     /// The machines that offer it, or the one that is named.
     pub(super) providers: Vec<&'a Machine>,

@@ -13,7 +13,7 @@ pub(in crate::infra) struct Node<'a> {
     pub(in crate::infra) kind: NodeKind<'a>,
 }
 
-/// What a value is.
+/// The type of a value.
 #[derive(Debug)]
 pub(in crate::infra) enum NodeKind<'a> {
     /// Text, number, truth value or nothing.
@@ -29,7 +29,7 @@ pub(in crate::infra) enum NodeKind<'a> {
 /// A key and its value.
 #[derive(Debug)]
 pub(in crate::infra) struct Entry<'a> {
-    /// Where the key is written.
+    /// Place of the key.
     pub(in crate::infra) at: At,
     /// The key.
     pub(in crate::infra) key: Scalar<'a>,

@@ -32,7 +32,7 @@ const KEYS: [&str; 10] = [
 
 /// Maximum length of a name of a bridge, in bytes: Linux `IFNAMSIZ` less its final zero.
 const BRIDGE_MAX: usize = 15;
-/// What stands before a domain's name in its bridge's.
+/// Prefix of a bridge's name, before that of its domain.
 const BRIDGE_PREFIX: &str = "net-";
 
 /// Names that mean something else where a domain's name is used, and what.

@@ -30,7 +30,7 @@ const SHARED_VOLUMES_BASE: &str = "/srv/anklume/shares";
 /// Folder on the host of persistent data.
 const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 
-/// What `global` says, for the other sections.
+/// The values of `global`, for the other sections.
 #[derive(Debug)]
 pub(super) struct GlobalSettings {
     /// The model's part; `None` after a fault in it.
@@ -58,7 +58,7 @@ pub(super) enum Scheme {
     Zones { base: i64 },
 }
 
-/// Who may reach the domain `ai-tools`.
+/// The machines that may reach the domain `ai-tools`.
 #[derive(Debug, Default)]
 pub(super) struct AiAccess {
     /// Where `ai_access_policy: exclusive` is written.

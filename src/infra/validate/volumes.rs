@@ -277,7 +277,7 @@ fn consumer<'t>(
     }
 }
 
-/// Where each domain and machine is among the drafts.
+/// Positions of domains and machines among the drafts.
 struct Positions {
     machines: HashMap<String, (usize, usize)>,
     domains: HashMap<String, usize>,

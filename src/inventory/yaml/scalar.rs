@@ -5,18 +5,18 @@ use super::words;
 /// Column after which a scalar goes on in the next line.
 const WIDTH: usize = 80;
 
-/// Where a scalar is written.
+/// Place of a scalar.
 #[derive(Clone, Copy)]
 pub(super) struct Position {
     /// Characters before it on its line.
     pub(super) column: usize,
     /// Spaces before its further lines.
     pub(super) indent: usize,
-    /// What it is there for.
+    /// Its purpose.
     pub(super) role: ScalarRole,
 }
 
-/// What a scalar is there for.
+/// The purpose of a scalar.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScalarRole {
     /// A key before its `:`, never folded.

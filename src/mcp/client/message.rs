@@ -105,7 +105,7 @@ pub(super) fn notification(method: &'static str) -> String {
     format!(r#"{{"jsonrpc":"2.0","method":"{method}"}}"#)
 }
 
-/// Why a line is no message.
+/// The reason why a line is no message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoMessage {
     /// It ends too early, as the last one of a server that died.

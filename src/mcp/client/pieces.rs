@@ -121,7 +121,7 @@ impl PayloadSource {
     }
 }
 
-/// Why a payload did not come over.
+/// The reason why a payload did not come over.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PiecesError {
     /// The conversation failed.

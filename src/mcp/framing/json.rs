@@ -20,7 +20,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Maximum length of an id as it may be written, in bytes: each of its own an escape.
 pub(crate) const ID_WRITTEN_MAX: usize = 6 * ID_MAX + 2;
 
-/// Why bytes are no message.
+/// The reason why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JsonFault {
     /// Not JSON, or not UTF-8.

@@ -33,7 +33,7 @@ const FRESH_STATUS: &str = ".status.new";
 /// Suffix of a consumer's socket.
 const SOCKET_SUFFIX: &str = ".sock";
 
-/// Why sockets cannot be made in a folder.
+/// The reason why sockets cannot be made in a folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
     /// The system refused.
@@ -189,7 +189,7 @@ impl SocketFolder {
         }
     }
 
-    /// Why the socket of a consumer, which is there, cannot be served.
+    /// Returns why the socket of a consumer, which is there, cannot be served.
     pub(crate) fn not_served(&self, consumer: &MachineName, source: io::Error) -> FolderError {
         error("served", &self.socket(consumer), source)
     }

@@ -77,7 +77,7 @@ impl WorkerFailures {
     }
 }
 
-/// What went wrong with the processes of consumers.
+/// The failures of workers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct WorkerFailures(Arc<Mutex<Failures>>);
 

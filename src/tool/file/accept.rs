@@ -85,7 +85,7 @@ pub(in crate::tool) async fn accept(
     .await
 }
 
-/// Where a caller's file goes.
+/// Path for a caller's file.
 fn destination(path: &str, caller: &Caller) -> Result<PortalPath, ToolError> {
     let path = PortalPath::new(path).map_err(ToolError::Arguments)?;
     Ok(match caller {

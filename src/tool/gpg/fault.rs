@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::machine_state::AGENT_UNIT;
 use crate::tool::GpgHome;
 
-/// Why gpg did not sign.
+/// The reason why gpg did not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GpgFault {
     /// There is no such secret key.
@@ -39,7 +39,7 @@ pub enum GpgFault {
     Unusable {
         /// Its fingerprint.
         key: String,
-        /// Why it cannot.
+        /// The reason why it cannot.
         why: UnfitKey,
     },
     /// The secret is on a smartcard.
@@ -47,7 +47,7 @@ pub enum GpgFault {
     Card {
         /// The card's serial number.
         serial: String,
-        /// Why it does not sign.
+        /// The reason why it does not sign.
         why: CardFault,
     },
     /// gpg's output is not a good signature of the content.
@@ -67,7 +67,7 @@ pub enum GpgFault {
          install a graphical pinentry, or use a key without a passphrase"
     )]
     NoPinentry,
-    /// Whoever was asked said no.
+    /// The answer was no.
     #[error("the passphrase prompt was cancelled on the provider")]
     Cancelled,
     /// Nobody answered the prompt.
@@ -87,7 +87,7 @@ pub enum GpgFault {
     ),
 }
 
-/// Why a key that is there cannot sign.
+/// The reason why a key that is there cannot sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnfitKey {
     /// It, or the subkey that signs, expired, at this time in seconds since 1970.
@@ -140,7 +140,7 @@ impl UnfitKey {
     }
 }
 
-/// Why a smartcard does not sign.
+/// The reason why a smartcard does not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CardFault {
     /// It is not there.
@@ -161,7 +161,7 @@ pub enum CardFault {
     Locked,
 }
 
-/// Why gpg-agent cannot be started.
+/// The reason why gpg-agent cannot be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoAgent {
     /// The path of its socket is too long.

@@ -146,7 +146,7 @@ async fn answers(gnupg: &GnuPg<'_>) -> Result<bool, ToolError> {
     Ok(answered.stdout.lines().any(|line| line == "OK"))
 }
 
-/// Why a folder cannot be written to.
+/// Returns why a folder cannot be written to.
 fn unwritable(folder: &Path) -> Option<io::ErrorKind> {
     let refused = access(folder, Access::WRITE_OK).err()?;
     Some(io::Error::from(refused).kind())

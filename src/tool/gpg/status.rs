@@ -98,7 +98,7 @@ impl Good {
     }
 }
 
-/// Why gpg did not sign, or did not list its keys, from all that it wrote on stderr.
+/// Returns why gpg did not sign, or did not list its keys, from all that it wrote on stderr.
 pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
     let failed = |keyword: &str| status(stderr).find_map(|line| line.strip_prefix(keyword));
     failed("FAILURE sign ")

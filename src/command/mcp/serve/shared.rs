@@ -98,7 +98,7 @@ pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Res
     Ok(Arc::new(Recorder::new(log, false, complain(output))))
 }
 
-/// Where the tools work, from the environment.
+/// Reads the settings of the tools from the environment.
 pub(in crate::command::mcp) fn settings() -> Result<Settings, Failure> {
     Settings::from_env().map_err(|relative| Failure::new(Exit::Usage, relative.to_string()))
 }
