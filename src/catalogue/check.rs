@@ -63,13 +63,20 @@ pub fn parse<T: DeserializeOwned>(
     if !faults.is_empty() {
         return Err(BadArguments(faults));
     }
-    let integers = arguments
+    let rewritten: Map<String, Value> = arguments
         .iter()
-        .filter_map(|(name, value)| Some((name.clone(), integer(value)?.into())));
-    let mut arguments = arguments.clone();
-    arguments.extend(integers.collect::<Map<_, _>>());
+        .filter_map(|(name, value)| Some((name, value, integer(value)?.into())))
+        .filter(|(_, value, whole)| *value != whole)
+        .map(|(name, _, whole)| (name.clone(), whole))
+        .collect();
     // Every fault was found above, so this cannot fail; if it does, it is refused all the same.
-    T::deserialize(arguments).map_err(|refused| BadArguments(vec![refused.to_string()]))
+    let refused = |refused: serde_json::Error| BadArguments(vec![refused.to_string()]);
+    if rewritten.is_empty() {
+        return T::deserialize(arguments).map_err(refused);
+    }
+    let mut arguments = arguments.clone();
+    arguments.extend(rewritten);
+    T::deserialize(&arguments).map_err(refused)
 }
 
 /// A number as a whole one, as JSON Schema counts them: `1.0` is one.

@@ -16,6 +16,7 @@ use super::Server;
 use super::call::{self, ToolCall};
 use super::in_flight::InFlightRequests;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
+use crate::catalogue::check_some;
 use crate::limits::{CALL_TIME, Limits};
 use crate::mcp::concurrency::{Full, Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
@@ -157,18 +158,22 @@ impl CallPipeline<'_> {
         };
         let limits = policy.services.limits_of(name);
         let call = self.granted(&grant, &limits, &entry);
-        let places = places_of(grant.tool()).min(self.server.limits.running);
-        let place = Arc::clone(self.places).acquire_many_owned(places);
-        match call.wait_for(place).await {
-            Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
-            // Closed they never are.
-            Ok(Err(_)) => {}
-            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+        let mut room = None;
+        // Arguments that the tool will refuse wait for nothing: they are kept no longer than it takes to say so.
+        if check_some(grant.tool(), grant.arguments()).is_ok() {
+            let places = places_of(grant.tool()).min(self.server.limits.running);
+            let place = Arc::clone(self.places).acquire_many_owned(places);
+            match call.wait_for(place).await {
+                Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
+                // Closed they never are.
+                Ok(Err(_)) => {}
+                Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+            }
+            room = match call.wait_for(self.room(&grant, call.copies())).await {
+                Ok(room) => room,
+                Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
+            };
         }
-        let room = match call.wait_for(self.room(&grant, call.copies())).await {
-            Ok(room) => room,
-            Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
-        };
         let turn = match self.turn(&call, &entry, name, &arguments).await {
             Ok(turn) => turn,
             Err(answer) => return answer,

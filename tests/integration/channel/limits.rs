@@ -174,3 +174,35 @@ fn a_signature_that_waits_for_its_next_piece_is_a_call_in_flight() {
     assert!(keyring.verifies(b"hello", text(&other.call("sign", &whole))));
     server.end();
 }
+
+#[test]
+fn arguments_that_no_tool_takes_wait_for_nothing() {
+    if !have_program("gpg") {
+        return;
+    }
+    let keyring = Keyring::new();
+    let sign = "{name: sign, tool: gpg_sign, consumers: [alice]}";
+    let copy = "{name: copy, tool: clipboard_set, consumers: [alice]}";
+    let world = World::new(&[sign, copy]).held_gpg().keyring(&keyring);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let running = 8;
+    for number in 0..running {
+        alice.send(call(number, "sign", &json!({"data": "aGVsbG8="})));
+    }
+    until("gpg runs", || world.gpg_waits());
+    // A good call waits for one of them to end; a bad one is told so at once.
+    alice.send(call("good", "copy", &json!({"content": "a"})));
+    alice.send(call("bad", "copy", &json!({"content": 1})));
+    let answer = alice.receive();
+    assert_eq!(
+        (&answer["id"], &answer["result"]["isError"]),
+        (&json!("bad"), &json!(true)),
+        "{answer}"
+    );
+    world.write("go", "");
+    for _ in 0..=running {
+        text(&alice.receive());
+    }
+    server.end();
+}
