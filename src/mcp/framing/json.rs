@@ -60,6 +60,11 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
         })
 }
 
+/// Returns whether a text can only be an object. Serde's errors quote a text that stands in the place of one whole.
+pub(crate) fn begins_object(bytes: &[u8]) -> bool {
+    trim(bytes).first() == Some(&b'{')
+}
+
 /// Reads a value at some depth.
 #[derive(Clone, Copy)]
 struct Strict<'c> {

@@ -94,6 +94,7 @@ impl Due {
                     self.settle(&form(&id));
                 }
             }
+            Line::Whole(bytes) if !json::begins_object(bytes) => {}
             Line::Whole(bytes) => match serde_json::from_slice(json::trim(bytes)) {
                 Ok(AnswerEnvelope {
                     id: Some(id),

@@ -145,6 +145,10 @@ fn a_relay_keeps_nothing_of_what_is_too_long_to_be_an_id() {
         assert!(ran.stdout.ends_with("{\"tools\": []}}\n"));
         assert_eq!(ran.stdout.lines().count(), 6);
     }
+    if let Some(ran) = against_with("long_line_aside", &["mcp", "connect"], asked) {
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        assert_eq!(ran.stdout.lines().count(), 3);
+    }
 }
 
 #[test]

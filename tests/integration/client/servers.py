@@ -271,6 +271,14 @@ def long_asides(c):
         c.result(request, {"tools": []})
 
 
+def long_line_aside(c):
+    c.greet()
+    request = c.request()
+    c.raw(written(LONG))
+    c.result(request, {"tools": []})
+    c.hear()
+
+
 def endless_pages(c):
     c.greet()
     number = 0
