@@ -35,11 +35,15 @@ pub(crate) struct PlannedFile {
     pub(crate) state: FileState,
 }
 
-/// Compares every file with what it should say; all faults, where there is one.
+/// Compares every file with what it should say.
+///
+/// # Errors
+///
+/// All faults: those before the last, and the last.
 pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
-) -> Result<Vec<PlannedFile>, Vec<Failure>> {
+) -> Result<Vec<PlannedFile>, (Vec<Failure>, Failure)> {
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
     for result in on_all_cores(files, |file| planned(tree, file)) {
@@ -48,10 +52,9 @@ pub(crate) fn plan(
             Err(fault) => faults.push(fault),
         }
     }
-    if faults.is_empty() {
-        Ok(plan)
-    } else {
-        Err(faults)
+    match faults.pop() {
+        None => Ok(plan),
+        Some(last) => Err((faults, last)),
     }
 }
 

@@ -81,11 +81,10 @@ fn planned(
     files: &[inventory::GeneratedFile<'_>],
     output: &Output,
 ) -> anyhow::Result<Vec<PlannedFile>> {
-    sync::plan(tree, files).map_err(|mut faults| {
-        let last = faults.pop();
+    sync::plan(tree, files).map_err(|(faults, last)| {
         for fault in faults {
             output.failure(&fault.message, fault.help.as_deref());
         }
-        last.map_or_else(|| anyhow::anyhow!("no fault"), Into::into)
+        last.into()
     })
 }

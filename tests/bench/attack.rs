@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::listening::{Peer, Server, call, call_with, p99_of, services};
+use super::listening::{Ends, Peer, Server, call, call_with, p99_of, services};
 use super::median;
 
 /// Connections of the attacker: as many as a caller may have.
@@ -406,15 +406,6 @@ fn beside<T>(server: &Server, attacks: &[Attack], measured: impl FnOnce() -> T) 
         let _ends = Ends(&stop);
         measured()
     })
-}
-
-/// Ends the attack when dropped, so that a measurement that fails does not wait for it.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// One cycle: all connections, and all that goes through them.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::listening::{Peer, Server, call, p99_of, services};
+use super::listening::{Ends, Peer, Server, call, p99_of, services};
 
 /// Calls of the quiet caller in each part of a round.
 const CALLS: u32 = 100;
@@ -171,14 +171,5 @@ impl Flood {
                 }
             }
         }
-    }
-}
-
-/// Ends a flood when dropped, so that a measurement that fails does not wait for it.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The services file of the machine `vault` of an infrastructure.
@@ -101,5 +102,14 @@ impl Peer {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         Ok(line)
+    }
+}
+
+/// Ends what runs beside a measurement when dropped, so that one that fails does not wait for it.
+pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

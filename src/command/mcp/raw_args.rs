@@ -154,13 +154,10 @@ fn json_value(key: &str, text: &str) -> Result<Value, Failure> {
 
 /// Reads a JSON object, as strictly as a server does: no object in it has a key twice.
 pub(super) fn object(text: &str) -> Result<Map<String, Value>, Failure> {
-    let why = match json::read(text.as_bytes()) {
-        Ok(Value::Object(object)) => return Ok(object),
-        Ok(_) => "it is another value".to_owned(),
-        Err(fault) => fault.to_string(),
-    };
-    let message = format!("the arguments are not a JSON object: {why}");
-    Err(Failure::new(Exit::Usage, message))
+    json::read_object(text.as_bytes()).map_err(|why| {
+        let message = format!("the arguments are not a JSON object: {why}");
+        Failure::new(Exit::Usage, message)
+    })
 }
 
 /// A word of the user's, escaped and cut for a message.

@@ -50,13 +50,10 @@ fn arguments(text: Option<&str>) -> Result<Map<String, Value>, Failure> {
     let Some(text) = text else {
         return Ok(Map::new());
     };
-    let wrong = match json::read(text.as_bytes()) {
-        Ok(Value::Object(object)) => return Ok(object),
-        Ok(_) => "it is another value".to_owned(),
-        Err(fault) => fault.to_string(),
-    };
-    let message = format!("`--args` is not a JSON object: {wrong}");
-    Err(Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'"))
+    json::read_object(text.as_bytes()).map_err(|wrong| {
+        let message = format!("`--args` is not a JSON object: {wrong}");
+        Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'")
+    })
 }
 
 /// The provider, when named, and the service: `--provider P --service S`, or `--service P/S`.

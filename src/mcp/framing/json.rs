@@ -60,6 +60,18 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
         })
 }
 
+/// Reads one JSON object.
+///
+/// # Errors
+///
+/// A [`JsonFault`]; another value is one as well.
+pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault> {
+    match read(bytes)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(JsonFault::Refused("it is another value".to_owned())),
+    }
+}
+
 /// Returns whether a text can only be an object. Serde's errors quote a text that stands in the place of one whole.
 pub(crate) fn begins_object(bytes: &[u8]) -> bool {
     trim(bytes).first() == Some(&b'{')
