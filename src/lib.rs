@@ -23,6 +23,7 @@ mod command;
 mod confinement;
 pub mod diagnostic;
 pub mod digest;
+mod dir;
 mod doctor;
 pub mod edge;
 pub mod error;

@@ -6,7 +6,6 @@
 mod blocking;
 pub(crate) mod clipboard;
 mod file;
-mod folder;
 mod gpg;
 mod pieces;
 mod resource;

@@ -4,26 +4,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{
-    FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, open, openat2, readlinkat,
-};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open, openat2, readlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::dir::{BENEATH, Dir, LOOK, ONE_MOUNT, RegularFile, SEARCH};
 use crate::incus::{EntryKind, FileEntry, FileOwner};
 
-/// Flags for resolving every path, from the root folder on.
-const STRICT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
-/// The same, where the path may lead over a mount.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
-/// Flags to open something only to look at it, which does nothing to a device or a pipe.
-const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The only mount that is crossed, and only if it is a tmpfs: every Linux system has it, and it holds the server's
 /// status.
 const RUN: &str = "run";
@@ -64,7 +55,7 @@ impl From<io::Error> for ViewFailure {
 /// A machine's files.
 #[derive(Debug)]
 pub(super) struct View {
-    root: OwnedFd,
+    root: Dir,
     /// The machine's first process.
     process: OwnedFd,
     users: Ids,
@@ -87,8 +78,7 @@ impl View {
         if fs::read_link(&root).ok()? != Path::new("/") {
             return None;
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(root, flags, Mode::empty()).ok()?;
+        let root = Dir::open(Path::new(&root), SEARCH, ONE_MOUNT).ok()?;
         if MACHINES_OWN.contains(&fstatfs(&root).ok()?.f_type) {
             return None;
         }
@@ -148,15 +138,12 @@ impl View {
                 if size(&is) > max {
                     return Err(ViewFailure::TooLarge);
                 }
-                let mut content = Vec::new();
-                // It may grow meanwhile.
-                let mut bounded = reopened(there.as_fd())?.take(max.saturating_add(1));
-                bounded.read_to_end(&mut content)?;
-                if u64::try_from(content.len()).is_ok_and(|length| length <= max) {
-                    Ok(Some(content))
-                } else {
-                    Err(ViewFailure::TooLarge)
-                }
+                let file = reopened(&there)?;
+                let content = RegularFile { file, stat: is }.read(max);
+                content.map(Some).map_err(|why| match why.kind() {
+                    io::ErrorKind::FileTooLarge => ViewFailure::TooLarge,
+                    _ => ViewFailure::Unclear,
+                })
             }
             _ => Ok(None),
         }
@@ -175,17 +162,13 @@ impl View {
         if own.metadata()?.len() != size(&is) {
             return Ok(Some(false));
         }
-        let theirs = reopened(there.as_fd())?.take(size(&is).saturating_add(1));
+        let theirs = reopened(&there)?.take(size(&is).saturating_add(1));
         Ok(Some(are_same(own, theirs)?))
     }
 
     /// Something at a path, held without being opened for use.
     fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, ViewFailure> {
-        let below = match path.trim_start_matches('/') {
-            "" => ".",
-            below => below,
-        };
-        let there = match self.opened(below) {
+        let there = match self.opened(path) {
             Err(Errno::NOENT) => return Ok(None),
             there => there?,
         };
@@ -193,26 +176,25 @@ impl View {
         Ok(Some((there, is)))
     }
 
-    fn opened(&self, below: &str) -> Result<OwnedFd, Errno> {
-        match openat2(&self.root, below, LOOK, Mode::empty(), STRICT) {
+    fn opened(&self, path: &str) -> Result<OwnedFd, Errno> {
+        match self.root.open_at(path, LOOK) {
             Err(Errno::XDEV) => {}
             done => return done,
         }
-        let in_run = below
-            .strip_prefix(RUN)
-            .and_then(|rest| rest.strip_prefix('/'));
+        let below = path.trim_start_matches('/').strip_prefix(RUN);
+        let in_run = below.and_then(|rest| rest.strip_prefix('/'));
         let in_run = in_run.ok_or(Errno::XDEV)?;
         let flags = LOOK | OFlags::DIRECTORY;
         let run = openat2(&self.root, RUN, flags, Mode::empty(), BENEATH)?;
         if fstatfs(&run)?.f_type != TMPFS_MAGIC {
             return Err(Errno::XDEV);
         }
-        openat2(&run, in_run, LOOK, Mode::empty(), STRICT)
+        openat2(&run, in_run, LOOK, Mode::empty(), ONE_MOUNT)
     }
 }
 
 /// The same regular file, opened to be read.
-fn reopened(there: BorrowedFd<'_>) -> Result<File, Errno> {
+fn reopened(there: &OwnedFd) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", there.as_raw_fd());
     let flags =
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME | OFlags::CLOEXEC;

@@ -3,14 +3,15 @@
 //! The lock also remembers a network that was being made or deleted when a run was killed. Incus shows no operation for
 //! those, and two deletions of one network at once leave its DNS server behind for ever, on the network's address.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, open};
+
+use crate::dir::open_or_make;
 
 /// Only root writes in this folder, so nobody else can hold the lock.
 const LOCK: &str = "/run/anklume.lock";
@@ -46,13 +47,11 @@ pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
 
 /// The file, locked, and whether a run was killed while a network was being made or deleted.
 fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = open(LOCK, flags, Mode::RUSR | Mode::WUSR)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let mut file = open_or_make(CWD, LOCK)?;
+    if file.try_lock().is_err() {
         tell("waiting for another anklume that changes this Incus");
-        flock(&file, FlockOperation::LockExclusive)?;
+        file.lock()?;
     }
-    let mut file = File::from(file);
     let killed = file.read(&mut [0])? > 0;
     file.set_len(0)?;
     Ok((file, killed))
@@ -64,7 +63,8 @@ pub(crate) fn is_held() -> bool {
     let Ok(file) = open(LOCK, flags, Mode::empty()) else {
         return false;
     };
-    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    let locked = File::from(file).try_lock_shared();
+    matches!(locked, Err(TryLockError::WouldBlock))
 }
 
 impl Lock {

@@ -1,39 +1,29 @@
 //! The machine's files: a path is gone through part by part, through no symbolic link and no mount.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, chownat, fchmod,
-    fchown, flock, fstat, mkdirat, open, openat, openat2, readlinkat, renameat, statat, symlinkat,
-    unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fchown, fstat, readlinkat,
+    renameat, symlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::process::{getegid, geteuid};
 use tokio::time::sleep;
 
 use super::account::Account;
+use crate::dir::{Dir, LOOK, NotRead, ONE_MOUNT, OTHERS_WRITE, READ, RIGHTS, open_or_make};
 use crate::machine_state::{CallerUser, PASS, Rights};
 
-/// Flags for resolving every path, from the root folder on.
-const STRICT: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-/// Flags to open a folder for working in it.
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOFOLLOW);
 /// Time to wait for another run's work in the machine.
 const LOCK_MAX: Duration = Duration::from_secs(15);
 /// Interval for checking whether it has ended.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Deepest folder within a folder that is handed on.
 const DEPTH_MAX: usize = 64;
-/// Maximum size of a file that is read, in bytes: a services file, and more.
+/// Number of bytes read of a file: more than a services file has.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
 /// The reason why a file is not as required.
@@ -71,9 +61,6 @@ fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
     }
 }
 
-/// Bits of a mode that are rights.
-const RIGHTS: u32 = 0o7777;
-
 /// Returns whether something is this program's own user's, who is root, with these rights.
 fn is_as_made(is: &Stat, mode: u32) -> bool {
     (is.st_uid, is.st_gid) == (geteuid().as_raw(), getegid().as_raw())
@@ -82,7 +69,7 @@ fn is_as_made(is: &Stat, mode: u32) -> bool {
 
 /// The root folder.
 #[derive(Debug)]
-pub(super) struct MachineTree(OwnedFd);
+pub(super) struct MachineTree(Dir);
 
 /// A path, taken apart.
 struct PathParts<'a> {
@@ -95,83 +82,62 @@ fn parts(path: &str) -> PathParts<'_> {
     PathParts { folder, name }
 }
 
-/// A path below the root, as `openat2` takes it.
-fn below(path: &str) -> &str {
-    match path.trim_start_matches('/') {
-        "" => ".",
-        path => path,
-    }
-}
-
-/// Hands on what is in a folder, and then the folder.
-fn hand_on(folder: &OwnedFd, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
-    let new = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
-    let theirs = |is: &Stat| is.st_uid == from;
-    let listed = openat(folder, ".", FOLDER, Mode::empty())?;
-    for entry in Dir::read_from(&listed)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if [c".", c".."].contains(&name) {
-            continue;
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = match openat2(folder, name, flags, Mode::empty(), STRICT) {
-            Ok(found) => found,
+/// Hands on the content of a folder, and then the folder itself.
+fn hand_on(folder: &Dir, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
+    let (user, group) = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
+    let theirs = |stat: &Stat| stat.st_uid == from;
+    for name in folder.names()? {
+        let found = match folder.open_at(&name, LOOK) {
             // Gone meanwhile, or a mount: not ours to give.
             Err(Errno::NOENT | Errno::XDEV) => continue,
-            Err(why) => return Err(why),
+            found => found?,
         };
-        let is = fstat(&found)?;
-        match FileType::from_raw_mode(is.st_mode) {
-            FileType::Directory if depth > 0 => hand_on(&found, from, to, depth - 1)?,
+        let stat = fstat(&found)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory if depth > 0 => hand_on(&folder.dir(&name)?, from, to, depth - 1)?,
             // Another name of the file may be somewhere else.
-            FileType::RegularFile if theirs(&is) && is.st_nlink == 1 => {
-                chownat(&found, "", new.0, new.1, AtFlags::EMPTY_PATH)?;
+            FileType::RegularFile if theirs(&stat) && stat.st_nlink == 1 => {
+                chownat(&found, "", user, group, AtFlags::EMPTY_PATH)?;
             }
             _ => {}
         }
     }
-    if theirs(&fstat(&listed)?) {
-        fchown(&listed, new.0, new.1)?;
+    if theirs(&fstat(folder)?) {
+        fchown(folder, user, group)?;
     }
     Ok(())
 }
 
 impl MachineTree {
-    /// The machine's own.
+    /// Opens the machine's own root folder.
     pub(super) fn open() -> Result<Self, TreeError> {
         Self::at("/")
     }
 
     fn at(root: &str) -> Result<Self, TreeError> {
-        let folder = open(root, FOLDER, Mode::empty());
+        let folder = Dir::open(Path::new(root), READ | OFlags::NOFOLLOW, ONE_MOUNT);
         folder.map(Self).map_err(|why| refused("opened", root, why))
     }
 
-    fn folder_there(&self, path: &str) -> Result<OwnedFd, Errno> {
-        openat2(&self.0, below(path), FOLDER, Mode::empty(), STRICT)
-    }
-
-    /// A folder, made with what is missing above it.
-    pub(super) fn folder(&self, path: &str, mode: u32) -> Result<OwnedFd, TreeError> {
-        match self.folder_there(path) {
+    /// Opens a folder, and makes it and those above it where they are missing.
+    pub(super) fn folder(&self, path: &str, mode: u32) -> Result<Dir, TreeError> {
+        match self.0.dir(path) {
             Err(Errno::NOENT) => {}
-            Ok(folder) => return Ok(folder),
-            Err(why) => return Err(refused("opened", path, why)),
+            folder => return folder.map_err(|why| refused("opened", path, why)),
         }
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
-        match mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(why) => return Err(refused("made", path, why)),
-        }
-        let folder_made = self
-            .folder_there(path)
+        parent
+            .make_dir(name, mode)
+            .map_err(|why| refused("made", path, why))?;
+        let folder = self
+            .0
+            .dir(path)
             .map_err(|why| refused("opened", path, why))?;
-        // Whatever the umask took.
-        fchmod(&folder_made, Mode::from_raw_mode(mode))
+        // Restores the bits that the umask removed.
+        fchmod(&folder, Mode::from_raw_mode(mode))
             .map_err(|why| refused("given its rights", path, why))?;
-        Ok(folder_made)
+        Ok(folder)
     }
 
     /// A folder of a user's, made and given to them where it is missing.
@@ -181,7 +147,7 @@ impl MachineTree {
         mode: u32,
         owner: &Account,
     ) -> Result<(), TreeError> {
-        match self.folder_there(path) {
+        match self.0.dir(path) {
             // What a user mounts there is theirs: nothing is pushed into it.
             Ok(_) | Err(Errno::XDEV) => return Ok(()),
             Err(_) => {}
@@ -195,7 +161,7 @@ impl MachineTree {
     /// Gives a folder to another user, with what in it is the one's who has it; through no link and no mount. The folder itself
     /// comes last, so that a run that was interrupted is gone on with.
     pub(super) fn hand_on(&self, path: &str, to: &Account) -> Result<(), TreeError> {
-        let folder = match self.folder_there(path) {
+        let folder = match self.0.dir(path) {
             Ok(folder) => folder,
             // What is mounted there is not ours to give.
             Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
@@ -208,70 +174,57 @@ impl MachineTree {
         handed.map_err(|why| refused("given to its user", path, why))
     }
 
-    /// Looks at a path itself, not at the target of a link.
-    fn look(folder: &OwnedFd, path: &str, name: &str) -> Result<Option<Stat>, TreeError> {
-        match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(is) => Ok(Some(is)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(why) => Err(refused("looked at", path, why)),
-        }
-    }
-
-    /// The content of a regular file; `None`: nothing is there.
+    /// Returns the content of a regular file; `None` if nothing is there.
     pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, TreeError> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = match openat2(&self.0, below(path), flags, Mode::empty(), STRICT) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(why) => return Err(refused("read", path, why)),
+        let regular = self.0.regular(path).map_err(|why| match why {
+            NotRead::System(why) => refused("read", path, why),
+            NotRead::Link | NotRead::NotRegular => TreeError::Altered(path.to_owned()),
+        })?;
+        let Some(regular) = regular else {
+            return Ok(None);
         };
-        let is = fstat(&file).map_err(|why| refused("read", path, why))?;
-        if FileType::from_raw_mode(is.st_mode) != FileType::RegularFile {
-            return Err(TreeError::Altered(path.to_owned()));
-        }
         let mut bytes = Vec::new();
-        let read = File::from(file).take(READ_MAX).read_to_end(&mut bytes);
+        let read = regular.file.take(READ_MAX).read_to_end(&mut bytes);
         read.map_err(|why| io("read", path, why))?;
         Ok(Some(bytes))
     }
 
-    /// Makes a file of root's hold this, whole or not at all; whether it was otherwise.
+    /// Makes a file of root's hold this, whole or not at all; returns whether it was otherwise.
     pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
-        let there = Self::look(&parent, path, name)?;
-        let as_made = there.is_some_and(|is| is_as_made(&is, mode));
-        // Whoever else owns it may change it while it is compared.
+        let current = parent
+            .stat(name)
+            .map_err(|why| refused("looked at", path, why))?;
+        let as_made = current.is_some_and(|stat| is_as_made(&stat, mode));
+        // Another owner could change it during the comparison.
         if self.read(path)?.as_deref() == Some(content) && as_made {
             return Ok(false);
         }
-        let fresh = format!(".{name}.new");
-        match unlinkat(&parent, &fresh, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(why) => return Err(refused("written", path, why)),
-        }
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(&parent, &fresh, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|why| refused("written", path, why))?;
-        fchmod(&file, Mode::from_raw_mode(mode)).map_err(|why| refused("written", path, why))?;
-        let mut file = File::from(file);
-        let written = file.write_all(content).and_then(|()| file.sync_all());
-        written.map_err(|why| io("written", path, why))?;
-        renameat(&parent, &fresh, &parent, name).map_err(|why| refused("written", path, why))?;
+        parent
+            .replace(name, &format!(".{name}.new"), mode, |file| {
+                file.write_all(content)?;
+                file.sync_all()
+            })
+            .map_err(|why| match Errno::from_io_error(&why) {
+                Some(why) => refused("written", path, why),
+                None => io("written", path, why),
+            })?;
         Ok(true)
     }
 
     /// Puts a file of a folder in the place of another path's.
     pub(super) fn rename(&self, folder: &str, name: &str, to: &str) -> Result<(), TreeError> {
         let from = self
-            .folder_there(folder)
+            .0
+            .dir(folder)
             .map_err(|why| refused("opened", folder, why))?;
         let target = parts(to);
         let parent = self.folder(target.folder, 0o755)?;
-        if let Some(there) = Self::look(&parent, to, target.name)?
-            && FileType::from_raw_mode(there.st_mode) != FileType::RegularFile
-        {
+        let current = parent
+            .stat(target.name)
+            .map_err(|why| refused("looked at", to, why))?;
+        if current.is_some_and(|stat| !FileType::from_raw_mode(stat.st_mode).is_file()) {
             return Err(TreeError::Altered(to.to_owned()));
         }
         renameat(&from, name, &parent, target.name)
@@ -295,28 +248,25 @@ impl MachineTree {
     /// Removes a file or link; whether it was there.
     pub(super) fn remove(&self, path: &str) -> Result<bool, TreeError> {
         let PathParts { folder, name } = parts(path);
-        let parent = match self.folder_there(folder) {
+        let parent = match self.0.dir(folder) {
             Ok(parent) => parent,
             Err(Errno::NOENT) => return Ok(false),
             Err(why) => return Err(refused("removed", path, why)),
         };
-        match unlinkat(&parent, name, AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(why) => Err(refused("removed", path, why)),
-        }
+        parent
+            .remove(name)
+            .map_err(|why| refused("removed", path, why))
     }
 
-    /// The names in a folder that begin so.
+    /// Returns the names in a folder that begin with `prefix`.
     pub(super) fn names(&self, folder: &str, prefix: &str) -> Result<Vec<String>, TreeError> {
         let opened = self
-            .folder_there(folder)
+            .0
+            .dir(folder)
             .map_err(|why| refused("opened", folder, why))?;
-        let entries =
-            rustix::fs::Dir::read_from(&opened).map_err(|why| refused("read", folder, why))?;
-        let names =
-            entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
-        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+        let mut names = opened.names().map_err(|why| refused("read", folder, why))?;
+        names.retain(|name| name.starts_with(prefix));
+        Ok(names)
     }
 
     /// Waits until nobody else holds the lock of a file of root's, and holds it.
@@ -324,19 +274,20 @@ impl MachineTree {
     /// # Errors
     ///
     /// Somebody holds it for long.
-    pub(super) async fn lock(&self, path: &str) -> Result<OwnedFd, TreeError> {
+    pub(super) async fn lock(&self, path: &str) -> Result<File, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = openat(&parent, name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|why| refused("locked", path, why))?;
-        let began = Instant::now();
+        let file = open_or_make(&parent, name).map_err(|why| refused("locked", path, why))?;
+        let start = Instant::now();
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(Errno::WOULDBLOCK) if began.elapsed() < LOCK_MAX => sleep(LOCK_LOOK).await,
-                Err(why) => return Err(refused("locked", path, why)),
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_MAX => {
+                    sleep(LOCK_LOOK).await;
+                }
+                attempted => {
+                    let locked = attempted.map(|()| file).map_err(io::Error::from);
+                    return locked.map_err(|why| io("locked", path, why));
+                }
             }
         }
     }
@@ -374,8 +325,8 @@ impl MachineTree {
     }
 
     /// A folder, and how it is; `None`: it is not there.
-    fn seen(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, TreeError> {
-        let folder = match self.folder_there(path) {
+    fn seen(&self, path: &str) -> Result<Option<(Dir, Stat)>, TreeError> {
+        let folder = match self.0.dir(path) {
             Err(Errno::NOENT) => return Ok(None),
             folder => folder.map_err(|why| refused("opened", path, why))?,
         };
@@ -385,8 +336,6 @@ impl MachineTree {
 
     /// That a folder, where it is there, is root's and nobody else can change what is in it.
     pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
-        /// Rights to write of the group and of others.
-        const OTHERS_WRITE: u32 = 0o022;
         let Some((_, is)) = self.seen(path)? else {
             return Ok(());
         };

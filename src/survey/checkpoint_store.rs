@@ -3,13 +3,14 @@
 //! Whether a log still holds such a line is decided in [`super::audit_checkpoint`].
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, fstat, renameat_with};
 use serde::{Deserialize, Serialize};
 
+use crate::dir::{BENEATH, Dir, OTHERS, READ};
 use crate::incus::Object;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
@@ -19,8 +20,8 @@ use crate::plan::{is_marked, is_rebuilt, number};
 const FOLDER: &str = "/var/lib/anklume/audit";
 /// Rights of the folder.
 const FOLDER_MODE: u32 = 0o700;
-/// Rights of others.
-const OTHERS: u32 = 0o077;
+/// Rights of the files.
+const FILE_MODE: u32 = 0o600;
 /// Suffix of the files, after the machine's UUID.
 const SUFFIX: &str = ".json";
 
@@ -81,16 +82,18 @@ impl CheckpointStore {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             _ => {}
         }
-        let is = fs::symlink_metadata(&self.0)?;
-        if !is.is_dir() || is.uid() != 0 || is.permissions().mode() & OTHERS != 0 {
+        let folder = Dir::open(&self.0, READ | OFlags::NOFOLLOW, BENEATH)?;
+        let stat = fstat(&folder)?;
+        if stat.st_uid != 0 || stat.st_mode & OTHERS != 0 {
             let folder = self.0.display();
             return Err(io::Error::other(format!("`{folder}` is not root's alone")));
         }
-        let mut fresh = tempfile::NamedTempFile::new_in(&self.0)?;
-        serde_json::to_writer(&mut fresh, kept)?;
-        fresh.flush()?;
-        let done = fresh.persist(path);
-        done.map(drop).map_err(|failed| failed.error)
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or(io::ErrorKind::InvalidInput)?;
+        let temporary = format!(".{name}.{}", std::process::id());
+        folder.replace(name, &temporary, FILE_MODE, |file| {
+            Ok(serde_json::to_writer(file, kept)?)
+        })
     }
 
     /// Puts a line aside, under this time: the machine's log begins anew. Where it is then.

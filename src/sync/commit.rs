@@ -7,11 +7,11 @@ mod place;
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use crate::dir::Dir;
 use crate::inventory::{FilePath, InventoryFolder};
 
 use super::tree::{FileIdentity, FileTree, TreeFault, TreeOwner, temporary_name};
@@ -144,7 +144,7 @@ impl CommitRun<'_> {
         Ok(())
     }
 
-    fn folder(&self, path: &FilePath) -> Result<&OwnedFd, TreeFault> {
+    fn folder(&self, path: &FilePath) -> Result<&Dir, TreeFault> {
         let missing = || TreeFault::system("open", &path.folder.as_str(), Errno::NOENT);
         self.tree.folder(path.folder).ok_or_else(missing)
     }
@@ -164,13 +164,11 @@ impl CommitRun<'_> {
         };
         let folder = self.folder(path)?;
         let fault = |cause| TreeFault::system("write", path, cause);
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else reads the new text of a file before it has that file's permissions.
         let mode = Mode::from_raw_mode(if owner.is_some() { 0o600 } else { 0o644 });
-        let handle = rustix::fs::openat(folder, temporary_name(number), flags, mode)
+        let mut file = folder
+            .create(&temporary_name(number), mode)
             .map_err(|cause| fault(cause.into()))?;
-        let mut file = File::from(handle);
         file.write_all(text.as_bytes()).map_err(fault)?;
         if let Some(owner) = owner {
             hand_over(&file, *owner).map_err(|cause| fault(cause.into()))?;
@@ -278,16 +276,16 @@ fn hand_over(file: &File, owner: TreeOwner) -> Result<(), Errno> {
     if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
         let uid = Some(rustix::fs::Uid::from_raw(owner.uid));
         let gid = Some(rustix::fs::Gid::from_raw(owner.gid));
-        if rustix::fs::fchown(file.as_fd(), uid, gid).is_err() {
+        if rustix::fs::fchown(file, uid, gid).is_err() {
             // Not the owner: the file becomes the user's, as with any editor; its group stays where it can.
-            let _ = rustix::fs::fchown(file.as_fd(), None, gid);
+            let _ = rustix::fs::fchown(file, None, gid);
         }
     }
     rustix::fs::fchmod(file, owner.mode)
 }
 
 /// Brings the names in a folder to the disk; a file system that has no such thing needs none.
-fn sync_folder(folder: &OwnedFd) -> Result<(), Errno> {
+fn sync_folder(folder: &Dir) -> Result<(), Errno> {
     match rustix::fs::fsync(folder) {
         Err(cause) if cannot(cause) => Ok(()),
         result => result,

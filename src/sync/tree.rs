@@ -3,23 +3,21 @@
 //! A path is looked up once, from the folder that holds it, and refused where it is a link; so not even a race leads
 //! a run out of the folder that it was given.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::fs::TryLockError;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
 
+use crate::dir::{BENEATH, Dir, NotRead, READ, lock_within};
 use crate::inventory::{FilePath, InventoryFolder};
 
 /// Maximum size of a file that is read, in bytes: what Ansible reads is far smaller.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// Time that a run waits for another one in the same folder.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// Interval between two looks.
-const LOCK_STEP: Duration = Duration::from_millis(50);
 /// How the names of temporary files begin and end; Ansible reads no file whose name begins with a dot.
 const TEMPORARY: (&str, &str) = (".anklume-sync-", ".tmp");
 
@@ -164,9 +162,9 @@ pub(crate) enum Access {
 /// The folder that holds the three folders of generated files.
 #[derive(Debug)]
 pub(crate) struct FileTree {
-    pub(crate) base: OwnedFd,
+    pub(crate) base: Dir,
     base_path: PathBuf,
-    folders: [Option<OwnedFd>; 3],
+    folders: [Option<Dir>; 3],
     /// No other run is in this folder.
     pub(crate) is_alone: bool,
 }
@@ -175,8 +173,7 @@ impl FileTree {
     /// Opens the folders that are there and locks the one that holds them.
     pub(crate) fn open(base: &Path, access: Access) -> Result<Self, TreeFault> {
         let name = base.display().to_string().escape_debug().to_string();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = rustix::fs::open(base, flags, Mode::empty()).map_err(|cause| match cause {
+        let handle = Dir::open(base, READ, BENEATH).map_err(|cause| match cause {
             Errno::NOENT => TreeFault::NoBase(name.clone()),
             Errno::NOTDIR => TreeFault::NotFolder(name.clone()),
             other => TreeFault::system("open", &base.display(), other),
@@ -203,14 +200,13 @@ impl FileTree {
     }
 
     /// A folder's handle, where the folder is there.
-    pub(crate) fn folder(&self, folder: InventoryFolder) -> Option<&OwnedFd> {
+    pub(crate) fn folder(&self, folder: InventoryFolder) -> Option<&Dir> {
         self.folders.get(folder as usize).and_then(Option::as_ref)
     }
 
-    fn open_folder(&self, folder: InventoryFolder) -> Result<Option<OwnedFd>, TreeFault> {
+    fn open_folder(&self, folder: InventoryFolder) -> Result<Option<Dir>, TreeFault> {
         let name = folder.as_str();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.base, name, flags, Mode::empty()) {
+        match self.base.dir(name) {
             Ok(handle) => Ok(Some(handle)),
             Err(Errno::NOENT) => Ok(None),
             Err(cause) => Err(self.wrong_folder(name, cause)),
@@ -219,11 +215,11 @@ impl FileTree {
 
     fn wrong_folder(&self, name: &str, cause: Errno) -> TreeFault {
         let path = self.base_path.join(name).display().to_string();
-        let stat = rustix::fs::statat(&self.base, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = self.base.stat(name).ok().flatten();
         match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-            Ok(FileType::Symlink) => TreeFault::Symlink(path.escape_debug().to_string()),
-            Ok(FileType::Directory) | Err(_) => TreeFault::system("open", &path, cause),
-            Ok(_) => TreeFault::NotFolder(path.escape_debug().to_string()),
+            Some(FileType::Symlink) => TreeFault::Symlink(path.escape_debug().to_string()),
+            Some(FileType::Directory) | None => TreeFault::system("open", &path, cause),
+            Some(_) => TreeFault::NotFolder(path.escape_debug().to_string()),
         }
     }
 
@@ -232,14 +228,12 @@ impl FileTree {
         if self.folder(folder).is_some() {
             return Ok(false);
         }
-        let mode = Mode::from_raw_mode(0o755);
-        match rustix::fs::mkdirat(&self.base, folder.as_str(), mode) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(cause) => {
+        self.base
+            .make_dir(folder.as_str(), 0o755)
+            .map_err(|cause| {
                 let path = self.base_path.join(folder.as_str());
-                return Err(TreeFault::system("make the folder", &path.display(), cause));
-            }
-        }
+                TreeFault::system("make the folder", &path.display(), cause)
+            })?;
         let handle = self.open_folder(folder)?;
         if let Some(place) = self.folders.get_mut(folder as usize) {
             *place = handle;
@@ -252,21 +246,23 @@ impl FileTree {
         let Some(folder) = self.folder(path.folder) else {
             return Ok(None);
         };
-        // A FIFO without a writer must not hold the run.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let handle = match rustix::fs::openat(folder, path.file_name(), flags, Mode::empty()) {
-            Ok(handle) => handle,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(Errno::LOOP) => return Err(TreeFault::Symlink(path.to_string())),
-            Err(Errno::NXIO) => return Err(TreeFault::NotFile(path.to_string())),
-            Err(cause) => return Err(TreeFault::system("read", path, cause)),
+        let regular = folder.regular(&path.file_name()).map_err(|why| match why {
+            NotRead::Link => TreeFault::Symlink(path.to_string()),
+            NotRead::NotRegular => TreeFault::NotFile(path.to_string()),
+            NotRead::System(cause) => TreeFault::system("read", path, cause),
+        })?;
+        let Some(regular) = regular else {
+            return Ok(None);
         };
-        let stat =
-            rustix::fs::fstat(&handle).map_err(|cause| TreeFault::system("read", path, cause))?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(TreeFault::NotFile(path.to_string()));
-        }
-        let text = read_text(handle, path)?;
+        let stat = regular.stat;
+        let bytes = regular.read(FILE_MAX).map_err(|why| match why.kind() {
+            io::ErrorKind::FileTooLarge => TreeFault::TooLarge(path.to_string()),
+            _ => TreeFault::system("read", path, why),
+        })?;
+        let text = String::from_utf8(bytes).map_err(|fault| TreeFault::NotText {
+            path: path.to_string(),
+            at: fault.utf8_error().valid_up_to() + 1,
+        })?;
         Ok(Some(FoundFile {
             text,
             identity: FileIdentity::of(&stat),
@@ -278,20 +274,11 @@ impl FileTree {
         }))
     }
 
-    /// The names in a folder.
+    /// Returns the names in a folder.
     fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
-        let Some(handle) = self.folder(folder) else {
-            return Ok(Vec::new());
-        };
-        let fault = |cause| TreeFault::system("list", &folder.as_str(), cause);
-        let entries = Dir::read_from(handle).map_err(fault)?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(fault)?;
-            // A name that is not UTF-8 is none that sync gave.
-            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
-        }
-        Ok(names)
+        // A name that is not UTF-8 is none that sync gave.
+        let names = self.folder(folder).map_or(Ok(Vec::new()), Dir::names);
+        names.map_err(|cause| TreeFault::system("list", &folder.as_str(), cause))
     }
 
     /// The `.yml` files of a folder by name, in order.
@@ -317,7 +304,7 @@ impl FileTree {
                 |name: &&String| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
             for name in names.iter().filter(leftover) {
                 if let Some(handle) = self.folder(folder) {
-                    let _ = rustix::fs::unlinkat(handle, name, AtFlags::empty());
+                    let _ = handle.remove(name);
                 }
             }
         }
@@ -335,36 +322,15 @@ pub(crate) fn temporary_name(number: usize) -> String {
     )
 }
 
-fn read_text(handle: OwnedFd, path: &FilePath) -> Result<String, TreeFault> {
-    let mut bytes = Vec::new();
-    let read = File::from(handle)
-        .take(FILE_MAX + 1)
-        .read_to_end(&mut bytes);
-    read.map_err(|cause| TreeFault::system("read", path, cause))?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(TreeFault::TooLarge(path.to_string()));
-    }
-    String::from_utf8(bytes).map_err(|fault| TreeFault::NotText {
-        path: path.to_string(),
-        at: fault.utf8_error().valid_up_to() + 1,
-    })
-}
-
-/// Locks a folder until its handle is closed. Says whether it could: some network file systems lock no folders.
-fn lock(handle: &OwnedFd, access: Access, name: &str) -> Result<bool, TreeFault> {
-    let operation = match access {
-        Access::Read => FlockOperation::NonBlockingLockShared,
-        Access::Write => FlockOperation::NonBlockingLockExclusive,
-    };
-    let start = Instant::now();
-    loop {
-        match rustix::fs::flock(handle, operation) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) if start.elapsed() > LOCK_WAIT => {
-                return Err(TreeFault::Busy(name.to_owned()));
-            }
-            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_STEP),
-            Err(_) => return Ok(false),
-        }
+/// Locks a folder until its handle is closed. Returns whether it could: some network file systems lock no folders.
+fn lock(folder: &Dir, access: Access, name: &str) -> Result<bool, TreeFault> {
+    let handle = folder.handle();
+    let locked = lock_within(LOCK_WAIT, || match access {
+        Access::Read => handle.try_lock_shared(),
+        Access::Write => handle.try_lock(),
+    });
+    match locked {
+        Err(TryLockError::WouldBlock) => Err(TreeFault::Busy(name.to_owned())),
+        locked => Ok(locked.is_ok()),
     }
 }

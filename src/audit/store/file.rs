@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::CWD;
 
 use super::super::verify::LINE_MAX;
 use super::{AuditError, KEEP};
+use crate::dir::open_or_make;
 
 /// The log's files that are there, oldest first.
 ///
@@ -72,14 +73,11 @@ pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
 
 /// Opens a file for writing, through no link; one that is not there is made (0600).
 pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .map_err(|source| AuditError::Io {
-            doing: "opened",
-            path: path.to_owned(),
-            source: source.into(),
-        })
+    open_or_make(CWD, path).map_err(|source| AuditError::Io {
+        doing: "opened",
+        path: path.to_owned(),
+        source: source.into(),
+    })
 }
 
 /// The end of a file.

@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::super::SealKey;
 use super::AuditError;
 use super::file::{beside, open_file};
@@ -36,7 +34,7 @@ pub(super) fn read_or_make(path: &Path) -> Result<SealKey, AuditError> {
         }
     };
     let mut file = open_file(path)?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|e| error("locked")(e.into()))?;
+    file.lock().map_err(error("locked"))?;
     let mut found = Vec::new();
     (&mut file)
         .take(LENGTH as u64 + 1)

@@ -6,9 +6,8 @@ use super::*;
 /// A view of a folder in the place of a machine's root, with users that are numbered from 1,000,000 on.
 fn view(root: &std::path::Path) -> View {
     let map = "0 1000000 65536\n";
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     View {
-        root: open(root, flags, Mode::empty()).unwrap(),
+        root: Dir::open(root, SEARCH, ONE_MOUNT).unwrap(),
         process: pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap(),
         users: Ids::parse(map),
         groups: Ids::parse(map),

@@ -1,25 +1,22 @@
 //! The folder of a server's sockets: private before the first socket, one server at a time, nothing left behind.
 
-use std::fs::{DirEntry, File};
-use std::io::{self, Read as _};
+use std::fs::{DirEntry, File, TryLockError};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
-use rustix::io::Errno;
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
+use crate::dir::{BENEATH, Dir, READ, RegularFile, lock_within, open_or_make};
 use crate::mcp::framing::json;
 use crate::name::MachineName;
 
 /// Time for which the folder's lock is tried: a check for a running server holds it for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two tries.
-const LOCK_AGAIN: Duration = Duration::from_millis(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum length of a path of a Unix socket, in bytes (`sun_path` less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
 /// The file that a running server holds locked.
@@ -30,6 +27,8 @@ const STATUS: &str = ".status.json";
 const FRESH: &str = ".new";
 /// A status that is not whole yet; one server writes it.
 const FRESH_STATUS: &str = ".status.new";
+/// Mode of the status file: the folder lets nobody else in.
+const STATUS_MODE: u32 = 0o644;
 /// Suffix of a consumer's socket.
 const SOCKET_SUFFIX: &str = ".sock";
 
@@ -88,12 +87,12 @@ impl SocketFolder {
     /// It is not ours, cannot be made, holds what is no server's, or another server has it.
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
-        let lock = lock_file(path).map_err(|source| error("locked", path, source))?;
-        match lock_within(&lock, LOCK_PATIENCE) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(FolderError::Taken(path.to_owned())),
-            Err(source) => return Err(error("locked", path, source.into())),
-        }
+        let lock = open_or_make(CWD, path.join(LOCK))
+            .map_err(|source| error("locked", path, source.into()))?;
+        lock_within(LOCK_TIMEOUT, || lock.try_lock()).map_err(|failed| match failed {
+            TryLockError::WouldBlock => FolderError::Taken(path.to_owned()),
+            TryLockError::Error(source) => error("locked", path, source),
+        })?;
         let folder = Self {
             path: path.to_owned(),
             _lock: lock,
@@ -108,8 +107,8 @@ impl SocketFolder {
     ///
     /// It cannot be seen: the folder is another user's.
     pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
-        match regular(&path.join(LOCK)) {
-            Ok(lock) => Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err()),
+        match regular(path, LOCK) {
+            Ok(lock) => Ok(lock.file.try_lock_shared().is_err()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
             // No server was ever there.
             Err(_) => Ok(false),
@@ -128,12 +127,8 @@ impl SocketFolder {
         const VALUES_MAX: usize = 200_000;
         /// Maximum length of a text in it, in bytes.
         const TEXT_MAX: usize = 64 * 1024;
-        let mut text = Vec::new();
-        let file = regular(&Self::status_file(path))?;
-        file.take(STATUS_MAX + 1).read_to_end(&mut text)?;
-        let is_short = u64::try_from(text.len()).is_ok_and(|length| length <= STATUS_MAX);
-        if is_short
-            && json::count(&text).is_some_and(|values| values <= VALUES_MAX)
+        let text = regular(path, STATUS)?.read(STATUS_MAX)?;
+        if json::count(&text).is_some_and(|values| values <= VALUES_MAX)
             && !json::has_long_text(&text, TEXT_MAX, &[], &[])
         {
             Ok(text)
@@ -222,11 +217,13 @@ impl SocketFolder {
     ///
     /// The system refuses.
     pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
-        let path = Self::status_file(&self.path);
-        let fresh = self.path.join(FRESH_STATUS);
-        std::fs::write(&fresh, text)
-            .and_then(|()| std::fs::rename(&fresh, &path))
-            .map_err(|source| error("written to", &path, source))
+        open(&self.path)
+            .and_then(|folder| {
+                folder.replace(STATUS, FRESH_STATUS, STATUS_MODE, |file| {
+                    file.write_all(text)
+                })
+            })
+            .map_err(|source| error("written to", &self.path.join(STATUS), source))
     }
 
     /// Removes every socket of a consumer and the status, and nothing else.
@@ -246,17 +243,6 @@ impl SocketFolder {
     }
 }
 
-/// Takes the lock, which may be held for a moment.
-fn lock_within(lock: &File, patience: Duration) -> Result<(), Errno> {
-    let begun = Instant::now();
-    loop {
-        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if begun.elapsed() < patience => sleep(LOCK_AGAIN),
-            locked => return locked,
-        }
-    }
-}
-
 /// Returns whether it is named and made as a server does it.
 fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     let kind = entry.file_type()?;
@@ -269,15 +255,14 @@ fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     Ok((kind.is_socket() && is_socket) || (kind.is_file() && is_file))
 }
 
-/// Opens a regular file for reading, through no link; a pipe or device would make us wait.
-fn regular(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(openat(CWD, path, flags, Mode::empty())?);
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::ErrorKind::InvalidInput.into())
-    }
+fn open(folder: &Path) -> io::Result<Dir> {
+    Ok(Dir::open(folder, READ | OFlags::NOFOLLOW, BENEATH)?)
+}
+
+/// Opens a regular file of the folder.
+fn regular(folder: &Path, name: &str) -> io::Result<RegularFile> {
+    let file = open(folder)?.regular(name)?;
+    file.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn error(doing: &'static str, path: &Path, source: io::Error) -> FolderError {
@@ -299,8 +284,7 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
         _ => {}
     }
     let metadata = std::fs::symlink_metadata(path).map_err(|source| error("read", path, source))?;
-    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
-    if !metadata.is_dir() || !ours {
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(FolderError::NotOurs(path.to_owned()));
     }
     holds_sockets_only(path)?;
@@ -311,7 +295,7 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
 /// A folder that no server had before is empty, or it is somebody's: it would be closed to others, and emptied.
 fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
     let failed = |source| error("read", path, source);
-    if regular(&path.join(LOCK)).is_ok() {
+    if regular(path, LOCK).is_ok() {
         return Ok(());
     }
     for entry in std::fs::read_dir(path).map_err(failed)? {
@@ -326,12 +310,6 @@ fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
     Ok(())
 }
 
-fn lock_file(folder: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = openat(CWD, folder.join(LOCK), flags, Mode::RUSR | Mode::WUSR)?;
-    Ok(file.into())
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -343,8 +321,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sockets");
         drop(SocketFolder::take(&path).unwrap());
-        let looked = regular(&path.join(LOCK)).unwrap();
-        flock(&looked, FlockOperation::LockShared).unwrap();
+        let looked = regular(&path, LOCK).unwrap();
+        looked.file.lock_shared().unwrap();
         let (about_to, taking) = mpsc::channel();
         let taken = std::thread::spawn({
             let path = path.clone();
@@ -354,7 +332,7 @@ mod tests {
             }
         });
         taking.recv().unwrap();
-        sleep(10 * LOCK_AGAIN);
+        std::thread::sleep(Duration::from_millis(100));
         drop(looked);
         let taken = taken.join().unwrap().unwrap();
         // Whoever has it keeps it.

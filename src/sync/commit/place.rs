@@ -1,11 +1,10 @@
 //! How one file takes the place of another: in one step, so that it can be undone, and never over what someone else wrote.
 
-use std::os::fd::OwnedFd;
-
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::super::tree::FileIdentity;
+use crate::dir::Dir;
 
 /// Replaces files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub(super) enum Renames {
 #[derive(Debug)]
 pub(super) struct CommitPlace<'a> {
     /// The folder.
-    pub(super) folder: &'a OwnedFd,
+    pub(super) folder: &'a Dir,
     /// The file's own name.
     pub(super) name: String,
     /// The place of its new text, and afterwards of its old one.
@@ -160,7 +159,7 @@ impl CommitPlace<'_> {
 
     fn rename(&self, from: &str, to: &str, flags: RenameFlags) -> Result<(), Errno> {
         if flags.is_empty() {
-            return rustix::fs::renameat(self.folder, from, self.folder, to);
+            return self.folder.rename(from, to);
         }
         rustix::fs::renameat_with(self.folder, from, self.folder, to, flags)
     }
@@ -170,13 +169,13 @@ impl CommitPlace<'_> {
     }
 
     fn unlink(&self, name: &str) -> Result<(), Errno> {
-        rustix::fs::unlinkat(self.folder, name, AtFlags::empty())
+        self.folder.remove(name).map(drop)
     }
 
     /// Returns whether a name leads to this very file, unchanged.
     fn is(&self, name: &str, identity: FileIdentity) -> bool {
-        rustix::fs::statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| FileIdentity::of(&stat) == identity)
+        let stat = self.folder.stat(name).ok().flatten();
+        stat.is_some_and(|stat| FileIdentity::of(&stat) == identity)
     }
 }
 

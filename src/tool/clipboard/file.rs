@@ -1,68 +1,58 @@
 //! The clipboard as a file that only its user can read, for machines without a display.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat};
+use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
 use super::{CLIPBOARD_MAX, not_text, too_large};
+use crate::dir::{BENEATH, Dir, NotRead, OTHERS, READ, RegularFile, is_own, make_all, permit};
+use crate::tool::ToolError;
 use crate::tool::blocking::BlockingStop;
-use crate::tool::{ToolError, folder};
 
 /// Name of the file in the runtime folder.
 const NAME: &str = "clipboard";
-/// Permission bits of others.
-const OTHERS: u32 = 0o077;
 /// Limit in bytes, for comparison with file sizes.
-const MOST: u64 = CLIPBOARD_MAX as u64;
+const MAX: u64 = CLIPBOARD_MAX as u64;
 
-/// Reads the clipboard; nothing set is an empty text.
+/// Reads the clipboard; returns an empty text if none was set.
 pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
     let folder = open_folder(runtime)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match openat(&folder, NAME, flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(String::new()),
-        Err(Errno::LOOP) => return Err(odd("is a symbolic link")),
-        Err(refused) => return Err(ToolError::system("open the clipboard's file", refused)),
+    let bytes = match folder.regular(NAME) {
+        Ok(Some(file)) => contents(file)?,
+        Ok(None) => return Ok(String::new()),
+        Err(NotRead::Link) => return Err(not_trusted("is a symbolic link")),
+        Err(NotRead::NotRegular) => return Err(not_trusted("is not a regular file")),
+        Err(NotRead::System(refused)) => {
+            return Err(ToolError::system("open the clipboard's file", refused));
+        }
     };
-    let bytes = contents(file)?;
     String::from_utf8(bytes).map_err(|_| not_text())
 }
 
-/// The bytes of the file, once it is known to be ours alone.
-fn contents(file: OwnedFd) -> Result<Vec<u8>, ToolError> {
-    let system = |refused: Errno| ToolError::system("read the clipboard's file", refused);
-    let stat = fstat(&file).map_err(system)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(odd("is not a regular file"));
+/// Returns the content of the file, provided that it belongs to this user alone.
+fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
+    let system = |refused: io::Error| ToolError::system("read the clipboard's file", refused);
+    let stat = &regular.stat;
+    if !is_own(stat) {
+        return Err(not_trusted("belongs to another user"));
     }
-    if stat.st_uid != geteuid().as_raw() {
-        return Err(odd("belongs to another user"));
-    }
-    // None at all: another call has set the clipboard since it was opened.
+    // A file without a name: another call has set the clipboard since this one was opened.
     if stat.st_nlink > 1 {
-        return Err(odd("has a second name"));
+        return Err(not_trusted("has a second name"));
     }
-    folder::permit(&file, Mode::RUSR | Mode::WUSR).map_err(system)?;
+    permit(&regular.file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
     let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-    if size > MOST {
+    if size > MAX {
         return Err(too_large(size));
     }
-    let mut bytes = Vec::new();
-    File::from(file)
-        .take(MOST.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|refused| ToolError::system("read the clipboard's file", refused))?;
-    match u64::try_from(bytes.len()) {
-        Ok(length) if length <= MOST => Ok(bytes),
-        length => Err(too_large(length.unwrap_or(u64::MAX))),
-    }
+    regular.read(MAX).map_err(|refused| match refused.kind() {
+        io::ErrorKind::FileTooLarge => too_large(MAX.saturating_add(1)),
+        _ => system(refused),
+    })
 }
 
 /// Replaces what is on the clipboard: whole or not at all.
@@ -72,36 +62,34 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Resul
     let replaced = fill(file, content)
         .and_then(|()| stop.check())
         .and_then(|()| {
-            renameat(&folder, &name, &folder, NAME)
+            folder
+                .rename(&name, NAME)
                 .map_err(|refused| ToolError::system("replace the clipboard's file", refused))
         });
     if replaced.is_err() {
         // It is ours, and what matters is the first error.
-        let _ = unlinkat(&folder, &name, AtFlags::empty());
+        let _ = folder.remove(&name);
     }
     replaced
 }
 
-fn fill(file: OwnedFd, content: &str) -> Result<(), ToolError> {
+fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     let system = |refused: io::Error| ToolError::system("write the clipboard's file", refused);
     // Whatever the umask says.
-    folder::permit(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
-    File::from(file)
-        .write_all(content.as_bytes())
-        .map_err(system)
+    permit(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
+    file.write_all(content.as_bytes()).map_err(system)
 }
 
 /// A new file beside the clipboard's, with its name.
-fn create_beside(folder: &OwnedFd) -> Result<(String, OwnedFd), ToolError> {
+fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
     /// Names left by processes that were killed are skipped; so many are not.
     const TRIES: usize = 1000;
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut refused = Errno::EXIST;
     for _ in 0..TRIES {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!(".{NAME}-{}-{count}", std::process::id());
-        match openat(folder, &name, flags, Mode::RUSR | Mode::WUSR) {
+        match folder.create(&name, Mode::RUSR | Mode::WUSR) {
             Ok(file) => return Ok((name, file)),
             Err(Errno::EXIST) => {}
             Err(other) => {
@@ -114,25 +102,24 @@ fn create_beside(folder: &OwnedFd) -> Result<(String, OwnedFd), ToolError> {
 }
 
 /// The runtime folder: made when missing, ours, closed to others.
-fn open_folder(runtime: &Path) -> Result<OwnedFd, ToolError> {
+fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
     let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
     let system = |refused: io::Error| ToolError::system(doing, refused);
-    folder::make(runtime, Mode::RWXU).map_err(system)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened =
-        openat(CWD, runtime, flags, Mode::empty()).map_err(|refused| system(refused.into()))?;
+    make_all(runtime, Mode::RWXU).map_err(system)?;
+    let opened = Dir::open(runtime, READ | OFlags::NOFOLLOW, BENEATH)
+        .map_err(|refused| system(refused.into()))?;
     let stat = fstat(&opened).map_err(|refused| system(refused.into()))?;
-    if stat.st_uid != geteuid().as_raw() {
+    if !is_own(&stat) {
         let text = "the clipboard's folder belongs to another user; remove it on the provider";
         return Err(ToolError::Refused(text.to_owned()));
     }
     if stat.st_mode & OTHERS != 0 {
-        folder::permit(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
+        permit(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
     }
     Ok(opened)
 }
 
-fn odd(what: &str) -> ToolError {
+fn not_trusted(what: &str) -> ToolError {
     ToolError::Refused(format!(
         "the clipboard's file {what}, and is not read; remove it on the provider, or set the clipboard anew"
     ))
@@ -252,7 +239,11 @@ mod tests {
         set(&folder, "before");
         let open = fs::File::open(folder.join(NAME)).unwrap();
         set(&folder, "after");
-        assert_eq!(contents(open.into()).unwrap(), b"before");
+        let open = RegularFile {
+            stat: fstat(&open).unwrap(),
+            file: open,
+        };
+        assert_eq!(contents(open).unwrap(), b"before");
     }
 
     #[test]
@@ -270,7 +261,7 @@ mod tests {
                 .contains("has a second name")
         );
         fs::remove_file(folder.join(NAME)).unwrap();
-        rustix::fs::mkfifoat(CWD, folder.join(NAME), Mode::RWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, folder.join(NAME), Mode::RWXU).unwrap();
         assert!(
             read(&folder)
                 .unwrap_err()

@@ -201,8 +201,10 @@ impl Upload {
         let path = &piece.path;
         let (_, name) = path.split();
         if let Some(parent) = portal.parent(path)?
-            && portal::exists(&parent, name)
+            && parent
+                .stat(name)
                 .map_err(|refused| explain(refused, path, "look for"))?
+                .is_some()
         {
             return Err(taken(path));
         }

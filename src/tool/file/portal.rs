@@ -1,43 +1,31 @@
 //! The portal as an open folder: every way into it goes through `openat2`, beneath it, through no symbolic link.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{
-    AtFlags, Mode, OFlags, ResolveFlags, Stat, mkdirat, open, openat, openat2, statat,
-};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::catalogue::PortalPath;
-use crate::tool::{Settings, ToolError, folder};
+use crate::dir::{BENEATH, Dir, READ, SEARCH, make_all};
+use crate::tool::{Settings, ToolError};
 
-/// Flags for resolving a path below the portal: no way out, no link, no `/proc` trick.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
-/// Flags to open a folder and go on from it.
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Permissions of folders that are made, less the umask.
-const FOLDER_MODE: Mode = Mode::RWXU
-    .union(Mode::RGRP)
-    .union(Mode::XGRP)
-    .union(Mode::ROTH)
-    .union(Mode::XOTH);
+const FOLDER_MODE: u32 = 0o755;
 
 /// The open portal.
 #[derive(Debug)]
-pub(super) struct Portal(OwnedFd);
+pub(super) struct Portal(Dir);
 
 /// Makes the portal where it is missing and nobody else could have a hand in it.
 pub(in crate::tool) fn make(settings: &Settings) -> Result<(), ToolError> {
-    folder::make(&settings.portal, FOLDER_MODE)
+    make_all(&settings.portal, Mode::from_raw_mode(FOLDER_MODE))
         .map_err(|refused| ToolError::system("make the portal folder", refused))
 }
 
 impl Portal {
     /// Opens the portal that is there.
     pub(super) fn open(settings: &Settings) -> Result<Self, ToolError> {
-        match open(&settings.portal, FOLDER, Mode::empty()) {
+        match Dir::open(&settings.portal, SEARCH, BENEATH) {
             Ok(folder) => Ok(Self(folder)),
             Err(Errno::NOENT) => Err(ToolError::Unavailable(
                 "the provider has no portal folder yet; `file_accept` makes it, or its owner does"
@@ -56,7 +44,8 @@ impl Portal {
     /// Opens a file or folder without touching what it is.
     pub(super) fn look(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        self.resolve(path.as_str(), flags)
+        self.0
+            .open_at(path.as_str(), flags)
             .map_err(|refused| explain(refused, path, "open"))
     }
 
@@ -64,14 +53,15 @@ impl Portal {
     pub(super) fn read(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        self.resolve(path.as_str(), flags)
+        self.0
+            .open_at(path.as_str(), flags)
             .map_err(|refused| explain(refused, path, "read"))
     }
 
     /// The folder that is there, of those that lead to a file; `None` when one of them is missing.
-    pub(super) fn parent(&self, path: &PortalPath) -> Result<Option<OwnedFd>, ToolError> {
+    pub(super) fn parent(&self, path: &PortalPath) -> Result<Option<Dir>, ToolError> {
         let (folders, _) = path.split();
-        match self.resolve_folders(&folders) {
+        match self.0.dir(&folders.join("/")) {
             Ok(folder) => Ok(Some(folder)),
             Err(Errno::NOENT) => Ok(None),
             Err(refused) => Err(explain(refused, path, "open the folder of")),
@@ -79,10 +69,10 @@ impl Portal {
     }
 
     /// The folder nearest to a file that is there.
-    pub(super) fn nearest(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
+    pub(super) fn nearest(&self, path: &PortalPath) -> Result<Dir, ToolError> {
         let (mut folders, _) = path.split();
         loop {
-            match self.resolve_folders(&folders) {
+            match self.0.dir(&folders.join("/")) {
                 Err(Errno::NOENT) if folders.pop().is_some() => {}
                 found => {
                     return found.map_err(|refused| explain(refused, path, "open the folder of"));
@@ -92,62 +82,38 @@ impl Portal {
     }
 
     /// The folder of a file, with those that are missing made, and how many were.
-    pub(super) fn make_parent(&self, path: &PortalPath) -> Result<(OwnedFd, u64), ToolError> {
+    pub(super) fn make_parent(&self, path: &PortalPath) -> Result<(Dir, u64), ToolError> {
         if let Some(parent) = self.parent(path)? {
             return Ok((parent, 0));
         }
         let (folders, _) = path.split();
         let failed = |refused| explain(refused, path, "make the folder of");
         let mut made: u64 = 0;
-        let mut folder = self.resolve(".", FOLDER).map_err(failed)?;
+        let mut folder = self.0.dir(".").map_err(failed)?;
         for name in folders {
-            match mkdirat(&folder, name, FOLDER_MODE) {
-                Ok(()) => made = made.saturating_add(1),
-                Err(Errno::EXIST) => {}
-                Err(refused) => return Err(failed(refused)),
+            if folder.make_dir(name, FOLDER_MODE).map_err(failed)? {
+                made = made.saturating_add(1);
             }
-            folder = openat2(&folder, name, FOLDER, Mode::empty(), BENEATH).map_err(failed)?;
+            folder = folder.dir(name).map_err(failed)?;
         }
         Ok((folder, made))
     }
 
     /// A folder of the portal, to be listed; `None` when it is not there.
     pub(super) fn list(&self, folder: &str) -> Result<Option<OwnedFd>, ToolError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match self.resolve(folder, flags) {
+        match self.0.open_at(folder, READ) {
             Ok(folder) => Ok(Some(folder)),
             Err(Errno::NOENT) => Ok(None),
             Err(refused) => Err(ToolError::system(format!("list `{folder}`"), refused)),
         }
     }
-
-    fn resolve_folders(&self, folders: &[&str]) -> Result<OwnedFd, Errno> {
-        if folders.is_empty() {
-            return self.resolve(".", FOLDER);
-        }
-        self.resolve(&folders.join("/"), FOLDER)
-    }
-
-    fn resolve(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        openat2(&self.0, path, flags, Mode::empty(), BENEATH)
-    }
-}
-
-/// Returns whether there is anything of that name in a folder.
-pub(super) fn exists(folder: &OwnedFd, name: &str) -> Result<bool, Errno> {
-    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(Stat { .. }) => Ok(true),
-        Err(Errno::NOENT) => Ok(false),
-        Err(refused) => Err(refused),
-    }
 }
 
 /// Makes a folder's entries lasting, where it can be opened for that.
-pub(super) fn sync(folder: &OwnedFd) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if let Ok(folder) = openat(folder, ".", flags, Mode::empty()) {
+pub(super) fn sync(folder: &Dir) {
+    if let Ok(folder) = openat(folder, ".", READ, Mode::empty()) {
         // The file itself is on disk already; a file system that cannot sync folders has no better to offer.
-        let _ = File::from(folder).sync_all();
+        let _ = rustix::fs::fsync(folder);
     }
 }
 

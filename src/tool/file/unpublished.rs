@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{
@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::tool::folder::permit;
+use crate::dir::{Dir, permit};
 
 /// Permissions while the file is being written.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -21,12 +21,12 @@ const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 pub(super) struct Unpublished {
     file: File,
     /// Its folder and name, while it has one.
-    name: Option<(OwnedFd, String)>,
+    name: Option<(Dir, String)>,
 }
 
 impl Unpublished {
     /// A new file on the file system of `folder`; nobody else sees it, so it has these permissions from its beginning.
-    pub(super) fn create(folder: OwnedFd, mode: Mode) -> Result<Self, Errno> {
+    pub(super) fn create(folder: Dir, mode: Mode) -> Result<Self, Errno> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match openat(&folder, ".", flags, mode) {
             Ok(file) => Ok(Self {
@@ -42,7 +42,7 @@ impl Unpublished {
     }
 
     /// A new file with a name of its own.
-    fn create_named(folder: OwnedFd, mode: Mode) -> Result<Self, Errno> {
+    fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
         /// Names left by processes that were killed are skipped; so many are not.
         const TRIES: usize = 1000;
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -71,10 +71,10 @@ impl Unpublished {
     }
 
     /// Gives it its permissions, puts it on disk, and then its name in `folder`; `EXIST` where that is taken.
-    pub(super) fn publish(mut self, folder: &OwnedFd, name: &str, mode: Mode) -> io::Result<()> {
+    pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
         match permit(&self.file, mode) {
             // A process that may change the mode of no file makes another one.
-            Err(Errno::PERM) => self = self.again(folder.try_clone()?, mode)?,
+            Err(Errno::PERM) => self = self.again(folder.dir(".")?, mode)?,
             permitted => permitted?,
         }
         self.file.sync_all()?;
@@ -91,7 +91,7 @@ impl Unpublished {
     }
 
     /// A file of the same content that has these permissions.
-    fn again(mut self, folder: OwnedFd, mode: Mode) -> io::Result<Self> {
+    fn again(mut self, folder: Dir, mode: Mode) -> io::Result<Self> {
         let mut other = match &self.name {
             None => Self::create(folder, mode)?,
             Some(_) => Self::create_named(folder, mode)?,
@@ -103,7 +103,7 @@ impl Unpublished {
     }
 
     /// Gives a file without a name its first one.
-    fn link(&self, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+    fn link(&self, folder: &Dir, name: &str) -> Result<(), Errno> {
         match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
             // Allowed to the privileged, and to all on newer kernels.
             Err(Errno::NOENT | Errno::PERM) => self.link_through_proc(folder, name),
@@ -112,14 +112,14 @@ impl Unpublished {
     }
 
     /// The same in the way that is open to everybody.
-    fn link_through_proc(&self, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+    fn link_through_proc(&self, folder: &Dir, name: &str) -> Result<(), Errno> {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
 }
 
 /// Moves a file to a name that is free.
-fn rename(parent: &OwnedFd, own: &str, folder: &OwnedFd, name: &str) -> Result<(), Errno> {
+fn rename(parent: &Dir, own: &str, folder: &Dir, name: &str) -> Result<(), Errno> {
     match renameat_with(parent, own, folder, name, RenameFlags::NOREPLACE) {
         // A file system that cannot promise it; a second name can be given only where none is.
         Err(Errno::INVAL | Errno::NOSYS) => {
@@ -145,12 +145,11 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     use std::path::Path;
 
-    use rustix::fs::open;
-
     use super::*;
+    use crate::dir::{BENEATH, SEARCH};
 
-    fn folder(path: &Path) -> OwnedFd {
-        open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    fn folder(path: &Path) -> Dir {
+        Dir::open(path, SEARCH, BENEATH).unwrap()
     }
 
     fn entries(path: &Path) -> usize {
