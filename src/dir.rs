@@ -148,7 +148,7 @@ impl Dir {
     pub(crate) fn make_dir(&self, name: &str, mode: u32) -> Result<bool, Errno> {
         match mkdirat(&self.handle, name, Mode::from_raw_mode(mode)) {
             Err(Errno::EXIST) => Ok(false),
-            made => made.map(|()| true),
+            result => result.map(|()| true),
         }
     }
 
@@ -169,10 +169,10 @@ impl Dir {
         fill: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<()> {
         self.remove(temporary)?;
-        let mut file = self.create(temporary, Mode::RUSR | Mode::WUSR)?;
-        let replaced = permit(&file, Mode::from_raw_mode(mode))
+        let mut new = self.create(temporary, Mode::RUSR | Mode::WUSR)?;
+        let replaced = permit(&new, Mode::from_raw_mode(mode))
             .map_err(io::Error::from)
-            .and_then(|()| fill(&mut file))
+            .and_then(|()| fill(&mut new))
             .and_then(|()| Ok(self.rename(temporary, name)?));
         if replaced.is_err() {
             // The first error counts.
@@ -190,7 +190,7 @@ impl Dir {
     pub(crate) fn remove(&self, name: &str) -> Result<bool, Errno> {
         match unlinkat(&self.handle, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
-            removed => removed.map(|()| true),
+            result => result.map(|()| true),
         }
     }
 

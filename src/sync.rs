@@ -8,6 +8,8 @@ mod verify;
 
 use std::num::NonZero;
 
+use serde_json::{Map, Value};
+
 use crate::error::{Exit, Failure};
 use crate::inventory::{FilePath, GeneratedFile, yaml};
 use commit::FileChange;
@@ -98,36 +100,37 @@ fn on_all_cores<T: Send>(
 fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Failure> {
     let path = file.path.clone();
     let found = tree.read(&path).map_err(|fault| failure(&fault))?;
-    let in_file = |fault: BlockFault| block_failure(&path, &fault);
-    let values = file.values();
-    let body = yaml::write(&values);
-    let Some(found) = found else {
-        let new = managed_block::create(&body);
-        verify::verify(&new, None, &values).map_err(in_file)?;
-        return Ok(PlannedFile {
-            path,
-            found: None,
-            new,
-            state: FileState::Created,
-        });
+    let old = found.as_ref().map(|found| found.text.as_str());
+    let new = new_text(old, &file.values()).map_err(|fault| block_failure(&path, &fault))?;
+    let state = match old {
+        None => FileState::Created,
+        Some(old) if old == new => FileState::Unchanged,
+        Some(_) => FileState::Updated,
     };
-    let new = managed_block::update(&found.text, &body).map_err(in_file)?;
-    let state = if new == found.text {
-        FileState::Unchanged
-    } else {
-        FileState::Updated
-    };
-    // What sync alone wrote has been read back when it was written.
-    let parts = managed_block::find(&found.text).map_err(in_file)?;
-    if state == FileState::Updated || parts.is_some_and(|parts| parts.has_user_text()) {
-        verify::verify(&new, Some(&found.text), &values).map_err(in_file)?;
-    }
     Ok(PlannedFile {
         path,
-        found: Some(found),
+        found,
         new,
         state,
     })
+}
+
+/// Returns the new text of a file, after reading it back.
+fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, BlockFault> {
+    let body = yaml::write(values);
+    let new = match old {
+        None => managed_block::create(&body),
+        Some(old) => managed_block::update(old, &body)?,
+    };
+    // A file that sync alone wrote was read back when it was written.
+    let is_read_back = match old.filter(|old| *old == new) {
+        Some(old) => managed_block::find(old)?.is_some_and(|parts| !parts.has_user_text()),
+        None => false,
+    };
+    if !is_read_back {
+        verify::verify(&new, old, values)?;
+    }
+    Ok(new)
 }
 
 fn changes(plan: &[PlannedFile], orphans: &[Orphan]) -> Vec<FileChange> {
@@ -155,16 +158,13 @@ fn changes(plan: &[PlannedFile], orphans: &[Orphan]) -> Vec<FileChange> {
 }
 
 pub(crate) fn failure(fault: &TreeFault) -> Failure {
-    let help = fault.help();
     let message = match std::error::Error::source(fault) {
         Some(cause) => format!("{fault}: {cause}"),
         None => fault.to_string(),
     };
-    let failure = Failure::new(Exit::Failed, message);
-    match help {
-        Some(help) => failure.help(help),
-        None => failure,
-    }
+    let mut failure = Failure::new(Exit::Failed, message);
+    failure.help = fault.help().map(Into::into);
+    failure
 }
 
 fn block_failure(path: &FilePath, fault: &BlockFault) -> Failure {

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_yaml::Mapping;
+use serde_yaml::{Mapping, Value};
 
 use crate::inventory::{FilePath, InventoryFolder};
 
-use super::managed_block::{self, BlockParts};
+use super::managed_block;
 use super::tree::{FileTree, FoundFile, TreeFault};
 
 /// The fate of an orphan.
@@ -84,92 +84,71 @@ impl Candidate {
     fn of(path: FilePath, found: FoundFile) -> Option<Self> {
         // A block that begins and does not end was ours, and is no more: left alone.
         let parts = managed_block::find(&found.text).ok()??;
-        let values = values(&parts);
-        let text = |key| {
-            values
-                .get(key)
-                .and_then(serde_yaml::Value::as_str)
-                .map(str::to_owned)
+        let values: Mapping = serde_yaml::from_str(parts.body()).unwrap_or_default();
+        let domain = match path.folder {
+            InventoryFolder::HostVars => {
+                let domain = values.get("instance_domain").and_then(Value::as_str);
+                domain.map(str::to_owned)
+            }
+            InventoryFolder::GroupVars | InventoryFolder::Inventory => Some(path.stem.clone()),
         };
-        let truth = |key| values.get(key).and_then(serde_yaml::Value::as_bool);
+        let ephemeral = ephemeral_key(path.folder).and_then(|key| values.get(key)?.as_bool());
         Some(Self {
             has_user_text: parts.has_user_text(),
-            ephemeral: match path.folder {
-                InventoryFolder::Inventory => None,
-                InventoryFolder::GroupVars => truth("domain_ephemeral"),
-                InventoryFolder::HostVars => truth("instance_ephemeral"),
-            },
-            domain: match path.folder {
-                InventoryFolder::HostVars => text("instance_domain"),
-                InventoryFolder::GroupVars | InventoryFolder::Inventory => Some(path.stem.clone()),
-            },
+            ephemeral,
+            domain,
             path,
             found,
         })
     }
 
     fn reason_to_keep(&self, protected: &BTreeMap<String, String>) -> Option<String> {
-        let own = match (self.path.folder, self.ephemeral) {
-            (InventoryFolder::Inventory, _) | (_, Some(true)) => None,
-            (InventoryFolder::GroupVars, Some(false)) => {
-                Some("protected: domain_ephemeral is false".to_owned())
+        match (ephemeral_key(self.path.folder), self.ephemeral) {
+            (None, _) | (_, Some(true)) => {}
+            (Some(key), Some(false)) => return Some(format!("protected: {key} is false")),
+            (Some(_), None) => {
+                return Some("protected: it does not say that it is ephemeral".to_owned());
             }
-            (InventoryFolder::HostVars, Some(false)) => {
-                Some("protected: instance_ephemeral is false".to_owned())
-            }
-            (InventoryFolder::GroupVars | InventoryFolder::HostVars, None) => {
-                Some("protected: it does not say that it is ephemeral".to_owned())
-            }
-        };
-        let of_domain = || {
-            let domain = self
-                .domain
-                .as_ref()
-                .filter(|_| self.path.folder != InventoryFolder::HostVars)?;
-            let reason = protected.get(domain)?;
-            Some(format!("protected: {reason}"))
-        };
-        let users = || {
-            self.has_user_text
-                .then(|| "it holds text of your own".to_owned())
-        };
-        own.or_else(of_domain).or_else(users)
+        }
+        let domain = self.domain.as_ref();
+        let of_domain = domain.filter(|_| self.path.folder != InventoryFolder::HostVars);
+        if let Some(reason) = of_domain.and_then(|domain| protected.get(domain)) {
+            return Some(format!("protected: {reason}"));
+        }
+        self.has_user_text
+            .then(|| "it holds text of your own".to_owned())
     }
 }
 
-/// Reads the values in a file's block; empty if it cannot be read.
-fn values(parts: &BlockParts<'_>) -> Mapping {
-    serde_yaml::from_str(parts.body()).unwrap_or_default()
+/// The variable that says whether the subject of a file is ephemeral.
+const fn ephemeral_key(folder: InventoryFolder) -> Option<&'static str> {
+    match folder {
+        InventoryFolder::Inventory => None,
+        InventoryFolder::GroupVars => Some("domain_ephemeral"),
+        InventoryFolder::HostVars => Some("instance_ephemeral"),
+    }
 }
 
 /// Domains whose inventory and variables stay, each with the file that says why.
 fn protected_domains(candidates: &[Candidate]) -> BTreeMap<String, String> {
     let mut protected = BTreeMap::new();
-    for candidate in candidates {
-        let keeps = candidate.path.folder != InventoryFolder::Inventory
-            && candidate.ephemeral != Some(true);
-        if let Some(domain) = candidate.domain.as_ref().filter(|_| keeps) {
+    let (inventories, variables): (Vec<_>, Vec<_>) = candidates
+        .iter()
+        .partition(|candidate| candidate.path.folder == InventoryFolder::Inventory);
+    for candidate in &variables {
+        if let (Some(domain), None | Some(false)) = (&candidate.domain, candidate.ephemeral) {
             let reason = format!("{} stays", candidate.path);
             protected.entry(domain.clone()).or_insert(reason);
         }
     }
-    let declared: BTreeSet<&str> = candidates
+    let of_domains = variables
         .iter()
-        .filter(|candidate| candidate.path.folder == InventoryFolder::GroupVars)
-        .map(|candidate| candidate.path.stem.as_str())
-        .collect();
-    for candidate in candidates
-        .iter()
-        .filter(|candidate| candidate.path.folder == InventoryFolder::Inventory)
-    {
-        if !declared.contains(candidate.path.stem.as_str()) {
-            let reason = format!(
-                "no group_vars/{}.yml says that it is ephemeral",
-                candidate.path.stem
-            );
-            protected
-                .entry(candidate.path.stem.clone())
-                .or_insert(reason);
+        .filter(|candidate| candidate.path.folder == InventoryFolder::GroupVars);
+    let declared: BTreeSet<&str> = of_domains.map(|candidate| &*candidate.path.stem).collect();
+    for FilePath { stem, .. } in inventories.iter().map(|candidate| &candidate.path) {
+        if !declared.contains(stem.as_str()) {
+            let reason = format!("no group_vars/{stem}.yml says that it is ephemeral");
+            protected.entry(stem.clone()).or_insert(reason);
         }
     }
     protected
