@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use crate::incus::{EntryKind, FileEntry};
 use view::{View, ViewFailure};
 
-/// This program, also where its file was replaced.
+/// This program, even if its file has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// The hidden subcommand that [`serve`]s.
 pub(crate) const COMMAND: &str = "machine-root";
-/// Maximum time that one look may take. A local disk takes milliseconds.
+/// Maximum time for one look. A local disk takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time that all looks into a machine may take together.
+/// Maximum time for all looks into a machine together.
 const TOTAL: Duration = Duration::from_secs(20);
 /// Maximum length of a line between the two processes, in bytes: a path, and a little.
 const LINE_MAX: u64 = 16 * 1024;
@@ -38,10 +38,10 @@ enum RootRequest {
     Read {
         path: String,
         kind: EntryKind,
-        /// Most bytes.
+        /// Maximum length, in bytes.
         max: u64,
     },
-    /// Is a file this very program?
+    /// Compare a file with this program.
     IsThisProgram(String),
 }
 
@@ -60,19 +60,19 @@ enum RootAnswer {
 /// The result of a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Look<T> {
-    /// This is there.
+    /// This was found.
     Is(T),
-    /// More bytes than were asked for.
+    /// The file is larger than allowed.
     TooLarge,
     /// The path leads through a link or a mount, or the machine's first process has ended. Incus may still know the
     /// answer.
     Unclear,
 }
 
-/// The reason why there is no answer: the machine keeps it back, or the child failed.
+/// The reason why the child does not answer: the machine delays it, or the child failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineRootError {
-    /// The child cannot be started or spoken with.
+    /// The child cannot be started, or communication with it failed.
     #[error("cannot run the process that reads its files: {0}")]
     Io(#[from] io::Error),
     /// It took too long.
@@ -80,7 +80,7 @@ pub(crate) enum MachineRootError {
     Slow,
 }
 
-/// A child that looks at the files of one machine; dropped, it is ended.
+/// A child that looks at the files of one machine; dropping this ends it.
 #[derive(Debug)]
 pub(crate) struct MachineRoot {
     /// Killed when it is dropped.
@@ -92,7 +92,7 @@ pub(crate) struct MachineRoot {
 }
 
 impl MachineRoot {
-    /// Looks through the process `first`, which must be the first one of the machine in that cgroup; `None`: it is not.
+    /// Starts a child that looks through the process `first`; returns `None` unless that is the machine's first process.
     pub(crate) async fn open(first: u32, cgroup: &str) -> Result<Option<Self>, MachineRootError> {
         let mut command = Command::new(THIS_PROGRAM);
         command
@@ -104,13 +104,13 @@ impl MachineRoot {
     /// Starts a child, and waits until it is ready.
     async fn start(
         mut command: Command,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Option<Self>, MachineRootError> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A ^C at the terminal is for whoever waits for this.
+            // A ^C at the terminal must not end the child before its parent.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -123,7 +123,7 @@ impl MachineRoot {
             stdin,
             stdout: BufReader::new(stdout),
         };
-        let answer = timeout(patience, root.answer()).await;
+        let answer = timeout(limit, root.answer()).await;
         match answer.map_err(|_| MachineRootError::Slow)?? {
             RootAnswer::Ready => Ok(Some(root)),
             _ => Ok(None),
@@ -143,7 +143,7 @@ impl MachineRoot {
         )
     }
 
-    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    /// Returns the content of a regular file or the target of a link; `None` if the path is neither.
     pub(crate) async fn read(
         &mut self,
         path: &str,
@@ -162,7 +162,7 @@ impl MachineRoot {
         })
     }
 
-    /// Whether a file is this very program; `None`: nothing is there, or something else than a regular file.
+    /// Returns whether a file equals this program; `None` if the path is not a regular file.
     pub(crate) async fn is_this_program(
         &mut self,
         path: &str,
@@ -180,8 +180,8 @@ impl MachineRoot {
     ) -> Result<(RootAnswer, Vec<u8>), MachineRootError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
-        let patience = self.left.min(TIMEOUT);
-        let began = Instant::now();
+        let limit = self.left.min(TIMEOUT);
+        let start = Instant::now();
         let exchange = async {
             self.stdin.write_all(&line).await?;
             let answer = self.answer().await?;
@@ -192,8 +192,8 @@ impl MachineRoot {
             }
             Ok((answer, content))
         };
-        let done = timeout(patience, exchange).await;
-        self.left = self.left.saturating_sub(began.elapsed());
+        let done = timeout(limit, exchange).await;
+        self.left = self.left.saturating_sub(start.elapsed());
         done.map_err(|_| MachineRootError::Slow)?
     }
 
@@ -205,7 +205,7 @@ impl MachineRoot {
     }
 }
 
-/// The child's part: looks through a process of this computer until its input ends.
+/// Runs the child's part: answers requests until its input ends.
 ///
 /// # Errors
 /// Fails if the parent is gone or sends a line that is not a valid request.
@@ -264,13 +264,10 @@ mod tests {
     use super::*;
 
     /// A child that is a shell script.
-    async fn child(
-        script: &str,
-        patience: Duration,
-    ) -> Result<Option<MachineRoot>, MachineRootError> {
+    async fn child(script: &str, limit: Duration) -> Result<Option<MachineRoot>, MachineRootError> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        MachineRoot::start(command, patience).await
+        MachineRoot::start(command, limit).await
     }
 
     const SHORT: Duration = Duration::from_millis(50);

@@ -1,7 +1,7 @@
-//! Puts a machine in order from inside, after `apply` pushed the program there: the program, the machine's name, services and server.
+//! Sets a machine up from inside, after `apply` pushed the program there: the program, the machine's name, services and server.
 //!
-//! Runs as root inside the machine. Goes through no symbolic link and no mount on the way to what it writes, and can be run
-//! again at any time: what is in order stays as it is.
+//! Runs as root inside the machine. It follows no symbolic link and crosses no mount to the files that it writes. It can
+//! run again at any time, and changes only what differs.
 
 pub(crate) mod account;
 mod server;
@@ -27,22 +27,22 @@ use tree::{MachineTree, TreeError};
 /// The portal of the file tools.
 const PORTAL: &str = "/srv/anklume/portal";
 
-/// The reason why a machine could not be put in order.
+/// The reason why a machine could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
-    /// Something in the machine is not what it was left as.
+    /// A file of the machine was altered.
     #[error(transparent)]
     Tree(#[from] TreeError),
-    /// The user that serves.
+    /// The user of the server is not known.
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// The services are no policy.
+    /// The services are not valid.
     #[error("the services are refused: {0}")]
     Services(#[from] crate::services::ServicesFault),
     /// The order was sent too long ago.
     #[error("the order came too late: another run may have sent a newer one")]
     Old,
-    /// The program is not the one of the order.
+    /// This program is not the one that the order names.
     #[error("the program that arrived is not the one that was sent")]
     Program,
     /// The system refused.
@@ -53,7 +53,7 @@ pub(crate) enum SetupError {
         /// The system's error.
         source: io::Error,
     },
-    /// The supervisor refused, in its words.
+    /// The supervisor refused.
     #[error("`{command}` failed: {words}")]
     Supervisor {
         /// The command.
@@ -61,22 +61,22 @@ pub(crate) enum SetupError {
         /// Its last words.
         words: String,
     },
-    /// No server, or one with another policy, within the time.
+    /// No server reported the policy that was sent within the time.
     #[error("the server does not report the policy that was sent: {0}")]
     NotServing(String),
 }
 
-/// Maximum time that the server of a machine takes to be another, from the order on: the old one ends, the new one reports.
-pub(crate) const SERVER_MAX: Duration = supervisor::PATIENCE.saturating_add(server::REPORT_MAX);
+/// Maximum time to replace the server of a machine: the old one ends, and the new one reports.
+pub(crate) const SERVER_MAX: Duration = supervisor::TIMEOUT.saturating_add(server::REPORT_MAX);
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }
 }
 
-/// Maximum age of an order when it begins, in seconds: a later run may have sent another one since.
+/// Maximum age of an order at its start, in seconds: a later run may have sent another one since.
 const AGE_MAX: i64 = 30;
 
-/// Carries an order out; what came of it.
+/// Carries an order out and returns the result.
 pub(crate) async fn carry_out(sent: &Sent) -> SetupReport {
     match put_in_order(sent).await {
         Ok(digest) => SetupReport {
@@ -97,13 +97,13 @@ pub(crate) async fn carry_out(sent: &Sent) -> SetupReport {
     }
 }
 
-/// The program first, then what it serves by, then the server.
+/// Puts the program in place first, then its configuration, then starts the server.
 async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let order = &sent.order;
     let services = order.services()?;
     let account = Account::find(order.run_as.as_deref())?;
     let tree = MachineTree::open()?;
-    // Before anything else: what comes later is another run's, which may be waiting for this one.
+    // Before the lock: a program that arrives later belongs to a run that waits for this one.
     let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
     for folder in [PROGRAM_FOLDER, ETC] {
         tree.is_roots(folder)?;
@@ -122,7 +122,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
         unfinished: true,
         ..finished.clone()
     };
-    // Whatever ends this run, the next one sees that it did not come to its end.
+    // If this run is interrupted, the next one sees that it did not finish.
     program(&tree, order, &left, || {
         tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)
     })?;
@@ -139,11 +139,11 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
     let restart =
         supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
-    // No server overrides the rights of another user's files.
+    // The server has no right to files of another user.
     tree.hand_on(LOGS, &account)?;
     supervisor::run(supervisor, &account, restart).await?;
     if other_user {
-        // The old server, which made files here, has ended.
+        // Only now: the old server, which made files here, has ended.
         tree.hand_on(PORTAL, &account)?;
     }
     let digest = services
@@ -154,7 +154,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     Ok(Some(digest))
 }
 
-/// Gives the folders back to root, with their rights; lets those pass who call and serve.
+/// Gives the folders back to root, with their rights, and lets the callers and the server pass.
 fn rights(tree: &MachineTree, order: &MachineSpec, account: &Account) -> Result<(), TreeError> {
     let server = CallerUser {
         uid: account.uid,
@@ -173,9 +173,9 @@ fn identity(tree: &MachineTree) -> Result<Option<Identity>, SetupError> {
     Ok(text.as_deref().and_then(Identity::from_file))
 }
 
-/// Puts this very program in its place, where it is not there already, and removes what interrupted runs left beside it.
+/// Moves this program to its place if it is not there already, and removes the programs of interrupted runs.
 ///
-/// `begin` is called when everything is known to be as it must be, before anything is changed.
+/// Calls `begin` after all checks, before the first change.
 fn program(
     tree: &MachineTree,
     order: &MachineSpec,

@@ -17,7 +17,7 @@ use managed_block::BlockFault;
 use orphans::{Fate, Orphan};
 use tree::{FileTree, FoundFile, TreeFault};
 
-/// Fewer files than these are not worth a thread of their own.
+/// Minimum number of files for one more thread.
 const SHARE_MIN: usize = 200;
 
 /// The change to a file.
@@ -28,7 +28,7 @@ pub(crate) enum FileState {
     Unchanged,
 }
 
-/// A file as it is and as it should be.
+/// The current and the required text of a file.
 #[derive(Debug)]
 pub(crate) struct PlannedFile {
     pub(crate) path: FilePath,
@@ -37,11 +37,11 @@ pub(crate) struct PlannedFile {
     pub(crate) state: FileState,
 }
 
-/// Compares every file with what it should say.
+/// Compares every file with its required text.
 ///
 /// # Errors
 ///
-/// All faults: those before the last, and the last.
+/// All faults: all but the last, then the last.
 pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
@@ -60,11 +60,11 @@ pub(crate) fn plan(
     }
 }
 
-/// Writes what the plan and the orphans say.
+/// Makes the changes of the plan, and removes the orphans to be removed.
 ///
 /// # Errors
 ///
-/// A file cannot be written; nothing is changed then.
+/// A file cannot be written; then nothing is changed.
 pub(crate) fn write(
     tree: &mut FileTree,
     plan: &[PlannedFile],
@@ -73,7 +73,7 @@ pub(crate) fn write(
     commit::commit(tree, &changes(plan, orphans))
 }
 
-/// Does the same for every file, in the order of the files; many files are shared out, since most of a run is reading back.
+/// Does the work for every file, in order, on all cores: a run spends most of its time reading back.
 fn on_all_cores<T: Send>(
     files: &[GeneratedFile<'_>],
     work: impl Fn(&GeneratedFile<'_>) -> T + Sync,

@@ -1,6 +1,6 @@
 //! The root folder of a process. Lookups follow no link and cross no mount, except a tmpfs on `/run`.
 //!
-//! Everything in there is the machine's: it may change while it is looked at, and name whatever it likes.
+//! The machine controls everything below: files may change during a lookup.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -15,28 +15,27 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::dir::{BENEATH, Dir, LOOK, ONE_MOUNT, RegularFile, SEARCH};
 use crate::incus::{EntryKind, FileEntry, FileOwner};
 
-/// The only mount that is crossed, and only if it is a tmpfs: every Linux system has it, and it holds the server's
-/// status.
+/// The only mount that is crossed, and only if it is a tmpfs: it holds the server's status.
 const RUN: &str = "run";
 /// Type of a file system in memory (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// Types of file systems that a machine can mount over its root and then answer for itself: FUSE, overlayfs.
+/// Types of file systems that a machine can mount over its root and control: FUSE, overlayfs.
 const MACHINES_OWN: [i64; 2] = [0x6573_5546, 0x794c_7630];
-/// Bits of a mode that Incus tells too.
+/// Bits of a mode that Incus reports too.
 const RIGHTS: u32 = 0o777;
 /// The ID shown for a user or group without a mapping in the machine (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
-/// Bytes of two files compared at once.
+/// Size of the chunks in which two files are compared, in bytes.
 const CHUNK: usize = 256 * 1024;
-/// Maximum length of a file of the kernel's that is read, in bytes.
+/// Maximum length of a file below `/proc`, in bytes.
 const PROC_MAX: u64 = 64 * 1024;
 
-/// The reason why there is no answer.
+/// The reason why a path has no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ViewFailure {
-    /// More bytes than were asked for.
+    /// The file is larger than allowed.
     TooLarge,
-    /// A link, a mount, or what cannot be told from here.
+    /// The path leads through a link or a mount, or cannot be read.
     Unclear,
 }
 
@@ -67,14 +66,14 @@ impl View {
     /// cgroup.
     pub(super) fn open(first: u32, cgroup: &str) -> Option<Self> {
         let number = i32::try_from(first).ok().and_then(Pid::from_raw)?;
-        // Opened first: as long as it is not over, what is read below is of this very process.
+        // Opened first: as long as this process lives, the files read below belong to it.
         let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
         let text = |name: &str| kernel_text(&format!("/proc/{first}/{name}"));
         if !is_first(&text("status")?) || !is_in(&text("cgroup")?, cgroup) {
             return None;
         }
         let root = format!("/proc/{first}/root");
-        // Incus looks at the root of the machine, and not at a folder in it that its first process has made its own.
+        // Incus looks at the root of the machine, even if the first process has changed its own root.
         if fs::read_link(&root).ok()? != Path::new("/") {
             return None;
         }
@@ -119,7 +118,7 @@ impl View {
         }))
     }
 
-    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    /// Returns the content of a regular file or the target of a link; `None` if the path is neither.
     pub(super) fn read(
         &self,
         path: &str,
@@ -149,7 +148,7 @@ impl View {
         }
     }
 
-    /// Whether a regular file holds the same as a file of the host's; `None`: nothing is there, or something else.
+    /// Returns whether a regular file equals a file of the host; `None` if the path is not a regular file.
     pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, ViewFailure> {
         let Some((there, is)) = self.at(path)? else {
             return Ok(None);
@@ -158,7 +157,7 @@ impl View {
             return Ok(None);
         }
         let own = File::open(own)?;
-        // Most different files differ in size, which shows without reading them.
+        // Most files that differ, differ in size.
         if own.metadata()?.len() != size(&is) {
             return Ok(Some(false));
         }
@@ -166,7 +165,7 @@ impl View {
         Ok(Some(are_same(own, theirs)?))
     }
 
-    /// Something at a path, held without being opened for use.
+    /// Opens a path only for looking at it.
     fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, ViewFailure> {
         let there = match self.opened(path) {
             Err(Errno::NOENT) => return Ok(None),
@@ -193,7 +192,7 @@ impl View {
     }
 }
 
-/// The same regular file, opened to be read.
+/// Opens a file again, for reading.
 fn reopened(there: &OwnedFd) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", there.as_raw_fd());
     let flags =
@@ -205,7 +204,7 @@ fn size(is: &Stat) -> u64 {
     u64::try_from(is.st_size).unwrap_or(u64::MAX)
 }
 
-/// Returns whether two files hold the same.
+/// Returns whether two files have the same content.
 fn are_same(mut one: impl io::Read, mut other: impl io::Read) -> io::Result<bool> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     loop {
@@ -257,7 +256,7 @@ fn is_in(cgroups: &str, machine: &str) -> bool {
     any
 }
 
-/// The id map of a machine's users on the host (user_namespaces(7)).
+/// The map of a machine's user or group IDs on the host (user_namespaces(7)).
 #[derive(Debug, PartialEq, Eq)]
 struct Ids(Vec<Range>);
 
@@ -282,7 +281,7 @@ impl Ids {
         Self(map.lines().filter_map(range).collect())
     }
 
-    /// The number that a user of the host has in the machine.
+    /// Returns the ID in the machine of a user or group of the host.
     fn inside(&self, outside: u32) -> u32 {
         let mut ranges = self.0.iter();
         let found = ranges.find_map(|range| {

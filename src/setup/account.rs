@@ -1,4 +1,4 @@
-//! The user that serves, as the machine's `/etc/passwd` knows them.
+//! Looks up the server's user in the machine's `/etc/passwd`.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::tool::Surroundings;
 
 /// The file of users.
 const PASSWD: &str = "/etc/passwd";
-/// Maximum size of a file of users, or of the machine's name, that is read, in bytes.
+/// Maximum size of a file read here, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// A user.
@@ -18,9 +18,9 @@ const FILE_MAX: u64 = 16 * 1024 * 1024;
 pub(crate) struct Account {
     /// Its name.
     pub(crate) name: String,
-    /// User number.
+    /// User ID.
     pub(crate) uid: u32,
-    /// Group number.
+    /// Group ID.
     pub(crate) gid: u32,
     /// Home folder.
     home: String,
@@ -29,7 +29,7 @@ pub(crate) struct Account {
 /// The reason why a user is not available.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccountError {
-    /// The machine does not know them.
+    /// The machine has no such user.
     #[error("there is no user `{}` in this machine: make one (`useradd -m {}`), or take another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
     Nobody(String),
     /// The identity file cannot be read.
@@ -43,7 +43,7 @@ pub(crate) enum AccountError {
 }
 
 impl Account {
-    /// The user of that name; root where none is named.
+    /// Finds the user of that name; root if `name` is `None`.
     pub(crate) fn find(name: Option<&str>) -> Result<Self, AccountError> {
         let Some(name) = name.filter(|name| *name != "root") else {
             return Ok(Self::root());
@@ -53,14 +53,14 @@ impl Account {
             .ok_or_else(|| AccountError::Nobody(name.to_owned()))
     }
 
-    /// A user in the machine's file of users.
+    /// Finds a user in the machine's file of users.
     fn listed(name: &str) -> std::io::Result<Option<Self>> {
         let text = read(PASSWD)?;
         let text = String::from_utf8_lossy(&text);
         Ok(text.lines().find_map(|line| account(line, name)))
     }
 
-    /// Root, whose home the file of users may set elsewhere.
+    /// Returns root, with the home that the file of users gives.
     fn root() -> Self {
         let listed = Self::listed("root").unwrap_or_default();
         Self {
@@ -71,38 +71,38 @@ impl Account {
         }
     }
 
-    /// Default places of their portal, clipboard and keys.
+    /// Returns the default places of the user's portal, clipboard and keys.
     pub(crate) fn surroundings(&self) -> Surroundings {
         Surroundings::of_user(&self.home, RUNTIME)
     }
 
-    /// The name of this machine; `None` outside of anklume's machines, and where it cannot be read.
+    /// Returns the name of this machine; `None` outside of anklume's machines, or if it cannot be read.
     pub(crate) fn machine() -> Option<MachineName> {
         let text = read(IDENTITY).ok()?;
         Identity::from_file(&text).map(|identity| identity.machine)
     }
 
-    /// The user that this machine's server runs as; `None` outside of anklume's machines.
+    /// Returns the user that this machine's server runs as; `None` outside of anklume's machines.
     pub(crate) fn of_this_machine() -> Result<Option<Self>, AccountError> {
         let text = match read(IDENTITY) {
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(AccountError::Identity)?,
         };
-        // Nobody becomes root because a file cannot be read.
+        // A file that cannot be read must not lead to root.
         let identity = Identity::from_file(&text).ok_or_else(|| {
             AccountError::Identity(std::io::Error::other("it says no machine's name"))
         })?;
         Self::find(identity.run_as.as_deref()).map(Some)
     }
 
-    /// Makes a command run as this user, with these surroundings and, from root, without root's groups.
+    /// Makes a command run as this user, with these surroundings and without root's groups.
     pub(crate) fn runs<'c>(
         &self,
         command: &'c mut Command,
         surroundings: &Surroundings,
     ) -> &'c mut Command {
         if rustix::process::geteuid().is_root() {
-            // The standard library drops the supplementary groups where root sets a user.
+            // The standard library drops the supplementary groups if root sets a user.
             command.uid(self.uid).gid(self.gid);
         }
         for (name, value) in surroundings.variables() {
@@ -124,7 +124,7 @@ fn read(path: &str) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A line of passwd, if it is that user's.
+/// Parses a line of passwd; returns `None` unless it is this user's.
 fn account(line: &str, name: &str) -> Option<Account> {
     let fields: Vec<&str> = line.split(':').collect();
     let [own, _, uid, gid, _, home, ..] = fields.as_slice() else {

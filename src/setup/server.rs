@@ -1,4 +1,4 @@
-//! The machine's server, seen from beside it: which process, by which policy; ended and started where nobody else does.
+//! Watches the machine's server from outside: its process and its policy. Ends and starts it if no supervisor does.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -19,11 +19,11 @@ use crate::mcp::listen::folder::SocketFolder;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
 
-/// Time that a server gets to report a policy: it looks for one several times a second.
+/// Maximum time for a server to report a policy: it checks for one several times a second.
 pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
-/// Time that a server gets to end: that of its running calls.
+/// Maximum time for a server to end: that of its running calls.
 const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
-/// Interval between two looks.
+/// Interval between two checks.
 const LOOK: Duration = Duration::from_millis(20);
 
 fn folder() -> &'static Path {
@@ -32,7 +32,7 @@ fn folder() -> &'static Path {
 
 /// Reads the status of the server of a folder, if one runs.
 fn status(folder: &Path) -> Option<ServerStatus> {
-    // A server that has just begun says nothing yet; to look at its lock then would be to hold it against it.
+    // The status comes first: a check of the lock would disturb a server that is just starting and has no status yet.
     let text = SocketFolder::status(folder).ok()?;
     let status = serde_json::from_slice(&text).ok()?;
     SocketFolder::is_served(folder)
@@ -40,21 +40,21 @@ fn status(folder: &Path) -> Option<ServerStatus> {
         .then_some(status)
 }
 
-/// The user's portal, clipboard and keys: those that the machine's server uses, or would use.
+/// Returns the places of the user's portal, clipboard and keys: those that the server uses, or would use.
 pub(crate) fn surroundings(account: &Account) -> Surroundings {
     let is_theirs = std::fs::symlink_metadata(folder()).is_ok_and(|is| is.uid() == account.uid);
     let served = is_theirs.then(|| status(folder())).flatten();
-    // A server of an earlier version does not say it.
+    // A server of an earlier version does not report them.
     let said = served.and_then(|status| status.surroundings);
     said.unwrap_or_else(|| account.surroundings())
 }
 
-/// Returns whether a server runs, and of the program that is in its place now.
+/// Returns whether a server runs, from the current program file.
 pub(super) fn is_current() -> bool {
     status(folder()).is_some_and(|status| runs(&status, Path::new(PROGRAM)))
 }
 
-/// Returns whether a server that said this of itself runs, as this program.
+/// Returns whether the server with this status runs, from this program file.
 fn runs(status: &ServerStatus, program: &Path) -> bool {
     let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
     runs.is_ok_and(|path| path == program)
@@ -66,12 +66,12 @@ pub(super) async fn reports(digest: &str) -> Result<(), SetupError> {
 }
 
 async fn reports_within(
-    patience: Duration,
+    timeout: Duration,
     folder: &Path,
     program: &Path,
     digest: &str,
 ) -> Result<(), SetupError> {
-    let began = Instant::now();
+    let start = Instant::now();
     loop {
         let status = status(folder);
         let fits = |status: &ServerStatus| {
@@ -83,7 +83,7 @@ async fn reports_within(
         if status.as_ref().is_some_and(fits) {
             return Ok(());
         }
-        if began.elapsed() >= patience {
+        if start.elapsed() >= timeout {
             return Err(SetupError::NotServing(match status {
                 None => format!("no server runs in `{}`", folder.display()),
                 Some(ServerStatus {
@@ -100,7 +100,7 @@ async fn reports_within(
     }
 }
 
-/// Returns whether a process is a server of the folder: the program, also where its file was replaced, by the folder's owner.
+/// Returns whether a process serves in the folder: it runs the program, even if replaced, as the folder's owner.
 fn is_server(pid: Pid) -> bool {
     let process = format!("/proc/{}", pid.as_raw_nonzero());
     let program = std::fs::read_link(format!("{process}/exe")).unwrap_or_default();
@@ -120,7 +120,7 @@ fn is_server(pid: Pid) -> bool {
     ours && serves && same
 }
 
-/// Ends the server that runs, when its calls are answered.
+/// Ends the running server, after its calls are answered.
 pub(super) async fn end() -> Result<(), SetupError> {
     let Some(pid) = status(folder())
         .and_then(|status| i32::try_from(status.pid).ok())
@@ -128,17 +128,17 @@ pub(super) async fn end() -> Result<(), SetupError> {
     else {
         return Ok(());
     };
-    // Whose file this number is from may be anybody: only a server of ours, of that user's, is told anything; it is held
-    // by a descriptor, so that it is no other process meanwhile. One that is gone has ended.
+    // An untrusted user wrote this number: only a server of that user gets the signal. The descriptor prevents that the
+    // signal reaches a later process of the same number.
     if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
         && is_server(pid)
     {
         let _ = pidfd_send_signal(&process, Signal::TERM);
     }
-    let began = Instant::now();
-    // What cannot be seen has not ended.
+    let start = Instant::now();
+    // A server whose state is unknown counts as running.
     while SocketFolder::is_served(folder()).unwrap_or(true) {
-        if began.elapsed() > END_MAX {
+        if start.elapsed() > END_MAX {
             return Err(SetupError::NotServing(
                 "the old server does not end".to_owned(),
             ));
@@ -148,7 +148,7 @@ pub(super) async fn end() -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Starts a server that nobody supervises.
+/// Starts a server without a supervisor.
 pub(super) fn start(account: &Account) -> Result<(), SetupError> {
     let mut command = Command::new(PROGRAM);
     command
@@ -173,7 +173,7 @@ mod tests {
 
     /// Waits for a policy from a server with this status.
     async fn waited(
-        patience: Duration,
+        timeout: Duration,
         status: &ServerStatus,
         program: &Path,
         digest: &str,
@@ -186,7 +186,7 @@ mod tests {
             serde_json::to_vec(status).unwrap(),
         )
         .unwrap();
-        let done = reports_within(patience, &path, program, digest).await;
+        let done = reports_within(timeout, &path, program, digest).await;
         drop(served);
         done.map_or_else(|why| why.to_string(), |()| "reported".to_owned())
     }

@@ -1,4 +1,4 @@
-//! Drives what keeps the server running: systemd, OpenRC, or nothing.
+//! Drives the supervisor of the server: systemd, OpenRC, or none.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{
@@ -20,11 +20,11 @@ use crate::machine_state::{
     AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
 };
 
-/// Maximum time that a supervisor may take: as long as the server that it ends, and a while to kill that and start another.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(STOP_SECONDS + 10);
+/// Maximum time for a supervisor's command: the time that a server may take to end, and some to kill and start one.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(STOP_SECONDS + 10);
 /// Interval for checking whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);
-/// Most of a supervisor's last words that are passed on, in characters.
+/// Maximum length of the part of a supervisor's error output that is passed on, in characters.
 const WORDS_MAX: usize = 500;
 
 /// Finds the supervisor of this machine.
@@ -38,7 +38,7 @@ pub(super) fn detect() -> Supervisor {
     }
 }
 
-/// Writes what the supervisor starts the server by; whether that was otherwise before.
+/// Writes the supervisor's unit files; returns whether any changed.
 pub(super) async fn install(
     tree: &MachineTree,
     supervisor: Supervisor,
@@ -68,23 +68,23 @@ pub(super) async fn install(
     Ok(changed)
 }
 
-/// Waits until OpenRC has started what it starts with the machine: what is started meanwhile it forgets, and can neither
-/// stop nor start again.
+/// Waits until OpenRC has finished the boot: it forgets services that are started during it, and can neither stop nor
+/// start them again.
 async fn started() {
-    /// There while OpenRC changes the runlevel, of which a boot has several.
+    /// File that exists while OpenRC changes the runlevel, which a boot does several times.
     const STARTING: &str = "/run/openrc/rc.starting";
-    /// Time that it must be away.
+    /// Number of consecutive checks without the file.
     const AWAY: u32 = 10;
     let began = Instant::now();
     let mut away = 0;
-    while away < AWAY && began.elapsed() < PATIENCE {
+    while away < AWAY && began.elapsed() < TIMEOUT {
         let starting = Path::new(STARTING).exists();
         away = if starting { 0 } else { away + 1 };
         sleep(LOOK).await;
     }
 }
 
-/// Makes the server of the program in place run: starts one, or ends the old one first where that must be.
+/// Makes the server run from the current program: starts one, or restarts it if necessary.
 pub(super) async fn run(
     supervisor: Supervisor,
     account: &Account,
@@ -109,7 +109,7 @@ pub(super) async fn run(
     }
 }
 
-/// Ends the server, and takes away what would start it again.
+/// Ends the server, and removes the unit files that would start it again.
 pub(super) async fn withdraw(tree: &MachineTree) -> Result<(), SetupError> {
     let here = detect();
     for supervisor in [Supervisor::Systemd, Supervisor::Openrc] {
@@ -138,7 +138,7 @@ pub(super) async fn withdraw(tree: &MachineTree) -> Result<(), SetupError> {
     server::end().await
 }
 
-/// Ends what the supervisor of this machine keeps running, for good.
+/// Stops a unit and disables it.
 async fn stop(supervisor: Supervisor, unit: &str) -> Result<(), SetupError> {
     match supervisor {
         Supervisor::Systemd => tell("systemctl", &["--quiet", "disable", "--now", unit]).await,
@@ -150,16 +150,16 @@ async fn stop(supervisor: Supervisor, unit: &str) -> Result<(), SetupError> {
     }
 }
 
-/// Runs a supervisor's command to its end.
+/// Runs a supervisor's command.
 async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let shown = || format!("{program} {}", args.join(" "));
-    let output = timeout(PATIENCE, command.output())
+    let command_line = || format!("{program} {}", args.join(" "));
+    let output = timeout(TIMEOUT, command.output())
         .await
         .map_err(|_| SetupError::Supervisor {
-            command: shown(),
-            words: format!("no end within {} s", PATIENCE.as_secs()),
+            command: command_line(),
+            words: format!("no end within {} s", TIMEOUT.as_secs()),
         })?
         .map_err(failed("the supervisor cannot be asked"))?;
     if output.status.success() {
@@ -167,12 +167,12 @@ async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(SetupError::Supervisor {
-        command: shown(),
+        command: command_line(),
         words: words.trim().chars().take(WORDS_MAX).collect(),
     })
 }
 
-/// The folders that a supervisor would make: of the sockets, of the clipboard, of the log.
+/// Makes the folders that a supervisor would make: for the sockets, the clipboard and the log.
 fn folders(account: &Account) -> Result<(), SetupError> {
     let cannot = "the server's folders cannot be made";
     for (path, mode) in [(PROVIDER_FOLDER, 0o700), (RUNTIME, 0o700), (LOGS, 0o750)] {
@@ -187,9 +187,9 @@ fn folders(account: &Account) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// A folder of a user's. One of another user's gives way to it; of what was in it, a log goes along.
+/// Makes a user's folder. It replaces another user's folder; of that folder's content, only the log is kept.
 fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
-    let there = match fs::symlink_metadata(path) {
+    let existing = match fs::symlink_metadata(path) {
         Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
             return fs::set_permissions(path, fs::Permissions::from_mode(mode));
         }
@@ -199,27 +199,27 @@ fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
     };
     let mut away = path.as_os_str().to_owned();
     away.push(format!(".{}", std::process::id()));
-    if let Some(before) = &there {
+    if let Some(before) = &existing {
         fs::rename(path, &away)?;
         if before.is_dir() {
-            // Whoever had it changes nothing in it from here on.
+            // From here on, its former owner cannot change it.
             lchown(&away, Some(0), Some(0))?;
             fs::set_permissions(&away, fs::Permissions::from_mode(0o700))?;
         }
     }
     fs::DirBuilder::new().mode(mode).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    if let Some(before) = there {
+    if let Some(before) = existing {
         if path == Path::new(LOGS) {
             logs(Path::new(&away), path, before.uid(), account)?;
         }
-        // What cannot be removed, such as a mount of the other user's, stays out of the way.
+        // Anything that cannot be removed, such as a mount of the other user, stays under the other name.
         let _ = fs::remove_dir_all(&away);
     }
     lchown(path, Some(account.uid), Some(account.gid))
 }
 
-/// Hands a log on: files that only the user had, under the names that the log has.
+/// Moves the files of a log to another user: only those with a log's name that the former user alone owned.
 fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -234,7 +234,7 @@ fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Resu
             continue;
         };
         let is = file.metadata()?;
-        // Another name of the file may be somebody else's.
+        // A second name of the file may belong to someone else.
         if is.is_file() && is.nlink() == 1 && is.uid() == before {
             fchown(&file, Some(account.uid), Some(account.gid))?;
             fs::rename(entry.path(), to.join(entry.file_name()))?;

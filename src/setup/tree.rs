@@ -1,4 +1,4 @@
-//! The machine's files: a path is gone through part by part, through no symbolic link and no mount.
+//! Changes the machine's files, through no symbolic link and no mount.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -17,19 +17,19 @@ use super::account::Account;
 use crate::dir::{Dir, LOOK, NotRead, ONE_MOUNT, OTHERS_WRITE, READ, RIGHTS, open_or_make};
 use crate::machine_state::{CallerUser, PASS, Rights};
 
-/// Time to wait for another run's work in the machine.
+/// Maximum time to wait for another run in the machine.
 const LOCK_MAX: Duration = Duration::from_secs(15);
-/// Interval for checking whether it has ended.
+/// Interval between two checks of the lock.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
-/// Deepest folder within a folder that is handed on.
+/// Maximum depth of folders in [`MachineTree::hand_on`].
 const DEPTH_MAX: usize = 64;
 /// Number of bytes read of a file: more than a services file has.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
-/// The reason why a file is not as required.
+/// The reason why a file could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
-    /// A part of the path is a link, a mount, or something else than a file or folder.
+    /// A part of the path is a link, a mount, or neither file nor folder.
     #[error("machine altered: `{0}` in it is a link, a mount, or no file or folder")]
     Altered(String),
     /// The system refused.
@@ -61,17 +61,17 @@ fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
     }
 }
 
-/// Returns whether something is this program's own user's, who is root, with these rights.
+/// Returns whether something belongs to this process's user, who is root, with these rights.
 fn is_as_made(is: &Stat, mode: u32) -> bool {
     (is.st_uid, is.st_gid) == (geteuid().as_raw(), getegid().as_raw())
         && is.st_mode & RIGHTS == mode
 }
 
-/// The root folder.
+/// The root folder of the machine.
 #[derive(Debug)]
 pub(super) struct MachineTree(Dir);
 
-/// A path, taken apart.
+/// The folder and the last part of a path.
 struct PathParts<'a> {
     folder: &'a str,
     name: &'a str,
@@ -82,20 +82,20 @@ fn parts(path: &str) -> PathParts<'_> {
     PathParts { folder, name }
 }
 
-/// Hands on the content of a folder, and then the folder itself.
+/// Gives the content of a folder to another user, and then the folder itself.
 fn hand_on(folder: &Dir, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
     let (user, group) = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     let theirs = |stat: &Stat| stat.st_uid == from;
     for name in folder.names()? {
         let found = match folder.open_at(&name, LOOK) {
-            // Gone meanwhile, or a mount: not ours to give.
+            // Removed in the meantime, or a mount, which is not ours to give.
             Err(Errno::NOENT | Errno::XDEV) => continue,
             found => found?,
         };
         let stat = fstat(&found)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if depth > 0 => hand_on(&folder.dir(&name)?, from, to, depth - 1)?,
-            // Another name of the file may be somewhere else.
+            // A second name of the file may be elsewhere.
             FileType::RegularFile if theirs(&stat) && stat.st_nlink == 1 => {
                 chownat(&found, "", user, group, AtFlags::EMPTY_PATH)?;
             }
@@ -140,7 +140,7 @@ impl MachineTree {
         Ok(folder)
     }
 
-    /// A folder of a user's, made and given to them where it is missing.
+    /// Makes a folder and gives it to a user, if it is missing.
     pub(super) fn folder_of(
         &self,
         path: &str,
@@ -148,7 +148,7 @@ impl MachineTree {
         owner: &Account,
     ) -> Result<(), TreeError> {
         match self.0.dir(path) {
-            // What a user mounts there is theirs: nothing is pushed into it.
+            // A mount there is the user's, and is left alone.
             Ok(_) | Err(Errno::XDEV) => return Ok(()),
             Err(_) => {}
         }
@@ -158,12 +158,12 @@ impl MachineTree {
             .map_err(|why| refused("given to its user", path, why))
     }
 
-    /// Gives a folder to another user, with what in it is the one's who has it; through no link and no mount. The folder itself
-    /// comes last, so that a run that was interrupted is gone on with.
+    /// Gives a folder to another user, with everything in it that belongs to its owner, through no link and no mount. The
+    /// folder itself comes last, so that the next run resumes an interrupted one.
     pub(super) fn hand_on(&self, path: &str, to: &Account) -> Result<(), TreeError> {
         let folder = match self.0.dir(path) {
             Ok(folder) => folder,
-            // What is mounted there is not ours to give.
+            // A mount there is not ours to give.
             Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
             Err(why) => return Err(refused("looked at", path, why)),
         };
@@ -189,7 +189,7 @@ impl MachineTree {
         Ok(Some(bytes))
     }
 
-    /// Makes a file of root's hold this, whole or not at all; returns whether it was otherwise.
+    /// Writes a file of root's, whole or not at all; returns whether it changed.
     pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
@@ -197,7 +197,7 @@ impl MachineTree {
             .stat(name)
             .map_err(|why| refused("looked at", path, why))?;
         let as_made = current.is_some_and(|stat| is_as_made(&stat, mode));
-        // Another owner could change it during the comparison.
+        // Checked too, because another owner could change the file during the comparison.
         if self.read(path)?.as_deref() == Some(content) && as_made {
             return Ok(false);
         }
@@ -213,7 +213,7 @@ impl MachineTree {
         Ok(true)
     }
 
-    /// Puts a file of a folder in the place of another path's.
+    /// Moves a file of a folder to another path, replacing the file there.
     pub(super) fn rename(&self, folder: &str, name: &str, to: &str) -> Result<(), TreeError> {
         let from = self
             .0
@@ -231,21 +231,21 @@ impl MachineTree {
             .map_err(|why| refused("put in its place", to, why))
     }
 
-    /// A symbolic link, of ours or not there.
+    /// Makes a symbolic link, unless the same link exists.
     pub(super) fn link(&self, path: &str, target: &str) -> Result<(), TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
         match readlinkat(&parent, name, Vec::new()) {
             Ok(leads) if leads.as_bytes() == target.as_bytes() => return Ok(()),
             Err(Errno::NOENT) => {}
-            // A link of somebody's, or a file.
+            // A foreign link, or a file.
             Ok(_) | Err(Errno::INVAL) => return Err(TreeError::Altered(path.to_owned())),
             Err(why) => return Err(refused("made", path, why)),
         }
         symlinkat(target, &parent, name).map_err(|why| refused("made", path, why))
     }
 
-    /// Removes a file or link; whether it was there.
+    /// Removes a file or link; returns whether it existed.
     pub(super) fn remove(&self, path: &str) -> Result<bool, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = match self.0.dir(folder) {
@@ -269,11 +269,11 @@ impl MachineTree {
         Ok(names)
     }
 
-    /// Waits until nobody else holds the lock of a file of root's, and holds it.
+    /// Takes the lock of a file of root's, waiting for another holder.
     ///
     /// # Errors
     ///
-    /// Somebody holds it for long.
+    /// The lock is not free within [`LOCK_MAX`].
     pub(super) async fn lock(&self, path: &str) -> Result<File, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
@@ -292,7 +292,7 @@ impl MachineTree {
         }
     }
 
-    /// A folder, where it is there, is root's again, with these rights.
+    /// Gives a folder, if it exists, back to root with these rights.
     pub(super) fn own_again(&self, path: &str, mode: u32) -> Result<(), TreeError> {
         let Some((folder, is)) = self.seen(path)? else {
             return Ok(());
@@ -302,12 +302,12 @@ impl MachineTree {
         }
         fchown(&folder, Some(geteuid()), Some(getegid()))
             .map_err(|why| refused("given back to root", path, why))?;
-        // Whatever the change of owner took.
+        // Restores the bits that the change of owner removed.
         fchmod(&folder, Mode::from_raw_mode(mode))
             .map_err(|why| refused("given its rights", path, why))
     }
 
-    /// A folder, where it is there, lets a user pass; it stays as it is if it does.
+    /// Lets a user pass through a folder, if it exists and does not yet.
     pub(super) fn lets_pass(&self, path: &str, user: CallerUser) -> Result<(), TreeError> {
         let Some((folder, is)) = self.seen(path)? else {
             return Ok(());
@@ -324,7 +324,7 @@ impl MachineTree {
             .map_err(|why| refused("opened to who may pass", path, why))
     }
 
-    /// A folder, and how it is; `None`: it is not there.
+    /// Opens a folder and returns its state; `None` if it does not exist.
     fn seen(&self, path: &str) -> Result<Option<(Dir, Stat)>, TreeError> {
         let folder = match self.0.dir(path) {
             Err(Errno::NOENT) => return Ok(None),
@@ -334,7 +334,7 @@ impl MachineTree {
         Ok(Some((folder, is)))
     }
 
-    /// That a folder, where it is there, is root's and nobody else can change what is in it.
+    /// Checks that a folder, if it exists, is root's and nobody else can write in it.
     pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
         let Some((_, is)) = self.seen(path)? else {
             return Ok(());

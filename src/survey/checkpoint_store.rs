@@ -1,6 +1,6 @@
-//! The last lines of the providers' logs of calls, as the host keeps them: a file for each machine, root's alone.
+//! Stores the last line of each provider's audit log on the host: one file per machine, for root alone.
 //!
-//! Whether a log still holds such a line is decided in [`super::audit_checkpoint`].
+//! [`super::audit_checkpoint`] decides whether a log still contains that line.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{is_marked, is_rebuilt, number};
 
-/// The folder that keeps them.
+/// The folder of the checkpoints.
 const FOLDER: &str = "/var/lib/anklume/audit";
 /// Rights of the folder.
 const FOLDER_MODE: u32 = 0o700;
@@ -36,32 +36,32 @@ pub(crate) struct Checkpoint {
     /// Number of files in the log.
     #[serde(default)]
     pub(crate) files: u32,
-    /// True if the machine bore the mark that it loses when Incus builds it anew.
+    /// True if the machine had the mark that it loses when it is rebuilt.
     #[serde(default)]
     pub(crate) marked: bool,
-    /// True if it lost that since.
+    /// True if the machine has been rebuilt since.
     #[serde(default)]
     pub(crate) rebuilt: bool,
 }
 
 impl Checkpoint {
-    /// Returns whether Incus built the machine anew since this line was seen.
+    /// Returns whether the machine was rebuilt since this line was seen.
     pub(crate) fn is_rebuilt(&self, now: &Instance) -> bool {
         self.rebuilt || self.marked && is_rebuilt(&now.config)
     }
 }
 
-/// The checkpoints of all machines on this host.
+/// The folder with the checkpoints of all machines.
 #[derive(Debug)]
 pub(crate) struct CheckpointStore(PathBuf);
 
 impl CheckpointStore {
-    /// The host's.
+    /// Returns the host's store.
     pub(crate) fn of_host() -> Self {
         Self(FOLDER.into())
     }
 
-    /// Path of a machine's checkpoint; `None` if its UUID cannot name a file.
+    /// Returns the path of a machine's checkpoint; `None` if its UUID is not a valid file name.
     pub(crate) fn path(&self, machine: &Instance) -> Option<PathBuf> {
         let uuid = number(&machine.config).filter(|uuid| is_name(uuid))?;
         Some(self.0.join(format!("{uuid}{SUFFIX}")))
@@ -76,7 +76,7 @@ impl CheckpointStore {
         }
     }
 
-    /// Keeps it: whole or not at all, for root alone.
+    /// Writes a checkpoint, whole or not at all, for root alone.
     pub(crate) fn write(&self, path: &Path, kept: &Checkpoint) -> io::Result<()> {
         match fs::DirBuilder::new().mode(FOLDER_MODE).create(&self.0) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
@@ -96,7 +96,7 @@ impl CheckpointStore {
         })
     }
 
-    /// Puts a line aside, under this time: the machine's log begins anew. Where it is then.
+    /// Renames a checkpoint after this time, because the machine's log begins anew; returns the new path.
     pub(crate) fn put_aside(path: &Path, time: jiff::Timestamp) -> io::Result<PathBuf> {
         let time = time.strftime("%Y%m%dT%H%M%SZ");
         let aside = path.with_extension(format!("{time}{SUFFIX}"));
@@ -104,7 +104,7 @@ impl CheckpointStore {
         Ok(aside)
     }
 
-    /// Remembers that Incus built machines anew, before they are marked again.
+    /// Records the machines that were rebuilt, before they are marked again.
     pub(crate) fn remember_rebuilt(&self, instances: &[Instance]) {
         for machine in instances.iter().filter(|one| !is_marked(&one.config)) {
             let path = self.path(machine);
@@ -116,17 +116,17 @@ impl CheckpointStore {
                 rebuilt: true,
                 ..kept
             };
-            // What cannot be remembered is a log that was cut, to whoever looks next.
+            // If this fails, the next check reports a log that was cut.
             let _ = self.write(&path, &rebuilt);
         }
     }
 
-    /// Forgets machines that were deleted.
+    /// Removes the checkpoints of deleted machines.
     pub(crate) fn forget_deleted(&self, deleted: &[&Object]) {
         self.forget_if(|_, kept| deleted.contains(&&Object::machine(&kept.project, &kept.machine)));
     }
 
-    /// Forgets the machines of these domains that are no longer there.
+    /// Removes the checkpoints of machines of these domains that no longer exist.
     pub(crate) fn forget(&self, infra: &Infra, instances: &[Instance]) {
         self.forget_if(|uuid, kept| {
             let is_it = |one: &Instance| number(&one.config).is_some_and(|it| it == uuid);
@@ -135,7 +135,7 @@ impl CheckpointStore {
         });
     }
 
-    /// Forgets machines, and what was put aside of them.
+    /// Removes the checkpoints of these machines, including renamed ones.
     fn forget_if(&self, goes: impl Fn(&str, &Checkpoint) -> bool) {
         let Ok(entries) = fs::read_dir(&self.0) else {
             return;
@@ -155,7 +155,7 @@ impl CheckpointStore {
     }
 }
 
-/// Returns whether a machine's number may be a file's name.
+/// Returns whether a machine's UUID is a valid file name.
 fn is_name(uuid: &str) -> bool {
     !uuid.is_empty()
         && uuid

@@ -1,7 +1,7 @@
 //! Makes changes to files, all of them or none.
 //!
-//! Everything new is written beside its place first and is on the disk before the first file changes its name; a failure
-//! undoes what was done. A file that someone else wrote in the meantime is not overwritten, whatever the moment.
+//! Every new file is complete on disk, under a temporary name, before the first one is renamed; a failure undoes all
+//! changes. A file that someone else changed in the meantime is never overwritten.
 
 mod place;
 
@@ -17,22 +17,22 @@ use crate::inventory::{FilePath, InventoryFolder};
 use super::tree::{FileIdentity, FileTree, TreeFault, TreeOwner, temporary_name};
 use place::{CommitPlace, PlaceRefusal, Renames, Undo, cannot};
 
-/// Up to this many files are brought to the disk one by one; beyond it, the whole file system at once is faster.
+/// Maximum number of files to sync to disk one by one; for more, syncing the whole file system is faster.
 const ONE_BY_ONE: usize = 64;
 
 /// A change to one file.
 #[derive(Debug)]
 pub(crate) enum FileChange {
-    /// A file that is not there.
+    /// Makes a new file.
     Create {
-        /// Where.
+        /// Its path.
         path: FilePath,
         /// Its text.
         text: String,
     },
-    /// A file that is there.
+    /// Replaces the text of an existing file.
     Update {
-        /// Where.
+        /// Its path.
         path: FilePath,
         /// Its new text.
         text: String,
@@ -41,9 +41,9 @@ pub(crate) enum FileChange {
         /// Permissions that it keeps.
         owner: TreeOwner,
     },
-    /// A file that goes.
+    /// Removes a file.
     Remove {
-        /// Where.
+        /// Its path.
         path: FilePath,
         /// Its state when it was read.
         seen: FileIdentity,
@@ -64,7 +64,7 @@ impl FileChange {
 ///
 /// # Errors
 ///
-/// The system refused a step; everything is as before, unless the error says otherwise.
+/// The system refused a step. No change is left, unless the error says otherwise.
 pub(crate) fn commit(tree: &mut FileTree, changes: &[FileChange]) -> Result<(), TreeFault> {
     commit_with(tree, changes, Renames::Exchange)
 }
@@ -74,7 +74,7 @@ fn commit_with(
     changes: &[FileChange],
     renames: Renames,
 ) -> Result<(), TreeFault> {
-    // Runs even if nothing changes: an earlier run may have been killed before it removed its old files.
+    // Even if nothing changes: an earlier run may have been killed before it removed its temporary files.
     if tree.is_alone {
         tree.remove_leftovers()?;
     }
@@ -99,14 +99,14 @@ fn commit_with(
     }
 }
 
-/// A run of changes: what it has done so far.
+/// A run of changes and its progress.
 struct CommitRun<'a> {
     tree: &'a mut FileTree,
     changes: &'a [FileChange],
     renames: Renames,
     /// Folders that this run made.
     made: Vec<InventoryFolder>,
-    /// The new files as they were prepared, by the number of their change.
+    /// The state of each prepared file, by the number of its change.
     new: Vec<Option<FileIdentity>>,
     /// Steps that undo each change, with its number.
     done: Vec<(usize, Undo)>,
@@ -121,7 +121,7 @@ impl CommitRun<'_> {
             }
         }
         for (number, change) in self.changes.iter().enumerate() {
-            // Before it is known whether it is there: what is half written goes too.
+            // Recorded first, so that an incomplete file is removed too.
             self.new.push(None);
             let new = self.prepare(number, change)?;
             if let Some(last) = self.new.last_mut() {
@@ -149,7 +149,7 @@ impl CommitRun<'_> {
         self.tree.folder(path.folder).ok_or_else(missing)
     }
 
-    /// Writes the new text beside its place.
+    /// Writes the new text to a temporary file.
     fn prepare(
         &self,
         number: usize,
@@ -164,7 +164,7 @@ impl CommitRun<'_> {
         };
         let folder = self.folder(path)?;
         let fault = |cause| TreeFault::system("write", path, cause);
-        // Nobody else reads the new text of a file before it has that file's permissions.
+        // Nobody else may read the new text before the file has its final permissions.
         let mode = Mode::from_raw_mode(if owner.is_some() { 0o600 } else { 0o644 });
         let mut file = folder
             .create(&temporary_name(number), mode)
@@ -180,7 +180,7 @@ impl CommitRun<'_> {
         Ok(Some(FileIdentity::of(&stat)))
     }
 
-    /// The names of a change's file.
+    /// Returns the names of a change's file.
     fn place(&self, number: usize, path: &FilePath) -> Result<CommitPlace<'_>, TreeFault> {
         let temporary = temporary_name(number);
         Ok(CommitPlace {
@@ -191,11 +191,11 @@ impl CommitRun<'_> {
         })
     }
 
-    /// Makes a change whose text is prepared.
+    /// Makes a prepared change.
     fn make(&mut self, number: usize, change: &FileChange) -> Result<(), TreeFault> {
         let place = self.place(number, change.path())?;
         let new = self.new.get(number).copied().flatten();
-        // An update has always been prepared; were it not, nothing would be replaced.
+        // Every update has been prepared; one that was not would fail in `create`.
         let made = match (change, new) {
             (FileChange::Update { seen, .. }, Some(new)) => place.update(self.renames, *seen, new),
             (FileChange::Remove { seen, .. }, _) => place.remove(*seen),
@@ -206,7 +206,7 @@ impl CommitRun<'_> {
         match made {
             Ok(undo) => {
                 if undo == Undo::Kept {
-                    // The file system's first refusal to exchange decides for the run.
+                    // A file system that refuses to exchange once does so for the whole run.
                     self.renames = Renames::Links;
                 }
                 self.done.push((number, undo));
@@ -216,7 +216,7 @@ impl CommitRun<'_> {
         }
     }
 
-    /// Undoes everything, last change first, and says what went wrong.
+    /// Undoes all changes, the last one first, and returns the final error.
     fn undo(&mut self, cause: TreeFault) -> TreeFault {
         let (cause, mut left) = match cause {
             TreeFault::HalfDone { cause, left } => (cause, left),
@@ -235,7 +235,7 @@ impl CommitRun<'_> {
         if left.is_empty() {
             self.remove_temporaries();
             for folder in &self.made {
-                // Someone may have put a file into it since.
+                // Fails if someone has put a file into it since.
                 let _ = rustix::fs::unlinkat(&self.tree.base, folder.as_str(), AtFlags::REMOVEDIR);
             }
             return *cause;
@@ -243,7 +243,7 @@ impl CommitRun<'_> {
         TreeFault::HalfDone { cause, left }
     }
 
-    /// Removes the temporary files: new texts that were not used, or old ones that are not needed any more.
+    /// Removes the temporary files: unused new ones, and old ones after their replacement.
     fn remove_temporaries(&self) {
         for (number, change) in self.changes.iter().enumerate().take(self.new.len()) {
             if let Ok(place) = self.place(number, change.path()) {
@@ -253,7 +253,7 @@ impl CommitRun<'_> {
     }
 }
 
-/// A refused change in the words of the run.
+/// Maps a refusal to an error.
 fn fault(change: &FileChange, refusal: PlaceRefusal) -> TreeFault {
     let path = change.path();
     let changed = || TreeFault::Changed(path.to_string());
@@ -277,14 +277,14 @@ fn hand_over(file: &File, owner: TreeOwner) -> Result<(), Errno> {
         let uid = Some(rustix::fs::Uid::from_raw(owner.uid));
         let gid = Some(rustix::fs::Gid::from_raw(owner.gid));
         if rustix::fs::fchown(file, uid, gid).is_err() {
-            // Not the owner: the file becomes the user's, as with any editor; its group stays where it can.
+            // Only root may keep another owner. As with an editor, the file becomes the user's; the group is kept if possible.
             let _ = rustix::fs::fchown(file, None, gid);
         }
     }
     rustix::fs::fchmod(file, owner.mode)
 }
 
-/// Brings the names in a folder to the disk; a file system that has no such thing needs none.
+/// Syncs a folder to disk, if the file system can sync folders.
 fn sync_folder(folder: &Dir) -> Result<(), Errno> {
     match rustix::fs::fsync(folder) {
         Err(cause) if cannot(cause) => Ok(()),

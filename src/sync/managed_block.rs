@@ -1,7 +1,6 @@
-//! The managed block of a file: found, replaced, and everything around it kept byte for byte.
+//! Finds and replaces the managed block of a file, and keeps everything around it byte for byte.
 //!
-//! Text in, text out. A marker is a whole line, so neither a value that holds its words nor a comment that quotes
-//! them is one.
+//! A marker is a whole line, so neither a value that contains its text nor a comment that quotes it is one.
 
 /// First line of the block.
 const BEGIN: &str = "# === MANAGED BY infra.yml ===";
@@ -9,12 +8,12 @@ const BEGIN: &str = "# === MANAGED BY infra.yml ===";
 const NOTICE: &str = "# Do not edit this section — it will be overwritten by `make sync`";
 /// Last line of the block.
 const END: &str = "# === END MANAGED ===";
-/// Comment in a new file for its owner.
+/// Comment in a new file that tells its owner where to write.
 const INVITATION: &str = "# Your custom variables below:";
 /// A byte order mark, which some editors put first.
 const BOM: char = '\u{feff}';
 
-/// The error of finding a file's block.
+/// The reason why a file's block cannot be found or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BlockFault {
     /// Line in the file, from 1.
@@ -25,20 +24,20 @@ pub(crate) struct BlockFault {
     pub(crate) help: &'static str,
 }
 
-/// A file, cut at its managed block.
+/// A file, split at its managed block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockParts<'a> {
     before: &'a str,
-    /// From the first marker to the last, without the line break after it.
+    /// The lines from the first marker to the last, without the final line break.
     block: &'a str,
     after: &'a str,
 }
 
-/// Cuts a file at its managed block; `None` when it has none.
+/// Splits a file at its managed block; returns `None` if it has none.
 ///
 /// # Errors
 ///
-/// A block that does not end, or begins twice: what would be overwritten is not ours to guess.
+/// The block does not end, or begins twice, so its extent is unknown.
 pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
     let mut at = text.len() - text.trim_start_matches(BOM).len();
     let mut begin: Option<(usize, usize)> = None;
@@ -79,26 +78,26 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
 }
 
 impl<'a> BlockParts<'a> {
-    /// The content of the block, without its markers.
+    /// Returns the content of the block, without its markers.
     pub(crate) fn body(&self) -> &'a str {
         let body = self.block.strip_prefix(BEGIN).unwrap_or(self.block);
         body.strip_suffix(END).unwrap_or(body)
     }
 
-    /// Everything but the block, with an empty line for each of its lines: places in it are places in the file.
+    /// Returns the text around the block, with an empty line for each line of the block, so that line numbers stay valid.
     pub(crate) fn around(&self) -> String {
         let empty = "\n".repeat(self.block.matches('\n').count());
         [self.before, &empty, self.after].concat()
     }
 
-    /// Returns whether the file holds anything that `sync` did not put there.
+    /// Returns whether the file holds text that `sync` did not write.
     pub(crate) fn has_user_text(&self) -> bool {
         let before = self.before.trim_start_matches(BOM).trim();
         let after = self.after.trim();
         !["", "---"].contains(&before) || !["", INVITATION].contains(&after)
     }
 
-    /// The same file with another body.
+    /// Returns the file with another body.
     fn with_body(&self, body: &str) -> String {
         let line_break = if self.block.starts_with(&format!("{BEGIN}\r\n")) {
             "\r\n"
@@ -119,16 +118,16 @@ fn block(body: &str, line_break: &str) -> String {
     }
 }
 
-/// A new file.
+/// Returns the text of a new file.
 pub(crate) fn create(body: &str) -> String {
     format!("---\n{}\n\n{INVITATION}\n", block(body, "\n"))
 }
 
-/// A file with its block replaced, or, when it has none, put in where the document begins.
+/// Replaces the block of a file, or inserts one at the start of the document.
 ///
 /// # Errors
 ///
-/// As [`find`]; or the document begins on the line of its `---`, where nothing can be put in.
+/// Those of [`find`]; also, the document begins on the line of its `---`, so no block can be inserted.
 pub(crate) fn update(text: &str, body: &str) -> Result<String, BlockFault> {
     if let Some(parts) = find(text)? {
         return Ok(parts.with_body(body));
@@ -166,7 +165,7 @@ fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     Ok([mark, head, head_break, &block, line_break, line_break, rest].concat())
 }
 
-/// Start of the line after `---`, if the document begins with it.
+/// Returns the offset of the line after `---`, if the document begins with one.
 fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
     let mut at = 0;
     for (index, line) in text.split_inclusive('\n').enumerate() {

@@ -1,6 +1,6 @@
-//! Files that `sync` wrote for machines and domains that infra.yml no longer declares.
+//! Finds files that `sync` wrote for machines and domains that infra.yml no longer declares.
 //!
-//! Only a file with a managed block is one; what else lies in the folders is the user's. In doubt a file is kept.
+//! Only a file with a managed block can be one; all other files are the user's. In doubt a file is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,26 +14,23 @@ use super::tree::{FileTree, FoundFile, TreeFault};
 /// The fate of an orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It stays; `--clean-orphans` would remove it.
+    /// Kept; `--clean-orphans` would remove it.
     Left,
-    /// It goes.
+    /// Removed.
     Removed,
-    /// It stays whatever the flags: why.
+    /// Kept despite `--clean-orphans`, for this reason.
     Kept(String),
 }
 
-/// A file that nothing declares any more.
+/// A file of a machine or domain that infra.yml no longer declares.
 #[derive(Debug)]
 pub(crate) struct Orphan {
-    /// Its place.
     pub(crate) path: FilePath,
-    /// Its content.
     pub(crate) found: FoundFile,
-    /// Its fate.
     pub(crate) fate: Fate,
 }
 
-/// Finds the orphans, in the order of folders and names.
+/// Returns the orphans, in the order of folders and names.
 pub(crate) fn find(
     tree: &FileTree,
     known: &BTreeSet<FilePath>,
@@ -45,7 +42,7 @@ pub(crate) fn find(
             if known.contains(&path) {
                 continue;
             }
-            // A link, a folder or a file of the user's is none of ours, whatever its name.
+            // A link or a folder is the user's, whatever its name.
             let Ok(Some(found)) = tree.read(&path) else {
                 continue;
             };
@@ -68,21 +65,21 @@ pub(crate) fn find(
     Ok(orphans.collect())
 }
 
-/// An orphan whose fate is open.
+/// An orphan whose fate is not decided yet.
 struct Candidate {
     path: FilePath,
     found: FoundFile,
     has_user_text: bool,
-    /// `domain_ephemeral` or `instance_ephemeral`; `None` where the file does not say.
+    /// `domain_ephemeral` or `instance_ephemeral`, if the file has it.
     ephemeral: Option<bool>,
-    /// Of a machine: its domain.
+    /// The file's domain; for a machine, as the file says.
     domain: Option<String>,
 }
 
 impl Candidate {
-    /// `None` for a file that `sync` did not write.
+    /// Returns `None` for a file that `sync` did not write.
     fn of(path: FilePath, found: FoundFile) -> Option<Self> {
-        // A block that begins and does not end was ours, and is no more: left alone.
+        // A file with a damaged block is left alone.
         let parts = managed_block::find(&found.text).ok()??;
         let values: Mapping = serde_yaml::from_str(parts.body()).unwrap_or_default();
         let domain = match path.folder {
@@ -129,7 +126,7 @@ const fn ephemeral_key(folder: InventoryFolder) -> Option<&'static str> {
     }
 }
 
-/// Domains whose inventory and variables stay, each with the file that says why.
+/// Returns the domains whose inventory and variables are kept, each with the reason.
 fn protected_domains(candidates: &[Candidate]) -> BTreeMap<String, String> {
     let mut protected = BTreeMap::new();
     let (inventories, variables): (Vec<_>, Vec<_>) = candidates

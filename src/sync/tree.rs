@@ -1,7 +1,6 @@
-//! The folders that `sync` keeps, through handles: read, listed, locked, and never left by a symbolic link.
+//! Reads, lists and locks the folders of generated files, through no symbolic link.
 //!
-//! A path is looked up once, from the folder that holds it, and refused where it is a link; so not even a race leads
-//! a run out of the folder that it was given.
+//! Every file is opened relative to the handle of its folder, so not even a race leads out of the given folder.
 
 use std::fs::TryLockError;
 use std::io;
@@ -14,43 +13,43 @@ use rustix::io::Errno;
 use crate::dir::{BENEATH, Dir, NotRead, READ, lock_within};
 use crate::inventory::{FilePath, InventoryFolder};
 
-/// Maximum size of a file that is read, in bytes: what Ansible reads is far smaller.
+/// Maximum size of a file, in bytes; files for Ansible are far smaller.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
-/// Time that a run waits for another one in the same folder.
+/// Maximum time to wait for another run in the same folder.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// How the names of temporary files begin and end; Ansible reads no file whose name begins with a dot.
+/// Prefix and suffix of temporary files; Ansible ignores files whose name begins with a dot.
 const TEMPORARY: (&str, &str) = (".anklume-sync-", ".tmp");
 
-/// The error of reading or writing the folders.
+/// The reason why the folders cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeFault {
-    /// The folder to write into is not there.
+    /// The base folder does not exist.
     #[error("the folder `{0}` does not exist")]
     NoBase(String),
-    /// Something else has the name of a folder.
+    /// Something other than a folder has the name of a folder.
     #[error("`{0}` is not a folder")]
     NotFolder(String),
-    /// A folder or a file is a symbolic link.
+    /// A folder or file is a symbolic link.
     #[error("`{0}` is a symbolic link, and sync follows none")]
     Symlink(String),
-    /// Something else has the name of a file.
+    /// Something other than a regular file has the name of a file.
     #[error("`{0}` is not a regular file")]
     NotFile(String),
-    /// More than [`FILE_MAX`].
+    /// The file is larger than [`FILE_MAX`].
     #[error("`{0}` is larger than {max} MiB", max = FILE_MAX / 1024 / 1024)]
     TooLarge(String),
-    /// Not text.
+    /// The file is not UTF-8.
     #[error("`{path}` is not UTF-8, first at byte {at}")]
     NotText {
         /// The file.
         path: String,
-        /// The first bad byte, from 1.
+        /// Position of the first invalid byte, from 1.
         at: usize,
     },
     /// Another run holds the folder.
     #[error("another `anklume sync` has been at work in `{0}` for {wait} seconds", wait = LOCK_WAIT.as_secs())]
     Busy(String),
-    /// Someone else wrote a file in the meantime.
+    /// Someone else changed a file in the meantime.
     #[error("`{0}` changed while sync ran; nothing was written")]
     Changed(String),
     /// A change failed, and undoing the ones before it failed too.
@@ -58,17 +57,17 @@ pub(crate) enum TreeFault {
     HalfDone {
         /// The first failure.
         cause: Box<TreeFault>,
-        /// The difference.
+        /// The files that could not be restored.
         left: Vec<String>,
     },
-    /// The system said no.
+    /// The system refused.
     #[error("cannot {doing} `{path}`")]
     System {
-        /// The attempt, in words.
+        /// The attempted operation.
         doing: &'static str,
-        /// The object it was tried on.
+        /// The path.
         path: String,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -86,7 +85,7 @@ impl TreeFault {
         }
     }
 
-    /// The next step.
+    /// Returns the user's next step.
     pub(crate) const fn help(&self) -> Option<&'static str> {
         match self {
             Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
@@ -105,7 +104,7 @@ impl TreeFault {
     }
 }
 
-/// What a file is, as far as a change of it can be seen: not its times of access.
+/// Identifies a version of a file: any change to the file changes one of these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
     device: u64,
@@ -128,18 +127,18 @@ impl FileIdentity {
     }
 }
 
-/// A file as it was read.
+/// An existing file.
 #[derive(Debug)]
 pub(crate) struct FoundFile {
     /// Its text.
     pub(crate) text: String,
-    /// Its former state.
+    /// Its version.
     pub(crate) identity: FileIdentity,
-    /// Its permissions, and the user and group that have them.
+    /// Its permissions and owners.
     pub(crate) owner: TreeOwner,
 }
 
-/// Permissions of a file, and whose.
+/// Permissions and owners of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TreeOwner {
     /// Permission bits.
@@ -153,24 +152,24 @@ pub(crate) struct TreeOwner {
 /// Intended use of the folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Look only.
+    /// Reading.
     Read,
-    /// Change.
+    /// Reading and writing.
     Write,
 }
 
-/// The folder that holds the three folders of generated files.
+/// The base folder and the three folders of generated files in it.
 #[derive(Debug)]
 pub(crate) struct FileTree {
     pub(crate) base: Dir,
     base_path: PathBuf,
     folders: [Option<Dir>; 3],
-    /// No other run is in this folder.
+    /// True if this run holds the lock: no other run uses the folder.
     pub(crate) is_alone: bool,
 }
 
 impl FileTree {
-    /// Opens the folders that are there and locks the one that holds them.
+    /// Opens and locks the base folder, and opens the folders in it that exist.
     pub(crate) fn open(base: &Path, access: Access) -> Result<Self, TreeFault> {
         let name = base.display().to_string().escape_debug().to_string();
         let handle = Dir::open(base, READ, BENEATH).map_err(|cause| match cause {
@@ -194,12 +193,12 @@ impl FileTree {
         Ok(tree)
     }
 
-    /// The folder that holds the others, for messages.
+    /// Returns the path of the base folder, for messages.
     pub(crate) fn name(&self) -> String {
         self.base_path.display().to_string()
     }
 
-    /// A folder's handle, where the folder is there.
+    /// Returns a folder, if it exists.
     pub(crate) fn folder(&self, folder: InventoryFolder) -> Option<&Dir> {
         self.folders.get(folder as usize).and_then(Option::as_ref)
     }
@@ -223,7 +222,7 @@ impl FileTree {
         }
     }
 
-    /// Makes a folder that is not there. Says whether it made it.
+    /// Makes a folder if it is missing; returns whether it was.
     pub(crate) fn make_folder(&mut self, folder: InventoryFolder) -> Result<bool, TreeFault> {
         if self.folder(folder).is_some() {
             return Ok(false);
@@ -241,7 +240,7 @@ impl FileTree {
         Ok(true)
     }
 
-    /// Reads a file; `None` where there is none.
+    /// Reads a file; returns `None` if it does not exist.
     pub(crate) fn read(&self, path: &FilePath) -> Result<Option<FoundFile>, TreeFault> {
         let Some(folder) = self.folder(path.folder) else {
             return Ok(None);
@@ -274,14 +273,14 @@ impl FileTree {
         }))
     }
 
-    /// Returns the names in a folder.
+    /// Returns the names of the files in a folder.
     fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
-        // A name that is not UTF-8 is none that sync gave.
+        // Sync gives no names that are not UTF-8.
         let names = self.folder(folder).map_or(Ok(Vec::new()), Dir::names);
         names.map_err(|cause| TreeFault::system("list", &folder.as_str(), cause))
     }
 
-    /// The `.yml` files of a folder by name, in order.
+    /// Returns the `.yml` files of a folder, sorted by name.
     pub(crate) fn files(&self, folder: InventoryFolder) -> Result<Vec<FilePath>, TreeFault> {
         let mut stems: Vec<String> = self
             .names(folder)?
@@ -296,7 +295,7 @@ impl FileTree {
             .collect())
     }
 
-    /// Removes what a run that was killed left behind, as far as it can be removed.
+    /// Removes the temporary files of killed runs, as far as possible.
     pub(crate) fn remove_leftovers(&self) -> Result<(), TreeFault> {
         for folder in InventoryFolder::ALL {
             let names = self.names(folder)?;
@@ -312,7 +311,7 @@ impl FileTree {
     }
 }
 
-/// The name of a temporary file.
+/// Returns the name of a temporary file.
 pub(crate) fn temporary_name(number: usize) -> String {
     format!(
         "{}{}-{number}{}",
@@ -322,7 +321,7 @@ pub(crate) fn temporary_name(number: usize) -> String {
     )
 }
 
-/// Locks a folder until its handle is closed. Returns whether it could: some network file systems lock no folders.
+/// Locks a folder until its handle is closed. Returns false if its file system cannot lock folders.
 fn lock(folder: &Dir, access: Access, name: &str) -> Result<bool, TreeFault> {
     let handle = folder.handle();
     let locked = lock_within(LOCK_WAIT, || match access {

@@ -1,6 +1,6 @@
-//! Reads back what is about to be written, with a YAML reader that did not write it.
+//! Reads back a file about to be written, with a YAML parser independent of the writer.
 //!
-//! A file passes when it is one document that says what infra.yml declares and what the user's text said, and no more.
+//! A file passes if it is one document with exactly the values that infra.yml declares and those of the user's text.
 
 use serde_json::{Map, Value as Declared};
 use serde_yaml::{Mapping, Value};
@@ -11,7 +11,7 @@ use super::managed_block::{self, BlockFault};
 ///
 /// # Errors
 ///
-/// The first thing that does not come back equal, with its line in the old file where there is one.
+/// The first difference, with its line in the old file if known.
 pub(crate) fn verify(
     new: &str,
     old: Option<&str>,
@@ -39,7 +39,7 @@ pub(crate) fn verify(
     }
 }
 
-/// Returns whether a value was read back as it was declared, its type included.
+/// Returns whether a value reads back as declared, including its type.
 fn is_same(declared: &Declared, read: &Value) -> bool {
     match (declared, read) {
         (Declared::Null, Value::Null) => true,
@@ -68,7 +68,7 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
     }
 }
 
-/// The user's own text: the file without its block.
+/// Returns the values of the user's own text: the file without its block.
 fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, BlockFault> {
     let Some(parts) = managed_block::find(old)? else {
         let user = mapping(old, "the file")?;
@@ -82,10 +82,10 @@ fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, B
     no_declared_key(user, &around, declared)
 }
 
-/// The markers must stand between values: a value that holds both lines would be cut in two without a trace.
+/// Checks that both markers stand between values: a value that contains both lines would lose its middle.
 fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), BlockFault> {
     let (Ok(whole), Ok(managed)) = (mapping(old, ""), mapping(body, "")) else {
-        // A block that was damaged by hand is replaced; what is around it has been read.
+        // A block that was damaged by hand is replaced; the text around it has been read.
         return Ok(());
     };
     let known = whole
@@ -102,7 +102,7 @@ fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), Bl
     })
 }
 
-/// A key of the managed block must not stand in the user's text too: Ansible would take the last, whatever infra.yml says.
+/// Checks that the user's text repeats no key of the managed block: Ansible would take the last one.
 fn no_declared_key(
     user: Mapping,
     text: &str,
@@ -130,9 +130,9 @@ fn no_declared_key(
     })
 }
 
-/// Reads a text as one mapping; an empty document is an empty one.
+/// Parses a text as one mapping; an empty document is an empty mapping.
 fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
-    // A byte order mark says how the file is written, not what is in it.
+    // A byte order mark is not part of the document.
     match serde_yaml::from_str(text.trim_start_matches('\u{feff}')) {
         Ok(Value::Mapping(mapping)) => Ok(mapping),
         Ok(Value::Null) => Ok(Mapping::new()),

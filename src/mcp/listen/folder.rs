@@ -1,4 +1,4 @@
-//! The folder of a server's sockets: private before the first socket, one server at a time, nothing left behind.
+//! Keeps the folder of a server's sockets: private, used by one server at a time, and cleared at its end.
 
 use std::fs::{DirEntry, File, TryLockError};
 use std::io::{self, Write as _};
@@ -15,7 +15,7 @@ use crate::dir::{BENEATH, Dir, READ, RegularFile, lock_within, open_or_make};
 use crate::mcp::framing::json;
 use crate::name::MachineName;
 
-/// Time for which the folder's lock is tried: a check for a running server holds it for a moment.
+/// Maximum time to wait for the folder's lock: a check for a running server holds it for a moment.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum length of a path of a Unix socket, in bytes (`sun_path` less its final zero).
 const SOCKET_PATH_MAX: usize = 107;
@@ -23,9 +23,9 @@ const SOCKET_PATH_MAX: usize = 107;
 const LOCK: &str = ".lock";
 /// Name of the status file of the running server.
 const STATUS: &str = ".status.json";
-/// A socket that does not listen yet; no longer than any consumer's.
+/// Name of a socket before it listens; no longer than that of any consumer's socket.
 const FRESH: &str = ".new";
-/// A status that is not whole yet; one server writes it.
+/// Name of the status file until it is complete.
 const FRESH_STATUS: &str = ".status.new";
 /// Mode of the status file: the folder lets nobody else in.
 const STATUS_MODE: u32 = 0o644;
@@ -45,7 +45,7 @@ pub(crate) enum FolderError {
         /// The system's error.
         source: io::Error,
     },
-    /// There is something in it, and no server's.
+    /// The folder contains a file that no server made.
     #[error("`{}` holds `{}`, which is not of a server's sockets", folder.display(), name.escape_debug())]
     Foreign {
         /// The folder.
@@ -53,26 +53,26 @@ pub(crate) enum FolderError {
         /// Its content.
         name: String,
     },
-    /// It is a link, a file, or another user's.
+    /// It is a link, a file, or belongs to another user.
     #[error("`{}` is not a folder of this user's own", .0.display())]
     NotOurs(PathBuf),
-    /// Where a socket belongs is something that is none, and that nobody told a server to remove.
+    /// Something other than a socket has the name of a socket.
     #[error("`{}` is in the way of a socket, and is none", .0.display())]
     InTheWay(PathBuf),
-    /// Another server has it.
+    /// Another server uses the folder.
     #[error("another server serves in `{}`", .0.display())]
     Taken(PathBuf),
-    /// A socket's path would be longer than the system allows.
+    /// The path of a socket would be longer than the system allows.
     #[error("the path of the socket `{}` has {length} bytes; {SOCKET_PATH_MAX} is the most there can be", path.display())]
     PathTooLong {
         /// The socket.
         path: PathBuf,
-        /// Bytes of its path.
+        /// Length of its path, in bytes.
         length: usize,
     },
 }
 
-/// A folder that this process serves in; the lock goes with it.
+/// A folder that this process serves in, and its lock.
 #[derive(Debug)]
 pub(crate) struct SocketFolder {
     path: PathBuf,
@@ -80,11 +80,11 @@ pub(crate) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes the folder private (0700), takes its lock and clears what a killed server left.
+    /// Makes the folder private (0700), takes its lock and removes the sockets of a killed server.
     ///
     /// # Errors
     ///
-    /// It is not ours, cannot be made, holds what is no server's, or another server has it.
+    /// The folder belongs to another user, cannot be made, contains foreign files, or another server uses it.
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
         let lock = open_or_make(CWD, path.join(LOCK))
@@ -105,25 +105,25 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// It cannot be seen: the folder is another user's.
+    /// The folder belongs to another user.
     pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
         match regular(path, LOCK) {
             Ok(lock) => Ok(lock.file.try_lock_shared().is_err()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-            // No server was ever there.
+            // No server has used the folder yet.
             Err(_) => Ok(false),
         }
     }
 
-    /// Reads the server's status; the folder belongs to its user, who may be anybody.
+    /// Reads the server's status. The folder belongs to the server's user, who is not trusted.
     ///
     /// # Errors
     ///
-    /// The system's; and what is there is no file, or too large. Root asks, and the server's user wrote it.
+    /// The system's; also, the status is not a regular file, or too large.
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
-        /// Maximum size of a status that is read, in bytes: a services file and a little.
+        /// Maximum size of a status, in bytes: a services file and a little.
         const STATUS_MAX: u64 = 17 * 1024 * 1024;
-        /// Maximum number of values in it: what is made of them stays below 32 MiB.
+        /// Maximum number of values in it, which keeps their memory below 32 MiB.
         const VALUES_MAX: usize = 200_000;
         /// Maximum length of a text in it, in bytes.
         const TEXT_MAX: usize = 64 * 1024;
@@ -137,36 +137,36 @@ impl SocketFolder {
         }
     }
 
-    /// The file in which the server says what it serves.
+    /// Returns the path of the status file.
     pub(crate) fn status_file(path: &Path) -> PathBuf {
         path.join(STATUS)
     }
 
-    /// The socket of a consumer.
+    /// Returns the path of a consumer's socket.
     pub(crate) fn socket(&self, consumer: &MachineName) -> PathBuf {
         self.path.join(format!("{consumer}{SOCKET_SUFFIX}"))
     }
 
-    /// Makes the socket of a consumer (0600), for a runtime to take over.
+    /// Makes the socket of a consumer (0600, non-blocking).
     ///
     /// # Errors
     ///
-    /// Its path is too long, what is there is no socket, or the system refuses.
+    /// The path is too long, or taken by something other than a socket, or the system refuses.
     pub(crate) fn bind(&self, consumer: &MachineName) -> Result<UnixListener, FolderError> {
         let path = self.socket(consumer);
         let length = path.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(FolderError::PathTooLong { path, length });
         }
-        // Under another name until it listens, so that whoever sees the socket can connect.
+        // Under another name until it listens, so that every visible socket accepts connections.
         let fresh = self.path.join(FRESH);
         Self::remove_socket(&fresh)?;
         Self::remove_socket(&path)?;
         let made = UnixListener::bind(&fresh).and_then(|listener| {
             listener.set_nonblocking(true)?;
-            // Nobody else enters the folder in between.
+            // In between, the private folder protects the socket.
             std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-            // What is there now is none of ours, and stays.
+            // Anything that has the name now is not ours, and is kept.
             renameat_with(CWD, &fresh, CWD, &path, RenameFlags::NOREPLACE)?;
             Ok(listener)
         });
@@ -176,7 +176,7 @@ impl SocketFolder {
         })
     }
 
-    /// Returns whether a socket is where that of a consumer belongs; where that cannot be seen, it is taken to be there.
+    /// Returns whether the socket of a consumer exists; true if that cannot be determined.
     pub(crate) fn has(&self, consumer: &MachineName) -> bool {
         match std::fs::symlink_metadata(self.socket(consumer)) {
             Ok(there) => there.file_type().is_socket(),
@@ -184,16 +184,16 @@ impl SocketFolder {
         }
     }
 
-    /// Returns why the socket of a consumer, which is there, cannot be served.
+    /// Returns the error for an existing socket that cannot be served.
     pub(crate) fn not_served(&self, consumer: &MachineName, source: io::Error) -> FolderError {
         error("served", &self.socket(consumer), source)
     }
 
-    /// Removes the socket of a consumer, and nothing that is no socket.
+    /// Removes the socket of a consumer; does nothing if it is missing.
     ///
     /// # Errors
     ///
-    /// The system refuses, or what is there is no socket; a socket that is not there is no error.
+    /// The system refuses, or something other than a socket has its name.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
         Self::remove_socket(&self.socket(consumer))
     }
@@ -211,7 +211,7 @@ impl SocketFolder {
         }
     }
 
-    /// Says what is served, for `mcp status`: whole or not at all.
+    /// Writes the status file for `mcp status`, whole or not at all.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl SocketFolder {
             .map_err(|source| error("written to", &self.path.join(STATUS), source))
     }
 
-    /// Removes every socket of a consumer and the status, and nothing else.
+    /// Removes the sockets of all consumers and the status file, and nothing else.
     ///
     /// # Errors
     ///
@@ -243,7 +243,7 @@ impl SocketFolder {
     }
 }
 
-/// Returns whether it is named and made as a server does it.
+/// Returns whether a server made the entry, judging by its name and type.
 fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     let kind = entry.file_type()?;
     let name = entry.file_name();
@@ -292,7 +292,7 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
         .map_err(|source| error("made private", path, source))
 }
 
-/// A folder that no server had before is empty, or it is somebody's: it would be closed to others, and emptied.
+/// Checks that a folder without a lock contains no foreign file, since it is about to be closed to others and cleared.
 fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
     let failed = |source| error("read", path, source);
     if regular(path, LOCK).is_ok() {

@@ -1,4 +1,4 @@
-//! How one file takes the place of another: in one step, so that it can be undone, and never over what someone else wrote.
+//! Replaces one file by another in one step that can be undone, and never overwrites someone else's change.
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
@@ -6,13 +6,13 @@ use rustix::io::Errno;
 use super::super::tree::FileIdentity;
 use crate::dir::Dir;
 
-/// Replaces files.
+/// The method of replacing files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Renames {
-    /// By exchanging names in one step.
+    /// Exchanges two names in one step.
     Exchange,
-    /// By hard links and plain renames: for file systems that cannot exchange, such as NFS. Between the look at the old
-    /// file and its replacement there is an instant here in which someone else's change is not seen.
+    /// Uses hard links and plain renames, for file systems that cannot exchange names, such as NFS. A change by someone
+    /// else between the check of the old file and its replacement goes unnoticed.
     Links,
 }
 
@@ -23,33 +23,33 @@ pub(super) struct CommitPlace<'a> {
     pub(super) folder: &'a Dir,
     /// The file's own name.
     pub(super) name: String,
-    /// The place of its new text, and afterwards of its old one.
+    /// The name of the new text before the change and of the old text after it.
     pub(super) temporary: String,
-    /// A second name of the old file, where names cannot be exchanged.
+    /// A second name of the old file, if names cannot be exchanged.
     pub(super) kept: String,
 }
 
-/// Undoes a change.
+/// The way to undo a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undo {
-    /// Take the new file away.
+    /// Remove the new file.
     Unlink,
-    /// Exchange it with the temporary file, which is the old one.
+    /// Exchange the file with the temporary one, which is the old file.
     Exchange,
-    /// Give the old file, which has its second name, the first one back.
+    /// Rename the old file from its second name to its first.
     Kept,
-    /// Give the temporary file, which is the old one, its name back.
+    /// Rename the temporary file, which is the old one, to its former name.
     Rename,
 }
 
-/// The reason why a file does not change.
+/// The reason why a file was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PlaceRefusal {
-    /// It is not the one that was read; it is as it was.
+    /// It differs from the file that was read, and is untouched.
     Changed,
-    /// It is not the one that was read, and could not be put back.
+    /// It differs from the file that was read, and could not be put back.
     Displaced,
-    /// The system said no.
+    /// The system refused.
     System(Errno),
 }
 
@@ -63,7 +63,7 @@ impl From<Errno> for PlaceRefusal {
 }
 
 impl CommitPlace<'_> {
-    /// Gives the temporary file its name, where nothing has it.
+    /// Renames the temporary file to its final name, if nothing has that name.
     pub(super) fn create(&self, renames: Renames) -> Result<Undo, PlaceRefusal> {
         let made = match renames {
             Renames::Exchange => self.rename(&self.temporary, &self.name, RenameFlags::NOREPLACE),
@@ -76,7 +76,7 @@ impl CommitPlace<'_> {
         Ok(Undo::Unlink)
     }
 
-    /// Puts the temporary file, `new`, in the place of the one that was `seen`.
+    /// Replaces the file `seen` by the temporary file `new`.
     pub(super) fn update(
         &self,
         renames: Renames,
@@ -107,7 +107,7 @@ impl CommitPlace<'_> {
         Ok(Undo::Kept)
     }
 
-    /// Takes away the file that was `seen`.
+    /// Removes the file `seen`.
     pub(super) fn remove(&self, seen: FileIdentity) -> Result<Undo, PlaceRefusal> {
         self.rename(&self.name, &self.temporary, RenameFlags::empty())?;
         if self.is(&self.temporary, seen) {
@@ -117,7 +117,7 @@ impl CommitPlace<'_> {
         }
     }
 
-    /// Undoes a change whose new file was `new`. What someone else has put in its place since stays.
+    /// Undoes a change whose new file was `new`. A file that someone else has written since is kept.
     pub(super) fn undo(&self, undo: Undo, new: Option<FileIdentity>) -> Result<(), Errno> {
         let is_ours = new.is_some_and(|new| self.is(&self.name, new));
         match (undo, new) {
@@ -129,14 +129,14 @@ impl CommitPlace<'_> {
         }
     }
 
-    /// Removes what a change needed and nobody needs any more.
+    /// Removes the temporary files of a change.
     pub(super) fn tidy(&self) {
-        // What cannot be removed now goes with the next run.
+        // The next run removes files that cannot be removed now.
         let _ = self.unlink(&self.temporary);
         let _ = self.unlink(&self.kept);
     }
 
-    /// Gives the temporary file its name back. Where that shows that someone had put a newer file there, that one stays.
+    /// Exchanges the names back. If someone has written a newer file in the meantime, that one is kept.
     fn exchange_back(&self, new: FileIdentity) -> Result<(), Errno> {
         self.rename(&self.temporary, &self.name, RenameFlags::EXCHANGE)?;
         if self.is(&self.temporary, new) {
@@ -145,7 +145,7 @@ impl CommitPlace<'_> {
         self.rename(&self.temporary, &self.name, RenameFlags::empty())
     }
 
-    /// Gives the temporary file its name back, unless someone has used that name since.
+    /// Renames the temporary file back, unless someone has used its former name since.
     fn rename_back(&self) -> Result<(), Errno> {
         let back = match self.rename(&self.temporary, &self.name, RenameFlags::NOREPLACE) {
             Err(cause) if cannot(cause) => self.link(&self.temporary, &self.name),
@@ -172,7 +172,7 @@ impl CommitPlace<'_> {
         self.folder.remove(name).map(drop)
     }
 
-    /// Returns whether a name leads to this very file, unchanged.
+    /// Returns whether a name leads to exactly this version of a file.
     fn is(&self, name: &str, identity: FileIdentity) -> bool {
         let stat = self.folder.stat(name).ok().flatten();
         stat.is_some_and(|stat| FileIdentity::of(&stat) == identity)
@@ -186,7 +186,7 @@ fn changed(put_back: Result<(), Errno>) -> PlaceRefusal {
     }
 }
 
-/// Returns whether the file system does not know the way that was tried.
+/// Returns whether the error means that the file system does not support the operation.
 pub(super) fn cannot(cause: Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&cause)
 }

@@ -1,4 +1,4 @@
-//! The clipboard as a file that only its user can read, for machines without a display.
+//! Keeps the clipboard of a machine without a display in a file that only its user can read.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -55,7 +55,7 @@ fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
     })
 }
 
-/// Replaces what is on the clipboard: whole or not at all.
+/// Replaces the content of the clipboard, whole or not at all.
 pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Result<(), ToolError> {
     let folder = open_folder(runtime)?;
     let (name, file) = create_beside(&folder)?;
@@ -67,7 +67,7 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Resul
                 .map_err(|refused| ToolError::system("replace the clipboard's file", refused))
         });
     if replaced.is_err() {
-        // It is ours, and what matters is the first error.
+        // The first error counts.
         let _ = folder.remove(&name);
     }
     replaced
@@ -75,14 +75,14 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Resul
 
 fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     let system = |refused: io::Error| ToolError::system("write the clipboard's file", refused);
-    // Whatever the umask says.
+    // Restores the bits that the umask removed.
     permit(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
     file.write_all(content.as_bytes()).map_err(system)
 }
 
-/// A new file beside the clipboard's, with its name.
+/// Makes a new file in the clipboard's folder, and returns its name.
 fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
-    /// Names left by processes that were killed are skipped; so many are not.
+    /// Maximum number of names that killed processes may have left.
     const TRIES: usize = 1000;
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut refused = Errno::EXIST;
@@ -101,7 +101,7 @@ fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
     Err(ToolError::system("write the clipboard's file", refused))
 }
 
-/// The runtime folder: made when missing, ours, closed to others.
+/// Opens the runtime folder: makes it if missing, and closes it to others.
 fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
     let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
     let system = |refused: io::Error| ToolError::system(doing, refused);

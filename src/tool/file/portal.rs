@@ -1,4 +1,4 @@
-//! The portal as an open folder: every way into it goes through `openat2`, beneath it, through no symbolic link.
+//! Opens files below the portal, through no symbolic link.
 
 use std::os::fd::OwnedFd;
 
@@ -16,14 +16,14 @@ const FOLDER_MODE: u32 = 0o755;
 #[derive(Debug)]
 pub(super) struct Portal(Dir);
 
-/// Makes the portal where it is missing and nobody else could have a hand in it.
+/// Makes the portal if it is missing, unless other users can write in the folder above.
 pub(in crate::tool) fn make(settings: &Settings) -> Result<(), ToolError> {
     make_all(&settings.portal, Mode::from_raw_mode(FOLDER_MODE))
         .map_err(|refused| ToolError::system("make the portal folder", refused))
 }
 
 impl Portal {
-    /// Opens the portal that is there.
+    /// Opens the existing portal.
     pub(super) fn open(settings: &Settings) -> Result<Self, ToolError> {
         match Dir::open(&settings.portal, SEARCH, BENEATH) {
             Ok(folder) => Ok(Self(folder)),
@@ -35,13 +35,13 @@ impl Portal {
         }
     }
 
-    /// Opens the portal, and makes it where it is missing.
+    /// Opens the portal, after making it if it is missing.
     pub(super) fn open_or_make(settings: &Settings) -> Result<Self, ToolError> {
         make(settings)?;
         Self::open(settings)
     }
 
-    /// Opens a file or folder without touching what it is.
+    /// Opens a file or folder only for looking at it.
     pub(super) fn look(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         self.0
@@ -49,7 +49,7 @@ impl Portal {
             .map_err(|refused| explain(refused, path, "open"))
     }
 
-    /// Opens a file for reading; a pipe or device would not make us wait.
+    /// Opens a file for reading, without waiting for a pipe or device.
     pub(super) fn read(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -58,7 +58,7 @@ impl Portal {
             .map_err(|refused| explain(refused, path, "read"))
     }
 
-    /// The folder that is there, of those that lead to a file; `None` when one of them is missing.
+    /// Opens the folder of a file; returns `None` if it does not exist.
     pub(super) fn parent(&self, path: &PortalPath) -> Result<Option<Dir>, ToolError> {
         let (folders, _) = path.split();
         match self.0.dir(&folders.join("/")) {
@@ -68,7 +68,7 @@ impl Portal {
         }
     }
 
-    /// The folder nearest to a file that is there.
+    /// Opens the lowest existing folder on the path of a file.
     pub(super) fn nearest(&self, path: &PortalPath) -> Result<Dir, ToolError> {
         let (mut folders, _) = path.split();
         loop {
@@ -81,7 +81,7 @@ impl Portal {
         }
     }
 
-    /// The folder of a file, with those that are missing made, and how many were.
+    /// Opens the folder of a file, making missing ones; also returns their number.
     pub(super) fn make_parent(&self, path: &PortalPath) -> Result<(Dir, u64), ToolError> {
         if let Some(parent) = self.parent(path)? {
             return Ok((parent, 0));
@@ -99,7 +99,7 @@ impl Portal {
         Ok((folder, made))
     }
 
-    /// A folder of the portal, to be listed; `None` when it is not there.
+    /// Opens a folder of the portal for listing; returns `None` if it does not exist.
     pub(super) fn list(&self, folder: &str) -> Result<Option<OwnedFd>, ToolError> {
         match self.0.open_at(folder, READ) {
             Ok(folder) => Ok(Some(folder)),
@@ -109,15 +109,15 @@ impl Portal {
     }
 }
 
-/// Makes a folder's entries lasting, where it can be opened for that.
+/// Syncs a folder's entries to disk, if the folder can be opened for reading.
 pub(super) fn sync(folder: &Dir) {
     if let Ok(folder) = openat(folder, ".", READ, Mode::empty()) {
-        // The file itself is on disk already; a file system that cannot sync folders has no better to offer.
+        // The file itself is on disk already; some file systems cannot sync folders.
         let _ = rustix::fs::fsync(folder);
     }
 }
 
-/// Maps a system error to a fault of the caller's path.
+/// Maps a system error to an error about the caller's path.
 pub(super) fn explain(refused: Errno, path: &PortalPath, doing: &str) -> ToolError {
     let text = match refused {
         Errno::NOENT => {

@@ -1,5 +1,5 @@
-//! A file that nobody sees before it is whole: without a name until then, or where the file system knows no such
-//! thing, with a name of its own that goes when the file does not come.
+//! Keeps a file invisible until it is complete: without a name, or, on file systems without unnamed files, under a
+//! temporary name that is removed if the file is not completed.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -16,16 +16,16 @@ use crate::dir::{Dir, permit};
 /// Permissions while the file is being written.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
-/// A file on its way.
+/// An incomplete file.
 #[derive(Debug)]
 pub(super) struct Unpublished {
     file: File,
-    /// Its folder and name, while it has one.
+    /// Its folder and temporary name, if it has one.
     name: Option<(Dir, String)>,
 }
 
 impl Unpublished {
-    /// A new file on the file system of `folder`; nobody else sees it, so it has these permissions from its beginning.
+    /// Makes a new file with these permissions on the file system of `folder`.
     pub(super) fn create(folder: Dir, mode: Mode) -> Result<Self, Errno> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match openat(&folder, ".", flags, mode) {
@@ -33,7 +33,7 @@ impl Unpublished {
                 file: file.into(),
                 name: None,
             }),
-            // Not every file system has files without a name; FUSE and NFS have not.
+            // FUSE and NFS have no unnamed files.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 Self::create_named(folder, PRIVATE)
             }
@@ -41,9 +41,9 @@ impl Unpublished {
         }
     }
 
-    /// A new file with a name of its own.
+    /// Makes a new file with a temporary name.
     fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
-        /// Names left by processes that were killed are skipped; so many are not.
+        /// Maximum number of names that killed processes may have left.
         const TRIES: usize = 1000;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let flags =
@@ -65,15 +65,15 @@ impl Unpublished {
         Err(Errno::EXIST)
     }
 
-    /// Adds to its end.
+    /// Appends bytes.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
     }
 
-    /// Gives it its permissions, puts it on disk, and then its name in `folder`; `EXIST` where that is taken.
+    /// Sets the permissions, syncs the file to disk, and gives it its name in `folder`; `EXIST` if the name is taken.
     pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
         match permit(&self.file, mode) {
-            // A process that may change the mode of no file makes another one.
+            // A confined process must not change modes; it makes another file instead.
             Err(Errno::PERM) => self = self.again(folder.dir(".")?, mode)?,
             permitted => permitted?,
         }
@@ -90,7 +90,7 @@ impl Unpublished {
         }
     }
 
-    /// A file of the same content that has these permissions.
+    /// Copies the content to a new file with these permissions.
     fn again(mut self, folder: Dir, mode: Mode) -> io::Result<Self> {
         let mut other = match &self.name {
             None => Self::create(folder, mode)?,
@@ -102,26 +102,26 @@ impl Unpublished {
         Ok(other)
     }
 
-    /// Gives a file without a name its first one.
+    /// Gives an unnamed file its name.
     fn link(&self, folder: &Dir, name: &str) -> Result<(), Errno> {
         match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
-            // Allowed to the privileged, and to all on newer kernels.
+            // Older kernels allow this to privileged processes only.
             Err(Errno::NOENT | Errno::PERM) => self.link_through_proc(folder, name),
             linked => linked,
         }
     }
 
-    /// The same in the way that is open to everybody.
+    /// Gives an unnamed file its name without privileges.
     fn link_through_proc(&self, folder: &Dir, name: &str) -> Result<(), Errno> {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
 }
 
-/// Moves a file to a name that is free.
+/// Renames a file to an unused name.
 fn rename(parent: &Dir, own: &str, folder: &Dir, name: &str) -> Result<(), Errno> {
     match renameat_with(parent, own, folder, name, RenameFlags::NOREPLACE) {
-        // A file system that cannot promise it; a second name can be given only where none is.
+        // The file system lacks NOREPLACE; a hard link never replaces a file either.
         Err(Errno::INVAL | Errno::NOSYS) => {
             linkat(parent, own, folder, name, AtFlags::empty())?;
             unlinkat(parent, own, AtFlags::empty())
@@ -133,7 +133,7 @@ fn rename(parent: &Dir, own: &str, folder: &Dir, name: &str) -> Result<(), Errno
 impl Drop for Unpublished {
     fn drop(&mut self) {
         if let Some((folder, name)) = &self.name {
-            // Somebody else may have removed it.
+            // Someone else may have removed it.
             let _ = unlinkat(folder, name, AtFlags::empty());
         }
     }
