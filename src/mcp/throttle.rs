@@ -140,13 +140,15 @@ mod tests {
     #[test]
     fn the_page_says_the_same() {
         const PAGE: &str = include_str!("../../docs/channel.md");
+        // Line breaks of the page do not matter.
+        let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
         let (part, short) = (BYTES / 1024, SHORT / 1024);
         for said in [
-            format!("once more for each {part} KiB, {MESSAGE_MAX} times at most"),
+            format!("once more for each {part} KiB, at most {MESSAGE_MAX} times"),
             format!("a new connection counts as {CONNECTION} messages"),
-            format!("Messages beyond {short} KiB take memory"),
+            format!("Messages over {short} KiB use this memory"),
         ] {
-            assert!(PAGE.contains(&said), "{said}");
+            assert!(page.contains(&said), "{said}");
         }
     }
 
