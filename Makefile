@@ -1,11 +1,11 @@
-# Wraps `anklume` and cargo; no logic of its own. `make help` lists the targets.
+# Wraps `anklume` and cargo, without logic of its own. `make help` lists the targets.
 #
-# What a user hands over (I=, ARGS=, …) is data and must stay so. make would run a `$(shell …)` in it when it hands the
-# variables of the command line to a recipe, and a shell would read quotes and `;` if their text stood in a recipe. So
-# each is replaced by its plain text, once, and recipes see it only as a variable of the environment, in quotes.
-# tests/integration/makefile.rs shows it for every variable.
+# User-supplied values (I=, ARGS=, …) are data and must stay data. When make passes command-line variables to a recipe,
+# it would run a `$(shell …)` in them, and a shell would interpret quotes and `;` if the text appeared in a recipe.
+# Therefore each value is replaced by its plain text once, and recipes use it only as a quoted environment variable.
+# tests/integration/makefile.rs tests this for every variable.
 
-# The loops' own name shades a variable of that name: it is made plain first, by hand.
+# The loop variable below hides a user's variable of the same name, so that one is handled first.
 ifeq ($(origin anklume_name),command line)
 override export anklume_name := $(value anklume_name)
 endif
@@ -15,14 +15,14 @@ override MAKEOVERRIDES :=
 override SHELL := /bin/sh
 override .SHELLFLAGS := -ec
 
-# One place for what is built, and always the static binary of .cargo/config.toml, whatever the environment says.
+# Build in a fixed folder, and always the static binary of .cargo/config.toml, whatever the environment says.
 override export CARGO_TARGET_DIR := target
 unexport CARGO_BUILD_TARGET RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS
 
 override built := target/x86_64-unknown-linux-gnu
 override release := $(built)/release/anklume
 override dev := $(built)/debug/anklume
-# The wrapping targets run what was built already: the release where there is one, else the quick build.
+# The wrapping targets run the release binary if it exists, else the development binary.
 override anklume := $(firstword $(wildcard $(release)) $(dev))
 override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
 
@@ -36,23 +36,23 @@ help: ## list the targets
 	@echo
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)$$/\1\t\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-14s %s\n' "$$target" "$$text"; done
 
-# --- see it, test it ---
+# --- demo and tests ---
 
-demo: ## build, and show the main job in a temporary folder
+demo: ## build, and show the main features in a temporary folder
 	@sh tests/setup.sh demo
 	cargo build
 	@sh tests/demo.sh $(dev)
 
-setup: ## install or name what the tests need
+setup: ## install or list the dependencies of the tests
 	@sh tests/setup.sh
 
-test: ## install or name what the tests need, and run them all
+test: ## install or list the dependencies of the tests, and run all tests
 	@sh tests/run.sh
 
-test-long: ## the same tests with larger numbers (hours)
+test-long: ## run all tests with larger numbers (takes hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh --run-ignored all
 
-check: ## formatting, lints, docs
+check: ## check formatting, lints and docs
 	@sh tests/setup.sh check
 	cargo metadata --locked --format-version 1 >/dev/null
 	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
@@ -66,22 +66,22 @@ fuzz-seeds: ## build the fuzz targets without instrumentation and run each on it
 	RUSTFLAGS='--cfg fuzzing' CARGO_TARGET_DIR=target/fuzz cargo build --locked --manifest-path tests/fuzz/Cargo.toml
 	for door in $$(ls tests/fuzz/seeds); do target/fuzz/x86_64-unknown-linux-gnu/debug/$$door tests/fuzz/seeds/$$door/* || exit 1; done
 
-fuzz: ## any bytes through each door, ten minutes each; needs cargo-fuzz
+fuzz: ## run each fuzz target for ten minutes; needs cargo-fuzz
 	for door in $$(ls tests/fuzz/seeds); do mkdir -p tests/fuzz/corpus/$$door; \
 	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$door tests/fuzz/corpus/$$door tests/fuzz/seeds/$$door -- -max_total_time=600 -max_len=65536 -malloc_limit_mb=64 || exit 1; done
 
-bench: ## measure, beside the floor and the Python SDK
+bench: ## run benchmarks against the floor and the Python SDK
 	@sh tests/setup.sh
 	cargo bench --bench bench --no-run
 	@if [ "$$(id -u)" = 0 ] && [ -x /usr/libexec/incus/incusd ]; then sh tests/incus/private.sh cargo bench --bench bench; else cargo bench --bench bench; fi
 
-# --- build it, install it ---
+# --- build and install ---
 
-build: ## one static binary, optimised
+build: ## build one optimised static binary
 	cargo build --release
 	@ls -l $(release)
 
-install: $(release) ## binary, manual page, completions: PREFIX= (/usr/local), DESTDIR=
+install: $(release) ## install binary, manual page and completions: PREFIX= (/usr/local), DESTDIR=
 	@at="$${DESTDIR:-}$${PREFIX:-/usr/local}"; \
 	case "$$at" in /*) ;; *) echo "make install: \`$$at\` is not an absolute path: give PREFIX=/… or DESTDIR=/…" >&2; exit 2;; esac; \
 	share="$$at/share"; \
@@ -101,8 +101,8 @@ $(dev): $(sources)
 	cargo build
 	@touch $@
 
-# --- use it ---
-# `--name=value`, and `--` before what has no name: a value that begins with `-` is still a value.
+# --- use ---
+# `--name=value`, and `--` before positional arguments, so that a value with a leading `-` is still a value.
 
 override infra := $${INFRA:+"--infra=$$INFRA"}
 override machine := "--instance=$$I" $${P:+"--project=$$P"}
@@ -113,22 +113,22 @@ sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFR
 apply: $(anklume) ## make Incus match infra.yml: INFRA=
 	@$(anklume) apply $(infra)
 
-doctor: $(anklume) ## what is broken on the way of each channel, and what mends it: INFRA=
+doctor: $(anklume) ## check each channel, and show how to fix it: INFRA=
 	@$(anklume) doctor $(infra)
 
-policy-check: $(anklume) ## may CALLER= use SERVICE=? PROVIDER=, INFRA=
+policy-check: $(anklume) ## check whether CALLER= may use SERVICE=: PROVIDER=, INFRA=
 	@test -n "$${CALLER:-}" || { echo 'make policy-check: CALLER= is missing: the machine that calls' >&2; exit 2; }
 	@test -n "$${SERVICE:-}" || { echo 'make policy-check: SERVICE= is missing: the service that it calls' >&2; exit 2; }
 	@$(anklume) policy check "--caller=$$CALLER" "--service=$$SERVICE" $${PROVIDER:+"--provider=$$PROVIDER"} $(infra)
 
-policy-list: $(anklume) ## all declared services: INFRA=
+policy-list: $(anklume) ## list all declared services: INFRA=
 	@$(anklume) policy list $(infra)
 
-mcp-list: $(anklume) ## the tools of machine I=, P= (its project)
+mcp-list: $(anklume) ## list the tools of machine I=: P= (its project)
 	@test -n "$${I:-}" || { echo 'make mcp-list: I= is missing: the machine to ask, as in `make mcp-list I=vault-signer`' >&2; exit 2; }
 	@$(anklume) mcp list $(machine)
 
-mcp-call: $(anklume) ## call TOOL= of machine I=: ARGS= (a JSON object; - reads it from stdin), P= (its project)
+mcp-call: $(anklume) ## call TOOL= of machine I=: ARGS= (a JSON object, or - for stdin), P= (its project)
 	@test -n "$${I:-}" || { echo 'make mcp-call: I= is missing: the machine to call, as in `make mcp-call I=vault-signer TOOL=clipboard_get`' >&2; exit 2; }
 	@test -n "$${TOOL:-}" || { echo 'make mcp-call: TOOL= is missing: the tool to call; `make mcp-list I=…` names them' >&2; exit 2; }
 	@$(anklume) mcp call $(machine) -- "$$TOOL" $${ARGS:+"$$ARGS"}
