@@ -1,4 +1,4 @@
-//! `anklume apply` on a real Incus, beside the same made by a plain shell script of `incus` commands.
+//! Measures `anklume apply` on a real Incus, against a plain shell script of `incus` commands with the same result.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,24 +7,24 @@ use std::time::Duration;
 
 use super::{measured, timed};
 
-/// What was measured for one number of machines.
+/// Measurements for one number of machines.
 pub(crate) struct Times {
-    /// From nothing to machines with their edges.
+    /// `apply` from nothing to machines with their edges.
     pub(crate) fresh: Duration,
-    /// Again, with nothing to do.
+    /// `apply` again, with nothing to do.
     pub(crate) repeated: Duration,
     /// The script.
     pub(crate) script: Duration,
 }
 
-/// Whether a real Incus with the tests' image is there, and this process may use it.
+/// Returns whether a real Incus with the tests' image exists and this process may use it.
 pub(crate) fn is_possible() -> bool {
     let image = incus(&["image", "alias", "list", "-f", "csv"]);
     image.is_some_and(|list| list.lines().any(|line| line.starts_with("bb,")))
         && rustix::process::geteuid().is_root()
 }
 
-/// Runs `incus`; its stdout, if it succeeded.
+/// Runs `incus` and returns its stdout if it succeeded.
 pub(crate) fn incus(args: &[&str]) -> Option<String> {
     let output = Command::new("incus")
         .args(args)
@@ -37,7 +37,7 @@ pub(crate) fn incus(args: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// So many machines in two domains; `consumers` names those that a machine serves.
+/// An infrastructure of `machines` machines in two domains; `consumers` names the consumers of each machine.
 fn infra(machines: usize, consumers: impl Fn(usize) -> Vec<String>) -> String {
     let mut text =
         "project_name: bench\nglobal: {default_os_image: bb, base_subnet: \"10.97\"}\ndomains:\n"
@@ -59,23 +59,23 @@ fn infra(machines: usize, consumers: impl Fn(usize) -> Vec<String>) -> String {
     text
 }
 
-/// A chain of so many machines: each serves the next one.
+/// A chain of machines: each serves the next one.
 pub(crate) fn declared(machines: usize) -> String {
     let next = |machine| (machine + 1..machines).take(1).map(name).collect();
     infra(machines, next)
 }
 
-/// Times of runs that change nothing, with thirty machines and thirty channels; ten of the machines are providers.
+/// Times of runs that change nothing, with thirty machines, ten of them providers, and thirty channels.
 pub(crate) struct Looks {
     /// `apply` with nothing to do.
     pub(crate) apply: Duration,
-    /// `doctor` with nothing to say.
+    /// `doctor` without any fault to report.
     pub(crate) doctor: Duration,
-    /// Incus lists the same machines.
+    /// `incus list` of the same machines.
     pub(crate) list: Duration,
 }
 
-/// Thirty machines: each of the first ten serves three of the others.
+/// An infrastructure of thirty machines: each of the first ten serves three of the others.
 fn many_channels() -> String {
     const MACHINES: usize = 30;
     const PROVIDERS: usize = 10;
@@ -87,14 +87,14 @@ fn many_channels() -> String {
     infra(MACHINES, consumers)
 }
 
-/// Runs `anklume …` for this file, which must succeed.
+/// Runs `anklume …` on this file; it must succeed.
 fn run(mut anklume: Command, words: &[&str], infra: &Path) {
     anklume.args(words).arg("--infra").arg(infra);
     let output = anklume.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Measures runs that only look.
+/// Measures runs that only read.
 pub(crate) fn looks(anklume: impl Fn() -> Command, folder: &Path, rounds: usize) -> Looks {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, many_channels()).unwrap();
@@ -116,7 +116,7 @@ pub(crate) fn name(machine: usize) -> String {
     format!("bench{}-m{machine}", machine % 2)
 }
 
-/// Measures so many machines.
+/// Measures one number of machines.
 pub(crate) fn measure(anklume: impl Fn() -> Command, folder: &Path, machines: usize) -> Times {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(machines)).unwrap();
@@ -146,7 +146,7 @@ fn shell(script: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// What a person would write who wants the same: no checks, no isolation, one thing after the other.
+/// The script that a person would write for the same result: no checks, no isolation, one step after the other.
 fn script(machines: usize, program: &str, infra: &str) -> String {
     let mut text = String::from("mkdir -p /var/lib/anklume/mcp\n");
     for domain in 0..2 {
@@ -183,7 +183,7 @@ fn script(machines: usize, program: &str, infra: &str) -> String {
     text
 }
 
-/// Takes away what the script made.
+/// Removes everything that the script created.
 fn undo(machines: usize) -> String {
     let mut text = String::new();
     for machine in 0..machines {
@@ -204,7 +204,7 @@ fn undo(machines: usize) -> String {
     text
 }
 
-/// Two machines with an edge, for as long as `during` runs.
+/// Provides two machines with an edge while `during` runs.
 pub(crate) fn with_an_edge(anklume: impl Fn() -> Command, folder: &Path, during: impl FnOnce()) {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(2)).unwrap();

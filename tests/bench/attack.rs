@@ -1,4 +1,4 @@
-//! What a caller that tries the worst costs: the memory that it makes its provider keep, and what another caller feels meanwhile.
+//! Measures the cost of the worst caller: the memory that it makes its provider keep, and its effect on another caller.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -15,20 +15,20 @@ use super::median;
 
 /// Connections of the attacker: as many as a caller may have.
 const CONNECTIONS: usize = 256;
-/// How long an attack goes on.
+/// Duration of an attack.
 const ATTACK: Duration = Duration::from_secs(4);
-/// After how long it begins anew with other connections.
+/// Interval after which an attack starts again with new connections.
 const CYCLE: Duration = Duration::from_secs(2);
-/// When memory must be as before, after the end of an attack.
+/// Time after an attack by which memory must be back to normal.
 const AFTER: Duration = Duration::from_secs(5);
 /// Pause between the quiet caller's calls.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How often a tool is measured under attack; the best counts.
+/// Number of measurements of a tool under attack; the best one counts.
 const ROUNDS: usize = 5;
 /// Files in the attacker's folder.
 const FILES: usize = 262_144;
 
-/// Both callers may use all five tools.
+/// A provider whose two callers may use all five tools.
 const INFRA: &str = "domains:
   d:
     subnet_id: 0
@@ -44,15 +44,15 @@ const INFRA: &str = "domains:
       loud: {}
 ";
 
-/// So that none is refused.
+/// High enough that no call is refused.
 const FREE: &str = "limits: {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}";
 
-/// What the attacker does on a connection.
+/// The behaviour of the attacker on a connection.
 struct Attack {
     what: &'static str,
-    /// All that it sends.
+    /// All bytes that it sends.
     sent: fn(usize) -> Vec<u8>,
-    /// Most bytes that it reads each time that it looks.
+    /// Maximum number of bytes that it reads each time.
     reads: usize,
 }
 
@@ -117,7 +117,7 @@ impl Attack {
     }
 }
 
-/// A tool, as the quiet caller calls it: the line of its n-th call.
+/// A tool as the quiet caller uses it: the line of its n-th call.
 struct Tool {
     what: &'static str,
     line: fn(usize) -> String,
@@ -157,18 +157,18 @@ const TOOLS: [Tool; 5] = [
     },
 ];
 
-/// What was measured of one program.
+/// Measurements of one program.
 pub(crate) struct Costs {
     idle: f64,
     caller: f64,
     connection: f64,
-    /// Calls in a second on one connection: one at a time, and sixteen in flight.
+    /// Calls per second on one connection: one at a time, and sixteen in flight.
     calls: [f64; 2],
     attacks: Vec<(&'static str, f64, f64, Duration)>,
     tools: Vec<(&'static str, Duration, Duration, Duration)>,
 }
 
-/// Attacks a server of the program, in every way and then in all at once.
+/// Attacks a server of the program, in each way separately and then in all ways at once.
 pub(crate) fn costs(anklume: impl Fn() -> Command, folder: &Path) -> Costs {
     let scene = Scene::new(folder);
     let services = services(&anklume, folder, &INFRA.replace("LIMITS", FREE));
@@ -192,7 +192,7 @@ pub(crate) fn costs(anklume: impl Fn() -> Command, folder: &Path) -> Costs {
     let unhurt: Vec<Duration> = TOOLS
         .iter()
         .map(|tool| {
-            // The first call starts what the tool needs.
+            // The first call starts the processes that the tool needs.
             let times = tool.measure(&server, &mut numbers, || {});
             median(times.into_iter().skip(1).collect())
         })
@@ -248,7 +248,7 @@ fn settle() {
     std::thread::sleep(Duration::from_secs(1));
 }
 
-/// What the tools of the server work with: keys, a portal, a display where the system has one.
+/// Everything that the server's tools need: keys, a portal, and a display if the system has one.
 struct Scene {
     folder: PathBuf,
     display: Option<(Child, String)>,
@@ -314,7 +314,7 @@ impl Drop for Scene {
     }
 }
 
-/// A display of its own; it says its number itself.
+/// A new display; it chooses its own number and prints it.
 fn display() -> Option<(Child, String)> {
     let mut xvfb = Command::new("Xvfb");
     xvfb.args(["-displayfd", "1", "-screen", "0", "64x64x24", "-noreset"]);
@@ -390,7 +390,7 @@ fn calls_per_second(server: &Server, in_flight: u32) -> f64 {
     f64::from(CALLS) / median(times).as_secs_f64()
 }
 
-/// Measures while the attacks go on, from one core.
+/// Measures while the attacks run on one core.
 fn beside<T>(server: &Server, attacks: &[Attack], measured: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     let socket = server.socket("loud");
@@ -408,9 +408,9 @@ fn beside<T>(server: &Server, attacks: &[Attack], measured: impl FnOnce() -> T) 
     })
 }
 
-/// One cycle: all connections, and all that goes through them.
+/// Runs one cycle: opens all connections and sends all of their bytes.
 fn pour(socket: &Path, attacks: &[Attack], stop: &AtomicBool) {
-    /// Most bytes that are written to a connection before the next has its turn.
+    /// Maximum number of bytes to write to a connection before the next one has its turn.
     const WRITE: usize = 1024 * 1024;
     let connections = attacks.iter().cycle().take(CONNECTIONS).enumerate();
     let mut connections: Vec<_> = connections
@@ -440,7 +440,7 @@ fn pour(socket: &Path, attacks: &[Attack], stop: &AtomicBool) {
     }
 }
 
-/// What the server keeps, over all its processes but gpg, whose number is bounded, in MiB.
+/// Memory of the server in MiB, over all its processes except gpg, whose number is bounded.
 fn mebibytes(server: &Server) -> f64 {
     let mut all = vec![server.pid()];
     let mut at = 0;

@@ -1,11 +1,11 @@
-//! Generated declarations: domains of forty machines, each machine with two services of five consumers each.
+//! Generates declarations: domains of forty machines, each with two services of five consumers each.
 
 use std::fmt::Write as _;
 
 const MACHINES_IN_A_DOMAIN: usize = 40;
 const CONSUMERS_OF_A_SERVICE: usize = 5;
 
-/// An `infra.yml` of so many machines.
+/// An `infra.yml` of `machines` machines.
 pub(crate) fn infra(machines: usize) -> String {
     let mut text = String::from(
         "project_name: bench\nglobal:\n  base_subnet: \"10.100\"\n  default_os_image: images:debian/13\ndomains:\n",
@@ -39,14 +39,14 @@ pub(crate) fn infra(machines: usize) -> String {
     text
 }
 
-/// A provider in the middle of the file, a service of it, and a caller that may use it.
+/// A provider in the middle of the file, one of its services, and a caller that may use it.
 pub(crate) fn a_grant(machines: usize) -> (String, &'static str, String) {
     let provider = machines / 2;
     let caller = consumers(provider, machines).last().unwrap();
     (name(provider), "clipboard", caller)
 }
 
-/// The next few machines, around the end of the file.
+/// The next few machines, wrapping around at the end of the file.
 fn consumers(machine: usize, machines: usize) -> impl Iterator<Item = String> {
     (1..=CONSUMERS_OF_A_SERVICE)
         .map(move |step| name((machine + step * 7) % machines))

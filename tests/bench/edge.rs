@@ -1,6 +1,6 @@
-//! A call over an edge between two real machines, beside a byte echo over two bare proxies between the same machines.
+//! Measures a call over an edge between two real machines, against a byte echo over two bare proxies between the same machines.
 //!
-//! This very program is pushed into both: it is the echo in the provider, and the client in the consumer.
+//! This program itself is pushed into both machines: it is the echo in the provider, and the client in the consumer.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,26 +10,26 @@ use std::time::{Duration, Instant};
 use super::apply::{incus, name};
 use super::median;
 
-/// Says which part this program plays in a machine: `echo PATH`, or `client ECHO EDGE`.
+/// Names the role of this program in a machine: `echo PATH`, or `client ECHO EDGE`.
 const PART: &str = "ANKLUME_BENCH_PART";
-/// Round trips, and connections, that are measured.
+/// Number of round trips and connections to measure.
 const ROUNDS: usize = 400;
-/// Length of what goes over the bare proxies: about that of a small call.
+/// Length of a message over the bare proxies: about that of a small call.
 const MESSAGE: usize = 200;
 
-/// What was measured.
+/// Measurements of one edge.
 pub(crate) struct Times {
     /// A call of a tool, on an open connection.
     pub(crate) call: Duration,
-    /// Bytes there and back.
+    /// A round trip of bytes.
     pub(crate) echo: Duration,
     /// A new connection up to its first answer.
     pub(crate) connect: Duration,
-    /// The same with bytes there and back.
+    /// A new connection up to its first bytes.
     pub(crate) connect_echo: Duration,
 }
 
-/// Plays a part in a machine, if that is what this process is for.
+/// Plays a role in a machine, if this process was started for that.
 pub(crate) fn plays_a_part() -> bool {
     let Ok(part) = std::env::var(PART) else {
         return false;
@@ -72,7 +72,7 @@ const HELLO: &str = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"
 const CALL: &str =
     r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"paste","arguments":{}}}"#;
 
-/// A connection on which `initialize` was answered.
+/// Opens a connection and completes `initialize` on it.
 fn open(path: &str) -> BufReader<UnixStream> {
     let mut stream = BufReader::new(UnixStream::connect(path).unwrap());
     exchange(&mut stream, HELLO);

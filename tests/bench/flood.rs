@@ -1,5 +1,5 @@
-//! What one caller feels while another floods: its p99 idle, under a flood on another server, and under the same
-//! flood on its own, in one run, for each kind of flood.
+//! Measures the effect of a flood on another caller: its p99 while idle, during a flood on another server, and during
+//! the same flood on its own server, in one run, for each kind of flood.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,14 +10,14 @@ use super::listening::{Ends, Peer, Server, call, p99_of, services};
 
 /// Calls of the quiet caller in each part of a round.
 const CALLS: u32 = 100;
-/// Rounds, each with all three parts, so that no part has the better half of a machine's day.
+/// Rounds, each with all three parts, so that a busy phase of the machine affects all parts alike.
 const ROUNDS: u32 = 10;
-/// Pause between its calls: a program that calls now and then, far below its own limits.
+/// Pause between its calls, as in a program that calls now and then, far below its own limits.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Threads of the loud caller.
 const LOUD: usize = 4;
 
-/// Two consumers of one provider. Neither meets a limit, but where the flood is to be over it.
+/// Two consumers of one provider. Neither reaches a limit, except where the flood is meant to exceed it.
 const INFRA: &str = "domains:
   d:
     subnet_id: 0
@@ -31,15 +31,15 @@ const INFRA: &str = "domains:
       loud: {}
 ";
 
-/// A flood: what each of the loud caller's threads does again and again.
+/// A flood: the calls that each thread of the loud caller repeats.
 struct Flood {
     what: &'static str,
     /// Connections of each thread.
     connections: usize,
-    /// Lines that it writes on each of them before it reads as many answers.
+    /// Lines to write on each connection before reading as many answers.
     batch: usize,
     line: fn() -> String,
-    /// Whether it connects anew each time.
+    /// True: each round opens new connections.
     anew: bool,
 }
 
@@ -78,15 +78,15 @@ impl Flood {
     }
 }
 
-/// The quiet caller's p99 beside a kind of flood.
+/// The quiet caller's p99 for one kind of flood.
 pub(crate) struct P99 {
     /// The flood.
     pub(crate) what: &'static str,
-    /// While nobody else calls.
+    /// While no other caller is active.
     pub(crate) idle: Duration,
-    /// While the other floods another server: what the shared processors cost.
+    /// While the loud caller floods another server: the cost of sharing the processors.
     pub(crate) elsewhere: Duration,
-    /// While the other floods the same server.
+    /// While the loud caller floods the same server.
     pub(crate) here: Duration,
 }
 
@@ -134,7 +134,7 @@ fn measure(socket: &Path) -> Vec<Duration> {
 }
 
 impl Flood {
-    /// Measures while it goes on.
+    /// Measures while the flood runs.
     fn beside<T>(&self, loud: &Path, measured: impl FnOnce() -> T) -> T {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -162,7 +162,7 @@ impl Flood {
                 peers = connect().unwrap_or_default();
             }
             for peer in &mut peers {
-                // A connection of a storm may be turned away.
+                // A connection of a storm may be refused.
                 let _ = peer.write(&lines);
             }
             for peer in &mut peers {

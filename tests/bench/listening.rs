@@ -1,4 +1,4 @@
-//! A server that listens, and the callers' ends of its connections.
+//! A listening server, and the callers' ends of its connections.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -25,14 +25,14 @@ pub(crate) fn p99_of(mut times: Vec<Duration>) -> Duration {
     times.swap_remove(times.len() * 99 / 100)
 }
 
-/// A server of two callers, `quiet` and `loud`; ended when dropped.
+/// A server with two callers, `quiet` and `loud`; ended when dropped.
 pub(crate) struct Server {
     process: Child,
     sockets: PathBuf,
 }
 
 impl Server {
-    /// Starts it, and waits for its sockets.
+    /// Starts the server and waits for its sockets.
     pub(crate) fn start(mut serve: Command, folder: &Path, name: &str, services: &Path) -> Self {
         let sockets = folder.join(name);
         serve.args(["mcp", "serve", "--listen"]).arg(&sockets);
@@ -46,12 +46,12 @@ impl Server {
         server
     }
 
-    /// Its process.
+    /// The server's process.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// Where a caller asks it.
+    /// The socket of a caller.
     pub(crate) fn socket(&self, caller: &str) -> PathBuf {
         self.sockets.join(format!("{caller}.sock"))
     }
@@ -59,13 +59,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that ended by itself has failed the measurement already.
+        // If it exited by itself, the measurement has already failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// A call of a service as a line; its id is 0.
+/// A call of a service as one line, with id 0.
 pub(crate) fn call(service: &str, content: &str) -> String {
     if content.is_empty() {
         return call_with(service, "{}");
@@ -73,7 +73,7 @@ pub(crate) fn call(service: &str, content: &str) -> String {
     call_with(service, &format!("{{\"content\":\"{content}\"}}"))
 }
 
-/// The same with all its arguments, as JSON.
+/// The same with all arguments, as JSON.
 pub(crate) fn call_with(service: &str, arguments: &str) -> String {
     format!(
         "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/call\",\"params\":{{\"name\":\"{service}\",\"arguments\":{arguments}}}}}\n"
@@ -97,7 +97,7 @@ impl Peer {
         self.writer.write_all(lines.as_bytes())
     }
 
-    /// The next line; empty at the end.
+    /// Reads the next line; empty at the end of the stream.
     pub(crate) fn read(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
@@ -105,7 +105,7 @@ impl Peer {
     }
 }
 
-/// Ends what runs beside a measurement when dropped, so that one that fails does not wait for it.
+/// Ends the background load of a measurement when dropped, so that a failed measurement does not wait for it.
 pub(crate) struct Ends<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Ends<'_> {

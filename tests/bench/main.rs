@@ -1,6 +1,6 @@
-//! `make bench`: how long things take, beside two yardsticks of the same run: the floor, which is what the system needs for
-//! the least that could do, and a Python peer. Asserts nothing; on a busy machine the ratios still say something.
-//! `cargo bench -- list declared calls flood attack apply edge` picks groups; none named means all.
+//! `make bench`: measures how long things take, against two yardsticks from the same run: the floor, the minimum that the system
+//! needs, and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
+//! `cargo bench -- list declared calls flood attack apply edge` selects groups; without names, all groups run.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -26,16 +26,16 @@ use std::time::{Duration, Instant};
 use table::{Row, Table};
 use yardstick::Python;
 
-/// The program that is measured: an optimised build, as `cargo bench` makes it.
+/// The program to measure: an optimised build, as `cargo bench` makes it.
 const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 
-/// Names another build of the program, which is attacked beside it.
+/// Names another build of the program, which is attacked for comparison.
 const BEFORE: &str = "ANKLUME_BENCH_BEFORE";
 
-/// Machines in an infrastructure, and how often it is measured.
+/// Number of machines in an infrastructure, and number of measurements of it.
 const SIZES: [(usize, usize); 3] = [(10, 15), (1_000, 5), (10_000, 3)];
 
-/// How often a run that only looks is measured.
+/// Number of measurements of a run that only reads.
 const LOOKS: usize = 5;
 
 fn main() {
@@ -45,7 +45,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let python = Python::find();
     let mut table = Table::default();
-    // cargo itself hands over `--bench`.
+    // cargo itself passes `--bench`.
     let picked: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| !word.starts_with('-'))
@@ -89,7 +89,7 @@ fn main() {
     }
 }
 
-/// `apply` beside a shell script, and a call over an edge beside bare proxies.
+/// Measures `apply` against a shell script, and a call over an edge against bare proxies.
 fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
     for machines in [2, 10, 30].into_iter().filter(|_| wanted("apply")) {
         let times = apply::measure(|| anklume(folder), folder, machines);
@@ -144,7 +144,7 @@ fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
     }
 }
 
-/// Client and server start, shake hands, list, end: against two programs that do nothing at all.
+/// Measures client and server starting, shaking hands, listing and ending, against two programs that do nothing at all.
 fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
     let (mut ours, mut floor, mut peer) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..40 {
@@ -170,7 +170,7 @@ fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
     });
 }
 
-/// A caller's slowest calls while another floods its server, beside the same flood on another server and none at all.
+/// Measures a caller's slowest calls while another floods its server, against the same flood on another server and no flood.
 fn flood(table: &mut Table, folder: &Path) {
     for times in flood::p99(|| anklume(folder), folder) {
         table.push(Row {
@@ -183,7 +183,7 @@ fn flood(table: &mut Table, folder: &Path) {
     }
 }
 
-/// `policy check` and `sync` over a generated declaration.
+/// Measures `policy check` and `sync` on a generated declaration.
 fn declared(
     table: &mut Table,
     folder: &Path,
@@ -262,7 +262,7 @@ fn sync(
         if let Some(python) = python {
             peer.push(timed(|| run(&mut python.writer(infra, &place("peer")))));
         }
-        // The folders stay until the end: ext4 is slow to make files where others were deleted a moment ago.
+        // The folders stay until the end, because ext4 creates files slowly in places where others were just deleted.
     }
     let peer = python.map(|_| median(peer));
     table.push(Row {
@@ -281,7 +281,7 @@ fn sync(
     });
 }
 
-/// One small call on an open session: one at a time, and sixteen in flight.
+/// Measures one small call on an open session: one at a time, and sixteen in flight.
 fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
     for (in_flight, label) in [(1, "a call, one at a time"), (16, "a call, 16 in flight")] {
         let ours = session::time_per_call(anklume(folder).args(["mcp", "serve"]), 4_000, in_flight);
@@ -298,7 +298,7 @@ fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
     }
 }
 
-/// `anklume` with a clean environment: no display, a runtime folder of its own.
+/// `anklume` with a clean environment: no display, and its own runtime folder.
 fn anklume(folder: &Path) -> Command {
     clean(ANKLUME.into(), folder)
 }
@@ -314,7 +314,7 @@ fn clean(program: PathBuf, folder: &Path) -> Command {
     command
 }
 
-/// Runs to the end, with the answer read by nobody.
+/// Runs a command to its end and discards its output.
 #[track_caller]
 fn run(command: &mut Command) {
     let output = command

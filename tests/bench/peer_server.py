@@ -1,4 +1,4 @@
-"""The peer: an MCP server of the Python SDK with the five tools, of which the bench calls one."""
+"""The peer: an MCP server of the Python SDK with the five tools; the benchmark calls one of them."""
 
 from mcp.server.mcpserver import MCPServer
 
@@ -8,7 +8,7 @@ clipboard = [""]
 
 @server.tool()
 def clipboard_get() -> str:
-    """Give the text of the clipboard."""
+    """Return the text of the clipboard."""
     return clipboard[0]
 
 
@@ -26,13 +26,13 @@ def gpg_sign(data: str, key_id: str | None = None) -> str:
 
 @server.tool()
 def file_accept(path: str, data: str, mode: str | None = None) -> str:
-    """Take a file."""
+    """Receive a file."""
     raise NotImplementedError(path, data, mode)
 
 
 @server.tool()
 def file_provide(path: str) -> str:
-    """Give a file."""
+    """Return a file."""
     raise NotImplementedError(path)
 
 

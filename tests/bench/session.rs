@@ -1,10 +1,10 @@
-//! An MCP session over the pipes of a child, driven by lines: the same driver for every server, so that only servers differ.
+//! Drives an MCP session over the pipes of a child process, line by line: every server gets the same driver, so that only the servers differ.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Time of one `clipboard_get` on an open session, over `calls` of them with so many in flight.
+/// Measures one `clipboard_get` on an open session, over `calls` of them with so many in flight.
 pub(crate) fn time_per_call(server: &mut Command, calls: u32, in_flight: u32) -> Duration {
     let mut session = Session::open(server);
     session.write(
@@ -19,7 +19,7 @@ pub(crate) fn time_per_call(server: &mut Command, calls: u32, in_flight: u32) ->
     time
 }
 
-/// Time of one line through a program that gives every line back.
+/// Measures one line through a program that echoes every line.
 pub(crate) fn time_per_line(echo: &mut Command, lines: u32, in_flight: u32) -> Duration {
     let mut session = Session::open(echo);
     let time = session.per_line(lines, in_flight, |id| call(id + 1, "clipboard_get", "{}"));

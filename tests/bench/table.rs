@@ -1,19 +1,19 @@
-//! What was measured, as a table: times, and how many times the floor and the peer.
+//! Formats the measurements as a table: times, and their ratios to the floor and the peer.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-/// One thing that was measured.
+/// One measurement.
 pub(crate) struct Row {
-    /// What was done.
+    /// The measured operation.
     pub(crate) what: String,
     /// Our time.
     pub(crate) ours: Duration,
-    /// What the floor is, and its time.
+    /// The floor and its time.
     pub(crate) floor: (&'static str, Duration),
-    /// What we expect of ourselves; empty where nothing is promised.
+    /// The result that we expect; empty if nothing is promised.
     pub(crate) expected: &'static str,
-    /// What the peer is, and its time where it could be measured.
+    /// The peer, and its time if it could be measured.
     pub(crate) peer: (&'static str, Option<Duration>),
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Table(Vec<Row>);
 impl Table {
     /// Adds a row.
     pub(crate) fn push(&mut self, row: Row) {
-        // Some take long: whoever watches sees where it is.
+        // Some measurements take long, so show the progress.
         eprintln!("measured: {}", row.what);
         self.0.push(row);
     }

@@ -1,4 +1,4 @@
-//! What we measure ourselves against: plain files, and Python with its MCP SDK and PyYAML.
+//! The yardsticks: plain files, and Python with its MCP SDK and PyYAML.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ pub(crate) struct Python {
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench");
 
 impl Python {
-    /// The Python that tests/setup.sh made; nothing, and a line that says so, where it is missing.
+    /// The Python that tests/setup.sh installed; if it is missing, nothing, and a line that says so.
     pub(crate) fn find() -> Option<Self> {
         let program = PathBuf::from(concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -27,7 +27,7 @@ impl Python {
         works.then_some(Self { program })
     }
 
-    /// A client that starts a server, lists its tools, and ends.
+    /// A client that starts a server, lists its tools, and exits.
     pub(crate) fn client(&self, folder: &Path) -> Command {
         self.script("peer_client.py", folder)
     }
@@ -37,7 +37,7 @@ impl Python {
         self.script("peer_server.py", folder)
     }
 
-    /// Reads a declaration, no more.
+    /// Only reads a declaration.
     pub(crate) fn reader(&self, infra: &Path) -> Command {
         let mut command = self.script("peer_yaml.py", infra.parent().unwrap_or(infra));
         command.arg(infra);
@@ -78,7 +78,7 @@ pub(crate) fn files_below(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-/// Writes files the plain way: no check, no temporary file, no rename.
+/// Writes files in the simplest way: no check, no temporary file, no rename.
 pub(crate) fn write_files(files: &[(PathBuf, Vec<u8>)], to: &Path) {
     for (path, content) in files {
         let path = to.join(path);
