@@ -1,4 +1,4 @@
-"""Serves an MCP server of stdin and stdout over HTTP on the loopback, for clients that speak nothing else.
+"""Serves an MCP server of stdin and stdout over HTTP on the loopback interface, for clients that support nothing else.
 
 bridge.py COMMAND...
 
@@ -18,14 +18,14 @@ SESSIONS = {}
 
 
 class Session:
-    """A server, asked one thing at a time."""
+    """A server that handles one message at a time."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.server = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def tell(self, message):
-        """Sends a message; its answer, if it is a request."""
+        """Sends a message and returns the answer if it is a request."""
         with self.lock:
             self.server.stdin.write(json.dumps(message).encode() + b"\n")
             self.server.stdin.flush()
@@ -43,9 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        # Also of a request that is refused: the next one on the connection begins behind it.
+        # Read the body even of a refused request, because the next request on the connection begins after it.
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        # A page of another site that a browser was led to by a name of its own (DNS rebinding) has no business here.
+        # Refuse a page of another site that led a browser here with its own host name (DNS rebinding).
         for header in ("Host", "Origin"):
             value = self.headers.get(header)
             if value and value.split("//")[-1].split(":")[0] not in ("127.0.0.1", "localhost", "[", "::1"):

@@ -2,10 +2,10 @@
 //
 // client.cjs sdk|legacy|auto PLAN COMMAND...
 //
-// `sdk` is @modelcontextprotocol/sdk 1.x; the other two are the ways of @modelcontextprotocol/client 2.x.
-// PLAN is a JSON list of [tool, arguments]. The step ["pause", {"ready": FILE, "go": FILE}] makes the first file and waits for
+// `sdk` is @modelcontextprotocol/sdk 1.x; the other two are modes of @modelcontextprotocol/client 2.x.
+// PLAN is a JSON list of [tool, arguments]. The step ["pause", {"ready": FILE, "go": FILE}] creates the first file and waits for
 // the second. Prints one line of JSON: the protocol version, the tools in the server's
-// order, and each result as the client gives it. Whatever the client complains about goes to stderr.
+// order, and each result as the client returns it. Complaints of the client go to stderr.
 
 const fs = require('node:fs');
 
@@ -29,7 +29,7 @@ async function main() {
     client.onerror = (error) => console.error(String(error));
     const transport = new StdioClientTransport({ command, args, env: process.env, stderr: 'inherit' });
     let version;
-    // The 1.x client tells its transport alone what was agreed on.
+    // The 1.x client tells only its transport which version was negotiated.
     transport.setProtocolVersion = (agreed) => (version = agreed);
     await client.connect(transport);
     version = client.getNegotiatedProtocolVersion?.() ?? version;

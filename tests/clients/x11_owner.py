@@ -1,4 +1,4 @@
-"""Owns the clipboard of an X server and behaves as told, until it is killed or something else is copied: MODE [SIZE]."""
+"""Owns the clipboard of an X server and behaves as told, until it is killed or another program copies something: MODE [SIZE]."""
 
 import sys
 
@@ -12,7 +12,7 @@ ATOM = D.intern_atom
 CLIPBOARD, TARGETS, UTF8 = ATOM("CLIPBOARD"), ATOM("TARGETS"), ATOM("UTF8_STRING")
 HINT, INCR = ATOM("x-kde-passwordManagerHint"), ATOM("INCR")
 
-# What is offered, and what is given: bytes and their type.
+# The offered types, and the answer to each: bytes and their type.
 OFFERS = {
     "password": {UTF8: (b"hunter2", UTF8), HINT: (b"secret", HINT)},
     "public": {UTF8: (b"public text", UTF8), HINT: (b"public", HINT)},
@@ -31,10 +31,10 @@ OFFERS = {
 
 
 def give(request, property_):
-    """Puts what was asked for where it is wanted; whether there is any."""
+    """Writes the requested data to the property, and returns whether any exists."""
     window = request.requestor
     if request.target == TARGETS and MODE != "old":
-        # Of the many all but the first are no atoms at all.
+        # In the list of many, all except the first are not atoms at all.
         more = [0x1FFFFFFF] * SIZE if MODE == "many" else []
         window.change_property(property_, Xatom.ATOM, 32, list(OFFERS) + more)
         return True
@@ -75,7 +75,7 @@ def notify(request, property_):
     D.flush()
 
 
-# A window that went away meanwhile is no news.
+# Ignore errors from a window that has gone away.
 D.set_error_handler(lambda *_: None)
 WINDOW.set_selection_owner(CLIPBOARD, X.CurrentTime)
 D.sync()

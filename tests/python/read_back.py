@@ -1,4 +1,4 @@
-"""Reads what anklume wrote with PyYAML, and writes the same values with PyYAML.
+"""Reads the files of anklume with PyYAML, and writes the same values with PyYAML.
 
 Input: one JSON object a line, {"value": V, "text": T}. Output: the shortest fault.
 """
@@ -11,7 +11,7 @@ import yaml
 
 
 class Dumper(yaml.SafeDumper):
-    """The style of the files that users already have: indented lists, a null as nothing."""
+    """The style of users' existing files: indented lists, and nothing for a null."""
 
     def increase_indent(self, flow=False, indentless=False):
         return super().increase_indent(flow, False)
@@ -24,15 +24,15 @@ Dumper.add_representer(
     type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "")
 )
 
-# What the core schema of YAML 1.2 reads as a number, and other readers of YAML 1.1 as a truth value: quoted by anklume,
-# though PyYAML reads text.
+# anklume quotes values that the core schema of YAML 1.2 reads as a number, or other readers of YAML 1.1 as a boolean,
+# although PyYAML reads them as text.
 STRICTER = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?0o[0-7]+|0x[0-9a-fA-F]+|[yYnN]"
 )
 
 
 def same(left, right):
-    """Equality that knows true from 1 and 1 from 1.0."""
+    """Equality that distinguishes true from 1 and 1 from 1.0."""
     if type(left) is not type(right):
         return False
     if isinstance(left, dict):
@@ -43,7 +43,7 @@ def same(left, right):
 
 
 def may_differ(value):
-    """Whether anklume quotes a text of this value more strictly than PyYAML."""
+    """Returns whether anklume quotes a text of this value more strictly than PyYAML."""
     if isinstance(value, dict):
         return any(may_differ(k) or may_differ(v) for k, v in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Reads a tree that anklume wrote as Ansible does, and compares it with what was declared.
+"""Reads a tree that anklume wrote in the same way as Ansible, and compares it with the declaration.
 
 Arguments: the folder, then the answer of `ansible-inventory --list`. Input: {"MACHINE": {"VARIABLE": VALUE}} as JSON.
 """

@@ -1,4 +1,4 @@
-//! Whatever a server answers, its client ends in order.
+//! A client terminates normally, whatever its server answers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| anklume::fuzzing::client(bytes));

@@ -1,4 +1,4 @@
-//! Whatever answers at Incus's socket, the host ends in order.
+//! The host terminates normally, whatever answers on Incus's socket.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| anklume::fuzzing::incus(bytes));

@@ -1,4 +1,4 @@
-//! What a user writes, or somebody who sends a user a file.
+//! Reads an `infra.yml` that a user wrote or received from somebody.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| anklume::fuzzing::infra(bytes));

@@ -1,4 +1,4 @@
-//! A services file, whoever wrote it.
+//! Reads a services file from any author.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| anklume::fuzzing::services(bytes));
