@@ -1,4 +1,4 @@
-//! `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
+//! Tests `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
 
 mod crashed;
 mod declared;

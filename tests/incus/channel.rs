@@ -1,4 +1,4 @@
-//! Calls over real edges: many at once, in both directions, across restarts, and by whom they may not be made.
+//! Calls over real edges: many at once, in both directions, across restarts, and from users that may not make them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{ANKLUME, scrub};
 use crate::world::World;
 
-/// Each machine offers the other something.
+/// Each machine offers the other a service.
 const BOTH: &str = r"
 domains:
   {a}:
@@ -28,7 +28,7 @@ domains:
           - {name: paste, tool: clipboard_get, consumers: [{a}-one]}
 ";
 
-/// Puts a text on the other machine's clipboard and gets it back: whether that went well, and what came.
+/// Puts a text on the other machine's clipboard and reads it back; returns whether both calls succeeded, and the text.
 fn paste(world: &World, domain: usize, name: &str, other: &str, text: &str) -> (bool, String) {
     let calls = format!(
         "anklume mcp call -i {other} copy content={text} >/dev/null && anklume mcp call -i {other} paste 2>&1"
@@ -47,7 +47,7 @@ fn two_machines_serve_each_other_and_survive_restarts() {
         assert_eq!(paste(&world, 1, "two", &one, &back), (true, back.clone()));
     };
     both("first");
-    // A restarted machine has its sockets again; nobody restarts its server, and `apply` does.
+    // A restarted machine has its sockets again, but only `apply` restarts its server.
     for (domain, name) in [(0, &one), (1, &two)] {
         let restarted = world.incus(domain, &["restart", "--force", name]);
         assert!(restarted.status.success(), "{restarted:?}");
@@ -57,7 +57,7 @@ fn two_machines_serve_each_other_and_survive_restarts() {
         both("again");
         world.is_settled();
     }
-    // A killed server too.
+    // The same applies to a killed server.
     assert!(
         world
             .exec(
@@ -107,7 +107,7 @@ fn a_client_outlives_the_reboot_of_its_provider() {
     }
     let restarted = world.incus(1, &["restart", "--force", &two]);
     assert!(restarted.status.success(), "{restarted:?}");
-    // Without a supervisor nobody else starts its server.
+    // Without a supervisor, nothing else starts its server.
     world.apply();
     std::fs::write(path("go"), "").unwrap();
     let ran = running.wait_with_output().unwrap();
@@ -120,7 +120,7 @@ fn a_client_outlives_the_reboot_of_its_provider() {
     assert!(said.contains("the next message connects again"), "{said}");
 }
 
-/// A provider whose server runs as root, and a consumer that shares its clipboard and hands it files.
+/// A provider whose server runs as root, and a consumer that uses its clipboard and sends it files.
 const SHARING: &str = r"
 domains:
   {a}:
@@ -145,7 +145,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
     let mut world = World::new(SHARING);
     for user in ["root", "user"] {
         if user != "root" {
-            // What one user's server took in stays theirs; the next begins with none.
+            // Files that one user's server received belong to that user; the next user begins with an empty portal.
             world.exec(0, "keys", "rm -r /srv/anklume/portal");
         }
         world.declare(&SHARING.replace("run_as: root", &format!("run_as: {user}")));
@@ -166,7 +166,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
             assert_eq!(ran.status, 0, "{user}: {ran:?}");
             ran.stdout
         };
-        // A shell within, as root and as the user, with surroundings of its own.
+        // A shell in the machine, as root and as the user, with a different environment.
         let within = |words: &str| {
             let odd = "XDG_RUNTIME_DIR=/tmp/own HOME=/tmp/own GNUPGHOME=/tmp/own ANKLUME_MCP_PORTAL=/tmp/own";
             let call = format!("{odd} anklume mcp call {words} 2>&1");
@@ -191,7 +191,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
         let path = format!("path=incoming/{}/{user}", world.machine(1, "dev"));
         assert_eq!(from_the_host(&["file_provide", &path]), "aGk=");
         assert_eq!(within(&format!("file_provide {path}")), "aGk=");
-        // Somebody else in the machine has a clipboard of their own.
+        // Another user of the machine has a different clipboard.
         if user == "root" {
             let own = "mkdir /tmp/other; chown user /tmp/other; su -s /bin/sh -c 'XDG_RUNTIME_DIR=/tmp/other anklume mcp call clipboard_get 2>&1' user";
             assert_eq!(world.exec(0, "keys", own), (true, String::new()));
@@ -256,12 +256,12 @@ fn a_user_in_a_machine_is_told_what_there_is() {
         alone.contains("no provider serves this machine") && alone.ends_with("4\n"),
         "{alone}"
     );
-    // The host's own commands.
+    // The same commands on the host.
     let ran = world.run(&["mcp", "list", "-i", &two]);
     assert!(ran.stdout.starts_with("gpg_sign "), "{ran:?}");
 }
 
-/// So many machines, half of them in each domain, and so many edges from each to the next ones.
+/// An infrastructure of `machines` machines, half of them in each domain, with `edges` edges from each to the next ones.
 fn many(machines: usize, edges: usize) -> String {
     let tag = |machine: usize| {
         if machine.is_multiple_of(2) {
@@ -308,7 +308,7 @@ fn twenty_machines_with_thirty_edges() {
 fn make_lists_and_calls_what_apply_made() {
     let world = World::new(BOTH);
     world.apply();
-    // The Makefile beside the program under test, and no sources: nothing is built.
+    // The Makefile next to the program under test, without sources, so nothing is built.
     let house = tempfile::tempdir().unwrap();
     let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
     std::fs::copy(tree.join("Makefile"), house.path().join("Makefile")).unwrap();

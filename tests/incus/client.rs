@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{ANKLUME, Anklume, Ran, copy_of_anklume};
 use crate::project::Project;
 
-/// Memory that a client may have, and with it the `incus` that it starts, in KiB: under load Go begins many threads, whose stacks count.
+/// Memory limit in KiB for a client and the `incus` that it starts: under load, Go starts many threads, whose stacks count.
 const MEMORY: u32 = 512 * 1024;
 
-/// A payload that no other has, and that no pattern compresses.
+/// A unique payload that does not compress.
 fn bytes(count: usize) -> Vec<u8> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let next = || {
@@ -27,7 +27,7 @@ fn bytes(count: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-/// Runs `anklume mcp …` with these words and what follows them.
+/// Runs `anklume mcp …` with these words and the arguments after them.
 fn mcp(words: &str, more: &[&str]) -> Anklume {
     Anklume::new()
         .args(["mcp"])
@@ -44,7 +44,7 @@ fn is_unreachable(ran: &Ran, message: &str) {
     );
 }
 
-/// The command in backticks that a failure's help ends with.
+/// The command in backticks at the end of a failure's help.
 #[track_caller]
 fn helpful_command(ran: &Ran) -> String {
     let (_, command) = ran.stderr.split_once("help: ").unwrap();
@@ -89,7 +89,7 @@ fn a_machine_is_found_listed_and_called() {
         .run()
         .answers(&local.stdout);
 
-    // Another daemon that the user prefers is not asked.
+    // Another daemon that the user prefers is not used.
     let remote = "default-remote: other\nremotes:\n  other:\n    addr: https://127.0.0.1:1\n    protocol: incus\n";
     let ran = mcp("list -i", &[&name]).file(".config/incus/config.yml", remote);
     ran.run().answers(&local.stdout);
@@ -121,7 +121,7 @@ fn files_of_any_size_go_in_and_come_out() {
     let name = format!("{}-box", project.name);
     project.provider(&name);
     project.exec(&name, "mkdir -p /srv/anklume/portal");
-    // Empty, more than a word of a command line holds, and more than one call takes.
+    // An empty file, one that exceeds a command-line argument, and one that exceeds a call.
     for size in [0, 200 * 1024, 9 * 1024 * 1024 + 1] {
         let content = bytes(size);
         let path = format!("path=f{size}");
@@ -263,7 +263,7 @@ fn a_user_without_permission_is_told_so() {
     let folder = tempfile::tempdir().unwrap();
     let everyone = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(folder.path(), everyone).unwrap();
-    // Where the sources lie may be closed to that user.
+    // The user may not have access to the source folder.
     let program = folder.path().join("anklume");
     copy_of_anklume(&program);
     let output = Command::new("setpriv")
@@ -329,7 +329,7 @@ fn an_interrupted_call_leaves_nothing_in_the_machine() {
     until("it is gone", || sleepers().trim() == "0");
 }
 
-/// Waits for something that takes as long as the machine likes.
+/// Waits for an event without a deadline of its own.
 #[track_caller]
 fn until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! A connection over a channel, from the consumer's own socket on.
+//! A connection over a channel, starting at the consumer's own socket.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-/// Longest that an answer may take.
+/// Maximum time for an answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A connection that stays.
+/// A connection that stays open.
 pub(crate) struct Connection {
     stream: BufReader<UnixStream>,
     last: u64,
 }
 
 impl Connection {
-    /// Connects the machine `{b}-NAME` to `{a}-signer`, and shakes hands.
+    /// Connects the machine `{b}-NAME` to `{a}-signer`, and completes the handshake.
     #[track_caller]
     pub(crate) fn open(world: &World, consumer: &str) -> Self {
         let first = world.first(1, consumer);
@@ -29,7 +29,7 @@ impl Connection {
         Self::at(&socket)
     }
 
-    /// Connects to a socket, and shakes hands.
+    /// Connects to a socket, and completes the handshake.
     #[track_caller]
     pub(crate) fn at(socket: &str) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
@@ -55,7 +55,7 @@ impl Connection {
         writeln!(self.stream.get_mut(), "{message}").unwrap();
     }
 
-    /// The answer to a request.
+    /// Sends a request and returns its answer.
     #[track_caller]
     pub(crate) fn ask(&mut self, method: &str, params: &Value) -> Value {
         self.last += 1;
@@ -74,7 +74,7 @@ impl Connection {
         }
     }
 
-    /// The result of a call, which must not be an error.
+    /// Makes a call, which must not fail, and returns its result.
     #[track_caller]
     pub(crate) fn call(&mut self, service: &str, arguments: &Value) -> Value {
         let answer = self.ask(
@@ -85,13 +85,13 @@ impl Connection {
         answer["result"].clone()
     }
 
-    /// Whether the other end ends it.
+    /// Returns whether the other end closes it.
     pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = String::new();
         self.stream.read_line(&mut rest).unwrap_or_default() == 0
     }
 
-    /// The services that are listed.
+    /// The listed services.
     #[track_caller]
     pub(crate) fn services(&mut self) -> Vec<String> {
         let answer = self.ask("tools/list", &json!({}));

@@ -1,13 +1,13 @@
-//! The test's own Incus daemon, ended and started again in the middle of things.
+//! The test's own Incus daemon, which can be stopped and restarted at any time.
 
 use std::process::{Command, Stdio};
 
 use crate::processes::kill;
 
-/// Where tests/incus/private.sh keeps the daemon's process number.
+/// The file in which tests/incus/private.sh records the daemon's process ID.
 const PID: &str = "/run/incusd.pid";
 
-/// Kills the daemon, as a crash would; its machines and their proxies live on.
+/// Kills the daemon like a crash; its machines and their proxies keep running.
 #[track_caller]
 pub(crate) fn crash() {
     assert!(
@@ -18,7 +18,7 @@ pub(crate) fn crash() {
     kill(pid.trim().parse().unwrap());
 }
 
-/// Starts it again, and waits until it answers.
+/// Restarts it, and waits until it answers.
 #[track_caller]
 pub(crate) fn start() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/incus/private.sh");

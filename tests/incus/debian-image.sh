@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes target/incus/debian-INIT.tar, where it is not there: an Incus image of a whole Debian with gpg, for the long tests.
+# Makes target/incus/debian-INIT.tar if it is missing: an Incus image of a complete Debian with gpg, for the long tests.
 #
 #   tests/incus/debian-image.sh systemd|openrc
 #
-# debootstrap makes the system in a minute, from the archive and with the key that this machine itself uses. Needs root
-# and a network, which the tests' own Incus has not; so tests/run.sh calls this before they start.
+# debootstrap builds the system in a minute, from the archive and with the key that this machine itself uses. Needs root
+# and a network, which the tests' own Incus does not have; therefore tests/run.sh calls this before the tests start.
 set -eu
 cd "$(dirname -- "$0")"
 init=${1:-}
@@ -28,16 +28,16 @@ openrc)
     finish() {
         DEBIAN_FRONTEND=noninteractive unshare --mount chroot "$1" \
             apt-get install -y -qq --no-install-recommends openrc sysvinit-core || return 1
-        # A machine has no terminals of its own, and Incus asks it to stop by the signal of a power failure.
+        # A machine has no terminals, and Incus asks it to stop with the signal for a power failure.
         sed -i '/getty/d; s|^pf:.*|pf::powerwait:/sbin/init 0|' "$1/etc/inittab"
-        # For the tests: written when all services have been started.
+        # For the tests: written once all services have started.
         echo 'up:2:wait:/usr/bin/touch /run/up' >>"$1/etc/inittab"
     }
     ;;
 *) fail 'usage: sh tests/incus/debian-image.sh systemd|openrc' ;;
 esac
 
-# Where this machine's own release comes from; Debian keeps its releases side by side.
+# The source of this machine's own release; Debian keeps all releases in the same place.
 find_archive() {
     codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") ||
         fail "no Debian here, so no archive to make an image from"
@@ -49,7 +49,7 @@ find_archive() {
     key=$(sed -n 's/^[Ss]igned-[Bb]y: *\(\/.*\)/\1/p; s/.*\[.*signed-by=\([^] ]*\).*/\1/p' "${from%:*}" | head -n 1)
 }
 
-# What a new machine has of its own is not in its image: its name, its number, its way to the net.
+# Remove everything that is specific to one machine: its name, its ID, its network configuration.
 make_plain() {
     rm -f "$1/etc/hostname" "$1/etc/resolv.conf"
     : >"$1/etc/machine-id"
@@ -64,7 +64,7 @@ make_tarball() {
     root=$scratch/rootfs
     log=$scratch/log
     {
-        # In a namespace of its own: no mount of debootstrap's outlives it.
+        # Runs in a new mount namespace, so that no mount of debootstrap outlives it.
         unshare --mount debootstrap --variant=minbase --include="$packages" \
             --force-check-gpg ${key:+"--keyring=$key"} "$suite" "$root" "$archive" &&
             finish "$root" && make_plain "$root"
@@ -77,7 +77,7 @@ make_tarball() {
     tar -C "$scratch" -cf "$scratch/image.tar" metadata.yaml rootfs
 }
 
-# What was made by other steps than these is made again.
+# An image that an older version of these steps made is made again.
 steps=$cache/debian-$init.steps
 if ! cmp -s debian-image.sh "$steps"; then
     mkdir -p "$cache"

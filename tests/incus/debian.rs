@@ -1,8 +1,8 @@
-//! Machines with a whole Debian, for the long tests: with systemd, or with OpenRC.
+//! Machines with a complete Debian, for the long tests: with systemd, or with OpenRC.
 
 use crate::project::{Project, incus};
 
-/// What starts and watches the services of a machine.
+/// The init system that starts and supervises the services of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Init {
     /// systemd.
@@ -12,7 +12,7 @@ pub(crate) enum Init {
 }
 
 impl Init {
-    /// The alias of its image, and the name of the image's file.
+    /// The alias of its image, which is also the name of the image's file.
     fn image(self) -> &'static str {
         match self {
             Self::Systemd => "debian-systemd",
@@ -20,9 +20,9 @@ impl Init {
         }
     }
 
-    /// A command for a machine's shell: waits until the machine is up, and prints what its init says of itself.
+    /// A command for a machine's shell: waits until the machine is up, and prints the state that its init reports.
     ///
-    /// `running` of systemd where no unit has failed, `default` of OpenRC.
+    /// This is `running` for systemd if no unit has failed, and `default` for OpenRC.
     pub(crate) fn up(self) -> &'static str {
         match self {
             Self::Systemd => {
@@ -33,7 +33,7 @@ impl Init {
         }
     }
 
-    /// A command that starts a service again.
+    /// A command that restarts a service.
     pub(crate) fn restart(self, service: &str) -> String {
         self.tell(service, "restart")
     }
@@ -51,7 +51,7 @@ impl Init {
     }
 }
 
-/// The alias of a Debian image, which is on Incus then; tests/incus/debian-image.sh has made its file.
+/// Imports a Debian image into Incus and returns its alias; tests/incus/debian-image.sh has made the file.
 #[track_caller]
 pub(crate) fn debian(init: Init) -> &'static str {
     let alias = init.image();

@@ -1,4 +1,4 @@
-//! `anklume doctor` on a real Incus: each breakage is made for real, named, mended by `apply`, and gone.
+//! `anklume doctor` on a real Incus: each fault is caused for real, reported, fixed by `apply`, and then gone.
 
 mod inside;
 mod logs;
@@ -33,17 +33,17 @@ domains:
 /// A channel between two machines.
 pub(crate) struct Patient {
     pub(crate) world: World,
-    /// Name of its devices.
+    /// The name of its devices.
     pub(crate) device: String,
 }
 
 impl Patient {
-    /// A channel that works.
+    /// Creates a channel that works.
     pub(crate) fn new() -> Self {
         Self::well(World::new(PAIR))
     }
 
-    /// The same of another file; `up` waits until the machines, which serve nobody yet, are ready.
+    /// The same with another file; `up` waits until the machines, which do not serve yet, are ready.
     pub(crate) fn of(text: &str, up: impl FnOnce(&World)) -> Self {
         let lines = text.lines();
         let alone: Vec<&str> = lines
@@ -56,7 +56,7 @@ impl Patient {
         Self::well(world)
     }
 
-    /// The channel of such a world, made.
+    /// Creates the channel of such a world.
     fn well(world: World) -> Self {
         world.apply();
         let devices = world.edge_devices(0, &world.machine(0, "signer"));
@@ -77,7 +77,7 @@ impl Patient {
         self.world.machine(1, "dev")
     }
 
-    /// `anklume doctor --format json`.
+    /// Runs `anklume doctor --format json`.
     #[track_caller]
     pub(crate) fn examined(&self) -> (i32, Value) {
         let ran = self.world.run(&["doctor", "--format", "json"]);
@@ -86,7 +86,7 @@ impl Patient {
         (ran.status, answer.unwrap())
     }
 
-    /// The channel works, and the doctor says so.
+    /// Asserts that the channel works and that the doctor says so.
     #[track_caller]
     pub(crate) fn is_well(&self) {
         let (status, answer) = self.examined();
@@ -99,7 +99,7 @@ impl Patient {
         assert_eq!(edge["broken"], Value::Null);
     }
 
-    /// The doctor names this first; what it says mends it is given back.
+    /// Asserts that the doctor reports this fault first, and returns its suggested fix.
     #[track_caller]
     pub(crate) fn ails(&self, what: &str, detail: &str) -> String {
         let (status, answer) = self.examined();
@@ -118,7 +118,7 @@ impl Patient {
         broken["mend"].as_str().unwrap().to_owned()
     }
 
-    /// `apply` mends it, and has nothing to do afterwards.
+    /// Asserts that `apply` fixes it, and then has nothing left to do.
     #[track_caller]
     pub(crate) fn is_mended(&self) {
         self.world.apply();
@@ -126,21 +126,21 @@ impl Patient {
         self.world.is_settled();
     }
 
-    /// All of it: broken so, named so, mended by `apply`.
+    /// The whole cycle: cause this fault, have it reported, and fix it with `apply`.
     #[track_caller]
     pub(crate) fn recovers(&self, what: &str, detail: &str) {
         assert_eq!(self.ails(what, detail), "anklume apply");
         self.is_mended();
     }
 
-    /// Runs `incus …` on one of the domains, which must succeed.
+    /// Runs `incus …` on one of the domains; it must succeed.
     #[track_caller]
     pub(crate) fn incus(&self, domain: usize, args: &[&str]) {
         let output = self.world.incus(domain, args);
         assert!(output.status.success(), "{args:?}: {output:?}");
     }
 
-    /// Runs a command in a machine, which must succeed.
+    /// Runs a command in a machine; it must succeed.
     #[track_caller]
     pub(crate) fn exec(&self, domain: usize, name: &str, command: &str) {
         let (done, said) = self.world.exec(domain, name, command);
@@ -158,7 +158,7 @@ impl Patient {
         proxy(provider, &self.host_socket())
     }
 
-    /// The provider's server, as the host numbers it.
+    /// The process ID of the provider's server on the host.
     pub(crate) fn server(&self) -> i32 {
         self.world.server()
     }

@@ -1,6 +1,6 @@
-//! Behaviour on a real Incus, through the binary that is also pushed into its machines.
+//! Tests of behaviour on a real Incus, with the binary that is also pushed into its machines.
 //!
-//! Each test makes a project of its own and removes it, also when it fails.
+//! Each test creates its own project, and removes it even if the test fails.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

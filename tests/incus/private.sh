@@ -1,14 +1,14 @@
 #!/bin/sh
-# Runs a command beside an Incus daemon of its own: sh tests/incus/private.sh COMMAND [ARGUMENT…]
+# Runs a command with its own Incus daemon: sh tests/incus/private.sh COMMAND [ARGUMENT…]
 #
-# The command, the daemon, its machines and everything that they start live in namespaces and in a cgroup of their own,
-# on empty file systems in memory: no daemon of the host is needed or touched, and when the command ends, all of it ends.
-# Several run side by side; each sees its own bridges, sockets, processes, /run, /etc and /var/lib/anklume. The daemon
-# has a storage pool `default` and an image `bb`, which is busybox and nothing else; that state is made once, and kept
+# The command, the daemon, its machines and everything that they start run in their own namespaces and cgroup, on empty
+# file systems in memory. No daemon of the host is needed or touched, and everything ends with the command.
+# Several can run at once; each sees its own bridges, sockets, processes, /run, /etc and /var/lib/anklume. The daemon
+# has a storage pool `default` and an image `bb`, which contains only busybox; this state is created once and kept
 # in target/incus.
 #
-# Needs root, Incus and busybox (tests/setup.sh), and neither systemd nor a network. `sh tests/incus/private.sh sh` is
-# a place to try things.
+# Needs root, Incus and busybox (tests/setup.sh), but neither systemd nor a network. For experiments, run
+# `sh tests/incus/private.sh sh`.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 kept=$here/../../target/incus
@@ -22,7 +22,7 @@ fail() {
 
 # --- outside: a folder, a cgroup, namespaces ---
 
-# The folder of this shell's cgroup in each hierarchy that is mounted, a line each.
+# Prints the folder of this shell's cgroup in each mounted hierarchy, one per line.
 own_cgroups() {
     while IFS=: read -r _ controllers path; do
         awk -v wanted="$controllers" -v path="$path" '
@@ -33,7 +33,7 @@ own_cgroups() {
     done </proc/self/cgroup
 }
 
-# Mounts all hierarchies that the kernel has, where nobody has mounted them; in a mount namespace of this script's own.
+# Mounts all hierarchies of the kernel that are not mounted yet, in this script's own mount namespace.
 mount_cgroups() {
     if [ "$(wc -l </proc/self/cgroup)" = 1 ]; then
         mount -t cgroup2 none /sys/fs/cgroup
@@ -58,7 +58,7 @@ enter_cgroups() {
         group=${folder%/}/$name
         echo "$group" >>"$scratch/cgroups"
         mkdir -p "$group/init.scope"
-        # A new cpuset of version 1 has no processors and no memory, and takes no process.
+        # A new cpuset of version 1 has no processors and no memory, and accepts no processes.
         for file in cpuset.cpus cpuset.mems; do
             for one in "$group" "$group/init.scope"; do
                 [ ! -e "${folder%/}/$file" ] || [ ! -e "$one/$file" ] || cat "${folder%/}/$file" >"$one/$file"
@@ -70,7 +70,7 @@ enter_cgroups() {
 
 clean() {
     trap - EXIT
-    # The kernel may still be taking the last processes down.
+    # The kernel may still be ending the last processes.
     left=100
     while [ -f "$scratch/cgroups" ]; do
         stay=
@@ -93,10 +93,10 @@ outside() {
     name=$(basename "$scratch")
     inside=
     trap clean EXIT
-    # Whoever is told to end takes everything down first.
+    # On a signal to end, clean everything up first.
     trap 'kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
     mkdir "$scratch/cgroup"
-    # In a process of its own, so that this one stays where it is and can remove the cgroup.
+    # Runs in a separate process, so that this one stays outside and can remove the cgroup.
     sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
     inside=$!
     status=0
@@ -120,7 +120,7 @@ memory() { mount -t tmpfs -o "mode=$2" anklume-tests "$1"; }
 # Detaches the mounts from the host's, and mounts empty file systems over the folders that a daemon uses.
 own_file_systems() {
     mount --make-rprivate /
-    # The network devices and the cgroups that are shown are those of the namespaces.
+    # Show the network devices and cgroups of the namespaces.
     mount --rbind /sys/fs/cgroup "$scratch/cgroup"
     umount -l /sys
     mount -t sysfs sysfs /sys
@@ -133,13 +133,13 @@ own_file_systems() {
     mkdir -m 1777 /run/tmp
     mkdir -p /run/lxc /run/lock /run/etc/above /run/etc/work
     mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/above,workdir=/run/etc/work anklume-tests /etc
-    # The same host everywhere: without a scheduler, which would be given this program only where root alone can change it.
+    # Make all hosts alike: without a scheduler, because anklume uses one only for a program that nobody but root can change.
     rm -rf /etc/cron.d
     for file in /etc/subuid /etc/subgid; do echo 'root:1000000:1000000000' >"$file"; done
     ip link set lo up
 }
 
-# Also what the tests start it by.
+# The tests use this too, to restart the daemon.
 start_daemon() {
     (cd / && PATH=$(dirname "$incusd"):$PATH exec setsid "$incusd" --group incus-admin --logfile /var/log/incus/incusd.log) \
         </dev/null >/dev/null 2>&1 &
@@ -163,7 +163,7 @@ make_image() {
     tar -C "$1" -cf "$1/bb.tar" metadata.yaml rootfs
 }
 
-# The state of a daemon with a pool and an image: made by a daemon that is shut down again.
+# Creates the state of a daemon with a pool and an image: starts a daemon, and shuts it down again.
 make_state() {
     start_daemon
     incus admin init --preseed <<'END'
@@ -173,7 +173,7 @@ END
     mkdir /run/image
     make_image /run/image
     incus -q image import /run/image/bb.tar --alias bb
-    # A machine without a network card comes with hints on stderr; they are shown only when it does not start.
+    # A machine without a network card causes hints on stderr; show them only if the machine does not start.
     hints=$(incus -q launch bb probe 2>&1) || true
     answer=$(incus exec probe -- echo ok 2>&1) || true
     [ "$answer" = ok ] || fail "a machine does not start here: $answer
@@ -194,7 +194,7 @@ provide_state() {
     state=$(state_file)
     [ ! -f "$state" ] || return 0
     mkdir -p "$kept"
-    # Whoever comes second finds what the first has made.
+    # A second process finds the state that the first one created.
     (
         flock 9
         [ -f "$state" ] || sh "$here/private.sh" --make-state "$state"
@@ -202,7 +202,7 @@ provide_state() {
     ) 9>"$kept/lock"
 }
 
-# Machines get a stripped copy of the program under test, half the bytes of the same code, which stands in its place.
+# Mounts a stripped copy of the program under test over it: the same code in half the bytes, for the machines.
 provide_program() {
     [ -n "${NEXTEST_BIN_EXE_anklume:-}" ] || return 0
     stripped=$kept/anklume-$(stat -c '%i-%Y-%s' "$NEXTEST_BIN_EXE_anklume")
@@ -214,7 +214,7 @@ provide_program() {
     mount --bind "$stripped" "$NEXTEST_BIN_EXE_anklume"
 }
 
-# Ends with the command; with it the kernel ends everything in the namespace.
+# Exits with the command; the kernel then ends everything in the namespace.
 inside() {
     scratch=$1
     shift

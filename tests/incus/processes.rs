@@ -1,17 +1,17 @@
-//! Processes of this computer, those of its machines included.
+//! Processes of this computer, including those in its machines.
 
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// Longest that a killed process may take to be gone.
+/// Maximum time for a killed process to disappear.
 const GONE: Timespec = Timespec {
     tv_sec: 30,
     tv_nsec: 0,
 };
 
-/// Those with such a command line, word for word.
+/// The processes whose command line matches, word by word.
 pub(crate) fn processes(is: impl Fn(&[String]) -> bool) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -25,7 +25,7 @@ pub(crate) fn processes(is: impl Fn(&[String]) -> bool) -> Vec<i32> {
         .collect()
 }
 
-/// The only one with such a command line.
+/// The only process whose command line matches.
 #[track_caller]
 pub(crate) fn process(is: impl Fn(&[String]) -> bool) -> i32 {
     let all = processes(is);
@@ -33,12 +33,12 @@ pub(crate) fn process(is: impl Fn(&[String]) -> bool) -> i32 {
     all.first().copied().unwrap()
 }
 
-/// The process that carries the bytes of a channel at its provider's or its consumer's end; `socket` is the host's.
+/// The process that carries the bytes of a channel at the provider's or the consumer's end; `socket` is the one on the host.
 #[track_caller]
 pub(crate) fn proxy(provider: bool, socket: &str) -> i32 {
     let host = format!("unix:{socket}");
     process(|words| {
-        // Behind `--` come numbers of processes and the two addresses: where it listens, then where it connects.
+        // After `--` come process IDs and the two addresses: the listening one, then the connecting one.
         let mut rest = words.iter().skip_while(|word| *word != "--");
         let mut addresses = rest.by_ref().filter(|word| word.starts_with("unix:"));
         let (listens, connects) = (addresses.next(), addresses.next());
@@ -53,7 +53,7 @@ pub(crate) fn signal(process: i32, signal: Signal) {
     kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
 }
 
-/// Kills a process and waits until it is gone, but for a corpse.
+/// Kills a process and waits until it is gone, except for a zombie.
 #[track_caller]
 pub(crate) fn kill(process: i32) {
     let number = Pid::from_raw(process).unwrap();

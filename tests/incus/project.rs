@@ -1,14 +1,14 @@
-//! A project of Incus with machines from the image `bb`, for as long as a test needs it.
+//! An Incus project with machines from the image `bb`, for the duration of a test.
 
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::harness::ANKLUME;
 
-/// The image that machines are made of: busybox, no libc.
+/// The image of the machines: busybox, no libc.
 const IMAGE: &str = "bb";
 
-/// Runs `incus` and gives what came out.
+/// Runs `incus` and returns its output.
 ///
 /// # Panics
 /// Panics if this Incus does not belong to the test, because the test would change it.
@@ -25,20 +25,20 @@ pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output 
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A command that stays a moment longer: on a busy host Incus loses what one says that ends before its streams are
-/// joined (lxd #11422).
+/// A command that stays a moment longer: on a busy host, Incus loses the output of a command that exits before its streams
+/// are joined (lxd #11422).
 pub(crate) fn unhurried(command: &str) -> String {
     format!("({command}\n); status=$?; sleep 0.2; exit $status")
 }
 
-/// A project; dropped, it is gone with everything in it.
+/// A project; dropping it removes it and everything in it.
 pub(crate) struct Project {
-    /// Its name, of this run alone.
+    /// Its name, unique to this run.
     pub(crate) name: String,
 }
 
 impl Project {
-    /// Makes an empty project.
+    /// Creates an empty project.
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ impl Project {
         project
     }
 
-    /// Runs `incus … --project THIS` and gives its stdout; it must succeed.
+    /// Runs `incus … --project THIS`, which must succeed, and returns its stdout.
     #[track_caller]
     pub(crate) fn incus(&self, args: &[&str]) -> String {
         let project = format!("--project={}", self.name);
@@ -70,21 +70,21 @@ impl Project {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Makes a machine and starts it.
+    /// Creates a machine and starts it.
     #[track_caller]
     pub(crate) fn machine(&self, name: &str) {
         self.incus(&["create", "-q", IMAGE, name]);
         self.incus(&["start", "-q", name]);
     }
 
-    /// Makes a machine, starts it, and pushes the program by the recipe of the documentation.
+    /// Creates a machine, starts it, and pushes the program by the recipe in the documentation.
     #[track_caller]
     pub(crate) fn provider(&self, name: &str) {
         self.machine(name);
         self.push(ANKLUME, name);
     }
 
-    /// Pushes a program to where the program is in a machine.
+    /// Pushes a program to its usual place in a machine.
     #[track_caller]
     pub(crate) fn push(&self, program: &str, name: &str) {
         let target = format!("{name}/opt/anklume/anklume");
@@ -93,7 +93,7 @@ impl Project {
         self.incus(&[&["file"], &recipe[..], &[program, &target]].concat());
     }
 
-    /// Runs a command in a machine and gives its stdout; it must succeed.
+    /// Runs a command in a machine, which must succeed, and returns its stdout.
     #[track_caller]
     pub(crate) fn exec(&self, name: &str, command: &str) -> String {
         self.incus(&["exec", name, "-T", "--", "sh", "-c", &unhurried(command)])
@@ -115,7 +115,7 @@ impl Drop for Project {
     }
 }
 
-/// That a command succeeded.
+/// Asserts that a command succeeded.
 #[track_caller]
 pub(crate) fn succeeded(output: &Output) {
     assert!(output.status.success(), "{output:?}");

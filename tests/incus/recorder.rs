@@ -1,24 +1,24 @@
-//! A socket between anklume and Incus that records every request, and can end, answer or change what passes.
+//! A socket between anklume and Incus that records every request, and can drop, answer or change the traffic.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// Where the real Incus listens.
+/// The socket of the real Incus.
 const INCUS: &str = "/var/lib/incus/unix.socket";
 
-/// What becomes of a request.
+/// The fate of a request.
 pub(crate) enum Fate {
-    /// It goes to Incus, and its answer comes back.
+    /// It reaches Incus, and the answer comes back.
     Pass,
-    /// It goes to Incus; nobody hears the answer, and the connection ends.
+    /// It reaches Incus, but the answer is dropped and the connection ends.
     Lose,
-    /// It never arrives; this is the answer.
+    /// It never reaches Incus; this is the answer.
     Answer(u16, String),
 }
 
-/// Decides about the request with this number (writing ones from 1, others 0), method and path.
+/// Decides on a request, given its number (from 1 for writing requests, 0 for others), method and path.
 pub(crate) type Judge = dyn Fn(usize, &str) -> Fate + Send + Sync;
 
 /// The recording socket.
@@ -35,7 +35,7 @@ struct Requests {
 }
 
 impl Recorder {
-    /// Listens; each request is `judge`d.
+    /// Listens, and passes each request to `judge`.
     pub(crate) fn new(judge: impl Fn(usize, &str) -> Fate + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
@@ -46,14 +46,14 @@ impl Recorder {
             for client in listener.incoming() {
                 let (judge, requests) = (Arc::clone(&judge), Arc::clone(&shared));
                 let client = client.unwrap();
-                // A connection that breaks is what many tests are about.
+                // Many tests break connections on purpose.
                 std::thread::spawn(move || serve(client, &judge, &requests));
             }
         });
         Self { folder, requests }
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
@@ -69,7 +69,7 @@ impl Recorder {
     }
 }
 
-/// The first line of a message, its other lines, its body.
+/// A message: its first line, its other lines, its body.
 struct Message {
     first: String,
     head: String,
@@ -114,7 +114,7 @@ fn read(stream: &mut BufReader<UnixStream>, has_body: bool) -> Option<Message> {
     Some(Message { first, head, body })
 }
 
-/// Reads a chunked body as it is on the wire.
+/// Reads a chunked body in its raw form.
 fn read_chunks(stream: &mut BufReader<UnixStream>, body: &mut Vec<u8>) -> Option<()> {
     loop {
         let mut line = String::new();
@@ -140,14 +140,14 @@ fn send(stream: &mut UnixStream, message: &Message) -> Option<()> {
     stream.write_all(&message.body).ok()
 }
 
-/// Passes on what comes until it ends.
+/// Copies bytes until the stream ends.
 fn copy(from: &mut BufReader<UnixStream>, to: &mut UnixStream) -> Option<()> {
     let _ = std::io::copy(from, to);
     to.shutdown(std::net::Shutdown::Write).ok()
 }
 
 fn serve(client: UnixStream, judge: &Arc<Judge>, requests: &Mutex<Requests>) -> Option<()> {
-    // An Incus that was killed takes nobody in.
+    // A killed Incus accepts no connection.
     let upstream = UnixStream::connect(Path::new(INCUS)).ok()?;
     let mut to_client = client.try_clone().unwrap();
     let mut to_incus = upstream.try_clone().unwrap();
@@ -177,14 +177,14 @@ fn serve(client: UnixStream, judge: &Arc<Judge>, requests: &Mutex<Requests>) -> 
                 let answer = read(&mut upstream, !line.starts_with("HEAD "))?;
                 send(&mut to_client, &answer)?;
                 if answer.first.contains(" 101 ") {
-                    // A stream of a program in a machine: from here on it is bytes.
+                    // A stream of a program in a machine: only bytes follow.
                     std::thread::spawn(move || copy(&mut client, &mut to_incus));
                     return copy(&mut upstream, &mut to_client);
                 }
             }
             Fate::Lose => {
                 send(&mut to_incus, &request)?;
-                // Incus gives up on a request whose sender goes; this one has arrived.
+                // Incus drops a request whose sender disconnects; this one has arrived.
                 read(&mut upstream, true)?;
                 return None;
             }

@@ -1,4 +1,4 @@
-//! A provider with a supervisor: its server comes back after a crash and a restart, and gives way to a newer version.
+//! A provider with a supervisor: its server comes back after a crash and a restart, and a newer version replaces it.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,22 @@ use crate::debian::{Init, debian};
 use crate::processes::{kill, proxy};
 use crate::world::{World, pair};
 
-/// Longest that a supervisor, or a machine, takes to come back.
+/// Maximum time for a supervisor, or a machine, to come back.
 const BACK: Duration = Duration::from_secs(60);
 
-/// A signer with a user of its own, and a consumer of busybox.
+/// A signer with its own user, and a busybox consumer.
 fn declared(image: &str, run_as: &str) -> String {
     let signer = format!("os_image: {image}, mcp: {{run_as: {run_as}}}");
     pair(&signer, "name: sign, tool: gpg_sign")
 }
 
-/// A user, a key without passphrase, and a gpg that takes its time while somebody asks for it.
+/// A user, a key without a passphrase, and a gpg that is slow while a test asks for it.
 const SIGNER: &str = r#"useradd -m signer
 su -s /bin/sh signer -c "gpg --batch --pinentry-mode loopback --passphrase '' --quick-gen-key signer@example.org ed25519 sign never" 2>/dev/null
 printf '#!/bin/sh\n[ -e ~/.gnupg/slow ] && sleep 4\nexec /usr/bin/gpg "$@"\n' >/usr/local/bin/gpg
 chmod 755 /usr/local/bin/gpg"#;
 
-/// A call of the service from the consumer: whether it came back signed.
+/// Calls the service from the consumer; returns whether a signature came back.
 fn signs(world: &World) -> bool {
     let call = format!(
         "anklume mcp call -i {} sign data:='\"aGk=\"'",
@@ -32,7 +32,7 @@ fn signs(world: &World) -> bool {
     done && answer.starts_with("-----BEGIN PGP SIGNATURE-----")
 }
 
-/// Waits until a call comes back signed, with nobody's help.
+/// Waits until a call returns a signature, without any intervention.
 #[track_caller]
 fn signs_again(world: &World) {
     let began = Instant::now();
@@ -42,7 +42,7 @@ fn signs_again(world: &World) {
     }
 }
 
-/// The server's process number in the machine, and the user that it runs as.
+/// The server's process ID in the machine, and the user that it runs as.
 fn server(world: &World) -> (String, String) {
     let (_, status) = world.exec(0, "signer", "anklume mcp status --format json");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
@@ -51,7 +51,7 @@ fn server(world: &World) -> (String, String) {
     (pid, user)
 }
 
-/// The agents that run in the signer: of each its control group, whether it may gain privileges, and its number.
+/// The running agents in the signer: the control group, the privilege setting and the process ID of each.
 fn agents(world: &World) -> String {
     let asked = r#"for process in /proc/[0-9]*; do
         [ "$(cat $process/comm 2>/dev/null)" = gpg-agent ] || continue
@@ -62,7 +62,7 @@ fn agents(world: &World) -> String {
     said
 }
 
-/// The one agent of the signer: its number, its control group, and whether it may gain privileges.
+/// The only agent in the signer: its process ID, its control group, and its privilege setting.
 #[track_caller]
 fn agent(world: &World) -> [String; 3] {
     let said = agents(world);
@@ -71,10 +71,10 @@ fn agent(world: &World) -> [String; 3] {
     [number, group, privileges].map(str::to_owned)
 }
 
-/// The agent is in no group of the server's and under none of its limits, outlives it, and comes back when it was ended.
+/// The agent is outside the server's control group and limits, outlives the server, and comes back after it was ended.
 fn agent_is_apart(world: &World, init: Init) {
     let ended = "su -s /bin/sh signer -c 'gpgconf --kill gpg-agent'";
-    // That of who made the key.
+    // Ends the agent that the creation of the key started.
     assert!(world.exec(0, "signer", ended).0);
     assert!(signs(world));
     let [number, group, privileges] = agent(world);
@@ -99,7 +99,7 @@ fn agent_is_apart(world: &World, init: Init) {
     let [newer, again, privileges] = agent(world);
     assert_ne!(newer, number);
     assert_eq!((again, privileges.as_str()), (group, "NoNewPrivs:\t0"));
-    // Without the launcher: no agent of the server's own.
+    // Without the launcher, the server starts no agent of its own.
     assert!(
         world
             .exec(
@@ -119,7 +119,7 @@ fn agent_is_apart(world: &World, init: Init) {
     signs_again(world);
 }
 
-/// The whole life of a supervised server; `file` is what its supervisor starts it by.
+/// The whole life of a supervised server; `file` is the file by which its supervisor starts it.
 fn lives(init: Init, file: &str) {
     let image = debian(init);
     let mut world = World::new(&declared(image, "signer"));
@@ -143,7 +143,7 @@ fn lives(init: Init, file: &str) {
     assert!(world.exec(0, "signer", &format!("kill -9 {first}")).0);
     signs_again(&world);
     assert_ne!(server(&world).0, first);
-    // Restarts of either end; nobody runs `apply` in between.
+    // Restarts of either end, without `apply` in between.
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = world.machine(domain, name);
         let restarted = world.incus(domain, &["restart", &machine, "--timeout=60"]);
@@ -151,7 +151,7 @@ fn lives(init: Init, file: &str) {
         signs_again(&world);
     }
     world.is_settled();
-    // The host's socket gone, and both proxies killed.
+    // The socket on the host is gone, and both proxies are killed.
     let device = world.edge_devices(0, &world.machine(0, "signer")).concat();
     let socket = format!(
         "/var/lib/anklume/mcp/{}.sock",
@@ -185,7 +185,7 @@ fn lives(init: Init, file: &str) {
     assert_ne!(server(&world).0, before);
     world.apply();
 
-    // What starts the server is put back, changed by another user, and goes with the last service.
+    // The service file is restored, changes with another user, and goes with the last service.
     assert!(
         world
             .exec(

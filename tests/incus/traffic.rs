@@ -1,4 +1,4 @@
-//! What calls move, and where: files and signatures arrive whole, and not a byte of them crosses a bridge.
+//! The path of call data: files and signatures arrive complete, and not a byte of them crosses a bridge.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use crate::connection::Connection;
 use crate::project::succeeded;
 use crate::world::World;
 
-/// A provider of everything, its consumer in another domain.
+/// A provider with all tools, and its consumer in another domain.
 const INFRA: &str = r#"
 domains:
   {a}:
@@ -31,12 +31,12 @@ domains:
       {b}-dev: {ip: "{base}.2.10"}
 "#;
 
-/// How many calls are made.
+/// Number of calls.
 const CALLS: usize = 100;
-/// Size of the file that goes there and comes back, in MiB.
+/// Size of the file that is sent and fetched, in MiB.
 const FILE_MIB: usize = 32;
 
-/// Bytes and packets of every network device of this computer but the loopback, both ways.
+/// Bytes and packets of every network device of this computer except the loopback, in both directions.
 fn counters() -> BTreeMap<String, Vec<u64>> {
     let devices = std::fs::read_dir("/sys/class/net").unwrap();
     let names = devices.map(|one| one.unwrap().file_name().into_string().unwrap());
@@ -54,7 +54,7 @@ fn counters() -> BTreeMap<String, Vec<u64>> {
         .collect()
 }
 
-/// The counters, once they stand still: what the machines' own systems had to say at their start is said.
+/// The counters once they no longer change, after the machines have finished their own startup traffic.
 fn quiet() -> BTreeMap<String, Vec<u64>> {
     let mut before = counters();
     loop {
@@ -67,7 +67,7 @@ fn quiet() -> BTreeMap<String, Vec<u64>> {
     }
 }
 
-/// Brings a machine's card up with its address, and nothing that speaks by itself.
+/// Brings a machine's network card up with its address, without starting any daemon.
 fn bring_up(world: &World, domain: usize, name: &str) {
     let number = domain + 1;
     let up = world.filled(&format!(
@@ -78,7 +78,7 @@ fn bring_up(world: &World, domain: usize, name: &str) {
     assert!(done, "{said}");
 }
 
-/// Puts this computer's gpg into `{a}-signer`, with its agent and all libraries, and makes a key there; the public key.
+/// Installs this computer's gpg in `{a}-signer`, with its agent and all libraries, and creates a key there; returns the public key.
 fn make_key(world: &World) -> Vec<u8> {
     let signer = world.machine(0, "signer");
     let project = &world.domains[0];
@@ -101,7 +101,7 @@ fn make_key(world: &World) -> Vec<u8> {
     public.into_bytes()
 }
 
-/// Whether this computer's gpg calls a signature good, of that key over these bytes.
+/// Returns whether this computer's gpg accepts the signature of that key over these bytes.
 fn is_good(public: &[u8], signature: &str, data: &[u8]) -> bool {
     let home = tempfile::Builder::new()
         .prefix("gpg")
@@ -149,7 +149,7 @@ fn calls_files_and_signatures_arrive_whole_and_cross_no_bridge() {
         let pasted = connection.call("paste", &json!({}));
         assert_eq!(pasted["content"][0]["text"], format!("text {number}"));
     }
-    // There, and back: the provider's root puts it where the consumer may fetch it.
+    // There and back: the provider's root moves the file to the place from which the consumer may fetch it.
     let push = format!("anklume mcp call -i {signer} push path=big data=@/tmp/big 2>&1");
     let (pushed, said) = world.exec(1, "dev", &push);
     assert!(pushed, "{said}");
@@ -169,7 +169,7 @@ fn calls_files_and_signatures_arrive_whole_and_cross_no_bridge() {
 
     assert!(is_good(&public, &signature, b"hello\n"));
     assert!(!is_good(&public, &signature, b"hallo\n"));
-    // What does cross a bridge is counted.
+    // Traffic that does cross a bridge is counted.
     let ping = world.filled("ping -c1 -W5 {base}.2.254 >/dev/null");
     assert!(world.exec(1, "dev", &ping).0);
     let after = counters();

@@ -1,4 +1,4 @@
-//! An infrastructure of two domains on the real Incus, for as long as a test needs it.
+//! An infrastructure of two domains on the real Incus, for the duration of a test.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -16,14 +16,14 @@ pub(crate) struct World {
     pub(crate) domains: [String; 2],
     /// The first two parts of every address.
     pub(crate) base: String,
-    /// What it has on the host, in the place of `/srv/anklume`.
+    /// Its folder on the host, in place of `/srv/anklume`.
     pub(crate) folder: tempfile::TempDir,
     /// Its `infra.yml`.
     text: String,
 }
 
 impl World {
-    /// Names that no other world of the test has; `text` is its file, where `{a}` and `{b}` are the domains.
+    /// Creates a world with unique names; `text` is its file, where `{a}` and `{b}` stand for the domains.
     pub(crate) fn new(text: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +53,7 @@ impl World {
             .replace("{folder}", self.folder.path().to_str().unwrap())
     }
 
-    /// Another file for the same infrastructure.
+    /// Replaces the file with another one for the same infrastructure.
     pub(crate) fn declare(&mut self, text: &str) {
         let head = format!(
             "project_name: {}\nglobal: {{base_subnet: \"{}\", default_os_image: bb, persistent_data_base: {}/data}}\n",
@@ -64,7 +64,7 @@ impl World {
         self.text = head + &self.filled(text);
     }
 
-    /// A run of `anklume` beside the file.
+    /// A run of `anklume` in the folder of the file.
     pub(crate) fn anklume(&self, args: &[&str]) -> Anklume {
         Anklume::new().infra(&self.text).args(args.iter().copied())
     }
@@ -74,7 +74,7 @@ impl World {
         self.anklume(args).run()
     }
 
-    /// `anklume apply`, which must succeed; its answer.
+    /// Runs `anklume apply`, which must succeed, and returns its answer.
     #[track_caller]
     pub(crate) fn apply(&self) -> Ran {
         let ran = self.run(&["apply"]);
@@ -82,7 +82,7 @@ impl World {
         ran
     }
 
-    /// `anklume apply --format json`, whatever comes of it.
+    /// Runs `anklume apply --format json`, with any result.
     pub(crate) fn apply_json(&self) -> (i32, serde_json::Value) {
         let ran = self.run(&["apply", "--format", "json"]);
         let answer = serde_json::from_str(&ran.stdout);
@@ -90,7 +90,7 @@ impl World {
         (ran.status, answer.unwrap())
     }
 
-    /// Nothing is left to do, and looking sends no writing request.
+    /// Asserts that nothing is left to do, and that checking this sends no writing request.
     #[track_caller]
     pub(crate) fn is_settled(&self) {
         let (status, answer) = self.apply_json();
@@ -98,7 +98,7 @@ impl World {
         assert_eq!(answer["actions"], serde_json::json!([]), "{answer:#}");
     }
 
-    /// The plan, sorted: machines are independent of each other.
+    /// The plan in sorted order, because machines are independent of each other.
     #[track_caller]
     pub(crate) fn plan(&self) -> Vec<String> {
         let ran = self.run(&["apply", "--dry-run"]);
@@ -108,14 +108,14 @@ impl World {
         lines
     }
 
-    /// Runs `incus … --project DOMAIN`; whatever comes of it.
+    /// Runs `incus … --project DOMAIN`, with any result.
     pub(crate) fn incus(&self, domain: usize, args: &[&str]) -> Output {
         let project = format!("--project={}", self.domains[domain]);
         let (verb, rest) = args.split_first().unwrap();
         incus([&[*verb, &project], rest].concat())
     }
 
-    /// Runs a command in a machine: whether it succeeded, and its output.
+    /// Runs a command in a machine; returns whether it succeeded, and its output.
     pub(crate) fn exec(&self, domain: usize, name: &str, command: &str) -> (bool, String) {
         let machine = self.machine(domain, name);
         let args = [
@@ -132,21 +132,21 @@ impl World {
         (output.status.success(), text)
     }
 
-    /// A value of a machine's configuration; empty where it is not set.
+    /// A value of a machine's configuration; empty if it is not set.
     pub(crate) fn config(&self, domain: usize, name: &str, key: &str) -> String {
         let machine = self.machine(domain, name);
         let output = self.incus(domain, &["config", "get", &machine, key]);
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Whether a domain's project is on Incus.
+    /// Returns whether a domain's project is on Incus.
     pub(crate) fn is_there(&self, domain: usize) -> bool {
         incus(["project", "show", &self.domains[domain]])
             .status
             .success()
     }
 
-    /// The first process of a machine, as the host numbers it.
+    /// The process ID of a machine's first process on the host.
     #[track_caller]
     pub(crate) fn first(&self, domain: usize, name: &str) -> String {
         let machine = self.machine(domain, name);
@@ -155,19 +155,19 @@ impl World {
         String::from_utf8_lossy(&list.stdout).trim().to_owned()
     }
 
-    /// The root folder of a machine that runs, as the host sees it.
+    /// The root folder of a running machine, as the host sees it.
     #[track_caller]
     pub(crate) fn root(&self, domain: usize, name: &str) -> PathBuf {
         format!("/proc/{}/root", self.first(domain, name)).into()
     }
 
-    /// The server of `{a}-signer`, as the host numbers it.
+    /// The process ID of the server of `{a}-signer` on the host.
     #[track_caller]
     pub(crate) fn server(&self) -> i32 {
         let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
         let machine = namespace(&self.first(0, "signer"));
         let mut all = processes(|words| {
-            // A supervisor names it too, further behind.
+            // The command line of a supervisor contains it too, but further back.
             words[0] == "/opt/anklume/anklume" && words.contains(&"--listen".to_owned())
         });
         all.retain(|one| namespace(&one.to_string()) == machine);
@@ -175,7 +175,7 @@ impl World {
         all[0]
     }
 
-    /// What is still there of it, on Incus and on the host.
+    /// The remains of the infrastructure on Incus and on the host.
     fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for domain in &self.domains {

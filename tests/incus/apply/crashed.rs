@@ -1,4 +1,4 @@
-//! Incus itself dies, and comes back: in the middle of a run, and under channels that are in use.
+//! Incus itself crashes and comes back: in the middle of a run, and under channels that are in use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,16 @@ use crate::daemon;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
-/// When the daemon that has crashed is started again.
+/// The time at which the crashed daemon starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Back {
-    /// At once, while the run goes on.
+    /// At once, while the run continues.
     AtOnce,
-    /// When the run has ended.
+    /// After the run has ended.
     Later,
 }
 
-/// Runs `anklume apply`, with an Incus that crashes before its writing request `at`: its exit code and its stderr.
+/// Runs `anklume apply` with an Incus that crashes before its writing request `at`; returns the exit code and the stderr.
 fn crashes(world: &World, at: usize, back: Back) -> (i32, String) {
     let crashed = Arc::new(AtomicBool::new(false));
     let once = Arc::clone(&crashed);
@@ -71,7 +71,7 @@ fn channels_in_use_do_not_notice_that_incus_crashes_and_comes_back() {
     let first = world.first(1, "dev");
     daemon::crash();
     living.call("sign", &copy);
-    // A new one too: no bytes go through the daemon.
+    // This works for a new channel too, because no bytes pass through the daemon.
     let socket = format!(
         "/proc/{first}/root/srv/anklume/mcp/{}.sock",
         world.machine(0, "signer")

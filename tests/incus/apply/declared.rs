@@ -1,4 +1,4 @@
-//! What a machine may have besides services: all of it is there, and a second run finds it as declared.
+//! A machine can have many things besides services: all of them exist, and a second run finds them as declared.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::world::World;
 
-/// A machine with every key that `apply` knows, but for services.
+/// A machine with every key that `apply` supports, except services.
 const INFRA: &str = r#"
 shared_volumes:
   docs: {source: "{folder}/new/docs", consumers: {{a}: rw}}
@@ -33,12 +33,12 @@ domains:
         snapshots_expiry: 12h
 "#;
 
-/// Gives a path these rights.
+/// Sets the mode of a path.
 fn open(path: &Path, rights: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(rights)).unwrap();
 }
 
-/// Runs `id -u` as a user of the host who may nothing.
+/// Runs `id -u` as an unprivileged user of the host.
 fn as_nobody(program: &Path) -> std::io::Result<String> {
     let output = Command::new(program)
         .arg("-u")
@@ -51,7 +51,7 @@ fn as_nobody(program: &Path) -> std::io::Result<String> {
 #[test]
 fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_root() {
     let world = World::new(INFRA);
-    // Open but for what `apply` makes.
+    // Open, except for the folders that `apply` creates.
     open(world.folder.path(), 0o755);
     world.apply();
     world.is_settled();
@@ -98,7 +98,7 @@ fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_
         assert_eq!(kept_out, std::io::ErrorKind::PermissionDenied, "{share}");
     }
 
-    // Once the host's users get there it is said, and nothing is done.
+    // If the host's users can reach the folder, `apply` reports it and does nothing.
     open(&folder.join("new"), 0o755);
     assert_eq!(as_nobody(&folder.join("new/docs/id")).unwrap(), "0\n");
     let (ran, closes) = (world.run(&["apply"]), "help: `chmod 0700 {folder}/new`");
@@ -114,7 +114,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     let mut world = World::new(INFRA);
     open(world.folder.path(), 0o755);
     world.apply();
-    // What lies in the machine's share is refused as it is written, and where it is a link into it, as the host has it.
+    // A source in the machine's share is refused, both as written and where it is a link into the share, by its real path.
     let inner = |source: &str| {
         let share = format!(
             "shared_volumes:\n  inner: {{source: \"{{folder}}/{source}\", path: /inner, consumers: {{{{a}}: ro}}}}"
@@ -123,7 +123,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     };
     let link = world.folder.path().join("link");
     std::os::unix::fs::symlink(world.folder.path().join("new/docs/inner"), &link).unwrap();
-    // The machine's root leads it to the host's root.
+    // The machine's root redirects it to the host's root folder.
     assert!(world.exec(0, "one", "ln -s / /shared/docs/inner").0);
     for (source, said) in [
         (
@@ -142,7 +142,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
         assert!(ran.stderr.contains(&world.filled(&said)), "{}", ran.stderr);
     }
     assert!(!world.exec(0, "one", "test -e /inner").0);
-    // Nor is a folder made through a link.
+    // A folder is not created through a link either.
     std::fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink("/nowhere", &link).unwrap();
     world.declare(&inner("link/x"));
@@ -150,7 +150,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     assert_eq!(ran.status, 1, "{ran:?}");
     assert!(ran.stderr.contains("is a symbolic link"), "{}", ran.stderr);
     std::fs::remove_file(&link).unwrap();
-    // Beside it, it is there.
+    // A folder next to the share is created.
     world.declare(&inner("new/inner"));
     world.apply();
     assert!(world.exec(0, "one", "test -d /inner").0);

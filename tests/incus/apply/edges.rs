@@ -1,4 +1,4 @@
-//! The devices under anklume's folder equal the edges, on the right machines, whatever happened to those.
+//! The devices below anklume's folder equal the edges, on the right machines, whatever happened to the machines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::world::World;
 /// Devices by `PROJECT/MACHINE DEVICE`, each with all its keys.
 type Devices = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Whether a device is on a path of anklume's.
+/// Returns whether a device uses a path of anklume.
 fn is_on_a_channel(keys: &BTreeMap<String, String>) -> bool {
     keys.values()
         .any(|value| value.contains("/var/lib/anklume/mcp/"))
 }
 
-/// Every device of any machine on Incus, of any project, that is on a path of anklume's.
+/// Every device of any machine on Incus, in any project, that uses a path of anklume.
 fn devices() -> Devices {
     let list = incus(["query", "/1.0/instances?recursion=1&all-projects=true"]);
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
@@ -37,7 +37,7 @@ fn devices() -> Devices {
     found
 }
 
-/// The same as `anklume sync` writes it for Ansible, from the file alone.
+/// The devices that `anklume sync` writes for Ansible, from the file alone.
 fn declared(world: &World) -> Devices {
     let ran = world.run(&["sync"]);
     assert_eq!(ran.status, 0, "{ran:?}");
@@ -61,7 +61,7 @@ fn declared(world: &World) -> Devices {
     found
 }
 
-/// The devices on Incus are those of the file, key for key, and there are as many.
+/// Asserts that the devices on Incus are those of the file, key for key, and nothing more.
 #[track_caller]
 fn are_as_declared(world: &World, count: usize) {
     let found = devices();
@@ -76,7 +76,7 @@ fn socket(device: &str) -> String {
     )
 }
 
-/// Whether the consumer lists what the provider offers.
+/// Returns whether the consumer can list the provider's services.
 fn carries(world: &World) -> bool {
     let list = format!("anklume mcp list -i {}", world.machine(0, "signer"));
     let (listed, tools) = world.exec(1, "dev", &list);
@@ -143,7 +143,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
         let (original, copy) = (world.machine(domain, name), world.machine(domain, "copy"));
         let copied = world.incus(domain, &["copy", &original, &copy]);
         assert!(copied.status.success(), "{copied:?}");
-        // The address is the original's; without it the copy starts, and takes the socket.
+        // The original machine has the address; without it, the copy starts and takes the socket.
         world.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -166,7 +166,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
     are_as_declared(&world, 2);
     assert!(carries(&world));
     world.is_settled();
-    // The copies are nobody's: `destroy` leaves them, and what they use.
+    // The copies do not belong to anklume: `destroy` leaves them and everything that they use.
     for (domain, name) in [(0, "copy"), (1, "copy")] {
         let copy = world.machine(domain, name);
         succeeded(&world.incus(
@@ -201,13 +201,13 @@ fn a_left_over_socket_is_swept_and_a_strange_file_is_not(world: &World) {
     let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
     std::fs::write(&strange, "mine").unwrap();
-    // Whoever applies first sweeps it: this test, or another.
+    // The first `apply` removes it: in this test, or in another.
     world.apply();
     assert!(!Path::new(&left).exists() && Path::new(&strange).exists());
     std::fs::remove_file(&strange).unwrap();
 }
 
-/// An edge comes back, once its consumer lets it.
+/// An edge comes back as soon as its consumer allows it.
 fn a_machine_may_not_redirect_the_folder_of_its_sockets(world: &mut World) {
     assert!(
         world

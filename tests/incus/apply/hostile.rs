@@ -1,9 +1,9 @@
-//! Users inside a machine who mean harm: they hold nothing up, and neither the machine's root nor the host does their work.
+//! Malicious users inside a machine: they cannot block anything, and neither the machine's root nor the host does their work.
 
 use crate::recorder::{Fate, Recorder};
 use crate::world::{World, pair};
 
-/// A provider whose server is an unprivileged user's.
+/// A provider whose server runs as an unprivileged user.
 fn declared(run_as: &str) -> String {
     let signer = format!("mcp: {{run_as: {run_as}}}");
     pair(&signer, "name: paste, tool: clipboard_get")
@@ -25,7 +25,7 @@ fn as_user(world: &World, command: &str) {
 fn who_serves_cannot_use_the_machine_s_root_against_others() {
     let mut world = World::new(&declared("user"));
     world.apply();
-    // A process and a file of root's, and a server that claims to be that process.
+    // A process and a file of root, and a server that claims to be that process.
     let (_, victim) = world.exec(
         0,
         "signer",
@@ -70,9 +70,9 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     assert_eq!(plan, [format!("~ server on {signer}: no answer → running")]);
     world.apply();
     world.is_settled();
-    // Who serves is not known: nobody is served as root instead.
+    // If the serving user is unknown, nothing is served as root instead.
     assert!(world.exec(0, "signer", "echo '{' > /etc/anklume/machine").0);
-    // On a busy host Incus loses the last words of a program that ends at once (lxd #11422).
+    // On a busy host, Incus loses the last output of a program that exits at once (lxd #11422).
     let told = (0..20).any(|_| {
         let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
         assert_eq!(ran.status, 4, "{ran:?}");
@@ -103,7 +103,7 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
 fn answered_by_another(answer: &str) -> (i32, String) {
     let world = World::new(&declared("root"));
     world.apply();
-    // So that the program is pushed again.
+    // Forces the program to be pushed again.
     assert!(world.exec(0, "signer", "rm /opt/anklume/anklume").0);
     let (signer, root) = (world.machine(0, "signer"), world.root(0, "signer"));
     let other = format!(

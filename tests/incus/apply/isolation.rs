@@ -1,4 +1,4 @@
-//! Domains do not reach each other; inside one, and to its own gateway, all works.
+//! Domains cannot reach each other; inside one, and to its own gateway, everything works.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ domains:
       {a}-two: {ip: "{base}.1.11"}
 "#;
 
-/// Gives a machine the address that its gateway has for it.
+/// Gives a machine the address that its gateway assigned to it.
 const ASK: &str = r#"
 cat >/tmp/lease <<'X'
 #!/bin/sh
@@ -41,18 +41,18 @@ X
 chmod +x /tmp/lease; ip link set eth0 up; udhcpc -i eth0 -n -q -t 20 -T 1 -s /tmp/lease >/dev/null 2>&1; ip -4 addr show eth0 | grep -o 'inet [0-9.]*' | cut -d' ' -f2
 "#;
 
-/// Something that a machine sends, and where it would be counted if it arrived.
+/// A packet that a machine sends, and the counter that would count it if it arrived.
 struct Packet {
-    /// The machine that sends: number of its domain, and name.
+    /// The sending machine: number of its domain, and name.
     from: (usize, &'static str),
     command: &'static str,
-    /// The machine that it is for.
+    /// The receiving machine.
     to: (usize, &'static str),
-    /// The counter there, as `/proc/net/snmp` or `/proc/net/snmp6` names it.
+    /// Its counter there, as named in `/proc/net/snmp` or `/proc/net/snmp6`.
     counter: &'static str,
 }
 
-/// Every kind of IPv4 packet between the domains, and some with an address that is not the sender's.
+/// Every kind of IPv4 packet between the domains, including some with a forged sender address.
 const IPV4: [Packet; 8] = [
     Packet::new(
         (0, "one"),
@@ -104,7 +104,7 @@ const IPV4: [Packet; 8] = [
     ),
 ];
 
-/// The same over IPv6. They are sent apart, because both kinds of TCP count in one counter.
+/// The same over IPv6. They are sent separately, because both kinds of TCP use one counter.
 const IPV6: [Packet; 6] = [
     Packet::new(
         (0, "one"),
@@ -160,7 +160,7 @@ impl Packet {
     }
 }
 
-/// A counter of what a machine has received.
+/// A counter of received packets in a machine.
 fn counter(texts: &str, name: &str) -> u64 {
     if let Some((protocol, name)) = name.split_once(':') {
         let mut lines = texts.lines().filter_map(|line| {
@@ -259,7 +259,7 @@ fn domains_are_apart_and_each_works_inside() {
         world.machine(0, "two")
     );
     assert!(reaches(0, "one", &ask));
-    // The host may speak to its machines: they are its own.
+    // The host may connect to its own machines.
     let host = std::net::TcpStream::connect_timeout(
         &format!("{far}:7000").parse().unwrap(),
         std::time::Duration::from_secs(20),
@@ -296,7 +296,7 @@ fn domains_are_apart_and_each_works_inside() {
     none_arrives(&world);
     assert_eq!(of_gateways(), 0);
 
-    // The same packets arrive once what `apply` has set is taken away.
+    // The same packets arrive once the protection of `apply` is removed.
     for (domain, own) in [("{a}", "1"), ("{b}", "2")] {
         let net = world.filled(&format!("net-{domain}"));
         succeeded(&incus(["network", "unset", &net, "security.acls"]));
@@ -330,7 +330,7 @@ fn domains_are_apart_and_each_works_inside() {
     all_arrive(&world);
     assert_eq!(of_gateways(), gateways.len());
 
-    // And no longer once it is back.
+    // They no longer arrive once it is back.
     world.apply();
     world.is_settled();
     none_arrives(&world);
@@ -356,7 +356,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     );
     assert_ne!(stranger.exec(0, "it", ASK).1.trim(), "");
 
-    // What arrives is counted: an answer would go to whoever has the address.
+    // Arriving packets are counted, because an answer would go to the owner of the address.
     let heard = || {
         counter(
             &world.exec(0, "two", "cat /proc/net/snmp").1,
@@ -367,7 +367,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     let ping = world.filled("ping -c2 -W1 {base}.1.11 >/dev/null");
     assert!(world.exec(0, "one", &format!("{ASK}\n{ping}")).0);
     assert_eq!(heard(), before + 2);
-    // A machine of another file, from its own address: what keeps it out are the rules of the domain that it calls.
+    // For a machine of another file with its own address, only the rules of the called domain keep it out.
     let honest = world.filled("ping -c2 -W1 {base}.1.11");
     assert!(!stranger.exec(0, "it", &honest).0);
     assert_eq!(heard(), before + 2, "a machine of another file gets in");
@@ -386,7 +386,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     let forged = "ip addr add {base}.1.10/32 dev eth0; ping -c2 -W1 -I {base}.1.10 {base}.1.11";
     assert!(!stranger.exec(0, "it", &world.filled(forged)).0);
     assert_eq!(heard(), before + 4, "a forged address arrives");
-    // It does where nothing looks at the sender.
+    // It arrives if nothing checks the sender.
     let (it, eth0) = (stranger.machine(0, "it"), "eth0");
     let filter = [
         "config",
@@ -433,7 +433,7 @@ fn a_new_domain_is_closed_to_the_old_ones() {
     assert!(world.plan().contains(&closes), "{:?}", world.plan());
     world.apply();
     world.is_settled();
-    // What the user adds to the list stays.
+    // An entry that the user adds to the list stays.
     let rule = ["action=drop", "destination=192.0.2.7/32"];
     let net = world.filled("net-{a}");
     let added = incus(

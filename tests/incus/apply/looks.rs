@@ -1,4 +1,4 @@
-//! What `apply` and `doctor` look at, how, and for whom they wait.
+//! Tests how `apply` and `doctor` read machines, and how long they wait.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -13,7 +13,7 @@ use crate::harness::ended_in_time;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
-/// Runs `anklume …` through a recorder: its exit code, its stdout, and the requests for files in machines.
+/// Runs `anklume …` through a recorder; returns its exit code, its stdout, and the requests for files in machines.
 fn files_asked_for(
     world: &World,
     words: &[&str],
@@ -37,7 +37,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         assert_eq!((status, asked), (0, Vec::new()), "{words:?}");
     }
 
-    // If Incus reports another first process afterwards, anklume discards what it saw through the old one.
+    // If Incus reports another first process afterwards, anklume discards what it read through the old one.
     let before = Arc::new(AtomicUsize::new(0));
     let recorder = Recorder::new(move |_, line| {
         let of_signer = line.contains("signer/state?");
@@ -58,7 +58,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         "{asked:#?}"
     );
     assert!(!asked.iter().any(|one| one.contains("-dev/")), "{asked:#?}");
-    // The first process of another machine is none of this one's.
+    // The first process of another machine does not count as this machine's.
     let dev = world.first(1, "dev");
     let recorder = Recorder::new(move |_, line| {
         if line.contains("signer/state?") {
@@ -76,7 +76,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         "{asked:#?}"
     );
 
-    // If the machine mounts something over a path that is checked, the host does not cross the mount; Incus is asked.
+    // If the machine mounts something over a path that is checked, the host does not cross the mount but asks Incus.
     assert!(world.exec(0, "signer", "mkdir -p /tmp/o && cp -a /opt/anklume/. /tmp/o/ && mount -o bind /tmp/o /opt/anklume").0);
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let (_, _, asked) = files_asked_for(&world, &["apply", "--dry-run"], &recorder);

@@ -1,4 +1,4 @@
-//! What is made, what is changed, what stays, what goes.
+//! Tests what `apply` creates, changes, keeps and removes.
 
 use crate::harness::Ran;
 use crate::recorder::{Fate, Recorder};
@@ -28,7 +28,7 @@ domains:
         storage_volumes: {data: {size: 10MiB, path: /data}}
 "#;
 
-/// `anklume apply --dry-run --exit-code`, which sends Incus no writing request.
+/// Runs `anklume apply --dry-run --exit-code`, which sends Incus no writing request.
 #[track_caller]
 fn dry_run(world: &World) -> Ran {
     let recorder = Recorder::new(|_, _| Fate::Pass);
@@ -73,7 +73,7 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     let ran = world.apply();
     assert_eq!(ran.stdout, "done: 20 changes\n");
     world.is_settled();
-    // Counted where Incus would hear it, programs in machines included.
+    // Counted on Incus's side, including programs in machines.
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let socket = recorder.socket().to_str().unwrap().to_owned();
     let again = world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();

@@ -1,4 +1,4 @@
-//! On a terminal: the bar while `apply` goes on, and the question of `destroy`.
+//! On a terminal: the progress bar of `apply`, and the prompt of `destroy`.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -10,7 +10,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use super::plan::SEED;
 use crate::world::World;
 
-/// Runs `anklume …` on a terminal of its own, and types `answer` when the prompt is shown; the exit code, and everything
+/// Runs `anklume …` on a new terminal, and types `answer` when the prompt is shown; returns the exit code and everything
 /// that was shown.
 fn on_a_terminal(world: &World, args: &[&str], answer: Option<(&str, &str)>) -> (i32, String) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
@@ -25,12 +25,12 @@ fn on_a_terminal(world: &World, args: &[&str], answer: Option<(&str, &str)>) -> 
     let mut command = run.command();
     command.stdin(theirs()).stdout(theirs()).stderr(theirs());
     let mut child = command.spawn().unwrap();
-    // The command holds the other end open as long as it is there.
+    // The command keeps the other end open while it runs.
     drop(command);
     let mut ours = File::from(ours);
     let mut answer = answer;
     let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
-    // A terminal that nobody has open any more fails to be read.
+    // Reading fails once nobody has the other end of the terminal open.
     while let Ok(count @ 1..) = ours.read(&mut chunk) {
         shown.extend_from_slice(chunk.get(..count).unwrap());
         if let Some((prompt, keys)) = answer
@@ -54,7 +54,7 @@ fn a_bar_shows_how_far_apply_is_and_destroy_deletes_when_it_is_told_yes_and_only
     assert_eq!(status, 0, "{shown}");
     assert!(shown.contains("░") && shown.contains(" 20/21 "), "{shown}");
     assert!(shown.ends_with("done: 20 changes\r\n"), "{shown}");
-    // In a pipe there is none.
+    // In a pipe, there is no bar.
     let ran = world.run(&["apply"]);
     assert_eq!(
         (ran.stderr.contains('░'), ran.stderr.contains('\u{1b}')),

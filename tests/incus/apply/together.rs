@@ -1,4 +1,4 @@
-//! Several at once: two runs, and a change beside a channel that is in use.
+//! Concurrent changes: two runs at once, and a change next to a channel that is in use.
 
 use std::process::Stdio;
 

@@ -1,4 +1,4 @@
-//! What the machines hold: program, server, services, supervision.
+//! Faults in the files of the machines: program, server, services, supervision.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use super::{PAIR, Patient};
 use crate::debian::{Init, debian};
 use crate::processes::{kill, signal};
 
-/// Longest that a server takes to see that a socket of its own is gone, or that its callers are.
+/// Maximum time for a server to notice that one of its sockets, or all of its callers, are gone.
 const BACK: Duration = Duration::from_secs(30);
 
 impl Patient {
-    /// It mends itself.
+    /// Waits until the fault disappears by itself.
     #[track_caller]
     fn comes_back(&self, otherwise: &str) {
         let began = Instant::now();
@@ -76,7 +76,7 @@ fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silen
 fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
     let file = "/etc/anklume/services.json";
     let changed = "the services file of {signer} is not the declared one";
-    // One more than declared, one less, one that is no policy, none.
+    // One service more than declared, one less, an invalid policy, and none.
     patient.exec(
         0,
         "signer",
@@ -127,7 +127,7 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
         "folder",
         "`/srv` in {dev} keeps the user out who may call from there",
     );
-    // No more than that is changed of what is the machine's.
+    // Nothing else that belongs to the machine changes.
     patient.exec(1, "dev", "test $(stat -c %a:%u /srv) = 711:0");
     let all = "chmod 700 /opt /opt/anklume /srv/anklume /srv; chown 7:7 /srv/anklume/mcp; chmod 600 /etc/anklume/machine";
     patient.exec(1, "dev", all);
@@ -140,7 +140,7 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
         "program",
         &format!("`/etc/anklume/services.json` in {{signer}} {own}"),
     );
-    // Where others may change what is pushed before it runs, nothing is pushed.
+    // If others may change a pushed file before it runs, nothing is pushed.
     patient.exec(1, "dev", "chown 1000 /opt/anklume");
     let mend = patient.ails("program", &format!("`/opt/anklume` in {{dev}} {own}"));
     let (status, answer) = patient.world.apply_json();
@@ -158,12 +158,12 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
 fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(
     patient: &Patient,
 ) {
-    // All that is anklume's is in order, and yet the user who may call is kept from it.
+    // All of anklume's files are in order, but the user that may call cannot reach them.
     patient.exec(1, "dev", "chmod 700 /");
     let (status, answer) = patient.examined();
     assert_eq!(status, 1, "{answer:#}");
     assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
-    // A channel that is made now answers to nobody, and no run forgets that.
+    // A channel that is created now does not answer, and every later run remembers this.
     let dev = patient.dev();
     let removed = ["config", "device", "remove", &dev, &patient.device];
     patient.incus(1, &removed);
@@ -182,13 +182,13 @@ fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_ans
     let signer = patient.signer();
     let again = format!("~ channel {dev} → {signer}: no answer yet → asked again");
     assert_eq!(patient.world.plan(), [again]);
-    // The questions themselves, which Incus may count.
+    // Count only the test calls themselves, which Incus may record as changes.
     assert_eq!(unanswered(), 0);
     patient.exec(1, "dev", "chmod 755 /");
     patient.is_mended();
 }
 
-/// A provider with a supervisor whose unit or script, at this path, goes and changes.
+/// A provider with a supervisor whose unit or script at this path is removed and changed.
 fn is_supervised(init: Init, file: &str) {
     let image = debian(init);
     let machine = format!("{{a}}-signer:\n        os_image: {image}");
@@ -202,7 +202,7 @@ fn is_supervised(init: Init, file: &str) {
     patient.recovers("supervision", named);
     patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
     patient.recovers("supervision", named);
-    // Whoever watches it brings it back after a crash; after a silence `apply` must.
+    // The supervisor restarts the server after a crash; if the server hangs, `apply` must.
     signal(patient.server(), Signal::STOP);
     patient.recovers("server", "the server of {signer} does not answer");
     let signer = patient.signer();
@@ -233,7 +233,7 @@ fn a_script_of_openrc_that_is_missing_or_changed_is_named_and_put_right() {
 fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     let patient = Patient::new();
     let log = "/var/log/anklume/audit.jsonl";
-    // It goes on: a call, a new server.
+    // The log continues across a call and a new server.
     let call = format!(
         "anklume mcp call -i {} push path=a data:='\"aGk=\"'",
         patient.signer()
@@ -257,7 +257,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     ] {
         patient.exec(0, "signer", &harm);
         let accept = patient.ails("audit", &format!("the log of calls of {{signer}} {said}"));
-        // `apply` says so too, and mends nothing of it: what was written is lost.
+        // `apply` reports it too, but does not fix it: the lines are lost.
         let (status, answer) = patient.world.apply_json();
         assert_eq!(status, 0, "{answer:#}");
         let notes = answer["notes"].to_string();
@@ -269,7 +269,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
             0o600
         );
         std::fs::remove_file(path).unwrap();
-        // A whole log again.
+        // A complete log again.
         patient.exec(0, "signer", &format!("rm -f {log}; exit 0"));
         patient.exec(
             1,
@@ -278,7 +278,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         );
         patient.is_well();
     }
-    // Of a machine that is deleted nothing is kept.
+    // Nothing is kept for a deleted machine.
     let kept = || {
         let files = std::fs::read_dir("/var/lib/anklume/audit").unwrap();
         let texts = files.filter_map(|file| std::fs::read(file.ok()?.path()).ok());

@@ -1,4 +1,4 @@
-//! What there is to say without a channel, without Incus, without rights, without a file; and that nothing is changed.
+//! Output without a channel, without Incus, without permission and without a file; nothing is changed.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -71,7 +71,7 @@ fn without_incus_rights_or_a_file_that_is_said() {
     assert_eq!((wrong.status, wrong.stdout.as_str()), (1, ""), "{wrong:?}");
     assert!(wrong.stderr.contains("nowhere.yml"), "{}", wrong.stderr);
 
-    // A user who is neither root nor of Incus's group; the program must be where they may run it.
+    // A user who is neither root nor in Incus's group; the program must be in a folder where that user can run it.
     let folder = world.run(&["doctor"]).folder;
     let program = folder.path().join("program");
     copy_of_anklume(&program);

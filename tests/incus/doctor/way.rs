@@ -1,4 +1,4 @@
-//! Devices, the processes that carry their bytes, and sockets.
+//! Faults in devices, the processes that carry their bytes, and sockets.
 
 use std::path::Path;
 
@@ -51,7 +51,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
             patient.world.machine(domain, "copy"),
         );
         patient.incus(domain, &["copy", &machine, &copy]);
-        // The address is the original's; without it the copy starts, and a provider's takes the socket.
+        // The original machine has the address; without it, the copy starts, and the copy of a provider takes the socket.
         patient.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -65,7 +65,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         patient.incus(domain, &["delete", "--force", &copy]);
         patient.is_well();
     }
-    // A profile is somebody's: it stands in the way until they take the device off.
+    // A profile belongs to somebody else: it remains an obstacle until they remove the device.
     let connect = format!("connect=unix:{}", patient.host_socket());
     let device = ["p", "proxy", "bind=instance", "listen=unix:/x", &connect];
     patient.incus(1, &["profile", "create", "mine"]);
@@ -87,7 +87,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
 }
 
 fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
-    // What a machine calls a process of its own is no word of the host's.
+    // A process in a machine cannot pose as one of the host's by its name.
     let words = format!(
         "unix:{} unix:/run/anklume/mcp/{}.sock {}",
         patient.host_socket(),
