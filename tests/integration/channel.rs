@@ -36,7 +36,7 @@ mod world;
 
 use serde_json::Value;
 
-/// The names that a list shows.
+/// The names in a list.
 fn names(listed: &Value) -> Vec<&str> {
     let tools = listed["result"]["tools"].as_array().expect("a list");
     tools
@@ -45,7 +45,7 @@ fn names(listed: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The text of an answer that is no error, of a tool that did not fail.
+/// The text of an answer that is not an error, from a tool that did not fail.
 #[track_caller]
 fn text(answer: &Value) -> &str {
     let result = &answer["result"];

@@ -1,4 +1,4 @@
-//! What a caller is shown, what it may call, and what `policy check` says are one and the same, for any policy.
+//! For any policy, the list that a caller gets, the calls that it may make, and the answers of `policy check` agree.
 
 use std::collections::BTreeSet;
 
@@ -9,20 +9,20 @@ use serde_json::json;
 use super::world::World;
 use super::{names, text};
 
-/// Who may be named in a service.
+/// The machines that a service may name.
 const CALLERS: [&str; 4] = ["alice", "bob", "carol", "c1"];
-/// Services that there may be.
+/// Maximum number of services.
 const SERVICES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-/// How many policies are tried.
+/// Number of policies to try.
 const POLICIES: u32 = 24;
 
-/// Who may use which service: for each service its consumers.
+/// The consumers of each service.
 fn policies() -> impl Strategy<Value = Vec<Vec<&'static str>>> {
     let consumers = proptest::sample::subsequence(CALLERS.to_vec(), 0..=CALLERS.len());
     proptest::collection::vec(consumers, 1..=SERVICES.len())
 }
 
-/// The services of `infra.yml`, a line each.
+/// The services of `infra.yml`, one per line.
 fn lines(policy: &[Vec<&str>]) -> Vec<String> {
     let services = SERVICES.iter().zip(policy);
     services
@@ -69,7 +69,7 @@ fn list_call_and_policy_check_agree_over_the_wire_for_any_policy() {
                     ran
                 );
             }
-            // Who is named nowhere has no socket.
+            // A machine that no service names has no socket.
             if !policy.iter().any(|consumers| consumers.contains(&caller)) {
                 super::world::until("its socket goes", || !server.socket(caller).exists());
                 continue;
@@ -94,7 +94,7 @@ fn list_call_and_policy_check_agree_over_the_wire_for_any_policy() {
         Ok(())
     });
     assert!(done.is_ok(), "{done:?}");
-    // Both answers were given.
+    // Both answers occurred.
     assert!(granted.get() > 20, "{granted:?}");
     server.end();
 }

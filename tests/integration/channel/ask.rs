@@ -1,4 +1,4 @@
-//! `machine-ask`, which `apply` and `doctor` start inside a consumer: one line comes back, and it stays until it is let go.
+//! `machine-ask`, which `apply` and `doctor` start inside a consumer: it prints one line, and stays until it is released.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::world::{World, wait};
 
-/// More services than the answers of other commands would have room for.
+/// More services than fit into the answers of other commands.
 const MANY: usize = 50;
 
 #[test]

@@ -1,11 +1,11 @@
-//! Connections beyond what a caller may have: the first request is answered as any other would be, and is in the log.
+//! Connections beyond a caller's limit: the first request gets the standard answer, and is logged.
 
 use serde_json::{Value, json};
 
 use super::peer::call;
 use super::world::{Listening, World};
 
-/// A caller that has all the connections it may have.
+/// A caller that uses all of its allowed connections.
 fn full() -> (World, Listening) {
     let world = World::new(&[
         "{name: copy, tool: clipboard_set, consumers: [alice], limits: {connections: 1}}",
@@ -135,7 +135,7 @@ fn a_client_behind_mcp_connect_hears_it_too() {
     let ran = world.run_with(&args, line.as_bytes());
     let answer: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(answer, overloaded(&json!(1)));
-    // Whether stdin ended before the connection was closed decides the code; nothing was owed.
+    // The exit code depends on whether stdin ended before the connection closed; no answer was due.
     assert!(!ran.stderr.contains("owes"), "{}", ran.stderr);
     assert!([0, 4].contains(&ran.status), "{}", ran.stderr);
 }

@@ -1,4 +1,4 @@
-//! `mcp list` and `mcp call` inside a consumer: the name is a socket, and every end has its exit code.
+//! `mcp list` and `mcp call` inside a consumer: the name is a socket, and each outcome has its own exit code.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -17,7 +17,7 @@ const SERVICES: [&str; 2] = [
     "{name: clipboard, tool: clipboard_get, consumers: [bob]}",
 ];
 
-/// The machine alice: one socket, named after its provider.
+/// The machine alice, with one socket, named after its provider.
 fn inside_alice(world: World, server: &Listening) -> World {
     let folder = world.path("alice");
     fs::create_dir(&folder).unwrap();
@@ -48,7 +48,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         "2 bytes on the clipboard",
         "",
     );
-    // Refused, and whom to ask with which command.
+    // A refusal names the person to ask and the command to run.
     for args in [&["clipboard"][..], &["clipboard", "x=1"], &["nowhere"]] {
         let name = args[0];
         let ran = mcp(&world, &[&["call", "-i", "vault"], args].concat());
@@ -60,10 +60,10 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
     }
-    // What the tool cannot do is no refusal.
+    // A failure of the tool is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
-    // No such provider, and one whose server does not run.
+    // A provider that does not exist, and one whose server is not running.
     let ran = mcp(&world, &["list", "-i", "vaults"]);
     let folder = world.path("alice");
     let message = format!(
@@ -73,7 +73,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     ran.is(4, "", &message);
     server.signal("KILL");
     server.wait();
-    // Her process ends with its server, a moment later.
+    // Her worker exits a moment after the server.
     until("nobody listens", || {
         UnixStream::connect(server.socket("alice")).is_err()
     });
@@ -143,7 +143,7 @@ fn a_socket_of_another_users_says_who_decides() {
     }
     let world = World::new(&SERVICES);
     let server = world.listen();
-    // A consumer's socket as Incus makes it, in a folder that anybody may look into.
+    // A consumer's socket as Incus creates it, in a folder that anybody may read.
     for folder in ["", "sockets"] {
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(world.path(folder), open).unwrap();

@@ -1,4 +1,4 @@
-//! The official clients, each through `mcp connect`: they list and call a consumer's services.
+//! The official clients list and call a consumer's services, each through `mcp connect`.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::harness::{ANKLUME, have_program};
 use crate::serve::clients::{node, python};
 use crate::serve::server::Keyring;
 
-/// Has a client list and call alice's services over her socket.
+/// Makes a client list and call alice's services over her socket.
 fn uses_its_services(client: Option<Command>, version: &str) {
     let (Some(mut client), true) = (client, have_program("gpg")) else {
         return;
@@ -89,7 +89,7 @@ fn typescript_2_that_asks_first() {
     uses_its_services(node("auto"), "2026-07-28");
 }
 
-/// Has a client call before its provider is killed, while nobody serves, and after another server has begun.
+/// Makes a client call before its provider is killed, while no server runs, and after another server has started.
 fn outlives_its_provider(client: Option<Command>) {
     let Some(mut client) = client else { return };
     let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice]}"]);
@@ -128,7 +128,7 @@ fn outlives_its_provider(client: Option<Command>) {
     let errors: Vec<&Value> = results.iter().map(|result| &result["error"]).collect();
     assert_eq!(errors, [false, true, false], "{told}");
     let why = results[1]["text"][0].as_str().unwrap();
-    // Sent before or after the end was seen.
+    // The call was sent before or after the disconnect was noticed.
     let causes = [
         "Cannot reach MCP server",
         "the provider closed the connection",

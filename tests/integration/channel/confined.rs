@@ -1,4 +1,4 @@
-//! What the processes of a server can still do: seen from outside in `/proc`, tried out from inside, and by a gpg of ours.
+//! The remaining rights of a server's processes: read from `/proc`, tried out from inside, and tried by a planted gpg.
 
 use std::fs;
 use std::io::Read as _;
@@ -21,14 +21,14 @@ const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
 const TAKE: &str = "{name: take, tool: file_accept, consumers: [carol]}";
 
-/// A line of `/proc/PID/status`.
+/// Reads a line of `/proc/PID/status`.
 fn line(process: u32, key: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let value = status.lines().find_map(|line| line.strip_prefix(key));
     value.unwrap().trim().to_owned()
 }
 
-/// No new privileges, filtered system calls, no capabilities now or by running a program.
+/// No new privileges, filtered system calls, and no capabilities, now or by running a program.
 #[track_caller]
 fn is_confined(process: u32) {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap();
@@ -51,7 +51,7 @@ fn every_process_of_a_server_has_a_filter_and_no_capabilities_and_says_so() {
     is_confined(server.pid());
     is_confined(server.worker("alice").unwrap());
     is_confined(server.helper("alice", "clipboard").unwrap());
-    // She has no key here, and her own process reads the portal.
+    // She has no key here, and her own worker reads the portal.
     assert_eq!(server.helper("alice", "keys"), None);
     assert_eq!(server.helper("alice", "portal"), None);
     let status = world.run(&["mcp", "status", "--listen", &world.text("sockets")]);
@@ -60,7 +60,7 @@ fn every_process_of_a_server_has_a_filter_and_no_capabilities_and_says_so() {
     server.end();
 }
 
-/// A world in which every attempt has something to find.
+/// A world in which every forbidden attempt has a target.
 struct Temptation {
     world: World,
     _tcp: TcpListener,
@@ -93,7 +93,7 @@ impl Temptation {
             "run /bin/true".to_owned(),
             format!("signal {}", std::process::id()),
         ];
-        // Whoever is not confined can do it.
+        // An unconfined process can reach each of them.
         fs::read("/etc/shadow").unwrap();
         UnixStream::connect(world.path("other.sock")).unwrap();
         TcpStream::connect(port).unwrap();
@@ -108,7 +108,7 @@ impl Temptation {
         }
     }
 
-    /// What became of the attempts of one process, each in one word.
+    /// The results of one process's attempts, one word each.
     #[track_caller]
     fn done(&self, server: &Listening, who: &str) -> Vec<&'static str> {
         let count = self.attempts.lines().count();
@@ -154,7 +154,7 @@ fn a_process_that_reads_a_stranger_s_bytes_can_do_what_its_grants_need_and_nothi
     assert_eq!(tempted.done(&server, "worker"), portal_alone);
     fs::remove_file(world.path("portal/made")).unwrap();
     server.end();
-    // The clipboard, which is a file here, in a process of its own.
+    // The clipboard is a file here, and a separate process handles it.
     let server = world.listen();
     let mut bob = server.peer("bob");
     text(&bob.call("copy", &json!({"content": "text"})));
@@ -172,7 +172,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     let mut alice = server.peer("alice");
     alice.lives();
     let worker = server.worker("alice").unwrap();
-    // A tool that comes later, on the same connection: its process begins with what it needs.
+    // A tool granted later, on the same connection: its process starts with the rights that it needs.
     world.policy(&[COPY, "{name: take, tool: file_accept, consumers: [alice]}"]);
     let taken = json!({"path": "a", "data": "Y29udGVudA=="});
     until("it is granted", || {
@@ -182,13 +182,13 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     is_confined(server.helper("alice", "portal").unwrap());
     let file = world.path("portal/incoming/alice/a");
     assert_eq!(fs::read_to_string(file).unwrap(), "content");
-    // In pieces, over what is kept between two calls.
+    // In pieces, with state that is kept between two calls.
     let piece = |offset: u64, last: bool| json!({"path": "b", "data": "Y29udGVudA==", "offset": offset, "final": last});
     text(&alice.call("take", &piece(0, false)));
     text(&alice.call("take", &piece(7, true)));
     let file = world.path("portal/incoming/alice/b");
     assert_eq!(fs::read_to_string(file).unwrap(), "contentcontent");
-    // With a mode of its own, from the first piece or from the last one on.
+    // With its own mode, from the first piece or from the last.
     let private = json!({"path": "c", "data": "Y29udGVudA==", "mode": "0600"});
     text(&alice.call("take", &private));
     let begins = json!({"path": "d", "data": "Y29udGVudA==", "offset": 0});
@@ -200,7 +200,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
         let is = fs::metadata(world.path(&format!("portal/incoming/alice/{name}"))).unwrap();
         assert_eq!(is.mode() & 0o7777, mode, "{name}");
     }
-    // And goes when it has had nothing to do for a while.
+    // The process exits after it has been idle for a while.
     until("it has ended", || {
         server.helper("alice", "portal").is_none()
     });
@@ -213,7 +213,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     server.end();
 }
 
-/// A gpg that tries what a real one has no business with, and says what it could do, where it may write.
+/// A gpg that attempts what a real one never needs, and reports the results in the place to which it may write.
 const PLANTED: &str = r#"#!/usr/bin/python3
 import os, resource, socket, sys
 home, log, portal, secret, server, port, socket_path = "PLACES".split("|")
@@ -296,7 +296,7 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     server.end();
 }
 
-/// Runs what it is given where the kernel has no filters of system calls (`seccomp(2)`, number 317 on this architecture).
+/// Runs its arguments as on a kernel without system call filters (`seccomp(2)`, number 317 on this architecture).
 const WITHOUT_FILTERS: &str = r"
 import ctypes, os, struct, sys
 program = [(0x20, 0, 0, 0), (0x15, 0, 1, 317), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
@@ -331,7 +331,7 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
         return;
     }
     let why = "no filter of system calls: ";
-    // As far as the kernel has it: it serves, and says what it lacks.
+    // The server runs with the confinement that the kernel supports, and reports what is missing.
     let world = World::new(&[COPY]);
     let server = world.listen_by(without_filters(&world));
     text(
@@ -355,7 +355,7 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
         "{stderr}"
     );
     assert_eq!(ran.status.code(), Some(1));
-    // The same where it can be confined.
+    // The same on a kernel that can confine it.
     let server = world.listen();
     text(
         &server
@@ -388,7 +388,7 @@ fn a_call_after_a_pause_finds_its_process_whenever_it_comes() {
     let world = World::new(&[COPY]);
     let server = world.listen();
     let mut alice = server.peer("alice");
-    // Around the moment at which a process that has nothing to do is ended.
+    // Around the moment at which an idle process exits.
     for millis in [2_990, 2_998, 3_000, 3_001, 3_002, 3_004, 3_010] {
         text(&alice.call("copy", &json!({"content": "text"})));
         std::thread::sleep(std::time::Duration::from_millis(millis));
@@ -416,7 +416,7 @@ fn calls_that_are_taken_back_keep_no_memory() {
             json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params});
         alice.send(cancelled.to_string());
     }
-    // Some of them ran before they were taken back.
+    // Some of them ran before they were cancelled.
     alice.send(json!({"jsonrpc": "2.0", "id": "end", "method": "ping"}).to_string());
     while alice.receive()["id"] != "end" {}
     let peak = number_of(worker, "VmHWM:");

@@ -1,4 +1,4 @@
-//! `mcp connect`: stdin and stdout of any client, joined to a provider's socket.
+//! `mcp connect` connects the stdin and stdout of any client to a provider's socket.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -22,14 +22,14 @@ const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 const PING: &[u8] = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n";
 
-/// Runs `mcp connect` with that input, which ends.
+/// Runs `mcp connect` with this input on stdin, followed by the end of input.
 #[track_caller]
 fn connect(world: &World, socket: &Path, more: &[&str], input: &[u8]) -> Ended {
     let args = ["mcp", "connect", "--socket", socket.to_str().unwrap()];
     world.run_with(&[&args[..], more].concat(), input)
 }
 
-/// A running `mcp connect` whose stdin is open; dropped, it is killed.
+/// A running `mcp connect` with an open stdin; dropping it kills it.
 struct Connected {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -65,7 +65,7 @@ impl Connected {
         line
     }
 
-    /// Waits for its end: the exit code, and what is left of its output.
+    /// Waits for it to exit; returns the exit code and the rest of its output.
     fn end(mut self) -> Ended {
         let status = wait(&mut self.child);
         let (mut stdout, mut stderr) = (String::new(), String::new());
@@ -87,7 +87,7 @@ impl Drop for Connected {
     }
 }
 
-/// Listens in the world's folder and has `serve` speak with the one who connects.
+/// Listens in the world's folder, and runs `serve` with the connection.
 fn far_end<T: Send + 'static>(
     world: &World,
     serve: impl FnOnce(UnixStream) -> T + Send + 'static,
@@ -107,7 +107,7 @@ fn far_end<T: Send + 'static>(
 #[test]
 fn bytes_pass_as_they_are_both_ways() {
     let world = World::new(&[COPY]);
-    // Whatever a client may write: no JSON, any bytes, any line ends, spaces that JSON would not need.
+    // Anything that a client may write: invalid JSON, arbitrary bytes, any line ends, redundant spaces.
     let mut input = b"\xff\xfe\0 no json\r\n\n{ \"id\" : 1.50 , \"method\":\"a\"}\n".to_vec();
     input.extend(
         (0..=255_u8)
@@ -117,7 +117,7 @@ fn bytes_pass_as_they_are_both_ways() {
     );
     input.extend_from_slice(b"\n{\"jsonrpc\":\"2.0\",\"id\":\"end\",\"method\":\"ping\"}\n");
     let mut output = b"\x80\x81 hello \0\r\n\r\n{\"id\" :1.50, \"result\":1}\n".to_vec();
-    // To the two lines that are no JSON.
+    // Answers to the two lines that are not JSON.
     for error in [r#"{"error":{},"id":null}"#, r#" { "error" : 1 } "#] {
         output.extend_from_slice(error.as_bytes());
         output.push(b'\n');
@@ -137,7 +137,7 @@ fn bytes_pass_as_they_are_both_ways() {
         let mut seen = vec![0; length];
         stream.read_exact(&mut seen).unwrap();
         stream.write_all(&answer).unwrap();
-        // No half-close came: the client's end is the end of the connection.
+        // The client did not half-close, so its end is the end of the connection.
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();
         (seen, rest)
@@ -164,7 +164,7 @@ fn it_ends_when_the_answers_are_out_and_not_before() {
     let mut connected = Connected::start(&world, &server.socket("alice"));
     connected.send((call("slow", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
     connected.send(PING);
-    // A last line without a newline, and the end.
+    // A last line without a newline, and then the end.
     connected.send(call("last", "copy", &json!({"content": "last"})).as_bytes());
     connected.stdin = None;
     let mut ids = vec![];
@@ -180,7 +180,7 @@ fn it_ends_when_the_answers_are_out_and_not_before() {
     assert_eq!(answer["id"], "slow");
     assert!(keyring.verifies(b"hello", text(&answer)));
     connected.end().is(0, "", "");
-    // Nothing to ask is nothing to wait for.
+    // Without a request, there is nothing to wait for.
     connect(&world, &server.socket("alice"), &[], b"").is(0, "", "");
     let told = b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
     connect(&world, &server.socket("alice"), &[], told).is(0, "", "");
@@ -208,7 +208,7 @@ fn what_is_no_request_has_its_answer_before_the_end() {
             "{line}"
         );
     }
-    // Two requests of one id have two answers.
+    // Two requests with the same id get two answers.
     let twice = [PING, PING].concat();
     let ran = connect(&world, &server.socket("alice"), &[], &twice);
     assert_eq!((ran.status, ran.stdout.lines().count()), (0, 2), "{ran:?}");
@@ -220,7 +220,7 @@ fn an_answer_is_passed_on_though_the_provider_takes_no_more() {
     let said =
         "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32010,\"message\":\"overloaded\"}}\n";
     let (socket, serving) = far_end(&world, move |mut stream| {
-        // As a server does with one connection too many.
+        // As a server does with a connection beyond the limit.
         let mut first = vec![0; PING.len()];
         stream.read_exact(&mut first).unwrap();
         stream.shutdown(std::net::Shutdown::Read).unwrap();
@@ -230,7 +230,7 @@ fn an_answer_is_passed_on_though_the_provider_takes_no_more() {
     let ran = connect(&world, &socket, &[], &input);
     serving.join().unwrap();
     assert_eq!(ran.status, 4);
-    // What stays without an answer is answered here.
+    // `connect` itself answers each request that the provider left unanswered.
     let rest = ran.stdout.strip_prefix(said).unwrap();
     let rest: Value = serde_json::from_str(rest).unwrap();
     assert_eq!(
@@ -247,7 +247,7 @@ fn a_provider_that_reads_nothing_is_met_by_the_time_out_once_the_client_is_gone(
     let args = ["mcp", "connect", "--timeout", "0.5", "--socket"];
     let args = [&args[..], &[socket.to_str().unwrap()]].concat();
     let silent = "error: Cannot reach MCP server: no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n";
-    // More than all that lies between the two takes: its end is not read.
+    // More input than the buffers between the two hold, so its end is never read.
     let input = PING.repeat(40_000);
     world.run_with(&args, &input).is(4, "", silent);
     // The same in a pipe whose writer goes away.
@@ -351,13 +351,13 @@ fn a_provider_that_vanishes_ends_it_with_4() {
     );
     world.write("go", "");
 
-    // Behind a proxy of Incus a connection that nobody serves is accepted and then closed.
+    // Behind an Incus proxy, a connection to a missing server is accepted and then closed.
     let (socket, serving) = far_end(&world, drop);
     let ran = connect(&world, &socket, &[], PING);
     serving.join().unwrap();
     assert_eq!(ran.status, 4);
     assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
-    // Mute, then closed.
+    // The provider is silent, and then closes the connection.
     let (socket, serving) = far_end(&world, |mut stream| {
         let mut seen = vec![0; PING.len()];
         stream.read_exact(&mut seen).unwrap();
@@ -398,13 +398,13 @@ fn it_outlives_its_provider_and_answers_what_was_in_flight() {
         "the provider closed the connection before it answered: the call may have been carried out; the next message connects again"}});
     let said: Value = serde_json::from_str(&connected.line()).unwrap();
     assert_eq!(said, lost);
-    // Nobody is there yet.
+    // No server is running yet.
     connected.send(PING);
     let said: Value = serde_json::from_str(&connected.line()).unwrap();
     assert_eq!(said["error"]["code"], -32000, "{said}");
     let why = said["error"]["message"].as_str().unwrap();
     assert!(why.starts_with("Cannot reach MCP server: "), "{why}");
-    // Another server takes over: with the next message, and the list may be another one.
+    // Another server takes over at the next message, and its list of tools may differ.
     let server = world.listen();
     connected.send(call("next", "copy", &json!({"content": "x"})).as_bytes());
     connected.send(b"\n");
@@ -449,7 +449,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
         "",
         &format!("{begin}no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n"),
     );
-    // A bound for what hangs, not a measure.
+    // A limit for a hang, not a measurement.
     assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
     let nothing = world.run(&["mcp", "connect"]);
     nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
@@ -472,7 +472,7 @@ fn a_client_that_goes_away_ends_it_quietly() {
     server.peer("alice").lives();
 }
 
-/// Any stdout to put in the place of one that is closed.
+/// Any stdout, in place of a closed one.
 fn unheard(world: &World) -> ChildStdout {
     let mut child = world
         .command(&["--version"])

@@ -1,4 +1,4 @@
-//! One caller floods, another calls: how far the flood comes during one call of the other, counted in answers.
+//! One caller floods, and another calls: counts the answers that the flood gets during one call of the other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -11,12 +11,12 @@ use super::world::{Listening, World, until};
 
 /// Connections of the loud caller, from two threads.
 const CONNECTIONS: usize = 192;
-/// Requests that it keeps waiting on each.
+/// Requests that it keeps in flight on each.
 const EACH: usize = 8;
 /// Calls of the quiet caller.
 const CALLS: usize = 200;
 
-/// A provider of both: the loud one meets none of its limits.
+/// A provider of both callers; the loud one reaches none of its limits.
 fn world() -> World {
     let unlimited = "{calls_per_minute: 1000000000, calls_per_minute_all: 1000000000, in_flight: 10000, in_flight_all: 10000}";
     World::new(&[
@@ -34,7 +34,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// A flood of calls of `name` by alice, each answer checked, and how far it comes during each call of bob's: the median.
+/// Floods the server with calls of `name` by alice, checks each answer, and returns the median of alice's answers during each call of bob.
 fn answers_during_a_call(server: &Listening, name: &str, check: fn(&Value)) -> usize {
     let mut bob = server.peer("bob");
     text(&bob.call("copy", &json!({"content": "bob"})));
@@ -63,7 +63,7 @@ fn answers_during_a_call(server: &Listening, name: &str, check: fn(&Value)) -> u
     steps[CALLS / 2]
 }
 
-/// Keeps half of the connections busy until it is stopped; then takes the answers that are due.
+/// Keeps half of the connections busy until it is stopped, and then reads the answers still due.
 fn flood(
     server: &Listening,
     name: &str,
@@ -99,7 +99,7 @@ fn a_call_does_not_wait_behind_the_calls_of_another_caller() {
     let world = world();
     let server = world.listen();
     let between = answers_during_a_call(&server, "paste", |answer| assert_eq!(text(answer), "bob"));
-    // In one queue it would be all that run: several on each connection.
+    // In a single queue, it would be all running calls: several on each connection.
     assert!(between < CONNECTIONS / 2, "{between}");
     server.end();
     world.log_is_whole();
@@ -114,6 +114,6 @@ fn a_call_does_not_wait_behind_what_is_refused_to_another_caller() {
     });
     assert!(between < CONNECTIONS / 2, "{between}");
     server.end();
-    // Every call of both is in the log, or counted in it.
+    // Every call of both callers is logged or counted in the log.
     world.log_is_whole();
 }

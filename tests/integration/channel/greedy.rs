@@ -1,5 +1,5 @@
-//! A caller that makes its provider keep as much as it can: the provider keeps no more than that caller's memory, the other
-//! caller is served meanwhile, and nothing is kept afterwards.
+//! A caller that makes its provider keep as much as possible: the provider keeps no more than that caller's memory, serves the
+//! other caller meanwhile, and keeps nothing afterwards.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -16,18 +16,18 @@ const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
 
 /// Connections of the caller, as many as it may have.
 const CONNECTIONS: usize = 256;
-/// Requests of a connection, none of whose answers is read.
+/// Requests on a connection that reads none of the answers.
 const REQUESTS: u32 = 20;
-/// What a caller may make its provider keep, in KiB: its 64 MiB, and 32 for what every process needs.
+/// Limit in KiB of the memory that a caller may make its provider keep: its 64 MiB, and 32 MiB for what every process needs.
 const MEMORY_KIB: u64 = (64 + 32) * 1024;
-/// What memory may differ by, in KiB.
+/// Tolerance for memory, in KiB.
 const SLACK_KIB: u64 = 2 * 1024;
-/// Rounds after each of which nothing is kept.
+/// Number of rounds; nothing is kept after any of them.
 const ROUNDS: usize = 2;
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
-/// Memory of their own that a server and its consumers' processes have, in KiB.
+/// Private memory of a server and its workers, in KiB.
 fn memory_kib(server: &Listening) -> u64 {
     let processes = server.processes().into_iter();
     processes
@@ -35,22 +35,22 @@ fn memory_kib(server: &Listening) -> u64 {
         .sum()
 }
 
-/// What one connection sends, by its number, and never reads an answer to.
+/// The bytes that one connection sends, by its number, without ever reading an answer.
 fn attack(number: usize) -> String {
     let deep = json!({"content": 1, "more": vec![json!({"a": 0}); 1_500]});
     match number % 8 {
-        // Value trees.
+        // Trees of values.
         0 => (0..REQUESTS)
             .map(|id| call(id, "copy", &deep) + "\n")
             .collect(),
-        // A client that says much of itself.
+        // A client that says a lot about itself.
         1 => {
             let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
                 "protocolVersion": "2025-11-25", "capabilities": {"experimental": {"x": {"y": "z".repeat(1 << 20)}}},
                 "clientInfo": {"name": "n".repeat(1 << 20), "version": "1"}}});
             format!("{hello}\n")
         }
-        // Large answers, and calls that are taken back while their answers wait to be written.
+        // Large answers, and calls that are cancelled while their answers wait to be written.
         2 => (0..REQUESTS)
             .map(|id| {
                 let taken_back = json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
@@ -60,7 +60,7 @@ fn attack(number: usize) -> String {
             .collect(),
         // Lists.
         3 => (0..REQUESTS).map(|id| list(id) + "\n").collect(),
-        // An id that is a tree, of a line that is none.
+        // An id that is a tree, in a line that is not valid.
         4 => {
             let tree = "{\"\":0},".repeat(500_000);
             format!("{{\"jsonrpc\":\"2.0\",\"id\":[{tree}0],,}}\n")
@@ -86,14 +86,14 @@ fn attack(number: usize) -> String {
     }
 }
 
-/// A list, in words that look like something else.
+/// A request for a list, in a line that resembles something else.
 fn list(id: u32) -> String {
     let meta = json!({"_meta": {"x": "notifications/cancelled"}});
     let line = json!({"jsonrpc": "2.0", "id": id, "method": "tools/list", "params": meta});
     line.to_string().replace("tools/list", "tools\\/list")
 }
 
-/// Writes until the other end takes no more; gives how much of it is written.
+/// Writes until the other end accepts no more; returns the number of bytes written.
 fn write_some(stream: &mut UnixStream, bytes: &[u8]) -> usize {
     stream.set_nonblocking(true).unwrap();
     let mut written = 0;
@@ -122,7 +122,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
                 (stream, attack(number).into_bytes())
             })
             .collect();
-        // Every connection is tried again and again, until none takes anything more.
+        // Every connection is tried repeatedly, until none accepts any more.
         let mut idle = 0;
         while idle < 5 {
             let mut taken = 0;
@@ -136,7 +136,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
             idle = if taken == 0 { idle + 1 } else { 0 };
         }
         assert!(peak <= MEMORY_KIB, "{peak} KiB");
-        // Also between two looks.
+        // Between two measurements too.
         let most = server
             .worker("alice")
             .map(|worker| number_of(worker, "VmHWM:"));
@@ -146,7 +146,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
             let answer = server.peer("alice").ask(PING);
             answer.get("result").is_some()
         });
-        // Her process goes with what it took.
+        // Her worker exits, and frees its memory.
         until("it is as it was", || {
             memory_kib(&server) <= before + SLACK_KIB && server.worker("alice").is_none()
         });
@@ -164,7 +164,7 @@ fn an_answer_of_which_nothing_is_read_ends_its_connection() {
     let server = world.listen();
     let mut alice = server.peer("alice");
     let asked = call("large", "give", &json!({"path": "a"}));
-    // Who reads, however slowly, gets it.
+    // A caller that reads, however slowly, gets the answer.
     alice.send(&asked);
     let begun = std::time::Instant::now();
     let answer = alice.slowly(std::time::Duration::from_millis(40));

@@ -1,4 +1,4 @@
-//! A client keeps its side of the connection open until its last answer is in: Incus's proxies know no half-close.
+//! A client keeps its side of the connection open until its last answer has arrived, because Incus's proxies do not support half-close.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::peer::call;
 use super::world::World;
 
-/// How long the far end looks whether its client has closed its side before it answers; no bound for anything.
+/// Time for which the far end checks whether its client has closed its side before it answers; not a limit for anything.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// A provider of one connection: answers each request that has an id after it has looked for the end of its client's side.
+/// A provider with one connection: answers each request that has an id, after it has checked for the end of its client's side.
 fn provider(listener: UnixListener) -> JoinHandle<Vec<String>> {
     thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
@@ -38,7 +38,7 @@ fn provider(listener: UnixListener) -> JoinHandle<Vec<String>> {
             }
             reader.get_ref().set_read_timeout(Some(LOOK)).unwrap();
             match reader.fill_buf() {
-                // What follows is another message.
+                // The data is another message.
                 Ok(more) => assert!(!more.is_empty(), "closed before the answer to `{method}`"),
                 Err(why) => assert_eq!(why.kind(), ErrorKind::WouldBlock, "{why}"),
             }
@@ -53,7 +53,7 @@ fn provider(listener: UnixListener) -> JoinHandle<Vec<String>> {
     })
 }
 
-/// A run against such a provider: what it said, and what it asked.
+/// Runs the client against such a provider; returns its output and its requests.
 #[track_caller]
 fn against(words: &[&str], input: &str) -> (String, Vec<String>) {
     let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice]}"]);

@@ -1,4 +1,4 @@
-//! Bytes that mean harm, on a consumer's socket: the standard error, and the connection and the server live on.
+//! Malicious bytes on a consumer's socket: they get the standard error, and the connection and the server survive.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use super::world::{PATIENCE, World};
 
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 
-/// Bytes of a line far over every limit.
+/// Size in bytes of a line far beyond every limit.
 const LONG_LINE: usize = 1024 * 1024 * 1024;
 
 #[test]
@@ -37,7 +37,7 @@ fn a_line_over_the_limit_is_refused_in_flat_memory() {
     let expected =
         json!({"jsonrpc": "2.0", "id": "long", "error": {"code": -32600, "message": message}});
     assert_eq!(answer, expected);
-    // The limit, and the room that a growing buffer takes beyond it; whatever the line's length.
+    // The limit, and the spare capacity of a growing buffer, whatever the length of the line.
     let more = server.peak_kib() - before;
     assert!(more < 40 * 1024, "{more} KiB more");
     alice.lives();
@@ -62,7 +62,7 @@ fn a_services_own_message_limit_holds_for_its_callers_alone() {
     text(&server.peer("bob").call("other", &content));
 }
 
-/// A line, the code of the error that answers it, and that error's id.
+/// A line, and the code and id of the error that answers it.
 fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64, Option<u64>)> {
     let deep = |open: &str, close: &str| {
         let (open, close) = (open.repeat(10_000), close.repeat(10_000));
@@ -127,7 +127,7 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
         alice.lives();
     }
     assert_eq!(world.clipboard(), None);
-    // What has no answer gets none, and changes nothing.
+    // Messages without an answer get none, and change nothing.
     let silent = [
         r#"{"jsonrpc":"2.0","id":77,"result":{}}"#,
         r#"{"jsonrpc":"2.0","id":"x","error":{"code":1,"message":"x"}}"#,
@@ -142,7 +142,7 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
         alice.lives();
     }
     assert_eq!(world.clipboard(), None);
-    // Wrong arguments are the tool's to refuse, in a result.
+    // The tool refuses wrong arguments, in a result.
     let wrong = [
         json!({"content": 1}),
         json!({"content": null}),
@@ -175,7 +175,7 @@ fn an_id_that_is_free_again_can_be_used_again_at_once() {
 fn streams_that_are_no_json_at_all_end_without_harm() {
     let world = World::new(&[COPY]);
     let server = world.listen();
-    // A generator of noise that is the same in every run.
+    // A noise generator that gives the same bytes in every run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut noise = || {
         state ^= state << 13;
@@ -187,7 +187,7 @@ fn streams_that_are_no_json_at_all_end_without_harm() {
         let bytes: Vec<u8> = (0..64 * 1024).map(|_| noise()).collect();
         let mut stream = UnixStream::connect(server.socket("alice")).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        // Nobody reads the answers: gone in the middle of them.
+        // Nobody reads the answers, and the client disconnects in the middle of them.
         let _ = stream.write_all(&bytes);
         if round % 2 == 0 {
             let _ = stream.shutdown(std::net::Shutdown::Write);

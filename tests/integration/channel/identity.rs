@@ -1,4 +1,4 @@
-//! The socket is the caller: nothing that a client says makes it another, and what is listed is what is not refused.
+//! The socket identifies the caller: a client cannot pose as another, and the list contains exactly the tools that are not refused.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ fn modern(id: u32, method: &str, mut params: Value) -> String {
     json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
 }
 
-/// Everything by which a client may say that it is bob, or the operator.
+/// Every way in which a client may claim to be bob, or the operator.
 fn forged() -> Value {
     json!({
         "name": "bob", "version": "1", "title": "bob", "caller": "bob", "operator": true,
@@ -62,7 +62,7 @@ fn nothing_that_a_client_says_makes_it_another() {
             "caller": "bob", "_meta": forged(), "clientInfo": forged()});
         request.to_string()
     };
-    // The older era: what is listed and refused is what an honest alice gets.
+    // The older era: the list and the refusals are those of an honest alice.
     let mut listing = json!({});
     for key in ["caller", "consumer", "operator"] {
         listing[key] = "bob".into();
@@ -132,7 +132,7 @@ fn what_is_listed_over_the_wire_is_what_is_not_refused() {
             .clone()
             .filter(|name| {
                 let answer = peer.call(name, &json!({"content": "x"}));
-                // A tool that fails for its arguments was not refused.
+                // A tool that fails because of its arguments was not refused.
                 answer["result"].is_object()
             })
             .collect();
@@ -184,7 +184,7 @@ fn one_caller_on_stdio_is_served_as_on_its_socket() {
         .collect();
     assert!(told.contains(&("bob".into(), "refused".into())));
     assert!(told.contains(&("bob".into(), "allowed".into())));
-    // A machine that nobody names has nothing; a name that is none is a mistake.
+    // A machine that no service names has nothing; an invalid name is an error.
     let nobody = [
         "mcp",
         "serve",
@@ -236,7 +236,7 @@ fn a_granted_service_runs_with_its_fixed_arguments_hidden() {
     assert_eq!(world.clipboard().as_deref(), Some("fixed"));
 }
 
-/// Services of few names and few consumers, so that they meet.
+/// Services with few names and few consumers, so that they overlap.
 fn any_services() -> impl Strategy<Value = Services> {
     let name = prop::sample::select(vec!["a", "b", "gpg_sign", "clipboard_get", "d_1"]);
     let tool = prop::sample::select(ToolName::ALL.to_vec());
@@ -268,7 +268,7 @@ fn any_caller() -> impl Strategy<Value = Caller> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A name is listed exactly when its call is not refused, whatever is sent with it; and no name is listed twice.
+    /// A name is listed exactly if its call is not refused, whatever is sent with it, and no name is listed twice.
     #[test]
     fn what_is_listed_is_exactly_what_is_not_refused(
         services in any_services(),
@@ -292,7 +292,7 @@ proptest! {
                     prop_assert_eq!(grant.caller(), &caller);
                     false
                 }
-                // The service is this caller's; only this argument is not.
+                // The caller may use this service, but not this argument.
                 Decision::Denied(Denial::FixedArgument { .. }) => false,
                 Decision::Denied(Denial::Unknown | Denial::NotConsumer { .. }) => true,
             };

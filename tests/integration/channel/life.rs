@@ -1,4 +1,4 @@
-//! A server's life: ready, one a folder, ended in order, killed and started again.
+//! The life of a server: ready, one per folder, shut down, killed and restarted.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ use crate::serve::server::Keyring;
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 
-/// What is in the folder of the sockets.
+/// The files in the folder of the sockets.
 fn sockets(world: &World) -> Vec<String> {
     let entries = fs::read_dir(world.path("sockets")).unwrap();
     let mut sockets: Vec<String> = entries
@@ -58,7 +58,7 @@ fn readiness_is_told_when_the_sockets_are_there() {
     let length = socket.recv(&mut said).unwrap();
     let said = std::str::from_utf8(&said[..length]).unwrap();
     assert_eq!(said.trim_end(), "READY=1");
-    // At this very moment a consumer is served.
+    // A consumer can connect at this very moment.
     server.peer("alice").lives();
     server.end();
 }
@@ -104,12 +104,12 @@ fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
     let mut stdin = server.stdin.take().unwrap();
     stdin.write_all(line.as_bytes()).unwrap();
     until("the call runs", || world.gpg_waits());
-    // Two signals of one kind that are pending at once would be one.
+    // Two pending signals of the same kind would count as one.
     for signal in ["-TERM", "-INT"] {
         let kill = [signal.to_owned(), server.id().to_string()];
         assert!(Command::new("kill").args(kill).status().unwrap().success());
     }
-    // gpg would go on for a minute.
+    // gpg would continue for a minute.
     assert_eq!(wait(&mut server), 0);
     let mut said = String::new();
     let mut stdout = server.stdout.take().unwrap();
@@ -143,7 +143,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
          = help: move it away: a server removes sockets and nothing else\n"
     );
     fs::remove_file(world.path("sockets/alice.sock")).unwrap();
-    // Beneath a running server too.
+    // The same under a running server.
     let server = world.listen();
     fs::remove_file(server.socket("alice")).unwrap();
     fs::write(server.socket("alice"), "somebody's").unwrap();
@@ -165,7 +165,7 @@ fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
     let world = World::new(&[COPY]);
     let server = world.listen();
     let program = world.path("anklume");
-    // Where it was built, another user may not look.
+    // The other user may not have access to the build folder.
     crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
@@ -192,7 +192,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
         alice.send(call("runs", "sign", &json!({"data": "aGVsbG8="})));
         until("it runs", || world.gpg_waits());
         server.signal(signal);
-        // No new connection and no new call.
+        // It accepts no new connection and no new call.
         for peer in idle {
             peer.gets_closed();
         }
@@ -234,11 +234,11 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
     assert_eq!(server.wait(), -1);
     alice.gets_closed();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
-    // A client says so, and that its call may have been carried out is for it to find out.
+    // The client reports it, and leaves it to its user to find out whether the call was executed.
     let socket = server.socket("alice");
     let ran = world.run(&["mcp", "list", "--socket", socket.to_str().unwrap()]);
     assert_eq!(ran.status, 4, "{ran:?}");
-    // It no longer serves alice: her socket goes.
+    // The server no longer serves alice, so her socket goes.
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     let server = world.listen();
     assert_eq!(sockets(&world), ["bob.sock", "carol.sock"]);
@@ -270,7 +270,7 @@ fn killed_in_the_middle_of_many_calls_the_chain_goes_on() {
         server.signal("KILL");
         assert_eq!(server.wait(), -1);
     }
-    // What a crash left of a last line is taken off, and that is told.
+    // The server removes the incomplete last line that a crash left, and reports it.
     let mut log = fs::OpenOptions::new()
         .append(true)
         .open(world.path("log/audit.jsonl"))
@@ -299,7 +299,7 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
 
 #[test]
 fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
-    /// What is put under which name.
+    /// The file created under each name.
     type Put<'a> = (&'a str, &'a dyn Fn(&Path));
 
     let world = World::new(&[COPY]);
@@ -342,7 +342,7 @@ fn in_a_folder_that_is_a_servers_only_what_is_a_servers_is_cleared() {
     let world = World::new(&[COPY]);
     world.listen().end();
     world.write("sockets/kept.txt", "kept");
-    // What a server of this folder left that was killed, and what is somebody's.
+    // Files left by a killed server of this folder, and somebody else's files.
     for name in ["S.gpg-agent", "carol.sock", ".new"] {
         drop(UnixListener::bind(world.path("sockets").join(name)).unwrap());
     }
@@ -363,7 +363,7 @@ fn it_serves_more_consumers_than_it_was_given_files_for() {
     )]);
     let args = ["mcp", "serve", "--listen", "sockets"];
     let server = world.command(&[&args[..], &["--services", "services.json"]].concat());
-    // As systemd does it: few, and leave to have more.
+    // Like systemd: a low soft limit, which the server may raise.
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -S -n 32 && exec \"$@\"", "sh"]);
     limited.arg(server.get_program()).args(server.get_args());

@@ -1,4 +1,4 @@
-//! What a service's own `limits:` do, one after another.
+//! Tests the effect of each of a service's `limits:` in turn.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::world::{World, until};
 use crate::harness::have_program;
 use crate::serve::server::Keyring;
 
-/// The error of a call that met this limit.
+/// The error of a call that reached this limit.
 #[track_caller]
 fn met(answer: &Value, limit: &str) {
     assert_eq!(
@@ -20,10 +20,10 @@ fn met(answer: &Value, limit: &str) {
     );
 }
 
-/// Whether a process has that word in its command line.
+/// Returns whether a process has this word in its command line.
 fn runs(word: &str) -> bool {
     fs::read_dir("/proc").unwrap().any(|process| {
-        // Most entries are no processes, and processes end while we look.
+        // Most entries are not processes, and processes may exit during the search.
         let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0)
             .any(|found| found == word.as_bytes())
@@ -59,7 +59,7 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
         (&logged[0]["outcome"], &logged[0]["decision"]),
         (&json!("timed_out"), &json!("allowed"))
     );
-    // The connection and its place live on.
+    // The connection still works, and its slot is free.
     world.write("go", "");
     text(&alice.call("sign", &json!({"data": "aGVsbG8="})));
     server.end();
@@ -83,7 +83,7 @@ fn the_calls_of_all_callers_in_a_minute_are_counted_together() {
     for peer in [&mut alice, &mut bob] {
         met(&peer.call("copy", &content), limit);
     }
-    // Another service is counted by itself.
+    // Another service is counted separately.
     text(&bob.call("other", &content));
     let reasons: Vec<Value> = world
         .logged("call")
@@ -139,7 +139,7 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
         refused["result"]["content"][0]["text"],
         "16 signatures in pieces are under way for this caller, over all its connections; finish one first"
     );
-    // Another caller has places of its own, and one that is free again can be taken.
+    // Another caller has its own slots, and a free slot can be used again.
     text(&server.peer("bob").call("sign", &first));
     let last = json!({"data": "bG8=", "offset": 3, "final": true});
     let signed = waiting[0].call("sign", &last);
@@ -191,7 +191,7 @@ fn arguments_that_no_tool_takes_wait_for_nothing() {
         alice.send(call(number, "sign", &json!({"data": "aGVsbG8="})));
     }
     until("gpg runs", || world.gpg_waits());
-    // A good call waits for one of them to end; a bad one is told so at once.
+    // A good call waits for one of them to end; a bad one gets its error at once.
     alice.send(call("good", "copy", &json!({"content": "a"})));
     alice.send(call("bad", "copy", &json!({"content": 1})));
     let answer = alice.receive();

@@ -19,7 +19,7 @@ fn page() -> String {
     String::from_utf8(fs::read(path).unwrap()).unwrap()
 }
 
-/// The blocks of that language.
+/// The blocks in that language.
 fn blocks(language: &str) -> Vec<String> {
     let page = page();
     let begin = format!("```{language}\n");

@@ -1,4 +1,4 @@
-//! A client of nobody's making: bytes to a socket, lines from it.
+//! A client without any library: writes bytes to a socket, and reads lines from it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -21,7 +21,7 @@ pub(super) fn call(id: impl Into<Value>, name: &str, arguments: &Value) -> Strin
 }
 
 impl Peer {
-    /// Connects; every read and write ends in bounded time.
+    /// Connects; every read and write has a time limit.
     #[track_caller]
     pub(super) fn connect(socket: &Path) -> Self {
         let writer = UnixStream::connect(socket).unwrap();
@@ -45,7 +45,7 @@ impl Peer {
         self.write(&[line.as_ref(), b"\n"].concat());
     }
 
-    /// The next line with its newline; empty when the server has closed the connection.
+    /// Reads the next line with its newline; empty once the server has closed the connection.
     #[track_caller]
     pub(super) fn line(&mut self) -> String {
         let mut line = String::new();
@@ -56,33 +56,33 @@ impl Peer {
         }
     }
 
-    /// The next message.
+    /// Reads the next message.
     #[track_caller]
     pub(super) fn receive(&mut self) -> Value {
         let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|fault| panic!("{fault}: {line:?}"))
     }
 
-    /// Writes one line and gives the next message.
+    /// Writes one line, and reads the next message.
     #[track_caller]
     pub(super) fn ask(&mut self, line: impl AsRef<[u8]>) -> Value {
         self.send(line);
         self.receive()
     }
 
-    /// Calls.
+    /// Makes a call.
     #[track_caller]
     pub(super) fn call(&mut self, name: &str, arguments: &Value) -> Value {
         self.ask(call(1, name, arguments))
     }
 
-    /// Lists.
+    /// Requests the list.
     #[track_caller]
     pub(super) fn list(&mut self) -> Value {
         self.ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
     }
 
-    /// A line that is read in pieces of 64 KiB, with a pause before each.
+    /// Reads a line in pieces of 64 KiB, with a pause before each.
     #[track_caller]
     pub(super) fn slowly(&mut self, pause: std::time::Duration) -> String {
         let mut line = Vec::new();
@@ -96,7 +96,7 @@ impl Peer {
         String::from_utf8(line).unwrap()
     }
 
-    /// What comes until the connection ends.
+    /// Reads until the connection ends.
     #[track_caller]
     pub(super) fn rest(&mut self) -> String {
         let mut rest = String::new();
@@ -104,7 +104,7 @@ impl Peer {
         rest
     }
 
-    /// The connection lives and is in order.
+    /// Asserts that the connection is open and works.
     #[track_caller]
     pub(super) fn lives(&mut self) {
         let answer = self.ask(r#"{"jsonrpc":"2.0","id":"alive","method":"ping"}"#);
@@ -114,13 +114,13 @@ impl Peer {
         );
     }
 
-    /// Says that no more requests come.
+    /// Half-closes the connection: no more requests come.
     #[track_caller]
     pub(super) fn ends(&mut self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
-    /// The server closes the connection without another word.
+    /// Asserts that the server closes the connection without another message.
     #[track_caller]
     pub(super) fn gets_closed(mut self) {
         let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! A services file that changes under a running server: the next call on a live connection knows it.
+//! A services file that changes under a running server takes effect at the next call on an open connection.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ const BOTH: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 
-/// A connection of alice that has called successfully.
+/// A connection of alice that has already made a successful call.
 #[track_caller]
 fn calls(server: &Listening) -> Peer {
     let mut alice = server.peer("alice");
@@ -42,7 +42,7 @@ fn a_grant_that_is_gone_is_refused_at_the_next_call_of_a_live_connection() {
         change(&world, &less);
         is_refused(&mut alice);
         assert_eq!(names(&alice.list()), ["paste"]);
-        // And back, and gone again: each at the next call, however quickly they follow.
+        // Granted again, and revoked again: each takes effect at the next call, however quickly they follow.
         let more = world.export(&[ALICE, PASTE]);
         for _ in 0..20 {
             change(&world, &more);
@@ -85,7 +85,7 @@ fn a_file_that_is_gone_grants_nothing() {
     let server = world.listen();
     let mut alice = calls(&server);
     fs::remove_file(world.path("services.json")).unwrap();
-    // Either word is right: the call is refused, or the connection is closed already.
+    // Either is correct: the call is refused, or the connection is already closed.
     alice.send(super::peer::call(1, "copy", &json!({"content": "after"})));
     let line = alice.line();
     let refused = "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32602,\"message\":\"Unknown tool: copy\"}}\n";
@@ -97,7 +97,7 @@ fn a_file_that_is_gone_grants_nothing() {
     for consumer in ["alice", "bob"] {
         until("the socket goes", || !server.socket(consumer).exists());
     }
-    // The file comes back, and so do they.
+    // The file comes back, and so do the services.
     world.policy(&[BOTH]);
     until("the socket is there", || server.socket("bob").exists());
     text(&server.peer("bob").call("copy", &json!({"content": "back"})));
@@ -120,7 +120,7 @@ fn a_consumer_that_is_gone_loses_its_connections_and_socket_and_a_new_one_gets_i
     let mut carol = server.peer("carol");
     assert_eq!(names(&carol.list()), ["x"]);
     text(&carol.call("x", &json!({"content": "carol"})));
-    // Nobody else felt anything.
+    // No other caller noticed anything.
     text(&alice.call("copy", &json!({"content": "alice"})));
 }
 
@@ -132,7 +132,7 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
     let good = fs::read(world.path("services.json")).unwrap();
     let digest = world.logged("start")[0]["policy"].clone();
     let file = "services.json";
-    // It grants more, and its digest is that of the file before: somebody wrote it by hand.
+    // It grants more but has the digest of the previous file, so somebody edited it by hand.
     let text_of = String::from_utf8(world.export(&[BOTH])).unwrap();
     let widened = text_of.replace(&digest_of(text_of.as_bytes()), digest.as_str().unwrap());
     let cases: [(&str, Vec<u8>, String); 4] = [
@@ -181,7 +181,7 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
             digest.as_str().unwrap()
         );
         until("it is told on stderr", || server.stderr().ends_with(&loud));
-        // `mcp status` says so as well, once the server has looked.
+        // `mcp status` reports it as well, once the server has noticed.
         let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
         let confined = status().stdout;
         let confined = confined

@@ -1,4 +1,4 @@
-//! A server to which the system gives no threads, no files, no room: it serves on, tells of it, and mends itself.
+//! A server without enough threads, files or disk space: it keeps serving, reports the problem, and recovers.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -25,14 +25,14 @@ const SERVE: [&str; 6] = [
     "services.json",
 ];
 
-/// What `mcp status` says, as JSON.
+/// The output of `mcp status`, as JSON.
 fn status(world: &World) -> (Ended, Value) {
     let ran = world.run(&["mcp", "status", "--listen", "sockets", "--format", "json"]);
     let said = serde_json::from_str(&ran.stdout).unwrap();
     (ran, said)
 }
 
-/// Sets how many files a server may have open, and gives how many it might.
+/// Sets the limit of open files of a server, and returns its hard limit.
 fn files(server: &Listening, most: u64) -> u64 {
     let pid = Pid::from_raw(server.pid().try_into().unwrap());
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
@@ -44,16 +44,16 @@ fn files(server: &Listening, most: u64) -> u64 {
     before.current.unwrap()
 }
 
-/// Files that it has open.
+/// The number of files that it has open.
 fn open_files(server: &Listening) -> u64 {
     let folder = format!("/proc/{}/fd", server.pid());
     fs::read_dir(folder).unwrap().count() as u64
 }
 
-/// Another user, who has no processes: the superuser may start as many as there can be.
+/// Another user without any processes, because root may start as many as possible.
 const NOBODY_ELSE: u32 = 23_456;
 
-/// A server that may have so many threads and processes.
+/// A server that may have at most `most` threads and processes.
 fn with_threads(world: &World, most: u32) -> Command {
     let own = |path: &std::path::Path| chown(path, Some(NOBODY_ELSE), Some(NOBODY_ELSE)).unwrap();
     own(&world.path(""));
@@ -62,7 +62,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     }
     let program = world.path("anklume");
     if !program.exists() {
-        // Where it was built, that user may not look.
+        // That user may not have access to the build folder.
         crate::harness::copy_of_anklume(&program);
     }
     let mut limited = Command::new("prlimit");
@@ -73,7 +73,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     limited
 }
 
-/// Gives it as many as it needs: what it is itself may do that.
+/// Raises the limit; a process of the same user may do this.
 fn with_more_threads(server: &Listening) {
     let mut prlimit = Command::new("prlimit");
     prlimit.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
@@ -81,7 +81,7 @@ fn with_more_threads(server: &Listening) {
     assert!(prlimit.status().unwrap().success());
 }
 
-/// Who waits to be served until there is a process for it, and the others are served meanwhile.
+/// bob waits until a process can be started for him, and the others are served meanwhile.
 fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: impl FnOnce()) {
     world.write("portal/outgoing/all/a", "content");
     let mut alice = server.peer("alice");
@@ -93,7 +93,7 @@ fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: 
         status(world).1["failed"] == json!([failed])
     });
     text(&alice.call("give", &json!({"path": "a"})));
-    // What failed the same way at each look is told once.
+    // A failure that repeats is reported only once.
     let told = server.stderr();
     assert_eq!(told.matches(&failed).count(), 1, "{told}");
     there_is_room_again();
@@ -107,7 +107,7 @@ fn without_a_process_for_a_new_consumer_it_serves_the_others_on() {
         return;
     }
     let world = World::new(&[BOTH]);
-    // Its own thread, what starts gpg-agent, and for alice a thread, her process, and a thread of that one.
+    // Its own thread, the launcher of gpg-agent, and for alice a thread, her worker, and a thread of the worker.
     let server = world.listen_by(with_threads(&world, 5));
     bob_waits(
         &world,
@@ -125,7 +125,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "before"})));
     let before = files(&server, 5);
-    // Old enough to be believed at the first look.
+    // Old enough to be accepted at the first check.
     world.write("services.new", world.export(&[PASTE]));
     let new = fs::File::options()
         .append(true)
@@ -150,7 +150,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
         answer["error"]["message"] == "Unknown tool: copy"
     });
     until("it is told", || status(&world).0.status == 0);
-    // What failed the same way at each look is told once.
+    // A failure that repeats is reported only once.
     let told = server.stderr();
     assert_eq!(told.matches("Too many open files").count(), 2, "{told}");
     server.end();
@@ -160,7 +160,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
 fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     let world = World::new(&[ALICE]);
     let server = world.listen();
-    // In the way of bob's socket: what cannot be replaced by one.
+    // In the place of bob's socket: a folder that a socket cannot replace.
     fs::create_dir_all(world.path("sockets/bob.sock").join("full")).unwrap();
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     until("carol is served", || server.socket("carol").exists());
@@ -195,7 +195,7 @@ fn a_socket_that_cannot_be_removed_is_removed_later() {
         "{name: paste, tool: clipboard_get, consumers: [carol]}",
     ]);
     bob.gets_closed();
-    // The status may tell of bob before the new policy is in force: his socket is gone already.
+    // The status may mention bob before the new policy is in force, because his socket is already gone.
     until("carol is served", || server.socket("carol").exists());
     server.peer("carol").lives();
     until("the status tells", || status(&world).0.status == 1);
@@ -214,7 +214,7 @@ fn a_socket_that_somebody_took_away_comes_back() {
     until("it is back", || server.socket("alice").exists());
     server.peer("alice").lives();
     before.lives();
-    // Both connections are hers, and end with her.
+    // Both connections belong to her, and end with her.
     world.policy(&["{name: paste, tool: clipboard_get, consumers: [carol]}"]);
     before.gets_closed();
     until("it is gone", || !server.socket("alice").exists());

@@ -1,4 +1,4 @@
-//! A server that has served long holds no more than one that has just begun.
+//! A server that has run for a long time holds no more than a new one.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,19 @@ use serde_json::json;
 use super::world::{Listening, World, number_of, until};
 use super::{names, text};
 
-/// Connections that come and go.
+/// Number of connections that come and go.
 const CONNECTIONS: usize = 5_000;
-/// How many of them are there at once.
+/// Number of them that are open at once.
 const AT_ONCE: usize = 50;
-/// New services files.
+/// Number of new services files.
 const RELOADS: usize = 200;
-/// What memory may differ by, in KiB: the allocator keeps some of what it was given back.
+/// Tolerance for memory, in KiB: the allocator keeps some of the freed memory.
 const SLACK_KIB: u64 = 4 * 1024;
 
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 
-/// What a server holds, with the processes that serve its consumers.
+/// The resources of a server and its workers.
 #[derive(Debug)]
 struct Held {
     descriptors: usize,
@@ -48,7 +48,7 @@ impl Held {
         }
     }
 
-    /// What it holds once that stays the same.
+    /// Its resources once they no longer change.
     fn at_rest(server: &Listening) -> Self {
         let mut last = Self::by(server);
         let mut since = Instant::now();
@@ -67,7 +67,7 @@ impl Held {
 /// Longer than an idle thread of the runtime lives, which is 10 s.
 const REST: Duration = Duration::from_secs(12);
 
-/// Connections of one consumer, which each list and call once.
+/// Makes connections of one consumer; each lists and calls once.
 fn connect(server: &Listening, connections: usize) {
     for _ in 0..connections / AT_ONCE {
         let mut peers: Vec<_> = (0..AT_ONCE).map(|_| server.peer("alice")).collect();
@@ -78,7 +78,7 @@ fn connect(server: &Listening, connections: usize) {
     }
 }
 
-/// New policies, each in force before the next.
+/// Sets new policies, each in force before the next.
 fn reload(world: &World, server: &Listening, reloads: usize) {
     let mut peer = server.peer("alice");
     let [one, two] = [world.export(&[COPY]), world.export(&[COPY, PASTE])];
@@ -97,7 +97,7 @@ fn reload(world: &World, server: &Listening, reloads: usize) {
 fn descriptors_threads_and_memory_do_not_grow_over_5000_connections_and_200_reloads() {
     let world = World::new(&[COPY]);
     let server = world.listen();
-    // Whatever is made at the first use is made.
+    // By now, everything that is created at the first use exists.
     connect(&server, 4 * AT_ONCE);
     reload(&world, &server, 10);
     let before = Held::at_rest(&server);

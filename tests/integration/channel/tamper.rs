@@ -1,4 +1,4 @@
-//! What is done to the log afterwards: `audit verify` finds it and names the line.
+//! Changes to the log after the fact: `audit verify` finds each and names the line.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use super::log::six_lines;
 use super::world::{Ended, World, ended, lines_of};
 use crate::harness::{have, scrub, within};
 
-/// What `audit verify` says of these lines.
+/// The output of `audit verify` for these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
     world.write("copy.jsonl", lines.join("\n") + "\n");
     world.run(&[&["audit", "verify", "--file", "copy.jsonl"], more].concat())
@@ -82,7 +82,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
         "copy.jsonl:2: inserted or edited: not a line of this log\n",
     );
 
-    // A line of another content with a good hash of its own.
+    // A line with other content and a correct hash.
     let mut forged = whole.clone();
     let ReadLine::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
         unreachable!()
@@ -100,7 +100,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
         "copy.jsonl:1: lines before it were removed: the log cannot begin here\n",
     );
 
-    // A cut tail leaves a good chain: only a head that was kept shows it.
+    // A log without its end is still a valid chain; only a recorded head reveals the change.
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
@@ -118,7 +118,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
 fn every_single_changed_byte_is_found() {
     let world = six_lines();
     let good = fs::read(world.path("log/audit.jsonl")).unwrap();
-    // Spread over the whole file; every place has its turn in the unit tests.
+    // A sample from the whole file; the unit tests try every position.
     for place in (0..good.len()).step_by(good.len() / 23) {
         let mut bytes = good.clone();
         bytes[place] ^= 1;
@@ -135,7 +135,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
     }
     let world = six_lines();
     let program = world.path("anklume");
-    // Where it was built, another user may not look.
+    // The other user may not have access to the build folder.
     crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
@@ -169,10 +169,10 @@ fn a_last_line_whose_end_is_missing_is_found() {
     }
 }
 
-/// Memory that whoever reads a file of a stranger's may have, in KiB.
+/// Memory limit in KiB for a command that reads an untrusted file.
 const MEMORY: u32 = 96 * 1024;
 
-/// Runs in the world with so much memory.
+/// Runs a command in the world with this memory limit.
 fn within_memory(world: &World, kib: u32, args: &[&str]) -> Ended {
     let mut command = within(kib);
     command.args(args).current_dir(world.path(""));
@@ -231,7 +231,7 @@ fn a_hostile_log_costs_little_memory_and_reaches_no_terminal() {
     let verified = within_memory(&world, MEMORY, &["audit", "verify", "--file", "copy.jsonl"]);
     assert_eq!(verified.status, 1, "{}", verified.stderr);
     assert!(verified.stdout.len() < 1024 * 1024);
-    // The limit is one that a program can meet.
+    // The limit works: a smaller one stops the program.
     assert_ne!(within_memory(&world, 512, &["audit", "verify"]).status, 1);
 }
 
@@ -256,7 +256,7 @@ fn a_hostile_status_costs_little_memory_and_reaches_no_terminal() {
         "{ran:?}"
     );
     assert!(ran.stdout.is_ascii());
-    // What cannot be read is quoted.
+    // An unreadable value is quoted.
     let mut said = good.clone();
     said["services"] = json!(evil);
     fs::write(&path, said.to_string()).unwrap();

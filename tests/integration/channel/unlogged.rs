@@ -1,4 +1,4 @@
-//! A log that cannot be written: no call runs unseen, unless the machine allows that.
+//! A log that cannot be written: no call runs unlogged, unless the machine allows it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "seen"})));
     let (log, kept) = (world.path("log/audit.jsonl"), world.path("log/kept"));
-    // The folder is there, the log is not one any more.
+    // The folder exists, but a folder is in the place of the log.
     fs::rename(&log, &kept).unwrap();
     fs::create_dir(&log).unwrap();
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
@@ -63,14 +63,14 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
         let told = format!("\nNOT logged, no call runs: {why}\n");
         status.status == 1 && status.stdout.contains(&told)
     });
-    // At once: the server looks for it all the time.
+    // At once, because the server keeps looking for the log.
     rustix::fs::renameat_with(CWD, &kept, CWD, &log, RenameFlags::EXCHANGE).unwrap();
     fs::remove_dir(&kept).unwrap();
     until("it is told although nobody calls", || {
         world.run(&["mcp", "status", "--listen", "sockets"]).status == 0
     });
     text(&alice.call("copy", &json!({"content": "seen again"})));
-    // The folder is gone as well.
+    // The folder is also gone.
     fs::rename(world.path("log"), world.path("away")).unwrap();
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
     is_refused_unseen(&alice.call("nowhere", &json!({})));
@@ -126,19 +126,19 @@ fn a_server_that_was_allowed_to_start_without_a_log_writes_it_as_soon_as_it_can(
     let log = world.log();
     let events: Vec<&Value> = log.iter().map(|line| &line["event"]).collect();
     assert_eq!(events, ["start", "call", "call", "stop"]);
-    // Where there was no key there is no digest.
+    // Without a key, there is no digest.
     let digests = [&log[1], &log[2]].map(|line| line["arguments"].as_str().unwrap().len());
     assert_eq!(digests, [0, 64]);
     world.log_is_whole();
 }
 
-/// A small disk; unmounted when dropped.
+/// A small disk, unmounted when dropped.
 struct Disk {
     path: PathBuf,
 }
 
 impl Disk {
-    /// Mounts one of so many bytes on an empty folder; `None` where that is not ours to do.
+    /// Mounts a disk of `bytes` bytes on an empty folder; `None` without permission to do so.
     fn mount(path: PathBuf, bytes: u64) -> Option<Self> {
         let options = format!("size={bytes}");
         let mounted = Command::new("mount")
@@ -156,7 +156,7 @@ impl Disk {
         while std::io::Write::write_all(&mut file, &block).is_ok() {}
     }
 
-    /// Leaves so many bytes free on a full one.
+    /// Leaves this number of bytes free on a full disk.
     fn leave(&self, bytes: u64) {
         let filler = fs::File::options()
             .append(true)
@@ -206,7 +206,7 @@ fn when_the_disk_fills_up_every_call_that_ran_is_in_the_log() {
     text(&alice.call("copy", &json!({"content": "first"})));
     disk.fill();
     let (mut ran, mut refused) = (1, 0);
-    // Room for the lines of running calls was made sure of; when it is used up, nothing runs any more.
+    // The lines of running calls have reserved space; once it is used up, no further call runs.
     for batch in 0..100 {
         let calls: Vec<String> = (0..50)
             .map(|id| call(id, "copy", &json!({"content": format!("{batch} {id}")})))
@@ -226,7 +226,7 @@ fn when_the_disk_fills_up_every_call_that_ran_is_in_the_log() {
         }
     }
     assert!(refused > 0, "{ran} calls ran");
-    // One call alone needs less than several at once.
+    // One call alone needs less space than several at once.
     let refused = loop {
         let answer = alice.call("copy", &json!({"content": "alone"}));
         if answer["error"].is_object() {
@@ -290,7 +290,7 @@ fn a_log_that_is_rotated_takes_the_room_of_running_calls_along_or_stays() {
     log.append(event()).unwrap();
     log.reserve(10).unwrap();
     disk.fill();
-    // Enough for a new file's first lines, and not for ten.
+    // Enough for the first lines of a new file, but not for ten.
     disk.leave(8 * 1024);
     for _ in 0..10 {
         log.append(event()).unwrap();

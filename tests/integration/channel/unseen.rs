@@ -1,4 +1,4 @@
-//! Calls that run while the log goes away: none of them ends unseen, and no answer leaves before its line.
+//! Calls that run while the log becomes unavailable: each is logged, and no answer is sent before its line is written.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -14,14 +14,14 @@ use crate::serve::server::Keyring;
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 
-/// A world whose gpg waits to be let go.
+/// A world whose gpg waits for a signal.
 fn held(keyring: &Keyring, mcp: &'static str) -> World {
     World::with_mcp(&[SIGN, COPY], mcp)
         .held_gpg()
         .keyring(keyring)
 }
 
-/// A call to sign, which runs.
+/// A running call to sign.
 fn signs(world: &World, server: &Listening) -> super::peer::Peer {
     let mut alice = server.peer("alice");
     alice.send(call("signs", "sign", &json!({"data": "aGVsbG8="})));
@@ -29,12 +29,12 @@ fn signs(world: &World, server: &Listening) -> super::peer::Peer {
     alice
 }
 
-/// The log's folder is gone.
+/// Removes the log's folder.
 fn goes(world: &World) {
     fs::rename(world.path("log"), world.path("away")).unwrap();
 }
 
-/// It is back.
+/// Restores the log's folder.
 fn comes(world: &World) {
     fs::rename(world.path("away"), world.path("log")).unwrap();
 }
@@ -73,7 +73,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
     goes(&world);
     world.write("go", "");
     assert_eq!(alice.receive()["error"], kept_back());
-    // Nothing runs as long as there is a line to write.
+    // Nothing runs as long as a line is still to be written.
     let mut bob = server.peer("bob");
     assert_eq!(
         bob.call("copy", &json!({"content": "x"}))["error"],
@@ -81,7 +81,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
     );
     assert_eq!(world.clipboard(), None);
     comes(&world);
-    // It is written although nobody calls.
+    // The line is written even though nobody calls.
     until("it is in the log", || line(&world).is_some());
     let line = line(&world).unwrap();
     assert_eq!(
@@ -91,7 +91,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
     text(&bob.call("copy", &json!({"content": "x"})));
     drop((alice, bob));
     server.end();
-    // What was refused meanwhile is told as well.
+    // Calls that were refused meanwhile are reported as well.
     let counted = world.logged("counted");
     let told: Vec<_> = ["caller", "service", "decision", "reason", "count"]
         .map(|member| counted[0][member].clone())
@@ -113,7 +113,7 @@ fn a_machine_that_allows_it_gives_the_answer_and_the_line_comes_later() {
     goes(&world);
     world.write("go", "");
     text(&alice.receive());
-    // Those that begin without a log have their lines later, too.
+    // Calls that begin without a log also get their lines later.
     text(&alice.call("copy", &json!({"content": "x"})));
     comes(&world);
     until("both are in the log", || world.logged("call").len() == 2);
@@ -180,7 +180,7 @@ fn a_server_that_ends_without_a_log_says_on_stderr_what_is_not_in_it() {
     );
 }
 
-/// A client that calls, without waiting for its end.
+/// A client that makes a call; the test does not wait for its end.
 fn begin(world: &World, args: &[&str]) -> Child {
     let mut command = world.command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,4 @@
-//! A provider `vault` in a folder of its own: its services, its log, and the servers that are started in it.
+//! A provider `vault` in its own folder: its services, its log, and its servers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,9 +14,9 @@ use super::peer::Peer;
 use crate::harness::{ANKLUME, scrub, write_program};
 use crate::serve::server::Keyring;
 
-/// Longer than anything here takes on the slowest machine; only what hangs meets it.
+/// Longer than any step takes on the slowest machine; only a hang exceeds it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that is waited for.
+/// Pause between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Machines that may be consumers.
@@ -24,7 +24,7 @@ const CONSUMERS: [&str; 11] = [
     "alice", "bob", "carol", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8",
 ];
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 #[track_caller]
 pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -41,7 +41,7 @@ pub(super) struct World {
     mcp: &'static str,
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Ended {
     pub(super) status: i32,
@@ -50,7 +50,7 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// The whole result: exit code, stdout, stderr.
+    /// Asserts the whole result: exit code, stdout, stderr.
     #[track_caller]
     pub(super) fn is(&self, status: i32, stdout: &str, stderr: &str) {
         assert_eq!(
@@ -64,7 +64,7 @@ impl Ended {
 }
 
 impl World {
-    /// A provider of these services, each a map of `infra.yml` on one line.
+    /// A provider of these services, each an `infra.yml` map on one line.
     pub(super) fn new(services: &[&str]) -> Self {
         Self::with_mcp(services, "{}")
     }
@@ -85,7 +85,7 @@ impl World {
         world
     }
 
-    /// Sets a variable for everything that runs here from now on.
+    /// Sets an environment variable for everything that runs here from now on.
     pub(super) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
         self
@@ -108,15 +108,15 @@ impl World {
         fs::write(path, content).unwrap();
     }
 
-    /// Keys of the test's own.
+    /// Creates a keyring for the test.
     pub(super) fn keyring(self, keyring: &Keyring) -> Self {
         self.env("GNUPGHOME", keyring.path().to_str().unwrap())
     }
 
-    /// gpg waits for a file `go` before it begins to sign.
+    /// Makes gpg wait for a file `go` before it begins to sign.
     pub(super) fn held_gpg(self) -> Self {
         let (go, world) = (self.text("go"), self.text(""));
-        // Bounded, so that it does not outlive its test by much.
+        // Limited, so that it does not outlive its test for long.
         let wait = format!(
             "case \"$*\" in *--detach-sign*)\ni=0\n\
              while [ ! -e '{go}' ] && [ -e '{world}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
@@ -124,7 +124,7 @@ impl World {
         self.gpg_after(&wait)
     }
 
-    /// Whether such a gpg waits: it writes nothing by which that could be told.
+    /// Returns whether such a gpg waits, judged from outside because it writes nothing.
     pub(super) fn gpg_waits(&self) -> bool {
         let gpg = self.text("bin/gpg").into_bytes();
         let processes = fs::read_dir("/proc").unwrap();
@@ -135,7 +135,7 @@ impl World {
             .any(|words| words.contains(&gpg) && words.iter().any(|word| word == b"--detach-sign"))
     }
 
-    /// gpg signs so many seconds late.
+    /// Makes gpg sign with a delay of `seconds`.
     pub(super) fn slow_gpg(self, seconds: u32) -> Self {
         self.gpg_after(&format!(
             "case \"$*\" in *--detach-sign*) sleep {seconds};; esac"
@@ -177,12 +177,12 @@ impl World {
         ran.stdout.into_bytes()
     }
 
-    /// Puts these services in force: a file beside, renamed over the old one.
+    /// Puts these services in force: writes a new file and renames it over the old one.
     pub(super) fn policy(&self, services: &[&str]) {
         self.policy_bytes(&self.export(services));
     }
 
-    /// The same with any bytes.
+    /// The same with arbitrary bytes.
     pub(super) fn policy_bytes(&self, bytes: &[u8]) {
         self.write("services.new", bytes);
         fs::rename(self.path("services.new"), self.path("services.json")).unwrap();
@@ -203,7 +203,7 @@ impl World {
         command
     }
 
-    /// Gives a command that runs anklume the same arguments, folder and environment.
+    /// Gives another command that runs anklume the same arguments, folder and environment.
     pub(super) fn through(&self, command: &mut Command, args: &[&str]) {
         let own = self.command(args);
         command.args(own.get_args());
@@ -216,13 +216,13 @@ impl World {
         }
     }
 
-    /// Runs to the end, with nothing on stdin.
+    /// Runs it to its end, with nothing on stdin.
     #[track_caller]
     pub(super) fn run(&self, args: &[&str]) -> Ended {
         self.run_with(args, b"")
     }
 
-    /// Runs to the end; stdin ends after `input`.
+    /// Runs it to its end; stdin ends after `input`.
     #[track_caller]
     pub(super) fn run_with(&self, args: &[&str], input: &[u8]) -> Ended {
         let mut command = self.command(args);
@@ -238,7 +238,7 @@ impl World {
         self.listen_by(self.command(&args))
     }
 
-    /// The same by a command of one's own.
+    /// The same with a custom command.
     #[track_caller]
     pub(super) fn listen_by(&self, mut command: Command) -> Listening {
         let mut listening = self.begin(&mut command);
@@ -255,7 +255,7 @@ impl World {
         listening
     }
 
-    /// Starts a server and waits for nothing.
+    /// Starts a server without waiting.
     pub(super) fn begin(&self, command: &mut Command) -> Listening {
         let stderr = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap();
         let child = command
@@ -279,7 +279,7 @@ impl World {
             .collect()
     }
 
-    /// The lines of the log that tell of that event.
+    /// The log lines of one event.
     #[track_caller]
     pub(super) fn logged(&self, event: &str) -> Vec<Value> {
         let mut lines = self.log();
@@ -287,7 +287,7 @@ impl World {
         lines
     }
 
-    /// The log is whole, says `audit verify`.
+    /// Asserts that `audit verify` finds the log whole.
     #[track_caller]
     pub(super) fn log_is_whole(&self) {
         let ran = self.run(&["audit", "verify"]);
@@ -297,14 +297,14 @@ impl World {
         );
     }
 
-    /// The text on the provider's clipboard; `None`: nothing was ever put there.
+    /// The text on the provider's clipboard; `None` if nothing was ever put there.
     pub(super) fn clipboard(&self) -> Option<String> {
         let found = fs::read(self.path("run/anklume/clipboard")).ok()?;
         Some(String::from_utf8(found).unwrap())
     }
 }
 
-/// A server of a world; dropped, it is killed.
+/// A server of a world; dropping it kills it.
 pub(super) struct Listening {
     child: Child,
     sockets: PathBuf,
@@ -323,12 +323,12 @@ impl Listening {
         Peer::connect(&self.socket(consumer))
     }
 
-    /// Its process.
+    /// Its process ID.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has said so far.
+    /// Its output on stderr so far.
     pub(super) fn stderr(&self) -> String {
         String::from_utf8(fs::read(self.stderr.path()).unwrap()).unwrap()
     }
@@ -342,7 +342,7 @@ impl Listening {
         assert!(status.success());
     }
 
-    /// The process that serves a consumer, if it runs.
+    /// The worker of a consumer, if it runs.
     pub(super) fn worker(&self, consumer: &str) -> Option<u32> {
         let words = ["mcp-worker", consumer].map(str::as_bytes);
         let mut all = self.workers().into_iter();
@@ -353,14 +353,14 @@ impl Listening {
         })
     }
 
-    /// Its process, and those that serve its consumers.
+    /// The server and its workers.
     pub(super) fn processes(&self) -> Vec<u32> {
         let mut processes = self.workers();
         processes.push(self.pid());
         processes
     }
 
-    /// The process that runs a consumer's tools of one resource, if it runs.
+    /// The helper of a consumer for one resource, if it runs.
     pub(super) fn helper(&self, consumer: &str, resource: &str) -> Option<u32> {
         let words = ["mcp-helper", consumer, resource].map(str::as_bytes);
         let mut all = self.workers().into_iter();
@@ -375,7 +375,7 @@ impl Listening {
         let own = self.pid();
         let threads = fs::read_dir(format!("/proc/{own}/task")).unwrap();
         let children = threads.map(|thread| {
-            // A thread that has just ended has none.
+            // A thread that has just exited has none.
             fs::read_to_string(thread.unwrap().path().join("children")).unwrap_or_default()
         });
         let children: Vec<String> = children.collect();
@@ -392,19 +392,19 @@ impl Listening {
             .collect()
     }
 
-    /// Most memory that all of them held so far, in KiB.
+    /// Peak memory of all of them so far, in KiB.
     pub(super) fn peak_kib(&self) -> u64 {
         let processes = self.processes().into_iter();
         processes.map(|process| number_of(process, "VmHWM:")).sum()
     }
 
-    /// Waits for its end: the exit code, -1 for a signal.
+    /// Waits for it to exit; returns the exit code, or -1 for a signal.
     #[track_caller]
     pub(super) fn wait(&mut self) -> i32 {
         wait(&mut self.child)
     }
 
-    /// Ends it in order.
+    /// Shuts it down in an orderly way.
     #[track_caller]
     pub(super) fn end(mut self) {
         self.signal("TERM");
@@ -412,7 +412,7 @@ impl Listening {
     }
 }
 
-/// The command line of a process; of one that has just begun, its server's.
+/// The command line of a process; right after its start, it is still that of its server.
 fn words_of(process: u32) -> Vec<Vec<u8>> {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
@@ -427,7 +427,7 @@ pub(super) fn signal(process: u32, name: &str) {
     assert!(kill.unwrap().success());
 }
 
-/// A number of `/proc/PID/status`; nothing of a process that has ended.
+/// Reads a number from `/proc/PID/status`; 0 for a process that has exited.
 pub(super) fn number_of(process: u32, key: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(key));
@@ -442,7 +442,7 @@ impl Drop for Listening {
     }
 }
 
-/// Waits for a child, which is killed when it does not end.
+/// Waits for a child, and kills it if it does not exit.
 #[track_caller]
 pub(super) fn wait(child: &mut Child) -> i32 {
     let begun = Instant::now();
@@ -459,7 +459,7 @@ pub(super) fn wait(child: &mut Child) -> i32 {
     }
 }
 
-/// Runs a command to its end, whatever its stdin is.
+/// Runs a command to its end, with any stdin.
 #[track_caller]
 pub(super) fn ended(mut command: Command) -> Ended {
     let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
@@ -482,7 +482,7 @@ pub(super) fn ended(mut command: Command) -> Ended {
     }
 }
 
-/// A file with that content, to be read from its beginning.
+/// A file with this content, positioned at its beginning.
 pub(super) fn file_of(content: &[u8]) -> fs::File {
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, content).unwrap();
