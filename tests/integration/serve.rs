@@ -1,4 +1,4 @@
-//! `anklume mcp serve` on stdin and stdout: what goes in, what comes out, and what it costs.
+//! Tests `anklume mcp serve` on stdin and stdout: input, output and cost.
 
 #![expect(
     clippy::indexing_slicing,
@@ -76,7 +76,7 @@ fn files_and_sockets_serve_as_well_as_pipes() {
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(names(&answer["result"]), TOOLS);
 
-    // As inetd-like starters have it: one socket for both.
+    // Under starters such as inetd, one socket is both.
     let (mut near, far) = UnixStream::pair().unwrap();
     let from = OwnedFd::from(far.try_clone().unwrap());
     let mut command = anklume.command();
@@ -155,7 +155,7 @@ fn every_tool_says_what_runs_in_a_schema_that_every_client_reads() {
     }
 }
 
-/// No keyword that some client warns of or cannot follow.
+/// No keyword that a client warns about or cannot handle.
 #[track_caller]
 fn assert_portable(schema: &Value) {
     match schema {
@@ -178,7 +178,7 @@ fn a_person_at_a_terminal_is_told_what_the_server_waits_for() {
     if !have_program("python3") {
         return;
     }
-    // A terminal of its own, on which Ctrl-D is typed.
+    // A new terminal, on which the test types Ctrl-D.
     let terminal = "
 import os, pty, sys
 server, terminal = pty.fork()

@@ -15,7 +15,7 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The Python client, if it was installed.
+/// The Python client, if it is installed.
 pub(crate) fn python(way: &str) -> Option<Command> {
     let program = project("target/python/bin/python");
     let there = program.exists() && project("target/python/bin/mcp").exists();
@@ -24,7 +24,7 @@ pub(crate) fn python(way: &str) -> Option<Command> {
     }
     let mut command = Command::new(program);
     scrub(&mut command, &project("target"));
-    // A warning of the client about us is a fault.
+    // A warning of the client about the server is an error.
     command
         .args(["-W", "error"])
         .arg(project("tests/clients/client.py"))
@@ -32,7 +32,7 @@ pub(crate) fn python(way: &str) -> Option<Command> {
     Some(command)
 }
 
-/// A TypeScript client, if it was installed.
+/// A TypeScript client, if it is installed.
 pub(crate) fn node(way: &str) -> Option<Command> {
     let packages = project("target/node/node_modules");
     let there = packages.join("@modelcontextprotocol/client").exists();
@@ -48,7 +48,7 @@ pub(crate) fn node(way: &str) -> Option<Command> {
     Some(command)
 }
 
-/// Has a client list the tools and call all five, and checks what it got.
+/// Makes a client list the tools and call all five, and checks the results.
 fn calls_every_tool(client: Option<Command>, version: &str) {
     let (Some(mut client), true) = (client, have_program("gpg")) else {
         return;

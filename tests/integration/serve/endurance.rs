@@ -1,4 +1,4 @@
-//! Large, many, slow, sudden: what a peer can do to a server, and that its tools' contents stay theirs.
+//! Large, many, slow, sudden: the effect of a peer on a server, and the privacy of the tools' contents.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::server::{Ended, Keyring, Server};
 use crate::harness::{Anklume, have_program, write_program};
 
-/// Most memory that a server may hold, in KiB, whatever its peer does.
+/// Memory limit in KiB for a server, whatever its peer does.
 const MEMORY_KIB: u64 = 64 * 1024;
 
-/// Larger numbers for `make test-long`.
+/// Returns a larger number for `make test-long`.
 fn long() -> bool {
     std::env::var_os("ANKLUME_TEST_LONG").is_some()
 }
@@ -23,14 +23,14 @@ fn call(id: impl Into<Value>, tool: &str, arguments: &Value) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": params})
 }
 
-/// `mcp serve` with a portal and a runtime folder of its own, both below the folder of the run.
+/// `mcp serve` with its own portal and runtime folder, both below the folder of the run.
 fn serving() -> Anklume {
     let anklume = Anklume::new()
         .args(["mcp", "serve"])
         .file("portal/.keep", "")
         .file("runtime/.keep", "");
     let folder = anklume.path();
-    // What a clipboard holds is for its user alone.
+    // Only the user may read the contents of the clipboard.
     let private = std::fs::Permissions::from_mode(0o700);
     std::fs::set_permissions(folder.join("runtime"), private).unwrap();
     anklume
@@ -41,7 +41,7 @@ fn serving() -> Anklume {
         .env("XDG_RUNTIME_DIR", folder.join("runtime").to_str().unwrap())
 }
 
-/// The same with a `gpg` of ours first on the PATH: a script that does `before` and then becomes the real one.
+/// The same with a custom `gpg` first on the PATH: a script that runs `before` and then becomes the real gpg.
 fn with_gpg(before: &str, keyring: &Keyring) -> Anklume {
     let script = format!("#!/bin/sh\n{before}\nPATH=${{PATH#*:}}\nexec gpg \"$@\"\n");
     let anklume = serving();
@@ -53,7 +53,7 @@ fn with_gpg(before: &str, keyring: &Keyring) -> Anklume {
         .env("GNUPGHOME", keyring.path().to_str().unwrap())
 }
 
-/// Waits until something holds; a hang, not a slow machine, is what fails here.
+/// Waits until a condition holds; only a hang fails here, not a slow machine.
 #[track_caller]
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
@@ -106,7 +106,7 @@ fn a_flood_of_calls_is_answered_one_for_one_and_costs_no_memory() {
     let mut stdin = server.take_stdin();
     let flood = std::thread::spawn(move || {
         for id in 0..calls {
-            // Half of them reach a tool, the other half the policy alone.
+            // Half of them reach a tool, the other half only the policy.
             let tool = if id.is_multiple_of(2) {
                 "clipboard_get"
             } else {
@@ -147,7 +147,7 @@ fn a_flood_of_calls_that_are_taken_back_costs_no_memory() {
         writeln!(stdin, r#"{{"jsonrpc":"2.0","id":"last","method":"ping"}}"#).unwrap();
         stdin
     });
-    // A call that was answered before it was taken back is no fault.
+    // A call may be answered before it is cancelled.
     while server.receive()["id"] != "last" {}
     assert!(server.peak_kib() < MEMORY_KIB, "{} KiB", server.peak_kib());
     drop(flood.join().unwrap());
@@ -195,7 +195,7 @@ fn answers_that_nobody_reads_cost_no_memory_and_none_is_lost() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// Most memory that a process held so far, in KiB.
+/// Peak memory of a process so far, in KiB.
 fn peak_kib(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status
@@ -211,11 +211,11 @@ fn a_slow_gpg_is_waited_for_though_the_requests_have_ended_and_tells_that_it_run
         return;
     }
     let keyring = Keyring::new();
-    // Longer than the five seconds after which the service loop by itself drops an answer.
+    // Longer than the five seconds after which the service loop itself drops an answer.
     let mut server = Server::start(with_gpg("sleep 7", &keyring));
     let mut asked = call("slow", "gpg_sign", &json!({"data": "aGVsbG8="}));
     asked["params"]["_meta"] = json!({"progressToken": 5});
-    // Without a newline, and nothing after it.
+    // Without a newline, and with nothing after it.
     server.write(asked.to_string().as_bytes());
     server.close_stdin();
     let mut reports = 0;
@@ -235,7 +235,7 @@ fn a_slow_gpg_is_waited_for_though_the_requests_have_ended_and_tells_that_it_run
     server.ends_quietly();
 }
 
-/// Whether a process runs; one that has ended and was not waited for yet does not.
+/// Returns whether a process runs; a zombie does not.
 fn runs(process: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/status"))
         .is_ok_and(|status| !status.contains("State:\tZ"))
@@ -297,7 +297,7 @@ fn a_second_signal_ends_the_running_calls_as_well() {
     let folder = server.path();
     server.send(call(1, "gpg_sign", &json!({"data": "aGVsbG8="})).to_string());
     wait_until("gpg starts", || folder.join("started").exists());
-    // Two signals of one kind that are pending at once would be one.
+    // Two pending signals of the same kind would count as one.
     server.signal("TERM");
     server.signal("INT");
     let answer = server.receive();
@@ -329,7 +329,7 @@ fn when_nobody_reads_any_more_the_server_ends_and_says_nothing() {
         .spawn()
         .unwrap();
     drop(child.stdout.take());
-    // Kept open: the end is not that of the requests.
+    // Kept open, so the server does not exit because stdin ended.
     let mut stdin = child.stdin.take().unwrap();
     writeln!(stdin, r#"{{"jsonrpc":"2.0","id":1,"method":"ping"}}"#).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -346,7 +346,7 @@ fn when_nobody_reads_any_more_the_server_ends_and_says_nothing() {
 #[test]
 fn eight_mib_go_in_and_out_in_one_call() {
     let mut server = Server::start(serving());
-    // Base64 of 8 MiB that begin with `Man` over and over, and end in two bytes more.
+    // Base64 of 8 MiB, consisting of `Man` repeated, and two more bytes at the end.
     let data = format!("{}TWE=", "TWFu".repeat(8 * 1024 * 1024 / 3));
     let taken =
         server.ask(call(1, "file_accept", &json!({"path": "big", "data": data})).to_string());
@@ -379,7 +379,7 @@ fn an_answer_that_carries_its_content_twice_keeps_below_what_official_clients_re
         assert_eq!(taken["result"]["isError"], false, "{taken}");
     }
     let given = server.ask(call(4, "file_provide", &json!({"path": "fits"})).to_string());
-    // As it was written but for its white space, of which it has none.
+    // Serialised again in the same form, because the answer contains no white space.
     let length = given.to_string().len();
     assert!(length < 10 * 1024 * 1024, "{length}");
     assert!(given["result"]["content"][0]["text"] == data.as_str());

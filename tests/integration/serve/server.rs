@@ -1,4 +1,4 @@
-//! A server that runs, and a conversation with it.
+//! A running server, and a conversation with it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::Anklume;
 
-/// Longer than any answer takes on the slowest machine; only a server that hangs meets it.
+/// Longer than any answer takes on the slowest machine; only a server that hangs exceeds it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `anklume mcp serve`.
@@ -21,19 +21,19 @@ pub(super) struct Server {
     folder: Anklume,
 }
 
-/// How a server ended.
+/// The result of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Ended {
     /// Exit code; -1 for a signal.
     pub(super) status: i32,
-    /// Lines of stdout that nobody had read.
+    /// Lines of stdout that the test did not read.
     pub(super) rest: Vec<String>,
     /// All of stderr.
     pub(super) stderr: String,
 }
 
 impl Server {
-    /// Starts what `anklume` says, which is `mcp serve` and maybe more.
+    /// Starts the command of `anklume`: `mcp serve`, possibly with more arguments.
     pub(super) fn start(anklume: Anklume) -> Self {
         let mut child = anklume
             .command()
@@ -65,12 +65,12 @@ impl Server {
         Self::start(Anklume::new().args(["mcp", "serve"]))
     }
 
-    /// The folder that it runs in.
+    /// The folder in which it runs.
     pub(super) fn path(&self) -> std::path::PathBuf {
         self.folder.path()
     }
 
-    /// Its process.
+    /// Its process ID.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -86,7 +86,7 @@ impl Server {
         self.write(b"\n");
     }
 
-    /// The next line, as it is.
+    /// Reads the next line, unchanged.
     #[track_caller]
     pub(super) fn line(&self) -> String {
         self.lines
@@ -94,26 +94,26 @@ impl Server {
             .expect("an answer in time")
     }
 
-    /// The next message.
+    /// Reads the next message.
     #[track_caller]
     pub(super) fn receive(&self) -> Value {
         let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|fault| panic!("{fault}: {line}"))
     }
 
-    /// Writes one line and gives the next message.
+    /// Writes one line, and reads the next message.
     #[track_caller]
     pub(super) fn ask(&mut self, line: impl AsRef<[u8]>) -> Value {
         self.send(line);
         self.receive()
     }
 
-    /// A writer of its requests, for a thread of its own.
+    /// A writer for its requests, for use in another thread.
     pub(super) fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().unwrap()
     }
 
-    /// Most memory that it held so far, in KiB.
+    /// Its peak memory so far, in KiB.
     pub(super) fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status
@@ -123,7 +123,7 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Ends the requests.
+    /// Closes the server's stdin.
     pub(super) fn close_stdin(&mut self) {
         self.stdin = None;
     }
@@ -137,14 +137,14 @@ impl Server {
         assert!(status.success());
     }
 
-    /// Ends the requests and waits for the end of the server.
+    /// Closes the server's stdin, and waits for it to exit.
     #[track_caller]
     pub(super) fn end(mut self) -> Ended {
         self.close_stdin();
         self.wait()
     }
 
-    /// Waits for the end of the server, whatever its requests do.
+    /// Waits for the server to exit, without closing its stdin.
     #[track_caller]
     pub(super) fn wait(mut self) -> Ended {
         let mut rest = Vec::new();
@@ -169,7 +169,7 @@ impl Server {
         }
     }
 
-    /// Ends the requests: nothing more comes out, on stdout or on stderr, and it is no fault.
+    /// Closes stdin, and asserts that the server exits with 0 and without further output on stdout or stderr.
     #[track_caller]
     pub(super) fn ends_quietly(self) {
         let quietly = Ended {
@@ -181,13 +181,13 @@ impl Server {
     }
 }
 
-/// A throw-away GnuPG home with one key without a passphrase; its agent ends with it.
+/// A temporary GnuPG home with one key without a passphrase; dropping it ends its agent.
 pub(crate) struct Keyring {
     folder: tempfile::TempDir,
 }
 
 impl Keyring {
-    /// Makes a key.
+    /// Creates a key.
     pub(crate) fn new() -> Self {
         let keyring = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -211,7 +211,7 @@ impl Keyring {
         self.folder.path()
     }
 
-    /// Whether a detached signature of `content` is good.
+    /// Returns whether a detached signature of `content` is good.
     pub(crate) fn verifies(&self, content: &[u8], signature: &str) -> bool {
         let folder = tempfile::tempdir().unwrap();
         let (signed, detached) = (folder.path().join("signed"), folder.path().join("detached"));

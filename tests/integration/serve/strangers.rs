@@ -1,4 +1,4 @@
-//! Clients that other people wrote, each from its own command line, and the official conformance suite.
+//! Third-party clients, each with its own command line, and the official conformance suite.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -17,7 +17,7 @@ fn node_program(package: &str, file: &str) -> Option<(&'static str, PathBuf)> {
     (there && have_program("node")).then_some(("node", path))
 }
 
-/// Runs a client; what it printed.
+/// Runs a client, and returns its output.
 fn said(client: &mut Command, folder: &Path) -> String {
     scrub(client, folder);
     let ran = client.output().unwrap();
@@ -27,10 +27,10 @@ fn said(client: &mut Command, folder: &Path) -> String {
     said
 }
 
-/// Has a client set the clipboard and read it again, each time with a server of its own, and list a tool.
+/// Makes a client set the clipboard and read it again, each time with a new server, and list a tool.
 fn shares_a_clipboard(client: impl Fn(&[String], Call<'_>) -> Command) {
     let folder = tempfile::tempdir().unwrap();
-    // Some clients keep the environment back from what they start.
+    // Some clients do not pass the environment on to the programs that they start.
     let runtime = format!("XDG_RUNTIME_DIR={}", folder.path().display());
     let server = ["env", &runtime, ANKLUME, "mcp", "serve"].map(str::to_owned);
     let listed = said(&mut client(&server, Call::List), folder.path());
@@ -44,14 +44,14 @@ fn shares_a_clipboard(client: impl Fn(&[String], Call<'_>) -> Command) {
         folder.path(),
     );
     let got = said(&mut client(&server, Call::Get), folder.path());
-    // As it stands, or escaped in JSON.
+    // Unchanged, or escaped in JSON.
     assert!(
         got.contains("bonjour \u{e9}t\u{e9}") || got.contains("bonjour \\u00e9t\\u00e9"),
         "{got}"
     );
 }
 
-/// What a client is to do.
+/// The task of a client.
 enum Call<'a> {
     List,
     Set(&'a str),
@@ -151,7 +151,7 @@ fn fastmcp() {
     });
 }
 
-/// The scenarios for servers that must pass: those of what is spoken here, and of what the bridge adds.
+/// The server scenarios that must pass: those for the features that anklume or the bridge supports.
 const CONFORMS: [&str; 5] = [
     "dns-rebinding-protection",
     "server-initialize",
@@ -159,8 +159,8 @@ const CONFORMS: [&str; 5] = [
     "tools-list",
     "server-sse-multiple-streams",
 ];
-/// Those that must fail, because what they ask for is not served: logging, completion, resources, prompts, questions to the
-/// client, and tools of the suite's own.
+/// Those that must fail because anklume does not support their features: logging, completion, resources, prompts, questions to
+/// the client, and the suite's own tools.
 const DOES_NOT: [&str; 25] = [
     "completion-complete",
     "elicitation-sep1034-defaults",
@@ -218,7 +218,7 @@ fn the_official_conformance_suite_passes_where_we_speak_and_nowhere_else() {
     scrub(&mut command, folder.path());
     command.arg(suite).args(["server", "--url", url.trim()]);
     let ran = command.current_dir(folder.path()).output().unwrap();
-    // Its end is the end of its stdin.
+    // The bridge exits when its stdin ends.
     drop(bridge.stdin.take());
     assert!(bridge.wait().unwrap().success());
     let said = String::from_utf8_lossy(&ran.stdout);
