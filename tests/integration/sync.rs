@@ -1,4 +1,4 @@
-//! `anklume sync`: the files that Ansible reads.
+//! Tests `anklume sync`, which writes the files that Ansible reads.
 
 mod ansible;
 mod killed;
@@ -15,7 +15,7 @@ use std::path::Path;
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start of the documentation, with the domain that its first edition forgot.
+/// The quick start of the documentation, with the domain that its first edition omitted.
 const QUICK_START: &str = concat!(
     "project_name: demo\n",
     include_str!("../fixtures/quick-start.yml"),
@@ -32,7 +32,7 @@ domains:
       work-dev: {}
 ";
 
-/// The files that [`ONE`] has, in the order in which they are written.
+/// The files of [`ONE`], in the order in which they are written.
 const FILES_OF_ONE: [&str; 4] = [
     "group_vars/all.yml",
     "inventory/work.yml",
@@ -40,25 +40,25 @@ const FILES_OF_ONE: [&str; 4] = [
     "host_vars/work-dev.yml",
 ];
 
-/// First lines of every file.
+/// The first lines of every file.
 const HEAD: &str = "\
 ---
 # === MANAGED BY infra.yml ===
 # Do not edit this section — it will be overwritten by `make sync`
 ";
-/// Last lines of every file.
+/// The last lines of every file.
 const TAIL: &str = "\
 # === END MANAGED ===
 
 # Your custom variables below:
 ";
 
-/// A run of `anklume sync` in the folder that an earlier run left.
+/// A run of `anklume sync` in the folder of an earlier run.
 fn again<const N: usize>(ran: Ran, args: [&str; N]) -> Anklume {
     Anklume::in_folder(ran.folder).args(["sync"]).args(args)
 }
 
-/// The lines of so many machines, `m0` and on.
+/// The lines of `count` machines, `m0` and so on.
 fn machines(count: usize) -> String {
     let mut lines = String::new();
     for number in 0..count {
@@ -67,7 +67,7 @@ fn machines(count: usize) -> String {
     lines
 }
 
-/// Every file below a folder, but the declaration.
+/// Every file below a folder, except the declaration.
 fn tree(base: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![base.to_owned()];
@@ -85,7 +85,7 @@ fn tree(base: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// When each file below a folder was last written.
+/// The modification time of each file below a folder.
 fn times(base: &Path) -> BTreeMap<String, std::time::SystemTime> {
     let time = |name: String| {
         let time = base.join(&name).metadata().unwrap().modified().unwrap();
@@ -166,7 +166,7 @@ fn an_infra_folder_and_a_base_dir_say_where_from_and_where_to() {
     for file in FILES_OF_ONE {
         assert_eq!(ran.read(&format!("out/{file}")), beside.read(file));
     }
-    // Without a folder to write into: beside the folder that declares.
+    // Without an output folder, the files go next to the folder with the declaration.
     let ran = again(ran, ["--infra", "infra"]).run();
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     assert_eq!(ran.read(FILES_OF_ONE[0]), beside.read(FILES_OF_ONE[0]));

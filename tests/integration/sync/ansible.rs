@@ -1,4 +1,4 @@
-//! Real Ansible and PyYAML read what `sync` wrote, and get what was declared.
+//! The real Ansible and PyYAML read the files of `sync`, and get the declared values.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,16 +10,16 @@ use super::yaml::NASTY;
 use crate::harness::python;
 use crate::harness::{Anklume, scrub};
 
-/// Texts that YAML cannot hold at all, or that infra.yml refuses in a description, are left to other tests.
+/// Other tests cover texts that YAML cannot hold, or that infra.yml refuses in a description.
 fn texts() -> Vec<&'static str> {
-    // Ansible itself takes braces for templates.
+    // Ansible itself interprets braces as templates.
     let plain = NASTY
         .iter()
         .filter(|text| !text.contains("{{") && !text.contains("{%"));
     plain.copied().collect()
 }
 
-/// One machine for each nasty text, which is its description, a value of its configuration and one of its roles.
+/// One machine for each unusual text, which is its description, a value of its configuration and one of its roles.
 fn declaration() -> (String, Map<String, Value>) {
     let mut text = "project_name: demo\ndomains:\n".to_owned();
     let mut expected = Map::new();
@@ -28,7 +28,7 @@ fn declaration() -> (String, Map<String, Value>) {
             let domain = number / 50;
             writeln!(text, "  d{domain}:\n    subnet_id: {domain}\n    machines:").unwrap();
         }
-        // JSON is YAML, but for what a YAML reader takes for line breaks or does not print.
+        // JSON is YAML, except for characters that a YAML reader takes for line breaks or considers unprintable.
         let quoted = ascii_json(nasty);
         writeln!(text, "      m{number}:\n        description: {quoted}\n        roles: [{quoted}, {{k: {quoted}}}]").unwrap();
         writeln!(text, "        config: {{user.x: {quoted}}}").unwrap();

@@ -1,4 +1,4 @@
-//! A run that is killed in the middle: each file is the old one or the new one, whole, and the next run finishes.
+//! A run that is killed in the middle: each file is completely old or completely new, and the next run finishes.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use crate::harness::Anklume;
 /// Files by name.
 type Tree = BTreeMap<String, Vec<u8>>;
 
-/// So many machines that a run takes long enough to be met in the middle.
+/// Enough machines that a run takes long enough to be interrupted.
 const MACHINES: usize = 400;
 
 fn infra(base: &str) -> String {
@@ -23,7 +23,7 @@ fn infra(base: &str) -> String {
     text
 }
 
-/// A folder that was synced by that file.
+/// A folder that was synced from this file.
 fn synced(base: &str) -> (tempfile::TempDir, Tree) {
     let ran = Anklume::new()
         .infra(&infra(base))
@@ -44,7 +44,7 @@ fn a_run_that_is_killed_leaves_whole_files_and_the_next_one_finishes() {
         let run = Anklume::in_folder(folder).args(["sync", "--quiet"]);
         let path = run.path();
         let mut child = run.command().stdin(Stdio::null()).spawn().unwrap();
-        // Each round lets it come further: files are written in the order of the declaration.
+        // Each round lets the run get further, because files are written in the order of the declaration.
         let name = format!("host_vars/m{}.yml", round * MACHINES / 10);
         let is_written = || std::fs::read(path.join(&name)).is_ok_and(|there| there == new[&name]);
         while !is_written() && child.try_wait().unwrap().is_none() {}

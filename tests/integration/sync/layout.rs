@@ -1,9 +1,9 @@
-//! What each file says, to the byte: the layout that existing Ansible roles read.
+//! Tests every byte of each file: existing Ansible roles depend on this layout.
 
 use super::{HEAD, QUICK_START, TAIL};
 use crate::harness::{Anklume, Ran};
 
-/// Files of [`QUICK_START`]. The names and uids of channels: SHA-256 over the project and the places of the ends.
+/// The files of [`QUICK_START`]. The names and UIDs of channels come from a SHA-256 over the project and both ends.
 const QUICK_START_FILES: [(&str, &str); 5] = [
     (
         "group_vars/all.yml",
@@ -106,7 +106,7 @@ instance_devices:
     ),
 ];
 
-/// A declaration with every key that has a place in a file.
+/// A declaration with every key that is written to a file.
 const EVERYTHING: &str = "\
 project_name: demo
 global: {default_os_image: images:alpine/3.20, default_connection: community.general.incus, default_user: root}
@@ -147,7 +147,7 @@ network_policies:
   - {from: work, to: host, ports: [22], protocol: tcp}
 ";
 
-/// Files of [`EVERYTHING`].
+/// The files of [`EVERYTHING`].
 const EVERYTHING_FILES: [(&str, &str); 5] = [
     (
         "group_vars/all.yml",
@@ -278,7 +278,7 @@ all:
     ),
 ];
 
-/// Compares the bodies of files with what they should be.
+/// Compares the bodies of files with the expected ones.
 #[track_caller]
 fn have_bodies(ran: &Ran, files: &[(&str, &str)]) {
     for (file, body) in files {

@@ -1,4 +1,4 @@
-//! Others at work in the same folders: another sync, an editor, and somebody who exchanges files for links.
+//! Concurrent changes in the same folders: another sync, an editor, and somebody who replaces files with links.
 
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::{ONE, QUICK_START, tree};
 use crate::harness::Anklume;
 
-/// More with `ANKLUME_TEST_LONG`.
+/// Returns a larger number with `ANKLUME_TEST_LONG`.
 fn rounds(few: usize, many: usize) -> usize {
     if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
         many
@@ -85,22 +85,22 @@ fn the_text_of_an_editor_is_not_lost() {
     let run = Anklume::new().infra(ONE).args(["sync", "--quiet"]);
     assert!(run.command().status().unwrap().success());
     let file = run.path().join("host_vars/work-dev.yml");
-    // The round that is on; past the last one the editor ends.
+    // The current round; after the last one, the editor stops.
     let on = AtomicUsize::new(0);
     let all = rounds(100, 3_000);
     std::thread::scope(|scope| {
         let saved = scope.spawn(|| {
-            // As editors save: a new file in the place of the old one.
+            // Like an editor: a new file replaces the old one.
             let mut number = 0;
             let mut round = on.load(Ordering::SeqCst);
             while round < all {
-                // In every third round nobody saves.
+                // In every third round, nobody saves.
                 if round.is_multiple_of(3) {
                     std::thread::yield_now();
                     round = on.load(Ordering::SeqCst);
                     continue;
                 }
-                // For an instant a run may show its own text, before it sees that the file has changed.
+                // The text of a run may be visible briefly, before the run sees that the file has changed.
                 let last = format!("\nmine: {number}\n");
                 let text = (0..1_000_000)
                     .map(|_| std::fs::read_to_string(&file).unwrap())

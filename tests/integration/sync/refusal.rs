@@ -1,4 +1,4 @@
-//! What stands in the way of writing: links, folders, permissions, full disks. Nothing is followed, nothing is half done.
+//! Obstacles to writing: links, folders, permissions, full disks. Nothing is followed, and no work is left half done.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt as _;
@@ -93,7 +93,7 @@ fn what_is_no_file_is_left_and_nothing_is_written() {
         "{}",
         ran.stderr
     );
-    // A FIFO does not hold the run.
+    // A FIFO does not block the run.
     let run = Anklume::new()
         .infra(ONE)
         .file("host_vars/keep", "")
@@ -120,7 +120,7 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
     let run = Anklume::new().infra(ONE).args(["sync"]);
     let folder = run.path();
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
-    // Where it was built, another user may not look.
+    // The other user may not have access to the build folder.
     let place = tempfile::tempdir().unwrap();
     std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
     copy_of_anklume(&place.path().join("anklume"));

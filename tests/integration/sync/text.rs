@@ -1,4 +1,4 @@
-//! The user's own text around the managed block: it survives whatever it holds, or the run refuses and says where.
+//! The user's own text around the managed block: it survives whatever it contains, or the run refuses and names the place.
 
 use super::{FILES_OF_ONE, HEAD, ONE, QUICK_START, again, tree};
 use crate::harness::Anklume;
@@ -13,7 +13,7 @@ fn block() -> String {
     head.strip_prefix("---\n").unwrap().to_owned()
 }
 
-/// An older block, with what does not hold any more.
+/// An older block with outdated contents.
 fn old_block() -> String {
     block().replace("instance_description: ''", "instance_description: old")
 }

@@ -1,4 +1,4 @@
-//! The YAML that `sync` writes, against PyYAML and serde_yaml: both read the same values, and PyYAML writes the same bytes.
+//! The YAML of `sync`, compared with PyYAML and serde_yaml: both read the same values, and PyYAML writes the same bytes.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::python;
 
-/// Texts that some YAML reader takes for something else, or folds, or refuses.
+/// Texts that some YAML reader misreads, folds, or refuses.
 pub(super) const NASTY: &[&str] = &[
     "",
     " ",
@@ -242,7 +242,7 @@ fn mapping() -> impl Strategy<Value = Map<String, Value>> {
     proptest::collection::vec((text(), value()), 1..5).prop_map(|pairs| pairs.into_iter().collect())
 }
 
-/// Every nasty text as a key, a value, an item, and deep inside; then as many random mappings as asked for.
+/// Every unusual text as a key, a value, an item, and deeply nested; then the requested number of random mappings.
 fn cases() -> Vec<Map<String, Value>> {
     let count = if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
         50_000
