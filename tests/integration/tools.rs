@@ -1,4 +1,4 @@
-//! The tools with the programs that they meet: gpg and its agent, an X server and its programs.
+//! Tests the tools with the real programs: gpg and its agent, an X server and its clients.
 #![expect(
     clippy::panic,
     clippy::indexing_slicing,
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::harness::{Anklume, write_program};
 
-/// Folders of a server and its settings; connections are made of it.
+/// The folders and settings of a server, from which tests make connections.
 pub(crate) struct Server {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) settings: Settings,
@@ -50,7 +50,7 @@ impl Server {
         }
     }
 
-    /// One call on a connection of its own.
+    /// Makes one call on a new connection.
     pub(crate) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         self.connect().call(tool, arguments)
     }
@@ -65,7 +65,7 @@ impl Connection {
         outcome.map_err(|error| error.to_string())
     }
 
-    /// Calls, all at once.
+    /// Makes calls, all at once.
     pub(crate) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let grants: Vec<Grant> = calls
             .into_iter()
@@ -81,7 +81,7 @@ impl Connection {
             .collect()
     }
 
-    /// Begins a call and gives it up when something has happened.
+    /// Begins a call, and cancels it when a condition holds.
     pub(crate) fn give_up_when(&self, tool: &str, arguments: Value, happened: impl Fn() -> bool) {
         let grant = grant(tool, arguments);
         self.runtime.block_on(async {
@@ -120,7 +120,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
     }
 }
 
-/// Waits until something holds; a test that waits for ever has failed.
+/// Waits until a condition holds; fails if that takes too long.
 #[track_caller]
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..3000 {
@@ -132,7 +132,7 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     panic!("never: {what}");
 }
 
-/// Whether a process runs; one that ended and was not waited for does not.
+/// Returns whether a process runs; a zombie does not.
 pub(crate) fn runs(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
@@ -164,7 +164,7 @@ fn half_a_character_is_refused_and_the_clipboard_kept() {
         "{}",
         ran.stdout
     );
-    // The forerunner emptied the file first and failed then.
+    // The predecessor first emptied the file, and then failed.
     let ran = serve(ran.folder, &content(r"\ud800"));
     assert!(ran.stdout.contains("error"), "{}", ran.stdout);
     let ran = serve(ran.folder, get);

@@ -1,4 +1,4 @@
-//! The clipboard tools with a real X server, and xclip as the other program.
+//! Tests the clipboard tools with a real X server, and xclip as the other program.
 
 mod owners;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Server, eventually};
 use crate::harness::{ANKLUME, have_program};
 
-/// An X server of the test's own, and a server of tools on it.
+/// A new X server, and a tool server that uses it.
 struct Desk {
     xvfb: Child,
     name: String,
@@ -21,7 +21,7 @@ struct Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
-        // A holder needs a while to see that its display is gone, and the next display may have this one's number.
+        // A holder takes a while to notice that its display is gone, and the next display may have the same number.
         for holder in self.processes("clipboard-holder") {
             signal("-KILL", holder);
         }
@@ -31,12 +31,12 @@ impl Drop for Desk {
 }
 
 impl Desk {
-    /// An empty desk; `None` where the programs are missing.
+    /// An empty desk; `None` if a program is missing.
     fn new() -> Option<Self> {
         if !have_program("Xvfb") || !have_program("xclip") {
             return None;
         }
-        // It looks for a free number itself and says it on stdout.
+        // Xvfb finds a free number itself, and prints it on stdout.
         let mut xvfb = Command::new("Xvfb")
             .args([
                 "-displayfd",
@@ -75,7 +75,7 @@ impl Desk {
         Ok(outcome.text)
     }
 
-    /// What another program finds on the clipboard.
+    /// The clipboard text as another program reads it.
     fn pasted(&self) -> Vec<u8> {
         let output = self
             .xclip(&["-o", "-selection", "clipboard"])
@@ -84,7 +84,7 @@ impl Desk {
         output.stdout
     }
 
-    /// Has another program put something on the clipboard.
+    /// Makes another program copy something to the clipboard.
     fn copied(&self, bytes: &[u8]) {
         let mut xclip = self
             .xclip(&["-i", "-selection", "clipboard"])
@@ -94,7 +94,7 @@ impl Desk {
             .unwrap();
         xclip.stdin.take().unwrap().write_all(bytes).unwrap();
         assert!(xclip.wait().unwrap().success());
-        // It goes to the background before it holds anything.
+        // xclip goes to the background before it owns the clipboard.
         eventually("it is on the clipboard", || self.pasted() == bytes);
     }
 
@@ -126,7 +126,7 @@ impl Desk {
     }
 }
 
-/// Sends a signal to a process of the test's; gone already is as good.
+/// Sends a signal to a process of the test, which may already have exited.
 fn signal(name: &str, process: u32) {
     let sent = Command::new("kill")
         .args([name, &process.to_string()])
@@ -212,7 +212,7 @@ fn a_holder_ends_with_its_display() {
 fn a_holder_keeps_nothing_of_the_server_open() {
     let Some(desk) = Desk::new() else { return };
     desk.set("one");
-    // Who started it may still be there for a moment.
+    // The process that started the holder may still exist for a moment.
     eventually("one holder", || desk.holders() == 1);
     let [holder] = <[u32; 1]>::try_from(desk.processes("clipboard-holder")).unwrap();
     for number in 0..3 {
@@ -277,7 +277,7 @@ fn a_program_that_holds_the_clipboard_and_does_not_answer_is_given_up() {
         "the display, or the program that owns its clipboard, did not answer within 0 s"
     );
     eventually("the process that asked is gone", || desk.holders() == 0);
-    // It can be replaced all the same.
+    // It can be replaced anyway.
     desk.server.settings.display_wait = Duration::from_secs(5);
     desk.set("y");
     assert_eq!(desk.get().unwrap(), "y");

@@ -1,4 +1,4 @@
-//! `gpg_sign` with a real gpg, its agent, and pinentries of ours.
+//! Tests `gpg_sign` with a real gpg, its agent, and custom pinentries.
 
 mod causes;
 mod honest;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Server, eventually, runs, script};
 use crate::harness::have_program;
 
-/// A server with a GnuPG home of its own, whose agent ends with it.
+/// A server with its own GnuPG home; dropping it ends the agent.
 struct Vault {
     server: Server,
     home: PathBuf,
@@ -47,14 +47,14 @@ impl Vault {
         Self { server, home }
     }
 
-    /// A vault with one key that has no passphrase.
+    /// A vault with one key without a passphrase.
     fn with_key() -> Self {
         let vault = Self::new();
         vault.make_key("signer@example.org", "", "never");
         vault
     }
 
-    /// Makes a key, years ago; its fingerprint.
+    /// Creates a key years in the past, and returns its fingerprint.
     fn make_key(&self, address: &str, passphrase: &str, expires: &str) -> String {
         let how = ["--pinentry-mode", "loopback", "--passphrase", passphrase];
         let when = ["--faked-system-time", "20200101T000000"];
@@ -75,7 +75,7 @@ impl Vault {
         line.split(':').nth(9).unwrap().to_owned()
     }
 
-    /// Has the agent ask through a script; without one, through a program that is not there.
+    /// Sets the agent's pinentry to a script, or without one to a program that does not exist.
     fn pinentry(&self, text: Option<&str>) {
         let path = self.server.folder.path().join("pinentry");
         if let Some(text) = text {
@@ -96,7 +96,7 @@ impl Vault {
             .call("gpg_sign", json!({"data": STANDARD.encode(bytes)}))
     }
 
-    /// Verifies with nothing but what the caller got.
+    /// Verifies with only the data that the caller got.
     fn verify(&self, outcome: &ToolOutcome, bytes: &[u8]) {
         let folder = self.server.folder.path();
         let home = folder.join("other");
@@ -249,7 +249,7 @@ fn a_missing_or_unfit_key_is_said_with_what_to_do() {
         refused.starts_with(&format!("no secret key `{missing}`; ")),
         "{refused}"
     );
-    // Too large to be in the pipe before gpg has ended: its last words are heard all the same.
+    // More than fits in the pipe before gpg exits; its last message is still read.
     let refused = vault.sign(&vec![0; 4_000_000]).unwrap_err();
     assert!(refused.starts_with("no secret key; "), "{refused}");
     let old = vault.make_key("old@example.org", "", "1d");
@@ -344,7 +344,7 @@ fn pieces_make_one_signature() {
         piece(999_999, b"x", true).unwrap_err(),
         "the next piece of `gpg_sign` begins at offset 1000000, not 999999"
     );
-    // A bad piece loses nothing.
+    // A bad piece loses no data.
     let bad = json!({"data": "!!!", "offset": 1_000_000});
     assert!(
         connection
@@ -436,7 +436,7 @@ fn errors_hold_nothing_of_the_server() {
     );
 }
 
-/// Programs of GnuPG that are scripts: a gpg that does this, and an agent that runs.
+/// GnuPG programs as scripts: a gpg with this behaviour, and an agent that runs.
 fn fake(server: &mut Server, gpg: &str) {
     let folder = server.folder.path();
     let program = |name: &str, text: &str| {
@@ -452,7 +452,7 @@ fn fake(server: &mut Server, gpg: &str) {
     });
 }
 
-/// A gpg that has a key and never signs: a script and its child, whose numbers it writes down.
+/// A gpg that has a key but never signs: a script and its child, which record their process IDs.
 fn slow(server: &mut Server) -> impl Fn() -> Vec<u32> + use<> {
     let numbers = server.folder.path().join("numbers");
     let text = format!(

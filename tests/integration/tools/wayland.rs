@@ -1,4 +1,4 @@
-//! The clipboard tools with a real Wayland compositor (sway, without a screen), and wl-clipboard as the other program.
+//! Tests the clipboard tools with a real Wayland compositor (sway, without a screen), and wl-clipboard as the other program.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use serde_json::json;
 use super::{Server, eventually};
 use crate::harness::{ANKLUME, have_program};
 
-/// Somebody who is not root: sway refuses to start as root.
+/// A user other than root, because sway refuses to start as root.
 const NOBODY: &str = "65534";
 
-/// A compositor of the test's own, and a server of tools on it.
+/// A new compositor, and a tool server that uses it.
 struct Compositor {
     sway: Child,
     socket: PathBuf,
@@ -29,7 +29,7 @@ impl Drop for Compositor {
 }
 
 impl Compositor {
-    /// An empty one; `None` where the programs are missing.
+    /// An empty clipboard; `None` if a program is missing.
     fn new() -> Option<Self> {
         if !["sway", "wl-copy", "wl-paste"]
             .into_iter()
@@ -74,7 +74,7 @@ impl Compositor {
         let mut server = Server::new();
         server.settings.program = ANKLUME.into();
         server.settings.display = Some(Display {
-            // The variable may be a path as well as a name in XDG_RUNTIME_DIR.
+            // The variable may be a path, or a name in XDG_RUNTIME_DIR.
             wayland: Some(socket.clone().into()),
             x11: None,
         });

@@ -1,4 +1,4 @@
-//! Programs of every kind that own the clipboard: what offers text gives it, what offers none is an empty text.
+//! All kinds of programs that own the clipboard: those that offer text provide it; otherwise the result is an empty text.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use super::{Desk, eventually};
 use crate::harness::{have_program, python};
 
 impl Desk {
-    /// Has a program put a text on the clipboard, on its stdin and with these arguments.
+    /// Makes a program put a text on the clipboard, with the text on stdin and these arguments.
     fn put(&self, program: &str, arguments: &[&str], text: &[u8]) {
         let mut child = Command::new(program)
             .args(arguments)
@@ -24,7 +24,7 @@ impl Desk {
         assert!(child.wait().unwrap().success());
     }
 
-    /// Starts an owner that behaves as told.
+    /// Starts an owner with this behaviour.
     fn owned(&self, words: &[&str]) -> Owner {
         let mut child = Command::new(python("python").unwrap())
             .arg("tests/clients/x11_owner.py")
@@ -41,7 +41,7 @@ impl Desk {
     }
 }
 
-/// It ends with its test.
+/// It exits with its test.
 struct Owner(Child);
 
 impl Drop for Owner {
@@ -69,7 +69,7 @@ fn whatever_type_a_program_offers_is_read_as_that() {
             &["-i", "-selection", "clipboard", "-t", kind],
             "data é".as_bytes(),
         );
-        // It goes to the background before it holds anything.
+        // The program goes to the background before it owns the clipboard.
         eventually(kind, || desk.get() == Ok(expected.to_owned()));
     }
 }
@@ -111,7 +111,7 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         (&["old"], Ok("old")),
         (&["second"], Ok("second")),
         (&["image"], Ok("")),
-        // Among what nobody looks at there may be the mark.
+        // The mark may be among the types that the tool does not read.
         (&["many", "10000"], Err(password)),
         (&["many", "100"], Ok("first of many")),
         (
@@ -143,7 +143,7 @@ fn a_password_is_handed_over_where_the_service_says_so() {
         .server
         .call("clipboard_get", json!({"passwords": true}));
     assert_eq!(outcome.unwrap().text, "hunter2");
-    // Said to be false, it is as if nothing were said.
+    // An explicit false is the same as no value.
     assert!(
         desk.server
             .call("clipboard_get", json!({"passwords": false}))

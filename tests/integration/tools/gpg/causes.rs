@@ -1,4 +1,4 @@
-//! Why a key does not sign: each cause is said as itself, with what to do.
+//! Reasons why a key cannot sign: each gets its own message, with advice.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde_json::json;
 use super::{Vault, gpg, make_home};
 use crate::harness::have_program;
 
-/// What a key of this vault says when it should sign.
+/// The error of this vault's key when it should sign.
 fn refused(vault: &Vault, key: &str) -> String {
     let arguments = json!({"data": "aGk=", "key_id": key});
     vault.server.call("gpg_sign", arguments).unwrap_err()
 }
 
-/// The file of a key's secret, of which the vault has one alone.
+/// The file of the secret key, of which the vault has only one.
 fn secret_file(home: &Path) -> std::path::PathBuf {
     let mut files = fs::read_dir(home.join("private-keys-v1.d")).unwrap();
     files.next().unwrap().unwrap().path()
@@ -74,7 +74,7 @@ fn what_is_wrong_with_a_key_is_said() {
         "sign",
         "never",
     ]);
-    // gpg makes the certificate with the key, and a colon before its armor keeps it from being used by mistake.
+    // gpg creates the certificate with the key, and puts a colon before its armor to prevent accidental use.
     let certificate = vault.home.join(format!("openpgp-revocs.d/{revoked}.rev"));
     let text = fs::read_to_string(&certificate)
         .unwrap()
@@ -90,7 +90,7 @@ fn what_is_wrong_with_a_key_is_said() {
     ] {
         assert_eq!(refused(&vault, key), format!("the secret key `{key}` cannot sign: {why}"));
     }
-    // None of them is the default key; the first is named where no other is there.
+    // None of them is the default key; the error names the first if no other exists.
     assert!(
         vault
             .sign(b"hi")
@@ -102,7 +102,7 @@ fn what_is_wrong_with_a_key_is_said() {
         vault.sign(b"hi").unwrap().structured["fingerprint"],
         json!(good)
     );
-    // What the errors advise is possible.
+    // The advice in the errors works.
     for advice in [
         &["--edit-key", &disabled, "enable", "save"][..],
         &[
@@ -164,7 +164,7 @@ fn a_secret_that_is_elsewhere_is_said_to_be_there() {
     let secret = fs::read_to_string(&file).unwrap();
     let (_, public) = secret.split_once("(q").unwrap();
     let public = public.split('#').nth(1).unwrap();
-    // As gpg-agent writes the note of a key on a smartcard: the public part, and the card's number.
+    // A note of a key on a smartcard, as gpg-agent writes it: the public part, and the card's number.
     let serial = "D2760001240103040006112233440000";
     let note = format!(
         "Key: (shadowed-private-key (ecc (curve Ed25519)(flags eddsa)(q #{}#)(shadowed t1-v1 (#{serial}# OPENPGP.1))))\n",
@@ -182,7 +182,7 @@ fn a_secret_that_is_elsewhere_is_said_to_be_there() {
         .contains(&why),
         "{said}"
     );
-    // The public part alone is no secret key.
+    // The public part alone is not a secret key.
     fs::remove_file(&file).unwrap();
     let said = refused(&vault, &key);
     assert!(
@@ -202,7 +202,7 @@ fn why_no_agent_can_be_started_is_said() {
     make_home(&long);
     vault.server.settings.gpg_home.as_mut().unwrap().path = long.clone();
     let said = vault.sign(b"hi").unwrap_err();
-    // In a session's folder the socket's path is short, wherever the keys are.
+    // In the folder of a login session, the path of the socket is short, wherever the keys are.
     let login = Path::new("/run/user").join(uid.to_string()).exists();
     let bytes = long.join("S.gpg-agent").as_os_str().len();
     let expected = if login {
@@ -235,7 +235,7 @@ fn a_folder_of_keys_that_is_not_there_or_not_readable_is_no_empty_one() {
     );
     fs::remove_dir(vault.home.join("gpg.conf")).unwrap();
     vault.sign(b"hi").unwrap();
-    // The folder in the user's home, which nobody has made yet.
+    // The folder in the user's home, which does not exist yet.
     let home = vault.server.settings.gpg_home.as_mut().unwrap();
     (home.variable, home.path) = ("HOME", vault.server.folder.path().join("run"));
     fs::create_dir(&home.path).unwrap();
@@ -243,7 +243,7 @@ fn a_folder_of_keys_that_is_not_there_or_not_readable_is_no_empty_one() {
     assert!(said.starts_with("no secret key; "), "{said}");
 }
 
-/// The launcher of a vault's agent, which ends with this.
+/// The launcher of a vault's agent; dropping it ends the launcher.
 struct Launcher(std::process::Child);
 
 impl Drop for Launcher {
@@ -278,7 +278,7 @@ fn a_launcher_starts_the_agent_and_nobody_else_does() {
         "gpg-agent cannot be started on the provider: the service `anklume-gpg-agent`, which starts it, \
          does not answer (No such file or directory (os error 2)); restart that there"
     );
-    // One that is starting is waited for, and strangers do not hold it up for long.
+    // A call waits for a launcher that is starting, and other clients cannot delay the launcher for long.
     let launcher = Launcher::start(&vault, &socket);
     vault.sign(b"hi").unwrap();
     let silent = std::os::unix::net::UnixStream::connect(&socket).unwrap();
@@ -299,7 +299,7 @@ fn a_launcher_starts_the_agent_and_nobody_else_does() {
         said.contains("(Connection refused (os error 111))"),
         "{said}"
     );
-    // A socket that is left behind is in nobody's way.
+    // A leftover socket does no harm.
     let _launcher = Launcher::start(&vault, &socket);
     vault.sign(b"hi").unwrap();
 }

@@ -1,5 +1,5 @@
-//! A result that says `complete` is one good signature over all the content by the key that was named, whatever gpg is told
-//! by its user, and whatever gpg does.
+//! A result with `complete` is one good signature over all the content by the requested key, whatever the user's configuration
+//! says, and whatever gpg does.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::super::script;
 use super::{STANDARD, Vault, gpg, make_home};
 use crate::harness::have_program;
 
-/// A vault with two keys, and the fingerprints of both; the first is the default one.
+/// A vault with two keys, and their fingerprints; the first is the default key.
 fn two_keys() -> (Vault, String, String) {
     let vault = Vault::new();
     let one = vault.make_key("one@example.org", "", "never");
@@ -26,7 +26,7 @@ impl Vault {
         fs::write(self.home.join("gpg.conf"), text).unwrap();
     }
 
-    /// Replaces gpg, where it signs, by a script, in which `$@` are the arguments.
+    /// Replaces gpg for signing with a script, in which `$@` are the arguments.
     fn signing(&mut self, text: &str) {
         let program = self.server.folder.path().join("gpg");
         let text = format!("case \"$*\" in *--detach-sign*) {text} ;; *) exec gpg \"$@\" ;; esac");
@@ -91,12 +91,12 @@ fn the_default_key_is_the_one_that_the_user_names() {
         signer(&format!("default-key {two}\ndefault-key {one}")),
         Ok(one.clone())
     );
-    // The last that there is.
+    // The last available one.
     assert_eq!(
         signer(&format!("default-key {two}\ndefault-key none@example.org")),
         Ok(two.clone())
     );
-    // No other key signs in its place.
+    // No other key signs instead.
     let why = signer("default-key none@example.org").unwrap_err();
     assert!(
         why.starts_with("no secret key `none@example.org`; "),
@@ -108,7 +108,7 @@ fn the_default_key_is_the_one_that_the_user_names() {
         why.starts_with(&format!("the secret key `{old}` cannot sign: it expired")),
         "{why}"
     );
-    // A key that is named by the call has no default.
+    // A key that the call names does not depend on a default.
     let outcome = vault
         .server
         .call("gpg_sign", json!({"data": "aGk=", "key_id": two}));
@@ -187,7 +187,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
             "{signs}"
         );
     }
-    // The same program when it does what it is asked.
+    // The same program when it does what it was asked to do.
     vault.signing("exec gpg \"$@\"");
     let outcome = vault.sign(b"hi").unwrap();
     vault.verify(&outcome, b"hi");
@@ -277,7 +277,7 @@ fn a_subkey_signs_and_the_one_that_is_named_with_its_mark() {
             vault.verify(&outcome, b"hi");
         }
     }
-    // Without the mark, one of its subkeys.
+    // Without the mark, one of its subkeys signs.
     let outcome = vault
         .server
         .call("gpg_sign", json!({"data": "aGk=", "key_id": key}))
@@ -285,7 +285,7 @@ fn a_subkey_signs_and_the_one_that_is_named_with_its_mark() {
     assert!(parts[1..].contains(&outcome.structured["fingerprint"].as_str().unwrap()));
 }
 
-/// Lines for `gpg.conf`: each option that gpg has, with values that people and programs write.
+/// Lines for `gpg.conf`: each option of gpg, with values that people and programs write.
 fn any_configuration(one: &str, two: &str, folder: &Path) -> impl Strategy<Value = String> + use<> {
     let dumped = gpg(folder, &["--dump-options"]);
     let options: Vec<String> = String::from_utf8(dumped.stdout)
@@ -341,7 +341,7 @@ fn under_any_configuration(cases: u32) {
         return;
     }
     let (vault, one, two) = two_keys();
-    // The one that verifies knows both keys, and none of the user's options.
+    // The verifying gpg knows both keys, and none of the user's options.
     let other = vault.server.folder.path().join("other");
     make_home(&other);
     let exported = gpg(&vault.home, &["--export"]);
