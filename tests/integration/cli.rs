@@ -1,4 +1,4 @@
-//! The command line as a whole: help, usage errors, completions, man page.
+//! Tests the command line as a whole: help, usage errors, completions, man page.
 
 use crate::harness::Anklume;
 
@@ -36,7 +36,7 @@ fn the_manual_page_holds_every_subcommand_its_options_and_the_exit_codes() {
     ] {
         assert!(page.contains(part), "{part}:\n{page}");
     }
-    // What every subcommand understands stands once.
+    // Options common to all subcommands appear only once.
     assert_eq!(page.matches("Form of the answer").count(), 1, "{page}");
     let (_, exits) = page.split_once(".SH \"EXIT STATUS\"\n").unwrap();
     let commands = include_str!("../../docs/commands.md");

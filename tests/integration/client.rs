@@ -1,4 +1,4 @@
-//! `anklume mcp list` and `mcp call`: against its own server, and against servers that mean harm.
+//! Tests `anklume mcp list` and `mcp call` against anklume's own server and against malicious servers.
 
 mod exec;
 mod hostile;
@@ -9,15 +9,15 @@ mod socket;
 use crate::harness::{Anklume, Ran, have_program};
 use server::Server;
 
-/// Memory that a client may have whatever its server does, in KiB.
+/// Memory limit in KiB for a client, whatever its server does.
 const MEMORY: u32 = 96 * 1024;
 
-/// Runs the client against a server of that kind; `None` where there is no Python to play it.
+/// Runs the client against a server of this kind; `None` without a Python to run it.
 fn against(kind: &str, args: &[&str]) -> Option<Ran> {
     against_with(kind, args, "")
 }
 
-/// The same with what it reads on stdin.
+/// The same with input on stdin.
 fn against_with(kind: &str, args: &[&str], stdin: &str) -> Option<Ran> {
     if !have_program("python3") {
         return None;

@@ -1,4 +1,4 @@
-//! The docs say what is so: consoles run, paths and links lead somewhere, the map shows the house as it stands.
+//! Checks that the docs are correct: consoles run, paths and links exist, and the architecture page matches the source.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -161,7 +161,7 @@ fn every_page_is_linked_from_the_readme_or_another_page() {
         for target in links(&text) {
             let file = folder.join(target.split('#').next().unwrap());
             let file = file.to_str().unwrap().to_owned();
-            // A page's links to itself lead nobody to it.
+            // Links from a page to itself do not count.
             if file != page {
                 linked.insert(file);
             }
@@ -211,7 +211,7 @@ fn every_subcommand_is_on_the_page_of_commands() {
     }
 }
 
-/// The subcommands as help lists them, those with subcommands of their own by these.
+/// The subcommands in the help, with nested subcommands in place of their parents.
 fn subcommands(above: &[&str]) -> Vec<String> {
     let ran = Anklume::new()
         .args(above.iter().copied().chain(["--help"]))
@@ -239,7 +239,7 @@ fn the_example_is_a_whole_infra_file() {
 
 #[test]
 fn no_host_of_a_registry_and_no_path_of_one_machine_is_written_down() {
-    // In two parts, so that this list does not find itself.
+    // Split in two, so that the search does not find this list.
     let forbidden = [
         concat!("registry.np", "mjs"),
         concat!("crates", ".io"),
@@ -250,7 +250,7 @@ fn no_host_of_a_registry_and_no_path_of_one_machine_is_written_down() {
         concat!("/wo", "rk/"),
     ];
     for folder in ["src", "tests", "docs", ".ci", ".cargo"] {
-        // Locks name the registry themselves; cargo writes them so.
+        // Lock files contain the registry; cargo writes them that way.
         let files = files_below(folder).into_iter();
         for file in files.filter(|file| !file.ends_with("/Cargo.lock")) {
             nothing_of(&forbidden, &file);
@@ -273,7 +273,7 @@ fn nothing_of(forbidden: &[&str], file: &str) {
     let bytes = std::fs::read(Path::new(ROOT).join(file)).unwrap();
     let text = String::from_utf8_lossy(&bytes);
     for word in forbidden {
-        // `incoming/work/report` is no path from the root.
+        // `incoming/work/report` is not an absolute path.
         let named = text.match_indices(word).any(|(at, _)| {
             let before = text.split_at(at).0.chars().next_back();
             !(word.starts_with('/') && before.is_some_and(char::is_alphanumeric))
@@ -282,7 +282,7 @@ fn nothing_of(forbidden: &[&str], file: &str) {
     }
 }
 
-/// A console block: what is typed after `$ `, and what is shown until the next.
+/// A console block: the commands after `$ `, and the output shown after each.
 struct Shown {
     commands: Vec<String>,
     outputs: Vec<String>,
@@ -308,12 +308,12 @@ impl Shown {
     }
 }
 
-/// Runs the commands in one shell, stdout and stderr together, and gives back what each printed.
+/// Runs the commands in one shell, with stdout and stderr together, and returns the output of each.
 fn run_in_shell(desk: &Path, shown: &Shown) -> Vec<String> {
     let folder = desk.parent().unwrap();
     let mut script = String::from("exec 2>&1\ncode=0\n");
     for command in &shown.commands {
-        // The exit code of the command before is there to ask for, as in a person's shell.
+        // The exit code of the previous command is available, as in an interactive shell.
         script.extend(["(exit $code)\n", command, "\ncode=$?\nprintf '\\0'\n"]);
     }
     let mut shell = Command::new("sh");
@@ -336,7 +336,7 @@ fn run_in_shell(desk: &Path, shown: &Shown) -> Vec<String> {
     printed
 }
 
-/// Whether `printed` is what is `shown`, where a line `…` stands for any lines.
+/// Returns whether `printed` equals `shown`, where a line `…` stands for any lines.
 fn matches(shown: &str, printed: &str) -> bool {
     let mut parts = shown.split_inclusive('\n').collect::<Vec<_>>();
     let Some(at) = parts.iter().position(|line| *line == "…\n") else {
@@ -367,7 +367,7 @@ fn pages() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Regular files below a folder of the tree, as paths from the top; nothing that tools put there.
+/// Regular files below a folder of the tree, as paths from the root, without files that tools create.
 fn files_below(folder: &str) -> Vec<String> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from(folder)];
@@ -376,7 +376,7 @@ fn files_below(folder: &str) -> Vec<String> {
             let entry = entry.unwrap();
             let path = folder.join(entry.file_name());
             if entry.file_type().unwrap().is_dir() {
-                // What tools make and git ignores.
+                // Folders that tools create and git ignores.
                 if ![
                     "__pycache__",
                     "node_modules",
@@ -410,13 +410,13 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// What stands in single backticks.
+/// The text in single backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// `src/…`, `tests/…`, `docs/…` and the like; no pattern, no placeholder.
+/// Returns whether a word is a path such as `src/…`, `tests/…` or `docs/…`, without patterns and placeholders.
 fn is_path_of_the_tree(word: &str) -> bool {
     ["src/", "tests/", "docs/", ".ci/", ".cargo/"]
         .iter()

@@ -1,4 +1,4 @@
-//! The child that reads what machines say: it has no rights and little memory, and whatever it reads harms nobody else.
+//! The child process that parses the output of machines: it has no privileges and little memory, and its input harms nothing else.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -30,12 +30,12 @@ impl Reader {
         Self { child, answers }
     }
 
-    /// What it makes of a text; `None`: it ended.
+    /// Its answer for a text; `None` if it exited.
     fn ask(&mut self, kind: &str, text: &[u8]) -> Option<String> {
         let bytes = text.len();
         let line = format!("{{\"kind\":{kind},\"bytes\":{bytes}}}\n");
         let mut stdin = self.child.stdin.as_ref().unwrap();
-        // One that has ended reads nothing more.
+        // Once it has exited, it reads nothing more.
         let _ = stdin
             .write_all(line.as_bytes())
             .and_then(|()| stdin.write_all(text));
@@ -101,7 +101,7 @@ fn it_answers_with_what_it_wrote_itself_or_ends() {
             assert_eq!(reader.ask(&kind, text).unwrap(), "none", "{kind}");
         }
     }
-    // Empty lines, of which each is a fault: they are counted, and not kept.
+    // Empty lines are faults; they are counted, but not kept.
     assert_eq!(reader.ask(r#"{"log":null}"#, b"").unwrap(), "");
     assert_eq!(
         reader
@@ -111,7 +111,7 @@ fn it_answers_with_what_it_wrote_itself_or_ends() {
     );
     let seen = reader.ask("\"log_end\"", b"").unwrap();
     assert!(seen.contains("\"faults\":33554432,"), "{seen}");
-    // More than it may have.
+    // More than its limit.
     assert_eq!(
         reader.ask("\"status\"", &vec![b' '; 200 * 1024 * 1024]),
         None

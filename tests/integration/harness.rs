@@ -1,4 +1,4 @@
-//! Runs the binary in a folder of its own, with a clean environment, and compares the whole output.
+//! Runs the binary in a temporary folder, with a clean environment, and compares the whole output.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,10 +12,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The binary under test.
 pub(crate) const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 
-/// Environment that a run keeps; everything else of the tester's is scrubbed.
+/// Environment variables that a run keeps; all others of the tester are removed.
 const KEPT: [&str; 3] = ["PATH", "LD_LIBRARY_PATH", "CARGO_MANIFEST_DIR"];
 
-/// One run of `anklume` in a temporary folder: what it gets, then what must come out.
+/// One run of `anklume` in a temporary folder: its input, and then the expected output.
 #[must_use = "nothing runs before `run`"]
 pub(crate) struct Anklume {
     folder: tempfile::TempDir,
@@ -25,10 +25,10 @@ pub(crate) struct Anklume {
     memory: Option<u32>,
 }
 
-/// What came out of a run.
+/// The output of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    /// The folder, for looking at files afterwards.
+    /// The folder, so that tests can check its files afterwards.
     pub(crate) folder: tempfile::TempDir,
     /// All of stdout.
     pub(crate) stdout: String,
@@ -38,7 +38,7 @@ pub(crate) struct Ran {
     pub(crate) status: i32,
 }
 
-/// The program, with so many KiB of data at most.
+/// The program with a limit on its data, in KiB.
 pub(crate) fn within(kib: u32) -> Command {
     let mut shell = Command::new("/bin/sh");
     let limited = format!("ulimit -d {kib}; exec \"$0\" \"$@\"");
@@ -52,7 +52,7 @@ impl Anklume {
         Self::in_folder(tempfile::tempdir().unwrap())
     }
 
-    /// A run in a folder that an earlier run left.
+    /// A run in the folder of an earlier run.
     pub(crate) fn in_folder(folder: tempfile::TempDir) -> Self {
         Self {
             folder,
@@ -82,19 +82,19 @@ impl Anklume {
         self
     }
 
-    /// Sets a variable of the environment.
+    /// Sets an environment variable.
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.to_owned(), value.into());
         self
     }
 
-    /// What the run reads on stdin.
+    /// Sets the input on stdin.
     pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// The most memory that the run may have, in KiB of data.
+    /// Sets a limit on the data of the run, in KiB.
     pub(crate) fn memory(mut self, kib: u32) -> Self {
         self.memory = Some(kib);
         self
@@ -105,12 +105,12 @@ impl Anklume {
         self.folder.path().to_owned()
     }
 
-    /// The folder itself, for another run.
+    /// The folder itself, for use in another run.
     pub(crate) fn into_folder(self) -> tempfile::TempDir {
         self.folder
     }
 
-    /// The command, ready to start, with a scrubbed environment.
+    /// The command, ready to start, with a clean environment.
     pub(crate) fn command(&self) -> Command {
         let mut command = match self.memory {
             None => Command::new(ANKLUME),
@@ -122,7 +122,7 @@ impl Anklume {
         command
     }
 
-    /// Runs to the end.
+    /// Runs it to its end.
     pub(crate) fn run(self) -> Ran {
         let mut child = self
             .command()
@@ -133,9 +133,9 @@ impl Anklume {
             .unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let bytes = self.stdin;
-        // In a thread of its own: a child that answers before it has read everything must not block us.
+        // In a separate thread: a child that answers before it has read everything must not block the test.
         let writer = std::thread::spawn(move || {
-            // A child that ends without reading is no fault of the test's.
+            // A child that exits without reading is not an error of the test.
             let _ = stdin.write_all(&bytes);
         });
         let output = ended_in_time(child, &self.args);
@@ -150,7 +150,7 @@ impl Anklume {
 }
 
 impl Ran {
-    /// The whole result: exit code, stdout, stderr.
+    /// Asserts the whole result: exit code, stdout, stderr.
     #[track_caller]
     pub(crate) fn is(&self, status: i32, stdout: &str, stderr: &str) {
         assert_eq!(
@@ -162,26 +162,26 @@ impl Ran {
         );
     }
 
-    /// Done, with this on stdout and nothing on stderr.
+    /// Asserts success, with this text on stdout and nothing on stderr.
     #[track_caller]
     pub(crate) fn answers(&self, stdout: &str) {
         self.is(0, stdout, "");
     }
 
-    /// Content of a file below the folder.
+    /// Reads a file below the folder.
     #[track_caller]
     pub(crate) fn read(&self, path: &str) -> String {
         std::fs::read_to_string(self.folder.path().join(path)).unwrap()
     }
 }
 
-/// Waits for a process to end.
+/// Waits for a process to exit.
 ///
 /// # Panics
 /// Kills the process and panics with its arguments if it takes far longer than any run of these tests.
 #[track_caller]
 pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
-    /// Longest that a run may take; what it waits for itself ends sooner.
+    /// Maximum time for a run; everything that a run waits for ends sooner.
     const LONGEST: Timespec = Timespec {
         tv_sec: 100,
         tv_nsec: 0,
@@ -199,7 +199,7 @@ pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
     output
 }
 
-/// Removes from a command's environment what would make a run depend on who tests; `home` stands in for the user's.
+/// Removes everything from a command's environment that depends on the tester; `home` replaces the user's home.
 pub(crate) fn scrub(command: &mut Command, home: &Path) {
     command.env_clear();
     for name in KEPT {
@@ -210,7 +210,7 @@ pub(crate) fn scrub(command: &mut Command, home: &Path) {
     command.env("HOME", home).env("LC_ALL", "C.UTF-8");
 }
 
-/// Writes a program that anybody may run.
+/// Writes a program that any user may run.
 /// A separate process writes the file. If this process wrote it, a child started by another thread could inherit the
 /// open descriptor, and the kernel refuses to run a file that is open for writing (`ETXTBSY`).
 #[track_caller]
@@ -228,7 +228,7 @@ pub(crate) fn write_program(path: &Path, content: impl AsRef<[u8]>) {
     assert!(install.wait().unwrap().success());
 }
 
-/// A copy of the program under test that anybody may run; see [`write_program`].
+/// Copies the program under test, so that any user may run it; see [`write_program`].
 #[track_caller]
 pub(crate) fn copy_of_anklume(path: &Path) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -240,7 +240,7 @@ pub(crate) fn copy_of_anklume(path: &Path) {
     assert!(status.success());
 }
 
-/// Whether a part that a test needs is on this machine. Missing: a failure in CI, a printed skip elsewhere.
+/// Returns whether this machine has a dependency of a test. If not, fails in CI, and prints a skip elsewhere.
 #[track_caller]
 pub(crate) fn have(part: &str, there: bool) -> bool {
     if !there {
@@ -248,7 +248,7 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
             std::env::var_os("CI").is_none_or(|ci| ci != "true"),
             "{part} is missing, and CI=true skips nothing"
         );
-        // Who the tester is, no setup changes.
+        // No setup can change which user runs the tests.
         let how = if part == "root" {
             ": run the tests as root"
         } else {
@@ -258,7 +258,7 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
         let test = thread.name().unwrap_or_default();
         let line = format!("skipped\t{test}\t{part} is missing{how}\n");
         let _ = std::io::stderr().write_all(line.as_bytes());
-        // The runner keeps back what a test that passes says: tests/run.sh shows and counts these.
+        // The runner hides the output of passing tests; tests/run.sh shows and counts these lines.
         if let Some(log) = std::env::var_os("ANKLUME_TEST_SKIPPED") {
             let mut log = File::options().append(true).create(true).open(log).unwrap();
             log.write_all(line.as_bytes()).unwrap();
@@ -267,7 +267,7 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
     there
 }
 
-/// Whether a program is on the PATH; see [`have`].
+/// Returns whether a program is on the PATH; see [`have`].
 #[track_caller]
 pub(crate) fn have_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -275,7 +275,7 @@ pub(crate) fn have_program(name: &str) -> bool {
     have(name, there)
 }
 
-/// A program of the Python environment that `tests/setup.sh` makes; see [`have`].
+/// A program of the Python environment that `tests/setup.sh` creates; see [`have`].
 #[track_caller]
 pub(crate) fn python(program: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -1,6 +1,6 @@
-//! The layout of the source: a room uses only rooms below it, and no modules use each other, at any level.
+//! The structure of the source: a module uses only modules below it, and no two modules use each other, at any level.
 //!
-//! Read with a parser of Rust, so that no line is missed. What only tests use does not count.
+//! A Rust parser reads the source, so no line is missed. Uses in test code do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, Meta, UseTree, Visibility};
 
-/// A module of the crate, from its root.
+/// The path of a module from the root of the crate.
 type Module = Vec<String>;
 
 /// One use of a module by another.
@@ -20,12 +20,12 @@ struct Use {
     path: String,
 }
 
-/// The modules of the crate, and what each uses.
+/// The modules of the crate, and the uses of each.
 #[derive(Debug, Default)]
 struct Crate {
     modules: BTreeSet<Module>,
     uses: Vec<Use>,
-    /// `pub use` of what belongs to another module than one below.
+    /// Each `pub use` of an item from a module that is not below.
     passed_on: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ fn read(folder: &Path) -> Crate {
     found
 }
 
-/// The items of a file and of the files of its modules.
+/// Collects the items of a file and of the files of its modules.
 fn collect(file: &Path, below: &Path, module: &[String], into: &mut Vec<(Module, Vec<Item>)>) {
     let text = fs::read_to_string(file).unwrap();
     let parsed = syn::parse_file(&text);
@@ -95,7 +95,7 @@ fn collect(file: &Path, below: &Path, module: &[String], into: &mut Vec<(Module,
     into.push((module.to_vec(), parsed.items));
 }
 
-/// Whether what has these attributes is built for tests, or for the fuzzer, alone.
+/// Returns whether an item with these attributes is built only for tests or for the fuzzer.
 fn is_of_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
@@ -106,7 +106,7 @@ fn is_of_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// Collects what one module uses.
+/// Collects the uses in one module.
 struct Reader<'c> {
     module: &'c Module,
     modules: &'c BTreeSet<Module>,
@@ -115,7 +115,7 @@ struct Reader<'c> {
 }
 
 impl Reader<'_> {
-    /// Notes a path, as far as it leads through modules.
+    /// Records a path, as far as it leads through modules.
     fn note(&mut self, path: &[String]) {
         let Some((first, rest)) = path.split_first() else {
             return;
@@ -213,12 +213,12 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_visibility(&mut self, _: &'ast Visibility) {
-        // The path in `pub(in crate::…)` uses nothing.
+        // The path in `pub(in crate::…)` is not a use.
     }
 }
 
 impl Crate {
-    /// For each module, which of the modules right below it use which others, and one such use.
+    /// For each module, the uses between the modules directly below it, with one example each.
     fn levels(&self) -> BTreeMap<Module, BTreeMap<(String, String), &Use>> {
         let mut levels: BTreeMap<Module, BTreeMap<_, _>> = BTreeMap::new();
         for used in &self.uses {
@@ -237,7 +237,7 @@ impl Crate {
         levels
     }
 
-    /// Modules that use each other, through others or not, with the uses by which they do.
+    /// Cycles of modules that use each other, directly or indirectly, with the uses that cause them.
     fn circles(&self) -> Vec<String> {
         let mut circles = Vec::new();
         for (above, edges) in self.levels() {
@@ -272,7 +272,7 @@ fn reaches(edges: &BTreeMap<(String, String), &Use>, from: &str, to: &str) -> bo
     false
 }
 
-/// The rooms in the order of the map: each uses only those behind it.
+/// The top-level modules in the order of the architecture page: each uses only those after it.
 fn rooms() -> Vec<String> {
     let map = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows = map.lines().filter_map(|line| line.strip_prefix("| `src/"));
@@ -318,7 +318,7 @@ fn a_name_is_used_from_where_it_is_defined() {
     assert_eq!(read(root()).passed_on, [""; 0]);
 }
 
-/// Names of types that stand for more than one thing, and why.
+/// Type names with more than one meaning, and the reason for each.
 const SHARED_NAMES: [(&str, &str); 0] = [];
 
 #[test]

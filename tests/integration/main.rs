@@ -1,4 +1,4 @@
-//! Behaviour through the binary, one module a noun.
+//! Tests of behaviour through the binary, one module per noun.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,

@@ -1,6 +1,6 @@
-//! The Makefile only wraps, and nothing that a user hands over in a variable is ever run.
+//! The Makefile is only a wrapper, and never executes a value that a user passes in a variable.
 //!
-//! A copy of the Makefile stands in a folder whose built `anklume` is a recorder: it writes down its argv as it came.
+//! A copy of the Makefile is in a folder whose `anklume` is a recorder, which writes its exact argv to a file.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::harness::{have_program, scrub, write_program};
 
 const BUILT: &str = "target/x86_64-unknown-linux-gnu/release/anklume";
 
-/// Writes its argv, each ended by a NUL, and answers on stdout.
+/// Writes its arguments to a file, each followed by a NUL, and answers on stdout.
 const RECORDER: &str = "#!/bin/sh\nfor argument; do printf '%s\\0' \"$argument\"; done > argv\necho \"answer to $1\"\n";
 
-/// Texts that would run `touch pwned` if make or a shell ever read them as its own.
+/// Texts that would run `touch pwned` if make or a shell ever interpreted them.
 const HOSTILE: [&str; 16] = [
     "bonjour",
     "$(shell touch pwned)",
@@ -33,7 +33,7 @@ const HOSTILE: [&str; 16] = [
     "é ☕ \u{1b}[31m",
 ];
 
-/// Every variable that a wrapping target reads: the target, what it needs besides, and where the value arrives in argv.
+/// Every variable that a wrapping target reads: the target, its other requirements, and the position of the value in argv.
 const WRAPPED: [(&str, &str, &[&str], &[&str]); 15] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
     ("apply", "INFRA", &[], &["apply", "--infra=@"]),
@@ -105,11 +105,11 @@ const WRAPPED: [(&str, &str, &[&str], &[&str]); 15] = [
         &["I=i", "TOOL=t"],
         &["mcp", "call", "--instance=i", "--", "t", "@"],
     ),
-    // Not read by the Makefile: handed on, as make does, and as harmless as the others.
+    // A variable that the Makefile does not read: make passes it on, and it is as harmless as the others.
     ("sync", "UNKNOWN", &[], &["sync"]),
 ];
 
-/// How a variable gets to make.
+/// The way in which make receives a variable.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     CommandLine,
@@ -247,7 +247,7 @@ fn the_makefiles_own_words_cannot_be_replaced() {
     }
 }
 
-/// Writes down what it is asked for and in which environment, and builds a recorder.
+/// Records its arguments and environment, and builds a recorder.
 const CARGO: &str = "#!/bin/sh\n\
     echo \"$* ${CARGO_TARGET_DIR-} ${RUSTFLAGS-}${CARGO_BUILD_TARGET-}\" >> cargo\n\
     mkdir -p target/x86_64-unknown-linux-gnu/debug\n\
@@ -287,7 +287,7 @@ fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() 
         "what is there is not built again"
     );
 
-    // A source that is newer than the binary, whatever the clock says; also the one that lies deepest.
+    // A source that is newer than the binary, whatever the clock says; also the most deeply nested one.
     let now = std::time::SystemTime::now();
     let later = now + std::time::Duration::from_secs(3600);
     let mut builds = "build target \n".to_owned();
@@ -303,7 +303,7 @@ fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() 
     assert_eq!(sync(), builds);
 }
 
-/// The source file of this tree with the most folders above it.
+/// The most deeply nested source file of this tree.
 fn deepest_source() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("src")];

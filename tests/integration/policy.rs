@@ -1,4 +1,4 @@
-//! `anklume policy …` through the binary, with the whole output.
+//! Tests `anklume policy …` through the binary, with the whole output.
 
 use crate::harness::{Anklume, Ran};
 
@@ -169,11 +169,11 @@ fn a_service_of_several_machines_is_decided_for_each() {
 fn arguments_that_the_service_fixes_are_not_the_callers() {
     let fixed = r#"{"key_id": "0123456789ABCDEF0123456789ABCDEF01234567"}"#;
     assert_eq!(check(SEVERAL, "c", "sign", &["--args", fixed]).status, 0);
-    // The same fingerprint, as another program writes it.
+    // The same fingerprint in the form that another program uses.
     for (key, code) in [
         ("0123456789abcdef0123456789abcdef01234567", 0),
         ("0x0123456789ABCDEF0123456789ABCDEF01234567", 0),
-        // Exactly this subkey is more than the service fixes; a part of a fingerprint may be another key's.
+        // Requiring exactly this subkey asks for more than the service fixes; a part of a fingerprint may belong to another key.
         ("0123456789ABCDEF0123456789ABCDEF01234567!", 1),
         ("89ABCDEF01234567", 1),
         ("0123456789ABCDEF0123456789ABCDEF01234568", 1),

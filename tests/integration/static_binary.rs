@@ -1,4 +1,4 @@
-//! One file is the whole program: it needs no loader, no libc, no file of any system.
+//! One file is the whole program: it needs no loader, no libc, and no file of any system.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::process::{Command, Output, Stdio};
 
 use crate::harness::{ANKLUME, have};
 
-/// The optimised program, which `make build` makes.
+/// The optimised program from `make build`.
 const RELEASE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/target/x86_64-unknown-linux-gnu/release/anklume"
 );
 
-/// The programs that must be static: the one under test, and the release where it is built.
+/// The programs that must be static: the one under test, and the release build if it exists.
 fn programs() -> Vec<&'static str> {
     let release = have("the release (`make build`)", Path::new(RELEASE).is_file());
     [Some(ANKLUME), release.then_some(RELEASE)]
@@ -62,7 +62,7 @@ fn it_runs_in_an_empty_root() {
 }
 
 fn runs_alone(program: &str, root: &Path) {
-    // A separate process writes it: a child that another thread starts could inherit a descriptor that is open for writing.
+    // A separate process writes the file, because a child started by another thread could inherit a descriptor that is open for writing.
     let copied = Command::new("cp").arg(program).arg(root).status().unwrap();
     assert!(copied.success());
     let version = in_root(root, &["/anklume", "--version"], "").unwrap();
@@ -79,7 +79,7 @@ fn runs_alone(program: &str, root: &Path) {
         )
     );
 
-    // The one-line deployment test of the documentation.
+    // The one-line deployment test from the documentation.
     let message = "{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}\n";
     let list = in_root(root, &["/anklume", "mcp", "serve"], message).unwrap();
     assert_eq!(list.status.code(), Some(0), "{list:?}");
@@ -104,7 +104,7 @@ fn runs_alone(program: &str, root: &Path) {
     );
 }
 
-/// A little-endian number of the file.
+/// Reads a little-endian number from the file.
 fn number(file: &[u8], at: usize, width: usize) -> u64 {
     let bytes = file.get(at..at + width).unwrap();
     bytes
@@ -113,9 +113,9 @@ fn number(file: &[u8], at: usize, width: usize) -> u64 {
         .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
-/// Runs a program with `root` as its root folder and nothing in its environment; nothing where this machine does not allow that.
+/// Runs a program with `root` as its root folder and an empty environment; `None` if this machine does not allow it.
 fn in_root(root: &Path, argv: &[&str], stdin: &str) -> Option<Output> {
-    // As root this is chroot(2); as another user it takes a user namespace, which some machines forbid.
+    // As root, this is chroot(2); as another user, it needs a user namespace, which some machines forbid.
     let mut unshare = Command::new("unshare");
     unshare
         .args(["--user", "--map-root-user", "--root"])
@@ -136,10 +136,10 @@ fn in_root(root: &Path, argv: &[&str], stdin: &str) -> Option<Output> {
         .stderr(Stdio::piped())
         .spawn()
         .ok()?;
-    // A program that ends without reading is told so by its output.
+    // Writing fails if the program exits without reading; its output tells what happened.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
-    // 127: the root folder was changed, and there is no such program in it.
+    // 127: the root folder was changed, but does not contain the program.
     let refused = output.status.code() != Some(127) && argv == ["/nothing"];
     (!refused).then_some(output)
 }

@@ -1,4 +1,4 @@
-//! The way over `incus exec`, with an Incus and a machine that mean harm; the real ones are in `tests/incus`.
+//! Calls over `incus exec`, with a malicious Incus and machine; `tests/incus` covers the real ones.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use super::Server;
 use crate::harness::{Anklume, have_program, write_program};
 
-/// A run with an Incus of `servers.py`, and a program `incus` that does what `script` says.
+/// A run with an Incus from `servers.py`, and a program `incus` that runs `script`.
 fn with_incus(server: &Server, script: &str) -> Anklume {
     let run = Anklume::new();
     let program = run.path().join("bin/incus");
@@ -64,12 +64,12 @@ fn the_command_is_what_the_documentation_says() {
 fn what_incus_says_of_the_program_is_understood() {
     let Some(server) = incus("incus") else { return };
     let args = ["mcp", "list", "-i", "box"];
-    // This Incus has every file that it is asked for.
+    // This Incus reports that every file exists.
     let script = "echo 'Error: Command not found' >&2; exit 127";
     let ran = with_incus(&server, script).args(args).run();
     let begin = "error: Cannot reach MCP server: `/opt/anklume/anklume` is in machine `box` and cannot run there; its last words:\n  | Error: Command not found\n  = help: put this static binary there: `incus file push -p --mode 0755 --uid 0 --gid 0 ";
     assert!(ran.status == 4 && ran.stderr.starts_with(begin), "{ran:?}");
-    // The program's own exit code means nothing.
+    // The program's own exit code has no meaning.
     let ran = with_incus(&server, "exit 127").args(args).run();
     let message =
         "error: Cannot reach MCP server: the server ended without an answer (exit code 127)\n";
@@ -80,7 +80,7 @@ fn what_incus_says_of_the_program_is_understood() {
 fn a_flood_on_stderr_and_a_server_that_will_not_end_are_survived() {
     let Some(server) = incus("incus") else { return };
     let script = "yes flood | cat >&2";
-    // Long enough for the script to begin, also on a busy machine.
+    // Long enough for the script to start, even on a busy machine.
     let args = ["mcp", "list", "-i", "box", "--timeout", "8"];
     let ran = with_incus(&server, script)
         .args(args)
@@ -179,7 +179,7 @@ fn an_interrupted_client_ends_its_server() {
     }
 }
 
-/// The process id that a script writes, once it is there.
+/// Waits for the process ID that a script writes, and returns it.
 fn pid_in(path: &Path) -> Pid {
     let start = Instant::now();
     loop {

@@ -1,8 +1,8 @@
-//! Whatever a server sends, the terminal stays whole and the client ends in time, in bounded memory, with one clear error.
+//! Whatever a server sends, the terminal is unharmed, and the client exits in time, within its memory limit, with one clear error.
 
 use super::{against, against_with};
 
-/// What a failure to reach a server looks like.
+/// Asserts a failure to reach a server.
 #[track_caller]
 fn is_unreachable(kind: &str, args: &[&str], message: &str) {
     let Some(ran) = against(kind, args) else {
@@ -32,7 +32,7 @@ fn a_server_that_never_answers_ends_in_a_time_out() {
     }
     let call = ["mcp", "call", "x", "--timeout", "0.5"];
     is_unreachable("mute", &call, &message);
-    // Long enough for what it does answer, also on a busy machine.
+    // Long enough for the answers that do come, even on a busy machine.
     let message = format!("no answer within 8 s\n  = help: {DONE}; {WAIT}");
     let call = ["mcp", "call", "x", "--timeout", "8"];
     is_unreachable("mute_later", &call, &message);
@@ -44,7 +44,7 @@ fn a_server_that_goes_away_is_one_error_however_it_goes() {
         "no server listens behind the socket: it was closed without an answer\n  = help: {ASK}"
     );
     is_unreachable("gone", &LIST, &message);
-    // Somebody does serve there.
+    // A server does run there.
     let closed = "the connection was closed before the answer\n  = help: ";
     let ask = "ask whoever runs the provider";
     is_unreachable("gone_later", &LIST, &format!("{closed}{ask}"));

@@ -1,23 +1,23 @@
-//! A server of `servers.py` behind a socket, for as long as a test needs it.
+//! A server from `servers.py` behind a socket, for the duration of a test.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// Where the servers are written.
+/// The script with the servers.
 const SERVERS: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/integration/client/servers.py"
 );
 
-/// A running server; dropped, it ends.
+/// A running server; dropping it ends it.
 pub(super) struct Server {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts a server of that kind and waits until it listens.
+    /// Starts a server of this kind, and waits until it listens.
     pub(super) fn start(kind: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new("python3")

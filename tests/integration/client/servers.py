@@ -1,4 +1,4 @@
-"""Servers that do what no good server does, each behind a Unix socket: servers.py KIND SOCKET.
+"""Servers that misbehave in ways that no good server does, each behind a Unix socket: servers.py KIND SOCKET.
 
 Says `ready` once it listens. A connection is a thread; the process ends when its stdin does.
 """
@@ -37,7 +37,7 @@ FETCH = {
 
 
 def written(value):
-    # JSON allows this one as it is, and in escapes a long text would be six times as long.
+    # JSON allows this character unescaped, and with escapes a long text would be six times as long.
     return json.dumps(value).encode().replace(rb"\u007f", b"\x7f") + b"\n"
 
 
@@ -59,7 +59,7 @@ class Connection:
         return json.loads(line)
 
     def request(self):
-        """The next request; notifications go by."""
+        """Reads the next request, and skips notifications."""
         while True:
             message = self.hear()
             if "id" in message and "method" in message:
@@ -74,7 +74,7 @@ class Connection:
         self.result(request, GREETING)
 
     def serve(self, tools, call):
-        """A good server with these tools."""
+        """Acts as a good server with these tools."""
         self.greet()
         while True:
             request = self.request()
@@ -227,7 +227,7 @@ def deep(c):
     c.result(c.request(), {"tools": [], "x": nested})
 
 
-# Each is shown as six characters.
+# Each is displayed as six characters.
 LONG = "\x7f" * (15 * 1024 * 1024)
 
 
@@ -260,7 +260,7 @@ def long_list(c):
 
 
 def long_asides(c):
-    """Much that is no answer before each answer."""
+    """Sends many messages that are not the answer before each answer."""
     c.greet()
     while True:
         request = c.request()
@@ -297,7 +297,7 @@ def pages(c):
 
 
 def asks(c):
-    """Asks its client things before it answers, and wants the replies."""
+    """Sends requests to its client before it answers, and expects the replies."""
     c.greet()
     request = c.request()
     c.say(id="p", method="ping")
@@ -420,7 +420,7 @@ def handle(stream):
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     finally:
-        # What was not read makes the far end see a reset.
+        # Unread data makes the far end see a reset.
         stream.close()
 
 

@@ -1,4 +1,4 @@
-//! A good server behind a socket: what comes out, in which form, with which exit code.
+//! A good server behind a socket: checks the output, its format and the exit code.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -118,7 +118,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
             .stdin(stdin)
             .run()
     };
-    // Twice what the kernel takes as one word of a command line.
+    // Twice the kernel's limit for one command-line argument.
     let text = "é".repeat(128 * 1024);
     let bytes = [text.as_bytes(), &[0, 0xff]].concat();
     let encoded = STANDARD.encode(&bytes);
@@ -317,7 +317,7 @@ fn a_socket_without_a_server_says_so() {
                 "no provider serves this machine: whoever runs it declares that in infra.yml",
             ),
         );
-    // Named beside it, without its folder.
+    // Given as a relative path without a folder.
     let ran = Anklume::new()
         .file("near.sock", "")
         .args(["mcp", "list", "--socket", "naer.sock"])
