@@ -1,15 +1,15 @@
 #!/bin/sh
-# Shows the main job from beginning to end, in a temporary folder that is gone afterwards: tests/demo.sh ANKLUME-BINARY
+# Shows the main features from beginning to end, in a temporary folder that is removed afterwards: tests/demo.sh ANKLUME-BINARY
 #
-# Needs no Incus, no display, no key of yours: the keyring, the clipboard and the exchange folder are made for the
-# occasion. Each step shows the command, what it prints, and its exit code; a code that is not the expected one ends the demo with 1.
+# Needs no Incus, no display and no key of yours: it creates its own keyring, clipboard and exchange folder. Each step
+# shows the command, its output, and its exit code; an unexpected exit code ends the demo with 1.
 set -eu
 
 binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
 fixtures=$(cd "$(dirname -- "$0")" && pwd)/fixtures
 # The server of the last step, while it runs.
 server=
-# Short, because gpg's agent keeps a socket in there, and a socket's path may have 107 bytes.
+# Short, because gpg's agent creates a socket in it, and the path of a socket may have only 107 bytes.
 folder=$(mktemp -d /tmp/anklume-demo.XXXXXX)
 
 clean() {
@@ -30,7 +30,7 @@ mkdir -m 0700 "$folder/keys" "$folder/run" "$folder/portal"
 ln -s "$binary" "$folder/bin/anklume"
 PATH=$folder/bin:$PATH
 export PATH
-# Nothing of the user's is touched: not the clipboard of the display, not the keyring, not the home folder.
+# Nothing that belongs to the user is touched: not the clipboard of the display, the keyring or the home folder.
 unset DISPLAY WAYLAND_DISPLAY
 export LC_ALL=C.UTF-8
 export HOME="$folder/home" GNUPGHOME="$folder/keys" XDG_RUNTIME_DIR="$folder/run" ANKLUME_MCP_PORTAL="$folder/portal"
@@ -42,7 +42,7 @@ else
     bold='' dim='' plain=''
 fi
 
-# A heading, and a few words on what comes.
+# Prints a heading and a short introduction.
 say() {
     printf '\n%s%s%s\n' "$bold" "$1" "$plain"
     shift
@@ -55,7 +55,7 @@ try() {
     code=0
     sh -c "$2" >"$folder/output" 2>&1 </dev/null || code=$?
     cat "$folder/output"
-    # What a tool gives comes out as it is, often without a newline at its end.
+    # The output of a tool is printed unchanged, and often has no newline at its end.
     [ -z "$(tail -c 1 "$folder/output")" ] || echo
     printf '%sexit code %s%s\n' "$dim" "$code" "$plain"
     if [ "$code" != "$1" ]; then

@@ -1,9 +1,9 @@
 #!/bin/sh
-# The whole test run: what it needs, then every test, each in a process of its own (.config/nextest.toml).
+# The whole test run: installs dependencies, then runs every test in its own process (.config/nextest.toml).
 # Arguments go to `cargo nextest run`, as in `sh tests/run.sh -E 'test(policy)'`.
 #
-# As root the run has a process namespace of its own, and each test of Incus a daemon of its own (tests/incus/private.sh):
-# nothing outlives the run, and whatever a test left behind is named at the end and fails the run. The last line counts
+# As root, the run has its own process namespace, and each Incus test its own daemon (tests/incus/private.sh): nothing
+# outlives the run. If a test leaves anything behind, the run lists it at the end and fails. The last line counts
 # the tests.
 set -eu
 cd "$(dirname -- "$0")/.."
@@ -19,7 +19,7 @@ fail() {
 prepare() {
     sh tests/setup.sh test
     PATH=$PWD/target/tools/bin:$PATH
-    # Where the machine has no Node that is new enough, setup.sh has put one here.
+    # If the machine has no recent Node, setup.sh has put one here.
     [ ! -d target/node-program/path ] || PATH=$PWD/target/node-program/path:$PATH
     export PATH
     cargo nextest --version >/dev/null 2>&1 || fail 'cargo-nextest is missing: sh tests/setup.sh'
@@ -39,7 +39,7 @@ run() {
     return "$status"
 }
 
-# The first process of a namespace: when it ends, everything in there is ended.
+# The first process of a namespace: when it exits, everything in the namespace ends.
 run_inside() {
     status=0
     run "$@" || status=$?
@@ -53,12 +53,12 @@ run_inside() {
     exit "$status"
 }
 
-# Ends the run, and removes what its daemons could not: the first process of a namespace takes everything down with it.
+# Ends the run, and removes leftovers of its daemons: the first process of a namespace ends everything else in it.
 stop() {
     trap '' TERM INT HUP
     kill -9 "$running" 2>/dev/null || true
     wait "$running" || true
-    # The kernel may still be taking the last processes down.
+    # The kernel may still be ending the last processes.
     rest=50
     while find /sys/fs/cgroup -depth -type d -path "*/$ANKLUME_TEST_RUN.*" -exec rmdir {} + 2>/dev/null || true
         find /sys/fs/cgroup -type d -name "$ANKLUME_TEST_RUN.*" | grep -q . && [ "$rest" -gt 0 ]; do
@@ -69,20 +69,20 @@ stop() {
     exit 143
 }
 
-# Every process of the namespace but this shell and what it runs here.
+# Lists every process of the namespace except this shell and its own commands.
 processes() {
     for process in /proc/[0-9]*; do
         number=${process#/proc/}
         [ "$number" != 1 ] || continue
         parent=$(sed -n 's/^PPid:\t//p' "$process/status" 2>/dev/null) || continue
         command=$(tr '\0' ' ' <"$process/cmdline" 2>/dev/null) || continue
-        # A corpse has no command line.
+        # A zombie has no command line.
         [ -n "$command" ] || continue
         printf 'process %s (parent %s): %s\n' "$number" "$parent" "$command"
     done
 }
 
-# Prints what a test could leave on this computer outside of its namespaces, and what belongs to others.
+# Prints everything that a test could leave on this computer outside its namespaces, including what belongs to others.
 host() {
     for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/"$ANKLUME_TEST_RUN".*; do
         [ ! -e "$path" ] || echo "$path"
@@ -122,7 +122,7 @@ report() {
     return "$changed"
 }
 
-# The folders and cgroups of this run's daemons begin with this.
+# The folders and cgroups of this run's daemons have this prefix.
 export ANKLUME_TEST_RUN="${ANKLUME_TEST_RUN:-anklume-tests.$$}"
 if [ "${1:-}" = --inside ]; then
     shift
@@ -131,7 +131,7 @@ fi
 
 prepare
 TMPDIR=$(mktemp -d /tmp/anklume.XXXXXX)
-# Tests become other users.
+# Tests also run programs as other users.
 chmod 1777 "$TMPDIR"
 export TMPDIR
 profile=${ANKLUME_TEST_LONG:+long}

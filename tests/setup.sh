@@ -1,20 +1,20 @@
 #!/bin/sh
-# Installs what the build, the demo and the tests need, or names it. Says what it does; does nothing where all is there.
+# Installs or lists what the build, the demo and the tests need, and reports what it does. Does nothing if all is present.
 #
-#   tests/setup.sh [demo|test|check|fuzz|packages]  demo: to build and to run the demo. test (default): everything.
+#   tests/setup.sh [demo|test|check|fuzz|packages]  demo: to build and run the demo. test (default): everything.
 #                                            check: what `make check` needs to build, format and lint.
 #                                            fuzz: what `make fuzz-seeds` needs to build.
-#                                            packages: Debian packages only, to be run as root for another user.
+#                                            packages: only Debian packages; run this as root for another user.
 #
-# As root on Debian (or what is made of it) missing packages are installed by name, Incus from backports where the
-# release itself has none. Elsewhere they are named. Python and node packages, and cargo-nextest, go to target/.
+# As root on Debian or a derivative, it installs missing packages by name, and takes Incus from backports if the release
+# itself does not have it. Elsewhere, it lists them. Python and node packages, and cargo-nextest, go to target/.
 # Anything still missing at the end is a failure with CI=true. Otherwise it is listed, and the tests that need it are skipped.
 set -eu
 cd "$(dirname -- "$0")/.."
 part=${1:-test}
 log=target/setup.log
-missing='' # Debian packages, by name
-absent=''  # what no package brings
+missing='' # Missing Debian packages, by name
+absent=''  # Missing things that no package provides
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -34,9 +34,9 @@ need() { has "$1" || missing="$missing $2"; }
 look_for_the_build() {
     need make make
     has cc || missing="$missing gcc"
-    # The program is linked statically, so libc is needed as an archive.
+    # The program is linked statically, so it needs libc as an archive.
     case "$(cc -print-file-name=libc.a 2>/dev/null)" in */*) ;; *) missing="$missing libc6-dev" ;; esac
-    # Cargo is each user's own.
+    # Cargo belongs to each user.
     [ "$part" != packages ] || return 0
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     found=$(cargo --version 2>/dev/null | cut -d' ' -f2)
@@ -47,7 +47,7 @@ look_for_the_build() {
     case $part in check | test) look_for_the_checks ;; esac
 }
 
-# rustup leaves a program for both in the PATH, even where the component itself is not installed.
+# rustup puts a program for both in the PATH, even if the component itself is not installed.
 look_for_the_checks() {
     for component in fmt clippy; do
         cargo "$component" --version >/dev/null 2>&1 || absent="$absent
@@ -62,22 +62,22 @@ look_for_the_tests() {
     need Xvfb xvfb
     need xclip xclip
     need xsel xsel
-    # A shell's own kill does not count.
+    # The kill of a shell does not count.
     [ -x /bin/kill ] || missing="$missing procps"
     need sway sway
     need wl-copy wl-clipboard
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-    # The machine of the tests holds nothing but this one program.
+    # The machine of the tests contains only this program.
     is_static busybox || missing="$missing busybox-static"
     need dnsmasq dnsmasq-base
-    # Incus keeps the domains apart with it.
+    # Incus isolates the domains with it.
     [ -x /usr/sbin/nft ] || need nft nftables
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
-    # The long tests have machines with a whole Debian.
+    # The long tests have machines with a complete Debian.
     [ -z "${ANKLUME_TEST_LONG:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
-    # `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, of which a small system may lack some.
+    # Provide `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, some of which a small system may lack.
     need unshare util-linux
     need ip iproute2
     need strip binutils
@@ -88,17 +88,17 @@ look() {
     absent=''
     look_for_the_build
     case $part in check | fuzz) ;; *) need gpg gnupg ;; esac
-    # The fuzzer's engine is C++.
+    # The engine of the fuzzer is C++.
     [ "$part" != fuzz ] || need g++ g++
     case $part in demo | check | fuzz) ;; *) look_for_the_tests ;; esac
 }
 
 # --- install ---
 
-# Has apt a version of this package to offer?
+# Checks whether apt offers a version of this package.
 offered() { apt-cache policy "$1" 2>/dev/null | grep -q '^  Candidate: [^(]'; }
 
-# Adds the backports of this release, from the archive and with the key that the machine itself uses for the release.
+# Adds the backports of this release, from the same archive and with the same key as the release itself.
 add_backports() {
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     entry=$(apt-get indextargets --format '$(RELEASE)|$(REPO_URI)|$(SOURCESENTRY)' 'Created-By: Packages' |
@@ -164,7 +164,7 @@ provide_packages() {
 
 # --- Python and node packages ---
 
-# Fills target/NAME by a step, once for each content of a file (its lock counts too): NAME FILE STEP…
+# Fills target/NAME with a command, once for each content of a file and its lock file: NAME FILE COMMAND…
 once_for() {
     name=$1 file=$2
     shift 2
@@ -189,7 +189,7 @@ python_packages() {
     python3 -m venv target/python && target/python/bin/pip install -q -r tests/clients/requirements.txt
 }
 
-# The clients need Node 22, which not every Debian has: then it comes as a Python package, into target/.
+# The clients need Node 22, which not every Debian has; if missing, it is installed into target/ as a Python package.
 node_wanted=22
 node_program=target/node-program
 
@@ -226,7 +226,7 @@ node_packages() {
 
 # --- the runner ---
 
-# The version that .config/nextest.toml asks for, and the one that is put into target/.
+# Checks for the version that .config/nextest.toml requires, and builds one in target/tools if needed.
 nextest_is_there() { cargo nextest show-config version >/dev/null 2>&1; }
 
 provide_nextest() {
@@ -234,7 +234,7 @@ provide_nextest() {
     ! nextest_is_there || return 0
     version=$(sed -n 's/^nextest-version = "\(.*\)"/\1/p' .config/nextest.toml)
     say "no cargo-nextest $version here: building one in target/tools (some minutes)"
-    # The flags of this project's own target are not for tools.
+    # Do not build tools with the flags of this project's own target.
     if ! (cd / && CARGO_TARGET_DIR=$OLDPWD/target/tools/build cargo install --quiet --locked --debug --no-default-features \
         --version "$version" --root "$OLDPWD/target/tools" cargo-nextest) >"$log" 2>&1 </dev/null; then
         say "failed; the end of $log:"
@@ -250,7 +250,7 @@ if [ "$part" = test ]; then
     mkdir -p target
     provide_nextest
     case $missing in
-    *python3*) ;; # nothing to put them there
+    *python3*) ;; # no program to install them
     *)
         once_for python tests/clients/requirements.txt python_packages
         provide_node
@@ -261,9 +261,9 @@ fi
 
 if [ -n "$missing$absent" ]; then
     say "still missing:$missing$absent"
-    # Without these nothing can be built or run at all.
+    # Without these, nothing can be built or run at all.
     case "$missing $absent" in *' gcc'* | *libc6-dev* | *'  cargo '* | *'  cargo-nextest '*) exit 1 ;; esac
-    # Without these there is no check.
+    # Without these, no check is possible.
     case "$part $absent" in 'check '*'  cargo-'*) exit 1 ;; esac
     [ "${CI:-}" != true ] || exit 1
 fi
