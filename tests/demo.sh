@@ -1,7 +1,7 @@
 #!/bin/sh
 # Shows the main features from beginning to end, in a temporary folder that is removed afterwards: tests/demo.sh ANKLUME-BINARY
 #
-# Needs no Incus, no display and no key of yours: it creates its own keyring, clipboard and exchange folder. Each step
+# Needs no Incus, no display and no key of yours: it creates its own keyring, clipboard and portal. Each step
 # shows the command, its output, and its exit code; an unexpected exit code ends the demo with 1.
 set -eu
 
@@ -66,35 +66,35 @@ try() {
 
 printf '%s\n' \
     'anklume lets machines do small things for each other (sign a file, share a clipboard, hand over a document) without a' \
-    'network between them. Who offers what to whom stands in infra.yml, the file that also creates the machines.' \
+    'network between them. You declare the services in infra.yml, the file that also creates the machines.' \
     "All of this happens in $folder and is gone afterwards."
 
 say '1. Declare' \
-    'Three machines, each in a domain of its own. vault-signer holds a key: it signs for work-dev and pro-dev, and shows its' \
-    'clipboard to work-dev alone. What is not declared is refused.'
+    'Three machines, each in its own domain. vault-signer holds a key: it signs for work-dev and pro-dev, and shows its' \
+    'clipboard only to work-dev. Everything else is refused.'
 cat "$fixtures/quick-start.yml" "$fixtures/quick-start-pro.yml" >infra.yml
 try 0 'cat infra.yml'
 
-say '2. Check it, and write what Ansible reads' \
-    'The whole file is checked before anything is written. The proxy devices are the only way between the two machines:' \
-    'a Unix socket for that pair, no port, no network.'
+say '2. Check the file and write the Ansible files' \
+    'anklume checks the whole file before it writes anything. The proxy devices are the only connection between the two' \
+    'machines: a Unix socket for that pair, no port, no network.'
 try 0 'anklume sync'
 try 0 'cat host_vars/vault-signer.yml'
-say 'A second run changes nothing. A slip is shown where it stands.'
+say 'A second run changes nothing. A typing error is reported with its location.'
 try 0 'anklume sync'
 try 1 'sed "s/work-dev, pro-dev/work-dev, pro-dve/" infra.yml > slip.yml; anklume sync --infra slip.yml'
 
-say '3. May this machine use that service?' 'Exit code 0 says yes, 1 says no: made for scripts.'
+say '3. May this machine use that service?' 'Exit code 0 means yes and 1 means no, so scripts can use it.'
 try 0 'anklume policy list'
 try 0 'anklume policy check --caller pro-dev --service file_sign'
 try 1 'anklume policy check --caller pro-dev --service clipboard'
 
 say '4. Serve' \
-    'A server speaks MCP, one JSON message a line. Here one is started on this computer for each command; for a machine' \
-    'it is the same with `-i vault-signer`.'
+    'A server speaks MCP, with one JSON message per line. Here, each command starts one on this computer; `-i vault-signer`' \
+    'does the same in a machine.'
 try 0 'anklume mcp list'
 
-say '5. Sign' 'The key stays with the server; only the file and its signature travel. The key is a throw-away one.'
+say '5. Sign' 'The key stays with the server; only the file and its signature travel. The demo creates a temporary key.'
 if command -v gpg >/dev/null; then
     try 0 'gpg --batch --quiet --passphrase "" --quick-generate-key "Demo <demo@example.invalid>" ed25519 sign 1d'
     gpg --batch --quiet --check-trustdb 2>/dev/null
@@ -111,18 +111,18 @@ say '6. Share a clipboard'
 try 0 "anklume mcp call clipboard_set '{\"content\": \"bonjour\"}'"
 try 0 'anklume mcp call clipboard_get'
 
-say '7. Hand a file in, and take it out again'
+say '7. Send a file, and fetch it again'
 echo 'minutes of the meeting' >minutes.txt
 try 0 'anklume mcp call file_accept path=minutes.txt data=@minutes.txt'
 try 0 'anklume mcp call file_provide path=minutes.txt | base64 -d'
 try 1 'anklume mcp call file_provide path=../../etc/passwd'
 
-say '8. The same by hand' 'The one-line test of a deployment: a message in, the answer out.'
+say '8. The same by hand' 'A one-line test of a deployment: one message in, one answer out.'
 try 0 "echo '{\"jsonrpc\":\"2.0\",\"method\":\"tools/list\",\"id\":1,\"params\":{}}' | anklume mcp serve | cut -c 1-200"
 
-say '9. Two consumers, each on a socket of its own' \
-    'The server of vault-signer makes a socket for each consumer of its services file; the socket is who calls. Between' \
-    'machines Incus carries it; here each consumer has it in a folder of its own. The log names every call.'
+say '9. Two consumers, each with its own socket' \
+    'The server of vault-signer creates a socket for each consumer in its services file; the socket identifies the caller.' \
+    'Between machines, Incus forwards it; here, each consumer has it in a separate folder. The log lists every call.'
 mkdir "$folder/mcp" "$folder/work-dev" "$folder/pro-dev"
 ANKLUME_AUDIT_LOG=$folder/audit.jsonl
 export ANKLUME_AUDIT_LOG
@@ -145,11 +145,11 @@ if command -v gpg >/dev/null; then
     try 0 'gpg --verify minutes.txt.asc minutes.txt'
 fi
 try 0 'anklume mcp call -i vault-signer clipboard'
-say 'In pro-dev, which may sign and nothing else:'
+say 'In pro-dev, which may only sign:'
 export ANKLUME_SOCKET_DIR="$folder/pro-dev"
 try 3 'anklume mcp call -i vault-signer clipboard'
 unset ANKLUME_SOCKET_DIR
-say 'On the host: why, and what happened.'
+say 'On the host: the reason, and the log.'
 try 0 'anklume policy explain --caller pro-dev --service clipboard'
 try 0 'anklume audit show'
 try 0 'anklume audit verify'
@@ -157,4 +157,4 @@ kill "$server"
 wait "$server"
 server=
 
-say 'That was all: the temporary folder goes now, with its key.'
+say 'The demo is complete. It now removes the temporary folder and its key.'
