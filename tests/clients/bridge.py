@@ -2,8 +2,8 @@
 
 bridge.py COMMAND...
 
-Prints its URL on a line, and serves until its stdin ends. Each session has a server of its own. Answers are JSON, never
-a stream of events; what the server says unasked is dropped.
+Prints its URL on a line, and serves until its stdin ends. Each session has its own server. Answers are JSON, never a
+stream of events; unsolicited messages of the server are dropped.
 """
 
 import http.server

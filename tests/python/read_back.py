@@ -1,6 +1,6 @@
 """Reads the files of anklume with PyYAML, and writes the same values with PyYAML.
 
-Input: one JSON object a line, {"value": V, "text": T}. Output: the shortest fault.
+Input: one JSON object per line, {"value": V, "text": T}. Output: the shortest fault.
 """
 
 import json
@@ -70,7 +70,7 @@ def main():
         if written != text and not may_differ(value):
             faults.append(f"written\n{written!a}\nnot\n{text!a}\nfor {value!a}")
 
-    # The shortest is the easiest to understand.
+    # The shortest fault is the easiest to understand.
     print(*sorted(faults, key=len)[:1], sep="\n", end="")
 
 

@@ -217,7 +217,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
 const PLANTED: &str = r#"#!/usr/bin/python3
 import os, resource, socket, sys
 home, log, portal, secret, server, port, socket_path = "PLACES".split("|")
-# Of its environment it gets what gpg needs.
+# It gets only the environment variables that gpg needs.
 assert "UNTOLD" not in os.environ and "GNUPGHOME" in os.environ, sorted(os.environ)
 done = []
 def attempt(name, what):
@@ -249,7 +249,7 @@ attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, int(server), 1))
 attempt("processor", lambda: os.sched_setaffinity(int(server), [0]))
 attempt("empty", lambda: os.truncate(secret, 0))
 attempt("node", lambda: os.mknod(home + "/node"))
-# A Unix socket is not out of reach.
+# Unix sockets are within reach.
 told = socket.socket(socket.AF_UNIX)
 told.connect(socket_path)
 told.sendall(" ".join(done).encode())

@@ -1,6 +1,6 @@
 """Servers that misbehave in ways that no good server does, each behind a Unix socket: servers.py KIND SOCKET.
 
-Says `ready` once it listens. A connection is a thread; the process ends when its stdin does.
+Prints `ready` once it listens. Each connection has its own thread; the process exits when its stdin ends.
 """
 
 import base64
