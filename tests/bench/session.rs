@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Measures one `clipboard_get` on an open session, over `calls` of them with so many in flight.
+/// Measures the time of one `clipboard_get` on an open session, over `calls` calls with `in_flight` of them at once.
 pub(crate) fn time_per_call(server: &mut Command, calls: u32, in_flight: u32) -> Duration {
     let mut session = Session::open(server);
     session.write(
