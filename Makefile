@@ -64,11 +64,11 @@ check: ## check formatting, lints and docs
 fuzz-seeds: ## build the fuzz targets without instrumentation and run each on its seeds
 	@sh tests/setup.sh fuzz
 	RUSTFLAGS='--cfg fuzzing' CARGO_TARGET_DIR=target/fuzz cargo build --locked --manifest-path tests/fuzz/Cargo.toml
-	for door in $$(ls tests/fuzz/seeds); do target/fuzz/x86_64-unknown-linux-gnu/debug/$$door tests/fuzz/seeds/$$door/* || exit 1; done
+	for target in $$(ls tests/fuzz/seeds); do target/fuzz/x86_64-unknown-linux-gnu/debug/$$target tests/fuzz/seeds/$$target/* || exit 1; done
 
 fuzz: ## run each fuzz target for ten minutes; needs cargo-fuzz
-	for door in $$(ls tests/fuzz/seeds); do mkdir -p tests/fuzz/corpus/$$door; \
-	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$door tests/fuzz/corpus/$$door tests/fuzz/seeds/$$door -- -max_total_time=600 -max_len=65536 -malloc_limit_mb=64 || exit 1; done
+	for target in $$(ls tests/fuzz/seeds); do mkdir -p tests/fuzz/corpus/$$target; \
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz $$target tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=600 -max_len=65536 -malloc_limit_mb=64 || exit 1; done
 
 bench: ## run benchmarks against the floor and the Python SDK
 	@sh tests/setup.sh
