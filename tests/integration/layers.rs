@@ -273,7 +273,7 @@ fn reaches(edges: &BTreeMap<(String, String), &Use>, from: &str, to: &str) -> bo
 }
 
 /// The top-level modules in the order of the architecture page: each uses only those after it.
-fn rooms() -> Vec<String> {
+fn top_modules() -> Vec<String> {
     let map = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows = map.lines().filter_map(|line| line.strip_prefix("| `src/"));
     let names = rows.filter_map(|row| row.split_once('`'));
@@ -283,10 +283,10 @@ fn rooms() -> Vec<String> {
 }
 
 #[test]
-fn a_room_uses_only_rooms_below_it() {
+fn a_module_uses_only_modules_below_it() {
     let found = read(root());
-    let rooms = rooms();
-    let place = |room: &str| rooms.iter().position(|one| one == room);
+    let modules = top_modules();
+    let place = |module: &str| modules.iter().position(|one| one == module);
     let levels = found.levels();
     let edges = levels.get(&Module::new()).unwrap();
     let upwards = edges
