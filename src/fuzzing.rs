@@ -3,12 +3,18 @@
 
 #![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
 
+use std::time::Duration;
+
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::time::timeout;
 
 use crate::audit::chain;
 use crate::audit::verify::{FINDINGS_MAX, Verifier};
 use crate::catalogue;
 use crate::edge;
+use crate::incus::Incus;
 use crate::infra;
 use crate::inventory;
 use crate::name::ToolName;
@@ -16,9 +22,13 @@ use crate::policy::{self, Caller, Decision, Request};
 use crate::services::Services;
 
 pub use crate::foreign::words as machine;
-pub use crate::incus::fuzzing::answers as incus;
 pub use crate::mcp::client::fuzzing::client;
 pub use crate::mcp::server::fuzzing::connection;
+
+/// Maximum duration of a run that reads Incus; a longer one does not end.
+const INCUS_MAX: Duration = Duration::from_secs(20);
+/// Time-out for each answer of Incus: it comes at once, or never.
+const INCUS_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// `infra.yml`.
 ///
@@ -99,6 +109,43 @@ pub fn arguments(bytes: &[u8]) {
             let _ = catalogue::check_some(tool, &arguments);
         }
     }
+}
+
+/// Incus's answers to all that is read of it: an Incus of another version, or something else at its socket.
+///
+/// # Panics
+///
+/// When the reader does not end.
+pub fn incus(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap_or_else(|error| panic!("no runtime: {error}"));
+    let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
+    let socket = folder.path().join("socket");
+    let asking = async {
+        let listener = UnixListener::bind(&socket).unwrap_or_else(|error| panic!("{error}"));
+        let bytes = bytes.to_vec();
+        let answering = tokio::spawn(async move {
+            let Ok((mut stream, _)) = listener.accept().await else {
+                return;
+            };
+            let mut request = [0; 4096];
+            while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                if stream.write_all(&bytes).await.is_err() || bytes.is_empty() {
+                    return;
+                }
+            }
+        });
+        if let Ok(mut incus) = Incus::connect(socket.clone(), INCUS_TIMEOUT).await {
+            // Whatever they return: they end.
+            let _ = incus.server().await;
+            let _ = incus.state().await;
+        }
+        answering.abort();
+    };
+    let asked = runtime.block_on(async { timeout(INCUS_MAX, asking).await });
+    assert!(asked.is_ok(), "the reader does not end");
 }
 
 #[cfg(test)]

@@ -1,32 +1,80 @@
-//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket.
+//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket, which no other room opens.
 //!
-//! The only room that opens that socket. Streams go through the `incus` program, in [`crate::transport`].
+//! Streams go through the `incus` program, in [`crate::transport`].
 
 mod change;
 mod connection;
 mod file;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
 mod machine;
-mod model;
 mod object;
-mod power;
-mod socket;
 pub(crate) mod state;
 
-pub(crate) use connection::{Incus, Writes};
+pub(crate) use connection::{Incus, Writes, socket_path};
 pub(crate) use file::{EntryKind, FileEntry, FileOwner};
-pub(crate) use machine::{FindError, find};
-pub(crate) use model::MachineRef;
+pub(crate) use machine::{FindError, MachineRef, Power, find};
 pub(crate) use object::{ConfigMap, DEFAULT_PROJECT, Devices, Direction, Edit, Object, as_object};
-pub(crate) use power::Power;
-pub(crate) use socket::socket_path;
 pub(crate) use state::State;
 
-use crate::text::Foreign;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::text::Foreign;
+
+/// Maximum number of characters shown of the reason why an answer cannot be read.
+const WHY_SHOWN: usize = 300;
+
+/// The reason why Incus gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IncusError {
+    #[error("Incus is not running on this computer (no socket at `{}`)", .0.display().to_string().escape_debug())]
+    NoSocket(PathBuf),
+    #[error("no permission to talk to Incus (socket `{}`)", .0.display().to_string().escape_debug())]
+    NoPermission(PathBuf),
+    #[error("Incus is not running (nobody listens on `{}`)", .0.display().to_string().escape_debug())]
+    NotListening(PathBuf),
+    #[error("Incus did not answer within {} s (socket `{}`)", .1.as_secs_f64(), .0.display().to_string().escape_debug())]
+    Silent(PathBuf, Duration),
+    #[error("the connection to Incus failed: {0}")]
+    Connection(#[source] io::Error),
+    #[error("Incus sent what is not HTTP: {0}")]
+    NotHttp(#[source] hyper::Error),
+    /// The daemon closed the connection, or never meant to talk.
+    #[error("Incus closed the connection without an answer")]
+    Closed(#[source] hyper::Error),
+    #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
+    TooLarge,
+    /// The answer does not match the API.
+    #[error("the answer of Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
+    Answer {
+        path: String,
+        /// May quote the answer.
+        why: Foreign,
+    },
+    #[error("Incus says: {} (HTTP {code})", message.escaped())]
+    Refused { code: u16, message: Foreign },
+    /// An Incus operation failed.
+    #[error("Incus says: {}", .0.escaped())]
+    Failed(Foreign),
+    /// An entry in a machine is no longer what anklume created.
+    #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
+    Altered(String),
+    /// A machine does not run after this number of starts.
+    #[error("Incus started it {0} times, but it is not running")]
+    NotUp(usize),
+    #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]
+    Slow(Duration),
+}
+
+impl IncusError {
+    /// Returns whether Incus's own message contains this text.
+    fn says(&self, text: &str) -> bool {
+        match self {
+            Self::Refused { message, .. } | Self::Failed(message) => message.raw().contains(text),
+            _ => false,
+        }
+    }
+}
 
 impl From<hyper::Error> for IncusError {
     fn from(why: hyper::Error) -> Self {
@@ -36,64 +84,4 @@ impl From<hyper::Error> for IncusError {
             Self::Closed(why)
         }
     }
-}
-
-/// Characters that are shown of why an answer cannot be read.
-const WHY_SHOWN: usize = 300;
-
-/// The reason why Incus gave no usable answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum IncusError {
-    /// Nothing is at the socket's path.
-    #[error("Incus is not running on this computer (no socket at `{}`)", .0.display().to_string().escape_debug())]
-    NoSocket(PathBuf),
-    /// The socket is there and this user may not use it.
-    #[error("no permission to talk to Incus (socket `{}`)", .0.display().to_string().escape_debug())]
-    NoPermission(PathBuf),
-    /// The socket is there and nobody listens.
-    #[error("Incus is not running (nobody listens on `{}`)", .0.display().to_string().escape_debug())]
-    NotListening(PathBuf),
-    /// The daemon took the request and is silent.
-    #[error("Incus did not answer within {} s (socket `{}`)", .1.as_secs_f64(), .0.display().to_string().escape_debug())]
-    Silent(PathBuf, Duration),
-    /// The connection broke.
-    #[error("the connection to Incus failed: {0}")]
-    Connection(#[source] io::Error),
-    /// The answer is not HTTP.
-    #[error("Incus sent what is not HTTP: {0}")]
-    NotHttp(#[source] hyper::Error),
-    /// The daemon closed the connection, or never meant to talk.
-    #[error("Incus closed the connection without an answer")]
-    Closed(#[source] hyper::Error),
-    /// The answer has more bytes than are read.
-    #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
-    TooLarge,
-    /// The answer is not what the API promises.
-    #[error("the answer of Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
-    Answer {
-        /// The request.
-        path: String,
-        /// Why; it may quote the answer.
-        why: Foreign,
-    },
-    /// Incus refused, in its words.
-    #[error("Incus says: {} (HTTP {code})", message.escaped())]
-    Refused {
-        /// HTTP status.
-        code: u16,
-        /// Its words.
-        message: Foreign,
-    },
-    /// An Incus operation failed; the error is in Incus's words.
-    #[error("Incus says: {}", .0.escaped())]
-    Failed(Foreign),
-    /// A path in a machine is not what anklume made there.
-    #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
-    Altered(String),
-    /// A machine was started, as often as this, and does not run.
-    #[error("Incus started it {0} times, but it is not running")]
-    NotUp(usize),
-    /// An Incus operation does not end.
-    #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]
-    Slow(Duration),
 }

@@ -1,4 +1,4 @@
-//! Writing to Incus: objects are made, edited and deleted, and each is waited for.
+//! Writing to Incus: creates, edits and deletes objects, and waits for each operation.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::connection::{ApiAnswer, ApiCall};
+use super::connection::{ApiCall, unless_missing};
 use super::object::{Edit, Object};
 use super::{Incus, IncusError};
 
@@ -15,20 +15,21 @@ use super::{Incus, IncusError};
 const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// Time that Incus holds one request for the end of an operation, in seconds; shorter than any time-out.
 const WAIT_SECONDS: u64 = 10;
-/// Number of tries for an edit that somebody else's edit or a wordless failure of Incus gets in the way of.
+/// Number of tries for an edit that fails because of a concurrent edit, or without a message from Incus.
 const EDIT_TRIES: usize = 8;
-
 /// Time to wait for a machine that is busy.
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking a busy machine.
-const BUSY_LOOK: Duration = Duration::from_millis(250);
-/// Incus's message for a machine that still starts or stops, without an operation to wait for.
+const BUSY_INTERVAL: Duration = Duration::from_millis(250);
+/// Part of Incus's message about a machine that still starts or stops, without an operation to wait for.
 const BUSY: &str = "is busy running a";
+/// Status of an operation that has succeeded.
+const SUCCEEDED: u16 = 200;
 
 /// An answer that may have started an operation.
 #[derive(Debug, Deserialize)]
 struct BegunOperation {
-    /// The operation's path; empty if all is done.
+    /// The operation's path; empty if none was started.
     #[serde(default)]
     operation: String,
 }
@@ -42,21 +43,19 @@ struct Operation {
     err: String,
 }
 
-/// Status of an operation that has ended well.
-const SUCCEEDED: u16 = 200;
-
 impl Incus {
-    /// Makes an object; `body` is what the API takes, name included.
+    /// Creates an object; `body` is the request's body, name included.
     ///
-    /// One that an interrupted run had asked for may come to be meanwhile: with every key of `body`'s configuration it
-    /// is the one that was wanted.
+    /// An interrupted run may have asked for the object, which appears meanwhile: with every key of `body`'s configuration it
+    /// is the right one.
     pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> Result<(), IncusError> {
-        let made = self
-            .write(Method::POST, &object.collection(), Some(body), None)
-            .await;
-        match made {
+        let collection = object.collection();
+        match self
+            .write(Method::POST, &collection, Some(body), None)
+            .await
+        {
             Err(IncusError::Refused { .. } | IncusError::Failed(_))
-                if self.is_there(object, body).await =>
+                if self.exists(object, body).await =>
             {
                 Ok(())
             }
@@ -64,28 +63,28 @@ impl Incus {
         }
     }
 
-    /// Returns whether an object is there and has every key of this configuration.
-    async fn is_there(&mut self, object: &Object, body: &Value) -> bool {
-        let there: Result<Value, IncusError> = self.get(&object.path("")).await;
+    /// Returns whether an object exists and has every key of this configuration.
+    async fn exists(&mut self, object: &Object, body: &Value) -> bool {
+        let current: Result<Value, IncusError> = self.get(&object.path("")).await;
         let wanted = body.get("config").and_then(Value::as_object);
-        let (Ok(there), Some(wanted)) = (there, wanted) else {
+        let (Ok(current), Some(wanted)) = (current, wanted) else {
             return false;
         };
-        let config = there.get("config");
+        let config = current.get("config");
         let has = |(key, value)| config.and_then(|config| config.get(key)) == Some(value);
         !wanted.is_empty() && wanted.iter().all(has)
     }
 
-    /// Edits an object as it is at this moment; tried again where somebody else edits it too, or Incus fails without a word, as it
+    /// Edits an object in its current state; retries after a concurrent edit, and where Incus fails without a message, as it
     /// does now and then when many devices of a machine change at once.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
         let mut tries = EDIT_TRIES;
-        let mut pause = BUSY_LOOK;
+        let mut pause = BUSY_INTERVAL;
         loop {
             tries -= 1;
             match self.edit_once(object, edits).await {
                 Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
-                Err(why) if is_wordless(&why) && tries > 0 => {
+                Err(why) if is_without_message(&why) && tries > 0 => {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
@@ -96,47 +95,37 @@ impl Incus {
 
     async fn edit_once(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
         let path = object.path("");
-        let call = ApiCall {
-            path: &path,
-            ..ApiCall::default()
-        };
-        let answer = self.exchange(call).await?;
-        let etag = answer
-            .headers
-            .get("ETag")
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let mut there: Map<String, Value> = answer.metadata(&path)?;
+        let answer = self.exchange(ApiCall::new(Method::GET, &path)).await?;
+        let etag = answer.headers.get("ETag");
+        let etag = etag.and_then(|value| value.to_str().ok());
+        let mut current: Map<String, Value> = answer.metadata(&path)?;
         for edit in edits {
-            edit.apply(&mut there);
+            edit.apply(&mut current);
         }
-        let body = Value::Object(there);
+        let body = Value::Object(current);
         self.write(Method::PUT, &path, Some(&body), etag).await
     }
 
-    /// Deletes an object; one that is not there is deleted.
+    /// Deletes an object, if it exists.
     pub(crate) async fn delete(&mut self, object: &Object) -> Result<(), IncusError> {
         let path = object.path("");
-        match self.write(Method::DELETE, &path, None, None).await {
-            Err(IncusError::Refused { code: 404, .. }) => Ok(()),
-            other => other,
-        }
+        let deleted = self.write(Method::DELETE, &path, None, None).await;
+        unless_missing(deleted).map(Option::unwrap_or_default)
     }
 
-    /// Writes; tried again while the machine is busy with what an earlier run or Incus itself began.
+    /// Writes; retries while the machine is busy with what an earlier run or Incus itself began.
     pub(super) async fn write(
         &mut self,
         method: Method,
         path: &str,
         body: Option<&Value>,
-        etag: Option<String>,
+        etag: Option<&str>,
     ) -> Result<(), IncusError> {
         let began = Instant::now();
         loop {
-            let done = self.write_once(&method, path, body, etag.clone()).await;
-            match done {
-                Err(why) if is_busy(&why) && began.elapsed() < BUSY_MAX => {
-                    tokio::time::sleep(BUSY_LOOK).await;
+            match self.write_once(method.clone(), path, body, etag).await {
+                Err(why) if why.says(BUSY) && began.elapsed() < BUSY_MAX => {
+                    tokio::time::sleep(BUSY_INTERVAL).await;
                 }
                 other => return other,
             }
@@ -145,73 +134,50 @@ impl Incus {
 
     async fn write_once(
         &mut self,
-        method: &Method,
+        method: Method,
         path: &str,
         body: Option<&Value>,
-        etag: Option<String>,
+        etag: Option<&str>,
     ) -> Result<(), IncusError> {
-        let mut call = ApiCall {
-            method: method.clone(),
-            path,
-            ..ApiCall::default()
-        };
+        let mut call = ApiCall::new(method, path);
         if let Some(body) = body {
             call.body = Bytes::from(body.to_string());
             call.headers
                 .push(("Content-Type", "application/json".to_owned()));
         }
-        if let Some(etag) = etag {
-            call.headers.push(("If-Match", etag));
-        }
+        let etag = etag.map(|etag| ("If-Match", etag.to_owned()));
+        call.headers.extend(etag);
         let answer = self.exchange(call).await?;
-        self.ended(path, &answer).await
-    }
-
-    /// Waits for the operation that an answer began, if it did.
-    pub(super) async fn ended(&mut self, path: &str, answer: &ApiAnswer) -> Result<(), IncusError> {
-        let begun: BegunOperation =
-            serde_json::from_slice(&answer.body).map_err(|why| IncusError::Answer {
-                path: path.to_owned(),
-                why: why.to_string().into(),
-            })?;
+        let begun: BegunOperation = answer.parse(path)?;
         if begun.operation.is_empty() {
             return Ok(());
         }
-        self.operation(&begun.operation, OPERATION_MAX).await
+        self.wait_for(&begun.operation, OPERATION_MAX).await
     }
 
     /// Waits for the end of an operation.
-    pub(super) async fn operation(
+    pub(super) async fn wait_for(
         &mut self,
         operation: &str,
-        longest: Duration,
+        timeout: Duration,
     ) -> Result<(), IncusError> {
-        let (place, query) = operation.split_once('?').unwrap_or((operation, ""));
-        let wait = format!("{place}/wait?timeout={WAIT_SECONDS}&{query}");
+        let (path, query) = operation.split_once('?').unwrap_or((operation, ""));
+        let wait = format!("{path}/wait?timeout={WAIT_SECONDS}&{query}");
         let began = Instant::now();
         loop {
             let now: Operation = self.get(wait.trim_end_matches('&')).await?;
             match now.status_code {
                 SUCCEEDED => return Ok(()),
                 code if code > SUCCEEDED => return Err(IncusError::Failed(now.err.into())),
-                _ if began.elapsed() > longest => return Err(IncusError::Slow(longest)),
+                _ if began.elapsed() > timeout => return Err(IncusError::Slow(timeout)),
                 _ => {}
             }
         }
     }
 }
 
-fn is_busy(why: &IncusError) -> bool {
-    match why {
-        IncusError::Refused { message, .. } | IncusError::Failed(message) => {
-            message.raw().contains(BUSY)
-        }
-        _ => false,
-    }
-}
-
-/// Returns whether Incus failed and did not say why: its answer is the name of the status alone.
-fn is_wordless(why: &IncusError) -> bool {
+/// Returns whether Incus failed without a reason: its answer is the name of the status alone.
+fn is_without_message(why: &IncusError) -> bool {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     matches!(why, IncusError::Refused { code, message }
         if *code == status.as_u16() && Some(message.raw().as_str()) == status.canonical_reason())
@@ -227,8 +193,8 @@ mod tests {
             code,
             message: message.to_owned().into(),
         };
-        assert!(is_wordless(&refused(500, "Internal Server Error")));
-        assert!(!is_wordless(&refused(500, "Device does not exist")));
-        assert!(!is_wordless(&refused(403, "Internal Server Error")));
+        assert!(is_without_message(&refused(500, "Internal Server Error")));
+        assert!(!is_without_message(&refused(500, "Device does not exist")));
+        assert!(!is_without_message(&refused(403, "Internal Server Error")));
     }
 }

@@ -1,5 +1,7 @@
-//! One connection to the daemon: a request, its answer, a time limit for each.
+//! A connection to the daemon: the socket, a request, its answer, a time limit for each step.
 
+use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,22 +14,56 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::fs::Access;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::IncusError;
-use super::model::{ApiEnvelope, ApiRefusal};
 
-/// Maximum length of an answer that is read, in bytes: some 10,000 machines with everything that Incus says of them.
+/// Maximum length of an answer, in bytes: some 10,000 machines with all their properties.
 pub(super) const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// The daemon's folder in Debian's and most packages.
+const STATE: &str = "/var/lib/incus";
+/// The socket's folder in newer packages.
+const RUN: &str = "/run/incus";
+
+/// Locates the daemon's socket by the rules of the `incus` program: `INCUS_SOCKET`, then `INCUS_DIR`, then the usual
+/// folders; in a folder, the socket of `incus-user` where the daemon's own may not be used.
+pub(crate) fn socket_path(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    if let Some(socket) = set("INCUS_SOCKET") {
+        return socket.into();
+    }
+    let folder = set("INCUS_DIR").map_or_else(usual_folder, PathBuf::from);
+    let own = folder.join("unix.socket");
+    let shared = folder.join("unix.socket.user");
+    if !writable(&own) && writable(&shared) {
+        return shared;
+    }
+    own
+}
+
+fn usual_folder() -> PathBuf {
+    let run = Path::new(RUN);
+    if run.join("unix.socket").symlink_metadata().is_ok() {
+        run.to_owned()
+    } else {
+        STATE.into()
+    }
+}
+
+fn writable(path: &Path) -> bool {
+    rustix::fs::access(path, Access::WRITE_OK).is_ok()
+}
 
 /// A connection to the daemon, kept for as many requests as are needed.
 #[derive(Debug)]
 pub(crate) struct Incus {
     socket: PathBuf,
-    patience: Duration,
+    /// Time-out of each step of a request.
+    timeout: Duration,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
     writes: Writes,
@@ -49,30 +85,62 @@ impl Writes {
 }
 
 /// A request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ApiCall<'a> {
-    pub(super) method: Method,
-    pub(super) path: &'a str,
+    method: Method,
+    path: &'a str,
     /// Headers besides `Host`.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Bytes,
+}
+
+impl<'a> ApiCall<'a> {
+    pub(super) fn new(method: Method, path: &'a str) -> Self {
+        Self {
+            method,
+            path,
+            headers: Vec::new(),
+            body: Bytes::new(),
+        }
+    }
 }
 
 /// An answer that is no refusal.
 #[derive(Debug)]
 pub(super) struct ApiAnswer {
     pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    body: Bytes,
+}
+
+/// The frame around every answer of the API.
+#[derive(Debug, Deserialize)]
+struct ApiEnvelope<T> {
+    /// The answer itself; `None` where an operation failed, whatever the status is.
+    metadata: Option<T>,
+    /// The failure, in Incus's words.
+    #[serde(default)]
+    error: String,
+}
+
+/// The frame around a refusal.
+#[derive(Debug, Deserialize)]
+struct ApiRefusal {
+    #[serde(default)]
+    error: String,
 }
 
 impl ApiAnswer {
-    /// The content of `metadata`.
+    /// Parses the whole answer to a request for `path`.
+    pub(super) fn parse<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
+        serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
+            path: path.to_owned(),
+            why: why.to_string().into(),
+        })
+    }
+
+    /// Parses the content of `metadata`.
     pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
-        let envelope: ApiEnvelope<T> =
-            serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
-                path: path.to_owned(),
-                why: why.to_string().into(),
-            })?;
+        let envelope: ApiEnvelope<T> = self.parse(path)?;
         match envelope.metadata {
             Some(metadata) => Ok(metadata),
             None if envelope.error.is_empty() => Err(IncusError::Answer {
@@ -91,23 +159,23 @@ impl Drop for Incus {
 }
 
 impl Incus {
-    /// Connects to `socket`; each step may take `patience`.
-    pub(crate) async fn connect(socket: PathBuf, patience: Duration) -> Result<Self, IncusError> {
-        let stream = within(&socket, patience, UnixStream::connect(&socket))
+    /// Connects to `socket`; each step of this and of every request may take `timeout`.
+    pub(crate) async fn connect(socket: PathBuf, timeout: Duration) -> Result<Self, IncusError> {
+        let stream = within(&socket, timeout, UnixStream::connect(&socket))
             .await?
             .map_err(|why| not_connected(&socket, why))?;
         let handshake = http1::handshake(TokioIo::new(stream));
-        let (sender, connection) = within(&socket, patience, handshake).await??;
+        let (sender, connection) = within(&socket, timeout, handshake).await??;
         Ok(Self {
             socket,
-            patience,
+            timeout,
             sender,
             driver: tokio::spawn(connection),
             writes: Writes::default(),
         })
     }
 
-    /// The same connection, counting its writing requests in `writes`.
+    /// Counts the connection's writing requests in `writes`.
     pub(crate) fn counting(mut self, writes: Writes) -> Self {
         self.writes = writes;
         self
@@ -115,64 +183,38 @@ impl Incus {
 
     /// Reads the object at `path` of the API.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, IncusError> {
-        let call = ApiCall {
-            path,
-            ..ApiCall::default()
-        };
+        let call = ApiCall::new(Method::GET, path);
         self.exchange(call).await?.metadata(path)
     }
 
     /// Sends a request and reads its answer; a refusal is an error.
     pub(super) async fn exchange(&mut self, call: ApiCall<'_>) -> Result<ApiAnswer, IncusError> {
         let answer = self.send(call).await?;
-        let status = answer.status();
         let headers = answer.headers().clone();
-        let body = within(&self.socket, self.patience, read(answer)).await??;
-        if !status.is_success() {
-            return Err(refusal(status, &body));
-        }
+        let body = within(&self.socket, self.timeout, read(answer)).await??;
         Ok(ApiAnswer { headers, body })
     }
 
-    /// Sends a request and hands its answer on as it comes, at most so many bytes; gives the answer's headers.
-    pub(super) async fn pour(
+    /// Sends a request and hands the body of its answer to `each` as it arrives, at most `max` bytes; returns the headers.
+    pub(super) async fn stream(
         &mut self,
         call: ApiCall<'_>,
-        most: u64,
+        max: u64,
         mut each: impl FnMut(&[u8]),
     ) -> Result<HeaderMap, IncusError> {
-        let answer = self.send(call).await?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        if !status.is_success() {
-            let body = within(&self.socket, self.patience, read(answer)).await??;
-            return Err(refusal(status, &body));
-        }
-        let mut body = answer.into_body();
-        let mut left = most;
-        while let Some(frame) = within(&self.socket, self.patience, body.frame()).await? {
+        let (parts, mut body) = self.send(call).await?.into_parts();
+        let mut left = max;
+        while let Some(frame) = within(&self.socket, self.timeout, body.frame()).await? {
             let frame = frame?;
             let bytes = frame.data_ref().map_or([].as_slice(), |bytes| bytes);
             let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             left = left.checked_sub(length).ok_or(IncusError::TooLarge)?;
             each(bytes);
         }
-        Ok(headers)
+        Ok(parts.headers)
     }
 
-    /// Returns whether something is at `path` of the API.
-    pub(crate) async fn has(&mut self, path: &str) -> Result<bool, IncusError> {
-        let call = ApiCall {
-            method: Method::HEAD,
-            path,
-            ..ApiCall::default()
-        };
-        let status = self.send(call).await?.status();
-        if status.is_success() || status == StatusCode::NOT_FOUND {
-            return Ok(status.is_success());
-        }
-        Err(refusal(status, &[]))
-    }
-
+    /// Sends a request; returns its answer once the headers are there and it is no refusal.
     async fn send(&mut self, call: ApiCall<'_>) -> Result<Response<Incoming>, IncusError> {
         if call.method != Method::GET && call.method != Method::HEAD {
             self.writes.add();
@@ -187,34 +229,35 @@ impl Incus {
         let request = request
             .body(Full::new(call.body))
             .map_err(|why| IncusError::Connection(io::Error::other(why)))?;
-        within(&self.socket, self.patience, self.sender.ready()).await??;
-        let answer = within(
-            &self.socket,
-            self.patience,
-            self.sender.send_request(request),
-        )
-        .await??;
+        within(&self.socket, self.timeout, self.sender.ready()).await??;
+        let sent = self.sender.send_request(request);
+        let answer = within(&self.socket, self.timeout, sent).await??;
+        let status = answer.status();
+        if !status.is_success() {
+            let body = within(&self.socket, self.timeout, read(answer)).await??;
+            return Err(refusal(status, &body));
+        }
         Ok(answer)
     }
 }
 
-/// A byte as two hexadecimal digits.
-fn hex_digits(byte: u8) -> impl Iterator<Item = char> {
-    [byte >> 4, byte & 0xf]
-        .into_iter()
-        .filter_map(|half| char::from_digit(half.into(), 16))
-        .map(|digit| digit.to_ascii_uppercase())
+/// `None` where Incus has nothing of that name.
+pub(super) fn unless_missing<T>(answer: Result<T, IncusError>) -> Result<Option<T>, IncusError> {
+    match answer {
+        Err(IncusError::Refused { code: 404, .. }) => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
-/// A value as it may stand in a query or a path of the API.
+/// Percent-encodes a value for a query or a path of the API.
 pub(super) fn encoded(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push('%');
-            text.extend(hex_digits(byte));
+            // Writing to a string does not fail.
+            let _ = write!(text, "%{byte:02X}");
         }
     }
     text
@@ -222,12 +265,12 @@ pub(super) fn encoded(value: &str) -> String {
 
 async fn within<F: Future>(
     socket: &Path,
-    patience: Duration,
+    timeout: Duration,
     step: F,
 ) -> Result<F::Output, IncusError> {
-    timeout(patience, step)
+    tokio::time::timeout(timeout, step)
         .await
-        .map_err(|_| IncusError::Silent(socket.to_owned(), patience))
+        .map_err(|_| IncusError::Silent(socket.to_owned(), timeout))
 }
 
 async fn read(answer: Response<Incoming>) -> Result<Bytes, IncusError> {
@@ -253,7 +296,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> IncusError {
     let message = serde_json::from_slice::<ApiRefusal>(body)
         .map(|refusal| refusal.error)
         .ok()
-        .filter(|words| !words.is_empty())
+        .filter(|message| !message.is_empty())
         .or_else(|| status.canonical_reason().map(str::to_owned))
         .unwrap_or_default();
     IncusError::Refused {
@@ -264,11 +307,46 @@ fn refusal(status: StatusCode, body: &[u8]) -> IncusError {
 
 #[cfg(test)]
 mod tests {
-    use super::encoded;
+    use super::*;
 
     #[test]
     fn nothing_of_a_name_becomes_a_part_of_the_query() {
         assert_eq!(encoded("a-b_c.9~"), "a-b_c.9~");
         assert_eq!(encoded("a&b=c/../é?#"), "a%26b%3Dc%2F..%2F%C3%A9%3F%23");
+    }
+
+    fn with(variables: &[(&str, &str)]) -> PathBuf {
+        socket_path(|asked| {
+            variables
+                .iter()
+                .find(|(name, _)| *name == asked)
+                .map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn the_environment_decides_as_it_does_for_the_incus_program() {
+        assert_eq!(
+            with(&[("INCUS_SOCKET", "/a/b"), ("INCUS_DIR", "/c")]),
+            Path::new("/a/b")
+        );
+        assert_eq!(
+            with(&[("INCUS_SOCKET", ""), ("INCUS_DIR", "/c")]),
+            Path::new("/c/unix.socket")
+        );
+    }
+
+    #[test]
+    fn the_socket_for_plain_users_is_taken_where_the_daemons_own_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = folder.path().join("unix.socket.user");
+        std::fs::write(&shared, "").unwrap();
+        let set = folder.path().to_str().unwrap();
+        assert_eq!(with(&[("INCUS_DIR", set)]), shared);
+        std::fs::write(folder.path().join("unix.socket"), "").unwrap();
+        assert_eq!(
+            with(&[("INCUS_DIR", set)]),
+            folder.path().join("unix.socket")
+        );
     }
 }

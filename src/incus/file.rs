@@ -1,49 +1,42 @@
-//! Files and folders inside a machine, running or not, over the API.
-//!
-//! Looks at one path at a time; whether a path may be gone through is for whoever asks to decide.
+//! Files and folders inside a machine, running or not, over the API: one path at a time, links not followed by this room.
 
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use super::connection::{ApiCall, encoded};
+use super::connection::{ApiCall, encoded, unless_missing};
 use super::object::Object;
 use super::{Incus, IncusError};
 use crate::digest::Digester;
 
-/// An entry at a path in a machine.
+/// The type of an entry in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum EntryKind {
-    /// A folder.
     Folder,
-    /// A regular file; of a pipe or socket Incus says the same.
+    /// A regular file; Incus reports a pipe or socket as one too.
     File,
     /// A symbolic link.
     Link,
-    /// Anything else.
     Other,
 }
 
-/// Something at a path in a machine.
+/// An entry in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
-    /// Its type.
     pub(crate) kind: EntryKind,
-    /// Owner and rights, but for the bits above `0o777`; `None`: Incus does not say.
+    /// Owner and permissions, without the bits above `0o777`; `None`: Incus does not report them.
     pub(crate) owner: Option<FileOwner>,
-    /// True if it is a socket; `None`: Incus does not say.
+    /// True if it is a socket; `None`: Incus does not report it.
     pub(crate) is_socket: Option<bool>,
 }
 
-/// Owner and rights of something in a machine.
+/// Owner and permissions of an entry in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileOwner {
-    /// User.
     pub(crate) uid: u32,
-    /// Group.
     pub(crate) gid: u32,
-    /// Rights, such as `0o755`.
+    /// Permission bits, such as `0o755`.
     pub(crate) mode: u32,
 }
 
@@ -54,7 +47,7 @@ impl FileOwner {
             ("X-Incus-gid", self.gid.to_string()),
             ("X-Incus-mode", format!("{:04o}", self.mode)),
             ("X-Incus-type", kind.to_owned()),
-            // Any other type gives an empty file and says that all is well.
+            // With any other type Incus writes an empty file and reports success.
             ("Content-Type", "application/octet-stream".to_owned()),
         ]
     }
@@ -70,7 +63,7 @@ fn kind(headers: &HeaderMap) -> EntryKind {
     }
 }
 
-/// Owner and rights, as the machine counts users.
+/// Owner and permissions, with the machine's own user numbers.
 fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
     Some(FileOwner {
@@ -80,13 +73,7 @@ fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     })
 }
 
-/// Incus's message for a machine that runs.
-#[derive(Debug, Deserialize)]
-struct Running {
-    pid: u32,
-}
-
-fn place(machine: &Object, path: &str) -> String {
+fn url(machine: &Object, path: &str) -> String {
     format!("{}&path={}", machine.path("/files"), encoded(path))
 }
 
@@ -101,93 +88,73 @@ impl Incus {
         Ok(entry.map(|entry| entry.kind))
     }
 
-    /// Returns what is at a path; `None` if nothing is.
+    /// Returns the entry at a path; `None` if there is none.
     pub(crate) async fn look_at_file(
         &mut self,
         machine: &Object,
         path: &str,
     ) -> Result<Option<FileEntry>, IncusError> {
-        let place = place(machine, path);
-        let call = ApiCall {
-            method: Method::HEAD,
-            path: &place,
-            ..ApiCall::default()
-        };
-        match self.exchange(call).await {
-            Ok(answer) => Ok(Some(FileEntry {
-                kind: kind(&answer.headers),
-                owner: owner(&answer.headers),
-                is_socket: None,
-            })),
-            Err(IncusError::Refused { code: 404, .. }) => Ok(None),
-            Err(why) => Err(why),
-        }
+        let url = url(machine, path);
+        let answer = self.exchange(ApiCall::new(Method::HEAD, &url)).await;
+        Ok(unless_missing(answer)?.map(|answer| FileEntry {
+            kind: kind(&answer.headers),
+            owner: owner(&answer.headers),
+            is_socket: None,
+        }))
     }
 
-    /// The content of a regular file, or where a link leads; `None`: nothing is there, or something else.
+    /// Reads a regular file, or the target of a link, of at most `max` bytes; `None` if the entry is absent or not of this kind.
     pub(crate) async fn read_file(
         &mut self,
         machine: &Object,
         path: &str,
         kind: EntryKind,
-        most: u64,
+        max: u64,
     ) -> Result<Option<Vec<u8>>, IncusError> {
         let mut content = Vec::new();
-        let read = self.pour_file(machine, path, most, |bytes| {
+        let read = self.stream_file(machine, path, max, |bytes| {
             content.extend_from_slice(bytes);
         });
         Ok((read.await? == Some(kind)).then_some(content))
     }
 
-    /// SHA-256 of a regular file, in hexadecimal; `None`: nothing is there, or something else.
+    /// Returns the SHA-256 of a regular file of at most `max` bytes, in hexadecimal; `None` if there is none.
     pub(crate) async fn digest_of_file(
         &mut self,
         machine: &Object,
         path: &str,
-        most: u64,
+        max: u64,
     ) -> Result<Option<String>, IncusError> {
         let mut digest = Digester::default();
-        let read = self.pour_file(machine, path, most, |bytes| digest.add(bytes));
+        let read = self.stream_file(machine, path, max, |bytes| digest.add(bytes));
         Ok((read.await? == Some(EntryKind::File)).then(|| digest.end()))
     }
 
-    async fn pour_file(
+    async fn stream_file(
         &mut self,
         machine: &Object,
         path: &str,
-        most: u64,
+        max: u64,
         each: impl FnMut(&[u8]),
     ) -> Result<Option<EntryKind>, IncusError> {
-        let place = place(machine, path);
-        let call = ApiCall {
-            path: &place,
-            ..ApiCall::default()
-        };
-        match self.pour(call, most, each).await {
-            Ok(headers) => Ok(Some(kind(&headers))),
-            Err(IncusError::Refused { code: 404, .. }) => Ok(None),
-            Err(why) => Err(why),
-        }
+        let url = url(machine, path);
+        let call = ApiCall::new(Method::GET, &url);
+        let headers = unless_missing(self.stream(call, max, each).await)?;
+        Ok(headers.as_ref().map(kind))
     }
 
-    /// Process number, on the host, of a running machine's first process.
-    pub(crate) async fn first_process(&mut self, machine: &Object) -> Result<u32, IncusError> {
-        let state: Running = self.get(&machine.path("/state")).await?;
-        Ok(state.pid)
-    }
-
-    /// Makes a folder; one that is there stays as it is.
+    /// Creates a folder; an existing one stays as it is.
     pub(crate) async fn make_folder(
         &mut self,
         machine: &Object,
         path: &str,
         owner: FileOwner,
     ) -> Result<(), IncusError> {
-        self.put_file(machine, path, owner.headers("directory"), Bytes::new())
-            .await
+        let headers = owner.headers("directory");
+        self.put_file(machine, path, headers, Bytes::new()).await
     }
 
-    /// Writes a file, over one that is there. Not atomic: write beside, then rename inside the machine.
+    /// Writes a file, over an existing one. Not atomic: write beside, then rename inside the machine.
     pub(crate) async fn write_file(
         &mut self,
         machine: &Object,
@@ -195,26 +162,19 @@ impl Incus {
         owner: FileOwner,
         content: Bytes,
     ) -> Result<(), IncusError> {
-        self.put_file(machine, path, owner.headers("file"), content)
-            .await
+        let headers = owner.headers("file");
+        self.put_file(machine, path, headers, content).await
     }
 
-    /// Deletes a file, a socket or an empty folder; what is not there is deleted.
+    /// Deletes a file, a socket or an empty folder, if it exists.
     pub(crate) async fn delete_file(
         &mut self,
         machine: &Object,
         path: &str,
     ) -> Result<(), IncusError> {
-        let place = place(machine, path);
-        let call = ApiCall {
-            method: Method::DELETE,
-            path: &place,
-            ..ApiCall::default()
-        };
-        match self.exchange(call).await {
-            Ok(_) | Err(IncusError::Refused { code: 404, .. }) => Ok(()),
-            Err(why) => Err(why),
-        }
+        let url = url(machine, path);
+        let deleted = self.exchange(ApiCall::new(Method::DELETE, &url)).await;
+        unless_missing(deleted).map(drop)
     }
 
     async fn put_file(
@@ -224,13 +184,10 @@ impl Incus {
         headers: Vec<(&'static str, String)>,
         body: Bytes,
     ) -> Result<(), IncusError> {
-        let place = place(machine, path);
-        let call = ApiCall {
-            method: Method::POST,
-            path: &place,
-            headers,
-            body,
-        };
+        let url = url(machine, path);
+        let mut call = ApiCall::new(Method::POST, &url);
+        call.headers = headers;
+        call.body = body;
         self.exchange(call).await.map(drop)
     }
 }

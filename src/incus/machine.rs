@@ -1,36 +1,67 @@
-//! Finds the machine of a name, in all projects or in one.
+//! Machines by name: finding the one meant, starting and stopping it, and whether one that Incus calls running runs.
+//!
+//! When a start has failed, Incus (6.0.4) goes on to call the machine running, for half a second or more: until LXC has
+//! cleaned up. A start meanwhile fails because it "runs already", and its state has no process.
+
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde::Deserialize;
+use serde_json::json;
 
 use super::connection::encoded;
-use super::{Incus, IncusError, MachineRef};
+use super::object::{Object, default_project};
+use super::{Incus, IncusError};
 use crate::name::closest;
 
-/// The reason why a name means no machine, or more than one.
+/// Maximum time that a machine may take to stop before it is killed, in seconds.
+const STOP_SECONDS: u32 = 10;
+/// Number of starts for a machine that does not stay up.
+const START_TRIES: usize = 3;
+/// Maximum time that Incus may call a machine running that does not run.
+const CLEANUP_MAX: Duration = Duration::from_secs(30);
+/// Interval for checking such a machine.
+const CLEANUP_INTERVAL: Duration = Duration::from_millis(100);
+/// Part of Incus's message on starting a machine that runs already.
+const RUNS_ALREADY: &str = "already running";
+/// Statuses of a running machine; `Ready`: a program in it has reported that.
+pub(super) const RUNNING: [&str; 2] = ["Running", "Ready"];
+
+/// A machine, as far as it matters to a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct MachineRef {
+    pub(crate) name: String,
+    #[serde(default = "default_project")]
+    pub(crate) project: String,
+    /// `Running`, `Stopped`, `Frozen`, …
+    #[serde(default)]
+    pub(crate) status: String,
+}
+
+impl MachineRef {
+    /// Returns whether programs can be started in it.
+    pub(crate) fn runs(&self) -> bool {
+        RUNNING.contains(&self.status.as_str())
+    }
+}
+
+/// The reason why a name does not identify a machine.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FindError {
-    /// No machine of that name.
     #[error("no machine `{}`{}", name.escape_debug(), in_project(project.as_deref()))]
     NoMachine {
-        /// The name asked for.
         name: String,
-        /// The only project that was looked at.
+        /// The only project that was searched.
         project: Option<String>,
         /// The machine that was most likely meant.
         closest: Option<MachineRef>,
     },
-    /// No project of that name.
     #[error("no Incus project `{}`", name.escape_debug())]
-    NoProject {
-        /// The name asked for.
-        name: String,
-        /// The projects that there are.
-        known: Vec<String>,
-    },
-    /// The same name in several projects.
+    NoProject { name: String, known: Vec<String> },
     #[error("`{}` is a machine of several projects: {}", name.escape_debug(), projects.join(", ").escape_debug())]
     Several {
-        /// The name asked for.
         name: String,
-        /// The projects, sorted.
+        /// Sorted.
         projects: Vec<String>,
     },
 }
@@ -41,7 +72,7 @@ fn in_project(project: Option<&str>) -> String {
     })
 }
 
-/// The one machine of that name, in all projects or in the given one.
+/// Finds the one machine of that name, in all projects or in the given one.
 pub(crate) fn find(
     machines: &[MachineRef],
     name: &str,
@@ -52,20 +83,18 @@ pub(crate) fn find(
         .filter(|machine| machine.name == name)
         .filter(|machine| project.is_none_or(|project| machine.project == project))
         .collect();
+    let name = name.to_owned();
     match named.as_slice() {
         [one] => Ok((*one).clone()),
         [] => Err(FindError::NoMachine {
-            name: name.to_owned(),
             project: project.map(str::to_owned),
-            closest: nearest(machines, name),
+            closest: nearest(machines, &name),
+            name,
         }),
         several => {
             let mut projects: Vec<String> = several.iter().map(|m| m.project.clone()).collect();
             projects.sort_unstable();
-            Err(FindError::Several {
-                name: name.to_owned(),
-                projects,
-            })
+            Err(FindError::Several { name, projects })
         }
     }
 }
@@ -78,8 +107,25 @@ fn nearest(machines: &[MachineRef], name: &str) -> Option<MachineRef> {
         .cloned()
 }
 
+/// A change of a machine's power state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Power {
+    Start,
+    /// Lets a paused machine go on.
+    Resume,
+    /// Stops it, and kills it where it does not end by itself.
+    Stop,
+}
+
+/// A machine's `/state`.
+#[derive(Debug, Deserialize)]
+struct MachineStatus<P> {
+    /// Its first process, as the host counts; not positive where there is none.
+    pid: P,
+}
+
 impl Incus {
-    /// The machines of all projects, or of one.
+    /// Reads the machines of all projects, or of one.
     pub(crate) async fn machines(
         &mut self,
         project: Option<&str>,
@@ -92,31 +138,78 @@ impl Incus {
             .await
     }
 
-    /// The names of the projects that this user sees, sorted.
+    /// Reads the names of the projects that this user sees, sorted.
     pub(crate) async fn projects(&mut self) -> Result<Vec<String>, IncusError> {
         let urls: Vec<String> = self.get("/1.0/projects").await?;
-        let mut names: Vec<String> = urls
-            .iter()
-            .filter_map(|url| url.rsplit('/').next())
-            .map(str::to_owned)
-            .collect();
+        let names = urls.iter().filter_map(|url| url.rsplit('/').next());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    /// Returns whether a path is there in a machine.
-    pub(crate) async fn has_file(
-        &mut self,
-        machine: &MachineRef,
-        path: &str,
-    ) -> Result<bool, IncusError> {
-        self.has(&format!(
-            "/1.0/instances/{}/files?project={}&path={}",
-            encoded(&machine.name),
-            encoded(&machine.project),
-            encoded(path)
-        ))
-        .await
+    /// Process number, on the host, of a running machine's first process.
+    pub(crate) async fn first_process(&mut self, machine: &Object) -> Result<u32, IncusError> {
+        let status: MachineStatus<u32> = self.get(&machine.path("/state")).await?;
+        Ok(status.pid)
+    }
+
+    /// Starts, resumes or stops a machine; after a start it runs.
+    pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
+        if power != Power::Start {
+            return self.set_power(machine, power).await;
+        }
+        for _ in 0..START_TRIES {
+            let refused = match self.set_power(machine, power).await {
+                Ok(()) => None,
+                Err(why @ (IncusError::Refused { .. } | IncusError::Failed(_))) => Some(why),
+                Err(why) => return Err(why),
+            };
+            // After a refusal too: the next reader of Incus must not see the machine as running.
+            if self.runs(machine).await? {
+                return Ok(());
+            }
+            if let Some(why) = refused.filter(|why| !why.says(RUNS_ALREADY)) {
+                return Err(why);
+            }
+        }
+        Err(IncusError::NotUp(START_TRIES))
+    }
+
+    async fn set_power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
+        let action = match power {
+            Power::Start => "start",
+            Power::Resume => "unfreeze",
+            Power::Stop => "stop",
+        };
+        let body = json!({
+            "action": action,
+            "force": power == Power::Stop,
+            "timeout": STOP_SECONDS,
+        });
+        self.write(Method::PUT, &machine.path("/state"), Some(&body), None)
+            .await
+    }
+
+    /// Returns whether a machine runs; waits while Incus calls it running and it has no process.
+    pub(super) async fn runs(&mut self, machine: &Object) -> Result<bool, IncusError> {
+        let began = Instant::now();
+        while began.elapsed() < CLEANUP_MAX {
+            let current: Result<MachineRef, IncusError> = self.get(&machine.path("")).await;
+            match current {
+                Ok(current) if current.runs() => {}
+                Ok(_) | Err(IncusError::Refused { code: 404, .. }) => return Ok(false),
+                Err(why) => return Err(why),
+            }
+            let path = machine.path("/state");
+            match self.get::<MachineStatus<Option<i64>>>(&path).await {
+                Ok(status) if status.pid.is_some_and(|pid| pid > 0) => return Ok(true),
+                // Incus fails over the process that does not exist.
+                Ok(_) | Err(IncusError::Refused { .. } | IncusError::Failed(_)) => {}
+                Err(why) => return Err(why),
+            }
+            tokio::time::sleep(CLEANUP_INTERVAL).await;
+        }
+        Err(IncusError::Slow(CLEANUP_MAX))
     }
 }
 
@@ -159,5 +252,15 @@ mod tests {
                 .to_string(),
             "no machine `vault-signer` in project `work`"
         );
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over_and_missing_ones_have_a_meaning() {
+        let machine: MachineRef = serde_json::from_str(r#"{"name":"a","later":[1]}"#).unwrap();
+        assert_eq!(
+            (machine.name.as_str(), machine.project.as_str()),
+            ("a", "default")
+        );
+        assert!(!machine.runs());
     }
 }

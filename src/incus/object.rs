@@ -1,9 +1,8 @@
-//! The objects of Incus that anklume makes, and the edits that one takes: what to change, not when or why.
+//! The objects of Incus that anklume makes, and the edits that apply to one.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::connection::encoded;
@@ -16,42 +15,37 @@ pub(crate) type Devices = BTreeMap<String, ConfigMap>;
 /// The project that is always there; networks and their access lists are its own.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
 
+pub(super) fn default_project() -> String {
+    DEFAULT_PROJECT.to_owned()
+}
+
 /// Something that Incus keeps under a name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Object {
-    /// A project.
     Project(String),
     /// A network access list of the default project.
     Acl(String),
     /// A network of the default project.
     Network(String),
-    /// A profile.
     Profile {
-        /// Its project.
         project: String,
-        /// Its name.
         name: String,
     },
     /// A custom storage volume.
     Volume {
-        /// Its project.
         project: String,
-        /// Its storage pool.
         pool: String,
-        /// Its name.
         name: String,
     },
     /// A container or virtual machine.
     Machine {
-        /// Its project.
         project: String,
-        /// Its name.
         name: String,
     },
 }
 
 impl Object {
-    /// The machine of a project.
+    /// Returns the machine `name` of `project`.
     pub(crate) fn machine(project: &str, name: &str) -> Self {
         Self::Machine {
             project: project.to_owned(),
@@ -59,7 +53,7 @@ impl Object {
         }
     }
 
-    /// The API path for creating objects of this kind.
+    /// Returns the API path at which an object of this kind is created.
     pub(super) fn collection(&self) -> String {
         match self {
             Self::Project(_) => "/1.0/projects".to_owned(),
@@ -79,18 +73,13 @@ impl Object {
         }
     }
 
-    /// Its API path, with `below` (such as `/state`) between its name and the query.
+    /// Returns its API path, with `below` (such as `/state`) between its name and the query.
     pub(super) fn path(&self, below: &str) -> String {
         let collection = self.collection();
-        let (kind, query) = collection
-            .split_once('?')
-            .map_or((collection.as_str(), String::new()), |(kind, query)| {
-                (kind, format!("?{query}"))
-            });
+        let (kind, query) = collection.split_at(collection.find('?').unwrap_or(collection.len()));
         format!("{kind}/{}{below}{query}", encoded(self.name()))
     }
 
-    /// Its name.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Project(name) | Self::Acl(name) | Self::Network(name) => name,
@@ -100,7 +89,7 @@ impl Object {
         }
     }
 
-    /// The project that it is in.
+    /// The project that contains it; of a project, the project itself.
     pub(crate) fn project(&self) -> &str {
         match self {
             Self::Project(name) => name,
@@ -111,7 +100,6 @@ impl Object {
         }
     }
 
-    /// Its type, in a word.
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Project(_) => "project",
@@ -137,8 +125,7 @@ impl fmt::Display for Object {
 }
 
 /// The direction of a rule's traffic, seen from the machines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// To the machines.
     Ingress,
@@ -156,66 +143,44 @@ impl Direction {
     }
 }
 
-/// One change of one object. `None` is "not there".
+/// One change of an object, from `old` to `new`; `None`: absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Edit {
-    /// The description.
     Description {
-        /// Before.
         old: String,
-        /// After.
         new: String,
     },
-    /// A key of the configuration.
     Config {
-        /// The key.
         key: String,
-        /// Before.
         old: Option<String>,
-        /// After.
         new: Option<String>,
     },
-    /// A device.
     Device {
-        /// Its name.
         name: String,
-        /// Before.
         old: Option<ConfigMap>,
-        /// After.
         new: Option<ConfigMap>,
     },
-    /// The list of profiles.
     Profiles {
-        /// Before.
         old: Vec<String>,
-        /// After.
         new: Vec<String>,
     },
-    /// Rules of an access list: `old` go, `new` come, others stay.
+    /// Rules of an access list: `old` are removed, `new` are added, others stay.
     Rules {
-        /// Of which traffic.
         direction: Direction,
-        /// Those that go.
         old: Vec<ConfigMap>,
-        /// Those that come.
         new: Vec<ConfigMap>,
     },
 }
 
 impl Edit {
-    /// Makes the change in what the API gave for an object.
+    /// Applies the change to an object as the API returned it.
     pub(super) fn apply(&self, object: &mut Map<String, Value>) {
         match self {
             Self::Description { new, .. } => {
                 object.insert("description".to_owned(), new.clone().into());
             }
             Self::Config { key, new, .. } => {
-                set(
-                    object,
-                    "config",
-                    key,
-                    new.as_ref().map(|v| v.clone().into()),
-                );
+                set(object, "config", key, new.clone().map(Value::from));
             }
             Self::Device { name, new, .. } => {
                 set(object, "devices", name, new.as_ref().map(as_object));
@@ -228,57 +193,43 @@ impl Edit {
                 old,
                 new,
             } => {
-                let rules = object
-                    .entry(direction.as_str())
-                    .or_insert_with(|| Value::Array(Vec::new()));
-                if !rules.is_array() {
-                    *rules = Value::Array(Vec::new());
-                }
-                if let Some(rules) = rules.as_array_mut() {
-                    rules.retain(|rule| !old.iter().any(|gone| is_rule(rule, gone)));
-                    rules.extend(new.iter().map(as_object));
-                }
+                let rules = object.entry(direction.as_str()).or_insert(Value::Null);
+                let mut kept = match rules.take() {
+                    Value::Array(rules) => rules,
+                    _ => Vec::new(),
+                };
+                kept.retain(|rule| !old.iter().any(|gone| is_rule(rule, gone)));
+                kept.extend(new.iter().map(as_object));
+                *rules = kept.into();
             }
         }
     }
 }
 
-/// Keys as a JSON object.
+/// Converts keys to a JSON object.
 pub(crate) fn as_object(keys: &ConfigMap) -> Value {
-    let pairs = keys
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone().into()));
-    Value::Object(pairs.collect())
+    keys.clone().into_iter().collect()
 }
 
 fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<Value>) {
-    let section = object
-        .entry(section)
-        .or_insert_with(|| Value::Object(Map::new()));
-    if !section.is_object() {
-        *section = Value::Object(Map::new());
-    }
-    let Some(section) = section.as_object_mut() else {
-        return;
+    let section = object.entry(section).or_insert(Value::Null);
+    let mut keys = match section.take() {
+        Value::Object(keys) => keys,
+        _ => Map::new(),
     };
     match value {
-        Some(value) => {
-            section.insert(key.to_owned(), value);
-        }
-        None => {
-            section.shift_remove(key);
-        }
-    }
+        Some(value) => keys.insert(key.to_owned(), value),
+        None => keys.shift_remove(key),
+    };
+    *section = keys.into();
 }
 
 /// Returns whether a rule of the API has exactly these filled keys.
 fn is_rule(rule: &Value, keys: &ConfigMap) -> bool {
     rule.as_object().is_some_and(|rule| {
-        let filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));
+        let mut filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));
         filled.clone().count() == keys.len()
-            && filled
-                .clone()
-                .all(|(key, value)| keys.get(key).map(String::as_str) == value.as_str())
+            && filled.all(|(key, value)| keys.get(key).map(String::as_str) == value.as_str())
     })
 }
 

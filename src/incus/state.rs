@@ -1,63 +1,60 @@
 //! Reads everything on Incus that a plan compares with `infra.yml`, in few requests.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::connection::encoded;
-use super::object::{ConfigMap, Devices, Object};
+use super::connection::{encoded, unless_missing};
+use super::machine::RUNNING;
+use super::object::{ConfigMap, DEFAULT_PROJECT, Devices, Object, default_project};
 use super::{Incus, IncusError};
 use crate::machine_state::SETUP;
 
-/// Maximum time that operations of an earlier, interrupted run are waited for.
+/// Maximum time to wait for the operations of an earlier, interrupted run.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
-/// Everything on Incus that matters to anklume.
+/// Everything on Incus that matters to anklume; the objects of all projects, where nothing else is said.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
-    /// All projects.
     pub(crate) projects: Vec<Project>,
-    /// All networks of the default project, unmanaged interfaces of the host included.
+    /// Those of the default project, and unmanaged interfaces of the host.
     pub(crate) networks: Vec<IncusNetwork>,
-    /// All access lists of the default project.
+    /// Those of the default project.
     pub(crate) acls: Vec<Acl>,
-    /// All profiles of all projects.
     pub(crate) profiles: Vec<IncusProfile>,
-    /// All machines of all projects.
     pub(crate) instances: Vec<Instance>,
-    /// The custom volumes of all projects.
+    /// Custom volumes.
     pub(crate) volumes: Vec<Volume>,
-    /// The storage pools.
+    /// Names of the storage pools.
     pub(crate) pools: Vec<String>,
-    /// The image aliases of the default project.
+    /// Image aliases of the default project.
     pub(crate) aliases: Vec<Alias>,
-    /// The fingerprints of the images of the default project.
+    /// Fingerprints of the images of the default project.
     pub(crate) images: Vec<String>,
 }
 
 /// The daemon.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct IncusServer {
-    /// Names of what this version of the API can do.
-    #[serde(default, deserialize_with = "or_default")]
+    /// Extensions of the API that this version supports.
+    #[serde(deserialize_with = "or_default")]
     pub(crate) api_extensions: Vec<String>,
-    /// `trusted` for whoever may use it.
-    #[serde(default)]
+    /// `trusted` for a user who may use it.
     pub(crate) auth: String,
-    /// More about it.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default")]
     pub(crate) environment: Environment,
 }
 
-/// More about the daemon.
+/// The version and role of the daemon.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Environment {
     /// Such as `6.0.4`.
-    #[serde(default)]
     pub(crate) server_version: String,
-    /// True if this daemon is one of several.
-    #[serde(default)]
+    /// True if this daemon is a member of a cluster.
     pub(crate) server_clustered: bool,
 }
 
@@ -69,7 +66,7 @@ pub(crate) struct Project {
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: ConfigMap,
-    /// Addresses of all that is in it.
+    /// URLs of the objects in it.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
 }
@@ -86,7 +83,7 @@ pub(crate) struct IncusNetwork {
     pub(crate) managed: bool,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: ConfigMap,
-    /// Addresses of all that uses it.
+    /// URLs of the objects that use it.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
 }
@@ -95,19 +92,19 @@ impl IncusNetwork {
     /// The machines that use it: project and name.
     pub(crate) fn machines(&self) -> impl Iterator<Item = (&str, &str)> {
         let urls = self.used_by.iter().map(String::as_str);
-        let machines = urls.filter(|url| place(url).starts_with("/1.0/instances/"));
+        let machines = urls.filter(|url| path_of(url).starts_with("/1.0/instances/"));
         machines.map(|url| (project_of(url), last_part(url)))
     }
 }
 
 impl Project {
-    /// Other objects in it, as Incus names them: `storage-pools/POOL/buckets/NAME`.
+    /// The objects in it that [`State`] does not hold, as Incus names them: `storage-pools/POOL/buckets/NAME`.
     pub(crate) fn others(&self) -> impl Iterator<Item = &str> {
-        let places = self.used_by.iter().map(|url| place(url));
-        let places = places.filter_map(|place| place.strip_prefix("/1.0/"));
-        places.filter(|place| {
+        let paths = self.used_by.iter().map(|url| path_of(url));
+        let paths = paths.filter_map(|path| path.strip_prefix("/1.0/"));
+        paths.filter(|path| {
             let known = ["instances/", "profiles/"];
-            !known.iter().any(|kind| place.starts_with(kind)) && !place.contains("/volumes/custom/")
+            !known.iter().any(|kind| path.starts_with(kind)) && !path.contains("/volumes/custom/")
         })
     }
 }
@@ -171,7 +168,6 @@ pub(crate) struct InstanceId {
 }
 
 impl InstanceId {
-    /// The machine of that name in that project.
     pub(crate) fn new(project: &str, name: &str) -> Self {
         let (project, name) = (project.to_owned(), name.to_owned());
         Self { project, name }
@@ -179,14 +175,13 @@ impl InstanceId {
 }
 
 impl Instance {
-    /// Returns which machine it is.
     pub(crate) fn id(&self) -> InstanceId {
         InstanceId::new(&self.project, &self.name)
     }
 
     /// Returns whether it runs.
     pub(crate) fn is_running(&self) -> bool {
-        ["Running", "Ready"].contains(&self.status.as_str())
+        RUNNING.contains(&self.status.as_str())
     }
 }
 
@@ -218,11 +213,12 @@ struct StoragePool {
 
 /// Operations, by state.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Operations {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default")]
     running: Vec<Begun>,
     /// Those that failed in the last seconds.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default")]
     failure: Vec<Begun>,
 }
 
@@ -233,13 +229,9 @@ struct Begun {
     #[serde(default)]
     class: String,
     #[serde(default, deserialize_with = "or_default")]
-    resources: std::collections::BTreeMap<String, Vec<String>>,
+    resources: BTreeMap<String, Vec<String>>,
     #[serde(default)]
-    metadata: Option<Value>,
-}
-
-fn default_project() -> String {
-    super::object::DEFAULT_PROJECT.to_owned()
+    metadata: Value,
 }
 
 /// Go writes an empty list or map as `null` where nobody filled it.
@@ -251,23 +243,31 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// An address of the API without its query.
-fn place(url: &str) -> &str {
-    url.split_once('?').map_or(url, |(place, _)| place)
+/// The path of a URL of the API, without its query.
+fn path_of(url: &str) -> &str {
+    url.split_once('?').map_or(url, |(path, _)| path)
 }
 
-/// The last part of an address of the API, without its query.
+/// The last part of the path of a URL of the API.
 fn last_part(url: &str) -> &str {
-    place(url).rsplit('/').next().unwrap_or_default()
+    path_of(url).rsplit('/').next().unwrap_or_default()
+}
+
+/// The project in the URL of a machine.
+fn project_of(url: &str) -> &str {
+    url.split_once("project=")
+        .map_or(DEFAULT_PROJECT, |(_, project)| {
+            project.split('&').next().unwrap_or_default()
+        })
 }
 
 impl Incus {
-    /// The daemon itself.
+    /// Reads the daemon's own properties.
     pub(crate) async fn server(&mut self) -> Result<IncusServer, IncusError> {
         self.get("/1.0").await
     }
 
-    /// Everything.
+    /// Reads everything.
     pub(crate) async fn state(&mut self) -> Result<State, IncusError> {
         let pools: Vec<StoragePool> = self.get("/1.0/storage-pools?recursion=1").await?;
         let mut state = State {
@@ -281,38 +281,29 @@ impl Incus {
                 .get("/1.0/instances?recursion=1&all-projects=true")
                 .await?,
             aliases: self.get("/1.0/images/aliases?recursion=1").await?,
-            images: self.get("/1.0/images").await?,
-            volumes: Vec::new(),
-            pools: pools.into_iter().map(|pool| pool.name).collect(),
+            ..State::default()
         };
-        state.images = state
-            .images
-            .iter()
-            .map(|url| last_part(url).to_owned())
-            .collect();
-        for pool in state.pools.clone() {
+        let images: Vec<String> = self.get("/1.0/images").await?;
+        state.images = images.iter().map(|url| last_part(url).to_owned()).collect();
+        for StoragePool { name } in pools {
             let path = format!(
                 "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
-                encoded(&pool)
+                encoded(&name)
             );
-            let volumes: Vec<Volume> = match self.get(&path).await {
-                Ok(volumes) => volumes,
-                // Somebody deleted it meanwhile.
-                Err(IncusError::Refused { code: 404, .. }) => continue,
-                Err(why) => return Err(why),
-            };
-            state
-                .volumes
-                .extend(volumes.into_iter().map(|volume| Volume {
-                    pool: pool.clone(),
-                    ..volume
-                }));
+            // A pool that was deleted meanwhile has none.
+            let volumes: Option<Vec<Volume>> = unless_missing(self.get(&path).await)?;
+            let volumes = volumes.into_iter().flatten();
+            state.volumes.extend(volumes.map(|volume| Volume {
+                pool: name.clone(),
+                ..volume
+            }));
+            state.pools.push(name);
         }
         Ok(state)
     }
 
-    /// Waits for what an interrupted run left going on in the machines of these projects, and for the end of what has
-    /// just failed there; whether there was anything.
+    /// Waits for the operations that an interrupted run left in the machines of these projects, and for the end of those
+    /// that have just failed there; returns whether there were any.
     pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> Result<bool, IncusError> {
         let operations: Operations = self
             .get("/1.0/operations?recursion=1&all-projects=true")
@@ -321,9 +312,9 @@ impl Incus {
         for running in operations.running {
             let machines = running.machines(&ours);
             if !machines.is_empty() {
-                let place = format!("/1.0/operations/{}", encoded(&running.id));
-                match self.operation(&place, SETTLE_MAX).await {
-                    // How it ended shows in what is there now.
+                let path = format!("/1.0/operations/{}", encoded(&running.id));
+                match self.wait_for(&path, SETTLE_MAX).await {
+                    // The current state shows how it ended.
                     Ok(())
                     | Err(
                         IncusError::Failed(_) | IncusError::Slow(_) | IncusError::Refused { .. },
@@ -333,12 +324,8 @@ impl Incus {
             }
             touched.extend(machines);
         }
-        touched.extend(
-            operations
-                .failure
-                .iter()
-                .flat_map(|one| one.machines(&ours)),
-        );
+        let failed = operations.failure.iter();
+        touched.extend(failed.flat_map(|one| one.machines(&ours)));
         for machine in &touched {
             self.runs(machine).await?;
         }
@@ -347,11 +334,10 @@ impl Incus {
 }
 
 impl Begun {
-    /// Returns whether it is a program of a run that was killed, which still puts a machine in order.
+    /// Returns whether it runs this program's own setup, left by a run that was killed.
     fn is_setup(&self) -> bool {
-        let command = self.metadata.as_ref().and_then(|all| all.get("command"));
-        let words = command.and_then(Value::as_array);
-        words.is_some_and(|words| words.get(1).is_some_and(|word| word == SETUP))
+        let argument = self.metadata.pointer("/command/1");
+        argument.is_some_and(|argument| argument == SETUP)
     }
 
     /// The machines of these projects that it is about.
@@ -364,14 +350,6 @@ impl Begun {
             .map(|url| Object::machine(project_of(url), last_part(url)))
             .collect()
     }
-}
-
-/// The project in the address of a machine.
-fn project_of(url: &str) -> &str {
-    url.split_once("project=")
-        .map_or(super::object::DEFAULT_PROJECT, |(_, project)| {
-            project.split('&').next().unwrap_or_default()
-        })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::command::{SERVE, incus_exec};
 use super::process::{ServerProcess, Watch};
 use super::program;
 use super::{Route, RouteContext, Socket, Transport, Unreachable};
-use crate::incus::{FindError, Incus, MachineRef, find, socket_path};
+use crate::incus::{FindError, Incus, MachineRef, Object, find, socket_path};
 use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 
@@ -254,11 +254,14 @@ impl TransportEnd {
 
 /// Incus says "not found" also of a program whose interpreter or libraries are not there.
 async fn not_found(machine: MachineRef, words: Vec<Foreign>, patience: Duration) -> Unreachable {
-    let there = match connect_incus(patience).await {
-        Ok(mut incus) => incus.has_file(&machine, PROGRAM).await.unwrap_or_default(),
-        Err(_) => false,
+    let found = match connect_incus(patience).await {
+        Ok(mut incus) => {
+            let object = Object::machine(&machine.project, &machine.name);
+            incus.kind_of_file(&object, PROGRAM).await.ok().flatten()
+        }
+        Err(_) => None,
     };
-    if there {
+    if found.is_some() {
         Unreachable::NotRunnable { machine, words }
     } else {
         Unreachable::NoBinary(machine)
