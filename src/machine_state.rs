@@ -1,21 +1,16 @@
-//! Compares what a machine should hold of anklume with what was found there.
+//! Specifies what a machine holds of anklume, and compares it with what was found there.
 //!
-//! Pure. [`crate::plan`] compares, `apply` looks and pushes, [`crate::setup`] puts in order what is in the machine.
+//! Pure. [`crate::plan`] compares, `apply` reads and pushes, [`crate::setup`] repairs from inside the machine.
 
 mod drift;
-mod observed;
-mod rights;
 mod unit;
 
-pub use drift::{Drift, DriftKind, differences, summary};
-pub use observed::{FoundServices, ObservedMachine, Serving};
-pub use rights::{
-    ABOVE, CallerUser, FILE_MODE, FOLDER_MODE, FOLDERS, PASS, PROGRAM_MODE, Rights, ours,
-};
+pub use drift::{Drift, DriftKind, FoundServices, ObservedMachine, Serving, differences, summary};
 pub use unit::{LOGS, PATH, RUNTIME, STOP_SECONDS, Unit, systemd_wanted, unit_paths, units};
 
 use serde::{Deserialize, Serialize};
 
+use crate::edge::CONSUMER_FOLDER;
 use crate::name::MachineName;
 use crate::services::{Services, ServicesFault};
 use crate::text::Foreign;
@@ -26,28 +21,102 @@ pub const PROGRAM_FOLDER: &str = "/opt/anklume";
 pub const PROGRAM: &str = "/opt/anklume/anklume";
 /// Prefix of a program file that is being pushed, in the program's folder.
 pub const FRESH_PREFIX: &str = "anklume.new-";
-/// The command by which the program puts a machine in order.
+/// The subcommand by which the program sets up the machine that it is in.
 pub const SETUP: &str = "machine-setup";
-/// Held locked by who puts a machine in order; nobody else can open it.
+/// Locked during a setup; only root can open it.
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
-/// The command by which the program asks a provider what it offers the machine.
+/// The subcommand by which the program asks a provider for the services that it offers the machine.
 pub const ASK: &str = "machine-ask";
-/// A link to the program, where a shell finds it.
+/// A link to the program, in the search path of a shell.
 pub const LINK: &str = "/usr/local/bin/anklume";
-/// The folder of what the program is told.
+/// The folder of the program's configuration.
 pub const ETC: &str = "/etc/anklume";
-/// Says that this is a machine of anklume's, which one, and by whom it is served ([`Identity`]).
+/// The [`Identity`] file.
 pub const IDENTITY: &str = "/etc/anklume/machine";
-/// The services that the machine's server serves ([`Services`]).
+/// The [`Services`] file of the machine's server.
 pub const SERVICES: &str = "/etc/anklume/services.json";
-/// Name of the service at the machine's supervisor.
+/// Name of the server's service at the machine's supervisor.
 pub const UNIT: &str = "anklume-mcp";
-/// Name of the service that starts its gpg-agent.
+/// Name of the service that starts the server's gpg-agent.
 pub const AGENT_UNIT: &str = "anklume-gpg-agent";
-/// The command by which the program starts it.
+/// The subcommand of that service.
 pub const LAUNCH: &str = "gpg-agent-launcher";
-/// The variable that tells a server where the launcher listens; without it, it starts the agent itself.
+/// The variable with the launcher's socket; without it, a server starts the agent itself.
 pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
+
+/// The program's folders in a machine: root's, with [`FOLDER_MODE`].
+pub const FOLDERS: [&str; 4] = [PROGRAM_FOLDER, ETC, "/srv/anklume", CONSUMER_FOLDER];
+/// Mode of these folders: everybody may list them.
+pub const FOLDER_MODE: u32 = 0o755;
+/// Mode of the program: everybody may run it.
+pub const PROGRAM_MODE: u32 = 0o755;
+/// Mode of the program's files: everybody may read them.
+pub const FILE_MODE: u32 = 0o644;
+/// Folders above these: the machine's own, whose permissions stay unless they keep the caller out.
+pub const ABOVE: [&str; 3] = ["/opt", "/etc", "/srv"];
+/// Bits added to the mode of a folder above that keeps somebody out: search, not read.
+pub const PASS: u32 = 0o111;
+
+/// Every file and folder of the program, with its mode.
+pub fn ours() -> impl Iterator<Item = (&'static str, u32)> {
+    let files = [
+        (PROGRAM, PROGRAM_MODE),
+        (IDENTITY, FILE_MODE),
+        (SERVICES, FILE_MODE),
+    ];
+    let folders = FOLDERS.into_iter().map(|folder| (folder, FOLDER_MODE));
+    folders.chain(files)
+}
+
+/// Owner and mode of an entry in a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// User number of its owner.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+    /// Permission bits, such as `0o755`.
+    pub mode: u32,
+}
+
+impl Rights {
+    /// Returns whether it is root's with this mode.
+    #[must_use]
+    pub const fn are_as_made(self, mode: u32) -> bool {
+        self.uid == 0 && self.gid == 0 && self.mode == mode
+    }
+
+    /// Returns whether a user other than root may change its content.
+    #[must_use]
+    pub const fn let_others_write(self) -> bool {
+        self.uid != 0 || self.mode & 0o022 != 0
+    }
+}
+
+/// The user of a machine that calls run as, with one group and no other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallerUser {
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+}
+
+impl CallerUser {
+    /// Returns whether the user may pass through a folder with these permissions.
+    #[must_use]
+    pub const fn passes(self, folder: Rights) -> bool {
+        let bit = if self.uid == folder.uid {
+            0o100
+        } else if self.gid == folder.gid {
+            0o010
+        } else {
+            0o001
+        };
+        self.uid == 0 || folder.mode & bit != 0
+    }
+}
 
 /// The specification of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,19 +126,19 @@ pub struct MachineSpec {
     pub program: String,
     /// The machine.
     pub machine: MachineName,
-    /// The user that serves; `None`: root.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The user that the server runs as; `None`: root.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
     /// The user who may call from it.
     #[serde(default)]
     pub caller: CallerUser,
     /// The text of its services file; `None`: it serves nobody.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub services: Option<String>,
 }
 
 impl MachineSpec {
-    /// Of a machine that serves these, or nobody.
+    /// Specifies a machine that serves these, or nobody.
     #[must_use]
     pub fn new(
         program: &str,
@@ -77,7 +146,7 @@ impl MachineSpec {
         run_as: Option<String>,
         services: Option<&Services>,
     ) -> Self {
-        // What `to_file` gives is JSON, which is text.
+        // `to_file` returns JSON, which is UTF-8.
         let text = |services: &Services| String::from_utf8_lossy(&services.to_file()).into_owned();
         Self {
             program: program.to_owned(),
@@ -88,7 +157,7 @@ impl MachineSpec {
         }
     }
 
-    /// The services, read back.
+    /// Parses the services.
     ///
     /// # Errors
     ///
@@ -110,13 +179,13 @@ impl MachineSpec {
     }
 }
 
-/// An order on its way into a machine.
+/// A specification as it is sent into a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sent {
-    /// When it was sent, in seconds since 1970: host and machine have one clock.
+    /// Time of sending, in seconds since 1970: host and machine have one clock.
     pub at: i64,
-    /// The order.
+    /// The specification.
     pub order: MachineSpec,
 }
 
@@ -125,28 +194,28 @@ pub struct Sent {
 pub struct Identity {
     /// The machine's name.
     pub machine: MachineName,
-    /// The user that serves, and that the operator's calls run as; `None`: root.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The user that the server and the operator's calls run as; `None`: root.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
     /// The supervisor of the server; `None` if nobody is served.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
-    /// Somebody began to put the machine in order, and has not finished.
+    /// True from the start of a setup until it has finished.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
 }
 
 impl Identity {
-    /// The bytes of the file.
+    /// Serialises the file.
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
-        // These types hold nothing that JSON cannot.
+        // These types always serialise.
         let mut bytes = serde_json::to_vec(self).unwrap_or_default();
         bytes.push(b'\n');
         bytes
     }
 
-    /// Reads the file; `None`: it is no identity.
+    /// Parses the file; `None`: it is no identity.
     #[must_use]
     pub fn from_file(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
@@ -161,39 +230,64 @@ pub enum Supervisor {
     Systemd,
     /// OpenRC, by a script.
     Openrc,
-    /// Nobody: it was started, and nothing starts it again.
+    /// None: nothing restarts the server.
     Nobody,
 }
 
-/// The program's answer after asking a provider for its offer.
+/// The program's answer after asking a provider for its services.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Offered {
-    /// The names of the services.
-    #[serde(default)]
+    /// Names of the services.
     pub services: Vec<Foreign>,
-    /// From the question to the answer, over a connection that stands, in milliseconds.
-    #[serde(default)]
+    /// Time from the question to the answer, over an open connection, in milliseconds.
     pub milliseconds: Option<f64>,
-    /// The reason why there is no answer, in words.
-    #[serde(default)]
+    /// The reason why there is no answer.
     pub failed: Option<Foreign>,
-    /// The provider answered, and that was "overloaded".
-    #[serde(default)]
+    /// True if the provider answered that it is overloaded.
     pub overloaded: bool,
 }
 
-/// The program's answer after putting a machine in order.
+/// The program's answer after a setup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetupReport {
     /// Digest of the policy that the server reports; `None`: nobody is served.
-    #[serde(default)]
     pub digest: Option<Foreign>,
-    /// A path that is not what it was left as: a link, a mount, something else than a file or folder.
-    #[serde(default)]
+    /// A path that is a link, a mount, or no longer a file or folder.
     pub altered: Option<Foreign>,
-    /// Other failures, in words.
-    #[serde(default)]
+    /// Other failures, as text.
     pub failed: Option<Foreign>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_lets_through_whom_its_rights_name() {
+        let folder = |uid, gid, mode| Rights { uid, gid, mode };
+        let dev = CallerUser {
+            uid: 1000,
+            gid: 100,
+        };
+        let cases = [
+            (folder(0, 0, 0o755), true),
+            (folder(0, 0, 0o711), true),
+            (folder(0, 0, 0o750), false),
+            (folder(0, 100, 0o750), true),
+            (folder(0, 100, 0o701), false),
+            (folder(1000, 0, 0o700), true),
+            (folder(1000, 100, 0o077), false),
+        ];
+        for (folder, passes) in cases {
+            assert_eq!(dev.passes(folder), passes, "{folder:?}");
+            assert!(CallerUser::default().passes(folder));
+            let opened = Rights {
+                mode: folder.mode | PASS,
+                ..folder
+            };
+            assert!(dev.passes(opened));
+        }
+    }
 }

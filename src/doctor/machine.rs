@@ -68,7 +68,7 @@ impl Examiner<'_> {
 /// pushed there, as they might change that before it is run.
 fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     let open = |folder: &&str| {
-        let rights = found.odd.get(*folder);
+        let rights = found.bad_permissions.get(*folder);
         rights.is_some_and(|rights| rights.let_others_write())
     };
     let folder = [PROGRAM_FOLDER, ETC].into_iter().find(open)?;
@@ -122,7 +122,7 @@ fn described(
 
 /// The file or folder with a wrong owner or mode.
 fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
-    let path = found.odd.keys().find(|path| *path != PROGRAM);
+    let path = found.bad_permissions.keys().find(|path| *path != PROGRAM);
     let path = path.map_or("", String::as_str);
     let what = if path.starts_with("/srv") {
         Cause::Folder
@@ -177,7 +177,7 @@ mod tests {
         ObservedMachine {
             runs: true,
             program: Some(order.program.clone()),
-            odd: std::collections::BTreeMap::new(),
+            bad_permissions: std::collections::BTreeMap::new(),
             link: Some(PROGRAM.to_owned()),
             identity: Some(order.identity(Supervisor::Openrc)),
             services: order.services.as_deref().map(FoundServices::of),

@@ -1,17 +1,95 @@
-//! Lists the differences between the specification of a machine and what was found.
+//! Models what was found in a machine, and lists where it differs from the specification.
 
 use std::collections::BTreeMap;
 
-use super::{MachineSpec, ObservedMachine, Serving, Unit, units};
+use super::{Identity, MachineSpec, PROGRAM, Rights, Unit, units};
 use crate::digest::sha256;
-use crate::services::Services;
+use crate::name::MachineName;
+use crate::services::{Service, Services};
+use crate::text::Foreign;
 
-/// One thing that differs.
+/// Maximum length of a summary of a machine's services that is shown, in characters.
+const SUMMARY_SHOWN: usize = 4096;
+/// Maximum number of services shown.
+const SERVICES_SHOWN: usize = 8;
+/// Maximum number of consumers shown for a service.
+const CONSUMERS_SHOWN: usize = 8;
+/// Length of a digest as shown, in characters.
+const DIGEST_SHOWN: usize = 12;
+
+/// The content found in a machine; empty if it does not exist yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedMachine {
+    /// True if the machine runs.
+    pub runs: bool,
+    /// SHA-256 of the program.
+    pub program: Option<String>,
+    /// Own entries whose owner or permissions differ from those they were given, and folders above them that keep the caller out.
+    pub bad_permissions: BTreeMap<String, Rights>,
+    /// Target of the link.
+    pub link: Option<String>,
+    /// The identity given to the machine.
+    pub identity: Option<Identity>,
+    /// The services file.
+    pub services: Option<FoundServices>,
+    /// The supervisor's files for the server and what it needs: paths and texts.
+    pub units: BTreeMap<String, String>,
+    /// The state of its server.
+    pub serving: Serving,
+    /// The confinement of its server, in the server's words.
+    pub confinement: Option<String>,
+}
+
+/// A services file that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundServices {
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Its services, in the machine's words.
+    pub shown: Foreign,
+}
+
+impl FoundServices {
+    /// A file that this program wrote.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let file = text.as_bytes();
+        Self::with(file, summary(file).map(Foreign::from))
+    }
+
+    /// A file with these bytes, and its services as a reader without rights showed them.
+    #[must_use]
+    pub fn with(bytes: &[u8], shown: Option<Foreign>) -> Self {
+        Self {
+            sha256: sha256(bytes),
+            shown: shown.unwrap_or_else(|| "(unreadable)".into()),
+        }
+    }
+}
+
+/// The state of a machine's server, in its own words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Serving {
+    /// Nothing is known: nobody looked, or there is no way to ask.
+    #[default]
+    Unknown,
+    /// No server answers.
+    Silent,
+    /// A server answers, by the policy of this digest.
+    Policy {
+        /// SHA-256 of the policy.
+        digest: Foreign,
+        /// The reason why a newer one was refused.
+        refused: Option<Foreign>,
+    },
+}
+
+/// One difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drift {
-    /// Its type.
+    /// What differs.
     pub kind: DriftKind,
-    /// `+`, `~` or `-`, what, and of which machine.
+    /// The difference as a plan shows it: `+`, `~` or `-`, the part, the machine.
     pub line: String,
 }
 
@@ -22,53 +100,50 @@ pub enum DriftKind {
     Program,
     /// The name of the machine, or the link to the program.
     Name,
-    /// Owner and rights of what is ours, and whether the caller may pass.
+    /// Owner and permissions of own entries, or a folder that keeps the caller out.
     Rights,
     /// The services file.
     Services,
-    /// The unit that starts the server.
+    /// The units that start the server.
     Supervision,
-    /// The server that runs.
+    /// The running server.
     Server,
 }
 
-/// Everything that differs; empty: the machine is as it should be.
+/// Lists everything that differs; empty: the machine matches.
 #[must_use]
 pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
     let machine = &order.machine;
-    let mut pieces = Vec::new();
-    let runs = !found.odd.contains_key(super::PROGRAM);
-    if found.program.as_ref() != Some(&order.program) || !runs {
+    let mut differences = Vec::new();
+    let mut add = |kind, line| differences.push(Drift { kind, line });
+    let can_run = !found.bad_permissions.contains_key(PROGRAM);
+    if found.program.as_ref() != Some(&order.program) || !can_run {
         let sign = sign(found.program.is_some());
-        pieces.push(Drift {
-            kind: DriftKind::Program,
-            line: format!("{sign} program on {machine}"),
-        });
+        add(DriftKind::Program, format!("{sign} program on {machine}"));
     }
-    let mut rest = |kind, line| pieces.push(Drift { kind, line });
-    let named = found.identity.as_ref().is_some_and(|found| {
-        found.machine == order.machine
-            && found.run_as == order.run_as
-            && found.supervisor.is_some() == order.services.is_some()
-            && !found.unfinished
+    let is_named = found.identity.as_ref().is_some_and(|identity| {
+        identity.machine == order.machine
+            && identity.run_as == order.run_as
+            && identity.supervisor.is_some() == order.services.is_some()
+            && !identity.unfinished
     });
-    if !named || found.link.as_deref() != Some(super::PROGRAM) {
+    if !is_named || found.link.as_deref() != Some(PROGRAM) {
         let sign = sign(found.identity.is_some());
         let line = format!("{sign} name and link of the program on {machine}");
-        rest(DriftKind::Name, line);
+        add(DriftKind::Name, line);
     }
-    let odd = found.odd.keys().filter(|path| *path != super::PROGRAM);
-    let odd: Vec<&str> = odd.map(String::as_str).collect();
-    if !odd.is_empty() {
-        let line = format!("~ rights on {machine}: {}", odd.join(", "));
-        rest(DriftKind::Rights, line);
+    let paths = found.bad_permissions.keys().map(String::as_str);
+    let paths: Vec<&str> = paths.filter(|path| *path != PROGRAM).collect();
+    if !paths.is_empty() {
+        let line = format!("~ rights on {machine}: {}", paths.join(", "));
+        add(DriftKind::Rights, line);
     }
     if !has_services(order, found) {
-        let new = order
-            .services
-            .as_ref()
-            .and_then(|text| summary(text.as_bytes()));
-        let line = match (&found.services, new) {
+        let new = order.services.as_ref();
+        let line = match (
+            &found.services,
+            new.and_then(|text| summary(text.as_bytes())),
+        ) {
             (None, new) => format!("+ services of {machine}: {}", new.unwrap_or_default()),
             (Some(_), None) => format!("- services of {machine}"),
             (Some(old), Some(new)) => {
@@ -76,40 +151,34 @@ pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
                 format!("~ services of {machine}: {old} → {new}")
             }
         };
-        rest(DriftKind::Services, line);
+        add(DriftKind::Services, line);
     }
     if let Some(line) = supervision(order, found) {
-        rest(DriftKind::Supervision, line);
+        add(DriftKind::Supervision, line);
     }
     if let Some(line) = serving(order, found) {
-        rest(DriftKind::Server, line);
+        add(DriftKind::Server, line);
     }
-    pieces
+    differences
 }
 
-const fn sign(there: bool) -> char {
-    if there { '~' } else { '+' }
+const fn sign(exists: bool) -> char {
+    if exists { '~' } else { '+' }
 }
 
-/// Returns whether the services file is the declared one, or none is declared and none is there.
+/// Returns whether the services file is the declared one, or none is declared and none exists.
 fn has_services(order: &MachineSpec, found: &ObservedMachine) -> bool {
-    match (&order.services, &found.services) {
-        (Some(text), Some(file)) => sha256(text) == file.sha256,
-        (wanted, found) => wanted.is_none() && found.is_none(),
-    }
+    let wanted = order.services.as_ref().map(sha256);
+    wanted.as_ref() == found.services.as_ref().map(|file| &file.sha256)
 }
 
-/// The services of a file as a plan shows them; `None`: it is none.
+/// Summarises a services file as a plan shows it; `None`: it cannot be read.
 #[must_use]
 pub fn summary(file: &[u8]) -> Option<String> {
     let services = Services::from_file(file).ok()?;
-    let one = |service: &crate::services::Service| {
-        let consumers: Vec<&str> = service
-            .consumers
-            .iter()
-            .take(CONSUMERS_SHOWN)
-            .map(crate::name::MachineName::as_str)
-            .collect();
+    let one = |service: &Service| {
+        let consumers = service.consumers.iter().take(CONSUMERS_SHOWN);
+        let consumers: Vec<&str> = consumers.map(MachineName::as_str).collect();
         let more = service.consumers.len().saturating_sub(CONSUMERS_SHOWN);
         let consumers = match (consumers.is_empty(), more) {
             (true, _) => "nobody".to_owned(),
@@ -118,61 +187,44 @@ pub fn summary(file: &[u8]) -> Option<String> {
         };
         format!("{} for {consumers}", service.name)
     };
-    let mut all: Vec<String> = services
-        .services
-        .iter()
-        .take(SERVICES_SHOWN)
-        .map(one)
-        .collect();
+    let shown = services.services.iter().take(SERVICES_SHOWN);
+    let mut shown: Vec<String> = shown.map(one).collect();
     let more = services.services.len().saturating_sub(SERVICES_SHOWN);
     if more > 0 {
-        all.push(format!("and {more} more"));
+        shown.push(format!("and {more} more"));
     }
     let digest: String = services.digest().chars().take(DIGEST_SHOWN).collect();
-    Some(format!("{} ({digest})", all.join("; ")))
+    Some(format!("{} ({digest})", shown.join("; ")))
 }
 
-/// Maximum length of a summary of a machine's services that is shown, in characters.
-const SUMMARY_SHOWN: usize = 4096;
-
-/// Maximum number of services shown.
-const SERVICES_SHOWN: usize = 8;
-/// Maximum number of consumers shown for a service.
-const CONSUMERS_SHOWN: usize = 8;
-/// Length of a digest as shown, in characters.
-const DIGEST_SHOWN: usize = 12;
-
-/// The files of the supervisor that the machine said it has.
+/// Compares the supervisor's files, for the supervisor that the machine's identity names.
 fn supervision(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
-    let machine = &order.machine;
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     let wanted = match order.services {
         Some(_) => units(supervisor?, order.run_as.as_deref()),
         None => Vec::new(),
     };
-    let wanted: BTreeMap<String, String> = wanted
+    let wanted = wanted
         .into_iter()
-        .map(|Unit { path, text, .. }| (path, text))
-        .collect();
+        .map(|Unit { path, text, .. }| (path, text));
+    let wanted: BTreeMap<String, String> = wanted.collect();
     (found.units != wanted).then(|| {
-        let is_whole = wanted.keys().all(|path| found.units.contains_key(path));
-        let sign = match (is_whole, wanted.is_empty()) {
-            (_, true) => '-',
-            (false, false) => '+',
-            (true, false) => '~',
+        let all_exist = wanted.keys().all(|path| found.units.contains_key(path));
+        let sign = if wanted.is_empty() {
+            '-'
+        } else {
+            sign(all_exist)
         };
-        format!("{sign} supervision of the server on {machine}")
+        format!("{sign} supervision of the server on {}", order.machine)
     })
 }
 
-/// Whether the server answers by the policy of the order.
+/// Compares the policy that the server answers by.
 fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let machine = &order.machine;
-    let Ok(Some(services)) = order.services() else {
-        return None;
-    };
+    let services = order.services().ok()??;
     match &found.serving {
-        // What is not there yet is started with what is new.
+        // A server that does not exist yet starts with the rest.
         Serving::Unknown if found.runs || found.services.is_none() => None,
         Serving::Unknown => Some(format!("~ server on {machine}: stopped → running")),
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
@@ -187,7 +239,7 @@ fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine_state::{FoundServices, Identity, Supervisor};
+    use crate::machine_state::Supervisor;
 
     fn order() -> MachineSpec {
         let services = serde_json::json!({
@@ -210,7 +262,7 @@ mod tests {
         ObservedMachine {
             runs: true,
             program: Some(order.program.clone()),
-            odd: BTreeMap::new(),
+            bad_permissions: BTreeMap::new(),
             link: Some(crate::machine_state::PROGRAM.to_owned()),
             identity: Some(Identity {
                 ..order.identity(Supervisor::Systemd)
@@ -239,7 +291,7 @@ mod tests {
         let with = |paths: &[&str]| {
             let odd = paths.iter().map(|path| ((*path).to_owned(), other));
             ObservedMachine {
-                odd: odd.collect(),
+                bad_permissions: odd.collect(),
                 ..done(&order)
             }
         };

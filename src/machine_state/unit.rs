@@ -1,17 +1,17 @@
-//! The services at a machine's supervisor, as text: the server, and the launcher of the gpg-agent that its calls use.
+//! Writes the supervisor's files: for the server, and for the launcher of the gpg-agent that its calls use.
 //!
-//! The launcher is a service of its own, so that the agent is in no control group of the server's and held to none of its
-//! limits: it may need a card reader or a display, and it outlives the server.
+//! The launcher is a separate service, so that the agent is outside the server's control group and limits: it may need a
+//! card reader or a display, and it outlives the server.
 
 use super::{AGENT_LAUNCHER, AGENT_UNIT, LAUNCH, PROGRAM, Supervisor, UNIT};
 use crate::edge::PROVIDER_FOLDER;
 
-/// A file of a supervisor's.
+/// A supervisor's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
-    /// Its place.
+    /// Its path.
     pub path: String,
-    /// Its entries.
+    /// Its content.
     pub text: String,
     /// Its permission bits.
     pub mode: u32,
@@ -23,35 +23,31 @@ const AGENT_FOLDER: &str = "/run/anklume/gpg-agent";
 const AGENT_SOCKET: &str = "/run/anklume/gpg-agent/launcher.sock";
 /// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both have one clipboard.
 pub const RUNTIME: &str = "/run/anklume/user";
-/// Search path of the server, whoever starts it: that of systemd.
+/// Search path of the server under every supervisor: that of systemd.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The folder of the log.
 pub const LOGS: &str = "/var/log/anklume";
-/// Time that a server gets to end before it is killed, in seconds: longer than it gives its running calls.
+/// Time before a stopping server is killed, in seconds: longer than it gives its running calls.
 pub const STOP_SECONDS: u64 = 90;
 
 /// Returns the units for a server of this user (`None`: root); empty without a supervisor.
 #[must_use]
 pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
     let user = run_as.unwrap_or("root");
-    let texts = match supervisor {
-        Supervisor::Systemd => [systemd_agent(user), systemd_server(user)],
-        Supervisor::Openrc => [openrc_agent(user), openrc_server(user)],
+    let (texts, mode) = match supervisor {
+        Supervisor::Systemd => ([systemd_agent(user), systemd_server(user)], 0o644),
+        // A script is run.
+        Supervisor::Openrc => ([openrc_agent(user), openrc_server(user)], 0o755),
         Supervisor::Nobody => return Vec::new(),
     };
     let paths = unit_paths(supervisor).into_iter();
-    let mode = match supervisor {
-        // A script that is run.
-        Supervisor::Openrc => 0o755,
-        Supervisor::Systemd | Supervisor::Nobody => 0o644,
-    };
     paths
         .zip(texts)
         .map(|(path, text)| Unit { path, text, mode })
         .collect()
 }
 
-/// The paths of the files of [`units`].
+/// Returns the paths of the files of [`units`].
 #[must_use]
 pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
     let path = |unit: &str| match supervisor {
@@ -62,8 +58,8 @@ pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
     [AGENT_UNIT, UNIT].into_iter().filter_map(path).collect()
 }
 
-/// `KillMode=process`: what a call left running on purpose (the holder of a clipboard) outlives the server. No start limit: a
-/// server that cannot start now may do so later, and `doctor` tells.
+/// `KillMode=process`: a process that a call leaves running on purpose (the holder of a clipboard) outlives the server. No
+/// start limit: a server that cannot start now may do so later, and `doctor` reports it.
 fn systemd_server(user: &str) -> String {
     format!(
         "# Written by `anklume apply`, which undoes what is changed here.
@@ -174,7 +170,7 @@ start_pre() {{
     )
 }
 
-/// The link by which a supervisor starts the server with the machine.
+/// Returns the link by which systemd starts the server with the machine.
 #[must_use]
 pub fn systemd_wanted() -> String {
     format!("/etc/systemd/system/multi-user.target.wants/{UNIT}.service")

@@ -94,7 +94,7 @@ async fn into(session: &Session, there: &Instance, caller: CallerUser) -> Option
     let mut files = session.files(there).await;
     // What cannot be read is not there as it must be; the machine's own program says why.
     found.program = files.program().await.ok()?;
-    found.odd = odd(&mut files, caller).await?;
+    found.bad_permissions = odd(&mut files, caller).await?;
     found.link = text(&mut files, LINK, EntryKind::Link).await?;
     let identity = text(&mut files, IDENTITY, EntryKind::File).await?;
     if let Some(text) = identity {

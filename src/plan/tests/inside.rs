@@ -29,7 +29,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
     ObservedMachine {
         runs,
         program: Some(PROGRAM.to_owned()),
-        odd: std::collections::BTreeMap::new(),
+        bad_permissions: std::collections::BTreeMap::new(),
         link: Some(PLACE.to_owned()),
         identity: Some(Identity {
             ..order.identity(Supervisor::Nobody)
