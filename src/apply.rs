@@ -86,7 +86,7 @@ pub(crate) async fn execute(
         report.add(vec![outcomes]);
     }
     machines(session, &sound, &mut report, observer).await;
-    report.add(channel_test::carry_out(session, &plan.proofs, &report, observer).await);
+    report.add(channel_test::carry_out(session, &plan.verifications, &report, observer).await);
     report.add(carry_out(session, &plan.swept, observer).await);
     let upkeep = plan.upkeep.iter().map(std::slice::from_ref);
     report.add(in_parallel(session, upkeep.collect(), observer).await);

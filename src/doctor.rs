@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::edge::Edge;
 use crate::host::log_timer::has_daemon;
 use crate::infra::Infra;
-use crate::plan::{Facts, Intruder, Rotation, intruders, unrotated};
+use crate::plan::{Facts, ProfileDevice, Rotation, profile_devices, unrotated};
 use crate::session::{Session, each};
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
@@ -50,9 +50,9 @@ pub(crate) async fn examine<'e>(
     let healths = each(chosen, |edge| walk(session, &examiner, edge)).await;
     let mut notes = host_notes(&facts, apply);
     notes.extend(examiner.servers(chosen));
-    let others = intruders(&state.profiles);
+    let others = profile_devices(&state.profiles);
     let others = others.iter().filter(|one| !one.is_on(edges));
-    notes.extend(others.map(Intruder::what));
+    notes.extend(others.map(ProfileDevice::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
         LogState::Lost(log) => Some(log.to_string()),
         LogState::Unknown(why) => Some(why),

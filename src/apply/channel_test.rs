@@ -1,5 +1,5 @@
-//! A call over each channel that was made or changed, from the consumer's end: what was made is proven to work, by this run
-//! or by a later one.
+//! A call over each channel that was made or changed, from the consumer's end: what was made must work, in this run
+//! or in a later one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::RunObserver;
 use super::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::edge::{Edge, End};
 use crate::incus::{Edit, Object};
-use crate::plan::{Action, Proof, mark_unproven};
+use crate::plan::{Action, Verification, mark_unverified};
 use crate::session::Session;
 use crate::session::each;
 use crate::session::interrupt::LEFT;
@@ -23,31 +23,31 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Tries the calls of a plan whose other steps have ended as the report says.
 pub(crate) async fn carry_out(
     session: &Session,
-    proofs: &[Action],
+    verifications: &[Action],
     report: &RunReport,
     observer: &impl RunObserver,
 ) -> Vec<Vec<StepOutcome>> {
-    let due = proofs.iter().filter_map(|action| match action {
-        Action::Prove(proof) => Some((action, proof)),
+    let due = verifications.iter().filter_map(|action| match action {
+        Action::VerifyChannel(call) => Some((action, call)),
         _ => None,
     });
-    // What failed needs no proof of that.
+    // An end that failed is not asked.
     let failed = |end: &End| report.has_failed(&machine(end));
-    let due = due.filter(|(_, proof)| {
-        let edge = &proof.edge;
+    let due = due.filter(|(_, call)| {
+        let edge = &call.edge;
         ![&edge.consumer, &edge.provider].into_iter().any(failed)
     });
-    let due: Vec<(&Action, &Proof)> = due.collect();
-    let ended = each(&due, |(action, proof)| async {
+    let due: Vec<(&Action, &Verification)> = due.collect();
+    let ended = each(&due, |(action, call)| async {
         if session.interrupt().is_asked() {
             return StepStatus::Skipped(LEFT.to_owned());
         }
         let step = observer.began(action);
         // What was made a moment ago may take another one.
-        let tries = if proof.changes { TRIES } else { 1 };
-        let proven = prove(session, &proof.edge, tries).await;
+        let tries = if call.changes { TRIES } else { 1 };
+        let answered = verify(session, &call.edge, tries).await;
         observer.left(step);
-        proven.map_or_else(StepStatus::Failed, |()| StepStatus::Done)
+        answered.map_or_else(StepStatus::Failed, |()| StepStatus::Done)
     });
     let ended = ended.await;
     remember(session, &due, &ended).await;
@@ -67,13 +67,13 @@ fn outcome(action: &Action, status: StepStatus) -> StepOutcome {
 }
 
 /// Marks the channels that did not answer, so that the next run tries them again, and no others.
-async fn remember(session: &Session, due: &[(&Action, &Proof)], ended: &[StepStatus]) {
+async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
-    for ((_, proof), status) in due.iter().zip(ended) {
-        let unproven = *status != StepStatus::Done;
-        if unproven != proof.marked {
-            let edit = mark_unproven(&proof.edge.device_name(), unproven);
-            let consumer = machine(&proof.edge.consumer);
+    for ((_, call), status) in due.iter().zip(ended) {
+        let unverified = *status != StepStatus::Done;
+        if unverified != call.marked {
+            let edit = mark_unverified(&call.edge.device_name(), unverified);
+            let consumer = machine(&call.edge.consumer);
             edits.entry(consumer).or_default().push(edit);
         }
     }
@@ -88,7 +88,7 @@ async fn remember(session: &Session, due: &[(&Action, &Proof)], ended: &[StepSta
 }
 
 /// Has the consumer ask; a channel that is just made may need a moment.
-async fn prove(session: &Session, edge: &Edge, mut tries: u32) -> Result<(), String> {
+async fn verify(session: &Session, edge: &Edge, mut tries: u32) -> Result<(), String> {
     loop {
         tries -= 1;
         match ask(session, edge).await {

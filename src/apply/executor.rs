@@ -12,7 +12,7 @@ use super::provision;
 use crate::host::{folders, log_timer, proxy_logs, server_process};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::machine_state::MachineSpec;
-use crate::plan::{Action, Role, finished, mark_unproven, unfinished};
+use crate::plan::{Action, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::{Busy, Lock};
 use crate::session::{AT_ONCE, Session, incus_failure};
@@ -105,7 +105,7 @@ async fn act(
         Action::Rotate { path, .. } => on_host(proxy_logs::rotate(path)),
         Action::Schedule(schedule) => on_host(log_timer::set_up(schedule).await),
         Action::Unschedule => on_host(log_timer::take_away().await),
-        Action::Prove(_) => Err("a channel is tested when all else is done".to_owned()),
+        Action::VerifyChannel(_) => Err("a channel is tested when all else is done".to_owned()),
         Action::Create { object, body, .. } => {
             let lock = network_lock(session, object);
             ask(session, connection, lock, async |incus| {
@@ -139,14 +139,14 @@ async fn act(
             device,
             new,
             role,
-            anew,
+            recreate,
             ..
         } => {
             ask(session, connection, None, async |incus| {
                 if *role == Role::Consumer {
                     provision::listen_folder(incus, machine).await?;
                 }
-                if anew.is_some() {
+                if recreate.is_some() {
                     incus.edit(machine, &[set(device, None)]).await?;
                 }
                 incus
@@ -165,7 +165,7 @@ async fn act(
             if let Some(path) = host {
                 remove(path)?;
             }
-            let edits = [set(device, None), mark_unproven(device, false)];
+            let edits = [set(device, None), mark_unverified(device, false)];
             ask(session, connection, None, async |incus| {
                 // The files first: while the device is there, the next run knows of them.
                 if let Some(path) = inside {
@@ -193,25 +193,25 @@ async fn act(
             machine,
             order,
             push,
-            hung,
+            kill_server,
             ..
-        } => install(session, connection, machine, order, *push, *hung).await,
+        } => install(session, connection, machine, order, *push, *kill_server).await,
     }
 }
 
-/// Puts a machine in order, after its server was ended where that hangs.
+/// Puts a machine in order, after its server was ended where it does not answer.
 async fn install(
     session: &Session,
     connection: &mut Option<Incus>,
     machine: &Object,
     spec: &MachineSpec,
     push: bool,
-    hung: bool,
+    kill_server: bool,
 ) -> Result<(), String> {
     let failed = |why| incus_failure(&why).message;
     let incus = connected(session, connection).await.map_err(failed)?;
     let done = async {
-        if hung {
+        if kill_server {
             let first = incus.first_process(machine).await;
             server_process::end(first.map_err(failed)?).await;
         }
@@ -229,7 +229,7 @@ fn connected_edits(device: &str, new: &ConfigMap, role: Role) -> Vec<Edit> {
     let mut edits = vec![set(device, Some(new))];
     if role == Role::Consumer {
         // Until a call over it has succeeded, whoever makes it: this run or a later one.
-        edits.push(mark_unproven(device, true));
+        edits.push(mark_unverified(device, true));
     }
     edits
 }

@@ -2,7 +2,7 @@
 
 use super::RunObserver;
 use crate::incus::Object;
-use crate::plan::{Action, ActionSummary, PROVE};
+use crate::plan::{Action, ActionSummary, VERIFY};
 use crate::transport::shell_line;
 
 /// The status of an action.
@@ -50,7 +50,7 @@ impl StepOutcome {
 
     /// Returns whether the step changed something.
     pub(crate) fn is_change(&self) -> bool {
-        self.is_done() && self.shown.verb != PROVE
+        self.is_done() && self.shown.verb != VERIFY
     }
 
     /// Returns whether the step is done.
@@ -75,7 +75,7 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Revoke { machine, .. } => Some(machine),
         Action::Folder { .. }
         | Action::Sweep { .. }
-        | Action::Prove(_)
+        | Action::VerifyChannel(_)
         | Action::Rotate { .. }
         | Action::Schedule(_)
         | Action::Unschedule => None,

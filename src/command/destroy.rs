@@ -11,7 +11,7 @@ use crate::apply::outcome::RunReport;
 use crate::cli::DestroyArgs;
 use crate::error::{Exit, Failure};
 use crate::host::log_timer::is_scheduled;
-use crate::plan::{Action, Doomed, Selection, destroy};
+use crate::plan::{Action, Deletions, Selection, destroy};
 use crate::session::block_on;
 
 /// Nothing that was asked for is there.
@@ -34,36 +34,38 @@ pub(crate) fn run(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
             .locked(|line| output.say(line))
             .await?;
         let state = session.state(&infra.project).await?;
-        let doomed = destroy(&infra.project, &state, selection, is_scheduled());
-        for note in &doomed.notes {
+        let deletions = destroy(&infra.project, &state, selection, is_scheduled());
+        for note in &deletions.notes {
             output.say(&format!("note: {note}"));
         }
-        if doomed.actions().next().is_none() {
-            return nothing(selection, &infra.project, &doomed, output);
+        if deletions.actions().next().is_none() {
+            return nothing(selection, &infra.project, &deletions, output);
         }
         // Who agrees beforehand sees each line when it is done.
         if !args.yes {
-            show(&doomed, output);
+            show(&deletions, output);
         }
-        refuse_protected(&doomed, args.force)?;
+        refuse_protected(&deletions, args.force)?;
         if !args.yes {
             agree()?;
         }
-        let progress = Progress::new(output, doomed.actions().count());
-        let steps = apply::destroy(&session, &doomed, &progress);
+        let progress = Progress::new(output, deletions.actions().count());
+        let steps = apply::destroy(&session, &deletions, &progress);
         let report = to_the_end(&session, &progress, steps).await?;
-        print(&report, NOTHING, &doomed.notes, session.writes(), output)
+        print(&report, NOTHING, &deletions.notes, session.writes(), output)
     })
 }
 
 fn nothing(
     selection: Selection<'_>,
     project: &str,
-    doomed: &Doomed,
+    deletions: &Deletions,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let (kind, name) = match selection {
-        Selection::All => return print(&RunReport::default(), NOTHING, &doomed.notes, 0, output),
+        Selection::All => {
+            return print(&RunReport::default(), NOTHING, &deletions.notes, 0, output);
+        }
         Selection::Domain(name) => ("domain", name),
         Selection::Machine(name) => ("machine", name),
     };
@@ -77,14 +79,14 @@ fn nothing(
 }
 
 /// Lists what will be deleted, before asking.
-fn show(doomed: &Doomed, output: &Output) {
-    for line in doomed.actions().flat_map(Action::lines) {
+fn show(deletions: &Deletions, output: &Output) {
+    for line in deletions.actions().flat_map(Action::lines) {
         output.say(&line);
     }
 }
 
-fn refuse_protected(doomed: &Doomed, force: bool) -> anyhow::Result<()> {
-    let protected: Vec<&str> = doomed
+fn refuse_protected(deletions: &Deletions, force: bool) -> anyhow::Result<()> {
+    let protected: Vec<&str> = deletions
         .machines
         .iter()
         .filter_map(|action| match action {

@@ -12,7 +12,9 @@ use crate::incus::state::{Instance, InstanceId};
 use crate::infra::{Device, Infra};
 use crate::machine_state::{DriftKind, ObservedMachine, Supervisor};
 use crate::name::MachineName;
-use crate::plan::{Again, Facts, Ownership, Role, in_use, intruders, machine_owner, strangers};
+use crate::plan::{
+    Facts, Ownership, RecreateReason, Role, foreign_devices, in_use, machine_owner, profile_devices,
+};
 use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::Unheard;
 use crate::transport::shell_line;
@@ -164,7 +166,7 @@ impl Examiner<'_> {
             return Some(self.by_apply(Cause::Machine, detail));
         };
         let project = &self.infra.project;
-        let owner = machine_owner(&there.config, project, &there.project, &there.name);
+        let owner = machine_owner(there, project);
         if owner != Ownership::Ours {
             let whose = match owner {
                 Ownership::Other(other) => {
@@ -290,7 +292,7 @@ impl Examiner<'_> {
 
     fn copy(&self, edge: &Edge) -> Option<Broken> {
         let socket = format!("{}.sock", edge.hash);
-        let profiles = intruders(&self.state.profiles);
+        let profiles = profile_devices(&self.state.profiles);
         if let Some(one) = profiles
             .into_iter()
             .find(|one| one.is_on(std::slice::from_ref(edge)))
@@ -303,7 +305,7 @@ impl Examiner<'_> {
                 mend: shell_line(remove.into_iter().chain(what)),
             });
         }
-        let all = strangers(self.edges, &self.state.instances);
+        let all = foreign_devices(self.edges, &self.state.instances);
         let one = all.into_iter().find(|one| one.socket == socket)?;
         let detail = format!(
             "{} (project {}) has a device of this channel, {}, and is no end of it",
@@ -328,15 +330,15 @@ impl Examiner<'_> {
                 Role::Provider => "on the host".to_owned(),
             };
             let (is, detail) = match again {
-                Again::NoProcess | Again::TakenOver => (
+                RecreateReason::NoProcess | RecreateReason::TakenOver => (
                     Cause::Process,
                     format!(
                         "no proxy process runs for the device {} of {machine}",
                         edge.device_name()
                     ),
                 ),
-                Again::NoSocket => (Cause::Socket, format!("`{socket}` {place} is gone")),
-                Again::OddSocket => {
+                RecreateReason::NoSocket => (Cause::Socket, format!("`{socket}` {place} is gone")),
+                RecreateReason::BadSocket => {
                     let owner = match role {
                         Role::Consumer => edge.owner_uid,
                         Role::Provider => edge.uid,

@@ -159,7 +159,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rot
     match program() {
         Ok(program) => Rotation::Wanting(Schedule {
             by: scheduler.name(),
-            there: is_scheduled_in(root),
+            exists: is_scheduled_in(root),
             files: scheduler.files(&program),
         }),
         Err(why) => Rotation::Nobody(why),
@@ -321,11 +321,11 @@ mod tests {
                 fs::create_dir_all(root.join(folder)).unwrap();
             }
             let schedule = wanting(root);
-            assert_eq!((schedule.by, schedule.there), (by, false));
+            assert_eq!((schedule.by, schedule.exists), (by, false));
             write_in(root, &schedule).unwrap();
             if by == "systemd" {
                 // Written, and not enabled.
-                assert!(wanting(root).there);
+                assert!(wanting(root).exists);
                 std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
             }
             let nobody = || Err("no program".to_owned());
@@ -339,14 +339,14 @@ mod tests {
             for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {
                 let text = String::from_utf8(fs::read(&file).unwrap()).unwrap();
                 fs::write(&file, text.replace("rotate-logs", harm)).unwrap();
-                assert!(wanting(root).there, "{harm}");
+                assert!(wanting(root).exists, "{harm}");
                 write_in(root, &schedule).unwrap();
             }
             fs::write(&file, schedule.files[0].content.replace("/usr/", "/tmp/")).unwrap();
-            assert!(wanting(root).there);
+            assert!(wanting(root).exists);
             remove_in(root).unwrap();
             remove_in(root).unwrap();
-            assert!(!wanting(root).there && !is_scheduled_in(root));
+            assert!(!wanting(root).exists && !is_scheduled_in(root));
         }
         let bare = tempfile::tempdir().unwrap();
         let nobody = look_in(bare.path(), || Ok(String::new()));

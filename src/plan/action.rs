@@ -1,137 +1,106 @@
-//! One thing to do, and how it reads in a plan: `+` is made, `~` is changed, `-` is removed.
+//! One step of a plan, and its lines: `+` is created, `~` is changed, `-` is removed.
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Again, Proof, Schedule, ownership};
+use super::facts::{RecreateReason, Role, Schedule};
+use super::ownership;
+use crate::edge::Edge;
 use crate::incus::state::InstanceId;
 use crate::incus::{ConfigMap, Edit, Object, Power};
 use crate::machine_state::MachineSpec;
 use crate::text::shown;
 
-/// Maximum length of a value of a key that a plan shows, in characters.
+/// Maximum length of a key's value in a plan, in characters.
 const SHOWN_MAX: usize = 60;
 /// Bytes of the unit in which sizes are shown.
 const MIB: u64 = 1024 * 1024;
 /// The verb of a step that changes nothing.
-pub(crate) const PROVE: &str = "prove";
+pub(crate) const VERIFY: &str = "prove";
 
-/// The end of an edge that a device makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Role {
-    /// The end that calls.
-    Consumer,
-    /// The end that is called.
-    Provider,
-}
-
-/// One thing to do.
+/// One step.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Make an object.
+    /// Create an object.
     Create {
-        /// The object.
         object: Object,
         /// The body for the API.
         body: Value,
-        /// More about it, for whoever reads the plan.
+        /// Details for the reader of the plan.
         about: String,
     },
     /// Change an object.
-    Edit {
-        /// The object.
-        object: Object,
-        /// The changes.
-        edits: Vec<Edit>,
-    },
-    /// Make a machine run.
+    Edit { object: Object, edits: Vec<Edit> },
+    /// Start a machine.
     Start {
-        /// The machine.
         machine: Object,
         /// From a stop or a pause.
         power: Power,
-        /// Its state as Incus names it.
+        /// Its status as Incus names it.
         from: String,
-        /// True if it has devices that listen in its folder of sockets, which must be there before.
+        /// True if it has devices that listen in its folder of sockets, which must exist before.
         listens: bool,
     },
-    /// Make or change the device of an edge at one of its ends.
+    /// Create or change the device of an edge at one of its ends.
     Connect {
-        /// The machine.
         machine: Object,
-        /// The device's name.
         device: String,
-        /// The end.
         role: Role,
         /// The machine at the other end.
         other: InstanceId,
-        /// The device as it is.
         old: Option<ConfigMap>,
-        /// The device as it must be.
         new: ConfigMap,
-        /// Make it again though it looks right, and why.
-        anew: Option<Again>,
+        /// Recreate the device even if it looks right.
+        recreate: Option<RecreateReason>,
     },
     /// Try a call over a channel.
-    Prove(Proof),
-    /// Put the program, the machine's name, its services and its server in order.
+    VerifyChannel(Verification),
+    /// Set up the program, the machine's name, its services and its server.
     Install {
-        /// The machine.
         machine: Object,
-        /// Its desired content.
         order: MachineSpec,
         /// True if the program must be pushed.
         push: bool,
         /// True if a server that does not answer must be ended first.
-        hung: bool,
-        /// The differences, for people.
+        kill_server: bool,
+        /// The differences, as the plan shows them.
         lines: Vec<String>,
     },
     /// Remove the device of an edge that is not declared, or not on this machine, with its sockets.
     Revoke {
-        /// The machine.
         machine: Object,
-        /// The device's name.
         device: String,
-        /// The device as it is.
         old: ConfigMap,
         /// Its socket in the machine.
         inside: Option<String>,
-        /// Its socket on the host, where nobody else has a right to it.
+        /// Its socket on the host, unless another device has a right to it.
         host: Option<String>,
-        /// Why, where it is not that the edge is no longer declared.
+        /// The reason, unless the edge is no longer declared.
         why: Option<&'static str>,
     },
-    /// Make a folder on the host, or give it its owner and rights.
+    /// Create a folder on the host, or set its owner and mode.
     Folder {
-        /// Its path.
         path: String,
-        /// Its rights.
         mode: u32,
-        /// True if it is there already.
-        there: bool,
+        exists: bool,
     },
     /// Remove a left-over socket on the host.
-    Sweep {
-        /// Its path.
-        path: String,
-    },
-    /// Empty a log of a channel, and keep its end.
+    Sweep { path: String },
+    /// Empty a log of a channel, except its end.
     Rotate {
-        /// Its path.
         path: String,
         /// Its size on disk.
         bytes: u64,
     },
-    /// Make the host's scheduler rotate the logs of channels.
+    /// Have the host's scheduler rotate the logs of channels.
     Schedule(Schedule),
-    /// Take that away.
+    /// Undo that.
     Unschedule,
     /// Delete an object.
     Delete {
-        /// The object.
         object: Object,
-        /// True if it runs.
         running: bool,
         /// True if it is protected from deletion.
         protected: bool,
@@ -140,21 +109,32 @@ pub(crate) enum Action {
     },
 }
 
+/// A call to be tried over a channel, from its consumer's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verification {
+    pub(crate) edge: Edge,
+    /// The channel as users read it.
+    pub(super) name: String,
+    /// True if an end of it changes; if not, an earlier run had no answer, or ended before it asked.
+    pub(crate) changes: bool,
+    /// True if the consumer bears the mark when the call is tried.
+    pub(crate) marked: bool,
+}
+
 /// An action as programs read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ActionSummary {
     /// `create`, `change` or `remove`; `prove`, which changes nothing.
     pub(crate) verb: &'static str,
-    /// What it is done to: `machine`, `device`, …
+    /// The kind of object: `machine`, `device`, …
     pub(crate) kind: &'static str,
-    /// Its name.
     pub(crate) name: String,
-    /// As people read it, a line for each change.
+    /// The action as users read it, a line for each change.
     pub(crate) lines: Vec<String>,
 }
 
 impl ActionSummary {
-    /// In a few words: what is done to what.
+    /// The action in a few words.
     pub(crate) fn title(&self) -> String {
         let name = self.name.escape_debug();
         format!("{} {} {name}", self.verb, self.kind)
@@ -162,12 +142,12 @@ impl ActionSummary {
 }
 
 impl Action {
-    /// Returns whether it is done though an earlier one of its chain failed: who was revoked does not wait for another.
+    /// Returns whether it is done though an earlier one of its chain failed: one revocation does not wait for another.
     pub(crate) const fn stands_alone(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }
 
-    /// The action as people and programs read it.
+    /// Summarises the action for users and programs.
     pub(crate) fn shown(&self) -> ActionSummary {
         let (verb, kind, name) = self.heading();
         ActionSummary {
@@ -179,26 +159,19 @@ impl Action {
     }
 
     fn heading(&self) -> (&'static str, &'static str, &str) {
+        let make = |exists| if exists { "change" } else { "create" };
         match self {
             Self::Create { object, .. } => ("create", object.kind(), object.name()),
             Self::Edit { object, .. } => ("change", object.kind(), object.name()),
             Self::Start { machine, .. } => ("change", machine.kind(), machine.name()),
-            Self::Connect {
-                device, old: None, ..
-            } => ("create", "device", device),
-            Self::Connect { device, .. } => ("change", "device", device),
-            Self::Prove(proof) => (PROVE, "channel", &proof.name),
+            Self::Connect { device, old, .. } => (make(old.is_some()), "device", device),
+            Self::VerifyChannel(call) => (VERIFY, "channel", &call.name),
             Self::Install { machine, lines, .. } => (verb(lines), "program", machine.name()),
             Self::Revoke { device, .. } => ("remove", "device", device),
-            Self::Folder {
-                path, there: false, ..
-            } => ("create", "folder", path),
-            Self::Folder { path, .. } => ("change", "folder", path),
+            Self::Folder { path, exists, .. } => (make(*exists), "folder", path),
             Self::Sweep { path } => ("remove", "socket", path),
             Self::Rotate { path, .. } => ("change", "log", path),
-            Self::Schedule(Schedule { by, there, .. }) => {
-                (if *there { "change" } else { "create" }, "rotation", by)
-            }
+            Self::Schedule(schedule) => (make(schedule.exists), "rotation", schedule.by),
             Self::Unschedule => ("remove", "rotation", "logs"),
             Self::Delete { object, .. } => ("remove", object.kind(), object.name()),
         }
@@ -206,16 +179,19 @@ impl Action {
 
     /// The lines of the plan.
     pub(crate) fn lines(&self) -> Vec<String> {
-        match self {
-            Self::Create { object, about, .. } if about.is_empty() => vec![format!("+ {object}")],
-            Self::Create { object, about, .. } => vec![format!("+ {object} ({about})")],
-            Self::Edit { object, edits } => edit_lines(object, edits),
+        let line = match self {
+            Self::Edit { object, edits } => return edit_lines(object, edits),
+            Self::Install { lines, .. } => return lines.clone(),
+            // After a change it is a matter of course.
+            Self::VerifyChannel(Verification { changes: true, .. }) => return Vec::new(),
+            Self::VerifyChannel(Verification { name, .. }) => {
+                format!("~ channel {name}: no answer yet → asked again")
+            }
+            Self::Create { object, about, .. } if about.is_empty() => format!("+ {object}"),
+            Self::Create { object, about, .. } => format!("+ {object} ({about})"),
             Self::Start { machine, from, .. } => {
                 let from = from.to_lowercase();
-                vec![format!(
-                    "~ {machine} status: {} → running",
-                    from.escape_debug()
-                )]
+                format!("~ {machine} status: {} → running", from.escape_debug())
             }
             Self::Connect {
                 machine,
@@ -223,65 +199,60 @@ impl Action {
                 role,
                 other,
                 old,
-                anew,
+                recreate,
                 ..
             } => {
                 let sign = if old.is_none() { '+' } else { '~' };
-                let way = match role {
+                let role = match role {
                     Role::Consumer => "consumer of",
                     Role::Provider => "provider for",
                 };
-                let again = anew.map(Again::words).unwrap_or_default();
-                vec![format!(
-                    "{sign} device {device} on {} ({way} {}{again})",
-                    machine.name(),
-                    other.name
-                )]
+                let why = match recreate {
+                    None => "",
+                    Some(RecreateReason::TakenOver) => ", made again",
+                    Some(RecreateReason::NoProcess) => ", made again: its process is gone",
+                    Some(RecreateReason::NoSocket) => ", made again: its socket is gone",
+                    Some(RecreateReason::BadSocket) => ", made again: its socket is another one",
+                };
+                let (machine, other) = (machine.name(), &other.name);
+                format!("{sign} device {device} on {machine} ({role} {other}{why})")
             }
-            // After a change it goes without saying.
-            Self::Prove(Proof { changes: true, .. }) => Vec::new(),
-            Self::Prove(Proof { name, .. }) => {
-                vec![format!("~ channel {name}: no answer yet → asked again")]
-            }
-            Self::Install { lines, .. } => lines.clone(),
             Self::Revoke {
                 machine,
                 device,
                 why,
                 ..
             } => {
+                let (device, machine) = (device.escape_debug(), machine.name().escape_debug());
                 let why = why.map_or_else(String::new, |why| format!(" ({why})"));
-                vec![format!(
-                    "- device {} on {}{why}",
-                    device.escape_debug(),
-                    machine.name().escape_debug()
-                )]
+                format!("- device {device} on {machine}{why}")
             }
-            Self::Folder {
-                path, there: false, ..
-            } => vec![format!("+ folder {} on the host", path.escape_debug())],
-            Self::Folder { path, mode, .. } => vec![format!(
-                "~ folder {} on the host: root's, {mode:04o}",
-                path.escape_debug()
-            )],
-            Self::Sweep { path } => vec![format!("- socket {} on the host", path.escape_debug())],
-            Self::Rotate { path, bytes } => vec![format!(
-                "~ log {} on the host: {} MiB → rotated",
-                path.escape_debug(),
-                bytes / MIB
-            )],
-            Self::Schedule(Schedule { by, there, .. }) => {
-                let sign = if *there { '~' } else { '+' };
-                vec![format!("{sign} rotation of the channels' logs, by {by}")]
+            Self::Folder { path, mode, exists } => {
+                let path = path.escape_debug();
+                if *exists {
+                    format!("~ folder {path} on the host: root's, {mode:04o}")
+                } else {
+                    format!("+ folder {path} on the host")
+                }
             }
-            Self::Unschedule => vec!["- rotation of the channels' logs".to_owned()],
+            Self::Sweep { path } => format!("- socket {} on the host", path.escape_debug()),
+            Self::Rotate { path, bytes } => {
+                let (path, size) = (path.escape_debug(), bytes / MIB);
+                format!("~ log {path} on the host: {size} MiB → rotated")
+            }
+            Self::Schedule(Schedule { by, exists, .. }) => {
+                let sign = if *exists { '~' } else { '+' };
+                format!("{sign} rotation of the channels' logs, by {by}")
+            }
+            Self::Unschedule => "- rotation of the channels' logs".to_owned(),
             Self::Delete {
                 object, protected, ..
             } => {
                 let more = if *protected { " (not ephemeral)" } else { "" };
-                vec![format!("- {object}{more}")]
+                format!("- {object}{more}")
             }
-        }
+        };
+        vec![line]
     }
 }
 
@@ -294,51 +265,43 @@ fn verb(lines: &[String]) -> &'static str {
     }
 }
 
-/// What anklume keeps for itself is shown where nothing else changes.
+/// The lines of an edit; anklume's own marks are shown only where nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
     let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if ownership::is_own(key));
-    let mut lines: Vec<String> = edits
-        .iter()
-        .filter(|edit| !is_mark(edit))
-        .flat_map(|edit| lines_of(object, edit))
-        .collect();
-    if lines.is_empty() {
-        let marks = edits.iter().filter(is_mark);
-        lines = marks.flat_map(|edit| lines_of(object, edit)).collect();
+    let (marks, others): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(is_mark);
+    let lines = |edits: Vec<&Edit>| -> Vec<String> {
+        let lines = edits.into_iter().map(|edit| lines_of(object, edit));
+        lines.flatten().collect()
+    };
+    let others = lines(others);
+    if others.is_empty() {
+        lines(marks)
+    } else {
+        others
     }
-    lines
 }
 
 fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
-    match edit {
-        Edit::Description { old, new } => {
-            vec![change(
-                &format!("{object} description"),
-                Some(old),
-                Some(new),
-            )]
+    let line = match edit {
+        Edit::Device { name, old, new } => {
+            return device_lines(object, name, old.as_ref(), new.as_ref());
         }
-        Edit::Config { key, old, new } => vec![change(
-            &format!("{object} {}", key.escape_debug()),
-            old.as_deref(),
-            new.as_deref(),
-        )],
-        Edit::Device { name, old, new } => device_lines(object, name, old.as_ref(), new.as_ref()),
-        Edit::Profiles { old, new } => vec![change(
-            &format!("{object} profiles"),
-            Some(&old.join(", ")),
-            Some(&new.join(", ")),
-        )],
+        Edit::Description { old, new } => change("description", Some(old), Some(new)),
+        Edit::Config { key, old, new } => change(key, old.as_deref(), new.as_deref()),
+        Edit::Profiles { old, new } => {
+            change("profiles", Some(&old.join(", ")), Some(&new.join(", ")))
+        }
         Edit::Rules {
             direction,
             old,
             new,
-        } => vec![change(
-            &format!("{object} {}", direction.as_str()),
-            rules_text(old).as_deref(),
-            rules_text(new).as_deref(),
-        )],
-    }
+        } => change(
+            direction.as_str(),
+            Some(&rules_text(old)),
+            Some(&rules_text(new)),
+        ),
+    };
+    vec![format!("~ {object} {line}")]
 }
 
 fn device_lines(
@@ -356,43 +319,35 @@ fn device_lines(
         let sign = if old.is_none() { '+' } else { '-' };
         return vec![format!("{sign} {device}")];
     };
-    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let changed = keys
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let values = keys
         .into_iter()
-        .filter(|key| old.get(*key) != new.get(*key));
+        .map(|key| (key, old.get(key), new.get(key)));
+    let changed = values.filter(|(_, old, new)| old != new);
     changed
-        .map(|key| {
-            change(
-                &format!("{device} {}", key.escape_debug()),
-                old.get(key).map(String::as_str),
-                new.get(key).map(String::as_str),
-            )
+        .map(|(key, old, new)| {
+            let line = change(key, old.map(String::as_str), new.map(String::as_str));
+            format!("~ {device} {line}")
         })
         .collect()
 }
 
-fn change(what: &str, old: Option<&str>, new: Option<&str>) -> String {
-    format!("~ {what}: {} → {}", value(old), value(new))
+fn change(key: &str, old: Option<&str>, new: Option<&str>) -> String {
+    format!("{}: {} → {}", key.escape_debug(), value(old), value(new))
 }
 
 /// A value on one line, escaped, and cut where it is long.
 fn value(value: Option<&str>) -> String {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
-        return "(none)".to_owned();
-    };
-    shown(value, SHOWN_MAX)
+    match value {
+        None | Some("") => "(none)".to_owned(),
+        Some(value) => shown(value, SHOWN_MAX),
+    }
 }
 
-fn rules_text(rules: &[ConfigMap]) -> Option<String> {
-    let text: Vec<String> = rules
-        .iter()
-        .map(|rule| {
-            let key = |key: &str| rule.get(key).map_or("", String::as_str);
-            let subject = [key("source"), key("destination")].concat();
-            format!("{} {subject}", key("action"))
-        })
-        .collect();
-    (!text.is_empty()).then(|| text.join("; "))
+fn rules_text(rules: &[ConfigMap]) -> String {
+    let text = rules.iter().map(|rule| {
+        let key = |key: &str| rule.get(key).map_or("", String::as_str);
+        format!("{} {}{}", key("action"), key("source"), key("destination"))
+    });
+    text.collect::<Vec<String>>().join("; ")
 }

@@ -1,25 +1,44 @@
-//! Fixed addresses: whose they are, and how one passes from a machine to another.
+//! The network device of a machine, its fixed address, and how that passes from one machine to another.
 //!
-//! Incus refuses an address that another machine has, also where that one is about to lose it.
+//! Incus refuses an address that another machine has, even where that one is about to lose it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use super::nic::{NIC, may_be_touched, nic};
+use super::difference::{config_map, device_keys};
 use super::ownership::{self, Ownership};
-use super::{Action, PlanCode, PlanInputs, fault};
-use crate::diagnostic::{Diagnostic, quote};
+use super::{Action, MachineInputs, Obstacles, PlanCode, PlanInputs};
+use crate::diagnostic::quote;
 use crate::incus::state::Instance;
-use crate::incus::{ConfigMap, Devices, Edit, Object};
+use crate::incus::{ConfigMap, Devices, Edit};
 use crate::infra::{Domain, Infra, Machine};
 
+/// The network device; it replaces one of that name in a profile.
+pub(super) const NIC: &str = "eth0";
 /// The key of a network device.
 const ADDRESS: &str = "ipv4.address";
 
 /// A network and an address on it.
 type AddressPlace = (String, String);
 
-/// Every address that a machine of the file is declared with.
+/// Returns the network device of a machine: the user's own of that name, or one on the domain's bridge.
+pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
+    let mut own = machine.devices.iter();
+    if let Some(own) = own.find(|device| device.name == NIC) {
+        return device_keys(own);
+    }
+    let mut keys = config_map([
+        ("type", "nic"),
+        ("name", NIC),
+        ("network", domain.network.name.as_str()),
+        // A forged sender would pass the rules of the domain that it is forged from.
+        ("security.ipv4_filtering", "true"),
+    ]);
+    keys.extend(machine.ip.map(|ip| (ADDRESS.to_owned(), ip.to_string())));
+    keys
+}
+
+/// Returns every address that a machine of the file is declared with.
 pub(super) fn declared(infra: &Infra) -> BTreeSet<AddressPlace> {
     let machines = infra.machines();
     machines
@@ -36,120 +55,84 @@ fn place(device: &ConfigMap) -> Option<AddressPlace> {
     Some((network.clone(), address.clone()))
 }
 
-/// The network device of a machine without its address, where another machine of the file gets that.
-fn freed(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-) -> Option<(ConfigMap, ConfigMap)> {
-    let there = setting.there(domain.name.as_str(), machine.name.as_str())?;
-    let old = there.devices.get(NIC)?;
-    let has = place(old)?;
-    let keeps = place(&nic(domain, machine)).is_some_and(|wanted| wanted == has);
-    if keeps || !setting.addresses.contains(&has) {
+/// The network device of a machine, and the same without its address, where another machine of the file gets that.
+fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
+    let old = one.current?.devices.get(NIC)?;
+    let address = place(old)?;
+    let keeps = place(&nic(one.domain, one.machine)).is_some_and(|wanted| wanted == address);
+    if keeps || !one.plan.addresses.contains(&address) {
         return None;
     }
     let mut new = old.clone();
     new.remove(ADDRESS);
-    Some((old.clone(), new))
+    Some((old, new))
 }
 
-/// Takes the addresses off the machines of a domain that others get: before any of them is given out.
-pub(super) fn free(setting: &PlanInputs<'_>, domain: &Domain) -> Vec<Action> {
-    let machines = domain.machines.iter();
-    let machines = machines.filter(|machine| may_be_touched(setting, domain, machine));
-    machines
-        .filter_map(|machine| {
-            let (old, new) = freed(setting, domain, machine)?;
-            Some(Action::Edit {
-                object: Object::machine(domain.name.as_str(), machine.name.as_str()),
-                edits: vec![Edit::Device {
-                    name: NIC.to_owned(),
-                    old: Some(old),
-                    new: Some(new),
-                }],
-            })
-        })
-        .collect()
+/// Takes the address off a machine where another one gets it: before any of them is assigned.
+pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
+    let (old, new) = freed(one).filter(|_| ownership::may_touch_machine(one))?;
+    Some(Action::Edit {
+        object: one.object(),
+        edits: vec![Edit::Device {
+            name: NIC.to_owned(),
+            old: Some(old.clone()),
+            new: Some(new),
+        }],
+    })
 }
 
-/// The devices of a machine when that is done.
-pub(super) fn devices_then<'a>(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    there: &'a Instance,
-) -> Cow<'a, Devices> {
-    let Some((_, new)) = freed(setting, domain, machine) else {
-        return Cow::Borrowed(&there.devices);
+/// The devices of an existing machine after that.
+pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) -> Cow<'a, Devices> {
+    let Some((_, new)) = freed(one) else {
+        return Cow::Borrowed(&current.devices);
     };
-    let mut devices = there.devices.clone();
+    let mut devices = current.devices.clone();
     devices.insert(NIC.to_owned(), new);
     Cow::Owned(devices)
 }
 
-/// The fixed addresses of machines that the file does not declare, by network.
-type Holders<'a> = HashMap<AddressPlace, &'a Instance>;
-
-fn holders<'a>(setting: &PlanInputs<'a>) -> Holders<'a> {
-    let mut holders = Holders::new();
-    for instance in &setting.state.instances {
+/// Checks that no machine which the file does not declare has an address of the file: Incus would notice at the start, when
+/// half is done.
+pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
+    let infra = inputs.wanted.infra;
+    let mut holders = HashMap::new();
+    for instance in &inputs.state.instances {
         // A declared one gets the address that it is declared with.
-        let declared = setting
-            .wanted
-            .infra
-            .machine(&instance.name)
-            .is_some_and(|(home, _)| home.name.as_str() == instance.project);
-        if declared {
-            continue;
+        let home = infra.machine(&instance.name).map(|(home, _)| &home.name);
+        if home.is_none_or(|home| home.as_str() != instance.project) {
+            let places = instance.expanded_devices.values().filter_map(place);
+            holders.extend(places.map(|place| (place, instance)));
         }
-        let places = instance.expanded_devices.values().filter_map(place);
-        holders.extend(places.map(|place| (place, instance)));
     }
-    holders
-}
-
-/// The addresses that machines which the file does not declare have.
-pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
-    let holders = holders(setting);
-    for (domain, machine) in setting.wanted.infra.machines() {
-        in_use(setting, domain, machine, &holders, faults);
+    for (domain, machine) in infra.machines() {
+        let Some(place) = place(&nic(domain, machine)) else {
+            continue;
+        };
+        let Some(holder) = holders.get(&place) else {
+            continue;
+        };
+        let ours = ownership::owner(&holder.config, inputs.project()) == Ownership::Ours;
+        let help = if ours {
+            format!(
+                "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
+                holder.name.escape_debug(),
+                machine.name,
+                holder.project.escape_debug(),
+            )
+        } else {
+            "give one of them another address".to_owned()
+        };
+        faults.add(
+            PlanCode::AddressInUse,
+            Some(&machine.place),
+            format!(
+                "the address {} of {} is that of the machine {} (project {}) on Incus",
+                place.1,
+                quote(machine.name.as_str()),
+                quote(&holder.name),
+                quote(&holder.project)
+            ),
+            help,
+        );
     }
-}
-
-/// The machine that has an address of ours: Incus would notice at the start, when half is done.
-fn in_use(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    holders: &Holders<'_>,
-    faults: &mut Vec<Diagnostic>,
-) {
-    let wanted = place(&nic(domain, machine));
-    let Some((ip, holder)) = wanted.and_then(|place| Some((place.1.clone(), holders.get(&place)?)))
-    else {
-        return;
-    };
-    let ours = ownership::owner(&holder.config, setting.project()) == Ownership::Ours;
-    let help = if ours {
-        format!(
-            "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
-            holder.name.escape_debug(),
-            machine.name,
-            holder.project.escape_debug(),
-        )
-    } else {
-        "give one of them another address".to_owned()
-    };
-    faults.push(fault(
-        PlanCode::AddressInUse,
-        Some(&machine.place),
-        format!(
-            "the address {ip} of {} is that of the machine {} (project {}) on Incus",
-            quote(machine.name.as_str()),
-            quote(&holder.name),
-            quote(&holder.project)
-        ),
-        help,
-    ));
 }

@@ -10,8 +10,9 @@ use super::ownership::{self, Ownership, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Object, State};
+use crate::infra::is_true;
 
-/// The deletions.
+/// The objects to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Selection<'a> {
     /// Everything of the infrastructure.
@@ -24,7 +25,7 @@ pub(crate) enum Selection<'a> {
 
 /// The deletions, in a possible order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Doomed {
+pub(crate) struct Deletions {
     /// Machines, independent of each other.
     pub(crate) machines: Vec<Action>,
     /// Their volumes.
@@ -35,38 +36,32 @@ pub(crate) struct Doomed {
     pub(crate) notes: Vec<String>,
 }
 
-impl Doomed {
+impl Deletions {
     /// Every action, in order.
     pub(crate) fn actions(&self) -> impl Iterator<Item = &Action> {
         self.machines.iter().chain(&self.volumes).chain(&self.rest)
     }
 }
 
-/// Everything of the infrastructure `project` that the selection names; `rotated`: whether the host's scheduler was told to
-/// rotate the logs of channels.
+/// Plans the deletion of everything of the infrastructure `project` that the selection names; `rotated`: the host's
+/// scheduler rotates the logs of channels.
 pub(crate) fn destroy(
     project: &str,
     state: &State,
     selection: Selection<'_>,
     rotated: bool,
-) -> Doomed {
-    let mut doomed = Doomed::default();
-    let is_ours = |instance: &&Instance| {
-        machine_owner(&instance.config, project, &instance.project, &instance.name)
-            == Ownership::Ours
-    };
-    let chosen = |one: &&Instance| match selection {
+) -> Deletions {
+    let mut deletions = Deletions::default();
+    let chosen = |one: &Instance| match selection {
         Selection::All => true,
         Selection::Domain(domain) => one.project == domain,
         Selection::Machine(machine) => one.name == machine,
     };
-    let machines: Vec<&Instance> = state
-        .instances
-        .iter()
-        .filter(is_ours)
-        .filter(chosen)
+    let instances = state.instances.iter();
+    let machines: Vec<&Instance> = instances
+        .filter(|one| machine_owner(one, project) == Ownership::Ours && chosen(one))
         .collect();
-    doomed.machines = machines.iter().map(|one| delete_machine(one)).collect();
+    deletions.machines = machines.iter().map(|one| delete_machine(one)).collect();
     let gone: BTreeSet<String> = machines
         .iter()
         .map(|one| format!("{}/{}", one.project, one.name))
@@ -76,27 +71,29 @@ pub(crate) fn destroy(
         Selection::Domain(one) => one == domain,
         Selection::Machine(_) => false,
     };
-    for volume in &state.volumes {
-        let ours = owner(&volume.config, project) == Ownership::Ours;
-        let follows = volume
-            .config
-            .get(ownership::MACHINE)
-            .is_some_and(|of| gone.contains(of));
-        if ours && (follows || with_domain(&volume.project)) {
-            doomed.volumes.push(delete(Object::Volume {
-                project: volume.project.clone(),
-                pool: volume.pool.clone(),
-                name: volume.name.clone(),
-            }));
-        }
-    }
+    let goes = |volume: &Volume| {
+        let machine = volume.config.get(ownership::MACHINE);
+        let follows = machine.is_some_and(|machine| gone.contains(machine));
+        owner(&volume.config, project) == Ownership::Ours
+            && (follows || with_domain(&volume.project))
+    };
+    let (volumes, others): (Vec<&Volume>, Vec<&Volume>) =
+        state.volumes.iter().partition(|one| goes(one));
+    let volumes = volumes.iter().map(|volume| {
+        delete(Object::Volume {
+            project: volume.project.clone(),
+            pool: volume.pool.clone(),
+            name: volume.name.clone(),
+        })
+    });
+    deletions.volumes.extend(volumes);
     for domain in our_projects(state, project).filter(|one| with_domain(&one.name)) {
-        delete_domain(project, state, domain, &gone, &mut doomed);
+        delete_domain(project, state, domain, &others, &gone, &mut deletions);
     }
     if rotated && are_last_ends(&machines, &state.instances) {
-        doomed.rest.push(Action::Unschedule);
+        deletions.rest.push(Action::Unschedule);
     }
-    doomed
+    deletions
 }
 
 /// Returns whether these machines are ends of channels, and no other machine is.
@@ -120,15 +117,12 @@ fn delete(object: Object) -> Action {
 }
 
 pub(super) fn delete_machine(instance: &Instance) -> Action {
-    let is_true = |value: &String| ["true", "1", "yes", "on"].contains(&value.as_str());
+    let protection = instance.config.get("security.protection.delete");
     let sockets = instance.devices.values().filter_map(host_listener);
     Action::Delete {
         object: Object::machine(&instance.project, &instance.name),
         running: instance.status != "Stopped",
-        protected: instance
-            .config
-            .get("security.protection.delete")
-            .is_some_and(is_true),
+        protected: protection.is_some_and(|value| is_true(value)),
         sockets: sockets.map(str::to_owned).collect(),
     }
 }
@@ -145,75 +139,49 @@ fn delete_domain(
     project: &str,
     state: &State,
     domain: &Project,
+    other_volumes: &[&Volume],
     gone: &BTreeSet<String>,
-    doomed: &mut Doomed,
+    deletions: &mut Deletions,
 ) {
     let name = domain.name.as_str();
-    let (ours, others): (Vec<&IncusProfile>, Vec<&IncusProfile>) = state
-        .profiles
-        .iter()
-        .filter(|one| one.project == name && one.name != DEFAULT_PROFILE)
-        .partition(|one| owner(&one.config, project) == Ownership::Ours);
-    let stays = stays(state, domain, &others, gone, doomed);
+    let profiles = state.profiles.iter();
+    let profiles = profiles.filter(|one| one.project == name && one.name != DEFAULT_PROFILE);
+    let (ours, others): (Vec<&IncusProfile>, Vec<&IncusProfile>) =
+        profiles.partition(|one| owner(&one.config, project) == Ownership::Ours);
+    let machines = state.instances.iter().filter(|one| one.project == name);
+    let machines = machines.filter(|one| !gone.contains(&format!("{name}/{}", one.name)));
+    let volumes = other_volumes.iter().filter(|one| one.project == name);
+    let mut stays: Vec<String> = machines.map(|one| one.name.clone()).collect();
+    stays.extend(volumes.map(|one| one.name.clone()));
+    stays.extend(others.iter().map(|one| format!("profile {}", one.name)));
+    stays.extend(domain.others().map(str::to_owned));
     if !stays.is_empty() {
-        doomed.notes.push(format!(
+        deletions.notes.push(format!(
             "the domain `{}` stays: it holds what anklume did not make: {}",
             name.escape_debug(),
             stays.join(", ").escape_debug()
         ));
         return;
     }
-    doomed.rest.extend(ours.iter().map(|one| {
+    deletions.rest.extend(ours.iter().map(|one| {
         delete(Object::Profile {
             project: name.to_owned(),
             name: one.name.clone(),
         })
     }));
-    networks(project, state, name, gone, doomed);
-    doomed.rest.push(delete(Object::Project(name.to_owned())));
+    networks(project, state, name, gone, deletions);
+    deletions
+        .rest
+        .push(delete(Object::Project(name.to_owned())));
 }
 
-/// Objects in a domain's project that are not deleted.
-fn stays(
-    state: &State,
-    domain: &Project,
-    profiles: &[&IncusProfile],
-    gone: &BTreeSet<String>,
-    doomed: &Doomed,
-) -> Vec<String> {
-    let home = &domain.name;
-    let machines = state.instances.iter().filter(|one| one.project == *home);
-    let machines = machines.filter(|one| !gone.contains(&format!("{home}/{}", one.name)));
-    let goes = |volume: &Volume| {
-        doomed.volumes.iter().any(|action| match action {
-            Action::Delete {
-                object:
-                    Object::Volume {
-                        project,
-                        pool,
-                        name,
-                    },
-                ..
-            } => (project, pool, name) == (home, &volume.pool, &volume.name),
-            _ => false,
-        })
-    };
-    let volumes = state.volumes.iter().filter(|one| one.project == *home);
-    let volumes = volumes.filter(|one| !goes(one));
-    let mut stays: Vec<String> = machines.map(|one| one.name.clone()).collect();
-    stays.extend(volumes.map(|one| one.name.clone()));
-    stays.extend(profiles.iter().map(|one| format!("profile {}", one.name)));
-    stays.extend(domain.others().map(str::to_owned));
-    stays
-}
-
-/// The network and the access list of a domain are known by their mark; one that is used by others stays.
+/// Deletes the network and the access list of a domain, recognised by their mark; a network that other machines use stays.
 fn networks(
     project: &str,
     state: &State,
     domain: &str,
     gone: &BTreeSet<String>,
-    doomed: &mut Doomed,
+    deletions: &mut Deletions,
 ) {
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
@@ -221,23 +189,19 @@ fn networks(
     };
     let mut stays = BTreeSet::new();
     for network in state.networks.iter().filter(|one| is_ours(&one.config)) {
+        let name = &network.name;
         let mut machines = network.machines();
-        let foreign = machines.any(|(home, name)| !gone.contains(&format!("{home}/{name}")));
-        if foreign {
-            stays.insert(network.name.as_str());
-            doomed.notes.push(format!(
-                "the network `{}` stays: other machines use it",
-                network.name.escape_debug()
-            ));
+        if machines.any(|(home, machine)| !gone.contains(&format!("{home}/{machine}"))) {
+            stays.insert(name.as_str());
+            let name = name.escape_debug();
+            let note = format!("the network `{name}` stays: other machines use it");
+            deletions.notes.push(note);
         } else {
-            doomed
-                .rest
-                .push(delete(Object::Network(network.name.clone())));
+            deletions.rest.push(delete(Object::Network(name.clone())));
         }
     }
     let acls = state.acls.iter().filter(|one| is_ours(&one.config));
     let acls = acls.filter(|one| !stays.contains(one.name.as_str()));
-    doomed
-        .rest
-        .extend(acls.map(|one| delete(Object::Acl(one.name.clone()))));
+    let acls = acls.map(|one| delete(Object::Acl(one.name.clone())));
+    deletions.rest.extend(acls);
 }

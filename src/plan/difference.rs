@@ -1,4 +1,4 @@
-//! What an object has against what it should have: only declared keys count, and those that were declared before.
+//! Compares an object with its desired state: only declared keys count, and those that were declared before.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,21 @@ use crate::infra::Device;
 /// The profile that every project has.
 pub(super) const DEFAULT_PROFILE: &str = "default";
 
-/// In the list of what anklume set: the description.
+/// The description in the list of what anklume set.
 const DESCRIPTION: &str = "@description";
-/// In the list of what anklume set: the profiles.
+/// The profiles in the list of what anklume set.
 const PROFILES: &str = "@profiles";
+
+/// Builds a configuration or a device.
+pub(super) fn config_map<const N: usize>(pairs: [(&str, &str); N]) -> ConfigMap {
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    pairs.into_iter().map(owned).collect()
+}
+
+/// The keys of a declared device as Incus takes them.
+pub(super) fn device_keys(device: &Device) -> ConfigMap {
+    device.keys.iter().cloned().collect()
+}
 
 /// The desired state of an object.
 #[derive(Debug, Clone, Default)]
@@ -26,29 +37,24 @@ pub(super) struct Desired {
 }
 
 impl Desired {
-    /// Sets a key.
     pub(super) fn set(&mut self, key: &str, value: impl Into<String>) {
         self.config.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a device, in the place of one of that name.
+    /// Adds a device, in the place of one of that name.
     pub(super) fn device(&mut self, device: &Device) {
-        let keys = device.keys.iter().cloned().collect();
-        self.devices.insert(device.name.clone(), keys);
+        self.devices
+            .insert(device.name.clone(), device_keys(device));
     }
 
-    /// The same with the marks of its owner.
+    /// Adds the marks of its owner.
     pub(super) fn marked(mut self, project: &str) -> Self {
         let mut keys: Vec<String> = self.config.keys().cloned().collect();
         for (name, device) in &self.devices {
             keys.extend(device.keys().map(|key| format!("@{name}:{key}")));
         }
-        let others = [
-            (DESCRIPTION, self.description.is_empty()),
-            (PROFILES, self.profiles.is_empty()),
-        ];
-        let others = others.iter().filter(|(_, is_empty)| !is_empty);
-        keys.extend(others.map(|(key, _)| (*key).to_owned()));
+        keys.extend((!self.description.is_empty()).then(|| DESCRIPTION.to_owned()));
+        keys.extend((!self.profiles.is_empty()).then(|| PROFILES.to_owned()));
         // A list of strings is always JSON.
         let list = serde_json::to_string(&keys).unwrap_or_default();
         self.set(ownership::PROJECT, project);
@@ -57,49 +63,44 @@ impl Desired {
     }
 }
 
-/// The edits that make an object with this configuration and these devices what it should be.
+/// Returns the edits that turn an object with this configuration and these devices into the desired one.
 pub(super) fn edits(config: &ConfigMap, devices: &Devices, want: &Desired) -> Vec<Edit> {
     let before = ownership::set_before(config);
-    let mut edits = Vec::new();
-    for (key, value) in &want.config {
-        let old = config.get(key);
-        if old != Some(value) {
-            edits.push(Edit::Config {
-                key: key.clone(),
-                old: old.cloned(),
-                new: Some(value.clone()),
-            });
-        }
-    }
-    for key in before.iter().filter(|key| !key.starts_with('@')) {
-        let gone = !want.config.contains_key(key);
-        if let Some(old) = config.get(key).filter(|_| gone) {
-            edits.push(Edit::Config {
-                key: key.clone(),
-                old: Some(old.clone()),
-                new: None,
-            });
-        }
-    }
+    let dropped = before.iter().filter(|key| !key.starts_with('@'));
+    let dropped = dropped.filter(|key| !want.config.contains_key(*key));
+    let keys = want.config.keys().chain(dropped);
+    let values = keys.map(|key| (key, config.get(key), want.config.get(key)));
+    let changed = values.filter(|(_, old, new)| old != new);
+    let mut edits: Vec<Edit> = changed
+        .map(|(key, old, new)| Edit::Config {
+            key: key.clone(),
+            old: old.cloned(),
+            new: new.cloned(),
+        })
+        .collect();
     edits.extend(device_edits(devices, want, &before));
     edits
 }
 
-/// The edit of a description: one that was declared and is no longer is taken off.
-pub(super) fn description_edit(config: &ConfigMap, there: &str, want: &Desired) -> Option<Edit> {
+/// Returns the edit of a description: one that is no longer declared is removed.
+pub(super) fn description_edit(config: &ConfigMap, current: &str, want: &Desired) -> Option<Edit> {
     let declared = !want.description.is_empty() || was_set(config, DESCRIPTION);
-    (declared && want.description != there).then(|| Edit::Description {
-        old: there.to_owned(),
+    (declared && want.description != current).then(|| Edit::Description {
+        old: current.to_owned(),
         new: want.description.clone(),
     })
 }
 
-/// The edit of a machine's profiles: where some were declared and are no longer, it is as if none ever were.
-pub(super) fn profiles_edit(config: &ConfigMap, there: &[String], want: &Desired) -> Option<Edit> {
+/// Returns the edit of a machine's profiles: where they are no longer declared, it gets the default one.
+pub(super) fn profiles_edit(
+    config: &ConfigMap,
+    current: &[String],
+    want: &Desired,
+) -> Option<Edit> {
     let declared = !want.profiles.is_empty() || was_set(config, PROFILES);
     let wanted = or_default(&want.profiles);
-    (declared && wanted != there).then(|| Edit::Profiles {
-        old: there.to_vec(),
+    (declared && wanted != current).then(|| Edit::Profiles {
+        old: current.to_vec(),
         new: wanted,
     })
 }
@@ -118,49 +119,37 @@ fn was_set(config: &ConfigMap, what: &str) -> bool {
 }
 
 fn device_edits(devices: &Devices, want: &Desired, before: &[String]) -> Vec<Edit> {
-    let mut edits = Vec::new();
-    let before: Vec<(&str, &str)> = before
-        .iter()
-        .filter_map(|key| key.strip_prefix('@')?.rsplit_once(':'))
-        .collect();
-    for (name, wanted) in &want.devices {
-        let old = devices.get(name);
-        let new = old.map_or_else(|| wanted.clone(), |old| merged(name, old, wanted, &before));
-        if old != Some(&new) {
-            edits.push(Edit::Device {
-                name: name.clone(),
-                old: old.cloned(),
-                new: Some(new),
-            });
-        }
-    }
-    let names: BTreeSet<&str> = before.iter().map(|(name, _)| *name).collect();
-    for name in names {
-        let gone = !want.devices.contains_key(name);
-        if let Some(old) = devices.get(name).filter(|_| gone) {
-            edits.push(Edit::Device {
+    let before = before.iter().filter_map(|key| key.strip_prefix('@'));
+    let before: Vec<(&str, &str)> = before.filter_map(|key| key.rsplit_once(':')).collect();
+    let dropped: BTreeSet<&str> = before.iter().map(|(name, _)| *name).collect();
+    let dropped = dropped.into_iter();
+    let dropped = dropped.filter(|name| !want.devices.contains_key(*name));
+    let names = want.devices.keys().map(String::as_str).chain(dropped);
+    names
+        .filter_map(|name| {
+            let (old, wanted) = (devices.get(name), want.devices.get(name));
+            let new = match (old, wanted) {
+                (Some(old), Some(wanted)) => Some(merged(name, old, wanted, &before)),
+                _ => wanted.cloned(),
+            };
+            (old != new.as_ref()).then(|| Edit::Device {
                 name: name.to_owned(),
-                old: Some(old.clone()),
-                new: None,
-            });
-        }
-    }
-    edits
+                old: old.cloned(),
+                new,
+            })
+        })
+        .collect()
 }
 
-/// A device with what is declared, with what was set by hand, and without what is no longer declared.
+/// Returns a device with the declared keys and those that the user set by hand, without those that are no longer declared.
 fn merged(name: &str, old: &ConfigMap, wanted: &ConfigMap, before: &[(&str, &str)]) -> ConfigMap {
     if old.get("type") != wanted.get("type") {
-        // Another kind of thing: its keys have other meanings.
+        // Keys of another type of device have other meanings.
         return wanted.clone();
     }
     let mut new = old.clone();
     new.retain(|key, _| !before.contains(&(name, key.as_str())));
-    new.extend(
-        wanted
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone())),
-    );
+    new.extend(wanted.clone());
     new
 }
 

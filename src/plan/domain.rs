@@ -2,13 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::difference::{DEFAULT_PROFILE, Desired, description_edit, edit, edits};
+use super::difference::{
+    DEFAULT_PROFILE, Desired, config_map, description_edit, device_keys, edit, edits,
+};
 use super::ownership::{self, Ownership, may_touch};
-use super::{Action, PlanCode, PlanInputs, fault, network};
-use crate::diagnostic::{Diagnostic, quote};
-use crate::incus::state::Project;
+use super::{Action, Obstacles, PlanCode, PlanInputs, network};
+use crate::diagnostic::quote;
+use crate::incus::state::{IncusProfile, Project};
 use crate::incus::{ConfigMap, DEFAULT_PROJECT, Devices, Object, State, as_object};
-use crate::infra::{Domain, Profile};
+use crate::infra::{Device, Domain, Profile};
 
 /// Features that a domain's project shares with the others (`false`) or has for itself (`true`).
 const FEATURES: [(&str, &str); 5] = [
@@ -19,22 +21,19 @@ const FEATURES: [(&str, &str); 5] = [
     ("features.storage.volumes", "true"),
 ];
 
-/// The storage pool that machines get: the one of the default profile, one of that name, or the only one.
+/// Returns the storage pool for machines: that of the default profile, the one named `default`, or the only one.
 pub(super) fn pool(state: &State) -> Option<String> {
-    let profile = state
-        .profiles
-        .iter()
-        .find(|one| one.project == DEFAULT_PROJECT && one.name == DEFAULT_PROFILE);
-    let of_profile = profile.and_then(|profile| {
-        let root = profile.devices.values().find(|device| is_root(device))?;
-        root.get("pool").cloned()
-    });
-    of_profile
-        .or_else(|| state.pools.iter().find(|pool| *pool == "default").cloned())
-        .or_else(|| match state.pools.as_slice() {
-            [only] => Some(only.clone()),
-            _ => None,
-        })
+    let mut profiles = state.profiles.iter();
+    let default =
+        profiles.find(|one| one.project == DEFAULT_PROJECT && one.name == DEFAULT_PROFILE);
+    let root = default.and_then(|profile| profile.devices.values().find(|keys| is_root(keys)));
+    let of_profile = root.and_then(|root| root.get("pool"));
+    let named = || state.pools.iter().find(|pool| *pool == "default");
+    let only = || match state.pools.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    };
+    of_profile.or_else(named).or_else(only).cloned()
 }
 
 /// Returns whether a device is a machine's root disk.
@@ -43,34 +42,43 @@ pub(super) fn is_root(device: &ConfigMap) -> bool {
     is("type", "disk") && is("path", "/")
 }
 
-/// Project, access list, network, profiles, in this order.
+/// Returns whether a declared device is a root disk.
+pub(super) fn is_declared_root(device: &Device) -> bool {
+    is_root(&device_keys(device))
+}
+
+/// Plans project, access list, network and profiles, in this order.
 pub(super) fn base(
-    setting: &PlanInputs<'_>,
+    inputs: &PlanInputs<'_>,
     domain: &Domain,
-    faults: &mut Vec<Diagnostic>,
+    faults: &mut Obstacles,
 ) -> Vec<Action> {
     let mut actions = Vec::new();
-    actions.extend(project(setting, domain, faults));
-    actions.extend(network::acl(setting, domain, faults));
-    actions.extend(network::network(setting, domain, faults));
-    actions.extend(profiles(setting, domain, faults));
+    actions.extend(project(inputs, domain, faults));
+    actions.extend(network::acl(inputs, domain, faults));
+    actions.extend(network::network(inputs, domain, faults));
+    let default = (DEFAULT_PROFILE, None);
+    let declared = domain.profiles.iter();
+    let declared = declared.map(|(name, profile)| (name.as_str(), Some(profile)));
+    let has_default = declared.clone().any(|(name, _)| name == DEFAULT_PROFILE);
+    let profiles = (!has_default)
+        .then_some(default)
+        .into_iter()
+        .chain(declared);
+    actions.extend(profiles.filter_map(|(name, one)| profile(inputs, domain, name, one, faults)));
     actions
 }
 
-fn project(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    faults: &mut Vec<Diagnostic>,
-) -> Option<Action> {
+fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> Option<Action> {
     let name = domain.name.as_str();
     let object = Object::Project(name.to_owned());
-    let there = setting.state.projects.iter().find(|one| one.name == name);
     let want = Desired {
         description: domain.description.clone(),
         ..Desired::default()
     };
-    let mut want = want.marked(setting.project());
-    let Some(there) = there else {
+    let mut want = want.marked(inputs.project());
+    let mut projects = inputs.state.projects.iter();
+    let Some(current) = projects.find(|one| one.name == name) else {
         for (feature, value) in FEATURES {
             want.set(feature, value);
         }
@@ -85,9 +93,9 @@ fn project(
             about: String::new(),
         });
     };
-    let touched = may_touch(setting, domain, &object, &there.config, faults);
-    if let Some(other) = other_features(there) {
-        faults.push(fault(
+    let may_touch = may_touch(inputs, domain, &object, &current.config, faults);
+    if let Some(other) = other_features(current) {
+        faults.add(
             PlanCode::ProjectFeatures,
             Some(&domain.place),
             format!(
@@ -95,39 +103,42 @@ fn project(
                 quote(name)
             ),
             "give the domain another name, or empty and delete that project: `incus project delete`",
-        ));
-    } else if touched {
-        let mut edits = edits(&there.config, &Devices::new(), &want);
-        edits.extend(description_edit(&there.config, &there.description, &want));
-        return edit(object, edits);
+        );
+        return None;
     }
-    None
+    if !may_touch {
+        return None;
+    }
+    let mut edits = edits(&current.config, &Devices::new(), &want);
+    edits.extend(description_edit(
+        &current.config,
+        &current.description,
+        &want,
+    ));
+    edit(object, edits)
 }
 
 /// The features that differ, as text.
 fn other_features(project: &Project) -> Option<String> {
-    let differ: Vec<String> = FEATURES
-        .iter()
-        .filter_map(|(feature, wanted)| {
-            let is = project.config.get(*feature).map_or("false", String::as_str);
-            (is != *wanted).then(|| format!("`{feature}={}`", is.escape_debug()))
-        })
+    let values = FEATURES.iter().map(|(feature, wanted)| {
+        let value = project.config.get(*feature);
+        (feature, wanted, value.map_or("false", String::as_str))
+    });
+    let differ: Vec<String> = values
+        .filter(|(_, wanted, value)| value != *wanted)
+        .map(|(feature, _, value)| format!("`{feature}={}`", value.escape_debug()))
         .collect();
     (!differ.is_empty()).then(|| differ.join(", "))
 }
 
-/// Builds the desired configuration of a declared profile; `default` also has a root disk.
-fn profile_want(setting: &PlanInputs<'_>, name: &str, declared: Option<&Profile>) -> Desired {
+/// Builds the desired state of a profile; `default` also gets a root disk.
+fn profile_want(inputs: &PlanInputs<'_>, name: &str, declared: Option<&Profile>) -> Desired {
     let mut want = Desired::default();
-    if let (DEFAULT_PROFILE, Some(pool)) = (name, &setting.pool) {
+    if let (DEFAULT_PROFILE, Some(pool)) = (name, &inputs.pool) {
         want.devices.insert("root".to_owned(), root_disk(pool));
     }
     if let Some(declared) = declared {
-        if declared
-            .devices
-            .iter()
-            .any(|device| is_root(&device.keys.iter().cloned().collect()))
-        {
+        if declared.devices.iter().any(is_declared_root) {
             want.devices.clear();
         }
         want.description.clone_from(&declared.description);
@@ -136,81 +147,42 @@ fn profile_want(setting: &PlanInputs<'_>, name: &str, declared: Option<&Profile>
             want.device(device);
         }
     }
-    want
+    want.marked(inputs.project())
 }
 
 /// The root disk of a machine that gets none from a profile.
 pub(super) fn root_disk(pool: &str) -> ConfigMap {
-    [("type", "disk"), ("path", "/"), ("pool", pool)]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
+    config_map([("type", "disk"), ("path", "/"), ("pool", pool)])
 }
 
 /// Returns whether a profile of a domain gives its machines a root disk.
 pub(super) fn gives_root(domain: &Domain, name: &str) -> bool {
+    let mut declared = domain.profiles.iter();
     name == DEFAULT_PROFILE
-        || domain.profiles.iter().any(|(known, profile)| {
-            let mut devices = profile.devices.iter();
-            known == name && devices.any(|one| is_root(&one.keys.iter().cloned().collect()))
-        })
-}
-
-fn profiles(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    faults: &mut Vec<Diagnostic>,
-) -> Vec<Action> {
-    let declared = domain
-        .profiles
-        .iter()
-        .map(|(name, one)| (name.as_str(), Some(one)));
-    let mut wanted: Vec<(&str, Option<&Profile>)> = declared.collect();
-    if !wanted.iter().any(|(name, _)| *name == DEFAULT_PROFILE) {
-        wanted.insert(0, (DEFAULT_PROFILE, None));
-    }
-    wanted
-        .into_iter()
-        .filter_map(|(name, declared)| {
-            let want = profile_want(setting, name, declared).marked(setting.project());
-            profile(setting, domain, name, &want, faults)
-        })
-        .collect()
+        || declared
+            .any(|(known, profile)| known == name && profile.devices.iter().any(is_declared_root))
 }
 
 fn profile(
-    setting: &PlanInputs<'_>,
+    inputs: &PlanInputs<'_>,
     domain: &Domain,
     name: &str,
-    want: &Desired,
-    faults: &mut Vec<Diagnostic>,
+    declared: Option<&Profile>,
+    faults: &mut Obstacles,
 ) -> Option<Action> {
+    let want = profile_want(inputs, name, declared);
     let project = domain.name.as_str();
     let object = Object::Profile {
         project: project.to_owned(),
         name: name.to_owned(),
     };
-    let mut profiles = setting.state.profiles.iter();
-    let there = profiles.find(|one| one.project == project && one.name == name);
-    match there {
-        // Incus makes `default` together with the project: it is nobody's who made it by hand.
-        Some(there)
-            if name != DEFAULT_PROFILE
-                && !may_touch(setting, domain, &object, &there.config, faults) =>
-        {
-            None
-        }
-        Some(there) => {
-            let mut edits = edits(&there.config, &there.devices, want);
-            edits.extend(description_edit(&there.config, &there.description, want));
-            edit(object, edits)
-        }
-        None if name == DEFAULT_PROFILE => {
-            let mut edits = edits(&ConfigMap::new(), &Devices::new(), want);
-            edits.extend(description_edit(&ConfigMap::new(), "", want));
-            edit(object, edits)
-        }
-        None => Some(Action::Create {
+    let mut profiles = inputs.state.profiles.iter();
+    let current = profiles.find(|one| one.project == project && one.name == name);
+    // Incus creates `default` together with the project, so that it exists and bears no mark.
+    let is_default = name == DEFAULT_PROFILE;
+    let created_with_project = IncusProfile::default();
+    let Some(current) = current.or(is_default.then_some(&created_with_project)) else {
+        return Some(Action::Create {
             object,
             body: json!({
                 "name": name,
@@ -219,19 +191,29 @@ fn profile(
                 "devices": devices_json(&want.devices),
             }),
             about: String::new(),
-        }),
+        });
+    };
+    if !is_default && !may_touch(inputs, domain, &object, &current.config, faults) {
+        return None;
     }
+    let mut edits = edits(&current.config, &current.devices, &want);
+    edits.extend(description_edit(
+        &current.config,
+        &current.description,
+        &want,
+    ));
+    edit(object, edits)
 }
 
-/// Devices as the API takes them.
+/// Converts devices to a JSON object.
 pub(super) fn devices_json(devices: &Devices) -> Value {
-    let devices = devices
-        .iter()
-        .map(|(name, keys)| (name.clone(), as_object(keys)));
-    Value::Object(devices.collect())
+    let devices = devices.iter();
+    devices
+        .map(|(name, keys)| (name.clone(), as_object(keys)))
+        .collect()
 }
 
-/// The projects of this infrastructure that are on Incus, by name.
+/// Returns the projects of this infrastructure on Incus.
 pub(super) fn our_projects<'a>(
     state: &'a State,
     project: &'a str,

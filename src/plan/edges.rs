@@ -1,19 +1,24 @@
-//! The devices of edges: those that must be, those that must go, and the sockets that nobody owns any more.
+//! The devices of edges: those to be created, removed and verified, foreign ones, and left-over sockets.
+//!
+//! Every run asks the provider's end, from the host. The consumer's end is asked inside the consumer, which Incus counts as a
+//! change; so only a change causes that, and the consumer bears a mark until the call has succeeded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ownership::{self, Ownership};
-use super::{Action, Again, PlanInputs, Role};
+use super::difference::device_keys;
+use super::facts::{RecreateReason, Role};
+use super::ownership::{self, Ownership, unverified};
+use super::{Action, MachineInputs, Plan, PlanInputs, Verification};
 use crate::diagnostic::quote;
-use crate::edge::{CONSUMER_FOLDER, Edge, HOST_FOLDER};
+use crate::edge::{CONSUMER_FOLDER, DEVICE_PREFIX, Edge, End, HOST_FOLDER};
 use crate::incus::state::{IncusProfile, Instance, InstanceId};
 use crate::incus::{ConfigMap, Object};
-use crate::infra::{Domain, Machine};
+use crate::infra::Device;
 
-/// Plans the deletions and what follows from them.
+/// The removals and what follows from them.
 #[derive(Debug, Default)]
-pub(super) struct Moves {
-    /// Devices that must go.
+pub(super) struct EdgeChanges {
+    /// Devices to be removed.
     pub(super) revoked: Vec<Action>,
     /// Edges whose socket on the host another machine took over, by hash.
     pub(super) stolen: BTreeSet<String>,
@@ -21,7 +26,7 @@ pub(super) struct Moves {
     pub(super) swept: Vec<Action>,
 }
 
-/// An end of an edge, with the device that belongs there.
+/// An end of an edge, with its device.
 #[derive(Debug)]
 pub(super) struct DesiredEdge {
     role: Role,
@@ -29,94 +34,108 @@ pub(super) struct DesiredEdge {
     keys: ConfigMap,
 }
 
-/// The devices of all edges: by project and machine, then by name.
-pub(super) type Ends<'a> = BTreeMap<(&'a str, &'a str), BTreeMap<String, DesiredEdge>>;
+/// A machine: its project and name.
+type MachineKey<'a> = (&'a str, &'a str);
 
-/// The devices of all edges.
+/// The devices of all edges: by machine, then by name.
+pub(super) type Ends<'a> = BTreeMap<MachineKey<'a>, BTreeMap<String, DesiredEdge>>;
+
+fn key(end: &End) -> MachineKey<'_> {
+    (end.domain.as_str(), end.machine.as_str())
+}
+
+/// Returns the devices of all edges.
 pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
     let mut wanted = Ends::new();
     for edge in edges {
-        let ends = [
-            (
-                Role::Provider,
-                &edge.provider,
-                &edge.consumer,
-                edge.provider_device(),
-            ),
-            (
-                Role::Consumer,
-                &edge.consumer,
-                &edge.provider,
-                edge.consumer_device(),
-            ),
-        ];
-        for (role, end, other, device) in ends {
-            let machine = (end.domain.as_str(), end.machine.as_str());
+        let (consumer, provider) = (&edge.consumer, &edge.provider);
+        let mut add = |role, end, other, device: Device| {
+            let (project, name) = key(other);
             let one = DesiredEdge {
                 role,
-                other: InstanceId::new(other.domain.as_str(), other.machine.as_str()),
-                keys: device.keys.into_iter().collect(),
+                other: InstanceId::new(project, name),
+                keys: device_keys(&device),
             };
-            wanted.entry(machine).or_default().insert(device.name, one);
-        }
+            let here = wanted.entry(key(end)).or_default();
+            here.insert(device.name, one);
+        };
+        add(Role::Provider, provider, consumer, edge.provider_device());
+        add(Role::Consumer, consumer, provider, edge.consumer_device());
     }
     wanted
 }
 
 /// A device that uses an edge's socket on the host, on a machine that is no end of that edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stranger {
+pub(crate) struct ForeignDevice {
     /// File name of the socket.
     pub(crate) socket: String,
-    /// The machine's project.
     pub(crate) project: String,
-    /// The machine.
     pub(crate) machine: String,
-    /// The device.
     pub(crate) device: String,
 }
 
-/// The devices that use these edges' sockets where they have no right to.
-pub(crate) fn strangers(edges: &[Edge], instances: &[Instance]) -> Vec<Stranger> {
+/// Lists the devices that use these edges' sockets without a right to them.
+pub(crate) fn foreign_devices(edges: &[Edge], instances: &[Instance]) -> Vec<ForeignDevice> {
     let wanted = wanted(edges);
     let ours = sockets(edges);
-    let mut found = Vec::new();
-    for instance in instances {
-        let here = wanted.get(&(instance.project.as_str(), instance.name.as_str()));
-        for (name, device) in &instance.devices {
-            let belongs = here.is_some_and(|here| here.contains_key(name));
-            let socket = host_socket(device).filter(|socket| ours.contains(socket));
-            found.extend(socket.filter(|_| !belongs).map(|socket| Stranger {
-                socket,
-                project: instance.project.clone(),
-                machine: instance.name.clone(),
-                device: name.clone(),
-            }));
-        }
-    }
-    found
+    let used = instances.iter().flat_map(used_sockets);
+    let foreign = used.filter(|used| ours.contains(&used.socket) && !used.belongs(&wanted));
+    foreign
+        .map(|used| ForeignDevice {
+            socket: used.socket,
+            project: used.instance.project.clone(),
+            machine: used.instance.name.clone(),
+            device: used.device.to_owned(),
+        })
+        .collect()
 }
 
-/// A device of a profile that uses a socket in anklume's folder: whatever machine has the profile has it.
+/// A machine's device that uses a socket in anklume's folder.
+struct UsedSocket<'a> {
+    socket: String,
+    instance: &'a Instance,
+    device: &'a str,
+    keys: &'a ConfigMap,
+}
+
+impl UsedSocket<'_> {
+    /// Returns whether the device has the name of a device that the machine should have.
+    fn belongs(&self, wanted: &Ends<'_>) -> bool {
+        let machine = (self.instance.project.as_str(), self.instance.name.as_str());
+        let here = wanted.get(&machine);
+        here.is_some_and(|here| here.contains_key(self.device))
+    }
+}
+
+fn used_sockets(instance: &Instance) -> impl Iterator<Item = UsedSocket<'_>> {
+    instance.devices.iter().filter_map(move |(device, keys)| {
+        Some(UsedSocket {
+            socket: host_socket(keys)?,
+            instance,
+            device,
+            keys,
+        })
+    })
+}
+
+/// A device of a profile that uses a socket in anklume's folder, and so gives it to every machine with the profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Intruder {
+pub(crate) struct ProfileDevice {
     /// File name of the socket.
     pub(crate) socket: String,
-    /// The profile's project.
     pub(crate) project: String,
-    /// The profile.
     pub(crate) profile: String,
-    /// The device.
     pub(crate) device: String,
 }
 
-impl Intruder {
+impl ProfileDevice {
     /// Returns whether the socket is that of one of these edges.
     pub(crate) fn is_on(&self, edges: &[Edge]) -> bool {
         edges.iter().any(|edge| socket_name(edge) == self.socket)
     }
 
-    /// Its fault, in words.
+    /// Describes the fault.
     pub(crate) fn what(&self) -> String {
         format!(
             "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, where only channels are",
@@ -127,20 +146,20 @@ impl Intruder {
     }
 }
 
-/// The devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
-pub(crate) fn intruders(profiles: &[IncusProfile]) -> Vec<Intruder> {
-    let mut found = Vec::new();
-    for profile in profiles {
-        for (device, keys) in &profile.devices {
-            found.extend(host_socket(keys).map(|socket| Intruder {
-                socket,
+/// Lists the devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
+pub(crate) fn profile_devices(profiles: &[IncusProfile]) -> Vec<ProfileDevice> {
+    let devices = profiles.iter().flat_map(|profile| {
+        let devices = profile.devices.iter();
+        devices.filter_map(move |(device, keys)| {
+            Some(ProfileDevice {
+                socket: host_socket(keys)?,
                 project: profile.project.clone(),
                 profile: profile.name.clone(),
                 device: device.clone(),
-            }));
-        }
-    }
-    found
+            })
+        })
+    });
+    devices.collect()
 }
 
 /// The file names of the edges' sockets on the host.
@@ -152,15 +171,13 @@ fn socket_name(edge: &Edge) -> String {
     format!("{}.sock", edge.hash)
 }
 
-/// The path in an address of a proxy, in one way of the several in which it can be written.
+/// The path in an address of a proxy, normalised.
 fn path(address: &str) -> Option<String> {
     let mut names = Vec::new();
     for name in address.strip_prefix("unix:")?.split('/') {
         match name {
             "" | "." => {}
-            ".." => {
-                names.pop();
-            }
+            ".." => drop(names.pop()),
             name => names.push(name),
         }
     }
@@ -175,7 +192,11 @@ fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
     path.strip_prefix(folder)?.strip_prefix('/')
 }
 
-/// The file name of the socket on the host that a proxy makes or uses, if it is one of anklume's.
+fn is_inside(device: &ConfigMap) -> bool {
+    value(device, "bind") == "instance"
+}
+
+/// Returns the file name of the socket on the host that a proxy creates or uses, if it is in anklume's folder.
 pub(super) fn host_socket(device: &ConfigMap) -> Option<String> {
     if value(device, "type") != "proxy" {
         return None;
@@ -188,112 +209,123 @@ pub(super) fn host_socket(device: &ConfigMap) -> Option<String> {
 
 /// Returns whether a proxy listens in the machine's folder of sockets.
 pub(super) fn listens_inside(device: &ConfigMap) -> bool {
-    value(device, "bind") == "instance" && host_socket(device).is_some()
+    is_inside(device) && host_socket(device).is_some()
 }
 
 /// Compares the devices on all machines of all projects with the edges.
-pub(super) fn moves(setting: &PlanInputs<'_>) -> Moves {
-    let edges = setting.wanted.edges;
+pub(super) fn changes(inputs: &PlanInputs<'_>) -> EdgeChanges {
+    let edges = inputs.wanted.edges;
     let wanted = wanted(edges);
     let ours = sockets(edges);
-    let mut moves = Moves::default();
-    let mut used = ours.clone();
-    used.extend(
-        intruders(&setting.state.profiles)
-            .into_iter()
-            .map(|one| one.socket),
-    );
-    for instance in &setting.state.instances {
-        let place = (instance.project.as_str(), instance.name.as_str());
-        for (name, device) in &instance.devices {
-            let Some(socket) = host_socket(device) else {
-                continue;
-            };
-            used.insert(socket.clone());
-            let belongs = wanted
-                .get(&place)
-                .is_some_and(|here| here.contains_key(name));
-            let of_us = ownership::owner(&instance.config, setting.project()) == Ownership::Ours;
-            if belongs || !(of_us || ours.contains(&socket)) {
-                continue;
+    let mut changes = EdgeChanges::default();
+    let mut in_use = ours.clone();
+    let of_profiles = profile_devices(&inputs.state.profiles).into_iter();
+    in_use.extend(of_profiles.map(|one| one.socket));
+    for used in inputs.state.instances.iter().flat_map(used_sockets) {
+        let config = &used.instance.config;
+        let of_us = ownership::owner(config, inputs.project()) == Ownership::Ours;
+        let taken_over = ours.contains(&used.socket);
+        if !used.belongs(&wanted) && (of_us || taken_over) {
+            if taken_over && !is_inside(used.keys) {
+                let hash = used.socket.strip_suffix(".sock").unwrap_or(&used.socket);
+                changes.stolen.insert(hash.to_owned());
             }
-            let taken_over = ours.contains(&socket);
-            if taken_over && value(device, "bind") != "instance" {
-                let hash = socket.strip_suffix(".sock").unwrap_or(&socket);
-                moves.stolen.insert(hash.to_owned());
-            }
-            moves
-                .revoked
-                .push(revoke(instance, name, device, taken_over));
+            changes.revoked.push(revoke(&used, taken_over));
         }
+        in_use.insert(used.socket);
     }
-    let left = setting
-        .facts
-        .sockets
-        .iter()
-        .filter(|name| !used.contains(*name));
-    moves.swept = left
-        .map(|name| Action::Sweep {
-            path: format!("{HOST_FOLDER}/{name}"),
-        })
-        .collect();
-    moves
+    let left = inputs.facts.sockets.iter();
+    let left = left.filter(|name| !in_use.contains(*name));
+    let swept = left.map(|name| Action::Sweep {
+        path: format!("{HOST_FOLDER}/{name}"),
+    });
+    changes.swept = swept.collect();
+    changes
 }
 
-fn revoke(instance: &Instance, name: &str, device: &ConfigMap, taken_over: bool) -> Action {
-    let listen = path(value(device, "listen")).unwrap_or_default();
-    let inside = value(device, "bind") == "instance";
+fn revoke(used: &UsedSocket<'_>, taken_over: bool) -> Action {
+    let listen = path(value(used.keys, "listen")).unwrap_or_default();
+    let is_inside = is_inside(used.keys);
     let file = |folder: &str| below(&listen, folder).is_some_and(|name| !name.contains('/'));
-    let taken = (inside && file(CONSUMER_FOLDER)).then(|| listen.clone());
-    let host = (!inside && !taken_over && file(HOST_FOLDER)).then(|| listen.clone());
     Action::Revoke {
-        machine: Object::machine(&instance.project, &instance.name),
-        device: name.to_owned(),
-        old: device.clone(),
-        inside: taken,
-        host,
+        machine: Object::machine(&used.instance.project, &used.instance.name),
+        device: used.device.to_owned(),
+        old: used.keys.clone(),
+        inside: (is_inside && file(CONSUMER_FOLDER)).then(|| listen.clone()),
+        host: (!is_inside && !taken_over && file(HOST_FOLDER)).then(|| listen.clone()),
         why: taken_over.then_some("not an end of that channel"),
     }
 }
 
-/// The devices that a machine's edges need and that are not there as they must be.
+/// Plans the devices that a machine's edges need and that are missing or differ.
 pub(super) fn connect<'a>(
-    setting: &PlanInputs<'_>,
-    domain: &'a Domain,
-    machine: &'a Machine,
+    one: MachineInputs<'a>,
     ends: &mut Ends<'a>,
     stolen: &BTreeSet<String>,
 ) -> Vec<Action> {
-    let place = (domain.name.as_str(), machine.name.as_str());
-    let here = ends.remove(&place).unwrap_or_default();
-    let there = setting.there(place.0, place.1);
+    let here = ends.remove(&(one.project(), one.name()));
     let mut actions = Vec::new();
-    for (device, one) in here {
-        let old = there.and_then(|there| there.devices.get(&device));
-        let hash = device
-            .strip_prefix(crate::edge::DEVICE_PREFIX)
-            .unwrap_or_default();
-        let taken_over = one.role == Role::Provider && stolen.contains(hash);
-        let broken = setting.facts.broken.get(&(hash.to_owned(), one.role));
-        let anew = if taken_over {
-            Some(Again::TakenOver)
+    for (device, end) in here.unwrap_or_default() {
+        let old = one.current.and_then(|current| current.devices.get(&device));
+        let hash = device.strip_prefix(DEVICE_PREFIX).unwrap_or_default();
+        let broken = &one.plan.facts.broken;
+        let recreate = if end.role == Role::Provider && stolen.contains(hash) {
+            Some(RecreateReason::TakenOver)
         } else {
-            broken.copied()
+            broken.get(&(hash.to_owned(), end.role)).copied()
         };
-        let anew = anew.filter(|_| old.is_some());
-        if anew.is_some() || old != Some(&one.keys) {
+        let recreate = recreate.filter(|_| old.is_some());
+        if recreate.is_some() || old != Some(&end.keys) {
             actions.push(Action::Connect {
-                machine: Object::machine(place.0, place.1),
-                role: one.role,
-                other: one.other,
+                machine: one.object(),
+                role: end.role,
+                other: end.other,
                 old: old.cloned(),
-                new: one.keys,
-                anew,
+                new: end.keys,
+                recreate,
                 device,
             });
         }
     }
     actions
+}
+
+/// Plans the calls to be tried after the plan so far: over the channels of the machines that it changes, and over those that never
+/// answered.
+pub(super) fn verifications(inputs: &PlanInputs<'_>, plan: &Plan) -> Vec<Action> {
+    let mut touched = BTreeSet::new();
+    let mut marks = BTreeSet::new();
+    for action in plan.actions() {
+        if let Action::Install { machine, .. } | Action::Connect { machine, .. } = action {
+            touched.insert((machine.project(), machine.name()));
+        }
+        if let Action::Connect {
+            machine,
+            device,
+            role: Role::Consumer,
+            ..
+        } = action
+        {
+            marks.insert((machine.project(), machine.name(), device.as_str()));
+        }
+    }
+    let mut calls = Vec::new();
+    for edge in inputs.wanted.edges {
+        let (consumer, provider) = (key(&edge.consumer), key(&edge.provider));
+        let device = edge.device_name();
+        let current = inputs.machines.get(&consumer);
+        let again = current.is_some_and(|it| it.config.contains_key(&unverified(&device)));
+        let changes = touched.contains(&consumer) || touched.contains(&provider);
+        if again || changes {
+            calls.push(Action::VerifyChannel(Verification {
+                name: format!("{} → {}", consumer.1, provider.1),
+                marked: again || marks.contains(&(consumer.0, consumer.1, device.as_str())),
+                edge: edge.clone(),
+                changes,
+            }));
+        }
+    }
+    calls
 }
 
 #[cfg(test)]

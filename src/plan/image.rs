@@ -4,25 +4,14 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::Facts;
+use super::facts::Facts;
 use crate::incus::State;
-use crate::infra::{Infra, MachineType};
+use crate::infra::{Domain, Infra, Machine, MachineType};
 
-/// The remote that is this Incus itself.
+/// The name of this Incus among the remotes.
 const LOCAL: &str = "local";
-/// Minimum number of digits by which an image may be named.
+/// Minimum number of hexadecimal digits in a fingerprint.
 const FINGERPRINT_MIN: usize = 12;
-
-/// The source of a remote's images.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RemoteImage {
-    /// Its address.
-    pub(crate) server: String,
-    /// `simplestreams` or `incus`.
-    pub(crate) protocol: String,
-    /// The image's name there.
-    pub(crate) alias: String,
-}
 
 /// The reason why a machine cannot be created from an image.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,20 +20,18 @@ pub(super) struct NoImage {
     pub(super) help: String,
 }
 
-/// The images of remotes that machines which are still to be made need, as written.
+/// Returns the remotes' images that the machines to be created need, as written.
 pub(crate) fn remote_images(infra: &Infra, state: &State) -> Vec<String> {
-    let missing = infra.machines().filter(|(domain, machine)| {
-        let there = |project: &str, name: &str| {
-            project == domain.name.as_str() && name == machine.name.as_str()
-        };
-        !state
-            .instances
-            .iter()
-            .any(|instance| there(&instance.project, &instance.name))
-    });
+    let exists = |domain: &Domain, machine: &Machine| {
+        let mut all = state.instances.iter();
+        all.any(|it| it.project == domain.name.as_str() && it.name == machine.name.as_str())
+    };
+    let missing = infra
+        .machines()
+        .filter(|(domain, one)| !exists(domain, one));
     let images: BTreeSet<&str> = missing
         .map(|(_, machine)| machine.os_image.as_str())
-        .filter(|image| matches!(split(image), (Some(_), _)))
+        .filter(|image| split(image).0.is_some())
         .collect();
     images.into_iter().map(str::to_owned).collect()
 }
@@ -58,35 +45,35 @@ fn split(image: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// The source of a new machine, for the API.
+/// Returns the source of a new machine, for the API.
 pub(super) fn source(
     image: &str,
     kind: MachineType,
     state: &State,
     facts: &Facts,
 ) -> Result<Value, NoImage> {
-    if let (Some(_), _) = split(image) {
-        return match facts.images.get(image) {
-            Some(Ok(remote)) => Ok(json!({
-                "type": "image",
-                "mode": "pull",
-                "server": remote.server,
-                "protocol": remote.protocol,
-                "alias": remote.alias,
-            })),
-            Some(Err(why)) => Err(NoImage {
-                what: format!("cannot be found: {}", why.escape_debug()),
-                help:
-                    "look for it: `incus image list images:`; `incus remote list` shows where from"
-                        .to_owned(),
-            }),
-            None => Err(NoImage {
-                what: "was not looked for".to_owned(),
-                help: "run the command again".to_owned(),
-            }),
-        };
+    let (remote, name) = split(image);
+    if remote.is_none() {
+        return local(name, kind, state);
     }
-    local(split(image).1, kind, state)
+    match facts.images.get(image) {
+        Some(Ok(remote)) => Ok(json!({
+            "type": "image",
+            "mode": "pull",
+            "server": remote.server,
+            "protocol": remote.protocol,
+            "alias": remote.alias,
+        })),
+        Some(Err(why)) => Err(NoImage {
+            what: format!("cannot be found: {}", why.escape_debug()),
+            help: "look for it: `incus image list images:`; `incus remote list` shows where from"
+                .to_owned(),
+        }),
+        None => Err(NoImage {
+            what: "was not looked for".to_owned(),
+            help: "run the command again".to_owned(),
+        }),
+    }
 }
 
 fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage> {

@@ -1,73 +1,79 @@
-//! A machine: its volumes, itself, its start.
+//! Plans a machine: its volumes, itself, its start, and the setup inside.
 
 use serde_json::{Value, json};
 
+use super::address::{NIC, devices_then, nic};
 use super::destroy::delete_machine;
-use super::difference::{Desired, description_edit, edit, edits, or_default, profiles_edit};
-use super::domain::{devices_json, gives_root, is_root, root_disk};
-use super::nic::{NIC, may_be_touched, nic};
-use super::ownership::{self, Ownership, machine_owner};
-use super::{Action, PlanCode, PlanInputs, address, edges, fault, image, install, not_ours};
-use crate::diagnostic::{Diagnostic, quote};
+use super::difference::{
+    Desired, config_map, description_edit, edit, edits, or_default, profiles_edit,
+};
+use super::domain::{devices_json, gives_root, is_declared_root, is_root, root_disk};
+use super::facts::Facts;
+use super::ownership::{self, Ownership, machine_owner, may_touch_of_machine};
+use super::{Action, MachineInputs, Obstacles, PlanCode, edges, image};
+use crate::diagnostic::quote;
+use crate::edge::Edge;
 use crate::incus::state::Instance;
-use crate::incus::{ConfigMap, Devices, Object, Power, as_object};
-use crate::infra::{Domain, Machine};
+use crate::incus::{ConfigMap, Devices, Object, Power, State, as_object};
+use crate::infra::{Domain, Infra, Machine, MachineType};
+use crate::machine_state::{
+    CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences,
+};
+use crate::services::Services;
 
 /// Prefix of the devices of storage volumes, before the volume's name.
 const VOLUME_PREFIX: &str = "vol-";
 
-/// Volumes, the machine, its start, in this order.
-pub(super) fn make(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    faults: &mut Vec<Diagnostic>,
-) -> Vec<Action> {
-    let (project, name) = (domain.name.as_str(), machine.name.as_str());
-    let there = setting.there(project, name);
-    let mut actions = volumes(setting, domain, machine, faults);
-    let object = Object::machine(project, name);
-    let Some(there) = there else {
-        actions.extend(create(setting, domain, machine, faults));
+/// Plans the volumes, the machine and its start, in this order.
+pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
+    let volumes = declared_volumes(one).into_iter();
+    let mut actions: Vec<Action> = volumes
+        .filter_map(|declared| volume(one, declared, faults))
+        .collect();
+    let object = one.object();
+    let Some(current) = one.current else {
+        actions.extend(create(one, faults));
         actions.push(start(object, "Stopped", Power::Start, false));
         return actions;
     };
-    if !may_touch(setting, domain, machine, there, faults) {
+    let owner = machine_owner(current, one.plan.project());
+    if !may_touch_of_machine(one, &object, &owner, faults) {
         return actions;
     }
-    if there.kind != image::api_kind(machine.kind) {
-        faults.push(fault(
+    if current.kind != image::api_kind(one.machine.kind) {
+        let name = one.name();
+        faults.add(
             PlanCode::MachineType,
-            Some(&machine.place),
+            Some(&one.machine.place),
             format!(
                 "{} is declared as `{}`, and on Incus it is a {}",
                 quote(name),
-                machine.kind.as_str(),
-                there.kind.escape_debug()
+                one.machine.kind.as_str(),
+                current.kind.escape_debug()
             ),
             format!(
                 "declare its `type` as it is, or delete it: `anklume destroy --machine {name}`"
             ),
-        ));
+        );
         return actions;
     }
-    if is_half_made(setting, domain, machine, there) {
-        actions.push(delete_machine(there));
-        actions.extend(create(setting, domain, machine, faults));
+    if is_half_made(current, &owner, one.plan.facts) {
+        actions.push(delete_machine(current));
+        actions.extend(create(one, faults));
         actions.push(start(object, "Stopped", Power::Start, false));
         return actions;
     }
-    let want = want(setting, domain, machine, Some(there));
-    let devices = address::devices_then(setting, domain, machine, there);
-    let mut changes = edits(&there.config, &devices, &want);
-    changes.extend(ownership::is_unfinished(&there.config).then(ownership::finished));
-    changes.extend(description_edit(&there.config, &there.description, &want));
-    changes.extend(profiles_edit(&there.config, &there.profiles, &want));
+    let want = want(one);
+    let config = &current.config;
+    let mut changes = edits(config, &devices_then(one, current), &want);
+    changes.extend(ownership::is_unfinished(config).then(ownership::finished));
+    changes.extend(description_edit(config, &current.description, &want));
+    changes.extend(profiles_edit(config, &current.profiles, &want));
     actions.extend(edit(object.clone(), changes));
-    let listens = there.devices.values().any(edges::listens_inside);
-    match there.status.as_str() {
+    let listens = current.devices.values().any(edges::listens_inside);
+    match current.status.as_str() {
         "Running" | "Ready" => {}
-        "Frozen" => actions.push(start(object, &there.status, Power::Resume, false)),
+        "Frozen" => actions.push(start(object, "Frozen", Power::Resume, false)),
         other => actions.push(start(object, other, Power::Start, listens)),
     }
     actions
@@ -77,20 +83,13 @@ pub(super) fn make(
 /// started since counts as complete.
 ///
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
-/// a copy are somebody's.
-fn is_half_made(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    there: &Instance,
-) -> bool {
-    let (project, name) = (domain.name.as_str(), machine.name.as_str());
-    let owner = machine_owner(&there.config, setting.project(), project, name);
-    setting.facts.root
-        && owner == Ownership::Ours
-        && ownership::is_unfinished(&there.config)
-        && !ownership::was_started(&there.config)
-        && there.status == "Stopped"
+/// a copy belong to somebody.
+fn is_half_made(current: &Instance, owner: &Ownership, facts: &Facts) -> bool {
+    facts.root
+        && *owner == Ownership::Ours
+        && ownership::is_unfinished(&current.config)
+        && !ownership::was_started(&current.config)
+        && current.status == "Stopped"
 }
 
 fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {
@@ -102,81 +101,50 @@ fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {
     }
 }
 
-fn may_touch(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    there: &Instance,
-    faults: &mut Vec<Diagnostic>,
-) -> bool {
-    if may_be_touched(setting, domain, machine) {
-        return true;
-    }
-    let (project, name) = (domain.name.as_str(), machine.name.as_str());
-    let owner = machine_owner(&there.config, setting.project(), project, name);
-    let place = Some(&machine.place);
-    faults.push(not_ours("machine", name, name, &owner, place));
-    false
-}
-
-fn want(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    there: Option<&Instance>,
-) -> Desired {
+fn want(one: MachineInputs<'_>) -> Desired {
+    let machine = one.machine;
     let mut want = Desired {
         description: machine.description.clone(),
         profiles: machine.profiles.clone(),
         ..Desired::default()
     };
+    let autostart = machine.boot_autostart.map(|is| is.to_string());
+    let priority = machine.boot_priority.map(|is| is.to_string());
+    let expiry = machine.snapshots_expiry.as_deref().map(expiry);
+    let protection = (!machine.ephemeral).then(|| "true".to_owned());
     let options = [
-        (
-            "boot.autostart",
-            machine.boot_autostart.map(|is| is.to_string()),
-        ),
-        (
-            "boot.autostart.priority",
-            machine.boot_priority.map(|is| is.to_string()),
-        ),
+        ("boot.autostart", autostart),
+        ("boot.autostart.priority", priority),
         ("snapshots.schedule", machine.snapshots_schedule.clone()),
-        (
-            "snapshots.expiry",
-            machine.snapshots_expiry.as_deref().map(expiry),
-        ),
-        (
-            "security.protection.delete",
-            (!machine.ephemeral).then(|| "true".to_owned()),
-        ),
+        ("snapshots.expiry", expiry),
+        ("security.protection.delete", protection),
     ];
     for (key, value) in options {
-        if let Some(value) = value {
-            want.set(key, value);
-        }
+        want.config
+            .extend(value.map(|value| (key.to_owned(), value)));
     }
     want.config.extend(machine.config.iter().cloned());
-    want.devices.insert(NIC.to_owned(), nic(domain, machine));
-    if let Some(root) = root(setting, domain, machine, there) {
-        want.devices.insert("root".to_owned(), root);
-    }
-    for volume in declared_volumes(setting, machine) {
-        want.devices.extend(volume.device(machine));
-    }
+    want.devices
+        .insert(NIC.to_owned(), nic(one.domain, machine));
+    want.devices
+        .extend(root(one).map(|root| ("root".to_owned(), root)));
+    let volumes = declared_volumes(one);
+    want.devices
+        .extend(volumes.iter().filter_map(DeclaredVolume::device));
     for device in &machine.devices {
         want.device(device);
     }
-    let mut want = want.marked(setting.project());
+    let mut want = want.marked(one.plan.project());
     want.set(
         ownership::MACHINE,
-        format!("{}/{}", domain.name, machine.name),
+        format!("{}/{}", one.project(), one.name()),
     );
-    let has_inside = there.is_some_and(install::has_inside);
-    if has_inside || install::needs_inside(setting, domain, machine) {
+    if one.current.is_some_and(has_inside) || needs_inside(one) {
         want.set(ownership::INSIDE, "true");
         want.set(ownership::BUILT, "true");
     }
-    let image = there.and_then(|there| there.config.get(ownership::IMAGE));
-    // The image that it was made of: a later declaration does not make it another.
+    // The image that it was created from: a later declaration does not change that.
+    let image = one.current.and_then(|it| it.config.get(ownership::IMAGE));
     want.set(ownership::IMAGE, image.unwrap_or(&machine.os_image));
     want
 }
@@ -186,61 +154,34 @@ fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
 }
 
-/// A root disk of the machine's own, where no profile and no device of the user's gives one.
-fn root(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    there: Option<&Instance>,
-) -> Option<ConfigMap> {
-    let declared = machine.devices.iter();
-    let own = declared
-        .map(|device| device.keys.iter().cloned().collect())
-        .any(|keys: ConfigMap| is_root(&keys));
-    let by_hand = there.is_some_and(|there| {
-        let mut devices = there.expanded_devices.iter();
+/// The machine's own root disk, where no profile and no device of the user's provides one.
+fn root(one: MachineInputs<'_>) -> Option<ConfigMap> {
+    let declared = one.machine.devices.iter().any(is_declared_root);
+    let by_hand = one.current.is_some_and(|current| {
+        let mut devices = current.expanded_devices.iter();
         devices.any(|(name, keys)| name != "root" && is_root(keys))
     });
-    let of_profile = or_default(&machine.profiles)
-        .iter()
-        .any(|name| gives_root(domain, name));
-    let needed = !own && !by_hand && !of_profile;
-    setting.pool.as_deref().filter(|_| needed).map(root_disk)
+    let profiles = or_default(&one.machine.profiles);
+    let of_profile = profiles.iter().any(|name| gives_root(one.domain, name));
+    let needed = !declared && !by_hand && !of_profile;
+    one.plan.pool.as_deref().filter(|_| needed).map(root_disk)
 }
 
-fn create(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    faults: &mut Vec<Diagnostic>,
-) -> Option<Action> {
-    let source = image::source(
-        &machine.os_image,
-        machine.kind,
-        setting.state,
-        setting.facts,
-    );
-    let source = match source {
+fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Option<Action> {
+    let machine = one.machine;
+    let plan = one.plan;
+    let source = match image::source(&machine.os_image, machine.kind, plan.state, plan.facts) {
         Ok(source) => source,
         Err(why) => {
-            let message = format!(
-                "the image {} of {} {}",
-                quote(&machine.os_image),
-                quote(machine.name.as_str()),
-                why.what
-            );
-            faults.push(fault(
-                PlanCode::NoImage,
-                Some(&machine.place),
-                message,
-                why.help,
-            ));
+            let (image, name) = (quote(&machine.os_image), quote(one.name()));
+            let message = format!("the image {image} of {name} {}", why.what);
+            faults.add(PlanCode::NoImage, Some(&machine.place), message, why.help);
             return None;
         }
     };
-    let want = want(setting, domain, machine, None);
+    let want = want(one);
     let body = json!({
-        "name": machine.name.as_str(),
+        "name": one.name(),
         "type": image::api_kind(machine.kind),
         "source": source,
         "description": want.description,
@@ -248,48 +189,39 @@ fn create(
         "config": as_object(&want.config),
         "devices": devices_json(&want.devices),
     });
-    let about = match machine.ip {
-        Some(ip) => format!("{}, {ip}", machine.os_image.escape_debug()),
-        None => machine.os_image.escape_debug().to_string(),
-    };
+    let image = machine.os_image.escape_debug();
+    let address = machine.ip.map_or_else(String::new, |ip| format!(", {ip}"));
     Some(Action::Create {
-        object: Object::machine(domain.name.as_str(), machine.name.as_str()),
+        object: one.object(),
         body,
-        about,
+        about: format!("{image}{address}"),
     })
 }
 
 /// A storage volume of a machine.
-struct DeclaredVolume {
-    name: String,
+struct DeclaredVolume<'a> {
+    name: &'a str,
+    /// Its name on Incus: machines of one domain may have volumes of one name.
+    object_name: String,
     pool: String,
     size: Option<String>,
     path: Option<String>,
 }
 
-impl DeclaredVolume {
-    /// Its name on Incus: machines of one domain may have volumes of one name.
-    fn object_name(&self, machine: &Machine) -> String {
-        format!("{}-{}", machine.name, self.name)
-    }
-
-    fn device(&self, machine: &Machine) -> Option<(String, ConfigMap)> {
-        let path = self.path.as_ref()?;
-        let keys = [
+impl DeclaredVolume<'_> {
+    fn device(&self) -> Option<(String, ConfigMap)> {
+        let keys = config_map([
             ("type", "disk"),
             ("pool", &self.pool),
-            ("source", &self.object_name(machine)),
-            ("path", path),
-        ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
+            ("source", &self.object_name),
+            ("path", self.path.as_ref()?),
+        ]);
         Some((format!("{VOLUME_PREFIX}{}", self.name), keys))
     }
 }
 
-fn declared_volumes(setting: &PlanInputs<'_>, machine: &Machine) -> Vec<DeclaredVolume> {
-    let declared = machine.storage_volumes.iter().flatten();
+fn declared_volumes(one: MachineInputs<'_>) -> Vec<DeclaredVolume<'_>> {
+    let declared = one.machine.storage_volumes.iter().flatten();
     declared
         .map(|(name, value)| {
             let text = |key: &str| match value.get(key) {
@@ -297,9 +229,10 @@ fn declared_volumes(setting: &PlanInputs<'_>, machine: &Machine) -> Vec<Declared
                 Some(Value::Null) | None => None,
                 Some(other) => Some(other.to_string()),
             };
-            let pool = text("pool").or_else(|| setting.pool.clone());
+            let pool = text("pool").or_else(|| one.plan.pool.clone());
             DeclaredVolume {
-                name: name.clone(),
+                name,
+                object_name: format!("{}-{name}", one.name()),
                 pool: pool.unwrap_or_default(),
                 size: text("size"),
                 path: text("path"),
@@ -308,83 +241,114 @@ fn declared_volumes(setting: &PlanInputs<'_>, machine: &Machine) -> Vec<Declared
         .collect()
 }
 
-fn volumes(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    faults: &mut Vec<Diagnostic>,
-) -> Vec<Action> {
-    let declared = declared_volumes(setting, machine);
-    declared
-        .iter()
-        .filter_map(|volume| self::volume(setting, domain, machine, volume, faults))
-        .collect()
-}
-
 fn volume(
-    setting: &PlanInputs<'_>,
-    domain: &Domain,
-    machine: &Machine,
-    volume: &DeclaredVolume,
-    faults: &mut Vec<Diagnostic>,
+    one: MachineInputs<'_>,
+    volume: DeclaredVolume<'_>,
+    faults: &mut Obstacles,
 ) -> Option<Action> {
-    let project = domain.name.as_str();
-    if !setting.state.pools.contains(&volume.pool) {
-        faults.push(fault(
+    let (project, state) = (one.project(), one.plan.state);
+    if !state.pools.contains(&volume.pool) {
+        faults.add(
             PlanCode::NoPool,
-            Some(&machine.place),
+            Some(&one.machine.place),
             format!(
                 "the volume {} of {} is in the storage pool {}, which is not there",
-                quote(&volume.name),
-                quote(machine.name.as_str()),
+                quote(volume.name),
+                quote(one.name()),
                 quote(&volume.pool)
             ),
-            format!(
-                "available: {}",
-                setting.state.pools.join(", ").escape_debug()
-            ),
-        ));
+            format!("available: {}", state.pools.join(", ").escape_debug()),
+        );
         return None;
     }
-    let name = volume.object_name(machine);
+    let mut want = Desired::default();
+    want.config
+        .extend(volume.size.clone().map(|size| ("size".to_owned(), size)));
+    let mut want = want.marked(one.plan.project());
+    want.set(ownership::MACHINE, format!("{project}/{}", one.name()));
+    let current = state.volumes.iter().find(|it| {
+        it.project == project && it.pool == volume.pool && it.name == volume.object_name
+    });
+    let body = json!({
+        "name": volume.object_name,
+        "type": "custom",
+        "content_type": "filesystem",
+        "config": as_object(&want.config),
+    });
     let object = Object::Volume {
         project: project.to_owned(),
-        pool: volume.pool.clone(),
-        name: name.clone(),
+        pool: volume.pool,
+        name: volume.object_name,
     };
-    let mut want = Desired::default();
-    if let Some(size) = &volume.size {
-        want.set("size", size.clone());
-    }
-    let mut want = want.marked(setting.project());
-    want.set(ownership::MACHINE, format!("{project}/{}", machine.name));
-    let mut volumes = setting.state.volumes.iter();
-    let there =
-        volumes.find(|one| one.project == project && one.pool == volume.pool && one.name == name);
-    let Some(there) = there else {
+    let Some(current) = current else {
         return Some(Action::Create {
             object,
-            body: json!({
-                "name": name,
-                "type": "custom",
-                "content_type": "filesystem",
-                "config": as_object(&want.config),
-            }),
-            about: volume.size.clone().unwrap_or_default(),
+            body,
+            about: volume.size.unwrap_or_default(),
         });
     };
-    let owner = ownership::owner(&there.config, setting.project());
-    let adopted = owner == Ownership::Nobody && setting.adopts(machine.name.as_str());
-    if owner != Ownership::Ours && !adopted {
-        let place = Some(&machine.place);
-        faults.push(not_ours(
-            "volume",
-            &name,
-            machine.name.as_str(),
-            &owner,
-            place,
-        ));
+    let owner = ownership::owner(&current.config, one.plan.project());
+    if !may_touch_of_machine(one, &object, &owner, faults) {
         return None;
     }
-    edit(object, edits(&there.config, &Devices::new(), &want))
+    edit(object, edits(&current.config, &Devices::new(), &want))
+}
+
+/// Returns whether the program is, or was, in a machine.
+pub(crate) fn has_inside(instance: &Instance) -> bool {
+    instance.config.contains_key(ownership::INSIDE)
+}
+
+/// Returns whether the program must be in a machine: it offers services, or it is the end of an edge.
+fn needs_inside(one: MachineInputs<'_>) -> bool {
+    // Incus gives virtual machines no channel; `sync` refuses one as an end.
+    one.machine.kind == MachineType::Container
+        && (!one.machine.services.is_empty()
+            || one.plan.ends.contains(&(one.project(), one.name())))
+}
+
+/// Returns whether the program is, or must be, in a machine of the file.
+pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> bool {
+    let holds = |domain: &Domain, machine: &Machine| {
+        let mut all = state.instances.iter().filter(|one| has_inside(one));
+        all.any(|one| one.project == domain.name.as_str() && one.name == machine.name.as_str())
+    };
+    let mut machines = infra.machines();
+    !edges.is_empty()
+        || machines.any(|(domain, one)| !one.services.is_empty() || holds(domain, one))
+}
+
+/// Builds the specification of a machine, with the program of this digest.
+pub(crate) fn order(program: &str, machine: &Machine) -> MachineSpec {
+    let services = (!machine.services.is_empty()).then(|| Services::of(machine));
+    let run_as = machine.mcp.run_as.clone();
+    let caller = CallerUser {
+        uid: machine.mcp.uid,
+        gid: machine.mcp.gid,
+    };
+    MachineSpec {
+        caller,
+        ..MachineSpec::new(program, machine.name.clone(), run_as, services.as_ref())
+    }
+}
+
+/// Plans the setup inside a machine; `None` if nothing differs.
+pub(super) fn install(one: MachineInputs<'_>) -> Option<Action> {
+    if !needs_inside(one) && !one.current.is_some_and(has_inside) {
+        return None;
+    }
+    let order = order(one.plan.wanted.program, one.machine);
+    let nothing = ObservedMachine::default();
+    let found = one.plan.facts.inside.get(&one.id()).unwrap_or(&nothing);
+    let differences = differences(&order, found);
+    if differences.is_empty() {
+        return None;
+    }
+    Some(Action::Install {
+        machine: one.object(),
+        order,
+        push: differences.iter().any(|one| one.kind == DriftKind::Program),
+        kill_server: found.serving == Serving::Silent,
+        lines: differences.into_iter().map(|one| one.line).collect(),
+    })
 }

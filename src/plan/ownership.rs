@@ -1,9 +1,10 @@
-//! The marks that an object of anklume's bears in its configuration, and whose an object is.
+//! The marks in the configuration of anklume's objects, and the owner of an object.
 
 use serde_json::Value;
 
-use super::{PlanInputs, not_ours};
-use crate::diagnostic::Diagnostic;
+use super::{MachineInputs, Obstacles, PlanCode, PlanInputs};
+use crate::diagnostic::{Place, quote};
+use crate::incus::state::Instance;
 use crate::incus::{ConfigMap, Edit, Object};
 use crate::infra::Domain;
 
@@ -13,28 +14,28 @@ const OWN: &str = "user.anklume.";
 pub(super) const PROJECT: &str = "user.anklume.project";
 /// Names the domain that a network or an access list is for.
 pub(super) const DOMAIN: &str = "user.anklume.domain";
-/// Names the machine as `DOMAIN/NAME`, so that a copy is known as one.
+/// Names the machine as `DOMAIN/NAME`, so that a copy is recognised.
 pub(super) const MACHINE: &str = "user.anklume.machine";
-/// Names the image that a machine was made of, as declared.
+/// Names the image that a machine was created from, as declared.
 pub(super) const IMAGE: &str = "user.anklume.image";
-/// Is there where the program is, or was: `true`.
+/// Set to `true` where the program is, or was.
 pub(super) const INSIDE: &str = "user.anklume.inside";
 /// Set to `true` until Incus reports that the machine is complete.
 const UNFINISHED: &str = "user.anklume.unfinished";
 /// Set once a machine has been started, even if the start failed.
 const LAST_POWER: &str = "volatile.last_state.power";
-/// Is there until Incus builds the machine anew: `incus rebuild` takes away every key that is an image's. `true`.
+/// Set to `true` until Incus rebuilds the machine: `incus rebuild` removes every key of the image's.
 pub(super) const BUILT: &str = "image.anklume";
-/// A machine's number.
+/// A machine's UUID.
 const UUID: &str = "volatile.uuid";
-/// The same, or another value since the machine was taken back to a snapshot; after `incus rebuild` the same again.
+/// The same, or another value since the machine was restored from a snapshot; after `incus rebuild` the same again.
 const GENERATION: &str = "volatile.uuid.generation";
-/// Is there, with a channel's device behind it, on a consumer in which no call over the channel has succeeded yet: `true`.
-const UNPROVEN: &str = "user.anklume.unproven.";
+/// Followed by a channel's device: `true` on a consumer in which no call over the channel has succeeded yet.
+const UNVERIFIED: &str = "user.anklume.unproven.";
 /// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
 
-/// Returns whether anklume keeps a key for itself.
+/// Returns whether a key is one of anklume's marks.
 pub(super) fn is_own(key: &str) -> bool {
     key.starts_with(OWN) || key == BUILT
 }
@@ -42,14 +43,25 @@ pub(super) fn is_own(key: &str) -> bool {
 /// The owner of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ownership {
-    /// This infrastructure's.
+    /// This infrastructure.
     Ours,
-    /// Another one's, by name.
+    /// Another infrastructure, by name.
     Other(String),
     /// A copy of a machine of this infrastructure, named `DOMAIN/NAME`.
     Copy(String),
-    /// Nobody's that anklume knows.
+    /// No infrastructure.
     Nobody,
+}
+
+impl Ownership {
+    /// Returns whether an object of this owner may be changed, if the user adopts it or not.
+    fn allows(&self, adopted: bool) -> bool {
+        match self {
+            Self::Ours => true,
+            Self::Nobody | Self::Copy(_) => adopted,
+            Self::Other(_) => false,
+        }
+    }
 }
 
 /// Returns the owner of an object with this configuration.
@@ -61,21 +73,17 @@ pub(crate) fn owner(config: &ConfigMap, project: &str) -> Ownership {
     }
 }
 
-/// Whose a machine is: `incus copy` and `incus rename` keep the marks.
-pub(crate) fn machine_owner(
-    config: &ConfigMap,
-    project: &str,
-    domain: &str,
-    name: &str,
-) -> Ownership {
-    let own = format!("{domain}/{name}");
+/// Returns the owner of a machine: `incus copy` and `incus rename` keep the marks.
+pub(crate) fn machine_owner(instance: &Instance, project: &str) -> Ownership {
+    let own = format!("{}/{}", instance.project, instance.name);
+    let config = &instance.config;
     match (owner(config, project), config.get(MACHINE)) {
         (Ownership::Ours, Some(marked)) if *marked != own => Ownership::Copy(marked.clone()),
         (owner, _) => owner,
     }
 }
 
-/// The body of a request that creates a machine, with the mark of an unfinished machine.
+/// Returns the body of a request that creates a machine, with the mark of an unfinished one.
 pub(crate) fn unfinished(body: &Value) -> Value {
     let mut body = body.clone();
     if let Some(config) = body.get_mut("config").and_then(Value::as_object_mut) {
@@ -84,12 +92,16 @@ pub(crate) fn unfinished(body: &Value) -> Value {
     body
 }
 
-/// Takes that mark off: Incus has made the machine.
+/// Removes that mark, once Incus has created the machine.
 pub(crate) fn finished() -> Edit {
+    mark(UNFINISHED, false)
+}
+
+fn mark(key: &str, is_set: bool) -> Edit {
     Edit::Config {
-        key: UNFINISHED.to_owned(),
+        key: key.to_owned(),
         old: None,
-        new: None,
+        new: is_set.then(|| "true".to_owned()),
     }
 }
 
@@ -103,71 +115,112 @@ pub(super) fn was_started(config: &ConfigMap) -> bool {
     config.contains_key(LAST_POWER)
 }
 
-/// What Incus calls a machine for ever, whatever its name: a copy or a new machine has another number.
+/// Returns a machine's UUID, which a rename keeps: a copy or a new machine has another one.
 pub(crate) fn number(config: &ConfigMap) -> Option<&String> {
     config.get(UUID)
 }
 
-/// Returns whether a machine bears that mark.
+/// Returns whether a machine bears the mark that a rebuild removes.
 pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }
 
-/// Returns whether a machine that bore that mark was built anew. Nobody in the machine can take the mark off; a snapshot from before
-/// it can, and so can whoever may use Incus.
+/// Returns whether a machine that bore that mark was rebuilt. Nothing in the machine can remove the mark; a snapshot from
+/// before it can, and so can every user of Incus.
 pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)
 }
 
-/// The mark of a channel that nobody has proven, by its device.
-pub(super) fn unproven(device: &str) -> String {
-    format!("{UNPROVEN}{device}")
+/// The mark of a channel that no call has verified, by its device.
+pub(super) fn unverified(device: &str) -> String {
+    format!("{UNVERIFIED}{device}")
 }
 
-/// Sets that mark on the consumer, or takes it off.
-pub(crate) fn mark_unproven(device: &str, is: bool) -> Edit {
-    Edit::Config {
-        key: unproven(device),
-        old: None,
-        new: is.then(|| "true".to_owned()),
-    }
+/// Sets that mark on the consumer, or removes it.
+pub(crate) fn mark_unverified(device: &str, is_set: bool) -> Edit {
+    mark(&unverified(device), is_set)
 }
 
-/// Returns the keys that anklume set on an object the last time.
+/// Returns the keys that anklume set on an object the last time; none of a list that was damaged.
 pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
-    let Some(text) = config.get(KEYS) else {
-        return Vec::new();
-    };
-    // A list that somebody broke forgets what to remove, and nothing else.
-    match serde_json::from_str(text) {
-        Ok(Value::Array(keys)) => keys
-            .into_iter()
-            .filter_map(|key| key.as_str().map(str::to_owned))
-            .collect(),
-        _ => Vec::new(),
-    }
+    let list = config.get(KEYS);
+    let keys = list.and_then(|list| serde_json::from_str::<Vec<Value>>(list).ok());
+    let keys = keys.into_iter().flatten();
+    keys.filter_map(|key| key.as_str().map(str::to_owned))
+        .collect()
 }
 
-/// Returns whether an object that is there may be touched; says so where not.
+/// Returns whether an existing object of a domain may be changed; reports an obstacle where not.
 pub(super) fn may_touch(
-    setting: &PlanInputs<'_>,
+    inputs: &PlanInputs<'_>,
     domain: &Domain,
     object: &Object,
     config: &ConfigMap,
-    faults: &mut Vec<Diagnostic>,
+    faults: &mut Obstacles,
 ) -> bool {
-    let owner = owner(config, setting.project());
-    let adopted = owner == Ownership::Nobody
-        && (setting.adopts(domain.name.as_str()) || setting.adopts(object.name()));
-    if owner == Ownership::Ours || adopted {
+    let owner = owner(config, inputs.project());
+    let name = domain.name.as_str();
+    let adopted = inputs.adopts(name) || inputs.adopts(object.name());
+    claim(object, name, &owner, adopted, &domain.place, faults)
+}
+
+/// Returns whether a declared machine exists and may be changed.
+pub(super) fn may_touch_machine(one: MachineInputs<'_>) -> bool {
+    let owner = one.current.map(|it| machine_owner(it, one.plan.project()));
+    owner.is_some_and(|owner| owner.allows(one.plan.adopts(one.name())))
+}
+
+/// Returns whether an object of a machine, or the machine, may be changed; reports an obstacle where not.
+pub(super) fn may_touch_of_machine(
+    one: MachineInputs<'_>,
+    object: &Object,
+    owner: &Ownership,
+    faults: &mut Obstacles,
+) -> bool {
+    let adopted = one.plan.adopts(one.name());
+    claim(
+        object,
+        one.name(),
+        owner,
+        adopted,
+        &one.machine.place,
+        faults,
+    )
+}
+
+/// `adopt`: the name by which the object is taken over.
+fn claim(
+    object: &Object,
+    adopt: &str,
+    owner: &Ownership,
+    adopted: bool,
+    place: &Place,
+    faults: &mut Obstacles,
+) -> bool {
+    if owner.allows(adopted) {
         return true;
     }
-    faults.push(not_ours(
-        object.kind(),
-        object.name(),
-        domain.name.as_str(),
-        &owner,
-        Some(&domain.place),
-    ));
+    let subject = format!("the {} {}", object.kind(), quote(object.name()));
+    let (message, help) = match owner {
+        Ownership::Other(other) => (
+            format!(
+                "{subject} on Incus belongs to another infrastructure, {}",
+                quote(other)
+            ),
+            "give it another name here, or set `project_name` back if it was changed".to_owned(),
+        ),
+        Ownership::Copy(original) => (
+            format!(
+                "{subject} on Incus is a copy of {} and was not made by anklume",
+                quote(original)
+            ),
+            format!("`anklume apply --adopt {adopt}` takes it over as it is"),
+        ),
+        Ownership::Nobody | Ownership::Ours => (
+            format!("{subject} is on Incus already and was not made by anklume"),
+            format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
+        ),
+    };
+    faults.add(PlanCode::NotOurs, Some(place), message, help);
     false
 }

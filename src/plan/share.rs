@@ -1,31 +1,18 @@
 //! Folders of the host that a machine writes with the rights of the host's own users.
 //!
-//! On such a disk a file that the machine's root makes is the host's root's, its set-user-ID bit included: whoever runs it
-//! on the host is root. The machine's root can open the folder itself as wide as it likes, so that only a folder above it
-//! keeps the host's users out.
+//! On such a disk a file that the machine's root creates belongs to the host's root, its set-user-ID bit included: running
+//! it on the host gives root. The machine's root can open the folder itself to everybody, so that only a folder above it keeps
+//! the host's users out.
 
 use std::collections::BTreeSet;
 
-use super::{PlanCode, PlanInputs, fault};
-use crate::diagnostic::{Diagnostic, quote};
+use super::difference::DEFAULT_PROFILE;
+use super::facts::Reach;
+use super::{Obstacles, PlanCode, PlanInputs};
+use crate::diagnostic::quote;
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 
-/// The users of the host, apart from root, who can reach what a machine leaves in a folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Nobody; or its mount makes no program another user's.
-    Nobody,
-    /// Nobody, when the folders above it are made, which are not there.
-    WhenMade,
-    /// The one who owns a folder above it.
-    User(u32),
-    /// Everybody: no folder above it is closed.
-    Everybody,
-    /// Everybody can put something else in its place: this folder above it may be written by others.
-    Replaceable(String),
-}
-
-/// The folders that machines write so.
+/// Returns the folders that machines write with such rights.
 pub(crate) fn shared_sources(infra: &Infra) -> BTreeSet<&str> {
     let machines = infra.machines();
     machines
@@ -33,43 +20,38 @@ pub(crate) fn shared_sources(infra: &Infra) -> BTreeSet<&str> {
         .collect()
 }
 
-/// The folders that one machine writes so.
+/// The folders that one machine writes with such rights.
 fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = &'i str> + use<'i> {
     let profiles = || {
         let declared = domain.profiles.iter();
         declared.filter(|(name, _)| {
             let used = &machine.profiles;
-            used.contains(name) || used.is_empty() && name == super::difference::DEFAULT_PROFILE
+            used.contains(name) || used.is_empty() && name == DEFAULT_PROFILE
         })
     };
-    let mut config = profiles()
-        .flat_map(|(_, profile)| &profile.config)
-        .chain(&machine.config);
-    let of_host = machine.kind == MachineType::VirtualMachine
+    let config = profiles().flat_map(|(_, profile)| &profile.config);
+    let mut config = config.chain(&machine.config);
+    // A disk need not be shifted there.
+    let as_host = machine.kind == MachineType::VirtualMachine
         || config.any(|(key, value)| key == "raw.idmap" && !value.trim().is_empty());
     let devices = profiles().flat_map(|(_, profile)| &profile.devices);
     let devices = devices.chain(&machine.devices);
-    devices.filter_map(move |device| written(device, of_host))
+    let written = devices.filter(move |device| as_host || device.is_true("shift"));
+    written.filter_map(Device::written_source)
 }
 
-/// The source of a disk that its machine writes as the host's users; `of_host`: also where it is not shifted.
-fn written(device: &Device, of_host: bool) -> Option<&str> {
-    let source = device.written_source()?;
-    (of_host || device.is_true("shift")).then_some(source)
-}
-
-/// The folders with which the host would be given away.
-pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
-    for (path, folder) in &setting.facts.nested {
-        faults.push(exchangeable(setting, path, folder));
+/// Checks that no folder gives the host away.
+pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
+    for (path, folder) in &inputs.facts.nested {
+        exchangeable(inputs, path, folder, faults);
     }
-    for (domain, machine) in setting.wanted.infra.machines() {
+    for (domain, machine) in inputs.wanted.infra.machines() {
         let sources: BTreeSet<&str> = shares(domain, machine).collect();
         for source in sources {
-            let Some((who, help)) = open(setting, source) else {
+            let Some((who, help)) = open(inputs, source) else {
                 continue;
             };
-            faults.push(fault(
+            faults.add(
                 PlanCode::OpenShare,
                 Some(&machine.place),
                 format!(
@@ -78,22 +60,22 @@ pub(super) fn check(setting: &PlanInputs<'_>, faults: &mut Vec<Diagnostic>) {
                     quote(source),
                 ),
                 help,
-            ));
+            );
         }
     }
 }
 
-/// Paths in folders that a machine writes: the machine could replace them by links.
-fn exchangeable(setting: &PlanInputs<'_>, path: &str, folder: &str) -> Diagnostic {
-    let goes_there = |devices: &[Device]| {
+/// Reports a path in a folder that a machine writes: the machine could replace it by a link.
+fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut Obstacles) {
+    let uses = |devices: &[Device]| {
         let mut paths = devices.iter().flat_map(Device::host_paths);
         paths.any(|(_, it)| it == path)
     };
-    let user = setting.wanted.infra.machines().find(|(domain, machine)| {
+    let user = inputs.wanted.infra.machines().find(|(domain, machine)| {
         let mut profiles = domain.profiles.iter();
-        goes_there(&machine.devices) || profiles.any(|(_, profile)| goes_there(&profile.devices))
+        uses(&machine.devices) || profiles.any(|(_, profile)| uses(&profile.devices))
     });
-    fault(
+    faults.add(
         PlanCode::SourceInSharedFolder,
         user.map(|(_, machine)| &machine.place),
         format!(
@@ -103,18 +85,18 @@ fn exchangeable(setting: &PlanInputs<'_>, path: &str, folder: &str) -> Diagnosti
         ),
         "the machine could put a link to any folder of the host there: share folders beside each other, \
          or let no machine write the outer one (`ro`, `readonly: true`)",
-    )
+    );
 }
 
-/// The users who can reach it, and what would keep them out.
-fn open(setting: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
-    let missing = setting.facts.missing.iter();
-    // A folder that is shared itself is not made closed.
+/// The users who can reach a folder, and the way to keep them out; `None` if nobody can.
+fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
+    let missing = inputs.facts.missing.iter();
+    // A shared folder above it is not created closed.
     let mut shared_above = missing.filter(|path| {
         let below = source.strip_prefix(path.trim_end_matches('/'));
         below.is_some_and(|below| below.starts_with('/') && below != "/")
     });
-    match setting.facts.shares.get(source)? {
+    match inputs.facts.shares.get(source)? {
         Reach::Nobody | Reach::User(_) => None,
         Reach::WhenMade if shared_above.next().is_none() => None,
         Reach::WhenMade | Reach::Everybody => {
@@ -131,7 +113,7 @@ fn open(setting: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     }
 }
 
-/// How to close the way to a folder: the one above it, where that is nobody else's way.
+/// The command that closes the way to a folder: closing the one above it, where nothing else uses that.
 fn closed(source: &str) -> String {
     let source = source.trim_end_matches('/');
     let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));
@@ -148,16 +130,14 @@ fn closed(source: &str) -> String {
     )
 }
 
-/// The users of the host who are trusted with it because a machine writes below their folders.
-pub(super) fn notes(setting: &PlanInputs<'_>) -> Vec<String> {
-    let shares = setting.facts.shares.iter();
-    shares
-        .filter_map(|(source, reach)| match reach {
-            Reach::User(uid) => Some(format!(
-                "what machines write in {} is the host's root's: its user {uid} and a machine's root can together become root (docs/infra.md)",
-                quote(source)
-            )),
-            _ => None,
-        })
-        .collect()
+/// Names the users of the host who could become root together with a machine that writes below their folders.
+pub(super) fn notes(inputs: &PlanInputs<'_>) -> impl Iterator<Item = String> {
+    let shares = inputs.facts.shares.iter();
+    shares.filter_map(|(source, reach)| match reach {
+        Reach::User(uid) => Some(format!(
+            "what machines write in {} is the host's root's: its user {uid} and a machine's root can together become root (docs/infra.md)",
+            quote(source)
+        )),
+        _ => None,
+    })
 }

@@ -9,7 +9,7 @@ use crate::incus::FileOwner;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
-use crate::plan::{Again, Role};
+use crate::plan::{RecreateReason, Role};
 use crate::session::Session;
 use crate::session::each;
 
@@ -21,9 +21,9 @@ pub(crate) struct Channels<'e>(Vec<(&'e Edge, ObservedChannel)>);
 #[derive(Debug, Default)]
 struct ObservedChannel {
     /// The fault of the provider's device.
-    provider: Option<Again>,
+    provider: Option<RecreateReason>,
     /// The fault of the consumer's device.
-    consumer: Option<Again>,
+    consumer: Option<RecreateReason>,
     heard: ProbeResult,
 }
 
@@ -89,7 +89,7 @@ impl Channels<'_> {
     }
 
     /// The ends whose device does not work, by the channel's hash.
-    pub(crate) fn broken(&self) -> BTreeMap<(String, Role), Again> {
+    pub(crate) fn broken(&self) -> BTreeMap<(String, Role), RecreateReason> {
         let ends = self.0.iter().flat_map(|(edge, channel)| {
             [
                 (edge, Role::Provider, channel.provider),
@@ -126,16 +126,16 @@ async fn provider_end(
     edge: &Edge,
     provider: &Instance,
     proxies: &Proxies,
-) -> (ProbeResult, Option<Again>) {
+) -> (ProbeResult, Option<RecreateReason>) {
     let broken = |again| (ProbeResult::Nothing, Some(again));
     match proxy_probe::ask(edge).await {
         ProxyAnswer::NotAllowed => (ProbeResult::Nothing, None),
         ProxyAnswer::Tools => (ProbeResult::Answer, None),
         ProxyAnswer::Full => (ProbeResult::Full, None),
-        ProxyAnswer::NoProcess => broken(Again::NoProcess),
-        _ if !carried(session, edge, provider, proxies).await => broken(Again::NoProcess),
-        ProxyAnswer::NoSocket => broken(Again::NoSocket),
-        ProxyAnswer::OddSocket => broken(Again::OddSocket),
+        ProxyAnswer::NoProcess => broken(RecreateReason::NoProcess),
+        _ if !carried(session, edge, provider, proxies).await => broken(RecreateReason::NoProcess),
+        ProxyAnswer::NoSocket => broken(RecreateReason::NoSocket),
+        ProxyAnswer::OddSocket => broken(RecreateReason::BadSocket),
         ProxyAnswer::Silent if proxy_probe::connections(edge) >= most_connections(infra, edge) => {
             (ProbeResult::Crowd, None)
         }
@@ -160,10 +160,10 @@ async fn consumer_end(
     edge: &Edge,
     consumer: &Instance,
     proxies: &Proxies,
-) -> Option<Again> {
+) -> Option<RecreateReason> {
     let first = session.first_process(consumer).await;
     if first.is_some_and(|first| !proxies.carry(edge, Role::Consumer, first)) {
-        return Some(Again::NoProcess);
+        return Some(RecreateReason::NoProcess);
     }
     let made = FileOwner {
         uid: edge.owner_uid,
@@ -173,10 +173,10 @@ async fn consumer_end(
     let mut files = session.files(consumer).await;
     // Another check reports a file that cannot be read.
     match files.look(&edge.consumer_socket()).await.ok()? {
-        None => Some(Again::NoSocket),
+        None => Some(RecreateReason::NoSocket),
         Some(there) => {
             let odd = there.owner.is_some_and(|owner| owner != made);
-            (odd || there.is_socket == Some(false)).then_some(Again::OddSocket)
+            (odd || there.is_socket == Some(false)).then_some(RecreateReason::BadSocket)
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::machine_state::{
     ours, unit_paths,
 };
 use crate::mcp::listen::folder::SocketFolder;
-use crate::plan::{Again, Role, has_inside};
+use crate::plan::{RecreateReason, Role, has_inside};
 use crate::session::Session;
 use crate::session::each;
 use crate::session::machine_files::MachineFiles;
@@ -37,7 +37,7 @@ pub(crate) struct Looked {
     /// Edges over which a server answers, and not whoever asks now: the consumer's connections are all in use. By hash.
     pub(crate) full: BTreeSet<String>,
     /// Ends of edges whose device does not work, by the edge's hash.
-    pub(crate) broken: BTreeMap<(String, Role), Again>,
+    pub(crate) broken: BTreeMap<(String, Role), RecreateReason>,
 }
 
 /// Looks into every declared machine that is there and has, or had, the program.

@@ -1,10 +1,10 @@
 //! The plan of `destroy`: what is deleted, and what stays.
 
 use super::*;
-use crate::plan::{Doomed, Selection, destroy};
+use crate::plan::{Deletions, Selection, destroy};
 
-fn gone(doomed: &Doomed) -> Vec<String> {
-    doomed.actions().flat_map(Action::lines).collect()
+fn gone(deletions: &Deletions) -> Vec<String> {
+    deletions.actions().flat_map(Action::lines).collect()
 }
 
 #[test]
@@ -47,8 +47,8 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
         .values()
         .find_map(|device| device.get("listen"));
     let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
-    let doomed = destroy("demo", &state, Selection::Machine("signer"), false);
-    assert!(matches!(&doomed.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
+    let deletions = destroy("demo", &state, Selection::Machine("signer"), false);
+    assert!(matches!(&deletions.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
     let by_hand: Instance =
         serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
     state.instances.push(by_hand);
@@ -62,13 +62,13 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     let mut projects = state.projects.iter_mut();
     let work = projects.find(|one| one.name == "work").unwrap();
     work.used_by.push(bucket);
-    let doomed = destroy("demo", &state, Selection::Domain("work"), false);
+    let deletions = destroy("demo", &state, Selection::Domain("work"), false);
     assert_eq!(
-        gone(&doomed),
+        gone(&deletions),
         ["- machine dev", "- volume dev-data of work"]
     );
     assert_eq!(
-        doomed.notes,
+        deletions.notes,
         [
             "the domain `work` stays: it holds what anklume did not make: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
         ]
@@ -76,9 +76,9 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     // Each of them alone keeps it.
     state.instances.pop();
     state.volumes.pop();
-    let doomed = destroy("demo", &state, Selection::All, false);
-    assert!(!gone(&doomed).contains(&"- project work".to_owned()));
-    assert!(!gone(&doomed).contains(&"- network net-work".to_owned()));
+    let deletions = destroy("demo", &state, Selection::All, false);
+    assert!(!gone(&deletions).contains(&"- project work".to_owned()));
+    assert!(!gone(&deletions).contains(&"- network net-work".to_owned()));
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn what_is_scheduled_goes_with_the_last_channel() {
     let last = "- rotation of the channels' logs".to_owned();
     let mut state = applied(INFRA);
     let all = |state: &State, rotated| {
-        let doomed = destroy("demo", state, Selection::All, rotated);
-        gone(&doomed)
+        let deletions = destroy("demo", state, Selection::All, rotated);
+        gone(&deletions)
     };
     assert_eq!(all(&state, true).last(), Some(&last));
     assert!(!all(&state, false).contains(&last));

@@ -6,7 +6,7 @@ use crate::infra::Machine;
 use crate::machine_state::{
     FoundServices, Identity, MachineSpec, ObservedMachine, PROGRAM as PLACE, Serving, Supervisor,
 };
-use crate::plan::{Again, Role, mark_unproven, needs_program};
+use crate::plan::{RecreateReason, Role, mark_unverified, needs_program};
 use crate::services::Services;
 
 /// The beginning of the digest of a machine's services.
@@ -94,10 +94,10 @@ fn a_broken_channel_is_made_again_and_the_plan_says_why() {
     let mut facts = facts();
     facts
         .broken
-        .insert((hash.clone(), Role::Provider), Again::NoSocket);
+        .insert((hash.clone(), Role::Provider), RecreateReason::NoSocket);
     facts
         .broken
-        .insert((hash, Role::Consumer), Again::NoProcess);
+        .insert((hash, Role::Consumer), RecreateReason::NoProcess);
     assert_eq!(
         of(&facts),
         [
@@ -114,16 +114,16 @@ fn a_broken_channel_is_made_again_and_the_plan_says_why() {
 #[test]
 fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
     let device = edges(&infra(INFRA)).unwrap()[0].device_name();
-    let proofs = |plan: &Plan| -> Vec<(bool, bool)> {
-        let all = plan.proofs.iter().map(|action| match action {
-            Action::Prove(proof) => (proof.marked, action.lines().is_empty()),
+    let verifications = |plan: &Plan| -> Vec<(bool, bool)> {
+        let all = plan.verifications.iter().map(|action| match action {
+            Action::VerifyChannel(call) => (call.marked, action.lines().is_empty()),
             other => panic!("{other:?}"),
         });
         all.collect()
     };
     // What is made is proven by the same run, which says so when it has.
     let plan = planned(INFRA, &empty(), &facts(), &[]).unwrap();
-    assert_eq!(proofs(&plan), [(true, true)]);
+    assert_eq!(verifications(&plan), [(true, true)]);
     let mut state = empty();
     carry(&mut state, &plan);
     let dev = Object::machine("work", "dev");
@@ -136,14 +136,14 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
     // A change of what is inside bears no mark yet.
     let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
     let plan = planned(INFRA, &state, &silent, &[]).unwrap();
-    assert_eq!(proofs(&plan), [(false, true)]);
+    assert_eq!(verifications(&plan), [(false, true)]);
     // Where no answer came, the next run asks, and nothing else.
     let marked = Action::Edit {
         object: dev.clone(),
-        edits: vec![mark_unproven(&device, true)],
+        edits: vec![mark_unverified(&device, true)],
     };
     let failed = Plan {
-        proofs: vec![marked],
+        verifications: vec![marked],
         ..Plan::default()
     };
     carry(&mut state, &failed);
@@ -152,7 +152,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
         lines(&plan),
         ["~ channel dev → signer: no answer yet → asked again"]
     );
-    assert_eq!(proofs(&plan), [(true, false)]);
+    assert_eq!(verifications(&plan), [(true, false)]);
     carry(&mut state, &plan);
     assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
 }

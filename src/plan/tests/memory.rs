@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::incus::state::{Acl, IncusNetwork, IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, State};
-use crate::plan::{Action, Plan, Role, mark_unproven};
+use crate::plan::{Action, Plan, Role, mark_unverified};
 
 /// Carries a plan out on an Incus in memory.
 pub(super) fn carry(state: &mut State, plan: &Plan) {
@@ -27,13 +27,13 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
                     .devices
                     .insert(device.clone(), new);
                 if role == Role::Consumer {
-                    edit(state, &machine, &[mark_unproven(&device, true)]);
+                    edit(state, &machine, &[mark_unverified(&device, true)]);
                 }
             }
-            Action::Prove(proof) => {
-                let consumer = &proof.edge.consumer;
+            Action::VerifyChannel(call) => {
+                let consumer = &call.edge.consumer;
                 let consumer = Object::machine(consumer.domain.as_str(), consumer.machine.as_str());
-                let mark = mark_unproven(&proof.edge.device_name(), false);
+                let mark = mark_unverified(&call.edge.device_name(), false);
                 edit(state, &consumer, &[mark]);
             }
             Action::Revoke {

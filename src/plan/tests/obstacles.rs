@@ -9,8 +9,7 @@ use super::{Faults, INFRA, applied, codes, empty, facts, infra, lines, planned};
 use crate::edge::{FIRST_UID, UIDS, edges};
 use crate::incus::state::{IncusNetwork, Project};
 use crate::incus::{Object, State};
-use crate::plan::code::PlanCode;
-use crate::plan::{Action, Facts, HostRoute, RemoteImage, TakenIds, remote_images};
+use crate::plan::{Action, Facts, HostRoute, PlanCode, RemoteImage, TakenIds, remote_images};
 
 #[test]
 fn folders_that_anklume_shares_are_made_and_others_must_be_there() {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::plan::{BigLog, HostFile, Rotation, Schedule};
 
-fn wanting(there: bool) -> Facts {
+fn wanting(exists: bool) -> Facts {
     let file = HostFile {
         path: "/etc/cron.d/anklume".to_owned(),
         content: String::new(),
@@ -12,7 +12,7 @@ fn wanting(there: bool) -> Facts {
         rotation: Rotation::Wanting(Schedule {
             by: "cron",
             files: vec![file],
-            there,
+            exists,
         }),
         ..facts()
     }

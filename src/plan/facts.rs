@@ -1,0 +1,159 @@
+//! Facts about the host and the machines that a plan takes into account, apart from Incus's own state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::incus::state::InstanceId;
+use crate::machine_state::ObservedMachine;
+
+/// Facts about the host and the machines.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// User and group numbers that the host uses.
+    pub(crate) ids: Vec<TakenIds>,
+    /// File names in the folder of the edges' sockets.
+    pub(crate) sockets: Vec<String>,
+    /// Paths that devices need and that do not exist.
+    pub(crate) missing: BTreeSet<String>,
+    /// The users who can reach the folders that machines write as users of the host.
+    pub(crate) shares: BTreeMap<String, Reach>,
+    /// Paths of devices inside a folder that a machine may write, each with that folder.
+    pub(crate) nested: BTreeMap<String, String>,
+    /// anklume's own folders on the host that need a repair.
+    pub(crate) folders: Vec<HostFolder>,
+    /// Routes to directly connected networks.
+    pub(crate) routes: Vec<HostRoute>,
+    /// Images of remotes, by their name as written: where they are, or why not.
+    pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
+    /// True if this process may write anklume's folders.
+    pub(crate) root: bool,
+    /// The content found in machines.
+    pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
+    /// Ends of edges whose device exists and does not work, by the edge's hash.
+    pub(crate) broken: BTreeMap<(String, Role), RecreateReason>,
+    /// Edges whose consumer uses all the connections that it may have, so that no further call can be made; by hash.
+    pub(crate) full: BTreeSet<String>,
+    /// Logs of the edges that have grown over the limit.
+    pub(crate) logs: Vec<BigLog>,
+    pub(crate) rotation: Rotation,
+}
+
+/// A range of user or group numbers that the host uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TakenIds {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+    /// Their user, such as "`/etc/passwd` for `alice`".
+    pub(crate) by: String,
+}
+
+/// One of anklume's own folders on the host that needs a repair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostFolder {
+    pub(crate) path: String,
+    pub(crate) state: FolderState,
+}
+
+/// The fault of a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FolderState {
+    Missing,
+    /// Owner or permissions differ.
+    Loose,
+    /// It is no folder.
+    NoFolder,
+}
+
+/// A network that the host reaches directly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostRoute {
+    pub(crate) interface: String,
+    /// Its first address.
+    pub(crate) network: Ipv4Addr,
+    /// Bits of its prefix.
+    pub(crate) prefix: u8,
+}
+
+/// The users of the host, apart from root, who can reach what a machine leaves in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Nobody; or its mount makes no program another user's.
+    Nobody,
+    /// Nobody, once the missing folders above it exist.
+    WhenMade,
+    /// The owner of a folder above it.
+    User(u32),
+    /// Everybody: no folder above it is closed.
+    Everybody,
+    /// Everybody can replace it: others may write this folder above it.
+    Replaceable(String),
+}
+
+/// The source of a remote's image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RemoteImage {
+    /// URL of the remote.
+    pub(crate) server: String,
+    /// `simplestreams` or `incus`.
+    pub(crate) protocol: String,
+    /// The image's name there.
+    pub(crate) alias: String,
+}
+
+/// The end of an edge that a device makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    Consumer,
+    Provider,
+}
+
+/// The reason for recreating a device whose keys are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RecreateReason {
+    /// Another machine's device took its socket over.
+    TakenOver,
+    /// Its process was killed.
+    NoProcess,
+    /// Its socket was removed.
+    NoSocket,
+    /// Its socket is another file, or has other permissions.
+    BadSocket,
+}
+
+/// A log that has grown over the limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BigLog {
+    pub(crate) path: String,
+    /// Its size on disk.
+    pub(crate) bytes: u64,
+}
+
+/// A file of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostFile {
+    pub(crate) path: String,
+    pub(crate) content: String,
+}
+
+/// The schedule that rotates the logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// The scheduler.
+    pub(crate) by: &'static str,
+    /// Its configuration.
+    pub(crate) files: Vec<HostFile>,
+    /// True if part of the configuration exists already.
+    pub(crate) exists: bool,
+}
+
+/// The rotation of the logs by the host itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Rotation {
+    /// Set up, or not examined.
+    #[default]
+    Scheduled,
+    /// Possible with this schedule.
+    Wanting(Schedule),
+    /// Impossible for this reason.
+    Nobody(String),
+}
