@@ -24,6 +24,8 @@ use crate::text::Foreign;
 /// Maximum number of characters shown of the reason why an answer cannot be read.
 const WHY_SHOWN: usize = 300;
 
+type IncusResult<T> = Result<T, IncusError>;
+
 /// The reason why Incus gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IncusError {
@@ -37,7 +39,7 @@ pub(crate) enum IncusError {
     Silent(PathBuf, Duration),
     #[error("the connection to Incus failed: {0}")]
     Connection(#[source] io::Error),
-    #[error("Incus sent what is not HTTP: {0}")]
+    #[error("Incus sent an answer that is not HTTP: {0}")]
     NotHttp(#[source] hyper::Error),
     /// The daemon closed the connection, or never meant to talk.
     #[error("Incus closed the connection without an answer")]

@@ -54,7 +54,7 @@ pub const PROGRAM_MODE: u32 = 0o755;
 pub const FILE_MODE: u32 = 0o644;
 /// Folders above these: the machine's own, whose permissions stay unless they keep the caller out.
 pub const ABOVE: [&str; 3] = ["/opt", "/etc", "/srv"];
-/// Bits added to the mode of a folder above that keeps somebody out: search, not read.
+/// Bits added to the mode of a folder above that keeps the caller out: search, not read.
 pub const PASS: u32 = 0o111;
 
 /// Every file and folder of the program, with its mode.
@@ -242,7 +242,7 @@ pub struct Offered {
     pub services: Vec<Foreign>,
     /// Time from the question to the answer, over an open connection, in milliseconds.
     pub milliseconds: Option<f64>,
-    /// The reason why there is no answer.
+    /// The reason why no answer came.
     pub failed: Option<Foreign>,
     /// True if the provider answered that it is overloaded.
     pub overloaded: bool,

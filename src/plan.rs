@@ -1,6 +1,6 @@
 //! Compares an [`Infra`] with Incus: the actions that make Incus match, or every obstacle to them.
 //!
-//! Pure: reads no file, asks nobody; `apply` carries the actions out.
+//! Pure: reads no file and connects to nothing; `apply` carries the actions out.
 
 mod action;
 mod address;
@@ -36,7 +36,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, codes};
 use crate::edge::Edge;
-use crate::incus::state::{Instance, InstanceId};
+use crate::incus::state::Instance;
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine};
 
@@ -128,12 +128,12 @@ pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Re
     let mut faults = Obstacles::default();
     let inputs = PlanInputs::new(wanted, state, facts);
     check::check(&inputs, &mut faults);
-    let changes = edges::changes(&inputs);
+    let (revoked, stolen) = edges::revocations(&inputs);
     let mut ends = edges::wanted(wanted.edges);
     let mut plan = Plan {
-        revoked: changes.revoked,
+        revoked,
         host: check::folders(&inputs),
-        swept: changes.swept,
+        swept: edges::sweep(&inputs),
         upkeep: check::upkeep(&inputs),
         ..Plan::default()
     };
@@ -146,7 +146,7 @@ pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Re
             name: one.name().to_owned(),
             make: machine::make(one, &mut faults),
             install: machine::install(one),
-            connect: edges::connect(one, &mut ends, &changes.stolen),
+            connect: edges::connect(one, &mut ends, &stolen),
         });
         let machines = machines.collect();
         plan.domains.push(DomainPlan {
@@ -239,10 +239,6 @@ impl<'a> MachineInputs<'a> {
         self.machine.name.as_str()
     }
 
-    fn id(self) -> InstanceId {
-        InstanceId::new(self.project(), self.name())
-    }
-
     fn object(self) -> Object {
         Object::machine(self.project(), self.name())
     }
@@ -267,9 +263,7 @@ codes! {
         AddressInUse = "address-in-use",
         /// A container is declared as a virtual machine, or the other way round.
         MachineType = "machine-type",
-        /// No image for the machine.
         NoImage = "no-image",
-        /// No storage pool.
         NoPool = "no-pool",
         /// A disk's folder is not on the host.
         NoSource = "no-source",
@@ -279,7 +273,6 @@ codes! {
         SourceInSharedFolder = "source-in-shared-folder",
         /// anklume's own folders cannot be created.
         HostFolder = "host-folder",
-        /// A consumer's user number is taken.
         UidInUse = "uid-in-use",
         /// A proxy at a channel's path; a code of the file's too.
         ProxyIntoChannels = "proxy-into-channels",

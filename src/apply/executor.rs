@@ -102,7 +102,7 @@ async fn act(
     match action {
         Action::Folder { path, mode, .. } => on_host(folders::make_folder(path, *mode)),
         Action::Sweep { path } => remove(path),
-        Action::Rotate { path, .. } => on_host(proxy_logs::rotate(path)),
+        Action::Rotate(log) => on_host(proxy_logs::rotate(&log.path)),
         Action::Schedule(schedule) => on_host(log_timer::set_up(schedule).await),
         Action::Unschedule => on_host(log_timer::take_away().await),
         Action::VerifyChannel(_) => Err("a channel is tested when all else is done".to_owned()),

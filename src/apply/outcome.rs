@@ -76,7 +76,7 @@ fn subject(action: &Action) -> Option<&Object> {
         Action::Folder { .. }
         | Action::Sweep { .. }
         | Action::VerifyChannel(_)
-        | Action::Rotate { .. }
+        | Action::Rotate(_)
         | Action::Schedule(_)
         | Action::Unschedule => None,
     }

@@ -298,7 +298,8 @@ impl Examiner<'_> {
             .find(|one| one.is_on(std::slice::from_ref(edge)))
         {
             let remove = ["incus", "profile", "device", "remove"];
-            let what = [&*one.profile, &*one.device, "--project", &*one.project];
+            let (profile, project) = (&one.profile.name, &one.profile.project);
+            let what = [profile, one.device, "--project", project];
             return Some(Broken {
                 what: Cause::Copy,
                 detail: one.what(),
@@ -309,8 +310,8 @@ impl Examiner<'_> {
         let one = all.into_iter().find(|one| one.socket == socket)?;
         let detail = format!(
             "{} (project {}) has a device of this channel, {}, and is no end of it",
-            one.machine.escape_debug(),
-            one.project.escape_debug(),
+            one.machine.name.escape_debug(),
+            one.machine.project.escape_debug(),
             one.device.escape_debug()
         );
         Some(self.by_apply(Cause::Copy, detail))

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::connection::{ApiCall, unless_missing};
 use super::object::{Edit, Object};
-use super::{Incus, IncusError};
+use super::{Incus, IncusError, IncusResult};
 
 /// Maximum time that one operation may take: an image may have to be fetched first.
 const OPERATION_MAX: Duration = Duration::from_secs(900);
@@ -48,7 +48,7 @@ impl Incus {
     ///
     /// An interrupted run may have asked for the object, which appears meanwhile: with every key of `body`'s configuration it
     /// is the right one.
-    pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> Result<(), IncusError> {
+    pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> IncusResult<()> {
         let collection = object.collection();
         match self
             .write(Method::POST, &collection, Some(body), None)
@@ -65,7 +65,7 @@ impl Incus {
 
     /// Returns whether an object exists and has every key of this configuration.
     async fn exists(&mut self, object: &Object, body: &Value) -> bool {
-        let current: Result<Value, IncusError> = self.get(&object.path("")).await;
+        let current: IncusResult<Value> = self.get(&object.path("")).await;
         let wanted = body.get("config").and_then(Value::as_object);
         let (Ok(current), Some(wanted)) = (current, wanted) else {
             return false;
@@ -77,7 +77,7 @@ impl Incus {
 
     /// Edits an object in its current state; retries after a concurrent edit, and where Incus fails without a message, as it
     /// does now and then when many devices of a machine change at once.
-    pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
+    pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
         let mut tries = EDIT_TRIES;
         let mut pause = BUSY_INTERVAL;
         loop {
@@ -93,7 +93,7 @@ impl Incus {
         }
     }
 
-    async fn edit_once(&mut self, object: &Object, edits: &[Edit]) -> Result<(), IncusError> {
+    async fn edit_once(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
         let path = object.path("");
         let answer = self.exchange(ApiCall::new(Method::GET, &path)).await?;
         let etag = answer.headers.get("ETag");
@@ -107,7 +107,7 @@ impl Incus {
     }
 
     /// Deletes an object, if it exists.
-    pub(crate) async fn delete(&mut self, object: &Object) -> Result<(), IncusError> {
+    pub(crate) async fn delete(&mut self, object: &Object) -> IncusResult<()> {
         let path = object.path("");
         let deleted = self.write(Method::DELETE, &path, None, None).await;
         unless_missing(deleted).map(Option::unwrap_or_default)
@@ -120,7 +120,7 @@ impl Incus {
         path: &str,
         body: Option<&Value>,
         etag: Option<&str>,
-    ) -> Result<(), IncusError> {
+    ) -> IncusResult<()> {
         let began = Instant::now();
         loop {
             match self.write_once(method.clone(), path, body, etag).await {
@@ -138,7 +138,7 @@ impl Incus {
         path: &str,
         body: Option<&Value>,
         etag: Option<&str>,
-    ) -> Result<(), IncusError> {
+    ) -> IncusResult<()> {
         let mut call = ApiCall::new(method, path);
         if let Some(body) = body {
             call.body = Bytes::from(body.to_string());
@@ -156,11 +156,7 @@ impl Incus {
     }
 
     /// Waits for the end of an operation.
-    pub(super) async fn wait_for(
-        &mut self,
-        operation: &str,
-        timeout: Duration,
-    ) -> Result<(), IncusError> {
+    pub(super) async fn wait_for(&mut self, operation: &str, timeout: Duration) -> IncusResult<()> {
         let (path, query) = operation.split_once('?').unwrap_or((operation, ""));
         let wait = format!("{path}/wait?timeout={WAIT_SECONDS}&{query}");
         let began = Instant::now();

@@ -16,11 +16,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::fs::Access;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::IncusError;
+use super::{IncusError, IncusResult};
 
 /// Maximum length of an answer, in bytes: some 10,000 machines with all their properties.
 pub(super) const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -39,6 +39,7 @@ pub(crate) fn socket_path(variable: impl Fn(&str) -> Option<OsString>) -> PathBu
     let folder = set("INCUS_DIR").map_or_else(usual_folder, PathBuf::from);
     let own = folder.join("unix.socket");
     let shared = folder.join("unix.socket.user");
+    let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
     if !writable(&own) && writable(&shared) {
         return shared;
     }
@@ -47,15 +48,8 @@ pub(crate) fn socket_path(variable: impl Fn(&str) -> Option<OsString>) -> PathBu
 
 fn usual_folder() -> PathBuf {
     let run = Path::new(RUN);
-    if run.join("unix.socket").symlink_metadata().is_ok() {
-        run.to_owned()
-    } else {
-        STATE.into()
-    }
-}
-
-fn writable(path: &Path) -> bool {
-    rustix::fs::access(path, Access::WRITE_OK).is_ok()
+    let exists = run.join("unix.socket").symlink_metadata().is_ok();
+    if exists { run } else { Path::new(STATE) }.to_owned()
 }
 
 /// A connection to the daemon, kept for as many requests as are needed.
@@ -77,10 +71,6 @@ impl Writes {
     /// The number so far.
     pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-
-    fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -122,16 +112,9 @@ struct ApiEnvelope<T> {
     error: String,
 }
 
-/// The frame around a refusal.
-#[derive(Debug, Deserialize)]
-struct ApiRefusal {
-    #[serde(default)]
-    error: String,
-}
-
 impl ApiAnswer {
     /// Parses the whole answer to a request for `path`.
-    pub(super) fn parse<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
+    pub(super) fn parse<T: DeserializeOwned>(&self, path: &str) -> IncusResult<T> {
         serde_json::from_slice(&self.body).map_err(|why| IncusError::Answer {
             path: path.to_owned(),
             why: why.to_string().into(),
@@ -139,7 +122,7 @@ impl ApiAnswer {
     }
 
     /// Parses the content of `metadata`.
-    pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> Result<T, IncusError> {
+    pub(super) fn metadata<T: DeserializeOwned>(&self, path: &str) -> IncusResult<T> {
         let envelope: ApiEnvelope<T> = self.parse(path)?;
         match envelope.metadata {
             Some(metadata) => Ok(metadata),
@@ -160,7 +143,7 @@ impl Drop for Incus {
 
 impl Incus {
     /// Connects to `socket`; each step of this and of every request may take `timeout`.
-    pub(crate) async fn connect(socket: PathBuf, timeout: Duration) -> Result<Self, IncusError> {
+    pub(crate) async fn connect(socket: PathBuf, timeout: Duration) -> IncusResult<Self> {
         let stream = within(&socket, timeout, UnixStream::connect(&socket))
             .await?
             .map_err(|why| not_connected(&socket, why))?;
@@ -182,13 +165,13 @@ impl Incus {
     }
 
     /// Reads the object at `path` of the API.
-    pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, IncusError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> IncusResult<T> {
         let call = ApiCall::new(Method::GET, path);
         self.exchange(call).await?.metadata(path)
     }
 
     /// Sends a request and reads its answer; a refusal is an error.
-    pub(super) async fn exchange(&mut self, call: ApiCall<'_>) -> Result<ApiAnswer, IncusError> {
+    pub(super) async fn exchange(&mut self, call: ApiCall<'_>) -> IncusResult<ApiAnswer> {
         let answer = self.send(call).await?;
         let headers = answer.headers().clone();
         let body = within(&self.socket, self.timeout, read(answer)).await??;
@@ -201,7 +184,7 @@ impl Incus {
         call: ApiCall<'_>,
         max: u64,
         mut each: impl FnMut(&[u8]),
-    ) -> Result<HeaderMap, IncusError> {
+    ) -> IncusResult<HeaderMap> {
         let (parts, mut body) = self.send(call).await?.into_parts();
         let mut left = max;
         while let Some(frame) = within(&self.socket, self.timeout, body.frame()).await? {
@@ -215,9 +198,9 @@ impl Incus {
     }
 
     /// Sends a request; returns its answer once the headers are there and it is no refusal.
-    async fn send(&mut self, call: ApiCall<'_>) -> Result<Response<Incoming>, IncusError> {
+    async fn send(&mut self, call: ApiCall<'_>) -> IncusResult<Response<Incoming>> {
         if call.method != Method::GET && call.method != Method::HEAD {
-            self.writes.add();
+            self.writes.0.fetch_add(1, Ordering::Relaxed);
         }
         let mut request = Request::builder()
             .method(call.method)
@@ -242,7 +225,7 @@ impl Incus {
 }
 
 /// `None` where Incus has nothing of that name.
-pub(super) fn unless_missing<T>(answer: Result<T, IncusError>) -> Result<Option<T>, IncusError> {
+pub(super) fn unless_missing<T>(answer: IncusResult<T>) -> IncusResult<Option<T>> {
     match answer {
         Err(IncusError::Refused { code: 404, .. }) => Ok(None),
         answer => answer.map(Some),
@@ -263,17 +246,13 @@ pub(super) fn encoded(value: &str) -> String {
     text
 }
 
-async fn within<F: Future>(
-    socket: &Path,
-    timeout: Duration,
-    step: F,
-) -> Result<F::Output, IncusError> {
+async fn within<F: Future>(socket: &Path, timeout: Duration, step: F) -> IncusResult<F::Output> {
     tokio::time::timeout(timeout, step)
         .await
         .map_err(|_| IncusError::Silent(socket.to_owned(), timeout))
 }
 
-async fn read(answer: Response<Incoming>) -> Result<Bytes, IncusError> {
+async fn read(answer: Response<Incoming>) -> IncusResult<Bytes> {
     let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
     body.map(http_body_util::Collected::to_bytes)
         .map_err(|why| match why.downcast::<hyper::Error>() {
@@ -293,7 +272,7 @@ fn not_connected(socket: &Path, why: io::Error) -> IncusError {
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> IncusError {
-    let message = serde_json::from_slice::<ApiRefusal>(body)
+    let message = serde_json::from_slice::<ApiEnvelope<IgnoredAny>>(body)
         .map(|refusal| refusal.error)
         .ok()
         .filter(|message| !message.is_empty())

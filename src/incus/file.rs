@@ -1,4 +1,6 @@
-//! Files and folders inside a machine, running or not, over the API: one path at a time, links not followed by this room.
+//! Files and folders inside a machine, running or not, over the API.
+//!
+//! Looks at one path at a time; the caller decides which paths may be passed through.
 
 use hyper::Method;
 use hyper::body::Bytes;
@@ -7,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::{ApiCall, encoded, unless_missing};
 use super::object::Object;
-use super::{Incus, IncusError};
+use super::{Incus, IncusResult};
 use crate::digest::Digester;
 
 /// The type of an entry in a machine.
@@ -78,22 +80,22 @@ fn url(machine: &Object, path: &str) -> String {
 }
 
 impl Incus {
-    /// Returns the type of the entry at a path; `None` if there is none.
+    /// Returns the type of the entry at a path, if it exists.
     pub(crate) async fn kind_of_file(
         &mut self,
         machine: &Object,
         path: &str,
-    ) -> Result<Option<EntryKind>, IncusError> {
+    ) -> IncusResult<Option<EntryKind>> {
         let entry = self.look_at_file(machine, path).await?;
         Ok(entry.map(|entry| entry.kind))
     }
 
-    /// Returns the entry at a path; `None` if there is none.
+    /// Returns the entry at a path, if it exists.
     pub(crate) async fn look_at_file(
         &mut self,
         machine: &Object,
         path: &str,
-    ) -> Result<Option<FileEntry>, IncusError> {
+    ) -> IncusResult<Option<FileEntry>> {
         let url = url(machine, path);
         let answer = self.exchange(ApiCall::new(Method::HEAD, &url)).await;
         Ok(unless_missing(answer)?.map(|answer| FileEntry {
@@ -110,7 +112,7 @@ impl Incus {
         path: &str,
         kind: EntryKind,
         max: u64,
-    ) -> Result<Option<Vec<u8>>, IncusError> {
+    ) -> IncusResult<Option<Vec<u8>>> {
         let mut content = Vec::new();
         let read = self.stream_file(machine, path, max, |bytes| {
             content.extend_from_slice(bytes);
@@ -118,13 +120,13 @@ impl Incus {
         Ok((read.await? == Some(kind)).then_some(content))
     }
 
-    /// Returns the SHA-256 of a regular file of at most `max` bytes, in hexadecimal; `None` if there is none.
+    /// Returns the SHA-256 of a regular file of at most `max` bytes, in hexadecimal; `None` if it does not exist.
     pub(crate) async fn digest_of_file(
         &mut self,
         machine: &Object,
         path: &str,
         max: u64,
-    ) -> Result<Option<String>, IncusError> {
+    ) -> IncusResult<Option<String>> {
         let mut digest = Digester::default();
         let read = self.stream_file(machine, path, max, |bytes| digest.add(bytes));
         Ok((read.await? == Some(EntryKind::File)).then(|| digest.end()))
@@ -136,7 +138,7 @@ impl Incus {
         path: &str,
         max: u64,
         each: impl FnMut(&[u8]),
-    ) -> Result<Option<EntryKind>, IncusError> {
+    ) -> IncusResult<Option<EntryKind>> {
         let url = url(machine, path);
         let call = ApiCall::new(Method::GET, &url);
         let headers = unless_missing(self.stream(call, max, each).await)?;
@@ -149,7 +151,7 @@ impl Incus {
         machine: &Object,
         path: &str,
         owner: FileOwner,
-    ) -> Result<(), IncusError> {
+    ) -> IncusResult<()> {
         let headers = owner.headers("directory");
         self.put_file(machine, path, headers, Bytes::new()).await
     }
@@ -161,17 +163,13 @@ impl Incus {
         path: &str,
         owner: FileOwner,
         content: Bytes,
-    ) -> Result<(), IncusError> {
+    ) -> IncusResult<()> {
         let headers = owner.headers("file");
         self.put_file(machine, path, headers, content).await
     }
 
     /// Deletes a file, a socket or an empty folder, if it exists.
-    pub(crate) async fn delete_file(
-        &mut self,
-        machine: &Object,
-        path: &str,
-    ) -> Result<(), IncusError> {
+    pub(crate) async fn delete_file(&mut self, machine: &Object, path: &str) -> IncusResult<()> {
         let url = url(machine, path);
         let deleted = self.exchange(ApiCall::new(Method::DELETE, &url)).await;
         unless_missing(deleted).map(drop)
@@ -183,7 +181,7 @@ impl Incus {
         path: &str,
         headers: Vec<(&'static str, String)>,
         body: Bytes,
-    ) -> Result<(), IncusError> {
+    ) -> IncusResult<()> {
         let url = url(machine, path);
         let mut call = ApiCall::new(Method::POST, &url);
         call.headers = headers;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::connection::encoded;
 use super::object::{Object, default_project};
-use super::{Incus, IncusError};
+use super::{Incus, IncusError, IncusResult};
 use crate::name::closest;
 
 /// Maximum time that a machine may take to stop before it is killed, in seconds.
@@ -120,16 +120,13 @@ pub(crate) enum Power {
 /// A machine's `/state`.
 #[derive(Debug, Deserialize)]
 struct MachineStatus<P> {
-    /// Its first process, as the host counts; not positive where there is none.
+    /// Its first process, as the host counts; not positive where none exists.
     pid: P,
 }
 
 impl Incus {
     /// Reads the machines of all projects, or of one.
-    pub(crate) async fn machines(
-        &mut self,
-        project: Option<&str>,
-    ) -> Result<Vec<MachineRef>, IncusError> {
+    pub(crate) async fn machines(&mut self, project: Option<&str>) -> IncusResult<Vec<MachineRef>> {
         let scope = project.map_or_else(
             || "all-projects=true".to_owned(),
             |project| format!("project={}", encoded(project)),
@@ -139,7 +136,7 @@ impl Incus {
     }
 
     /// Reads the names of the projects that this user sees, sorted.
-    pub(crate) async fn projects(&mut self) -> Result<Vec<String>, IncusError> {
+    pub(crate) async fn projects(&mut self) -> IncusResult<Vec<String>> {
         let urls: Vec<String> = self.get("/1.0/projects").await?;
         let names = urls.iter().filter_map(|url| url.rsplit('/').next());
         let mut names: Vec<String> = names.map(str::to_owned).collect();
@@ -148,13 +145,13 @@ impl Incus {
     }
 
     /// Process number, on the host, of a running machine's first process.
-    pub(crate) async fn first_process(&mut self, machine: &Object) -> Result<u32, IncusError> {
+    pub(crate) async fn first_process(&mut self, machine: &Object) -> IncusResult<u32> {
         let status: MachineStatus<u32> = self.get(&machine.path("/state")).await?;
         Ok(status.pid)
     }
 
     /// Starts, resumes or stops a machine; after a start it runs.
-    pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
+    pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> IncusResult<()> {
         if power != Power::Start {
             return self.set_power(machine, power).await;
         }
@@ -175,7 +172,7 @@ impl Incus {
         Err(IncusError::NotUp(START_TRIES))
     }
 
-    async fn set_power(&mut self, machine: &Object, power: Power) -> Result<(), IncusError> {
+    async fn set_power(&mut self, machine: &Object, power: Power) -> IncusResult<()> {
         let action = match power {
             Power::Start => "start",
             Power::Resume => "unfreeze",
@@ -191,10 +188,10 @@ impl Incus {
     }
 
     /// Returns whether a machine runs; waits while Incus calls it running and it has no process.
-    pub(super) async fn runs(&mut self, machine: &Object) -> Result<bool, IncusError> {
+    pub(super) async fn runs(&mut self, machine: &Object) -> IncusResult<bool> {
         let began = Instant::now();
         while began.elapsed() < CLEANUP_MAX {
-            let current: Result<MachineRef, IncusError> = self.get(&machine.path("")).await;
+            let current: IncusResult<MachineRef> = self.get(&machine.path("")).await;
             match current {
                 Ok(current) if current.runs() => {}
                 Ok(_) | Err(IncusError::Refused { code: 404, .. }) => return Ok(false),

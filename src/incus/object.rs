@@ -19,7 +19,7 @@ pub(super) fn default_project() -> String {
     DEFAULT_PROJECT.to_owned()
 }
 
-/// Something that Incus keeps under a name.
+/// A named object of Incus.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Object {
     Project(String),
@@ -134,7 +134,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// The word of the API.
+    /// The name in the API.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",

@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::connection::{encoded, unless_missing};
 use super::machine::RUNNING;
 use super::object::{ConfigMap, DEFAULT_PROJECT, Devices, Object, default_project};
-use super::{Incus, IncusError};
+use super::{Incus, IncusError, IncusResult};
 use crate::machine_state::SETUP;
 
 /// Maximum time to wait for the operations of an earlier, interrupted run.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
-/// Everything on Incus that matters to anklume; the objects of all projects, where nothing else is said.
+/// Everything on Incus that matters to anklume: the objects of all projects, unless a field names one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) projects: Vec<Project>,
@@ -234,7 +234,7 @@ struct Begun {
     metadata: Value,
 }
 
-/// Go writes an empty list or map as `null` where nobody filled it.
+/// Go writes an empty list or map as `null` where it was never filled.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -263,12 +263,12 @@ fn project_of(url: &str) -> &str {
 
 impl Incus {
     /// Reads the daemon's own properties.
-    pub(crate) async fn server(&mut self) -> Result<IncusServer, IncusError> {
+    pub(crate) async fn server(&mut self) -> IncusResult<IncusServer> {
         self.get("/1.0").await
     }
 
     /// Reads everything.
-    pub(crate) async fn state(&mut self) -> Result<State, IncusError> {
+    pub(crate) async fn state(&mut self) -> IncusResult<State> {
         let pools: Vec<StoragePool> = self.get("/1.0/storage-pools?recursion=1").await?;
         let mut state = State {
             projects: self.get("/1.0/projects?recursion=1").await?,
@@ -304,7 +304,7 @@ impl Incus {
 
     /// Waits for the operations that an interrupted run left in the machines of these projects, and for the end of those
     /// that have just failed there; returns whether there were any.
-    pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> Result<bool, IncusError> {
+    pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> IncusResult<bool> {
         let operations: Operations = self
             .get("/1.0/operations?recursion=1&all-projects=true")
             .await?;
@@ -334,16 +334,13 @@ impl Incus {
 }
 
 impl Begun {
-    /// Returns whether it runs this program's own setup, left by a run that was killed.
-    fn is_setup(&self) -> bool {
-        let argument = self.metadata.pointer("/command/1");
-        argument.is_some_and(|argument| argument == SETUP)
-    }
-
     /// The machines of these projects that it is about.
     fn machines(&self, ours: impl Fn(&str) -> bool) -> Vec<Object> {
-        // Another program that runs in a machine (`websocket`) is nobody's unfinished work.
-        let counts = self.class == "task" || self.is_setup();
+        // Of the programs that run in a machine (`websocket`), only this program's own setup, left by a run that was
+        // killed, is unfinished work.
+        let argument = self.metadata.pointer("/command/1");
+        let is_setup = argument.is_some_and(|argument| argument == SETUP);
+        let counts = self.class == "task" || is_setup;
         let urls = self.resources.get("instances");
         let urls = urls.filter(|_| counts).into_iter().flatten();
         urls.filter(|url| ours(project_of(url)))

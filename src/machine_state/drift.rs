@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Identity, MachineSpec, PROGRAM, Rights, Unit, units};
+use super::{Identity, MachineSpec, PROGRAM, Rights, units};
 use crate::digest::sha256;
 use crate::name::MachineName;
 use crate::services::{Service, Services};
@@ -70,7 +70,7 @@ impl FoundServices {
 /// The state of a machine's server, in its own words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Serving {
-    /// Nothing is known: nobody looked, or there is no way to ask.
+    /// Unknown: the server was not asked, or cannot be.
     #[default]
     Unknown,
     /// No server answers.
@@ -139,11 +139,9 @@ pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
         add(DriftKind::Rights, line);
     }
     if !has_services(order, found) {
-        let new = order.services.as_ref();
-        let line = match (
-            &found.services,
-            new.and_then(|text| summary(text.as_bytes())),
-        ) {
+        let new = order.services.as_deref();
+        let new = new.and_then(|text| summary(text.as_bytes()));
+        let line = match (&found.services, new) {
             (None, new) => format!("+ services of {machine}: {}", new.unwrap_or_default()),
             (Some(_), None) => format!("- services of {machine}"),
             (Some(old), Some(new)) => {
@@ -204,17 +202,11 @@ fn supervision(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
         Some(_) => units(supervisor?, order.run_as.as_deref()),
         None => Vec::new(),
     };
-    let wanted = wanted
-        .into_iter()
-        .map(|Unit { path, text, .. }| (path, text));
+    let wanted = wanted.into_iter().map(|unit| (unit.path, unit.text));
     let wanted: BTreeMap<String, String> = wanted.collect();
     (found.units != wanted).then(|| {
-        let all_exist = wanted.keys().all(|path| found.units.contains_key(path));
-        let sign = if wanted.is_empty() {
-            '-'
-        } else {
-            sign(all_exist)
-        };
+        let exist = wanted.keys().all(|path| found.units.contains_key(path));
+        let sign = if wanted.is_empty() { '-' } else { sign(exist) };
         format!("{sign} supervision of the server on {}", order.machine)
     })
 }

@@ -50,12 +50,13 @@ pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
 /// Returns the paths of the files of [`units`].
 #[must_use]
 pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
-    let path = |unit: &str| match supervisor {
-        Supervisor::Systemd => Some(format!("/etc/systemd/system/{unit}.service")),
-        Supervisor::Openrc => Some(format!("/etc/init.d/{unit}")),
-        Supervisor::Nobody => None,
+    let (folder, suffix) = match supervisor {
+        Supervisor::Systemd => ("/etc/systemd/system", ".service"),
+        Supervisor::Openrc => ("/etc/init.d", ""),
+        Supervisor::Nobody => return Vec::new(),
     };
-    [AGENT_UNIT, UNIT].into_iter().filter_map(path).collect()
+    let path = |unit| format!("{folder}/{unit}{suffix}");
+    vec![path(AGENT_UNIT), path(UNIT)]
 }
 
 /// `KillMode=process`: a process that a call leaves running on purpose (the holder of a clipboard) outlives the server. No

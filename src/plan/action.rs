@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::facts::{RecreateReason, Role, Schedule};
+use super::difference::value;
+use super::facts::{BigLog, RecreateReason, Role, Schedule};
 use super::ownership;
 use crate::edge::Edge;
 use crate::incus::state::InstanceId;
@@ -50,7 +51,8 @@ pub(crate) enum Action {
         role: Role,
         /// The machine at the other end.
         other: InstanceId,
-        old: Option<ConfigMap>,
+        /// True if the machine has a device of that name.
+        exists: bool,
         new: ConfigMap,
         /// Recreate the device even if it looks right.
         recreate: Option<RecreateReason>,
@@ -72,7 +74,6 @@ pub(crate) enum Action {
     Revoke {
         machine: Object,
         device: String,
-        old: ConfigMap,
         /// Its socket in the machine.
         inside: Option<String>,
         /// Its socket on the host, unless another device has a right to it.
@@ -89,11 +90,7 @@ pub(crate) enum Action {
     /// Remove a left-over socket on the host.
     Sweep { path: String },
     /// Empty a log of a channel, except its end.
-    Rotate {
-        path: String,
-        /// Its size on disk.
-        bytes: u64,
-    },
+    Rotate(BigLog),
     /// Have the host's scheduler rotate the logs of channels.
     Schedule(Schedule),
     /// Undo that.
@@ -134,7 +131,7 @@ pub(crate) struct ActionSummary {
 }
 
 impl ActionSummary {
-    /// The action in a few words.
+    /// The action in short.
     pub(crate) fn title(&self) -> String {
         let name = self.name.escape_debug();
         format!("{} {} {name}", self.verb, self.kind)
@@ -149,31 +146,38 @@ impl Action {
 
     /// Summarises the action for users and programs.
     pub(crate) fn shown(&self) -> ActionSummary {
-        let (verb, kind, name) = self.heading();
+        let lines = self.lines();
+        let sign = lines.first().and_then(|line| line.chars().next());
+        let verb = match (self, sign) {
+            (Self::VerifyChannel(_), _) => VERIFY,
+            // Even where only a part of the object is created or removed.
+            (Self::Edit { .. }, _) | (_, None | Some('~')) => "change",
+            (_, Some('-')) => "remove",
+            (_, Some(_)) => "create",
+        };
+        let (kind, name) = self.subject();
         ActionSummary {
             verb,
             kind,
             name: name.to_owned(),
-            lines: self.lines(),
+            lines,
         }
     }
 
-    fn heading(&self) -> (&'static str, &'static str, &str) {
-        let make = |exists| if exists { "change" } else { "create" };
+    fn subject(&self) -> (&'static str, &str) {
         match self {
-            Self::Create { object, .. } => ("create", object.kind(), object.name()),
-            Self::Edit { object, .. } => ("change", object.kind(), object.name()),
-            Self::Start { machine, .. } => ("change", machine.kind(), machine.name()),
-            Self::Connect { device, old, .. } => (make(old.is_some()), "device", device),
-            Self::VerifyChannel(call) => (VERIFY, "channel", &call.name),
-            Self::Install { machine, lines, .. } => (verb(lines), "program", machine.name()),
-            Self::Revoke { device, .. } => ("remove", "device", device),
-            Self::Folder { path, exists, .. } => (make(*exists), "folder", path),
-            Self::Sweep { path } => ("remove", "socket", path),
-            Self::Rotate { path, .. } => ("change", "log", path),
-            Self::Schedule(schedule) => (make(schedule.exists), "rotation", schedule.by),
-            Self::Unschedule => ("remove", "rotation", "logs"),
-            Self::Delete { object, .. } => ("remove", object.kind(), object.name()),
+            Self::Create { object, .. }
+            | Self::Edit { object, .. }
+            | Self::Delete { object, .. } => (object.kind(), object.name()),
+            Self::Start { machine, .. } => (machine.kind(), machine.name()),
+            Self::Install { machine, .. } => ("program", machine.name()),
+            Self::Connect { device, .. } | Self::Revoke { device, .. } => ("device", device),
+            Self::VerifyChannel(call) => ("channel", &call.name),
+            Self::Folder { path, .. } => ("folder", path),
+            Self::Sweep { path } => ("socket", path),
+            Self::Rotate(log) => ("log", &log.path),
+            Self::Schedule(schedule) => ("rotation", schedule.by),
+            Self::Unschedule => ("rotation", "logs"),
         }
     }
 
@@ -198,11 +202,11 @@ impl Action {
                 device,
                 role,
                 other,
-                old,
+                exists,
                 recreate,
                 ..
             } => {
-                let sign = if old.is_none() { '+' } else { '~' };
+                let sign = if *exists { '~' } else { '+' };
                 let role = match role {
                     Role::Consumer => "consumer of",
                     Role::Provider => "provider for",
@@ -236,8 +240,8 @@ impl Action {
                 }
             }
             Self::Sweep { path } => format!("- socket {} on the host", path.escape_debug()),
-            Self::Rotate { path, bytes } => {
-                let (path, size) = (path.escape_debug(), bytes / MIB);
+            Self::Rotate(log) => {
+                let (path, size) = (log.path.escape_debug(), log.bytes / MIB);
                 format!("~ log {path} on the host: {size} MiB → rotated")
             }
             Self::Schedule(Schedule { by, exists, .. }) => {
@@ -256,50 +260,32 @@ impl Action {
     }
 }
 
-/// Summarises the lines of a plan.
-fn verb(lines: &[String]) -> &'static str {
-    match lines.first().and_then(|line| line.chars().next()) {
-        Some('+') => "create",
-        Some('-') => "remove",
-        _ => "change",
-    }
-}
-
 /// The lines of an edit; anklume's own marks are shown only where nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
     let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if ownership::is_own(key));
-    let (marks, others): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(is_mark);
+    let (marks, rest): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(is_mark);
     let lines = |edits: Vec<&Edit>| -> Vec<String> {
         let lines = edits.into_iter().map(|edit| lines_of(object, edit));
         lines.flatten().collect()
     };
-    let others = lines(others);
-    if others.is_empty() {
-        lines(marks)
-    } else {
-        others
-    }
+    let rest = lines(rest);
+    if rest.is_empty() { lines(marks) } else { rest }
 }
 
 fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let line = match edit {
         Edit::Device { name, old, new } => {
             return device_lines(object, name, old.as_ref(), new.as_ref());
         }
-        Edit::Description { old, new } => change("description", Some(old), Some(new)),
-        Edit::Config { key, old, new } => change(key, old.as_deref(), new.as_deref()),
-        Edit::Profiles { old, new } => {
-            change("profiles", Some(&old.join(", ")), Some(&new.join(", ")))
-        }
+        Edit::Description { old, new } => change("description", old, new),
+        Edit::Config { key, old, new } => change(key, &text(old), &text(new)),
+        Edit::Profiles { old, new } => change("profiles", &old.join(", "), &new.join(", ")),
         Edit::Rules {
             direction,
             old,
             new,
-        } => change(
-            direction.as_str(),
-            Some(&rules_text(old)),
-            Some(&rules_text(new)),
-        ),
+        } => change(direction.as_str(), &rules_text(old), &rules_text(new)),
     };
     vec![format!("~ {object} {line}")]
 }
@@ -320,34 +306,32 @@ fn device_lines(
         return vec![format!("{sign} {device}")];
     };
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let values = keys
+    let changed = keys
         .into_iter()
-        .map(|key| (key, old.get(key), new.get(key)));
-    let changed = values.filter(|(_, old, new)| old != new);
+        .filter(|key| old.get(*key) != new.get(*key));
     changed
-        .map(|(key, old, new)| {
-            let line = change(key, old.map(String::as_str), new.map(String::as_str));
-            format!("~ {device} {line}")
+        .map(|key| {
+            format!(
+                "~ {device} {}",
+                change(key, value(old, key), value(new, key))
+            )
         })
         .collect()
 }
 
-fn change(key: &str, old: Option<&str>, new: Option<&str>) -> String {
-    format!("{}: {} → {}", key.escape_debug(), value(old), value(new))
-}
-
-/// A value on one line, escaped, and cut where it is long.
-fn value(value: Option<&str>) -> String {
-    match value {
-        None | Some("") => "(none)".to_owned(),
-        Some(value) => shown(value, SHOWN_MAX),
-    }
+/// An empty value counts as none; others are on one line, escaped, and cut where they are long.
+fn change(key: &str, old: &str, new: &str) -> String {
+    let [old, new] = [old, new].map(|value| match value {
+        "" => "(none)".to_owned(),
+        value => shown(value, SHOWN_MAX),
+    });
+    format!("{}: {old} → {new}", key.escape_debug())
 }
 
 fn rules_text(rules: &[ConfigMap]) -> String {
     let text = rules.iter().map(|rule| {
-        let key = |key: &str| rule.get(key).map_or("", String::as_str);
-        format!("{} {}{}", key("action"), key("source"), key("destination"))
+        let subject = [value(rule, "source"), value(rule, "destination")].concat();
+        format!("{} {subject}", value(rule, "action"))
     });
     text.collect::<Vec<String>>().join("; ")
 }

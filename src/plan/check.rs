@@ -59,12 +59,14 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
 }
 
 /// The devices of profiles in anklume's folder: those in this file's domains or on its channels, then the others.
-fn split_profile_devices(inputs: &PlanInputs<'_>) -> (Vec<ProfileDevice>, Vec<ProfileDevice>) {
+fn split_profile_devices<'a>(
+    inputs: &PlanInputs<'a>,
+) -> (Vec<ProfileDevice<'a>>, Vec<ProfileDevice<'a>>) {
     let (infra, edges) = (inputs.wanted.infra, inputs.wanted.edges);
     let all = profile_devices(&inputs.state.profiles).into_iter();
     all.partition(|one| {
         let mut domains = infra.enabled();
-        domains.any(|domain| domain.name.as_str() == one.project) || one.is_on(edges)
+        domains.any(|domain| domain.name.as_str() == one.profile.project) || one.is_on(edges)
     })
 }
 
@@ -73,9 +75,9 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for one in split_profile_devices(inputs).0 {
         let help = format!(
             "take it off: `incus profile device remove {} {} --project {}`",
-            one.profile.escape_debug(),
+            one.profile.name.escape_debug(),
             one.device.escape_debug(),
-            one.project.escape_debug()
+            one.profile.project.escape_debug()
         );
         faults.add(PlanCode::ProxyIntoChannels, None, one.what(), help);
     }
@@ -244,16 +246,13 @@ pub(super) fn folders(inputs: &PlanInputs<'_>) -> Vec<Action> {
     actions
 }
 
-/// Plans what bounds the logs that Incus writes of the channels on the host, if there are channels.
+/// Plans the rotation of the logs that Incus writes of the channels on the host, if the file has channels.
 pub(super) fn upkeep(inputs: &PlanInputs<'_>) -> Vec<Action> {
     let facts = inputs.facts;
     if inputs.wanted.edges.is_empty() || !facts.root {
         return Vec::new();
     }
-    let rotate = facts.logs.iter().map(|log| Action::Rotate {
-        path: log.path.clone(),
-        bytes: log.bytes,
-    });
+    let rotate = facts.logs.iter().cloned().map(Action::Rotate);
     let schedule = match &facts.rotation {
         Rotation::Wanting(schedule) => Some(Action::Schedule(schedule.clone())),
         Rotation::Scheduled | Rotation::Nobody(_) => None,
@@ -270,7 +269,7 @@ pub(crate) fn unrotated(why: &str) -> String {
 pub(crate) fn in_use(edge: &Edge) -> String {
     let consumer = &edge.consumer.machine;
     format!(
-        "all the connections that {consumer} may have are in use; what in {consumer} holds them must let go"
+        "all the connections that {consumer} may have are in use; the program in {consumer} that holds them must close them"
     )
 }
 
@@ -316,7 +315,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let image = instance.config.get(ownership::IMAGE);
         if let Some(image) = image.filter(|image| **image != machine.os_image) {
             notes.push(format!(
-                "{name} was made of {} and stays so; to make it anew of {}: `incus rebuild`",
+                "{name} was created from {} and keeps that image; `incus rebuild` recreates it from {}",
                 quote(image),
                 quote(&machine.os_image)
             ));

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::Action;
-use super::difference::DEFAULT_PROFILE;
+use super::difference::{DEFAULT_PROFILE, value};
 use super::domain::our_projects;
-use super::edges::host_socket;
+use super::edges::{below, host_socket};
 use super::ownership::{self, Ownership, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
@@ -62,10 +62,7 @@ pub(crate) fn destroy(
         .filter(|one| machine_owner(one, project) == Ownership::Ours && chosen(one))
         .collect();
     deletions.machines = machines.iter().map(|one| delete_machine(one)).collect();
-    let gone: BTreeSet<String> = machines
-        .iter()
-        .map(|one| format!("{}/{}", one.project, one.name))
-        .collect();
+    let gone: BTreeSet<String> = machines.iter().map(|one| full_name(one)).collect();
     let with_domain = |domain: &str| match selection {
         Selection::All => true,
         Selection::Domain(one) => one == domain,
@@ -90,21 +87,21 @@ pub(crate) fn destroy(
     for domain in our_projects(state, project).filter(|one| with_domain(&one.name)) {
         delete_domain(project, state, domain, &others, &gone, &mut deletions);
     }
-    if rotated && are_last_ends(&machines, &state.instances) {
+    if rotated && are_last_ends(&gone, &state.instances) {
         deletions.rest.push(Action::Unschedule);
     }
     deletions
 }
 
 /// Returns whether these machines are ends of channels, and no other machine is.
-fn are_last_ends(machines: &[&Instance], all: &[Instance]) -> bool {
+fn are_last_ends(gone: &BTreeSet<String>, all: &[Instance]) -> bool {
     let is_end = |one: &Instance| one.devices.values().any(|keys| host_socket(keys).is_some());
-    let ends = || all.iter().filter(|one| is_end(one));
-    let goes = |end: &Instance| {
-        let mut machines = machines.iter();
-        machines.any(|one| one.project == end.project && one.name == end.name)
-    };
-    ends().next().is_some() && ends().all(goes)
+    let mut ends = all.iter().filter(|one| is_end(one)).peekable();
+    ends.peek().is_some() && ends.all(|end| gone.contains(&full_name(end)))
+}
+
+fn full_name(instance: &Instance) -> String {
+    format!("{}/{}", instance.project, instance.name)
 }
 
 fn delete(object: Object) -> Action {
@@ -129,10 +126,10 @@ pub(super) fn delete_machine(instance: &Instance) -> Action {
 
 /// The socket of anklume's that a device makes on the host.
 fn host_listener(device: &ConfigMap) -> Option<&str> {
-    let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
-    let path = device.get("listen")?.strip_prefix("unix:")?;
-    let name = path.strip_prefix(HOST_FOLDER)?.strip_prefix('/')?;
-    (is("type", "proxy") && !is("bind", "instance") && !name.contains('/')).then_some(path)
+    let path = value(device, "listen").strip_prefix("unix:")?;
+    let is_ours = below(path, HOST_FOLDER).is_some_and(|name| !name.contains('/'));
+    let is_proxy = value(device, "type") == "proxy" && value(device, "bind") != "instance";
+    (is_ours && is_proxy).then_some(path)
 }
 
 fn delete_domain(
@@ -149,7 +146,7 @@ fn delete_domain(
     let (ours, others): (Vec<&IncusProfile>, Vec<&IncusProfile>) =
         profiles.partition(|one| owner(&one.config, project) == Ownership::Ours);
     let machines = state.instances.iter().filter(|one| one.project == name);
-    let machines = machines.filter(|one| !gone.contains(&format!("{name}/{}", one.name)));
+    let machines = machines.filter(|one| !gone.contains(&full_name(one)));
     let volumes = other_volumes.iter().filter(|one| one.project == name);
     let mut stays: Vec<String> = machines.map(|one| one.name.clone()).collect();
     stays.extend(volumes.map(|one| one.name.clone()));
@@ -169,30 +166,17 @@ fn delete_domain(
             name: one.name.clone(),
         })
     }));
-    networks(project, state, name, gone, deletions);
-    deletions
-        .rest
-        .push(delete(Object::Project(name.to_owned())));
-}
-
-/// Deletes the network and the access list of a domain, recognised by their mark; a network that other machines use stays.
-fn networks(
-    project: &str,
-    state: &State,
-    domain: &str,
-    gone: &BTreeSet<String>,
-    deletions: &mut Deletions,
-) {
+    // The network and the access list bear the domain's mark; a network that other machines use stays, and its list too.
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
-            && config.get(ownership::DOMAIN).is_some_and(|of| of == domain)
+            && config.get(ownership::DOMAIN).is_some_and(|of| of == name)
     };
-    let mut stays = BTreeSet::new();
+    let mut used = BTreeSet::new();
     for network in state.networks.iter().filter(|one| is_ours(&one.config)) {
         let name = &network.name;
         let mut machines = network.machines();
         if machines.any(|(home, machine)| !gone.contains(&format!("{home}/{machine}"))) {
-            stays.insert(name.as_str());
+            used.insert(name.as_str());
             let name = name.escape_debug();
             let note = format!("the network `{name}` stays: other machines use it");
             deletions.notes.push(note);
@@ -201,7 +185,10 @@ fn networks(
         }
     }
     let acls = state.acls.iter().filter(|one| is_ours(&one.config));
-    let acls = acls.filter(|one| !stays.contains(one.name.as_str()));
+    let acls = acls.filter(|one| !used.contains(one.name.as_str()));
     let acls = acls.map(|one| delete(Object::Acl(one.name.clone())));
     deletions.rest.extend(acls);
+    deletions
+        .rest
+        .push(delete(Object::Project(name.to_owned())));
 }

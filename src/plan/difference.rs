@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::{Action, ownership};
 use crate::incus::{ConfigMap, Devices, Edit, Object};
 use crate::infra::Device;
@@ -18,6 +20,11 @@ const PROFILES: &str = "@profiles";
 pub(super) fn config_map<const N: usize>(pairs: [(&str, &str); N]) -> ConfigMap {
     let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     pairs.into_iter().map(owned).collect()
+}
+
+/// The value of a key; empty if it is not set.
+pub(super) fn value<'a>(config: &'a ConfigMap, key: &str) -> &'a str {
+    config.get(key).map_or("", String::as_str)
 }
 
 /// The keys of a declared device as Incus takes them.
@@ -63,8 +70,13 @@ impl Desired {
     }
 }
 
-/// Returns the edits that turn an object with this configuration and these devices into the desired one.
-pub(super) fn edits(config: &ConfigMap, devices: &Devices, want: &Desired) -> Vec<Edit> {
+/// Returns the edits that turn an object with this configuration, these devices and this description into the desired one.
+pub(super) fn edits(
+    config: &ConfigMap,
+    devices: &Devices,
+    description: &str,
+    want: &Desired,
+) -> Vec<Edit> {
     let before = ownership::set_before(config);
     let dropped = before.iter().filter(|key| !key.starts_with('@'));
     let dropped = dropped.filter(|key| !want.config.contains_key(*key));
@@ -79,16 +91,15 @@ pub(super) fn edits(config: &ConfigMap, devices: &Devices, want: &Desired) -> Ve
         })
         .collect();
     edits.extend(device_edits(devices, want, &before));
-    edits
-}
-
-/// Returns the edit of a description: one that is no longer declared is removed.
-pub(super) fn description_edit(config: &ConfigMap, current: &str, want: &Desired) -> Option<Edit> {
+    // A description that is no longer declared is removed.
     let declared = !want.description.is_empty() || was_set(config, DESCRIPTION);
-    (declared && want.description != current).then(|| Edit::Description {
-        old: current.to_owned(),
-        new: want.description.clone(),
-    })
+    edits.extend(
+        (declared && want.description != description).then(|| Edit::Description {
+            old: description.to_owned(),
+            new: want.description.clone(),
+        }),
+    );
+    edits
 }
 
 /// Returns the edit of a machine's profiles: where they are no longer declared, it gets the default one.
@@ -153,7 +164,16 @@ fn merged(name: &str, old: &ConfigMap, wanted: &ConfigMap, before: &[(&str, &str
     new
 }
 
-/// An action that edits, if there is something to edit.
+/// Creates an object; `about`: details for the reader of the plan.
+pub(super) fn create(object: Object, body: Value, about: impl Into<String>) -> Action {
+    Action::Create {
+        object,
+        body,
+        about: about.into(),
+    }
+}
+
+/// Edits an object, if anything differs.
 pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
     (!edits.is_empty()).then_some(Action::Edit { object, edits })
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::difference::{
-    DEFAULT_PROFILE, Desired, config_map, description_edit, device_keys, edit, edits,
+    DEFAULT_PROFILE, Desired, config_map, create, device_keys, edit, edits, value,
 };
 use super::ownership::{self, Ownership, may_touch};
 use super::{Action, Obstacles, PlanCode, PlanInputs, network};
@@ -38,8 +38,7 @@ pub(super) fn pool(state: &State) -> Option<String> {
 
 /// Returns whether a device is a machine's root disk.
 pub(super) fn is_root(device: &ConfigMap) -> bool {
-    let is = |key: &str, value: &str| device.get(key).is_some_and(|is| is == value);
-    is("type", "disk") && is("path", "/")
+    value(device, "type") == "disk" && value(device, "path") == "/"
 }
 
 /// Returns whether a declared device is a root disk.
@@ -57,14 +56,11 @@ pub(super) fn base(
     actions.extend(project(inputs, domain, faults));
     actions.extend(network::acl(inputs, domain, faults));
     actions.extend(network::network(inputs, domain, faults));
-    let default = (DEFAULT_PROFILE, None);
     let declared = domain.profiles.iter();
     let declared = declared.map(|(name, profile)| (name.as_str(), Some(profile)));
     let has_default = declared.clone().any(|(name, _)| name == DEFAULT_PROFILE);
-    let profiles = (!has_default)
-        .then_some(default)
-        .into_iter()
-        .chain(declared);
+    let implicit = (!has_default).then_some((DEFAULT_PROFILE, None));
+    let profiles = implicit.into_iter().chain(declared);
     actions.extend(profiles.filter_map(|(name, one)| profile(inputs, domain, name, one, faults)));
     actions
 }
@@ -87,11 +83,7 @@ fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> 
             "description": want.description,
             "config": as_object(&want.config),
         });
-        return Some(Action::Create {
-            object,
-            body,
-            about: String::new(),
-        });
+        return Some(create(object, body, ""));
     };
     let may_touch = may_touch(inputs, domain, &object, &current.config, faults);
     if let Some(other) = other_features(current) {
@@ -109,25 +101,18 @@ fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> 
     if !may_touch {
         return None;
     }
-    let mut edits = edits(&current.config, &Devices::new(), &want);
-    edits.extend(description_edit(
-        &current.config,
-        &current.description,
-        &want,
-    ));
-    edit(object, edits)
+    let (config, description) = (&current.config, &current.description);
+    edit(object, edits(config, &Devices::new(), description, &want))
 }
 
 /// The features that differ, as text.
 fn other_features(project: &Project) -> Option<String> {
-    let values = FEATURES.iter().map(|(feature, wanted)| {
+    let differ = FEATURES.iter().filter_map(|(feature, wanted)| {
         let value = project.config.get(*feature);
-        (feature, wanted, value.map_or("false", String::as_str))
+        let value = value.map_or("false", String::as_str);
+        (value != *wanted).then(|| format!("`{feature}={}`", value.escape_debug()))
     });
-    let differ: Vec<String> = values
-        .filter(|(_, wanted, value)| value != *wanted)
-        .map(|(feature, _, value)| format!("`{feature}={}`", value.escape_debug()))
-        .collect();
+    let differ: Vec<String> = differ.collect();
     (!differ.is_empty()).then(|| differ.join(", "))
 }
 
@@ -182,27 +167,19 @@ fn profile(
     let is_default = name == DEFAULT_PROFILE;
     let created_with_project = IncusProfile::default();
     let Some(current) = current.or(is_default.then_some(&created_with_project)) else {
-        return Some(Action::Create {
-            object,
-            body: json!({
-                "name": name,
-                "description": want.description,
-                "config": as_object(&want.config),
-                "devices": devices_json(&want.devices),
-            }),
-            about: String::new(),
+        let body = json!({
+            "name": name,
+            "description": want.description,
+            "config": as_object(&want.config),
+            "devices": devices_json(&want.devices),
         });
+        return Some(create(object, body, ""));
     };
     if !is_default && !may_touch(inputs, domain, &object, &current.config, faults) {
         return None;
     }
-    let mut edits = edits(&current.config, &current.devices, &want);
-    edits.extend(description_edit(
-        &current.config,
-        &current.description,
-        &want,
-    ));
-    edit(object, edits)
+    let (config, description) = (&current.config, &current.description);
+    edit(object, edits(config, &current.devices, description, &want))
 }
 
 /// Converts devices to a JSON object.

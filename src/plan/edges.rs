@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::difference::device_keys;
+use super::difference::{device_keys, value};
 use super::facts::{RecreateReason, Role};
 use super::ownership::{self, Ownership, unverified};
 use super::{Action, MachineInputs, Plan, PlanInputs, Verification};
@@ -14,17 +14,6 @@ use crate::edge::{CONSUMER_FOLDER, DEVICE_PREFIX, Edge, End, HOST_FOLDER};
 use crate::incus::state::{IncusProfile, Instance, InstanceId};
 use crate::incus::{ConfigMap, Object};
 use crate::infra::Device;
-
-/// The removals and what follows from them.
-#[derive(Debug, Default)]
-pub(super) struct EdgeChanges {
-    /// Devices to be removed.
-    pub(super) revoked: Vec<Action>,
-    /// Edges whose socket on the host another machine took over, by hash.
-    pub(super) stolen: BTreeSet<String>,
-    /// Sockets that belong to no device.
-    pub(super) swept: Vec<Action>,
-}
 
 /// An end of an edge, with its device.
 #[derive(Debug)]
@@ -65,71 +54,53 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
     wanted
 }
 
-/// A device that uses an edge's socket on the host, on a machine that is no end of that edge.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ForeignDevice {
+/// A machine's device that uses a socket in anklume's folder and is not that of an edge of the machine.
+#[derive(Debug)]
+pub(crate) struct ForeignDevice<'a> {
     /// File name of the socket.
     pub(crate) socket: String,
-    pub(crate) project: String,
-    pub(crate) machine: String,
-    pub(crate) device: String,
+    pub(crate) machine: &'a Instance,
+    pub(crate) device: &'a str,
+    keys: &'a ConfigMap,
 }
 
 /// Lists the devices that use these edges' sockets without a right to them.
-pub(crate) fn foreign_devices(edges: &[Edge], instances: &[Instance]) -> Vec<ForeignDevice> {
+pub(crate) fn foreign_devices<'a>(
+    edges: &[Edge],
+    instances: &'a [Instance],
+) -> Vec<ForeignDevice<'a>> {
     let wanted = wanted(edges);
     let ours = sockets(edges);
-    let used = instances.iter().flat_map(used_sockets);
-    let foreign = used.filter(|used| ours.contains(&used.socket) && !used.belongs(&wanted));
-    foreign
-        .map(|used| ForeignDevice {
-            socket: used.socket,
-            project: used.instance.project.clone(),
-            machine: used.instance.name.clone(),
-            device: used.device.to_owned(),
+    let foreign = instances.iter().flat_map(|one| foreign(one, &wanted));
+    foreign.filter(|one| ours.contains(&one.socket)).collect()
+}
+
+fn foreign<'a>(machine: &'a Instance, wanted: &Ends<'_>) -> Vec<ForeignDevice<'a>> {
+    let here = wanted.get(&(machine.project.as_str(), machine.name.as_str()));
+    let belongs = |device: &String| here.is_some_and(|here| here.contains_key(device));
+    let devices = machine.devices.iter();
+    let devices = devices.filter(|(device, _)| !belongs(device));
+    devices
+        .filter_map(|(device, keys)| {
+            Some(ForeignDevice {
+                socket: host_socket(keys)?,
+                machine,
+                device,
+                keys,
+            })
         })
         .collect()
 }
 
-/// A machine's device that uses a socket in anklume's folder.
-struct UsedSocket<'a> {
-    socket: String,
-    instance: &'a Instance,
-    device: &'a str,
-    keys: &'a ConfigMap,
-}
-
-impl UsedSocket<'_> {
-    /// Returns whether the device has the name of a device that the machine should have.
-    fn belongs(&self, wanted: &Ends<'_>) -> bool {
-        let machine = (self.instance.project.as_str(), self.instance.name.as_str());
-        let here = wanted.get(&machine);
-        here.is_some_and(|here| here.contains_key(self.device))
-    }
-}
-
-fn used_sockets(instance: &Instance) -> impl Iterator<Item = UsedSocket<'_>> {
-    instance.devices.iter().filter_map(move |(device, keys)| {
-        Some(UsedSocket {
-            socket: host_socket(keys)?,
-            instance,
-            device,
-            keys,
-        })
-    })
-}
-
 /// A device of a profile that uses a socket in anklume's folder, and so gives it to every machine with the profile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ProfileDevice {
-    /// File name of the socket.
-    pub(crate) socket: String,
-    pub(crate) project: String,
-    pub(crate) profile: String,
-    pub(crate) device: String,
+#[derive(Debug)]
+pub(crate) struct ProfileDevice<'a> {
+    socket: String,
+    pub(crate) profile: &'a IncusProfile,
+    pub(crate) device: &'a str,
 }
 
-impl ProfileDevice {
+impl ProfileDevice<'_> {
     /// Returns whether the socket is that of one of these edges.
     pub(crate) fn is_on(&self, edges: &[Edge]) -> bool {
         edges.iter().any(|edge| socket_name(edge) == self.socket)
@@ -139,27 +110,26 @@ impl ProfileDevice {
     pub(crate) fn what(&self) -> String {
         format!(
             "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, where only channels are",
-            quote(&self.device),
-            quote(&self.profile),
-            quote(&self.project)
+            quote(self.device),
+            quote(&self.profile.name),
+            quote(&self.profile.project)
         )
     }
 }
 
 /// Lists the devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
-pub(crate) fn profile_devices(profiles: &[IncusProfile]) -> Vec<ProfileDevice> {
-    let devices = profiles.iter().flat_map(|profile| {
-        let devices = profile.devices.iter();
-        devices.filter_map(move |(device, keys)| {
+pub(crate) fn profile_devices(profiles: &[IncusProfile]) -> Vec<ProfileDevice<'_>> {
+    let devices = profiles.iter();
+    let devices = devices.flat_map(|profile| profile.devices.iter().map(move |it| (profile, it)));
+    devices
+        .filter_map(|(profile, (device, keys))| {
             Some(ProfileDevice {
                 socket: host_socket(keys)?,
-                project: profile.project.clone(),
-                profile: profile.name.clone(),
-                device: device.clone(),
+                profile,
+                device,
             })
         })
-    });
-    devices.collect()
+        .collect()
 }
 
 /// The file names of the edges' sockets on the host.
@@ -184,11 +154,7 @@ fn path(address: &str) -> Option<String> {
     Some(format!("/{}", names.join("/")))
 }
 
-fn value<'a>(device: &'a ConfigMap, key: &str) -> &'a str {
-    device.get(key).map_or("", String::as_str)
-}
-
-fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
+pub(super) fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
     path.strip_prefix(folder)?.strip_prefix('/')
 }
 
@@ -212,45 +178,49 @@ pub(super) fn listens_inside(device: &ConfigMap) -> bool {
     is_inside(device) && host_socket(device).is_some()
 }
 
-/// Compares the devices on all machines of all projects with the edges.
-pub(super) fn changes(inputs: &PlanInputs<'_>) -> EdgeChanges {
-    let edges = inputs.wanted.edges;
-    let wanted = wanted(edges);
-    let ours = sockets(edges);
-    let mut changes = EdgeChanges::default();
-    let mut in_use = ours.clone();
-    let of_profiles = profile_devices(&inputs.state.profiles).into_iter();
-    in_use.extend(of_profiles.map(|one| one.socket));
-    for used in inputs.state.instances.iter().flat_map(used_sockets) {
-        let config = &used.instance.config;
+/// Plans the removal of devices that belong to no edge, on all machines of all projects; returns also the edges whose socket
+/// on the host another machine took over, by hash.
+pub(super) fn revocations(inputs: &PlanInputs<'_>) -> (Vec<Action>, BTreeSet<String>) {
+    let wanted = wanted(inputs.wanted.edges);
+    let ours = sockets(inputs.wanted.edges);
+    let (mut revoked, mut stolen) = (Vec::new(), BTreeSet::new());
+    let instances = inputs.state.instances.iter();
+    for one in instances.flat_map(|one| foreign(one, &wanted)) {
+        let config = &one.machine.config;
         let of_us = ownership::owner(config, inputs.project()) == Ownership::Ours;
-        let taken_over = ours.contains(&used.socket);
-        if !used.belongs(&wanted) && (of_us || taken_over) {
-            if taken_over && !is_inside(used.keys) {
-                let hash = used.socket.strip_suffix(".sock").unwrap_or(&used.socket);
-                changes.stolen.insert(hash.to_owned());
-            }
-            changes.revoked.push(revoke(&used, taken_over));
+        let taken_over = ours.contains(&one.socket);
+        if taken_over && !is_inside(one.keys) {
+            let hash = one.socket.strip_suffix(".sock").unwrap_or(&one.socket);
+            stolen.insert(hash.to_owned());
         }
-        in_use.insert(used.socket);
+        if of_us || taken_over {
+            revoked.push(revoke(&one, taken_over));
+        }
     }
-    let left = inputs.facts.sockets.iter();
-    let left = left.filter(|name| !in_use.contains(*name));
-    let swept = left.map(|name| Action::Sweep {
-        path: format!("{HOST_FOLDER}/{name}"),
-    });
-    changes.swept = swept.collect();
-    changes
+    (revoked, stolen)
 }
 
-fn revoke(used: &UsedSocket<'_>, taken_over: bool) -> Action {
-    let listen = path(value(used.keys, "listen")).unwrap_or_default();
-    let is_inside = is_inside(used.keys);
+/// Plans the removal of sockets on the host that belong to no edge and no device.
+pub(super) fn sweep(inputs: &PlanInputs<'_>) -> Vec<Action> {
+    let state = inputs.state;
+    let devices = state.instances.iter().flat_map(|one| one.devices.values());
+    let devices = devices.chain(state.profiles.iter().flat_map(|one| one.devices.values()));
+    let mut in_use = sockets(inputs.wanted.edges);
+    in_use.extend(devices.filter_map(host_socket));
+    let left = inputs.facts.sockets.iter();
+    let left = left.filter(|name| !in_use.contains(*name));
+    let path = |name| format!("{HOST_FOLDER}/{name}");
+    left.map(|name| Action::Sweep { path: path(name) })
+        .collect()
+}
+
+fn revoke(one: &ForeignDevice<'_>, taken_over: bool) -> Action {
+    let listen = path(value(one.keys, "listen")).unwrap_or_default();
+    let is_inside = is_inside(one.keys);
     let file = |folder: &str| below(&listen, folder).is_some_and(|name| !name.contains('/'));
     Action::Revoke {
-        machine: Object::machine(&used.instance.project, &used.instance.name),
-        device: used.device.to_owned(),
-        old: used.keys.clone(),
+        machine: Object::machine(&one.machine.project, &one.machine.name),
+        device: one.device.to_owned(),
         inside: (is_inside && file(CONSUMER_FOLDER)).then(|| listen.clone()),
         host: (!is_inside && !taken_over && file(HOST_FOLDER)).then(|| listen.clone()),
         why: taken_over.then_some("not an end of that channel"),
@@ -280,7 +250,7 @@ pub(super) fn connect<'a>(
                 machine: one.object(),
                 role: end.role,
                 other: end.other,
-                old: old.cloned(),
+                exists: old.is_some(),
                 new: end.keys,
                 recreate,
                 device,

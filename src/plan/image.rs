@@ -94,12 +94,12 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
     let mut names: Vec<&str> = state.aliases.iter().map(|one| one.name.as_str()).collect();
     names.sort_unstable();
     let known = if names.is_empty() {
-        "Incus has none under a name here".to_owned()
+        "no image here has a name".to_owned()
     } else {
         format!("available: {}", names.join(", ").escape_debug())
     };
     Err(NoImage {
-        what: "is not there".to_owned(),
+        what: "does not exist".to_owned(),
         help: format!("{known}; one of a server is written `images:debian/13`"),
     })
 }

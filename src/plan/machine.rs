@@ -4,16 +4,14 @@ use serde_json::{Value, json};
 
 use super::address::{NIC, devices_then, nic};
 use super::destroy::delete_machine;
-use super::difference::{
-    Desired, config_map, description_edit, edit, edits, or_default, profiles_edit,
-};
+use super::difference::{Desired, config_map, edit, edits, or_default, profiles_edit};
 use super::domain::{devices_json, gives_root, is_declared_root, is_root, root_disk};
 use super::facts::Facts;
 use super::ownership::{self, Ownership, machine_owner, may_touch_of_machine};
-use super::{Action, MachineInputs, Obstacles, PlanCode, edges, image};
+use super::{Action, MachineInputs, Obstacles, PlanCode, difference, edges, image};
 use crate::diagnostic::quote;
 use crate::edge::Edge;
-use crate::incus::state::Instance;
+use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{ConfigMap, Devices, Object, Power, State, as_object};
 use crate::infra::{Domain, Infra, Machine, MachineType};
 use crate::machine_state::{
@@ -33,7 +31,6 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
     let object = one.object();
     let Some(current) = one.current else {
         actions.extend(create(one, faults));
-        actions.push(start(object, "Stopped", Power::Start, false));
         return actions;
     };
     let owner = machine_owner(current, one.plan.project());
@@ -60,14 +57,13 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
     if is_half_made(current, &owner, one.plan.facts) {
         actions.push(delete_machine(current));
         actions.extend(create(one, faults));
-        actions.push(start(object, "Stopped", Power::Start, false));
         return actions;
     }
     let want = want(one);
     let config = &current.config;
-    let mut changes = edits(config, &devices_then(one, current), &want);
+    let devices = devices_then(one, current);
+    let mut changes = edits(config, &devices, &current.description, &want);
     changes.extend(ownership::is_unfinished(config).then(ownership::finished));
-    changes.extend(description_edit(config, &current.description, &want));
     changes.extend(profiles_edit(config, &current.profiles, &want));
     actions.extend(edit(object.clone(), changes));
     let listens = current.devices.values().any(edges::listens_inside);
@@ -83,12 +79,11 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
 /// started since counts as complete.
 ///
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
-/// a copy belong to somebody.
+/// a copy are not this run's to delete.
 fn is_half_made(current: &Instance, owner: &Ownership, facts: &Facts) -> bool {
     facts.root
         && *owner == Ownership::Ours
-        && ownership::is_unfinished(&current.config)
-        && !ownership::was_started(&current.config)
+        && ownership::is_half_made(&current.config)
         && current.status == "Stopped"
 }
 
@@ -119,26 +114,21 @@ fn want(one: MachineInputs<'_>) -> Desired {
         ("snapshots.expiry", expiry),
         ("security.protection.delete", protection),
     ];
-    for (key, value) in options {
-        want.config
-            .extend(value.map(|value| (key.to_owned(), value)));
-    }
+    let options = options.into_iter();
+    want.config
+        .extend(options.filter_map(|(key, value)| Some((key.to_owned(), value?))));
     want.config.extend(machine.config.iter().cloned());
-    want.devices
-        .insert(NIC.to_owned(), nic(one.domain, machine));
-    want.devices
-        .extend(root(one).map(|root| ("root".to_owned(), root)));
+    let devices = &mut want.devices;
+    devices.insert(NIC.to_owned(), nic(one.domain, machine));
+    devices.extend(root(one).map(|root| ("root".to_owned(), root)));
     let volumes = declared_volumes(one);
-    want.devices
-        .extend(volumes.iter().filter_map(DeclaredVolume::device));
+    devices.extend(volumes.iter().filter_map(DeclaredVolume::device));
     for device in &machine.devices {
         want.device(device);
     }
     let mut want = want.marked(one.plan.project());
-    want.set(
-        ownership::MACHINE,
-        format!("{}/{}", one.project(), one.name()),
-    );
+    let own_name = format!("{}/{}", one.project(), one.name());
+    want.set(ownership::MACHINE, own_name);
     if one.current.is_some_and(has_inside) || needs_inside(one) {
         want.set(ownership::INSIDE, "true");
         want.set(ownership::BUILT, "true");
@@ -167,16 +157,16 @@ fn root(one: MachineInputs<'_>) -> Option<ConfigMap> {
     one.plan.pool.as_deref().filter(|_| needed).map(root_disk)
 }
 
-fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Option<Action> {
-    let machine = one.machine;
-    let plan = one.plan;
+/// Creates the machine and starts it.
+fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
+    let (plan, machine) = (one.plan, one.machine);
     let source = match image::source(&machine.os_image, machine.kind, plan.state, plan.facts) {
         Ok(source) => source,
         Err(why) => {
             let (image, name) = (quote(&machine.os_image), quote(one.name()));
             let message = format!("the image {image} of {name} {}", why.what);
             faults.add(PlanCode::NoImage, Some(&machine.place), message, why.help);
-            return None;
+            return Vec::new();
         }
     };
     let want = want(one);
@@ -191,11 +181,9 @@ fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Option<Action> {
     });
     let image = machine.os_image.escape_debug();
     let address = machine.ip.map_or_else(String::new, |ip| format!(", {ip}"));
-    Some(Action::Create {
-        object: one.object(),
-        body,
-        about: format!("{image}{address}"),
-    })
+    let create = difference::create(one.object(), body, format!("{image}{address}"));
+    let start = start(one.object(), "Stopped", Power::Start, false);
+    vec![create, start]
 }
 
 /// A storage volume of a machine.
@@ -252,7 +240,7 @@ fn volume(
             PlanCode::NoPool,
             Some(&one.machine.place),
             format!(
-                "the volume {} of {} is in the storage pool {}, which is not there",
+                "the volume {} of {} is in the storage pool {}, which does not exist",
                 quote(volume.name),
                 quote(one.name()),
                 quote(&volume.pool)
@@ -281,17 +269,17 @@ fn volume(
         name: volume.object_name,
     };
     let Some(current) = current else {
-        return Some(Action::Create {
+        return Some(difference::create(
             object,
             body,
-            about: volume.size.unwrap_or_default(),
-        });
+            volume.size.unwrap_or_default(),
+        ));
     };
     let owner = ownership::owner(&current.config, one.plan.project());
     if !may_touch_of_machine(one, &object, &owner, faults) {
         return None;
     }
-    edit(object, edits(&current.config, &Devices::new(), &want))
+    edit(object, edits(&current.config, &Devices::new(), "", &want))
 }
 
 /// Returns whether the program is, or was, in a machine.
@@ -339,7 +327,8 @@ pub(super) fn install(one: MachineInputs<'_>) -> Option<Action> {
     }
     let order = order(one.plan.wanted.program, one.machine);
     let nothing = ObservedMachine::default();
-    let found = one.plan.facts.inside.get(&one.id()).unwrap_or(&nothing);
+    let id = InstanceId::new(one.project(), one.name());
+    let found = one.plan.facts.inside.get(&id).unwrap_or(&nothing);
     let differences = differences(&order, found);
     if differences.is_empty() {
         return None;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::difference::{Desired, config_map, edit, edits};
+use super::difference::{Desired, config_map, create, edit, edits};
 use super::ownership::{self, Ownership, may_touch, owner};
 use super::{Action, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
@@ -99,16 +99,12 @@ pub(super) fn acl(
                 body.insert(direction.as_str().to_owned(), rules.into());
             }
         }
-        return Some(Action::Create {
-            object,
-            body,
-            about: "keeps the domain apart".to_owned(),
-        });
+        return Some(create(object, body, "keeps the domain apart"));
     };
     if !may_touch(inputs, domain, &object, &current.config, faults) {
         return None;
     }
-    let mut edits = edits(&current.config, &Devices::new(), &want);
+    let mut edits = edits(&current.config, &Devices::new(), "", &want);
     let rules = rules.into_iter().map(|(direction, new)| Edit::Rules {
         direction,
         old: our_rules(current, direction),
@@ -135,11 +131,17 @@ fn our_rules(acl: &Acl, direction: Direction) -> Vec<ConfigMap> {
     ours
 }
 
-fn network_want(
+/// Plans the network. Its name fits an interface: the file's names are checked.
+pub(super) fn network(
     inputs: &PlanInputs<'_>,
     domain: &Domain,
-    current: Option<&IncusNetwork>,
-) -> Desired {
+    faults: &mut Obstacles,
+) -> Option<Action> {
+    let name = domain.network.name.as_str();
+    let object = Object::Network(name.to_owned());
+    let mut networks = inputs.state.networks.iter();
+    let current = networks.find(|one| one.name == name);
+    overlaps(inputs, domain, current.is_some(), faults);
     let [a, b, c, _] = domain.network.subnet.octets();
     let mut want = Desired::default();
     want.set(
@@ -156,37 +158,18 @@ fn network_want(
     want.set("security.acls.default.ingress.action", "reject");
     want.set("security.acls.default.egress.action", "allow");
     // The user's own lists stay beside ours.
-    let ours = domain.network.name.as_str();
     let lists = current.and_then(|network| network.config.get("security.acls"));
     let lists = match lists.filter(|lists| !lists.is_empty()) {
-        Some(lists) if lists.split(',').any(|one| one.trim() == ours) => lists.clone(),
-        Some(lists) => format!("{lists},{ours}"),
-        None => ours.to_owned(),
+        Some(lists) if lists.split(',').any(|one| one.trim() == name) => lists.clone(),
+        Some(lists) => format!("{lists},{name}"),
+        None => name.to_owned(),
     };
     want.set("security.acls", lists);
     let mut want = want.marked(inputs.project());
     want.set(ownership::DOMAIN, domain.name.as_str());
-    want
-}
-
-/// Plans the network. Its name fits an interface: the file's names are checked.
-pub(super) fn network(
-    inputs: &PlanInputs<'_>,
-    domain: &Domain,
-    faults: &mut Obstacles,
-) -> Option<Action> {
-    let name = domain.network.name.as_str();
-    let object = Object::Network(name.to_owned());
-    let mut networks = inputs.state.networks.iter();
-    let current = networks.find(|one| one.name == name);
-    overlaps(inputs, domain, current.is_some(), faults);
-    let want = network_want(inputs, domain, current);
     let Some(current) = current else {
-        return Some(Action::Create {
-            object,
-            body: json!({"name": name, "type": "bridge", "config": as_object(&want.config)}),
-            about: subnet(domain),
-        });
+        let body = json!({"name": name, "type": "bridge", "config": as_object(&want.config)});
+        return Some(create(object, body, subnet(domain)));
     };
     if !current.managed || current.kind != "bridge" {
         faults.add(
@@ -204,7 +187,7 @@ pub(super) fn network(
     if !may_touch(inputs, domain, &object, &current.config, faults) {
         return None;
     }
-    edit(object, edits(&current.config, &Devices::new(), &want))
+    edit(object, edits(&current.config, &Devices::new(), "", &want))
 }
 
 /// Reports other networks with addresses of this one.

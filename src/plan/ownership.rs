@@ -110,9 +110,9 @@ pub(super) fn is_unfinished(config: &ConfigMap) -> bool {
     config.contains_key(UNFINISHED)
 }
 
-/// Returns whether a machine was ever started.
-pub(super) fn was_started(config: &ConfigMap) -> bool {
-    config.contains_key(LAST_POWER)
+/// Returns whether it does, and was never started.
+pub(super) fn is_half_made(config: &ConfigMap) -> bool {
+    is_unfinished(config) && !config.contains_key(LAST_POWER)
 }
 
 /// Returns a machine's UUID, which a rename keeps: a copy or a new machine has another one.
@@ -177,15 +177,8 @@ pub(super) fn may_touch_of_machine(
     owner: &Ownership,
     faults: &mut Obstacles,
 ) -> bool {
-    let adopted = one.plan.adopts(one.name());
-    claim(
-        object,
-        one.name(),
-        owner,
-        adopted,
-        &one.machine.place,
-        faults,
-    )
+    let (name, place) = (one.name(), &one.machine.place);
+    claim(object, name, owner, one.plan.adopts(name), place, faults)
 }
 
 /// `adopt`: the name by which the object is taken over.
@@ -201,26 +194,27 @@ fn claim(
         return true;
     }
     let subject = format!("the {} {}", object.kind(), quote(object.name()));
-    let (message, help) = match owner {
+    let (fault, help) = match owner {
         Ownership::Other(other) => (
             format!(
-                "{subject} on Incus belongs to another infrastructure, {}",
+                "on Incus belongs to another infrastructure, {}",
                 quote(other)
             ),
             "give it another name here, or set `project_name` back if it was changed".to_owned(),
         ),
-        Ownership::Copy(original) => (
+        Ownership::Copy(it) => (
             format!(
-                "{subject} on Incus is a copy of {} and was not made by anklume",
-                quote(original)
+                "on Incus is a copy of {} and was not made by anklume",
+                quote(it)
             ),
             format!("`anklume apply --adopt {adopt}` takes it over as it is"),
         ),
         Ownership::Nobody | Ownership::Ours => (
-            format!("{subject} is on Incus already and was not made by anklume"),
+            "is on Incus already and was not made by anklume".to_owned(),
             format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
         ),
     };
+    let message = format!("{subject} {fault}");
     faults.add(PlanCode::NotOurs, Some(place), message, help);
     false
 }

@@ -55,7 +55,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
                 PlanCode::OpenShare,
                 Some(&machine.place),
                 format!(
-                    "what {} writes in {} is the host's root's, and {who}: a program that its root leaves there would make them root",
+                    "files that {} writes in {} belong to the host's root, and {who}: a program that the machine's root leaves there would make that user root",
                     quote(machine.name.as_str()),
                     quote(source),
                 ),
@@ -67,13 +67,13 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
 
 /// Reports a path in a folder that a machine writes: the machine could replace it by a link.
 fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut Obstacles) {
-    let uses = |devices: &[Device]| {
+    let declares = |devices: &[Device]| {
         let mut paths = devices.iter().flat_map(Device::host_paths);
         paths.any(|(_, it)| it == path)
     };
     let user = inputs.wanted.infra.machines().find(|(domain, machine)| {
         let mut profiles = domain.profiles.iter();
-        uses(&machine.devices) || profiles.any(|(_, profile)| uses(&profile.devices))
+        declares(&machine.devices) || profiles.any(|(_, profile)| declares(&profile.devices))
     });
     faults.add(
         PlanCode::SourceInSharedFolder,
@@ -100,12 +100,12 @@ fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
         Reach::Nobody | Reach::User(_) => None,
         Reach::WhenMade if shared_above.next().is_none() => None,
         Reach::WhenMade | Reach::Everybody => {
-            let who = "every user of the host gets there".to_owned();
+            let who = "every user of the host can reach them".to_owned();
             Some((who, format!("{}; or share it `ro`", closed(source))))
         }
         Reach::Replaceable(folder) => Some((
             format!(
-                "every user of the host can put something else in its place in {}",
+                "every user of the host can replace the folder in {}",
                 quote(folder)
             ),
             format!("`chmod go-w {}`; or share it `ro`", folder.escape_debug()),
@@ -113,7 +113,7 @@ fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     }
 }
 
-/// The command that closes the way to a folder: closing the one above it, where nothing else uses that.
+/// The command that closes the way to a folder: on the folder above it, where nothing else uses that.
 fn closed(source: &str) -> String {
     let source = source.trim_end_matches('/');
     let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));
@@ -135,7 +135,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> impl Iterator<Item = String> {
     let shares = inputs.facts.shares.iter();
     shares.filter_map(|(source, reach)| match reach {
         Reach::User(uid) => Some(format!(
-            "what machines write in {} is the host's root's: its user {uid} and a machine's root can together become root (docs/infra.md)",
+            "files that machines write in {} belong to the host's root: its user {uid} and a machine's root can together become root (docs/infra.md)",
             quote(source)
         )),
         _ => None,

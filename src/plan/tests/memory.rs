@@ -44,7 +44,7 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
             Action::Install { .. }
             | Action::Folder { .. }
             | Action::Sweep { .. }
-            | Action::Rotate { .. }
+            | Action::Rotate(_)
             | Action::Schedule(_)
             | Action::Unschedule
             | Action::Delete { .. } => {}

@@ -105,7 +105,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
     assert_eq!(
         plan.notes,
         [
-            "what machines write in `/home/me/docs` is the host's root's: its user 1000 and a machine's root can together become root (docs/infra.md)"
+            "files that machines write in `/home/me/docs` belong to the host's root: its user 1000 and a machine's root can together become root (docs/infra.md)"
         ]
     );
 }

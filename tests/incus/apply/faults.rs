@@ -25,7 +25,7 @@ fn is_refused(world: &World, args: &[&str], message: &str, help: &str) {
 #[test]
 fn an_image_that_is_not_there() {
     let local = World::new(&SEED.replace("boot_autostart: true", "os_image: nowhere"));
-    let message = "error[no-image]: the image `nowhere` of `{b}-dev` is not there";
+    let message = "error[no-image]: the image `nowhere` of `{b}-dev` does not exist";
     is_refused(&local, &[], message, "help: available: bb");
     let remote = World::new(&SEED.replace("boot_autostart: true", "os_image: no-remote:x"));
     let message =

@@ -126,7 +126,7 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
         ),
         (
             "no_http",
-            "Incus sent what is not HTTP: invalid HTTP version parsed\n",
+            "Incus sent an answer that is not HTTP: invalid HTTP version parsed\n",
         ),
         ("gone", "Incus closed the connection without an answer\n"),
     ];
