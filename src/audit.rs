@@ -21,9 +21,9 @@ use crate::text::Foreign;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
-/// Maximum length of a name that a line holds, in bytes as they are written there; what a caller sent beyond it is cut.
+/// Maximum length of a name in a line, in bytes as they are written there; a longer one is cut.
 const NAME_MAX: usize = 128;
-/// Maximum length of a reason that a line holds, in the same bytes: a line of the log has an end, whatever a services file holds.
+/// Maximum length of a reason in a line, in the same bytes: a services file must not make lines endless.
 const REASON_MAX: usize = 1024;
 
 /// The event.
@@ -93,11 +93,11 @@ pub struct Call {
     pub tool: Option<Foreign>,
     /// The decision.
     pub decision: Verdict,
-    /// Why, in words for the operator.
+    /// The reason, in words for the operator.
     pub reason: Foreign,
     /// Digest of the policy that decided.
     pub policy: Foreign,
-    /// Its end.
+    /// The outcome.
     pub outcome: Outcome,
     /// Bytes of the request.
     pub bytes_in: u64,
@@ -178,15 +178,15 @@ impl fmt::Debug for SealKey {
 }
 
 impl SealKey {
-    /// Seals the digest of a call's arguments ([`digest_of`]): whoever has no key cannot guess arguments and compare.
+    /// Seals the digest of a call's arguments ([`digest_of`]), so that nobody without the key can guess arguments and compare.
     #[must_use]
     pub fn seal(&self, digest: &str) -> String {
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
-            // HMAC takes a key of any length.
-            return String::new();
-        };
-        mac.update(digest.as_bytes());
-        hex(&mac.finalize().into_bytes())
+        let sealed = Hmac::<Sha256>::new_from_slice(&self.0).map(|mut mac| {
+            mac.update(digest.as_bytes());
+            hex(&mac.finalize().into_bytes())
+        });
+        // HMAC takes a key of any length.
+        sealed.unwrap_or_default()
     }
 }
 
@@ -195,12 +195,11 @@ impl SealKey {
 pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
     let mut digester = ArgumentDigester(Sha256::new());
-    // As JSON: unambiguous, and written piece by piece, for arguments may be large. The digester takes all.
+    // As JSON: unambiguous, and written piece by piece, for arguments may be large. Nothing here can fail.
     let _ = serde_json::to_writer(&mut digester, &sorted);
     hex(&digester.0.finalize())
 }
 
-/// Takes bytes into a digest.
 struct ArgumentDigester(Sha256);
 
 impl std::io::Write for ArgumentDigester {
@@ -220,14 +219,14 @@ pub fn bounded(name: &str) -> Foreign {
     cut(name, NAME_MAX).into()
 }
 
-/// The same for a reason that may quote a stranger.
+/// The same for a reason, which may quote a stranger.
 #[must_use]
 pub fn bounded_reason(reason: &str) -> Foreign {
     cut(reason, REASON_MAX).into()
 }
 
-fn cut(text: &str, most: usize) -> String {
-    let mut room = most;
+fn cut(text: &str, max: usize) -> String {
+    let mut room = max;
     let fits = |character: &char| {
         let left = room.checked_sub(written(*character));
         room = left.unwrap_or_default();
@@ -236,7 +235,7 @@ fn cut(text: &str, most: usize) -> String {
     text.chars().take_while(fits).collect()
 }
 
-/// Bytes of a character in a text of a line, at most.
+/// Maximum number of bytes that a character takes in a line.
 const fn written(character: char) -> usize {
     /// `\u` and four digits.
     const ESCAPE: usize = 6;

@@ -1,8 +1,10 @@
-//! The chain: what a line of the log looks like, and whether lines follow one another.
+//! The chain: the form of a line of the log, and the check that lines follow one another.
 //!
 //! Pure: bytes in, verdicts out. A line is a JSON object whose last member is `hash`, the SHA-256 of the
 //! line's bytes without that member; `previous` is the hash of the line before. So the check needs no second
 //! serialisation, and any changed byte shows.
+
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,7 @@ const LINE_END: &str = "\"}";
 /// Length of a SHA-256 in hexadecimal.
 const HASH_LENGTH: usize = 64;
 
-/// The end of a chain: what the next line continues.
+/// The end of a chain, which the next line continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// Number of the last line; 0 before the first.
@@ -29,7 +31,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Before the first line.
+    /// The head before the first line.
     #[must_use]
     pub fn origin() -> Self {
         Self {
@@ -73,25 +75,18 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
         event,
         previous: head.hash.clone(),
     };
-    let mut bytes = plain(&serde_json::to_string(&line)?);
-    let hash = sha256(&bytes);
+    let mut text = plain(&serde_json::to_string(&line)?);
+    let hash = sha256(&text);
     // The closing brace goes behind the hash.
-    bytes.pop();
-    bytes.extend_from_slice(HASH_MEMBER.as_bytes());
-    bytes.extend_from_slice(hash.as_bytes());
-    bytes.extend_from_slice(LINE_END.as_bytes());
-    bytes.push(b'\n');
-    let head = Head {
-        seq: line.seq,
-        hash,
-    };
-    Ok((bytes, head))
+    text.pop();
+    text.extend([HASH_MEMBER, &hash, LINE_END, "\n"]);
+    let seq = line.seq;
+    Ok((text.into_bytes(), Head { seq, hash }))
 }
 
-/// An event as text, without its place in a chain: for one that could not be written.
+/// An event as text outside the chain: for one that could not be written.
 #[must_use]
 pub fn unlinked(time: &str, event: &Event) -> String {
-    /// A line that is in no chain.
     #[derive(Serialize)]
     struct Unlinked<'a> {
         time: &'a str,
@@ -99,27 +94,25 @@ pub fn unlinked(time: &str, event: &Event) -> String {
         event: &'a Event,
     }
     // These types hold nothing that JSON cannot.
-    let json = serde_json::to_string(&Unlinked { time, event }).unwrap_or_default();
-    String::from_utf8(plain(&json)).unwrap_or_default()
+    plain(&serde_json::to_string(&Unlinked { time, event }).unwrap_or_default())
 }
 
 /// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,
-/// and whoever looks at the file would see lines that are none.
-fn plain(json: &str) -> Vec<u8> {
-    let mut bytes =
-        Vec::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
-    let mut units = [0; 2];
+/// and a reader of the file would see lines that are none.
+fn plain(json: &str) -> String {
+    let mut text =
+        String::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
     for character in json.chars() {
         if matches!(character, ' '..='~') {
-            bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-        } else {
-            // Such a character stands in texts only, where an escape means the same.
-            for unit in character.encode_utf16(&mut units) {
-                bytes.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
-            }
+            text.push(character);
+            continue;
+        }
+        // Such a character stands in texts only, where an escape means the same.
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            let _ = write!(text, "\\u{unit:04x}");
         }
     }
-    bytes
+    text
 }
 
 /// A line that was read, in printable ASCII alone: the same JSON.
@@ -127,10 +120,10 @@ fn plain(json: &str) -> Vec<u8> {
 pub fn printable(line: &[u8]) -> Vec<u8> {
     // Between values JSON has white space; within texts it writes that as an escape.
     let text = String::from_utf8_lossy(line).replace(['\t', '\r'], " ");
-    plain(&text)
+    plain(&text).into_bytes()
 }
 
-/// The type of a line.
+/// A line that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadLine {
     /// A line whose hash is its own.

@@ -13,15 +13,15 @@ use crate::text::Foreign;
 pub const LINES_AT_ONCE: u32 = 40;
 /// Interval for one more, from then on.
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
-/// Of those at once, the lines that tell of one call. The rest is for counts, and room for all that one caller can have.
+/// Number of those that may tell of one call each. The rest is for counts, and is enough for all of one caller.
 pub const OWN_LINES: u32 = 20;
-/// Time for which calls are counted before the counts are due.
+/// Time during which calls are counted before the counts are due.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Different names counted apart for one caller; those beyond are counted together.
+/// Maximum number of names counted apart for one caller; those beyond are counted together.
 pub const NAMES_MAX: usize = 16;
 /// The name under which the rest is counted.
 pub const OTHER_NAMES: &str = "(others)";
-/// The reason where there are several.
+/// The reason given for several different ones.
 pub const OTHER_REASONS: &str = "(several)";
 
 /// The key for counting calls together.
@@ -55,23 +55,22 @@ pub struct Floods {
 /// Those of one caller. All times are since the start of the process.
 #[derive(Debug, Default)]
 struct CallerCalls {
-    /// When all lines at once may be written again: each line that was written puts it off.
+    /// Time from which all lines at once may be written again; each line that was written postpones it.
     rested: Duration,
-    /// When what was counted is due.
+    /// Time at which the counts are due.
     due: Duration,
     counted: BTreeMap<CallKind, u64>,
 }
 
 impl Floods {
-    /// Notes a call that did not run at `now` (since the start of the process). True: it gets a line of its own.
+    /// Notes a call that did not run at `now` (since the start of the process); returns whether it gets its own line.
     pub fn refused(&mut self, caller: &str, kind: CallKind, now: Duration) -> bool {
         let calls = self.callers.entry(caller.to_owned()).or_default();
-        if calls.may_write(1, OWN_LINES, now) {
-            calls.writes(1, now);
-            return true;
+        let has_line = calls.book(1, OWN_LINES, now);
+        if !has_line {
+            calls.count(kind, 1, now);
         }
-        calls.count(kind, 1, now);
-        false
+        has_line
     }
 
     /// Counts calls without a line of their own.
@@ -80,7 +79,7 @@ impl Floods {
         calls.count(counted.kind, counted.count, now);
     }
 
-    /// Takes back what could not be written at `now`; it is due again at once.
+    /// Takes back a line that could not be written at `now`; it is due again at once.
     pub fn put_back(&mut self, counted: Counted, now: Duration) {
         let calls = self.callers.entry(counted.caller).or_default();
         calls.rested = calls.rested.saturating_sub(LINE_EVERY);
@@ -88,13 +87,12 @@ impl Floods {
         calls.due = now;
     }
 
-    /// Takes what is to be written at `now`.
+    /// Takes the counts to be written at `now`.
     pub fn due(&mut self, now: Duration) -> Vec<Counted> {
         let mut due = Vec::new();
         for (caller, calls) in &mut self.callers {
             let lines = u32::try_from(calls.counted.len()).unwrap_or(u32::MAX);
-            if lines > 0 && now >= calls.due && calls.may_write(lines, LINES_AT_ONCE, now) {
-                calls.writes(lines, now);
+            if lines > 0 && now >= calls.due && calls.book(lines, LINES_AT_ONCE, now) {
                 due.extend(calls.take(caller));
             }
         }
@@ -105,23 +103,22 @@ impl Floods {
 
     /// Takes everything: the server ends.
     pub fn rest(&mut self) -> Vec<Counted> {
-        let mut callers = std::mem::take(&mut self.callers);
-        let rest = callers
-            .iter_mut()
-            .flat_map(|(caller, calls)| calls.take(caller));
-        rest.collect()
+        let callers = std::mem::take(&mut self.callers).into_iter();
+        callers
+            .flat_map(|(caller, mut calls)| calls.take(&caller))
+            .collect()
     }
 }
 
 impl CallerCalls {
-    /// Returns whether so many lines may be written, when so many may be at once.
-    fn may_write(&self, lines: u32, at_once: u32, now: Duration) -> bool {
+    /// Books so many lines, unless that makes more than may be written at once; returns whether it did.
+    fn book(&mut self, lines: u32, at_once: u32, now: Duration) -> bool {
         let written = self.rested.saturating_sub(now);
-        written + LINE_EVERY * lines <= LINE_EVERY * at_once
-    }
-
-    fn writes(&mut self, lines: u32, now: Duration) {
-        self.rested = self.rested.max(now) + LINE_EVERY * lines;
+        let fits = written + LINE_EVERY * lines <= LINE_EVERY * at_once;
+        if fits {
+            self.rested = self.rested.max(now) + LINE_EVERY * lines;
+        }
+        fits
     }
 
     fn count(&mut self, kind: CallKind, count: u64, now: Duration) {
@@ -133,14 +130,14 @@ impl CallerCalls {
         *counted = counted.saturating_add(count);
     }
 
-    /// As what a call is counted: its own kind, or one that there is already when there are too many.
+    /// The kind as which a call is counted: its own, or a collective one if there are too many.
     fn known(&self, mut kind: CallKind) -> CallKind {
         if self.counted.len() < NAMES_MAX || self.counted.contains_key(&kind) {
             return kind;
         }
         kind.name = OTHER_NAMES.into();
         if self.counted.len() > NAMES_MAX && !self.counted.contains_key(&kind) {
-            // From here on, one for each decision at most.
+            // From here on, at most one for each decision.
             kind.reason = OTHER_REASONS.into();
         }
         kind

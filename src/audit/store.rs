@@ -1,31 +1,34 @@
-//! The files of the log: appending under a lock, rotation by size, the machine's key.
+//! The files of the log: appending under a lock, rotation by size, room for lines to come, the machine's key.
 
 mod file;
 mod key;
-mod room;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, StatVfs, fallocate, fstatvfs};
+use rustix::io::Errno;
 
 use super::chain::{self, Head};
 use super::{Event, SealKey};
 use file::{LogEnd, fresh, gone, numbered, open_file, same_file};
 pub use file::{files, may_have_dropped};
-use room::LINE_ROOM;
 
-/// The log where none is named.
+/// Path of the log by default.
 pub const LOG: &str = "/var/log/anklume/audit.jsonl";
-/// Size at which the log goes on in a new file, in bytes.
+/// Size at which the log continues in a new file, in bytes.
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
-/// Files that are kept beside the one that is written.
+/// Number of files that are kept beside the one that is written.
 pub const KEEP: u32 = 8;
+/// Disk space that is promised to a call, in bytes: more than its line ever takes.
+const LINE_ROOM: u64 = 4 * 1024;
+/// Disk space beyond what is promised, in bytes, so that not every call allocates.
+const AHEAD: u64 = 1024 * 1024;
 
 /// The reason why the log could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +67,12 @@ pub struct Log {
 #[derive(Debug)]
 struct OpenLog {
     file: File,
+    /// Its length, in bytes; `u64::MAX`: not known.
     length: u64,
     head: Head,
-    /// Up to where this process made sure of room.
+    /// Length up to which this process allocated disk space, in bytes.
     reserved: u64,
-    /// Room of it that is promised to calls that run, in bytes.
+    /// Part of it that is promised to calls that run, in bytes.
     promised: u64,
 }
 
@@ -109,18 +113,15 @@ impl Log {
         &self.key
     }
 
-    /// Makes sure of the room of the lines that are still to come of calls that run, so that none of them ends unseen.
+    /// Allocates disk space for the lines that calls in progress have yet to write, so that none of them ends unseen.
     ///
     /// # Errors
     ///
     /// The disk is full, the file is not writable, or its end is no line of the log.
     pub fn reserve(&self, lines: usize) -> Result<(), AuditError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.opened();
         open.promised = (lines as u64).saturating_mul(LINE_ROOM);
-        let ours = open
-            .file
-            .metadata()
-            .map_err(|source| self.error("read", source))?;
+        let ours = self.metadata(&open.file)?;
         let is_enough = ours.len().saturating_add(open.promised) <= open.reserved;
         // Room in a file that the path no longer names is no room for the line.
         if is_enough && ours.len() == open.length && self.is_named(&ours) {
@@ -132,9 +133,24 @@ impl Log {
         })
     }
 
+    fn opened(&self) -> MutexGuard<'_, OpenLog> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allocates what is promised, and some more, behind the end of the file.
     fn make_room(&self, open: &mut OpenLog) -> Result<(), AuditError> {
-        open.reserved = room::make(&open.file, open.length, open.promised)
-            .map_err(|source| self.error("given room", source))?;
+        let bytes = open.promised.saturating_add(AHEAD);
+        // Blocks of the file beyond its end: its length stays, nobody else can take them.
+        let allocated = fallocate(&open.file, FallocateFlags::KEEP_SIZE, open.length, bytes);
+        allocated
+            .or_else(|why| match why {
+                // A file system that cannot allocate ahead says at least how many bytes are free.
+                Errno::OPNOTSUPP | Errno::NOSYS if has(&fstatvfs(&open.file)?, bytes) => Ok(()),
+                Errno::OPNOTSUPP | Errno::NOSYS => Err(Errno::NOSPC),
+                why => Err(why),
+            })
+            .map_err(|why| self.error("given room")(why.into()))?;
+        open.reserved = open.length.saturating_add(bytes);
         Ok(())
     }
 
@@ -147,14 +163,13 @@ impl Log {
         self.append_of(now(), event)
     }
 
-    /// The same for one that happened at that time.
+    /// The same for an event that happened at that time.
     ///
     /// # Errors
     ///
     /// As [`Log::append`].
     pub fn append_of(&self, time: String, event: Event) -> Result<Head, AuditError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        self.locked(&mut open, |open| {
+        self.locked(&mut self.opened(), |open| {
             self.catch_up(open)?;
             if open.length >= self.rotate_at {
                 // A full disk must not lose the line for which there is room in the old file.
@@ -164,7 +179,7 @@ impl Log {
         })
     }
 
-    /// Does something under the lock of the file that the path names now.
+    /// Does work under the lock of the file that the path names now.
     fn locked<T>(
         &self,
         open: &mut OpenLog,
@@ -173,36 +188,35 @@ impl Log {
         self.lock_current(open)?;
         let done = work(open);
         // A lock that is held can be let go of; what was done is done.
-        let _ = flock(&open.file, FlockOperation::Unlock);
+        let _ = open.file.unlock();
         done
     }
 
-    fn error(&self, doing: &'static str, source: io::Error) -> AuditError {
-        AuditError::Io {
+    fn error(&self, doing: &'static str) -> impl Fn(io::Error) -> AuditError + use<'_> {
+        move |source| AuditError::Io {
             doing,
             path: self.path.clone(),
             source,
         }
     }
 
+    fn metadata(&self, file: &File) -> Result<Metadata, AuditError> {
+        file.metadata().map_err(self.error("read"))
+    }
+
     /// Returns whether the log's path names this file.
     fn is_named(&self, file: &Metadata) -> bool {
-        std::fs::symlink_metadata(&self.path)
+        fs::symlink_metadata(&self.path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))
     }
 
     /// Takes the lock of the file that the path names now: another process may have rotated it.
     fn lock_current(&self, open: &mut OpenLog) -> Result<(), AuditError> {
-        /// Rotations in a row that are believed.
+        /// Maximum number of rotations in a row.
         const TRIES: u32 = 16;
         for _ in 0..TRIES {
-            flock(&open.file, FlockOperation::LockExclusive)
-                .map_err(|source| self.error("locked", source.into()))?;
-            let ours = open
-                .file
-                .metadata()
-                .map_err(|source| self.error("read", source))?;
-            if self.is_named(&ours) {
+            open.file.lock().map_err(self.error("locked"))?;
+            if self.is_named(&self.metadata(&open.file)?) {
                 return Ok(());
             }
             open.file = open_file(&self.path)?;
@@ -212,88 +226,72 @@ impl Log {
         Err(AuditError::Restless(self.path.clone()))
     }
 
-    /// Reads the end of the file anew when another process wrote.
+    /// Reads the end of the file again if another process wrote.
     fn catch_up(&self, open: &mut OpenLog) -> Result<(), AuditError> {
-        let length = open
-            .file
-            .metadata()
-            .map_err(|source| self.error("read", source))?
-            .len();
+        let length = self.metadata(&open.file)?.len();
         if length == open.length {
             return Ok(());
         }
-        let end = LogEnd::of(&open.file, length).map_err(|source| self.error("read", source))?;
+        let end = LogEnd::of(&open.file, length).map_err(self.error("read"))?;
         open.head = match end.line.as_deref() {
             None if end.length > 0 => return Err(AuditError::Foreign(self.path.clone())),
             None => self.head_before()?,
-            Some(line) => match chain::read(line) {
-                chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head) => head,
-                chain::ReadLine::Foreign => return Err(AuditError::Foreign(self.path.clone())),
-            },
+            Some(line) => head_of(line, &self.path)?,
         };
         open.length = end.length;
         match chain::read(&end.tail) {
             _ if end.tail.is_empty() => Ok(()),
             chain::ReadLine::Whole(line, head) if line.continues(&open.head) => {
                 // It lacks its newline alone: what it tells of is not lost.
-                open.file
-                    .write_all_at(b"\n", length)
-                    .map_err(|source| self.error("repaired", source))?;
+                let repaired = open.file.write_all_at(b"\n", length);
+                repaired.map_err(self.error("repaired"))?;
                 open.length = length.saturating_add(1);
                 open.head = head;
                 Ok(())
             }
-            _ => self.take_off(open, end.tail.len() as u64),
+            // What follows the last line is taken off, and a line says so.
+            _ => {
+                let repaired = open.file.set_len(open.length);
+                repaired.map_err(self.error("repaired"))?;
+                let bytes = end.tail.len() as u64;
+                self.write(open, now(), Event::Torn { bytes }).map(drop)
+            }
         }
-    }
-
-    /// Takes what follows the last line off the file, and says so.
-    fn take_off(&self, open: &mut OpenLog, bytes: u64) -> Result<(), AuditError> {
-        open.file
-            .set_len(open.length)
-            .map_err(|source| self.error("repaired", source))?;
-        self.write(open, now(), Event::Torn { bytes }).map(drop)
     }
 
     /// The end of the chain when the current file is empty: that of the file before, if there is one.
     fn head_before(&self) -> Result<Head, AuditError> {
-        let Ok(file) = File::open(numbered(&self.path, 1)) else {
+        let before = numbered(&self.path, 1);
+        let Ok(file) = File::open(&before) else {
             return Ok(Head::origin());
         };
-        let length = file
-            .metadata()
-            .map_err(|source| self.error("read", source))?
-            .len();
-        let end = LogEnd::of(&file, length).map_err(|source| self.error("read", source))?;
-        match end.line.as_deref().map(chain::read) {
-            Some(chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head)) => Ok(head),
-            Some(chain::ReadLine::Foreign) => Err(AuditError::Foreign(numbered(&self.path, 1))),
-            None => Ok(Head::origin()),
-        }
+        let length = self.metadata(&file)?.len();
+        let end = LogEnd::of(&file, length).map_err(self.error("read"))?;
+        let line = end.line.as_deref();
+        line.map_or_else(|| Ok(Head::origin()), |line| head_of(line, &before))
     }
 
     /// Begins a new file, whose first line says so, and moves the others one number up.
     ///
     /// The log's path names a file at every moment: who opens the log in between finds the old one, locked.
     fn rotate(&self, open: &mut OpenLog) -> Result<(), AuditError> {
-        let rotated = |source| self.error("rotated", source);
         let fresh = fresh(&self.path);
         let next = self.begin(&fresh, open)?;
-        self.make_way()?;
-        std::fs::hard_link(&self.path, numbered(&self.path, 1)).map_err(rotated)?;
-        std::fs::rename(&fresh, &self.path).map_err(rotated)?;
+        self.make_way()
+            .and_then(|()| fs::hard_link(&self.path, numbered(&self.path, 1)))
+            .and_then(|()| fs::rename(&fresh, &self.path))
+            .map_err(self.error("rotated"))?;
         // Dropping the old file lets go of its lock; who waits for it finds the new name.
         *open = next;
         Ok(())
     }
 
-    /// A file that goes on where `open` ends.
+    /// A file that continues where `open` ends.
     fn begin(&self, fresh: &Path, open: &OpenLog) -> Result<OpenLog, AuditError> {
-        gone(fresh).map_err(|source| self.error("rotated", source))?;
+        gone(fresh).map_err(self.error("rotated"))?;
         let file = open_file(fresh)?;
         // Locked before it bears the name, so that no other process writes its first line.
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|source| self.error("locked", source.into()))?;
+        file.lock().map_err(self.error("locked"))?;
         let mut next = OpenLog {
             file,
             length: 0,
@@ -311,34 +309,29 @@ impl Log {
     }
 
     /// Makes the first number free: the files up to the first number that is free move one up.
-    fn make_way(&self) -> Result<(), AuditError> {
-        let rotated = |source| self.error("rotated", source);
+    fn make_way(&self) -> io::Result<()> {
         let first = numbered(&self.path, 1);
         if same_file(&first, &self.path) {
             // A rotation was cut off when the file had both names.
-            gone(&first).map_err(rotated)?;
+            gone(&first)?;
         }
         let free = (1..KEEP).find(|number| !numbered(&self.path, *number).exists());
-        for number in (1..free.unwrap_or(KEEP)).rev() {
+        (1..free.unwrap_or(KEEP)).rev().try_for_each(|number| {
             let from = numbered(&self.path, number);
-            std::fs::rename(&from, numbered(&self.path, number + 1)).map_err(rotated)?;
-        }
-        Ok(())
+            fs::rename(from, numbered(&self.path, number + 1))
+        })
     }
 
     fn write(&self, open: &mut OpenLog, time: String, event: Event) -> Result<Head, AuditError> {
-        let (bytes, head) = chain::link(&open.head, time, event)
-            .map_err(|source| self.error("written", source.into()))?;
+        let line = chain::link(&open.head, time, event).map_err(io::Error::from);
+        let (bytes, head) = line.map_err(self.error("written"))?;
         let before = open.length;
-        let written = open
-            .file
-            .seek(SeekFrom::Start(before))
-            .and_then(|_| open.file.write_all(&bytes));
-        if let Err(source) = written {
+        let sought = open.file.seek(SeekFrom::Start(before));
+        if let Err(source) = sought.and_then(|_| open.file.write_all(&bytes)) {
             // What was written of the line goes; if even that fails, the next writer takes it off.
             let _ = open.file.set_len(before);
             open.length = u64::MAX;
-            return Err(self.error("written", source));
+            return Err(self.error("written")(source));
         }
         open.length = before.saturating_add(bytes.len() as u64);
         open.head = head.clone();
@@ -346,7 +339,20 @@ impl Log {
     }
 }
 
-/// This moment, as lines have it.
+/// The head after this line of a file.
+fn head_of(line: &[u8], file: &Path) -> Result<Head, AuditError> {
+    match chain::read(line) {
+        chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head) => Ok(head),
+        chain::ReadLine::Foreign => Err(AuditError::Foreign(file.to_owned())),
+    }
+}
+
+/// Returns whether so many bytes are free. A file system that reports no blocks at all has no size to fill.
+const fn has(disk: &StatVfs, bytes: u64) -> bool {
+    disk.f_blocks == 0 || disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes
+}
+
+/// The current time, as lines have it.
 #[must_use]
 pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())

@@ -1,8 +1,9 @@
-//! Is the log as it was written? Finds edited, removed, reordered and inserted lines, and says which.
+//! Checks whether the log is as it was written: finds edited, removed, reordered and inserted lines, and names them.
 //!
 //! Pure but for the reader that it is given. The provider's root can write a whole new chain: only a head
 //! that was kept elsewhere shows that.
 
+use std::cmp::Ordering;
 use std::io::{self, BufRead};
 
 use super::Event;
@@ -11,22 +12,26 @@ use super::chain::{self, Head, ORIGIN};
 /// Maximum length of a line that the log writes, in bytes; what is longer was not written by it.
 pub const LINE_MAX: usize = 64 * 1024;
 
-/// Faults that are kept, the first ones: whoever writes the log decides how many there are.
+/// Maximum number of faults that are kept, the first ones: whoever writes the log decides how many it has.
 pub const FINDINGS_MAX: usize = 1000;
 
 /// The fault of a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Its bytes are not those that were written.
+    #[error("edited: its hash is not that of its bytes")]
     Edited,
     /// It is not a line of this log.
+    #[error("inserted or edited: not a line of this log")]
     Foreign,
     /// Lines are missing before it.
+    #[error("{count} line(s) before it were removed")]
     Removed {
-        /// The number.
+        /// The number of missing lines.
         count: u64,
     },
     /// Its number was passed already: it was moved, repeated or inserted.
+    #[error("moved, repeated or inserted: number {found} stands where {expected} belongs")]
     Misplaced {
         /// The number that should stand here.
         expected: u64,
@@ -34,32 +39,16 @@ pub enum Fault {
         found: u64,
     },
     /// Its number is right, but it does not continue the line before: one of the two was replaced.
+    #[error("replaced: it does not continue the line before it")]
     Replaced,
     /// It ends without its newline, and nothing follows: it is being written, or its writing was cut off, or it was cut.
+    #[error(
+        "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so"
+    )]
     Unfinished,
     /// The log begins with it, and it is neither the first line nor the first after a rotation.
+    #[error("lines before it were removed: the log cannot begin here")]
     NoBeginning,
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Edited => f.write_str("edited: its hash is not that of its bytes"),
-            Self::Foreign => f.write_str("inserted or edited: not a line of this log"),
-            Self::Removed { count } => write!(f, "{count} line(s) before it were removed"),
-            Self::Misplaced { expected, found } => write!(
-                f,
-                "moved, repeated or inserted: number {found} stands where {expected} belongs"
-            ),
-            Self::Replaced => f.write_str("replaced: it does not continue the line before it"),
-            Self::Unfinished => f.write_str(
-                "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so",
-            ),
-            Self::NoBeginning => {
-                f.write_str("lines before it were removed: the log cannot begin here")
-            }
-        }
-    }
 }
 
 /// A fault and its place.
@@ -76,27 +65,24 @@ pub struct Finding {
 /// Walks the files of a log, oldest first.
 #[derive(Debug)]
 pub struct Verifier {
+    /// The walk so far.
+    report: VerifyReport,
     /// The line before; `None` before the first.
     last: Option<Head>,
-    /// Number of the first line that could be read; 0 before it.
-    first: u64,
     /// True if rotation has taken no line away.
     from_origin: bool,
     /// True if the line before is itself at fault, so that its follower is not reported for the same thing.
     shaken: bool,
+    /// The hash of a line that must still come.
     wanted: Option<String>,
-    lines: u64,
-    findings: Vec<Finding>,
-    more: u64,
-    unfinished: bool,
 }
 
 /// The result of the walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Lines seen.
+    /// Number of lines.
     pub lines: u64,
-    /// Number of the first of them; 0 where there is none.
+    /// Number of the first line that could be read; 0 if none could.
     pub first: u64,
     /// The end of the chain.
     pub head: Head,
@@ -111,7 +97,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Nothing is wrong.
+    /// Returns whether nothing is wrong.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
         self.findings.is_empty() && !self.head_missing
@@ -119,23 +105,27 @@ impl VerifyReport {
 }
 
 impl Verifier {
-    /// A walk that has seen nothing; `head`: the hash of a line that must be there.
+    /// A walk that has seen nothing; `head`: the hash of a line that must be in the log.
     #[must_use]
-    pub const fn new(head: Option<String>) -> Self {
+    pub fn new(head: Option<String>) -> Self {
         Self {
+            report: VerifyReport {
+                lines: 0,
+                first: 0,
+                head: Head::origin(),
+                findings: Vec::new(),
+                more: 0,
+                unfinished: false,
+                head_missing: false,
+            },
             last: None,
-            first: 0,
             from_origin: false,
             shaken: false,
             wanted: head,
-            lines: 0,
-            findings: Vec::new(),
-            more: 0,
-            unfinished: false,
         }
     }
 
-    /// The same over all files of a log of which rotation has dropped none: its first line must be there.
+    /// The same over all files of a log of which rotation has dropped none: its first line must be among them.
     #[must_use]
     pub const fn from_the_first_line(mut self) -> Self {
         self.from_origin = true;
@@ -155,18 +145,19 @@ impl Verifier {
                 None | Some(Fault::Foreign) if !is_ended => Some(Fault::Unfinished),
                 fault => fault,
             };
-            self.unfinished = fault == Some(Fault::Unfinished);
-            if self.findings.len() == FINDINGS_MAX {
-                self.more += u64::from(fault.is_some());
+            let report = &mut self.report;
+            report.unfinished = fault == Some(Fault::Unfinished);
+            if report.findings.len() == FINDINGS_MAX {
+                report.more += u64::from(fault.is_some());
             } else if let Some(fault) = fault {
-                self.findings.push(Finding {
+                report.findings.push(Finding {
                     file: name.to_owned(),
                     line: number,
                     fault,
                 });
             }
         }
-        self.lines += number;
+        self.report.lines += number;
         Ok(())
     }
 
@@ -174,13 +165,9 @@ impl Verifier {
     #[must_use]
     pub fn finish(self) -> VerifyReport {
         VerifyReport {
-            lines: self.lines,
-            first: self.first,
             head: self.last.unwrap_or_else(Head::origin),
-            findings: self.findings,
-            more: self.more,
-            unfinished: self.unfinished,
             head_missing: self.wanted.is_some(),
+            ..self.report
         }
     }
 
@@ -196,13 +183,10 @@ impl Verifier {
                 return Some(Fault::Foreign);
             }
         };
-        if self.wanted.as_deref() == Some(head.hash.as_str()) {
-            self.wanted = None;
-        }
+        self.wanted.take_if(|wanted| *wanted == head.hash);
         let fault = self.place(&line);
-        let backwards = matches!(fault, Some(Fault::Misplaced { .. }));
-        if backwards {
-            // Whatever follows is measured against the line that belongs here.
+        if matches!(fault, Some(Fault::Misplaced { .. })) {
+            // The following lines are measured against the one that belongs here.
             self.shaken = true;
         } else {
             self.step(head, false);
@@ -211,53 +195,47 @@ impl Verifier {
     }
 
     fn step(&mut self, head: Head, shaken: bool) {
-        if self.first == 0 {
-            self.first = head.seq;
+        if self.report.first == 0 {
+            self.report.first = head.seq;
         }
         self.last = Some(head);
         self.shaken = shaken;
     }
 
-    /// Does this whole line belong behind the last?
+    /// Checks that this line, whole in itself, belongs behind the last one.
     fn place(&self, line: &chain::LogLine) -> Option<Fault> {
         let Some(last) = &self.last else {
-            let first = line.seq == 1 && line.previous == ORIGIN;
-            let rotated = matches!(line.event, Event::Rotated { .. });
-            return if first || self.shaken {
+            let is_first = line.seq == 1 && line.previous == ORIGIN;
+            return if is_first || self.shaken {
                 None
-            } else if !rotated {
-                Some(Fault::NoBeginning)
-            } else {
+            } else if matches!(line.event, Event::Rotated { .. }) {
                 let count = line.seq.saturating_sub(1);
                 self.from_origin.then_some(Fault::Removed { count })
+            } else {
+                Some(Fault::NoBeginning)
             };
         };
-        let expected = last.seq.saturating_add(1);
-        if line.seq > expected {
-            return Some(Fault::Removed {
-                count: line.seq - expected,
-            });
+        let (expected, found) = (last.seq.saturating_add(1), line.seq);
+        match found.cmp(&expected) {
+            Ordering::Greater => Some(Fault::Removed {
+                count: found - expected,
+            }),
+            Ordering::Less => Some(Fault::Misplaced { expected, found }),
+            Ordering::Equal => {
+                (line.previous != last.hash && !self.shaken).then_some(Fault::Replaced)
+            }
         }
-        if line.seq < expected {
-            return Some(Fault::Misplaced {
-                expected,
-                found: line.seq,
-            });
-        }
-        (line.previous != last.hash && !self.shaken).then_some(Fault::Replaced)
     }
 }
 
 /// The next line without its newline, and whether it has one; an endless one is cut at [`LINE_MAX`], which makes it foreign.
 pub(crate) fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
-    let mut seen = false;
     loop {
         let chunk = reader.fill_buf()?;
         if chunk.is_empty() {
-            return Ok(seen.then_some((line, false)));
+            return Ok((!line.is_empty()).then_some((line, false)));
         }
-        seen = true;
         let end = chunk.iter().position(|byte| *byte == b'\n');
         let part = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or(chunk);
         if line.len() <= LINE_MAX {

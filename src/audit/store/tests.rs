@@ -405,3 +405,17 @@ fn logs_in_one_folder_keep_out_of_each_others_way() {
         assert_eq!(files(&path).unwrap().len(), 9);
     }
 }
+
+#[test]
+fn a_disk_without_blocks_ahead_is_full_when_it_has_less_than_is_promised() {
+    let folder = File::open("/").unwrap();
+    let disk = |blocks, free| StatVfs {
+        f_blocks: blocks,
+        f_bavail: free,
+        f_frsize: 512,
+        ..fstatvfs(&folder).unwrap()
+    };
+    assert!(has(&disk(100, 8), 4096));
+    assert!(!has(&disk(100, 7), 4096));
+    assert!(has(&disk(0, 0), 4096));
+}
