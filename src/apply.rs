@@ -81,7 +81,7 @@ pub(crate) async fn execute(
                 .iter()
                 .flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
-            report.skip(actions, session.interrupt().or(&why), observer);
+            report.skip(actions, session.interrupt.or(&why), observer);
         }
         report.add(vec![outcomes]);
     }
@@ -119,7 +119,7 @@ async fn machines(
                 let rest = STAGES.iter().skip(number);
                 let rest = rest.flat_map(|stage| stage(machine));
                 let why = format!("the machine {} is not ready", machine.name);
-                report.skip(rest, session.interrupt().or(&why), observer);
+                report.skip(rest, session.interrupt.or(&why), observer);
             }
             report.add(vec![outcomes]);
         }

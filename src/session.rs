@@ -1,33 +1,37 @@
-//! Holds one run against Incus: connections, timeouts, the lock, and the number of writing requests.
+//! Holds one run against Incus: connections, timeouts, the lock, the program for machines, and the number of writing requests.
 
 pub(crate) mod interrupt;
 pub(crate) mod lock;
 pub(crate) mod machine_files;
-mod program;
 
 use std::cell::OnceCell;
+use std::error::Error as _;
+use std::fs;
+use std::iter::successors;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use hyper::body::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
+use crate::digest::sha256;
 use crate::error::{Exit, Failure};
 use crate::foreign::Reader;
+use crate::incus::state::IncusServer;
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 use crate::plan::{Ownership, owner};
 use interrupt::Interrupt;
 use lock::{Lock, lock};
 use machine_files::Roots;
-use program::Program;
 
-/// Maximum time that one request may take; making a network takes a second, and they wait for each other.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Maximum time that one question about what is in a machine may take: a program of 50 MB comes through a busy host.
-const LOOK_PATIENCE: Duration = Duration::from_secs(30);
+/// Time-out for one request; making a network takes a second, and requests wait for each other.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Time-out for one question about the content of a machine: a program of 50 MB comes through a busy host.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The socket of users who may use a project of their own and no more.
 const PLAIN: &str = "unix.socket.user";
 /// Maximum number of concurrent tasks.
@@ -44,13 +48,17 @@ const NEEDED: [&str; 7] = [
     "storage_volumes_all_projects",
     "network_bridge_acl",
 ];
+/// Help for a user without permission.
+const RUN_AS_ROOT: &str = "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)";
+/// This program, also where its file was replaced or its path is relative.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Does work that has streams, time-outs and signals.
 pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("cannot start")?;
     let done = runtime.block_on(work);
-    // Whoever asked to end at once does not wait for a thread that waits for a machine.
+    // A run that is to end at once does not wait for a thread that waits for a machine.
     runtime.shutdown_background();
     done
 }
@@ -61,14 +69,17 @@ pub(crate) struct Session {
     socket: PathBuf,
     writes: Writes,
     /// Held for the run; `None` without root's rights.
-    lock: Option<Lock>,
-    /// The program for machines, once it was read.
+    pub(crate) lock: Option<Lock>,
+    /// Read when it is first needed.
     program: OnceCell<Program>,
+    /// The ways into machines that were opened so far.
     roots: Roots,
-    reader: Reader,
-    interrupt: Interrupt,
+    /// Parses what machines say.
+    pub(crate) reader: Reader,
+    /// Remembers that the run was asked to stop.
+    pub(crate) interrupt: Interrupt,
     /// Version and socket of Incus.
-    about: String,
+    pub(crate) about: String,
 }
 
 impl Session {
@@ -80,81 +91,61 @@ impl Session {
             // It gives its user a project and no more: enough to begin, and not to finish.
             return Err(incus_failure(&IncusError::NoPermission(socket)).into());
         }
-        let writes = Writes::default();
-        let mut incus = connect(&socket, &writes)
-            .await
-            .map_err(|why| incus_failure(&why))?;
-        let server = incus.server().await.map_err(|why| incus_failure(&why))?;
-        usable(&server)?;
-        let about = format!(
-            "Incus {} on `{}`",
-            server.environment.server_version.escape_debug(),
-            socket.display().to_string().escape_debug()
-        );
-        Ok(Self {
+        let mut session = Self {
             socket,
-            writes,
+            writes: Writes::default(),
             lock: None,
             program: OnceCell::new(),
             roots: Roots::default(),
             reader: Reader::default(),
             interrupt: Interrupt::default(),
-            about,
-        })
+            about: String::new(),
+        };
+        let server = async { session.incus().await?.server().await };
+        let server = server.await.map_err(|why| incus_failure(&why))?;
+        usable(&server)?;
+        session.about = format!(
+            "Incus {} on `{}`",
+            server.environment.server_version.escape_debug(),
+            session.socket.display().to_string().escape_debug()
+        );
+        Ok(session)
     }
 
-    /// The reader of what machines say.
-    pub(crate) const fn reader(&self) -> &Reader {
-        &self.reader
-    }
-
-    /// Version and socket of Incus.
-    pub(crate) fn about(&self) -> &str {
-        &self.about
-    }
-
-    /// The same, when no other run changes things; `tell` says that one does.
+    /// The same, once no other run changes anything; `tell` reports that one does.
     pub(crate) async fn locked(mut self, tell: impl Fn(&str)) -> anyhow::Result<Self> {
         self.lock = lock(tell).await?;
         Ok(self)
     }
 
-    /// The program that goes into machines; read when it is first asked for, as most of them have it.
+    /// The program that goes into machines: this very one.
     ///
     /// # Errors
     ///
-    /// This one cannot go into machines.
+    /// It cannot be read, or it needs a library that a machine may not have.
     pub(crate) fn program(&self) -> anyhow::Result<&Program> {
         if let Some(program) = self.program.get() {
             return Ok(program);
         }
-        let program = Program::of_this()?;
-        Ok(self.program.get_or_init(|| program))
-    }
-
-    /// The ways into machines that were opened so far.
-    pub(crate) const fn roots(&self) -> &Roots {
-        &self.roots
-    }
-
-    /// The lock, if it is held.
-    pub(crate) const fn lock(&self) -> Option<&Lock> {
-        self.lock.as_ref()
-    }
-
-    /// Whether the run was asked to stop.
-    pub(crate) const fn interrupt(&self) -> &Interrupt {
-        &self.interrupt
+        let bytes = fs::read(THIS_PROGRAM).context("cannot read this program")?;
+        if !is_static(&bytes) {
+            let message = "this anklume needs libraries, and a machine may have none: it cannot go into machines";
+            let failure = Failure::new(Exit::Failed, message);
+            return Err(failure.help("use the static binary: `make build`").into());
+        }
+        Ok(self.program.get_or_init(|| Program {
+            digest: sha256(&bytes),
+            bytes: bytes.into(),
+        }))
     }
 
     /// A new connection.
     pub(crate) async fn incus(&self) -> Result<Incus, IncusError> {
-        connect(&self.socket, &self.writes).await
+        self.connect(TIMEOUT).await
     }
 
-    /// A new connection for looking into machines, each of which may keep a question waiting.
-    pub(crate) async fn incus_for_looking(&self) -> Result<Incus, IncusError> {
-        let incus = Incus::connect(self.socket.clone(), LOOK_PATIENCE).await?;
+    async fn connect(&self, timeout: Duration) -> Result<Incus, IncusError> {
+        let incus = Incus::connect(self.socket.clone(), timeout).await?;
         Ok(incus.counting(self.writes.clone()))
     }
 
@@ -163,31 +154,25 @@ impl Session {
         self.writes.count()
     }
 
-    /// Everything on Incus, when what an earlier run of the infrastructure left going on has ended.
+    /// Everything on Incus, once the operations that an earlier run of the infrastructure left behind have ended.
     pub(crate) async fn state(&self, infra: &str) -> anyhow::Result<State> {
-        self.read(infra)
-            .await
-            .map_err(|why| incus_failure(&why).into())
-    }
-
-    async fn read(&self, infra: &str) -> Result<State, IncusError> {
-        let mut incus = self.incus().await?;
-        let state = incus.state().await?;
-        let ours = |project: &str| is_ours(&state, infra, project);
-        if incus.settle(ours).await? {
-            return incus.state().await;
-        }
-        Ok(state)
+        let read = async {
+            let mut incus = self.incus().await?;
+            let state = incus.state().await?;
+            let ours = |project: &str| {
+                let mut projects = state.projects.iter().filter(|one| one.name == project);
+                projects.any(|one| owner(&one.config, infra) == Ownership::Ours)
+            };
+            if incus.settle(ours).await? {
+                return incus.state().await;
+            }
+            Ok(state)
+        };
+        read.await.map_err(|why| incus_failure(&why).into())
     }
 }
 
-/// Returns whether a project of this state is that infrastructure's.
-fn is_ours(state: &State, infra: &str, project: &str) -> bool {
-    let mut projects = state.projects.iter();
-    projects.any(|one| one.name == project && owner(&one.config, infra) == Ownership::Ours)
-}
-
-/// Does something with each, several at once; gives the results in order.
+/// Does something with each, several at once; returns the results in order.
 pub(crate) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
 where
     F: Fn(&'a T) -> Fut,
@@ -210,46 +195,33 @@ fn allow_descriptors() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-async fn connect(socket: &std::path::Path, writes: &Writes) -> Result<Incus, IncusError> {
-    let incus = Incus::connect(socket.to_owned(), PATIENCE).await?;
-    Ok(incus.counting(writes.clone()))
-}
-
 /// A failure to talk with Incus as a user reads it.
 pub(crate) fn incus_failure(why: &IncusError) -> Failure {
-    use std::error::Error as _;
     let mut message = why.to_string();
-    let mut cause = why.source();
-    while let Some(one) = cause {
-        let more = one.to_string();
-        if !message.ends_with(&more) {
-            message = format!("{message}: {more}");
+    for cause in successors(why.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
         }
-        cause = one.source();
     }
-    let failure = Failure::new(Exit::Failed, message);
-    match why {
-        IncusError::NoSocket(_) => {
-            failure.help("start Incus, or install it (Debian: `apt install incus`)")
+    Failure::new(Exit::Failed, message).help(match why {
+        IncusError::NoSocket(_) => "start Incus, or install it (Debian: `apt install incus`)",
+        IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
+        IncusError::NoPermission(_) => RUN_AS_ROOT,
+        IncusError::Silent(..) => "look at Incus: `incus info`; then run the command again",
+        IncusError::Refused { code: 403, .. } => {
+            "this user may use a part of Incus only: run this as root or as a member of the group `incus-admin`"
         }
-        IncusError::NotListening(_) => failure.help("start Incus: `systemctl start incus.service`"),
-        IncusError::NoPermission(_) => failure.help(
-            "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)",
-        ),
-        IncusError::Silent(..) => failure.help("look at Incus: `incus info`; then run the command again"),
-        IncusError::Refused { code: 403, .. } => failure.help(
-            "this user may use a part of Incus only: run this as root or as a member of the group `incus-admin`",
-        ),
-        _ => failure.help("run the command again: it resumes where it stopped; `incus monitor` shows what Incus does"),
-    }
+        _ => {
+            "run the command again: it resumes where it stopped; `incus monitor` shows what Incus does"
+        }
+    })
 }
 
-fn usable(server: &crate::incus::state::IncusServer) -> Result<(), Failure> {
+fn usable(server: &IncusServer) -> Result<(), Failure> {
+    let failure = |message: &str, help| Err(Failure::new(Exit::Failed, message).help(help));
     if server.auth != "trusted" {
-        let failure = Failure::new(Exit::Failed, "no permission to use Incus");
-        return Err(failure.help(
-            "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)",
-        ));
+        return failure("no permission to use Incus", RUN_AS_ROOT);
     }
     let version = &server.environment.server_version;
     let missing: Vec<&str> = NEEDED
@@ -269,13 +241,11 @@ fn usable(server: &crate::incus::state::IncusServer) -> Result<(), Failure> {
             OLDEST.1
         );
         let help = "upgrade it (Debian 12: `apt install -t bookworm-backports incus`)";
-        return Err(Failure::new(Exit::Failed, message).help(help));
+        return failure(&message, help);
     }
     if server.environment.server_clustered {
-        let failure = Failure::new(Exit::Failed, "this Incus is a cluster");
-        return Err(
-            failure.help("anklume connects the machines of one computer: use an Incus of its own")
-        );
+        let help = "anklume connects the machines of one computer: use an Incus of its own";
+        return failure("this Incus is a cluster", help);
     }
     Ok(())
 }
@@ -284,6 +254,37 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split(|c: char| !c.is_ascii_digit());
     let mut next = || parts.next()?.parse().ok();
     Some((next()?, next().unwrap_or(0)))
+}
+
+/// A program that runs in any machine.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Its file.
+    pub(crate) bytes: Bytes,
+    /// SHA-256 of it.
+    pub(crate) digest: String,
+}
+
+/// Returns whether a program asks for no interpreter: a 64-bit little-endian ELF file without a `PT_INTERP` header (elf(5)).
+fn is_static(elf: &[u8]) -> bool {
+    /// Type of the header that names an interpreter.
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, bytes: usize| -> Option<u64> {
+        let field = elf.get(at..at.checked_add(bytes)?)?;
+        Some(
+            field
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+        )
+    };
+    let headers = || {
+        let (first, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        (0..count)
+            .map(|index| number(usize::try_from(first + index * size).ok()?, 4))
+            .collect::<Option<Vec<u64>>>()
+    };
+    elf.starts_with(b"\x7fELF\x02\x01") && headers().is_some_and(|all| !all.contains(&PT_INTERP))
 }
 
 #[cfg(test)]
@@ -297,5 +298,24 @@ mod tests {
         assert!(parsed("10.1") > Some(OLDEST));
         assert!(parsed("5.21.3") < Some(OLDEST));
         assert!(parsed("") < Some(OLDEST));
+    }
+
+    /// The beginning of a program with one header.
+    fn elf(kind: u8) -> Vec<u8> {
+        let mut file = vec![0; 64 + 56];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (file[32], file[54], file[56]) = (64, 56, 1);
+        file[64] = kind;
+        file
+    }
+
+    #[test]
+    fn only_what_needs_no_interpreter_is_static() {
+        assert!(is_static(&elf(1)));
+        assert!(!is_static(&elf(3)));
+        assert!(!is_static(&elf(1)[..64]));
+        assert!(!is_static(b"#!/bin/sh\n"));
+        // A shell of the system's has libraries; the program under test has none.
+        assert!(!is_static(&fs::read("/bin/sh").unwrap()));
     }
 }

@@ -39,7 +39,7 @@ pub(crate) async fn carry_out(
     });
     let due: Vec<(&Action, &Verification)> = due.collect();
     let ended = each(&due, |(action, call)| async {
-        if session.interrupt().is_asked() {
+        if session.interrupt.is_asked() {
             return StepStatus::Skipped(LEFT.to_owned());
         }
         let step = observer.began(action);

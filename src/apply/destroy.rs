@@ -30,7 +30,7 @@ pub(crate) async fn destroy(
         report.add(carry_out(session, &deletions.rest, observer).await);
     } else {
         let rest = deletions.volumes.iter().chain(&deletions.rest);
-        let why = session.interrupt().or("a machine could not be deleted");
+        let why = session.interrupt.or("a machine could not be deleted");
         report.skip(rest, why, observer);
     }
     report

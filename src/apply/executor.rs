@@ -57,7 +57,7 @@ async fn carry_out_chain(
         let left = if failed && !action.stands_alone() {
             Some("an earlier step failed")
         } else {
-            session.interrupt().is_asked().then_some(LEFT)
+            session.interrupt.is_asked().then_some(LEFT)
         };
         if let Some(why) = left {
             let status = StepStatus::Skipped(why.to_owned());
@@ -236,7 +236,7 @@ fn connected_edits(device: &str, new: &ConfigMap, role: Role) -> Vec<Edit> {
 
 /// The lock that remembers a network while it is made or deleted; `None`: it is no network.
 fn network_lock<'s>(session: &'s Session, object: &Object) -> Option<Busy<'s>> {
-    matches!(object, Object::Network(_)).then(|| Lock::busy(session.lock()))
+    matches!(object, Object::Network(_)).then(|| Lock::busy(session.lock.as_ref()))
 }
 
 /// Asks Incus for something, over the connection of a chain; of a network, more than once.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::edge::CONSUMER_FOLDER;
-use crate::host::mounts;
+use crate::host;
 use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
 use crate::machine_state::{
     FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
@@ -48,7 +48,7 @@ pub(crate) async fn install(
         patience: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
-    let report = session.reader().report(&said.answer).await;
+    let report = session.reader.report(&said.answer).await;
     let Some(report) = report.map_err(|why| why.to_string())? else {
         let words = said.stderr.shown(WORDS_MAX);
         return Err(format!("the program does not run in the machine: {words}"));
@@ -88,10 +88,10 @@ async fn prepare(
     push: bool,
 ) -> Result<String, IncusError> {
     let first = incus.first_process(machine).await?;
-    match mounts::mounted(first, is_ours) {
+    match host::mounted(first, is_ours) {
         Ok(None) => {}
         Ok(Some(place)) => return Err(altered(&place)),
-        Err(mounts::TooManyMounts) => return Err(altered("/proc/mounts")),
+        Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
     // Who planned a push has read it.
     let Some(program) = session.program().ok().filter(|_| push) else {

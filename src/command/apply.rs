@@ -58,7 +58,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
 pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
     let session = Session::new().await?;
     if output.verbose() {
-        output.say(session.about());
+        output.say(&session.about);
     }
     Ok(session)
 }
@@ -77,13 +77,13 @@ pub(super) async fn to_the_end(
     steps: impl Future<Output = RunReport>,
 ) -> anyhow::Result<RunReport> {
     let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
-    let report = session.interrupt().heeded(steps, tell).await;
+    let report = session.interrupt.run(steps, tell).await;
     progress.end();
     let Some(report) = report.context("cannot watch for signals")? else {
         let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
         return Err(failure.help(report::AGAIN).into());
     };
-    Ok(if session.interrupt().is_asked() {
+    Ok(if session.interrupt.is_asked() {
         report.stop()
     } else {
         report

@@ -11,57 +11,53 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fchown, mkdirat, open,
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
+use super::missing_is_removed;
 use crate::edge::HOST_FOLDER;
 
 /// anklume's folders on the host, from the top.
 pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
-/// Rights of a folder that leads to shared ones: a program that a machine's root leaves there with the rights of
-/// its owner must not be within reach of the host's users.
+/// Mode of a folder that leads to shared ones: a set-user-ID program that a machine's root leaves there must be out of
+/// reach of the host's users.
 const CLOSED: u32 = 0o700;
 /// Flags to open a folder.
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-/// Makes a folder and what is missing above it, or gives the one that is there root as its owner and these rights. A machine that has
-/// one of the folders above could put a link into it, so that none is followed.
+/// Makes a folder and the missing ones above it, or gives an existing one to root, with this mode. No link is followed: a
+/// machine that has one of the folders above could put one there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let path = Path::new(path);
-    let names = names(path).filter(|names| !names.is_empty());
-    let Some((last, above)) = names.as_deref().and_then(<[_]>::split_last) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
+    let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;
+    let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
+    let is_own = FOLDERS.iter().any(|own| Path::new(own) == path);
     let mut folder = open("/", FOLDER, Mode::empty())?;
     let mut at = PathBuf::from("/");
     for name in above {
         at.push(name);
         folder = match enter(&folder, name, &at) {
-            // What leads to anklume's own folders is the system's.
-            Err(why) if why.kind() == io::ErrorKind::NotFound && !is_own(path) => {
+            // The folders above anklume's own are the system's.
+            Err(why) if why.kind() == io::ErrorKind::NotFound && !is_own => {
                 make(&folder, name, CLOSED)?;
                 enter(&folder, name, &at)?
             }
             entered => entered?,
         };
     }
-    let there = !make(&folder, last, mode)?;
-    // What is held is what is changed, whatever comes in its place meanwhile.
-    let held = enter(&folder, last, path)?;
-    if there {
-        fchown(&held, Some(Uid::ROOT), Some(Gid::ROOT))?;
+    let is_new = make(&folder, last, mode)?;
+    // Changed through its descriptor, whatever takes its place meanwhile.
+    let opened = enter(&folder, last, path)?;
+    if !is_new {
+        fchown(&opened, Some(Uid::ROOT), Some(Gid::ROOT))?;
     }
-    // The umask does not count here.
-    Ok(fchmod(&held, Mode::from_raw_mode(mode))?)
+    // Regardless of the umask.
+    Ok(fchmod(&opened, Mode::from_raw_mode(mode))?)
 }
 
-/// The names on the way to a path from `/`. Without links, `..` is what it looks like.
+/// The names on the way from `/` to a path; `None` for a relative one. Without links, `..` leads one name back.
 fn names(path: &Path) -> Option<Vec<&OsStr>> {
     let mut names = Vec::new();
-    let mut parts = path.components();
-    if parts.next() != Some(Component::RootDir) {
-        return None;
-    }
-    for part in parts {
+    for part in path.strip_prefix("/").ok()?.components() {
         match part {
             Component::Normal(name) => names.push(name),
             Component::ParentDir => drop(names.pop()),
@@ -71,7 +67,7 @@ fn names(path: &Path) -> Option<Vec<&OsStr>> {
     Some(names)
 }
 
-/// Makes a folder; false when something of that name is there.
+/// Makes a folder; `false` if something of that name exists.
 fn make(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<bool> {
     match mkdirat(parent, name, Mode::from_raw_mode(mode)) {
         Ok(()) => Ok(true),
@@ -80,7 +76,7 @@ fn make(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<bool> {
     }
 }
 
-/// Opens a folder in a folder; `path` is what messages call it.
+/// Opens a folder in a folder; messages call it `path`.
 fn enter(parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<OwnedFd> {
     let is_link = || {
         let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -96,22 +92,15 @@ fn enter(parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Removes a socket; what is not there is removed, what is no socket stays.
+/// Removes a socket, and nothing else; a missing one is no error.
 pub(crate) fn remove_socket(path: &str) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(is) if is.file_type().is_socket() => match fs::remove_file(path) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
-            _ => Ok(()),
-        },
-        Ok(_) => Err(io::Error::other("it is not a socket")),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(why) => Err(why),
-    }
-}
-
-/// Returns whether a path is one of anklume's own folders.
-fn is_own(path: &Path) -> bool {
-    FOLDERS.iter().any(|own| Path::new(own) == path)
+    missing_is_removed(fs::symlink_metadata(path).and_then(|is| {
+        if is.file_type().is_socket() {
+            fs::remove_file(path)
+        } else {
+            Err(io::Error::other("it is not a socket"))
+        }
+    }))
 }
 
 #[cfg(test)]

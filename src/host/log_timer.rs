@@ -1,5 +1,5 @@
-//! What makes the host itself rotate the channels' logs between two runs of `apply`, so that no daemon is needed for it:
-//! a timer of systemd, or a line for cron.
+//! Makes the host rotate the channels' logs between two runs of `apply`, without a daemon of anklume's: a timer of
+//! systemd, or a line for cron.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,36 +10,41 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::{missing_is_removed, processes};
 use crate::plan::{HostFile, Rotation, Schedule};
 use crate::transport;
 
-/// How often, in minutes. A consumer that floods a channel writes some 150 MB in one.
+/// Interval in minutes. A consumer that floods a channel writes some 150 MB in one.
 const MINUTES: u32 = 2;
+/// The root folder of the host.
+const HOST: &str = "/";
 /// The folder that cron reads.
 const CRON_FOLDER: &str = "/etc/cron.d";
 /// The line for cron.
 const CRON: &str = "/etc/cron.d/anklume";
 /// The command that systemd runs.
 const SERVICE: &str = "/etc/systemd/system/anklume-logs.service";
-/// When systemd runs it.
+/// The timer by which systemd runs it.
 const TIMER: &str = "/etc/systemd/system/anklume-logs.timer";
 /// The timer's name.
 const TIMER_NAME: &str = "anklume-logs.timer";
-/// Is there once the timer is enabled.
+/// All files that are written for either scheduler.
+const FILES: [&str; 3] = [CRON, TIMER, SERVICE];
+/// Exists once the timer is enabled.
 const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
-/// Is there where systemd runs the host.
+/// Exists where systemd runs the host.
 const SYSTEMD: &str = "/run/systemd/system";
 /// Name of the subcommand.
 const COMMAND: &str = "rotate-logs";
 /// First line of each file.
 const HEAD: &str =
     "# Written by `anklume apply`: keeps the logs that Incus writes of the channels bounded.\n";
-/// Rights of the files.
+/// Mode of the files.
 const MODE: u32 = 0o644;
-/// Rights of others to write.
+/// Mode bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
-/// Maximum time that systemd may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time-out for systemd.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The scheduler of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +69,7 @@ impl Scheduler {
         }
     }
 
-    /// The files that make it run this program.
+    /// The files that schedule this program.
     fn files(self, program: &str) -> Vec<HostFile> {
         let file = |path: &str, content: String| HostFile {
             path: path.to_owned(),
@@ -109,7 +114,7 @@ WantedBy=timers.target
         }
     }
 
-    /// The program that the files on the host name, if they are ours in every other word.
+    /// The program that the files on the host name, if they are otherwise the ones that are written.
     fn scheduled(self, root: &Path) -> Option<String> {
         let path = match self {
             Self::Systemd => SERVICE,
@@ -127,11 +132,6 @@ WantedBy=timers.target
     }
 }
 
-/// The root folder of the host.
-fn host() -> &'static Path {
-    Path::new("/")
-}
-
 /// A path of the host, below this root folder.
 fn at(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
@@ -141,16 +141,16 @@ fn is_at(root: &Path, path: &str) -> bool {
     fs::symlink_metadata(at(root, path)).is_ok()
 }
 
-/// Whether the host rotates the logs, and what it takes where it does not.
+/// Reads whether the host rotates the logs, or what would make it do so.
 pub(crate) fn look() -> Rotation {
-    look_in(host(), program)
+    look_in(Path::new(HOST), program)
 }
 
-fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rotation {
+fn look_in(root: &Path, program: impl FnOnce() -> io::Result<String>) -> Rotation {
     let Some(scheduler) = Scheduler::of(root) else {
         return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
     };
-    // An anklume at another place does it as well, as long as it is there.
+    // An anklume at another path does it as well, as long as it exists.
     if let Some(program) = scheduler.scheduled(root)
         && is_safe(Path::new(&program))
     {
@@ -162,49 +162,48 @@ fn look_in(root: &Path, program: impl FnOnce() -> Result<String, String>) -> Rot
             exists: is_scheduled_in(root),
             files: scheduler.files(&program),
         }),
-        Err(why) => Rotation::Nobody(why),
+        Err(why) => Rotation::Nobody(why.to_string()),
     }
 }
 
-/// Returns whether something of ours is scheduled, as it must be or not.
+/// Returns whether any of the files is on the host, correct or not.
 pub(crate) fn is_scheduled() -> bool {
-    is_scheduled_in(host())
+    is_scheduled_in(Path::new(HOST))
 }
 
 fn is_scheduled_in(root: &Path) -> bool {
-    let mut files = [CRON, TIMER, SERVICE].into_iter();
-    files.any(|path| is_at(root, path))
+    FILES.iter().any(|path| is_at(root, path))
 }
 
-/// Returns whether the program that runs what is scheduled by cron is there; systemd always is.
+/// Returns whether the daemon of the scheduler runs; systemd always does.
 pub(crate) fn has_daemon() -> bool {
-    Scheduler::of(host()) != Some(Scheduler::Cron) || {
-        let entries = fs::read_dir("/proc").into_iter().flatten();
-        entries.filter_map(Result::ok).any(|entry| {
-            let name = fs::read(entry.path().join("comm")).unwrap_or_default();
+    Scheduler::of(Path::new(HOST)) != Some(Scheduler::Cron)
+        || processes().into_iter().flatten().any(|process| {
+            let name = fs::read(format!("/proc/{process}/comm")).unwrap_or_default();
             [b"cron\n".as_slice(), b"crond\n"].contains(&name.as_slice())
         })
-    }
 }
 
-/// This program, if root may run it unseen; or why not.
-fn program() -> Result<String, String> {
-    let path: PathBuf = std::env::current_exe().map_err(|why| why.to_string())?;
-    let shown = path.display().to_string();
+/// The path of this program.
+///
+/// # Errors
+///
+/// It is no path for a scheduler, or others than root can change the program.
+fn program() -> io::Result<String> {
+    let path: PathBuf = std::env::current_exe()?;
+    let text = path.display().to_string();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
-    if !shown.bytes().all(plain) {
-        return Err(format!(
-            "`{}` is no path for a scheduler",
-            shown.escape_debug()
-        ));
-    }
-    if !is_safe(&path) {
-        return Err(format!("others than root can change `{shown}`"));
-    }
-    Ok(shown)
+    let fault = if !text.bytes().all(plain) {
+        format!("`{}` is no path for a scheduler", text.escape_debug())
+    } else if !is_safe(&path) {
+        format!("others than root can change `{text}`")
+    } else {
+        return Ok(text);
+    };
+    Err(io::Error::other(fault))
 }
 
-/// Returns whether a program is there, and nobody but root can put another one in its place.
+/// Returns whether a program exists, and nobody but root can put another one in its place.
 fn is_safe(program: &Path) -> bool {
     let roots = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|is| {
@@ -216,28 +215,28 @@ fn is_safe(program: &Path) -> bool {
 
 /// Makes the host rotate the logs.
 pub(crate) async fn set_up(schedule: &Schedule) -> io::Result<()> {
-    write_in(host(), schedule)?;
+    write_in(Path::new(HOST), schedule)?;
     if schedule.by == Scheduler::Systemd.name() {
-        tell(&["daemon-reload"]).await?;
-        tell(&["--quiet", "enable", "--now", TIMER_NAME]).await?;
+        systemctl(&["daemon-reload"]).await?;
+        systemctl(&["--quiet", "enable", "--now", TIMER_NAME]).await?;
     }
     Ok(())
 }
 
-/// Takes that away.
+/// Makes the host no longer rotate them.
 pub(crate) async fn take_away() -> io::Result<()> {
-    let of_systemd = Path::new(SYSTEMD).is_dir() && is_at(host(), TIMER);
+    let of_systemd = Path::new(SYSTEMD).is_dir() && is_at(Path::new(HOST), TIMER);
     if of_systemd {
-        tell(&["--quiet", "disable", "--now", TIMER_NAME]).await?;
+        systemctl(&["--quiet", "disable", "--now", TIMER_NAME]).await?;
     }
-    remove_in(host())?;
+    remove_in(Path::new(HOST))?;
     if of_systemd {
-        tell(&["daemon-reload"]).await?;
+        systemctl(&["daemon-reload"]).await?;
     }
     Ok(())
 }
 
-/// Writes each file whole or not at all: cron never sees half a line, nor what is not there yet under its name.
+/// Writes each file whole or not at all, so that cron never sees half a line.
 fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
     for file in &schedule.files {
         let path = at(root, &file.path);
@@ -250,28 +249,23 @@ fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
 }
 
 fn remove_in(root: &Path) -> io::Result<()> {
-    for path in [CRON, TIMER, SERVICE] {
-        match fs::remove_file(at(root, path)) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-            _ => {}
-        }
-    }
-    Ok(())
+    let mut files = FILES.iter().map(|path| fs::remove_file(at(root, path)));
+    files.try_for_each(missing_is_removed)
 }
 
-async fn tell(words: &[&str]) -> io::Result<()> {
+async fn systemctl(args: &[&str]) -> io::Result<()> {
     let mut command = transport::program("systemctl")?;
-    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
-    // A ^C at the terminal lets the step in hand end.
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    // A ^C at the terminal does not interrupt it.
     command.process_group(0);
-    let output = timeout(PATIENCE, command.output())
+    let output = timeout(TIMEOUT, command.output())
         .await
         .map_err(|_| io::Error::other("systemd does not answer"))??;
     if output.status.success() {
         return Ok(());
     }
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(io::Error::other(words))
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(message))
 }
 
 #[cfg(test)]
@@ -328,7 +322,7 @@ mod tests {
                 assert!(wanting(root).exists);
                 std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
             }
-            let nobody = || Err("no program".to_owned());
+            let nobody = || Err(io::Error::other("no program"));
             assert_eq!(look_in(root, nobody), Rotation::Scheduled);
             let file = at(root, &schedule.files[0].path);
             assert_eq!(

@@ -1,27 +1,28 @@
-//! The logs that Incus writes of the channels on the host: without bound, and it never rotates them.
+//! The logs that Incus writes of the channels on the host: it neither bounds nor rotates them.
 //!
-//! Rotated in place, as the process that writes them keeps them open. Goes through no symbolic link and through folders of
-//! this process's own user alone, which is root where there are such logs.
+//! Rotated in place, as the process that writes them keeps them open. Follows no symbolic link, and works in folders of
+//! this process's own user alone, which is root where such logs are.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, open, openat, renameat,
-    unlinkat,
+    stat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
 
-use crate::edge::{DEVICE_PREFIX, Edge, End, HASH_DIGITS};
-use crate::incus::DEFAULT_PROJECT;
+use super::{full_name, is_hash, missing_is_removed, processes};
+use crate::edge::{DEVICE_PREFIX, Edge, End};
 use crate::plan::BigLog;
 
 /// Folder in which Incus keeps the logs of each machine.
 const FOLDER: &str = "/var/log/incus";
-/// From here on a log is rotated, in bytes that it takes on the disk.
+/// Size on the disk from which a log is rotated, in bytes.
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
 /// Size of its end that is kept beside it, in bytes.
 const KEPT: u64 = 1024 * 1024;
@@ -35,7 +36,7 @@ const OLD: &str = ".1";
 const FRESH: &str = ".1.new";
 /// Unit of a file's size on the disk, in bytes (stat(2)).
 const BLOCK: u64 = 512;
-/// Rights of others to write.
+/// Mode bits that let others write.
 const OTHERS_WRITE: u32 = 0o022;
 /// Flags to open a folder for working in it.
 const OPENED: OFlags = OFlags::RDONLY
@@ -45,38 +46,19 @@ const OPENED: OFlags = OFlags::RDONLY
 
 /// The logs of these edges that are over the limit.
 pub(crate) fn big(edges: &[Edge]) -> Vec<BigLog> {
-    let mut found = Vec::new();
-    for edge in edges {
-        for end in [&edge.provider, &edge.consumer] {
-            let folder = folder_of(end);
-            let log = format!("{PREFIX}{}{SUFFIX}", edge.device_name());
-            let path = Path::new(FOLDER).join(&folder).join(&log);
-            let bytes = fs::symlink_metadata(&path).ok().and_then(|is| {
-                use std::os::unix::fs::MetadataExt as _;
-                is.is_file().then(|| is.blocks() * BLOCK)
-            });
-            found.extend(bytes.filter(|bytes| *bytes > LIMIT).map(|bytes| BigLog {
-                path: path.to_string_lossy().into_owned(),
-                bytes,
-            }));
-        }
-    }
-    found
+    let ends = |edge: &Edge| [path(edge, &edge.provider), path(edge, &edge.consumer)];
+    let logs = edges.iter().flat_map(ends).filter_map(|path| {
+        let is = fs::symlink_metadata(&path).ok()?;
+        let bytes = is.blocks() * BLOCK;
+        (is.is_file() && bytes > LIMIT).then_some(BigLog { path, bytes })
+    });
+    logs.collect()
 }
 
 /// The log of an edge at one of its ends.
 pub(crate) fn path(edge: &Edge, end: &End) -> String {
-    let folder = folder_of(end);
+    let folder = full_name(end.domain.as_str(), end.machine.as_str());
     format!("{FOLDER}/{folder}/{PREFIX}{}{SUFFIX}", edge.device_name())
-}
-
-/// Name of a machine's folder in Incus.
-fn folder_of(end: &End) -> String {
-    if end.domain.as_str() == DEFAULT_PROJECT {
-        end.machine.to_string()
-    } else {
-        format!("{}_{}", end.domain, end.machine)
-    }
 }
 
 /// Rotates one log.
@@ -86,13 +68,12 @@ pub(crate) fn rotate(path: &str) -> io::Result<()> {
     let (Some(log), Some(machine)) = parts else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let (log, machine) = (log.to_string_lossy(), machine.to_string_lossy());
     let root = own_folder(open(FOLDER, OPENED, Mode::empty())?)?;
-    let folder = own_folder(openat(&root, machine.as_ref(), OPENED, Mode::empty())?)?;
-    rotate_in(&folder, &log)
+    let folder = own_folder(openat(&root, machine, OPENED, Mode::empty())?)?;
+    rotate_in(&folder, &log.to_string_lossy())
 }
 
-/// Rotates every log of a channel that is over the limit; the paths of those that could not be, and why.
+/// Rotates every log of a channel that is over the limit; returns the paths of those that could not be, and why.
 pub(crate) fn rotate_all() -> io::Result<Vec<(String, io::Error)>> {
     rotate_below(Path::new(FOLDER))
 }
@@ -101,7 +82,7 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     let mut failed = Vec::new();
     let opened = match open(root, OPENED, Mode::empty()) {
         Ok(opened) => own_folder(opened)?,
-        // An Incus that has no logs has none that grow.
+        // An Incus without logs has none that grow.
         Err(Errno::NOENT) => return Ok(failed),
         Err(why) => return Err(why.into()),
     };
@@ -112,8 +93,12 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
             continue;
         };
         for log in names(&folder)?.iter().filter(|name| is_log(name)) {
-            let is_big = look(&folder, log).is_ok_and(|is| on_disk(&is) > LIMIT);
-            if is_big && let Err(why) = rotate_in(&folder, log) {
+            let is = statat(&folder, log, AtFlags::SYMLINK_NOFOLLOW);
+            // What was cut off before the place where a process goes on writing takes no block.
+            let blocks = is.map_or(0, |is| u64::try_from(is.st_blocks).unwrap_or_default());
+            if blocks * BLOCK > LIMIT
+                && let Err(why) = rotate_in(&folder, log)
+            {
                 let path = root.join(&machine).join(log);
                 failed.push((path.to_string_lossy().into_owned(), why));
             }
@@ -124,25 +109,21 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
 
 fn names(folder: &OwnedFd) -> io::Result<Vec<String>> {
     let entries = rustix::fs::Dir::read_from(folder)?;
-    let name = |entry: rustix::fs::DirEntry| entry.file_name().to_str().map(str::to_owned).ok();
     Ok(entries
-        .filter_map(|entry| name(entry.ok()?))
+        .filter_map(|entry| entry.ok()?.file_name().to_str().map(str::to_owned).ok())
         .filter(|name| name != "." && name != "..")
         .collect())
 }
 
 /// Returns whether a file of that name is the log of a channel.
 fn is_log(name: &str) -> bool {
-    let device = name
-        .strip_prefix(PREFIX)
-        .and_then(|name| name.strip_suffix(SUFFIX));
+    let device = name.strip_prefix(PREFIX);
+    let device = device.and_then(|name| name.strip_suffix(SUFFIX));
     let hash = device.and_then(|device| device.strip_prefix(DEVICE_PREFIX));
-    hash.is_some_and(|hash| {
-        hash.len() == HASH_DIGITS && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
+    hash.is_some_and(is_hash)
 }
 
-/// A folder in which nobody else can put anything.
+/// Passes on a folder into which nobody else can put anything.
 fn own_folder(folder: OwnedFd) -> io::Result<OwnedFd> {
     let is = fstat(&folder)?;
     if is.st_uid == geteuid().as_raw() && is.st_mode & OTHERS_WRITE == 0 {
@@ -151,15 +132,6 @@ fn own_folder(folder: OwnedFd) -> io::Result<OwnedFd> {
     Err(io::Error::other(
         "others can write in the folder of the log",
     ))
-}
-
-fn look(folder: &OwnedFd, name: &str) -> io::Result<Stat> {
-    Ok(rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// What a file takes on the disk: what was cut off before a place where somebody goes on writing takes nothing.
-fn on_disk(is: &Stat) -> u64 {
-    u64::try_from(is.st_blocks).unwrap_or_default() * BLOCK
 }
 
 /// Keeps the end of a log beside it and empties it.
@@ -184,30 +156,23 @@ fn keep_end(folder: &OwnedFd, name: &str, file: &mut File, is: &Stat) -> io::Res
     let mut end = Vec::new();
     file.take(KEPT).read_to_end(&mut end)?;
     let fresh = format!("{name}{FRESH}");
-    match unlinkat(folder, &fresh, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(why) => return Err(why.into()),
-    }
+    let removed = unlinkat(folder, &fresh, AtFlags::empty());
+    missing_is_removed(removed.map_err(io::Error::from))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let kept = openat(folder, &fresh, flags, Mode::RUSR | Mode::WUSR)?;
     File::from(kept).write_all(&end)?;
     Ok(renameat(folder, &fresh, folder, format!("{name}{OLD}"))?)
 }
 
-/// Makes whoever writes a log write at its end, whatever that is: Incus's proxies go on where they were, which would leave
-/// a hole of gigabytes before it. Where that cannot be done the hole stays; it takes no place on the disk.
+/// Makes the processes that write a log append to it.
+///
+/// Incus opens the log without `O_APPEND` (Go's `os.Create`) and gives it to its proxy as stdout and stderr. A file that is
+/// emptied would get its next line at the old offset, behind a hole of gigabytes that every reader and backup sees as
+/// zeros. Only the writer's own descriptor can be changed; where that fails the hole stays, which takes no disk space.
 fn append_only(log: &Stat) {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return;
-    };
-    let numbers = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(Pid::from_raw);
-    for process in numbers {
+    for process in processes().into_iter().flatten() {
         for descriptor in [1, 2] {
-            let path = format!("/proc/{}/fd/{descriptor}", process.as_raw_nonzero());
-            let is_log = rustix::fs::stat(path)
+            let is_log = stat(format!("/proc/{process}/fd/{descriptor}"))
                 .is_ok_and(|is| (is.st_dev, is.st_ino) == (log.st_dev, log.st_ino));
             if is_log {
                 // A process that is gone meanwhile writes nothing.
@@ -226,7 +191,7 @@ fn append(process: Pid, descriptor: i32) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 

@@ -1,111 +1,82 @@
 //! Ends a machine's server that runs and does not answer, so that a new one can take its place.
 //!
-//! From the host: what hangs in a machine may hang whatever is asked of it there. Only processes of that machine are touched,
-//! so a machine that names its own like the server harms itself alone; and all of them end in the time of one.
+//! From the host, because a machine that hangs may also hang every request inside it. Only processes of that machine are
+//! touched, so one that imitates the server harms its own machine alone; and all of them end in the time of one.
 
-use std::fs;
-use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::edge::PROVIDER_FOLDER;
-use crate::machine_state::PROGRAM;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{command_line, namespace, processes};
+use crate::edge::PROVIDER_FOLDER;
+use crate::machine_state::PROGRAM;
 
 /// Time that servers get to end by themselves: a little longer than they give their running calls.
-const GENTLY: Duration = Duration::from_secs(30);
+const GRACEFUL: Duration = Duration::from_secs(30);
 /// Time that the kernel gets to end them.
 const FORCED: Duration = Duration::from_secs(10);
-/// Maximum number of processes that are ended: one is the server, and a machine may have made more that look like it.
-const MOST: usize = 64;
+/// Maximum number of processes that are ended: one is the server, and a machine may imitate it.
+const PROCESSES_MAX: usize = 64;
 
-/// Ends every server in the machine whose first process that is.
+/// Ends every server in the machine with this first process.
 pub(crate) async fn end(first: u32) {
     let machine = namespace(first);
-    // A number that is another process's by now is of no machine.
+    // A number that another process has by now is of no machine.
     if machine.is_none() || machine == namespace(std::process::id()) {
         return;
     }
-    let handles = servers().into_iter().filter_map(|process| {
-        // Opened first: what is looked at then is what is ended.
+    let server = [PROGRAM, "mcp", "serve", "--listen", PROVIDER_FOLDER, ""].join("\0");
+    // One byte more than the server has: a process may have arguments of any length.
+    let max = server.len() as u64 + 1;
+    let handles = processes().into_iter().flatten().filter_map(|process| {
+        let args = command_line(process, max).ok()?;
+        if args != server.as_bytes() {
+            return None;
+        }
+        // Opened before the machine is compared: the handle stays with the process that was compared.
         let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
-        let number = process.as_raw_nonzero().get().unsigned_abs();
-        (namespace(number) == machine).then_some(handle)
+        (namespace(process) == machine).then_some(handle)
     });
-    let handles = handles.take(MOST).collect();
+    let handles = handles.take(PROCESSES_MAX).collect();
     // Only this machine's steps wait for it.
-    let _ = tokio::task::spawn_blocking(move || end_all(handles, GENTLY)).await;
+    let _ = tokio::task::spawn_blocking(move || end_all(handles, GRACEFUL)).await;
 }
 
-/// The processes of this host, machines' included, that were started as a server.
-fn servers() -> Vec<Pid> {
-    let words = [PROGRAM, "mcp", "serve", "--listen", PROVIDER_FOLDER];
-    let line = words.map(|word| format!("{word}\0")).concat();
-    let entries = fs::read_dir("/proc").into_iter().flatten();
-    entries
-        .filter_map(Result::ok)
-        .filter(|entry| {
-            // No more than could be the same: a process may have arguments of any length.
-            let most = u64::try_from(line.len())
-                .unwrap_or(u64::MAX)
-                .saturating_add(1);
-            command_line(&entry.path(), most).is_ok_and(|words| words == line.as_bytes())
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(Pid::from_raw)
-        .collect()
-}
-
-/// The first `most` bytes of a process's arguments, each of which ends with a zero byte; `process` is its folder in
-/// `/proc`.
-pub(crate) fn command_line(process: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut words = Vec::new();
-    let file = fs::File::open(process.join("cmdline"))?;
-    file.take(most).read_to_end(&mut words)?;
-    Ok(words)
-}
-
-/// The cgroup that identifies a process's machine.
-pub(crate) fn namespace(process: u32) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{process}/ns/pid")).ok()
-}
-
-/// Ends processes: all are asked, then those that are left are made to. Blocks until that is done.
-fn end_all(mut handles: Vec<OwnedFd>, gently: Duration) {
+/// Ends processes: asks all, then kills the rest. Blocks until that is done.
+fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
     for handle in &handles {
-        // One that was stopped ends too; one that is gone meanwhile has ended.
+        // A stopped process ends too; one that is gone meanwhile has ended.
         let _ = pidfd_send_signal(handle, Signal::TERM);
         let _ = pidfd_send_signal(handle, Signal::CONT);
     }
-    wait(&mut handles, gently);
+    wait(&mut handles, graceful);
     for handle in &handles {
         let _ = pidfd_send_signal(handle, Signal::KILL);
     }
     wait(&mut handles, FORCED);
 }
 
-/// Waits until the processes have ended, or so long; those are left that have not.
-fn wait(handles: &mut Vec<OwnedFd>, patience: Duration) {
+/// Waits until the processes have ended, at most this long in all; keeps those that have not.
+fn wait(handles: &mut Vec<OwnedFd>, timeout: Duration) {
     let began = Instant::now();
-    handles.retain(|handle| !has_ended(handle, patience.saturating_sub(began.elapsed())));
-}
-
-/// Returns whether a process ends within this time: its handle can be read then.
-fn has_ended(handle: &OwnedFd, patience: Duration) -> bool {
-    let patience = Timespec::try_from(patience).ok();
-    let mut ending = [PollFd::new(handle, PollFlags::IN)];
-    // What cannot be waited for is not waited for.
-    let waited = retry_on_intr(|| poll(&mut ending, patience.as_ref()));
-    waited.map_or(true, |ready| ready > 0)
+    handles.retain(|handle| {
+        let left = Timespec::try_from(timeout.saturating_sub(began.elapsed())).ok();
+        // The handle of an ended process is readable; one that cannot be polled is not waited for.
+        let mut ending = [PollFd::new(handle, PollFlags::IN)];
+        let ready = retry_on_intr(|| poll(&mut ending, left.as_ref()));
+        ready.is_ok_and(|ready| ready == 0)
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::process::{Child, Stdio};
+
+    use rustix::process::Pid;
 
     use super::*;
 
@@ -141,7 +112,7 @@ mod tests {
         let second =
             format!("trap 'touch {asked}; exit 8' TERM; echo ready; while :; do sleep 0.02; done");
         let (mut first, mut second) = (shell(&first), shell(&second));
-        end_all(vec![handle(&first), handle(&second)], GENTLY);
+        end_all(vec![handle(&first), handle(&second)], GRACEFUL);
         assert_eq!(first.wait().unwrap().code(), Some(7));
         assert_eq!(second.wait().unwrap().code(), Some(8));
         // Those that do not listen.

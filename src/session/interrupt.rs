@@ -1,4 +1,4 @@
-//! Asked to stop, a run finishes the steps in hand and begins no other one; asked again, it ends at once.
+//! Ends a run on signals: after the first one it begins no other step, after the second it ends at once.
 
 use std::cell::Cell;
 use std::fs;
@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Reason for an action that was not started.
 pub(crate) const LEFT: &str = "asked to stop";
 
-/// Whether a run was asked to stop.
+/// Remembers that a run was asked to stop.
 #[derive(Debug, Default)]
 pub(crate) struct Interrupt(Cell<bool>);
 
@@ -27,23 +27,31 @@ impl Interrupt {
         if self.is_asked() { LEFT } else { why }
     }
 
-    /// Does work that looks at this before each step. When it is asked for the first time, `tell` is called and the work
-    /// comes to its end by itself; `None`: it was asked again.
+    /// Does work that checks [`Self::is_asked`] before each step. The first signal calls `tell`, and the work comes to its
+    /// end by itself; after the second one the result is `None`.
     ///
     /// # Errors
     ///
     /// Signals cannot be watched for.
-    pub(crate) async fn heeded<T>(
+    pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = T>,
         tell: impl Fn(),
     ) -> io::Result<Option<T>> {
-        let mut asks = asks()?;
+        let mut signals = signals()?;
         let mut work = pin!(work);
         loop {
+            let next = poll_fn(|context| {
+                let mut all = signals.iter_mut();
+                if all.any(|one| one.poll_recv(context).is_ready()) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
             tokio::select! {
                 done = &mut work => return Ok(Some(done)),
-                () = any(&mut asks) => {
+                () = next => {
                     if self.0.replace(true) {
                         return Ok(None);
                     }
@@ -54,9 +62,9 @@ impl Interrupt {
     }
 }
 
-/// What asks: ^C, whoever ends processes, a terminal that was closed. What this process was started to ignore
-/// (`nohup`, a shell's `&`) stays ignored.
-fn asks() -> io::Result<Vec<Signal>> {
+/// The signals that ask to stop: of ^C, of a service manager, of a closed terminal. Those that this process was started
+/// to ignore (`nohup`, a shell's `&`) stay ignored.
+fn signals() -> io::Result<Vec<Signal>> {
     let ignored = ignored(&fs::read("/proc/self/status").unwrap_or_default());
     let kinds = [
         SignalKind::interrupt(),
@@ -64,8 +72,8 @@ fn asks() -> io::Result<Vec<Signal>> {
         SignalKind::hangup(),
     ];
     let is_ignored = |kind: &SignalKind| ignored >> (kind.as_raw_value() - 1) & 1 == 1;
-    let heard = kinds.into_iter().filter(|kind| !is_ignored(kind));
-    heard.map(signal).collect()
+    let watched = kinds.into_iter().filter(|kind| !is_ignored(kind));
+    watched.map(signal).collect()
 }
 
 /// The signals that a process ignores, a bit for each, as proc(5) has them.
@@ -75,19 +83,6 @@ fn ignored(status: &[u8]) -> u64 {
     let mask = mask.and_then(|mask| std::str::from_utf8(mask).ok());
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or_default()
-}
-
-/// The next signal of any of these.
-async fn any(asks: &mut [Signal]) {
-    poll_fn(|context| {
-        let mut asks = asks.iter_mut();
-        if asks.any(|one| one.poll_recv(context).is_ready()) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
 }
 
 #[cfg(test)]
@@ -118,7 +113,7 @@ mod tests {
         for sent in [Sent::INT, Sent::TERM, Sent::HUP].into_iter().filter(heard) {
             let (stop, told) = (Interrupt::default(), Cell::new(0));
             let tell = || told.set(told.get() + 1);
-            let done = stop.heeded(steps(&stop, sent), tell).await.unwrap();
+            let done = stop.run(steps(&stop, sent), tell).await.unwrap();
             assert!(done.is_some_and(|steps| steps >= 2), "{sent:?}: {done:?}");
             assert_eq!(told.get(), 1);
             // A step that takes for ever.
@@ -126,7 +121,7 @@ mod tests {
                 kill_process(getpid(), sent).unwrap();
                 std::future::pending::<u32>().await
             };
-            assert_eq!(stop.heeded(never, tell).await.unwrap(), None);
+            assert_eq!(stop.run(never, tell).await.unwrap(), None);
             assert_eq!(told.get(), 1);
         }
     }

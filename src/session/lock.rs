@@ -1,4 +1,4 @@
-//! One `apply` or `destroy` at a time on this computer: two would sweep away each other's sockets.
+//! Lets one `apply` or `destroy` run at a time on this computer: two would sweep away each other's sockets.
 //!
 //! The lock also remembers a network that was being made or deleted when a run was killed. Incus shows no operation for
 //! those, and two deletions of one network at once leave its DNS server behind for ever, on the network's address.
@@ -15,19 +15,19 @@ use crate::dir::open_or_make;
 
 /// Only root writes in this folder, so nobody else can hold the lock.
 const LOCK: &str = "/run/anklume.lock";
-/// Time that Incus gets to finish a network request of a killed run; it takes a fraction of a second.
+/// Time for Incus to finish a network request of a killed run, which takes a fraction of a second.
 const AFTERMATH: Duration = Duration::from_secs(3);
 /// Content of the file while a network is created or deleted.
 const MARK: &[u8] = b"a network is being made or deleted\n";
 
-/// The lock; dropped, it is free.
+/// The lock, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     /// The file, and how many networks are being made or deleted.
     file: Mutex<(File, usize)>,
 }
 
-/// A network is being made or deleted, until `done` says that it is no longer.
+/// Marks that a network is being made or deleted, until `done`.
 #[derive(Debug)]
 pub(crate) struct Busy<'l>(Option<&'l Lock>);
 
@@ -45,7 +45,7 @@ pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
     }))
 }
 
-/// The file, locked, and whether a run was killed while a network was being made or deleted.
+/// Returns the locked file, and whether a run was killed while a network was being made or deleted.
 fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
     let mut file = open_or_make(CWD, LOCK)?;
     if file.try_lock().is_err() {
@@ -68,7 +68,7 @@ pub(crate) fn is_held() -> bool {
 }
 
 impl Lock {
-    /// Remembers that a network is being made or deleted; also after a stop in the middle, when nobody says `done`.
+    /// Marks that a network is being made or deleted; the mark outlives a run that is killed before `done`.
     pub(crate) fn busy(lock: Option<&Self>) -> Busy<'_> {
         if let Some(lock) = lock {
             lock.count(|busy| busy + 1);
@@ -81,7 +81,7 @@ impl Lock {
         let (file, busy) = &mut *held;
         let before = *busy;
         *busy = change(before);
-        // A mark that cannot be written is a pause that a later run does not make.
+        // Without the mark, a later run only skips a pause.
         let _ = match (before, *busy) {
             (0, 1) => file.rewind().and_then(|()| file.write_all(MARK)),
             (1, 0) => file.set_len(0),

@@ -1,21 +1,39 @@
-//! Looks at the channels from the host, and changes nothing: the devices at both ends, and whether the provider's server
-//! answers over each.
+//! Looks at the channels from the host, and changes nothing: the processes that carry their bytes, the sockets at both ends,
+//! and whether the provider's server answers over each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::time::Duration;
 
-use super::proxy_probe::{self, Proxies, ProxyAnswer};
-use crate::edge::{Edge, End};
-use crate::incus::FileOwner;
-use crate::incus::state::Instance;
+use rustix::process::Pid;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::instance;
+use crate::edge::{Edge, End, HOST_FOLDER};
+use crate::host::{command_line, namespace, processes};
+use crate::incus::state::{Instance, InstanceId};
+use crate::incus::{FileOwner, State};
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
-use crate::plan::{RecreateReason, Role};
-use crate::session::Session;
-use crate::session::each;
+use crate::machine_state::Serving;
+use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::server::OVERLOADED;
+use crate::plan::{Facts, RecreateReason, Role};
+use crate::session::{Session, each};
 
-/// The channels, and what was found of each.
-#[derive(Debug)]
-pub(crate) struct Channels<'e>(Vec<(&'e Edge, ObservedChannel)>);
+/// Time-out for a provider's server.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Mode of an edge's sockets, on the host and in the consumer.
+const SOCKET_MODE: u32 = 0o600;
+/// The bits of a mode that are not the type of the file.
+const MODE_BITS: u32 = 0o7777;
+/// Maximum number of bytes of a process's arguments that are read; those of a proxy take a fraction of it.
+const ARGUMENTS_MAX: u64 = 64 * 1024;
+/// Maximum length of a server's message that root reads, in bytes.
+const ANSWER_MAX: usize = 64 * 1024;
 
 /// The findings on a channel.
 #[derive(Debug, Default)]
@@ -24,172 +42,280 @@ struct ObservedChannel {
     provider: Option<RecreateReason>,
     /// The fault of the consumer's device.
     consumer: Option<RecreateReason>,
-    heard: ProbeResult,
+    result: ProbeResult,
 }
 
 /// The result of probing a provider over a channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum ProbeResult {
-    /// It was not asked.
+    /// It was not asked, or this user may not ask.
     #[default]
     Nothing,
-    /// An answer.
+    /// Its server listed its tools.
     Answer,
-    /// That the consumer has all the connections that it may have.
+    /// Its server says that the consumer has as many connections as it may have.
     Full,
-    /// No answer, where the consumer has as many connections as that: they may be before this one.
+    /// No answer, and the consumer has as many connections as it may have: they may be before this one.
     Crowd,
     /// No answer.
     Silence,
 }
 
-/// Looks at each channel; `there` gives the machine of a project.
-pub(crate) async fn look<'e, 's>(
+/// Looks at each channel. Notes the full ones, the devices that do not work, and the machines whose server hangs.
+pub(super) async fn look(
     session: &Session,
     infra: &Infra,
-    edges: &'e [Edge],
-    there: impl Fn(&str, &str) -> Option<&'s Instance>,
-) -> Channels<'e> {
-    let end = |edge: &Edge, end: &End| {
-        there(end.domain.as_str(), end.machine.as_str()).filter(|one| {
-            // A device that is not there is made anyway.
-            one.is_running() && one.devices.contains_key(&edge.device_name())
-        })
+    edges: &[Edge],
+    state: &State,
+    facts: &mut Facts,
+) {
+    let observer = &Observer {
+        session,
+        infra,
+        proxies: proxies(),
     };
-    let proxies = &Proxies::look();
-    let found = each(edges, |edge| async {
+    let machine = |edge: &Edge, end: &End| {
+        // A missing device is made anyway.
+        instance(state, &end.domain, &end.machine)
+            .filter(|one| one.is_running() && one.devices.contains_key(&edge.device_name()))
+    };
+    let observed = each(edges, |edge| async move {
         let mut channel = ObservedChannel::default();
-        if let Some(provider) = end(edge, &edge.provider) {
-            (channel.heard, channel.provider) =
-                provider_end(session, infra, edge, provider, proxies).await;
+        if let Some(provider) = machine(edge, &edge.provider) {
+            (channel.result, channel.provider) = observer.provider_end(edge, provider).await;
         }
-        if let Some(consumer) = end(edge, &edge.consumer) {
-            channel.consumer = consumer_end(session, edge, consumer, proxies).await;
+        if let Some(consumer) = machine(edge, &edge.consumer) {
+            channel.consumer = observer.consumer_end(edge, consumer).await;
         }
         channel
-    });
-    Channels(edges.iter().zip(found.await).collect())
-}
-
-impl Channels<'_> {
-    /// Returns whether a machine's server hangs.
-    pub(crate) fn hangs(&self, provider: &str) -> bool {
-        hangs(&self.heard_of(provider))
+    })
+    .await;
+    let mut results: BTreeMap<_, Vec<ProbeResult>> = BTreeMap::new();
+    for (edge, channel) in edges.iter().zip(&observed) {
+        let own = results.entry(&edge.provider.machine).or_default();
+        own.push(channel.result);
     }
-
-    /// The channels over which a server answers, and not whoever asks now: the consumer's connections are all in use. By
-    /// hash.
-    pub(crate) fn full(&self) -> BTreeSet<String> {
-        let full = self.0.iter().filter(|(edge, channel)| match channel.heard {
-            ProbeResult::Full => true,
-            ProbeResult::Crowd => lives(&self.heard_of(edge.provider.machine.as_str())),
-            ProbeResult::Nothing | ProbeResult::Answer | ProbeResult::Silence => false,
+    for (edge, channel) in edges.iter().zip(observed) {
+        let provider = &edge.provider;
+        let own = results
+            .get(&provider.machine)
+            .map_or(&[][..], Vec::as_slice);
+        let is_crowd = channel.result == ProbeResult::Crowd && lives(own);
+        if channel.result == ProbeResult::Full || is_crowd {
+            facts.full.insert(edge.hash.clone());
+        }
+        let faults = [
+            (Role::Provider, channel.provider),
+            (Role::Consumer, channel.consumer),
+        ];
+        let faults = faults.into_iter().filter_map(|(role, fault)| {
+            let end = (edge.hash.clone(), role);
+            Some((end, fault?))
         });
-        full.map(|(edge, _)| edge.hash.clone()).collect()
-    }
-
-    /// The ends whose device does not work, by the channel's hash.
-    pub(crate) fn broken(&self) -> BTreeMap<(String, Role), RecreateReason> {
-        let ends = self.0.iter().flat_map(|(edge, channel)| {
-            [
-                (edge, Role::Provider, channel.provider),
-                (edge, Role::Consumer, channel.consumer),
-            ]
-        });
-        ends.filter_map(|(edge, role, again)| Some(((edge.hash.clone(), role), again?)))
-            .collect()
-    }
-
-    /// The results of probing a provider over each of its channels.
-    fn heard_of(&self, provider: &str) -> Vec<ProbeResult> {
-        let own = self.0.iter();
-        let own = own.filter(|(edge, _)| edge.provider.machine.as_str() == provider);
-        own.map(|(_, channel)| channel.heard).collect()
+        facts.broken.extend(faults);
+        let id = InstanceId::new(provider.domain.as_str(), provider.machine.as_str());
+        if let Some(found) = facts.inside.get_mut(&id).filter(|_| hangs(own)) {
+            found.serving = Serving::Silent;
+        }
     }
 }
 
-/// Returns whether the server of these channels hangs: it is silent where no crowd of the consumer's stands before the question, or
-/// everywhere.
+/// Returns whether the server of these channels hangs: it is silent where the probe was not behind a crowd, or everywhere.
 fn hangs(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
 }
 
-/// Returns whether somebody answers over one of these channels.
+/// Returns whether a server answers over one of these channels.
 fn lives(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Answer) || own.contains(&ProbeResult::Full)
 }
 
-/// Probes a provider's server, and finds what is wrong with the provider's device.
-async fn provider_end(
-    session: &Session,
-    infra: &Infra,
-    edge: &Edge,
-    provider: &Instance,
-    proxies: &Proxies,
-) -> (ProbeResult, Option<RecreateReason>) {
-    let broken = |again| (ProbeResult::Nothing, Some(again));
-    match proxy_probe::ask(edge).await {
-        ProxyAnswer::NotAllowed => (ProbeResult::Nothing, None),
-        ProxyAnswer::Tools => (ProbeResult::Answer, None),
-        ProxyAnswer::Full => (ProbeResult::Full, None),
-        ProxyAnswer::NoProcess => broken(RecreateReason::NoProcess),
-        _ if !carried(session, edge, provider, proxies).await => broken(RecreateReason::NoProcess),
-        ProxyAnswer::NoSocket => broken(RecreateReason::NoSocket),
-        ProxyAnswer::OddSocket => broken(RecreateReason::BadSocket),
-        ProxyAnswer::Silent if proxy_probe::connections(edge) >= most_connections(infra, edge) => {
-            (ProbeResult::Crowd, None)
+/// Looks at the ends of channels.
+struct Observer<'a> {
+    session: &'a Session,
+    infra: &'a Infra,
+    /// `None`: they could not be listed.
+    proxies: Option<Vec<Proxy>>,
+}
+
+impl Observer<'_> {
+    /// Probes a provider's server, and finds the fault of the provider's device.
+    async fn provider_end(
+        &self,
+        edge: &Edge,
+        provider: &Instance,
+    ) -> (ProbeResult, Option<RecreateReason>) {
+        let answer = ask(edge).await;
+        let is_bad = matches!(
+            answer,
+            Ok(ProbeResult::Silence) | Err(RecreateReason::NoSocket | RecreateReason::BadSocket)
+        );
+        if is_bad && !self.is_carried(edge, Role::Provider, provider).await {
+            return (ProbeResult::Nothing, Some(RecreateReason::NoProcess));
         }
-        ProxyAnswer::Silent => (ProbeResult::Silence, None),
+        match answer {
+            Ok(ProbeResult::Silence) if connections(edge) >= self.connections_max(edge) => {
+                (ProbeResult::Crowd, None)
+            }
+            Ok(result) => (result, None),
+            Err(fault) => (ProbeResult::Nothing, Some(fault)),
+        }
+    }
+
+    /// Maximum number of connections that a consumer may have at once.
+    fn connections_max(&self, edge: &Edge) -> usize {
+        let provider = self.infra.machine(edge.provider.machine.as_str());
+        let services = provider.into_iter().flat_map(|(_, one)| &one.services);
+        let max = services
+            .filter(|service| service.consumers.contains(&edge.consumer.machine))
+            .filter_map(|service| service.limits.connections)
+            .max();
+        usize::try_from(max.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
+    }
+
+    /// Finds the fault of a consumer's device.
+    async fn consumer_end(&self, edge: &Edge, consumer: &Instance) -> Option<RecreateReason> {
+        if !self.is_carried(edge, Role::Consumer, consumer).await {
+            return Some(RecreateReason::NoProcess);
+        }
+        let made = FileOwner {
+            uid: edge.owner_uid,
+            gid: edge.owner_gid,
+            mode: SOCKET_MODE,
+        };
+        let mut files = self.session.files(consumer).await;
+        // Another check reports a file that cannot be read.
+        let Some(entry) = files.look(&edge.consumer_socket()).await.ok()? else {
+            return Some(RecreateReason::NoSocket);
+        };
+        let is_other = entry.owner.is_some_and(|owner| owner != made);
+        (is_other || entry.is_socket == Some(false)).then_some(RecreateReason::BadSocket)
+    }
+
+    /// Returns whether a process carries the bytes for an edge's end in this machine; also where that cannot be known.
+    async fn is_carried(&self, edge: &Edge, role: Role, machine: &Instance) -> bool {
+        let first = self.session.first_process(machine).await;
+        let (Some(first), Some(proxies)) = (first, &self.proxies) else {
+            return true;
+        };
+        let (inside, uid) = match role {
+            Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
+            // Runs as the machine's root, whatever number that has here.
+            Role::Provider => (edge.provider_socket(), None),
+        };
+        let sockets = [edge.host_socket(), inside].map(|path| format!("unix:{path}"));
+        let first = first.to_string();
+        proxies.iter().any(|proxy| {
+            let has = |needed: &String| proxy.args.iter().any(|arg| arg == needed.as_bytes());
+            uid.is_none_or(|uid| uid == proxy.uid) && sockets.iter().all(has) && has(&first)
+        })
     }
 }
 
-/// Connections that a consumer may have at once.
-fn most_connections(infra: &Infra, edge: &Edge) -> usize {
-    let provider = infra.machine(edge.provider.machine.as_str());
-    let services = provider.into_iter().flat_map(|(_, one)| &one.services);
-    let most = services
-        .filter(|service| service.consumers.contains(&edge.consumer.machine))
-        .filter_map(|service| service.limits.connections)
-        .max();
-    usize::try_from(most.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
+/// Asks the provider of an edge what it offers the consumer, over the host's socket of the edge; or finds the fault of the
+/// provider's device.
+async fn ask(edge: &Edge) -> Result<ProbeResult, RecreateReason> {
+    let socket = edge.host_socket();
+    let is_odd = fs::symlink_metadata(&socket).is_ok_and(|is| {
+        let owner = (is.uid(), is.gid(), is.mode() & MODE_BITS);
+        !is.file_type().is_socket() || owner != (edge.uid, edge.uid, SOCKET_MODE)
+    });
+    if is_odd {
+        return Err(RecreateReason::BadSocket);
+    }
+    match UnixStream::connect(&socket).await {
+        Ok(stream) => Ok(probe(stream).await),
+        Err(why) => match why.kind() {
+            ErrorKind::NotFound => Err(RecreateReason::NoSocket),
+            ErrorKind::PermissionDenied => Ok(ProbeResult::Nothing),
+            _ => Err(RecreateReason::NoProcess),
+        },
+    }
 }
 
-/// The fault of a consumer's device.
-async fn consumer_end(
-    session: &Session,
-    edge: &Edge,
-    consumer: &Instance,
-    proxies: &Proxies,
-) -> Option<RecreateReason> {
-    let first = session.first_process(consumer).await;
-    if first.is_some_and(|first| !proxies.carry(edge, Role::Consumer, first)) {
-        return Some(RecreateReason::NoProcess);
-    }
-    let made = FileOwner {
-        uid: edge.owner_uid,
-        gid: edge.owner_gid,
-        mode: proxy_probe::SOCKET_MODE,
+/// Probes a server over a connection.
+async fn probe(stream: UnixStream) -> ProbeResult {
+    let patience = Patience {
+        first: TIMEOUT,
+        call: TIMEOUT,
     };
-    let mut files = session.files(consumer).await;
-    // Another check reports a file that cannot be read.
-    match files.look(&edge.consumer_socket()).await.ok()? {
-        None => Some(RecreateReason::NoSocket),
-        Some(there) => {
-            let odd = there.owner.is_some_and(|owner| owner != made);
-            (odd || there.is_socket == Some(false)).then_some(RecreateReason::BadSocket)
+    // Not `into_split`: its write half ends the stream when it is dropped.
+    let (reader, writer) = tokio::io::split(stream);
+    let listed = async {
+        let mut client = Client::start_within(reader, writer, patience, ANSWER_MAX).await?;
+        client.answers().await
+    };
+    match timeout(TIMEOUT, listed).await {
+        // A list of many services may be longer than is read here.
+        Ok(Ok(()) | Err(ClientError::TooLong(_))) => ProbeResult::Answer,
+        Ok(Err(ClientError::Refused { refusal, .. })) if refusal.raw().code.0 == OVERLOADED => {
+            ProbeResult::Full
         }
+        Ok(Err(_)) | Err(_) => ProbeResult::Silence,
     }
 }
 
-/// Returns whether the process of a provider's device is there; where nobody can say, it is.
-async fn carried(session: &Session, edge: &Edge, provider: &Instance, proxies: &Proxies) -> bool {
-    let first = session.first_process(provider).await;
-    first.is_none_or(|first| proxies.carry(edge, Role::Provider, first))
+/// Counts the connections to the host's socket of an edge, including those that wait.
+fn connections(edge: &Edge) -> usize {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    connections_in(&table, &edge.host_socket())
+}
+
+/// Counts those of a table of the kernel's (proc_net(5)), in which the listening socket itself has a flag.
+fn connections_in(table: &[u8], socket: &str) -> usize {
+    const LISTENS: &str = "00010000";
+    let table = String::from_utf8_lossy(table);
+    let lines = table.lines().filter(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let flags = fields.nth(3);
+        flags.is_some_and(|flags| flags != LISTENS) && fields.last() == Some(socket)
+    });
+    lines.count()
+}
+
+/// A process of the host that carries bytes of channels.
+struct Proxy {
+    uid: u32,
+    args: Vec<Vec<u8>>,
+}
+
+/// Lists them; `None` if that is not possible.
+fn proxies() -> Option<Vec<Proxy>> {
+    // Others than root may not see them (`hidepid` of proc(5)).
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let own = namespace(std::process::id());
+    let socket = format!("unix:{HOST_FOLDER}/");
+    let proxy = |process| {
+        // First, because a machine gives its processes any arguments, and can make reading them hang.
+        if namespace(process) != own {
+            return None;
+        }
+        let args = command_line(process, ARGUMENTS_MAX).ok()?;
+        let args = args.split(|byte| *byte == 0).map(<[u8]>::to_vec);
+        let args: Vec<Vec<u8>> = args.collect();
+        let carries = args.iter().any(|arg| arg.starts_with(socket.as_bytes()));
+        let uid = fs::metadata(format!("/proc/{process}")).ok()?.uid();
+        (carries && runs(process)).then_some(Proxy { uid, args })
+    };
+    Some(processes().ok()?.filter_map(proxy).collect())
+}
+
+/// Returns whether a process is neither stopped nor a zombie (proc(5): the state follows the name, which is in brackets).
+fn runs(process: Pid) -> bool {
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    let mut rest = stat.rsplit(|byte| *byte == b')');
+    let state = rest.next().and_then(|rest| rest.get(1));
+    state.is_some_and(|state| !b"TtZXx".contains(state))
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
     use super::*;
+    use crate::mcp::concurrency::too_many_connections;
 
     #[test]
     fn a_crowd_of_one_consumer_s_is_no_silence_of_a_server_that_answers_others() {
@@ -208,5 +334,45 @@ mod tests {
         for (own, expected) in cases {
             assert_eq!(hangs(own), expected, "{own:?}");
         }
+    }
+
+    /// The result for a server that gives the first request this answer and ends.
+    async fn answered(answer: &str) -> ProbeResult {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let answer = answer.to_owned();
+        let server = tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut line = String::new();
+            BufReader::new(reader).read_line(&mut line).await.unwrap();
+            writer.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let result = probe(ours).await;
+        server.await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn a_server_that_turns_a_caller_away_is_not_silent() {
+        let error =
+            serde_json::to_string(&rmcp::model::ErrorData::from(too_many_connections(2))).unwrap();
+        let refused = |error: &str| format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{error}}}\n");
+        assert_eq!(answered(&refused(&error)).await, ProbeResult::Full);
+        let other = refused(r#"{"code":-32603,"message":"no"}"#);
+        assert_eq!(answered(&other).await, ProbeResult::Silence);
+        assert_eq!(answered("").await, ProbeResult::Silence);
+    }
+
+    #[test]
+    fn connections_are_counted_by_the_path_that_they_came_to() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path
+0: 00000002 00000000 00010000 0001 01 11 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 12 /var/lib/anklume/mcp/00.sock
+0: 00000002 00000000 00000000 0001 02 13 /var/lib/anklume/mcp/00.sock
+0: 00000003 00000000 00000000 0001 03 14 /var/lib/anklume/mcp/01.sock
+0: 00000003 00000000 00000000 0001 03 15
+";
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/00.sock"), 2);
+        assert_eq!(connections_in(table, "/var/lib/anklume/mcp/01.sock"), 1);
+        assert_eq!(connections_in(b"", "/var/lib/anklume/mcp/01.sock"), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What a provider offers, asked inside the consumer and as the user who may; what the machine says of it is only its word.
+//! Asks inside a consumer, as the user who may call, what a provider offers; the machine's answer is only its word.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,24 +9,23 @@ use crate::name::ServiceName;
 use crate::session::Session;
 use crate::transport::RemoteExec;
 
-/// Time-out for a consumer's list of services; its program waits less long for the provider.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest of a machine's words that are shown, in characters.
-const WORDS_MAX: usize = 300;
+/// Time-out for a consumer's list of services; its program's time-out for the provider is shorter.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum length of a machine's text that is displayed, in characters.
+const TEXT_MAX: usize = 300;
 
 /// A consumer's answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeardServices {
     /// The services that it sees.
     pub(crate) services: BTreeSet<String>,
-    /// From its question to the provider's answer, over a connection that stands.
+    /// Time from its question to the provider's answer, without connecting.
     pub(crate) took: Duration,
 }
 
 /// The reason why a consumer did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unheard {
-    /// In words.
     pub(crate) why: String,
     /// The provider has too much to do for this consumer, as the consumer says.
     pub(crate) overloaded: bool,
@@ -34,53 +33,54 @@ pub(crate) struct Unheard {
 
 impl From<String> for Unheard {
     fn from(why: String) -> Self {
-        let overloaded = false;
-        Self { why, overloaded }
+        Self {
+            why,
+            overloaded: false,
+        }
     }
 }
 
 /// Lists, inside the consumer, what the provider offers it; or why that fails.
 pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices, Unheard> {
     let consumer = &edge.consumer;
-    let errand = RemoteExec {
+    let remote = RemoteExec {
         project: consumer.domain.as_str(),
         machine: consumer.machine.as_str(),
         user: Some((edge.owner_uid, edge.owner_gid)),
         words: &[PROGRAM, ASK, edge.provider.machine.as_str()],
         order: b"",
-        patience: PATIENCE,
+        patience: TIMEOUT,
     };
-    let said = errand
-        .run()
-        .await
-        .map_err(|why| format!("asked in the consumer, {why}"))?;
-    let offered = session.reader().offered(&said.answer).await;
+    let output = remote.run().await;
+    let output = output.map_err(|why| format!("asked in the consumer, {why}"))?;
+    let offered = session.reader.offered(&output.answer).await;
     let Some(offered) = offered.map_err(|why| why.to_string())? else {
-        // Words of Incus's, where it could not even start it.
-        let words = match said.stderr.shown(WORDS_MAX) {
-            words if words.is_empty() => "it says nothing".to_owned(),
-            words => words,
+        // A message of Incus's, where it could not even start the program.
+        let message = match output.stderr.shown(TEXT_MAX) {
+            message if message.is_empty() => "it says nothing".to_owned(),
+            message => message,
         };
-        return Err(format!("the consumer's program does not answer: {words}").into());
+        return Err(format!("the consumer's program does not answer: {message}").into());
     };
-    if let Some(why) = offered.failed {
-        let why = format!("the consumer says: {}", why.shown(WORDS_MAX));
-        let overloaded = offered.overloaded;
-        return Err(Unheard { why, overloaded });
+    if let Some(why) = &offered.failed {
+        return Err(Unheard {
+            why: format!("the consumer says: {}", why.shown(TEXT_MAX)),
+            overloaded: offered.overloaded,
+        });
     }
-    let odd = || "the consumer says what is no list of services".to_owned();
-    heard(&offered).ok_or_else(|| odd().into())
+    let unreadable = "the consumer says what is no list of services";
+    parsed(&offered).ok_or_else(|| unreadable.to_owned().into())
 }
 
-/// A machine's word, read strictly; `None`: it is no list of services.
-fn heard(offered: &Offered) -> Option<HeardServices> {
+/// Parses a machine's answer strictly; `None`: it is no list of services.
+fn parsed(offered: &Offered) -> Option<HeardServices> {
     let names = offered.services.iter().map(|name| {
         let name: ServiceName = name.raw().parse().ok()?;
         Some(name.to_string())
     });
     let services: BTreeSet<String> = names.collect::<Option<_>>()?;
     let took = Duration::try_from_secs_f64(offered.milliseconds? / 1000.0).ok()?;
-    (services.len() == offered.services.len() && took < PATIENCE)
+    (services.len() == offered.services.len() && took < TIMEOUT)
         .then_some(HeardServices { services, took })
 }
 
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_machine_s_word_is_read_strictly() {
-        let good = heard(&offered(&["sign", "push"], 1.5)).unwrap();
+        let good = parsed(&offered(&["sign", "push"], 1.5)).unwrap();
         assert_eq!(
             good.services.into_iter().collect::<Vec<_>>(),
             ["push", "sign"]
@@ -113,7 +113,7 @@ mod tests {
             offered(&["sign"], 1e300),
             Offered::default(),
         ] {
-            assert_eq!(heard(&bad), None, "{bad:?}");
+            assert_eq!(parsed(&bad), None, "{bad:?}");
         }
     }
 }

@@ -2,35 +2,34 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 
-use super::{nested_mounts, shares};
-use crate::edge::{Edge, HASH_DIGITS, HOST_FOLDER};
+use super::shares;
+use crate::edge::{Edge, HOST_FOLDER};
 use crate::host::folders::FOLDERS;
-use crate::host::{log_timer, proxy_logs};
+use crate::host::{is_hash, log_timer, proxy_logs};
 use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, HostRoute, TakenIds};
 use crate::transport;
 
 /// Required mode of the folders.
 const FOLDER_MODE: u32 = 0o711;
-/// Bits of a mode that are rights.
-const RIGHTS: u32 = 0o7777;
+/// The bits of a mode that are not the type of the file.
+const MODE_BITS: u32 = 0o7777;
 
-/// Looks around on the host.
-pub(crate) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
+/// Reads the facts of the host.
+pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
     let mut ids = ids_of_files();
     ids.extend(ids_of_directories(edges).await);
     Facts {
         ids,
         sockets: sockets(),
         missing: missing(infra),
-        shares: shares::look(infra),
-        nested: nested_mounts::look(infra),
+        shares: shares::reaches(infra),
+        nested: shares::nested_paths(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
-        routes: routes(),
+        routes: text("/proc/net/route").lines().filter_map(route).collect(),
         logs: proxy_logs::big(edges),
         rotation: log_timer::look(),
         root: rustix::process::geteuid().is_root(),
@@ -38,7 +37,7 @@ pub(crate) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
     }
 }
 
-/// A small file of the system's; what is not there says nothing.
+/// The text of a small system file; empty if it cannot be read.
 fn text(path: &str) -> String {
     fs::read(path)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -46,22 +45,17 @@ fn text(path: &str) -> String {
 }
 
 fn ids_of_files() -> Vec<TakenIds> {
-    let mut taken = Vec::new();
-    for path in ["/etc/passwd", "/etc/group"] {
-        taken.extend(text(path).lines().filter_map(|line| account(line, path)));
-    }
-    for path in ["/etc/subuid", "/etc/subgid"] {
-        let content = text(path);
-        taken.extend(content.lines().filter_map(|line| {
-            let mut parts = line.split(':');
-            Some(TakenIds {
-                by: format!("`{path}` for `{}`", parts.next()?.escape_debug()),
-                first: parts.next()?.trim().parse().ok()?,
-                count: parts.next()?.trim().parse().ok()?,
-            })
-        }));
-    }
-    taken
+    let read = |paths: [&'static str; 2], parse: fn(&str, &str) -> Option<TakenIds>| {
+        paths.into_iter().flat_map(move |path| {
+            let text = text(path);
+            let ids = text.lines().filter_map(|line| parse(line, path));
+            ids.collect::<Vec<_>>()
+        })
+    };
+    let accounts = read(["/etc/passwd", "/etc/group"], account);
+    accounts
+        .chain(read(["/etc/subuid", "/etc/subgid"], subordinate))
+        .collect()
 }
 
 /// A line of passwd or group: the number is the third field of both.
@@ -74,7 +68,17 @@ fn account(line: &str, source: &str) -> Option<TakenIds> {
     })
 }
 
-/// Users and groups that a directory service gives out, which no file shows.
+/// A line of subuid or subgid.
+fn subordinate(line: &str, source: &str) -> Option<TakenIds> {
+    let mut parts = line.split(':');
+    Some(TakenIds {
+        by: format!("`{source}` for `{}`", parts.next()?.escape_debug()),
+        first: parts.next()?.trim().parse().ok()?,
+        count: parts.next()?.trim().parse().ok()?,
+    })
+}
+
+/// Users and groups of a directory service, which no file shows.
 async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     let uids: BTreeSet<String> = edges.iter().map(|edge| edge.uid.to_string()).collect();
     let mut taken = Vec::new();
@@ -82,27 +86,24 @@ async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
         return taken;
     }
     for database in ["passwd", "group"] {
-        // Where the program is missing, the files are all that there is.
+        // Without the program, the files are the only source.
         let Ok(mut getent) = transport::program("getent") else {
             break;
         };
         getent.arg(database).args(&uids).kill_on_drop(true);
         if let Ok(output) = getent.output().await {
-            let found = String::from_utf8_lossy(&output.stdout).into_owned();
+            let lines = String::from_utf8_lossy(&output.stdout);
             let source = format!("getent {database}");
-            taken.extend(found.lines().filter_map(|line| account(line, &source)));
+            taken.extend(lines.lines().filter_map(|line| account(line, &source)));
         }
     }
     taken
 }
 
 fn sockets() -> Vec<String> {
-    let Ok(entries) = fs::read_dir(HOST_FOLDER) else {
-        return Vec::new();
-    };
+    let entries = fs::read_dir(HOST_FOLDER).into_iter().flatten();
     let mut names: Vec<String> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| is_socket_name(name))
         .collect();
     names.sort_unstable();
@@ -110,17 +111,16 @@ fn sockets() -> Vec<String> {
 }
 
 fn is_socket_name(name: &str) -> bool {
-    name.strip_suffix(".sock").is_some_and(|hash| {
-        hash.len() == HASH_DIGITS && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
+    name.strip_suffix(".sock").is_some_and(is_hash)
 }
 
-/// Paths on the host that disks need and that are not there.
+/// Paths on the host that disks need and that are missing.
 fn missing(infra: &Infra) -> BTreeSet<String> {
     let devices = infra.machines().flat_map(|(_, machine)| &machine.devices);
     devices
         .filter_map(needed_source)
-        .filter(|path| !there(path))
+        // A path that may not be looked at may exist.
+        .filter(|path| !fs::exists(path).unwrap_or(true))
         .map(str::to_owned)
         .collect()
 }
@@ -132,35 +132,18 @@ fn needed_source(device: &Device) -> Option<&str> {
     device.shared_source().filter(|_| !optional)
 }
 
-fn there(path: &str) -> bool {
-    match fs::metadata(path) {
-        Ok(_) => true,
-        // What may not be looked at may be there.
-        Err(why) => why.kind() != io::ErrorKind::NotFound,
-    }
-}
-
 /// The fault of one of anklume's folders.
 fn folder(path: &str) -> Option<HostFolder> {
     let state = match fs::symlink_metadata(path) {
         Err(_) => FolderState::Missing,
         Ok(is) if !is.is_dir() => FolderState::NoFolder,
-        Ok(is) => {
-            let rights = is.permissions().mode() & RIGHTS;
-            if is.uid() == 0 && is.gid() == 0 && rights == FOLDER_MODE {
-                return None;
-            }
-            FolderState::Loose
+        Ok(is) if (is.uid(), is.gid(), is.mode() & MODE_BITS) == (0, 0, FOLDER_MODE) => {
+            return None;
         }
+        Ok(_) => FolderState::Loose,
     };
-    Some(HostFolder {
-        path: path.to_owned(),
-        state,
-    })
-}
-
-fn routes() -> Vec<HostRoute> {
-    text("/proc/net/route").lines().filter_map(route).collect()
+    let path = path.to_owned();
+    Some(HostFolder { path, state })
 }
 
 /// A line of the kernel's table; addresses are in the order of this computer's memory.

@@ -1,4 +1,4 @@
-//! Images of remotes: where they are, and whether they are there, as the `incus` program of this user sees it.
+//! Looks for images of remotes, as the `incus` program of this user sees them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,12 +11,12 @@ use tokio::time::timeout;
 use crate::plan::RemoteImage;
 use crate::transport;
 
-/// Maximum time that a remote may take to say whether it has an image.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time-out for a remote to say whether it has an image.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A remote as `incus remote list` prints it.
 #[derive(Debug, Deserialize)]
-struct Listed {
+struct Remote {
     #[serde(rename = "Addr")]
     address: String,
     #[serde(rename = "Protocol")]
@@ -29,10 +29,10 @@ pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteI
     if images.is_empty() {
         return found;
     }
-    let remotes = remotes().await;
+    let remotes = remotes().await.map_err(|why| why.to_string());
     for image in images {
         let one = match &remotes {
-            Ok(remotes) => look(&image, remotes).await,
+            Ok(remotes) => look(&image, remotes).await.map_err(|why| why.to_string()),
             Err(why) => Err(why.clone()),
         };
         found.insert(image, one);
@@ -40,36 +40,38 @@ pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteI
     found
 }
 
-async fn remotes() -> Result<BTreeMap<String, Listed>, String> {
+async fn remotes() -> io::Result<BTreeMap<String, Remote>> {
     let text = incus(&["remote", "list", "-f", "json"]).await?;
-    serde_json::from_str(&text).map_err(|why| format!("`incus remote list` cannot be read: {why}"))
+    serde_json::from_str(&text)
+        .map_err(|why| io::Error::other(format!("`incus remote list` cannot be read: {why}")))
 }
 
-async fn look(image: &str, remotes: &BTreeMap<String, Listed>) -> Result<RemoteImage, String> {
-    let (remote, alias) = image.split_once(':').unwrap_or(("", image));
-    let listed = remotes
-        .get(remote)
-        .ok_or_else(|| format!("there is no remote `{remote}`"))?;
+async fn look(image: &str, remotes: &BTreeMap<String, Remote>) -> io::Result<RemoteImage> {
+    let (name, alias) = image.split_once(':').unwrap_or(("", image));
+    let remote = remotes
+        .get(name)
+        .ok_or_else(|| io::Error::other(format!("there is no remote `{name}`")))?;
     incus(&["image", "info", "--", image]).await?;
     Ok(RemoteImage {
-        server: listed.address.clone(),
-        protocol: listed.protocol.clone(),
+        server: remote.address.clone(),
+        protocol: remote.protocol.clone(),
         alias: alias.to_owned(),
     })
 }
 
-/// Runs `incus` and gives its stdout, or its last words.
-async fn incus(args: &[&str]) -> Result<String, String> {
-    let cannot = |why: io::Error| format!("the program `incus` cannot be started: {why}");
+/// Runs `incus` and returns its stdout; its stderr is the error.
+async fn incus(args: &[&str]) -> io::Result<String> {
+    let cannot = |why| io::Error::other(format!("the program `incus` cannot be started: {why}"));
     let mut command = transport::incus().map_err(cannot)?;
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(PATIENCE, command.output())
-        .await
-        .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?
-        .map_err(cannot)?;
+    let silent = |_| io::Error::other(format!("no answer within {} s", TIMEOUT.as_secs()));
+    let output = timeout(TIMEOUT, command.output()).await.map_err(silent)?;
+    let output = output.map_err(cannot)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(words.strip_prefix("Error: ").unwrap_or(&words).to_owned())
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.trim();
+    let message = message.strip_prefix("Error: ").unwrap_or(message);
+    Err(io::Error::other(message.to_owned()))
 }

@@ -1,25 +1,30 @@
-//! Reads which users of the host can reach the folders that machines write as root. Changes nothing.
+//! Reads who can reach or replace the host's folders that machines share: users of the host, and machines that write a folder
+//! around them. Follows links and bind mounts, and changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::infra::Infra;
+use crate::host::unescaped;
+use crate::infra::{Device, Infra, MACHINES_OWN};
 use crate::plan::{Reach, shared_sources};
 
 /// Mode bits that let others pass through a folder.
 const OTHERS_PASS: u32 = 0o011;
 /// Mode bits that let others create and rename entries of a folder.
 const OTHERS_WRITE: u32 = 0o022;
-/// What is in a folder may be renamed by its owner alone.
+/// Mode bit of a folder that lets only their owners rename its entries.
 const STICKY: u32 = 0o1000;
+/// Maximum number of symbolic links on the way to one path: as many as the kernel follows.
+const LINKS_MAX: usize = 40;
 
-/// Reads who can reach the folders that machines of this infrastructure write.
-pub(crate) fn look(infra: &Infra) -> BTreeMap<String, Reach> {
+/// Reads who can reach the folders that machines of this infrastructure write as root.
+pub(super) fn reaches(infra: &Infra) -> BTreeMap<String, Reach> {
     let sources = shared_sources(infra).into_iter();
     sources
         .map(|source| (source.to_owned(), reach(Path::new(source))))
@@ -27,20 +32,20 @@ pub(crate) fn look(infra: &Infra) -> BTreeMap<String, Reach> {
 }
 
 fn reach(source: &Path) -> Reach {
-    let (there, missing) = existing(source);
-    if rustix::fs::statvfs(&there).is_ok_and(|is| is.f_flag.contains(StatVfsMountFlags::NOSUID)) {
+    let (existing, missing) = existing(source);
+    let disk = rustix::fs::statvfs(&existing);
+    if disk.is_ok_and(|is| is.f_flag.contains(StatVfsMountFlags::NOSUID)) {
         return Reach::Nobody;
     }
-    above(&there, missing)
+    above(&existing, missing)
 }
 
-/// What the folders above say, of which the last `missing` are still to be made.
-fn above(there: &Path, missing: usize) -> Reach {
-    // What is there is a folder above the source, or the source itself.
-    let above = there.ancestors().skip(usize::from(missing == 0));
-    let mut above: Vec<&Path> = above.collect();
-    above.reverse();
-    for folder in above {
+/// Judges the existing folders above a source, and the number of missing ones.
+fn above(existing: &Path, missing: usize) -> Reach {
+    // The existing part ends in a folder above the source, or in the source itself.
+    let above = existing.ancestors().skip(usize::from(missing == 0));
+    let above: Vec<&Path> = above.collect();
+    for folder in above.into_iter().rev() {
         let Ok(is) = fs::symlink_metadata(folder) else {
             return Reach::Everybody;
         };
@@ -54,7 +59,7 @@ fn above(there: &Path, missing: usize) -> Reach {
             return Reach::Replaceable(folder.to_string_lossy().into_owned());
         }
     }
-    // Of two or more folders that are to be made, those above the source are made closed.
+    // Of two or more missing folders, those above the source are made closed.
     if missing > 1 {
         Reach::WhenMade
     } else {
@@ -62,17 +67,153 @@ fn above(there: &Path, missing: usize) -> Reach {
     }
 }
 
-/// The part of a path that is there, without its links, and how many folders are not.
+/// The existing part of a path, with its links resolved, and the number of missing folders.
 fn existing(path: &Path) -> (PathBuf, usize) {
     for (missing, part) in path.ancestors().enumerate() {
         match fs::canonicalize(part) {
-            Ok(there) => return (there, missing),
+            Ok(part) => return (part, missing),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            // Whoever may not look is kept out by a folder above.
+            // A folder above keeps out a user who may not look.
             Err(_) => return (part.to_owned(), missing),
         }
     }
     (path.to_owned(), 0)
+}
+
+/// The paths of devices that a machine could replace, each with the folder that it writes.
+pub(super) fn nested_paths(infra: &Infra) -> BTreeMap<String, String> {
+    let profiles = infra.enabled().flat_map(|domain| &domain.profiles);
+    let profiles = profiles.flat_map(|(_, profile)| &profile.devices);
+    let machines = infra.machines().flat_map(|(_, machine)| &machine.devices);
+    let devices: Vec<&Device> = profiles.chain(machines).collect();
+    nested(&Mounts::of_this_process(), &devices)
+}
+
+fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
+    let written = devices.iter().filter_map(|device| device.written_source());
+    let written: BTreeSet<&str> = written.chain(MACHINES_OWN).collect();
+    let folders: Vec<(&str, Location)> = written
+        .into_iter()
+        .filter_map(|folder| Some((folder, mounts.locate(steps(Path::new(folder)).last()?))))
+        .collect();
+    let paths: BTreeSet<&str> = devices
+        .iter()
+        .flat_map(|device| device.host_paths())
+        .map(|(_, path)| path)
+        .filter(|path| path.starts_with('/'))
+        .collect();
+    let inside = |path: &str| {
+        steps(Path::new(path)).iter().find_map(|step| {
+            let step = mounts.locate(step);
+            let around = folders.iter().find(|(_, folder)| folder.holds(&step));
+            around.map(|(folder, _)| (*folder).to_owned())
+        })
+    };
+    paths
+        .into_iter()
+        .filter_map(|path| Some((path.to_owned(), inside(path)?)))
+        .collect()
+}
+
+/// Resolves a path step by step: returns every link on the way, and last the target without links.
+fn steps(path: &Path) -> Vec<PathBuf> {
+    let mut left = names(path);
+    let mut at = PathBuf::from("/");
+    let mut steps = Vec::new();
+    let mut links = 0;
+    while let Some(name) = left.pop_front() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&name);
+        match fs::read_link(&next) {
+            Ok(target) if links < LINKS_MAX => {
+                links += 1;
+                steps.push(next);
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                let mut names = names(&target);
+                names.append(&mut left);
+                left = names;
+            }
+            // No link, or nothing yet.
+            _ => at = next,
+        }
+    }
+    steps.push(at);
+    steps
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    let names = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        _ => None,
+    });
+    names.map(OsStr::to_owned).collect()
+}
+
+/// The one place of a path, whatever mounts lead there: a file system, and a path in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Location {
+    /// The number of the file system, as the kernel writes it.
+    system: String,
+    path: PathBuf,
+}
+
+impl Location {
+    /// Returns whether the other one is below this folder.
+    fn holds(&self, other: &Self) -> bool {
+        self.system == other.system && self.path != other.path && other.path.starts_with(&self.path)
+    }
+}
+
+struct Mounts(Vec<Mount>);
+
+struct Mount {
+    /// The folder of its file system that it shows.
+    root: Location,
+    /// The folder at which it shows it.
+    point: PathBuf,
+}
+
+impl Mounts {
+    fn of_this_process() -> Self {
+        // Where it cannot be read, paths alone are compared.
+        Self::read(&fs::read("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    /// Reads the kernel's table (proc_pid_mountinfo(5)).
+    fn read(table: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(table);
+        let mount = |line: &str| {
+            let mut fields = line.split(' ').skip(2);
+            let root = Location {
+                system: fields.next()?.to_owned(),
+                path: unescaped(fields.next()?).into(),
+            };
+            let point = unescaped(fields.next()?).into();
+            Some(Mount { root, point })
+        };
+        Self(text.lines().filter_map(mount).collect())
+    }
+
+    /// Locates a path without links.
+    fn locate(&self, path: &Path) -> Location {
+        let holding = self.0.iter().filter_map(|mount| {
+            let below = path.strip_prefix(&mount.point).ok()?;
+            Some((mount, below))
+        });
+        // Of two at one place, the later one hides the other; of two that hold it, the deeper one counts.
+        let mount = holding.max_by_key(|(mount, _)| mount.point.components().count());
+        let (system, path) = mount.map_or_else(
+            || (String::new(), path.to_owned()),
+            |(mount, below)| (mount.root.system.clone(), mount.root.path.join(below)),
+        );
+        Location { system, path }
+    }
 }
 
 #[cfg(test)]
@@ -123,5 +264,90 @@ mod tests {
         assert_eq!(of(path("open/shut/docs")), replaceable);
         mode("open", 0o1777);
         assert_eq!(of(path("open/shut/docs")), owner);
+    }
+
+    fn disk(source: &Path, more: &[(&str, &str)]) -> Device {
+        let source = source.to_str().unwrap();
+        let mut keys = vec![("type", "disk"), ("source", source)];
+        keys.extend(more);
+        Device {
+            name: "d".to_owned(),
+            keys: keys
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        }
+    }
+
+    /// The paths that are found, with `outer` written by a machine, and the others read.
+    fn found(mounts: &Mounts, outer: &Path, others: &[PathBuf]) -> Vec<PathBuf> {
+        let outer = disk(outer, &[]);
+        let others: Vec<Device> = others
+            .iter()
+            .map(|path| disk(path, &[("readonly", "true")]))
+            .collect();
+        let all: Vec<&Device> = std::iter::once(&outer).chain(&others).collect();
+        nested(mounts, &all)
+            .into_keys()
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    #[test]
+    fn what_lies_in_a_written_folder_is_found_through_links() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let path = |below: &str| root.join(below);
+        fs::create_dir_all(path("outer/a/inner")).unwrap();
+        fs::create_dir_all(path("beside/inner")).unwrap();
+        symlink("outer/a", path("to-a")).unwrap();
+        symlink(path("outer"), path("to-outer")).unwrap();
+        symlink(path("beside"), path("outer/out")).unwrap();
+        symlink("outer/out/inner", path("through")).unwrap();
+        symlink("loop", path("loop")).unwrap();
+        let mounts = Mounts::of_this_process();
+        let of =
+            |outer: &str, other: &str| !found(&mounts, &path(outer), &[path(other)]).is_empty();
+        for inside in [
+            "outer/a/inner",
+            "outer/new/folder",
+            "to-a/inner",
+            "to-a",
+            "beside/../outer/a",
+            "through",
+        ] {
+            assert!(of("outer", inside), "{inside}");
+            assert!(of("to-outer", inside), "{inside}");
+        }
+        for outside in [
+            "outer",
+            "to-outer",
+            "beside/inner",
+            "outer2",
+            "new",
+            "loop",
+            "outer/../beside",
+        ] {
+            assert!(!of("outer", outside), "{outside}");
+        }
+        // A machine's own storage is written without any device.
+        let nobody = found(&mounts, &path("outer"), &["/proc/1/root".into()]);
+        assert_eq!(nobody, [PathBuf::from("/proc/1/root")]);
+    }
+
+    #[test]
+    fn what_lies_in_a_written_folder_is_found_through_bind_mounts() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/sda rw\n\
+            2 1 8:2 / /srv rw - ext4 /dev/sdb rw\n\
+            3 1 8:2 /x/outer/a /mnt\\040a rw - ext4 /dev/sdb rw\n\
+            4 1 8:3 / /other rw - ext4 /dev/sdc rw\n";
+        let mounts = Mounts::read(table);
+        let of =
+            |other: &str| !found(&mounts, Path::new("/srv/x/outer"), &[other.into()]).is_empty();
+        assert!(of("/mnt a/inner"));
+        assert!(of("/mnt a"));
+        assert!(!of("/mnt"));
+        assert!(!of("/other/x/outer/a"));
+        assert!(!of("/x/outer/a"));
     }
 }
