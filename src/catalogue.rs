@@ -1,40 +1,35 @@
-//! Describes the tools: typed arguments, schemas and words. No behaviour.
+//! Defines the arguments and results of the tools, and how each tool is described; no tool runs here.
 //!
-//! At the bottom of the house, so that `infra` can check fixed arguments and `policy` can hide them
-//! without knowing how a tool runs.
+//! Below `infra` and `policy`, so that they check and hide fixed arguments without knowing how a tool runs.
 
 mod check;
-mod legible;
 mod path;
 mod payload;
 mod schema;
-mod words;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::name::ToolName;
-
-pub use check::{BadArguments, FixedFault, check_fixed, check_some, parse, repeats_key};
+pub use check::{FixedFault, check_fixed, check_some, parse, repeats_key};
 pub use path::PortalPath;
 pub use payload::Payload;
+pub use schema::{Description, describe, input_without};
 
 /// Maximum size of a payload in one call, in bytes before base64; beyond it, pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
-/// Maximum size of a content of one answer that carries it twice, in its text and in its structured result, in bytes before base64:
-/// the line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
+/// Maximum size of a payload in an answer that carries it twice, as text and as structured result, in bytes before base64: the
+/// line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
 pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
-/// Size of a piece, in bytes before base64 (flat memory and faster than one long line).
+/// Size of a piece, in bytes before base64.
 pub const PIECE: u64 = 1024 * 1024;
 /// Maximum size of the content of a clipboard, in bytes of UTF-8.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
-/// Maximum number of bytes that `gpg_sign` takes in pieces.
+/// Maximum size of a content that `gpg_sign` signs in pieces, in bytes.
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
-/// Largest whole number that every JSON reader keeps exact (2^53 - 1).
+/// Largest integer that every JSON reader keeps exact (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
-/// A key id as a regular expression: what [`check_some`] takes.
+/// Regular expression of the key ids that [`check_some`] accepts.
 const KEY_ID: &str = "^(0x)?([0-9A-Fa-f]{16}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})!?$\
     |^<[A-Za-z0-9._+-]{1,128}@[A-Za-z0-9._+-]{1,128}>$";
 
@@ -71,7 +66,7 @@ pub struct ClipboardSet {
 }
 
 impl std::fmt::Debug for ClipboardSet {
-    /// Says how long the text is, never what it says.
+    /// Shows the length of the text, never the text.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ClipboardSet({} bytes)", self.content.len())
     }
@@ -113,7 +108,7 @@ pub struct FileProvide {
 }
 
 /// Output of `gpg_sign`.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Signed {
     /// Bytes taken so far; with the signature, bytes signed
@@ -148,7 +143,7 @@ pub struct Clipboard {
 }
 
 impl std::fmt::Debug for Clipboard {
-    /// Says how long the text is, never what it says.
+    /// Shows the length of the text, never the text.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Clipboard({} bytes)", self.bytes)
     }
@@ -199,50 +194,26 @@ pub struct Provided {
     pub sha256: Option<String>,
 }
 
-/// The words of a tool: what `tools/list` says of it.
-#[derive(Debug, Clone)]
-pub struct Description {
-    /// A short title for people.
-    pub title: &'static str,
-    /// What it does and within which limits.
-    pub description: &'static str,
-    /// It changes nothing.
-    pub read_only: bool,
-    /// It may replace something.
-    pub destructive: bool,
-    /// The same call twice does no more than once.
-    pub idempotent: bool,
-    /// JSON Schema of the arguments.
-    pub input: Map<String, Value>,
-    /// Arguments that take bytes, as base64.
-    pub base64: &'static [String],
-    /// JSON Schema of the structured result.
-    pub output: Map<String, Value>,
-}
+/// Faults in the arguments of a call: all of them where they are checked together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", listed(.0))]
+pub struct BadArguments(pub Vec<String>);
 
-/// Describes a tool.
-#[must_use]
-pub fn describe(tool: ToolName) -> Description {
-    let words = words::of(tool);
-    let schemas = schema::of(tool);
-    Description {
-        title: words.title,
-        description: words.description,
-        read_only: words.read_only,
-        destructive: words.destructive,
-        idempotent: words.idempotent,
-        input: schemas.input.clone(),
-        base64: &schemas.base64,
-        output: schemas.output.clone(),
+impl From<String> for BadArguments {
+    fn from(fault: String) -> Self {
+        Self(vec![fault])
     }
 }
 
-/// The schema of a tool's arguments less some that the caller does not choose.
-#[must_use]
-pub fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
-    let mut input = schema::of(tool).input.clone();
-    schema::hide(&mut input, hidden);
-    input
+/// Joins the first faults: a caller that sends a million must not get a million back.
+fn listed(faults: &[String]) -> String {
+    const FAULTS_MAX: usize = 10;
+    match faults.split_at_checked(FAULTS_MAX) {
+        Some((first, more)) if !more.is_empty() => {
+            format!("{}; and {} more", first.join("; "), more.len())
+        }
+        _ => faults.join("; "),
+    }
 }
 
 #[cfg(test)]

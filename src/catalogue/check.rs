@@ -1,47 +1,25 @@
-//! Arguments against their tool: of a call, and of a service's `with`. The same rules for both.
+//! Checks arguments against their tool: those of a call and those of a service's `with`, by the same rules.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::path::PortalPath;
-use super::{CLIPBOARD_MAX, payload, schema};
+use super::{BadArguments, CLIPBOARD_MAX, payload, schema};
 use crate::name::{ToolName, closest};
 use crate::text::shown;
 
 /// Arguments that belong to one transfer and so cannot be fixed for all.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
+/// Maximum length of a caller's own text in a message to it, in characters.
+const SHOWN_MAX: usize = 80;
 
-/// The reason why a fixed argument (`with`) cannot be.
+/// The reason why an argument cannot be fixed by `with`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FixedFault {
     /// The argument's name.
     pub argument: String,
     /// Its fault, in words.
     pub message: String,
-}
-
-/// The reason why the arguments of a call are refused: everything that is wrong with them.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", told(.0))]
-pub struct BadArguments(pub Vec<String>);
-
-/// Faults that are told; a caller that sends a million must not get a million back.
-const FAULTS_TOLD: usize = 10;
-/// Characters of a caller's own text that are repeated to it.
-const SHOWN: usize = 80;
-
-fn told(faults: &[String]) -> String {
-    let first: Vec<&str> = faults
-        .iter()
-        .take(FAULTS_TOLD)
-        .map(String::as_str)
-        .collect();
-    let more = faults.len().saturating_sub(FAULTS_TOLD);
-    if more == 0 {
-        first.join("; ")
-    } else {
-        format!("{}; and {more} more", first.join("; "))
-    }
 }
 
 /// Reads the arguments of a call: known names, right types, allowed values, nothing missing.
@@ -56,21 +34,14 @@ pub fn parse<T: DeserializeOwned>(
     arguments: &Map<String, Value>,
 ) -> Result<T, BadArguments> {
     let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
-    let wrong = arguments
-        .iter()
-        .filter_map(|(name, value)| fault(tool, name, value));
-    let faults: Vec<String> = missing.chain(wrong).collect();
-    if !faults.is_empty() {
-        return Err(BadArguments(faults));
-    }
-    let rewritten: Map<String, Value> = arguments
-        .iter()
-        .filter_map(|(name, value)| Some((name, value, integer(value)?.into())))
-        .filter(|(_, value, whole)| *value != whole)
-        .map(|(name, _, whole)| (name.clone(), whole))
-        .collect();
-    // Every fault was found above, so this cannot fail; if it does, it is refused all the same.
-    let refused = |refused: serde_json::Error| BadArguments(vec![refused.to_string()]);
+    refuse(missing.chain(faults(tool, arguments)))?;
+    let integers = arguments.iter().filter_map(|(name, value)| {
+        let integer = Value::from(integer(value)?);
+        (*value != integer).then(|| (name.clone(), integer))
+    });
+    let rewritten: Map<String, Value> = integers.collect();
+    // Every fault was found above, so this cannot fail; if it does, the call is refused all the same.
+    let refused = |error: serde_json::Error| BadArguments::from(error.to_string());
     if rewritten.is_empty() {
         return T::deserialize(arguments).map_err(refused);
     }
@@ -79,27 +50,41 @@ pub fn parse<T: DeserializeOwned>(
     T::deserialize(&arguments).map_err(refused)
 }
 
-/// A number as a whole one, as JSON Schema counts them: `1.0` is one.
+/// Returns a number as an integer in the sense of JSON Schema: `1.0` is one.
 fn integer(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {
         return Some(number);
     }
-    // Adding zero takes the sign off a negative one.
+    // Adding zero turns -0 into 0.
     let number = value.as_f64()? + 0.0;
     // Without a fraction its text is that of an integer; one beyond `u64` has too many digits.
     number.to_string().parse().ok()
 }
 
-/// Checks the arguments that are there: known names, right types, allowed values. Nothing need be there.
+/// Checks the arguments that were sent: known names, right types, allowed values. Any may be missing.
 ///
 /// # Errors
 ///
 /// Every fault, not the first alone.
 pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
-    let faults: Vec<String> = arguments
-        .iter()
-        .filter_map(|(name, value)| fault(tool, name, value))
-        .collect();
+    refuse(faults(tool, arguments))
+}
+
+/// Checks fixed arguments against the tool's schema, and returns every fault. Any may be missing.
+#[must_use]
+pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault> {
+    let faults = with.iter().filter_map(|(name, value)| {
+        Some(FixedFault {
+            message: fault(tool, name, value).or_else(|| fixed_fault(name, value))?,
+            argument: name.clone(),
+        })
+    });
+    faults.collect()
+}
+
+/// Refuses arguments that have faults.
+fn refuse(faults: impl Iterator<Item = String>) -> Result<(), BadArguments> {
+    let faults: Vec<String> = faults.collect();
     if faults.is_empty() {
         Ok(())
     } else {
@@ -107,30 +92,13 @@ pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), 
     }
 }
 
-/// Checks fixed arguments against the tool's schema: known names, right types; not all need be there.
-///
-/// # Errors
-///
-/// Every fault, not the first alone.
-pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Result<(), Vec<FixedFault>> {
-    let faults: Vec<FixedFault> = with
+fn faults(tool: ToolName, arguments: &Map<String, Value>) -> impl Iterator<Item = String> {
+    arguments
         .iter()
-        .filter_map(|(name, value)| {
-            let message = fault(tool, name, value).or_else(|| fixed_fault(name, value))?;
-            Some(FixedFault {
-                argument: name.clone(),
-                message,
-            })
-        })
-        .collect();
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(faults)
-    }
+        .filter_map(move |(name, value)| fault(tool, name, value))
 }
 
-/// Required arguments that were not sent.
+/// Returns the required arguments that were not sent.
 fn missing(
     tool: ToolName,
     arguments: &Map<String, Value>,
@@ -142,7 +110,7 @@ fn missing(
         .filter(|name| schema::requires(input, name) && !arguments.contains_key(*name))
 }
 
-/// The fault of one argument.
+/// Returns the fault of one argument.
 fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
     let known = schema::properties(&schema::of(tool).input)?;
     let Some(property) = known.get(name) else {
@@ -153,30 +121,24 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
         .or_else(|| text_fault(name, value.as_str()?))
 }
 
-/// An argument that the tool does not have: the closest that it has, or all of them.
+/// Refuses an unknown argument, and names the closest known one, or all.
 fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
-    let shown = shown(name, SHOWN);
-    let names = || known.keys().map(String::as_str);
-    if let Some(near) = closest(name, names()) {
-        return format!("unknown argument `{shown}`; closest: `{near}`");
-    }
-    if known.is_empty() {
-        return format!("unknown argument `{shown}`; `{tool}` takes no arguments");
-    }
-    let list: Vec<String> = names().map(|known| format!("`{known}`")).collect();
-    format!(
-        "unknown argument `{shown}`; `{tool}` takes {}",
-        list.join(", ")
-    )
+    let names: Vec<&str> = known.keys().map(String::as_str).collect();
+    let hint = match closest(name, names.iter().copied()) {
+        Some(near) => format!("closest: `{near}`"),
+        None if names.is_empty() => format!("`{tool}` takes no arguments"),
+        None => format!("`{tool}` takes `{}`", names.join("`, `")),
+    };
+    format!("unknown argument `{}`; {hint}", shown(name, SHOWN_MAX))
 }
 
-/// A value of another type than the schema's.
+/// Refuses a value of another type than the schema's.
 fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let (fits, expected) = match property.get("type").and_then(Value::as_str) {
         Some("string") => (value.is_string(), "a text"),
         Some("boolean") => (value.is_boolean(), "true or false"),
         Some("integer") => (is_whole(value), "a whole number"),
-        // A property of a type that this room does not know would be a fault of ours: refuse.
+        // A type unknown here would be a fault of anklume's own: refuse.
         _ => (false, "of another type"),
     };
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
@@ -200,27 +162,23 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A whole number outside the schema's bounds.
+/// Refuses a number outside the schema's bounds.
 fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     if !value.is_number() {
         return None;
     }
     let bound = |key| property.get(key).and_then(Value::as_u64);
-    let least = bound("minimum").unwrap_or(0);
-    let most = bound("maximum").unwrap_or(u64::MAX);
+    let min = bound("minimum").unwrap_or(0);
+    let max = bound("maximum").unwrap_or(u64::MAX);
     // A negative number is no `u64`.
-    match integer(value) {
-        Some(number) if (least..=most).contains(&number) => None,
-        _ => Some(format!(
-            "`{name}` must be between {least} and {most}, not {value}"
-        )),
-    }
+    let fits = integer(value).is_some_and(|number| (min..=max).contains(&number));
+    (!fits).then(|| format!("`{name}` must be between {min} and {max}, not {value}"))
 }
 
-/// A text that its argument does not allow. Base64 is not looked at here.
+/// Refuses a text that its argument does not allow. Base64 is not checked here.
 fn text_fault(name: &str, text: &str) -> Option<String> {
     match name {
-        "path" => PortalPath::new(text).err(),
+        "path" => PortalPath::new(text).err().map(|bad| bad.to_string()),
         "mode" => mode_fault(text),
         "sha256" => sha256_fault(text),
         "key_id" => key_id_fault(text),
@@ -234,8 +192,10 @@ fn mode_fault(text: &str) -> Option<String> {
     let digits = digits.unwrap_or(text);
     let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     (!octal).then(|| {
-        let shown = shown(text, SHOWN);
-        format!("`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{shown}`")
+        format!(
+            "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{}`",
+            shown(text, SHOWN_MAX)
+        )
     })
 }
 
@@ -244,7 +204,7 @@ fn sha256_fault(text: &str) -> Option<String> {
     (!shaped).then(|| "`sha256` must be 64 hexadecimal digits".to_owned())
 }
 
-/// The digits of a fingerprint (40 or 64) or long key id (16), maybe after `0x`, and whether `!` (exactly this subkey) follows.
+/// Returns the digits of a fingerprint (40 or 64) or long key id (16) without `0x`, and true if `!` (exactly this subkey) follows.
 fn key_digits(text: &str) -> Option<(&str, bool)> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let exact = digits.ends_with('!');
@@ -254,7 +214,7 @@ fn key_digits(text: &str) -> Option<(&str, bool)> {
     is_key.then_some((digits, exact))
 }
 
-/// Returns whether a `key_id` asks for nothing but what `fixed` says: the same digits, however they are written.
+/// Returns whether a `key_id` asks for the fixed key: the same digits, however they are written.
 #[must_use]
 pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     match (key_digits(fixed), key_digits(sent)) {
@@ -265,7 +225,7 @@ pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     }
 }
 
-/// A fingerprint or long key id; or `<address>`.
+/// Refuses anything but a fingerprint, a long key id or `<address>`.
 fn key_id_fault(text: &str) -> Option<String> {
     let is_key = key_digits(text).is_some();
     let is_address = text
@@ -274,10 +234,10 @@ fn key_id_fault(text: &str) -> Option<String> {
         .and_then(|address| address.split_once('@'))
         .is_some_and(|(name, host)| is_address_part(name) && is_address_part(host));
     (!is_key && !is_address).then(|| {
-        let shown = shown(text, SHOWN);
         format!(
             "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
-             `<name@example.org>`, not `{shown}`"
+             `<name@example.org>`, not `{}`",
+            shown(text, SHOWN_MAX)
         )
     })
 }
@@ -294,7 +254,7 @@ fn content_fault(text: &str) -> Option<String> {
     })
 }
 
-/// What makes an otherwise good value unfit to be fixed.
+/// Refuses a good value that cannot be fixed.
 fn fixed_fault(name: &str, value: &Value) -> Option<String> {
     if OF_A_TRANSFER.contains(&name) {
         return Some(format!(
@@ -302,7 +262,7 @@ fn fixed_fault(name: &str, value: &Value) -> Option<String> {
         ));
     }
     match (name, value.as_str()) {
-        ("data", Some(text)) => payload::decode(text).err(),
+        ("data", Some(text)) => payload::decode(text).err().map(|bad| bad.to_string()),
         _ => None,
     }
 }

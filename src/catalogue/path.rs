@@ -1,9 +1,17 @@
 //! Paths below the portal: checked as text, before any of them reaches the system.
+//!
+//! A name may hold no character that changes how it reads without being seen: controls, changes of direction, fillers.
+//! Invisible characters that belong to the writing are allowed where they do: the joiners of Persian and Hindi by the rules
+//! for domain names (RFC 5892, appendix A.1 and A.2), the joiner and the selectors of emoji by those for emoji (UTS #51).
 
 use std::fmt;
 
-use super::legible::{first_illegible, is_odd_space, legible};
-use crate::text::escaped;
+use unicode_joining_type::{JoiningType, get_joining_type};
+use unicode_normalization::char::canonical_combining_class;
+use unicode_properties::UnicodeEmoji as _;
+
+use super::BadArguments;
+use crate::text::{escaped, is_invisible};
 
 /// Maximum number of folders and file together in one path.
 const COMPONENTS_MAX: usize = 16;
@@ -21,15 +29,15 @@ impl PortalPath {
     ///
     /// # Errors
     ///
-    /// Its fault, in words.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let Some(fault) = fault(text) else {
+    /// Its first fault, and a legal path like it where one exists.
+    pub fn new(text: &str) -> Result<Self, BadArguments> {
+        let Some(mut message) = fault(text) else {
             return Ok(Self(text.to_owned()));
         };
-        let such_as = proposed(text).map_or_else(String::new, |path| {
-            format!("; it could be `{}`", escaped(&path))
-        });
-        Err(format!("{fault}{such_as}"))
+        if let Some(path) = proposed(text) {
+            message.push_str(&format!("; it could be `{}`", escaped(&path)));
+        }
+        Err(message.into())
     }
 
     /// The same path below a folder whose name is safe already.
@@ -66,26 +74,25 @@ fn fault(text: &str) -> Option<String> {
     if text.is_empty() {
         return Some("`path` is empty".to_owned());
     }
-    if text.len() > PATH_BYTES_MAX {
-        let length = text.len();
+    let length = text.len();
+    if length > PATH_BYTES_MAX {
         return Some(format!(
             "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
         ));
     }
     if text.starts_with('/') {
-        let shown = escaped(text);
+        let escaped = escaped(text);
         return Some(format!(
-            "`path` must be relative to the portal, not `{shown}`"
+            "`path` must be relative to the portal, not `{escaped}`"
         ));
     }
-    let components: Vec<&str> = text.split('/').collect();
-    if components.len() > COMPONENTS_MAX {
-        let depth = components.len();
+    let depth = text.split('/').count();
+    if depth > COMPONENTS_MAX {
         return Some(format!(
             "`path` is {depth} names deep; at most {COMPONENTS_MAX} are allowed"
         ));
     }
-    let fault = components.into_iter().find_map(component_fault)?;
+    let fault = text.split('/').find_map(component_fault)?;
     Some(format!("`path` is `{}`, and {fault}", escaped(text)))
 }
 
@@ -97,32 +104,30 @@ fn component_fault(name: &str) -> Option<String> {
     if name == "." || name == ".." {
         return Some(format!("`{name}` is not allowed in it"));
     }
-    if name.len() > COMPONENT_BYTES_MAX {
-        let length = name.len();
+    let length = name.len();
+    if length > COMPONENT_BYTES_MAX {
         return Some(format!(
             "a name in it has {length} bytes, where {COMPONENT_BYTES_MAX} are allowed"
         ));
     }
     if name.starts_with('-') {
-        return Some(
-            "a name must not begin with `-`, which programs take for an option".to_owned(),
-        );
+        let message = "a name must not begin with `-`, which programs take for an option";
+        return Some(message.to_owned());
     }
-    let is_space = |character: char| character == ' ' || is_odd_space(character);
+    let is_space = |character: char| character == ' ' || is_unusual_space(character);
     if name.starts_with(is_space) || name.ends_with(is_space) {
         return Some("a name must not begin or end with a space".to_owned());
     }
-    let unseen = first_illegible(name)?;
+    let illegible = u32::from(first_illegible(name)?);
     Some(format!(
-        "the character U+{:04X} is not allowed there, because it does not show as what it is",
-        u32::from(unseen)
+        "the character U+{illegible:04X} is not allowed there, because it does not show as what it is"
     ))
 }
 
-/// A path like this one that can be one.
+/// Returns a legal path like this illegal one.
 fn proposed(path: &str) -> Option<String> {
+    // No work on a caller's text of any length.
     if path.len() > PATH_BYTES_MAX {
-        // A stranger's text of any length is not looked at.
         return None;
     }
     let names = path.split('/').map(|name| {
@@ -135,6 +140,96 @@ fn proposed(path: &str) -> Option<String> {
     });
     let other = names.collect::<Vec<_>>().join("/");
     (other != path && fault(&other).is_none()).then_some(other)
+}
+
+/// Spaces that programs put into names: macOS before "PM", East Asian text, word processors.
+const SPACES: [char; 3] = ['\u{a0}', '\u{202f}', '\u{3000}'];
+const NON_JOINER: char = '\u{200c}';
+const JOINER: char = '\u{200d}';
+/// Select the form of a character as a text, or as an emoji.
+const SELECTORS: [char; 2] = ['\u{fe0e}', '\u{fe0f}'];
+/// Draws a key around a digit.
+const KEYCAP: char = '\u{20e3}';
+/// Combining class of signs that remove the vowel of a letter of an Indic script.
+const VIRAMA: u8 = 9;
+
+/// Returns whether a character is a space other than U+0020.
+fn is_unusual_space(character: char) -> bool {
+    character.is_whitespace() && character != ' ' && !character.is_control()
+}
+
+/// Returns the first character that does not show as what it is.
+fn first_illegible(name: &str) -> Option<char> {
+    let characters: Vec<char> = name.chars().collect();
+    let at = (0..characters.len()).find(|at| !is_legible(&characters, *at))?;
+    characters.get(at).copied()
+}
+
+/// Returns the name without its illegible characters; it may still be illegal.
+fn legible(name: &str) -> String {
+    let characters: Vec<char> = name.chars().collect();
+    let replace = |(at, character): (usize, &char)| match *character {
+        legible if is_legible(&characters, at) => Some(legible),
+        space if is_unusual_space(space) => Some(' '),
+        control if control.is_control() => Some('_'),
+        _ => None,
+    };
+    characters.iter().enumerate().filter_map(replace).collect()
+}
+
+fn is_legible(characters: &[char], at: usize) -> bool {
+    let Some((before, [character, after @ ..])) = characters.split_at_checked(at) else {
+        return false;
+    };
+    match *character {
+        ' ' | '\'' | '"' | '\\' => true,
+        NON_JOINER => follows_virama(before) || is_between_joined(before, after),
+        JOINER => follows_virama(before) || is_between_emoji(before, after),
+        selector if SELECTORS.contains(&selector) => is_selected(before, after),
+        space if SPACES.contains(&space) => true,
+        other => is_printable(before, other) && !is_invisible(other),
+    }
+}
+
+/// Asks the standard library's table of printable characters; a combining mark is one after a letter.
+fn is_printable(before: &[char], character: char) -> bool {
+    let mut text = String::from(if before.is_empty() { "" } else { "a" });
+    text.push(character);
+    text.escape_debug().eq(text.chars())
+}
+
+fn follows_virama(before: &[char]) -> bool {
+    let last = before.last();
+    last.is_some_and(|last| canonical_combining_class(*last) == VIRAMA)
+}
+
+/// Returns whether the letters on both sides would join, not counting transparent characters between them.
+fn is_between_joined(before: &[char], after: &[char]) -> bool {
+    use JoiningType::{DualJoining, LeftJoining, RightJoining, Transparent};
+    let visible = |kind: &JoiningType| *kind != Transparent;
+    let joining = |character: &char| get_joining_type(*character);
+    let left = before.iter().rev().map(joining).find(visible);
+    let right = after.iter().map(joining).find(visible);
+    matches!(left, Some(LeftJoining | DualJoining))
+        && matches!(right, Some(RightJoining | DualJoining))
+}
+
+fn is_between_emoji(before: &[char], after: &[char]) -> bool {
+    let mut before = before.iter().rev();
+    let last = before.find(|character| !SELECTORS.contains(character));
+    last.is_some_and(|last| is_emoji(*last)) && after.first().is_some_and(|next| is_emoji(*next))
+}
+
+fn is_selected(before: &[char], after: &[char]) -> bool {
+    before.last().is_some_and(|last| {
+        let is_key = matches!(last, '0'..='9' | '#' | '*') && after.first() == Some(&KEYCAP);
+        is_emoji(*last) || is_key
+    })
+}
+
+/// Returns whether a character is a picture; a digit, which can be part of one, is not.
+fn is_emoji(character: char) -> bool {
+    !character.is_ascii() && character.is_emoji_char()
 }
 
 #[cfg(test)]
@@ -206,7 +301,11 @@ mod tests {
                 "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it does not show as what it is; it could be `gpj.exe`",
             ),
         ] {
-            assert_eq!(PortalPath::new(bad).unwrap_err(), why, "{bad:?}");
+            assert_eq!(
+                PortalPath::new(bad).unwrap_err().to_string(),
+                why,
+                "{bad:?}"
+            );
         }
         for bad in [
             "\u{1b}[31m",
@@ -242,5 +341,51 @@ mod tests {
         assert_eq!(path.split(), (vec!["a", "b"], "c"));
         assert_eq!(path.below("incoming/work").as_str(), "incoming/work/a/b/c");
         assert_eq!(PortalPath::new("c").unwrap().split(), (vec![], "c"));
+    }
+
+    #[test]
+    fn what_belongs_to_the_writing_is_legible() {
+        for good in [
+            "\u{2b50}\u{fe0f}.txt",
+            "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}.png",
+            "\u{1f469}\u{1f3fd}\u{200d}\u{1f680}",
+            "\u{2764}\u{fe0f}\u{200d}\u{1f525}",
+            "1\u{fe0f}\u{20e3}",
+            "\u{1f1eb}\u{1f1f7}",
+            "\u{0645}\u{06cc}\u{200c}\u{062e}\u{0648}\u{0627}\u{0647}\u{0645}.txt",
+            "\u{0915}\u{094d}\u{200d}\u{0937}",
+            "\u{0915}\u{094d}\u{200c}\u{0937}",
+            "Capture 10.30\u{202f}AM.png",
+            "\u{65e5}\u{672c}\u{3000}\u{8a9e}.txt",
+            "a\u{a0}b",
+            "re\u{301}sume\u{301}",
+        ] {
+            assert_eq!(first_illegible(good), None, "{good:?}");
+            assert_eq!(legible(good), good);
+        }
+    }
+
+    #[test]
+    fn what_changes_how_a_name_reads_is_not() {
+        for (bad, character, proposed) in [
+            ("a\u{200d}b", '\u{200d}', "ab"),
+            ("a\u{200c}b", '\u{200c}', "ab"),
+            // After this letter none joins, so nobody would see it.
+            ("\u{0627}\u{200c}\u{0645}", '\u{200c}', "\u{0627}\u{0645}"),
+            ("a\u{fe0f}", '\u{fe0f}', "a"),
+            ("1\u{fe0f}", '\u{fe0f}', "1"),
+            ("\u{200d}\u{1f469}", '\u{200d}', "\u{1f469}"),
+            ("\u{1f469}\u{200d}", '\u{200d}', "\u{1f469}"),
+            ("gpj.\u{202e}exe", '\u{202e}', "gpj.exe"),
+            ("a\u{200b}b", '\u{200b}', "ab"),
+            ("a\u{3164}b", '\u{3164}', "ab"),
+            ("a\u{2003}b", '\u{2003}', "a b"),
+            ("a\nb", '\n', "a_b"),
+            ("a\u{e0001}b", '\u{e0001}', "ab"),
+        ] {
+            assert_eq!(first_illegible(bad), Some(character), "{bad:?}");
+            assert_eq!(legible(bad), proposed);
+            assert_eq!(first_illegible(proposed), None);
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! JSON Schemas from the types, in the form that every client reads.
+//! Describes the tools to clients: titles, texts, hints, and JSON Schemas made from the types.
 //!
-//! Plain: one type a property, no `$schema` (some validators know no 2020-12), no `format` that only Rust knows,
-//! nothing nullable, no keyword that a model's provider refuses. What a schema says is enforced by [`super::check`].
+//! The schemas are plain, so that every client reads them: one type for each property, no `$schema` (some validators do not
+//! know 2020-12), no `format` of Rust's own, nothing nullable, no keyword that a model's provider refuses. [`super::check`]
+//! enforces them. A test checks the limits in the texts against the constants.
 
 use std::sync::LazyLock;
 
@@ -15,20 +16,109 @@ use super::{
 };
 use crate::name::ToolName;
 
-/// The keyword of JSON Schema for texts that hold bytes.
-pub(super) const ENCODING: &str = "contentEncoding";
-
-/// The input and output of a tool.
-pub(super) struct Schemas {
-    /// Of the arguments.
-    pub(super) input: Map<String, Value>,
+/// The entry of a tool in `tools/list`.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// A short title for people.
+    pub title: &'static str,
+    /// Its effect and its limits.
+    pub description: &'static str,
+    /// It changes nothing.
+    pub read_only: bool,
+    /// It may replace something.
+    pub destructive: bool,
+    /// A second identical call changes nothing more.
+    pub idempotent: bool,
+    /// JSON Schema of the arguments.
+    pub input: Map<String, Value>,
     /// Arguments that take bytes, as base64.
-    pub(super) base64: Vec<String>,
-    /// Of the structured result.
-    pub(super) output: Map<String, Value>,
+    pub base64: &'static [String],
+    /// JSON Schema of the structured result.
+    pub output: Map<String, Value>,
 }
 
-/// The schemas of a tool, made once.
+/// Describes a tool.
+#[must_use]
+pub fn describe(tool: ToolName) -> Description {
+    let schemas = of(tool);
+    let described = |title, description| Description {
+        title,
+        description,
+        read_only: false,
+        destructive: false,
+        idempotent: false,
+        input: schemas.input.clone(),
+        base64: &schemas.base64,
+        output: schemas.output.clone(),
+    };
+    match tool {
+        // Not read-only: a client that runs read-only tools unasked must not sign unasked.
+        ToolName::GpgSign => described(
+            "Sign with GnuPG",
+            "Makes a detached OpenPGP signature of the given bytes with a key that stays on the machine. \
+            The text of the result, and its `signature`, is the ASCII-armored signature. \
+            In one call up to 8388608 bytes; beyond that, up to 4294967296 bytes in pieces of 1048576 bytes with \
+            `offset`, and `final` on the last.",
+        ),
+        ToolName::ClipboardGet => Description {
+            read_only: true,
+            idempotent: true,
+            ..described(
+                "Read the clipboard",
+                "Gives the text on the machine's clipboard, at most 65536 bytes; nothing there is an empty text.",
+            )
+        },
+        ToolName::ClipboardSet => Description {
+            destructive: true,
+            idempotent: true,
+            ..described(
+                "Set the clipboard",
+                "Replaces what is on the machine's clipboard with a text of at most 65536 bytes.",
+            )
+        },
+        ToolName::FileAccept => described(
+            "Hand a file in",
+            "Writes a new file below the machine's portal. Never overwrites; the file is there whole or not at all. \
+            The text of the result is where it was written, relative to the portal. \
+            In one call up to 8388608 bytes; beyond that in pieces of 1048576 bytes with `offset`, and `final` on the last.",
+        ),
+        ToolName::FileProvide => Description {
+            read_only: true,
+            idempotent: true,
+            ..described(
+                "Hand a file out",
+                "Reads a file below the machine's portal. The text of the result, and its `data`, is the content in base64. \
+                In one call up to 3145728 bytes; larger files in pieces with `offset` and `length`, 1048576 bytes each.",
+            )
+        },
+    }
+}
+
+/// Returns the schema of a tool's arguments without the hidden ones, which the caller does not choose.
+#[must_use]
+pub fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
+    let mut input = of(tool).input.clone();
+    if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.retain(|name, _| !hidden(name));
+    }
+    if let Some(required) = input.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| !name.as_str().is_some_and(&hidden));
+        if required.is_empty() {
+            input.shift_remove("required");
+        }
+    }
+    input
+}
+
+/// The schemas of a tool: of its arguments and of its structured result.
+pub(super) struct Schemas {
+    pub(super) input: Map<String, Value>,
+    /// Arguments that take bytes, as base64.
+    base64: Vec<String>,
+    output: Map<String, Value>,
+}
+
+/// Returns the schemas of a tool, made once.
 pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static GPG_SIGN: LazyLock<Schemas> = LazyLock::new(make::<GpgSign, Signed>);
     static CLIPBOARD_GET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardGet, Clipboard>);
@@ -44,7 +134,7 @@ pub(super) fn of(tool: ToolName) -> &'static Schemas {
     }
 }
 
-/// The properties of an object's schema.
+/// Returns the properties of an object's schema.
 pub(super) fn properties(schema: &Map<String, Value>) -> Option<&Map<String, Value>> {
     schema.get("properties").and_then(Value::as_object)
 }
@@ -55,19 +145,6 @@ pub(super) fn requires(schema: &Map<String, Value>, property: &str) -> bool {
         .get("required")
         .and_then(Value::as_array)
         .is_some_and(|required| required.iter().any(|name| name == property))
-}
-
-/// Takes properties out of an object's schema.
-pub(super) fn hide(schema: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| !hidden(name));
-    }
-    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
-        required.retain(|name| !name.as_str().is_some_and(&hidden));
-        if required.is_empty() {
-            schema.shift_remove("required");
-        }
-    }
 }
 
 fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
@@ -87,7 +164,7 @@ fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
     }
 }
 
-/// The object behind a schema, plain: see the head of this file.
+/// Returns the object behind a schema, in plain form.
 fn portable(schema: schemars::Schema) -> Map<String, Value> {
     let Value::Object(mut root) = schema.to_value() else {
         // The schema of a struct is an object; `every_schema_is_plain` would see it if it were not.
@@ -97,30 +174,26 @@ fn portable(schema: schemars::Schema) -> Map<String, Value> {
     root.shift_remove("description");
     let properties = root
         .entry("properties")
-        .or_insert_with(|| Value::Object(Map::new()));
-    for property in properties
-        .as_object_mut()
-        .into_iter()
+        .or_insert_with(|| Map::new().into());
+    let properties = properties.as_object_mut().into_iter();
+    let objects = properties
         .flat_map(Map::values_mut)
-    {
-        if let Some(property) = property.as_object_mut() {
-            plain(property);
-        }
-    }
+        .filter_map(Value::as_object_mut);
+    objects.for_each(plain);
     root
 }
 
-/// Takes the mark of what is in base64 off, and gives their names: Gemini refuses every request with such a schema.
+/// Removes the mark of properties in base64, and returns their names: Gemini refuses every request with such a keyword.
 fn take_base64(schema: &mut Map<String, Value>) -> Vec<String> {
     let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
     let marked = properties.into_iter().flatten().filter_map(|(name, it)| {
-        it.as_object_mut()?.shift_remove(ENCODING)?;
+        it.as_object_mut()?.shift_remove("contentEncoding")?;
         Some(name.clone())
     });
     marked.collect()
 }
 
-/// One type instead of "this or null": what is not sent is not there.
+/// Replaces "this type or null" by the type: an argument is left out instead.
 fn plain(property: &mut Map<String, Value>) {
     property.shift_remove("format");
     if property.get("default").is_some_and(Value::is_null) {

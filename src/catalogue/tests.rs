@@ -2,9 +2,10 @@
 
 mod arguments;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::name::ToolName;
 
 fn map(value: Value) -> Map<String, Value> {
     match value {

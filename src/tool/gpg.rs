@@ -233,9 +233,9 @@ fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
 /// Decodes a payload, a long one away from the thread that serves.
 async fn decode(data: Payload) -> Result<Vec<u8>, ToolError> {
     if data.encoded_length() <= DECODE_APART {
-        return data.decode().map_err(ToolError::Arguments);
+        return Ok(data.decode()?);
     }
-    blocking::run(move |_| data.decode().map_err(ToolError::Arguments)).await
+    blocking::run(move |_| Ok(data.decode()?)).await
 }
 
 /// Waits no longer than gpg may take.

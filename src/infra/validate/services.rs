@@ -328,7 +328,7 @@ fn fixed(
     };
     let arguments = field::json_map(with.entries());
     let faults = tool.map(|tool| catalogue::check_fixed(tool, &arguments));
-    for fault in faults.and_then(Result::err).unwrap_or_default() {
+    for fault in faults.unwrap_or_default() {
         let entry = with.entry(&fault.argument);
         let at = entry.map_or(with.at, |entry| entry.at);
         let new = findings.error(Code::InvalidArgument, at, fault.message);

@@ -87,7 +87,7 @@ pub(in crate::tool) async fn accept(
 
 /// Path for a caller's file.
 fn destination(path: &str, caller: &Caller) -> Result<PortalPath, ToolError> {
-    let path = PortalPath::new(path).map_err(ToolError::Arguments)?;
+    let path = PortalPath::new(path)?;
     Ok(match caller {
         Caller::Operator => path,
         Caller::Consumer(name) => path.below(&incoming(name.as_str())),
@@ -150,7 +150,7 @@ impl UploadPiece {
         arguments: &FileAccept,
         last: bool,
     ) -> Result<Self, ToolError> {
-        let data = arguments.data.decode().map_err(ToolError::Arguments)?;
+        let data = arguments.data.decode()?;
         pieces::not_empty(&data, last)?;
         Ok(Self {
             path,

@@ -67,7 +67,7 @@ pub(in crate::tool) async fn provide(
     copies: Copies,
 ) -> Result<ToolOutcome, ToolError> {
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
-    let path = PortalPath::new(&arguments.path).map_err(ToolError::Arguments)?;
+    let path = PortalPath::new(&arguments.path)?;
     let sources = sources(&path, grant.caller());
     let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| FilePart {
         offset: arguments.offset.unwrap_or(0),
