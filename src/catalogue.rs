@@ -4,15 +4,15 @@
 
 mod check;
 mod path;
-mod payload;
 mod schema;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, Engine as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::{FixedFault, check_fixed, check_some, parse, repeats_key};
 pub use path::PortalPath;
-pub use payload::Payload;
 pub use schema::{Description, describe, input_without};
 
 /// Maximum size of a payload in one call, in bytes before base64; beyond it, pieces.
@@ -192,6 +192,72 @@ pub struct Provided {
     /// SHA-256 of the whole file, in hexadecimal; with the last piece when the pieces were read in order from 0
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+}
+
+/// Bytes in base64, not decoded yet.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline, extend("contentEncoding" = "base64"))]
+pub struct Payload(String);
+
+impl Payload {
+    /// Wraps base64.
+    #[must_use]
+    pub const fn of(base64: String) -> Self {
+        Self(base64)
+    }
+
+    /// Decodes strict RFC 4648 base64 with padding, at most [`ONE_CALL_MAX`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// Its fault; the message repeats nothing of the content.
+    pub fn decode(&self) -> Result<Vec<u8>, BadArguments> {
+        let bytes = decoded_length(&self.0);
+        if bytes > ONE_CALL_MAX {
+            return Err(BadArguments::from(format!(
+                "`data` holds {bytes} bytes, and one call takes at most {ONE_CALL_MAX}; \
+                 send it in pieces with `offset` and `final`"
+            )));
+        }
+        STANDARD
+            .decode(&self.0)
+            .map_err(|fault| refusal(&fault).into())
+    }
+
+    /// Returns the length in base64, in bytes.
+    #[must_use]
+    pub const fn encoded_length(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    /// Shows the length, never the content.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Payload({} bytes of base64)", self.0.len())
+    }
+}
+
+/// Returns the length of a text of base64 once decoded, in bytes.
+fn decoded_length(text: &str) -> u64 {
+    let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
+    let digits = u64::try_from(text.len().saturating_sub(padding)).unwrap_or(u64::MAX);
+    // Four digits hold three bytes; the decoder judges an incomplete group.
+    digits / 4 * 3 + digits % 4 * 3 / 4
+}
+
+/// Returns why a text is not base64: the place, never the character.
+fn refusal(fault: &DecodeError) -> String {
+    let reason = match fault {
+        DecodeError::InvalidByte(at, _) => {
+            format!("character {} is not allowed there", at.saturating_add(1))
+        }
+        DecodeError::InvalidLastSymbol { .. } => "its last character carries stray bits".to_owned(),
+        DecodeError::InvalidLength(_) => "it ends in the middle of a group of four".to_owned(),
+        DecodeError::InvalidPadding => "its padding with `=` is wrong".to_owned(),
+    };
+    format!("`data` is not base64 (with padding, no spaces, no line breaks): {reason}")
 }
 
 /// Faults in the arguments of a call: all of them where they are checked together.

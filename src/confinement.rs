@@ -1,10 +1,9 @@
-//! What the kernel still lets a process of the server do once it has started: no capability, the system calls of its work,
-//! the files of its grants.
+//! Confines a process of the server for good, before it has a second thread: to no capability, the system calls of its work,
+//! and the files of its grants.
 //!
-//! Taken before the process has a second thread and never given back. Three layers, each as far as the kernel has it:
-//! capabilities (`capabilities(7)`), a filter of system calls (`seccomp(2)`), and the rights to files, TCP ports and other
-//! processes of Landlock (`landlock(7)`). Landlock does not keep a process from connecting to a Unix socket by its path (up to
-//! its ABI 8), so a process that needs no connection may make none at all.
+//! Three layers, each as far as the kernel has it: capabilities (`capabilities(7)`), a filter of system calls (`seccomp(2)`), and
+//! Landlock's rights to files, TCP ports and other processes (`landlock(7)`). Up to its ABI 8, Landlock does not keep a process
+//! from connecting to a Unix socket by its path, so a process that needs no connection may make none at all.
 
 mod filter;
 
@@ -26,7 +25,7 @@ use crate::text::Foreign;
 
 pub(crate) use filter::AllowedCalls;
 
-/// The Landlock that is asked for: of an older kernel, what it has of it.
+/// The requested ABI of Landlock; an older kernel gives the part that it has.
 const LANDLOCK: ABI = ABI::V6;
 
 /// The limits of a process.
@@ -34,27 +33,27 @@ const LANDLOCK: ABI = ABI::V6;
 pub(crate) struct ProcessLimits {
     /// Its system calls.
     pub(crate) calls: AllowedCalls,
-    /// The files that it may touch; `None`: those of its user.
+    /// The files that it may access; `None`: those of its user.
     pub(crate) files: Option<Vec<Rule>>,
-    /// True if it speaks to a display on another machine: nothing else here needs a network.
+    /// True if it speaks to a display on another machine; nothing else here needs a network.
     pub(crate) network: bool,
 }
 
-/// A file or folder, with everything below it, and what may be done there. One that is not there needs no rule.
+/// Permissions on a file, or on a folder and everything below it; a missing path is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) path: PathBuf,
     pub(crate) rights: PathRights,
 }
 
-/// Permissions on a file.
+/// Kinds of access to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathRights {
-    /// Read it, or the names in it.
+    /// Read the file, or list the folder.
     Read,
-    /// Read it, and run it as a program.
+    /// Read the file, and run it as a program.
     Run,
-    /// Read it, change it, make files and folders in it, and remove them.
+    /// Read and change the file; create and remove files and folders in the folder.
     Write,
 }
 
@@ -74,7 +73,7 @@ pub(crate) struct InForce {
     /// The reason why it has capabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) capable: Option<Foreign>,
-    /// The ABI of the kernel's Landlock; 0: it has none.
+    /// The ABI of the kernel's Landlock; 0: none.
     #[serde(default)]
     pub(crate) landlock: u32,
 }
@@ -82,10 +81,11 @@ pub(crate) struct InForce {
 impl InForce {
     /// Returns why a server that must be confined is not. Landlock counts as far as the kernel has it.
     pub(crate) fn missing(&self) -> Option<String> {
-        let seccomp = self.unfiltered.as_ref();
-        let seccomp = seccomp.map(|why| format!("no filter of system calls: {}", why.escaped()));
-        let capable = self.capable.as_ref();
-        seccomp.or_else(|| capable.map(|why| format!("it has capabilities: {}", why.escaped())))
+        match (&self.unfiltered, &self.capable) {
+            (Some(why), _) => Some(format!("no filter of system calls: {}", why.escaped())),
+            (None, Some(why)) => Some(format!("it has capabilities: {}", why.escaped())),
+            (None, None) => None,
+        }
     }
 }
 
@@ -106,35 +106,35 @@ impl std::fmt::Display for InForce {
     }
 }
 
-/// Memory of a process beyond what its caller may keep, in bytes: the program, its threads, and what is freed in a moment.
-const BESIDE: u64 = 128 * 1024 * 1024;
+/// Memory of a process beyond its caller's budget, in bytes: the program, its threads, and short-lived buffers.
+const OVERHEAD: u64 = 128 * 1024 * 1024;
 
-/// Fences a process that works for one caller, and the programs that it starts: the budget comes first, and whoever gets past it ends
-/// here. No other process of its user may look into it, and nothing of it is left in a core file.
+/// Limits the memory of a process that works for one caller, and of the programs that it starts, in case a caller gets past its
+/// budget. No other process of its user may look into it, and none of its memory goes into a core file.
 ///
 /// # Errors
 ///
 /// The system's.
 pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
-    let at_most = |most| Rlimit {
-        current: Some(most),
-        maximum: Some(most),
+    let at_most = |max| Rlimit {
+        current: Some(max),
+        maximum: Some(max),
     };
-    setrlimit(Resource::Data, at_most(budget.saturating_add(BESIDE)))?;
+    setrlimit(Resource::Data, at_most(budget.saturating_add(OVERHEAD)))?;
     setrlimit(Resource::Core, at_most(0))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// Limits this thread and those that it starts. What the kernel does not have is left out and said.
+/// Confines this thread and those that it starts, and reports what the kernel does not have.
 ///
 /// # Errors
 ///
-/// Landlock is there and refuses: what it was to protect is not.
+/// The kernel has Landlock and refuses the rules.
 pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
-    // Filtered system calls need it, and nothing here is to gain by `exec`.
+    // An unprivileged filter requires `no_new_privs`.
     let capable = drop_capabilities().err().map(|why| why.to_string().into());
     if limits.calls == (AllowedCalls::Worker { files: true }) {
-        // It changes the mode of no file, so each is made with the one that it is to have.
+        // It may not change the mode of a file, so each is created with its final mode.
         rustix::process::umask(Mode::empty());
     }
     let landlock = restrict(limits)?;
@@ -146,7 +146,7 @@ pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
     })
 }
 
-/// None now, and none by running a program.
+/// Drops all capabilities, also those that running a program would give.
 fn drop_capabilities() -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let none = CapabilitySets {
@@ -155,17 +155,17 @@ fn drop_capabilities() -> rustix::io::Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     for capability in CapabilitySet::all().iter() {
-        // Only who may drop it has it to drop; older kernels do not know the newest.
+        // Fails without the right to drop one, and for those that an older kernel does not know.
         let _ = remove_capability_from_bounding_set(capability);
     }
-    // Not there before Linux 4.3.
+    // Missing before Linux 4.3.
     let _ = clear_ambient_capability_set();
     set_capabilities(None, none)
 }
 
-/// Rights to these files alone, to no TCP port, and to no process beyond those limited with it.
+/// Restricts access to these files, to no TCP port, and to processes confined with this one; returns Landlock's ABI.
 ///
-/// Nothing where files could not change their folder then, as with the first ABI of Landlock: a file that comes in would get nowhere.
+/// Does nothing with the first ABI of Landlock, under which no file may move to another folder: none could be handed in.
 fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     let refer = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -188,7 +188,7 @@ fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     };
     let mut ruleset = ruleset.create()?;
     if limits.files.is_none() {
-        // Files change their folder in no ruleset that does not say so (`landlock(7)`, LANDLOCK_ACCESS_FS_REFER).
+        // A ruleset denies moves between folders unless it allows them (`landlock(7)`, LANDLOCK_ACCESS_FS_REFER).
         ruleset = ruleset.add_rules(path_beneath_rules(["/"], AccessFs::Refer))?;
     }
     for rule in limits.files.iter().flatten() {
@@ -199,13 +199,8 @@ fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
         };
         ruleset = ruleset.add_rules(path_beneath_rules([&rule.path], access))?;
     }
-    let status = ruleset.restrict_self()?;
-    Ok(abi(&status.landlock))
-}
-
-const fn abi(status: &LandlockStatus) -> u32 {
-    match status {
-        LandlockStatus::Available { effective_abi, .. } => *effective_abi as u32,
+    Ok(match ruleset.restrict_self()?.landlock {
+        LandlockStatus::Available { effective_abi, .. } => effective_abi as u32,
         LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
-    }
+    })
 }

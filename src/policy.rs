@@ -1,7 +1,6 @@
 //! Decides whether a caller may use a service with given arguments.
 //!
-//! [`decide`] is the only place where that question is answered and the only maker of a [`Grant`],
-//! without which no tool runs. Pure: no file, no clock, no network.
+//! Only [`decide`] answers that question and creates a [`Grant`], without which no tool runs. Pure: no file, no clock, no network.
 
 use std::fmt;
 
@@ -14,9 +13,9 @@ use crate::services::{Service, Services};
 /// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// The person who runs anklume on the host or locally: root there already, with all five tools by name.
+    /// The person who runs anklume on the host or locally, who is already root and may use all five tools by name.
     Operator,
-    /// The machine that the channel belongs to.
+    /// The machine to which the channel belongs.
     Consumer(MachineName),
 }
 
@@ -30,28 +29,28 @@ impl fmt::Display for Caller {
     }
 }
 
-/// The question: a caller, what it calls, and with which arguments.
+/// A call to decide.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// The caller.
     pub caller: &'a Caller,
-    /// The name that was called: a service's, or for the operator a tool's.
+    /// The name of a service, or for the operator of a tool.
     pub name: &'a str,
-    /// The caller's arguments. One that is `null` counts as not sent.
+    /// The caller's arguments; a `null` counts as not sent.
     pub arguments: &'a Map<String, Value>,
 }
 
-/// The answer.
+/// The decision on a call.
 #[must_use]
 #[derive(Debug)]
 pub enum Decision {
     /// The call may run.
     Allowed(Grant),
-    /// It may not.
+    /// The call may not run.
     Denied(Denial),
 }
 
-/// The proof that this caller may use this service with these arguments. Only [`decide`] makes one.
+/// The proof that this caller may use this service with these arguments; only [`decide`] creates one.
 #[derive(Debug)]
 pub struct Grant {
     caller: Caller,
@@ -61,25 +60,25 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// The caller.
+    /// Returns the caller.
     #[must_use]
     pub const fn caller(&self) -> &Caller {
         &self.caller
     }
 
-    /// The service that was called; for the operator, the tool.
+    /// Returns the name of the service; for the operator, of the tool.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The tool that runs.
+    /// Returns the tool to run.
     #[must_use]
     pub const fn tool(&self) -> ToolName {
         self.tool
     }
 
-    /// The caller's arguments and the fixed ones of the service.
+    /// Returns the caller's arguments joined with the fixed ones of the service.
     #[must_use]
     pub const fn arguments(&self) -> &Map<String, Value> {
         &self.arguments
@@ -89,25 +88,25 @@ impl Grant {
 /// The reason why a call may not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
-    /// The machine offers no service (for the operator: there is no tool) of that name.
+    /// The machine offers no service of that name; for the operator, no tool has it.
     Unknown,
-    /// The service is there, for others.
+    /// The service exists, for others.
     NotConsumer {
         /// The service.
         service: ServiceName,
         /// Its consumers.
         consumers: Vec<MachineName>,
-        /// Place of its declaration, if known.
+        /// The place of its declaration, if known.
         declared_at: Option<String>,
     },
-    /// The caller sent an argument that is not its to choose.
+    /// The caller sent an argument that it may not choose.
     FixedArgument {
         /// The argument's name.
         argument: String,
     },
 }
 
-/// Decides a call by the services of the machine that it reached.
+/// Decides a call by the services of the machine that received it.
 pub fn decide(services: &Services, request: Request<'_>) -> Decision {
     match request.caller {
         Caller::Operator => decide_operator(request),
@@ -149,21 +148,21 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
     }
 }
 
-/// Returns the sent arguments without `null`: models that must fill in every argument use it for the ones they leave out.
+/// Returns the sent arguments without `null`, which models that must fill in every argument use for those they leave out.
 #[must_use]
 pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
-    that_are_there(arguments)
+    non_null(arguments)
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
 
-fn that_are_there(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
     arguments.iter().filter(|(_, value)| !value.is_null())
 }
 
-/// Joins the caller's arguments with the fixed ones; an equal repetition of a fixed value is no choice.
+/// Joins the caller's arguments with the fixed ones; a caller may repeat a fixed value.
 fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
-    let chosen = that_are_there(arguments).find(|(key, value)| match service.with.get(*key) {
+    let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
         Some(fixed) => !repeats(service.tool, key, fixed, value),
         None => operator_only(service.tool, key),
     });
@@ -177,7 +176,7 @@ fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String
     Ok(merged)
 }
 
-/// Returns whether a caller asks for what the service fixes anyway, maybe written in another way.
+/// Returns whether a caller sent the fixed value, possibly written in another way.
 fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool {
     match (tool, argument, fixed, sent) {
         (ToolName::GpgSign, "key_id", Value::String(fixed), Value::String(sent)) => {
@@ -187,8 +186,8 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
     }
 }
 
-/// Arguments that only a service's `with` or the operator sets: which key signs is never a consumer's choice, nor is whether
-/// passwords are handed over.
+/// Returns whether only a service's `with` or the operator may set an argument: a consumer never chooses the key that signs, nor
+/// that passwords are handed over.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(
@@ -197,18 +196,18 @@ pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     )
 }
 
-/// Returns the services that a caller may use: one entry for each name that [`decide`] would not refuse.
+/// A service that a caller may use, or for the operator a tool.
 #[derive(Debug, Clone)]
 pub struct ServiceOffer {
     /// The name to call.
     pub name: String,
-    /// The tool that runs.
+    /// The tool to run.
     pub tool: ToolName,
     /// Arguments that the service fixes, hidden from the caller's schema.
     pub fixed: Map<String, Value>,
 }
 
-/// Lists what a caller may use, by asking [`decide`] for every name that there is.
+/// Lists what a caller may use: every name that [`decide`] does not refuse.
 #[must_use]
 pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
     let none = Map::new();

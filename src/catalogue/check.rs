@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::path::PortalPath;
-use super::{BadArguments, CLIPBOARD_MAX, payload, schema};
+use super::{BadArguments, CLIPBOARD_MAX, Payload, schema};
 use crate::name::{ToolName, closest};
 use crate::text::shown;
 
@@ -24,7 +24,7 @@ pub struct FixedFault {
 
 /// Reads the arguments of a call: known names, right types, allowed values, nothing missing.
 ///
-/// Base64 is decoded later, by [`super::Payload::decode`].
+/// Base64 is decoded later, by [`Payload::decode`].
 ///
 /// # Errors
 ///
@@ -261,8 +261,7 @@ fn fixed_fault(name: &str, value: &Value) -> Option<String> {
             "`{name}` belongs to one transfer and cannot be fixed"
         ));
     }
-    match (name, value.as_str()) {
-        ("data", Some(text)) => payload::decode(text).err().map(|bad| bad.to_string()),
-        _ => None,
-    }
+    let payload = value.as_str().filter(|_| name == "data")?;
+    let decoded = Payload::of(payload.to_owned()).decode();
+    decoded.err().map(|bad| bad.to_string())
 }

@@ -1,6 +1,7 @@
 //! What is told of the tools: schemas plain, words that keep to the limits.
 
 mod arguments;
+mod payload;
 
 use serde_json::{Map, Value, json};
 

@@ -1,28 +1,28 @@
-//! The system calls that a process of the server may make. Of the rest each fails with "Operation not permitted".
+//! Filters the system calls of a process of the server: a refused one fails with "Operation not permitted".
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, apply_filter,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, apply_filter,
 };
 
 /// The system calls that a process needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AllowedCalls {
-    /// Those of the server, and with it of all that it starts: whatever does not change the system, nor leaves the machine.
+    /// For the server, and so for everything that it starts: all that neither change the system nor leave the machine.
     Server,
-    /// Those of a process that runs gpg, or speaks to a display: the server's.
+    /// For a process that runs gpg, or speaks to a display: the server's.
     Programs,
-    /// Those of a process that speaks over the sockets that it was given: it opens none, and starts nothing.
+    /// For a process that speaks over the sockets that it was given: it opens none, and starts nothing.
     Worker {
         /// True if it opens files.
         files: bool,
     },
 }
 
-/// System calls that a machine is administered with, or that reach into other processes. The first part is what Docker's and
-/// systemd's default filters leave out as well (`systemd-analyze syscall-filter`: @clock, @module, @mount, @raw-io, @reboot,
+/// System calls that administer a machine, or reach into other processes. Docker's and systemd's default filters deny the first
+/// part as well (`systemd-analyze syscall-filter`: @clock, @module, @mount, @raw-io, @reboot,
 /// @swap, @obsolete; profiles/seccomp/default.json of moby).
 const ADMINISTRATION: &[i64] = &[
     libc::SYS_acct,
@@ -72,11 +72,11 @@ const ADMINISTRATION: &[i64] = &[
     libc::SYS_unshare,
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
-    // The keyrings of the kernel.
+    // Keyrings of the kernel.
     libc::SYS_add_key,
     libc::SYS_keyctl,
     libc::SYS_request_key,
-    // It makes system calls that no filter sees.
+    // Makes system calls that no filter sees.
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
@@ -192,7 +192,7 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Changes to files that Landlock has no right for, so that it cannot keep them to some: of whatever has a path, or may be read.
+/// Changes to files that no right of Landlock covers: to any file with a path, or open for reading.
 const UNRULED: &[i64] = &[
     libc::SYS_chmod,
     libc::SYS_chown,
@@ -209,7 +209,7 @@ const UNRULED: &[i64] = &[
     libc::SYS_lsetxattr,
     libc::SYS_mknod,
     libc::SYS_mknodat,
-    // What it opens for, is behind a pointer.
+    // Its flags are behind a pointer.
     libc::SYS_openat2,
     libc::SYS_removexattr,
     libc::SYS_setxattr,
@@ -218,7 +218,7 @@ const UNRULED: &[i64] = &[
     libc::SYS_utimensat,
     libc::SYS_utimes,
 ];
-/// What reaches other processes of the same user, for which Landlock has no rule: their priorities, and what they share.
+/// System calls that reach other processes of the same user and that Landlock has no rule for: priorities, shared memory.
 const OTHERS: &[i64] = &[
     libc::SYS_ioprio_set,
     libc::SYS_mq_open,
@@ -240,14 +240,14 @@ const OTHERS: &[i64] = &[
     libc::SYS_shmctl,
     libc::SYS_shmget,
 ];
-/// System calls that are newer than this program, from `setxattrat` on: some change files by their paths. Those beyond are the
-/// other ABI's.
+/// System calls newer than this program, from `setxattrat` on: some change files by their paths. The numbers beyond are those of
+/// the x32 ABI.
 const NEWER: std::ops::Range<i64> = 463..512;
-/// Commands of `fcntl` by which a file sends its owner's process signals (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`): any process.
+/// Commands of `fcntl` that make a file send signals to any process (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
 const OWNERS: [u64; 3] = [8, 10, 15];
-/// The same by `ioctl` (`FIOSETOWN`, `SIOCSPGRP`), and typing on the terminal of whoever started the server.
+/// Requests of `ioctl` that do the same (`FIOSETOWN`, `SIOCSPGRP`), or type on the terminal from which the server was started.
 const CONTROLS: [u64; 3] = [0x8901, 0x8902, libc::TIOCSTI];
-/// `clone` with one of these begins a namespace (`clone(2)`).
+/// Flags of `clone` that create a namespace (`clone(2)`).
 const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -258,8 +258,11 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
 /// A system call of the x32 ABI has this bit and the same architecture (`seccomp(2)`); no program of ours makes one.
 const X32: i64 = 0x4000_0000;
 
-/// Rules for each system call; none: whatever its arguments are.
+/// The rules of each system call; none: whatever its arguments are.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// A comparison of an argument's lower 32 bits with a value.
+type Comparison = (u8, SeccompCmpOp, u64);
 
 /// Installs the filter for this thread and those that it starts.
 ///
@@ -267,40 +270,15 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 ///
 /// The kernel has no filters, or does not let this process have one.
 pub(super) fn install(calls: AllowedCalls, network: bool) -> Result<(), seccompiler::Error> {
-    // Its flags are behind a pointer, which no filter follows; the C library then makes a thread by `clone`.
-    let unknown = Rules::from([(libc::SYS_clone3, Vec::new())]);
-    apply(
-        unknown,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS as u32),
-    )?;
+    let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    // Its flags are behind a pointer, which no filter follows; the C library then makes a thread by `clone`.
+    let clone3 = Rules::from([any(libc::SYS_clone3)]);
+    apply(clone3, SeccompAction::Allow, unknown)?;
     match calls {
-        AllowedCalls::Server => apply(refused(network)?, SeccompAction::Allow, refuse),
+        AllowedCalls::Server => apply(denied(network)?, SeccompAction::Allow, refuse),
         AllowedCalls::Programs => {
-            let mut rules = refused(network)?;
-            add(&mut rules, UNRULED);
-            add(&mut rules, OTHERS);
-            rules.extend(NEWER.map(|call| (call, Vec::new())));
-            // A file that may only be read could be emptied, and one that may not be opened at all has a descriptor all the
-            // same where it is asked for neither reading nor writing: access mode 3 (`open(2)`).
-            let mask = u64::from((libc::O_ACCMODE | libc::O_TRUNC).unsigned_abs());
-            let empties = u64::from((libc::O_RDONLY | libc::O_TRUNC).unsigned_abs());
-            let neither = u64::from(libc::O_ACCMODE.unsigned_abs());
-            for (call, argument) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
-                let empties = condition(argument, SeccompCmpOp::MaskedEq(mask), empties)?;
-                let neither = condition(argument, SeccompCmpOp::MaskedEq(neither), neither)?;
-                let both = [empties, neither].map(|one| SeccompRule::new(vec![one]));
-                rules.insert(call, both.into_iter().collect::<Result<_, _>>()?);
-            }
-            // The limits of other processes.
-            let other = condition(0, SeccompCmpOp::Ne, 0)?;
-            let new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
-            rules.insert(
-                libc::SYS_prlimit64,
-                vec![SeccompRule::new(vec![other, new])?],
-            );
-            twins(&mut rules);
+            let rules = denied_to_programs(network)?;
             apply(rules, SeccompAction::Allow, refuse)
         }
         AllowedCalls::Worker { files } => apply(allowed(files)?, refuse, SeccompAction::Allow),
@@ -318,97 +296,106 @@ fn apply(
 }
 
 /// Builds the deny list for every process of the server.
-fn refused(network: bool) -> Result<Rules, seccompiler::Error> {
-    let mut rules: Rules = ADMINISTRATION
-        .iter()
-        .map(|call| (*call, Vec::new()))
-        .collect();
+fn denied(network: bool) -> Result<Rules, BackendError> {
+    let mut rules: Rules = ADMINISTRATION.iter().copied().map(any).collect();
     let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
     let allowed = families.iter().take(if network { 3 } else { 1 });
-    let other =
-        allowed.map(|family| condition(0, SeccompCmpOp::Ne, u64::from(family.unsigned_abs())));
-    let other = SeccompRule::new(other.collect::<Result<_, _>>()?)?;
-    rules.insert(libc::SYS_socket, vec![other]);
-    let each = (0..u64::BITS).map(|bit| 1 << bit);
-    let namespaces = each.filter(|flag| NAMESPACES & flag != 0).map(|flag| {
-        let begins = condition(0, SeccompCmpOp::MaskedEq(flag), flag)?;
-        SeccompRule::new(vec![begins])
-    });
-    let namespaces: Result<_, _> = namespaces.collect();
-    rules.insert(libc::SYS_clone, namespaces?);
-    rules.insert(libc::SYS_ioctl, one_of(1, &CONTROLS)?);
-    rules.insert(libc::SYS_fcntl, one_of(1, &OWNERS)?);
-    twins(&mut rules);
+    let other = allowed.map(|family| (0, SeccompCmpOp::Ne, u64::from(family.unsigned_abs())));
+    rules.insert(libc::SYS_socket, vec![all_of(other)?]);
+    let flags = (0..u64::BITS).map(|bit| 1 << bit);
+    let namespaces = flags
+        .filter(|flag| NAMESPACES & flag != 0)
+        .map(|flag| (0, SeccompCmpOp::MaskedEq(flag), flag));
+    rules.insert(libc::SYS_clone, any_of(namespaces)?);
+    let equal = |value| (1, SeccompCmpOp::Eq, value);
+    rules.insert(libc::SYS_ioctl, any_of(CONTROLS.map(equal))?);
+    rules.insert(libc::SYS_fcntl, any_of(OWNERS.map(equal))?);
+    deny_x32(&mut rules);
     // `ptrace` and the memory of other processes have numbers of their own there.
-    rules.extend([521, 539, 540].map(|call| (call | X32, Vec::new())));
+    rules.extend([521, 539, 540].map(|call| any(call | X32)));
     Ok(rules)
 }
 
-/// Adds each call of the other ABI, whatever its arguments are.
-fn twins(rules: &mut Rules) {
+/// Builds the deny list for a process that runs programs, whose files Landlock limits.
+fn denied_to_programs(network: bool) -> Result<Rules, BackendError> {
+    let mut rules = denied(network)?;
+    rules.extend(UNRULED.iter().chain(OTHERS).copied().map(any));
+    rules.extend(NEWER.map(any));
+    // A file that may only be read could be emptied, and one that may not be opened at all has a descriptor all the
+    // same where it is asked for neither reading nor writing: access mode 3 (`open(2)`).
+    let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u64;
+    let empties = (libc::O_RDONLY | libc::O_TRUNC) as u64;
+    let neither = libc::O_ACCMODE as u64;
+    for (call, argument) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
+        let both = [(mask, empties), (neither, neither)];
+        let both = both.map(|(mask, value)| (argument, SeccompCmpOp::MaskedEq(mask), value));
+        rules.insert(call, any_of(both)?);
+    }
+    // The limits of other processes.
+    rules.insert(libc::SYS_prlimit64, vec![prlimit(&SeccompCmpOp::Ne)?]);
+    deny_x32(&mut rules);
+    Ok(rules)
+}
+
+/// Adds the twin of each call in the x32 ABI, whatever its arguments are.
+fn deny_x32(rules: &mut Rules) {
     let calls: Vec<i64> = rules.keys().copied().collect();
-    rules.extend(calls.into_iter().map(|call| (call | X32, Vec::new())));
+    rules.extend(calls.into_iter().map(|call| any(call | X32)));
 }
 
 /// Builds the allow list of a worker.
-fn allowed(files: bool) -> Result<Rules, seccompiler::Error> {
+fn allowed(files: bool) -> Result<Rules, BackendError> {
     let files = if files { FILES } else { &[] };
-    let all = WORK.iter().chain(files);
-    let mut rules: Rules = all.map(|call| (*call, Vec::new())).collect();
-    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-    let threads = condition(0, SeccompCmpOp::MaskedEq(thread), thread)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![threads])?]);
-    let local = u64::from(libc::AF_UNIX.unsigned_abs());
+    let mut rules: Rules = WORK.iter().chain(files).copied().map(any).collect();
+    let thread = libc::CLONE_THREAD as u64;
+    let local = (0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
     // One for datagrams could send to any address.
-    let stream = u64::from(libc::SOCK_STREAM.unsigned_abs());
-    let pair = vec![
-        condition(0, SeccompCmpOp::Eq, local)?,
-        condition(1, SeccompCmpOp::MaskedEq(0xf), stream)?,
-    ];
-    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(pair)?]);
-    // The name of a thread.
-    let name = u64::from(libc::PR_SET_NAME.unsigned_abs());
-    let named = condition(0, SeccompCmpOp::Eq, name)?;
-    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![named])?]);
-    let own = u64::from(std::process::id());
-    let itself = condition(0, SeccompCmpOp::Eq, own)?;
-    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![itself])?]);
-    let asked = condition(0, SeccompCmpOp::Eq, 0)?;
-    let nothing_new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
-    rules.insert(
-        libc::SYS_prlimit64,
-        vec![SeccompRule::new(vec![asked, nothing_new])?],
-    );
-    rules.insert(libc::SYS_ioctl, vec![none_of(1, &CONTROLS)?]);
-    rules.insert(libc::SYS_fcntl, vec![none_of(1, &OWNERS)?]);
+    let stream = (1, SeccompCmpOp::MaskedEq(0xf), libc::SOCK_STREAM as u64);
+    let thread_name = (0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64);
+    let own = (0, SeccompCmpOp::Eq, u64::from(std::process::id()));
+    let differs = |value| (1, SeccompCmpOp::Ne, value);
+    for (call, rule) in [
+        (
+            libc::SYS_clone,
+            all_of([(0, SeccompCmpOp::MaskedEq(thread), thread)]),
+        ),
+        (libc::SYS_socketpair, all_of([local, stream])),
+        (libc::SYS_prctl, all_of([thread_name])),
+        (libc::SYS_tgkill, all_of([own])),
+        (libc::SYS_prlimit64, prlimit(&SeccompCmpOp::Eq)),
+        (libc::SYS_ioctl, all_of(CONTROLS.map(differs))),
+        (libc::SYS_fcntl, all_of(OWNERS.map(differs))),
+    ] {
+        rules.insert(call, vec![rule?]);
+    }
     Ok(rules)
 }
 
-/// Adds calls, whatever their arguments are.
-fn add(rules: &mut Rules, calls: &[i64]) {
-    rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+/// Matches a call whatever its arguments are.
+const fn any(call: i64) -> (i64, Vec<SeccompRule>) {
+    (call, Vec::new())
 }
 
-/// The argument has one of these values.
-fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    let each = values
-        .iter()
-        .map(|value| SeccompRule::new(vec![condition(argument, SeccompCmpOp::Eq, *value)?]));
+/// Matches if one of the comparisons holds.
+fn any_of(
+    comparisons: impl IntoIterator<Item = Comparison>,
+) -> Result<Vec<SeccompRule>, BackendError> {
+    let each = comparisons.into_iter().map(|one| all_of([one]));
     each.collect()
 }
 
-/// The argument has none of these values.
-fn none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, seccompiler::BackendError> {
-    let each = values
-        .iter()
-        .map(|value| condition(argument, SeccompCmpOp::Ne, *value));
-    SeccompRule::new(each.collect::<Result<_, _>>()?)
+/// Matches if all comparisons hold.
+fn all_of(comparisons: impl IntoIterator<Item = Comparison>) -> Result<SeccompRule, BackendError> {
+    let conditions = comparisons.into_iter().map(|(argument, operator, value)| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-fn condition(
-    argument: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompCondition, seccompiler::BackendError> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+/// Compares the process of `prlimit64` with this one (0), and its pointer to new limits with none.
+fn prlimit(operator: &SeccompCmpOp) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator.clone(), 0)?,
+        SeccompCondition::new(2, SeccompCmpArgLen::Qword, operator.clone(), 0)?,
+    ])
 }
