@@ -1,14 +1,11 @@
 //! `clipboard_get` and `clipboard_set`: the clipboard of the display where there is one, a private file where there is none.
 //!
-//! A display that is named but cannot be reached is an error: falling back to the file would hand over another
-//! clipboard than the one that the user sees.
+//! A display that the environment names and nobody can reach is an error: the file is not the clipboard that the user sees.
 
-pub(crate) mod answer;
 pub(crate) mod display;
 pub(super) mod file;
-mod holder;
+pub(crate) mod holder;
 mod offer;
-mod wayland;
 mod x11;
 
 use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
@@ -55,14 +52,14 @@ fn length(text: &str) -> u64 {
     u64::try_from(text.len()).unwrap_or(u64::MAX)
 }
 
-/// More on the clipboard than goes over the wire.
+/// Refuses a clipboard over its limit.
 fn too_large(bytes: u64) -> ToolError {
     ToolError::TooLarge(format!(
         "the clipboard holds {bytes} bytes, and at most {CLIPBOARD_MAX} are handed over"
     ))
 }
 
-/// Something on the clipboard that is no text.
+/// Refuses a clipboard without text.
 fn not_text() -> ToolError {
     ToolError::Refused("what is on the clipboard is no UTF-8 text".to_owned())
 }

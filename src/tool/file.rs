@@ -18,6 +18,4 @@ pub(super) use usage::Usage;
 pub(super) const TRANSFERS_MAX: usize = 8;
 
 #[cfg(test)]
-mod race;
-#[cfg(test)]
 mod tests;

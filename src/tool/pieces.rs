@@ -1,17 +1,18 @@
 //! Transfers that come in several calls of one connection: in order, one piece at a time, few at once.
 //!
-//! A piece that does not fit is refused and the transfer goes on; only a second beginning ends it, so that two
-//! senders of one name can never be mixed into one file.
+//! A piece that does not fit is refused and the transfer goes on; only a second beginning ends it, so that the pieces of two senders
+//! never mix under one name.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
+use tokio::task::{self, AbortHandle};
 use tokio::time::sleep;
 
 use super::ToolError;
+use crate::text;
 
 /// By the name of the transfer.
 type Slots<T> = HashMap<String, Slot<T>>;
@@ -20,8 +21,8 @@ type Slots<T> = HashMap<String, Slot<T>>;
 #[derive(Debug)]
 pub(super) struct Transfers<T> {
     slots: Arc<Mutex<Slots<T>>>,
-    most: usize,
-    /// Time that a transfer waits for its next piece; then it is dropped with what it holds (a gpg, an unpublished file).
+    max: usize,
+    /// Time for which a transfer waits for its next piece; then it is dropped with what it holds (a gpg, an unpublished file).
     idle: Duration,
 }
 
@@ -29,14 +30,11 @@ pub(super) struct Transfers<T> {
 enum Slot<T> {
     /// A piece is being worked on.
     Taken,
-    /// Waits for the piece at this offset.
+    /// Waits for the piece at this offset, until the timer drops it.
     Waiting {
         next: u64,
         transfer: T,
-        /// Tells one wait from another.
-        wait: Arc<()>,
-        /// Gives the transfer up.
-        _timer: Option<Timer>,
+        timer: Option<Timer>,
     },
 }
 
@@ -58,47 +56,63 @@ pub(super) struct TransferTurn<T> {
     idle: Duration,
 }
 
-/// Whether a piece begins a transfer or goes on with one.
-#[derive(Debug)]
-pub(super) enum TransferStep<T> {
-    /// The first piece.
-    Begin,
-    /// A later one.
-    Continue(T),
-}
-
 impl<T> Transfers<T> {
-    /// No transfers yet, and room for `most`, each of which is given up that has waited for so long.
-    pub(super) fn new(most: usize, idle: Duration) -> Self {
+    /// Creates room for `max` transfers, each dropped once it has waited `idle` for a piece.
+    pub(super) fn new(max: usize, idle: Duration) -> Self {
         Self {
             slots: Arc::default(),
-            most,
+            max,
             idle,
         }
     }
 
     /// Returns whether none is under way.
     pub(super) fn is_empty(&self) -> bool {
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        lock(&self.slots).is_empty()
     }
 
-    /// Takes the turn for a piece that begins at `offset`.
+    /// Takes the turn for a piece that begins at `offset`; `displayed` is the name in messages.
     ///
-    /// `shown` is the name as messages show it.
+    /// Returns the transfer that waited for the piece; `None`: this is the first piece.
     pub(super) fn take(
         &self,
         name: &str,
-        shown: &str,
+        displayed: &str,
         offset: u64,
-    ) -> Result<(TransferTurn<T>, TransferStep<T>), ToolError> {
+    ) -> Result<(TransferTurn<T>, Option<T>), ToolError> {
         let mut slots = lock(&self.slots);
-        let step = if offset == 0 {
-            begin(&mut slots, name, shown, self.most)?
-        } else {
-            resume(&mut slots, name, shown, offset, self.idle)?
+        let transfer = match (slots.remove(name), offset) {
+            (None, 0) if slots.len() >= self.max => {
+                return Err(ToolError::Busy(format!(
+                    "{} transfers are under way on this connection; finish one first",
+                    self.max
+                )));
+            }
+            (None, 0) => None,
+            (None, _) => {
+                return Err(ToolError::OutOfOrder(format!(
+                    "no transfer of {displayed} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
+                    self.idle.as_secs()
+                )));
+            }
+            (Some(Slot::Taken), _) => {
+                slots.insert(name.to_owned(), Slot::Taken);
+                return Err(ToolError::OutOfOrder(format!(
+                    "another piece of {displayed} is still being worked on; send the next one after its answer"
+                )));
+            }
+            (Some(Slot::Waiting { .. }), 0) => {
+                return Err(ToolError::OutOfOrder(format!(
+                    "a transfer of {displayed} had begun already on this connection; it is given up, begin again at offset 0"
+                )));
+            }
+            (Some(Slot::Waiting { next, transfer, .. }), _) if next == offset => Some(transfer),
+            (Some(waiting @ Slot::Waiting { next, .. }), _) => {
+                slots.insert(name.to_owned(), waiting);
+                return Err(ToolError::OutOfOrder(format!(
+                    "the next piece of {displayed} begins at offset {next}, not {offset}"
+                )));
+            }
         };
         slots.insert(name.to_owned(), Slot::Taken);
         let turn = TransferTurn {
@@ -106,103 +120,43 @@ impl<T> Transfers<T> {
             idle: self.idle,
             name: name.to_owned(),
         };
-        Ok((turn, step))
+        Ok((turn, transfer))
     }
-}
-
-fn begin<T>(
-    slots: &mut Slots<T>,
-    name: &str,
-    shown: &str,
-    most: usize,
-) -> Result<TransferStep<T>, ToolError> {
-    match slots.get(name) {
-        Some(Slot::Taken) => Err(taken(shown)),
-        Some(Slot::Waiting { .. }) => {
-            slots.remove(name);
-            Err(ToolError::OutOfOrder(format!(
-                "a transfer of {shown} had begun already on this connection; it is given up, begin again at offset 0"
-            )))
-        }
-        None if slots.len() >= most => Err(ToolError::Busy(format!(
-            "{most} transfers are under way on this connection; finish one first"
-        ))),
-        None => Ok(TransferStep::Begin),
-    }
-}
-
-fn resume<T>(
-    slots: &mut Slots<T>,
-    name: &str,
-    shown: &str,
-    offset: u64,
-    idle: Duration,
-) -> Result<TransferStep<T>, ToolError> {
-    match slots.remove(name) {
-        None => Err(ToolError::OutOfOrder(format!(
-            "no transfer of {shown} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
-            idle.as_secs()
-        ))),
-        Some(Slot::Taken) => {
-            slots.insert(name.to_owned(), Slot::Taken);
-            Err(taken(shown))
-        }
-        Some(Slot::Waiting { next, transfer, .. }) if next == offset => {
-            Ok(TransferStep::Continue(transfer))
-        }
-        Some(waiting @ Slot::Waiting { next, .. }) => {
-            slots.insert(name.to_owned(), waiting);
-            Err(ToolError::OutOfOrder(format!(
-                "the next piece of {shown} begins at offset {next}, not {offset}"
-            )))
-        }
-    }
-}
-
-fn taken(shown: &str) -> ToolError {
-    ToolError::OutOfOrder(format!(
-        "another piece of {shown} is still being worked on; send the next one after its answer"
-    ))
 }
 
 impl<T: Send + 'static> TransferTurn<T> {
-    /// Puts the transfer down until the piece at `next` comes, but not for ever.
+    /// Lets the transfer wait for the piece at `next`, at most for the idle time.
     pub(super) fn wait(self, next: u64, transfer: T) {
-        let wait = Arc::new(());
-        let since = Arc::clone(&wait);
         let (slots, name, idle) = (Arc::downgrade(&self.slots), self.name.clone(), self.idle);
-        // Tools run in a runtime; where there is none, nothing waits long.
+        // Tools run in a runtime; without one nothing waits long.
         let timer = Handle::try_current().ok().map(|runtime| {
             let timer = runtime.spawn(async move {
                 sleep(idle).await;
-                give_up(&slots, &name, &since);
+                let given_up = slots.upgrade().and_then(|slots| give_up(&slots, &name));
+                // Not under the lock: nobody waits while its transfer is dropped.
+                drop(given_up);
             });
             Timer(timer.abort_handle())
         });
         let waiting = Slot::Waiting {
             next,
             transfer,
-            wait,
-            _timer: timer,
+            timer,
         };
         lock(&self.slots).insert(self.name.clone(), waiting);
     }
 }
 
-/// Gives up a transfer that has waited since then.
-fn give_up<T>(slots: &Weak<Mutex<Slots<T>>>, name: &str, since: &Arc<()>) {
-    let Some(slots) = slots.upgrade() else {
-        return;
+/// Removes the transfer whose timer is the current task.
+fn give_up<T>(slots: &Mutex<Slots<T>>, name: &str) -> Option<Slot<T>> {
+    let mut slots = lock(slots);
+    let Some(Slot::Waiting { timer, .. }) = slots.get(name) else {
+        return None;
     };
-    let mut slots = lock(&slots);
-    let waits = match slots.get(name) {
-        Some(Slot::Waiting { wait, .. }) => Arc::ptr_eq(wait, since),
-        Some(Slot::Taken) | None => false,
-    };
-    let given_up = if waits { slots.remove(name) } else { None };
-    drop(slots);
-    // What it holds is let go of while nobody waits for the others.
-    drop(given_up);
+    let is_ours = timer
+        .as_ref()
+        .is_some_and(|timer| timer.0.id() == task::id());
+    is_ours.then(|| slots.remove(name)).flatten()
 }
 
 impl<T> Drop for TransferTurn<T> {
@@ -214,22 +168,37 @@ impl<T> Drop for TransferTurn<T> {
     }
 }
 
-/// Refuses a piece without content that is not the last: nothing would have moved on.
-pub(super) fn not_empty(data: &[u8], last: bool) -> Result<(), ToolError> {
+/// Refuses `final` in a call that is no piece.
+pub(super) fn not_final(last: Option<bool>) -> Result<(), ToolError> {
+    match last {
+        None => Ok(()),
+        Some(_) => Err(ToolError::Arguments(
+            "`final` without `offset`: a piece says where it begins".to_owned(),
+        )),
+    }
+}
+
+/// Refuses a piece without content that is not the last: it would not move the transfer on.
+pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, ToolError> {
     if data.is_empty() && !last {
         return Err(ToolError::Arguments(
             "`data` is empty, and only the last piece (`final`) may be".to_owned(),
         ));
     }
-    Ok(())
+    Ok(data)
 }
 
-/// Pieces must not contradict each other.
+/// Refuses a piece whose argument contradicts an earlier one.
 pub(super) fn contradicts(name: &str) -> ToolError {
     ToolError::Arguments(format!("`{name}` differs from that of an earlier piece"))
 }
 
-/// A panic elsewhere leaves a map that is still a map.
+/// Tells a caller how much of its transfer has arrived.
+pub(super) fn progress(size: u64) -> String {
+    format!("{} taken; the next piece begins there", text::bytes(size))
+}
+
+/// Locks a map, which a panic elsewhere leaves intact.
 fn lock<T>(slots: &Mutex<Slots<T>>) -> MutexGuard<'_, Slots<T>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -250,7 +219,7 @@ mod tests {
     fn pieces_follow_each_other() {
         let transfers = Transfers::new(2, IDLE);
         let (turn, step) = transfers.take("a", "`a`", 0).unwrap();
-        assert!(matches!(step, TransferStep::Begin));
+        assert!(step.is_none());
         turn.wait(3, "abc");
         assert_eq!(
             refused(&transfers, "a", 2),
@@ -261,7 +230,7 @@ mod tests {
             "the next piece of `a` begins at offset 3, not 4"
         );
         let (turn, step) = transfers.take("a", "`a`", 3).unwrap();
-        assert!(matches!(step, TransferStep::Continue("abc")));
+        assert!(matches!(step, Some("abc")));
         drop(turn);
         assert_eq!(
             refused(&transfers, "a", 3),
@@ -280,10 +249,7 @@ mod tests {
         transfers.take("b", "", 1).unwrap().0.wait(2, ());
         sleep(IDLE / 10 * 9).await;
         assert!(refused(&transfers, "a", 1).starts_with("no transfer of `a` is under way"));
-        assert!(matches!(
-            transfers.take("b", "", 2).unwrap().1,
-            TransferStep::Continue(())
-        ));
+        assert!(matches!(transfers.take("b", "", 2).unwrap().1, Some(())));
     }
 
     #[test]
@@ -299,7 +265,7 @@ mod tests {
         transfers.take("a", "`a`", 0).unwrap().0.wait(5, "two");
         assert!(matches!(
             transfers.take("a", "`a`", 5).unwrap().1,
-            TransferStep::Continue("two")
+            Some("two")
         ));
     }
 

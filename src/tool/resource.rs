@@ -166,14 +166,10 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     ];
     let mut found = programs.into_iter().filter_map(|name| search(name));
     rules.extend(found.by_ref().flat_map(|path| program(&path)));
-    // Where there are no keys, there is nothing to reach.
-    let folders = gpg::folders(settings).await;
-    // Not to write: the agent, which is not confined, reads there which programs it is to run.
-    let home = folders.home.into_iter();
-    let linked = home
-        .clone()
-        .flat_map(|home| LINKED.map(|name| home.join(name)));
-    let all = home.chain(linked).chain(folders.keyrings);
+    let paths = gpg::key_paths(settings).await;
+    let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
+    let all = linked.into_iter().flatten().chain(paths.iter().cloned());
+    // Not to write: the agent, which is not confined, reads there which programs to run.
     rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,

@@ -1,20 +1,94 @@
-//! The clipboard of a display, through a process of this same program.
+//! The clipboard of a display, through a process of this same program, which runs [`super::display`].
 //!
-//! X11 and Wayland keep no copy: whoever set a text must stay to hand it out, so a process of its own stays when the
-//! server ends, until something else is put on the clipboard. Reading goes the same way, because a program that owns
-//! the clipboard and does not answer can then be given up. What that process does: [`super::display`].
+//! X11 and Wayland keep no copy: the owner of a text must stay to hand it out, so a process of its own stays when the server ends,
+//! until something else is put on the clipboard. Reading goes the same way, so that an owner that does not answer can be given up.
 
+use std::ffi::OsString;
 use std::process::Stdio;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::answer::{COMMAND, HolderAnswer, HolderTask};
 use super::{not_text, too_large};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::tool::{Display, Settings, ToolError, environment};
 
-/// A process that is killed when nobody waits for it any more, unless it was told to stay.
+/// The hidden subcommand.
+const COMMAND: &str = "clipboard-holder";
+
+/// The task of a process.
+#[derive(Debug, Clone, Copy)]
+enum HolderTask {
+    /// Read the clipboard, unless it is marked as a password.
+    Read,
+    /// Read it, marked or not.
+    ReadPassword,
+    /// Put the text from stdin on it and hold it there.
+    Hold,
+}
+
+impl HolderTask {
+    /// Returns the argument of the subcommand.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::ReadPassword => "read-password",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+/// The process's answer on stdout: one byte for its kind, then the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HolderAnswer {
+    /// The text on the clipboard; empty from a holder that holds.
+    Text(String),
+    /// Nothing is on the clipboard, or nothing that is text.
+    Nothing,
+    /// More bytes than are handed over.
+    TooLong(u64),
+    /// Text that is no UTF-8.
+    NotText,
+    /// A password manager marks it as a password.
+    Password,
+    /// No display answers.
+    Unreachable,
+    /// The display or its clipboard failed otherwise.
+    Refused,
+}
+
+impl HolderAnswer {
+    /// Encodes the answer for the pipe.
+    pub(crate) fn write(&self) -> Vec<u8> {
+        match self {
+            Self::Text(text) => [b"T", text.as_bytes()].concat(),
+            Self::Nothing => b"N".to_vec(),
+            Self::TooLong(bytes) => format!("L{bytes}").into_bytes(),
+            Self::NotText => b"X".to_vec(),
+            Self::Password => b"P".to_vec(),
+            Self::Unreachable => b"U".to_vec(),
+            Self::Refused => b"R".to_vec(),
+        }
+    }
+
+    /// Decodes an answer; anything unknown, such as nothing from a process that died, is a refusal.
+    fn read(bytes: &[u8]) -> Self {
+        let Some((kind, rest)) = bytes.split_first() else {
+            return Self::Refused;
+        };
+        match (kind, str::from_utf8(rest)) {
+            (b'T', Ok(text)) => Self::Text(text.to_owned()),
+            (b'N', Ok("")) => Self::Nothing,
+            (b'L', Ok(bytes)) => bytes.parse().map_or(Self::Refused, Self::TooLong),
+            (b'X', Ok("")) => Self::NotText,
+            (b'P', Ok("")) => Self::Password,
+            (b'U', Ok("")) => Self::Unreachable,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// A process that is killed when dropped, unless it stays.
 #[derive(Debug)]
 struct Holder {
     child: Child,
@@ -24,24 +98,24 @@ struct Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         if !self.stays {
-            // Gone already is as good.
+            // Fails if it has ended.
             let _ = self.child.start_kill();
         }
     }
 }
 
-/// Reads the display's clipboard; no text is an empty text. `passwords`: also what is marked as one.
+/// Reads the display's clipboard, empty without a text; with `passwords`, also a text that is marked as one.
 pub(super) async fn read(
     settings: &Settings,
     display: &Display,
     passwords: bool,
 ) -> Result<String, ToolError> {
-    let errand = if passwords {
+    let task = if passwords {
         HolderTask::ReadPassword
     } else {
         HolderTask::Read
     };
-    match ask(settings, display, errand, "").await?.0 {
+    match ask(settings, display, task, "").await?.0 {
         HolderAnswer::Text(text) => Ok(text),
         HolderAnswer::Nothing => Ok(String::new()),
         other => Err(refusal(&other, display)),
@@ -63,38 +137,35 @@ pub(super) async fn hold(
     }
 }
 
-/// Sends a process on an errand and waits for its answer.
+/// Starts a process for a task and waits for its answer.
 async fn ask(
     settings: &Settings,
     display: &Display,
-    errand: HolderTask,
+    task: HolderTask,
     text: &str,
 ) -> Result<(HolderAnswer, Holder), ToolError> {
-    let mut holder = start(settings, display, errand)?;
-    let asked = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text)).await;
-    match asked {
-        Ok(answer) => Ok((answer, holder)),
-        Err(_) => Err(ToolError::TimedOut(format!(
+    let mut holder = start(settings, display, task)?;
+    let answer = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text));
+    let answer = answer.await.map_err(|_| {
+        ToolError::TimedOut(format!(
             "the display, or the program that owns its clipboard, did not answer within {} s",
             settings.display_wait.as_secs()
-        ))),
-    }
+        ))
+    })?;
+    Ok((answer, holder))
 }
 
-fn start(settings: &Settings, display: &Display, errand: HolderTask) -> Result<Holder, ToolError> {
+fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Holder, ToolError> {
     let mut command = Command::new(&settings.program);
     command
         .arg0("anklume")
         .env_clear()
         .envs(environment())
-        .args([COMMAND, errand.as_str()])
+        .args([COMMAND, task.as_str()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    for (name, value) in [
-        ("WAYLAND_DISPLAY", &display.wayland),
-        ("DISPLAY", &display.x11),
-    ] {
+    for (name, value) in variables(display) {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
@@ -112,15 +183,14 @@ fn start(settings: &Settings, display: &Display, errand: HolderTask) -> Result<H
 /// Hands the text over and reads the answer, which ends with the process's stdout.
 async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
-        // A process that does not read says why on stdout.
+        // A process that does not read gives the reason on stdout.
         let _ = stdin.write_all(text.as_bytes()).await;
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        let most = u64::try_from(CLIPBOARD_MAX).unwrap_or(u64::MAX);
-        // One byte says what the answer is.
-        let most = most.saturating_add(1);
-        let _ = stdout.take(most).read_to_end(&mut answer).await;
+        // One byte more, for the kind of the answer.
+        let max = CLIPBOARD_MAX as u64 + 1;
+        let _ = stdout.take(max).read_to_end(&mut answer).await;
     }
     HolderAnswer::read(&answer)
 }
@@ -147,23 +217,48 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
     }
 }
 
-/// The display by its variables: names, never paths.
-fn named(display: &Display) -> String {
-    let variables = [
+fn variables(display: &Display) -> [(&'static str, &Option<OsString>); 2] {
+    [
         ("WAYLAND_DISPLAY", &display.wayland),
         ("DISPLAY", &display.x11),
-    ];
-    let named: Vec<String> = variables
-        .into_iter()
-        .filter_map(|(name, value)| {
-            let value = value.as_ref()?.to_string_lossy();
-            let shown = if value.contains('/') {
-                "a path"
-            } else {
-                &value
-            };
-            Some(format!("({name}={})", shown.escape_debug()))
-        })
-        .collect();
-    named.join(" ")
+    ]
+}
+
+/// Names the display by its variables, without a path.
+fn named(display: &Display) -> String {
+    let named = variables(display).into_iter().filter_map(|(name, value)| {
+        let value = value.as_ref()?.to_string_lossy();
+        let is_path = value.contains('/');
+        let value = if is_path { "a path" } else { &value };
+        Some(format!("({name}={})", value.escape_debug()))
+    });
+    named.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_back_as_they_went() {
+        for answer in [
+            HolderAnswer::Text("T".to_owned()),
+            HolderAnswer::Text(String::new()),
+            HolderAnswer::Nothing,
+            HolderAnswer::TooLong(70_000),
+            HolderAnswer::NotText,
+            HolderAnswer::Password,
+            HolderAnswer::Unreachable,
+            HolderAnswer::Refused,
+        ] {
+            assert_eq!(HolderAnswer::read(&answer.write()), answer);
+        }
+    }
+
+    #[test]
+    fn an_odd_answer_is_a_refusal() {
+        for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx"] {
+            assert_eq!(HolderAnswer::read(odd), HolderAnswer::Refused, "{odd:?}");
+        }
+    }
 }

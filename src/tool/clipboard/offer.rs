@@ -1,18 +1,16 @@
-//! What the owner of a clipboard offers, by the names of its types: which of them are text, and whether it is marked as a
-//! password.
+//! Chooses the text among the types that the owner of a clipboard offers, unless it is marked as a password.
 
-use super::answer::HolderAnswer;
+use super::holder::HolderAnswer;
 use crate::catalogue::CLIPBOARD_MAX;
 
-/// The type by which password managers mark what they copy, and what it then holds (KDE's Klipper; KeePassXC, Bitwarden and
-/// 1Password set it).
+/// The type by which password managers (KeePassXC, Bitwarden, 1Password) mark a password for KDE's Klipper, and its content then.
 const HINT: &str = "x-kde-passwordManagerHint";
 const SECRET: &str = "secret";
 
-/// Maximum number of types that are looked at; programs offer a dozen or two.
+/// Maximum number of types that are read; programs offer a dozen or two.
 pub(super) const TYPES_MAX: usize = 256;
 
-/// Number of tries when another program takes the clipboard meanwhile.
+/// Maximum number of attempts while other programs take the clipboard.
 const TRIES: usize = 5;
 
 /// The content of a type.
@@ -20,14 +18,14 @@ const TRIES: usize = 5;
 pub(super) struct Content {
     /// Its first bytes.
     pub(super) kept: Vec<u8>,
-    /// The number of them.
+    /// Its length in bytes.
     pub(super) bytes: u64,
 }
 
 impl Content {
-    /// Adds bytes, of which no more are kept than fit into `most`.
-    pub(super) fn add(&mut self, bytes: &[u8], most: usize) {
-        let room = most.saturating_sub(self.kept.len()).min(bytes.len());
+    /// Counts bytes, and keeps them up to `max` bytes in all.
+    pub(super) fn add(&mut self, bytes: &[u8], max: usize) {
+        let room = max.saturating_sub(self.kept.len()).min(bytes.len());
         self.kept
             .extend_from_slice(bytes.get(..room).unwrap_or_default());
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
@@ -37,11 +35,11 @@ impl Content {
 /// The types that the owner of a clipboard offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClipboardOffer {
-    /// Who it is, where the display says so.
+    /// The owner, where the display tells.
     pub(super) owner: u32,
     /// The names of its types.
     pub(super) types: Vec<String>,
-    /// There are more than were looked at.
+    /// True if it offers more than [`TYPES_MAX`].
     pub(super) is_cut: bool,
 }
 
@@ -50,11 +48,11 @@ pub(super) trait OfferSource {
     /// Asks the owner of the clipboard for its types; `None`: it has no owner.
     fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
 
-    /// Its content as one of these types; `None`: it does not give it so.
+    /// Asks the owner for the content as one of its types; `None`: it refuses.
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
 }
 
-/// The text on a clipboard; `passwords`: also one that is marked as such.
+/// Reads the text on a clipboard; with `passwords`, also one that is marked as such.
 pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
     for _ in 0..TRIES {
         match look(&mut source, passwords) {
@@ -65,7 +63,7 @@ pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAn
     HolderAnswer::Refused
 }
 
-/// The same once; `None`: another program took the clipboard meanwhile, whose content may be marked.
+/// Tries once; `None`: another program took the clipboard meanwhile, and its content may be marked.
 fn look(
     source: &mut impl OfferSource,
     passwords: bool,
@@ -84,20 +82,19 @@ fn look(
         let Some((content, encoding)) = source.content(name)? else {
             continue;
         };
-        // Another owner may have come and gone, whose text this is.
+        // The text may be that of another owner, which came and went.
         if source.offered()? != before || (may_be_secret && is_marked(source)?) {
             return Ok(None);
         }
         return Ok(Some(answer(content, encoding)));
     }
-    Ok(Some(if texts.is_empty() {
-        HolderAnswer::Nothing
-    } else {
-        HolderAnswer::Refused
+    Ok(Some(match texts.as_slice() {
+        [] => HolderAnswer::Nothing,
+        _ => HolderAnswer::Refused,
     }))
 }
 
-/// Returns whether the owner marks its content as a password; a mark that cannot be read is one.
+/// Returns whether the owner marks its content as a password; an unreadable mark counts.
 fn is_marked(source: &mut impl OfferSource) -> Result<bool, HolderAnswer> {
     let hint = source.content(HINT)?;
     Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
@@ -117,13 +114,13 @@ fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
 /// The encoding of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// UTF-8, or what may be nothing else.
+    /// UTF-8 alone.
     Utf8,
-    /// ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2); but what is UTF-8 is taken for that, as xsel and others put it there.
+    /// UTF-8, which xsel and others put there; otherwise ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2).
     Latin1,
 }
 
-/// The types that are text, best first: in UTF-8 by their names, plain, and any other that is text by its name.
+/// Returns the text types, best first: UTF-8 by name, then plain, then any other.
 fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
     let ranked = offered.iter().take(TYPES_MAX).filter_map(|name| {
         let lower = name.to_ascii_lowercase();
@@ -138,7 +135,7 @@ fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
         Some((rank, *name))
     });
     let mut ranked: Vec<(i32, &str)> = ranked.collect();
-    // Of one rank, in the order of the program that offers them.
+    // A stable sort keeps the owner's order within a rank.
     ranked.sort_by_key(|(rank, _)| *rank);
     ranked.into_iter().map(|(_, name)| name).collect()
 }
@@ -148,13 +145,13 @@ fn is_secret(hint: &[u8]) -> bool {
     hint.trim_ascii() == SECRET.as_bytes()
 }
 
-/// Bytes as text; `None`: they are none.
+/// Decodes a text; `None`: it is not one.
 fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
     match (String::from_utf8(bytes), encoding) {
         (Ok(text), _) => Some(text),
         (Err(_), Encoding::Utf8) => None,
         (Err(other), Encoding::Latin1) => {
-            Some(other.into_bytes().into_iter().map(char::from).collect())
+            Some(other.as_bytes().iter().copied().map(char::from).collect())
         }
     }
 }

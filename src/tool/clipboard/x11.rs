@@ -1,7 +1,7 @@
 //! The clipboard of an X server, read as its owner offers it (ICCCM §2).
 //!
-//! By hand and not by arboard, which asks for types that the owner never offered: owners answer that with anything.
-//! Whoever waits for this process ends it when the owner does not answer.
+//! Without arboard, which asks for types that the owner never offered: owners answer that with anything. The server ends this
+//! process when the owner does not answer.
 
 use x11rb::COPY_DEPTH_FROM_PARENT;
 use x11rb::CURRENT_TIME;
@@ -10,30 +10,31 @@ use x11rb::connection::Connection as _;
 use x11rb::errors::ReplyOrIdError;
 use x11rb::protocol::Event;
 use x11rb::protocol::xproto::{
-    Atom, AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, GetPropertyReply, Property,
-    Window, WindowClass,
+    Atom, AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, Property, Window, WindowClass,
 };
 use x11rb::rust_connection::RustConnection;
 
-use super::answer::HolderAnswer;
+use super::holder::HolderAnswer;
 use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 
-/// A connection to an X server, with a window of ours to which owners hand their content.
+/// A connection to an X server, with a window that receives the content.
+#[derive(Debug)]
 pub(super) struct X11 {
     connection: RustConnection,
     window: Window,
     /// The selection that is the clipboard.
     clipboard: Atom,
-    /// Where owners put what we ask for.
+    /// The property in which owners put their content.
     property: Atom,
-    /// The type of content that comes bit by bit.
+    /// The type of content that comes incrementally.
     incr: Atom,
 }
 
-impl std::fmt::Debug for X11 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("X11")
+/// Any failure of the connection once it stands.
+impl From<ReplyOrIdError> for HolderAnswer {
+    fn from(_: ReplyOrIdError) -> Self {
+        Self::Refused
     }
 }
 
@@ -42,20 +43,17 @@ impl X11 {
     pub(super) fn connect() -> Result<Self, HolderAnswer> {
         let (connection, screen) =
             RustConnection::connect(None).map_err(|_| HolderAnswer::Unreachable)?;
-        Self::on(connection, screen).map_err(|_| HolderAnswer::Refused)
+        Ok(Self::new(connection, screen)?)
     }
 
-    fn on(connection: RustConnection, screen: usize) -> Result<Self, ReplyOrIdError> {
+    fn new(connection: RustConnection, screen: usize) -> Result<Self, ReplyOrIdError> {
         let window = connection.generate_id()?;
-        let root = connection
-            .setup()
-            .roots
-            .get(screen)
-            .map(|screen| screen.root);
+        let root = connection.setup().roots.get(screen);
+        let root = root.map_or(NONE, |screen| screen.root);
         connection.create_window(
             COPY_DEPTH_FROM_PARENT,
             window,
-            root.unwrap_or(NONE),
+            root,
             0,
             0,
             1,
@@ -63,37 +61,21 @@ impl X11 {
             0,
             WindowClass::INPUT_OUTPUT,
             0,
-            // Content that comes bit by bit is announced by changes of the property.
+            // Incremental content is announced by changes of the property.
             &CreateWindowAux::new().event_mask(EventMask::PROPERTY_CHANGE),
         )?;
-        let mut x11 = Self {
+        Ok(Self {
+            clipboard: atom(&connection, "CLIPBOARD")?,
+            property: atom(&connection, "ANKLUME")?,
+            incr: atom(&connection, "INCR")?,
             connection,
             window,
-            clipboard: NONE,
-            property: NONE,
-            incr: NONE,
-        };
-        x11.clipboard = x11.atom("CLIPBOARD")?;
-        x11.property = x11.atom("ANKLUME")?;
-        x11.incr = x11.atom("INCR")?;
-        Ok(x11)
+        })
     }
 
-    fn owner(&self) -> Result<Window, ReplyOrIdError> {
-        let owner = self.connection.get_selection_owner(self.clipboard)?;
-        Ok(owner.reply()?.owner)
-    }
-
-    fn atom(&self, name: &str) -> Result<Atom, ReplyOrIdError> {
-        Ok(self
-            .connection
-            .intern_atom(false, name.as_bytes())?
-            .reply()?
-            .atom)
-    }
-
-    /// Asks the owner for its content as a type: its real type and the bytes. `None`: it does not give it so.
-    fn ask(&self, target: Atom, most: usize) -> Result<Option<(Atom, Content)>, ReplyOrIdError> {
+    /// Asks the owner for its content as a type; returns the actual type and the bytes, `None` if it refuses.
+    fn ask(&self, target: &str, max: usize) -> Result<Option<(Atom, Content)>, ReplyOrIdError> {
+        let target = atom(&self.connection, target)?;
         self.connection
             .delete_property(self.window, self.property)?;
         self.connection.convert_selection(
@@ -105,44 +87,44 @@ impl X11 {
         )?;
         self.connection.flush()?;
         loop {
-            // One question at a time: this answers ours, by whatever name.
+            // Only one request is pending, so this is its answer.
             let Event::SelectionNotify(answer) = self.connection.wait_for_event()? else {
                 continue;
             };
             if answer.property == NONE {
                 return Ok(None);
             }
-            let (reply, content) = self.take(most)?;
-            if reply.type_ == self.incr {
-                return self.bit_by_bit(most).map(Some);
+            let (kind, content) = self.take(max)?;
+            if kind == self.incr {
+                return self.take_increments(max).map(Some);
             }
-            // xsel says a second time that it has given what came bit by bit.
-            if reply.type_ != NONE {
-                return Ok(Some((reply.type_, content)));
+            // xsel notifies a second time after incremental content.
+            if kind != NONE {
+                return Ok(Some((kind, content)));
             }
         }
     }
 
-    /// Takes the property: what it holds up to `most` bytes, and how many there were.
-    fn take(&self, most: usize) -> Result<(GetPropertyReply, Content), ReplyOrIdError> {
+    /// Takes the property: its type and its content.
+    fn take(&self, max: usize) -> Result<(Atom, Content), ReplyOrIdError> {
         // In units of four bytes.
-        let length = u32::try_from(most.div_ceil(4) + 1).unwrap_or(u32::MAX);
-        let mut reply = self
+        let length = u32::try_from(max.div_ceil(4) + 1).unwrap_or(u32::MAX);
+        let reply = self
             .connection
             .get_property(false, self.window, self.property, AtomEnum::ANY, 0, length)?
             .reply()?;
-        // For an owner that waits, this says that it may go on.
+        // This lets a waiting owner go on.
         self.connection
             .delete_property(self.window, self.property)?;
         self.connection.flush()?;
         let mut content = Content::default();
-        content.add(&std::mem::take(&mut reply.value), most);
+        content.add(&reply.value, max);
         content.bytes += u64::from(reply.bytes_after);
-        Ok((reply, content))
+        Ok((reply.type_, content))
     }
 
-    /// Takes content that comes in many properties, of which an empty one is the last (ICCCM §2.7.2).
-    fn bit_by_bit(&self, most: usize) -> Result<(Atom, Content), ReplyOrIdError> {
+    /// Takes content that comes in many properties, the last of them empty (ICCCM §2.7.2).
+    fn take_increments(&self, max: usize) -> Result<(Atom, Content), ReplyOrIdError> {
         let mut whole = Content::default();
         loop {
             match self.connection.wait_for_event()? {
@@ -150,28 +132,28 @@ impl X11 {
                     if event.atom == self.property && event.state == Property::NEW_VALUE => {}
                 _ => continue,
             }
-            let (reply, bit) = self.take(most)?;
-            if reply.type_ == NONE {
-                // The news of what we have taken already.
+            let (kind, part) = self.take(max)?;
+            if kind == NONE {
+                // A late event about a property that was taken already.
                 continue;
             }
-            if bit.bytes == 0 {
-                return Ok((reply.type_, whole));
+            if part.bytes == 0 {
+                return Ok((kind, whole));
             }
-            whole.bytes += bit.bytes - bit.kept.len() as u64;
-            whole.add(&bit.kept, most);
+            whole.bytes += part.bytes - part.kept.len() as u64;
+            whole.add(&part.kept, max);
         }
     }
 
     fn names(&self, targets: &[u8]) -> Result<Vec<String>, ReplyOrIdError> {
         let atoms = targets.chunks_exact(4).take(TYPES_MAX);
-        let asked: Vec<_> = atoms
+        let requests: Vec<_> = atoms
             .filter_map(|bytes| Some(Atom::from_ne_bytes(bytes.try_into().ok()?)))
             .map(|atom| self.connection.get_atom_name(atom))
             .collect();
         let mut names = Vec::new();
-        for name in asked {
-            // An owner may offer atoms that there are not.
+        for name in requests {
+            // An owner may offer atoms that do not exist.
             if let Ok(name) = name?.reply() {
                 names.push(String::from_utf8_lossy(&name.name).into_owned());
             }
@@ -180,17 +162,17 @@ impl X11 {
     }
 
     fn look(&self) -> Result<Option<ClipboardOffer>, ReplyOrIdError> {
-        let owner = self.owner()?;
+        let owner = self.connection.get_selection_owner(self.clipboard)?;
+        let owner = owner.reply()?.owner;
         if owner == NONE {
             return Ok(None);
         }
-        let targets = self.atom("TARGETS")?;
-        let (types, is_cut) = match self.ask(targets, 4 * TYPES_MAX)? {
+        let (types, is_cut) = match self.ask("TARGETS", 4 * TYPES_MAX)? {
             Some((_, listed)) => {
                 let is_cut = listed.bytes > 4 * TYPES_MAX as u64;
                 (self.names(&listed.kept)?, is_cut)
             }
-            // Older than the list of targets: text it may give all the same.
+            // An owner older than the list of targets may still give a text.
             None => (["UTF8_STRING", "STRING"].map(str::to_owned).to_vec(), false),
         };
         Ok(Some(ClipboardOffer {
@@ -199,27 +181,29 @@ impl X11 {
             is_cut,
         }))
     }
+}
 
-    fn given(&self, name: &str) -> Result<Option<(Content, Encoding)>, ReplyOrIdError> {
-        let given = self.ask(self.atom(name)?, CLIPBOARD_MAX)?;
-        Ok(given.map(|(kind, content)| {
-            // `TEXT` is whatever its owner likes, and says so by its type.
-            let encoding = if kind == Atom::from(AtomEnum::STRING) {
+fn atom(connection: &RustConnection, name: &str) -> Result<Atom, ReplyOrIdError> {
+    let reply = connection.intern_atom(false, name.as_bytes())?.reply()?;
+    Ok(reply.atom)
+}
+
+impl OfferSource for X11 {
+    fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer> {
+        Ok(self.look()?)
+    }
+
+    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
+        let answer = self.ask(name, CLIPBOARD_MAX)?;
+        Ok(answer.map(|(kind, content)| {
+            // The owner chooses the encoding of `TEXT`, and tells it by the actual type.
+            let is_string = kind == Atom::from(AtomEnum::STRING);
+            let encoding = if is_string {
                 Encoding::Latin1
             } else {
                 Encoding::Utf8
             };
             (content, encoding)
         }))
-    }
-}
-
-impl OfferSource for X11 {
-    fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer> {
-        self.look().map_err(|_| HolderAnswer::Refused)
-    }
-
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
-        self.given(name).map_err(|_| HolderAnswer::Refused)
     }
 }

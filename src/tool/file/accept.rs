@@ -1,6 +1,5 @@
 //! `file_accept`: a new file below the portal, whole or not at all.
 
-use std::io;
 use std::sync::Arc;
 
 use rustix::fs::Mode;
@@ -12,13 +11,13 @@ use super::unpublished::Unpublished;
 use super::usage::QuotaReservation;
 use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
 use crate::digest::hex;
+use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
-use crate::text;
 use crate::tool::blocking::BlockingStop;
-use crate::tool::pieces::{self, TransferStep, TransferTurn, contradicts};
+use crate::tool::pieces::{self, TransferTurn, contradicts};
 use crate::tool::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
-/// Permissions of files whose caller names none.
+/// Default permissions of a file.
 const FILE_MODE: u32 = 0o644;
 
 /// A file on its way into the portal.
@@ -29,18 +28,19 @@ pub(in crate::tool) struct Upload {
     size: u64,
     digest: Sha256,
     wishes: Wishes,
-    /// `None` for the operator, who has no limit but the disk's.
+    /// `None` for the operator, whom only the disk limits.
     room: Option<QuotaReservation>,
 }
 
-/// A caller's wishes for a file; any piece may state them, and no other may contradict.
-#[derive(Debug, Default)]
+/// A caller's wishes for a file; any piece may state them, and none may contradict another.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Wishes {
     mode: Option<u32>,
+    /// In lower-case hexadecimal.
     sha256: Option<String>,
 }
 
-/// One call: what it brings and where to.
+/// One call.
 #[derive(Debug)]
 pub(super) struct UploadPiece {
     pub(super) path: PortalPath,
@@ -56,15 +56,14 @@ pub(in crate::tool) async fn accept(
     session: &ToolSession,
 ) -> Result<ToolOutcome, ToolError> {
     let arguments: FileAccept = parse(grant.tool(), grant.arguments())?;
-    let path = destination(&arguments.path, grant.caller())?;
-    let settings = Arc::clone(&session.settings);
     let caller = grant.caller().clone();
+    let mut path = PortalPath::new(&arguments.path)?;
+    if let Caller::Consumer(name) = &caller {
+        path = path.below(&incoming(name));
+    }
+    let settings = Arc::clone(&session.settings);
     let Some(offset) = arguments.offset else {
-        if arguments.r#final.is_some() {
-            return Err(ToolError::Arguments(
-                "`final` without `offset`: a piece says where it begins".to_owned(),
-            ));
-        }
+        pieces::not_final(arguments.r#final)?;
         return blocking::run(move |stop| {
             let piece = UploadPiece::new(path, caller, &arguments, true)?;
             let upload = Upload::begin(&settings, &piece)?;
@@ -74,73 +73,62 @@ pub(in crate::tool) async fn accept(
         })
         .await;
     };
-    let (turn, state) = session
+    let (turn, upload) = session
         .uploads
         .take(path.as_str(), &format!("`{path}`"), offset)?;
     blocking::run(move |stop| {
         let last = arguments.r#final == Some(true);
         let piece = UploadPiece::new(path, caller, &arguments, last);
-        take_piece(&settings, turn, state, piece, stop)
+        take_piece(&settings, turn, upload, piece, stop)
     })
     .await
 }
 
-/// Path for a caller's file.
-fn destination(path: &str, caller: &Caller) -> Result<PortalPath, ToolError> {
-    let path = PortalPath::new(path)?;
-    Ok(match caller {
-        Caller::Operator => path,
-        Caller::Consumer(name) => path.below(&incoming(name.as_str())),
-    })
-}
-
-/// The folder of a consumer's files.
-fn incoming(consumer: &str) -> String {
+/// Returns the folder of a consumer's files.
+fn incoming(consumer: &MachineName) -> String {
     format!("incoming/{consumer}")
 }
 
-/// One piece of a file.
+/// Takes one piece of a file.
 fn take_piece(
     settings: &Settings,
     turn: TransferTurn<Upload>,
-    state: TransferStep<Upload>,
+    mut upload: Option<Upload>,
     piece: Result<UploadPiece, ToolError>,
     stop: &BlockingStop,
 ) -> Result<ToolOutcome, ToolError> {
-    let (piece, mut upload) = match (piece, state) {
-        (Ok(piece), TransferStep::Begin) => {
+    let checked = piece.and_then(|piece| {
+        if let Some(upload) = &mut upload {
+            upload.wishes.merge(&piece.wishes)?;
+        }
+        Ok(piece)
+    });
+    let (piece, upload) = match (checked, upload) {
+        (Ok(piece), Some(upload)) => (piece, upload),
+        (Ok(piece), None) => {
             let upload = Upload::begin(settings, &piece)?;
             (piece, upload)
         }
-        (Ok(piece), TransferStep::Continue(upload)) => (piece, upload),
-        (Err(refused), TransferStep::Begin) => return Err(refused),
-        (Err(refused), TransferStep::Continue(upload)) => {
+        (Err(refused), upload) => {
             // A bad piece is no reason to lose the good ones.
-            turn.wait(upload.size, upload);
+            if let Some(upload) = upload {
+                turn.wait(upload.size, upload);
+            }
             return Err(refused);
         }
     };
-    if let Err(refused) = upload.wishes.agree(&piece.wishes) {
-        turn.wait(upload.size, upload);
-        return Err(refused);
-    }
-    let last = piece.last;
     let upload = upload.take(settings, &piece, stop)?;
-    if last {
+    if piece.last {
         return upload.finish(settings, stop);
     }
-    let size = upload.size;
-    let taken = Accepted {
+    let accepted = Accepted {
         path: upload.path.as_str().to_owned(),
-        size,
+        size: upload.size,
         complete: false,
         sha256: None,
     };
-    turn.wait(size, upload);
-    ToolOutcome::new(
-        format!("{} taken; the next piece begins there", text::bytes(size)),
-        &taken,
-    )
+    turn.wait(upload.size, upload);
+    ToolOutcome::new(pieces::progress(accepted.size), &accepted)
 }
 
 impl UploadPiece {
@@ -150,38 +138,31 @@ impl UploadPiece {
         arguments: &FileAccept,
         last: bool,
     ) -> Result<Self, ToolError> {
-        let data = arguments.data.decode()?;
-        pieces::not_empty(&data, last)?;
+        let data = pieces::not_empty(arguments.data.decode()?, last)?;
+        // The catalogue allows three octal digits alone; anything else is refused here all the same.
+        let mode = |text: &String| {
+            let mode = u32::from_str_radix(text, 8).ok();
+            mode.filter(|mode| *mode <= 0o777)
+                .ok_or_else(|| ToolError::Arguments("`mode` is not octal".to_owned()))
+        };
+        let sha256 = arguments.sha256.as_ref();
+        let wishes = Wishes {
+            mode: arguments.mode.as_ref().map(mode).transpose()?,
+            sha256: sha256.map(|sha256| sha256.to_ascii_lowercase()),
+        };
         Ok(Self {
             path,
             caller,
             data,
-            wishes: Wishes::of(arguments)?,
+            wishes,
             last,
         })
     }
 }
 
 impl Wishes {
-    fn of(arguments: &FileAccept) -> Result<Self, ToolError> {
-        let mode = arguments.mode.as_deref().map(|mode| {
-            // The catalogue lets nothing pass but three octal digits; what is no number here is refused all the same.
-            u32::from_str_radix(mode, 8)
-                .ok()
-                .filter(|mode| *mode <= 0o777)
-                .ok_or_else(|| ToolError::Arguments("`mode` is not octal".to_owned()))
-        });
-        Ok(Self {
-            mode: mode.transpose()?,
-            sha256: arguments
-                .sha256
-                .as_ref()
-                .map(|sha256| sha256.to_ascii_lowercase()),
-        })
-    }
-
-    /// Takes over what is said for the first time; what contradicts is refused.
-    fn agree(&mut self, other: &Self) -> Result<(), ToolError> {
+    /// Adopts wishes that are stated for the first time, and refuses a contradiction.
+    fn merge(&mut self, other: &Self) -> Result<(), ToolError> {
         if self.mode.is_some() && other.mode.is_some() && self.mode != other.mode {
             return Err(contradicts("mode"));
         }
@@ -192,10 +173,14 @@ impl Wishes {
         self.sha256 = self.sha256.take().or_else(|| other.sha256.clone());
         Ok(())
     }
+
+    fn mode(&self) -> Mode {
+        Mode::from_raw_mode(self.mode.unwrap_or(FILE_MODE))
+    }
 }
 
 impl Upload {
-    /// A file on its way, where nothing of its name is there yet.
+    /// Begins a file whose name is free.
     pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;
@@ -211,21 +196,18 @@ impl Upload {
         let room = match &piece.caller {
             Caller::Operator => None,
             Caller::Consumer(consumer) => {
-                let folder = incoming(consumer.as_str());
-                Some(settings.usage.room(&folder, settings.incoming_max))
+                let folder = incoming(consumer);
+                Some(settings.usage.room(folder, settings.incoming_max))
             }
         };
-        let mut wishes = Wishes::default();
-        wishes.agree(&piece.wishes)?;
-        let mode = Mode::from_raw_mode(wishes.mode.unwrap_or(FILE_MODE));
-        let file = Unpublished::create(portal.nearest(path)?, mode)
+        let file = Unpublished::create(portal.nearest(path)?, piece.wishes.mode())
             .map_err(|refused| explain(refused, path, "write"))?;
         Ok(Self {
             path: path.clone(),
             file,
             size: 0,
             digest: Sha256::new(),
-            wishes,
+            wishes: piece.wishes.clone(),
             room,
         })
     }
@@ -251,50 +233,39 @@ impl Upload {
         Ok(self)
     }
 
-    /// Gives the file its name, if it is what was announced.
+    /// Gives the file its name, if its content is the announced one.
     pub(super) fn finish(
         self,
         settings: &Settings,
         stop: &BlockingStop,
     ) -> Result<ToolOutcome, ToolError> {
-        let Self {
-            path,
-            file,
-            size,
-            digest,
-            wishes,
-            room,
-        } = self;
-        let found = hex(&digest.finalize());
+        let Self { path, wishes, .. } = self;
+        let found = hex(&self.digest.finalize());
+        let mode = wishes.mode();
         if let Some(announced) = wishes.sha256.filter(|announced| *announced != found) {
             return Err(ToolError::Digest { found, announced });
         }
         stop.check()?;
         // The portal is walked again: folders may have been moved since the first piece.
         let (parent, folders) = Portal::open_or_make(settings)?.make_parent(&path)?;
-        let mode = Mode::from_raw_mode(wishes.mode.unwrap_or(FILE_MODE));
         let (_, name) = path.split();
-        file.publish(&parent, name, mode)
-            .map_err(|refused| not_published(refused, &path))?;
+        let published = self.file.publish(&parent, name, mode);
+        published.map_err(|refused| match Errno::from_io_error(&refused) {
+            Some(Errno::EXIST) => taken(&path),
+            Some(errno) => explain(errno, &path, "write"),
+            None => ToolError::system(format!("write `{path}`"), refused),
+        })?;
         portal::sync(&parent);
-        if let Some(room) = room {
+        if let Some(room) = self.room {
             room.used(folders);
         }
         let accepted = Accepted {
             path: path.as_str().to_owned(),
-            size,
+            size: self.size,
             complete: true,
             sha256: Some(found),
         };
-        ToolOutcome::new(path.as_str().to_owned(), &accepted)
-    }
-}
-
-fn not_published(refused: io::Error, path: &PortalPath) -> ToolError {
-    match Errno::from_io_error(&refused) {
-        Some(Errno::EXIST) => taken(path),
-        Some(errno) => explain(errno, path, "write"),
-        None => ToolError::system(format!("write `{path}`"), refused),
+        ToolOutcome::new(accepted.path.clone(), &accepted)
     }
 }
 

@@ -1,9 +1,10 @@
 //! `file_provide`: the content of a regular file below the portal.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,17 +22,9 @@ use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blockin
 /// Maximum number of files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
 const READS_MAX: usize = 16;
 
-/// The files that one connection reads in pieces.
+/// The files that one connection reads in pieces, by the path as the caller sent it; the one read longest ago comes first.
 #[derive(Debug, Clone, Default)]
-pub(in crate::tool) struct Reads(Arc<Mutex<DigestShelf>>);
-
-#[derive(Debug, Default)]
-struct DigestShelf {
-    /// By path as the caller sent it.
-    open: HashMap<String, ReadProgress>,
-    /// Counts pieces, to know which file was read longest ago.
-    clock: u64,
-}
+pub(in crate::tool) struct Reads(Arc<Mutex<VecDeque<(PortalPath, ReadProgress)>>>);
 
 /// The progress of reading a file.
 #[derive(Debug)]
@@ -40,10 +33,9 @@ struct ReadProgress {
     /// Digest of all before `next`; `None` when it was not read in order.
     digest: Option<Sha256>,
     next: u64,
-    used: u64,
 }
 
-/// Metadata that shows that a file is the same and unchanged.
+/// Metadata that identifies an unchanged file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ProvidedIdentity {
     device: u64,
@@ -85,23 +77,20 @@ pub(in crate::tool) async fn provide(
     .await
 }
 
-/// Most bytes that an answer may have in memory: the file or the piece that is asked for, and its text in base64, once or twice.
+/// Returns the maximum size of an answer in memory, in bytes: the requested file or piece, and its base64, once or twice.
 pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
     let number = |name| arguments.get(name).and_then(Value::as_u64);
-    let asked = match (number("offset"), number("length")) {
+    let requested = match (number("offset"), number("length")) {
         (_, Some(length)) => length,
         (Some(_), None) => PIECE,
         (None, None) => copies.most(),
     };
-    let bytes = asked.min(copies.most());
-    let texts = match copies {
-        Copies::One => 1,
-        Copies::Two => 2,
-    };
-    usize::try_from(bytes + texts * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
+    let bytes = requested.min(copies.most());
+    let count = if copies == Copies::One { 1 } else { 2 };
+    usize::try_from(bytes + count * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
 }
 
-/// Where a caller's file may lie; the first that is there is given.
+/// Returns the paths of a caller's file; the first that exists is provided.
 fn sources(path: &PortalPath, caller: &Caller) -> Vec<PortalPath> {
     match caller {
         Caller::Operator => vec![path.clone()],
@@ -122,10 +111,10 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the first of the sources that is there.
+    /// Opens the first of the sources that exists.
     pub(super) fn open(
         settings: &Settings,
-        asked: &PortalPath,
+        requested: &PortalPath,
         sources: &[PortalPath],
     ) -> Result<Self, ToolError> {
         let portal = Portal::open(settings)?;
@@ -135,51 +124,47 @@ impl FileSource {
                 opened => return opened,
             }
         }
-        // The caller's own words: where else was looked is not its business.
-        let path = asked.to_string();
+        // The path that the caller sent: where else was looked is not its business.
+        let path = requested.to_string();
         Err(ToolError::NotFound { path })
     }
 
     fn open_one(portal: &Portal, path: &PortalPath) -> Result<Self, ToolError> {
-        // Looked at before it is opened, because opening a device can do things.
-        let looked = fstat_of(&portal.look(path)?, path)?;
-        check(&looked, path)?;
+        // Checked before it is opened too, because opening a device can have effects.
+        regular(&portal.look(path)?, path)?;
         let file = portal.read(path)?;
-        let opened = fstat_of(&file, path)?;
-        check(&opened, path)?;
+        let stat = regular(&file, path)?;
         Ok(Self {
             path: path.clone(),
             file: file.into(),
-            identity: ProvidedIdentity::of(&opened),
-            size: u64::try_from(opened.st_size).unwrap_or(0),
+            identity: ProvidedIdentity::of(&stat),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
         })
     }
 
-    /// The whole file in one call.
+    /// Provides the whole file in one call.
     pub(super) fn whole(self, copies: Copies) -> Result<ToolOutcome, ToolError> {
-        if self.size > copies.most() {
+        let (path, size, max) = (&self.path, self.size, copies.most());
+        if size > max {
             return Err(ToolError::TooLarge(format!(
-                "`{}` has {} bytes, and one call gives at most {}; \
-                 read it in pieces with `offset` and `length`, {PIECE} bytes each",
-                self.path,
-                self.size,
-                copies.most()
+                "`{path}` has {size} bytes, and one call gives at most {max}; \
+                 read it in pieces with `offset` and `length`, {PIECE} bytes each"
             )));
         }
         let part = FilePart {
             offset: 0,
-            length: self.size,
+            length: size,
         };
         let bytes = self.read(part)?;
         let digest = sha256(&bytes);
         self.answer(part, &bytes, Some(digest), copies)
     }
 
-    /// One piece of the file.
+    /// Provides one piece of the file.
     fn part(
         self,
         part: FilePart,
-        asked: &PortalPath,
+        requested: &PortalPath,
         reads: &Reads,
         copies: Copies,
     ) -> Result<ToolOutcome, ToolError> {
@@ -191,7 +176,7 @@ impl FileSource {
                 text::bytes(self.size)
             )));
         }
-        let mut progress = reads.take(asked, &self, part)?;
+        let mut progress = reads.take(requested, &self, part.offset)?;
         let part = FilePart {
             length: part.length.min(self.size.saturating_sub(part.offset)),
             ..part
@@ -204,22 +189,20 @@ impl FileSource {
         if end == self.size {
             digest = progress.digest.map(|whole| hex(&whole.finalize()));
         } else {
-            reads.put(asked, progress);
+            reads.put(requested.clone(), progress);
         }
         self.answer(part, &bytes, digest, copies)
     }
 
     /// Reads exactly a part; a file that changes meanwhile is an error.
     fn read(&self, part: FilePart) -> Result<Vec<u8>, ToolError> {
-        let failed = |refused| ToolError::system(format!("read `{}`", self.path), refused);
         let length = usize::try_from(part.length).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
-        match self.file.read_exact_at(&mut bytes, part.offset) {
-            Err(short) if short.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(changed(&self.path));
-            }
-            read => read.map_err(failed)?,
-        }
+        let read = self.file.read_exact_at(&mut bytes, part.offset);
+        read.map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => changed(&self.path),
+            _ => ToolError::system(format!("read `{}`", self.path), error),
+        })?;
         if ProvidedIdentity::of(&fstat_of(&self.file, &self.path)?) != self.identity {
             return Err(changed(&self.path));
         }
@@ -250,45 +233,45 @@ impl FileSource {
 impl Reads {
     /// Returns whether no file is read in pieces.
     pub(in crate::tool) fn is_empty(&self) -> bool {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.open.is_empty()
+        self.lock().is_empty()
     }
 
-    /// Returns what is known of a file that is read further; the first piece starts over.
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(PortalPath, ReadProgress)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the progress of a file; the first piece starts over.
     fn take(
         &self,
-        asked: &PortalPath,
+        requested: &PortalPath,
         source: &FileSource,
-        part: FilePart,
+        offset: u64,
     ) -> Result<ReadProgress, ToolError> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = kept.open.remove(asked.as_str());
+        let mut reads = self.lock();
+        let at = reads.iter().position(|(path, _)| path == requested);
+        let known = at.and_then(|at| reads.remove(at));
         let fresh = |digest| ReadProgress {
             identity: source.identity,
             digest,
-            next: part.offset,
-            used: 0,
+            next: offset,
         };
         match known {
-            _ if part.offset == 0 => Ok(fresh(Some(Sha256::new()))),
-            Some(known) if known.identity != source.identity => Err(changed(&source.path)),
-            Some(known) if known.next == part.offset => Ok(known),
-            // Read from the middle: nothing to compare with, or no digest in the end.
+            _ if offset == 0 => Ok(fresh(Some(Sha256::new()))),
+            Some((_, known)) if known.identity != source.identity => Err(changed(&source.path)),
+            Some((_, known)) if known.next == offset => Ok(known),
+            // Read from the middle: nothing to compare with, and no digest in the end.
             Some(_) | None => Ok(fresh(None)),
         }
     }
 
-    fn put(&self, asked: &PortalPath, mut progress: ReadProgress) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.clock = kept.clock.saturating_add(1);
-        progress.used = kept.clock;
-        kept.open.insert(asked.as_str().to_owned(), progress);
-        if kept.open.len() > READS_MAX {
-            let oldest = kept.open.iter().min_by_key(|(_, progress)| progress.used);
-            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
-                kept.open.remove(&oldest);
-            }
+    fn put(&self, requested: PortalPath, progress: ReadProgress) {
+        let mut reads = self.lock();
+        // Another call may have put back the same file meanwhile.
+        reads.retain(|(path, _)| *path != requested);
+        if reads.len() >= READS_MAX {
+            reads.pop_front();
         }
+        reads.push_back((requested, progress));
     }
 }
 
@@ -304,14 +287,15 @@ impl ProvidedIdentity {
     }
 }
 
-fn fstat_of(file: &impl std::os::fd::AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
+fn fstat_of(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
     fstat(file).map_err(|refused| ToolError::system(format!("look at `{path}`"), refused))
 }
 
-/// Only regular files with one name are given: another name may be that of a file outside the portal.
-fn check(stat: &Stat, path: &PortalPath) -> Result<(), ToolError> {
-    let odd = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile if stat.st_nlink <= 1 => return Ok(()),
+/// Refuses anything but a regular file with one name: another name may lie outside the portal.
+fn regular(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
+    let stat = fstat_of(file, path)?;
+    let fault = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if stat.st_nlink <= 1 => return Ok(stat),
         FileType::RegularFile => {
             "has a second name (a hard link), which may lie outside the portal"
         }
@@ -322,7 +306,7 @@ fn check(stat: &Stat, path: &PortalPath) -> Result<(), ToolError> {
         _ => "is a device",
     };
     Err(ToolError::Refused(format!(
-        "`{path}` {odd}; only regular files are given"
+        "`{path}` {fault}; only regular files are given"
     )))
 }
 

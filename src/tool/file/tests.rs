@@ -1,6 +1,7 @@
 //! The portal from the outside: every fault that the forerunner's server had with files, and races.
 
 mod pieces;
+mod race;
 mod shares;
 
 use std::fs;

@@ -52,14 +52,13 @@ impl Unpublished {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let name = format!(".anklume-{}-{count}.part", std::process::id());
             match openat(&folder, &name, flags, mode) {
-                Ok(file) => {
+                Err(Errno::EXIST) => {}
+                created => {
                     return Ok(Self {
-                        file: file.into(),
+                        file: created?.into(),
                         name: Some((folder, name)),
                     });
                 }
-                Err(Errno::EXIST) => {}
-                Err(refused) => return Err(refused),
             }
         }
         Err(Errno::EXIST)
@@ -74,24 +73,23 @@ impl Unpublished {
     pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
         match permit(&self.file, mode) {
             // A confined process must not change modes; it makes another file instead.
-            Err(Errno::PERM) => self = self.again(folder.dir(".")?, mode)?,
+            Err(Errno::PERM) => self = self.copy(folder.dir(".")?, mode)?,
             permitted => permitted?,
         }
         self.file.sync_all()?;
-        match self.name.take() {
-            None => Ok(self.link(folder, name)?),
+        match &self.name {
+            None => self.link(folder, name)?,
             Some((parent, own)) => {
-                let renamed = rename(&parent, &own, folder, name);
-                if renamed.is_err() {
-                    self.name = Some((parent, own));
-                }
-                Ok(renamed?)
+                rename(parent, own, folder, name)?;
+                // Nothing is left to remove.
+                self.name = None;
             }
         }
+        Ok(())
     }
 
     /// Copies the content to a new file with these permissions.
-    fn again(mut self, folder: Dir, mode: Mode) -> io::Result<Self> {
+    fn copy(mut self, folder: Dir, mode: Mode) -> io::Result<Self> {
         let mut other = match &self.name {
             None => Self::create(folder, mode)?,
             Some(_) => Self::create_named(folder, mode)?,

@@ -1,6 +1,6 @@
-//! Tracks how much each consumer has left in its folder of the portal, so that none can fill the disk.
+//! Limits how much each consumer leaves in its folder of the portal, so that none can fill the disk.
 //!
-//! Counted exactly for what comes through this server; what others do to the folder is seen when it is measured again.
+//! Files that come through this server are counted exactly; other changes to the folder are seen when it is measured again.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -16,29 +16,28 @@ use crate::tool::ToolError;
 
 /// Time for which a measurement holds.
 const FRESH: Duration = Duration::from_secs(60);
-/// A measurement that takes longer is not made again at once for a folder that is full: a caller that keeps asking would have its
-/// provider do nothing else.
+/// Duration of a slow measurement. It is not repeated at once for a full folder: a caller that keeps asking would keep its provider
+/// busy.
 const LONG: Duration = Duration::from_millis(10);
-/// For how many times as long as a long measurement took it is believed of a full folder.
-const BELIEVED: u32 = 20;
-/// Bytes that a file or folder takes at least, so that a flood of empty ones counts.
+/// Time for which a slow measurement of a full folder holds, as a multiple of its duration.
+const LONG_FACTOR: u32 = 20;
+/// Minimum size of a file or folder, in bytes, so that a flood of empty ones counts.
 const BLOCK: u64 = 4096;
-/// Deeper folders are not a caller's making: its paths are less deep.
+/// Maximum depth of measured folders; a caller's paths are less deep.
 const DEPTH_MAX: usize = 32;
 
 /// The usage of the portal by consumers, shared by all connections of a server.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 
-/// One folder's share. A folder is measured with its own lock held and no other: however much a consumer has left there, nobody
-/// else waits for that.
+/// One folder's share. Only its own lock is held while a folder is measured, so that no other consumer waits for that.
 #[derive(Debug, Default)]
 struct Share {
     /// The last measurement.
     measured: Mutex<Option<Measured>>,
-    /// On disk.
+    /// Bytes on disk.
     bytes: AtomicU64,
-    /// Promised to files on their way.
+    /// Bytes promised to files on their way.
     promised: AtomicU64,
 }
 
@@ -50,19 +49,15 @@ struct Measured {
 }
 
 impl Measured {
-    /// Returns whether it says of a folder what there is in it; of one that is full, what may have been taken out since is looked for.
+    /// Returns whether it still counts; a full folder is measured again earlier, because files may have been removed since.
     fn holds(self, fits: bool) -> bool {
         let age = self.at.elapsed();
-        let again = if self.took < LONG {
-            Duration::ZERO
-        } else {
-            self.took * BELIEVED
-        };
-        age < FRESH && (fits || age < again)
+        let still_full = self.took >= LONG && age < self.took * LONG_FACTOR;
+        age < FRESH && (fits || still_full)
     }
 }
 
-/// Room that is promised to one file on its way; given back when the file does not come.
+/// Room that is promised to one file on its way; returned if the file does not come.
 #[derive(Debug)]
 pub(super) struct QuotaReservation {
     share: Arc<Share>,
@@ -72,13 +67,13 @@ pub(super) struct QuotaReservation {
 }
 
 impl Usage {
-    /// No room yet, in a folder that may hold `limit` bytes.
-    pub(super) fn room(&self, folder: &str, limit: u64) -> QuotaReservation {
-        // A panic elsewhere leaves a map that is still a map.
+    /// Begins a reservation of no room yet, in a folder that may hold `limit` bytes.
+    pub(super) fn room(&self, folder: String, limit: u64) -> QuotaReservation {
+        // A panic elsewhere leaves the map intact.
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         QuotaReservation {
-            share: Arc::clone(shares.entry(folder.to_owned()).or_default()),
-            folder: folder.to_owned(),
+            share: Arc::clone(shares.entry(folder.clone()).or_default()),
+            folder,
             limit,
             bytes: 0,
         }
@@ -90,19 +85,18 @@ impl QuotaReservation {
     pub(super) fn fit(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
         let wanted = blocks(size).saturating_sub(self.bytes);
         let share = &self.share;
-        // Held until the room is promised, so that two files never take the same one.
-        let mut measured = share
-            .measured
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let measured = share.measured.lock();
+        // Held until the room is promised, so that two files never take the same room.
+        let mut measured = measured.unwrap_or_else(PoisonError::into_inner);
         let fits = || share.total().saturating_add(wanted) <= self.limit;
         if !measured.is_some_and(|last| last.holds(fits())) {
             let began = Instant::now();
             let bytes = measure(portal, &self.folder)?;
             share.bytes.store(bytes, Ordering::Relaxed);
-            let took = began.elapsed();
-            let at = Instant::now();
-            *measured = Some(Measured { at, took });
+            *measured = Some(Measured {
+                at: Instant::now(),
+                took: began.elapsed(),
+            });
         }
         if fits() {
             share.promised.fetch_add(wanted, Ordering::Relaxed);
@@ -117,17 +111,17 @@ impl QuotaReservation {
         })
     }
 
-    /// The file has come, and with it so many new folders.
+    /// Counts the file, which has come, and the folders that were made for it.
     pub(super) fn used(self, folders: u64) {
-        let came = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
-        // What was promised is given back with the room itself.
-        self.share.bytes.fetch_add(came, Ordering::Relaxed);
+        let bytes = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
+        // The promise ends when `self` is dropped.
+        self.share.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
 impl Drop for QuotaReservation {
     fn drop(&mut self) {
-        // Waits for no lock: it may run on the thread that serves.
+        // Takes no lock: it may run on the thread that serves.
         self.share.promised.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -139,14 +133,12 @@ impl Share {
     }
 }
 
-/// Whole blocks that a size takes, in bytes.
-const fn blocks(size: u64) -> u64 {
-    let count = size.div_ceil(BLOCK);
-    let count = if count == 0 { 1 } else { count };
-    count.saturating_mul(BLOCK)
+/// Rounds a size up to whole blocks, at least one; in bytes.
+fn blocks(size: u64) -> u64 {
+    size.div_ceil(BLOCK).max(1).saturating_mul(BLOCK)
 }
 
-/// Bytes below a folder of the portal, in whole blocks.
+/// Returns the bytes below a folder of the portal, in whole blocks.
 fn measure(portal: &Portal, folder: &str) -> Result<u64, ToolError> {
     let Some(opened) = portal.list(folder)? else {
         return Ok(0);
@@ -164,18 +156,16 @@ fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {
             continue;
         }
         let stat = match statat(entries.fd()?, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-            // Taken out meanwhile.
+            // Removed meanwhile.
             Err(Errno::NOENT) => continue,
             stat => stat?,
         };
-        let size = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                folders.push(entry.file_name().to_owned());
-                0
-            }
-            _ => u64::try_from(stat.st_size).unwrap_or(0),
-        };
-        total = total.saturating_add(blocks(size));
+        let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let size = if is_folder { 0 } else { stat.st_size };
+        if is_folder {
+            folders.push(entry.file_name().to_owned());
+        }
+        total = total.saturating_add(blocks(u64::try_from(size).unwrap_or(0)));
     }
     let Some(depth) = depth.checked_sub(1) else {
         return Ok(total);
@@ -184,7 +174,7 @@ fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(entries.fd()?, &name, flags, Mode::empty()) {
             Ok(below) => total = total.saturating_add(sum(below, depth)?),
-            // Taken out, or exchanged for something else, meanwhile.
+            // Removed or replaced meanwhile.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(refused) => return Err(refused),
         }
@@ -214,7 +204,7 @@ mod tests {
         let settings = Settings::new(root.path().to_owned(), root.path().to_owned());
         let portal = Portal::open(&settings).unwrap();
         let usage = Usage::default();
-        let of = |folder| usage.room(folder, 2 * BLOCK);
+        let of = |folder: &str| usage.room(folder.to_owned(), 2 * BLOCK);
         let mut alice = of("incoming/alice");
         alice.fit(&portal, 1).unwrap();
         // As while her folder is measured, for as long as that takes.

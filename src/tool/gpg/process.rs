@@ -1,9 +1,10 @@
-//! Programs of GnuPG that run: started with a command line of ours, fed, waited for, and ended with whoever waits for them.
+//! Runs programs of GnuPG: starts them, feeds them, waits for their end, and kills them when nobody waits any more.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,18 +15,18 @@ use super::fault::{GpgFault, NoAgent};
 use super::launcher::{self, LauncherServer};
 use crate::tool::{Settings, ToolError, environment};
 
-/// Most that is read of what one of them writes, in bytes: a signature, a public key, a listing of keys, status lines.
+/// Maximum size of the output of a program that is read, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// Options for every gpg. Of the user's options only those in [`Configuration`] hold.
+/// Options of every gpg. Of the user's options only those in [`Configuration`] apply.
 const ALWAYS: [&str; 10] = [
     "--no-options",
     "--batch",
     "--no-tty",
     "--disable-dirmngr",
-    // An agent that gpg starts would end with us, and be held to what we are.
+    // An agent that gpg starts would end with this process, and be confined like it.
     "--no-autostart",
     "--no-auto-check-trustdb",
-    // It writes nothing into the folder of keys, where the agent reads what it is to run.
+    // gpg writes nothing into the folder of keys, where the agent reads which programs to run.
     "--lock-never",
     "--no-random-seed-file",
     "--trust-model",
@@ -34,13 +35,13 @@ const ALWAYS: [&str; 10] = [
 
 /// The GnuPG of the server's user.
 #[derive(Debug)]
-pub(super) struct GnuPg<'s> {
-    settings: &'s Settings,
+pub(super) struct GnuPg {
+    pub(super) settings: Arc<Settings>,
     /// The user's own options.
     pub(super) configuration: Configuration,
 }
 
-/// A running program. Dropped, it and what it started in its process group are killed; its agent lives on.
+/// A running program. Dropped, its process group is killed; the agent lives on.
 #[derive(Debug)]
 pub(super) struct RunningGpg {
     child: Child,
@@ -55,67 +56,66 @@ pub(super) struct GpgEnd {
     pub(super) stderr: String,
 }
 
-impl<'s> GnuPg<'s> {
-    /// The same as one that was found before.
-    pub(super) const fn again(settings: &'s Settings, configuration: Configuration) -> Self {
+impl GnuPg {
+    /// Without the user's options.
+    pub(super) fn new(settings: Arc<Settings>) -> Self {
         Self {
             settings,
-            configuration,
+            configuration: Configuration::default(),
         }
     }
 
-    /// Finds the folder of keys, and what holds there, for a signature by this key.
-    pub(super) async fn find(settings: &'s Settings, key: Option<&str>) -> Result<Self, ToolError> {
+    /// Finds the folder of keys and reads the user's options, for a signature by this key.
+    pub(super) async fn find(
+        settings: &Arc<Settings>,
+        key: Option<&str>,
+    ) -> Result<Self, ToolError> {
         if let Some(fault) = settings.gpg_home.as_ref().and_then(GpgFault::of_home) {
             return Err(fault.into());
         }
-        let mut found = Self::again(settings, Configuration::default());
-        let home = found.home().await?;
+        let mut gnupg = Self::new(Arc::clone(settings));
+        let home = gnupg.home().await?;
         if !home.is_dir() {
             return Err(GpgFault::no_secret_key(key.map(str::to_owned)).into());
         }
-        found.configuration =
+        gnupg.configuration =
             Configuration::read(&home).map_err(|why| GpgFault::Configuration(why.to_string()))?;
-        Ok(found)
+        Ok(gnupg)
     }
 
-    /// The folder of keys.
+    /// Returns the folder of keys.
     pub(super) async fn home(&self) -> Result<PathBuf, ToolError> {
         match &self.settings.gpg_home {
             Some(home) => Ok(home.folder()),
-            // The system's list of users says it, which gpg reads.
+            // gpg reads it from the system's list of users.
             None => self.folder("homedir").await,
         }
     }
 
-    /// A folder or socket of GnuPG's, by its name in `gpgconf --list-dirs`.
+    /// Returns a folder or socket of GnuPG, by its name in `gpgconf --list-dirs`.
     pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
-        let ended = self
-            .ask(&self.settings.gpgconf, &["--list-dirs", name])
-            .await?;
+        let arguments = ["--list-dirs", name];
+        let ended = self.ask(&self.settings.gpgconf, &arguments).await?;
         match ended.stdout.trim_end_matches('\n') {
             path if ended.success && !path.is_empty() => Ok(path.into()),
-            _ => Err(
-                GpgFault::Failed(Some("gpgconf does not say where its files are".to_owned()))
-                    .into(),
-            ),
+            _ => {
+                let message = "gpgconf does not say where its files are";
+                Err(GpgFault::Failed(Some(message.to_owned())).into())
+            }
         }
     }
 
-    /// Starts one of GnuPG's servers, unless it runs already. Whether it runs then is seen when it is asked.
+    /// Starts one of GnuPG's servers, unless it runs already; success does not mean that it runs.
     pub(super) async fn launch(&self, server: LauncherServer) -> Result<(), ToolError> {
         let Some(socket) = &self.settings.agent_launcher else {
-            let gpgconf = &self.settings.gpgconf;
-            return self
-                .ask(gpgconf, &["--launch", server.name()])
-                .await
-                .map(drop);
+            let arguments = ["--launch", server.name()];
+            return self.ask(&self.settings.gpgconf, &arguments).await.map(drop);
         };
         let launched = launcher::launch(socket, server).await;
         launched.map_err(|why| GpgFault::NoAgent(NoAgent::Launcher(why.to_string())).into())
     }
 
-    /// Asks the agent something, if it runs; its answer.
+    /// Sends the agent a command, if it runs, and returns the answer.
     pub(super) async fn agent(&self, question: &str) -> Result<GpgEnd, ToolError> {
         let arguments = ["--no-autostart", question, "/bye"];
         self.ask(&self.settings.gpg_connect_agent, &arguments).await
@@ -123,11 +123,11 @@ impl<'s> GnuPg<'s> {
 
     /// Runs one of the programs beside gpg.
     async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
-        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-        self.start(program, &arguments, Stdio::null())?.end().await
+        let arguments = arguments.iter().map(OsStr::new);
+        self.start(program, arguments, Stdio::null())?.end().await
     }
 
-    /// Runs gpg, which reads nothing.
+    /// Runs gpg without stdin.
     pub(super) async fn run(&self, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
         self.gpg(arguments, Stdio::null())?.end().await
     }
@@ -140,17 +140,15 @@ impl<'s> GnuPg<'s> {
     fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<RunningGpg, ToolError> {
         let always = ALWAYS.iter().map(OsStr::new);
         let keyrings = self.configuration.keyrings.iter().map(OsString::as_os_str);
-        let all: Vec<&OsStr> = always
-            .chain(keyrings)
-            .chain(arguments.iter().map(OsStr::new))
-            .collect();
-        self.start(&self.settings.gpg, &all, stdin)
+        let arguments = arguments.iter().map(OsStr::new);
+        let all = always.chain(keyrings).chain(arguments);
+        self.start(&self.settings.gpg, all, stdin)
     }
 
-    fn start(
+    fn start<'a>(
         &self,
         program: &Path,
-        arguments: &[&OsStr],
+        arguments: impl Iterator<Item = &'a OsStr>,
         stdin: Stdio,
     ) -> Result<RunningGpg, ToolError> {
         let mut command = Command::new(program);
@@ -163,11 +161,18 @@ impl<'s> GnuPg<'s> {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A group of its own, so that what a wrapper script started ends with it.
+            // A group of its own, so that the children of a wrapper script end with it.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|refused| not_started(&refused))?;
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    let text = "gpg is not installed on the provider; install GnuPG there";
+                    ToolError::Unavailable(text.to_owned())
+                }
+                // The error itself may name a path.
+                kind => ToolError::system("start gpg", kind),
+            })?;
         let stdin = child.stdin.take();
         Ok(RunningGpg { child, stdin })
     }
@@ -179,11 +184,11 @@ impl RunningGpg {
         let Some(stdin) = &mut self.stdin else {
             return false;
         };
-        // Whatever the error is, the program's own last words say more.
+        // The program's last words say more than this error.
         stdin.write_all(data).await.is_ok()
     }
 
-    /// Ends what it reads, and waits for its end.
+    /// Closes stdin, and waits for the program's end.
     pub(super) async fn end(mut self) -> Result<GpgEnd, ToolError> {
         self.stdin = None;
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
@@ -199,32 +204,21 @@ impl RunningGpg {
 
 impl Drop for RunningGpg {
     fn drop(&mut self) {
-        // Its number is its own until it has been waited for.
-        let group = self
-            .child
-            .id()
-            .and_then(|id| Pid::from_raw(id.cast_signed()));
-        if let Some(group) = group {
-            // Gone already is as good.
+        // `None` once it has been waited for, when the number may be another process's.
+        let group = self.child.id();
+        if let Some(group) = group.and_then(|id| Pid::from_raw(id.cast_signed())) {
+            // Fails if it has ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// All that comes, up to the limit; what is no UTF-8 is no armor and no status line either.
+/// Reads an output up to the limit; armor and status lines are UTF-8.
 async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
     let mut bytes = Vec::new();
     if let Some(from) = from {
-        // What came before an error is still what was said.
+        // The output before an error still counts.
         let _ = from.take(OUTPUT_MAX).read_to_end(&mut bytes).await;
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn not_started(refused: &io::Error) -> ToolError {
-    if refused.kind() == io::ErrorKind::NotFound {
-        let text = "gpg is not installed on the provider; install GnuPG there";
-        return ToolError::Unavailable(text.to_owned());
-    }
-    ToolError::system("start gpg", io::Error::from(refused.kind()))
 }

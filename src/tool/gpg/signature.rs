@@ -1,93 +1,118 @@
-//! A signature while it is made: by whom is decided before, and whether it is good before anybody gets it.
+//! A signature while it is made: the signer is chosen first, and the signature is verified before anybody gets it.
 
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Access, access};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::configuration::Configuration;
 use super::fault::{CardFault, GpgFault, NoAgent, SOCKET_MAX};
-use super::keys::{self, Signer};
 use super::launcher::LauncherServer;
 use super::message::Message;
+use super::output::{self, Good, Signer};
 use super::process::{GnuPg, RunningGpg};
-use super::status::{self, Good};
-use crate::tool::{Settings, ToolError};
+use crate::catalogue::{SIGN_MAX, Signed};
+use crate::tool::{Settings, ToolError, ToolOutcome};
 
-/// A signature in the making: one gpg signs what comes, another verifies it with the signature behind it.
+/// A signature in the making: one gpg signs the content, another verifies it with the signature behind it.
 #[derive(Debug)]
-pub(super) struct Making {
-    configuration: Configuration,
+pub(in crate::tool) struct Signing {
+    gnupg: GnuPg,
+    /// The key as the caller named it.
+    key: Option<String>,
     signer: Signer,
     signs: RunningGpg,
     verifies: RunningGpg,
     message: Message,
+    size: u64,
+    /// Its places among those of its caller: as a signature, and as one that comes in pieces.
+    _places: Vec<OwnedSemaphorePermit>,
 }
 
-/// A good signature.
-#[derive(Debug)]
-pub(super) struct Signature {
-    /// ASCII-armored.
-    pub(super) text: String,
-    pub(super) good: Good,
-    /// The public part of the key that made it, ASCII-armored.
-    pub(super) public_key: String,
-}
-
-impl Making {
+impl Signing {
     /// Begins a signature by this key, which the catalogue has checked; without one, by the default key.
-    pub(super) async fn begin(settings: &Settings, key: Option<&str>) -> Result<Self, ToolError> {
-        let gnupg = GnuPg::find(settings, key).await?;
-        has_agent(&gnupg).await?;
-        let signer = signer(&gnupg, key).await?;
-        let user = signer.user();
-        let signs = gnupg.feed(&[
-            "--status-fd",
-            "2",
-            "--armor",
-            "--no-textmode",
-            // Known before the first byte, so that the other gpg can follow.
-            "--digest-algo",
-            "SHA512",
-            "--local-user",
-            &user,
-            "--output",
-            "-",
-            "--detach-sign",
-        ])?;
-        let mut verifies =
-            gnupg.feed(&["--status-fd", "1", "--trust-model", "always", "--verify"])?;
-        let (message, start) = Message::new();
-        verifies.feed(&start).await;
-        Ok(Self {
-            configuration: gnupg.configuration,
-            signer,
-            signs,
-            verifies,
-            message,
-        })
-    }
-
-    /// Feeds content; false when the gpg that signs has stopped reading.
-    pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
-        let part = self.message.add(data);
-        // One that verifies no more is heard of at the end.
-        let (fed, _) = tokio::join!(self.signs.feed(data), self.verifies.feed(&part));
-        fed
-    }
-
-    /// Ends the content and waits for the signature and what it is worth.
-    pub(super) async fn finish(
-        mut self,
-        settings: &Settings,
+    pub(super) async fn begin(
+        settings: &Arc<Settings>,
         key: Option<String>,
-    ) -> Result<Signature, ToolError> {
-        let gnupg = GnuPg::again(settings, self.configuration);
+        places: Vec<OwnedSemaphorePermit>,
+    ) -> Result<Self, ToolError> {
+        let started = async move {
+            let gnupg = GnuPg::find(settings, key.as_deref()).await?;
+            has_agent(&gnupg).await?;
+            let signer = signer(&gnupg, key.as_deref()).await?;
+            let signs = gnupg.feed(&[
+                "--status-fd",
+                "2",
+                "--armor",
+                "--no-textmode",
+                // Known before the first byte, so that the other gpg can follow.
+                "--digest-algo",
+                "SHA512",
+                "--local-user",
+                &signer.user(),
+                "--output",
+                "-",
+                "--detach-sign",
+            ])?;
+            let mut verifies =
+                gnupg.feed(&["--status-fd", "1", "--trust-model", "always", "--verify"])?;
+            let (message, start) = Message::new();
+            verifies.feed(&start).await;
+            Ok(Self {
+                gnupg,
+                key,
+                signer,
+                signs,
+                verifies,
+                message,
+                size: 0,
+                _places: places,
+            })
+        };
+        within(settings.gpg_wait, started).await?
+    }
+
+    /// Returns the key as the caller named it.
+    pub(super) const fn key(&self) -> &Option<String> {
+        &self.key
+    }
+
+    /// Returns the length of the content so far, in bytes.
+    pub(super) const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Feeds content to both; over the limit or after a refusal by gpg, the signature is over.
+    pub(super) async fn take(mut self, data: &[u8]) -> Result<Self, ToolError> {
+        self.size = grown(self.size, data)?;
+        let part = self.message.add(data);
+        let fed = async { tokio::join!(self.signs.feed(data), self.verifies.feed(&part)) };
+        // A verifier that stops reading is noticed at the end.
+        let (fed, _) = within(self.gnupg.settings.gpg_wait, fed).await?;
+        if fed {
+            return Ok(self);
+        }
+        // It ended before it had read everything: its last words give the reason.
+        match self.finish().await {
+            Ok(_) => Err(GpgFault::Failed(None).into()),
+            Err(reason) => Err(reason),
+        }
+    }
+
+    /// Ends the content and waits for the signature and its verification.
+    pub(super) async fn finish(self) -> Result<ToolOutcome, ToolError> {
+        within(self.gnupg.settings.gpg_wait, self.complete()).await?
+    }
+
+    async fn complete(mut self) -> Result<ToolOutcome, ToolError> {
         let signed = self.signs.end().await?;
         if !signed.success || signed.stdout.is_empty() {
-            let fault = status::fault(&signed.stderr, key);
-            return Err(with_card(&gnupg, fault, self.signer.card).await?.into());
+            let fault = output::fault(&signed.stderr, self.key);
+            return Err(with_card(&self.gnupg, fault, self.signer.card)
+                .await?
+                .into());
         }
         let Some(rest) = self.message.end(&signed.stdout) else {
             return Err(GpgFault::NotGood("it is not one signature").into());
@@ -101,20 +126,45 @@ impl Making {
         if !self.signer.is(&good.fingerprint, &good.key) {
             return Err(GpgFault::NotGood("another key made it").into());
         }
-        let public_key = export(&gnupg, &good.key).await?;
-        Ok(Signature {
-            text: signed.stdout,
-            good,
-            public_key,
-        })
+        let signature = Signed {
+            size: self.size,
+            complete: true,
+            signature: Some(signed.stdout.clone()),
+            algorithm: Some(good.algorithm()),
+            time: Some(good.time()),
+            public_key: Some(export(&self.gnupg, &good.key).await?),
+            fingerprint: Some(good.fingerprint),
+        };
+        ToolOutcome::new(signed.stdout, &signature)
     }
 }
 
-/// Sees to it that gpg-agent runs, and keyboxd where it keeps the public keys. They go on when we end, so that a passphrase is
+/// Adds the length of more content, up to the limit of a signature.
+fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
+    let size = size.saturating_add(u64::try_from(more.len()).unwrap_or(u64::MAX));
+    if size > SIGN_MAX {
+        return Err(ToolError::TooLarge(format!(
+            "a signature covers at most {SIGN_MAX} bytes; sign a digest of the content instead"
+        )));
+    }
+    Ok(size)
+}
+
+/// Waits for gpg, but not for ever.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, ToolError> {
+    tokio::time::timeout(limit, work).await.map_err(|_| {
+        ToolError::TimedOut(format!(
+            "gpg did not answer within {} s and was ended; a pinentry may be waiting for a passphrase on the provider",
+            limit.as_secs()
+        ))
+    })
+}
+
+/// Starts gpg-agent, and keyboxd where it keeps the public keys, unless they run. They outlive this process, so that a passphrase is
 /// asked for once.
-async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
+async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
     if gnupg.configuration.is_by_keyboxd {
-        // One that does not start is told of by gpg itself.
+        // gpg itself reports one that does not start.
         gnupg.launch(LauncherServer::Keyboxd).await?;
     }
     if answers(gnupg).await? {
@@ -132,56 +182,52 @@ async fn has_agent(gnupg: &GnuPg<'_>) -> Result<(), ToolError> {
     }
     let home = gnupg.home().await?;
     let folders = [Some(home.as_path()), socket.parent()];
-    let why = folders.into_iter().flatten().find_map(unwritable);
-    Err(GpgFault::NoAgent(why.map_or(NoAgent::Other, |why| {
-        let why = why.to_string();
-        NoAgent::ReadOnly { why, uid }
-    }))
-    .into())
+    let refused = |folder: &Path| access(folder, Access::WRITE_OK).err();
+    let why = folders.into_iter().flatten().find_map(refused);
+    let why = why.map(|why| io::Error::from(why).kind());
+    let fault = why.map_or(NoAgent::Other, |why| NoAgent::ReadOnly {
+        why: why.to_string(),
+        uid,
+    });
+    Err(GpgFault::NoAgent(fault).into())
 }
 
 /// Returns whether gpg-agent runs.
-async fn answers(gnupg: &GnuPg<'_>) -> Result<bool, ToolError> {
+async fn answers(gnupg: &GnuPg) -> Result<bool, ToolError> {
     let answered = gnupg.agent("GETINFO pid").await?;
     Ok(answered.stdout.lines().any(|line| line == "OK"))
 }
 
-/// Returns why a folder cannot be written to.
-fn unwritable(folder: &Path) -> Option<io::ErrorKind> {
-    let refused = access(folder, Access::WRITE_OK).err()?;
-    Some(io::Error::from(refused).kind())
-}
-
-/// Who signs: the key that was asked for, or the default one.
-async fn signer(gnupg: &GnuPg<'_>, key: Option<&str>) -> Result<Signer, ToolError> {
-    let Some(asked) = key else {
-        // As gpg does it: the last that there is of those that the user names, else the first that can sign.
-        for named in &gnupg.configuration.default_keys {
-            match choose(gnupg, named).await {
-                Err(ToolError::Gpg(GpgFault::NoSecretKey { .. })) => {}
-                chosen => return chosen,
-            }
+/// Chooses the signer: the requested key, or the default one.
+async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
+    if let Some(key) = key {
+        return choose(gnupg, key).await;
+    }
+    // As gpg does: the last existing one of the keys that the user names, else the first that can sign.
+    let defaults = &gnupg.configuration.default_keys;
+    for named in defaults {
+        match choose(gnupg, named).await {
+            Err(ToolError::Gpg(GpgFault::NoSecretKey { .. })) => {}
+            chosen => return chosen,
         }
-        let named = gnupg.configuration.default_keys.first();
-        return match named {
-            // Another key than one that the user names would sign in silence.
-            Some(named) => Err(GpgFault::no_secret_key(Some(named.clone())).into()),
-            None => first(gnupg, None, None).await,
-        };
-    };
-    choose(gnupg, asked).await
+    }
+    match defaults.first() {
+        // Any other key would sign without the user's knowledge.
+        Some(named) => Err(GpgFault::no_secret_key(Some(named.clone())).into()),
+        None => first(gnupg, None, None).await,
+    }
 }
 
-/// The key that is named; by exactly one subkey where `!` follows its id.
-async fn choose(gnupg: &GnuPg<'_>, named: &str) -> Result<Signer, ToolError> {
+/// Chooses the named key, or exactly one subkey where `!` follows the id.
+async fn choose(gnupg: &GnuPg, named: &str) -> Result<Signer, ToolError> {
     let id = named.strip_suffix('!');
     let exactly = id.map(|id| id.strip_prefix("0x").unwrap_or(id));
     first(gnupg, Some(id.unwrap_or(named)), exactly).await
 }
 
-/// The first usable of the secret keys that gpg knows by this name; without one, of all.
+/// Chooses the first usable one of the secret keys that gpg knows by this name; without a name, of all.
 async fn first(
-    gnupg: &GnuPg<'_>,
+    gnupg: &GnuPg,
     name: Option<&str>,
     exactly: Option<&str>,
 ) -> Result<Signer, ToolError> {
@@ -198,53 +244,57 @@ async fn first(
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_secs());
     let named = name.map(str::to_owned);
-    let chosen = keys::choose(&keys::read(&listed.stdout), exactly, now);
+    let chosen = output::choose(&output::read_keys(&listed.stdout), exactly, now);
     chosen.map_err(|why| match why {
         Some((key, why)) => GpgFault::Unusable { key, why }.into(),
         None if listed.success => GpgFault::no_secret_key(named).into(),
-        None => status::fault(&listed.stderr, named).into(),
+        None => output::fault(&listed.stderr, named).into(),
     })
 }
 
-/// The same fault, or what is wrong with the smartcard that holds the secret.
+/// Returns the fault, or that of the smartcard that holds the secret key.
 async fn with_card(
-    gnupg: &GnuPg<'_>,
+    gnupg: &GnuPg,
     fault: GpgFault,
     card: Option<String>,
 ) -> Result<GpgFault, ToolError> {
     let Some(serial) = card else {
         return Ok(fault);
     };
-    let asked = gnupg.agent("SCD SERIALNO").await?;
-    let line = |start: &str| {
-        asked
-            .stdout
-            .lines()
-            .find_map(|line| line.strip_prefix(start))
-    };
+    let answer = gnupg.agent("SCD SERIALNO").await?.stdout;
+    let line = |start: &str| answer.lines().find_map(|line| line.strip_prefix(start));
     let why = match (line("S SERIALNO "), line("ERR ")) {
-        (Some(found), _) if found.split(' ').next() != Some(&serial) => CardFault::Other,
+        (Some(inserted), _) if inserted.split(' ').next() != Some(&serial) => CardFault::Other,
         (Some(_), _) if fault == GpgFault::NoPinentry => CardFault::Locked,
         (Some(_), _) => return Ok(fault),
-        (None, Some(error)) if status::is_no_card_daemon(error) => CardFault::NoDaemon,
+        (None, Some(error)) if output::is_no_card_daemon(error) => CardFault::NoDaemon,
         (None, _) => CardFault::Absent,
     };
     Ok(GpgFault::Card { serial, why })
 }
 
-/// The public part of a key, ASCII-armored.
-async fn export(gnupg: &GnuPg<'_>, key: &str) -> Result<String, ToolError> {
-    let arguments = [
-        "--armor",
-        "--export-options",
-        "export-minimal",
-        "--export",
-        key,
-    ];
+/// Returns the public part of a key, ASCII-armored.
+async fn export(gnupg: &GnuPg, key: &str) -> Result<String, ToolError> {
+    let options = ["--armor", "--export-options", "export-minimal"];
+    let arguments = [options.as_slice(), &["--export", key]].concat();
     let ended = gnupg.run(&arguments).await?;
     if ended.success && !ended.stdout.is_empty() {
         Ok(ended.stdout)
     } else {
         Err(GpgFault::Failed(Some("no public key to go with the signature".to_owned())).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_in_pieces_has_a_limit() {
+        assert_eq!(grown(SIGN_MAX - 2, b"xy").unwrap(), SIGN_MAX);
+        assert_eq!(
+            grown(SIGN_MAX - 1, b"xy").unwrap_err().to_string(),
+            "a signature covers at most 4294967296 bytes; sign a digest of the content instead"
+        );
     }
 }

@@ -10,11 +10,11 @@ use std::thread;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, open, renameat_with, unlinkat};
 
-use super::accept::{Upload, UploadPiece};
-use super::provide::FileSource;
 use crate::catalogue::PortalPath;
 use crate::policy::Caller;
 use crate::tool::blocking::BlockingStop;
+use crate::tool::file::accept::{Upload, UploadPiece, Wishes};
+use crate::tool::file::provide::FileSource;
 use crate::tool::{Copies, Settings};
 
 /// Calls of each kind.
@@ -131,7 +131,7 @@ fn file_accept_never_writes_outside_the_portal() {
             path: PortalPath::new(&format!("d/f{}", index % 100)).unwrap(),
             caller: Caller::Operator,
             data: b"x".to_vec(),
-            wishes: super::accept::Wishes::default(),
+            wishes: Wishes::default(),
             last: true,
         };
         let written = Upload::begin(&field.settings, &piece)
