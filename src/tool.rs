@@ -1,7 +1,6 @@
 //! Runs a [`Grant`] with one of the five tools, and nothing else.
 //!
-//! Whether a call may run was decided before ([`crate::policy`]); whether its arguments make sense is decided here,
-//! before anything is touched.
+//! [`crate::policy`] has decided that the call may run; a tool checks the arguments before it does anything.
 
 mod blocking;
 pub(crate) mod clipboard;
@@ -31,9 +30,7 @@ pub(crate) use resource::{has_gnupg, portal_limits};
 pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
-/// State of one connection: what came in pieces so far. Dropped with the connection, and its temporary files with it.
-///
-/// Safe for several calls at once.
+/// The transfers in pieces of one connection, for several calls at once. Its temporary files go when it is dropped.
 #[derive(Debug)]
 pub struct ToolSession {
     settings: Arc<Settings>,
@@ -43,7 +40,7 @@ pub struct ToolSession {
 }
 
 impl ToolSession {
-    /// A connection that has sent nothing.
+    /// Creates a session without transfers.
     #[must_use]
     pub fn new(settings: Arc<Settings>) -> Self {
         let idle = settings.idle;
@@ -55,7 +52,7 @@ impl ToolSession {
         }
     }
 
-    /// Returns whether nothing that came in pieces, or goes out in pieces, waits for the next one.
+    /// Returns whether no transfer waits for its next piece.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.signatures.is_empty() && self.uploads.is_empty() && self.reads.is_empty()
@@ -65,9 +62,9 @@ impl ToolSession {
 /// The result of a tool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutcome {
-    /// Text that a shell user wants unchanged.
+    /// The payload as a text, unchanged for shell users.
     pub text: String,
-    /// The same payload, with sizes, digests, fingerprints; fits the tool's output schema.
+    /// The payload with sizes, digests, fingerprints, by the tool's output schema.
     pub structured: Map<String, Value>,
 }
 
@@ -81,7 +78,7 @@ impl ToolOutcome {
 }
 
 impl std::fmt::Debug for ToolOutcome {
-    /// Says how long the text is and what else there is, never what it says.
+    /// Shows the length of the text and the names of the fields, never their content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outcome")
             .field("text", &format_args!("{} bytes", self.text.len()))
@@ -90,18 +87,18 @@ impl std::fmt::Debug for ToolOutcome {
     }
 }
 
-/// Number of copies of a large payload in an answer.
+/// The number of copies of a large payload in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
-    /// In its text alone: the client asked for that.
+    /// In the text alone, on request of the client.
     One,
-    /// In its text and in its structured result: clients show a model one of them, and nobody knows which.
+    /// In the text and in the structured result: a client shows a model one of them, and does not tell which.
     Two,
 }
 
 impl Copies {
-    /// The largest payload of one answer, in bytes before base64.
-    const fn most(self) -> u64 {
+    /// Returns the maximum size of a payload of one answer, in bytes before base64.
+    const fn payload_max(self) -> u64 {
         match self {
             Self::One => ONE_CALL_MAX,
             Self::Two => TWO_COPIES_MAX,
@@ -109,34 +106,34 @@ impl Copies {
     }
 }
 
-/// The reason why a tool failed; its text goes to the caller and names no path of the server but those below the portal.
+/// The reason why a tool failed. The caller sees its text, which names no path of the server except below the portal.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    /// The arguments are refused; nothing was touched.
+    /// The arguments are refused; nothing was done.
     #[error("{0}")]
     Arguments(String),
     /// No such file below the portal.
     #[error("no file `{path}` in the portal")]
     NotFound {
-        /// Where it was looked for, relative to the portal.
+        /// Relative to the portal.
         path: String,
     },
-    /// There is a file of that name, and nothing is overwritten.
+    /// The name is taken, and nothing is overwritten.
     #[error("`{path}` exists already, and nothing is overwritten; choose another name")]
     Exists {
         /// Relative to the portal.
         path: String,
     },
-    /// The entry is of a type that the tool does not touch: a symbolic link, a device, a file with two names.
+    /// The tool refuses an entry of this type: a symbolic link, a device, a file with two names.
     #[error("{0}")]
     Refused(String),
-    /// More than one call, one transfer or the clipboard takes.
+    /// The payload exceeds the limit of a call, a transfer or the clipboard.
     #[error("{0}")]
     TooLarge(String),
-    /// A piece that does not follow the one before it.
+    /// The piece does not follow the one before it.
     #[error("{0}")]
     OutOfOrder(String),
-    /// The file changed between the pieces that were read, or while it was read.
+    /// The file changed while it was read, or between two pieces.
     #[error("`{path}` changed while it was read; begin again")]
     Changed {
         /// Relative to the portal.
@@ -159,9 +156,9 @@ pub enum ToolError {
     Quota {
         /// Relative to the portal.
         folder: String,
-        /// Bytes used and being written.
+        /// Bytes used or promised.
         used: u64,
-        /// Bytes asked for.
+        /// Bytes requested.
         wanted: u64,
         /// Bytes allowed.
         limit: u64,
@@ -169,24 +166,24 @@ pub enum ToolError {
     /// Too many transfers at once on this connection.
     #[error("{0}")]
     Busy(String),
-    /// Something that the tool needs is not there: a program, the portal, the display.
+    /// Something that the tool needs is missing: a program, the portal, the display.
     #[error("{0}")]
     Unavailable(String),
     /// gpg did not sign.
     #[error(transparent)]
     Gpg(#[from] GpgFault),
-    /// It took too long.
+    /// The tool took too long.
     #[error("{0}")]
     TimedOut(String),
-    /// The system refused.
+    /// The system refused an operation.
     #[error("cannot {doing}: {cause}")]
     System {
-        /// The attempted operation, without a path of the server.
+        /// The operation, without a path of the server.
         doing: String,
         /// The reason why it failed.
         cause: io::Error,
     },
-    /// Words of another process of this server that ran the tool.
+    /// The message of another process of this server that ran the tool.
     #[error("{0}")]
     Told(String),
     /// The call was given up while it ran.
@@ -198,7 +195,7 @@ pub enum ToolError {
 }
 
 impl ToolError {
-    /// The kind of error as one stable word, for logs.
+    /// Returns the kind of error as one stable word, for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -222,7 +219,7 @@ impl ToolError {
         }
     }
 
-    /// A system error, with the attempted operation.
+    /// Wraps an error of the system with the operation that failed.
     fn system(doing: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         Self::System {
             doing: doing.into(),
@@ -237,7 +234,7 @@ impl From<BadArguments> for ToolError {
     }
 }
 
-/// Most bytes that a grant's answer may have in memory before it is written; nothing where no answer of its tool is large.
+/// Returns the maximum size of a grant's answer in memory, in bytes; 0 for a tool without large answers.
 #[must_use]
 pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
     match grant.tool() {
@@ -247,11 +244,11 @@ pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
     }
 }
 
-/// Runs the tool of a grant. Dropping the future ends what it started.
+/// Runs the tool of a grant. Dropping the future ends everything that it started.
 ///
 /// # Errors
 ///
-/// Whatever the tool could not do, in words for its caller.
+/// The tool failed; the message is for its caller.
 pub async fn run(
     grant: &Grant,
     session: &ToolSession,

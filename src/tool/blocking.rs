@@ -1,31 +1,21 @@
-//! Work that blocks, away from the one thread that serves; told to stop when nobody waits for it any more.
+//! Runs blocking work away from the one thread that serves, and stops it when nobody waits for it any more.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use tokio_util::sync::CancellationToken;
 
 use super::ToolError;
 
-/// Says whether whoever asked for the work still waits for it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct BlockingStop(Arc<AtomicBool>);
+/// Tells blocking work to stop, once the future that waits for it was dropped.
+#[derive(Debug, Default)]
+pub(super) struct BlockingStop(CancellationToken);
 
 impl BlockingStop {
-    /// Fails once nobody waits any more. To be asked before anything that stays.
+    /// Fails once nobody waits any more. To be called before every lasting effect.
     pub(super) fn check(&self) -> Result<(), ToolError> {
-        if self.0.load(Ordering::Acquire) {
+        if self.0.is_cancelled() {
             Err(ToolError::Cancelled)
         } else {
             Ok(())
         }
-    }
-}
-
-/// Raises the flag when the waiting future is dropped.
-struct Waiting(BlockingStop);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Release);
     }
 }
 
@@ -34,9 +24,8 @@ pub(super) async fn run<T: Send + 'static>(
     work: impl FnOnce(&BlockingStop) -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {
     let stop = BlockingStop::default();
-    let waiting = Waiting(stop.clone());
+    let _cancel_on_drop = stop.0.clone().drop_guard();
     let done = tokio::task::spawn_blocking(move || work(&stop)).await;
-    drop(waiting);
-    // A panic there, or a runtime that ends.
+    // The work panicked, or the runtime ends.
     done.unwrap_or(Err(ToolError::Broken))
 }

@@ -1,4 +1,4 @@
-//! Maps each tool to the resource it touches, and to the limits of a process that runs it.
+//! The resource that each tool uses, and the limits of a process that runs the tools of a resource.
 
 use std::env;
 use std::fs::File;
@@ -6,25 +6,16 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, file, gpg};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
 
-/// The resource that a tool touches.
+/// The resource that a tool uses.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    clap::ValueEnum,
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Resource {
@@ -32,11 +23,11 @@ pub enum Resource {
     Portal,
     /// The keys of the server's user, through gpg and its agent.
     Keys,
-    /// The clipboard of its display, or the file that stands for it.
+    /// The clipboard of its display, or the clipboard file.
     Clipboard,
 }
 
-/// Files that every dynamically linked program reads to find its libraries, users and language.
+/// Files that a dynamically linked program reads to find its libraries, users and language.
 const SYSTEM: [&str; 20] = [
     "/bin",
     "/lib",
@@ -59,16 +50,16 @@ const SYSTEM: [&str; 20] = [
     "/proc/sys/crypto",
     "/dev/urandom",
 ];
-/// Programs that a script may run.
+/// Folders of programs that a script may run.
 const PROGRAMS: [&str; 6] = ["/bin", "/lib", "/lib64", "/sbin", "/usr", "/opt"];
-/// The variables by which a program finds a display on another machine.
+/// Files by which a program finds a display on another machine.
 const NAMES: [&str; 4] = [
     "/etc/hosts",
     "/etc/resolv.conf",
     "/etc/nsswitch.conf",
     "/etc/host.conf",
 ];
-/// Entries of the key folder that may be links to other places.
+/// Entries of the key folder that may be links out of it.
 const LINKED: [&str; 6] = [
     "common.conf",
     "gpg.conf",
@@ -77,11 +68,10 @@ const LINKED: [&str; 6] = [
     "pubring.kbx",
     "trustdb.gpg",
 ];
-/// Path of the null device.
 const NULL: &str = "/dev/null";
 
 impl Resource {
-    /// Of a tool.
+    /// Returns the resource of a tool.
     #[must_use]
     pub const fn of(tool: ToolName) -> Self {
         match tool {
@@ -91,7 +81,7 @@ impl Resource {
         }
     }
 
-    /// Its name on a command line.
+    /// Returns its name on a command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -101,13 +91,13 @@ impl Resource {
         }
     }
 
-    /// What a process needs that runs the tools of this resource and nothing else. Makes the folders that they would make;
-    /// `tools`: those that its caller may use.
+    /// Returns the limits of a process that runs the tools of this resource and nothing else, and makes the folders that they need;
+    /// `tools` are those that its caller may use.
     pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> ProcessLimits {
         match self {
             Self::Portal => {
                 if tools.contains(&ToolName::FileAccept) {
-                    // What fails here fails in the call as well, which says why.
+                    // The call fails for the same reason, and reports it.
                     let _ = file::make_portal(settings);
                 }
                 portal_limits(settings)
@@ -118,25 +108,24 @@ impl Resource {
     }
 }
 
-/// Limits of a process that touches files below the portal, if there is one.
+/// Returns the limits of a process that uses files below the portal.
 pub(crate) fn portal_limits(settings: &Settings) -> ProcessLimits {
-    let portal = Rule::new(&settings.portal, PathRights::Write);
+    folder_limits(&settings.portal)
+}
+
+fn folder_limits(folder: &Path) -> ProcessLimits {
     ProcessLimits {
         calls: AllowedCalls::Worker { files: true },
-        files: Some(vec![portal]),
+        files: Some(vec![Rule::new(folder, PathRights::Write)]),
         network: false,
     }
 }
 
 fn clipboard(settings: &Settings) -> ProcessLimits {
     let Some(display) = &settings.display else {
-        // Makes the folder, and closes both to others, where that is needed.
+        // Makes the folder if it is missing, and denies others access to it and the file.
         let _ = super::clipboard::file::read(&settings.runtime);
-        return ProcessLimits {
-            calls: AllowedCalls::Worker { files: true },
-            files: Some(vec![Rule::new(&settings.runtime, PathRights::Write)]),
-            network: false,
-        };
+        return folder_limits(&settings.runtime);
     };
     let authority = env::var_os("XAUTHORITY").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".Xauthority"));
@@ -144,10 +133,8 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
         Rule::new(&settings.program, PathRights::Run),
         Rule::new(NULL, PathRights::Write),
     ];
-    let read = authority
-        .or(home)
-        .into_iter()
-        .chain(NAMES.map(PathBuf::from));
+    let authority = authority.or(home).into_iter();
+    let read = authority.chain(NAMES.map(PathBuf::from));
     rules.extend(read.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,
@@ -164,8 +151,8 @@ async fn keys(settings: &Settings) -> ProcessLimits {
         &settings.gpg_connect_agent,
         &settings.gpgconf,
     ];
-    let mut found = programs.into_iter().filter_map(|name| search(name));
-    rules.extend(found.by_ref().flat_map(|path| program(&path)));
+    let programs = programs.into_iter().filter_map(|name| search(name));
+    rules.extend(programs.flat_map(|path| program(&path)));
     let paths = gpg::key_paths(settings).await;
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
@@ -183,32 +170,35 @@ pub(crate) fn has_gnupg(settings: &Settings) -> bool {
     search(&settings.gpgconf).is_some()
 }
 
-/// Where a program is that is started by this name.
+/// Returns the path of a program that is started by this name.
 fn search(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return Some(name.to_owned());
     }
-    let runs = |path: &PathBuf| {
-        let is = path.metadata();
-        is.is_ok_and(|is| is.is_file() && is.permissions().mode() & 0o111 != 0)
+    let is_program = |path: &PathBuf| {
+        let metadata = path.metadata();
+        metadata.is_ok_and(|entry| entry.is_file() && entry.permissions().mode() & 0o111 != 0)
     };
     env::split_paths(&env::var_os("PATH")?)
         .map(|folder| folder.join(name))
-        .find(runs)
+        .find(is_program)
 }
 
 /// Returns the files needed to run a program: itself and its loader. A script may run any of the system's programs.
 fn program(path: &Path) -> Vec<Rule> {
-    let mut rules = vec![Rule::new(path, PathRights::Run)];
+    let mut paths = vec![path.to_owned()];
     match Image::read(path) {
-        Some(Image::Loaded(by)) => rules.push(Rule::new(by, PathRights::Run)),
-        Some(Image::Script(by)) => {
-            rules.push(Rule::new(by, PathRights::Run));
-            rules.extend(PROGRAMS.map(|path| Rule::new(path, PathRights::Run)));
+        Some(Image::Loaded(loader)) => paths.push(loader),
+        Some(Image::Script(interpreter)) => {
+            paths.push(interpreter);
+            paths.extend(PROGRAMS.map(PathBuf::from));
         }
         None => {}
     }
-    rules
+    let rules = paths
+        .into_iter()
+        .map(|path| Rule::new(path, PathRights::Run));
+    rules.collect()
 }
 
 /// The way in which the kernel runs a program.
@@ -216,39 +206,32 @@ fn program(path: &Path) -> Vec<Rule> {
 enum Image {
     /// Through this loader (`PT_INTERP` of `elf(5)`).
     Loaded(PathBuf),
-    /// Through this program, which reads it (`execve(2)`).
+    /// Through this interpreter (`execve(2)`).
     Script(PathBuf),
 }
 
-/// Most that is read of a program to see how it is run, in bytes: the loader's name stands near its beginning.
-const HEAD: u64 = 64 * 1024;
+/// Maximum length of the head of a program that is read, in bytes: the loader's name is near its beginning.
+const HEAD_MAX: u64 = 64 * 1024;
 
 impl Image {
-    /// `None`: by itself, or nobody can tell.
+    /// Reads the head of a program; `None`: it needs no other, or is unreadable.
     fn read(path: &Path) -> Option<Self> {
         let mut head = Vec::new();
         let file = File::open(path).ok()?;
-        file.take(HEAD).read_to_end(&mut head).ok()?;
-        match head.strip_prefix(b"#!") {
-            Some(line) => Self::script(line),
-            None => Self::loaded(&head),
-        }
-    }
-
-    fn script(line: &[u8]) -> Option<Self> {
+        file.take(HEAD_MAX).read_to_end(&mut head).ok()?;
+        let Some(line) = head.strip_prefix(b"#!") else {
+            return Self::loaded(&head);
+        };
         let line = line.split(|byte| *byte == b'\n').next()?;
-        let by = str::from_utf8(line).ok()?.split_whitespace().next()?;
-        Some(Self::Script(by.into()))
+        let interpreter = str::from_utf8(line).ok()?.split_whitespace().next()?;
+        Some(Self::Script(interpreter.into()))
     }
 
-    /// Of a 64-bit ELF file: the segment of kind 3 names its loader.
+    /// Reads a 64-bit ELF file, whose segment of kind 3 names its loader.
     fn loaded(head: &[u8]) -> Option<Self> {
-        let number = |at: usize, bytes: usize| {
-            let bytes = head.get(at..at.checked_add(bytes)?)?;
-            let value = bytes
-                .iter()
-                .rev()
-                .fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
+        let number = |at: usize, length: usize| {
+            let bytes = head.get(at..at.checked_add(length)?)?.iter().rev();
+            let value = bytes.fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
             usize::try_from(value).ok()
         };
         if !head.starts_with(b"\x7fELF\x02\x01") {
@@ -258,10 +241,8 @@ impl Image {
         let mut starts =
             (0..count).filter_map(|segment| segments.checked_add(segment.checked_mul(size)?));
         let loader = starts.find(|start| number(*start, 4) == Some(3))?;
-        let (at, length) = (
-            number(loader.checked_add(8)?, 8)?,
-            number(loader.checked_add(32)?, 8)?,
-        );
+        let at = number(loader.checked_add(8)?, 8)?;
+        let length = number(loader.checked_add(32)?, 8)?;
         let name = head.get(at..at.checked_add(length)?)?;
         let name = str::from_utf8(name.strip_suffix(b"\0")?).ok()?;
         Some(Self::Loaded(name.into()))

@@ -1,4 +1,4 @@
-//! Holds where the tools of a server work, and their limits.
+//! The settings of the tools: the places where they work, and their limits.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -15,11 +15,11 @@ use super::gpg::WAITING_MAX;
 use crate::limits::{IDLE, IN_FLIGHT};
 use crate::machine_state::AGENT_LAUNCHER;
 
-/// The portal where none is named.
+/// The default portal.
 const PORTAL: &str = "/srv/anklume/portal";
 /// The variable that names the folder of keys itself.
 const KEYS: &str = "GNUPGHOME";
-/// The variables that say where a user's portal, clipboard and keys are. Two servers that agree on them share all three.
+/// The variables that locate a user's portal, clipboard and keys. Two servers with equal values share all three.
 const VARIABLES: [&str; 8] = [
     "ANKLUME_MCP_PORTAL",
     "XDG_RUNTIME_DIR",
@@ -30,8 +30,8 @@ const VARIABLES: [&str; 8] = [
     "HOME",
     AGENT_LAUNCHER,
 ];
-/// What else of the environment a process may know that a server or a tool starts: where programs are, the user, the language, and
-/// where a pinentry may ask.
+/// The other variables of a process that a server or a tool starts: the places of programs, the user, the language, and the terminal
+/// or session for a pinentry.
 const PASSED: [&str; 15] = [
     "PATH",
     "USER",
@@ -47,10 +47,10 @@ const PASSED: [&str; 15] = [
     "GPG_TTY",
     "DBUS_SESSION_BUS_ADDRESS",
     "ANKLUME_AUDIT_LOG",
-    // Of builds for tests alone.
+    // For test builds alone.
     "ANKLUME_PROBE",
 ];
-/// Maximum time that gpg may take: somebody may be looking for a passphrase at a pinentry.
+/// Maximum time that gpg may take: somebody may be looking up a passphrase for a pinentry.
 const GPG_WAIT: Duration = Duration::from_secs(300);
 /// Maximum time that a display, or the program that owns its clipboard, may take to answer.
 const DISPLAY_WAIT: Duration = Duration::from_secs(5);
@@ -64,37 +64,37 @@ pub struct Settings {
     pub portal: PathBuf,
     /// Folder of the clipboard file where there is no display (`$XDG_RUNTIME_DIR/anklume`).
     pub runtime: PathBuf,
-    /// The display whose clipboard it is; without one, a file is.
+    /// The display whose clipboard is used; without one, a file.
     pub display: Option<Display>,
-    /// Longest that it, or the program that owns its clipboard, may take to answer.
+    /// Maximum time that the display, or the program that owns its clipboard, may take to answer.
     pub display_wait: Duration,
-    /// This program: it holds the clipboard of a display after the server has ended.
+    /// This program, which holds the clipboard of a display after the server has ended.
     pub program: PathBuf,
     /// GnuPG: a path, or a name to look for.
     pub gpg: PathBuf,
-    /// The programs that talk to its agent and start one.
+    /// The program that talks to its agent.
     pub gpg_connect_agent: PathBuf,
-    /// The variables that name its files.
+    /// The program that names its folders and starts its agent.
     pub gpgconf: PathBuf,
-    /// Where the launcher of the agent listens; `None`: the agent is started from here.
+    /// The socket of the launcher of the agent; `None`: the agent is started from here.
     pub agent_launcher: Option<PathBuf>,
-    /// The key folder of gpg, as far as the environment names it.
+    /// The key folder of gpg, if the environment names it.
     pub gpg_home: Option<GpgHome>,
-    /// Longest that gpg may take.
+    /// Maximum time that gpg may take.
     pub gpg_wait: Duration,
     /// Idle deadline of transfers in pieces.
     pub idle: Duration,
-    /// Most bytes that one consumer may leave in its folder of the portal.
+    /// Maximum number of bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
-    /// Usage of the portal by consumers, as far as known.
+    /// Usage of the portal by consumers.
     pub(super) usage: Usage,
     /// Places for signatures in pieces, each of which is a gpg that waits.
     pub(super) open_signatures: Arc<Semaphore>,
-    /// Places for signatures of either kind: one that waits for its next piece is a call in flight as well.
+    /// Places for all signatures: one that waits for its next piece counts as a call in flight.
     pub(super) signatures: Arc<Semaphore>,
 }
 
-/// A portal that depends on where the server is started.
+/// The error for a portal whose path is not absolute.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`ANKLUME_MCP_PORTAL` is `{}`, and the portal is named by its absolute path",
@@ -121,7 +121,7 @@ pub struct Display {
 }
 
 impl Settings {
-    /// Settings with these two folders, no display, and everything else as it is by default.
+    /// Default settings with these two folders and no display.
     #[must_use]
     pub fn new(portal: PathBuf, runtime: PathBuf) -> Self {
         Self {
@@ -129,7 +129,7 @@ impl Settings {
             runtime,
             display: None,
             display_wait: DISPLAY_WAIT,
-            // Works when the file was replaced while we run.
+            // Works after the file was replaced.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
@@ -145,24 +145,24 @@ impl Settings {
         }
     }
 
-    /// Lets so many signatures be under way at once, those that wait for their next piece included.
+    /// Limits the number of signatures at once, including those that wait for their next piece.
     pub(crate) fn limit_signatures(&mut self, in_flight: u32) {
         self.signatures = places(in_flight);
     }
 
-    /// Settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
+    /// Reads settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
     /// `HOME`.
     ///
     /// # Errors
     ///
-    /// A portal that is named and has no absolute path.
+    /// The path of the portal is not absolute.
     pub fn from_env() -> Result<Self, RelativePortal> {
         let portal = portal(variable("ANKLUME_MCP_PORTAL"))?;
-        // A relative XDG_RUNTIME_DIR is to be ignored, says its specification.
-        let runtime = variable("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|folder| folder.is_absolute())
-            .unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
+        let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
+        // Its specification says to ignore a relative one.
+        let runtime = runtime.filter(|folder| folder.is_absolute());
+        let runtime =
+            runtime.unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
         Ok(Self {
             display: Display::from_env(),
             gpg_home: GpgHome::from_env(),
@@ -172,39 +172,37 @@ impl Settings {
     }
 }
 
-/// The environment of a process that a server or a tool starts.
+/// Returns the environment of a process that a server or a tool starts.
 pub(crate) fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
     let names = VARIABLES.into_iter().chain(PASSED);
     names.filter_map(|name| Some((name, variable(name)?)))
 }
 
-/// Where a server finds its user's portal, clipboard and keys: its [`VARIABLES`]. One that is not there is not set.
+/// The [`VARIABLES`] of a server: the places of its user's portal, clipboard and keys. A missing one is unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings(BTreeMap<String, String>);
 
 impl Surroundings {
-    /// Those of this process.
+    /// Returns those of this process.
     #[must_use]
     pub fn from_env() -> Self {
         let set = VARIABLES.iter().filter_map(|name| {
-            // A value that is no UTF-8 cannot be told to anybody.
+            // JSON cannot carry a value that is not UTF-8.
             let value = variable(name)?.into_string().ok()?;
             Some(((*name).to_owned(), value))
         });
         Self(set.collect())
     }
 
-    /// Those of a user who has set nothing.
+    /// Returns those of a user who has set nothing.
     #[must_use]
     pub fn of_user(home: &str, runtime: &str) -> Self {
         let set = [("HOME", home), ("XDG_RUNTIME_DIR", runtime)];
-        Self(
-            set.map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
-        )
+        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self(set.into())
     }
 
-    /// Every variable, and what it is to be; `None`: not set, which is what an empty value is as well.
+    /// Returns every variable with its value; `None`: unset or empty.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
         VARIABLES.into_iter().map(|name| {
             let value = self.0.get(name).map(String::as_str);
@@ -212,7 +210,7 @@ impl Surroundings {
         })
     }
 
-    /// Returns whether these are those of this process, as far as programs look at them.
+    /// Returns whether the variables equal those of this process.
     #[must_use]
     pub fn are_ours(&self) -> bool {
         let ours = Self::from_env();
@@ -221,21 +219,21 @@ impl Surroundings {
 }
 
 impl GpgHome {
-    /// The folder of keys.
+    /// Returns the folder of keys.
     pub(super) fn folder(&self) -> PathBuf {
-        if self.variable == KEYS {
-            self.path.clone()
-        } else {
-            self.path.join(".gnupg")
+        match self.variable {
+            KEYS => self.path.clone(),
+            _ => self.path.join(".gnupg"),
         }
     }
 
-    /// As gpg looks for it; where neither variable is set it asks the system's list of users.
+    /// Finds it as gpg does, which reads the system's list of users if neither variable is set.
     fn from_env() -> Option<Self> {
         [KEYS, "HOME"].into_iter().find_map(|name| {
-            let path = variable(name)?.into();
-            let variable = name;
-            Some(Self { variable, path })
+            Some(Self {
+                variable: name,
+                path: variable(name)?.into(),
+            })
         })
     }
 }
@@ -244,11 +242,10 @@ impl Display {
     /// Returns whether it may be on another machine: `host:number` is, as after `ssh -X`; `:number` is not.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        let local = |name: &OsString| {
+        self.x11.as_ref().is_some_and(|name| {
             let name = name.to_string_lossy();
-            name.starts_with(':') || name.starts_with("unix:") || name.starts_with('/')
-        };
-        self.x11.as_ref().is_some_and(|name| !local(name))
+            !name.starts_with(':') && !name.starts_with("unix:") && !name.starts_with('/')
+        })
     }
 
     fn from_env() -> Option<Self> {
@@ -260,7 +257,7 @@ impl Display {
     }
 }
 
-/// The portal as named; another than the default only by an absolute path, as a server may be started anywhere.
+/// Returns the named portal, or the default. A relative path is refused, because a server may be started anywhere.
 fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
     let portal = named.map_or_else(|| PORTAL.into(), PathBuf::from);
     if portal.is_absolute() {
@@ -270,12 +267,12 @@ fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
     }
 }
 
-/// A variable of the environment; empty is as good as not set.
 fn places(number: u32) -> Arc<Semaphore> {
     let number = usize::try_from(number).unwrap_or(Semaphore::MAX_PERMITS);
     Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)))
 }
 
+/// Returns a variable of the environment, unless it is unset or empty.
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }

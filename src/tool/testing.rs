@@ -27,11 +27,11 @@ pub(super) fn sentence(text: &str) -> &str {
     text
 }
 
-/// Returns whether root runs the test, who alone can make what it is about. Not: a failure in CI, a printed skip elsewhere.
+/// Returns whether root runs the test; otherwise fails in CI, and prints a skip elsewhere.
 #[track_caller]
 pub(super) fn is_root() -> bool {
-    let there = rustix::process::geteuid().is_root();
-    if !there {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
         assert!(!ci, "this test needs root, and CI=true skips nothing");
         // Not `eprintln`: the test runner keeps that back for tests that pass.
@@ -39,7 +39,7 @@ pub(super) fn is_root() -> bool {
         let line = format!("skipped: {place} needs root\n");
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }
-    there
+    is_root
 }
 
 impl Bench {

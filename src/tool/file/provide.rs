@@ -63,7 +63,7 @@ pub(in crate::tool) async fn provide(
     let sources = sources(&path, grant.caller());
     let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| FilePart {
         offset: arguments.offset.unwrap_or(0),
-        length: arguments.length.unwrap_or(PIECE).min(copies.most()),
+        length: arguments.length.unwrap_or(PIECE).min(copies.payload_max()),
     });
     let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
@@ -83,9 +83,9 @@ pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Co
     let requested = match (number("offset"), number("length")) {
         (_, Some(length)) => length,
         (Some(_), None) => PIECE,
-        (None, None) => copies.most(),
+        (None, None) => copies.payload_max(),
     };
-    let bytes = requested.min(copies.most());
+    let bytes = requested.min(copies.payload_max());
     let count = if copies == Copies::One { 1 } else { 2 };
     usize::try_from(bytes + count * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
 }
@@ -144,7 +144,7 @@ impl FileSource {
 
     /// Provides the whole file in one call.
     pub(super) fn whole(self, copies: Copies) -> Result<ToolOutcome, ToolError> {
-        let (path, size, max) = (&self.path, self.size, copies.most());
+        let (path, size, max) = (&self.path, self.size, copies.payload_max());
         if size > max {
             return Err(ToolError::TooLarge(format!(
                 "`{path}` has {size} bytes, and one call gives at most {max}; \

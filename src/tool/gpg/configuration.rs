@@ -1,7 +1,7 @@
-//! Reads from the user's `gpg.conf` what holds for a signature: the default key, and the places of keys.
+//! Reads from the user's `gpg.conf` the default key and the places of keys.
 //!
-//! Everything else in it is left out (`--no-options`): other options send the signature elsewhere, sign with a second key,
-//! or take a part of the content for a passphrase.
+//! Other options are ignored (`--no-options`): some send the signature elsewhere, sign with a second key, or take a part of the
+//! content for a passphrase.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,30 +16,23 @@ use rustix::fs::OFlags;
 const NAME: &str = "gpg.conf";
 /// The file for all of GnuPG's programs, from 2.3.8 on.
 const COMMON: &str = "common.conf";
-/// The byte order mark that some editors write, and gpg skips.
+/// The byte order mark, which gpg skips.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Most of it that is read, in bytes.
+/// Maximum size of a configuration file, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
-/// The options that say where the keys are, and whether a value follows.
-const KEYRINGS: [(&str, bool); 3] = [
-    ("keyring", true),
-    ("primary-keyring", true),
-    ("no-default-keyring", false),
-];
-
-/// The current values.
+/// The user's options that apply.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Configuration {
-    /// Options of every gpg that is started.
+    /// Options for every gpg.
     pub(super) keyrings: Vec<OsString>,
-    /// True if another server of GnuPG keeps the public keys, which gpg starts only if it may start servers.
+    /// True if keyboxd keeps the public keys; gpg starts it only if it may start servers.
     pub(super) is_by_keyboxd: bool,
-    /// The keys that may be the default one, in the order in which they are tried: gpg takes the last that there is.
+    /// Candidates for the default key, in the order in which they are tried: gpg takes the last existing one.
     pub(super) default_keys: Vec<String>,
 }
 
 impl Configuration {
-    /// The files of the keyrings, as gpg finds them: one without a slash is in the folder of keys.
+    /// Returns the files of the keyrings, as gpg resolves them: those without a slash in the folder of keys.
     pub(super) fn files(&self, home: &Path) -> Vec<PathBuf> {
         let user = env::var_os("HOME").map(PathBuf::from);
         let named = self.keyrings.iter().map(Path::new);
@@ -52,13 +45,12 @@ impl Configuration {
             .collect()
     }
 
-    /// Reads the files in a folder of keys; without them, nothing holds.
+    /// Reads the files in a folder of keys; a missing file is an empty one.
     pub(super) fn read(home: &Path) -> io::Result<Self> {
         let mut all = Self::of(&contents(&home.join(NAME))?)?;
         let common = contents(&home.join(COMMON))?;
-        all.is_by_keyboxd = common
-            .split(|byte| *byte == b'\n')
-            .any(|line| line.trim_ascii() == b"use-keyboxd");
+        let mut lines = common.split(|byte| *byte == b'\n');
+        all.is_by_keyboxd = lines.any(|line| line.trim_ascii() == b"use-keyboxd");
         Ok(all)
     }
 
@@ -78,16 +70,14 @@ impl Configuration {
             if value.contains('\0') {
                 return Err(io::Error::other("a value in it has a zero byte"));
             }
-            if name == "default-key" && !value.is_empty() {
-                all.default_keys.insert(0, value.to_owned());
-            }
-            let known = KEYRINGS.iter().find(|(known, _)| *known == name);
-            match known {
-                Some((name, true)) if !value.is_empty() => {
-                    all.keyrings.push(format!("--{name}").into());
-                    all.keyrings.push(value.into());
+            match name {
+                "default-key" if !value.is_empty() => all.default_keys.insert(0, value.to_owned()),
+                "keyring" | "primary-keyring" if !value.is_empty() => {
+                    let option = format!("--{name}");
+                    all.keyrings.extend([option.into(), value.into()]);
                 }
-                Some((name, false)) => all.keyrings.push(format!("--{name}").into()),
+                "no-default-keyring" => all.keyrings.push("--no-default-keyring".into()),
+                // Ignored: see the head of this file.
                 _ => {}
             }
         }
@@ -95,14 +85,12 @@ impl Configuration {
     }
 }
 
-/// Reads a file; empty if there is none.
+/// Reads a file; empty if it is missing.
 fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    // A pipe that nobody writes to is no reason to wait.
-    let mut options = File::options();
-    options
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    let file = match options.open(path) {
+    // Not to wait for the writer of a pipe.
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(nonblock).open(path);
+    let file = match opened {
         Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
@@ -117,7 +105,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// White space as C's `isspace` has it.
+/// Returns whether a character is white space for C's `isspace`.
 const fn is_space(character: char) -> bool {
     character.is_ascii_whitespace() || character == '\u{b}'
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use jiff::Timestamp;
+use rustix::process::geteuid;
 
 use crate::machine_state::AGENT_UNIT;
 use crate::tool::GpgHome;
@@ -10,39 +11,37 @@ use crate::tool::GpgHome;
 /// The reason why gpg did not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GpgFault {
-    /// There is no such secret key.
+    /// gpg has no such secret key.
     #[error(
-        "no secret key{}; import or create one for the user that serves (uid {uid}) on the provider",
-        named(.key.as_deref())
+        "no secret key{}; import or create one for the user that serves (uid {}) on the provider",
+        named(.0.as_deref()),
+        geteuid()
     )]
-    NoSecretKey {
+    NoSecretKey(
         /// The requested key; `None`: the default key.
-        key: Option<String>,
-        /// The user whose keys were searched.
-        uid: u32,
-    },
-    /// gpg has no place for its keys. It would say that it has no key.
+        Option<String>,
+    ),
+    /// The folder of keys is missing; gpg would report a missing key.
     #[error(
         "`{variable}` names {what} on the provider, so gpg has no keys there; make that folder for the user that serves \
-         (uid {uid}), or start the server with `GNUPGHOME` set to the folder of its keys"
+         (uid {}), or start the server with `GNUPGHOME` set to the folder of its keys",
+        geteuid()
     )]
     NoHome {
-        /// The variable that names the place; the path is not the caller's business.
+        /// The variable that names the folder; the path is not the caller's business.
         variable: &'static str,
         /// The entry found instead.
         what: &'static str,
-        /// The user that serves.
-        uid: u32,
     },
-    /// The key is there and cannot sign.
-    #[error("the secret key `{key}` cannot sign: {}", why.words(.key))]
+    /// The key exists and cannot sign.
+    #[error("the secret key `{key}` cannot sign: {}", why.message(.key))]
     Unusable {
         /// Its fingerprint.
         key: String,
         /// The reason why it cannot.
         why: UnfitKey,
     },
-    /// The secret is on a smartcard.
+    /// The secret key is on a smartcard that does not sign.
     #[error("the secret key is on the smartcard {serial}, {why}")]
     Card {
         /// The card's serial number.
@@ -61,13 +60,13 @@ pub enum GpgFault {
         "`gpg.conf` cannot be read on the provider: {0}; it may set the default key, so nothing is signed without it"
     )]
     Configuration(String),
-    /// The key has a passphrase and there is no way to ask for it.
+    /// Nothing can ask for the passphrase of the key.
     #[error(
         "the key needs a passphrase, and no pinentry can ask for it on the provider; unlock the key there first, \
          install a graphical pinentry, or use a key without a passphrase"
     )]
     NoPinentry,
-    /// The answer was no.
+    /// The user cancelled the prompt.
     #[error("the passphrase prompt was cancelled on the provider")]
     Cancelled,
     /// Nobody answered the prompt.
@@ -79,7 +78,7 @@ pub enum GpgFault {
     /// gpg-agent, which holds the keys, does not run and cannot be started.
     #[error("gpg-agent cannot be started on the provider: {0}")]
     NoAgent(NoAgent),
-    /// Something else.
+    /// Another fault.
     #[error("gpg failed{}", reason(.0.as_deref()))]
     Failed(
         /// gpg's own words, cleaned.
@@ -87,31 +86,32 @@ pub enum GpgFault {
     ),
 }
 
-/// The reason why a key that is there cannot sign.
+/// The reason why an existing key cannot sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnfitKey {
-    /// It, or the subkey that signs, expired, at this time in seconds since 1970.
+    /// It, or its signing subkey, expired, at this time in seconds since 1970.
     Expired(Option<u64>),
     /// It is revoked.
     Revoked,
     /// Its user disabled it.
     Disabled,
-    /// It will be created at this time in seconds since 1970.
+    /// It was created in the future, at this time in seconds since 1970.
     Future(u64),
     /// Neither it nor a subkey is for signing.
     NotForSigning,
-    /// Its secret part is not there.
+    /// Its secret part is missing.
     Elsewhere,
-    /// It lacks what every key has, such as its signature of itself.
+    /// It lacks a required part, such as its self-signature.
     Invalid,
 }
 
 impl UnfitKey {
-    /// The fault and the next step.
-    fn words(self, key: &str) -> String {
+    /// Returns the fault and the next step.
+    fn message(self, key: &str) -> String {
         match self {
             Self::Expired(when) => {
-                let when = when.map_or_else(String::new, |when| format!(" on {}", date(when)));
+                let when = when.map(|when| format!(" on {}", date(when)));
+                let when = when.unwrap_or_default();
                 format!(
                     "it expired{when}; extend it on the provider with `gpg --quick-set-expire {key} 1y`, \
                      and its subkeys with `gpg --quick-set-expire {key} 1y '*'`"
@@ -143,10 +143,10 @@ impl UnfitKey {
 /// The reason why a smartcard does not sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CardFault {
-    /// It is not there.
+    /// No card is inserted.
     #[error("which is in no reader of the provider; insert it")]
     Absent,
-    /// Another is there.
+    /// Another card is inserted.
     #[error("and another one is in the provider's reader; insert the right one")]
     Other,
     /// scdaemon is not installed.
@@ -154,7 +154,7 @@ pub enum CardFault {
         "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
     )]
     NoDaemon,
-    /// It is there, and nobody could be asked for its PIN.
+    /// It is inserted, and nothing can ask for its PIN.
     #[error(
         "whose PIN no pinentry can ask for on the provider; unlock it there first, or install a graphical pinentry"
     )]
@@ -167,35 +167,30 @@ pub enum NoAgent {
     /// The path of its socket is too long.
     #[error(
         "the path of its socket has {bytes} bytes, and {SOCKET_MAX} is the most; \
-         move the folder of keys to a shorter path, or log in there once so that `/run/user/{uid}` exists"
+         move the folder of keys to a shorter path, or log in there once so that `/run/user/{}` exists",
+        geteuid()
     )]
     LongPath {
         /// Its length.
         bytes: usize,
-        /// The user that serves.
-        uid: u32,
     },
-    /// It may not write where its socket and its locks are.
+    /// It may not write to the folder of its socket and its locks, by this error of the system.
     #[error(
-        "it cannot write to the folder of keys ({why}); make it writable for the user that serves (uid {uid})"
+        "it cannot write to the folder of keys ({0}); make it writable for the user that serves (uid {uid})",
+        uid = geteuid()
     )]
-    ReadOnly {
-        /// The system's error.
-        why: String,
-        /// The user that serves.
-        uid: u32,
-    },
+    ReadOnly(io::ErrorKind),
     /// Its launcher does not answer.
     #[error(
         "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that there"
     )]
     Launcher(String),
-    /// Something else.
+    /// Another reason.
     #[error("`gpg-connect-agent /bye`, as the user that serves, says why")]
     Other,
 }
 
-/// Maximum length of a path of a Unix socket, in bytes (`sun_path` of `unix(7)`, without the zero at its end).
+/// Maximum length of the path of a Unix socket, in bytes (`sun_path` of `unix(7)` without its final zero).
 pub(super) const SOCKET_MAX: usize = 107;
 
 fn named(key: Option<&str>) -> String {
@@ -207,70 +202,49 @@ fn reason(text: Option<&str>) -> String {
     text.map(|text| format!(": {text}")).unwrap_or_default()
 }
 
-/// Codes of libgpg-error (its `err-codes.h`), without the part that says which program reported them.
-mod code {
-    pub(super) const BAD_PASSPHRASE: u32 = 11;
-    pub(super) const NO_SECRET_KEY: u32 = 17;
-    pub(super) const TIMEOUT: u32 = 62;
-    pub(super) const NO_AGENT: u32 = 77;
-    pub(super) const AGENT: u32 = 78;
-    pub(super) const NO_PINENTRY: u32 = 85;
-    pub(super) const PINENTRY: u32 = 86;
-    pub(super) const CANCELED: u32 = 99;
-    pub(super) const FULLY_CANCELED: u32 = 198;
-    /// A system's errno: "not a terminal", which pinentry-curses says where there is none.
-    pub(super) const NOT_A_TERMINAL: u32 = 0x8066;
-    /// Low 16 bits: the code; above them, the source.
-    pub(super) const MASK: u32 = 0xffff;
-}
-
 impl GpgFault {
     /// Returns the fault of gpg's home folder, if there is one.
     pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
         let what = match home.path.metadata() {
-            Ok(there) if there.is_dir() => return None,
+            Ok(entry) if entry.is_dir() => return None,
             Ok(_) => "something that is no folder",
             Err(why) if why.kind() == io::ErrorKind::NotFound => "a folder that does not exist",
             Err(_) => "a folder that cannot be reached",
         };
-        Some(Self::NoHome {
-            variable: home.variable,
-            what,
-            uid: rustix::process::geteuid().as_raw(),
-        })
+        let variable = home.variable;
+        Some(Self::NoHome { variable, what })
     }
 
-    /// There is no such secret key.
-    pub(super) fn no_secret_key(key: Option<String>) -> Self {
-        Self::NoSecretKey {
-            key,
-            uid: rustix::process::geteuid().as_raw(),
-        }
-    }
-
-    /// Maps a code of libgpg-error to a fault of signing; `None` if there is none.
+    /// Maps a code of libgpg-error (its `err-codes.h`) to a fault of signing; `None` for any other.
     pub(super) fn of_code(number: u32, key: Option<String>) -> Option<Self> {
-        let fault = match number & code::MASK {
-            code::NO_SECRET_KEY => Self::no_secret_key(key),
-            code::NO_PINENTRY | code::PINENTRY | code::NOT_A_TERMINAL => Self::NoPinentry,
-            code::CANCELED | code::FULLY_CANCELED => Self::Cancelled,
-            code::TIMEOUT => Self::Unanswered,
-            code::BAD_PASSPHRASE => Self::Passphrase,
-            code::NO_AGENT | code::AGENT => Self::NoAgent(NoAgent::Other),
+        // Low 16 bits: the code; above them, the program that reported it.
+        let fault = match number & 0xffff {
+            // GPG_ERR_BAD_PASSPHRASE
+            11 => Self::Passphrase,
+            // GPG_ERR_NO_SECKEY
+            17 => Self::NoSecretKey(key),
+            // GPG_ERR_TIMEOUT
+            62 => Self::Unanswered,
+            // GPG_ERR_NO_AGENT, GPG_ERR_AGENT
+            77 | 78 => Self::NoAgent(NoAgent::Other),
+            // GPG_ERR_NO_PIN_ENTRY, GPG_ERR_PIN_ENTRY, and ENOTTY of pinentry-curses without a terminal
+            85 | 86 | 0x8066 => Self::NoPinentry,
+            // GPG_ERR_CANCELED, GPG_ERR_FULLY_CANCELED
+            99 | 198 => Self::Cancelled,
             _ => return None,
         };
         Some(fault)
     }
 }
 
-/// Seconds since 1970 as RFC 3339 in UTC; a time that no calendar has as its number.
+/// Formats seconds since 1970 as RFC 3339 in UTC; a time beyond the calendar as its number.
 pub(super) fn rfc3339(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().map(Timestamp::from_second);
-    time.and_then(Result::ok)
-        .map_or_else(|| seconds.to_string(), |time| time.to_string())
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }
 
-/// The day of a time in seconds since 1970, in UTC.
+/// Returns the day of a time in seconds since 1970, in UTC.
 fn date(seconds: u64) -> String {
     let time = rfc3339(seconds);
     time.split('T').next().unwrap_or_default().to_owned()

@@ -1,11 +1,11 @@
-//! The launcher of the servers of GnuPG: a process beside the server that starts gpg-agent and keyboxd when a call needs them.
+//! The launcher: a process beside the server that starts gpg-agent and keyboxd, the servers of GnuPG, when a call needs them.
 //!
-//! They live as long as their user wants to be known by them, longer than a server, and may need what a server must not have,
-//! such as a card reader. So they are started under none of its limits, and by a supervisor in no control group of its. Whoever
-//! connects writes the name of one of the two and a line end, and reads a line end, which comes when it runs or cannot.
+//! They outlive a server, because they remember passphrases, and may need what a server must not have, such as a card reader; so they
+//! run under none of its limits, and outside its control group where a supervisor starts the launcher. A client writes the name of
+//! one of the two and a line end, and reads a line end once that runs or cannot.
 //!
-//! A supervisor's launcher listens on a socket file. A server that nobody supervises starts one itself before it is confined; that
-//! one listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
+//! A supervisor's launcher listens on a socket file. An unsupervised server starts its own before it is confined; that one listens on
+//! an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -43,21 +43,21 @@ pub(super) enum LauncherServer {
 const DONE: &[u8] = b"\n";
 /// Maximum length of a line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
-/// Maximum time that the launcher waits for it.
+/// Maximum time that the launcher waits for that line.
 const LINE_WAIT: Duration = Duration::from_millis(500);
-/// Maximum number of connections that it looks at at once.
+/// Maximum number of connections at once.
 const WAITING_MAX: usize = 64;
 /// Maximum time that `gpgconf` may take.
 const GPGCONF_MAX: Duration = Duration::from_secs(10);
-/// Maximum time that a call waits for the launcher to be there: it may be starting again.
-const THERE_MAX: Duration = Duration::from_secs(5);
-/// Interval for checking whether it is.
-const LOOK: Duration = Duration::from_millis(50);
-/// Maximum time that it may take to start one: `gpgconf` gives each 5 seconds, and another call may be before us.
+/// Maximum time for which a call tries to reach the launcher, which may be restarting.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Interval between two attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum time of a launch: `gpgconf` gives each server 5 seconds, and another call may come first.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
 impl LauncherServer {
-    /// Its name, as `gpgconf --launch` takes it.
+    /// Returns its name for `gpgconf --launch`.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Agent => "gpg-agent",
@@ -71,41 +71,42 @@ impl LauncherServer {
     }
 }
 
-/// Has the launcher that listens there start one.
+/// Lets the launcher on this socket start a server.
 ///
 /// # Errors
 ///
-/// Nobody listens there, or takes too long.
+/// Nothing listens there, or it takes too long.
 pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<()> {
     let (began, address) = (Instant::now(), address(socket));
     loop {
-        let told = timeout(LAUNCH_MAX, ask(&address, server)).await;
-        match told.map_err(|_| io::ErrorKind::TimedOut)? {
-            Ok(()) => return Ok(()),
-            // It may be starting again, or have turned us away among many.
-            Err(why) if began.elapsed() >= THERE_MAX => return Err(why),
-            Err(_) => tokio::time::sleep(LOOK).await,
+        match timeout(LAUNCH_MAX, request(&address, server)).await? {
+            // It may be restarting, or have refused one connection among many.
+            Err(_) if began.elapsed() < CONNECT_MAX => tokio::time::sleep(RETRY_INTERVAL).await,
+            launched => return launched,
         }
     }
 }
 
-/// Asks once.
-async fn ask(address: &Path, server: LauncherServer) -> io::Result<()> {
+/// Requests a launch once.
+async fn request(address: &Path, server: LauncherServer) -> io::Result<()> {
     let mut stream = UnixStream::connect(address).await?;
-    stream
-        .write_all(format!("{}\n", server.name()).as_bytes())
-        .await?;
+    let line = format!("{}\n", server.name());
+    stream.write_all(line.as_bytes()).await?;
     stream.read_exact(&mut [0; DONE.len()]).await.map(drop)
 }
 
-/// Listens there until it is killed, or its stdin is closed where the socket is abstract, and starts what is asked for, with the environment of this process.
+/// Listens on this socket until it is killed, or its stdin is closed if the socket is abstract; starts the requested servers with the
+/// environment of this process.
 ///
 /// # Errors
 ///
-/// The socket cannot be made: its folder is not there, or is not ours.
+/// The socket cannot be made: its folder is missing or another user's.
 pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
-    let listener = if is_abstract(socket) {
-        UnixListener::bind(address(socket))?
+    // The server holds the other end of stdin; once confined, it cannot signal this process.
+    let (listener, mut server) = if is_abstract(socket) {
+        let listener = UnixListener::bind(address(socket))?;
+        let stdin = stdin().as_fd().try_clone_to_owned()?;
+        (listener, Some(pipe::Receiver::from_owned_fd(stdin)?))
     } else {
         match std::fs::remove_file(socket) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
@@ -113,40 +114,30 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
         }
         let listener = UnixListener::bind(socket)?;
         std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
-        listener
+        (listener, None)
     };
-    // Its server holds the other end; a signal of a server that is confined would not reach this process.
-    let mut server = None;
-    if is_abstract(socket) {
-        let held = stdin().as_fd().try_clone_to_owned()?;
-        server = Some(pipe::Receiver::from_owned_fd(held)?);
-    }
     let mut server_ended = pin!(async {
         match &mut server {
-            Some(server) => {
-                let _ = server.read(&mut [0]).await;
-            }
+            Some(server) => drop(server.read(&mut [0]).await),
             None => std::future::pending().await,
         }
     });
-    let (places, one_at_a_time) = (
-        Arc::new(Semaphore::new(WAITING_MAX)),
-        Arc::new(Mutex::new(())),
-    );
+    let places = Arc::new(Semaphore::new(WAITING_MAX));
+    let one_at_a_time = Arc::new(Mutex::new(()));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut server_ended => return Ok(()),
         };
         let Ok((stream, _)) = accepted else {
-            // For want of descriptors, for instance: whoever waits is there again.
-            tokio::time::sleep(LOOK).await;
+            // Out of descriptors, for instance: the client is accepted later.
+            tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         };
         // Anybody can connect to an abstract socket.
         let peer = stream.peer_cred()?.uid();
         let is_ours = peer == geteuid().as_raw() || peer == 0;
-        // Whoever is turned away tries again.
+        // A refused client tries again.
         if let (true, Ok(place)) = (is_ours, Arc::clone(&places).try_acquire_owned()) {
             let one_at_a_time = Arc::clone(&one_at_a_time);
             tokio::spawn(async move {
@@ -161,7 +152,7 @@ fn is_abstract(socket: &Path) -> bool {
     socket.as_os_str().as_bytes().starts_with(b"@")
 }
 
-/// The address as the kernel takes it.
+/// Returns the address in the kernel's form.
 fn address(socket: &Path) -> PathBuf {
     match socket.as_os_str().as_bytes() {
         [b'@', name @ ..] => OsString::from_vec([b"\0", name].concat()).into(),
@@ -169,15 +160,13 @@ fn address(socket: &Path) -> PathBuf {
     }
 }
 
-/// Starts what one connection asks for.
+/// Starts the server that one connection requests.
 async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result<()> {
     let mut line = String::new();
     let mut reader = BufReader::new((&mut stream).take(LINE_MAX));
-    timeout(LINE_WAIT, reader.read_line(&mut line))
-        .await
-        .map_err(|_| io::ErrorKind::TimedOut)??;
-    let server =
-        LauncherServer::named(line.trim_end_matches('\n')).ok_or(io::ErrorKind::InvalidData)?;
+    timeout(LINE_WAIT, reader.read_line(&mut line)).await??;
+    let server = LauncherServer::named(line.trim_end_matches('\n'));
+    let server = server.ok_or(io::ErrorKind::InvalidData)?;
     let _one = one_at_a_time.lock().await;
     let mut gpgconf = Command::new("gpgconf");
     gpgconf.env_clear().envs(environment());
@@ -187,8 +176,7 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    // Why it does not run, if so, is found out by the call.
-    let launched = timeout(GPGCONF_MAX, gpgconf.status()).await;
-    launched.map_err(|_| io::ErrorKind::TimedOut)??;
+    // The call finds out why it does not run.
+    timeout(GPGCONF_MAX, gpgconf.status()).await??;
     stream.write_all(DONE).await
 }

@@ -1,5 +1,5 @@
-//! A signed message as OpenPGP streams it (RFC 9580 §5.4, §10.3): content first, its signature last. So a signature of any
-//! size is checked in flat memory while it is made.
+//! A signed message as OpenPGP streams it (RFC 9580 §5.4, §10.3): content first, signature last, so that a signature of any size is
+//! verified in constant memory while it is made.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 const BINARY: u8 = 0;
 /// Number of SHA-512 in OpenPGP.
 const SHA512: u8 = 10;
-/// Smallest part of a packet whose length is not known yet, in bytes, as a power of two; the standard wants 512 at least.
+/// Minimum length of a part of a packet of unknown length, as the exponent of a power of two; the standard requires 512 bytes.
 const PART_MIN: u32 = 13;
-/// The largest, in the same way.
+/// Maximum length of a part, likewise.
 const PART_MAX: u32 = 30;
 /// First byte of a packet that announces a signature behind the content, of one that holds content, and of a signature.
 const ONE_PASS: u8 = 0xc4;
@@ -20,84 +20,73 @@ const SIGNATURE: u8 = 0xc2;
 /// A message that grows.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// A part is written once it is full.
+    /// Content that does not fill a part yet.
     pending: Vec<u8>,
 }
 
 impl Message {
-    /// A message that will be signed with SHA-512, and its first bytes.
+    /// Begins a message that will be signed with SHA-512, and returns its first bytes.
     pub(super) fn new() -> (Self, Vec<u8>) {
-        // Which key signs is not known yet, and nobody looks for it here: the signature itself says so.
+        // Not known yet; the verifier reads them from the signature.
         let (any_algorithm, any_key) = (0, [0; 8]);
         let mut start = vec![ONE_PASS, 13, 3, BINARY, SHA512, any_algorithm];
         start.extend_from_slice(&any_key);
-        // No other signature follows.
-        start.push(1);
-        start.push(LITERAL);
+        // 1: no other signature follows.
+        start.extend([1, LITERAL]);
         // Binary content, no name, no time.
         let pending = vec![b'b', 0, 0, 0, 0, 0];
         (Self { pending }, start)
     }
 
-    /// Adds content: the bytes of the message that are complete.
+    /// Adds content, and returns the complete parts of the message.
     pub(super) fn add(&mut self, content: &[u8]) -> Vec<u8> {
         self.pending.extend_from_slice(content);
         let mut out = Vec::with_capacity(content.len());
-        while let Some(power) = self
-            .pending
-            .len()
-            .checked_ilog2()
-            .filter(|power| *power >= PART_MIN)
-        {
+        loop {
+            let power = self.pending.len().checked_ilog2().unwrap_or(0);
+            if power < PART_MIN {
+                return out;
+            }
             let power = power.min(PART_MAX);
             // At most 30, so it fits.
             out.push(0xe0 | u8::try_from(power).unwrap_or(0));
             out.extend(self.pending.drain(..1 << power));
         }
-        out
     }
 
-    /// The rest of the message: the last content, and the signature, which stands in ASCII armor.
-    ///
-    /// `None`: that is no armor, or not of exactly one signature.
+    /// Returns the rest of the message: the last content, and the signature from its ASCII armor; `None` unless that is the armor of
+    /// exactly one signature.
     pub(super) fn end(self, armored: &str) -> Option<Vec<u8>> {
         let signature = one_signature(armored)?;
-        let mut out = long(self.pending.len())?;
-        out.extend(self.pending);
-        out.extend(signature);
-        Some(out)
+        Some([long(self.pending.len())?, self.pending, signature].concat())
     }
 }
 
-/// A length in five bytes, which has room for any.
+/// Encodes a length in five bytes.
 fn long(length: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0xff];
-    bytes.extend(u32::try_from(length).ok()?.to_be_bytes());
-    Some(bytes)
+    let length = u32::try_from(length).ok()?;
+    Some([&[0xff], length.to_be_bytes().as_slice()].concat())
 }
 
-/// The one signature packet in an ASCII armor, as a packet of today's form.
+/// Returns the one signature packet in an ASCII armor, in the current packet format.
 fn one_signature(armored: &str) -> Option<Vec<u8>> {
     let body = armored
         .strip_prefix("-----BEGIN PGP SIGNATURE-----\n")?
         .strip_suffix("-----END PGP SIGNATURE-----\n")?;
     // Headers such as `Comment:` end with an empty line.
     let (_, body) = body.split_once("\n\n").or_else(|| body.split_once('\n'))?;
-    // The last line may be a checksum, which begins as no base64 does.
+    // The last line may be a checksum, which begins with `=`.
     let lines = body.lines().filter(|line| !line.starts_with('='));
     let bytes = STANDARD.decode(lines.collect::<String>()).ok()?;
     let contents = contents(&bytes)?;
-    let mut packet = vec![SIGNATURE];
-    packet.extend(long(contents.len())?);
-    packet.extend(contents);
-    Some(packet)
+    Some([&[SIGNATURE], long(contents.len())?.as_slice(), contents].concat())
 }
 
-/// The contents of a signature packet in either form (RFC 9580 §4.2), if nothing follows it.
+/// Returns the contents of a signature packet in either format (RFC 9580 §4.2), if nothing follows it.
 fn contents(bytes: &[u8]) -> Option<&[u8]> {
     let (&tag, rest) = bytes.split_first()?;
     let (length, rest) = match tag {
-        // 0x88, 0x89, 0x8a: a signature of the old form, whose length has 1, 2 or 4 bytes.
+        // A signature in the legacy format, whose length has 1, 2 or 4 bytes.
         0x88..=0x8a => big_endian(rest, 1 << (tag & 3))?,
         SIGNATURE => match *rest.first()? {
             0..=191 => big_endian(rest, 1)?,
@@ -113,7 +102,7 @@ fn contents(bytes: &[u8]) -> Option<&[u8]> {
     (rest.len() == length).then_some(rest)
 }
 
-/// A number in the first bytes, and what follows.
+/// Reads a number from the first bytes, and returns it with the rest.
 fn big_endian(bytes: &[u8], count: usize) -> Option<(usize, &[u8])> {
     let (number, rest) = bytes.split_at_checked(count)?;
     let fold = |sum: usize, byte: &u8| sum.checked_mul(256)?.checked_add(usize::from(*byte));

@@ -76,7 +76,7 @@ impl GnuPg {
         let mut gnupg = Self::new(Arc::clone(settings));
         let home = gnupg.home().await?;
         if !home.is_dir() {
-            return Err(GpgFault::no_secret_key(key.map(str::to_owned)).into());
+            return Err(GpgFault::NoSecretKey(key.map(str::to_owned)).into());
         }
         gnupg.configuration =
             Configuration::read(&home).map_err(|why| GpgFault::Configuration(why.to_string()))?;

@@ -174,22 +174,17 @@ async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
     if answers(gnupg).await? {
         return Ok(());
     }
-    let uid = rustix::process::geteuid().as_raw();
     let socket = gnupg.folder("agent-socket").await?;
     let bytes = socket.as_os_str().len();
     if bytes > SOCKET_MAX {
-        return Err(GpgFault::NoAgent(NoAgent::LongPath { bytes, uid }).into());
+        return Err(GpgFault::NoAgent(NoAgent::LongPath { bytes }).into());
     }
     let home = gnupg.home().await?;
     let folders = [Some(home.as_path()), socket.parent()];
     let refused = |folder: &Path| access(folder, Access::WRITE_OK).err();
-    let why = folders.into_iter().flatten().find_map(refused);
-    let why = why.map(|why| io::Error::from(why).kind());
-    let fault = why.map_or(NoAgent::Other, |why| NoAgent::ReadOnly {
-        why: why.to_string(),
-        uid,
-    });
-    Err(GpgFault::NoAgent(fault).into())
+    let refused = folders.into_iter().flatten().find_map(refused);
+    let fault = refused.map(|errno| NoAgent::ReadOnly(io::Error::from(errno).kind()));
+    Err(GpgFault::NoAgent(fault.unwrap_or(NoAgent::Other)).into())
 }
 
 /// Returns whether gpg-agent runs.
@@ -207,13 +202,13 @@ async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
     let defaults = &gnupg.configuration.default_keys;
     for named in defaults {
         match choose(gnupg, named).await {
-            Err(ToolError::Gpg(GpgFault::NoSecretKey { .. })) => {}
+            Err(ToolError::Gpg(GpgFault::NoSecretKey(_))) => {}
             chosen => return chosen,
         }
     }
     match defaults.first() {
         // Any other key would sign without the user's knowledge.
-        Some(named) => Err(GpgFault::no_secret_key(Some(named.clone())).into()),
+        Some(named) => Err(GpgFault::NoSecretKey(Some(named.clone())).into()),
         None => first(gnupg, None, None).await,
     }
 }
@@ -247,7 +242,7 @@ async fn first(
     let chosen = output::choose(&output::read_keys(&listed.stdout), exactly, now);
     chosen.map_err(|why| match why {
         Some((key, why)) => GpgFault::Unusable { key, why }.into(),
-        None if listed.success => GpgFault::no_secret_key(named).into(),
+        None if listed.success => GpgFault::NoSecretKey(named).into(),
         None => output::fault(&listed.stderr, named).into(),
     })
 }
