@@ -265,9 +265,9 @@ fn refusal(fault: &DecodeError) -> String {
 #[error("{}", listed(.0))]
 pub struct BadArguments(pub Vec<String>);
 
-impl From<String> for BadArguments {
-    fn from(fault: String) -> Self {
-        Self(vec![fault])
+impl<T: Into<String>> From<T> for BadArguments {
+    fn from(fault: T) -> Self {
+        Self(vec![fault.into()])
     }
 }
 

@@ -28,10 +28,8 @@ pub(crate) use filter::AllowedCalls;
 /// The requested ABI of Landlock; an older kernel gives the part that it has.
 const LANDLOCK: ABI = ABI::V6;
 
-/// The limits of a process.
 #[derive(Debug)]
 pub(crate) struct ProcessLimits {
-    /// Its system calls.
     pub(crate) calls: AllowedCalls,
     /// The files that it may access; `None`: those of its user.
     pub(crate) files: Option<Vec<Rule>>,
@@ -46,7 +44,6 @@ pub(crate) struct Rule {
     pub(crate) rights: PathRights,
 }
 
-/// Kinds of access to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathRights {
     /// Read the file, or list the folder.
@@ -64,7 +61,6 @@ impl Rule {
     }
 }
 
-/// The confinement in force for a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InForce {
     /// The reason why its system calls are not filtered.

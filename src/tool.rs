@@ -110,8 +110,8 @@ impl Copies {
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// The arguments are refused; nothing was done.
-    #[error("{0}")]
-    Arguments(String),
+    #[error(transparent)]
+    Arguments(#[from] BadArguments),
     /// No such file below the portal.
     #[error("no file `{path}` in the portal")]
     NotFound {
@@ -225,12 +225,6 @@ impl ToolError {
             doing: doing.into(),
             cause: cause.into(),
         }
-    }
-}
-
-impl From<BadArguments> for ToolError {
-    fn from(bad: BadArguments) -> Self {
-        Self::Arguments(bad.to_string())
     }
 }
 

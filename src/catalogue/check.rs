@@ -82,7 +82,6 @@ pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault>
     faults.collect()
 }
 
-/// Refuses arguments that have faults.
 fn refuse(faults: impl Iterator<Item = String>) -> Result<(), BadArguments> {
     let faults: Vec<String> = faults.collect();
     if faults.is_empty() {
@@ -98,7 +97,6 @@ fn faults(tool: ToolName, arguments: &Map<String, Value>) -> impl Iterator<Item 
         .filter_map(move |(name, value)| fault(tool, name, value))
 }
 
-/// Returns the required arguments that were not sent.
 fn missing(
     tool: ToolName,
     arguments: &Map<String, Value>,
@@ -110,7 +108,6 @@ fn missing(
         .filter(|name| schema::requires(input, name) && !arguments.contains_key(*name))
 }
 
-/// Returns the fault of one argument.
 fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
     let known = schema::properties(&schema::of(tool).input)?;
     let Some(property) = known.get(name) else {
@@ -132,7 +129,6 @@ fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
     format!("unknown argument `{}`; {hint}", shown(name, SHOWN_MAX))
 }
 
-/// Refuses a value of another type than the schema's.
 fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let (fits, expected) = match property.get("type").and_then(Value::as_str) {
         Some("string") => (value.is_string(), "a text"),
@@ -144,12 +140,10 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
 }
 
-/// Returns whether a value is an integer to JSON Schema.
 fn is_whole(value: &Value) -> bool {
     value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
-/// Names the type of a JSON value.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null; leave it out instead",
@@ -162,7 +156,6 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Refuses a number outside the schema's bounds.
 fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     if !value.is_number() {
         return None;
@@ -177,31 +170,36 @@ fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
 
 /// Refuses a text that its argument does not allow. Base64 is not checked here.
 fn text_fault(name: &str, text: &str) -> Option<String> {
+    let (length, shown) = (text.len(), || shown(text, SHOWN_MAX));
     match name {
         "path" => PortalPath::new(text).err().map(|bad| bad.to_string()),
-        "mode" => mode_fault(text),
-        "sha256" => sha256_fault(text),
-        "key_id" => key_id_fault(text),
-        "content" => content_fault(text),
+        "mode" if !is_mode(text) => Some(format!(
+            "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{}`",
+            shown()
+        )),
+        "sha256" if length != 64 || !is_hexadecimal(text) => {
+            Some("`sha256` must be 64 hexadecimal digits".to_owned())
+        }
+        "key_id" if key_digits(text).is_none() && !is_address(text) => Some(format!(
+            "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
+             `<name@example.org>`, not `{}`",
+            shown()
+        )),
+        "content" if length > CLIPBOARD_MAX => Some(format!(
+            "`content` has {length} bytes, and the clipboard takes at most {CLIPBOARD_MAX}"
+        )),
         _ => None,
     }
 }
 
-fn mode_fault(text: &str) -> Option<String> {
+fn is_mode(text: &str) -> bool {
     let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3);
     let digits = digits.unwrap_or(text);
-    let octal = digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-    (!octal).then(|| {
-        format!(
-            "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{}`",
-            shown(text, SHOWN_MAX)
-        )
-    })
+    digits.len() == 3 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'))
 }
 
-fn sha256_fault(text: &str) -> Option<String> {
-    let shaped = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (!shaped).then(|| "`sha256` must be 64 hexadecimal digits".to_owned())
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Returns the digits of a fingerprint (40 or 64) or long key id (16) without `0x`, and true if `!` (exactly this subkey) follows.
@@ -209,8 +207,7 @@ fn key_digits(text: &str) -> Option<(&str, bool)> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let exact = digits.ends_with('!');
     let digits = digits.strip_suffix('!').unwrap_or(digits);
-    let is_key =
-        matches!(digits.len(), 16 | 40 | 64) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_key = matches!(digits.len(), 16 | 40 | 64) && is_hexadecimal(digits);
     is_key.then_some((digits, exact))
 }
 
@@ -225,33 +222,16 @@ pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     }
 }
 
-/// Refuses anything but a fingerprint, a long key id or `<address>`.
-fn key_id_fault(text: &str) -> Option<String> {
-    let is_key = key_digits(text).is_some();
-    let is_address = text
-        .strip_prefix('<')
+/// Returns whether a text is `<name@host>`.
+fn is_address(text: &str) -> bool {
+    let is_part = |text: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+        !text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)
+    };
+    text.strip_prefix('<')
         .and_then(|rest| rest.strip_suffix('>'))
         .and_then(|address| address.split_once('@'))
-        .is_some_and(|(name, host)| is_address_part(name) && is_address_part(host));
-    (!is_key && !is_address).then(|| {
-        format!(
-            "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
-             `<name@example.org>`, not `{}`",
-            shown(text, SHOWN_MAX)
-        )
-    })
-}
-
-fn is_address_part(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
-    !text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)
-}
-
-fn content_fault(text: &str) -> Option<String> {
-    let bytes = text.len();
-    (bytes > CLIPBOARD_MAX).then(|| {
-        format!("`content` has {bytes} bytes, and the clipboard takes at most {CLIPBOARD_MAX}")
-    })
+        .is_some_and(|(name, host)| is_part(name) && is_part(host))
 }
 
 /// Refuses a good value that cannot be fixed.

@@ -69,7 +69,6 @@ impl fmt::Display for PortalPath {
     }
 }
 
-/// Returns why a text cannot be a path.
 fn fault(text: &str) -> Option<String> {
     if text.is_empty() {
         return Some("`path` is empty".to_owned());
@@ -96,7 +95,6 @@ fn fault(text: &str) -> Option<String> {
     Some(format!("`path` is `{}`, and {fault}", escaped(text)))
 }
 
-/// Returns why a text cannot be the name of a file or folder.
 fn component_fault(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some("a name between two `/` or at the end is empty".to_owned());

@@ -134,12 +134,10 @@ pub(super) fn of(tool: ToolName) -> &'static Schemas {
     }
 }
 
-/// Returns the properties of an object's schema.
 pub(super) fn properties(schema: &Map<String, Value>) -> Option<&Map<String, Value>> {
     schema.get("properties").and_then(Value::as_object)
 }
 
-/// Returns whether an object's schema requires a property.
 pub(super) fn requires(schema: &Map<String, Value>, property: &str) -> bool {
     schema
         .get("required")

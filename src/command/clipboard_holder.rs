@@ -8,8 +8,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::catalogue::CLIPBOARD_MAX;
 use crate::cli::{ClipboardErrand, ClipboardHolderArgs};
 use crate::error::Exit;
-use crate::tool::clipboard::display;
-use crate::tool::clipboard::holder::HolderAnswer;
+use crate::tool::clipboard::{HolderAnswer, display};
 
 use super::output::Output;
 

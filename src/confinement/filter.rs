@@ -343,7 +343,6 @@ fn deny_x32(rules: &mut Rules) {
     rules.extend(calls.into_iter().map(|call| any(call | X32)));
 }
 
-/// Builds the allow list of a worker.
 fn allowed(files: bool) -> Result<Rules, BackendError> {
     let files = if files { FILES } else { &[] };
     let mut rules: Rules = WORK.iter().chain(files).copied().map(any).collect();

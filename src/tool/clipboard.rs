@@ -1,25 +1,41 @@
 //! `clipboard_get` and `clipboard_set`: the clipboard of the display where there is one, a private file where there is none.
 //!
+//! X11 and Wayland keep no copy: the owner of a text must stay to hand it out, so a process of this same program ([`display`]) stays
+//! when the server ends, until something else is put on the clipboard. Reading goes the same way, so that an owner that does not
+//! answer can be given up.
+//!
 //! A display that the environment names and nobody can reach is an error: the file is not the clipboard that the user sees.
 
 pub(crate) mod display;
 pub(super) mod file;
-pub(crate) mod holder;
 mod offer;
 mod x11;
+
+use std::ffi::OsString;
+use std::process::Stdio;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
 
 use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
 use crate::policy::Grant;
 use crate::text;
 
-use super::{ToolError, ToolOutcome, ToolSession, blocking};
+use super::{Display, Settings, ToolError, ToolOutcome, ToolSession, blocking, environment};
 
-/// Runs `clipboard_get`.
 pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let ClipboardGet { passwords } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let text = if let Some(display) = &settings.display {
-        holder::read(settings, display, passwords == Some(true)).await?
+        let task = match passwords {
+            Some(true) => HolderTask::ReadPassword,
+            _ => HolderTask::Read,
+        };
+        match ask(settings, display, task, "").await?.0 {
+            HolderAnswer::Text(text) => text,
+            HolderAnswer::Nothing => String::new(),
+            other => return Err(refusal(&other, display)),
+        }
     } else {
         let folder = settings.runtime.clone();
         blocking::run(move |_| file::read(&folder)).await?
@@ -31,13 +47,15 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
     ToolOutcome::new(text, &clipboard)
 }
 
-/// Runs `clipboard_set`.
 pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let ClipboardSet { content } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let bytes = length(&content);
     if let Some(display) = &settings.display {
-        holder::hold(settings, display, &content).await?;
+        match ask(settings, display, HolderTask::Hold, &content).await? {
+            (HolderAnswer::Text(_), mut holder) => holder.stays = true,
+            (other, _) => return Err(refusal(&other, display)),
+        }
     } else {
         let folder = settings.runtime.clone();
         blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
@@ -52,14 +70,227 @@ fn length(text: &str) -> u64 {
     u64::try_from(text.len()).unwrap_or(u64::MAX)
 }
 
-/// Refuses a clipboard over its limit.
 fn too_large(bytes: u64) -> ToolError {
     ToolError::TooLarge(format!(
         "the clipboard holds {bytes} bytes, and at most {CLIPBOARD_MAX} are handed over"
     ))
 }
 
-/// Refuses a clipboard without text.
 fn not_text() -> ToolError {
     ToolError::Refused("what is on the clipboard is no UTF-8 text".to_owned())
+}
+
+/// The hidden subcommand.
+const COMMAND: &str = "clipboard-holder";
+
+#[derive(Debug, Clone, Copy)]
+enum HolderTask {
+    /// Read the clipboard, unless it is marked as a password.
+    Read,
+    /// Read it, marked or not.
+    ReadPassword,
+    /// Put the text from stdin on it and hold it there.
+    Hold,
+}
+
+impl HolderTask {
+    /// Returns the argument of the subcommand.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::ReadPassword => "read-password",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+/// The process's answer on stdout: one byte for its kind, then the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HolderAnswer {
+    /// The text on the clipboard; empty from a holder that holds.
+    Text(String),
+    /// Nothing is on the clipboard, or nothing that is text.
+    Nothing,
+    /// More bytes than are handed over.
+    TooLong(u64),
+    /// Text that is no UTF-8.
+    NotText,
+    /// A password manager marks it as a password.
+    Password,
+    /// No display answers.
+    Unreachable,
+    /// The display or its clipboard failed otherwise.
+    Refused,
+}
+
+impl HolderAnswer {
+    pub(crate) fn write(&self) -> Vec<u8> {
+        match self {
+            Self::Text(text) => [b"T", text.as_bytes()].concat(),
+            Self::Nothing => b"N".to_vec(),
+            Self::TooLong(bytes) => format!("L{bytes}").into_bytes(),
+            Self::NotText => b"X".to_vec(),
+            Self::Password => b"P".to_vec(),
+            Self::Unreachable => b"U".to_vec(),
+            Self::Refused => b"R".to_vec(),
+        }
+    }
+
+    /// Decodes an answer; anything unknown, such as nothing from a process that died, is a refusal.
+    fn read(bytes: &[u8]) -> Self {
+        let Some((kind, rest)) = bytes.split_first() else {
+            return Self::Refused;
+        };
+        match (kind, str::from_utf8(rest)) {
+            (b'T', Ok(text)) => Self::Text(text.to_owned()),
+            (b'N', Ok("")) => Self::Nothing,
+            (b'L', Ok(bytes)) => bytes.parse().map_or(Self::Refused, Self::TooLong),
+            (b'X', Ok("")) => Self::NotText,
+            (b'P', Ok("")) => Self::Password,
+            (b'U', Ok("")) => Self::Unreachable,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// A process that is killed when dropped, unless it stays.
+#[derive(Debug)]
+struct Holder {
+    child: Child,
+    stays: bool,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        if !self.stays {
+            // Fails if it has ended.
+            let _ = self.child.start_kill();
+        }
+    }
+}
+
+/// Starts a process for a task and waits for its answer.
+async fn ask(
+    settings: &Settings,
+    display: &Display,
+    task: HolderTask,
+    text: &str,
+) -> Result<(HolderAnswer, Holder), ToolError> {
+    let mut holder = start(settings, display, task)?;
+    let answer = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text));
+    let answer = answer.await.map_err(|_| {
+        ToolError::TimedOut(format!(
+            "the display, or the program that owns its clipboard, did not answer within {} s",
+            settings.display_wait.as_secs()
+        ))
+    })?;
+    Ok((answer, holder))
+}
+
+fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Holder, ToolError> {
+    let mut command = Command::new(&settings.program);
+    command
+        .arg0("anklume")
+        .env_clear()
+        .envs(environment())
+        .args([COMMAND, task.as_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    for (name, value) in variables(display) {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let child = command
+        .spawn()
+        .map_err(|refused| ToolError::system("start the clipboard's holder", refused))?;
+    Ok(Holder {
+        child,
+        stays: false,
+    })
+}
+
+/// Hands the text over and reads the answer, which ends with the process's stdout.
+async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
+    if let Some(mut stdin) = child.stdin.take() {
+        // A process that does not read gives the reason on stdout.
+        let _ = stdin.write_all(text.as_bytes()).await;
+    }
+    let mut answer = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        // One byte more, for the kind of the answer.
+        let max = CLIPBOARD_MAX as u64 + 1;
+        let _ = stdout.take(max).read_to_end(&mut answer).await;
+    }
+    HolderAnswer::read(&answer)
+}
+
+fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
+    match answer {
+        HolderAnswer::Unreachable => ToolError::Unavailable(format!(
+            "cannot reach the display {}; start it on the provider, or unset the variable there so that \
+             the clipboard is a private file",
+            named(display)
+        )),
+        HolderAnswer::TooLong(bytes) => too_large(*bytes),
+        HolderAnswer::NotText => not_text(),
+        HolderAnswer::Password => ToolError::Refused(
+            "what is on the clipboard is marked as a password, and this service does not hand it over; \
+             whoever runs the host may let it: `with: {passwords: true}`"
+                .to_owned(),
+        ),
+        HolderAnswer::Text(_) | HolderAnswer::Nothing | HolderAnswer::Refused => {
+            ToolError::Unavailable(
+                "the display, or the program that owns its clipboard, does not hand it over".to_owned(),
+            )
+        }
+    }
+}
+
+fn variables(display: &Display) -> [(&'static str, &Option<OsString>); 2] {
+    [
+        ("WAYLAND_DISPLAY", &display.wayland),
+        ("DISPLAY", &display.x11),
+    ]
+}
+
+/// Names the display by its variables, without a path.
+fn named(display: &Display) -> String {
+    let named = variables(display).into_iter().filter_map(|(name, value)| {
+        let value = value.as_ref()?.to_string_lossy();
+        let is_path = value.contains('/');
+        let value = if is_path { "a path" } else { &value };
+        Some(format!("({name}={})", value.escape_debug()))
+    });
+    named.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_back_as_they_went() {
+        for answer in [
+            HolderAnswer::Text("T".to_owned()),
+            HolderAnswer::Text(String::new()),
+            HolderAnswer::Nothing,
+            HolderAnswer::TooLong(70_000),
+            HolderAnswer::NotText,
+            HolderAnswer::Password,
+            HolderAnswer::Unreachable,
+            HolderAnswer::Refused,
+        ] {
+            assert_eq!(HolderAnswer::read(&answer.write()), answer);
+        }
+    }
+
+    #[test]
+    fn an_odd_answer_is_a_refusal() {
+        for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx"] {
+            assert_eq!(HolderAnswer::read(odd), HolderAnswer::Refused, "{odd:?}");
+        }
+    }
 }

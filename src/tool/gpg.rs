@@ -46,7 +46,6 @@ pub(super) async fn key_paths(settings: &Settings) -> Vec<PathBuf> {
     [vec![home], keyrings].concat()
 }
 
-/// Runs `gpg_sign`.
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let arguments: GpgSign = parse(grant.tool(), grant.arguments())?;
     let (settings, key) = (&session.settings, arguments.key_id);
@@ -61,7 +60,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let displayed = format!("`{}`", grant.name());
     let (turn, signing) = session.signatures.take(grant.name(), &displayed, offset)?;
     let mut data = decode(arguments.data).await;
-    data = data.and_then(|data| pieces::not_empty(data, last));
+    data = data.and_then(|data| Ok(pieces::not_empty(data, last)?));
     // The gpg that waits signs with the first piece's key, whatever a later one says.
     let waiting_key = signing.as_ref().map(Signing::key);
     if waiting_key.is_some_and(|waiting| key.is_some() && *waiting != key) {

@@ -12,9 +12,9 @@ use tokio::task::{self, AbortHandle};
 use tokio::time::sleep;
 
 use super::ToolError;
+use crate::catalogue::BadArguments;
 use crate::text;
 
-/// By the name of the transfer.
 type Slots<T> = HashMap<String, Slot<T>>;
 
 /// The transfers of one connection, by name.
@@ -38,7 +38,6 @@ enum Slot<T> {
     },
 }
 
-/// A task that ends with this value.
 #[derive(Debug)]
 struct Timer(AbortHandle);
 
@@ -66,7 +65,6 @@ impl<T> Transfers<T> {
         }
     }
 
-    /// Returns whether none is under way.
     pub(super) fn is_empty(&self) -> bool {
         lock(&self.slots).is_empty()
     }
@@ -169,28 +167,23 @@ impl<T> Drop for TransferTurn<T> {
 }
 
 /// Refuses `final` in a call that is no piece.
-pub(super) fn not_final(last: Option<bool>) -> Result<(), ToolError> {
+pub(super) fn not_final(last: Option<bool>) -> Result<(), BadArguments> {
     match last {
         None => Ok(()),
-        Some(_) => Err(ToolError::Arguments(
-            "`final` without `offset`: a piece says where it begins".to_owned(),
-        )),
+        Some(_) => Err("`final` without `offset`: a piece says where it begins".into()),
     }
 }
 
 /// Refuses a piece without content that is not the last: it would not move the transfer on.
-pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, ToolError> {
+pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, BadArguments> {
     if data.is_empty() && !last {
-        return Err(ToolError::Arguments(
-            "`data` is empty, and only the last piece (`final`) may be".to_owned(),
-        ));
+        return Err("`data` is empty, and only the last piece (`final`) may be".into());
     }
     Ok(data)
 }
 
-/// Refuses a piece whose argument contradicts an earlier one.
 pub(super) fn contradicts(name: &str) -> ToolError {
-    ToolError::Arguments(format!("`{name}` differs from that of an earlier piece"))
+    BadArguments::from(format!("`{name}` differs from that of an earlier piece")).into()
 }
 
 /// Tells a caller how much of its transfer has arrived.

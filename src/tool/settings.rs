@@ -15,7 +15,6 @@ use super::gpg::WAITING_MAX;
 use crate::limits::{IDLE, IN_FLIGHT};
 use crate::machine_state::AGENT_LAUNCHER;
 
-/// The default portal.
 const PORTAL: &str = "/srv/anklume/portal";
 /// The variable that names the folder of keys itself.
 const KEYS: &str = "GNUPGHOME";
@@ -86,7 +85,6 @@ pub struct Settings {
     pub idle: Duration,
     /// Maximum number of bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
-    /// Usage of the portal by consumers.
     pub(super) usage: Usage,
     /// Places for signatures in pieces, each of which is a gpg that waits.
     pub(super) open_signatures: Arc<Semaphore>,
@@ -219,7 +217,6 @@ impl Surroundings {
 }
 
 impl GpgHome {
-    /// Returns the folder of keys.
     pub(super) fn folder(&self) -> PathBuf {
         match self.variable {
             KEYS => self.path.clone(),

@@ -12,7 +12,6 @@ use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Grant, Request, decide};
 use crate::services::{Service, Services};
 
-/// Folders, a caller and a connection.
 pub(super) struct Bench {
     root: Arc<tempfile::TempDir>,
     portal: PathBuf,
@@ -96,7 +95,6 @@ impl Bench {
         self
     }
 
-    /// The portal.
     pub(super) fn portal(&self) -> &Path {
         &self.portal
     }
@@ -106,12 +104,10 @@ impl Bench {
         self.root.path().join("outside")
     }
 
-    /// Counts the entries of the portal.
     pub(super) fn entries(&self) -> usize {
         fs::read_dir(&self.portal).map_or(0, Iterator::count)
     }
 
-    /// Asks the policy about a call.
     fn grant(&self, tool: &str, arguments: Value) -> Grant {
         let Value::Object(arguments) = arguments else {
             panic!("arguments are an object");

@@ -1,4 +1,4 @@
-//! Runs in the process that [`super::holder`] starts: reads the clipboard of the display, or holds a text on it.
+//! Runs in the process that [`super`] starts: reads the clipboard of the display, or holds a text on it.
 
 use std::io::Read as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,7 +10,7 @@ use wl_clipboard_rs::paste::{
     self, ClipboardType, MimeType, Seat, get_contents, get_mime_types_ordered,
 };
 
-use super::holder::HolderAnswer;
+use super::HolderAnswer;
 use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX, text_of};
 use super::x11::X11;
 use crate::catalogue::CLIPBOARD_MAX;

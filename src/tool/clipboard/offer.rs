@@ -1,6 +1,6 @@
 //! Chooses the text among the types that the owner of a clipboard offers, unless it is marked as a password.
 
-use super::holder::HolderAnswer;
+use super::HolderAnswer;
 use crate::catalogue::CLIPBOARD_MAX;
 
 /// The type by which password managers (KeePassXC, Bitwarden, 1Password) mark a password for KDE's Klipper, and its content then.
@@ -13,7 +13,6 @@ pub(super) const TYPES_MAX: usize = 256;
 /// Maximum number of attempts while other programs take the clipboard.
 const TRIES: usize = 5;
 
-/// The content of a type.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     /// Its first bytes.
@@ -32,12 +31,10 @@ impl Content {
     }
 }
 
-/// The types that the owner of a clipboard offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClipboardOffer {
     /// The owner, where the display tells.
     pub(super) owner: u32,
-    /// The names of its types.
     pub(super) types: Vec<String>,
     /// True if it offers more than [`TYPES_MAX`].
     pub(super) is_cut: bool,
@@ -111,7 +108,6 @@ fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
     }
 }
 
-/// The encoding of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     /// UTF-8 alone.

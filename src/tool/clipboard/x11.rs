@@ -14,7 +14,7 @@ use x11rb::protocol::xproto::{
 };
 use x11rb::rust_connection::RustConnection;
 
-use super::holder::HolderAnswer;
+use super::HolderAnswer;
 use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
 use crate::catalogue::CLIPBOARD_MAX;
 

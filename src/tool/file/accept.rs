@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
 use super::usage::QuotaReservation;
-use crate::catalogue::{Accepted, FileAccept, PortalPath, parse};
+use crate::catalogue::{Accepted, BadArguments, FileAccept, PortalPath, parse};
 use crate::digest::hex;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
@@ -17,10 +17,8 @@ use crate::tool::blocking::BlockingStop;
 use crate::tool::pieces::{self, TransferTurn, contradicts};
 use crate::tool::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
-/// Default permissions of a file.
 const FILE_MODE: u32 = 0o644;
 
-/// A file on its way into the portal.
 #[derive(Debug)]
 pub(in crate::tool) struct Upload {
     path: PortalPath,
@@ -50,7 +48,6 @@ pub(super) struct UploadPiece {
     pub(super) last: bool,
 }
 
-/// Runs `file_accept`.
 pub(in crate::tool) async fn accept(
     grant: &Grant,
     session: &ToolSession,
@@ -84,12 +81,10 @@ pub(in crate::tool) async fn accept(
     .await
 }
 
-/// Returns the folder of a consumer's files.
 fn incoming(consumer: &MachineName) -> String {
     format!("incoming/{consumer}")
 }
 
-/// Takes one piece of a file.
 fn take_piece(
     settings: &Settings,
     turn: TransferTurn<Upload>,
@@ -143,7 +138,7 @@ impl UploadPiece {
         let mode = |text: &String| {
             let mode = u32::from_str_radix(text, 8).ok();
             mode.filter(|mode| *mode <= 0o777)
-                .ok_or_else(|| ToolError::Arguments("`mode` is not octal".to_owned()))
+                .ok_or_else(|| BadArguments::from("`mode` is not octal"))
         };
         let sha256 = arguments.sha256.as_ref();
         let wishes = Wishes {
@@ -212,7 +207,6 @@ impl Upload {
         })
     }
 
-    /// Adds a piece.
     pub(super) fn take(
         mut self,
         settings: &Settings,

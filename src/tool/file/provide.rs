@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::portal::Portal;
-use crate::catalogue::{FileProvide, PIECE, Payload, PortalPath, Provided, parse};
+use crate::catalogue::{BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, parse};
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
 use crate::text;
@@ -26,7 +26,6 @@ const READS_MAX: usize = 16;
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Reads(Arc<Mutex<VecDeque<(PortalPath, ReadProgress)>>>);
 
-/// The progress of reading a file.
 #[derive(Debug)]
 struct ReadProgress {
     identity: ProvidedIdentity,
@@ -45,14 +44,12 @@ struct ProvidedIdentity {
     changed: (i64, u64),
 }
 
-/// The requested part of a file.
 #[derive(Debug, Clone, Copy)]
 struct FilePart {
     offset: u64,
     length: u64,
 }
 
-/// Runs `file_provide`.
 pub(in crate::tool) async fn provide(
     grant: &Grant,
     session: &ToolSession,
@@ -60,7 +57,7 @@ pub(in crate::tool) async fn provide(
 ) -> Result<ToolOutcome, ToolError> {
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
     let path = PortalPath::new(&arguments.path)?;
-    let sources = sources(&path, grant.caller());
+    let caller = grant.caller().clone();
     let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| FilePart {
         offset: arguments.offset.unwrap_or(0),
         length: arguments.length.unwrap_or(PIECE).min(copies.payload_max()),
@@ -68,7 +65,7 @@ pub(in crate::tool) async fn provide(
     let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
     blocking::run(move |_| {
-        let source = FileSource::open(&settings, &path, &sources)?;
+        let source = FileSource::open(&settings, &path, &caller)?;
         match part {
             None => source.whole(copies),
             Some(part) => source.part(part, &path, &reads, copies),
@@ -90,18 +87,6 @@ pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Co
     usize::try_from(bytes + count * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
 }
 
-/// Returns the paths of a caller's file; the first that exists is provided.
-fn sources(path: &PortalPath, caller: &Caller) -> Vec<PortalPath> {
-    match caller {
-        Caller::Operator => vec![path.clone()],
-        Caller::Consumer(name) => vec![
-            path.below(&format!("outgoing/{name}")),
-            path.below("outgoing/all"),
-        ],
-    }
-}
-
-/// An open regular file.
 #[derive(Debug)]
 pub(super) struct FileSource {
     path: PortalPath,
@@ -111,14 +96,21 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the first of the sources that exists.
+    /// Opens the first existing one of the files that a path stands for.
     pub(super) fn open(
         settings: &Settings,
         requested: &PortalPath,
-        sources: &[PortalPath],
+        caller: &Caller,
     ) -> Result<Self, ToolError> {
         let portal = Portal::open(settings)?;
-        for path in sources {
+        let paths = match caller {
+            Caller::Operator => vec![requested.clone()],
+            Caller::Consumer(name) => vec![
+                requested.below(&format!("outgoing/{name}")),
+                requested.below("outgoing/all"),
+            ],
+        };
+        for path in &paths {
             match Self::open_one(&portal, path) {
                 Err(ToolError::NotFound { .. }) => {}
                 opened => return opened,
@@ -142,7 +134,6 @@ impl FileSource {
         })
     }
 
-    /// Provides the whole file in one call.
     pub(super) fn whole(self, copies: Copies) -> Result<ToolOutcome, ToolError> {
         let (path, size, max) = (&self.path, self.size, copies.payload_max());
         if size > max {
@@ -160,7 +151,6 @@ impl FileSource {
         self.answer(part, &bytes, Some(digest), copies)
     }
 
-    /// Provides one piece of the file.
     fn part(
         self,
         part: FilePart,
@@ -169,12 +159,9 @@ impl FileSource {
         copies: Copies,
     ) -> Result<ToolOutcome, ToolError> {
         if part.offset > self.size {
-            return Err(ToolError::Arguments(format!(
-                "`offset` is {}, and `{}` has {}",
-                part.offset,
-                self.path,
-                text::bytes(self.size)
-            )));
+            let (offset, path, size) = (part.offset, &self.path, text::bytes(self.size));
+            let message = format!("`offset` is {offset}, and `{path}` has {size}");
+            return Err(BadArguments::from(message).into());
         }
         let mut progress = reads.take(requested, &self, part.offset)?;
         let part = FilePart {
@@ -231,7 +218,6 @@ impl FileSource {
 }
 
 impl Reads {
-    /// Returns whether no file is read in pieces.
     pub(in crate::tool) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

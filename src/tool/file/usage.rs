@@ -33,7 +33,6 @@ pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 /// One folder's share. Only its own lock is held while a folder is measured, so that no other consumer waits for that.
 #[derive(Debug, Default)]
 struct Share {
-    /// The last measurement.
     measured: Mutex<Option<Measured>>,
     /// Bytes on disk.
     bytes: AtomicU64,
@@ -41,7 +40,6 @@ struct Share {
     promised: AtomicU64,
 }
 
-/// When a folder was measured, and how long that took.
 #[derive(Debug, Clone, Copy)]
 struct Measured {
     at: Instant,

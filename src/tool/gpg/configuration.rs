@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-/// The file, in the folder of keys.
 const NAME: &str = "gpg.conf";
 /// The file for all of GnuPG's programs, from 2.3.8 on.
 const COMMON: &str = "common.conf";

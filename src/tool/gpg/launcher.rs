@@ -30,7 +30,6 @@ use tokio::time::timeout;
 
 use crate::tool::environment;
 
-/// A server of GnuPG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LauncherServer {
     /// gpg-agent, which holds the secret keys.
@@ -64,11 +63,6 @@ impl LauncherServer {
             Self::Keyboxd => "keyboxd",
         }
     }
-
-    fn named(name: &str) -> Option<Self> {
-        let mut all = [Self::Agent, Self::Keyboxd].into_iter();
-        all.find(|server| server.name() == name)
-    }
 }
 
 /// Lets the launcher on this socket start a server.
@@ -77,7 +71,8 @@ impl LauncherServer {
 ///
 /// Nothing listens there, or it takes too long.
 pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<()> {
-    let (began, address) = (Instant::now(), address(socket));
+    let began = Instant::now();
+    let address = abstract_address(socket).unwrap_or_else(|| socket.to_owned());
     loop {
         match timeout(LAUNCH_MAX, request(&address, server)).await? {
             // It may be restarting, or have refused one connection among many.
@@ -87,7 +82,6 @@ pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<
     }
 }
 
-/// Requests a launch once.
 async fn request(address: &Path, server: LauncherServer) -> io::Result<()> {
     let mut stream = UnixStream::connect(address).await?;
     let line = format!("{}\n", server.name());
@@ -103,8 +97,8 @@ async fn request(address: &Path, server: LauncherServer) -> io::Result<()> {
 /// The socket cannot be made: its folder is missing or another user's.
 pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
     // The server holds the other end of stdin; once confined, it cannot signal this process.
-    let (listener, mut server) = if is_abstract(socket) {
-        let listener = UnixListener::bind(address(socket))?;
+    let (listener, mut server) = if let Some(address) = abstract_address(socket) {
+        let listener = UnixListener::bind(address)?;
         let stdin = stdin().as_fd().try_clone_to_owned()?;
         (listener, Some(pipe::Receiver::from_owned_fd(stdin)?))
     } else {
@@ -148,16 +142,10 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
     }
 }
 
-fn is_abstract(socket: &Path) -> bool {
-    socket.as_os_str().as_bytes().starts_with(b"@")
-}
-
-/// Returns the address in the kernel's form.
-fn address(socket: &Path) -> PathBuf {
-    match socket.as_os_str().as_bytes() {
-        [b'@', name @ ..] => OsString::from_vec([b"\0", name].concat()).into(),
-        _ => socket.to_owned(),
-    }
+/// Returns the kernel's form of the address of an abstract socket; `None`: it is a file.
+fn abstract_address(socket: &Path) -> Option<PathBuf> {
+    let name = socket.as_os_str().as_bytes().strip_prefix(b"@")?;
+    Some(OsString::from_vec([b"\0", name].concat()).into())
 }
 
 /// Starts the server that one connection requests.
@@ -165,7 +153,9 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
     let mut line = String::new();
     let mut reader = BufReader::new((&mut stream).take(LINE_MAX));
     timeout(LINE_WAIT, reader.read_line(&mut line)).await??;
-    let server = LauncherServer::named(line.trim_end_matches('\n'));
+    let name = line.trim_end_matches('\n');
+    let mut servers = [LauncherServer::Agent, LauncherServer::Keyboxd].into_iter();
+    let server = servers.find(|server| server.name() == name);
     let server = server.ok_or(io::ErrorKind::InvalidData)?;
     let _one = one_at_a_time.lock().await;
     let mut gpgconf = Command::new("gpgconf");

@@ -6,7 +6,6 @@ use base64::engine::general_purpose::STANDARD;
 
 /// A signature covers bytes, not lines of text.
 const BINARY: u8 = 0;
-/// Number of SHA-512 in OpenPGP.
 const SHA512: u8 = 10;
 /// Minimum length of a part of a packet of unknown length, as the exponent of a power of two; the standard requires 512 bytes.
 const PART_MIN: u32 = 13;
@@ -17,7 +16,6 @@ const ONE_PASS: u8 = 0xc4;
 const LITERAL: u8 = 0xcb;
 const SIGNATURE: u8 = 0xc2;
 
-/// A message that grows.
 #[derive(Debug)]
 pub(super) struct Message {
     /// Content that does not fill a part yet.

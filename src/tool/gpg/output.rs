@@ -6,10 +6,8 @@ use super::fault::{GpgFault, UnfitKey, rfc3339};
 /// Maximum length of gpg's own words in a message to a caller, in characters.
 const REASON_MAX: usize = 120;
 
-/// A secret key with its subkeys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GpgKey {
-    /// The key itself.
     primary: KeyPart,
     subkeys: Vec<KeyPart>,
     /// True if gpg would sign with it now: an `S` among its capabilities.
@@ -17,7 +15,6 @@ pub(super) struct GpgKey {
     disabled: bool,
 }
 
-/// A key or subkey.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct KeyPart {
     fingerprint: String,
@@ -26,13 +23,11 @@ struct KeyPart {
     created: u64,
     /// Seconds since 1970; `None`: never.
     expires: Option<u64>,
-    /// True if it was made to sign.
     for_signing: bool,
     /// The place of its secret: `+` here, `#` nowhere, else the serial number of a smartcard.
     token: String,
 }
 
-/// The key that will sign.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Signer {
     /// Fingerprint of the key, in upper-case hexadecimal.
@@ -286,7 +281,6 @@ pub(super) fn is_no_card_daemon(error: &str) -> bool {
     code.is_ok_and(|code| code & 0xffff == NO_SCDAEMON)
 }
 
-/// Returns the first word of a line.
 fn word(line: &str) -> &str {
     line.split(' ').next().unwrap_or_default()
 }

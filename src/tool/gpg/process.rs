@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 
 use super::configuration::Configuration;
 use super::fault::{GpgFault, NoAgent};
@@ -33,7 +33,6 @@ const ALWAYS: [&str; 10] = [
     "always",
 ];
 
-/// The GnuPG of the server's user.
 #[derive(Debug)]
 pub(super) struct GnuPg {
     pub(super) settings: Arc<Settings>,
@@ -43,12 +42,8 @@ pub(super) struct GnuPg {
 
 /// A running program. Dropped, its process group is killed; the agent lives on.
 #[derive(Debug)]
-pub(super) struct RunningGpg {
-    child: Child,
-    stdin: Option<ChildStdin>,
-}
+pub(super) struct RunningGpg(Child);
 
-/// The output of a program that ended.
 #[derive(Debug)]
 pub(super) struct GpgEnd {
     pub(super) success: bool,
@@ -83,7 +78,6 @@ impl GnuPg {
         Ok(gnupg)
     }
 
-    /// Returns the folder of keys.
     pub(super) async fn home(&self) -> Result<PathBuf, ToolError> {
         match &self.settings.gpg_home {
             Some(home) => Ok(home.folder()),
@@ -121,7 +115,6 @@ impl GnuPg {
         self.ask(&self.settings.gpg_connect_agent, &arguments).await
     }
 
-    /// Runs one of the programs beside gpg.
     async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
         let arguments = arguments.iter().map(OsStr::new);
         self.start(program, arguments, Stdio::null())?.end().await
@@ -132,12 +125,8 @@ impl GnuPg {
         self.gpg(arguments, Stdio::null())?.end().await
     }
 
-    /// Starts a gpg that reads its stdin.
-    pub(super) fn feed(&self, arguments: &[&str]) -> Result<RunningGpg, ToolError> {
-        self.gpg(arguments, Stdio::piped())
-    }
-
-    fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<RunningGpg, ToolError> {
+    /// Starts gpg.
+    pub(super) fn gpg(&self, arguments: &[&str], stdin: Stdio) -> Result<RunningGpg, ToolError> {
         let always = ALWAYS.iter().map(OsStr::new);
         let keyrings = self.configuration.keyrings.iter().map(OsString::as_os_str);
         let arguments = arguments.iter().map(OsStr::new);
@@ -156,7 +145,7 @@ impl GnuPg {
         if let Some(home) = &self.settings.gpg_home {
             command.env(home.variable, &home.path);
         }
-        let mut child = command
+        let spawned = command
             .args(arguments)
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -164,24 +153,22 @@ impl GnuPg {
             // A group of its own, so that the children of a wrapper script end with it.
             .process_group(0)
             .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    let text = "gpg is not installed on the provider; install GnuPG there";
-                    ToolError::Unavailable(text.to_owned())
-                }
-                // The error itself may name a path.
-                kind => ToolError::system("start gpg", kind),
-            })?;
-        let stdin = child.stdin.take();
-        Ok(RunningGpg { child, stdin })
+            .spawn();
+        spawned.map(RunningGpg).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let text = "gpg is not installed on the provider; install GnuPG there";
+                ToolError::Unavailable(text.to_owned())
+            }
+            // The error itself may name a path.
+            kind => ToolError::system("start gpg", kind),
+        })
     }
 }
 
 impl RunningGpg {
     /// Feeds content; false when nobody reads it any more.
     pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
-        let Some(stdin) = &mut self.stdin else {
+        let Some(stdin) = &mut self.0.stdin else {
             return false;
         };
         // The program's last words say more than this error.
@@ -190,9 +177,9 @@ impl RunningGpg {
 
     /// Closes stdin, and waits for the program's end.
     pub(super) async fn end(mut self) -> Result<GpgEnd, ToolError> {
-        self.stdin = None;
-        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let (stdout, stderr, status) = tokio::join!(read(stdout), read(stderr), self.child.wait());
+        self.0.stdin = None;
+        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
+        let (stdout, stderr, status) = tokio::join!(read(stdout), read(stderr), self.0.wait());
         let status = status.map_err(|refused| ToolError::system("wait for gpg", refused))?;
         Ok(GpgEnd {
             success: status.success(),
@@ -205,8 +192,7 @@ impl RunningGpg {
 impl Drop for RunningGpg {
     fn drop(&mut self) {
         // `None` once it has been waited for, when the number may be another process's.
-        let group = self.child.id();
-        if let Some(group) = group.and_then(|id| Pid::from_raw(id.cast_signed())) {
+        if let Some(group) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
             // Fails if it has ended.
             let _ = kill_process_group(group, Signal::KILL);
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +43,8 @@ impl Signing {
             let gnupg = GnuPg::find(settings, key.as_deref()).await?;
             has_agent(&gnupg).await?;
             let signer = signer(&gnupg, key.as_deref()).await?;
-            let signs = gnupg.feed(&[
+            let user = signer.user();
+            let sign = [
                 "--status-fd",
                 "2",
                 "--armor",
@@ -51,13 +53,14 @@ impl Signing {
                 "--digest-algo",
                 "SHA512",
                 "--local-user",
-                &signer.user(),
+                &user,
                 "--output",
                 "-",
                 "--detach-sign",
-            ])?;
-            let mut verifies =
-                gnupg.feed(&["--status-fd", "1", "--trust-model", "always", "--verify"])?;
+            ];
+            let signs = gnupg.gpg(&sign, Stdio::piped())?;
+            let verify = ["--status-fd", "1", "--trust-model", "always", "--verify"];
+            let mut verifies = gnupg.gpg(&verify, Stdio::piped())?;
             let (message, start) = Message::new();
             verifies.feed(&start).await;
             Ok(Self {
@@ -74,12 +77,10 @@ impl Signing {
         within(settings.gpg_wait, started).await?
     }
 
-    /// Returns the key as the caller named it.
     pub(super) const fn key(&self) -> &Option<String> {
         &self.key
     }
 
-    /// Returns the length of the content so far, in bytes.
     pub(super) const fn size(&self) -> u64 {
         self.size
     }
@@ -195,55 +196,39 @@ async fn answers(gnupg: &GnuPg) -> Result<bool, ToolError> {
 
 /// Chooses the signer: the requested key, or the default one.
 async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
-    if let Some(key) = key {
-        return choose(gnupg, key).await;
-    }
     // As gpg does: the last existing one of the keys that the user names, else the first that can sign.
     let defaults = &gnupg.configuration.default_keys;
+    if key.is_some() || defaults.is_empty() {
+        return choose(gnupg, key).await;
+    }
     for named in defaults {
-        match choose(gnupg, named).await {
+        match choose(gnupg, Some(named)).await {
             Err(ToolError::Gpg(GpgFault::NoSecretKey(_))) => {}
             chosen => return chosen,
         }
     }
-    match defaults.first() {
-        // Any other key would sign without the user's knowledge.
-        Some(named) => Err(GpgFault::NoSecretKey(Some(named.clone())).into()),
-        None => first(gnupg, None, None).await,
-    }
+    // Any other key would sign without the user's knowledge.
+    Err(GpgFault::NoSecretKey(defaults.first().cloned()).into())
 }
 
-/// Chooses the named key, or exactly one subkey where `!` follows the id.
-async fn choose(gnupg: &GnuPg, named: &str) -> Result<Signer, ToolError> {
-    let id = named.strip_suffix('!');
+/// Chooses the first usable one of the secret keys that gpg knows by this name, or exactly one subkey where `!` follows an id;
+/// without a name, the first of all.
+async fn choose(gnupg: &GnuPg, named: Option<&str>) -> Result<Signer, ToolError> {
+    let id = named.and_then(|named| named.strip_suffix('!'));
     let exactly = id.map(|id| id.strip_prefix("0x").unwrap_or(id));
-    first(gnupg, Some(id.unwrap_or(named)), exactly).await
-}
-
-/// Chooses the first usable one of the secret keys that gpg knows by this name; without a name, of all.
-async fn first(
-    gnupg: &GnuPg,
-    name: Option<&str>,
-    exactly: Option<&str>,
-) -> Result<Signer, ToolError> {
-    let mut arguments = vec![
-        "--status-fd",
-        "2",
-        "--with-colons",
-        "--with-subkey-fingerprint",
-        "--list-secret-keys",
-        "--",
-    ];
-    arguments.extend(name);
+    let name = id.or(named);
+    let options = ["--status-fd", "2", "--with-colons"];
+    let list = ["--with-subkey-fingerprint", "--list-secret-keys", "--"];
+    let arguments: Vec<&str> = options.into_iter().chain(list).chain(name).collect();
     let listed = gnupg.run(&arguments).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_secs());
-    let named = name.map(str::to_owned);
+    let name = name.map(str::to_owned);
     let chosen = output::choose(&output::read_keys(&listed.stdout), exactly, now);
     chosen.map_err(|why| match why {
         Some((key, why)) => GpgFault::Unusable { key, why }.into(),
-        None if listed.success => GpgFault::NoSecretKey(named).into(),
-        None => output::fault(&listed.stderr, named).into(),
+        None if listed.success => GpgFault::NoSecretKey(name).into(),
+        None => output::fault(&listed.stderr, name).into(),
     })
 }
 

@@ -109,7 +109,7 @@ fn file_provide_never_reads_outside_the_portal() {
     fs::write(field.outside().join("f"), "outside").unwrap();
     let path = PortalPath::new("d/f").unwrap();
     let raced = field.run(|_| {
-        let read = FileSource::open(&field.settings, &path, std::slice::from_ref(&path))
+        let read = FileSource::open(&field.settings, &path, &Caller::Operator)
             .and_then(|source| source.whole(Copies::Two));
         if let Ok(outcome) = &read {
             // "inside" in base64.
