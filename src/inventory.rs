@@ -1,14 +1,13 @@
 //! Turns an [`Infra`] and its edges into the files that `sync` writes for Ansible, as values.
 //!
-//! Pure: names and values only, with the keys and the order that existing Ansible roles know. How values become
-//! YAML is [`yaml`]'s affair; what stands around them in a file, and the disk, are `command::sync`'s.
-
-pub mod yaml;
+//! Pure: names and values only, with the keys and the order that existing Ansible roles know, and their YAML.
+//! The text around them in a file, and the disk, belong to `sync`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use serde_json::{Map, Value, json};
+use serde_saphyr::SerializeError;
 
 use crate::edge::Edge;
 use crate::infra::{
@@ -113,6 +112,21 @@ impl GeneratedFile<'_> {
             Subject::Machine(domain, machine, holds) => machine_values(domain, machine, holds),
         }
     }
+}
+
+/// Writes values as YAML that readers of YAML 1.1 and 1.2 take for the same: a block mapping with its final newline, or `{}`.
+///
+/// A text is one line, so that none of its lines can be taken for a marker of the managed block.
+///
+/// # Errors
+///
+/// None for values of JSON; the writer has errors for other types.
+pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
+    let options = serde_saphyr::ser_options! {
+        compact_list_indent: false,
+        prefer_block_scalars: false,
+    };
+    serde_saphyr::to_string_with_options(values, options)
 }
 
 /// The files of an infrastructure: `group_vars/all.yml`, then for each enabled domain its inventory, its variables
@@ -361,3 +375,6 @@ fn strings(pairs: &[(String, String)]) -> Value {
         .map(|(key, value)| (key, Value::String(value)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

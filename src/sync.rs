@@ -11,7 +11,7 @@ use std::num::NonZero;
 use serde_json::{Map, Value};
 
 use crate::error::{Exit, Failure};
-use crate::inventory::{FilePath, GeneratedFile, yaml};
+use crate::inventory::{self, FilePath, GeneratedFile};
 use commit::FileChange;
 use managed_block::BlockFault;
 use orphans::{Fate, Orphan};
@@ -117,7 +117,11 @@ fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Fai
 
 /// Returns the new text of a file, after reading it back.
 fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, BlockFault> {
-    let body = yaml::write(values);
+    let body = inventory::to_yaml(values).map_err(|fault| BlockFault {
+        line: 1,
+        message: format!("its values cannot be written as YAML: {fault}"),
+        help: "change the values in infra.yml",
+    })?;
     let new = match old {
         None => managed_block::create(&body),
         Some(old) => managed_block::update(old, &body)?,

@@ -9,7 +9,7 @@ const QUICK_START_FILES: [(&str, &str); 5] = [
         "group_vars/all.yml",
         "\
 project_name: demo
-base_subnet: '10.100'
+base_subnet: \"10.100\"
 default_os_image: images:debian/13
 incus_all_images:
   - images:debian/13
@@ -19,7 +19,7 @@ incus_all_images:
         "group_vars/vault.yml",
         "\
 domain_name: vault
-domain_description: ''
+domain_description: \"\"
 domain_ephemeral: false
 domain_ai_provider: local
 domain_ai_sanitize: false
@@ -27,7 +27,7 @@ incus_project: vault
 incus_network:
   name: net-vault
   subnet: 10.100.0.0/24
-  gateway: 10.100.0.254
+  gateway: \"10.100.0.254\"
 subnet_id: 0
 ",
     ),
@@ -39,7 +39,7 @@ all:
     vault:
       hosts:
         vault-signer:
-          ansible_host: 10.100.0.10
+          ansible_host: \"10.100.0.10\"
 ",
     ),
     (
@@ -47,28 +47,28 @@ all:
         "\
 instance_name: vault-signer
 instance_type: lxc
-instance_description: ''
+instance_description: \"\"
 instance_domain: vault
 instance_ephemeral: false
 instance_os_image: images:debian/13
-instance_ip: 10.100.0.10
+instance_ip: \"10.100.0.10\"
 instance_devices:
   mcp-f258b0bc2b0a11fc:
     type: proxy
     bind: host
     listen: unix:/var/lib/anklume/mcp/f258b0bc2b0a11fc.sock
     connect: unix:/run/anklume/mcp/work-dev.sock
-    uid: '2032189247'
-    gid: '2032189247'
-    mode: '0600'
+    uid: \"2032189247\"
+    gid: \"2032189247\"
+    mode: \"0600\"
   mcp-93730a049637a599:
     type: proxy
     bind: host
     listen: unix:/var/lib/anklume/mcp/93730a049637a599.sock
     connect: unix:/run/anklume/mcp/pro-dev.sock
-    uid: '2056420032'
-    gid: '2056420032'
-    mode: '0600'
+    uid: \"2056420032\"
+    gid: \"2056420032\"
+    mode: \"0600\"
 instance_services:
   - name: file_sign
     tool: gpg_sign
@@ -86,22 +86,22 @@ instance_services:
         "\
 instance_name: work-dev
 instance_type: lxc
-instance_description: ''
+instance_description: \"\"
 instance_domain: work
 instance_ephemeral: false
 instance_os_image: images:debian/13
-instance_ip: 10.100.1.10
+instance_ip: \"10.100.1.10\"
 instance_devices:
   mcp-f258b0bc2b0a11fc:
     type: proxy
     bind: instance
     listen: unix:/srv/anklume/mcp/vault-signer.sock
     connect: unix:/var/lib/anklume/mcp/f258b0bc2b0a11fc.sock
-    uid: '0'
-    gid: '0'
-    mode: '0600'
-    security.uid: '2032189247'
-    security.gid: '2032189247'
+    uid: \"0\"
+    gid: \"0\"
+    mode: \"0600\"
+    security.uid: \"2032189247\"
+    security.gid: \"2032189247\"
 ",
     ),
 ];
@@ -153,7 +153,7 @@ const EVERYTHING_FILES: [(&str, &str); 5] = [
         "group_vars/all.yml",
         "\
 project_name: demo
-base_subnet: '10.100'
+base_subnet: \"10.100\"
 default_os_image: images:alpine/3.20
 psot_default_connection: community.general.incus
 psot_default_user: root
@@ -171,7 +171,7 @@ network_policies:
         "group_vars/work.yml",
         "\
 domain_name: work
-domain_description: ''
+domain_description: \"\"
 domain_ephemeral: true
 domain_trust_level: trusted
 domain_ai_provider: cloud
@@ -180,7 +180,7 @@ incus_project: work
 incus_network:
   name: net-work
   subnet: 10.100.1.0/24
-  gateway: 10.100.1.254
+  gateway: \"10.100.1.254\"
 subnet_id: 1
 incus_profiles:
   gui:
@@ -189,7 +189,7 @@ incus_profiles:
         type: unix-char
         source: /dev/x
     config:
-      limits.cpu: '2'
+      limits.cpu: \"2\"
 ",
     ),
     (
@@ -197,32 +197,32 @@ incus_profiles:
         "\
 instance_name: work-dev
 instance_type: lxc
-instance_description: 'a: b'
+instance_description: \"a: b\"
 instance_domain: work
 instance_ephemeral: false
 instance_os_image: images:alpine/3.20
-instance_ip: 10.100.1.10
+instance_ip: \"10.100.1.10\"
 instance_gpu: false
 instance_profiles:
   - default
   - gui
 instance_config:
-  security.nesting: 'true'
+  security.nesting: \"true\"
   limits.memory: 2GiB
-  user.x: '1.5'
+  user.x: \"1.5\"
 instance_devices:
   sv-docs:
     type: disk
     source: /srv/anklume/shares/docs
     path: /shared/docs
-    shift: 'true'
-    readonly: 'true'
+    shift: \"true\"
+    readonly: \"true\"
   pd-conf:
     type: disk
     source: /srv/anklume/data/work/work-dev/conf
     path: /etc/app
-    shift: 'true'
-    readonly: 'true'
+    shift: \"true\"
+    readonly: \"true\"
   web:
     type: proxy
     listen: tcp:0.0.0.0:80
@@ -232,9 +232,9 @@ instance_devices:
     bind: host
     listen: unix:/var/lib/anklume/mcp/ae670ca546ae9400.sock
     connect: unix:/run/anklume/mcp/aside.sock
-    uid: '2002298926'
-    gid: '2002298926'
-    mode: '0600'
+    uid: \"2002298926\"
+    gid: \"2002298926\"
+    mode: \"0600\"
 instance_storage_volumes:
   cache:
     pool: default
@@ -246,7 +246,7 @@ instance_services:
     consumers:
       - aside
     with:
-      key_id: '1234567890123456'
+      key_id: \"1234567890123456\"
 instance_roles:
   - base
 instance_boot_autostart: true
@@ -261,7 +261,7 @@ instance_snapshots_expiry: 30d
 all:
   children:
     empty:
-      hosts:
+      hosts: null
 ",
     ),
     (
@@ -272,8 +272,8 @@ all:
     work:
       hosts:
         work-dev:
-          ansible_host: 10.100.1.10
-        aside:
+          ansible_host: \"10.100.1.10\"
+        aside: null
 ",
     ),
 ];

@@ -69,7 +69,7 @@ fn a_dry_run_shows_the_difference_and_writes_nothing() {
      work:
        hosts:
          work-dev:
-+          ansible_host: 10.100.1.7
++          ansible_host: \"10.100.1.7\"
  # === END MANAGED ===
  
  # Your custom variables below:
@@ -79,12 +79,12 @@ fn a_dry_run_shows_the_difference_and_writes_nothing() {
  # Do not edit this section — it will be overwritten by `make sync`
  instance_name: work-dev
  instance_type: lxc
--instance_description: ''
+-instance_description: \"\"
 +instance_description: new
  instance_domain: work
  instance_ephemeral: false
  instance_os_image: images:debian/13
-+instance_ip: 10.100.1.7
++instance_ip: \"10.100.1.7\"
  # === END MANAGED ===
  
  # Your custom variables below:

@@ -15,7 +15,7 @@ fn block() -> String {
 
 /// An older block with outdated contents.
 fn old_block() -> String {
-    block().replace("instance_description: ''", "instance_description: old")
+    block().replace("instance_description: \"\"", "instance_description: old")
 }
 
 #[test]
