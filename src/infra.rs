@@ -3,7 +3,6 @@
 //! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
 //! who holds an `Infra` need not check anything again.
 
-mod code;
 mod field;
 mod findings;
 mod network;

@@ -2,17 +2,16 @@
 //!
 //! No rule of a section lives here.
 
-mod json;
 mod wrong;
 
 use std::ops::RangeInclusive;
 
-use super::code::Code;
-use super::findings::{At, Findings};
-use super::raw::{Entry, Node, NodeKind, Reading};
-use crate::diagnostic::quote;
+use serde_json::{Map, Number, Value};
 
-pub(super) use json::{json, json_map};
+use super::findings::{At, Code, Findings};
+use super::raw::{Entry, Node, NodeKind, Reading};
+use crate::diagnostic::{Severity, quote};
+
 use wrong::{A_MAP, Expected, is_decimal, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
 
@@ -87,15 +86,18 @@ impl<'t, 'a> Fields<'t, 'a> {
             }
             let message = format!("{} is not a key of {section}", quote(key));
             let near = findings.closest(key, keys.iter().copied());
-            let found = if self.strict {
-                findings.error(Code::UnknownKey, entry.at, message)
+            let severity = if self.strict {
+                Severity::Error
             } else {
-                findings.warning(Code::UnknownKey, entry.at, message)
+                Severity::Warning
             };
-            match near {
-                Some(near) => found.help(format!("did you mean `{near}`?")),
-                None => found.help(format!("the keys are: {}", keys.join(", "))),
-            }
+            let help = match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the keys are: {}", keys.join(", ")),
+            };
+            findings
+                .add(severity, Code::UnknownKey, entry.at, message)
+                .help(help);
         }
     }
 
@@ -109,29 +111,46 @@ impl<'t, 'a> Fields<'t, 'a> {
         self.entries.iter().find(|entry| entry.key.text == key)
     }
 
+    /// The place of a key's value, if the condition holds.
+    pub(super) fn place_if(&self, key: &str, condition: bool) -> Option<At> {
+        let entry = self.entry(key).filter(|_| condition)?;
+        Some(entry.value.at)
+    }
+
     /// The entry of a key that holds something. One that is written empty is as if it were not written, and said so.
     pub(super) fn filled(&self, key: &str, findings: &mut Findings) -> Option<&'t Entry<'a>> {
         let entry = self.entry(key)?;
         if self.strict || !is_null(&entry.value) {
             return Some(entry);
         }
+        let message = format!(
+            "{} has no value and is read as if it were not there",
+            quote(key)
+        );
         findings
-            .warning(
-                Code::EmptyValue,
-                entry.at,
-                format!(
-                    "{} has no value and is read as if it were not there",
-                    quote(key)
-                ),
-            )
+            .warning(Code::EmptyValue, entry.at, message)
             .help("write a value, or take the key away");
         None
     }
 
     /// Text: quoted, or plain and nothing else.
     pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
-        let entry = self.filled(key, findings)?;
-        text_entry(entry, findings)
+        text_entry(self.filled(key, findings)?, findings)
+    }
+
+    /// A scalar as the text that Incus and Ansible get.
+    pub(super) fn incus_text(&self, key: &str, findings: &mut Findings) -> Option<String> {
+        incus_text(self.filled(key, findings)?, findings)
+    }
+
+    /// Notes which of these keys are written: those that anklume itself does nothing with, with their section in front.
+    pub(super) fn note_unapplied(&self, keys: &[&'static str], findings: &mut Findings) {
+        for key in keys {
+            let own = key.rsplit('.').next().unwrap_or(key);
+            if let Some(entry) = self.entry(own) {
+                findings.unapplied(key, entry.at);
+            }
+        }
     }
 
     /// Text out of a fixed choice.
@@ -164,15 +183,14 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// A whole number in a range, and where it is.
-    pub(super) fn integer(
+    /// A whole number in a range.
+    pub(super) fn integer<T: TryFrom<i64> + Into<i64> + Copy>(
         &self,
         key: &str,
-        range: RangeInclusive<i64>,
+        range: RangeInclusive<T>,
         findings: &mut Findings,
-    ) -> Option<(i64, At)> {
+    ) -> Option<T> {
         let entry = self.filled(key, findings)?;
-        let at = entry.value.at;
         let written = match &entry.value.kind {
             NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
             _ => {
@@ -181,29 +199,27 @@ impl<'t, 'a> Fields<'t, 'a> {
             }
         };
         if !is_decimal(written) {
+            let message = format!("{} is not the same number to every reader", quote(written));
             findings
-                .error(
-                    Code::AmbiguousNumber,
-                    at,
-                    format!("{} is not the same number to every reader", quote(written)),
-                )
+                .error(Code::AmbiguousNumber, entry.value.at, message)
                 .help("write it in decimal digits, without `+` and without a zero in front");
             return None;
         }
-        match written.parse::<i64>() {
-            Ok(number) if range.contains(&number) => Some((number, at)),
-            _ => {
-                let message = format!("{} is outside the range of {}", quote(written), quote(key));
-                let (least, most) = range.into_inner();
-                let help = if most == i64::MAX {
-                    format!("{least} or more")
-                } else {
-                    format!("{least} to {most}")
-                };
-                findings.error(Code::OutOfRange, at, message).help(help);
-                None
-            }
+        let (min, max) = ((*range.start()).into(), (*range.end()).into());
+        let number = written.parse().ok();
+        if let Some(number) = number.filter(|number| (min..=max).contains(number)) {
+            return number.try_into().ok();
         }
+        let message = format!("{} is outside the range of {}", quote(written), quote(key));
+        let help = if max == i64::MAX {
+            format!("{min} or more")
+        } else {
+            format!("{min} to {max}")
+        };
+        findings
+            .error(Code::OutOfRange, entry.value.at, message)
+            .help(help);
+        None
     }
 
     /// An amount of memory in bytes, written so or as `64MiB`.
@@ -218,29 +234,20 @@ impl<'t, 'a> Fields<'t, 'a> {
             wrong_entry(entry, "an amount of memory such as `64MiB`", findings);
             return None;
         };
-        match bytes(&scalar.text) {
-            Some(bytes) if range.contains(&bytes) => Some(bytes),
-            found => {
-                let (least, most) = range.into_inner();
-                let message = match found {
-                    Some(_) => format!(
-                        "{} is outside the range of {}",
-                        quote(&scalar.text),
-                        quote(key)
-                    ),
-                    None => format!("{} is no amount of memory", quote(&scalar.text)),
-                };
-                let mebibytes = |bytes: u64| format!("{}MiB", bytes / MEBIBYTE);
-                findings
-                    .error(Code::OutOfRange, entry.value.at, message)
-                    .help(format!(
-                        "`{}` to `{}`, or the same in bytes",
-                        mebibytes(least),
-                        mebibytes(most)
-                    ));
-                None
-            }
+        let bytes = bytes(&scalar.text);
+        if bytes.is_some_and(|bytes| range.contains(&bytes)) {
+            return bytes;
         }
+        let written = quote(&scalar.text);
+        let message = match bytes {
+            Some(_) => format!("{written} is outside the range of {}", quote(key)),
+            None => format!("{written} is no amount of memory"),
+        };
+        let (min, max) = (range.start() / MEBIBYTE, range.end() / MEBIBYTE);
+        findings
+            .error(Code::OutOfRange, entry.value.at, message)
+            .help(format!("`{min}MiB` to `{max}MiB`, or the same in bytes"));
+        None
     }
 
     /// A list.
@@ -264,14 +271,10 @@ impl<'t, 'a> Fields<'t, 'a> {
     /// A path that begins at the root, of printable characters.
     pub(super) fn absolute_path(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         let written = self.text(key, findings)?;
-        let shaped = written.text.starts_with('/') && !written.text.chars().any(char::is_control);
-        if !shaped {
+        if !written.text.starts_with('/') || written.text.contains(char::is_control) {
+            let message = format!("{} is no absolute path", quote(written.text));
             findings
-                .error(
-                    Code::InvalidPath,
-                    written.at,
-                    format!("{} is no absolute path", quote(written.text)),
-                )
+                .error(Code::InvalidPath, written.at, message)
                 .help("a path begins with `/` and holds no control characters");
             return None;
         }
@@ -318,16 +321,13 @@ pub(super) fn text_key<'t>(
     entry: &'t Entry<'_>,
     what: &'static str,
     findings: &mut Findings,
-) -> Option<Text<'t>> {
-    let node = Node {
-        at: entry.at,
-        kind: NodeKind::Scalar(entry.key.clone()),
-    };
-    text(&node, Expected::Item(what), findings)?;
-    Some(Text {
-        text: &entry.key.text,
-        at: entry.at,
-    })
+) -> Option<&'t str> {
+    if entry.key.reading() == Reading::Text {
+        return Some(&entry.key.text);
+    }
+    let kind = NodeKind::Scalar(entry.key.clone());
+    wrong_item(&Node { at: entry.at, kind }, what, "text", findings);
+    None
 }
 
 fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> Option<Text<'t>> {
@@ -361,4 +361,41 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
 /// Returns whether a value is written empty.
 pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Null)
+}
+
+/// A value as JSON has it: what is handed on as written.
+pub(super) fn json(node: &Node<'_>) -> Value {
+    match &node.kind {
+        NodeKind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
+        NodeKind::List(items) => Value::Array(items.iter().map(json).collect()),
+        NodeKind::Map(entries) => Value::Object(json_map(entries)),
+        NodeKind::Unusable => Value::Null,
+    }
+}
+
+/// A map as JSON has it.
+pub(super) fn json_map(entries: &[Entry<'_>]) -> Map<String, Value> {
+    entries
+        .iter()
+        .map(|entry| (entry.key.text.clone().into_owned(), json(&entry.value)))
+        .collect()
+}
+
+fn json_scalar(text: &str, reading: Reading) -> Value {
+    let as_text = || Value::String(text.to_owned());
+    match reading {
+        Reading::Null => Value::Null,
+        Reading::Bool(value) => Value::Bool(value),
+        Reading::Integer => text
+            .parse::<i64>()
+            .map(Value::from)
+            .or_else(|_| text.parse::<u64>().map(Value::from))
+            .unwrap_or_else(|_| as_text()),
+        Reading::Float => text
+            .parse()
+            .ok()
+            .and_then(Number::from_f64)
+            .map_or_else(as_text, Value::Number),
+        Reading::Text => as_text(),
+    }
 }

@@ -1,24 +1,26 @@
-//! Gathers every finding of a file, in whatever order the rules meet them, and gives them back in file order.
+//! Gathers the findings of a file in the order of the rules, and returns them in the order of the file.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Unapplied;
-use super::code::Code;
-use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source};
+use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, codes};
 use crate::name::closest;
 
-/// Maximum number of findings that are kept. A file with more is not read by anybody; what is beyond is counted.
+/// Maximum number of findings that are kept; further ones are counted.
 const FINDINGS_MAX: usize = 10_000;
 
-/// Maximum number of names that are compared for a "did you mean": nobody reads the ten-thousandth, and it takes time.
+/// Maximum number of names that are compared for a "did you mean", since a comparison takes time.
 const COMPARISONS_MAX: usize = 200_000;
-/// Maximum length of a text that is compared, in bytes: no name is longer.
+/// Maximum length of a text that is compared, in bytes.
 const COMPARED_MAX: usize = 64;
 
-/// Where something is written: a [`Place`] without its file's text, so that each node of a large file can have one.
+/// A place in a file: a [`Place`] without the text of the file, small enough for every node of a large file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct At {
-    /// Which of the sources.
+    /// Index of the source.
     pub(super) file: u32,
     /// First byte.
     pub(super) start: u32,
@@ -113,9 +115,31 @@ impl Findings {
             .map_or(&mut self.scratch, |(_, last)| last)
     }
 
-    /// Remembers a key that is read and checked, and that anklume itself does nothing with: the first place of each.
+    /// Reports a key that must be there; `owner` names the section that lacks it.
+    pub(super) fn missing(&mut self, at: At, owner: &str, key: &str, help: impl Into<String>) {
+        let message = format!("{owner} has no `{key}`");
+        self.error(Code::MissingKey, at, message).help(help);
+    }
+
+    /// Records the place of a key that must be unique. Returns the first place, for messages, if the key is known already.
+    pub(super) fn earlier<K: Eq + Hash>(
+        &self,
+        places: &mut HashMap<K, At>,
+        key: K,
+        at: At,
+    ) -> Option<String> {
+        match places.entry(key) {
+            Entry::Occupied(first) => Some(self.short(*first.get())),
+            Entry::Vacant(free) => {
+                free.insert(at);
+                None
+            }
+        }
+    }
+
+    /// Remembers the first place of a key that is read and checked, and that anklume itself does nothing with.
     pub(super) fn unapplied(&mut self, key: &'static str, at: At) {
-        if self.unapplied.iter().all(|(known, _)| *known != key) {
+        if !self.unapplied.iter().any(|(known, _)| *known == key) {
             self.unapplied.push((key, at));
         }
     }
@@ -124,13 +148,10 @@ impl Findings {
     pub(super) fn take_unapplied(&mut self) -> Vec<Unapplied> {
         let mut unapplied = std::mem::take(&mut self.unapplied);
         unapplied.sort_by_key(|(_, at)| (at.file, at.start));
-        let with_place = |(key, at)| {
-            Some(Unapplied {
-                key,
-                place: self.place(at)?,
-            })
-        };
-        unapplied.into_iter().filter_map(with_place).collect()
+        unapplied
+            .into_iter()
+            .filter_map(|(key, at)| self.place(at).map(|place| Unapplied { key, place }))
+            .collect()
     }
 
     /// The candidate that a mistyped text most likely meant.
@@ -156,7 +177,7 @@ impl Findings {
         near
     }
 
-    /// Returns whether so many more names may be compared.
+    /// Takes this many comparisons from the budget. Returns whether they were left.
     pub(super) fn may_compare(&mut self, names: usize) -> bool {
         let left = self.comparisons.checked_sub(names);
         self.comparisons = left.unwrap_or(self.comparisons);
@@ -206,5 +227,83 @@ fn diagnostic(severity: Severity, code: Code, message: String) -> Diagnostic {
         message,
         place: None,
         help: None,
+    }
+}
+
+codes! {
+    /// Kinds of findings, stable: each is a heading in `docs/diagnostics.md`. Names the fault, never its place.
+    pub(super) enum Code {
+        NotFound = "not-found",
+        BothPresent = "both-present",
+        MissingBase = "missing-base",
+        StrayFile = "stray-file",
+        Symlink = "symlink",
+        NotAFile = "not-a-file",
+        TooLarge = "too-large",
+        Unreadable = "unreadable",
+        NotUtf8 = "not-utf8",
+        EmptyFile = "empty-file",
+        YamlSyntax = "yaml-syntax",
+        YamlDirective = "yaml-directive",
+        SecondDocument = "second-document",
+        YamlAnchor = "yaml-anchor",
+        YamlAlias = "yaml-alias",
+        YamlMergeKey = "yaml-merge-key",
+        YamlTag = "yaml-tag",
+        ComplexKey = "complex-key",
+        DuplicateKey = "duplicate-key",
+        TooDeep = "too-deep",
+        TooManyValues = "too-many-values",
+        TooManyFindings = "too-many-findings",
+        WrongType = "wrong-type",
+        EmptyValue = "empty-value",
+        MissingKey = "missing-key",
+        UnknownKey = "unknown-key",
+        UnusedKey = "unused-key",
+        InvalidValue = "invalid-value",
+        OutOfRange = "out-of-range",
+        AmbiguousNumber = "ambiguous-number",
+        InvalidPath = "invalid-path",
+        DuplicateItem = "duplicate-item",
+        InvalidName = "invalid-name",
+        ReservedName = "reserved-name",
+        NameTooLong = "name-too-long",
+        SameName = "same-name",
+        DuplicateDomain = "duplicate-domain",
+        DuplicateMachine = "duplicate-machine",
+        UnknownName = "unknown-name",
+        UnknownProfile = "unknown-profile",
+        InvalidSubnet = "invalid-subnet",
+        DuplicateSubnet = "duplicate-subnet",
+        ZoneOverflow = "zone-overflow",
+        InvalidAddress = "invalid-address",
+        AddressOutsideSubnet = "address-outside-subnet",
+        ReservedAddress = "reserved-address",
+        DuplicateAddress = "duplicate-address",
+        NoAddressLeft = "no-address-left",
+        DuplicateService = "duplicate-service",
+        UnknownTool = "unknown-tool",
+        UnknownConsumer = "unknown-consumer",
+        DomainAsConsumer = "domain-as-consumer",
+        OwnConsumer = "own-consumer",
+        DuplicateConsumer = "duplicate-consumer",
+        DisabledConsumer = "disabled-consumer",
+        InvalidArgument = "invalid-argument",
+        PrivilegedEnd = "privileged-end",
+        PrivilegedContainer = "privileged-container",
+        ReservedDeviceName = "reserved-device-name",
+        ProxyIntoChannels = "proxy-into-channels",
+        ProxyIntoSharedFolder = "proxy-into-shared-folder",
+        SourceInSharedFolder = "source-in-shared-folder",
+        DeviceSharesChannels = "device-shares-channels",
+        DiskOverAnklume = "disk-over-anklume",
+        DuplicateDevice = "duplicate-device",
+        DuplicateMount = "duplicate-mount",
+        ContainerInUntrustedDomain = "container-in-untrusted-domain",
+        DisabledDomain = "disabled-domain",
+        AiAccess = "ai-access",
+        FirewallMode = "firewall-mode",
+        SeveralGpus = "several-gpus",
+        SharedGpu = "shared-gpu",
     }
 }

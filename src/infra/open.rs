@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::FILE_MAX;
-use super::code::Code;
+use super::findings::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, quote};
 
 /// Files tried when no path is given, in this order.

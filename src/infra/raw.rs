@@ -12,8 +12,7 @@ use std::borrow::Cow;
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
-use super::code::Code;
-use super::findings::{At, Findings};
+use super::findings::{At, Code, Findings};
 use crate::diagnostic::quote;
 
 use place::{clamp, place};
@@ -145,12 +144,9 @@ impl<'a> Builder<'a, '_> {
             line: clamp(before.matches('\n').count() + 1),
             column: clamp(line.chars().count() + 1),
         };
+        let message = "a carriage return without a line feed";
         self.findings
-            .error(
-                Code::YamlSyntax,
-                at,
-                "a carriage return without a line feed",
-            )
+            .error(Code::YamlSyntax, at, message)
             .help("save the file with line feeds at the ends of lines, or with both");
         Err(Stopped)
     }
@@ -160,15 +156,10 @@ impl<'a> Builder<'a, '_> {
         if self.documents == 1 {
             return Ok(());
         }
-        self.findings
-            .error(
-                Code::SecondDocument,
-                at,
-                "a second YAML document begins here",
-            )
-            .help(
-                "one file is one document: take `---` away, or move what follows to its own file",
-            );
+        let message = "a second YAML document begins here";
+        self.findings.error(Code::SecondDocument, at, message).help(
+            "one file is one document: take `---` away, or move what follows to its own file",
+        );
         Err(Stopped)
     }
 
@@ -290,12 +281,9 @@ impl<'a> Builder<'a, '_> {
         if self.nodes <= NODES_MAX {
             return Ok(());
         }
+        let message = format!("more than {NODES_MAX} keys and values");
         self.findings
-            .error(
-                Code::TooManyValues,
-                at,
-                format!("more than {NODES_MAX} keys and values"),
-            )
+            .error(Code::TooManyValues, at, message)
             .help("split the infrastructure: this is beyond tens of thousands of machines");
         Err(Stopped)
     }

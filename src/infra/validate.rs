@@ -1,28 +1,28 @@
-//! From the shape to the model: every rule of every section, all findings at once.
+//! Turns the shape of a file into the model: every rule of every section, all findings at once.
 //!
-//! A fault never ends the checking: what cannot be built is left out, the rest is checked on, and a file with any
-//! fault gives no model at all.
+//! A fault never ends the checking: the faulty part is left out, the rest is checked, and a file with any fault gives
+//! no model at all.
 
 mod devices;
 mod domains;
 mod endpoints;
 mod global;
 mod machines;
-mod names;
 mod policies;
 mod services;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
-use super::code::Code;
 use super::field::Fields;
-use super::findings::{At, Findings};
+use super::findings::{At, Code, Findings};
 use super::open::{FileRole, InfraFile};
-use super::raw::{self, Entry, Node};
+use super::raw::{self, Entry, Node, NodeKind, Reading};
 use super::{Domain, Infra, Machine, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
+use crate::name::NameFault;
 use devices::PlacedPath;
 use global::GlobalSettings;
 
@@ -35,7 +35,10 @@ const TOP: [&str; 5] = [
     "shared_volumes",
 ];
 
-/// What a machine takes from its domain and the file.
+/// Help for a file without any domain.
+const NO_DOMAIN_HELP: &str = "declare at least one domain: `domains: {work: {subnet_id: 0}}`";
+
+/// The settings that a machine takes from its domain and the file.
 struct MachineContext<'s> {
     domain: &'s str,
     /// `None` after a fault in it.
@@ -54,12 +57,15 @@ struct MachineContext<'s> {
 pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Diagnostic>), Faults> {
     let sources: Vec<_> = files.iter().map(|file| file.source.clone()).collect();
     let mut findings = Findings::new(sources);
-    let mut roots = Vec::new();
-    for (number, file) in (0..).zip(files) {
-        if let Some(root) = raw::read(&file.source.text, number, &mut findings) {
-            roots.push((file.role, root));
-        }
-    }
+    let roots: Vec<_> = (0..)
+        .zip(files)
+        .filter_map(|(number, file)| {
+            Some((
+                file.role,
+                raw::read(&file.source.text, number, &mut findings)?,
+            ))
+        })
+        .collect();
     // Half a file would give faults that are none, such as consumers that the other half declares.
     let whole = roots.len() == files.len();
     let infra = whole
@@ -79,7 +85,7 @@ struct Sections<'t, 'a> {
     policies: Vec<&'t Node<'a>>,
 }
 
-/// Names that something in the file may refer to.
+/// Every name that is declared, read first, so that a section can refer to a later one.
 #[derive(Debug)]
 struct Names<'t> {
     machines: HashMap<&'t str, Home<'t>>,
@@ -95,8 +101,72 @@ struct Home<'t> {
 }
 
 impl<'t> Names<'t> {
+    fn new(domains: &[&'t Entry<'_>], findings: &mut Findings) -> Self {
+        let mut names = Self {
+            machines: HashMap::new(),
+            domains: HashMap::new(),
+            disabled: HashSet::new(),
+        };
+        for entry in domains {
+            let domain = entry.key.text.as_ref();
+            names.domains.insert(domain, entry.at);
+            if value_of(entry, "enabled").is_some_and(is_false) {
+                names.disabled.insert(domain);
+            }
+            let Some(NodeKind::Map(machines)) = value_of(entry, "machines").map(|node| &node.kind)
+            else {
+                continue;
+            };
+            for machine in machines {
+                names.add_machine(machine, domain, findings);
+            }
+        }
+        for (name, at) in &names.domains {
+            if let Some(machine) = names.machines.get(name) {
+                let other = findings.short(machine.at);
+                let message = format!("{} is a domain and a machine", quote(name));
+                findings.warning(Code::SameName, *at, message).help(format!(
+                    "the machine is at {other}; Ansible warns of a group and a host with one name"
+                ));
+            }
+        }
+        names
+    }
+
+    fn add_machine(&mut self, entry: &'t Entry<'_>, domain: &'t str, findings: &mut Findings) {
+        let name = entry.key.text.as_ref();
+        let at = entry.at;
+        let Some(first) = self.machines.get(name) else {
+            self.machines.insert(name, Home { at, domain });
+            return;
+        };
+        let place = findings.short(first.at);
+        let other = quote(first.domain);
+        let message = format!("machine {} is already in domain {other}", quote(name));
+        findings
+            .error(Code::DuplicateMachine, at, message)
+            .help(format!(
+                "the first one is at {place}; a machine's name is unique over all domains"
+            ));
+    }
+
     fn is_disabled(&self, domain: &str) -> bool {
-        self.disabled.contains(&domain)
+        self.disabled.contains(domain)
+    }
+
+    /// Reports a name that is neither a domain's nor a machine's; `otherwise` is the help where no name is near.
+    fn unknown(&self, name: &str, at: At, otherwise: &str, findings: &mut Findings) {
+        let all = self.domains.keys().copied().chain(self.machine_names());
+        let help = match findings.closest(name, all) {
+            Some(near) => format!("did you mean {}?", quote(near)),
+            None => otherwise.to_owned(),
+        };
+        let files = findings.this_file();
+        let message = format!(
+            "{} is neither a domain nor a machine of {files}",
+            quote(name)
+        );
+        findings.error(Code::UnknownName, at, message).help(help);
     }
 
     fn machine_names(&self) -> impl Iterator<Item = &'t str> + '_ {
@@ -126,7 +196,7 @@ fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings)
     let sections = sections(roots, findings)?;
     let settings = global::read(sections.top, findings);
     let project = global::project(sections.top, project, findings);
-    let names = names::names(&sections.domains, findings);
+    let names = Names::new(&sections.domains, findings);
     let mut drafts = domains::read(&sections.domains, &settings, &names, findings);
     policies::add_firewall(&settings, &mut drafts, &names, findings);
     volumes::share(sections.top, &settings, &names, &mut drafts, findings);
@@ -135,13 +205,56 @@ fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings)
     let network_policies = policies::read(&sections.policies, &settings, &names, findings);
     let infra = Infra {
         project,
-        global: settings.global?,
+        global: settings.global,
         domains: drafts.into_iter().map(DomainDraft::build).collect(),
         network_policies,
         unapplied: findings.take_unapplied(),
         index: HashMap::new(),
     };
     Some(infra.with_index())
+}
+
+fn value_of<'t, 'a>(entry: &'t Entry<'a>, key: &str) -> Option<&'t Node<'a>> {
+    match &entry.value.kind {
+        NodeKind::Map(entries) => entries.iter().find(|entry| entry.key.text == key),
+        _ => None,
+    }
+    .map(|entry| &entry.value)
+}
+
+fn is_false(node: &Node<'_>) -> bool {
+    matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
+}
+
+/// Parses a name; `example` is the help where it is none.
+fn name<T: FromStr<Err = NameFault>>(
+    text: &str,
+    at: At,
+    example: &str,
+    findings: &mut Findings,
+) -> Option<T> {
+    let parsed = text.parse();
+    if let Err(why) = &parsed {
+        let message = format!("{}: {why}", quote(text));
+        findings.error(Code::InvalidName, at, message).help(example);
+    }
+    parsed.ok()
+}
+
+/// Reports a name that means something else where it is used.
+fn check_reserved(
+    kind: &str,
+    name: &str,
+    reserved: &[(&str, &str)],
+    at: At,
+    findings: &mut Findings,
+) {
+    if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
+        let message = format!("a {kind} cannot be called `{name}`: that is {meaning}");
+        findings
+            .error(Code::ReservedName, at, message)
+            .help("choose another name");
+    }
 }
 
 impl DomainDraft {
@@ -178,12 +291,12 @@ fn sections<'t, 'a>(
         Some(entry) => Fields::of(entry, findings)?.entries().iter().collect(),
         None => Vec::new(),
     };
-    let mut policies = Vec::new();
-    if let Some(items) = top.list("network_policies", findings) {
-        policies.extend(items);
-    }
-    let mut seen: HashMap<&str, At> = HashMap::new();
-    seen.extend(domains.iter().map(|e| (e.key.text.as_ref(), e.at)));
+    let policies = top.list("network_policies", findings);
+    let mut policies: Vec<_> = policies.unwrap_or_default().iter().collect();
+    let mut seen: HashMap<&str, At> = domains
+        .iter()
+        .map(|entry| (entry.key.text.as_ref(), entry.at))
+        .collect();
     for (role, root) in roots {
         match role {
             FileRole::Base => {}
@@ -194,7 +307,7 @@ fn sections<'t, 'a>(
     if alone && top.entry("domains").is_none() {
         findings
             .error(Code::MissingKey, top.at, "there is no `domains`")
-            .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
+            .help(NO_DOMAIN_HELP);
     }
     Some(Sections {
         top,
@@ -211,7 +324,7 @@ fn top<'t, 'a>(base: &'t Node<'a>, alone: bool, findings: &mut Findings) -> Opti
     if alone {
         findings
             .error(Code::EmptyFile, base.at, "the file declares nothing")
-            .help("declare at least one domain: `domains: {work: {subnet_id: 0}}`");
+            .help(NO_DOMAIN_HELP);
         return None;
     }
     Some(Fields::none(base.at))
@@ -234,14 +347,12 @@ fn add_domains<'t, 'a>(
     };
     for entry in fields.entries() {
         let name = entry.key.text.as_ref();
-        if let Some(first) = seen.get(name) {
+        if let Some(first) = findings.earlier(seen, name, entry.at) {
             let message = format!("domain {} is declared twice", quote(name));
-            let first = findings.short(*first);
             findings
                 .error(Code::DuplicateDomain, entry.at, message)
                 .help(format!("the first one is at {first}; keep one of them"));
         } else {
-            seen.insert(name, entry.at);
             domains.push(entry);
         }
     }
@@ -265,12 +376,9 @@ fn add_policies<'t, 'a>(
     };
     if let Some(first) = top.entry("network_policies") {
         let first = findings.short(first.at);
+        let message = "`network_policies` is already in `base.yml`";
         findings
-            .error(
-                Code::DuplicateKey,
-                entry.at,
-                "`network_policies` is already in `base.yml`",
-            )
+            .error(Code::DuplicateKey, entry.at, message)
             .help(format!("the first one is at {first}; keep one of them"));
         return;
     }

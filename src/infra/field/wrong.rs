@@ -1,8 +1,7 @@
 //! A value of the wrong type, in words, with what was probably meant.
 
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 
 /// What a section must be.
@@ -33,56 +32,49 @@ pub(in crate::infra) fn wrong_item(
     wrong_type(node, Expected::Item(what), expected, findings);
 }
 
-/// An unusable value is reported already.
+/// Reports a value that has the wrong type; an unusable one is reported already.
 pub(super) fn wrong_type(
     node: &Node<'_>,
     what: Expected<'_>,
     expected: &str,
     findings: &mut Findings,
 ) {
+    let subject = match what {
+        Expected::Key(key, _) => quote(key),
+        Expected::Item(item) => item.to_owned(),
+    };
     let found = match &node.kind {
         NodeKind::Unusable => return,
         NodeKind::List(_) => "a list",
         NodeKind::Map(_) => "a map",
         NodeKind::Scalar(scalar) => match scalar.reading() {
-            Reading::Null => return empty(node, what, expected, findings),
+            Reading::Null => {
+                let message = format!("{subject} has no value, and must be {expected}");
+                let (at, help) = match what {
+                    Expected::Key(_, at) if expected == A_MAP => (
+                        at,
+                        "write `{}` if it has nothing to say, or take the key away",
+                    ),
+                    Expected::Key(_, at) => (at, "write a value, or take the key away"),
+                    Expected::Item(_) => (node.at, "write a value, or take it away"),
+                };
+                findings.error(Code::EmptyValue, at, message).help(help);
+                return;
+            }
             Reading::Bool(_) => "a truth value",
             Reading::Integer | Reading::Float => "a number",
             Reading::Text => "text",
         },
     };
-    let message = match what {
-        Expected::Key(key, _) => format!("{} is {found}, and must be {expected}", quote(key)),
-        Expected::Item(what) => format!("{what} is {found}, and must be {expected}"),
-    };
-    let help = mending(node, expected);
-    let new = findings.error(Code::WrongType, node.at, message);
-    if let Some(help) = help {
-        new.help(help);
+    let message = format!("{subject} is {found}, and must be {expected}");
+    let finding = findings.error(Code::WrongType, node.at, message);
+    if let Some(help) = suggestion(node, expected) {
+        finding.help(help);
     }
 }
 
-fn empty(node: &Node<'_>, what: Expected<'_>, expected: &str, findings: &mut Findings) {
-    let (at, message) = match what {
-        Expected::Key(key, at) => (
-            at,
-            format!("{} has no value, and must be {expected}", quote(key)),
-        ),
-        Expected::Item(what) => (
-            node.at,
-            format!("{what} has no value, and must be {expected}"),
-        ),
-    };
-    let help = match (what, expected) {
-        (Expected::Key(..), A_MAP) => "write `{}` if it has nothing to say, or take the key away",
-        (Expected::Key(..), _) => "write a value, or take the key away",
-        (Expected::Item(_), _) => "write a value, or take it away",
-    };
-    findings.error(Code::EmptyValue, at, message).help(help);
-}
-
-/// How to write what was probably meant.
-fn mending(node: &Node<'_>, expected: &str) -> Option<String> {
+/// Returns how to write the value that was probably meant.
+fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
     let NodeKind::Scalar(scalar) = &node.kind else {
         return None;
     };

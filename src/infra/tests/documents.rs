@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::super::code::Code;
 use super::{EXAMPLE, parse};
 use crate::diagnostic::Faults;
+use crate::infra::findings::Code;
 
 const REFERENCE: &str = include_str!("../../../docs/infra.md");
 const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");

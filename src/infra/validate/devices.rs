@@ -1,11 +1,10 @@
-//! `config`, `devices` and `profiles`: what goes to Incus as keys and values. Which of them endanger an edge is the room of `endpoints`.
+//! `config`, `devices` and `profiles`: keys and values for Incus. The dangers of a device to an edge belong to `endpoints`.
 
 use std::collections::HashSet;
 
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::Entry;
 use crate::infra::{Device, Profile, is_true};
 
@@ -93,9 +92,7 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
     let name = name(entry, "profile", findings)?;
     let fields = Fields::of(entry, findings)?;
     fields.known("a profile", &["description", "config", "devices"], findings);
-    let description = fields
-        .filled("description", findings)
-        .and_then(|entry| field::incus_text(entry, findings));
+    let description = fields.incus_text("description", findings);
     let (config, privileged) = config(fields, findings);
     let mut devices = Vec::new();
     add_own(fields, &mut devices, findings);
@@ -194,15 +191,13 @@ fn check_keys(placed: &PlacedPath, fields: Fields<'_, '_>, findings: &mut Findin
     };
     for key in needed {
         if fields.entry(key).is_none() {
-            let message = format!("device {} has no `{key}`", quote(&placed.device.name));
+            let owner = format!("device {}", quote(&placed.device.name));
             let help = match *key {
                 "type" => format!("one of: {}", TYPES.join(", ")),
                 "path" => "where the machine sees it, such as `path: /data`".to_owned(),
                 _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
             };
-            findings
-                .error(Code::MissingKey, placed.at, message)
-                .help(help);
+            findings.missing(placed.at, &owner, key, help);
         }
     }
 }
@@ -212,8 +207,8 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
     /// Maximum length of a name that Incus takes for a device, in bytes; profiles and keys are well below it.
     const NAME_MAX: usize = 64;
     let text = entry.key.text.as_ref();
-    let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
-    if text.is_empty() || text.len() > NAME_MAX || text.contains(odd) || text == "~" {
+    let forbidden = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+    if text.is_empty() || text.len() > NAME_MAX || text.contains(forbidden) || text == "~" {
         let message = format!("{} is no name of a {what}", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)

@@ -1,4 +1,4 @@
-//! Domains: names, trust, subnets. What is inside a machine is the room of `machines`.
+//! Domains: names, trust, subnets. The keys of a machine belong to `machines`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -6,12 +6,10 @@ use std::net::Ipv4Addr;
 use serde_json::Value;
 
 use super::global::{GlobalSettings, Scheme};
-use super::{DomainDraft, Names, devices};
-use super::{MachineContext, machines, names};
+use super::{DomainDraft, MachineContext, Names, check_reserved, devices, machines, name};
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::network::{self, GATEWAY, SUBNET_ID_MAX, ZONE_OCTET};
 use crate::infra::raw::Entry;
 use crate::infra::{Domain, Network, TrustLevel};
@@ -45,7 +43,7 @@ const RESERVED_DOMAINS: [(&str, &str); 5] = [
 ];
 
 /// The part of a domain that decides its subnet.
-struct Ground<'t, 'a> {
+struct DomainFields<'t, 'a> {
     entry: &'t Entry<'a>,
     fields: Fields<'t, 'a>,
     trust: Option<TrustLevel>,
@@ -59,31 +57,26 @@ pub(super) fn read(
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Vec<DomainDraft> {
-    let mut grounds = Vec::new();
-    for entry in domains {
-        grounds.extend(ground(entry, settings, findings));
-    }
+    let grounds: Vec<_> = domains
+        .iter()
+        .filter_map(|entry| ground(entry, settings, findings))
+        .collect();
     let subnets = subnets(&grounds, settings, findings);
     let mut addresses = HashMap::new();
-    let mut drafts = Vec::new();
-    for (ground, subnet) in grounds.iter().zip(subnets) {
-        drafts.extend(domain(
-            ground,
-            subnet,
-            settings,
-            names,
-            &mut addresses,
-            findings,
-        ));
-    }
-    drafts
+    grounds
+        .iter()
+        .zip(subnets)
+        .filter_map(|(ground, subnet)| {
+            domain(ground, subnet, settings, names, &mut addresses, findings)
+        })
+        .collect()
 }
 
 fn ground<'t, 'a>(
     entry: &'t Entry<'a>,
     settings: &GlobalSettings,
     findings: &mut Findings,
-) -> Option<Ground<'t, 'a>> {
+) -> Option<DomainFields<'t, 'a>> {
     let fields = Fields::of(entry, findings)?;
     fields.known("a domain", &KEYS, findings);
     let levels = TrustLevel::ALL.map(TrustLevel::as_str);
@@ -91,24 +84,18 @@ fn ground<'t, 'a>(
     let trust = TrustLevel::ALL
         .into_iter()
         .find(|level| Some(level.as_str()) == written);
+    let written_id = fields.entry("subnet_id");
     let subnet_id = fields
-        .integer("subnet_id", 0..=i64::from(SUBNET_ID_MAX), findings)
-        .and_then(|(id, at)| Some((u8::try_from(id).ok()?, at)));
-    let missing = fields
-        .entry("subnet_id")
-        .is_none_or(|entry| field::is_null(&entry.value));
-    if missing && !settings.zones {
-        findings
-            .error(
-                Code::MissingKey,
-                entry.at,
-                format!("domain {} has no `subnet_id`", quote(&entry.key.text)),
-            )
-            .help(format!(
-                "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses"
-            ));
+        .integer("subnet_id", 0..=SUBNET_ID_MAX, findings)
+        .zip(written_id.map(|entry| entry.value.at));
+    if written_id.is_none_or(|entry| field::is_null(&entry.value)) && !settings.zones {
+        let owner = format!("domain {}", quote(&entry.key.text));
+        let help = format!(
+            "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses"
+        );
+        findings.missing(entry.at, &owner, "subnet_id", help);
     }
-    Some(Ground {
+    Some(DomainFields {
         entry,
         fields,
         trust: if settings.zones && fields.entry("trust_level").is_none() {
@@ -122,7 +109,7 @@ fn ground<'t, 'a>(
 
 /// The subnet of each domain; `None` after a fault.
 fn subnets(
-    grounds: &[Ground<'_, '_>],
+    grounds: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
@@ -141,33 +128,31 @@ fn subnets(
 }
 
 /// A `subnet_id` is unique: over all domains, or in its zone.
-fn check_unique(grounds: &[Ground<'_, '_>], settings: &GlobalSettings, findings: &mut Findings) {
+fn check_unique(
+    grounds: &[DomainFields<'_, '_>],
+    settings: &GlobalSettings,
+    findings: &mut Findings,
+) {
     let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
     for ground in grounds {
         let Some((id, at)) = ground.subnet_id else {
             continue;
         };
         let zone = ground.trust.filter(|_| settings.zones);
-        if let Some(first) = seen.get(&(zone, id)) {
-            let first = findings.short(*first);
+        if let Some(first) = findings.earlier(&mut seen, (zone, id), at) {
             let within = zone.map_or(String::new(), |level| {
                 format!(" in the zone of `{}`", level.as_str())
             });
+            let message = format!("`subnet_id` {id} is already taken{within}");
             findings
-                .error(
-                    Code::DuplicateSubnet,
-                    at,
-                    format!("`subnet_id` {id} is already taken{within}"),
-                )
+                .error(Code::DuplicateSubnet, at, message)
                 .help(format!("by the domain at {first}; each has its own"));
-        } else {
-            seen.insert((zone, id), at);
         }
     }
 }
 
 fn zones(
-    grounds: &[Ground<'_, '_>],
+    grounds: &[DomainFields<'_, '_>],
     zone_base: i64,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
@@ -209,7 +194,7 @@ fn zones(
 }
 
 fn domain(
-    ground: &Ground<'_, '_>,
+    ground: &DomainFields<'_, '_>,
     subnet: Option<(u8, Ipv4Addr)>,
     settings: &GlobalSettings,
     names: &Names<'_>,
@@ -218,9 +203,7 @@ fn domain(
 ) -> Option<DomainDraft> {
     let fields = ground.fields;
     let name = domain_name(ground.entry, findings);
-    let description = fields
-        .filled("description", findings)
-        .and_then(|entry| field::incus_text(entry, findings));
+    let description = fields.incus_text("description", findings);
     let enabled = fields.flag("enabled", findings).unwrap_or(true);
     let ephemeral = fields.flag("ephemeral", findings).unwrap_or(false);
     let (ai_provider, ai_sanitize) = ai(fields, findings);
@@ -231,7 +214,7 @@ fn domain(
         .map(|profile| profile.name.clone())
         .zip(0..)
         .collect();
-    let surroundings = MachineContext {
+    let context = MachineContext {
         domain: &ground.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
         gives_addresses: settings.zones,
@@ -243,7 +226,7 @@ fn domain(
     };
     let machines = fields
         .map("machines", findings)
-        .map(|machines| machines::read(machines, &surroundings, addresses, findings));
+        .map(|machines| machines::read(machines, &context, addresses, findings));
     let (subnet_id, subnet) = subnet.unwrap_or((0, Ipv4Addr::UNSPECIFIED));
     let name = name?;
     Some(DomainDraft {
@@ -272,44 +255,24 @@ fn domain(
 }
 
 fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName> {
-    let text = field::text_key(entry, "the name of a domain", findings)?.text;
-    let name = match text.parse::<DomainName>() {
-        Ok(name) => name,
-        Err(why) => {
-            findings
-                .error(
-                    Code::InvalidName,
-                    entry.at,
-                    format!("{}: {why}", quote(text)),
-                )
-                .help("such as `work` or `home-2`");
-            return None;
-        }
-    };
-    names::reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
+    let text = field::text_key(entry, "the name of a domain", findings)?;
+    let name: DomainName = name(text, entry.at, "such as `work` or `home-2`", findings)?;
+    check_reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
     let bridge = BRIDGE_PREFIX.len() + text.len();
     if bridge > BRIDGE_MAX {
-        let most = BRIDGE_MAX - BRIDGE_PREFIX.len();
         let message = format!(
             "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, and Linux allows {BRIDGE_MAX}"
         );
+        let max = BRIDGE_MAX - BRIDGE_PREFIX.len();
         findings
             .error(Code::NameTooLong, entry.at, message)
-            .help(format!("a domain's name has at most {most} characters"));
+            .help(format!("a domain's name has at most {max} characters"));
     }
     Some(name)
 }
 
 fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
-    for (key, name) in [
-        ("ai_provider", "ai_provider"),
-        ("ai_sanitize", "ai_sanitize"),
-        ("file_portal", "file_portal"),
-    ] {
-        if let Some(entry) = fields.entry(key) {
-            findings.unapplied(name, entry.at);
-        }
-    }
+    fields.note_unapplied(&["ai_provider", "ai_sanitize", "file_portal"], findings);
     let provider = fields
         .choice("ai_provider", &["local", "cloud", "local-first"], findings)
         .unwrap_or("local");
@@ -319,12 +282,9 @@ fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
     };
     let written = field::json(&entry.value);
     if !matches!(&written, Value::Bool(_)) && written != "always" {
+        let message = "this is no value of `ai_sanitize`";
         findings
-            .error(
-                Code::InvalidValue,
-                entry.value.at,
-                "this is no value of `ai_sanitize`",
-            )
+            .error(Code::InvalidValue, entry.value.at, message)
             .help("one of: true, false, always");
     }
     (provider.to_owned(), written)

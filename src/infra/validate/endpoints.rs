@@ -8,8 +8,7 @@ use std::collections::HashSet;
 use super::devices::{PlacedPath, PlacedProfile};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::{Severity, quote};
-use crate::infra::code::Code;
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::{MACHINES_OWN, MachineType};
 use crate::name::MachineName;
 
@@ -122,20 +121,14 @@ fn check_privileged(
     };
     let name = quote(machine.machine.name.as_str());
     if is_end {
+        let message = format!("{name} is privileged, and an end of a service");
         findings
-            .error(
-                Code::PrivilegedEnd,
-                at,
-                format!("{name} is privileged, and an end of a service"),
-            )
+            .error(Code::PrivilegedEnd, at, message)
             .help("its root is the host's root: take `security.privileged` away, or the services");
     } else if machine.machine.kind == MachineType::Container {
+        let message = format!("{name} is a privileged container");
         findings
-            .warning(
-                Code::PrivilegedContainer,
-                at,
-                format!("{name} is a privileged container"),
-            )
+            .warning(Code::PrivilegedContainer, at, message)
             .help("its root is the host's root; it can neither offer nor call services");
     }
 }

@@ -1,12 +1,11 @@
 //! The `global` section and `project_name`.
 
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::network::{self, BASE_SUBNET, ZONE_BASE, ZONE_OCTET};
 use crate::infra::raw::{NodeKind, Reading};
-use crate::infra::{Addressing, Global};
+use crate::infra::{Addressing, DEFAULT_IMAGE, Global};
 
 const KEYS: [&str; 14] = [
     "addressing",
@@ -25,21 +24,35 @@ const KEYS: [&str; 14] = [
     "persistent_data_base",
 ];
 
+/// Keys that anklume itself does nothing with.
+const UNAPPLIED: [&str; 9] = [
+    "global.default_connection",
+    "global.default_user",
+    "global.nesting_prefix",
+    "global.gpu_policy",
+    "global.firewall_mode",
+    "global.ai_access_policy",
+    "global.ai_access_default",
+    "global.ai_vram_flush",
+    "global.resource_policy",
+];
+
 /// Folder on the host of shared volumes that name no source.
 const SHARED_VOLUMES_BASE: &str = "/srv/anklume/shares";
 /// Folder on the host of persistent data.
 const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
 
-/// The values of `global`, for the other sections.
+/// The values of `global` that other sections need.
 #[derive(Debug)]
 pub(super) struct GlobalSettings {
-    /// The model's part; `None` after a fault in it.
-    pub(super) global: Option<Global>,
+    /// The part that the model keeps.
+    pub(super) global: Global,
     /// True if `addressing` is written.
     pub(super) zones: bool,
     /// How subnets are given out; `None` after a fault.
     pub(super) scheme: Option<Scheme>,
-    pub(super) default_image: Option<String>,
+    /// Image of machines that name none.
+    pub(super) default_image: String,
     pub(super) shared_volumes_base: String,
     pub(super) persistent_data_base: String,
     /// `gpu_policy: shared`.
@@ -58,7 +71,7 @@ pub(super) enum Scheme {
     Zones { base: i64 },
 }
 
-/// The machines that may reach the domain `ai-tools`.
+/// Access to the domain `ai-tools`.
 #[derive(Debug, Default)]
 pub(super) struct AiAccess {
     /// Where `ai_access_policy: exclusive` is written.
@@ -67,17 +80,16 @@ pub(super) struct AiAccess {
     pub(super) default: Option<(String, At)>,
 }
 
-/// The name of the project: written, or the given one.
+/// Returns the name of the project: `project_name`, or the default.
 pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Findings) -> String {
     let Some(written) = top.text("project_name", findings) else {
         return default.to_owned();
     };
     if written.text.trim().is_empty() || written.text.chars().any(char::is_control) {
         let message = format!("{} is no name of a project", quote(written.text));
-        let help = "a name has a visible character and stays on one line";
         findings
             .error(Code::InvalidName, written.at, message)
-            .help(help);
+            .help("a name has a visible character and stays on one line");
     }
     written.text.to_owned()
 }
@@ -90,7 +102,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
     let fields = fields.unwrap_or(Fields::none(top.at));
     fields.known("`global`", &KEYS, findings);
-    note_unapplied(fields, findings);
+    fields.note_unapplied(&UNAPPLIED, findings);
     let (scheme, addressing) = addressing(fields, findings).unzip();
     let global = Global {
         addressing: addressing.unwrap_or(Addressing::Subnets {
@@ -104,16 +116,17 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     let gpu_policy = fields.choice("gpu_policy", &["exclusive", "shared"], findings);
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
     resource_policy(fields, findings);
-    if let Some(entry) = fields.filled("ai_vram_flush", findings) {
-        field::incus_text(entry, findings);
-    }
+    fields.incus_text("ai_vram_flush", findings);
     GlobalSettings {
         zones: fields
             .entry("addressing")
             .is_some_and(|entry| !field::is_null(&entry.value)),
         scheme,
-        default_image: global.default_os_image.clone(),
-        global: Some(global),
+        default_image: global
+            .default_os_image
+            .clone()
+            .unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
+        global,
         shared_volumes_base: base(fields, "shared_volumes_base", SHARED_VOLUMES_BASE, findings),
         persistent_data_base: base(
             fields,
@@ -122,32 +135,12 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
             findings,
         ),
         gpus_shared: gpu_policy == Some("shared"),
-        firewall_vm: (firewall == Some("vm"))
-            .then(|| fields.entry("firewall_mode").map(|entry| entry.value.at))
-            .flatten(),
+        firewall_vm: fields.place_if("firewall_mode", firewall == Some("vm")),
         ai_access: ai_access(fields, findings),
     }
 }
 
-fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
-    for (key, name) in [
-        ("default_connection", "global.default_connection"),
-        ("default_user", "global.default_user"),
-        ("nesting_prefix", "global.nesting_prefix"),
-        ("gpu_policy", "global.gpu_policy"),
-        ("firewall_mode", "global.firewall_mode"),
-        ("ai_access_policy", "global.ai_access_policy"),
-        ("ai_access_default", "global.ai_access_default"),
-        ("ai_vram_flush", "global.ai_vram_flush"),
-        ("resource_policy", "global.resource_policy"),
-    ] {
-        if let Some(entry) = fields.entry(key) {
-            findings.unapplied(name, entry.at);
-        }
-    }
-}
-
-/// Read, and not applied: whoever asks for it must not believe that it is there.
+/// Reads `nesting_prefix`, which is not applied; the warning tells so whoever asks for it.
 fn nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) -> bool {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
@@ -163,11 +156,12 @@ fn owned(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<S
     fields.text(key, findings).map(|text| text.text.to_owned())
 }
 
-/// The name of an image: one word that goes to `incus` as it is.
+/// Reads the name of an image: one word, passed to Incus as it is.
 pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {
     let written = fields.text(key, findings)?;
-    let odd = |c: char| c.is_whitespace() || c.is_control();
-    if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(odd) {
+    let forbidden = |c: char| c.is_whitespace() || c.is_control();
+    if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(forbidden)
+    {
         let message = format!("{} is no name of an image", quote(written.text));
         findings
             .error(Code::InvalidValue, written.at, message)
@@ -191,12 +185,9 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
     };
     let zones = Fields::of(entry, findings)?;
     if let Some(unused) = fields.entry("base_subnet") {
+        let message = "`base_subnet` is not used beside `addressing`";
         findings
-            .warning(
-                Code::UnusedKey,
-                unused.at,
-                "`base_subnet` is not used beside `addressing`",
-            )
+            .warning(Code::UnusedKey, unused.at, message)
             .help("keep one of them");
     }
     zones.known(
@@ -204,11 +195,10 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
         &["base_octet", "zone_base", "zone_step"],
         findings,
     );
-    let octet = i64::from(ZONE_OCTET);
-    let _ = zones.integer("base_octet", octet..=octet, findings);
-    let _ = zones.integer("zone_step", 1..=i64::MAX, findings);
+    zones.integer("base_octet", ZONE_OCTET..=ZONE_OCTET, findings);
+    zones.integer("zone_step", 1..=i64::MAX, findings);
     let base = match zones.entry("zone_base") {
-        Some(_) => zones.integer("zone_base", 0..=245, findings)?.0,
+        Some(_) => zones.integer("zone_base", 0..=245, findings)?,
         None => ZONE_BASE,
     };
     let written = field::json_map(zones.entries());
@@ -216,13 +206,13 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
 }
 
 fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, Addressing)> {
-    let written = match fields.filled("base_subnet", findings) {
-        Some(_) => fields
-            .text("base_subnet", findings)
-            .map(|t| (t.text, t.at))?,
+    let (text, at) = match fields.filled("base_subnet", findings) {
+        Some(entry) => {
+            let written = field::text_entry(entry, findings)?;
+            (written.text, written.at)
+        }
         None => (BASE_SUBNET, fields.at),
     };
-    let (text, at) = written;
     let Some(base) = network::base_octets(text) else {
         let message = format!("{} is no base of subnets", quote(text));
         findings
@@ -239,13 +229,9 @@ fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, A
 
 fn ai_access(fields: Fields<'_, '_>, findings: &mut Findings) -> AiAccess {
     let policy = fields.choice("ai_access_policy", &["exclusive", "open"], findings);
-    let exclusive = match policy {
-        Some("exclusive") => fields.entry("ai_access_policy").map(|e| e.value.at),
-        _ => None,
-    };
     let default = fields.text("ai_access_default", findings);
     AiAccess {
-        exclusive,
+        exclusive: fields.place_if("ai_access_policy", policy == Some("exclusive")),
         default: default.map(|domain| (domain.text.to_owned(), domain.at)),
     }
 }
@@ -301,9 +287,8 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         || key == "memory" && number.is_some_and(positive);
     if !fits {
         let message = format!("{} is no reserve", quote(text));
-        let help = "such as `20%`, a positive number, or of memory `2GiB`";
         findings
             .error(Code::InvalidValue, entry.value.at, message)
-            .help(help);
+            .help("such as `20%`, a positive number, or of memory `2GiB`");
     }
 }

@@ -1,18 +1,17 @@
-//! Machines: every key but devices, services and volumes, which have rooms of their own.
+//! Machines: every key but devices, services and volumes, which have modules of their own.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::image;
-use super::{MachineContext, MachineDraft, names, services, volumes};
+use super::{MachineContext, MachineDraft, check_reserved, name, services, volumes};
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::network::{self, GIVEN_OUT, UnfitSubnet};
 use crate::infra::raw::Entry;
-use crate::infra::{DEFAULT_IMAGE, Machine, MachineType, TrustLevel};
+use crate::infra::{Machine, MachineType, TrustLevel};
 use crate::name::MachineName;
 
 const KEYS: [&str; 19] = [
@@ -54,16 +53,16 @@ const RESERVED_MACHINES: [(&str, &str); 4] = [
 /// Reads the machines of one domain; `addresses` are those that are taken so far, in all domains.
 pub(super) fn read(
     machines: Fields<'_, '_>,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Vec<MachineDraft> {
-    let mut drafts = Vec::new();
-    for entry in machines.entries() {
-        drafts.extend(machine(entry, surroundings, addresses, findings));
-    }
-    if surroundings.gives_addresses
-        && let Some(subnet) = surroundings.subnet
+    let entries = machines.entries().iter();
+    let mut drafts: Vec<_> = entries
+        .filter_map(|entry| machine(entry, context, addresses, findings))
+        .collect();
+    if context.gives_addresses
+        && let Some(subnet) = context.subnet
     {
         give_addresses(subnet, &mut drafts, addresses, findings);
     }
@@ -72,59 +71,49 @@ pub(super) fn read(
 
 fn machine(
     entry: &Entry<'_>,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<MachineDraft> {
     let name = machine_name(entry, findings);
     let fields = Fields::of(entry, findings)?;
     fields.known("a machine", &KEYS, findings);
-    note_unapplied(fields, findings);
+    fields.note_unapplied(&["weight", "gpu", "roles"], findings);
     let kind = match fields.choice("type", &["lxc", "vm"], findings) {
         Some("vm") => MachineType::VirtualMachine,
         _ => MachineType::Container,
     };
-    warn_of_container(entry, kind, surroundings, findings);
-    let ip = address(fields, surroundings, addresses, findings);
+    warn_of_container(entry, kind, context, findings);
+    let ip = address(fields, context, addresses, findings);
     let own_image = image(fields, "os_image", findings);
-    let default_image = surroundings.settings.default_image.as_deref();
     let (config, privileged) = devices::config(fields, findings);
-    let mut placed = volumes::persistent(entry, fields, surroundings, findings);
+    let mut placed = volumes::persistent(entry, fields, context, findings);
     devices::add_own(fields, &mut placed, findings);
-    // No part of the model, and of `resource_policy`, which is not applied.
-    let _ = fields.integer("weight", 1..=i64::MAX, findings);
+    // Belongs to `resource_policy`, which is not applied.
+    fields.integer("weight", 1..=i64::MAX, findings);
     let mcp = services::users(fields, findings);
     let machine = Machine {
         place: findings.place(entry.at)?,
         kind,
         description: fields
-            .filled("description", findings)
-            .and_then(|entry| field::incus_text(entry, findings))
+            .incus_text("description", findings)
             .unwrap_or_default(),
         ip,
-        os_image: own_image.unwrap_or_else(|| default_image.unwrap_or(DEFAULT_IMAGE).to_owned()),
+        os_image: own_image.unwrap_or_else(|| context.settings.default_image.clone()),
         ephemeral: fields
             .flag("ephemeral", findings)
-            .unwrap_or(surroundings.ephemeral),
+            .unwrap_or(context.ephemeral),
         gpu: fields.flag("gpu", findings),
-        profiles: profiles(fields, surroundings, findings),
+        profiles: profiles(fields, context, findings),
         config,
         devices: Vec::new(),
         storage_volumes: volumes::storage(fields, findings),
         roles: roles(fields, findings),
         boot_autostart: fields.flag("boot_autostart", findings),
-        boot_priority: fields
-            .integer("boot_priority", 0..=100, findings)
-            .and_then(|(priority, _)| u8::try_from(priority).ok()),
+        boot_priority: fields.integer("boot_priority", 0..=100, findings),
         snapshots_schedule: shaped(fields, "snapshots_schedule", SCHEDULE, findings),
         snapshots_expiry: shaped(fields, "snapshots_expiry", EXPIRY, findings),
-        services: services::read(
-            &entry.key.text,
-            fields,
-            surroundings.names,
-            mcp.memory,
-            findings,
-        ),
+        services: services::read(entry, fields, context.names, mcp.memory, findings),
         mcp,
         name: name?,
     };
@@ -137,43 +126,25 @@ fn machine(
 }
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {
-    let text = field::text_key(entry, "the name of a machine", findings)?.text;
-    names::reserved("machine", text, &RESERVED_MACHINES, entry.at, findings);
-    text.parse()
-        .map_err(|why| {
-            findings
-                .error(
-                    Code::InvalidName,
-                    entry.at,
-                    format!("{}: {why}", quote(text)),
-                )
-                .help("such as `work-dev` or `web1`");
-        })
-        .ok()
-}
-
-fn note_unapplied(fields: Fields<'_, '_>, findings: &mut Findings) {
-    for key in ["weight", "gpu", "roles"] {
-        if let Some(entry) = fields.entry(key) {
-            findings.unapplied(key, entry.at);
-        }
-    }
+    let text = field::text_key(entry, "the name of a machine", findings)?;
+    check_reserved("machine", text, &RESERVED_MACHINES, entry.at, findings);
+    name(text, entry.at, "such as `work-dev` or `web1`", findings)
 }
 
 fn warn_of_container(
     entry: &Entry<'_>,
     kind: MachineType,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     findings: &mut Findings,
 ) {
     let low = [TrustLevel::Untrusted, TrustLevel::Disposable];
-    let trust = surroundings.trust.filter(|trust| low.contains(trust));
+    let trust = context.trust.filter(|trust| low.contains(trust));
     if let (MachineType::Container, Some(trust)) = (kind, trust) {
         let message = format!(
             "{} is a container in the {} domain {}",
             quote(&entry.key.text),
             trust.as_str(),
-            quote(surroundings.domain)
+            quote(context.domain)
         );
         findings
             .warning(Code::ContainerInUntrustedDomain, entry.at, message)
@@ -183,34 +154,25 @@ fn warn_of_container(
 
 fn address(
     fields: Fields<'_, '_>,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<Ipv4Addr> {
     let Text { text, at } = fields.text("ip", findings)?;
     let Ok(address) = text.parse::<Ipv4Addr>() else {
+        let message = format!("{} is no IPv4 address", quote(text));
         findings
-            .error(
-                Code::InvalidAddress,
-                at,
-                format!("{} is no IPv4 address", quote(text)),
-            )
+            .error(Code::InvalidAddress, at, message)
             .help("four numbers from 0 to 255 with dots, without zeros in front and without `/`");
         return None;
     };
-    if let Some(first) = addresses.get(&address) {
-        let first = findings.short(*first);
+    if let Some(first) = findings.earlier(addresses, address, at) {
+        let message = format!("`{address}` is already taken");
         findings
-            .error(
-                Code::DuplicateAddress,
-                at,
-                format!("`{address}` is already taken"),
-            )
+            .error(Code::DuplicateAddress, at, message)
             .help(format!("by the machine at {first}; each has its own"));
-    } else {
-        addresses.insert(address, at);
     }
-    if let Some(subnet) = surroundings.subnet
+    if let Some(subnet) = context.subnet
         && let Err(unfit) = network::fit(address, subnet)
     {
         report_unfit(address, subnet, unfit, at, findings);
@@ -225,23 +187,16 @@ fn report_unfit(
     at: At,
     findings: &mut Findings,
 ) {
+    let reserved = Code::ReservedAddress;
+    let within = format!("subnet {subnet}/24");
     let (code, is) = match unfit {
         UnfitSubnet::Outside => (
             Code::AddressOutsideSubnet,
-            format!("not in its domain's subnet {subnet}/24"),
+            format!("not in its domain's {within}"),
         ),
-        UnfitSubnet::Network => (
-            Code::ReservedAddress,
-            format!("the address of the subnet {subnet}/24 itself"),
-        ),
-        UnfitSubnet::Gateway => (
-            Code::ReservedAddress,
-            format!("the gateway of the subnet {subnet}/24"),
-        ),
-        UnfitSubnet::Broadcast => (
-            Code::ReservedAddress,
-            format!("the broadcast address of the subnet {subnet}/24"),
-        ),
+        UnfitSubnet::Network => (reserved, format!("the address of the {within} itself")),
+        UnfitSubnet::Gateway => (reserved, format!("the gateway of the {within}")),
+        UnfitSubnet::Broadcast => (reserved, format!("the broadcast address of the {within}")),
     };
     let first = network::host(subnet, 1);
     let last = network::host(subnet, network::GATEWAY - 1);
@@ -258,10 +213,7 @@ fn give_addresses(
     findings: &mut Findings,
 ) {
     let mut next = GIVEN_OUT;
-    for draft in drafts.iter_mut() {
-        if draft.machine.ip.is_some() {
-            continue;
-        }
+    for draft in drafts.iter_mut().filter(|draft| draft.machine.ip.is_none()) {
         let free = next
             .by_ref()
             .map(|last| network::host(subnet, last))
@@ -276,19 +228,18 @@ fn give_addresses(
             quote(draft.machine.name.as_str())
         );
         let (first, last) = GIVEN_OUT.into_inner();
-        let help = format!(
-            "only .{first} to .{last} are given out: write `ip` for some machines, from .{} on",
-            last + 1
-        );
         findings
             .error(Code::NoAddressLeft, draft.at, message)
-            .help(help);
+            .help(format!(
+                "only .{first} to .{last} are given out: write `ip` for some machines, from .{} on",
+                last + 1
+            ));
     }
 }
 
 fn profiles(
     fields: Fields<'_, '_>,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     findings: &mut Findings,
 ) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
@@ -298,23 +249,19 @@ fn profiles(
         else {
             continue;
         };
-        let known = text == "default" || surroundings.profiles.contains_key(text);
-        if !known {
+        if text != "default" && !context.profiles.contains_key(text) {
             let message = format!(
                 "{} is no profile of domain {}",
                 quote(text),
-                quote(surroundings.domain)
+                quote(context.domain)
             );
             findings
                 .error(Code::UnknownProfile, at, message)
                 .help("declare it in `profiles` of the domain, or take it off the list");
         } else if !seen.insert(text) {
+            let message = format!("profile {} is listed twice", quote(text));
             findings
-                .error(
-                    Code::DuplicateItem,
-                    at,
-                    format!("profile {} is listed twice", quote(text)),
-                )
+                .error(Code::DuplicateItem, at, message)
                 .help("list it once: later ones override earlier ones");
         }
         names.push(text.to_owned());
@@ -341,13 +288,8 @@ fn shaped(
     let Text { text, at } = fields.text(key, findings)?;
     let (fits, rule) = shape;
     if !fits(text) {
-        findings
-            .error(
-                Code::InvalidValue,
-                at,
-                format!("{} is no value of `{key}`", quote(text)),
-            )
-            .help(rule);
+        let message = format!("{} is no value of `{key}`", quote(text));
+        findings.error(Code::InvalidValue, at, message).help(rule);
     }
     Some(text.to_owned())
 }

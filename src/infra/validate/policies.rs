@@ -1,15 +1,16 @@
 //! `network_policies`, and what `global` asks of the whole: exclusive AI access, the firewall machine, GPUs.
 //!
-//! None of it is anklume's to apply; it is checked and handed to Ansible.
+//! Policies are checked and handed to Ansible, which applies them.
+
+use std::num::NonZero;
 
 use serde_json::{Value, json};
 
 use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
-use crate::infra::findings::Findings;
+use crate::infra::findings::{Code, Findings};
 use crate::infra::network::{self, FIREWALL};
 use crate::infra::raw::{Node, NodeKind, Reading};
 use crate::infra::{Machine, MachineType, McpUsers};
@@ -30,7 +31,7 @@ const AI_DOMAIN: &str = "ai-tools";
 const FIREWALL_DOMAIN: &str = "anklume";
 const FIREWALL_NAMES: [&str; 2] = ["anklume-firewall", "sys-firewall"];
 
-/// The policies as written, and the one that exclusive AI access adds.
+/// Returns the policies as written, and the one that exclusive AI access adds.
 pub(super) fn read(
     policies: &[&Node<'_>],
     settings: &GlobalSettings,
@@ -64,50 +65,26 @@ pub(super) fn read(
 }
 
 fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Findings) {
+    const HELP: &str = "name a domain, a machine, or `host`";
     if fields.entry(key).is_none() {
-        findings
-            .error(
-                Code::MissingKey,
-                fields.at,
-                format!("the policy has no `{key}`"),
-            )
-            .help("name a domain, a machine, or `host`");
+        findings.missing(fields.at, "the policy", key, HELP);
     }
     let Some(Text { text, at }) = fields.text(key, findings) else {
         return;
     };
-    let home = names.machines.get(text).map(|home| home.domain);
-    let domain = names.domains.contains_key(text).then_some(text).or(home);
     if text == "host" {
         return;
     }
-    let Some(domain) = domain else {
-        let all = names.domains.keys().copied().chain(names.machine_names());
-        let near = findings.closest(text, all);
-        let files = findings.this_file();
-        let help = match near {
-            Some(near) => format!("did you mean {}?", quote(near)),
-            None => "name a domain, a machine, or `host`".to_owned(),
-        };
-        findings
-            .error(
-                Code::UnknownName,
-                at,
-                format!(
-                    "{} is neither a domain nor a machine of {files}",
-                    quote(text)
-                ),
-            )
-            .help(help);
+    let domain = names.domains.get_key_value(text).map(|(name, _)| *name);
+    let home = || names.machines.get(text).map(|home| home.domain);
+    let Some(domain) = domain.or_else(home) else {
+        names.unknown(text, at, HELP, findings);
         return;
     };
     if names.is_disabled(domain) {
+        let message = format!("domain {} is disabled", quote(domain));
         findings
-            .warning(
-                Code::DisabledDomain,
-                at,
-                format!("domain {} is disabled", quote(domain)),
-            )
+            .warning(Code::DisabledDomain, at, message)
             .help("the policy has no effect until the domain is enabled");
     }
 }
@@ -127,13 +104,9 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         }
     };
     for item in items {
-        let port = match &item.kind {
-            NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => {
-                scalar.text.parse::<u16>().ok().filter(|port| *port > 0)
-            }
-            _ => None,
-        };
-        if port.is_none() {
+        let is_port = matches!(&item.kind, NodeKind::Scalar(scalar)
+            if scalar.reading() == Reading::Integer && scalar.text.parse::<NonZero<u16>>().is_ok());
+        if !is_port {
             findings
                 .error(Code::InvalidValue, item.at, "this is no port")
                 .help("numbers from 1 to 65535, or `ports: all`");
@@ -141,7 +114,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
     }
 }
 
-/// What `ai_access_policy: exclusive` needs, and the policy that it adds when none leads to the AI domain.
+/// Checks the needs of `ai_access_policy: exclusive`; returns the policy that it adds if none leads to the AI domain.
 fn ai_access(
     settings: &GlobalSettings,
     to_ai: usize,
@@ -150,43 +123,32 @@ fn ai_access(
 ) -> Option<Value> {
     let at = settings.ai_access.exclusive?;
     if !names.domains.contains_key(AI_DOMAIN) {
+        let message = format!("exclusive AI access needs a domain `{AI_DOMAIN}`");
         findings
-            .error(
-                Code::AiAccess,
-                at,
-                format!("exclusive AI access needs a domain `{AI_DOMAIN}`"),
-            )
+            .error(Code::AiAccess, at, message)
             .help("declare it, or write `ai_access_policy: open`");
     }
     if to_ai > 1 {
+        let message =
+            format!("{to_ai} policies lead to `{AI_DOMAIN}`, and exclusive access allows one");
         findings
-            .error(
-                Code::AiAccess,
-                at,
-                format!("{to_ai} policies lead to `{AI_DOMAIN}`, and exclusive access allows one"),
-            )
+            .error(Code::AiAccess, at, message)
             .help("keep one of them, or write `ai_access_policy: open`");
     }
     let Some((default, place)) = &settings.ai_access.default else {
+        let message = "exclusive AI access needs `ai_access_default`";
         findings
-            .error(
-                Code::AiAccess,
-                at,
-                "exclusive AI access needs `ai_access_default`",
-            )
+            .error(Code::AiAccess, at, message)
             .help("name the domain that may use the AI tools");
         return None;
     };
     if default == AI_DOMAIN || !names.domains.contains_key(default.as_str()) {
+        let message = format!(
+            "{} is not a domain that could use `{AI_DOMAIN}`",
+            quote(default)
+        );
         findings
-            .error(
-                Code::AiAccess,
-                *place,
-                format!(
-                    "{} is not a domain that could use `{AI_DOMAIN}`",
-                    quote(default)
-                ),
-            )
+            .error(Code::AiAccess, *place, message)
             .help("name another domain of this file");
         return None;
     }
@@ -201,7 +163,7 @@ fn ai_access(
     })
 }
 
-/// `firewall_mode: vm` adds a machine to the domain `anklume`, unless there is one of its names.
+/// Adds the machine of `firewall_mode: vm` to the domain `anklume`, unless one of its names is declared.
 pub(super) fn add_firewall(
     settings: &GlobalSettings,
     drafts: &mut [DomainDraft],
@@ -225,27 +187,20 @@ pub(super) fn add_firewall(
         (home, name.parse::<MachineName>(), findings.place(at))
     else {
         if !names.domains.contains_key(FIREWALL_DOMAIN) {
+            let message = format!("a firewall machine needs a domain `{FIREWALL_DOMAIN}`");
             findings
-                .error(
-                    Code::FirewallMode,
-                    at,
-                    format!("a firewall machine needs a domain `{FIREWALL_DOMAIN}`"),
-                )
+                .error(Code::FirewallMode, at, message)
                 .help("declare it, or write `firewall_mode: host`");
         }
         return;
     };
     let ip = network::host(draft.domain.network.subnet, FIREWALL);
     if let Some(taken) = draft.machines.iter().find(|m| m.machine.ip == Some(ip)) {
+        let message = format!("`{ip}` is the firewall machine's");
         findings
-            .error(
-                Code::DuplicateAddress,
-                taken.at,
-                format!("`{ip}` is the firewall machine's"),
-            )
+            .error(Code::DuplicateAddress, taken.at, message)
             .help("give the machine another address, or write `firewall_mode: host`");
     }
-    let image = settings.default_image.as_deref();
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let machine = Machine {
         name,
@@ -253,7 +208,7 @@ pub(super) fn add_firewall(
         kind: MachineType::VirtualMachine,
         description: "Centralized firewall VM (auto-created by generator)".to_owned(),
         ip: Some(ip),
-        os_image: image.unwrap_or(crate::infra::DEFAULT_IMAGE).to_owned(),
+        os_image: settings.default_image.clone(),
         ephemeral: false,
         gpu: None,
         profiles: Vec::new(),
@@ -276,43 +231,40 @@ pub(super) fn add_firewall(
     });
 }
 
-/// One machine has the GPU, unless `gpu_policy: shared`.
+/// Checks that at most one machine has the GPU, unless `gpu_policy` is `shared`.
 pub(super) fn check_gpus(
     settings: &GlobalSettings,
     drafts: &[DomainDraft],
     findings: &mut Findings,
 ) {
-    let mut users = Vec::new();
-    for domain in drafts {
-        let with_gpu = |name: &str| {
-            let profile = domain.profile(name);
-            profile.is_some_and(|profile| profile.devices.iter().any(|device| device.is("gpu")))
-        };
-        let machines = domain.machines.iter().filter(|draft| {
-            draft.machine.gpu == Some(true) || draft.machine.profiles.iter().any(|p| with_gpu(p))
-        });
-        users.extend(machines);
-    }
+    let users: Vec<_> = drafts
+        .iter()
+        .flat_map(|domain| domain.machines.iter().map(move |machine| (domain, machine)))
+        .filter(|(domain, draft)| uses_gpu(domain, &draft.machine))
+        .map(|(_, draft)| draft)
+        .collect();
     let (Some(first), Some(second)) = (users.first(), users.get(1)) else {
         return;
     };
     let first = quote(first.machine.name.as_str());
     let count = users.len();
     if settings.gpus_shared {
+        let message = format!("{count} machines share the GPU, the first is {first}");
         findings
-            .warning(
-                Code::SharedGpu,
-                second.at,
-                format!("{count} machines share the GPU, the first is {first}"),
-            )
+            .warning(Code::SharedGpu, second.at, message)
             .help("on most GPUs they see each other's memory");
     } else {
+        let message = format!("{count} machines use the GPU, the first is {first}");
         findings
-            .error(
-                Code::SeveralGpus,
-                second.at,
-                format!("{count} machines use the GPU, the first is {first}"),
-            )
+            .error(Code::SeveralGpus, second.at, message)
             .help("one machine alone, or `gpu_policy: shared` in `global`");
     }
+}
+
+fn uses_gpu(domain: &DomainDraft, machine: &Machine) -> bool {
+    let profiles = machine.profiles.iter();
+    machine.gpu == Some(true)
+        || profiles
+            .filter_map(|name| domain.profile(name))
+            .any(|profile| profile.devices.iter().any(|device| device.is("gpu")))
 }

@@ -4,55 +4,42 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::Names;
+use super::{Names, name};
 use crate::catalogue;
 use crate::diagnostic::quote;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields, Text};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 use crate::infra::{Confinement, DeclaredService, McpUsers};
 use crate::limits::{Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 5] = ["name", "tool", "consumers", "with", "limits"];
+const MCP_KEYS: [&str; 6] = [
+    "run_as",
+    "uid",
+    "gid",
+    "allow_unlogged",
+    "memory",
+    "confinement",
+];
 
-/// Maximum size of a user or group id: the one above it is "nobody at all" to the kernel.
-const ID_MAX: i64 = 0xffff_fffe;
-/// Maximum length of a name of a user (Linux `LOGIN_NAME_MAX` as useradd keeps it).
+/// Maximum user or group id; the next one means "no id" to the kernel.
+const ID_MAX: u32 = 0xffff_fffe;
+/// Maximum length of the name of a user, in bytes, as useradd has it.
 const USER_MAX: usize = 32;
-/// Edits between a mistyped consumer and the machine that was meant.
-const TYPO: usize = 2;
+/// Maximum edit distance between a mistyped consumer and the machine that was meant.
+const TYPO_EDITS: usize = 2;
 
 /// The `mcp` section of a machine.
 pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers {
-    let Some(entry) = fields.entry("mcp") else {
+    let Some(fields) = fields.strict().map("mcp", findings) else {
         return McpUsers::default();
     };
-    let Some(fields) = Fields::of(entry, findings) else {
-        return McpUsers::default();
-    };
-    let fields = fields.strict();
-    fields.known(
-        "`mcp`",
-        &[
-            "run_as",
-            "uid",
-            "gid",
-            "allow_unlogged",
-            "memory",
-            "confinement",
-        ],
-        findings,
-    );
-    let mut id = |key| {
-        let id = fields.integer(key, 0..=ID_MAX, findings);
-        id.and_then(|(id, _)| u32::try_from(id).ok())
-            .unwrap_or_default()
-    };
+    fields.known("`mcp`", &MCP_KEYS, findings);
     McpUsers {
-        uid: id("uid"),
-        gid: id("gid"),
+        uid: fields.integer("uid", 0..=ID_MAX, findings).unwrap_or(0),
+        gid: fields.integer("gid", 0..=ID_MAX, findings).unwrap_or(0),
         run_as: run_as(fields, findings),
         allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
         memory: fields.size("memory", MEMORY_MIN..=MEMORY_MAX, findings),
@@ -68,13 +55,10 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     let begins = |c: char| c.is_ascii_lowercase() || c == '_';
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
-        findings
-            .error(
-                Code::InvalidName,
-                at,
-                format!("{} is no name of a user", quote(text)),
-            )
-            .help("a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32");
+        let message = format!("{} is no name of a user", quote(text));
+        findings.error(Code::InvalidName, at, message).help(
+            "a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32",
+        );
         return None;
     }
     Some(text.to_owned())
@@ -82,26 +66,21 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
 
 /// The `services` of a machine.
 pub(super) fn read(
-    machine: &str,
+    machine: &Entry<'_>,
     fields: Fields<'_, '_>,
     names: &Names<'_>,
     memory: Option<u64>,
     findings: &mut Findings,
 ) -> Vec<DeclaredService> {
-    let Some(entry) = fields.entry("services") else {
-        return Vec::new();
-    };
-    let NodeKind::List(items) = &entry.value.kind else {
-        field::wrong_entry(entry, "a list", findings);
-        return Vec::new();
-    };
+    let machine = machine.key.text.as_ref();
+    let memory = memory.unwrap_or(MEMORY_ALL);
     let mut seen = HashMap::new();
-    let mut services = Vec::new();
-    for item in items {
-        let all = memory.unwrap_or(MEMORY_ALL);
-        services.extend(service(machine, item, names, all, &mut seen, findings));
-    }
-    services
+    let items = fields.strict().list("services", findings);
+    items
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|item| service(machine, item, names, memory, &mut seen, findings))
+        .collect()
 }
 
 fn service<'t>(
@@ -130,21 +109,14 @@ fn service<'t>(
     })
 }
 
-/// The `limits` of a service: each a whole number of at least 1, and an amount of memory that the server has.
-fn limits(fields: Fields<'_, '_>, all: u64, findings: &mut Findings) -> Limits {
-    let Some(entry) = fields.entry("limits") else {
+/// The `limits` of a service: each at least 1, and of memory at most `memory_max` bytes.
+fn limits(fields: Fields<'_, '_>, memory_max: u64, findings: &mut Findings) -> Limits {
+    let Some(fields) = fields.map("limits", findings) else {
         return Limits::default();
     };
-    let Some(fields) = Fields::of(entry, findings) else {
-        return Limits::default();
-    };
-    let fields = fields.strict();
     fields.known("`limits`", &Limits::KEYS, findings);
-    let memory = fields.size("memory", MEMORY_MIN..=all, findings);
-    let mut number = |key, most: u32| {
-        let number = fields.integer(key, 1..=i64::from(most), findings);
-        number.and_then(|(number, _)| u32::try_from(number).ok())
-    };
+    let memory = fields.size("memory", MEMORY_MIN..=memory_max, findings);
+    let mut number = |key, max: u32| fields.integer(key, 1..=max, findings);
     Limits {
         memory,
         message_bytes: number("message_bytes", MESSAGE_BYTES_MAX).map(u64::from),
@@ -164,54 +136,35 @@ fn service_name<'t>(
     findings: &mut Findings,
 ) -> Option<(ServiceName, At)> {
     if fields.entry("name").is_none() {
-        findings
-            .error(Code::MissingKey, fields.at, "the service has no `name`")
-            .help("give it the name that consumers call, such as `name: file_sign`");
+        let help = "give it the name that consumers call, such as `name: file_sign`";
+        findings.missing(fields.at, "the service", "name", help);
     }
     let Text { text, at } = fields.text("name", findings)?;
-    if let Some(first) = seen.get(text) {
-        let first = findings.short(*first);
+    if let Some(first) = findings.earlier(seen, text, at) {
         let message = format!("service {} is already on this machine", quote(text));
         findings
             .error(Code::DuplicateService, at, message)
             .help(format!(
                 "the first one is at {first}; a name is unique on its machine"
             ));
-    } else {
-        seen.insert(text, at);
     }
-    match text.parse() {
-        Ok(name) => Some((name, at)),
-        Err(why) => {
-            findings
-                .error(Code::InvalidName, at, format!("{}: {why}", quote(text)))
-                .help("such as `file_sign`");
-            None
-        }
-    }
+    Some((name(text, at, "such as `file_sign`", findings)?, at))
 }
 
 fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
     if fields.entry("tool").is_none() {
-        findings
-            .error(Code::MissingKey, fields.at, "the service has no `tool`")
-            .help(format!("one of: {}", tools()));
+        let help = format!("one of: {}", tools());
+        findings.missing(fields.at, "the service", "tool", help);
     }
     let Text { text, at } = fields.text("tool", findings)?;
     let tool = text.parse();
     if tool.is_err() {
-        let near = findings.closest(text, ToolName::ALL.iter().map(|tool| tool.as_str()));
-        let help = match near {
-            Some(near) => format!("did you mean `{near}`? the tools are: {}", tools()),
-            None => format!("the tools are: {}", tools()),
-        };
+        let near = findings.closest(text, ToolName::ALL.map(ToolName::as_str));
+        let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        let message = format!("{} is not a tool", quote(text));
         findings
-            .error(
-                Code::UnknownTool,
-                at,
-                format!("{} is not a tool", quote(text)),
-            )
-            .help(help);
+            .error(Code::UnknownTool, at, message)
+            .help(format!("{near}the tools are: {}", tools()));
     }
     tool.ok()
 }
@@ -233,12 +186,9 @@ fn consumers(
             continue;
         };
         if !seen.insert(written.text) {
+            let message = format!("consumer {} is listed twice", quote(written.text));
             findings
-                .error(
-                    Code::DuplicateConsumer,
-                    written.at,
-                    format!("consumer {} is listed twice", quote(written.text)),
-                )
+                .error(Code::DuplicateConsumer, written.at, message)
                 .help("list it once");
             continue;
         }
@@ -253,31 +203,22 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     let quoted = quote(text);
     let files = findings.this_file();
     if text == machine {
+        let message = format!("{quoted} offers this service itself");
         findings
-            .error(
-                Code::OwnConsumer,
-                at,
-                format!("{quoted} offers this service itself"),
-            )
+            .error(Code::OwnConsumer, at, message)
             .help("take it off the list: a machine needs no channel to itself");
     } else if let Some(home) = names.machines.get(text) {
         if names.is_disabled(home.domain) {
             let domain = quote(home.domain);
+            let message = format!("{quoted} is in domain {domain}, which is disabled");
             findings
-                .error(
-                    Code::DisabledConsumer,
-                    at,
-                    format!("{quoted} is in domain {domain}, which is disabled"),
-                )
+                .error(Code::DisabledConsumer, at, message)
                 .help("enable the domain, or take the machine off the list");
         }
     } else if names.domains.contains_key(text) {
+        let message = format!("{quoted} is a domain, and consumers are machines");
         findings
-            .error(
-                Code::DomainAsConsumer,
-                at,
-                format!("{quoted} is a domain, and consumers are machines"),
-            )
+            .error(Code::DomainAsConsumer, at, message)
             .help("list the machines of the domain that may call the service, one by one");
     } else {
         let near = typo(text, names, findings);
@@ -285,34 +226,29 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             Some(near) => format!("did you mean {}?", quote(near)),
             None => "declare the machine in a domain, or take it off the list".to_owned(),
         };
+        let message = format!("{quoted} is not a machine of {files}");
         findings
-            .error(
-                Code::UnknownConsumer,
-                at,
-                format!("{quoted} is not a machine of {files}"),
-            )
+            .error(Code::UnknownConsumer, at, message)
             .help(help);
     }
 }
 
-/// The machine that a consumer with a slip in its name was meant to be. Nearer than other suggestions: whom a service is
-/// granted to is not guessed from a likeness.
+/// Returns the machine that a mistyped consumer was probably meant to be. Stricter than other suggestions: nobody should be
+/// granted a service because of a vague likeness.
 fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
-    /// Names of fewer characters are all alike, and in larger files somebody else's machine is always near.
-    const LEAST: usize = 4;
-    const MOST: usize = 1000;
+    /// Shorter names are all alike, and in larger files some other machine is always near.
+    const LEN_MIN: usize = 4;
+    const MACHINES_MAX: usize = 1000;
     let machines = names.machines.len();
-    if text.len() < LEAST || text.len() > MACHINE_NAME_MAX || machines > MOST {
-        return None;
-    }
-    if !findings.may_compare(machines) {
+    let comparable = (LEN_MIN..=MACHINE_NAME_MAX).contains(&text.len()) && machines <= MACHINES_MAX;
+    if !comparable || !findings.may_compare(machines) {
         return None;
     }
     let names = names.machine_names();
     let near = names.filter(|name| name.len() <= MACHINE_NAME_MAX);
     let near = near.filter_map(|name| {
         let distance = strsim::osa_distance(text, name);
-        (distance <= TYPO).then_some((distance, name))
+        (distance <= TYPO_EDITS).then_some((distance, name))
     });
     near.min().map(|(_, name)| name)
 }
@@ -341,7 +277,7 @@ fn fixed(
     arguments
 }
 
-/// What a plain scalar that is no text looks like.
+/// Returns a plain scalar that is no text, as it is written.
 fn unquoted(entry: &Entry<'_>) -> Option<String> {
     match &entry.value.kind {
         NodeKind::Scalar(scalar) if scalar.reading() != Reading::Text => {

@@ -10,9 +10,8 @@ use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::Device;
-use crate::infra::code::Code;
 use crate::infra::field::{self, Fields};
-use crate::infra::findings::{At, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::Entry;
 use crate::name::MachineName;
 
@@ -23,14 +22,14 @@ const SHARED_MAX: usize = 1_000_000;
 pub(super) fn persistent(
     machine: &Entry<'_>,
     fields: Fields<'_, '_>,
-    surroundings: &MachineContext<'_>,
+    context: &MachineContext<'_>,
     findings: &mut Findings,
 ) -> Vec<PlacedPath> {
     let Some(volumes) = fields.map("persistent_data", findings) else {
         return Vec::new();
     };
-    let base = &surroundings.settings.persistent_data_base;
-    let domain = surroundings.domain;
+    let base = &context.settings.persistent_data_base;
+    let domain = context.domain;
     let machine = machine.key.text.as_ref();
     let mut placed = Vec::new();
     for entry in volumes.entries() {
@@ -43,13 +42,8 @@ pub(super) fn persistent(
         volume.known("`persistent_data`", &["path", "readonly"], findings);
         let readonly = volume.flag("readonly", findings).unwrap_or(false);
         if volume.entry("path").is_none() {
-            findings
-                .error(
-                    Code::MissingKey,
-                    entry.at,
-                    format!("{} has no `path`", quote(name)),
-                )
-                .help("where the machine sees it, such as `path: /var/lib/app`");
+            let help = "where the machine sees it, such as `path: /var/lib/app`";
+            findings.missing(entry.at, &quote(name), "path", help);
         }
         if let Some(path) = volume.absolute_path("path", findings) {
             let source = format!("{base}/{domain}/{machine}/{name}");
@@ -61,15 +55,12 @@ pub(super) fn persistent(
 }
 
 fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t str> {
-    let text = field::text_key(entry, "the name of a volume", findings)?.text;
+    let text = field::text_key(entry, "the name of a volume", findings)?;
     // The same rule as for machines, so that `sv-NAME` is a name of a device.
     if text.parse::<MachineName>().is_err() {
+        let message = format!("{} is no name of a volume", quote(text));
         findings
-            .error(
-                Code::InvalidName,
-                entry.at,
-                format!("{} is no name of a volume", quote(text)),
-            )
+            .error(Code::InvalidName, entry.at, message)
             .help("lower-case letters, digits and `-`, with a letter or digit at both ends");
         return None;
     }
@@ -110,9 +101,7 @@ pub(super) fn storage(
             volume.known("a storage volume", &["pool", "size", "path"], findings);
             volume.text("pool", findings);
             volume.absolute_path("path", findings);
-            if let Some(size) = volume.filled("size", findings) {
-                field::incus_text(size, findings);
-            }
+            volume.incus_text("size", findings);
         }
     }
     Some(field::json_map(volumes.entries()))
@@ -126,47 +115,60 @@ pub(super) fn share(
     drafts: &mut [DomainDraft],
     findings: &mut Findings,
 ) {
-    let Some(volumes) = top.map("shared_volumes", findings) else {
-        check_mounts(drafts, findings);
-        return;
-    };
-    let homes = positions(drafts);
-    let mut shared: HashMap<(usize, usize), Vec<PlacedPath>> = HashMap::new();
+    if let Some(volumes) = top.map("shared_volumes", findings) {
+        let Some(shared) = shared(volumes, settings, names, drafts, findings) else {
+            return;
+        };
+        for ((domain, machine), placed) in shared {
+            let domain = drafts.get_mut(domain);
+            if let Some(machine) = domain.and_then(|domain| domain.machines.get_mut(machine)) {
+                put_before(machine, placed, findings);
+            }
+        }
+    }
+    check_mounts(drafts, findings);
+}
+
+fn put_before(machine: &mut MachineDraft, mut placed: Vec<PlacedPath>, findings: &mut Findings) {
+    let made: HashSet<&str> = placed.iter().map(|p| p.device.name.as_str()).collect();
+    for own in &machine.devices {
+        if made.contains(own.device.name.as_str()) {
+            devices::duplicate(&own.device.name, own.at, findings);
+        }
+    }
+    placed.append(&mut machine.devices);
+    machine.devices = placed;
+}
+
+/// Returns the shared disks of each machine; `None` after too many of them.
+fn shared(
+    volumes: Fields<'_, '_>,
+    settings: &GlobalSettings,
+    names: &Names<'_>,
+    drafts: &[DomainDraft],
+    findings: &mut Findings,
+) -> Option<HashMap<(usize, usize), Vec<PlacedPath>>> {
+    let positions = positions(drafts);
+    let mut shared: HashMap<_, Vec<_>> = HashMap::new();
     let mut count = 0;
     for entry in volumes.entries() {
         let Some((template, consumers)) = volume(entry, settings, names, findings) else {
             continue;
         };
-        for (position, readonly) in resolve(consumers, drafts, &homes) {
+        for (position, readonly) in resolve(consumers, drafts, &positions) {
             count += 1;
             if count > SHARED_MAX {
                 let message = format!("shared volumes make more than {SHARED_MAX} devices");
                 findings
                     .error(Code::TooManyValues, entry.at, message)
                     .help("share fewer volumes, or with fewer machines");
-                return;
+                return None;
             }
-            shared
-                .entry(position)
-                .or_default()
-                .push(template.placed(readonly));
+            let placed = template.placed(readonly);
+            shared.entry(position).or_default().push(placed);
         }
     }
-    for (at, domain) in drafts.iter_mut().enumerate() {
-        for (position, machine) in domain.machines.iter_mut().enumerate() {
-            if let Some(mut placed) = shared.remove(&(at, position)) {
-                let made: HashSet<&str> = placed.iter().map(|p| p.device.name.as_str()).collect();
-                for own in &machine.devices {
-                    if made.contains(own.device.name.as_str()) {
-                        devices::duplicate(&own.device.name, own.at, findings);
-                    }
-                }
-                placed.append(&mut machine.devices);
-                machine.devices = placed;
-            }
-        }
-    }
-    check_mounts(drafts, findings);
+    Some(shared)
 }
 
 /// A shared volume, of which each consumer gets a device.
@@ -205,20 +207,15 @@ fn volume<'t>(
     let path = fields.absolute_path("path", findings);
     let shift = fields.flag("shift", findings).unwrap_or(true);
     fields.flag("propagate", findings);
-    if let Some(entry) = fields.entry("propagate") {
-        findings.unapplied("propagate", entry.at);
-    }
+    fields.note_unapplied(&["propagate"], findings);
     let consumers = match fields.entry("consumers") {
         Some(consumers) => Fields::of(consumers, findings)?,
         None => Fields::none(entry.at),
     };
     if consumers.entries().is_empty() {
+        let message = format!("shared volume {} has no consumers", quote(name));
         findings
-            .error(
-                Code::MissingKey,
-                entry.at,
-                format!("shared volume {} has no consumers", quote(name)),
-            )
+            .error(Code::MissingKey, entry.at, message)
             .help("name domains or machines: `consumers: {work: rw, web: ro}`");
     }
     let base = &settings.shared_volumes_base;
@@ -242,57 +239,42 @@ fn consumer<'t>(
     findings: &mut Findings,
 ) -> Option<(&'t str, bool)> {
     let name = entry.key.text.as_ref();
-    let known = names.domains.contains_key(name) || names.machines.contains_key(name);
-    if !known {
-        let all = names.domains.keys().copied().chain(names.machine_names());
-        let help = findings
-            .closest(name, all)
-            .map(|near| format!("did you mean {}?", quote(near)));
-        let files = findings.this_file();
-        findings
-            .error(
-                Code::UnknownName,
-                entry.at,
-                format!(
-                    "{} is neither a domain nor a machine of {files}",
-                    quote(name)
-                ),
-            )
-            .help(help.unwrap_or_else(|| "declare it, or take it off the list".to_owned()));
+    if !names.domains.contains_key(name) && !names.machines.contains_key(name) {
+        names.unknown(
+            name,
+            entry.at,
+            "declare it, or take it off the list",
+            findings,
+        );
     }
     let access = field::text_entry(entry, findings)?;
     match access.text {
         "ro" => Some((name, true)),
         "rw" => Some((name, false)),
         other => {
+            let message = format!("{} is no access to a volume", quote(other));
             findings
-                .error(
-                    Code::InvalidValue,
-                    access.at,
-                    format!("{} is no access to a volume", quote(other)),
-                )
+                .error(Code::InvalidValue, access.at, message)
                 .help("one of: ro, rw");
             None
         }
     }
 }
 
-/// Positions of domains and machines among the drafts.
+/// Positions of domains and machines among the drafts, by name.
+#[derive(Default)]
 struct Positions {
     machines: HashMap<String, (usize, usize)>,
     domains: HashMap<String, usize>,
 }
 
 fn positions(drafts: &[DomainDraft]) -> Positions {
-    let mut positions = Positions {
-        machines: HashMap::new(),
-        domains: HashMap::new(),
-    };
+    let mut positions = Positions::default();
     for (at, domain) in drafts.iter().enumerate() {
-        let name = domain.domain.name.as_str().to_owned();
+        let name = domain.domain.name.to_string();
         positions.domains.insert(name, at);
         for (position, machine) in domain.machines.iter().enumerate() {
-            let name = machine.machine.name.as_str().to_owned();
+            let name = machine.machine.name.to_string();
             positions.machines.insert(name, (at, position));
         }
     }
