@@ -17,11 +17,11 @@ use crate::infra::{
 /// A folder of generated files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InventoryFolder {
-    /// `inventory`: which machines there are.
+    /// `inventory`: the machines of a domain.
     Inventory,
-    /// `group_vars`: what holds for all, or for a domain.
+    /// `group_vars`: variables of all machines, or of a domain.
     GroupVars,
-    /// `host_vars`: what holds for a machine.
+    /// `host_vars`: variables of a machine.
     HostVars,
 }
 
@@ -82,34 +82,21 @@ enum Subject<'a> {
     All(&'a Infra),
     Inventory(&'a Domain),
     Domain(&'a Domain),
-    Machine(&'a Domain, &'a Machine, Vec<Hold<'a>>),
+    Machine(&'a Domain, &'a Machine, Vec<EdgeDevice<'a>>),
 }
 
-/// A machine's hold of an edge.
-#[derive(Debug, Clone, Copy)]
-enum Hold<'a> {
-    Provider(&'a Edge),
-    Consumer(&'a Edge),
-}
-
-impl Hold<'_> {
-    fn device(self) -> Device {
-        match self {
-            Self::Provider(edge) => edge.provider_device(),
-            Self::Consumer(edge) => edge.consumer_device(),
-        }
-    }
-}
+/// An edge, and which of its two devices belongs to a machine.
+type EdgeDevice<'a> = (&'a Edge, fn(&Edge) -> Device);
 
 impl GeneratedFile<'_> {
-    /// What the managed part of the file says. Made when asked for: of many files only few need be held at a time.
+    /// The values of the managed part of the file. Made on demand, so that few of many files are in memory at a time.
     #[must_use]
     pub fn values(&self) -> Map<String, Value> {
         match &self.subject {
             Subject::All(infra) => all_values(infra),
             Subject::Inventory(domain) => inventory_values(domain),
             Subject::Domain(domain) => domain_values(domain),
-            Subject::Machine(domain, machine, holds) => machine_values(domain, machine, holds),
+            Subject::Machine(domain, machine, edges) => machine_values(domain, machine, edges),
         }
     }
 }
@@ -133,32 +120,22 @@ pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
 /// and those of its machines.
 #[must_use]
 pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> {
-    let mut holds = holds(edges);
-    let file = |folder, stem: &str, subject| GeneratedFile {
-        path: FilePath::new(folder, stem),
-        subject,
+    let mut devices = edge_devices(edges);
+    let mut files = Vec::new();
+    let mut add = |folder, stem: &str, subject| {
+        let path = FilePath::new(folder, stem);
+        files.push(GeneratedFile { path, subject });
     };
-    let mut files = vec![file(InventoryFolder::GroupVars, "all", Subject::All(infra))];
+    add(InventoryFolder::GroupVars, "all", Subject::All(infra));
     for domain in infra.enabled() {
         let name = domain.name.as_str();
-        files.push(file(
-            InventoryFolder::Inventory,
-            name,
-            Subject::Inventory(domain),
-        ));
-        files.push(file(
-            InventoryFolder::GroupVars,
-            name,
-            Subject::Domain(domain),
-        ));
+        add(InventoryFolder::Inventory, name, Subject::Inventory(domain));
+        add(InventoryFolder::GroupVars, name, Subject::Domain(domain));
         for machine in &domain.machines {
             let name = machine.name.as_str();
-            let holds = holds.remove(name).unwrap_or_default();
-            files.push(file(
-                InventoryFolder::HostVars,
-                name,
-                Subject::Machine(domain, machine, holds),
-            ));
+            let devices = devices.remove(name).unwrap_or_default();
+            let subject = Subject::Machine(domain, machine, devices);
+            add(InventoryFolder::HostVars, name, subject);
         }
     }
     files
@@ -169,52 +146,49 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
 pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
     let mut known = BTreeSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
     for domain in &infra.domains {
-        known.insert(FilePath::new(
-            InventoryFolder::Inventory,
-            domain.name.as_str(),
-        ));
-        known.insert(FilePath::new(
-            InventoryFolder::GroupVars,
-            domain.name.as_str(),
-        ));
-        let machines = domain.machines.iter();
-        known.extend(
-            machines.map(|machine| FilePath::new(InventoryFolder::HostVars, machine.name.as_str())),
-        );
+        for folder in [InventoryFolder::Inventory, InventoryFolder::GroupVars] {
+            known.insert(FilePath::new(folder, domain.name.as_str()));
+        }
+        for machine in &domain.machines {
+            let name = machine.name.as_str();
+            known.insert(FilePath::new(InventoryFolder::HostVars, name));
+        }
     }
     known
 }
 
-/// Both ends of each edge, under the machine that each belongs to.
-fn holds(edges: &[Edge]) -> HashMap<&str, Vec<Hold<'_>>> {
-    let mut holds: HashMap<&str, Vec<Hold<'_>>> = HashMap::new();
+/// Both devices of each edge, under the machine that each belongs to.
+fn edge_devices(edges: &[Edge]) -> HashMap<&str, Vec<EdgeDevice<'_>>> {
+    let mut devices: HashMap<&str, Vec<EdgeDevice<'_>>> = HashMap::new();
     for edge in edges {
-        let mut add = |machine, hold| holds.entry(machine).or_default().push(hold);
-        add(edge.provider.machine.as_str(), Hold::Provider(edge));
-        add(edge.consumer.machine.as_str(), Hold::Consumer(edge));
-    }
-    holds
-}
-
-/// Gathers keys in order; what is not declared has no key.
-#[derive(Default)]
-struct InventoryKeys(Map<String, Value>);
-
-impl InventoryKeys {
-    fn put(&mut self, key: &str, value: impl Into<Value>) {
-        self.0.insert(key.to_owned(), value.into());
-    }
-
-    fn put_some(&mut self, key: &str, value: Option<impl Into<Value>>) {
-        if let Some(value) = value {
-            self.put(key, value);
+        let ends: [(_, fn(&Edge) -> Device); 2] = [
+            (&edge.provider, Edge::provider_device),
+            (&edge.consumer, Edge::consumer_device),
+        ];
+        for (end, device) in ends {
+            let machine = end.machine.as_str();
+            devices.entry(machine).or_default().push((edge, device));
         }
     }
+    devices
 }
 
-/// A list or map for a key that is left out when there is nothing in it.
-fn unless_empty<T: Into<Value>>(length: usize, value: T) -> Option<T> {
-    (length > 0).then_some(value)
+/// Returns the keys in order, without those that are null: not declared.
+fn declared(values: Value) -> Map<String, Value> {
+    let Value::Object(mut keys) = values else {
+        return Map::new();
+    };
+    keys.retain(|_, value| !value.is_null());
+    keys
+}
+
+/// Returns a list or map, or null for an empty one.
+fn unless_empty(value: Value) -> Value {
+    match &value {
+        Value::Array(items) if items.is_empty() => Value::Null,
+        Value::Object(keys) if keys.is_empty() => Value::Null,
+        _ => value,
+    }
 }
 
 fn all_values(infra: &Infra) -> Map<String, Value> {
@@ -223,145 +197,109 @@ fn all_values(infra: &Infra) -> Map<String, Value> {
         .machines()
         .map(|(_, machine)| machine.os_image.as_str())
         .collect();
-    let mut keys = InventoryKeys::default();
-    keys.put("project_name", infra.project.as_str());
-    match &global.addressing {
-        Addressing::Zones { written } => keys.put("addressing", written.clone()),
-        Addressing::Subnets { base_subnet } => keys.put("base_subnet", base_subnet.as_str()),
-    }
-    let image = global.default_os_image.as_deref();
-    keys.put("default_os_image", image.unwrap_or(DEFAULT_IMAGE));
-    keys.put_some(
-        "psot_default_connection",
-        global.default_connection.as_deref(),
-    );
-    keys.put_some("psot_default_user", global.default_user.as_deref());
-    keys.put_some(
-        "incus_all_images",
-        unless_empty(images.len(), json!(images)),
-    );
-    let policies = &infra.network_policies;
-    keys.put_some(
-        "network_policies",
-        unless_empty(policies.len(), policies.clone()),
-    );
-    keys.0
+    let (addressing, subnets) = match &global.addressing {
+        Addressing::Zones { written } => ("addressing", json!(written)),
+        Addressing::Subnets { base_subnet } => ("base_subnet", json!(base_subnet)),
+    };
+    declared(json!({
+        "project_name": infra.project,
+        addressing: subnets,
+        "default_os_image": global.default_os_image.as_deref().unwrap_or(DEFAULT_IMAGE),
+        "psot_default_connection": global.default_connection,
+        "psot_default_user": global.default_user,
+        "incus_all_images": unless_empty(json!(images)),
+        "network_policies": unless_empty(json!(infra.network_policies)),
+    }))
 }
 
 fn inventory_values(domain: &Domain) -> Map<String, Value> {
     let host = |machine: &Machine| {
-        let address = machine
-            .ip
-            .map(|ip| json!({ "ansible_host": ip.to_string() }));
-        (
-            machine.name.as_str().to_owned(),
-            address.unwrap_or_default(),
-        )
+        let address = machine.ip.map(|ip| json!({ "ansible_host": ip }));
+        (machine.name.to_string(), address.unwrap_or_default())
     };
-    let hosts: Map<String, Value> = domain.machines.iter().map(host).collect();
-    let hosts = unless_empty(hosts.len(), Value::Object(hosts)).unwrap_or_default();
-    let mut keys = InventoryKeys::default();
-    keys.put(
-        "all",
-        json!({ "children": { domain.name.as_str(): { "hosts": hosts } } }),
-    );
-    keys.0
+    let hosts: Value = domain.machines.iter().map(host).collect();
+    declared(json!({
+        "all": { "children": { domain.name.as_str(): { "hosts": unless_empty(hosts) } } },
+    }))
 }
 
 fn domain_values(domain: &Domain) -> Map<String, Value> {
-    let network = &domain.network;
-    let profiles: Map<String, Value> = domain
+    let profiles: Value = domain
         .profiles
         .iter()
         .map(|(name, profile)| (name.clone(), profile_value(profile)))
         .collect();
-    let mut keys = InventoryKeys::default();
-    keys.put("domain_name", domain.name.as_str());
-    keys.put("domain_description", domain.description.as_str());
-    keys.put("domain_ephemeral", domain.ephemeral);
-    keys.put_some(
-        "domain_trust_level",
-        domain.trust_level.map(TrustLevel::as_str),
-    );
-    keys.put("domain_ai_provider", domain.ai_provider.as_str());
-    keys.put("domain_ai_sanitize", domain.ai_sanitize.clone());
-    keys.put("incus_project", domain.name.as_str());
-    keys.put(
-        "incus_network",
-        json!({
-            "name": network.name,
-            "subnet": format!("{}/24", network.subnet),
-            "gateway": network.gateway.to_string(),
-        }),
-    );
-    keys.put("subnet_id", domain.subnet_id);
-    keys.put_some("incus_profiles", unless_empty(profiles.len(), profiles));
-    keys.0
+    declared(json!({
+        "domain_name": domain.name,
+        "domain_description": domain.description,
+        "domain_ephemeral": domain.ephemeral,
+        "domain_trust_level": domain.trust_level.map(TrustLevel::as_str),
+        "domain_ai_provider": domain.ai_provider,
+        "domain_ai_sanitize": domain.ai_sanitize,
+        "incus_project": domain.name,
+        "incus_network": {
+            "name": domain.network.name,
+            "subnet": format!("{}/24", domain.network.subnet),
+            "gateway": domain.network.gateway,
+        },
+        "subnet_id": domain.subnet_id,
+        "incus_profiles": unless_empty(profiles),
+    }))
 }
 
-fn profile_value(profile: &Profile) -> Value {
-    let mut keys = InventoryKeys::default();
-    let devices: Map<String, Value> = profile.devices.iter().map(device_value).collect();
-    keys.put_some("devices", unless_empty(devices.len(), devices));
-    keys.put_some(
-        "config",
-        unless_empty(profile.config.len(), strings(&profile.config)),
-    );
-    Value::Object(keys.0)
+fn profile_value(profile: &Profile) -> Map<String, Value> {
+    let devices: Value = profile.devices.iter().map(device_value).collect();
+    declared(json!({
+        "devices": unless_empty(devices),
+        "config": unless_empty(strings(&profile.config)),
+    }))
 }
 
-fn machine_values(domain: &Domain, machine: &Machine, holds: &[Hold<'_>]) -> Map<String, Value> {
-    let edges = holds.iter().map(|hold| device_value(&hold.device()));
-    let own = machine.devices.iter().map(device_value);
-    let devices: Map<String, Value> = own.chain(edges).collect();
-    let services: Vec<Value> = machine.services.iter().map(service_value).collect();
-    let mut keys = InventoryKeys::default();
-    keys.put("instance_name", machine.name.as_str());
-    keys.put("instance_type", machine.kind.as_str());
-    keys.put("instance_description", machine.description.as_str());
-    keys.put("instance_domain", domain.name.as_str());
-    keys.put("instance_ephemeral", machine.ephemeral);
-    keys.put("instance_os_image", machine.os_image.as_str());
-    keys.put_some("instance_ip", machine.ip.map(|ip| ip.to_string()));
-    keys.put_some("instance_gpu", machine.gpu);
-    let profiles = &machine.profiles;
-    keys.put_some(
-        "instance_profiles",
-        unless_empty(profiles.len(), profiles.clone()),
-    );
-    let config = &machine.config;
-    keys.put_some(
-        "instance_config",
-        unless_empty(config.len(), strings(config)),
-    );
-    keys.put_some("instance_devices", unless_empty(devices.len(), devices));
-    keys.put_some("instance_storage_volumes", machine.storage_volumes.clone());
-    keys.put_some("instance_services", unless_empty(services.len(), services));
-    keys.put_some("instance_roles", machine.roles.clone());
-    keys.put_some("instance_boot_autostart", machine.boot_autostart);
-    keys.put_some("instance_boot_priority", machine.boot_priority);
-    keys.put_some(
-        "instance_snapshots_schedule",
-        machine.snapshots_schedule.as_deref(),
-    );
-    keys.put_some(
-        "instance_snapshots_expiry",
-        machine.snapshots_expiry.as_deref(),
-    );
-    keys.0
+fn machine_values(
+    domain: &Domain,
+    machine: &Machine,
+    edges: &[EdgeDevice<'_>],
+) -> Map<String, Value> {
+    let edges = edges
+        .iter()
+        .map(|(edge, device)| device_value(&device(edge)));
+    let devices: Value = machine
+        .devices
+        .iter()
+        .map(device_value)
+        .chain(edges)
+        .collect();
+    let services: Value = machine.services.iter().map(service_value).collect();
+    declared(json!({
+        "instance_name": machine.name,
+        "instance_type": machine.kind.as_str(),
+        "instance_description": machine.description,
+        "instance_domain": domain.name,
+        "instance_ephemeral": machine.ephemeral,
+        "instance_os_image": machine.os_image,
+        "instance_ip": machine.ip,
+        "instance_gpu": machine.gpu,
+        "instance_profiles": unless_empty(json!(machine.profiles)),
+        "instance_config": unless_empty(strings(&machine.config)),
+        "instance_devices": unless_empty(devices),
+        "instance_storage_volumes": machine.storage_volumes,
+        "instance_services": unless_empty(services),
+        "instance_roles": machine.roles,
+        "instance_boot_autostart": machine.boot_autostart,
+        "instance_boot_priority": machine.boot_priority,
+        "instance_snapshots_schedule": machine.snapshots_schedule,
+        "instance_snapshots_expiry": machine.snapshots_expiry,
+    }))
 }
 
 /// A service as it was declared.
-fn service_value(service: &DeclaredService) -> Value {
-    let mut keys = InventoryKeys::default();
-    keys.put("name", service.name.as_str());
-    keys.put("tool", service.tool.as_str());
-    keys.put("consumers", json!(service.consumers));
-    keys.put_some(
-        "with",
-        unless_empty(service.with.len(), service.with.clone()),
-    );
-    Value::Object(keys.0)
+fn service_value(service: &DeclaredService) -> Map<String, Value> {
+    declared(json!({
+        "name": service.name,
+        "tool": service.tool,
+        "consumers": service.consumers,
+        "with": unless_empty(json!(service.with)),
+    }))
 }
 
 fn device_value(device: &Device) -> (String, Value) {
@@ -370,10 +308,7 @@ fn device_value(device: &Device) -> (String, Value) {
 
 /// Keys and values as Incus takes them: strings, so that no reader makes `True` of `true`.
 fn strings(pairs: &[(String, String)]) -> Value {
-    let pairs = pairs.iter().cloned();
-    pairs
-        .map(|(key, value)| (key, Value::String(value)))
-        .collect()
+    pairs.iter().cloned().collect()
 }
 
 #[cfg(test)]
