@@ -1,13 +1,12 @@
-//! Derives the edges of an [`Infra`]: who connects to whom, under which names, paths and uids, through which devices.
+//! Derives the edges of an [`Infra`], with their names, paths, uids and devices.
 //!
-//! Pure, so that the same file always gives the same devices: what `sync` writes is what `apply` makes.
-//! Whether Incus has them is none of its business.
+//! Pure, so that the same file always gives the same devices: `sync` writes those that `apply` makes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::diagnostic::{Diagnostic, Faults, Severity};
+use crate::diagnostic::{Diagnostic, Faults, Place, Severity};
 use crate::digest::hex;
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
@@ -22,7 +21,7 @@ pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
 pub const DEVICE_PREFIX: &str = "mcp-";
 /// Hexadecimal digits of an edge's name.
 pub const HASH_DIGITS: usize = 16;
-/// Lowest host uid of a consumer: above the ranges of subuid, in no passwd.
+/// Lowest host uid of a consumer: above the ranges of subuid and of the users in passwd.
 pub const FIRST_UID: u32 = 2_000_000_000;
 /// Number of uids for consumers.
 pub const UIDS: u32 = 100_000_000;
@@ -64,7 +63,7 @@ pub struct Edge {
     pub provider: End,
     /// [`HASH_DIGITS`] hexadecimal digits: the edge's name on the host, where no user text belongs.
     pub hash: String,
-    /// Host uid and gid of the consumer's channels: who may connect to the edge's socket on the host.
+    /// Host uid and gid of the consumer's channels, the only ones that may connect to the edge's socket on the host.
     pub uid: u32,
     /// Owner of the socket inside the consumer.
     pub owner_uid: u32,
@@ -91,7 +90,7 @@ impl Edge {
         format!("{CONSUMER_FOLDER}/{}{SUFFIX}", self.provider.machine)
     }
 
-    /// The socket inside the provider, made by its server: which one it is says who calls.
+    /// The socket inside the provider, made by its server; it identifies the caller.
     #[must_use]
     pub fn provider_socket(&self) -> String {
         format!("{PROVIDER_FOLDER}/{}{SUFFIX}", self.consumer.machine)
@@ -126,13 +125,11 @@ impl Edge {
     }
 
     fn device<const N: usize>(&self, keys: [(&str, String); N]) -> Device {
-        let kind = std::iter::once(("type", "proxy".to_owned()));
+        let kind = ("type", "proxy".to_owned());
+        let keys = std::iter::once(kind).chain(keys);
         Device {
             name: self.device_name(),
-            keys: kind
-                .chain(keys)
-                .map(|(key, value)| (key.to_owned(), value))
-                .collect(),
+            keys: keys.map(|(key, value)| (key.to_owned(), value)).collect(),
         }
     }
 }
@@ -149,14 +146,10 @@ fn unix(path: &str) -> String {
 ///
 /// Two edges of one name, and ends that Incus can give no channel.
 pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
-    let machines: HashMap<&str, (&Domain, &Machine)> = infra
-        .machines()
-        .map(|(domain, machine)| (machine.name.as_str(), (domain, machine)))
-        .collect();
-    let pairs = pairs(infra, &machines);
-    let uids = uids(pairs.iter().map(|(consumer, _)| {
-        let wanted = wanted_uid(&infra.project, consumer.0, consumer.1);
-        (&consumer.1.name, wanted)
+    let pairs = pairs(infra);
+    let uids = uids(pairs.iter().map(|((domain, machine), _)| {
+        let wanted = wanted_uid(&infra.project, domain, machine);
+        (&machine.name, wanted)
     }));
     let edges: Vec<Edge> = pairs
         .iter()
@@ -165,7 +158,7 @@ pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
             edge(&infra.project, consumer, provider, uid)
         })
         .collect();
-    let mut faults = clashes(&edges, &machines);
+    let mut faults = clashes(infra, &edges);
     faults.extend(virtual_ends(infra, &edges));
     if faults.is_empty() {
         Ok(edges)
@@ -177,22 +170,18 @@ pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
 /// A machine with its domain.
 type Placed<'a> = (&'a Domain, &'a Machine);
 
-fn pairs<'a>(
-    infra: &'a Infra,
-    machines: &HashMap<&str, Placed<'a>>,
-) -> Vec<(Placed<'a>, Placed<'a>)> {
+/// Returns each consumer with its provider, once.
+fn pairs(infra: &Infra) -> Vec<(Placed<'_>, Placed<'_>)> {
     let mut pairs = Vec::new();
     for provider in infra.machines() {
+        let services = provider.1.services.iter();
         let mut seen = BTreeSet::new();
-        let consumers = provider
-            .1
-            .services
-            .iter()
-            .flat_map(|service| &service.consumers);
-        for name in consumers {
-            let new = *name != provider.1.name && seen.insert(name);
-            if let Some(consumer) = machines.get(name.as_str()).filter(|_| new) {
-                pairs.push((*consumer, provider));
+        for name in services.flat_map(|service| &service.consumers) {
+            if *name != provider.1.name
+                && seen.insert(name)
+                && let Some(consumer) = infra.machine(name.as_str())
+            {
+                pairs.push((consumer, provider));
             }
         }
     }
@@ -204,10 +193,11 @@ fn edge(project: &str, consumer: Placed<'_>, provider: Placed<'_>, uid: u32) -> 
         domain: domain.name.clone(),
         machine: machine.name.clone(),
     };
+    let (consumer_end, provider_end) = (end(consumer), end(provider));
     Edge {
-        hash: hash(project, &end(consumer), &end(provider)),
-        consumer: end(consumer),
-        provider: end(provider),
+        hash: hash(project, &consumer_end, &provider_end),
+        consumer: consumer_end,
+        provider: provider_end,
         uid,
         owner_uid: consumer.1.mcp.uid,
         owner_gid: consumer.1.mcp.gid,
@@ -246,7 +236,7 @@ fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
     u32::try_from(rest).unwrap_or_default()
 }
 
-/// One uid for each consumer: the wanted one, or, for the later names of a clash, the next one that nobody has.
+/// Returns one uid for each consumer: the wanted one, or for the later names of a clash the next free one.
 fn uids<'a>(
     wanted: impl Iterator<Item = (&'a MachineName, u32)>,
 ) -> BTreeMap<&'a MachineName, u32> {
@@ -272,34 +262,32 @@ fn uids<'a>(
 }
 
 /// Two edges of one name would share a socket on the host: refused before anything is made.
-fn clashes(edges: &[Edge], machines: &HashMap<&str, Placed<'_>>) -> Vec<Diagnostic> {
+fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     let mut seen: HashMap<&str, &Edge> = HashMap::new();
     let mut faults = Vec::new();
     for edge in edges {
         let Some(first) = seen.insert(&edge.hash, edge) else {
             continue;
         };
-        let place = machines.get(edge.consumer.machine.as_str());
-        faults.push(Diagnostic {
-            severity: Severity::Error,
-            code: CHANNEL_CLASH,
-            message: format!(
-                "the channels `{}` → `{}` and `{}` → `{}` get the same name on the host, `{}`",
-                first.consumer.machine,
-                first.provider.machine,
-                edge.consumer.machine,
-                edge.provider.machine,
-                edge.hash
-            ),
-            place: place.map(|(_, machine)| machine.place.clone()),
-            help: Some("rename one of these machines".to_owned()),
-        });
+        let message = format!(
+            "the channels `{}` → `{}` and `{}` → `{}` get the same name on the host, `{}`",
+            first.consumer.machine,
+            first.provider.machine,
+            edge.consumer.machine,
+            edge.provider.machine,
+            edge.hash
+        );
+        let consumer = infra.machine(edge.consumer.machine.as_str());
+        let place = consumer.map(|(_, machine)| machine.place.clone());
+        let help = "rename one of these machines";
+        faults.push(fault(CHANNEL_CLASH, message, place, help));
     }
     faults
 }
 
 /// Incus gives virtual machines no proxy between Unix sockets.
 fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
+    const HELP: &str = "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services";
     let ends: HashSet<&MachineName> = edges
         .iter()
         .flat_map(|edge| [&edge.consumer.machine, &edge.provider.machine])
@@ -307,18 +295,32 @@ fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     infra
         .machines()
         .map(|(_, machine)| machine)
-        .filter(|machine| machine.kind == MachineType::VirtualMachine && ends.contains(&machine.name))
-        .map(|machine| Diagnostic {
-            severity: Severity::Error,
-            code: VIRTUAL_MACHINE_END,
-            message: format!("`{}` is a virtual machine, and an end of a service", machine.name),
-            place: Some(machine.place.clone()),
-            help: Some(
-                "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services"
-                    .to_owned(),
-            ),
+        .filter(|machine| {
+            machine.kind == MachineType::VirtualMachine && ends.contains(&machine.name)
+        })
+        .map(|machine| {
+            let message = format!(
+                "`{}` is a virtual machine, and an end of a service",
+                machine.name
+            );
+            fault(
+                VIRTUAL_MACHINE_END,
+                message,
+                Some(machine.place.clone()),
+                HELP,
+            )
         })
         .collect()
+}
+
+fn fault(code: &'static str, message: String, place: Option<Place>, help: &str) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        code,
+        message,
+        place,
+        help: Some(help.to_owned()),
+    }
 }
 
 #[cfg(test)]

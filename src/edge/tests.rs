@@ -133,11 +133,7 @@ fn two_edges_of_one_name_are_a_fault() {
     let first = edges(&infra).unwrap().remove(0);
     let mut second = first.clone();
     second.consumer.machine = "aside".parse().unwrap();
-    let machines = infra
-        .machines()
-        .map(|(domain, machine)| (machine.name.as_str(), (domain, machine)))
-        .collect();
-    let faults = clashes(&[first.clone(), second], &machines);
+    let faults = clashes(&infra, &[first.clone(), second]);
     assert_eq!(faults.len(), 1);
     assert_eq!(faults[0].code, "channel-clash");
     assert_eq!(
@@ -147,7 +143,7 @@ fn two_edges_of_one_name_are_a_fault() {
             first.hash
         )
     );
-    assert!(clashes(&[first], &machines).is_empty());
+    assert!(clashes(&infra, &[first]).is_empty());
 }
 
 #[test]
