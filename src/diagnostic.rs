@@ -1,18 +1,44 @@
-//! Draws a fault in the user's file: what is wrong, where, and what to do, with the source line.
+//! Draws a fault in the user's file: message, place, source line and the next step.
 //!
-//! Collecting and drawing only: which text is a fault is decided in [`crate::infra`].
+//! Faults are found in [`crate::infra`] and [`crate::edge`].
 
-mod codes;
 mod draw;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-pub(crate) use codes::codes;
 pub use draw::draw;
 
 /// Maximum length of a user text in a message, in characters; the rest is an ellipsis.
 const QUOTE_MAX: usize = 80;
+
+/// Defines codes once: the variant, and the text that users see and may rely on.
+macro_rules! codes {
+    ($(#[$about:meta])* $scope:vis enum $name:ident {
+        $($(#[$doc:meta])* $variant:ident = $text:literal,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        $scope enum $name {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every code, in the order of the documentation.
+            #[cfg(test)]
+            $scope const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The code as it is drawn.
+            $scope const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+pub(crate) use codes;
+
 /// One file of an `infra.yml` or `infra/`, as it was read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
@@ -86,7 +112,13 @@ impl Diagnostic {
     }
 }
 
-/// User text for a message: in backticks, escaped, and cut where it is long.
+/// Returns the line and the column in characters, both from 1, of the end of a text.
+pub(crate) fn position(before: &str) -> (usize, usize) {
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+/// Returns user text for a message: in backticks, escaped, and cut where it is long.
 #[must_use]
 pub fn quote(text: &str) -> String {
     let mut quoted = String::from("`");

@@ -29,12 +29,12 @@ pub const DEFAULT_IMAGE: &str = "images:debian/13";
 /// Maximum size of a file that is read, in bytes: four times what 10,000 machines need.
 pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
-/// What reading gave: the infrastructure, and what the user should know of it.
+/// A valid infrastructure, with its warnings.
 #[derive(Debug, Clone)]
 pub struct ReadInfra {
     /// The declaration.
     pub infra: Infra,
-    /// What is odd and no fault, in file order.
+    /// Findings that do not refuse the file, in file order.
     pub warnings: Vec<Diagnostic>,
     /// The folder that holds `infra.yml` or `infra/`.
     pub folder: PathBuf,
@@ -47,13 +47,8 @@ pub struct ReadInfra {
 ///
 /// Every fault, in file order; also when there is nothing to read, or both a file and a folder.
 pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
-    let opened = open::open(path)?;
-    let (infra, warnings) = validate::read(&opened.files, &opened.project)?;
-    Ok(ReadInfra {
-        infra,
-        warnings,
-        folder: opened.folder,
-    })
+    let (files, folder) = open::open(path)?;
+    check(&files, folder)
 }
 
 /// Reads and checks the text of one file; `path` is for messages, and its folder names the project.
@@ -63,12 +58,16 @@ pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
 /// Every fault, in file order.
 pub fn parse(path: &str, text: &str) -> Result<ReadInfra, Faults> {
     let folder = Path::new(path).parent().unwrap_or_else(|| Path::new(""));
-    let file = open::InfraFile::whole(path, text);
-    let (infra, warnings) = validate::read(&[file], &open::project_name(folder))?;
+    let file = open::InfraFile::new(path, text.to_owned(), open::FileRole::Base);
+    check(&[file], folder.to_owned())
+}
+
+fn check(files: &[open::InfraFile], folder: PathBuf) -> Result<ReadInfra, Faults> {
+    let (infra, warnings) = validate::read(files, &open::project_name(&folder))?;
     Ok(ReadInfra {
         infra,
         warnings,
-        folder: folder.to_owned(),
+        folder,
     })
 }
 

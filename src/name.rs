@@ -1,6 +1,6 @@
 //! Checks names once, where they enter; they are trusted afterwards.
 //!
-//! Nothing here knows where a name was written; places belong to [`crate::infra`].
+//! The places of names belong to [`crate::infra`].
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -24,9 +24,9 @@ pub enum NameFault {
     TooLong {
         /// The purpose of the name.
         kind: &'static str,
-        /// Most bytes allowed.
+        /// Maximum length, in bytes.
         max: usize,
-        /// Bytes given.
+        /// Length of the text, in bytes.
         length: usize,
     },
     /// A character or a shape outside the rule, which is quoted.
@@ -41,7 +41,7 @@ pub enum NameFault {
 
 /// Defines a checked name: a private `String` and what every name can do.
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $check:path) => {
+    ($(#[$doc:meta])* $name:ident, $check:ident($kind:literal)) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -59,7 +59,7 @@ macro_rules! name_type {
             type Err = NameFault;
 
             fn from_str(text: &str) -> Result<Self, NameFault> {
-                $check(text)?;
+                $check($kind, text)?;
                 Ok(Self(text.to_owned()))
             }
         }
@@ -94,30 +94,21 @@ macro_rules! name_type {
 
 name_type! {
     /// An Incus instance: an RFC 1123 label in lower case, unique over all domains.
-    MachineName, check_machine
+    MachineName, check_label("machine")
 }
 name_type! {
     /// A group of machines: one Incus project and one bridge.
-    DomainName, check_domain
+    DomainName, check_label("domain")
 }
 name_type! {
-    /// What a consumer calls: `[a-z][a-z0-9_]*`, unique on its machine.
-    ServiceName, check_service
-}
-
-fn check_machine(text: &str) -> Result<(), NameFault> {
-    check_label("machine", text)
-}
-
-fn check_domain(text: &str) -> Result<(), NameFault> {
-    check_label("domain", text)
+    /// The name by which consumers call a service: `[a-z][a-z0-9_]*`, unique on its machine.
+    ServiceName, check_service("service")
 }
 
 fn check_label(kind: &'static str, text: &str) -> Result<(), NameFault> {
     check_length(kind, text, MACHINE_NAME_MAX)?;
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let shaped = text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-');
-    if shaped {
+    if text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-') {
         Ok(())
     } else {
         Err(NameFault::Shape {
@@ -127,14 +118,14 @@ fn check_label(kind: &'static str, text: &str) -> Result<(), NameFault> {
     }
 }
 
-fn check_service(text: &str) -> Result<(), NameFault> {
-    check_length("service", text, SERVICE_NAME_MAX)?;
+fn check_service(kind: &'static str, text: &str) -> Result<(), NameFault> {
+    check_length(kind, text, SERVICE_NAME_MAX)?;
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if text.bytes().all(inner) && text.starts_with(|first: char| first.is_ascii_lowercase()) {
         Ok(())
     } else {
         Err(NameFault::Shape {
-            kind: "service",
+            kind,
             rule: "a lower-case letter, then lower-case letters, digits and `_`",
         })
     }
@@ -148,7 +139,7 @@ fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFa
     }
 }
 
-/// What runs when a service is called. The five tools of anklume.
+/// The five tools of anklume: the code behind a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolName {

@@ -1,7 +1,7 @@
 //! An infrastructure on disk: one file, or a folder that reads as one file.
 //!
-//! Looks at files and their bytes alone; what they say is no matter of this room. Nothing that is not a regular file
-//! is opened, nothing blocks, nothing larger than [`FILE_MAX`] is read.
+//! Reads files and checks that they are UTF-8, no more. Only regular files are opened, no read blocks, and no file larger
+//! than [`FILE_MAX`] is read.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 
 use super::FILE_MAX;
 use super::findings::Code;
-use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, quote};
+use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, position, quote};
 
 /// Files tried when no path is given, in this order.
 const DEFAULT_FILE: &str = "infra.yml";
@@ -35,7 +35,7 @@ pub(super) enum FileRole {
     Policies,
 }
 
-/// A file that was read, and what it may declare.
+/// A file that was read, and the sections that it may declare.
 #[derive(Debug)]
 pub(super) struct InfraFile {
     /// Its path and text.
@@ -45,36 +45,19 @@ pub(super) struct InfraFile {
 }
 
 impl InfraFile {
-    /// A file that declares everything.
-    pub(super) fn whole(path: &str, text: &str) -> Self {
-        Self::new(path, text, FileRole::Base)
-    }
-
-    fn new(path: &str, text: &str, role: FileRole) -> Self {
-        let source = Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        };
+    /// A file of this path, text and role.
+    pub(super) fn new(path: &str, text: String, role: FileRole) -> Self {
+        let path = path.to_owned();
         Self {
-            source: Arc::new(source),
+            source: Arc::new(Source { path, text }),
             role,
         }
     }
 }
 
-/// The files of an infrastructure.
-#[derive(Debug)]
-pub(super) struct Opened {
-    /// `infra.yml` alone, or `base.yml` and then the others.
-    pub(super) files: Vec<InfraFile>,
-    /// The folder that holds the file or the folder.
-    pub(super) folder: PathBuf,
-    /// The name of the project where the file gives none.
-    pub(super) project: String,
-}
-
-/// Reads the files of an infrastructure, or says why not.
-pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
+/// Reads the files of an infrastructure: `infra.yml` alone, or `base.yml` and then the others. Returns them with the folder
+/// that holds the file or the folder.
+pub(super) fn open(path: Option<&Path>) -> Result<(Vec<InfraFile>, PathBuf), Faults> {
     let path = match path {
         Some(path) => path.to_owned(),
         None => default_path(Path::new("")).map_err(one)?,
@@ -83,22 +66,17 @@ pub(super) fn open(path: Option<&Path>) -> Result<Opened, Faults> {
     let files = if metadata.is_dir() {
         open_folder(&path)?
     } else {
-        vec![read(&path, FileRole::Base, Symlinks::Followed).map_err(one)?]
+        vec![read(&path, FileRole::Base, OFlags::empty()).map_err(one)?]
     };
     let folder = match path.parent() {
         Some(parent) if path.file_name().is_some() => parent.to_owned(),
         // `..`, `.` or `/`: the folder around it has no name in the path.
         _ => path.join(".."),
     };
-    let project = project_name(&folder);
-    Ok(Opened {
-        files,
-        folder,
-        project,
-    })
+    Ok((files, folder))
 }
 
-/// Files read in a folder when no path is given.
+/// Returns the path that is read in a folder when none is given.
 pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     let file = folder.join(DEFAULT_FILE);
     let folder = folder.join(DEFAULT_FOLDER);
@@ -118,7 +96,7 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     }
 }
 
-/// A folder's name made a label: what a project is called whose file does not name it.
+/// Returns a folder's name made a label: the name of a project whose file does not name it.
 pub(super) fn project_name(folder: &Path) -> String {
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
@@ -139,11 +117,12 @@ pub(super) fn project_name(folder: &Path) -> String {
     }
 }
 
-/// Reads `base.yml`, `policies.yml` and `domains/*.yml`; whatever else is there is a fault.
+/// Reads `base.yml`, `domains/*.yml` and `policies.yml`; any other file is a fault.
 fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
-    let mut take = |path: &Path, role| match read(path, role, Symlinks::Refused) {
+    // Below a folder, whoever may write there could point a link anywhere.
+    let mut take = |path: &Path, role| match read(path, role, OFlags::NOFOLLOW) {
         Ok(file) => files.push(file),
         Err(fault) => faults.push(fault),
     };
@@ -164,11 +143,9 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     }
     if domains {
         match domain_files(&folder.join("domains")) {
-            Ok((paths, odd)) => {
-                strays.extend(odd);
-                for path in &paths {
-                    take(path, FileRole::Domains);
-                }
+            Ok((paths, others)) => {
+                strays.extend(others);
+                paths.iter().for_each(|path| take(path, FileRole::Domains));
             }
             Err(fault) => strays.push(fault),
         }
@@ -178,10 +155,8 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
         take(&policies, FileRole::Policies);
     }
     if !base {
-        let message = format!(
-            "there is no `base.yml` in {}",
-            quote(&folder.to_string_lossy())
-        );
+        let folder = quote(&folder.to_string_lossy());
+        let message = format!("there is no `base.yml` in {folder}");
         let help = "write one: it holds `project_name` and `global`, and may be empty";
         faults.push(fault(Code::MissingBase, message, help));
     }
@@ -193,7 +168,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     }
 }
 
-/// The files of `domains/` in order, and what does not belong there.
+/// Returns the files of `domains/` in order, and the faults of others that do not belong there.
 fn domain_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Diagnostic>), Diagnostic> {
     let metadata = fs::symlink_metadata(folder).map_err(|why| unreadable(folder, &why))?;
     if !metadata.is_dir() {
@@ -201,26 +176,25 @@ fn domain_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Diagnostic>), Diagno
     }
     let (files, others): (Vec<_>, Vec<_>) = sorted(folder)?
         .into_iter()
-        .partition(|path| path.extension() == Some(OsStr::new("yml")) && !hidden(path));
+        .partition(|path| path.extension() == Some(OsStr::new("yml")) && !is_hidden(path));
     let strays = others.iter().filter_map(|path| stray(path, "*.yml"));
     Ok((files, strays.collect()))
 }
 
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>, Diagnostic> {
-    let mut paths = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
-        .map_err(|why| unreadable(folder, &why))
-        .map(|paths: Vec<PathBuf>| paths)?;
+    let entries = fs::read_dir(folder).map_err(|why| unreadable(folder, &why))?;
+    let paths: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(|why| unreadable(folder, &why))?;
     paths.sort();
     Ok(paths)
 }
 
-fn hidden(path: &Path) -> bool {
+fn is_hidden(path: &Path) -> bool {
     path.file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// What does not belong into the folder. Hidden files and an editor's copies are nobody's declaration.
+/// Returns the fault of a file that does not belong into the folder; hidden files and copies of an editor are ignored.
 fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.starts_with('.') || name.ends_with('~') {
@@ -234,48 +208,38 @@ fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     Some(fault(Code::StrayFile, message, help))
 }
 
-/// Whether the last component of a path may be a symbolic link.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Symlinks {
-    /// A path that the user named.
-    Followed,
-    /// A file below a folder, which whoever may write there could point anywhere.
-    Refused,
-}
-
-/// Reads one regular file of at most [`FILE_MAX`] bytes.
-fn read(path: &Path, role: FileRole, symlinks: Symlinks) -> Result<InfraFile, Diagnostic> {
-    let metadata = match symlinks {
-        Symlinks::Followed => fs::metadata(path),
-        Symlinks::Refused => fs::symlink_metadata(path),
+/// Reads one regular file of at most [`FILE_MAX`] bytes; `nofollow` is `O_NOFOLLOW`, or nothing for a path that the user named.
+fn read(path: &Path, role: FileRole, nofollow: OFlags) -> Result<InfraFile, Diagnostic> {
+    let cannot_read = |why| unreadable(path, &why);
+    let check_regular = |metadata: &fs::Metadata| {
+        if metadata.is_file() {
+            return Ok(());
+        }
+        Err(not_regular(path, metadata.file_type(), "a regular file"))
+    };
+    let metadata = if nofollow.is_empty() {
+        fs::metadata(path)
+    } else {
+        fs::symlink_metadata(path)
     };
     // Before opening: opening a device may do something.
-    let metadata = metadata.map_err(|why| unreadable(path, &why))?;
-    if !metadata.is_file() {
-        return Err(not_regular(path, metadata.file_type(), "a regular file"));
-    }
+    check_regular(&metadata.map_err(cannot_read)?)?;
     // NONBLOCK: opening a FIFO would wait for its writer.
-    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    if symlinks == Symlinks::Refused {
-        flags |= OFlags::NOFOLLOW;
-    }
-    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | nofollow;
     let file = fs::OpenOptions::new()
         .read(true)
-        .custom_flags(flags)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or_default())
         .open(path)
-        .map_err(|why| unreadable(path, &why))?;
-    let metadata = file.metadata().map_err(|why| unreadable(path, &why))?;
-    if !metadata.is_file() {
-        return Err(not_regular(path, metadata.file_type(), "a regular file"));
-    }
+        .map_err(cannot_read)?;
+    let metadata = file.metadata().map_err(cannot_read)?;
+    check_regular(&metadata)?;
     if metadata.len() > FILE_MAX {
         return Err(too_large(path));
     }
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1)
         .read_to_end(&mut bytes)
-        .map_err(|why| unreadable(path, &why))?;
+        .map_err(cannot_read)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(too_large(path));
     }
@@ -283,22 +247,14 @@ fn read(path: &Path, role: FileRole, symlinks: Symlinks) -> Result<InfraFile, Di
 }
 
 fn decode(path: &str, bytes: Vec<u8>, role: FileRole) -> Result<InfraFile, Diagnostic> {
-    let wrong = match String::from_utf8(bytes) {
-        Ok(text) => return Ok(InfraFile::new(path, &text, role)),
-        Err(wrong) => wrong,
+    let invalid = match String::from_utf8(bytes) {
+        Ok(text) => return Ok(InfraFile::new(path, text, role)),
+        Err(invalid) => invalid,
     };
-    let at = wrong.utf8_error().valid_up_to();
-    let byte = wrong.as_bytes().get(at).copied().unwrap_or_default();
-    let text = String::from_utf8_lossy(wrong.as_bytes()).into_owned();
-    let before = text.get(..at).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .count()
-        + 1;
+    let at = invalid.utf8_error().valid_up_to();
+    let byte = invalid.as_bytes().get(at).copied().unwrap_or_default();
+    let text = String::from_utf8_lossy(invalid.as_bytes()).into_owned();
+    let (line, column) = position(text.get(..at).unwrap_or_default());
     let message = format!("byte 0x{byte:02x} is not UTF-8");
     let mut found = fault(Code::NotUtf8, message, "save the file as UTF-8");
     found.place = Some(Place {
@@ -313,7 +269,7 @@ fn decode(path: &str, bytes: Vec<u8>, role: FileRole) -> Result<InfraFile, Diagn
     Err(found)
 }
 
-/// The text of bytes, as [`read`] takes it from a file.
+/// Decodes bytes as [`read`] does.
 #[cfg(test)]
 pub(super) fn decode_for_tests(bytes: &[u8]) -> Result<String, Diagnostic> {
     let file = decode("infra.yml", bytes.to_owned(), FileRole::Base)?;
@@ -321,48 +277,38 @@ pub(super) fn decode_for_tests(bytes: &[u8]) -> Result<String, Diagnostic> {
 }
 
 fn too_large(path: &Path) -> Diagnostic {
-    let mebibytes = FILE_MAX / (1024 * 1024);
-    let message = format!(
-        "{} is larger than {mebibytes} MiB",
-        quote(&path.to_string_lossy())
-    );
-    fault(
-        Code::TooLarge,
-        message,
-        "10,000 machines need about 4 MiB: is it the right file?",
-    )
+    let path = quote(&path.to_string_lossy());
+    let message = format!("{path} is larger than {} MiB", FILE_MAX / (1024 * 1024));
+    let help = "10,000 machines need about 4 MiB: is it the right file?";
+    fault(Code::TooLarge, message, help)
 }
 
 fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
-    let (code, is) = if kind.is_symlink() {
-        (Code::Symlink, "a symbolic link")
+    let mut code = Code::NotAFile;
+    let is = if kind.is_symlink() {
+        code = Code::Symlink;
+        "a symbolic link"
     } else if kind.is_dir() {
-        (Code::NotAFile, "a folder")
+        "a folder"
     } else if kind.is_fifo() {
-        (Code::NotAFile, "a FIFO")
+        "a FIFO"
     } else if kind.is_socket() {
-        (Code::NotAFile, "a socket")
+        "a socket"
     } else if kind.is_file() {
-        (Code::NotAFile, "a file")
+        "a file"
     } else {
-        (Code::NotAFile, "a device")
+        "a device"
     };
     let message = format!("{} is {is}", quote(&path.to_string_lossy()));
-    fault(
-        code,
-        message,
-        format!("{expected} is read here, and nothing else"),
-    )
+    let help = format!("{expected} is read here, and nothing else");
+    fault(code, message, help)
 }
 
 fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
     let path = quote(&path.to_string_lossy());
     if why.kind() == io::ErrorKind::NotFound {
-        return fault(
-            Code::NotFound,
-            format!("there is no {path}"),
-            "check the path",
-        );
+        let message = format!("there is no {path}");
+        return fault(Code::NotFound, message, "check the path");
     }
     let message = format!("{path} cannot be read: {why}");
     fault(Code::Unreadable, message, "check who may read it")

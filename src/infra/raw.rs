@@ -1,11 +1,9 @@
 //! The shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
 //!
-//! The only room that knows the YAML reader. What YAML can do and a security policy must not (two equal keys, anchors,
-//! aliases, merge keys, tags, a second document, depth bombs) is a finding here; which keys there are is no matter of this room.
-//! Reads events and not serde types, so that a wrong type is one finding among others and not the end of the reading.
+//! The only room that knows the YAML reader. Features of YAML that a security policy must not use (two equal keys, anchors,
+//! aliases, merge keys, tags, a second document, depth bombs) are findings here; the meaning of keys belongs to `validate`.
+//! Reads events and not serde types, so that a wrong type is one finding among others and does not end the reading.
 
-mod place;
-mod repeated;
 mod shape;
 
 use std::borrow::Cow;
@@ -13,13 +11,12 @@ use std::borrow::Cow;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
 use super::findings::{At, Code, Findings};
-use crate::diagnostic::quote;
+use crate::diagnostic::{position, quote};
 
-use place::{clamp, place};
-use repeated::repeated;
+use shape::repeated_keys;
 pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
 
-/// Deepest nesting of lists and maps; a service's fixed arguments are at 9.
+/// Maximum depth of nested lists and maps; a service's fixed arguments are at 9.
 const DEPTH_MAX: usize = 32;
 /// Maximum number of scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
 const NODES_MAX: usize = 2_000_000;
@@ -40,7 +37,7 @@ enum ParserFrame<'a> {
     },
 }
 
-/// The reason why reading ended before the end of the file: the reason is among the findings.
+/// Reading ended before the end of the file; the reason is among the findings.
 struct Stopped;
 
 /// Reads the shape of one file. `None`: what was found makes the rest of the file meaningless.
@@ -135,14 +132,13 @@ impl<'a> Builder<'a, '_> {
         let Some(start) = alone else {
             return Ok(());
         };
-        let before = self.text.get(..start).unwrap_or_default();
-        let line = before.rsplit('\n').next().unwrap_or_default();
+        let (line, column) = position(self.text.get(..start).unwrap_or_default());
         let at = At {
             file: self.file,
             start: clamp(start),
             end: clamp(start + 1),
-            line: clamp(before.matches('\n').count() + 1),
-            column: clamp(line.chars().count() + 1),
+            line: clamp(line),
+            column: clamp(column),
         };
         let message = "a carriage return without a line feed";
         self.findings
@@ -290,7 +286,7 @@ impl<'a> Builder<'a, '_> {
 
     /// Reports keys that equal an earlier one of their map, and keeps the first of each.
     fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
-        let again = repeated(&entries);
+        let again = repeated_keys(&entries);
         for (first, second) in &again {
             if let (Some(first), Some(second)) = (entries.get(*first), entries.get(*second)) {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
@@ -318,9 +314,17 @@ impl<'a> Builder<'a, '_> {
             ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
             other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
         };
-        let message: String = message.chars().flat_map(escaped).collect();
+        // The reader quotes single characters, control characters among them.
+        let mut escaped = String::new();
+        for character in message.chars() {
+            if character.is_control() {
+                escaped.extend(character.escape_debug());
+            } else {
+                escaped.push(character);
+            }
+        }
         self.findings
-            .error(code, at, message)
+            .error(code, at, escaped)
             .help("everything after this place is unread, and may hold more faults");
         Err(Stopped)
     }
@@ -344,17 +348,35 @@ impl<'a> Builder<'a, '_> {
         })
     }
 
+    /// Returns the place of a span: at least one character, if one is written there.
     fn at(&self, span: &Span) -> At {
-        place(self.text, self.file, span)
+        let (line, column) = (span.start.line(), span.start.col());
+        let start = span.start.byte_offset();
+        let start = start.unwrap_or_else(|| byte_of(self.text, line, column));
+        let end = span.end.byte_offset().unwrap_or(start);
+        // Where nothing is written the caret is under the next character, if the line has one.
+        let next = self.text.get(start..).and_then(|rest| rest.chars().next());
+        let min = next
+            .filter(|c| *c != '\n' && *c != '\r')
+            .map_or(0, char::len_utf8);
+        At {
+            file: self.file,
+            start: clamp(start),
+            end: clamp(end.max(start + min)),
+            line: clamp(line),
+            column: clamp(column + 1),
+        }
     }
 }
 
-/// The reader quotes single characters, which may be any.
-fn escaped(character: char) -> impl Iterator<Item = char> {
-    let (plain, escaped) = if character.is_control() {
-        (None, Some(character.escape_debug()))
-    } else {
-        (Some(character), None)
-    };
-    plain.into_iter().chain(escaped.into_iter().flatten())
+/// The byte at which a line (from 1) and column (characters, from 0) begin, at most the end of the text.
+fn byte_of(text: &str, line: usize, column: usize) -> usize {
+    let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
+    let start: usize = lines.map(str::len).sum();
+    let rest = text.get(start..).unwrap_or_default();
+    start + rest.chars().take(column).map(char::len_utf8).sum::<usize>()
+}
+
+fn clamp(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }

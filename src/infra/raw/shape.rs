@@ -1,6 +1,7 @@
-//! The tree that an infra file is, and what a scalar in it means; nothing of the YAML reader.
+//! The tree of an infra file, and the meaning of its scalars; nothing of the YAML reader.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use crate::infra::findings::At;
 
@@ -76,6 +77,29 @@ impl Scalar<'_> {
             _ => Reading::Text,
         }
     }
+}
+
+/// Maps up to this size are searched for equal keys pair by pair, larger ones through a hash table.
+const SMALL_MAP: usize = 12;
+
+/// Pairs (first, repeated) of indices with equal keys, ordered by the second.
+pub(super) fn repeated_keys(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
+    let is_small = entries.len() <= SMALL_MAP;
+    let capacity = if is_small { 0 } else { entries.len() };
+    let mut seen: HashMap<&str, usize> = HashMap::with_capacity(capacity);
+    let mut first_of = |second: usize, key| {
+        if is_small {
+            let mut earlier = entries.iter().take(second);
+            earlier.position(|entry| entry.key.text == key)
+        } else {
+            Some(*seen.entry(key).or_insert(second)).filter(|first| *first != second)
+        }
+    };
+    entries
+        .iter()
+        .enumerate()
+        .filter_map(|(second, entry)| Some((first_of(second, entry.key.text.as_ref())?, second)))
+        .collect()
 }
 
 fn is_integer(text: &str) -> bool {
