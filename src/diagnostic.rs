@@ -99,7 +99,7 @@ pub struct Diagnostic {
     pub code: &'static str,
     /// The fault: lower case, no full stop, user input in backticks and escaped.
     pub message: String,
-    /// Where; `None` only for a file that could not be read at all.
+    /// Its place; `None` only for a file that could not be read at all.
     pub place: Option<Place>,
     /// The next step.
     pub help: Option<String>,

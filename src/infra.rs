@@ -1,7 +1,6 @@
 //! Models a valid `infra.yml`: what the user declared, after every rule was checked.
 //!
-//! Pure data and questions to it. `raw` reads the shape, `validate` makes an [`Infra`] of it;
-//! who holds an `Infra` need not check anything again.
+//! Pure data and questions to it. `raw` reads the shape, `validate` turns it into an [`Infra`], which needs no further check.
 
 mod field;
 mod findings;
@@ -100,19 +99,17 @@ pub struct Unapplied {
 /// The `global` section, defaults filled in.
 #[derive(Debug, Clone)]
 pub struct Global {
-    /// How subnets are assigned.
+    /// The assignment of subnets.
     pub addressing: Addressing,
-    /// Image of machines that name none, as written; `None` when the default applies.
-    pub default_os_image: Option<String>,
+    /// Image of machines that name none.
+    pub default_os_image: String,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_connection: Option<String>,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_user: Option<String>,
-    /// As written; `true` when not. Nothing applies it: names on Incus have no level of nesting in front.
-    pub nesting_prefix: bool,
 }
 
-/// How subnets are assigned.
+/// The assignment of subnets.
 #[derive(Debug, Clone)]
 pub enum Addressing {
     /// `<base_subnet>.<subnet_id>.0/24`, both given by the user.
@@ -156,7 +153,7 @@ pub struct Domain {
     pub machines: Vec<Machine>,
 }
 
-/// How far a domain is trusted; decides its zone.
+/// The trust in a domain; decides its zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrustLevel {
     /// `admin`
@@ -257,36 +254,28 @@ impl Device {
         source.starts_with('/').then_some(source)
     }
 
-    /// The same of a disk that its machine writes.
+    /// The folder or file of the host that a disk shares writable.
     pub(crate) fn written_source(&self) -> Option<&str> {
         self.shared_source().filter(|_| !self.is_true("readonly"))
     }
 
-    /// Every path of the host that Incus goes to for it, and the key that says so.
-    pub(crate) fn host_paths(&self) -> Vec<(&'static str, &str)> {
-        match self.get("type") {
-            Some("disk") => self
-                .shared_source()
-                .map(|path| ("source", path))
-                .into_iter()
-                .collect(),
-            Some("proxy") => self.proxy_paths(),
+    /// The path of the host that Incus opens for it, and the key that names it.
+    pub(crate) fn host_path(&self) -> Option<(&'static str, &str)> {
+        match self.get("type")? {
+            "disk" => Some(("source", self.shared_source()?)),
+            // One of the two ends of a proxy is on the host.
+            "proxy" => {
+                let in_machine =
+                    matches!(self.get("bind"), Some("instance" | "guest" | "container"));
+                let on_host = if in_machine { "connect" } else { "listen" };
+                Some((on_host, self.get(on_host)?.strip_prefix("unix:")?))
+            }
             // Without a source, the path in the machine is that of the host as well.
-            Some("unix-char" | "unix-block") => ["source", "path"]
+            "unix-char" | "unix-block" => ["source", "path"]
                 .into_iter()
-                .find_map(|key| Some((key, self.get(key)?)))
-                .into_iter()
-                .collect(),
-            _ => Vec::new(),
+                .find_map(|key| Some((key, self.get(key)?))),
+            _ => None,
         }
-    }
-
-    /// The sockets of a proxy on the host: one of its two ends.
-    fn proxy_paths(&self) -> Vec<(&'static str, &str)> {
-        let in_machine = matches!(self.get("bind"), Some("instance" | "guest" | "container"));
-        let on_host = if in_machine { "connect" } else { "listen" };
-        let address = self.get(on_host).and_then(|it| it.strip_prefix("unix:"));
-        address.map(|path| (on_host, path)).into_iter().collect()
     }
 }
 
@@ -330,7 +319,7 @@ pub struct Machine {
     pub ip: Option<Ipv4Addr>,
     /// Image: the machine's own, or the default.
     pub os_image: String,
-    /// Deleted without being asked twice; the machine's own word, or its domain's.
+    /// May be deleted; the machine's own value, or its domain's.
     pub ephemeral: bool,
     /// For Ansible; `None` when not written.
     pub gpu: Option<bool>,
@@ -353,7 +342,7 @@ pub struct Machine {
     pub snapshots_schedule: Option<String>,
     /// Such as `30d`.
     pub snapshots_expiry: Option<String>,
-    /// Who serves and who calls on this machine.
+    /// The users of its server and of its consumers' sockets.
     pub mcp: McpUsers,
     /// Its services, in the order of the file.
     pub services: Vec<DeclaredService>,
@@ -372,23 +361,23 @@ pub struct McpUsers {
     pub allow_unlogged: bool,
     /// Memory that all its callers may make its server keep, in bytes.
     pub memory: Option<u64>,
-    /// How strictly its server is confined.
+    /// The least confinement of its server.
     pub confinement: Confinement,
 }
 
-/// Whether a server serves that the kernel confines less than it could.
+/// The least confinement by the kernel with which a server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confinement {
-    /// As far as the kernel has it.
+    /// As much as the kernel offers.
     #[default]
     Available,
-    /// Not without a filter of its system calls, nor with capabilities.
+    /// At least a filter of its system calls, and no capabilities.
     Required,
 }
 
 impl Confinement {
-    /// Returns whether it is as far as the kernel has it.
+    /// Returns whether it is the default.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()

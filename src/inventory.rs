@@ -11,7 +11,7 @@ use serde_saphyr::SerializeError;
 
 use crate::edge::Edge;
 use crate::infra::{
-    Addressing, DEFAULT_IMAGE, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
+    Addressing, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
 };
 
 /// A folder of generated files.
@@ -40,7 +40,7 @@ impl InventoryFolder {
     }
 }
 
-/// Where a generated file is: `FOLDER/STEM.yml`.
+/// The path of a generated file: `FOLDER/STEM.yml`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilePath {
     /// The folder.
@@ -204,7 +204,7 @@ fn all_values(infra: &Infra) -> Map<String, Value> {
     declared(json!({
         "project_name": infra.project,
         addressing: subnets,
-        "default_os_image": global.default_os_image.as_deref().unwrap_or(DEFAULT_IMAGE),
+        "default_os_image": global.default_os_image,
         "psot_default_connection": global.default_connection,
         "psot_default_user": global.default_user,
         "incus_all_images": unless_empty(json!(images)),

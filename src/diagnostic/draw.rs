@@ -53,7 +53,7 @@ fn draw_one(diagnostic: &Diagnostic, styled: bool) -> String {
     drawn
 }
 
-/// What is drawn around a source line: its own, because a line that was cut knows no column.
+/// The lines above and below a source line: drawn here, since a line that was cut has other columns.
 struct Frame {
     /// Digits of the line number.
     width: usize,

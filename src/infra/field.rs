@@ -1,6 +1,6 @@
-//! Typed access to the keys of a map: what has the wrong type is a finding, and the rest is read on.
+//! Typed access to the keys of a map: a value of the wrong type is a finding, and reading goes on.
 //!
-//! No rule of a section lives here.
+//! The rules of the sections belong to `validate`.
 
 mod wrong;
 
@@ -25,12 +25,12 @@ pub(super) struct Fields<'t, 'a> {
     strict: bool,
 }
 
-/// Text and where it is written.
+/// Text and its place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text<'t> {
     /// The text.
     pub(super) text: &'t str,
-    /// Where.
+    /// Its place.
     pub(super) at: At,
 }
 
@@ -41,7 +41,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Self::of_what(&entry.value, what, findings)
     }
 
-    /// The map that an item of a list is, or the file; `what` says which.
+    /// The map of an item of a list, or of the file; `what` names it in messages.
     pub(super) fn of_item(
         node: &'t Node<'a>,
         what: &'static str,
@@ -117,7 +117,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Some(entry.value.at)
     }
 
-    /// The entry of a key that holds something. One that is written empty is as if it were not written, and said so.
+    /// The entry of a key that is not empty. An empty one counts as not written, with a warning.
     pub(super) fn filled(&self, key: &str, findings: &mut Findings) -> Option<&'t Entry<'a>> {
         let entry = self.entry(key)?;
         if self.strict || !is_null(&entry.value) {
@@ -133,7 +133,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// Text: quoted, or plain and nothing else.
+    /// Text: quoted, or plain and not a number, truth value or null.
     pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         text_entry(self.filled(key, findings)?, findings)
     }
@@ -143,7 +143,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         incus_text(self.filled(key, findings)?, findings)
     }
 
-    /// Notes which of these keys are written: those that anklume itself does nothing with, with their section in front.
+    /// Notes those of the keys, each with its section in front, that are written and that anklume itself does nothing with.
     pub(super) fn note_unapplied(&self, keys: &[&'static str], findings: &mut Findings) {
         for key in keys {
             let own = key.rsplit('.').next().unwrap_or(key);
@@ -222,7 +222,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// An amount of memory in bytes, written so or as `64MiB`.
+    /// An amount of memory in bytes, written as a number or as `64MiB`.
     pub(super) fn size(
         &self,
         key: &str,
@@ -260,7 +260,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// A map, its keys not yet looked at.
+    /// A map; its keys are not checked yet.
     pub(super) fn map(&self, key: &str, findings: &mut Findings) -> Option<Self> {
         let entry = self.filled(key, findings)?;
         let mut fields = Self::of(entry, findings)?;
@@ -268,7 +268,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Some(fields)
     }
 
-    /// A path that begins at the root, of printable characters.
+    /// An absolute path without control characters.
     pub(super) fn absolute_path(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         let written = self.text(key, findings)?;
         if !written.text.starts_with('/') || written.text.contains(char::is_control) {
@@ -285,7 +285,7 @@ impl<'t, 'a> Fields<'t, 'a> {
 /// Bytes in a mebibyte.
 const MEBIBYTE: u64 = 1024 * 1024;
 
-/// Decimal digits, and maybe a binary unit.
+/// Parses decimal digits with an optional binary unit.
 fn bytes(text: &str) -> Option<u64> {
     let units = [("KiB", 1024), ("MiB", MEBIBYTE), ("GiB", 1024 * MEBIBYTE)];
     let unit = units
@@ -343,7 +343,7 @@ fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> 
     }
 }
 
-/// A scalar as the text that Incus and Ansible get: truth values in small letters, anything else as it is written.
+/// A scalar as the text for Incus and Ansible: truth values in lower case, anything else as written.
 pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
     if let NodeKind::Scalar(scalar) = &entry.value.kind {
         match scalar.reading() {
@@ -363,7 +363,7 @@ pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Null)
 }
 
-/// A value as JSON has it: what is handed on as written.
+/// Converts a value to JSON, for keys that are passed on as written.
 pub(super) fn json(node: &Node<'_>) -> Value {
     match &node.kind {
         NodeKind::Scalar(scalar) => json_scalar(&scalar.text, scalar.reading()),
@@ -373,7 +373,7 @@ pub(super) fn json(node: &Node<'_>) -> Value {
     }
 }
 
-/// A map as JSON has it.
+/// Converts a map to JSON.
 pub(super) fn json_map(entries: &[Entry<'_>]) -> Map<String, Value> {
     entries
         .iter()

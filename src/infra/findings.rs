@@ -207,7 +207,7 @@ impl Findings {
         let refused = self.has_errors();
         self.found
             .sort_by_key(|(at, _)| (at.file, at.start, at.line, at.column));
-        // What a shared volume does wrong, it does on each of its machines.
+        // A fault of a shared volume is found on each of its machines.
         self.found.dedup();
         let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, found)| found).collect();
         if self.beyond > 0 {

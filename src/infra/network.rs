@@ -1,4 +1,4 @@
-//! Addresses: which subnet a domain gets and which address a machine. Pure arithmetic on octets.
+//! Subnets of domains and addresses of machines: pure arithmetic on octets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -17,10 +17,10 @@ pub(super) const SUBNET_ID_MAX: u8 = 254;
 pub(super) const GATEWAY: u8 = 254;
 /// Last octet of the firewall machine that `firewall_mode: vm` adds.
 pub(super) const FIREWALL: u8 = 253;
-/// Last octets that are given out to machines of a zone that name no address.
-pub(super) const GIVEN_OUT: std::ops::RangeInclusive<u8> = 1..=99;
+/// Last octets for machines of a zone that name no address.
+pub(super) const AUTOMATIC: std::ops::RangeInclusive<u8> = 1..=99;
 
-/// The two octets of a `base_subnet`, in the one notation that every reader takes for the same.
+/// Parses the two octets of a `base_subnet`, without leading zeros, which some readers take for octal.
 pub(super) fn base_octets(text: &str) -> Option<(u8, u8)> {
     let (first, second) = text.split_once('.')?;
     Some((octet(first)?, octet(second)?))
@@ -31,7 +31,7 @@ fn octet(text: &str) -> Option<u8> {
     (number.to_string() == text).then_some(number)
 }
 
-/// The second octet of a zone; `None` when the zone lies beyond the last octet.
+/// Returns the second octet of a zone; `None` if the zone lies beyond 255.
 pub(super) fn zone_octet(zone_base: i64, trust: TrustLevel) -> Option<u8> {
     let offset = match trust {
         TrustLevel::Admin => 0,
@@ -60,9 +60,9 @@ pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option
         .collect()
 }
 
-/// What keeps a machine from having an address inside its domain's subnet.
+/// The reason why a machine may not have an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UnfitSubnet {
+pub(super) enum AddressFault {
     /// Not in the subnet at all.
     Outside,
     /// The address of the subnet itself.
@@ -73,21 +73,21 @@ pub(super) enum UnfitSubnet {
     Broadcast,
 }
 
-/// Whether a machine of this /24 may have this address.
-pub(super) fn fit(address: Ipv4Addr, subnet: Ipv4Addr) -> Result<(), UnfitSubnet> {
+/// Checks that a machine of this /24 may have this address.
+pub(super) fn check_address(address: Ipv4Addr, subnet: Ipv4Addr) -> Result<(), AddressFault> {
     let [.., last] = address.octets();
     if host(subnet, last) != address {
-        return Err(UnfitSubnet::Outside);
+        return Err(AddressFault::Outside);
     }
     match last {
-        0 => Err(UnfitSubnet::Network),
-        GATEWAY => Err(UnfitSubnet::Gateway),
-        255 => Err(UnfitSubnet::Broadcast),
+        0 => Err(AddressFault::Network),
+        GATEWAY => Err(AddressFault::Gateway),
+        255 => Err(AddressFault::Broadcast),
         _ => Ok(()),
     }
 }
 
-/// The address of this last octet in a /24.
+/// Returns the address with this last octet in a /24.
 pub(super) fn host(subnet: Ipv4Addr, last: u8) -> Ipv4Addr {
     let [a, b, c, _] = subnet.octets();
     Ipv4Addr::new(a, b, c, last)
@@ -135,16 +135,20 @@ mod tests {
     #[test]
     fn a_machine_has_neither_the_first_nor_the_last_two_addresses() {
         let subnet = Ipv4Addr::new(10, 100, 0, 0);
-        for (last, fits) in [
-            (0, Err(UnfitSubnet::Network)),
+        for (last, expected) in [
+            (0, Err(AddressFault::Network)),
             (1, Ok(())),
             (253, Ok(())),
-            (254, Err(UnfitSubnet::Gateway)),
-            (255, Err(UnfitSubnet::Broadcast)),
+            (254, Err(AddressFault::Gateway)),
+            (255, Err(AddressFault::Broadcast)),
         ] {
-            assert_eq!(fit(host(subnet, last), subnet), fits, "{last}");
+            assert_eq!(
+                check_address(host(subnet, last), subnet),
+                expected,
+                "{last}"
+            );
         }
         let outside = Ipv4Addr::new(10, 100, 1, 1);
-        assert_eq!(fit(outside, subnet), Err(UnfitSubnet::Outside));
+        assert_eq!(check_address(outside, subnet), Err(AddressFault::Outside));
     }
 }

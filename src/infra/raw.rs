@@ -40,7 +40,7 @@ enum ParserFrame<'a> {
 /// Reading ended before the end of the file; the reason is among the findings.
 struct Stopped;
 
-/// Reads the shape of one file. `None`: what was found makes the rest of the file meaningless.
+/// Reads the shape of one file; `None` after a finding that makes the rest of the file meaningless.
 pub(super) fn read<'a>(text: &'a str, file: u32, findings: &mut Findings) -> Option<Node<'a>> {
     let mut builder = Builder {
         text,
@@ -61,13 +61,11 @@ pub(super) fn read<'a>(text: &'a str, file: u32, findings: &mut Findings) -> Opt
     for event in Parser::new_from_str_with_options(text, options) {
         let taken = match event {
             Ok((event, span)) => builder.take(event, span),
-            Err(wrong) => builder.syntax(&wrong),
+            Err(fault) => builder.syntax(&fault),
         };
-        if taken.is_err() {
-            return None;
-        }
+        taken.ok()?;
     }
-    builder.end()
+    Some(builder.end())
 }
 
 struct Builder<'a, 'f> {
@@ -122,8 +120,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// A carriage return ends a line to YAML and not to most of what shows the file: a place would be another one to the
-    /// user, and a terminal writes what follows over what was before.
+    /// Refuses a carriage return alone. It ends a line to YAML and not to most editors, so places would be wrong; and in a
+    /// terminal the rest of the line would overwrite its beginning.
     fn check_line_ends(&mut self) -> Result<(), Stopped> {
         let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
             let next = self.text.as_bytes().get(at + 1);
@@ -172,34 +170,27 @@ impl<'a> Builder<'a, '_> {
         self.findings
             .error(Code::YamlAlias, at, "a YAML alias")
             .help("write the value out: anchors and aliases are not read");
-        self.put(Node {
-            at,
-            kind: NodeKind::Unusable,
-        })
+        let kind = NodeKind::Unusable;
+        self.put(Node { at, kind })
     }
 
     fn scalar(&mut self, at: At, scalar: Scalar<'a>) -> Result<(), Stopped> {
-        let Some(ParserFrame::Map { key, skip, .. }) = self.frames.last_mut() else {
-            return self.put(Node {
-                at,
-                kind: NodeKind::Scalar(scalar),
-            });
-        };
-        if key.is_some() || *skip {
-            return self.put(Node {
-                at,
-                kind: NodeKind::Scalar(scalar),
-            });
+        if let Some(ParserFrame::Map { key, skip, .. }) = self.frames.last_mut()
+            && key.is_none()
+            && !*skip
+        {
+            if scalar.plain && scalar.text == "<<" {
+                self.findings
+                    .error(Code::YamlMergeKey, at, "a YAML merge key")
+                    .help("write the keys out: merge keys are not read");
+                *skip = true;
+            } else {
+                *key = Some((at, scalar));
+            }
+            return self.count(at);
         }
-        if scalar.plain && scalar.text == "<<" {
-            self.findings
-                .error(Code::YamlMergeKey, at, "a YAML merge key")
-                .help("write the keys out: merge keys are not read");
-            *skip = true;
-        } else {
-            *key = Some((at, scalar));
-        }
-        self.count(at)
+        let kind = NodeKind::Scalar(scalar);
+        self.put(Node { at, kind })
     }
 
     fn open(&mut self, frame: ParserFrame<'a>) -> Result<(), Stopped> {
@@ -221,46 +212,37 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn close(&mut self) -> Result<(), Stopped> {
-        let node = match self.frames.pop() {
-            Some(ParserFrame::List { at, items }) => Node {
-                at,
-                kind: NodeKind::List(items),
-            },
+        let (at, kind) = match self.frames.pop() {
+            Some(ParserFrame::List { at, items }) => (at, NodeKind::List(items)),
             Some(ParserFrame::Map {
                 at, flow, entries, ..
             }) => {
-                let first = entries.first().map(|entry| entry.at);
-                Node {
-                    at: first.filter(|_| !flow).unwrap_or(at),
-                    kind: NodeKind::Map(self.without_duplicates(entries)),
-                }
+                let first = entries.first().filter(|_| !flow);
+                let at = first.map_or(at, |entry| entry.at);
+                (at, NodeKind::Map(self.without_duplicates(entries)))
             }
             None => return Ok(()),
         };
-        self.put(node)
+        self.put(Node { at, kind })
     }
 
-    /// Puts a finished value where it belongs: into the list or map around it, or at the root.
-    fn put(&mut self, node: Node<'a>) -> Result<(), Stopped> {
-        let at = node.at;
+    /// Puts a finished value into the list or map around it, or at the root.
+    fn put(&mut self, value: Node<'a>) -> Result<(), Stopped> {
+        let at = value.at;
         match self.frames.last_mut() {
-            None => self.root = Some(node),
-            Some(ParserFrame::List { items, .. }) => items.push(node),
+            None => self.root = Some(value),
+            Some(ParserFrame::List { items, .. }) => items.push(value),
             Some(ParserFrame::Map {
                 entries, key, skip, ..
             }) => {
                 if *skip {
                     *skip = false;
                 } else if let Some((at, key)) = key.take() {
-                    entries.push(Entry {
-                        at,
-                        key,
-                        value: node,
-                    });
+                    entries.push(Entry { at, key, value });
                 } else {
                     *skip = true;
                     // An alias is reported already.
-                    if matches!(node.kind, NodeKind::Unusable) {
+                    if matches!(value.kind, NodeKind::Unusable) {
                         return Ok(());
                     }
                     self.findings
@@ -286,8 +268,8 @@ impl<'a> Builder<'a, '_> {
 
     /// Reports keys that equal an earlier one of their map, and keeps the first of each.
     fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
-        let again = repeated_keys(&entries);
-        for (first, second) in &again {
+        let repeated = repeated_keys(&entries);
+        for (first, second) in &repeated {
             if let (Some(first), Some(second)) = (entries.get(*first), entries.get(*second)) {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
                 let line = self.findings.short(first.at);
@@ -296,20 +278,19 @@ impl<'a> Builder<'a, '_> {
                     .help(format!("the first one is at {line}; keep one of them"));
             }
         }
-        let mut again = again.iter().map(|(_, second)| *second).peekable();
+        let mut repeated = repeated.iter().map(|(_, second)| *second).peekable();
         let mut index = 0;
         entries.retain(|_| {
-            let repeated = again.next_if_eq(&index).is_some();
+            let is_repeated = repeated.next_if_eq(&index).is_some();
             index += 1;
-            !repeated
+            !is_repeated
         });
         entries
     }
 
-    fn syntax(&mut self, wrong: &ScanError) -> Result<(), Stopped> {
-        let marker = wrong.marker();
-        let at = self.at(&Span::empty(*marker));
-        let (code, message) = match wrong.kind() {
+    fn syntax(&mut self, fault: &ScanError) -> Result<(), Stopped> {
+        let at = self.at(&Span::empty(*fault.marker()));
+        let (code, message) = match fault.kind() {
             ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
             ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
             other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
@@ -329,22 +310,19 @@ impl<'a> Builder<'a, '_> {
         Err(Stopped)
     }
 
-    fn end(self) -> Option<Node<'a>> {
-        self.root.or_else(|| {
-            let at = At {
+    fn end(self) -> Node<'a> {
+        self.root.unwrap_or(Node {
+            at: At {
                 file: self.file,
                 start: 0,
                 end: 0,
                 line: 1,
                 column: 1,
-            };
-            Some(Node {
-                at,
-                kind: NodeKind::Scalar(Scalar {
-                    text: Cow::Borrowed(""),
-                    plain: true,
-                }),
-            })
+            },
+            kind: NodeKind::Scalar(Scalar {
+                text: Cow::Borrowed(""),
+                plain: true,
+            }),
         })
     }
 
@@ -354,7 +332,7 @@ impl<'a> Builder<'a, '_> {
         let start = span.start.byte_offset();
         let start = start.unwrap_or_else(|| byte_of(self.text, line, column));
         let end = span.end.byte_offset().unwrap_or(start);
-        // Where nothing is written the caret is under the next character, if the line has one.
+        // The caret of an empty span is under the next character, if the line has one.
         let next = self.text.get(start..).and_then(|rest| rest.chars().next());
         let min = next
             .filter(|c| *c != '\n' && *c != '\r')

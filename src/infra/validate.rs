@@ -43,8 +43,6 @@ struct MachineContext<'s> {
     domain: &'s str,
     /// `None` after a fault in it.
     subnet: Option<Ipv4Addr>,
-    /// Machines without an address get one.
-    gives_addresses: bool,
     ephemeral: bool,
     trust: Option<TrustLevel>,
     /// The domain's profiles by name.
@@ -60,17 +58,16 @@ pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Dia
     let roots: Vec<_> = (0..)
         .zip(files)
         .filter_map(|(number, file)| {
-            Some((
-                file.role,
-                raw::read(&file.source.text, number, &mut findings)?,
-            ))
+            let root = raw::read(&file.source.text, number, &mut findings)?;
+            Some((file.role, root))
         })
         .collect();
-    // Half a file would give faults that are none, such as consumers that the other half declares.
-    let whole = roots.len() == files.len();
-    let infra = whole
-        .then(|| infra(&roots, project, &mut findings))
-        .flatten();
+    // A part of the files would give false faults, such as consumers that another part declares.
+    let infra = if roots.len() == files.len() {
+        infra(&roots, project, &mut findings)
+    } else {
+        None
+    };
     let warnings = findings.finish()?;
     match infra {
         Some(infra) => Ok((infra, warnings)),
@@ -241,20 +238,20 @@ fn name<T: FromStr<Err = NameFault>>(
     parsed.ok()
 }
 
-/// Reports a name that means something else where it is used.
-fn check_reserved(
-    kind: &str,
-    name: &str,
-    reserved: &[(&str, &str)],
-    at: At,
-    findings: &mut Findings,
-) {
-    if let Some((_, meaning)) = reserved.iter().find(|(taken, _)| *taken == name) {
-        let message = format!("a {kind} cannot be called `{name}`: that is {meaning}");
-        findings
-            .error(Code::ReservedName, at, message)
-            .help("choose another name");
-    }
+/// Reports a name of a machine or domain that means something else where it is used.
+fn check_reserved(name: &str, kind: &str, at: At, findings: &mut Findings) {
+    let meaning = match name {
+        "all" => "Ansible's group of every host",
+        "ungrouped" => "Ansible's group of hosts without a group",
+        "localhost" => "Ansible's own computer",
+        "host" => "the host in `network_policies`",
+        "default" if kind == "domain" => "Incus's own project",
+        _ => return,
+    };
+    let message = format!("a {kind} cannot be called `{name}`: that is {meaning}");
+    findings
+        .error(Code::ReservedName, at, message)
+        .help("choose another name");
 }
 
 impl DomainDraft {
@@ -271,7 +268,9 @@ impl DomainDraft {
                 ..draft.machine
             }
         });
+        let profiles = self.profiles.into_iter();
         Domain {
+            profiles: profiles.map(devices::PlacedProfile::build).collect(),
             machines: machines.collect(),
             ..self.domain
         }

@@ -1,13 +1,13 @@
-//! A value of the wrong type, in words, with what was probably meant.
+//! Reports values of the wrong type, with the value that was probably meant.
 
 use crate::diagnostic::quote;
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 
-/// What a section must be.
+/// The expected type of a section.
 pub(super) const A_MAP: &str = "a map of keys and values";
 
-/// What a value of the wrong type is called in messages, and where to point when nothing is written.
+/// The subject of a message on a wrong type, and the place of an empty value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Expected<'w> {
     /// The value of a key.

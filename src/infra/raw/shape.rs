@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use crate::infra::findings::At;
 
-/// A value and where it is written.
+/// A value and its place.
 #[derive(Debug)]
 pub(in crate::infra) struct Node<'a> {
-    /// Where. Of a block map its first key, of a block list its first `-`.
+    /// Its place: of a block map the first key, of a block list the first `-`.
     pub(in crate::infra) at: At,
-    /// What.
+    /// The value.
     pub(in crate::infra) kind: NodeKind<'a>,
 }
 
@@ -23,7 +23,7 @@ pub(in crate::infra) enum NodeKind<'a> {
     List(Vec<Node<'a>>),
     /// `{…}` or lines with `key:`.
     Map(Vec<Entry<'a>>),
-    /// Already reported: an alias, or what stands where something unreadable stood.
+    /// Already reported: an alias.
     Unusable,
 }
 
@@ -47,7 +47,7 @@ pub(in crate::infra) struct Scalar<'a> {
     pub(in crate::infra) plain: bool,
 }
 
-/// What a plain scalar is by the core schema of YAML 1.2; a quoted one is always text.
+/// The type of a plain scalar by the core schema of YAML 1.2; a quoted one is always text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::infra) enum Reading {
     /// Nothing, `~` or `null`.
@@ -63,7 +63,7 @@ pub(in crate::infra) enum Reading {
 }
 
 impl Scalar<'_> {
-    /// What a YAML 1.2 reader takes it for.
+    /// Returns its type for a YAML 1.2 reader.
     pub(in crate::infra) fn reading(&self) -> Reading {
         if !self.plain {
             return Reading::Text;

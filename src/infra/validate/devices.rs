@@ -27,21 +27,21 @@ const TYPES: [&str; 12] = [
 /// The configuration key that makes a container's root the host's root.
 const PRIVILEGED: &str = "security.privileged";
 
-/// What a `config` says of `security.privileged`, and where.
+/// The value of `security.privileged` in a `config`, and its place.
 pub(super) type Privileged = Option<(bool, At)>;
 
 /// A device and the places of its parts.
 #[derive(Debug, Clone)]
 pub(super) struct PlacedPath {
     pub(super) device: Device,
-    /// Where its name is written, or what stands for it.
+    /// Place of its name, or of the declaration that it comes from.
     pub(super) at: At,
-    /// Where the value of each key is written, in the order of the keys; empty where anklume made the device.
+    /// Places of the values, in the order of the keys.
     pub(super) values: Vec<At>,
 }
 
 impl PlacedPath {
-    /// The value of a key and where it is.
+    /// The value of a key and its place.
     pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
         let position = self.device.keys.iter().position(|(name, _)| name == key)?;
         let (_, value) = self.device.keys.get(position)?;
@@ -60,30 +60,28 @@ pub(super) struct PlacedProfile {
     pub(super) name: String,
     pub(super) devices: Vec<PlacedPath>,
     pub(super) privileged: Privileged,
-    description: String,
-    config: Vec<(String, String)>,
+    /// The profile without its devices.
+    profile: Profile,
 }
 
 impl PlacedProfile {
     /// The profile without places.
-    pub(super) fn build(&self) -> (String, Profile) {
-        let devices = self.devices.iter().map(|placed| placed.device.clone());
+    pub(super) fn build(self) -> (String, Profile) {
+        let devices = self.devices.into_iter().map(|placed| placed.device);
         let profile = Profile {
-            description: self.description.clone(),
             devices: devices.collect(),
-            config: self.config.clone(),
+            ..self.profile
         };
-        (self.name.clone(), profile)
+        (self.name, profile)
     }
 }
 
 /// The profiles of a domain.
 pub(super) fn profiles(fields: Fields<'_, '_>, findings: &mut Findings) -> Vec<PlacedProfile> {
-    let Some(profiles) = fields.map("profiles", findings) else {
-        return Vec::new();
-    };
-    let entries = profiles.entries().iter();
+    let profiles = fields.map("profiles", findings);
+    let entries = profiles.map_or(&[][..], |profiles| profiles.entries());
     entries
+        .iter()
         .filter_map(|entry| profile(entry, findings))
         .collect()
 }
@@ -100,12 +98,15 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
         name,
         devices,
         privileged,
-        description: description.unwrap_or_default(),
-        config,
+        profile: Profile {
+            description: description.unwrap_or_default(),
+            devices: Vec::new(),
+            config,
+        },
     })
 }
 
-/// `config`: keys and values as Incus takes them, and what it says of `security.privileged`.
+/// Reads `config`: keys and values as Incus takes them, and the value of `security.privileged`.
 pub(super) fn config(
     fields: Fields<'_, '_>,
     findings: &mut Findings,

@@ -33,15 +33,6 @@ const BRIDGE_MAX: usize = 15;
 /// Prefix of a bridge's name, before that of its domain.
 const BRIDGE_PREFIX: &str = "net-";
 
-/// Names that mean something else where a domain's name is used, and what.
-const RESERVED_DOMAINS: [(&str, &str); 5] = [
-    ("all", "Ansible's group of every host"),
-    ("ungrouped", "Ansible's group of hosts without a group"),
-    ("localhost", "Ansible's own computer"),
-    ("host", "the host in `network_policies`"),
-    ("default", "Incus's own project"),
-];
-
 /// The part of a domain that decides its subnet.
 struct DomainFields<'t, 'a> {
     entry: &'t Entry<'a>,
@@ -52,27 +43,27 @@ struct DomainFields<'t, 'a> {
 
 /// Reads all domains.
 pub(super) fn read(
-    domains: &[&Entry<'_>],
+    entries: &[&Entry<'_>],
     settings: &GlobalSettings,
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Vec<DomainDraft> {
-    let grounds: Vec<_> = domains
+    let domains: Vec<_> = entries
         .iter()
-        .filter_map(|entry| ground(entry, settings, findings))
+        .filter_map(|entry| domain_fields(entry, settings, findings))
         .collect();
-    let subnets = subnets(&grounds, settings, findings);
+    let subnets = subnets(&domains, settings, findings);
     let mut addresses = HashMap::new();
-    grounds
+    domains
         .iter()
         .zip(subnets)
-        .filter_map(|(ground, subnet)| {
-            domain(ground, subnet, settings, names, &mut addresses, findings)
+        .filter_map(|(domain, subnet)| {
+            draft(domain, subnet, settings, names, &mut addresses, findings)
         })
         .collect()
 }
 
-fn ground<'t, 'a>(
+fn domain_fields<'t, 'a>(
     entry: &'t Entry<'a>,
     settings: &GlobalSettings,
     findings: &mut Findings,
@@ -84,6 +75,8 @@ fn ground<'t, 'a>(
     let trust = TrustLevel::ALL
         .into_iter()
         .find(|level| Some(level.as_str()) == written);
+    let is_default = settings.zones && fields.entry("trust_level").is_none();
+    let default_trust = is_default.then_some(TrustLevel::SemiTrusted);
     let written_id = fields.entry("subnet_id");
     let subnet_id = fields
         .integer("subnet_id", 0..=SUBNET_ID_MAX, findings)
@@ -98,47 +91,43 @@ fn ground<'t, 'a>(
     Some(DomainFields {
         entry,
         fields,
-        trust: if settings.zones && fields.entry("trust_level").is_none() {
-            Some(TrustLevel::SemiTrusted)
-        } else {
-            trust
-        },
+        trust: trust.or(default_trust),
         subnet_id,
     })
 }
 
 /// The subnet of each domain; `None` after a fault.
 fn subnets(
-    grounds: &[DomainFields<'_, '_>],
+    domains: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
-    check_unique(grounds, settings, findings);
+    check_unique(domains, settings, findings);
     match settings.scheme {
-        None => grounds.iter().map(|_| None).collect(),
-        Some(Scheme::Subnets { base: (a, b) }) => grounds
+        None => domains.iter().map(|_| None).collect(),
+        Some(Scheme::Subnets { base: (a, b) }) => domains
             .iter()
-            .map(|ground| {
-                let (id, _) = ground.subnet_id?;
+            .map(|domain| {
+                let (id, _) = domain.subnet_id?;
                 Some((id, Ipv4Addr::new(a, b, id, 0)))
             })
             .collect(),
-        Some(Scheme::Zones { base }) => zones(grounds, base, findings),
+        Some(Scheme::Zones { base }) => zones(domains, base, findings),
     }
 }
 
 /// A `subnet_id` is unique: over all domains, or in its zone.
 fn check_unique(
-    grounds: &[DomainFields<'_, '_>],
+    domains: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,
     findings: &mut Findings,
 ) {
     let mut seen: HashMap<(Option<TrustLevel>, u8), At> = HashMap::new();
-    for ground in grounds {
-        let Some((id, at)) = ground.subnet_id else {
+    for domain in domains {
+        let Some((id, at)) = domain.subnet_id else {
             continue;
         };
-        let zone = ground.trust.filter(|_| settings.zones);
+        let zone = domain.trust.filter(|_| settings.zones);
         if let Some(first) = findings.earlier(&mut seen, (zone, id), at) {
             let within = zone.map_or(String::new(), |level| {
                 format!(" in the zone of `{}`", level.as_str())
@@ -152,57 +141,57 @@ fn check_unique(
 }
 
 fn zones(
-    grounds: &[DomainFields<'_, '_>],
+    domains: &[DomainFields<'_, '_>],
     zone_base: i64,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
     let mut by_zone: BTreeMap<TrustLevel, Vec<(&str, Option<u8>)>> = BTreeMap::new();
-    for ground in grounds {
-        if let Some(trust) = ground.trust {
-            let id = ground.subnet_id.map(|(id, _)| id);
-            let name = ground.entry.key.text.as_ref();
+    for domain in domains {
+        if let Some(trust) = domain.trust {
+            let id = domain.subnet_id.map(|(id, _)| id);
+            let name = domain.entry.key.text.as_ref();
             by_zone.entry(trust).or_default().push((name, id));
         }
     }
-    let ids: BTreeMap<TrustLevel, _> = by_zone
-        .iter()
-        .map(|(trust, zone)| (*trust, network::subnet_ids(zone)))
+    let ids: BTreeMap<_, _> = by_zone
+        .into_iter()
+        .map(|(trust, zone)| (trust, network::subnet_ids(&zone)))
         .collect();
-    grounds
+    domains
         .iter()
-        .map(|ground| {
-            let trust = ground.trust?;
-            let name = ground.entry.key.text.as_ref();
+        .map(|domain| {
+            let trust = domain.trust?;
+            let name = domain.entry.key.text.as_ref();
             let id = ids.get(&trust).and_then(|zone| zone.get(name)).copied()?;
             let octet = network::zone_octet(zone_base, trust);
             if let (Some(octet), Some(id)) = (octet, id) {
                 return Some((id, Ipv4Addr::new(ZONE_OCTET, octet, id, 0)));
             }
-            let message = if octet.is_none() {
-                format!("the zone of `{}` lies beyond 10.255", trust.as_str())
-            } else {
-                format!("the zone of `{}` has no subnet left", trust.as_str())
+            let fault = match octet {
+                None => "lies beyond 10.255",
+                Some(_) => "has no subnet left",
             };
+            let message = format!("the zone of `{}` {fault}", trust.as_str());
+            let help =
+                "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets";
             findings
-                .error(Code::ZoneOverflow, ground.entry.at, message)
-                .help(
-                    "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets",
-                );
+                .error(Code::ZoneOverflow, domain.entry.at, message)
+                .help(help);
             None
         })
         .collect()
 }
 
-fn domain(
-    ground: &DomainFields<'_, '_>,
+fn draft(
+    domain: &DomainFields<'_, '_>,
     subnet: Option<(u8, Ipv4Addr)>,
     settings: &GlobalSettings,
     names: &Names<'_>,
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<DomainDraft> {
-    let fields = ground.fields;
-    let name = domain_name(ground.entry, findings);
+    let fields = domain.fields;
+    let name = domain_name(domain.entry, findings);
     let description = fields.incus_text("description", findings);
     let enabled = fields.flag("enabled", findings).unwrap_or(true);
     let ephemeral = fields.flag("ephemeral", findings).unwrap_or(false);
@@ -215,11 +204,10 @@ fn domain(
         .zip(0..)
         .collect();
     let context = MachineContext {
-        domain: &ground.entry.key.text,
+        domain: &domain.entry.key.text,
         subnet: subnet.map(|(_, subnet)| subnet),
-        gives_addresses: settings.zones,
         ephemeral,
-        trust: ground.trust,
+        trust: domain.trust,
         profiles: &profile_index,
         settings,
         names,
@@ -231,13 +219,13 @@ fn domain(
     let name = name?;
     Some(DomainDraft {
         domain: Domain {
-            place: findings.place(ground.entry.at)?,
+            place: findings.place(domain.entry.at)?,
             description: description.unwrap_or_default(),
             enabled,
             subnet_id,
-            trust_level: ground.trust,
+            trust_level: domain.trust,
             ephemeral,
-            profiles: profiles.iter().map(devices::PlacedProfile::build).collect(),
+            profiles: Vec::new(),
             ai_provider,
             ai_sanitize,
             network: Network {
@@ -257,7 +245,7 @@ fn domain(
 fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName> {
     let text = field::text_key(entry, "the name of a domain", findings)?;
     let name: DomainName = name(text, entry.at, "such as `work` or `home-2`", findings)?;
-    check_reserved("domain", text, &RESERVED_DOMAINS, entry.at, findings);
+    check_reserved(text, "domain", entry.at, findings);
     let bridge = BRIDGE_PREFIX.len() + text.len();
     if bridge > BRIDGE_MAX {
         let message = format!(

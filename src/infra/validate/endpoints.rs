@@ -1,7 +1,7 @@
-//! What keeps an edge safe: no privileged end, and no device of the user's in the way of the channels.
+//! The safety of edges: no privileged end, and no device of the user's in the way of the channels.
 //!
-//! The rules of design: host paths of channels are reached by anklume's own devices alone, what anklume keeps inside a
-//! machine is hidden by no disk, and no device of any machine goes where a machine could have put a link.
+//! Only anklume's own devices reach the host paths of channels, no disk hides anklume's files inside a machine, and no
+//! device of any machine uses a host path where a machine could have put a link.
 
 use std::collections::HashSet;
 
@@ -12,28 +12,29 @@ use crate::infra::findings::{At, Code, Findings};
 use crate::infra::{MACHINES_OWN, MachineType};
 use crate::name::MachineName;
 
-/// Where the channels are, on the host and inside machines.
+/// Folders of the channels, on the host and inside machines.
 const CHANNELS: [&str; 3] = ["/var/lib/anklume", "/run/anklume/mcp", "/srv/anklume/mcp"];
-/// What only anklume's own devices share with a machine.
+/// The folder of the host that only anklume's own devices may share.
 const HOST_STATE: &str = "/var/lib/anklume";
-/// What anklume keeps inside a machine: hidden by a disk at it or above it.
+/// Folders of anklume inside a machine: a disk at one of them or above it would hide it.
 const INSIDE: [&str; 4] = [
     "/run/anklume",
     "/srv/anklume",
     "/opt/anklume",
     "/etc/anklume",
 ];
-/// What is replaced by a disk at it, above it or below it. (Below `/srv/anklume` the portal may be shared.)
+/// Folders inside a machine that a disk below them would change. (Below `/srv/anklume` the portal may be shared.)
 const INSIDE_WHOLE: [&str; 4] = [
     "/run/anklume",
     "/srv/anklume/mcp",
     "/opt/anklume",
     "/etc/anklume",
 ];
+
 /// Checks every machine of an enabled domain.
 pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
     let ends = ends(drafts);
-    // Without a service there is no channel to take over; what else a device takes over is said all the same.
+    // Without a service no channel can be taken over; the same devices are then a warning.
     let severity = if ends.is_empty() {
         Severity::Warning
     } else {
@@ -147,12 +148,12 @@ fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     folders
 }
 
-/// What a device must not do on the host: rules for every machine, as soon as any of them offers a service.
+/// Checks the host side of devices: on every machine, as soon as one of them offers a service.
 struct Host {
     /// Folders that some machine may write into.
     writable: HashSet<String>,
     severity: Severity,
-    /// Where a source in such a folder was found: a shared volume is a device of many machines, and one finding is enough.
+    /// Places of sources in such a folder: a shared volume is a device of many machines, and one finding is enough.
     nested: HashSet<At>,
 }
 
@@ -176,31 +177,30 @@ impl Host {
         self.check_source(placed, findings);
     }
 
-    /// Whether a machine could exchange what the device shares: always an error, for that gives a machine the host.
+    /// Refuses a source that a machine could replace: always an error, since it would give that machine the host.
     fn check_source(&mut self, placed: &PlacedPath, findings: &mut Findings) {
-        if placed.is("proxy") {
+        let host_path = placed.device.host_path().filter(|_| !placed.is("proxy"));
+        let Some((key, written)) = host_path else {
             return;
-        }
-        for (key, written) in placed.device.host_paths() {
-            let Some(path) = absolute(written) else {
-                continue;
-            };
-            let above = ancestors(&path).filter(|folder| *folder != path);
-            let Some(folder) = above.filter(|folder| self.writable.contains(*folder)).max() else {
-                continue;
-            };
-            let at = placed.get(key).map_or(placed.at, |(_, at)| at);
-            if self.nested.insert(at) {
-                let message = format!(
-                    "{} is in {}, a folder of the host that a machine may write into",
-                    quote(written),
-                    quote(folder)
-                );
-                findings.error(Code::SourceInSharedFolder, at, message).help(
-                    "the machine could put a link to any folder of the host there: share folders beside each other, \
-                     or let no machine write the outer one (`ro`, `readonly: true`)",
-                );
-            }
+        };
+        let Some(path) = absolute(written) else {
+            return;
+        };
+        let above = ancestors(&path).filter(|folder| *folder != path);
+        let Some(folder) = above.filter(|folder| self.writable.contains(*folder)).max() else {
+            return;
+        };
+        let at = placed.get(key).map_or(placed.at, |(_, at)| at);
+        if self.nested.insert(at) {
+            let message = format!(
+                "{} is in {}, a folder of the host that a machine may write into",
+                quote(written),
+                quote(folder)
+            );
+            findings.error(Code::SourceInSharedFolder, at, message).help(
+                "the machine could put a link to any folder of the host there: share folders beside each other, \
+                 or let no machine write the outer one (`ro`, `readonly: true`)",
+            );
         }
     }
 
@@ -221,9 +221,8 @@ impl Host {
     }
 
     fn check_proxy(&self, placed: &PlacedPath, findings: &mut Findings) {
-        let on_host = placed.device.host_paths();
+        let host_key = placed.device.host_path().map(|(key, _)| key);
         for key in ["listen", "connect"] {
-            let on_host = on_host.iter().any(|(of_host, _)| *of_host == key);
             let Some((address, at)) = placed.get(key) else {
                 continue;
             };
@@ -235,7 +234,9 @@ impl Host {
                 findings
                     .add(self.severity, Code::ProxyIntoChannels, at, message)
                     .help("choose another path: a channel is declared by `services` alone");
-            } else if on_host && ancestors(&path).any(|folder| self.writable.contains(folder)) {
+            } else if host_key == Some(key)
+                && ancestors(&path).any(|folder| self.writable.contains(folder))
+            {
                 let message = format!(
                     "the proxy's `{key}` is in a folder of the host that a machine may write into"
                 );

@@ -49,20 +49,18 @@ pub(super) struct GlobalSettings {
     pub(super) global: Global,
     /// True if `addressing` is written.
     pub(super) zones: bool,
-    /// How subnets are given out; `None` after a fault.
+    /// The subnets of domains; `None` after a fault.
     pub(super) scheme: Option<Scheme>,
-    /// Image of machines that name none.
-    pub(super) default_image: String,
     pub(super) shared_volumes_base: String,
     pub(super) persistent_data_base: String,
     /// `gpu_policy: shared`.
     pub(super) gpus_shared: bool,
-    /// Where `firewall_mode: vm` is written.
+    /// Place of `firewall_mode: vm`.
     pub(super) firewall_vm: Option<At>,
     pub(super) ai_access: AiAccess,
 }
 
-/// How subnets are assigned.
+/// The assignment of subnets, parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// `base_subnet` and each domain's `subnet_id`.
@@ -74,7 +72,7 @@ pub(super) enum Scheme {
 /// Access to the domain `ai-tools`.
 #[derive(Debug, Default)]
 pub(super) struct AiAccess {
-    /// Where `ai_access_policy: exclusive` is written.
+    /// Place of `ai_access_policy: exclusive`.
     pub(super) exclusive: Option<At>,
     /// `ai_access_default`.
     pub(super) default: Option<(String, At)>,
@@ -108,11 +106,12 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
         addressing: addressing.unwrap_or(Addressing::Subnets {
             base_subnet: BASE_SUBNET.to_owned(),
         }),
-        default_os_image: image(fields, "default_os_image", findings),
+        default_os_image: image(fields, "default_os_image", findings)
+            .unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
         default_connection: owned(fields, "default_connection", findings),
         default_user: owned(fields, "default_user", findings),
-        nesting_prefix: nesting_prefix(fields, findings),
     };
+    check_nesting_prefix(fields, findings);
     let gpu_policy = fields.choice("gpu_policy", &["exclusive", "shared"], findings);
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
     resource_policy(fields, findings);
@@ -122,10 +121,6 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
             .entry("addressing")
             .is_some_and(|entry| !field::is_null(&entry.value)),
         scheme,
-        default_image: global
-            .default_os_image
-            .clone()
-            .unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
         global,
         shared_volumes_base: base(fields, "shared_volumes_base", SHARED_VOLUMES_BASE, findings),
         persistent_data_base: base(
@@ -140,8 +135,8 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     }
 }
 
-/// Reads `nesting_prefix`, which is not applied; the warning tells so whoever asks for it.
-fn nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) -> bool {
+/// Warns of `nesting_prefix: true`, so that nobody believes that it is applied.
+fn check_nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
         let message = "`nesting_prefix` is not applied: names on Incus get no level in front";
@@ -149,7 +144,6 @@ fn nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) -> bool {
             .warning(Code::UnusedKey, entry.at, message)
             .help("remove it, or set it to `false`");
     }
-    written.unwrap_or(true)
 }
 
 fn owned(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {

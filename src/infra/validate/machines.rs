@@ -9,7 +9,7 @@ use super::{MachineContext, MachineDraft, check_reserved, name, services, volume
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
-use crate::infra::network::{self, GIVEN_OUT, UnfitSubnet};
+use crate::infra::network::{self, AUTOMATIC, AddressFault};
 use crate::infra::raw::Entry;
 use crate::infra::{Machine, MachineType, TrustLevel};
 use crate::name::MachineName;
@@ -42,14 +42,6 @@ type Shape = (fn(&str) -> bool, &'static str);
 const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");
 const EXPIRY: Shape = (is_expiry, "a number and `m`, `h` or `d`, such as `30d`");
 
-/// Names that mean something else where a machine's name is used.
-const RESERVED_MACHINES: [(&str, &str); 4] = [
-    ("all", "Ansible's group of every host"),
-    ("ungrouped", "Ansible's group of hosts without a group"),
-    ("localhost", "Ansible's own computer"),
-    ("host", "the host in `network_policies`"),
-];
-
 /// Reads the machines of one domain; `addresses` are those that are taken so far, in all domains.
 pub(super) fn read(
     machines: Fields<'_, '_>,
@@ -61,7 +53,7 @@ pub(super) fn read(
     let mut drafts: Vec<_> = entries
         .filter_map(|entry| machine(entry, context, addresses, findings))
         .collect();
-    if context.gives_addresses
+    if context.settings.zones
         && let Some(subnet) = context.subnet
     {
         give_addresses(subnet, &mut drafts, addresses, findings);
@@ -99,7 +91,7 @@ fn machine(
             .incus_text("description", findings)
             .unwrap_or_default(),
         ip,
-        os_image: own_image.unwrap_or_else(|| context.settings.default_image.clone()),
+        os_image: own_image.unwrap_or_else(|| context.settings.global.default_os_image.clone()),
         ephemeral: fields
             .flag("ephemeral", findings)
             .unwrap_or(context.ephemeral),
@@ -127,7 +119,7 @@ fn machine(
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {
     let text = field::text_key(entry, "the name of a machine", findings)?;
-    check_reserved("machine", text, &RESERVED_MACHINES, entry.at, findings);
+    check_reserved(text, "machine", entry.at, findings);
     name(text, entry.at, "such as `work-dev` or `web1`", findings)
 }
 
@@ -173,30 +165,30 @@ fn address(
             .help(format!("by the machine at {first}; each has its own"));
     }
     if let Some(subnet) = context.subnet
-        && let Err(unfit) = network::fit(address, subnet)
+        && let Err(fault) = network::check_address(address, subnet)
     {
-        report_unfit(address, subnet, unfit, at, findings);
+        report_address(address, subnet, fault, at, findings);
     }
     Some(address)
 }
 
-fn report_unfit(
+fn report_address(
     address: Ipv4Addr,
     subnet: Ipv4Addr,
-    unfit: UnfitSubnet,
+    fault: AddressFault,
     at: At,
     findings: &mut Findings,
 ) {
     let reserved = Code::ReservedAddress;
     let within = format!("subnet {subnet}/24");
-    let (code, is) = match unfit {
-        UnfitSubnet::Outside => (
+    let (code, is) = match fault {
+        AddressFault::Outside => (
             Code::AddressOutsideSubnet,
             format!("not in its domain's {within}"),
         ),
-        UnfitSubnet::Network => (reserved, format!("the address of the {within} itself")),
-        UnfitSubnet::Gateway => (reserved, format!("the gateway of the {within}")),
-        UnfitSubnet::Broadcast => (reserved, format!("the broadcast address of the {within}")),
+        AddressFault::Network => (reserved, format!("the address of the {within} itself")),
+        AddressFault::Gateway => (reserved, format!("the gateway of the {within}")),
+        AddressFault::Broadcast => (reserved, format!("the broadcast address of the {within}")),
     };
     let first = network::host(subnet, 1);
     let last = network::host(subnet, network::GATEWAY - 1);
@@ -212,7 +204,7 @@ fn give_addresses(
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) {
-    let mut next = GIVEN_OUT;
+    let mut next = AUTOMATIC;
     for draft in drafts.iter_mut().filter(|draft| draft.machine.ip.is_none()) {
         let free = next
             .by_ref()
@@ -227,7 +219,7 @@ fn give_addresses(
             "no address is left for {}",
             quote(draft.machine.name.as_str())
         );
-        let (first, last) = GIVEN_OUT.into_inner();
+        let (first, last) = AUTOMATIC.into_inner();
         findings
             .error(Code::NoAddressLeft, draft.at, message)
             .help(format!(

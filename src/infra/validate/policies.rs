@@ -208,7 +208,7 @@ pub(super) fn add_firewall(
         kind: MachineType::VirtualMachine,
         description: "Centralized firewall VM (auto-created by generator)".to_owned(),
         ip: Some(ip),
-        os_image: settings.default_image.clone(),
+        os_image: settings.global.default_os_image.clone(),
         ephemeral: false,
         gpu: None,
         profiles: Vec::new(),

@@ -314,7 +314,7 @@ fn a_machine_with_everything_has_every_key_in_its_place() {
     have_bodies(&ran, &EVERYTHING_FILES);
     let aside = ran.read("host_vars/aside.yml");
     assert!(
-        aside.contains("    uid: '1000'\n    gid: '100'\n"),
+        aside.contains("    uid: \"1000\"\n    gid: \"100\"\n"),
         "{aside}"
     );
     assert!(!aside.contains("instance_ip"), "{aside}");

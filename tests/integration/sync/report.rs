@@ -65,10 +65,12 @@ fn a_dry_run_shows_the_difference_and_writes_nothing() {
         "\
 --- a/inventory/work.yml
 +++ b/inventory/work.yml
-@@ -6,6 +6,7 @@
+@@ -5,7 +5,8 @@
+   children:
      work:
        hosts:
-         work-dev:
+-        work-dev: null
++        work-dev:
 +          ansible_host: \"10.100.1.7\"
  # === END MANAGED ===
  
