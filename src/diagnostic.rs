@@ -73,11 +73,7 @@ impl Place {
         if self.bytes.start > 0 || self.line <= 1 && self.column <= 1 {
             return self.bytes.start;
         }
-        let lines = self.source.text.split_inclusive('\n');
-        let above: usize = lines.take(self.line.saturating_sub(1)).map(str::len).sum();
-        let line = self.source.text.get(above..).unwrap_or_default();
-        let left = line.chars().take(self.column.saturating_sub(1));
-        above + left.map(char::len_utf8).sum::<usize>()
+        offset(&self.source.text, self.line, self.column)
     }
 }
 
@@ -106,7 +102,18 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// Says what to do next.
+    /// A finding without a place and without help yet.
+    pub(crate) fn new(severity: Severity, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            severity,
+            code,
+            message: message.into(),
+            place: None,
+            help: None,
+        }
+    }
+
+    /// Sets the next step.
     pub fn help(&mut self, help: impl Into<String>) {
         self.help = Some(help.into());
     }
@@ -116,6 +123,15 @@ impl Diagnostic {
 pub(crate) fn position(before: &str) -> (usize, usize) {
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+/// Returns the byte at a line and a column in characters, both from 1; at most the end of the text.
+pub(crate) fn offset(text: &str, line: usize, column: usize) -> usize {
+    let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
+    let above: usize = lines.map(str::len).sum();
+    let rest = text.get(above..).unwrap_or_default().chars();
+    let left = rest.take(column.saturating_sub(1));
+    above + left.map(char::len_utf8).sum::<usize>()
 }
 
 /// Returns user text for a message: in backticks, escaped, and cut where it is long.

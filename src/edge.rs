@@ -314,13 +314,10 @@ fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
 }
 
 fn fault(code: &'static str, message: String, place: Option<Place>, help: &str) -> Diagnostic {
-    Diagnostic {
-        severity: Severity::Error,
-        code,
-        message,
-        place,
-        help: Some(help.to_owned()),
-    }
+    let mut fault = Diagnostic::new(Severity::Error, code, message);
+    fault.place = place;
+    fault.help(help);
+    fault
 }
 
 #[cfg(test)]

@@ -44,13 +44,13 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Nothing found yet in these files.
+    /// No findings yet in these files.
     pub(super) fn new(sources: Vec<Arc<Source>>) -> Self {
         Self {
             sources,
             found: Vec::new(),
             beyond: 0,
-            scratch: diagnostic(Severity::Error, Code::TooManyFindings, String::new()),
+            scratch: too_many(0),
             unapplied: Vec::new(),
             comparisons: COMPARISONS_MAX,
         }
@@ -107,9 +107,9 @@ impl Findings {
             self.beyond += 1;
             return &mut self.scratch;
         }
-        let mut new = diagnostic(severity, code, message);
-        new.place = self.place(at);
-        self.found.push((at, new));
+        let mut finding = Diagnostic::new(severity, code.as_str(), message);
+        finding.place = self.place(at);
+        self.found.push((at, finding));
         self.found
             .last_mut()
             .map_or(&mut self.scratch, |(_, last)| last)
@@ -184,7 +184,7 @@ impl Findings {
         left.is_some()
     }
 
-    /// The name of the input in messages.
+    /// Names the input in messages.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {
             "these files"
@@ -193,41 +193,27 @@ impl Findings {
         }
     }
 
-    /// Returns whether the file is refused.
-    pub(super) fn has_errors(&self) -> bool {
-        self.beyond > 0
-            || self
-                .found
-                .iter()
-                .any(|(_, found)| found.severity == Severity::Error)
-    }
-
     /// Everything found, in file order: the warnings of a good file, or the faults (and warnings) of a refused one.
     pub(super) fn finish(mut self) -> Result<Vec<Diagnostic>, Faults> {
-        let refused = self.has_errors();
+        let mut severities = self.found.iter().map(|(_, finding)| finding.severity);
+        let refused = self.beyond > 0 || severities.any(|severity| severity == Severity::Error);
         self.found
             .sort_by_key(|(at, _)| (at.file, at.start, at.line, at.column));
         // A fault of a shared volume is found on each of its machines.
         self.found.dedup();
-        let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, found)| found).collect();
+        let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, finding)| finding).collect();
         if self.beyond > 0 {
-            let message = format!("{} more findings are not shown", self.beyond);
-            let mut rest = diagnostic(Severity::Error, Code::TooManyFindings, message);
-            rest.help("mend these first");
-            all.push(rest);
+            all.push(too_many(self.beyond));
         }
         if refused { Err(Faults(all)) } else { Ok(all) }
     }
 }
 
-fn diagnostic(severity: Severity, code: Code, message: String) -> Diagnostic {
-    Diagnostic {
-        severity,
-        code: code.as_str(),
-        message,
-        place: None,
-        help: None,
-    }
+fn too_many(beyond: usize) -> Diagnostic {
+    let message = format!("{beyond} more findings are not shown");
+    let mut finding = Diagnostic::new(Severity::Error, Code::TooManyFindings.as_str(), message);
+    finding.help("mend these first");
+    finding
 }
 
 codes! {

@@ -10,7 +10,7 @@ pub(super) const BASE_SUBNET: &str = "10.100";
 /// First octet of every zone.
 pub(super) const ZONE_OCTET: u8 = 10;
 /// Second octet of the first zone when `zone_base` is not written.
-pub(super) const ZONE_BASE: i64 = 100;
+pub(super) const ZONE_BASE: u8 = 100;
 /// Largest `subnet_id`.
 pub(super) const SUBNET_ID_MAX: u8 = 254;
 /// Last octet of the gateway.
@@ -32,7 +32,7 @@ fn octet(text: &str) -> Option<u8> {
 }
 
 /// Returns the second octet of a zone; `None` if the zone lies beyond 255.
-pub(super) fn zone_octet(zone_base: i64, trust: TrustLevel) -> Option<u8> {
+pub(super) fn zone_octet(zone_base: u8, trust: TrustLevel) -> Option<u8> {
     let offset = match trust {
         TrustLevel::Admin => 0,
         TrustLevel::Trusted => 10,
@@ -40,7 +40,7 @@ pub(super) fn zone_octet(zone_base: i64, trust: TrustLevel) -> Option<u8> {
         TrustLevel::Untrusted => 40,
         TrustLevel::Disposable => 50,
     };
-    u8::try_from(zone_base.checked_add(offset)?).ok()
+    zone_base.checked_add(offset)
 }
 
 /// Gives each domain of one zone its `subnet_id`: the written one, or by name the first that is free.

@@ -315,13 +315,9 @@ fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
 }
 
 fn fault(code: Code, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
-    Diagnostic {
-        severity: Severity::Error,
-        code: code.as_str(),
-        message: message.into(),
-        place: None,
-        help: Some(help.into()),
-    }
+    let mut fault = Diagnostic::new(Severity::Error, code.as_str(), message);
+    fault.help(help);
+    fault
 }
 
 fn one(fault: Diagnostic) -> Faults {

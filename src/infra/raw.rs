@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
 use super::findings::{At, Code, Findings};
-use crate::diagnostic::{position, quote};
+use crate::diagnostic::{offset, position, quote};
 
 use shape::repeated_keys;
 pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
@@ -328,9 +328,9 @@ impl<'a> Builder<'a, '_> {
 
     /// Returns the place of a span: at least one character, if one is written there.
     fn at(&self, span: &Span) -> At {
-        let (line, column) = (span.start.line(), span.start.col());
+        let (line, column) = (span.start.line(), span.start.col() + 1);
         let start = span.start.byte_offset();
-        let start = start.unwrap_or_else(|| byte_of(self.text, line, column));
+        let start = start.unwrap_or_else(|| offset(self.text, line, column));
         let end = span.end.byte_offset().unwrap_or(start);
         // The caret of an empty span is under the next character, if the line has one.
         let next = self.text.get(start..).and_then(|rest| rest.chars().next());
@@ -342,17 +342,9 @@ impl<'a> Builder<'a, '_> {
             start: clamp(start),
             end: clamp(end.max(start + min)),
             line: clamp(line),
-            column: clamp(column + 1),
+            column: clamp(column),
         }
     }
-}
-
-/// The byte at which a line (from 1) and column (characters, from 0) begin, at most the end of the text.
-fn byte_of(text: &str, line: usize, column: usize) -> usize {
-    let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
-    let start: usize = lines.map(str::len).sum();
-    let rest = text.get(start..).unwrap_or_default();
-    start + rest.chars().take(column).map(char::len_utf8).sum::<usize>()
 }
 
 fn clamp(number: usize) -> u32 {

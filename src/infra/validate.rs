@@ -23,7 +23,7 @@ use super::raw::{self, Entry, Node, NodeKind, Reading};
 use super::{Domain, Infra, Machine, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
 use crate::name::NameFault;
-use devices::PlacedPath;
+use devices::PlacedDevice;
 use global::GlobalSettings;
 
 /// Keys of the file.
@@ -186,7 +186,7 @@ struct MachineDraft {
     at: At,
     /// `security.privileged` of its own `config`.
     privileged: devices::Privileged,
-    devices: Vec<PlacedPath>,
+    devices: Vec<PlacedDevice>,
 }
 
 fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings) -> Option<Infra> {

@@ -32,7 +32,7 @@ pub(super) type Privileged = Option<(bool, At)>;
 
 /// A device and the places of its parts.
 #[derive(Debug, Clone)]
-pub(super) struct PlacedPath {
+pub(super) struct PlacedDevice {
     pub(super) device: Device,
     /// Place of its name, or of the declaration that it comes from.
     pub(super) at: At,
@@ -40,7 +40,7 @@ pub(super) struct PlacedPath {
     pub(super) values: Vec<At>,
 }
 
-impl PlacedPath {
+impl PlacedDevice {
     /// The value of a key and its place.
     pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
         let position = self.device.keys.iter().position(|(name, _)| name == key)?;
@@ -58,7 +58,7 @@ impl PlacedPath {
 #[derive(Debug)]
 pub(super) struct PlacedProfile {
     pub(super) name: String,
-    pub(super) devices: Vec<PlacedPath>,
+    pub(super) devices: Vec<PlacedDevice>,
     pub(super) privileged: Privileged,
     /// The profile without its devices.
     profile: Profile,
@@ -133,7 +133,7 @@ pub(super) fn config(
 /// Adds the user's own devices to those that anklume makes; two of one name are a fault.
 pub(super) fn add_own(
     fields: Fields<'_, '_>,
-    placed: &mut Vec<PlacedPath>,
+    placed: &mut Vec<PlacedDevice>,
     findings: &mut Findings,
 ) {
     let Some(devices) = fields.map("devices", findings) else {
@@ -159,20 +159,17 @@ pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     );
 }
 
-fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedPath> {
+fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedDevice> {
     let name = name(entry, "device", findings)?;
     let fields = Fields::of(entry, findings)?;
-    let mut keys = Vec::new();
-    let mut values = Vec::new();
-    for entry in fields.entries() {
-        let value = field::incus_text(entry, findings);
-        keys.push((
-            entry.key.text.clone().into_owned(),
-            value.unwrap_or_default(),
-        ));
-        values.push(entry.value.at);
-    }
-    let placed = PlacedPath {
+    let entries = fields.entries().iter();
+    let (keys, values) = entries
+        .map(|entry| {
+            let value = field::incus_text(entry, findings).unwrap_or_default();
+            ((entry.key.text.to_string(), value), entry.value.at)
+        })
+        .unzip();
+    let placed = PlacedDevice {
         device: Device { name, keys },
         at: entry.at,
         values,
@@ -181,7 +178,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedPath> {
     Some(placed)
 }
 
-fn check_keys(placed: &PlacedPath, fields: Fields<'_, '_>, findings: &mut Findings) {
+fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
         // A block volume of a virtual machine has a source and no path.

@@ -142,7 +142,7 @@ fn check_unique(
 
 fn zones(
     domains: &[DomainFields<'_, '_>],
-    zone_base: i64,
+    zone_base: u8,
     findings: &mut Findings,
 ) -> Vec<Option<(u8, Ipv4Addr)>> {
     let mut by_zone: BTreeMap<TrustLevel, Vec<(&str, Option<u8>)>> = BTreeMap::new();

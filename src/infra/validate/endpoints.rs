@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::devices::{PlacedPath, PlacedProfile};
+use super::devices::{PlacedDevice, PlacedProfile};
 use super::{DomainDraft, MachineDraft};
 use crate::diagnostic::{Severity, quote};
 use crate::infra::findings::{At, Code, Findings};
@@ -92,7 +92,7 @@ fn ends(drafts: &[DomainDraft]) -> HashSet<&str> {
 fn profile_devices<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
-) -> impl Iterator<Item = &'d PlacedPath> {
+) -> impl Iterator<Item = &'d PlacedDevice> {
     used(domain, machine).flat_map(|profile| &profile.devices)
 }
 
@@ -137,7 +137,7 @@ fn check_privileged(
 /// Folders on the host that some machine may write into.
 fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
-    let mut add = |placed: &PlacedPath| {
+    let mut add = |placed: &PlacedDevice| {
         folders.extend(placed.device.written_source().and_then(absolute));
     };
     for domain in drafts.iter().filter(|domain| domain.domain.enabled) {
@@ -158,7 +158,7 @@ struct Host {
 }
 
 impl Host {
-    fn check(&mut self, placed: &PlacedPath, findings: &mut Findings) {
+    fn check(&mut self, placed: &PlacedDevice, findings: &mut Findings) {
         if is_channel_name(&placed.device.name) {
             let name = quote(&placed.device.name);
             let message = format!("device {name} has the name of a channel");
@@ -178,7 +178,7 @@ impl Host {
     }
 
     /// Refuses a source that a machine could replace: always an error, since it would give that machine the host.
-    fn check_source(&mut self, placed: &PlacedPath, findings: &mut Findings) {
+    fn check_source(&mut self, placed: &PlacedDevice, findings: &mut Findings) {
         let host_path = placed.device.host_path().filter(|_| !placed.is("proxy"));
         let Some((key, written)) = host_path else {
             return;
@@ -204,7 +204,7 @@ impl Host {
         }
     }
 
-    fn check_disk(&self, placed: &PlacedPath, findings: &mut Findings) {
+    fn check_disk(&self, placed: &PlacedDevice, findings: &mut Findings) {
         let Some((source, at)) = placed.get("source") else {
             return;
         };
@@ -220,7 +220,7 @@ impl Host {
         }
     }
 
-    fn check_proxy(&self, placed: &PlacedPath, findings: &mut Findings) {
+    fn check_proxy(&self, placed: &PlacedDevice, findings: &mut Findings) {
         let host_key = placed.device.host_path().map(|(key, _)| key);
         for key in ["listen", "connect"] {
             let Some((address, at)) = placed.get(key) else {
@@ -249,7 +249,7 @@ impl Host {
 }
 
 /// Rules about what anklume keeps inside the ends of an edge.
-fn check_inside(placed: &PlacedPath, machine: &MachineDraft, findings: &mut Findings) {
+fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Findings) {
     let Some((written, at)) = placed.get("path").filter(|_| placed.is("disk")) else {
         return;
     };

@@ -38,9 +38,9 @@ const UNAPPLIED: [&str; 9] = [
 ];
 
 /// Folder on the host of shared volumes that name no source.
-const SHARED_VOLUMES_BASE: &str = "/srv/anklume/shares";
+const SHARED_VOLUMES: &str = "/srv/anklume/shares";
 /// Folder on the host of persistent data.
-const PERSISTENT_DATA_BASE: &str = "/srv/anklume/data";
+const PERSISTENT_DATA: &str = "/srv/anklume/data";
 
 /// The values of `global` that other sections need.
 #[derive(Debug)]
@@ -57,7 +57,10 @@ pub(super) struct GlobalSettings {
     pub(super) gpus_shared: bool,
     /// Place of `firewall_mode: vm`.
     pub(super) firewall_vm: Option<At>,
-    pub(super) ai_access: AiAccess,
+    /// Place of `ai_access_policy: exclusive`.
+    pub(super) ai_exclusive: Option<At>,
+    /// `ai_access_default`, and its place.
+    pub(super) ai_default: Option<(String, At)>,
 }
 
 /// The assignment of subnets, parsed.
@@ -66,16 +69,7 @@ pub(super) enum Scheme {
     /// `base_subnet` and each domain's `subnet_id`.
     Subnets { base: (u8, u8) },
     /// A zone for each trust level.
-    Zones { base: i64 },
-}
-
-/// Access to the domain `ai-tools`.
-#[derive(Debug, Default)]
-pub(super) struct AiAccess {
-    /// Place of `ai_access_policy: exclusive`.
-    pub(super) exclusive: Option<At>,
-    /// `ai_access_default`.
-    pub(super) default: Option<(String, At)>,
+    Zones { base: u8 },
 }
 
 /// Returns the name of the project: `project_name`, or the default.
@@ -83,7 +77,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
     let Some(written) = top.text("project_name", findings) else {
         return default.to_owned();
     };
-    if written.text.trim().is_empty() || written.text.chars().any(char::is_control) {
+    if written.text.trim().is_empty() || written.text.contains(char::is_control) {
         let message = format!("{} is no name of a project", quote(written.text));
         findings
             .error(Code::InvalidName, written.at, message)
@@ -93,12 +87,11 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
 }
 
 pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettings {
-    let fields = match top.entry("global") {
-        Some(entry) => Fields::of(entry, findings),
-        None => Some(Fields::none(top.at)),
-    };
     // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
-    let fields = fields.unwrap_or(Fields::none(top.at));
+    let fields = top
+        .entry("global")
+        .and_then(|entry| Fields::of(entry, findings))
+        .unwrap_or(Fields::none(top.at));
     fields.known("`global`", &KEYS, findings);
     fields.note_unapplied(&UNAPPLIED, findings);
     let (scheme, addressing) = addressing(fields, findings).unzip();
@@ -116,22 +109,20 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     let firewall = fields.choice("firewall_mode", &["host", "vm"], findings);
     resource_policy(fields, findings);
     fields.incus_text("ai_vram_flush", findings);
+    let ai_policy = fields.choice("ai_access_policy", &["exclusive", "open"], findings);
+    let ai_default = fields.text("ai_access_default", findings);
     GlobalSettings {
         zones: fields
             .entry("addressing")
             .is_some_and(|entry| !field::is_null(&entry.value)),
         scheme,
         global,
-        shared_volumes_base: base(fields, "shared_volumes_base", SHARED_VOLUMES_BASE, findings),
-        persistent_data_base: base(
-            fields,
-            "persistent_data_base",
-            PERSISTENT_DATA_BASE,
-            findings,
-        ),
+        shared_volumes_base: base(fields, "shared_volumes_base", SHARED_VOLUMES, findings),
+        persistent_data_base: base(fields, "persistent_data_base", PERSISTENT_DATA, findings),
         gpus_shared: gpu_policy == Some("shared"),
         firewall_vm: fields.place_if("firewall_mode", firewall == Some("vm")),
-        ai_access: ai_access(fields, findings),
+        ai_exclusive: fields.place_if("ai_access_policy", ai_policy == Some("exclusive")),
+        ai_default: ai_default.map(|domain| (domain.text.to_owned(), domain.at)),
     }
 }
 
@@ -184,11 +175,8 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
             .warning(Code::UnusedKey, unused.at, message)
             .help("keep one of them");
     }
-    zones.known(
-        "`addressing`",
-        &["base_octet", "zone_base", "zone_step"],
-        findings,
-    );
+    let keys = ["base_octet", "zone_base", "zone_step"];
+    zones.known("`addressing`", &keys, findings);
     zones.integer("base_octet", ZONE_OCTET..=ZONE_OCTET, findings);
     zones.integer("zone_step", 1..=i64::MAX, findings);
     let base = match zones.entry("zone_base") {
@@ -219,15 +207,6 @@ fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, A
         Scheme::Subnets { base },
         Addressing::Subnets { base_subnet },
     ))
-}
-
-fn ai_access(fields: Fields<'_, '_>, findings: &mut Findings) -> AiAccess {
-    let policy = fields.choice("ai_access_policy", &["exclusive", "open"], findings);
-    let default = fields.text("ai_access_default", findings);
-    AiAccess {
-        exclusive: fields.place_if("ai_access_policy", policy == Some("exclusive")),
-        default: default.map(|domain| (domain.text.to_owned(), domain.at)),
-    }
 }
 
 fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {

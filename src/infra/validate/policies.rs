@@ -1,4 +1,4 @@
-//! `network_policies`, and what `global` asks of the whole: exclusive AI access, the firewall machine, GPUs.
+//! `network_policies`, and the keys of `global` that concern all domains: exclusive AI access, the firewall machine, GPUs.
 //!
 //! Policies are checked and handed to Ansible, which applies them.
 
@@ -25,9 +25,9 @@ const KEYS: [&str; 6] = [
     "bidirectional",
 ];
 
-/// The domain that `ai_access_policy` is about.
+/// The domain that `ai_access_policy` protects.
 const AI_DOMAIN: &str = "ai-tools";
-/// The domain that the firewall machine is in, and its names: today's and an older one.
+/// The domain of the firewall machine, and its names: the current and an older one.
 const FIREWALL_DOMAIN: &str = "anklume";
 const FIREWALL_NAMES: [&str; 2] = ["anklume-firewall", "sys-firewall"];
 
@@ -121,7 +121,7 @@ fn ai_access(
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Option<Value> {
-    let at = settings.ai_access.exclusive?;
+    let at = settings.ai_exclusive?;
     if !names.domains.contains_key(AI_DOMAIN) {
         let message = format!("exclusive AI access needs a domain `{AI_DOMAIN}`");
         findings
@@ -135,7 +135,7 @@ fn ai_access(
             .error(Code::AiAccess, at, message)
             .help("keep one of them, or write `ai_access_policy: open`");
     }
-    let Some((default, place)) = &settings.ai_access.default else {
+    let Some((default, place)) = &settings.ai_default else {
         let message = "exclusive AI access needs `ai_access_default`";
         findings
             .error(Code::AiAccess, at, message)

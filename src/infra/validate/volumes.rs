@@ -1,11 +1,11 @@
-//! Shared volumes, persistent data and storage volumes: what becomes disk devices.
+//! Shared volumes, persistent data and storage volumes: the sources of disk devices.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
 use super::MachineContext;
-use super::devices::{self, PlacedPath};
+use super::devices::{self, PlacedDevice};
 use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
@@ -24,7 +24,7 @@ pub(super) fn persistent(
     fields: Fields<'_, '_>,
     context: &MachineContext<'_>,
     findings: &mut Findings,
-) -> Vec<PlacedPath> {
+) -> Vec<PlacedDevice> {
     let Some(volumes) = fields.map("persistent_data", findings) else {
         return Vec::new();
     };
@@ -46,9 +46,16 @@ pub(super) fn persistent(
             findings.missing(entry.at, &quote(name), "path", help);
         }
         if let Some(path) = volume.absolute_path("path", findings) {
-            let source = format!("{base}/{domain}/{machine}/{name}");
-            let device = disk(format!("pd-{name}"), source, path.text, true, readonly);
-            placed.push(made(device, entry.at, entry.at, path.at));
+            let disk = MadeDisk {
+                name: format!("pd-{name}"),
+                source: format!("{base}/{domain}/{machine}/{name}"),
+                path: path.text.to_owned(),
+                shift: true,
+                at: entry.at,
+                source_at: entry.at,
+                path_at: path.at,
+            };
+            placed.push(disk.placed(readonly));
         }
     }
     placed
@@ -67,27 +74,35 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
     Some(text)
 }
 
-fn disk(name: String, source: String, path: &str, shift: bool, readonly: bool) -> Device {
-    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    let mut keys = vec![
-        pair("type", "disk"),
-        ("source".to_owned(), source),
-        pair("path", path),
-    ];
-    if shift {
-        keys.push(pair("shift", "true"));
-    }
-    if readonly {
-        keys.push(pair("readonly", "true"));
-    }
-    Device { name, keys }
+/// A disk that anklume makes, and the places of its name, its source and all else.
+struct MadeDisk {
+    name: String,
+    source: String,
+    path: String,
+    shift: bool,
+    at: At,
+    source_at: At,
+    path_at: At,
 }
 
-/// A device that anklume makes: its name stands at `at`, its source at `source`, all else at `path`.
-fn made(device: Device, at: At, source: At, path: At) -> PlacedPath {
-    let place = |(key, _): &(String, String)| if key == "source" { source } else { path };
-    let values = device.keys.iter().map(place).collect();
-    PlacedPath { device, at, values }
+impl MadeDisk {
+    fn placed(&self, readonly: bool) -> PlacedDevice {
+        let keys = [
+            Some(("type", "disk", self.path_at)),
+            Some(("source", self.source.as_str(), self.source_at)),
+            Some(("path", self.path.as_str(), self.path_at)),
+            self.shift.then_some(("shift", "true", self.path_at)),
+            readonly.then_some(("readonly", "true", self.path_at)),
+        ];
+        let pair = |(key, value, at): (&str, &str, At)| ((key.to_owned(), value.to_owned()), at);
+        let (keys, values) = keys.into_iter().flatten().map(pair).unzip();
+        let name = self.name.clone();
+        PlacedDevice {
+            device: Device { name, keys },
+            at: self.at,
+            values,
+        }
+    }
 }
 
 /// `storage_volumes`, as written.
@@ -129,7 +144,7 @@ pub(super) fn share(
     check_mounts(drafts, findings);
 }
 
-fn put_before(machine: &mut MachineDraft, mut placed: Vec<PlacedPath>, findings: &mut Findings) {
+fn put_before(machine: &mut MachineDraft, mut placed: Vec<PlacedDevice>, findings: &mut Findings) {
     let made: HashSet<&str> = placed.iter().map(|p| p.device.name.as_str()).collect();
     for own in &machine.devices {
         if made.contains(own.device.name.as_str()) {
@@ -147,12 +162,12 @@ fn shared(
     names: &Names<'_>,
     drafts: &[DomainDraft],
     findings: &mut Findings,
-) -> Option<HashMap<(usize, usize), Vec<PlacedPath>>> {
+) -> Option<HashMap<(usize, usize), Vec<PlacedDevice>>> {
     let positions = positions(drafts);
     let mut shared: HashMap<_, Vec<_>> = HashMap::new();
     let mut count = 0;
     for entry in volumes.entries() {
-        let Some((template, consumers)) = volume(entry, settings, names, findings) else {
+        let Some((disk, consumers)) = volume(entry, settings, names, findings) else {
             continue;
         };
         for (position, readonly) in resolve(consumers, drafts, &positions) {
@@ -164,30 +179,11 @@ fn shared(
                     .help("share fewer volumes, or with fewer machines");
                 return None;
             }
-            let placed = template.placed(readonly);
-            shared.entry(position).or_default().push(placed);
+            let disks = shared.entry(position).or_default();
+            disks.push(disk.placed(readonly));
         }
     }
     Some(shared)
-}
-
-/// A shared volume, of which each consumer gets a device.
-struct Template {
-    name: String,
-    source: String,
-    path: String,
-    shift: bool,
-    at: At,
-    source_at: At,
-    path_at: At,
-}
-
-impl Template {
-    fn placed(&self, readonly: bool) -> PlacedPath {
-        let name = format!("sv-{}", self.name);
-        let device = disk(name, self.source.clone(), &self.path, self.shift, readonly);
-        made(device, self.at, self.source_at, self.path_at)
-    }
 }
 
 /// Domain or machine names, and whether they may only read.
@@ -198,7 +194,7 @@ fn volume<'t>(
     settings: &GlobalSettings,
     names: &Names<'_>,
     findings: &mut Findings,
-) -> Option<(Template, Consumers<'t>)> {
+) -> Option<(MadeDisk, Consumers<'t>)> {
     let name = volume_name(entry, findings)?;
     let fields = Fields::of(entry, findings)?;
     let keys = ["source", "path", "shift", "propagate", "consumers"];
@@ -219,18 +215,18 @@ fn volume<'t>(
             .help("name domains or machines: `consumers: {work: rw, web: ro}`");
     }
     let base = &settings.shared_volumes_base;
-    let template = Template {
+    let disk = MadeDisk {
+        name: format!("sv-{name}"),
         source: source.map_or_else(|| format!("{base}/{name}"), |s| s.text.to_owned()),
         path: path.map_or_else(|| format!("/shared/{name}"), |p| p.text.to_owned()),
         shift,
         at: entry.at,
         source_at: source.map_or(entry.at, |text| text.at),
         path_at: path.or(source).map_or(entry.at, |text| text.at),
-        name: name.to_owned(),
     };
     let consumers = consumers.entries().iter();
     let consumers = consumers.filter_map(|entry| consumer(entry, names, findings));
-    Some((template, consumers.collect()))
+    Some((disk, consumers.collect()))
 }
 
 fn consumer<'t>(
@@ -270,18 +266,18 @@ struct Positions {
 
 fn positions(drafts: &[DomainDraft]) -> Positions {
     let mut positions = Positions::default();
-    for (at, domain) in drafts.iter().enumerate() {
-        let name = domain.domain.name.to_string();
-        positions.domains.insert(name, at);
-        for (position, machine) in domain.machines.iter().enumerate() {
-            let name = machine.machine.name.to_string();
-            positions.machines.insert(name, (at, position));
+    for (domain, draft) in drafts.iter().enumerate() {
+        let name = draft.domain.name.to_string();
+        positions.domains.insert(name, domain);
+        for (machine, draft) in draft.machines.iter().enumerate() {
+            let name = draft.machine.name.to_string();
+            positions.machines.insert(name, (domain, machine));
         }
     }
     positions
 }
 
-/// Every machine that gets the volume, once: a machine's own entry overrides its domain's.
+/// Returns every machine that gets the volume, once, and whether it may only read: a machine's own entry overrides its domain's.
 fn resolve(
     consumers: Consumers<'_>,
     drafts: &[DomainDraft],
@@ -290,9 +286,9 @@ fn resolve(
     let mut resolved = BTreeMap::new();
     let mut overrides = Vec::new();
     for (name, readonly) in consumers {
-        if let Some(at) = positions.domains.get(name) {
-            let machines = drafts.get(*at).map_or(0, |domain| domain.machines.len());
-            resolved.extend((0..machines).map(|position| ((*at, position), readonly)));
+        if let Some(domain) = positions.domains.get(name) {
+            let machines = drafts.get(*domain).map_or(0, |draft| draft.machines.len());
+            resolved.extend((0..machines).map(|machine| ((*domain, machine), readonly)));
         } else if let Some(position) = positions.machines.get(name) {
             overrides.push((*position, readonly));
         }
@@ -301,7 +297,7 @@ fn resolve(
     resolved
 }
 
-/// Two disks of a machine at one path.
+/// Reports two disks of a machine at one path.
 fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
     let machines = drafts.iter().flat_map(|domain| &domain.machines);
     for MachineDraft {
