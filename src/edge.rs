@@ -19,7 +19,7 @@ pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
 pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
 /// Prefix of the devices of edges, before [`HASH_DIGITS`] digits.
 pub const DEVICE_PREFIX: &str = "mcp-";
-/// Hexadecimal digits of an edge's name.
+/// Number of hexadecimal digits of an edge's name.
 pub const HASH_DIGITS: usize = 16;
 /// Lowest host uid of a consumer: above the ranges of subuid and of the users in passwd.
 pub const FIRST_UID: u32 = 2_000_000_000;
@@ -28,7 +28,7 @@ pub const UIDS: u32 = 100_000_000;
 
 /// Code of two edges of one name.
 const CHANNEL_CLASH: &str = "channel-clash";
-/// Code of a virtual machine that an edge would have to reach.
+/// Code of a virtual machine that is an end of an edge.
 const VIRTUAL_MACHINE_END: &str = "virtual-machine-end";
 /// The codes of faults that only the edges show: headings in `docs/diagnostics.md`.
 pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
@@ -38,7 +38,7 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Suffix of socket names.
 const SUFFIX: &str = ".sock";
 
-// Names are bounded where they enter, so no path of an edge can be too long: shown once, here.
+// Names are bounded where they are parsed, so no path of an edge can be too long: checked at compile time.
 const _: () =
     assert!(CONSUMER_FOLDER.len() + 1 + MACHINE_NAME_MAX + SUFFIX.len() <= SOCKET_PATH_MAX);
 const _: () =
@@ -109,7 +109,7 @@ impl Edge {
         ])
     }
 
-    /// The consumer's device: from a socket in the machine to the one on the host, as U and without capabilities.
+    /// The consumer's device: from a socket in the machine to the one on the host, run as the edge's uid without capabilities.
     #[must_use]
     pub fn consumer_device(&self) -> Device {
         self.device([
@@ -261,7 +261,7 @@ fn uids<'a>(
     uids
 }
 
-/// Two edges of one name would share a socket on the host: refused before anything is made.
+/// Refuses two edges of one name, which would share a socket on the host.
 fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     let mut seen: HashMap<&str, &Edge> = HashMap::new();
     let mut faults = Vec::new();
@@ -285,7 +285,7 @@ fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     faults
 }
 
-/// Incus gives virtual machines no proxy between Unix sockets.
+/// Refuses virtual machines as ends: Incus gives them no proxy between Unix sockets.
 fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     const HELP: &str = "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services";
     let ends: HashSet<&MachineName> = edges

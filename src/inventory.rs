@@ -9,7 +9,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 use serde_saphyr::SerializeError;
 
-use crate::edge::Edge;
+use crate::edge::{Edge, End};
 use crate::infra::{
     Addressing, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
 };
@@ -158,17 +158,15 @@ pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
 }
 
 /// Both devices of each edge, under the machine that each belongs to.
-fn edge_devices(edges: &[Edge]) -> HashMap<&str, Vec<EdgeDevice<'_>>> {
-    let mut devices: HashMap<&str, Vec<EdgeDevice<'_>>> = HashMap::new();
+fn edge_devices<'a>(edges: &'a [Edge]) -> HashMap<&'a str, Vec<EdgeDevice<'a>>> {
+    let mut devices: HashMap<_, Vec<EdgeDevice<'a>>> = HashMap::new();
     for edge in edges {
-        let ends: [(_, fn(&Edge) -> Device); 2] = [
-            (&edge.provider, Edge::provider_device),
-            (&edge.consumer, Edge::consumer_device),
-        ];
-        for (end, device) in ends {
+        let mut add = |end: &'a End, device| {
             let machine = end.machine.as_str();
             devices.entry(machine).or_default().push((edge, device));
-        }
+        };
+        add(&edge.provider, Edge::provider_device);
+        add(&edge.consumer, Edge::consumer_device);
     }
     devices
 }

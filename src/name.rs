@@ -16,13 +16,13 @@ pub const SERVICE_NAME_MAX: usize = 64;
 /// The reason why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
-    /// Nothing between the quotes.
+    /// An empty text.
     #[error("a {0} name is not empty")]
     Empty(&'static str),
     /// More bytes than the kind allows.
     #[error("a {kind} name has at most {max} characters, this one has {length}")]
     TooLong {
-        /// The purpose of the name.
+        /// The kind of name.
         kind: &'static str,
         /// Maximum length, in bytes.
         max: usize,
@@ -32,14 +32,14 @@ pub enum NameFault {
     /// A character or a shape outside the rule, which is quoted.
     #[error("a {kind} name is {rule}")]
     Shape {
-        /// The purpose of the name.
+        /// The kind of name.
         kind: &'static str,
         /// The rule in words.
         rule: &'static str,
     },
 }
 
-/// Defines a checked name: a private `String` and what every name can do.
+/// Defines a checked name: a private `String` and the traits of every name.
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $check:ident($kind:literal)) => {
         $(#[$doc])*

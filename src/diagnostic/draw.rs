@@ -7,7 +7,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::{Diagnostic, Place, Severity};
 
-/// Most of a source line that is looked at, in characters on either side of the place; the drawing cuts it to the width of a page.
+/// Maximum length of a source line on either side of the place, in characters; the renderer cuts it to the width of a page.
 const LINE_MAX: usize = 400;
 
 /// Draws findings as rustc does: title, place, source line, caret, help; a blank line between two. No newline at the end.
@@ -94,7 +94,7 @@ struct SourceLine {
 }
 
 impl SourceLine {
-    /// The line of a place; of a long one only what is around the place.
+    /// The line of a place; of a long one only the part around the place.
     fn of(place: &Place) -> Self {
         let text = place.source.text.as_str();
         let (before, after) = text.split_at_checked(place.byte()).unwrap_or((text, ""));
@@ -113,7 +113,7 @@ impl SourceLine {
     }
 }
 
-/// A line in which nothing is hidden and nothing turns the text around; the drawing itself does so with what is older than Unicode.
+/// Replaces characters that are invisible or reverse the text; the renderer itself replaces ASCII control characters.
 fn visible(line: &str) -> String {
     let hidden = |c: char| {
         matches!(c,
@@ -136,7 +136,7 @@ fn last_chars(text: &str, count: usize) -> &str {
         .unwrap_or(text)
 }
 
-/// Text that may hold anything, for a terminal: what it would act upon or not show is escaped.
+/// Escapes the characters that a terminal would act upon or not show.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for character in text.chars() {

@@ -145,7 +145,9 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
         match domain_files(&folder.join("domains")) {
             Ok((paths, others)) => {
                 strays.extend(others);
-                paths.iter().for_each(|path| take(path, FileRole::Domains));
+                for path in &paths {
+                    take(path, FileRole::Domains);
+                }
             }
             Err(fault) => strays.push(fault),
         }

@@ -68,7 +68,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
 /// Reports a path in a folder that a machine writes: the machine could replace it by a link.
 fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut Obstacles) {
     let declares = |devices: &[Device]| {
-        let mut paths = devices.iter().flat_map(Device::host_path);
+        let mut paths = devices.iter().filter_map(Device::host_path);
         paths.any(|(_, it)| it == path)
     };
     let user = inputs.wanted.infra.machines().find(|(domain, machine)| {

@@ -98,7 +98,7 @@ fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
         .collect();
     let paths: BTreeSet<&str> = devices
         .iter()
-        .flat_map(|device| device.host_path())
+        .filter_map(|device| device.host_path())
         .map(|(_, path)| path)
         .filter(|path| path.starts_with('/'))
         .collect();

@@ -248,7 +248,7 @@ impl Host {
     }
 }
 
-/// Rules about what anklume keeps inside the ends of an edge.
+/// Refuses a disk that hides anklume's files inside an end of an edge.
 fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Findings) {
     let Some((written, at)) = placed.get("path").filter(|_| placed.is("disk")) else {
         return;

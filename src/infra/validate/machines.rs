@@ -36,7 +36,7 @@ const KEYS: [&str; 19] = [
     "mcp",
 ];
 
-/// A form that text must have, and how to say it.
+/// A check of the form of a text, and its help.
 type Shape = (fn(&str) -> bool, &'static str);
 
 const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");

@@ -1,4 +1,4 @@
-//! `services` and `mcp`: what a machine offers, to whom, and as which users. Strict: an unknown key refuses the file.
+//! `services` and `mcp`: the services of a machine, their consumers, and its users. Strict: an unknown key refuses the file.
 
 use std::collections::{HashMap, HashSet};
 
