@@ -3,7 +3,6 @@
 //!
 //! Nothing here decides who may call what; that is [`crate::policy`].
 
-pub(crate) mod accept;
 pub(crate) mod client;
 pub(crate) mod concurrency;
 pub(crate) mod framing;

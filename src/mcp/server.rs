@@ -1,5 +1,4 @@
-//! One connection: who calls is known from the channel, what may be called is asked of the policy,
-//! the tool runs, the answer goes out.
+//! Serves one connection: the channel identifies the caller, the policy decides, the tool runs, the answer goes out.
 //!
 //! Nothing here prints, opens sockets or reads files.
 
@@ -10,16 +9,13 @@ pub(crate) mod fuzzing;
 mod handler;
 mod in_flight;
 mod message;
-mod paced;
-mod panic_guard;
 #[cfg(test)]
 mod tests;
-mod tools;
 mod transport;
 
 pub(crate) use call_pipeline::OVERLOADED;
-pub(crate) use in_flight::{AnsweredRequest, How};
-pub(crate) use tools::{list, of_operator};
+pub(crate) use handler::{list, of_operator};
+pub(crate) use in_flight::{AnsweredRequest, RequestOutcome};
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,7 +24,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::STOP_TIME;
+use crate::limits::{MESSAGE_BYTES, STOP_TIME};
 use crate::mcp::ConnectionLimits;
 use crate::mcp::framing::Longest;
 use crate::mcp::helper::Helpers;
@@ -38,17 +34,16 @@ use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Copies, Settings, ToolError, ToolOutcome, ToolSession};
-use handler::Handler;
+use handler::PanicGuard;
 use in_flight::InFlightRequests;
-use panic_guard::PanicGuard;
 use transport::ServerTransport;
 
-/// Is told of each answer that was written.
+/// Receives each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
 /// Runs a grant: [`tool::run`], except in tests of what a tool can do to its server.
 type ServerRun =
     Arc<dyn for<'a> Fn(&'a Grant, &'a ToolSession, Copies) -> RunningServer<'a> + Send + Sync>;
-/// A tool that runs.
+/// A running tool.
 type RunningServer<'a> = BoxFuture<'a, Result<ToolOutcome, ToolError>>;
 
 /// Tells a connection to end.
@@ -66,28 +61,22 @@ pub(crate) struct Shared {
     pub(crate) monitor: Box<dyn Monitor>,
     /// The settings of the tools.
     pub(crate) settings: Arc<Settings>,
-    /// Who runs what this process cannot; `None`: it runs every tool itself.
+    /// Runs the tools that this process cannot run; `None`: it runs every tool itself.
     pub(crate) helpers: Option<Arc<Helpers>>,
-    /// Is told of each answer.
+    /// Receives each answer.
     pub(crate) observer: Observer,
 }
 
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
-    }
-}
-
-/// The parts with which a connection is served.
+/// Serves a connection.
 #[derive(Clone)]
 pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
     limits: ConnectionLimits,
-    /// The throttle for the caller; `None`: it is read as fast as it writes.
-    pace: Option<Arc<ReadThrottle>>,
-    /// The connections that the caller may have, where this one is beyond them.
-    beyond: Option<usize>,
+    /// The throttle of the caller; `None`: it is read as fast as it writes.
+    throttle: Option<Arc<ReadThrottle>>,
+    /// Maximum number of connections of the caller, where this one is beyond it.
+    over_limit: Option<usize>,
     run: ServerRun,
 }
 
@@ -100,35 +89,35 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Serves `caller` by the policy of the moment of each call.
+    /// Serves `caller` by the policy in force at each call.
     pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
         Self {
             caller,
             shared,
             limits: ConnectionLimits::DEFAULT,
-            pace: None,
-            beyond: None,
+            throttle: None,
+            over_limit: None,
             run: Arc::new(|grant, session, copies| Box::pin(tool::run(grant, session, copies))),
         }
     }
 
-    /// Serves a connection of a consumer, at the pace of all its connections. Its running calls may take as long as a person
-    /// at a pinentry when the server is told to end.
+    /// Serves a connection of a consumer, with the throttle of all its connections. When the server is told to end, its running
+    /// calls may take as long as a person at a pinentry.
     pub(crate) fn of_consumer(
         consumer: MachineName,
         shared: Arc<Shared>,
-        pace: Arc<ReadThrottle>,
+        throttle: Arc<ReadThrottle>,
     ) -> Self {
         let mut server = Self::new(Caller::Consumer(consumer), shared);
-        server.pace = Some(pace);
+        server.throttle = Some(throttle);
         server.limits.stop = STOP_TIME;
         server
     }
 
-    /// The same for a connection beyond the `most` that its caller may have at once: its first request is answered with
-    /// "overloaded", and is in the log if it is a call; then it ends.
-    pub(crate) const fn beyond(mut self, most: usize) -> Self {
-        self.beyond = Some(most);
+    /// Serves a connection beyond the `max` that its caller may have at once: its first request is answered with "overloaded",
+    /// and is in the log if it is a call; then the connection ends.
+    pub(crate) const fn over_limit(mut self, max: usize) -> Self {
+        self.over_limit = Some(max);
         self
     }
 
@@ -139,47 +128,40 @@ impl Server {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let flight = Arc::new(InFlightRequests::default());
+        let now = stop.now.clone();
         let transport =
-            ServerTransport::new(reader, writer, Arc::clone(&flight), &self, stop.clone());
-        let door = PanicGuard::new(Handler::new(self, Arc::clone(&flight)), flight);
+            ServerTransport::new(reader, writer, Arc::clone(&flight), self.clone(), stop);
+        let guard = PanicGuard::new(self, flight);
         // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
-        let running = rmcp::service::serve_directly_with_ct(door, transport, None, stop.now);
+        let running = rmcp::service::serve_directly_with_ct(guard, transport, None, now);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }
-}
 
-impl Server {
-    /// Returns the number of services that the caller has at this moment.
-    fn service_count(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
-        let shared = Arc::clone(&self.shared);
-        Box::new(move || shared.monitor.policy().services.services.len())
-    }
-
-    /// The longest request, by the policy of the moment at which one begins.
-    fn longest_line(&self) -> Longest {
-        let (caller, shared, else_line) = (
+    /// Maximum length of a request, in bytes, by the policy in force when the request begins.
+    fn max_line(&self) -> Longest {
+        let (caller, shared, default) = (
             self.caller.clone(),
             Arc::clone(&self.shared),
             self.limits.line,
         );
-        Longest::by(move || longest_message(&caller, &shared.monitor.policy()).unwrap_or(else_line))
+        Longest::by(move || max_message(&caller, &shared.monitor.policy()).unwrap_or(default))
     }
 }
 
-/// The longest message that the caller's services set, if any does; which service a message names shows only when it is read.
-fn longest_message(caller: &Caller, policy: &Policy) -> Option<usize> {
+/// Returns the maximum message length that the caller's services set, if any does: the service that a message names is known only
+/// after it is read.
+fn max_message(caller: &Caller, policy: &Policy) -> Option<usize> {
     let Caller::Consumer(name) = caller else {
         return None;
     };
     let services = policy.services.services.iter();
-    let set = services
-        .filter(|service| service.serves(name))
-        .map(|service| service.limits.message_bytes);
-    let longest = set.reduce(|longest, next| match (longest, next) {
+    let served = services.filter(|service| service.serves(name));
+    let set = served.map(|service| service.limits.message_bytes);
+    let max = set.reduce(|max, next| match (max, next) {
         (Some(one), Some(other)) => Some(one.max(other)),
-        // One that sets nothing allows what is allowed by default.
-        (one, other) => Some(one.or(other)?.max(crate::limits::MESSAGE_BYTES)),
+        // A service that sets nothing allows the default.
+        (one, other) => Some(one.or(other)?.max(MESSAGE_BYTES)),
     })??;
-    usize::try_from(longest).ok()
+    usize::try_from(max).ok()
 }

@@ -1,39 +1,42 @@
-//! How fast a caller is read: what costs the server work and is no call that runs, such as lists, refusals and
-//! garbage, is read at a steady pace when there is much of it. So a flood waits in its own sockets.
+//! Throttles how fast a caller is read: messages that cost the server work and are no call that runs, such as lists, refusals and
+//! garbage, are read at a steady pace when they are many. So a flood waits in its own sockets.
 //!
-//! Calls that run have limits of their own ([`crate::mcp::concurrency`]) and are not counted here. How much of what a caller sent is in
-//! memory at once is counted too, whether it is whole, runs, or never comes to an end.
+//! Calls that run have limits of their own ([`crate::mcp::concurrency`]) and are not counted here. The bytes of a caller that are
+//! in memory at once are counted too, whether a message is whole, runs, or never comes to an end.
 
 mod memory;
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::io::AsyncRead;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::limits::{MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
+use crate::limits::{CALL_TIME, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
+use crate::mcp::framing::{Line, LineStep, Lines, Longest};
 use memory::Pools;
 
 pub(crate) use memory::{Lender, MemoryPermit};
 
-/// Time of one small message.
+/// Cost of a small message.
 const MESSAGE: Duration = Duration::from_micros(1_000_000 / MESSAGES_PER_SECOND);
-/// Time of all that is read before any of it waits.
+/// Cost of all that is read before any of it waits.
 const AT_ONCE: Duration = MESSAGE.saturating_mul(MESSAGES_AT_ONCE);
-/// Bytes that take as long as one message.
+/// Bytes that cost as much as one message.
 const BYTES: usize = 64 * 1024;
-/// A message takes no longer than this many small ones, however long it is.
+/// Maximum cost of a message, in small messages.
 const MESSAGE_MAX: u32 = 256;
-/// A connection that is accepted takes as long as this many messages.
+/// Cost of an accepted connection, in small messages.
 const CONNECTION: u32 = 5;
-/// Bytes of a message that every connection may read; what is longer takes memory of its caller's.
+/// Bytes of a message that every connection may read; a longer message takes memory of its caller's.
 pub(crate) const SHORT: usize = 16 * 1024;
-/// The pace of one caller, over all its connections.
+
+/// The throttle of one caller, over all its connections.
 #[derive(Debug)]
 pub(crate) struct ReadThrottle {
     memory: Pools,
-    /// When all that was read so far would be done, at one message a [`MESSAGE`].
+    /// When all that was read so far would be done, at one message per [`MESSAGE`].
     done: Mutex<Instant>,
 }
 
@@ -44,57 +47,38 @@ impl Default for ReadThrottle {
 }
 
 impl ReadThrottle {
-    /// Of a caller that may have so many bytes in memory, part of them borrowed.
+    /// For a caller that may have so many bytes in memory, part of them borrowed.
     pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
         Self::of(Pools::of(bytes, lender))
     }
 
     fn of(memory: Pools) -> Self {
-        Self {
-            memory,
-            done: Mutex::new(Instant::now()),
-        }
+        let done = Mutex::new(Instant::now());
+        Self { memory, done }
     }
 
-    /// Waits for the memory of a message that may have so many bytes: all at once, so that each that has begun can end.
-    ///
-    /// # Errors
-    ///
-    /// None; the semaphore is never closed.
-    pub(crate) async fn room(&self, bytes: usize) -> io::Result<MemoryPermit> {
-        self.memory.long.room(bytes).await
-    }
-
-    /// Waits for the memory of a parsed request of so many bytes. Memory is taken in this order, so that nobody waits in a
-    /// circle: long message, request, answer.
-    ///
-    /// # Errors
-    ///
-    /// As [`ReadThrottle::room`].
+    /// Waits for the memory of a parsed request of so many bytes. Memory is taken in the order long message, request, answer, so
+    /// that no callers wait in a circle. Never fails: the semaphore is never closed.
     pub(crate) async fn request(&self, bytes: usize) -> io::Result<MemoryPermit> {
-        self.memory.requests.room(bytes).await
+        self.memory.requests.acquire(bytes).await
     }
 
-    /// Waits for the memory of an answer of so many bytes.
-    ///
-    /// # Errors
-    ///
-    /// As [`ReadThrottle::room`].
+    /// Waits for the memory of an answer of so many bytes. Never fails.
     pub(crate) async fn answer(&self, bytes: usize) -> io::Result<MemoryPermit> {
-        self.memory.answers.room(bytes).await
+        self.memory.answers.acquire(bytes).await
     }
 
-    /// Takes the turn of a message of so many bytes: when it may be read.
-    pub(crate) fn message(&self, bytes: usize) -> Instant {
+    /// Takes the turn of a message of so many bytes: returns when it may be read.
+    fn message(&self, bytes: usize) -> Instant {
         self.turn(cost(bytes), Instant::now())
     }
 
-    /// Takes the turn of a connection: when it may be served.
+    /// Takes the turn of a connection: returns when it may be served.
     pub(crate) fn connection(&self) -> Instant {
         self.turn(MESSAGE * CONNECTION, Instant::now())
     }
 
-    /// A message of so many bytes was a call that runs: it is not counted.
+    /// Gives back the turn of a message of so many bytes: it was a call that runs.
     pub(crate) fn runs(&self, bytes: usize) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         *done = done.checked_sub(cost(bytes)).unwrap_or(*done);
@@ -102,7 +86,7 @@ impl ReadThrottle {
 
     fn turn(&self, cost: Duration, now: Instant) -> Instant {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was not used in time is gone.
+        // Time that was not used is lost.
         let begins = now.max(*done);
         *done = begins + cost;
         begins.checked_sub(AT_ONCE).map_or(now, |at| at.max(now))
@@ -114,27 +98,136 @@ fn cost(bytes: usize) -> Duration {
     MESSAGE * parts.saturating_add(1).min(MESSAGE_MAX)
 }
 
+/// A line, and the memory that it has until it is answered.
+pub(crate) type HeldLine = (Line, Option<MemoryPermit>);
+
+/// The lines of a connection, each when it is its turn.
+#[derive(Debug)]
+pub(crate) struct ThrottledLines<R> {
+    lines: Lines<R>,
+    /// The memory of a long line that is unfinished, and when the rest of it began to be read.
+    unfinished: Option<(MemoryPermit, Instant)>,
+    /// `None`: lines are read as fast as they are written.
+    throttle: Option<Arc<ReadThrottle>>,
+    /// A line that is read and waits for its turn.
+    waiting: Option<(HeldLine, Instant)>,
+}
+
+impl<R: AsyncRead + Unpin> ThrottledLines<R> {
+    /// Reads lines of at most `max_len` bytes, without their newline.
+    pub(crate) fn new(
+        reader: R,
+        max_len: impl Into<Longest>,
+        throttle: Option<Arc<ReadThrottle>>,
+    ) -> Self {
+        Self {
+            lines: Lines::new(reader, max_len),
+            unfinished: None,
+            throttle,
+            waiting: None,
+        }
+    }
+
+    /// Maximum length of the current or last line, in bytes.
+    pub(crate) const fn max(&self) -> usize {
+        self.lines.max()
+    }
+
+    /// Returns the next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped. Fails
+    /// as [`Lines::next`] does.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<HeldLine>> {
+        let Some(throttle) = &self.throttle else {
+            let line = self.lines.next().await?;
+            return Ok(line.map(|line| (line, None)));
+        };
+        while self.waiting.is_none() {
+            let step = match self.unfinished {
+                None => self.lines.next_within(SHORT).await?,
+                // It holds memory that others of its caller wait for.
+                Some((_, begun)) => {
+                    let step = self.lines.next_within(usize::MAX);
+                    timeout_at(begun + CALL_TIME, step).await??
+                }
+            };
+            match step {
+                // The bytes so far wait with the rest of the line, which is back-pressure.
+                LineStep::Grows => {
+                    let memory = throttle.memory.long.acquire(self.lines.max()).await?;
+                    self.unfinished = Some((memory, Instant::now()));
+                }
+                LineStep::End => return Ok(None),
+                LineStep::Line(line) => {
+                    let memory = self.unfinished.take();
+                    let memory = memory.and_then(|(memory, _)| memory.shrink(line.kept()));
+                    let turn = throttle.message(line.length());
+                    self.waiting = Some(((line, memory), turn));
+                }
+            }
+        }
+        if let Some((_, turn)) = &self.waiting
+            && *turn > Instant::now()
+        {
+            sleep_until(*turn).await;
+        }
+        Ok(self.waiting.take().map(|(held, _)| held))
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use futures_util::FutureExt as _;
+    use tokio::io::ReadBuf;
+
     use super::*;
+    use crate::mcp::LINE_MAX;
+
+    /// Default memory for a caller's long messages, in bytes.
+    const LONG: usize = 24 * 1024 * 1024;
+
+    /// A line that is long and never ends, and how much of all of them was read.
+    struct Unfinished<'a> {
+        left: usize,
+        read: &'a AtomicUsize,
+    }
+
+    impl AsyncRead for Unfinished<'_> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let bytes = self.left.min(buffer.remaining());
+            if bytes == 0 {
+                return Poll::Pending;
+            }
+            buffer.put_slice(&vec![b'x'; bytes]);
+            self.left -= bytes;
+            self.read.fetch_add(bytes, Ordering::Relaxed);
+            Poll::Ready(Ok(()))
+        }
+    }
 
     #[test]
     fn a_burst_is_read_at_once_and_the_rest_at_a_pace() {
         let now = Instant::now();
-        let pace = ReadThrottle::default();
-        *pace.done.lock().unwrap() = now;
+        let throttle = ReadThrottle::default();
+        *throttle.done.lock().unwrap() = now;
         let burst = MESSAGES_AT_ONCE;
         for _ in 0..=burst {
-            assert_eq!(pace.turn(cost(10), now), now);
+            assert_eq!(throttle.turn(cost(10), now), now);
         }
-        assert_eq!(pace.turn(cost(10), now), now + MESSAGE);
-        assert_eq!(pace.turn(cost(10), now), now + 2 * MESSAGE);
+        assert_eq!(throttle.turn(cost(10), now), now + MESSAGE);
+        assert_eq!(throttle.turn(cost(10), now), now + 2 * MESSAGE);
         // Whoever stops for a while has the whole burst again, and no more.
         let later = now + 2 * AT_ONCE;
         for _ in 0..=burst {
-            assert_eq!(pace.turn(cost(10), later), later);
+            assert_eq!(throttle.turn(cost(10), later), later);
         }
-        assert!(pace.turn(cost(10), later) > later);
+        assert!(throttle.turn(cost(10), later) > later);
     }
 
     #[test]
@@ -155,11 +248,11 @@ mod tests {
     #[test]
     fn calls_that_run_are_not_counted() {
         let now = Instant::now();
-        let pace = ReadThrottle::default();
-        *pace.done.lock().unwrap() = now;
+        let throttle = ReadThrottle::default();
+        *throttle.done.lock().unwrap() = now;
         for _ in 0..100_000 {
-            assert_eq!(pace.turn(cost(5 * BYTES), now), now);
-            pace.runs(5 * BYTES);
+            assert_eq!(throttle.turn(cost(5 * BYTES), now), now);
+            throttle.runs(5 * BYTES);
         }
     }
 
@@ -168,5 +261,79 @@ mod tests {
         assert_eq!(cost(0), MESSAGE);
         assert_eq!(cost(16 * BYTES), 17 * MESSAGE);
         assert_eq!(cost(usize::MAX), MESSAGE_MAX * MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn what_never_ends_is_read_within_the_callers_memory_and_short_lines_beside_it() {
+        const CONNECTIONS: usize = 100;
+        let throttle = Arc::new(ReadThrottle::default());
+        let read = AtomicUsize::new(0);
+        let long = |_| {
+            let reader = Unfinished {
+                left: LINE_MAX - 1,
+                read: &read,
+            };
+            ThrottledLines::new(reader, LINE_MAX, Some(Arc::clone(&throttle)))
+        };
+        let mut all: Vec<_> = (0..CONNECTIONS).map(long).collect();
+        for lines in &mut all {
+            assert!(lines.next().now_or_never().is_none());
+        }
+        let begun = CONNECTIONS * 3 * SHORT;
+        let most = read.load(Ordering::Relaxed);
+        assert!(most > LONG / 2 && most <= LONG + begun, "{most}");
+        let mut short = ThrottledLines::new(&b"short\n"[..], LINE_MAX, Some(Arc::clone(&throttle)));
+        assert!(short.next().await.unwrap().is_some());
+        // Those that go make room for the others.
+        all.drain(..CONNECTIONS / 2);
+        for lines in &mut all {
+            assert!(lines.next().now_or_never().is_none());
+        }
+        let more = read.load(Ordering::Relaxed);
+        assert!(
+            more > most + LONG / 2 && more <= most + LONG + begun,
+            "{more}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_long_line_has_its_memory_until_it_is_answered_and_any_number_comes_in_turn() {
+        let throttle = Arc::new(ReadThrottle::default());
+        let line = [vec![b'x'; LINE_MAX - 1], b"\n".to_vec()].concat();
+        let long = || ThrottledLines::new(&line[..], LINE_MAX, Some(Arc::clone(&throttle)));
+        let mut held = Vec::new();
+        while let Some(line) = long().next().now_or_never() {
+            held.push(line.unwrap().unwrap());
+        }
+        assert_eq!(held.len(), LONG / LINE_MAX);
+        held.pop();
+        assert!(long().next().await.unwrap().is_some());
+        // A limit beyond all the memory: one at a time, and it comes.
+        held.clear();
+        let mut larger = ThrottledLines::new(&line[..], 4 * LONG, Some(Arc::clone(&throttle)));
+        assert!(larger.next().await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_line_that_waits_for_its_turn_is_not_lost_when_the_wait_is_dropped() {
+        let throttle = Arc::new(ReadThrottle::default());
+        // Beyond what is read at once: from here on every line waits.
+        while throttle.message(0) <= Instant::now() {}
+        let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+        let text = expected.join("\n");
+        let mut lines = ThrottledLines::new(text.as_bytes(), 8, Some(throttle));
+        let mut read = Vec::new();
+        loop {
+            let line = match lines.next().now_or_never() {
+                Some(line) => line,
+                None => lines.next().await,
+            };
+            match line.unwrap() {
+                Some((Line::Whole(line), _)) => read.push(String::from_utf8(line).unwrap()),
+                Some(long) => panic!("{long:?}"),
+                None => break,
+            }
+        }
+        assert_eq!(read, expected);
     }
 }

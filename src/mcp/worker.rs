@@ -1,27 +1,47 @@
-//! Starts the process that serves one consumer, and tells it to end.
+//! The process that serves one consumer: how it is started and told to end, and how it accepts connections, as many as the
+//! consumer may have.
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
+use crate::limits::CONNECTIONS;
+use crate::mcp::server::{Server, Shared, Shutdown};
+use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 
-/// The command that the process runs; its stdin is the socket to its server, its stdout the socket that consumers connect to.
+/// The command that the process runs; its stdin is the socket to its server, its stdout the socket that the consumer connects to.
 pub(crate) const COMMAND: &str = "mcp-worker";
-/// Accept no more connections, and end when those that are there have ended.
+/// Accept no more connections, and end when the existing ones have ended.
 pub(crate) const STOP_ACCEPTING: Signal = Signal::USR1;
 /// Read no more requests; the running calls are answered first.
 pub(crate) const DRAIN: Signal = Signal::TERM;
 /// End the running calls as well.
 pub(crate) const ABORT: Signal = Signal::INT;
 
-/// The variable by which the C library's allocator gives memory back as soon as it is free, and keeps none for each thread
-/// (`man mallopt`): what a flood took, it does not keep.
+/// The variable by which the C library's allocator returns memory as soon as it is free, and keeps none for each thread
+/// (`man mallopt`): memory that a flood took is not kept.
 pub(crate) const ALLOCATOR: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536",
 );
+
+/// Pause after an accept that failed, such as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time without a connection after which the process ends.
+const IDLE: Duration = Duration::from_secs(2);
+/// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
+const TURNED_AWAY: usize = 32;
+/// Time-out for the first request of such a connection.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
 /// The arguments of the process that serves `caller` by the services file `services`.
 pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) -> Vec<OsString> {
@@ -31,4 +51,114 @@ pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) ->
         arguments.push("--verbose".into());
     }
     arguments
+}
+
+/// Accepts the connections of one consumer.
+pub(crate) struct Acceptor {
+    /// The consumer.
+    pub(crate) caller: MachineName,
+    /// Its socket.
+    pub(crate) listener: UnixListener,
+    /// State shared by its connections.
+    pub(crate) shared: Arc<Shared>,
+    /// Their throttle and their memory.
+    pub(crate) throttle: Arc<ReadThrottle>,
+    /// Tells them to end.
+    pub(crate) connections: Shutdown,
+}
+
+impl Acceptor {
+    /// Accepts until it is closed, or no connection has existed for a while, then waits for its connections to end.
+    pub(crate) async fn run(self, close: CancellationToken) {
+        let mut served = JoinSet::new();
+        let mut turned_away = JoinSet::new();
+        let mut turn = Instant::now();
+        loop {
+            let accept = async {
+                sleep_until(turn).await;
+                self.listener.accept().await
+            };
+            tokio::select! {
+                () = close.cancelled() => break,
+                () = self.connections.gently.cancelled() => break,
+                Some(_) = served.join_next() => {}
+                Some(_) = turned_away.join_next() => {}
+                // A new process serves the next connection, without the memory that this one has kept.
+                () = sleep(IDLE), if served.is_empty() && turned_away.is_empty() => break,
+                // Those beyond wait until one that is turned away has gone: each gets its answer.
+                accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.max() => {
+                    turn = self.throttle.connection();
+                    let max = self.max();
+                    match accepted {
+                        Ok((stream, _)) if served.len() < max => {
+                            served.spawn(serve(self.server(), stream, self.stop()));
+                        }
+                        Ok((stream, _)) => {
+                            let server = self.server().over_limit(max);
+                            turned_away.spawn(turn_away(server, stream, self.stop()));
+                        }
+                        Err(_) => sleep(ACCEPT_PAUSE).await,
+                    }
+                }
+            }
+        }
+        drop(self.listener);
+        while served.join_next().await.is_some() {}
+        while turned_away.join_next().await.is_some() {}
+    }
+
+    fn server(&self) -> Server {
+        let (shared, throttle) = (Arc::clone(&self.shared), Arc::clone(&self.throttle));
+        Server::of_consumer(self.caller.clone(), shared, throttle)
+    }
+
+    /// Each connection ends by itself; [`Acceptor::connections`] ends all of them.
+    fn stop(&self) -> Shutdown {
+        Shutdown {
+            gently: self.connections.gently.child_token(),
+            now: self.connections.now.child_token(),
+        }
+    }
+
+    /// Maximum number of connections at once by the policy in force: the largest of the caller's services.
+    fn max(&self) -> usize {
+        let policy = self.shared.monitor.policy();
+        let services = policy.services.services.iter();
+        let max = services
+            .filter(|service| service.serves(&self.caller))
+            .filter_map(|service| service.limits.connections)
+            .max();
+        usize::try_from(max.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
+    }
+}
+
+async fn serve(server: Server, stream: UnixStream, stop: Shutdown) {
+    let (reader, writer) = stream.into_split();
+    server.serve(reader, writer, stop).await;
+}
+
+/// Serves a connection beyond its caller's limit; one that is slow to ask has no claim to an answer.
+async fn turn_away(server: Server, stream: UnixStream, stop: Shutdown) {
+    let mut serving = pin!(serve(server, stream, stop.clone()));
+    if timeout(FIRST_REQUEST, &mut serving).await.is_err() {
+        stop.now.cancel();
+        serving.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_says_the_same() {
+        const PAGE: &str = include_str!("../../docs/channel.md");
+        let seconds = FIRST_REQUEST.as_secs();
+        let said = format!(
+            "at most {TURNED_AWAY} such connections at once, each for at most {seconds} seconds"
+        );
+        // Line breaks of the page do not matter.
+        let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(page.contains(&said), "{said}");
+    }
 }

@@ -18,14 +18,13 @@ use crate::command::output::Output;
 use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits, fence};
 use crate::error::Exit;
 use crate::infra::Confinement;
-use crate::mcp::accept::Accepting;
 use crate::mcp::helper::Helpers;
 use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::RemoteMonitor;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::server::Shutdown;
 use crate::mcp::throttle::ReadThrottle;
-use crate::mcp::worker::{ABORT, DRAIN, STOP_ACCEPTING};
+use crate::mcp::worker::{ABORT, Acceptor, DRAIN, STOP_ACCEPTING};
 use crate::tool::{Resource, portal_limits};
 
 /// Threads for work that blocks: as many as the tools of one connection that run at a time.
@@ -64,21 +63,21 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     super::probe::run("worker", output);
     let runtime = runtime(THREADS)?;
     let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
-    let pace = Arc::new(ReadThrottle::with_memory(
+    let throttle = Arc::new(ReadThrottle::with_memory(
         memory,
         Box::new(monitor.lender()),
     ));
     let shared = shared::shared(monitor, settings, Some(helpers), output);
     let ended = runtime.block_on(async {
         let close = orders(&stop)?;
-        let accepting = Accepting {
+        let acceptor = Acceptor {
             caller: args.caller.clone(),
             listener: UnixListener::from(listener).try_into()?,
             shared,
-            pace,
+            throttle,
             connections: stop,
         };
-        accepting.run(close).await;
+        acceptor.run(close).await;
         anyhow::ensure!(!lost.is_cancelled(), "the server does not respond");
         Ok(())
     });

@@ -1,39 +1,39 @@
-//! The way of a call: decided, let in, run, logged, and only then answered.
+//! Takes one call through its stages: decided, admitted, run, logged, and only then answered.
 //!
-//! The policy is asked at the moment of the call, and once more when it had to wait for its turn.
+//! The policy decides at the moment of the call, and once more after a call had to wait for its turn.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rmcp::model::{CallToolRequestParams, CallToolResult, ErrorCode, ErrorData};
+use futures_util::FutureExt as _;
+use rmcp::model::{CallToolResult, ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Server;
-use super::call::{self, ToolCall};
+use super::call::{CallProgress, failed, fault, refused, succeeded};
 use super::in_flight::InFlightRequests;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::catalogue::check_some;
-use crate::limits::{CALL_TIME, Limits};
+use crate::limits::CALL_TIME;
 use crate::mcp::concurrency::{Full, Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
 use crate::mcp::monitor::{AdmitError, Admitted, LogError};
 use crate::mcp::policy_watcher::Policy;
-use crate::mcp::shown;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
+use crate::mcp::{ONE_COPY_KEY, shown};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
-use crate::text::Foreign;
-use crate::tool::{self, Copies, ToolSession};
+use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
 /// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
 
 impl From<Overloaded> for ErrorData {
-    /// The error of a call that may run, but not now.
     fn from(full: Overloaded) -> Self {
         let (limit, seconds) = (full.limit, full.retry_after.as_secs_f64());
         Self::new(
@@ -44,31 +44,32 @@ impl From<Overloaded> for ErrorData {
     }
 }
 
-/// The calls of one connection that run, by service: it waits for them instead of being told "overloaded".
+/// The running calls of one connection, by service: a call beyond the limit waits for them instead of being told "overloaded".
 #[derive(Debug, Default)]
-pub(super) struct Own {
+struct OwnCalls {
     running: Mutex<HashMap<String, usize>>,
     ended: Notify,
 }
 
-impl Own {
-    /// Lets a call in by `admit`; `Ok(None)`: it is this connection's own calls that fill it.
-    fn enter(
-        &self,
-        service: &str,
+impl OwnCalls {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits a call by `admit`. `Ok(None)`: the limit is reached by calls of this connection.
+    fn enter<'a>(
+        &'a self,
+        service: &'a str,
         admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
-    ) -> Result<Option<OwnCall<'_>>, AdmitError> {
+    ) -> Result<Option<OwnCall<'a>>, AdmitError> {
         // Locked over both counts: a call that is in by one is in by the other.
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running();
         let own = running.entry(service.to_owned()).or_default();
         match admit() {
-            Ok(place) => {
+            Ok(admitted) => {
                 *own += 1;
-                Ok(Some(OwnCall {
-                    own: self,
-                    service: service.to_owned(),
-                    place: Some(place),
-                }))
+                let count = OwnCount { own: self, service };
+                Ok(Some(OwnCall { admitted, count }))
             }
             Err(AdmitError::Overloaded(full)) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
             Err(why) => Err(why),
@@ -76,142 +77,149 @@ impl Own {
     }
 }
 
-/// One of them; noted as ended when dropped.
+/// A running call of this connection.
 struct OwnCall<'a> {
-    own: &'a Own,
-    service: String,
-    place: Option<Box<dyn Admitted>>,
+    // Dropped first: its place is free before a call that waits for it looks.
+    admitted: Box<dyn Admitted>,
+    count: OwnCount<'a>,
 }
 
 impl OwnCall<'_> {
-    /// Logs how it ended; its place is free.
-    fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
-        let place = self.place.take();
-        place.map_or(Ok(()), |place| place.ended(outcome, bytes_out))
+    /// Frees the place of the call and logs how it ended.
+    fn ended(self, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
+        let logged = self.admitted.ended(outcome, bytes_out);
+        drop(self.count);
+        logged
     }
 }
 
-/// A call that has its turn, and the policy's word for it.
-struct CallTurn<'a> {
-    grant: Grant,
-    limits: Limits,
-    place: OwnCall<'a>,
+/// Counts a call among those of its connection until dropped.
+struct OwnCount<'a> {
+    own: &'a OwnCalls,
+    service: &'a str,
 }
 
-/// The answer for a call that does not run.
-type Answer = Result<CallToolResult, ErrorData>;
-
-impl Drop for OwnCall<'_> {
+impl Drop for OwnCount<'_> {
     fn drop(&mut self) {
-        // Its place is free before whoever waits for it looks.
-        drop(self.place.take());
-        let mut running = self
-            .own
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = running.get_mut(&self.service) {
+        if let Some(count) = self.own.running().get_mut(self.service) {
             *count = count.saturating_sub(1);
         }
-        drop(running);
         self.own.ended.notify_waiters();
     }
 }
 
-/// The pipeline of one call.
+/// The parts of a connection that its calls share.
+#[derive(Debug)]
+pub(super) struct ConnectionState {
+    pub(super) server: Server,
+    session: ToolSession,
+    /// Runs the tools that this process cannot run.
+    helpers: Option<Connection>,
+    pub(super) flight: Arc<InFlightRequests>,
+    /// Slots for running tools.
+    slots: Arc<Semaphore>,
+    own: OwnCalls,
+}
+
+impl ConnectionState {
+    pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
+        Self {
+            session: ToolSession::new(Arc::clone(&server.shared.settings)),
+            helpers: server.shared.helpers.clone().map(Connection::new),
+            slots: Arc::new(Semaphore::new(server.limits.running as usize)),
+            own: OwnCalls::default(),
+            server,
+            flight,
+        }
+    }
+}
+
+/// The answer to a call. As an error: of a call that does not run.
+type Answer = Result<CallToolResult, ErrorData>;
+
+/// One call on its way.
 pub(super) struct CallPipeline<'a> {
-    pub(super) server: &'a Server,
-    pub(super) session: &'a ToolSession,
-    pub(super) helpers: Option<&'a Connection>,
-    pub(super) flight: &'a InFlightRequests,
-    pub(super) places: &'a Arc<Semaphore>,
-    pub(super) own: &'a Own,
-    pub(super) context: &'a RequestContext<RoleServer>,
+    connection: &'a ConnectionState,
+    progress: CallProgress<'a>,
+    arguments: &'a Map<String, Value>,
+    /// The log entry of the call, as far as it is known when the call comes in.
+    entry: audit::Call,
 }
 
-/// The log entry of a call, however it ends.
-struct CallEntry {
-    id: Foreign,
-    service: Foreign,
-    bytes_in: u64,
-    arguments: String,
-    since: Instant,
-}
+impl<'a> CallPipeline<'a> {
+    pub(super) fn new(
+        connection: &'a ConnectionState,
+        context: &'a RequestContext<RoleServer>,
+        name: &'a str,
+        arguments: &'a Map<String, Value>,
+    ) -> Self {
+        let (id, bytes_in) = connection.flight.asked(&context.id);
+        Self {
+            connection,
+            progress: CallProgress {
+                context,
+                name,
+                since: Instant::now(),
+                interval: connection.server.limits.progress,
+            },
+            arguments,
+            entry: audit::Call {
+                id: bounded(&id),
+                caller: connection.server.caller.to_string().into(),
+                service: bounded(name),
+                tool: None,
+                decision: Verdict::Allowed,
+                reason: "granted".into(),
+                policy: "".into(),
+                outcome: Outcome::NotRun,
+                bytes_in,
+                bytes_out: 0,
+                duration_us: 0,
+                arguments: digest_of(arguments).into(),
+            },
+        }
+    }
 
-impl CallPipeline<'_> {
-    /// Decides, runs, logs.
-    ///
-    /// # Errors
-    ///
-    /// A protocol error for the caller: unknown, refused, overloaded, cancelled, or not logged.
-    pub(super) async fn call(
-        &self,
-        request: CallToolRequestParams,
-    ) -> Result<CallToolResult, ErrorData> {
-        let arguments = request.arguments.unwrap_or_default();
-        let name = request.name.as_ref();
-        let entry = self.entry(name, &arguments);
-        let policy = self.server.shared.monitor.policy();
-        let grant = match self.decide(&policy, name, &arguments) {
-            Ok(grant) => grant,
-            Err(denial) => return self.refuse(&entry, &policy, &denial, name),
-        };
-        let limits = policy.services.limits_of(name);
-        let call = self.granted(&grant, &limits, &entry);
-        let mut room = None;
+    /// Decides, runs and logs the call. Fails with the protocol error for the caller: unknown, overloaded, cancelled, or not
+    /// logged.
+    pub(super) async fn answer(&self) -> Answer {
+        self.run().await.unwrap_or_else(|answer| answer)
+    }
+
+    async fn run(&self) -> Result<Answer, Answer> {
+        let server = &self.connection.server;
+        let policy = server.shared.monitor.policy();
+        let grant = self
+            .decide(&policy)
+            .map_err(|denial| self.refuse(&policy, &denial))?;
+        let mut memory = None;
         // Arguments that the tool will refuse wait for nothing: they are kept no longer than it takes to say so.
         if check_some(grant.tool(), grant.arguments()).is_ok() {
-            let places = places_of(grant.tool()).min(self.server.limits.running);
-            let place = Arc::clone(self.places).acquire_many_owned(places);
-            match call.wait_for(place).await {
-                Ok(Ok(place)) => self.flight.hold(&self.context.id, place),
-                // Closed they never are.
-                Ok(Err(_)) => {}
-                Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
-            }
-            room = match call.wait_for(self.room(&grant, call.copies())).await {
-                Ok(room) => room,
-                Err(ended) => return self.never_ran(&entry, &policy, &grant, ended),
-            };
+            let reserved = self.reserve(&grant).await;
+            memory = reserved.map_err(|cancelled| self.never_ran(&policy, &grant, cancelled))?;
         }
-        let turn = match self.turn(&call, &entry, name, &arguments).await {
-            Ok(turn) => turn,
-            Err(answer) => return answer,
-        };
-        self.runs(&entry);
-        let call = self.granted(&turn.grant, &turn.limits, &entry);
-        let (outcome, result) = call.run().await;
+        let (grant, max_time, call) = self.admit().await?;
+        // The caller's throttle is for requests that run nothing.
+        if let Some(throttle) = &server.throttle {
+            throttle.runs(usize::try_from(self.entry.bytes_in).unwrap_or(usize::MAX));
+        }
+        let (outcome, result) = self.run_tool(&grant, max_time).await;
         let bytes_out = result.as_ref().map_or(0, text_bytes);
-        let logged = turn.place.ended(outcome, bytes_out);
-        logged.map_err(|_| unlogged(true))?;
+        let logged = call.ended(outcome, bytes_out);
+        logged.map_err(|_| Err(unlogged(true)))?;
         let left = usize::try_from(bytes_out).unwrap_or(usize::MAX);
-        if let Some(room) = room.and_then(|room| room.shrink(left.saturating_mul(2))) {
-            self.flight.keep(&self.context.id, room);
+        if let Some(memory) = memory.and_then(|memory| memory.shrink(left.saturating_mul(2))) {
+            let id = &self.progress.context.id;
+            self.connection.flight.keep_memory(id, memory);
         }
-        result
+        Ok(result)
     }
 
-    /// The memory of the answer, where that may be large.
-    async fn room(&self, grant: &Grant, copies: Copies) -> Option<MemoryPermit> {
-        let pace = self.server.pace.as_ref()?;
-        let bytes = tool::largest_answer(grant, copies);
-        // A short answer is not counted.
-        if bytes <= SHORT {
-            return None;
-        }
-        pace.answer(bytes).await.ok()
-    }
-
-    fn decide(
-        &self,
-        policy: &Policy,
-        name: &str,
-        arguments: &Map<String, Value>,
-    ) -> Result<Grant, Denial> {
+    fn decide(&self, policy: &Policy) -> Result<Grant, Denial> {
         let request = Request {
-            caller: &self.server.caller,
-            name,
-            arguments,
+            caller: &self.connection.server.caller,
+            name: self.progress.name,
+            arguments: self.arguments,
         };
         match policy::decide(&policy.services, request) {
             Decision::Allowed(grant) => Ok(grant),
@@ -219,171 +227,166 @@ impl CallPipeline<'_> {
         }
     }
 
-    fn granted<'c>(&'c self, grant: &'c Grant, limits: &Limits, entry: &CallEntry) -> ToolCall<'c> {
-        ToolCall {
-            grant,
-            session: self.session,
-            helpers: self.helpers,
-            run: &self.server.run,
-            context: self.context,
-            since: entry.since,
-            every: self.server.limits.progress,
-            longest: limits.call_time().max(match self.server.caller {
-                // A tool's own time is the operator's to set.
-                Caller::Operator => CALL_TIME.max(self.server.shared.settings.gpg_wait),
-                Caller::Consumer(_) => Duration::ZERO,
-            }),
+    /// Waits for a slot among the running tools, and for the memory of an answer that may be large. Fails when the call is
+    /// cancelled.
+    async fn reserve(&self, grant: &Grant) -> Result<Option<MemoryPermit>, ErrorData> {
+        let server = &self.connection.server;
+        let slots = slots_of(grant.tool()).min(server.limits.running);
+        let slot = Arc::clone(&self.connection.slots).acquire_many_owned(slots);
+        // The semaphore is never closed.
+        if let Ok(slot) = self.progress.wait_for(slot).await? {
+            let id = &self.progress.context.id;
+            self.connection.flight.keep_slot(id, slot);
+        }
+        let bytes = tool::largest_answer(grant, self.copies());
+        match &server.throttle {
+            // A short answer is not counted.
+            Some(throttle) if bytes > SHORT => {
+                let memory = self.progress.wait_for(throttle.answer(bytes)).await?;
+                Ok(memory.ok())
+            }
+            _ => Ok(None),
         }
     }
 
-    /// A place among the calls that run, by the policy of the moment at which there is one: it may have waited long. Those of
-    /// this connection are waited for: that is back-pressure, no overload.
-    async fn turn(
-        &self,
-        waiting: &ToolCall<'_>,
-        entry: &CallEntry,
-        name: &str,
-        arguments: &Map<String, Value>,
-    ) -> Result<CallTurn<'_>, Answer> {
-        let monitor = &self.server.shared.monitor;
+    /// Admits the call to those that run, by the policy in force at that moment: the call may have waited long. Waits for calls
+    /// of this connection: that is back-pressure, no overload. Returns the maximum duration of the call as well.
+    async fn admit(&self) -> Result<(Grant, Duration, OwnCall<'_>), Answer> {
+        let monitor = &self.connection.server.shared.monitor;
+        let own = &self.connection.own;
         loop {
-            let ended = self.own.ended.notified();
+            let ended = own.ended.notified();
             let policy = monitor.policy();
-            let grant = match self.decide(&policy, name, arguments) {
-                Ok(grant) => grant,
-                Err(denial) => return Err(self.refuse(entry, &policy, &denial, name)),
-            };
-            let limits = policy.services.limits_of(name);
-            let mut line = self.line(entry, &policy, Verdict::Allowed, "granted".to_owned());
-            line.tool = Some(grant.tool().as_str().into());
-            match self.own.enter(name, || monitor.admit(line)) {
-                Ok(Some(place)) => {
-                    return Ok(CallTurn {
-                        grant,
-                        limits,
-                        place,
-                    });
-                }
+            let grant = self
+                .decide(&policy)
+                .map_err(|denial| self.refuse(&policy, &denial))?;
+            let line = self.granted_line(&policy, &grant);
+            match own.enter(self.progress.name, || monitor.admit(line)) {
+                Ok(Some(call)) => return Ok((grant, self.max_time(&policy), call)),
                 Ok(None) => {
-                    if let Err(given_up) = waiting.wait_for(ended).await {
-                        return Err(self.never_ran(entry, &policy, &grant, given_up));
-                    }
+                    let waited = self.progress.wait_for(ended).await;
+                    waited.map_err(|cancelled| self.never_ran(&policy, &grant, cancelled))?;
                 }
                 Err(AdmitError::Overloaded(full)) => {
-                    return Err(Err(self.overload(entry, &policy, full)));
+                    return Err(Err(self.overload(&policy, full)));
                 }
                 Err(AdmitError::Unlogged) => return Err(Err(unlogged(false))),
-                // Asked again; a policy does not change as fast as it is asked for.
+                // Decided again; a policy does not change as fast as it is asked for.
                 Err(AdmitError::Changed) => {}
             }
         }
     }
 
-    /// Its caller's pace is that of what does not run.
-    fn runs(&self, entry: &CallEntry) {
-        if let Some(pace) = &self.server.pace {
-            pace.runs(usize::try_from(entry.bytes_in).unwrap_or(usize::MAX));
+    fn max_time(&self, policy: &Policy) -> Duration {
+        let server = &self.connection.server;
+        let max_time = policy.services.limits_of(self.progress.name).call_time();
+        match server.caller {
+            // A tool's own time is the operator's to set.
+            Caller::Operator => max_time.max(CALL_TIME).max(server.shared.settings.gpg_wait),
+            Caller::Consumer(_) => max_time,
         }
     }
 
-    /// A service that is there for others and one that is not there at all are one answer.
-    fn refuse(
-        &self,
-        entry: &CallEntry,
-        policy: &Policy,
-        denial: &Denial,
-        name: &str,
-    ) -> Result<CallToolResult, ErrorData> {
+    /// Runs the tool. Returns its end for the log, and the answer: a tool's failure is a result.
+    async fn run_tool(&self, grant: &Grant, max_time: Duration) -> (Outcome, Answer) {
+        // Caught here, so that a call that panicked is logged as well.
+        let running = AssertUnwindSafe(self.tool(grant)).catch_unwind();
+        match self.progress.wait_for(timeout(max_time, running)).await {
+            Ok(Ok(Ok(Ok(outcome)))) => (Outcome::Done, Ok(succeeded(outcome))),
+            Ok(Ok(Ok(Err(error)))) => (Outcome::Failed, Ok(failed(error.to_string()))),
+            Ok(Ok(Err(_panic))) => (Outcome::Failed, Err(fault())),
+            Ok(Err(_elapsed)) => {
+                let seconds = max_time.as_secs();
+                let text = format!("it was ended after {seconds} s, the longest it may take");
+                (Outcome::TimedOut, Ok(failed(text)))
+            }
+            Err(cancelled) => (Outcome::Cancelled, Err(cancelled)),
+        }
+    }
+
+    /// Runs the tool, here or in a helper.
+    async fn tool(&self, grant: &Grant) -> Result<ToolOutcome, ToolError> {
+        if let Some(helpers) = &self.connection.helpers
+            && let Some(result) = helpers.run(grant, self.copies()).await
+        {
+            return result;
+        }
+        let ConnectionState {
+            server, session, ..
+        } = self.connection;
+        (server.run)(grant, session, self.copies()).await
+    }
+
+    /// Number of copies of a large payload wanted in the answer.
+    fn copies(&self) -> Copies {
+        match self.progress.context.meta.0.0.get(ONE_COPY_KEY) {
+            Some(Value::Bool(true)) => Copies::One,
+            _ => Copies::Two,
+        }
+    }
+
+    /// Logs and answers a denied call. A service for others and one that does not exist get the same answer.
+    fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
             Denial::Unknown | Denial::NotConsumer { .. } => {
-                ("no such service".to_owned(), Err(unknown_tool(name)))
+                let text = format!("Unknown tool: {}", shown(self.progress.name));
+                let error = ErrorData::invalid_params(text, None);
+                ("no such service".to_owned(), Err(error))
             }
             Denial::FixedArgument { argument } => {
                 let text = format!("`{}` is not the caller's to choose", shown(argument));
-                (text.clone(), Ok(call::refused(text)))
+                (text.clone(), Ok(refused(text)))
             }
         };
-        self.log(self.line(entry, policy, Verdict::Refused, reason))?;
+        self.log(self.line(policy, Verdict::Refused, reason))?;
         answer
     }
 
-    /// A call over a connection that its caller has too many of: nothing is decided, and it is in the log.
-    pub(super) fn turn_away(&self, request: &CallToolRequestParams, most: usize) -> ErrorData {
-        let name = request.name.as_ref();
-        let entry = match &request.arguments {
-            Some(arguments) => self.entry(name, arguments),
-            None => self.entry(name, &Map::new()),
-        };
-        let policy = self.server.shared.monitor.policy();
-        self.overload(&entry, &policy, too_many_connections(most))
+    /// Logs a call over a connection beyond the `max` that its caller may have, and returns its error: nothing is decided.
+    pub(super) fn turn_away(&self, max: usize) -> ErrorData {
+        let policy = self.connection.server.shared.monitor.policy();
+        self.overload(&policy, too_many_connections(max))
     }
 
-    fn overload(&self, entry: &CallEntry, policy: &Policy, full: Overloaded) -> ErrorData {
-        let line = self.line(entry, policy, Verdict::Overloaded, full.limit.clone());
-        match self.log(line) {
-            Ok(()) => full.into(),
-            Err(unseen) => unseen,
-        }
+    fn overload(&self, policy: &Policy, full: Overloaded) -> ErrorData {
+        let line = self.line(policy, Verdict::Overloaded, full.limit.clone());
+        self.log(line).err().unwrap_or_else(|| full.into())
     }
 
-    /// A call that ended while it waited for its turn has its line as well.
-    fn never_ran(
-        &self,
-        entry: &CallEntry,
-        policy: &Policy,
-        grant: &Grant,
-        ended: ErrorData,
-    ) -> Result<CallToolResult, ErrorData> {
-        let reason = "taken back while it waited".to_owned();
-        let mut line = self.line(entry, policy, Verdict::Allowed, reason);
-        line.tool = Some(grant.tool().as_str().into());
+    /// Logs a call that was cancelled while it waited for its turn.
+    fn never_ran(&self, policy: &Policy, grant: &Grant, cancelled: ErrorData) -> Answer {
+        let mut line = self.granted_line(policy, grant);
+        line.reason = "taken back while it waited".into();
         self.log(line)?;
-        Err(ended)
+        Err(cancelled)
     }
 
-    fn entry(&self, name: &str, arguments: &Map<String, Value>) -> CallEntry {
-        let (id, bytes_in) = self.flight.asked(&self.context.id);
-        CallEntry {
-            id: bounded(&id),
-            service: bounded(name),
-            bytes_in,
-            arguments: digest_of(arguments),
-            since: Instant::now(),
+    fn granted_line(&self, policy: &Policy, grant: &Grant) -> audit::Call {
+        audit::Call {
+            tool: Some(grant.tool().as_str().into()),
+            ..self.line(policy, Verdict::Allowed, "granted".to_owned())
         }
     }
 
-    fn line(
-        &self,
-        entry: &CallEntry,
-        policy: &Policy,
-        decision: Verdict,
-        reason: String,
-    ) -> audit::Call {
-        let took = entry.since.elapsed().as_micros();
+    fn line(&self, policy: &Policy, decision: Verdict, reason: String) -> audit::Call {
+        let since_request = self.progress.since.elapsed().as_micros();
         audit::Call {
-            id: entry.id.clone(),
-            caller: self.server.caller.to_string().into(),
-            service: entry.service.clone(),
-            tool: None,
             decision,
             reason: reason.into(),
             policy: policy.digest.as_str().into(),
-            outcome: Outcome::NotRun,
-            bytes_in: entry.bytes_in,
-            bytes_out: 0,
-            duration_us: u64::try_from(took).unwrap_or(u64::MAX),
-            arguments: entry.arguments.as_str().into(),
+            duration_us: u64::try_from(since_request).unwrap_or(u64::MAX),
+            ..self.entry.clone()
         }
     }
 
     fn log(&self, line: audit::Call) -> Result<(), ErrorData> {
-        let logged = self.server.shared.monitor.log(line);
+        let logged = self.connection.server.shared.monitor.log(line);
         logged.map_err(|_| unlogged(false))
     }
 }
 
-/// Places that a running tool takes: more when its answer may be large, for it waits in memory to be written.
-const fn places_of(tool: ToolName) -> u32 {
+/// Slots that a running tool takes: more when its answer may be large, for the answer waits in memory to be written.
+const fn slots_of(tool: ToolName) -> u32 {
     match tool {
         ToolName::FileProvide => 4,
         ToolName::GpgSign
@@ -393,11 +396,7 @@ const fn places_of(tool: ToolName) -> u32 {
     }
 }
 
-fn unknown_tool(name: &str) -> ErrorData {
-    ErrorData::invalid_params(format!("Unknown tool: {}", shown(name)), None)
-}
-
-/// A call that nobody could see afterwards does not run; of one that has run, the answer stays here.
+/// The error of a call that cannot be logged: it does not run, or, if it `ran`, its answer is kept back.
 fn unlogged(ran: bool) -> ErrorData {
     let text = if ran {
         "the call ran, but its answer is kept back: this server cannot write its log"

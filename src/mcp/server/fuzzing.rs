@@ -1,31 +1,29 @@
-//! One connection fed with any bytes: what must hold whatever a caller sends. For the fuzzer, and for a test of its seeds.
+//! Feeds one connection any bytes and checks what must hold for all of them. For the fuzzer, and for a test of its seeds.
 
-#![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
+#![expect(clippy::panic, reason = "a violation stops the fuzzer")]
 
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::time::Duration;
 
-use serde_json::{Map, Value};
-use tokio::io::AsyncWrite;
+use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use super::{Server, Shared, Shutdown};
 use crate::audit::{AuditError, Log};
-use crate::limits::{Limits, MESSAGES_AT_ONCE};
+use crate::limits::MESSAGES_AT_ONCE;
 use crate::mcp::concurrency::ConcurrencyLimiter;
 use crate::mcp::monitor::Local;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::recorder::Recorder;
 use crate::name::{MachineName, ToolName};
 use crate::policy::Caller;
-use crate::services::{Service, Services};
 use crate::tool::{Settings, ToolOutcome};
 
-/// Maximum duration of a run, in seconds; a connection that takes longer hangs.
-const LONGEST: u64 = 20;
+/// Maximum duration of a run; a connection that takes longer hangs.
+const MAX_TIME: Duration = Duration::from_secs(20);
 
-/// As many lines as are read at once: those beyond would wait.
+/// Returns as many lines as are read at once: those beyond would wait.
 fn in_time(bytes: &[u8]) -> &[u8] {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let length = lines
@@ -39,28 +37,27 @@ fn in_time(bytes: &[u8]) -> &[u8] {
 ///
 /// # Panics
 ///
-/// When the server does not end, or writes what is not a line of JSON-RPC.
+/// The server does not end, or writes anything but lines of JSON-RPC.
 pub fn connection(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
     serve(in_time(bytes), &folder.path().join("audit.jsonl"));
 }
 
-/// The server's output; `log` is its log of calls.
+/// Returns the server's output; `log` is its log of calls.
 fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap_or_else(|error| panic!("no runtime: {error}"));
-    let output = Output::default();
-    let written = output.clone();
-    let bytes = bytes.to_vec();
+    let bytes = std::io::Cursor::new(bytes.to_vec());
+    let mut written = Vec::new();
     let served = runtime.block_on(async {
-        let server = server(log);
-        let serving = server.serve(std::io::Cursor::new(bytes), output, Shutdown::default());
-        tokio::time::timeout(std::time::Duration::from_secs(LONGEST), serving).await
+        let (writer, mut output) = tokio::io::duplex(64 * 1024);
+        let serving = server(log).serve(bytes, writer, Shutdown::default());
+        let both = async { tokio::join!(serving, output.read_to_end(&mut written)) };
+        tokio::time::timeout(MAX_TIME, both).await
     });
     assert!(served.is_ok(), "the connection does not end");
-    let written = written.0.lock().unwrap_or_else(PoisonError::into_inner);
     let lines = written.split_inclusive(|byte| *byte == b'\n');
     let messages = lines.map(|line| {
         let message: Value = serde_json::from_slice(line)
@@ -73,12 +70,19 @@ fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
 }
 
 fn server(log: &Path) -> Server {
-    let policy = Policy::new(services());
+    let services: Vec<_> = ToolName::ALL
+        .iter()
+        .map(|tool| json!({"name": tool, "tool": tool, "consumers": ["work-dev"]}))
+        .collect();
+    let services = serde_json::from_value(json!({"machine": "vault", "services": services}));
+    let policy = Policy::new(services.unwrap_or_else(|error| panic!("{error}")));
     let log = Log::open(log).unwrap_or_else(|error| panic!("{error}"));
     let complain = Box::new(|error: &AuditError| panic!("{error}"));
+    let caller = "work-dev".parse::<MachineName>();
+    let caller = Caller::Consumer(caller.unwrap_or_else(|error| panic!("{error}")));
     let shared = Shared {
         monitor: Box::new(Local::new(
-            Caller::Consumer(name("work-dev")),
+            caller.clone(),
             Box::new(move || Arc::clone(&policy)),
             Arc::new(Recorder::new(Some(log), true, complain)),
             Arc::new(ConcurrencyLimiter::default()),
@@ -87,8 +91,8 @@ fn server(log: &Path) -> Server {
         helpers: None,
         observer: Arc::new(|_| {}),
     };
-    let mut server = Server::new(Caller::Consumer(name("work-dev")), Arc::new(shared));
-    server.pace = Some(Arc::default());
+    let mut server = Server::new(caller, Arc::new(shared));
+    server.throttle = Some(Arc::default());
     server.run = Arc::new(|grant, _, _| {
         let text = grant.name().to_owned();
         Box::pin(async move {
@@ -99,55 +103,6 @@ fn server(log: &Path) -> Server {
         })
     });
     server
-}
-
-fn services() -> Services {
-    let service = |tool: &ToolName| Service {
-        name: tool
-            .as_str()
-            .parse()
-            .unwrap_or_else(|error| panic!("{error}")),
-        tool: *tool,
-        consumers: vec![name("work-dev")],
-        with: Map::new(),
-        limits: Limits::default(),
-        declared_at: None,
-    };
-    Services {
-        machine: name("vault"),
-        services: ToolName::ALL.iter().map(service).collect(),
-        allow_unlogged: false,
-        memory: None,
-        confinement: crate::infra::Confinement::Available,
-    }
-}
-
-fn name(text: &str) -> MachineName {
-    text.parse().unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Keeps what is written.
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl AsyncWrite for Output {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        written.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }
 
 #[cfg(test)]

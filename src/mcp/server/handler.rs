@@ -1,63 +1,49 @@
-//! Serves the handshake, the list and the calls.
-//!
-//! The policy is asked here, for lists and calls alike, at the moment of each request.
+//! Serves the handshake, the list of tools and the calls; each request is in flight until it is handled, and a panic on its
+//! way is answered.
 
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, ClientRequest, CustomRequest,
-    CustomResult, ErrorData, Implementation, InitializeRequestParams, InitializeResult,
-    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    CacheScope, CallToolRequestParams, CallToolResponse, ClientNotification, ClientRequest,
+    CustomRequest, CustomResult, ErrorData, Implementation, InitializeRequestParams,
+    InitializeResult, ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion,
+    ServerCapabilities, ServerConfig, ServerResult, Tool, ToolAnnotations,
 };
-use rmcp::service::{RequestContext, RoleServer};
-use tokio::sync::Semaphore;
+use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
+use serde_json::{Map, Value};
 
-use super::call_pipeline::{CallPipeline, Own};
+use super::Server;
+use super::call::fault;
+use super::call_pipeline::{CallPipeline, ConnectionState};
 use super::in_flight::InFlightRequests;
-use super::message::{is_modern, is_modern_version, unknown_method};
-use super::{Server, tools};
+use super::message::{is_modern, unknown_method};
+use crate::catalogue;
 use crate::mcp::concurrency::too_many_connections;
-use crate::mcp::helper::Connection;
-use crate::tool::ToolSession;
+use crate::mcp::{BASE64_KEY, TOOL_KEY};
+use crate::name::ToolName;
+use crate::policy::{self, Caller, ServiceOffer};
+use crate::services::Services;
 
 /// Instructions for a client's model about this server.
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owner allowed. \
     Each tool says in `_meta[\"anklume/tool\"]` what runs behind its name.";
 
-/// The state of one connection.
-#[derive(Debug)]
-pub(super) struct Handler {
-    server: Server,
-    session: ToolSession,
-    /// Runs what this process cannot.
-    helpers: Option<Connection>,
-    flight: Arc<InFlightRequests>,
-    /// Places for tools that run.
-    places: Arc<Semaphore>,
-    /// Calls of this connection that run.
-    own: Own,
-    /// A request of the stateless era has come: from then on one without `_meta` is not answered by older rules.
+/// Handles the requests of one connection by rmcp's rules for each method.
+struct Handler {
+    connection: ConnectionState,
+    /// A request of the stateless era has come: from then on a request without `_meta` is not answered by older rules.
     modern: AtomicBool,
 }
 
 impl Handler {
-    pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
-        Self {
-            session: ToolSession::new(Arc::clone(&server.shared.settings)),
-            helpers: server.shared.helpers.clone().map(Connection::new),
-            own: Own::default(),
-            places: Arc::new(Semaphore::new(server.limits.running as usize)),
-            server,
-            flight,
-            modern: AtomicBool::new(false),
-        }
-    }
-
-    /// Notes to which era a request belongs and refuses one that belongs to none.
+    /// Notes the era that a request belongs to, and refuses a request that belongs to none.
     fn check_era(&self, context: &RequestContext<RoleServer>) -> Result<(), ErrorData> {
-        if is_modern(&context.meta) {
+        if is_modern(context.meta.protocol_version()) {
             self.modern.store(true, Ordering::Relaxed);
             return Ok(());
         }
@@ -71,52 +57,22 @@ impl Handler {
         Ok(())
     }
 
-    fn list(
-        &self,
-        request: Option<PaginatedRequestParams>,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<ListToolsResult, ErrorData> {
-        if request.is_some_and(|request| request.cursor.is_some()) {
-            return Err(ErrorData::invalid_params(
-                "`cursor` is none of this server's: its list is one page",
-                None,
-            ));
-        }
-        let policy = self.server.shared.monitor.refreshed_policy();
-        let tools = tools::list(&policy.services, &self.server.caller);
-        let result = ListToolsResult::with_all_items(tools);
-        if is_modern_version(context.protocol_version().as_ref()) {
-            // The list is this caller's alone and may change at any moment.
-            return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));
-        }
-        Ok(result)
-    }
-
-    /// The error that answers a request of a connection beyond its caller's limit; `None`: the connection is served.
-    pub(super) fn turned_away(
+    /// Returns the error for a request of a connection beyond its caller's limit; `None`: the connection is served.
+    fn turn_away(
         &self,
         request: &ClientRequest,
         context: &RequestContext<RoleServer>,
     ) -> Option<ErrorData> {
-        let most = self.server.beyond?;
+        let max = self.connection.server.over_limit?;
         if let ClientRequest::CallToolRequest(call) = request {
-            return Some(self.course(context).turn_away(&call.params, most));
+            let no_arguments = Map::new();
+            let arguments = call.params.arguments.as_ref().unwrap_or(&no_arguments);
+            let call = CallPipeline::new(&self.connection, context, &call.params.name, arguments);
+            return Some(call.turn_away(max));
         }
-        // What is no request has its own error.
-        let fault = context.extensions.get::<ErrorData>().cloned();
-        Some(fault.unwrap_or_else(|| too_many_connections(most).into()))
-    }
-
-    fn course<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> CallPipeline<'a> {
-        CallPipeline {
-            server: &self.server,
-            session: &self.session,
-            helpers: self.helpers.as_ref(),
-            flight: &self.flight,
-            places: &self.places,
-            own: &self.own,
-            context,
-        }
+        // A message that is no request has its own error.
+        let error = context.extensions.get::<ErrorData>().cloned();
+        Some(error.unwrap_or_else(|| too_many_connections(max).into()))
     }
 }
 
@@ -133,11 +89,11 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let answer = self.negotiate_initialize(&request)?;
-        // What was agreed on and not what was asked for: later requests are answered by this version. Nothing else of it is
-        // kept: a client may say as much of itself as it likes.
-        let mut kept = InitializeRequestParams::default();
-        kept.protocol_version = answer.protocol_version.clone();
-        context.peer.set_peer_info(kept);
+        // Later requests are answered by the version agreed on. Nothing else is kept: a client may say as much of itself as
+        // it likes.
+        let mut peer_info = InitializeRequestParams::default();
+        peer_info.protocol_version = answer.protocol_version.clone();
+        context.peer.set_peer_info(peer_info);
         Ok(answer)
     }
 
@@ -147,7 +103,20 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         self.check_era(&context)?;
-        self.list(request, &context)
+        if request.is_some_and(|request| request.cursor.is_some()) {
+            return Err(ErrorData::invalid_params(
+                "`cursor` is none of this server's: its list is one page",
+                None,
+            ));
+        }
+        let server = &self.connection.server;
+        let policy = server.shared.monitor.refreshed_policy();
+        let result = ListToolsResult::with_all_items(list(&policy.services, &server.caller));
+        if is_modern(context.protocol_version()) {
+            // The list is this caller's alone and may change at any moment.
+            return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));
+        }
+        Ok(result)
     }
 
     async fn call_tool(
@@ -156,7 +125,9 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        Ok(self.course(&context).call(request).await?.into())
+        let arguments = request.arguments.unwrap_or_default();
+        let call = CallPipeline::new(&self.connection, &context, &request.name, &arguments);
+        Ok(call.answer().await?.into())
     }
 
     async fn on_custom_request(
@@ -164,10 +135,105 @@ impl ServerHandler for Handler {
         request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        Err(context
-            .extensions
-            .get::<ErrorData>()
-            .cloned()
-            .unwrap_or_else(|| unknown_method(&request.method)))
+        let error = context.extensions.get::<ErrorData>().cloned();
+        Err(error.unwrap_or_else(|| unknown_method(&request.method)))
     }
+}
+
+/// Guards each request of a [`Handler`], as rmcp's service loop calls it.
+pub(super) struct PanicGuard(Handler);
+
+impl PanicGuard {
+    pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
+        Self(Handler {
+            connection: ConnectionState::new(server, flight),
+            modern: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Service<RoleServer> for PanicGuard {
+    async fn handle_request(
+        &self,
+        request: ClientRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        let _handling = self.0.connection.flight.handling(context.id.clone());
+        let answer = AssertUnwindSafe(async {
+            match self.0.turn_away(&request, &context) {
+                Some(error) => Err(error),
+                None => self.0.handle_request(request, context).await,
+            }
+        });
+        // The caller must not wait for ever.
+        let answer = answer.catch_unwind().await;
+        answer.unwrap_or_else(|_panic| Err(fault()))
+    }
+
+    async fn handle_notification(
+        &self,
+        notification: ClientNotification,
+        context: NotificationContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.0.handle_notification(notification, context).await
+    }
+
+    fn get_info(&self) -> ServerConfig {
+        Service::get_info(&self.0)
+    }
+
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        Service::supported_protocol_versions(&self.0)
+    }
+}
+
+/// Lists the tools of a caller, in the order of the services; for the operator, of the documentation. The policy alone decides
+/// which they are.
+pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
+    policy::offers(services, caller)
+        .into_iter()
+        .map(|offer| describe(offer, caller))
+        .collect()
+}
+
+/// Describes one of the five tools to the operator.
+pub(crate) fn of_operator(tool: ToolName) -> Tool {
+    let offer = ServiceOffer {
+        name: tool.as_str().to_owned(),
+        tool,
+        fixed: Map::new(),
+    };
+    describe(offer, &Caller::Operator)
+}
+
+fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
+    let words = catalogue::describe(offer.tool);
+    let hidden = |argument: &str| {
+        let others = *caller != Caller::Operator && policy::operator_only(offer.tool, argument);
+        others || offer.fixed.contains_key(argument)
+    };
+    let input = catalogue::input_without(offer.tool, hidden);
+    let base64: Vec<&str> = words
+        .base64
+        .iter()
+        .map(String::as_str)
+        .filter(|argument| !hidden(argument))
+        .collect();
+    let mut meta = MetaObject::new();
+    meta.0
+        .insert(TOOL_KEY.to_owned(), Value::from(offer.tool.as_str()));
+    if !base64.is_empty() {
+        meta.0.insert(BASE64_KEY.to_owned(), Value::from(base64));
+    }
+    Tool::new(offer.name, words.description, Arc::new(input))
+        .with_title(words.title)
+        .with_raw_output_schema(Arc::new(words.output))
+        .with_annotations(
+            ToolAnnotations::new()
+                .read_only(words.read_only)
+                .destructive(words.destructive)
+                .idempotent(words.idempotent)
+                .open_world(false),
+        )
+        .with_meta(meta)
 }

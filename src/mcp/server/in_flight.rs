@@ -1,7 +1,7 @@
 //! The requests of one connection that are read and not answered yet.
 //!
-//! Each gets an id of our own for its way through the server, so that two requests with one id, or an id that
-//! is used again, can never get each other's answer.
+//! Each gets an inner id for its way through the server, so that two requests with one id, or an id that is used again, can
+//! never get each other's answer.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,26 +30,30 @@ struct Requests {
 /// One request in flight.
 #[derive(Debug)]
 struct OpenRequest {
-    /// Its id, as long as it is taken.
+    /// The client's id, as long as it is taken.
     id: Option<RequestId>,
     /// The same as JSON text, for the log; also when it is free again.
     id_text: String,
     label: String,
     bytes: usize,
-    /// Its memory, and that of its answer.
-    rooms: Vec<MemoryPermit>,
     since: Instant,
-    /// The place of a running tool, free when its answer is written.
-    place: Option<OwnedSemaphorePermit>,
+    held: Held,
     /// Its answer is made, or given up.
     handled: bool,
     /// Its answer is no longer wanted.
     cancelled: bool,
 }
 
-/// The result of a request.
+/// Memory of a request and of its answer, and the slot of its tool: freed when the answer is written.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    memory: Vec<MemoryPermit>,
+    slot: Option<OwnedSemaphorePermit>,
+}
+
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum RequestOutcome {
     /// It was answered with a result.
     Done,
     /// The tool could not do it.
@@ -58,8 +62,7 @@ pub(crate) enum How {
     Refused(i32),
 }
 
-impl How {
-    /// The result of an answer's request.
+impl RequestOutcome {
     pub(super) fn of(answer: &ServerJsonRpcMessage) -> Self {
         match answer {
             ServerJsonRpcMessage::Error(error) => Self::Refused(error.error.code.0),
@@ -74,13 +77,13 @@ impl How {
     }
 }
 
-/// An answer that was written, as a log may tell of it: nothing of any contents.
+/// An answer that was written, as a log may show it: without any contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AnsweredRequest {
     /// The request, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
-    /// Its result.
-    pub(crate) how: How,
+    /// Its outcome.
+    pub(crate) outcome: RequestOutcome,
     /// From the request's last byte read to the answer's last byte written.
     pub(crate) took: Duration,
     /// Length of the request.
@@ -89,13 +92,31 @@ pub(crate) struct AnsweredRequest {
     pub(crate) bytes_out: usize,
 }
 
+/// A request that is being handled; marked as handled when dropped, whatever became of it.
+pub(super) struct Handling<'a> {
+    flight: &'a InFlightRequests,
+    inner: RequestId,
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        if let RequestId::Number(inner) = self.inner {
+            let mut requests = self.flight.lock();
+            if let Some(open) = requests.open.get_mut(&inner) {
+                open.handled = true;
+            }
+            self.flight.remove_if_over(requests, inner);
+        }
+    }
+}
+
 impl InFlightRequests {
-    /// Takes a request in and gives it its inner id; `None` when its id is already in flight.
+    /// Takes a request in and returns its inner id; `None` when its id is already in flight.
     pub(super) fn enter(
         &self,
         asked: &AskedRequest,
         bytes: usize,
-        rooms: [Option<MemoryPermit>; 2],
+        memory: [Option<MemoryPermit>; 2],
     ) -> Option<RequestId> {
         let mut requests = self.lock();
         let twice = asked.id.is_some() && requests.open.values().any(|open| open.id == asked.id);
@@ -104,18 +125,17 @@ impl InFlightRequests {
         }
         requests.last += 1;
         let inner = requests.last;
+        let id_text = asked.id.as_ref().map(serde_json::to_string);
         let open = OpenRequest {
             id: asked.id.clone(),
-            id_text: asked
-                .id
-                .as_ref()
-                .and_then(|id| serde_json::to_string(id).ok())
-                .unwrap_or_default(),
+            id_text: id_text.and_then(Result::ok).unwrap_or_default(),
             label: asked.label.clone(),
             bytes,
-            rooms: rooms.into_iter().flatten().collect(),
             since: Instant::now(),
-            place: None,
+            held: Held {
+                memory: memory.into_iter().flatten().collect(),
+                slot: None,
+            },
             handled: false,
             cancelled: false,
         };
@@ -123,87 +143,70 @@ impl InFlightRequests {
         Some(RequestId::Number(inner))
     }
 
-    /// Takes back a client's request and gives its inner id. Its id is free again, and no answer is written; it stays in
-    /// flight until it is handled, so that calls that come and go cannot pile up.
+    /// Cancels a client's request and returns its inner id. Its id is free again, and no answer is written; it stays in flight
+    /// until it is handled, so that calls that come and go cannot pile up.
     pub(super) fn cancel(&self, id: &RequestId) -> Option<RequestId> {
         let mut requests = self.lock();
-        let (inner, open) = requests
-            .open
-            .iter_mut()
-            .find(|(_, open)| open.id.as_ref() == Some(id))?;
-        let inner = *inner;
+        let mut open = requests.open.iter_mut();
+        let (&inner, open) = open.find(|(_, open)| open.id.as_ref() == Some(id))?;
         open.id = None;
         open.cancelled = true;
-        if open.handled {
+        self.remove_if_over(requests, inner);
+        Some(RequestId::Number(inner))
+    }
+
+    /// Marks a request as handled when the returned value is dropped.
+    pub(super) const fn handling(&self, inner: RequestId) -> Handling<'_> {
+        let flight = self;
+        Handling { flight, inner }
+    }
+
+    /// Removes a cancelled request that is handled: its answer is never written.
+    fn remove_if_over(&self, mut requests: MutexGuard<'_, Requests>, inner: i64) {
+        let open = requests.open.get(&inner);
+        if open.is_some_and(|open| open.handled && open.cancelled) {
             requests.open.remove(&inner);
         }
         drop(requests);
         self.changed.notify_waiters();
-        Some(RequestId::Number(inner))
     }
 
-    /// Notes that nothing works on a request any more.
-    pub(super) fn handled(&self, inner: &RequestId) {
-        let RequestId::Number(inner) = inner else {
-            return;
-        };
-        let mut requests = self.lock();
-        let Some(open) = requests.open.get_mut(inner) else {
-            return;
-        };
-        open.handled = true;
-        if open.cancelled {
-            requests.open.remove(inner);
+    /// Applies `change` to a request that is still in flight.
+    fn with<T>(&self, inner: &RequestId, change: impl FnOnce(&mut OpenRequest) -> T) -> Option<T> {
+        match inner {
+            RequestId::Number(inner) => self.lock().open.get_mut(inner).map(change),
+            RequestId::String(_) => None,
         }
-        drop(requests);
-        self.changed.notify_waiters();
     }
 
-    /// The client's id of a request in flight, as JSON text, and the request's length in bytes.
+    /// Returns the client's id of a request in flight, as JSON text, and the length of the request in bytes.
     pub(super) fn asked(&self, inner: &RequestId) -> (String, u64) {
-        let RequestId::Number(inner) = inner else {
-            return (String::new(), 0);
-        };
-        let requests = self.lock();
-        let open = requests.open.get(inner);
-        open.map_or_else(Default::default, |open| {
-            (open.id_text.clone(), open.bytes as u64)
-        })
+        self.with(inner, |open| (open.id_text.clone(), open.bytes as u64))
+            .unwrap_or_default()
     }
 
-    /// Keeps the place of a running tool until its answer is written.
-    pub(super) fn hold(&self, inner: &RequestId, place: OwnedSemaphorePermit) {
-        if let RequestId::Number(inner) = inner
-            && let Some(open) = self.lock().open.get_mut(inner)
-        {
-            open.place = Some(place);
-        }
-    }
-
-    /// Takes what an answer holds until it is written: its memory, and the place of its tool.
-    pub(super) fn take_held(
-        &self,
-        inner: i64,
-    ) -> (Vec<MemoryPermit>, Option<OwnedSemaphorePermit>) {
-        let mut requests = self.lock();
-        let open = requests.open.get_mut(&inner);
-        open.map_or_else(Default::default, |open| {
-            (std::mem::take(&mut open.rooms), open.place.take())
-        })
+    /// Keeps the slot of a running tool until its answer is written.
+    pub(super) fn keep_slot(&self, inner: &RequestId, slot: OwnedSemaphorePermit) {
+        self.with(inner, |open| open.held.slot = Some(slot));
     }
 
     /// Keeps the memory of an answer until it is written.
-    pub(super) fn keep(&self, inner: &RequestId, room: MemoryPermit) {
-        if let RequestId::Number(inner) = inner
-            && let Some(open) = self.lock().open.get_mut(inner)
-        {
-            open.rooms.push(room);
-        }
+    pub(super) fn keep_memory(&self, inner: &RequestId, memory: MemoryPermit) {
+        self.with(inner, |open| open.held.memory.push(memory));
     }
 
-    /// The client's id of an answer (`None`: the request had none that could be read); nothing when the request
-    /// is no longer in flight.
-    pub(super) fn outer(&self, message: &ServerJsonRpcMessage) -> Option<(i64, Option<RequestId>)> {
+    /// Takes what an answer holds until it is written.
+    pub(super) fn take_held(&self, inner: &RequestId) -> Held {
+        self.with(inner, |open| std::mem::take(&mut open.held))
+            .unwrap_or_default()
+    }
+
+    /// Returns the inner id of an answer and the client's id (`None`: the request had none that could be read); nothing when
+    /// the request is no longer in flight.
+    pub(super) fn outer(
+        &self,
+        message: &ServerJsonRpcMessage,
+    ) -> Option<(RequestId, Option<RequestId>)> {
         let inner = match message {
             ServerJsonRpcMessage::Response(response) => &response.id,
             ServerJsonRpcMessage::Error(error) => error.id.as_ref()?,
@@ -211,33 +214,30 @@ impl InFlightRequests {
                 return None;
             }
         };
+        let outer = self.with(inner, |open| (!open.cancelled).then(|| open.id.clone()))??;
+        Some((inner.clone(), outer))
+    }
+
+    /// Frees the client's id of a request whose answer is about to be written: a client that has read it may use the id again.
+    pub(super) fn free_id(&self, inner: &RequestId) {
+        self.with(inner, |open| open.id = None);
+    }
+
+    /// Removes a request whose answer was written.
+    pub(super) fn answered(
+        &self,
+        inner: &RequestId,
+        outcome: RequestOutcome,
+        bytes_out: usize,
+    ) -> Option<AnsweredRequest> {
         let RequestId::Number(inner) = inner else {
             return None;
         };
-        let requests = self.lock();
-        let open = requests.open.get(inner).filter(|open| !open.cancelled)?;
-        Some((*inner, open.id.clone()))
-    }
-
-    /// Frees the client's id of a request whose answer is about to be written: whoever has read it may use it again.
-    pub(super) fn leaves(&self, inner: i64) {
-        if let Some(open) = self.lock().open.get_mut(&inner) {
-            open.id = None;
-        }
-    }
-
-    /// Lets go of a request whose answer was written.
-    pub(super) fn answered(
-        &self,
-        inner: i64,
-        how: How,
-        bytes_out: usize,
-    ) -> Option<AnsweredRequest> {
-        let open = self.lock().open.remove(&inner);
+        let open = self.lock().open.remove(inner);
         self.changed.notify_waiters();
         open.map(|open| AnsweredRequest {
             label: open.label,
-            how,
+            outcome,
             took: open.since.elapsed(),
             bytes_in: open.bytes,
             bytes_out,
@@ -245,7 +245,7 @@ impl InFlightRequests {
     }
 
     /// Waits until one more request may be read.
-    pub(super) async fn room(&self, limits: &ConnectionLimits) {
+    pub(super) async fn has_room(&self, limits: &ConnectionLimits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
             requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes
@@ -254,7 +254,7 @@ impl InFlightRequests {
     }
 
     /// Waits until every request is answered.
-    pub(super) async fn empty(&self) {
+    pub(super) async fn is_empty(&self) {
         self.until(|requests| requests.open.is_empty()).await;
     }
 

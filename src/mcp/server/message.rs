@@ -1,25 +1,23 @@
-//! From a line to what it asks for; whatever is wrong with it becomes a request that is answered with the error,
-//! so that one way out carries every answer.
-//!
-//! Nothing here runs or decides anything.
+//! Parses a line into a request. A fault becomes a request that is answered with the error, so that every answer goes out the
+//! same way.
 
 use rmcp::ErrorData;
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, ClientCapabilities, ClientRequest, CustomRequest,
-    DiscoverRequest, DiscoverRequestParams, ErrorCode, Extensions, GetExtensions as _,
-    Implementation, InitializeRequest, InitializeRequestParams, ListToolsRequest, MetaObject,
+    DiscoverRequest, DiscoverRequestParams, ErrorCode, GetExtensions as _, Implementation,
+    InitializeRequest, InitializeRequestParams, ListToolsRequest, MetaObject,
     PaginatedRequestParams, PingRequest, ProtocolVersion, RequestId, RequestMetaObject,
 };
+use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
 use crate::mcp::framing::Line;
 use crate::mcp::framing::json::{self, JsonFault};
 use crate::mcp::{ID_MAX, shown};
 
-/// The request in a line.
+/// The content of a line.
 #[derive(Debug)]
 pub(super) enum ClientMessage {
-    /// Something to answer.
     Request(Box<AskedRequest>),
     /// The answer to this request is no longer wanted.
     Cancelled(RequestId),
@@ -27,14 +25,14 @@ pub(super) enum ClientMessage {
     Nothing,
 }
 
-/// Something to answer.
+/// A request to answer.
 #[derive(Debug)]
 pub(super) struct AskedRequest {
     /// The client's id; without one the answer has none.
     pub(super) id: Option<RequestId>,
     /// The request, escaped and bounded: a method, and the tool of a call.
     pub(super) label: String,
-    /// The request; a refused one is a [`CustomRequest`] that carries its [`ErrorData`].
+    /// A refused request is a [`CustomRequest`] that carries its [`ErrorData`].
     pub(super) request: ClientRequest,
 }
 
@@ -42,13 +40,9 @@ pub(super) struct AskedRequest {
 pub(super) fn read(line: &Line, max: usize) -> ClientMessage {
     match line {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
-        Line::TooLong { head, tail, bytes } => refused(
+        Line::TooLong { head, tail, bytes } => invalid(
             json::find_id(head, tail),
-            "",
-            ErrorData::invalid_request(
-                format!("invalid request: a message has at most {max} bytes, this one has {bytes}"),
-                None,
-            ),
+            &format!("a message has at most {max} bytes, this one has {bytes}"),
         ),
     }
 }
@@ -61,11 +55,11 @@ fn read_whole(bytes: &[u8]) -> ClientMessage {
         Ok(Value::Object(message)) => read_message(message),
         Ok(Value::Array(_)) => invalid(None, "batches are no part of MCP; send one message a line"),
         Ok(_) => invalid(None, "a message is a JSON object"),
-        Err(JsonFault::Syntax(fault)) => refused(
+        Err(JsonFault::Syntax(fault)) => ClientMessage::Request(refused(
             json::find_id_in(bytes),
             "",
             ErrorData::parse_error(format!("not JSON: {fault}"), None),
-        ),
+        )),
         Err(JsonFault::Refused(fault)) => invalid(json::find_id_in(bytes), &fault),
     }
 }
@@ -118,31 +112,23 @@ fn read_request(id: RequestId, method: &str, params: Option<Value>) -> ClientMes
         }
         read_method(method, params, meta)
     });
-    match request {
-        Ok(request) => ClientMessage::Request(Box::new(AskedRequest {
+    ClientMessage::Request(match request {
+        Ok(request) => Box::new(AskedRequest {
             id: Some(id),
             label,
             request,
-        })),
+        }),
         Err(error) => refused(Some(id), &label, error),
-    }
+    })
 }
 
-/// Takes `params` apart: the members, and `_meta` by itself.
+/// Separates `_meta` from the other members of `params`.
 fn read_params(
     params: Option<Value>,
 ) -> Result<(Map<String, Value>, RequestMetaObject), ErrorData> {
-    let mut params = match params {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(params)) => params,
-        Some(_) => return Err(bad_params("`params` is not an object")),
-    };
-    let meta = match params.remove("_meta") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(meta)) => meta,
-        Some(_) => return Err(bad_params("`_meta` is not an object")),
-    };
-    // Repeated in each report: one that is no id is no token either.
+    let mut params = object(params, "params")?;
+    let meta = object(params.remove("_meta"), "_meta")?;
+    // Repeated in each report, so it is bounded like an id.
     let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
     if !meta.get("progressToken").is_none_or(is_token) {
         return Err(bad_params(format!(
@@ -164,61 +150,69 @@ fn read_method(
         "server/discover" => {
             ClientRequest::DiscoverRequest(DiscoverRequest::new(DiscoverRequestParams {}))
         }
-        "ping" if !is_modern(&meta) => ClientRequest::PingRequest(PingRequest::default()),
+        "ping" if !is_modern(meta.protocol_version()) => {
+            ClientRequest::PingRequest(PingRequest::default())
+        }
         "tools/list" => ClientRequest::ListToolsRequest(read_list(&params)?),
         "tools/call" => ClientRequest::CallToolRequest(read_call(params)?),
-        // Carries its own `_meta`, so that a version that nobody speaks is named first.
+        // Carries its own `_meta`, so that an unsupported version is reported first.
         _ => ClientRequest::CustomRequest(CustomRequest::new(method, None)),
     };
-    extensions(&mut request).insert(meta);
+    request.extensions_mut().insert(meta);
     Ok(request)
 }
 
-/// Returns whether a request says that it belongs to the stateless era.
-pub(super) fn is_modern(meta: &RequestMetaObject) -> bool {
-    meta.protocol_version()
-        .is_some_and(|version| !version.has_initialize())
-}
-
 /// Returns whether a version belongs to the stateless era.
-pub(super) fn is_modern_version(version: Option<&ProtocolVersion>) -> bool {
+pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 
-/// Only the version is used, and nothing else is kept: a client may say of itself what it likes, as long as it likes.
+/// Checks the members and keeps the version alone: a client may say of itself what it likes, as long as it likes.
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
-    /// Maximum length of a version, in bytes; each that there is has ten.
+    /// Maximum length of a version, in bytes; each existing one has ten.
     const VERSION_MAX: usize = 64;
-    let member =
-        |of: &Map<String, Value>, name: &str, fits: fn(&Value) -> bool, kind: &str| match of
-            .get(name)
-        {
-            None => Err(bad_params(format!("`{name}` is missing"))),
-            Some(value) if fits(value) => Ok(()),
-            Some(_) => Err(bad_params(format!("`{name}` is not {kind}"))),
-        };
-    member(params, "protocolVersion", Value::is_string, "a text")?;
+    let version = member(params, "protocolVersion", Value::is_string, "a text")?;
     member(params, "capabilities", Value::is_object, "an object")?;
-    member(params, "clientInfo", Value::is_object, "an object")?;
-    if let Some(Value::Object(client)) = params.get("clientInfo") {
+    let client = member(params, "clientInfo", Value::is_object, "an object")?;
+    if let Value::Object(client) = client {
         member(client, "name", Value::is_string, "a text")?;
         member(client, "version", Value::is_string, "a text")?;
     }
-    let version = params.get("protocolVersion").cloned().unwrap_or_default();
-    if version
-        .as_str()
-        .is_some_and(|text| text.len() > VERSION_MAX)
-    {
+    if version.as_str().is_some_and(|it| it.len() > VERSION_MAX) {
         return Err(bad_params(format!(
             "`protocolVersion` has more than {VERSION_MAX} bytes"
         )));
     }
-    let version = serde_json::from_value(version).map_err(|fault| bad_params(fault.to_string()))?;
+    let version = ProtocolVersion::deserialize(version);
+    let version = version.map_err(|fault| bad_params(fault.to_string()))?;
     let nobody = Implementation::new("", "");
     Ok(
         InitializeRequestParams::new(ClientCapabilities::default(), nobody)
             .with_protocol_version(version),
     )
+}
+
+/// Returns a required member that is of the right kind.
+fn member<'a>(
+    object: &'a Map<String, Value>,
+    name: &str,
+    fits: fn(&Value) -> bool,
+    kind: &str,
+) -> Result<&'a Value, ErrorData> {
+    match object.get(name) {
+        None => Err(bad_params(format!("`{name}` is missing"))),
+        Some(value) if fits(value) => Ok(value),
+        Some(_) => Err(bad_params(format!("`{name}` is not {kind}"))),
+    }
+}
+
+/// Returns an optional member that is an object; empty where it is missing.
+fn object(value: Option<Value>, name: &str) -> Result<Map<String, Value>, ErrorData> {
+    match value {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(members)) => Ok(members),
+        Some(_) => Err(bad_params(format!("`{name}` is not an object"))),
+    }
 }
 
 fn read_list(params: &Map<String, Value>) -> Result<ListToolsRequest, ErrorData> {
@@ -237,11 +231,7 @@ fn read_call(mut params: Map<String, Value>) -> Result<CallToolRequest, ErrorDat
         Some(_) => return Err(bad_params("`name` is not a text")),
         None => return Err(bad_params("`name` is missing: the tool to call")),
     };
-    let arguments = match params.remove("arguments") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(arguments)) => arguments,
-        Some(_) => return Err(bad_params("`arguments` is not an object")),
-    };
+    let arguments = object(params.remove("arguments"), "arguments")?;
     Ok(CallToolRequest::new(
         CallToolRequestParams::new(name).with_arguments(arguments),
     ))
@@ -261,28 +251,22 @@ pub(super) fn unknown_method(method: &str) -> ErrorData {
 }
 
 fn invalid(id: Option<RequestId>, fault: &str) -> ClientMessage {
-    refused(
-        id,
-        "",
-        ErrorData::invalid_request(format!("invalid request: {fault}"), None),
-    )
+    let error = ErrorData::invalid_request(format!("invalid request: {fault}"), None);
+    ClientMessage::Request(refused(id, "", error))
 }
 
-/// A request that is answered with `error` and nothing else.
-pub(super) fn refused(id: Option<RequestId>, label: &str, error: ErrorData) -> ClientMessage {
+/// Builds a request that is answered with `error` and nothing else.
+pub(super) fn refused(id: Option<RequestId>, label: &str, error: ErrorData) -> Box<AskedRequest> {
     let mut request = CustomRequest::new("", None);
     request.extensions.insert(error);
-    ClientMessage::Request(Box::new(AskedRequest {
+    let label = if label.is_empty() {
+        "a message that cannot be read"
+    } else {
+        label
+    };
+    Box::new(AskedRequest {
         id,
-        label: if label.is_empty() {
-            "a message that cannot be read".to_owned()
-        } else {
-            label.to_owned()
-        },
+        label: label.to_owned(),
         request: ClientRequest::CustomRequest(request),
-    }))
-}
-
-fn extensions(request: &mut ClientRequest) -> &mut Extensions {
-    request.extensions_mut()
+    })
 }

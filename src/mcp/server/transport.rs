@@ -1,7 +1,7 @@
 //! The connection as rmcp's service loop sees it: requests in, answers out, one message a line.
 //!
-//! Everything that the loop leaves to its peer's good will is bounded here: line length, requests in flight,
-//! and the end, which waits for the answers that are still due.
+//! Bounds everything that the loop leaves to its peer's good will: line length, requests in flight, and the end, which waits
+//! for the answers that are still due.
 
 use std::io;
 use std::sync::Arc;
@@ -15,50 +15,41 @@ use rmcp::model::{
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
-use tokio::time::{Duration, Instant, timeout, timeout_at};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
-use super::in_flight::{How, InFlightRequests};
+use super::in_flight::{InFlightRequests, RequestOutcome};
 use super::message::{self, AskedRequest, ClientMessage};
-use super::paced::{Held, PacedLines};
-use super::{Observer, Server, Shutdown};
+use super::{Server, Shutdown};
 use crate::limits::CALL_TIME;
+use crate::mcp::VALUES_MAX;
 use crate::mcp::framing::Line;
 use crate::mcp::framing::json;
-use crate::mcp::throttle::{MemoryPermit, ReadThrottle, SHORT};
-use crate::mcp::{ConnectionLimits, VALUES_MAX};
+use crate::mcp::throttle::{HeldLine, MemoryPermit, SHORT, ThrottledLines};
 
-/// Bytes that any request takes, with its task and a short answer.
+/// Memory of any request, with its task and a short answer, in bytes.
 const REQUEST: usize = 8 * 1024;
-/// Bytes of a value in a request: an entry of an object, with its key and the room that the object keeps for more.
+/// Memory of a value in a request, in bytes: an entry of an object, with its key and the room that the object keeps for more.
 const VALUE: usize = 320;
-/// Bytes of a service in a list, with its schemas.
+/// Memory of a service in a list, with its schemas, in bytes.
 const LISTED: usize = 16 * 1024;
-/// A line that has these words may be answered with a list.
+/// Text of a line that may be answered with a list.
 const LIST: &[u8] = b"tools/list";
-/// A line that has these words may take a request back.
+/// Text of a line that may cancel a request.
 const CANCEL: &[u8] = b"notifications/cancelled";
-/// Maximum length of a such line, in bytes, that waits for no memory: an id has 1 KiB at most, and a reason is a sentence.
+/// Maximum length of such a line that waits for no memory, in bytes: an id has 1 KiB at most, and a reason is a sentence.
 const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.
 pub(super) struct ServerTransport<R, W> {
-    lines: PacedLines<R>,
+    server: Server,
+    lines: ThrottledLines<R>,
     writer: Arc<Mutex<W>>,
-    /// Time for which a caller may read nothing of an answer.
-    patience: Duration,
     flight: Arc<InFlightRequests>,
-    limits: ConnectionLimits,
     stop: Shutdown,
-    observer: Observer,
-    /// The first request is the last one.
-    only_one: bool,
-    /// A line that waits for the memory of what it becomes.
-    waiting: Option<Held>,
-    pace: Option<Arc<ReadThrottle>>,
-    /// The services of the caller, which a list tells of.
-    service_count: Box<dyn Fn() -> usize + Send + Sync>,
-    /// Until when the answers that are still due are waited for, once no more requests come.
-    last_moment: Option<Instant>,
+    /// A line that waits for the memory of its parsed request.
+    waiting: Option<HeldLine>,
+    /// Deadline of the answers that are still due, once no more requests come.
+    deadline: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
@@ -66,69 +57,58 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         reader: R,
         writer: W,
         flight: Arc<InFlightRequests>,
-        server: &Server,
+        server: Server,
         stop: Shutdown,
     ) -> Self {
-        let limits = server.limits;
         Self {
-            lines: PacedLines::new(reader, server.longest_line(), server.pace.clone()),
+            lines: ThrottledLines::new(reader, server.max_line(), server.throttle.clone()),
             writer: Arc::new(Mutex::new(writer)),
-            patience: match server.pace {
-                Some(_) => server.shared.settings.idle,
-                // The operator's own: a terminal may be stopped.
-                None => Duration::MAX,
-            },
+            server,
             flight,
-            limits,
             stop,
-            observer: Arc::clone(&server.shared.observer),
-            only_one: server.beyond.is_some(),
             waiting: None,
-            pace: server.pace.clone(),
-            service_count: server.service_count(),
-            last_moment: None,
+            deadline: None,
         }
     }
 
-    /// The next line, as soon as there is room for it; `None` when no more are to come.
-    async fn line(&mut self) -> Option<Held> {
-        let mut limits = self.limits;
+    /// Returns the next line, as soon as there is room for it; `None` when no more are to come.
+    async fn line(&mut self) -> Option<HeldLine> {
+        let mut limits = self.server.limits;
         if self.lines.max() > limits.line {
-            // Two that are as long as may be.
+            // Two of the maximum length.
             limits.in_flight_bytes = self.lines.max().saturating_mul(2);
         }
         let next = async {
-            self.flight.room(&limits).await;
+            self.flight.has_room(&limits).await;
             self.lines.next().await
         };
-        let (line, patience) = tokio::select! {
+        let (line, time_left) = tokio::select! {
             // In this order: once told to end, not one more request is taken.
             biased;
-            () = self.stop.gently.cancelled() => (None, self.limits.stop),
+            () = self.stop.gently.cancelled() => (None, limits.stop),
             // A stream that fails has ended: there is nobody to tell.
-            line = next => (line.ok().flatten(), self.limits.drain),
+            line = next => (line.ok().flatten(), limits.drain),
         };
         if line.is_none() {
-            self.last_moment = Some(Instant::now() + patience);
+            self.deadline = Some(Instant::now() + time_left);
         }
         line
     }
 
-    /// Waits for the answers that are still due, but not for ever.
-    async fn drain(&mut self, last_moment: Instant) {
-        let stop_moment = async {
+    /// Waits for the answers that are still due, at most until the deadline.
+    async fn drain(&mut self, deadline: Instant) {
+        let stopped = async {
             self.stop.gently.cancelled().await;
-            tokio::time::sleep(self.limits.stop).await;
+            sleep(self.server.limits.stop).await;
         };
         tokio::select! {
-            in_time = timeout_at(last_moment, self.flight.empty()) => {
-                if in_time.is_err() {
-                    self.stop.now.cancel();
-                }
-            }
-            () = stop_moment => self.stop.now.cancel(),
+            biased;
+            () = self.flight.is_empty() => return,
+            () = sleep_until(deadline) => {}
+            () = stopped => {}
             () = self.stop.now.cancelled() => {}
         }
+        self.stop.now.cancel();
     }
 
     /// Hands the waiting line to rmcp as soon as there is memory for the parsed request.
@@ -138,37 +118,38 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             self.waiting = None;
             return self.flight.cancel(&id).map(cancelled);
         }
-        let memory = match (&self.pace, self.memory_cost(line)) {
-            (None, _) => None,
-            (Some(pace), memory_cost) => tokio::select! {
+        let memory = match &self.server.throttle {
+            None => None,
+            Some(throttle) => tokio::select! {
                 // In this order: once told to end, not one more request is taken.
                 biased;
                 () = self.stop.gently.cancelled() => {
                     self.waiting = None;
-                    self.last_moment = Some(Instant::now() + self.limits.stop);
+                    self.deadline = Some(Instant::now() + self.server.limits.stop);
                     return None;
                 }
-                room = pace.request(memory_cost) => room.ok(),
+                memory = throttle.request(self.memory_cost(line)) => memory.ok(),
             },
         };
-        let (line, room) = self.waiting.take()?;
+        let (line, line_memory) = self.waiting.take()?;
         let bytes = line.kept();
         match message::read(&line, self.lines.max()) {
             ClientMessage::Nothing => None,
             ClientMessage::Cancelled(id) => self.flight.cancel(&id).map(cancelled),
-            ClientMessage::Request(asked) => self.enter(*asked, bytes, [room, memory]),
+            ClientMessage::Request(asked) => self.enter(*asked, bytes, [line_memory, memory]),
         }
     }
 
-    /// Bytes that a line may take until it is answered, beside its text, which is counted where it is long.
+    /// Returns the bytes that a line may take until it is answered, beside its text, which is counted where it is long.
     fn memory_cost(&self, line: &Line) -> usize {
         let Line::Whole(text) = line else {
             return REQUEST;
         };
         let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
-        // With an escape the words may be written in another way.
+        // With an escape the method may be written in another way.
         let may_list = memmem::find(text, LIST).is_some() || text.contains(&b'\\');
-        let listed = if may_list { (self.service_count)() } else { 0 };
+        let policy = may_list.then(|| self.server.shared.monitor.policy());
+        let listed = policy.map_or(0, |policy| policy.services.services.len());
         REQUEST + text.len().min(SHORT) + values * VALUE + listed * LISTED
     }
 
@@ -176,9 +157,9 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         &self,
         asked: AskedRequest,
         bytes: usize,
-        rooms: [Option<MemoryPermit>; 2],
+        memory: [Option<MemoryPermit>; 2],
     ) -> Option<ClientJsonRpcMessage> {
-        if let Some(inner) = self.flight.enter(&asked, bytes, rooms) {
+        if let Some(inner) = self.flight.enter(&asked, bytes, memory) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
         }
         // With its id, a client would take this for the answer to the first request and lose the real one.
@@ -186,15 +167,13 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             "invalid request: `id` belongs to a request that is not answered yet",
             None,
         );
-        let ClientMessage::Request(refused) = message::refused(None, &asked.label, twice) else {
-            return None;
-        };
+        let refused = message::refused(None, &asked.label, twice);
         let inner = self.flight.enter(&refused, bytes, [None, None])?;
         Some(ClientJsonRpcMessage::request(refused.request, inner))
     }
 }
 
-/// The request that a short line takes back. That frees memory, so it must not wait for any.
+/// Returns the request that a short line cancels. Cancelling frees memory, so it must not wait for any.
 fn cancellation(line: &Line, max: usize) -> Option<RequestId> {
     let Line::Whole(text) = line else {
         return None;
@@ -227,15 +206,19 @@ where
         item: ServerJsonRpcMessage,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let outer = self.flight.outer(&item);
-        // As long as the answer is in memory, it is counted, also when its request is taken back.
+        // As long as the answer is in memory, it is counted, also when its request is cancelled.
         let held = outer
             .as_ref()
-            .map(|(inner, _)| self.flight.take_held(*inner));
+            .map(|(inner, _)| self.flight.take_held(inner));
         let writer = Arc::clone(&self.writer);
         let flight = Arc::clone(&self.flight);
         let stop = self.stop.clone();
-        let observer = Arc::clone(&self.observer);
-        let patience = self.patience;
+        let shared = Arc::clone(&self.server.shared);
+        let (idle_time, max_time) = match self.server.throttle {
+            Some(_) => (shared.settings.idle, CALL_TIME),
+            // The operator's own terminal may be stopped.
+            None => (Duration::MAX, Duration::MAX),
+        };
         async move {
             if outer.is_none() && !matches!(item, ServerJsonRpcMessage::Notification(_)) {
                 // Cancelled: its answer is no longer wanted.
@@ -248,26 +231,21 @@ where
                 return Ok(());
             }
             // Only now, so that one answer at a time is in memory twice.
-            let how = How::of(&item);
+            let outcome = RequestOutcome::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
-            if let Some((inner, _)) = outer {
-                flight.leaves(inner);
+            if let Some((inner, _)) = &outer {
+                flight.free_id(inner);
             }
-            let writing = write(&mut *writer, &line, patience);
-            let written = match patience {
-                Duration::MAX => writing.await,
-                _ => timeout(CALL_TIME, writing)
-                    .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-            };
+            let writing = timeout(max_time, write(&mut *writer, &line, idle_time));
+            let written = writing.await.unwrap_or_else(|elapsed| Err(elapsed.into()));
             drop(writer);
             if let Some((inner, _)) = outer
-                && let Some(answered) = flight.answered(inner, how, line.len())
+                && let Some(answered) = flight.answered(&inner, outcome, line.len())
             {
-                observer(&answered);
+                (shared.observer)(&answered);
             }
             if written.is_err() {
-                // Nobody reads any more: what still runs, runs for nobody.
+                // Nobody reads any more: end the calls that still run.
                 stop.now.cancel();
             }
             written
@@ -276,16 +254,17 @@ where
 
     async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
         loop {
-            if let Some(last_moment) = self.last_moment {
-                self.drain(last_moment).await;
+            if let Some(deadline) = self.deadline {
+                self.drain(deadline).await;
                 return None;
             }
             if self.waiting.is_none() {
                 self.waiting = self.line().await;
             }
             if let Some(message) = self.parse_waiting().await {
-                if self.only_one {
-                    self.last_moment = Some(Instant::now() + self.limits.drain);
+                if self.server.over_limit.is_some() {
+                    // The first request is the last one.
+                    self.deadline = Some(Instant::now() + self.server.limits.drain);
                 }
                 return Some(message);
             }
@@ -298,7 +277,7 @@ where
     }
 }
 
-/// An error. Where the request had no id that could be read it has none: `null`, as JSON-RPC has it, is no id in MCP
+/// An error as a line. Without an id where the request had none that could be read: `null`, as in JSON-RPC, is no id in MCP
 /// (schema of 2025-11-25, `JSONRPCErrorResponse`), and clients that check their input throw on it.
 #[derive(Serialize)]
 struct ErrorLine<'a> {
@@ -308,38 +287,34 @@ struct ErrorLine<'a> {
     error: &'a ErrorData,
 }
 
-/// One message as its line, with the client's own id.
+/// Encodes one message as its line, with the client's own id.
 fn encode(mut message: ServerJsonRpcMessage, id: Option<RequestId>) -> io::Result<Vec<u8>> {
-    let mut line = match &mut message {
-        ServerJsonRpcMessage::Error(error) => serde_json::to_vec(&ErrorLine {
+    let mut line = if let ServerJsonRpcMessage::Error(error) = &message {
+        serde_json::to_vec(&ErrorLine {
             jsonrpc: "2.0",
             id,
             error: &error.error,
-        })?,
-        ServerJsonRpcMessage::Response(response) => {
-            if let Some(id) = id {
-                response.id = id;
-            }
-            serde_json::to_vec(&message)?
+        })?
+    } else {
+        if let (ServerJsonRpcMessage::Response(response), Some(id)) = (&mut message, id) {
+            response.id = id;
         }
-        _ => serde_json::to_vec(&message)?,
+        serde_json::to_vec(&message)?
     };
     line.push(b'\n');
     Ok(line)
 }
 
+/// Writes a line; no single write may take longer than `idle_time`.
 async fn write(
     writer: &mut (impl AsyncWrite + Unpin),
     mut line: &[u8],
-    patience: Duration,
+    idle_time: Duration,
 ) -> io::Result<()> {
     while !line.is_empty() {
-        let taken = timeout(patience, writer.write(line)).await;
-        let taken = taken.map_err(|_| io::ErrorKind::TimedOut)??;
-        if taken == 0 {
+        if timeout(idle_time, writer.write_buf(&mut line)).await?? == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        line = line.get(taken..).unwrap_or_default();
     }
     writer.flush().await
 }

@@ -1,8 +1,8 @@
 //! Limits the memory that one caller may use over all its connections: long messages, parsed requests, answers.
 //!
-//! Each of the three has its own part of the caller's budget, so that nobody waits in a circle: memory is taken in this order. A part
-//! of the budget is the caller's at any time ([`MEMORY_RESERVED`]); what goes beyond that is borrowed from the server, all of it at once, and
-//! given back when it is not needed. So whoever has borrowed waits for no other caller.
+//! Each of the three has its own part of the caller's budget and memory is taken in this order, so that no callers wait in a circle.
+//! Part of the budget is always the caller's ([`MEMORY_RESERVED`]); the rest is borrowed from the server, all of it at once, and
+//! given back when it is not needed. So a caller that has borrowed waits for no other caller.
 
 use std::fmt;
 use std::io;
@@ -13,14 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::{MEMORY, MEMORY_RESERVED};
 
-/// Least for answers, in bytes: one of the largest payload, in its message and in base64.
+/// Minimum for answers, in bytes: one of the largest payload, in its message and in base64.
 const ANSWER_MIN: u64 = 24 * 1024 * 1024;
-/// Memory is counted in parts of so many bytes.
+/// Unit in which memory is counted, in bytes.
 const PART: u64 = 1024;
 /// Interval for asking again for memory that the server has lent to others.
-const LOOK: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(50);
 
-/// Who lends a caller what its budget has beyond [`MEMORY_RESERVED`].
+/// Lends a caller the part of its budget beyond [`MEMORY_RESERVED`].
 pub(crate) trait Lender: Send + Sync {
     /// Lends it, if others leave as much.
     fn borrow(&self) -> bool;
@@ -29,7 +29,7 @@ pub(crate) trait Lender: Send + Sync {
     fn give_back(&self);
 }
 
-/// A server of one caller, whose memory nobody else needs.
+/// The lender of a server of one caller, whose memory no other needs.
 pub(crate) struct Alone;
 
 impl Lender for Alone {
@@ -40,7 +40,7 @@ impl Lender for Alone {
     fn give_back(&self) {}
 }
 
-/// Some of a caller's memory; free again when it is dropped.
+/// Some of a caller's memory; free again when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryPermit {
     permit: OwnedSemaphorePermit,
@@ -48,10 +48,10 @@ pub(crate) struct MemoryPermit {
 }
 
 impl MemoryPermit {
-    /// Gives back what so many bytes do not need.
+    /// Gives back all but so many bytes.
     pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
-        let kept = self.permit.split(usize::try_from(parts(bytes)).ok()?);
-        match kept {
+        let needed = self.permit.split(usize::try_from(parts(bytes)).ok()?);
+        match needed {
             Some(permit) => Some(Self {
                 permit,
                 budget: Arc::clone(&self.budget),
@@ -64,7 +64,7 @@ impl MemoryPermit {
 
 impl Drop for MemoryPermit {
     fn drop(&mut self) {
-        self.budget.less(self.permit.num_permits());
+        self.budget.release(self.permit.num_permits());
     }
 }
 
@@ -86,7 +86,7 @@ struct MemoryState {
 
 impl fmt::Debug for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").finish_non_exhaustive()
+        f.debug_struct("MemoryBudget").finish_non_exhaustive()
     }
 }
 
@@ -95,8 +95,8 @@ impl MemoryBudget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts more, if that is the caller's or can be borrowed.
-    fn try_more(&self, parts: u64) -> bool {
+    /// Counts more parts, if they are the caller's or can be borrowed.
+    fn try_reserve(&self, parts: u64) -> bool {
         let mut state = self.state();
         let used = state.used.saturating_add(parts);
         if used > MEMORY_RESERVED / PART && !state.borrowed {
@@ -109,11 +109,10 @@ impl MemoryBudget {
         true
     }
 
-    fn less(&self, parts: usize) {
+    fn release(&self, parts: usize) {
         let mut state = self.state();
-        state.used = state
-            .used
-            .saturating_sub(u64::try_from(parts).unwrap_or_default());
+        let parts = u64::try_from(parts).unwrap_or_default();
+        state.used = state.used.saturating_sub(parts);
         if state.borrowed && state.used <= MEMORY_RESERVED / PART {
             state.borrowed = false;
             self.lender.give_back();
@@ -139,18 +138,15 @@ impl MemoryPool {
         }
     }
 
-    /// Waits for so many bytes at once; for all there are where there are not as many.
-    ///
-    /// # Errors
-    ///
-    /// None; the semaphore is never closed.
-    pub(super) async fn room(&self, bytes: usize) -> io::Result<MemoryPermit> {
+    /// Waits for so many bytes at once, or for the whole pool if it has fewer: so each message that has begun can end. Never
+    /// fails: the semaphore is never closed.
+    pub(super) async fn acquire(&self, bytes: usize) -> io::Result<MemoryPermit> {
         let parts = parts(bytes).min(self.parts);
-        let taken = u32::try_from(parts).unwrap_or(u32::MAX);
-        let taken = Arc::clone(&self.free).acquire_many_owned(taken);
-        let permit = taken.await.map_err(io::Error::other)?;
-        while !self.budget.try_more(parts) {
-            tokio::time::sleep(LOOK).await;
+        let permits = u32::try_from(parts).unwrap_or(u32::MAX);
+        let acquired = Arc::clone(&self.free).acquire_many_owned(permits).await;
+        let permit = acquired.map_err(io::Error::other)?;
+        while !self.budget.try_reserve(parts) {
+            tokio::time::sleep(RETRY).await;
         }
         Ok(MemoryPermit {
             permit,
@@ -162,7 +158,7 @@ impl MemoryPool {
 /// The three parts of a caller's budget.
 #[derive(Debug)]
 pub(super) struct Pools {
-    /// Messages that are long, until they are answered.
+    /// Long messages, until they are answered.
     pub(super) long: MemoryPool,
     /// Parsed requests, until they are answered.
     pub(super) requests: MemoryPool,
@@ -177,8 +173,8 @@ impl Default for Pools {
 }
 
 impl Pools {
-    /// Of a caller that may have so many bytes in all: an eighth for what was parsed, as much again for the process that runs its
-    /// tools and gets the same requests, three eighths or what one answer needs for answers, and the rest for messages.
+    /// Divides a caller's budget in bytes: an eighth for parsed requests, as much again for the process that runs its tools and gets
+    /// the same requests, three eighths or the needs of one answer for answers, and the rest for messages.
     pub(super) fn of(bytes: u64, lender: Box<dyn Lender>) -> Self {
         let budget = Arc::new(MemoryBudget {
             lender,
@@ -243,24 +239,24 @@ mod tests {
         let pools = Pools::of(MEMORY, Box::new(bank.clone()));
         let lent = || bank.lent.load(Ordering::Relaxed);
         bank.empty.store(true, Ordering::Relaxed);
-        let first = pools.long.room(10 * MIB).await.unwrap();
-        let second = pools.requests.room(6 * MIB).await.unwrap();
+        let first = pools.long.acquire(10 * MIB).await.unwrap();
+        let second = pools.requests.acquire(6 * MIB).await.unwrap();
         assert_eq!(lent(), 0);
         // Nothing is left: who wants more waits, and gets it when others have given back.
-        let third = pools.answers.room(MIB);
+        let third = pools.answers.acquire(MIB);
         let mut third = std::pin::pin!(third);
         let waited = tokio::time::timeout(Duration::from_secs(5), &mut third).await;
         assert!(waited.is_err());
         bank.empty.store(false, Ordering::Relaxed);
         let third = third.await.unwrap();
         assert_eq!(lent(), 1);
-        let fourth = pools.long.room(14 * MIB).await.unwrap();
+        let fourth = pools.long.acquire(14 * MIB).await.unwrap();
         assert_eq!(lent(), 1);
         drop((first, second));
         assert_eq!(lent(), 0);
         // All that it may have, and no more.
         drop((third, fourth));
-        let all = pools.long.room(usize::MAX).await.unwrap();
+        let all = pools.long.acquire(usize::MAX).await.unwrap();
         assert_eq!(lent(), 1);
         let small = all.shrink(MIB);
         assert_eq!(lent(), 0);

@@ -17,7 +17,7 @@ use crate::mcp::listen::ServerState;
 use crate::mcp::monitor::Monitor;
 use crate::mcp::policy_watcher::{PolicyChange, PolicyError, PolicyWatcher};
 use crate::mcp::recorder::{Complain, Recorder};
-use crate::mcp::server::{AnsweredRequest, How, Observer, Shared};
+use crate::mcp::server::{AnsweredRequest, Observer, RequestOutcome, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
@@ -188,16 +188,16 @@ fn observer(output: &Output) -> Observer {
 fn line(answered: &AnsweredRequest) -> String {
     let AnsweredRequest {
         label,
-        how,
+        outcome,
         took,
         bytes_in,
         bytes_out,
     } = answered;
-    let how = match how {
-        How::Done => "done".to_owned(),
-        How::Failed => "failed".to_owned(),
-        How::Refused(code) => format!("refused with {code}"),
+    let outcome = match outcome {
+        RequestOutcome::Done => "done".to_owned(),
+        RequestOutcome::Failed => "failed".to_owned(),
+        RequestOutcome::Refused(code) => format!("refused with {code}"),
     };
     let millis = took.as_millis();
-    format!("{label}: {how} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
+    format!("{label}: {outcome} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
 }
