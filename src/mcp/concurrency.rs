@@ -2,16 +2,16 @@
 //!
 //! A call that may run but not now is overloaded, which is never a refusal.
 
-mod minute;
-
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
-use minute::Minute;
+
+/// Time until a caller asks again for a place in flight or a connection: nobody knows when one will be free.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The scope of a limit. A service with a value of its own is counted separately.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,24 +20,51 @@ struct Scope {
     service: Option<String>,
 }
 
-/// The limit that was reached.
+/// The kind of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Full {
-    /// The calls that run at once.
+pub(crate) enum LimitKind {
+    /// On what runs at once.
     AtOnce,
-    /// The calls of this minute.
+    /// On the calls of a minute.
     Minute,
 }
 
 /// The reason why a call cannot run now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Overloaded {
-    /// The limit that was reached.
-    pub(crate) kind: Full,
-    /// Which limit it met, in words.
+    /// The kind of the limit that was reached.
+    pub(crate) kind: LimitKind,
+    /// The limit in words.
     pub(crate) limit: String,
-    /// When to try again.
+    /// Time until the caller may try again.
     pub(crate) retry_after: Duration,
+}
+
+impl Overloaded {
+    fn new(kind: LimitKind, max: u32, things: &str, whose: &str, retry_after: Duration) -> Self {
+        let plural = if max == 1 { "" } else { "s" };
+        let period = match kind {
+            LimitKind::AtOnce => "at once",
+            LimitKind::Minute => "in a minute",
+        };
+        Self {
+            kind,
+            limit: format!("{max} {things}{plural} {whose} {period}"),
+            retry_after,
+        }
+    }
+}
+
+/// Builds the answer on a connection beyond the `max` that a caller may have at once.
+pub(crate) fn too_many_connections(max: usize) -> Overloaded {
+    let max = u32::try_from(max).unwrap_or(u32::MAX);
+    Overloaded::new(
+        LimitKind::AtOnce,
+        max,
+        "connection",
+        "of this caller",
+        RETRY,
+    )
 }
 
 /// The counters of a server.
@@ -62,55 +89,33 @@ struct Counters {
     minutes: HashMap<Scope, Minute>,
 }
 
-/// When a place in flight may be free again: nobody knows; a second is soon enough to ask.
-const RETRY_IN_FLIGHT: Duration = Duration::from_secs(1);
-
-/// When a connection may be free again: as soon as a call.
-const RETRY_CONNECTION: Duration = RETRY_IN_FLIGHT;
-
-/// So many of something, in words.
-fn counted(count: u32, one: &str, of_whom: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {one}{plural} {of_whom}")
-}
-
-/// The answer on a connection beyond the `most` that a caller may have at once.
-pub(crate) fn too_many_connections(most: usize) -> Overloaded {
-    let most = u32::try_from(most).unwrap_or(u32::MAX);
-    Overloaded {
-        kind: Full::AtOnce,
-        limit: counted(most, "connection", "of this caller at once"),
-        retry_after: RETRY_CONNECTION,
-    }
-}
-
-/// A call's place among those that run; given back when dropped.
+/// A place among the running calls; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct RunningCall {
-    gate: Arc<ConcurrencyLimiter>,
+    limiter: Arc<ConcurrencyLimiter>,
     scopes: [Scope; 2],
 }
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        let mut counters = self.gate.lock();
+        let mut counters = self.limiter.lock();
         for scope in &self.scopes {
-            let left = counters.running.get(scope).map_or(0, |count| count - 1);
-            if left == 0 {
-                counters.running.remove(scope);
-            } else if let Some(count) = counters.running.get_mut(scope) {
-                *count = left;
+            if let Some(count) = counters.running.get_mut(scope) {
+                *count -= 1;
+                if *count == 0 {
+                    counters.running.remove(scope);
+                }
             }
         }
     }
 }
 
 impl ConcurrencyLimiter {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counters> {
+    fn lock(&self) -> MutexGuard<'_, Counters> {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a call in, or says why not; then nothing is counted.
+    /// Admits a call, or returns the limit that is reached; then nothing is counted.
     pub(crate) fn enter(
         self: &Arc<Self>,
         caller: &str,
@@ -120,7 +125,7 @@ impl ConcurrencyLimiter {
         self.enter_at(caller, service, limits, self.began.elapsed())
     }
 
-    /// The same at a time of one's own (since the gate was made).
+    /// The same at a given time since the limiter was made.
     fn enter_at(
         self: &Arc<Self>,
         caller: &str,
@@ -128,70 +133,125 @@ impl ConcurrencyLimiter {
         limits: &Limits,
         now: Duration,
     ) -> Result<RunningCall, Overloaded> {
-        let scope = |own: bool, caller: Option<&str>| Scope {
+        let scope = |caller: Option<&str>, own: Option<u32>| Scope {
             caller: caller.map(str::to_owned),
-            service: own.then(|| service.to_owned()),
+            service: own.map(|_| service.to_owned()),
+        };
+        let of_caller = |own: Option<u32>, default| {
+            let scope = scope(Some(caller), own);
+            (scope, own.unwrap_or(default), "of this caller")
+        };
+        let of_all = |own: Option<u32>, default| {
+            let scope = scope(None, own);
+            (scope, own.unwrap_or(default), "of all callers")
         };
         let rates = [
-            (
-                scope(limits.calls_per_minute.is_some(), Some(caller)),
-                limits.calls_per_minute.unwrap_or(CALLS_PER_MINUTE),
-                "of this caller in a minute",
-            ),
-            (
-                scope(limits.calls_per_minute_all.is_some(), None),
-                limits.calls_per_minute_all.unwrap_or(CALLS_PER_MINUTE_ALL),
-                "of all callers in a minute",
-            ),
+            of_caller(limits.calls_per_minute, CALLS_PER_MINUTE),
+            of_all(limits.calls_per_minute_all, CALLS_PER_MINUTE_ALL),
         ];
         let places = [
-            (
-                scope(limits.in_flight.is_some(), Some(caller)),
-                limits.in_flight.unwrap_or(IN_FLIGHT),
-                "of this caller at once",
-            ),
-            (
-                scope(limits.in_flight_all.is_some(), None),
-                limits.in_flight_all.unwrap_or(IN_FLIGHT_ALL),
-                "of all callers at once",
-            ),
+            of_caller(limits.in_flight, IN_FLIGHT),
+            of_all(limits.in_flight_all, IN_FLIGHT_ALL),
         ];
         let mut counters = self.lock();
-        for (scope, limit, of_whom) in &places {
-            if counters.running.get(scope).copied().unwrap_or_default() >= *limit {
-                return Err(Overloaded {
-                    kind: Full::AtOnce,
-                    limit: counted(*limit, "call", of_whom),
-                    retry_after: RETRY_IN_FLIGHT,
-                });
+        for (scope, max, whose) in &places {
+            if counters.running.get(scope).copied().unwrap_or_default() >= *max {
+                let kind = LimitKind::AtOnce;
+                return Err(Overloaded::new(kind, *max, "call", whose, RETRY));
             }
         }
-        for (scope, limit, of_whom) in &rates {
+        for (scope, max, whose) in &rates {
             let minute = counters.minutes.entry(scope.clone()).or_default();
-            if let Some(retry_after) = minute.wait(*limit, now) {
-                return Err(Overloaded {
-                    kind: Full::Minute,
-                    limit: counted(*limit, "call", of_whom),
-                    retry_after,
-                });
+            if let Some(wait) = minute.wait(*max, now) {
+                let kind = LimitKind::Minute;
+                return Err(Overloaded::new(kind, *max, "call", whose, wait));
             }
         }
         for (scope, ..) in rates {
             counters.minutes.entry(scope).or_default().add(now);
         }
-        let scopes = places.map(|(scope, _, _)| scope);
+        let scopes = places.map(|(scope, ..)| scope);
         for scope in &scopes {
             *counters.running.entry(scope.clone()).or_default() += 1;
         }
         Ok(RunningCall {
-            gate: Arc::clone(self),
+            limiter: Arc::clone(self),
             scopes,
         })
     }
 }
 
+/// Seconds that are counted apart: 60 whole ones, and the current one.
+const SECONDS: usize = 61;
+
+/// The calls of the last 60 seconds, and of the part of the second before them that is not over yet: never more than the limit in
+/// any 60 s, in constant memory.
+#[derive(Debug, Clone)]
+struct Minute {
+    /// Calls in each second; those of second `n` are at `n` modulo [`SECONDS`].
+    counts: [u32; SECONDS],
+    /// The current second.
+    now: u64,
+}
+
+impl Default for Minute {
+    fn default() -> Self {
+        Self {
+            counts: [0; SECONDS],
+            now: 0,
+        }
+    }
+}
+
+impl Minute {
+    /// Returns the time until one more call is within `limit`; `None`: it is now.
+    fn wait(&mut self, limit: u32, now: Duration) -> Option<Duration> {
+        self.forget(now);
+        let mut calls: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
+        if calls < u64::from(limit) {
+            return None;
+        }
+        // The oldest second first: it is the next to be over.
+        let oldest = self.now + 1;
+        let last = self.now + SECONDS as u64;
+        let over = (oldest..=last).find(|second| {
+            calls -= u64::from(self.count(*second).map_or(0, |count| *count));
+            calls < u64::from(limit)
+        });
+        // A second that is over has the place of one to come.
+        Some(Duration::from_secs(over.unwrap_or(last)).saturating_sub(now))
+    }
+
+    /// Counts a call.
+    fn add(&mut self, now: Duration) {
+        self.forget(now);
+        if let Some(count) = self.count(self.now) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Forgets the seconds that are over.
+    fn forget(&mut self, now: Duration) {
+        // A caller that read the clock before another and counts after it counts with it.
+        let now = now.as_secs().max(self.now);
+        for second in (self.now + 1..=now).take(SECONDS) {
+            if let Some(count) = self.count(second) {
+                *count = 0;
+            }
+        }
+        self.now = now;
+    }
+
+    fn count(&mut self, second: u64) -> Option<&mut u32> {
+        let index = usize::try_from(second % SECONDS as u64).ok()?;
+        self.counts.get_mut(index)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn limits(per_minute: Option<u32>, in_flight: Option<u32>) -> Limits {
@@ -204,12 +264,16 @@ mod tests {
 
     const START: Duration = Duration::from_secs(7);
 
+    fn at(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
     #[test]
     fn a_burst_gets_its_share_and_the_rest_is_told_when_to_come_back() {
-        let gate = Arc::new(ConcurrencyLimiter::default());
+        let limiter = Arc::new(ConcurrencyLimiter::default());
         let limits = limits(Some(100), None);
         let (ok, late): (Vec<_>, Vec<_>) = (0..300)
-            .map(|_| gate.enter_at("a", "s", &limits, START))
+            .map(|_| limiter.enter_at("a", "s", &limits, START))
             .partition(Result::is_ok);
         assert_eq!((ok.len(), late.len()), (100, 200));
         let Some(Err(overloaded)) = late.into_iter().next() else {
@@ -220,44 +284,95 @@ mod tests {
         assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;
         let before = again.saturating_sub(Duration::from_millis(1));
-        assert!(gate.enter_at("a", "s", &limits, before).is_err());
-        let ok = (0..300).filter(|_| gate.enter_at("a", "s", &limits, again).is_ok());
+        assert!(limiter.enter_at("a", "s", &limits, before).is_err());
+        let ok = (0..300).filter(|_| limiter.enter_at("a", "s", &limits, again).is_ok());
         assert_eq!(ok.count(), 100);
         assert!(
-            gate.enter_at("b", "s", &limits, START).is_ok(),
+            limiter.enter_at("b", "s", &limits, START).is_ok(),
             "another caller"
         );
         assert!(
-            gate.enter_at("a", "t", &Limits::default(), START).is_ok(),
+            limiter
+                .enter_at("a", "t", &Limits::default(), START)
+                .is_ok(),
             "another service"
         );
     }
 
     #[test]
     fn a_place_is_free_again_when_the_call_ends() {
-        let gate = Arc::new(ConcurrencyLimiter::default());
+        let limiter = Arc::new(ConcurrencyLimiter::default());
         let limits = limits(None, Some(2));
-        let first = gate.enter_at("a", "s", &limits, START).unwrap();
-        let _second = gate.enter_at("a", "s", &limits, START).unwrap();
-        let third = gate.enter_at("a", "s", &limits, START).unwrap_err();
+        let first = limiter.enter_at("a", "s", &limits, START).unwrap();
+        let _second = limiter.enter_at("a", "s", &limits, START).unwrap();
+        let third = limiter.enter_at("a", "s", &limits, START).unwrap_err();
         assert_eq!(third.limit, "2 calls of this caller at once");
         drop(first);
-        assert!(gate.enter_at("a", "s", &limits, START).is_ok());
+        assert!(limiter.enter_at("a", "s", &limits, START).is_ok());
     }
 
     #[test]
     fn the_limit_of_all_holds_over_callers() {
-        let gate = Arc::new(ConcurrencyLimiter::default());
+        let limiter = Arc::new(ConcurrencyLimiter::default());
         let limits = Limits {
             in_flight_all: Some(3),
             ..Limits::default()
         };
         let running: Vec<_> = ["a", "b", "c"]
             .iter()
-            .map(|caller| gate.enter_at(caller, "s", &limits, START).unwrap())
+            .map(|caller| limiter.enter_at(caller, "s", &limits, START).unwrap())
             .collect();
-        assert!(gate.enter_at("d", "s", &limits, START).is_err());
+        assert!(limiter.enter_at("d", "s", &limits, START).is_err());
         drop(running);
-        assert!(gate.lock().running.is_empty());
+        assert!(limiter.lock().running.is_empty());
+    }
+
+    #[test]
+    fn a_burst_counts_for_a_minute_and_the_wait_is_until_there_is_room() {
+        let mut minute = Minute::default();
+        for _ in 0..3 {
+            assert_eq!(minute.wait(4, at(500)), None);
+            minute.add(at(500));
+        }
+        minute.add(at(30_200));
+        assert_eq!(minute.wait(4, at(30_200)), Some(at(61_000 - 30_200)));
+        assert_eq!(minute.wait(4, at(60_999)), Some(at(1)));
+        // Lowered, it waits for the others too.
+        assert_eq!(minute.wait(1, at(60_999)), Some(at(91_000 - 60_999)));
+        assert_eq!(minute.wait(4, at(61_000)), None);
+        assert_eq!(minute.wait(1, at(61_000)), Some(at(30_000)));
+        assert_eq!(minute.wait(1, at(91_000)), None);
+        // Far later, and a clock that was looked at before.
+        minute.add(at(1_000_000));
+        assert_eq!(minute.wait(1, at(999_999)), Some(at(61_001)));
+    }
+
+    proptest! {
+        #[test]
+        fn in_no_60_seconds_there_are_more_than_the_limit(
+            limit in 1_u32..30,
+            steps in proptest::collection::vec(0_u64..4000, 1..500),
+        ) {
+            let mut minute = Minute::default();
+            let mut now = 0;
+            let mut calls: Vec<u64> = Vec::new();
+            for step in steps {
+                now += step;
+                if let Some(wait) = minute.wait(limit, at(now)) {
+                    // Whoever waits so long gets in, and whoever waits a little less does not.
+                    let free = at(now) + wait;
+                    prop_assert!(minute.clone().wait(limit, free).is_none());
+                    prop_assert!(minute.clone().wait(limit, free.saturating_sub(at(1))).is_some());
+                    // No later than a second after there is room.
+                    let before = calls.iter().filter(|call| at(**call + 61_000) > free).count();
+                    prop_assert!(before >= limit as usize - 1);
+                } else {
+                    minute.add(at(now));
+                    calls.push(now);
+                    let last = calls.iter().filter(|call| **call + 60_000 > now).count();
+                    prop_assert!(last <= limit as usize, "{last} calls in a minute");
+                }
+            }
+        }
     }
 }

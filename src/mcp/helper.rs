@@ -1,21 +1,35 @@
 //! A process that runs a consumer's tools of one resource, beside the process that speaks with the consumer.
 //!
-//! What reads a stranger's bytes and what holds keys or a clipboard are two processes, each limited to its own part: the first
-//! opens no socket and starts no program, the second decides again whether the call is granted. The server starts it when the
-//! first asks for it, and only where the policy grants the consumer a tool of that resource.
+//! Separates the process that reads a stranger's bytes from the one that holds keys or a clipboard, each limited to its own part: the
+//! first opens no socket and starts no program, the second decides again whether the call is granted. The server starts the helper
+//! when the first asks for it, and only where the policy grants the consumer a tool of that resource.
 
 mod client;
-mod protocol;
-mod serve;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::Arc;
 
+use futures_util::FutureExt as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::mcp::monitor::{Monitor, framed};
 use crate::name::MachineName;
-use crate::tool::Resource;
+use crate::policy::{self, Caller, Decision, Grant, Request};
+use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolOutcome, ToolSession};
 
 pub(crate) use client::{Connection, Helpers};
-pub(crate) use serve::{Work, serve};
 
 /// The command that the process runs; its stdin is the socket to the server, its stdout the socket to the consumer's process.
 pub(crate) const COMMAND: &str = "mcp-helper";
@@ -32,4 +46,160 @@ pub(crate) fn arguments(
         resource.as_str().into(),
         services.into(),
     ]
+}
+
+/// Maximum length of an order, in bytes: the arguments of the longest message that a services file allows, and the rest of it.
+const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
+/// Maximum length of a report, in bytes: the largest payload of one answer twice, in base64.
+const REPORT_MAX: u32 = 32 * 1024 * 1024;
+
+/// A worker's orders to its helper: JSON after its length, as the reports are.
+#[derive(Serialize, Deserialize)]
+enum HelperOrder<'a> {
+    /// Run a tool.
+    Call {
+        /// Its number, for its report.
+        id: u64,
+        /// The connection, which transfers in pieces belong to.
+        connection: u64,
+        service: Cow<'a, str>,
+        /// The caller's input.
+        arguments: Cow<'a, Map<String, Value>>,
+        /// Number of copies of a large payload in the answer.
+        copies: Copies,
+    },
+    /// This call is no longer wanted.
+    Cancel { id: u64 },
+    /// This connection has ended.
+    Close { connection: u64 },
+}
+
+/// The end of a call.
+#[derive(Serialize, Deserialize)]
+struct HelperReport {
+    id: u64,
+    connection: u64,
+    /// Its result, or why it failed; `None`: it was cancelled.
+    result: Option<Result<ToolOutcome, String>>,
+    /// True if its connection has an unfinished transfer in pieces.
+    waits: bool,
+}
+
+/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on a message that is too long or of another type.
+async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    max: u32,
+) -> io::Result<T> {
+    let length = from.read_u32_le().await?;
+    if length > max {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    from.take(length.into()).read_to_end(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// The policy and settings that a helper runs by.
+pub(crate) struct Work<'a> {
+    pub(crate) caller: MachineName,
+    pub(crate) resource: Resource,
+    /// Asked for the policy alone.
+    pub(crate) monitor: &'a dyn Monitor,
+    pub(crate) settings: Arc<Settings>,
+}
+
+/// Runs the ordered calls, as far as the policy grants them, until the socket is closed.
+pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
+    let (reader, mut writer) = socket.into_split();
+    let (reports, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let writing = tokio::spawn(async move {
+        while let Some(report) = queue.recv().await {
+            if writer.write_all(&report).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut reader = BufReader::new(reader);
+    let mut sessions: HashMap<u64, Arc<ToolSession>> = HashMap::new();
+    let mut running: HashMap<u64, CancellationToken> = HashMap::new();
+    while let Ok(order) = receive(&mut reader, ORDER_MAX).await {
+        running.retain(|_, call| !call.is_cancelled());
+        match order {
+            HelperOrder::Call {
+                id,
+                connection,
+                service,
+                arguments,
+                copies,
+            } => {
+                let session = sessions
+                    .entry(connection)
+                    .or_insert_with(|| Arc::new(ToolSession::new(Arc::clone(&work.settings))));
+                let token = CancellationToken::new();
+                running.insert(id, token.clone());
+                let session = Arc::clone(session);
+                let grant = work.decide(&service, &arguments);
+                let reports = reports.clone();
+                tokio::spawn(async move {
+                    let result = tokio::select! {
+                        result = run(grant, &session, copies) => Some(result),
+                        () = token.cancelled() => None,
+                    };
+                    token.cancel();
+                    let report = HelperReport {
+                        id,
+                        connection,
+                        result,
+                        waits: !session.is_idle(),
+                    };
+                    // If the report cannot be sent, the worker sees the end of this process.
+                    if let Ok(report) = framed(&report) {
+                        let _ = reports.send(report);
+                    }
+                });
+            }
+            HelperOrder::Cancel { id } => {
+                if let Some(call) = running.remove(&id) {
+                    call.cancel();
+                }
+            }
+            HelperOrder::Close { connection } => {
+                sessions.remove(&connection);
+            }
+        }
+    }
+    running.values().for_each(CancellationToken::cancel);
+    writing.abort();
+}
+
+impl Work<'_> {
+    /// Decides a call of one of this process's tools by the policy in force.
+    fn decide(&self, service: &str, arguments: &Map<String, Value>) -> Option<Grant> {
+        let caller = Caller::Consumer(self.caller.clone());
+        let request = Request {
+            caller: &caller,
+            name: service,
+            arguments,
+        };
+        match policy::decide(&self.monitor.policy().services, request) {
+            Decision::Allowed(grant) => {
+                Some(grant).filter(|grant| Resource::of(grant.tool()) == self.resource)
+            }
+            Decision::Denied(_) => None,
+        }
+    }
+}
+
+/// Runs the tool of a grant; a panic is a failure of the call as well.
+async fn run(
+    grant: Option<Grant>,
+    session: &ToolSession,
+    copies: Copies,
+) -> Result<ToolOutcome, String> {
+    let Some(grant) = grant else {
+        return Err("the policy has changed, and does not grant this call".to_owned());
+    };
+    let running = AssertUnwindSafe(tool::run(&grant, session, copies)).catch_unwind();
+    let result = running.await.unwrap_or(Err(ToolError::Broken));
+    result.map_err(|error| error.to_string())
 }

@@ -1,8 +1,7 @@
 //! Decides whether a call may run, and logs it: the policy in force, the limits over all callers, the log.
 //!
-//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and the
-//! process that serves a consumer asks it ([`remote`], [`attend`]): so that process never opens the log, and cannot name
-//! another caller.
+//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and the process
+//! that serves a consumer asks it ([`remote`], [`attend`]): that process never opens the log, and cannot name another caller.
 
 pub(crate) mod attend;
 mod protocol;
@@ -22,40 +21,28 @@ use crate::mcp::policy_watcher::Policy;
 use crate::mcp::recorder::{BegunCall, Recorder};
 use crate::policy::Caller;
 
-/// The requests of a connection before and after each call.
+/// Answers the requests of a connection before and after each call.
 pub(crate) trait Monitor: Send + Sync {
-    /// The policy in force at this moment.
+    /// The policy in force.
     fn policy(&self) -> Arc<Policy>;
 
-    /// The same, read again even if the services file looks unchanged, so that a list is never stale and a server that is
-    /// stuck is noticed.
+    /// The policy in force, read again even if the services file looks unchanged, so that a list is never stale and a stuck server
+    /// is noticed.
     fn refreshed_policy(&self) -> Arc<Policy> {
         self.policy()
     }
 
-    /// Lets a call in that the policy grants; `line` tells of it, but for how it ends.
-    ///
-    /// # Errors
-    ///
-    /// It does not run, for the reason given.
+    /// Admits a call that the policy grants; `line` is its line of the log, except for its end.
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError>;
 
-    /// Logs a call that does not run.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be written, and calls must not go unseen.
+    /// Logs a call that does not run. Fails if the line cannot be written, and calls must not go unseen.
     fn log(&self, line: Call) -> Result<(), LogError>;
 }
 
-/// A call that was let in. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
+/// An admitted call. Dropped before [`Admitted::ended`], it has ended with its connection, and is logged as cancelled.
 pub(crate) trait Admitted: Send {
-    /// Makes room for the next call, and logs how this one ended. When this returns the line is in the file, and the answer
-    /// may leave.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be written, and calls must not go unseen.
+    /// Makes room for the next call, and logs how this one ended. When this returns the line is in the file, and the answer may
+    /// leave. Fails as [`Monitor::log`] does.
     fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
 }
 
@@ -66,7 +53,7 @@ pub(crate) enum AdmitError {
     Overloaded(Overloaded),
     /// It could not be logged.
     Unlogged,
-    /// Another policy is in force than the one that granted it.
+    /// The policy in force is not the one that granted it.
     Changed,
 }
 
@@ -76,40 +63,20 @@ pub(crate) struct LogError;
 
 /// A monitor that works in this process.
 pub(crate) struct Local {
-    /// The caller.
-    caller: Caller,
+    /// The caller. Calls of the operator have no limits.
+    pub(crate) caller: Caller,
     /// The policy in force.
-    policy: PolicySource,
+    pub(crate) policy: PolicySource,
     /// The log.
-    recorder: Arc<Recorder>,
-    /// Load of the server.
-    gate: Arc<ConcurrencyLimiter>,
+    pub(crate) recorder: Arc<Recorder>,
+    /// The limits over all callers.
+    pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 
-/// The policy of the moment at which it is asked for.
+/// Returns the policy in force.
 pub(crate) type PolicySource = Box<dyn Fn() -> Arc<Policy> + Send + Sync>;
 
 impl Local {
-    /// For the calls of one caller. Those of the operator have no limits.
-    pub(crate) fn new(
-        caller: Caller,
-        policy: PolicySource,
-        recorder: Arc<Recorder>,
-        gate: Arc<ConcurrencyLimiter>,
-    ) -> Self {
-        Self {
-            caller,
-            policy,
-            recorder,
-            gate,
-        }
-    }
-
-    /// Admits a call; dropping the result frees its slot and logs the call as cancelled.
-    ///
-    /// # Errors
-    ///
-    /// As [`Monitor::admit`].
     fn admit_local(&self, line: Call) -> Result<LocalCall, AdmitError> {
         let policy = (self.policy)();
         if *line.policy.raw() != policy.digest {
@@ -118,13 +85,12 @@ impl Local {
         let running = match &self.caller {
             Caller::Operator => None,
             Caller::Consumer(name) => {
-                let service = policy.services.service(line.service.raw());
+                let called = line.service.raw();
+                let service = policy.services.service(called);
                 let service = service.filter(|service| service.serves(name));
-                // Whoever asks has decided by another policy, or not at all.
+                // The process has decided by another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
-                let entered = self
-                    .gate
-                    .enter(name.as_str(), line.service.raw(), &service.limits);
+                let entered = self.limiter.enter(name.as_str(), called, &service.limits);
                 Some(entered.map_err(AdmitError::Overloaded)?)
             }
         };
@@ -150,7 +116,8 @@ impl Local {
             bytes_out: 0,
             tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
-                NOT_A_CONSUMER.into()
+                // The caller gets the same answer for a service of others and one that does not exist; the log distinguishes them.
+                "not a consumer".into()
             } else {
                 line.reason
             },
@@ -158,9 +125,6 @@ impl Local {
         }
     }
 }
-
-/// A caller hears the same of a service that is there for others and of one that is not there at all; the log tells them apart.
-const NOT_A_CONSUMER: &str = "not a consumer";
 
 impl Monitor for Local {
     fn policy(&self) -> Arc<Policy> {
@@ -179,7 +143,7 @@ impl Monitor for Local {
     }
 }
 
-/// A call that runs: its slot, and its line of the log.
+/// A running call: its place, and its line of the log.
 struct LocalCall {
     running: Option<RunningCall>,
     begun: BegunCall,

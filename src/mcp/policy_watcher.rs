@@ -1,7 +1,6 @@
-//! The policy in force: a services file that may change at any time, looked at before every call.
+//! Follows the services file, which may change at any time and is looked at before every call.
 //!
-//! A file that cannot be taken leaves the last good policy in force and is reported; a file that is gone
-//! grants nothing.
+//! A file that is refused leaves the last good policy in force and is reported; a missing file grants nothing.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, open};
 
 use crate::services::{Services, ServicesFault};
 
@@ -18,7 +17,7 @@ use crate::services::{Services, ServicesFault};
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// A file younger than this may change again within one tick of the file system's clock; it is read anew.
 const UNSETTLED: Duration = Duration::from_millis(100);
-/// The name of a machine that nobody has named: it has no services file.
+/// The name of a machine without a services file.
 const NAMELESS: &str = "unnamed";
 
 /// A policy, and the digest by which it is known.
@@ -31,7 +30,7 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// A policy of these services.
+    /// Computes the digest of these services.
     pub(crate) fn new(services: Services) -> Arc<Self> {
         Arc::new(Self {
             digest: services.digest(),
@@ -43,7 +42,7 @@ impl Policy {
 /// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PolicyError {
-    /// The system refused.
+    /// It cannot be read.
     #[error("the services file `{}` cannot be read: {source}", path.display())]
     Io {
         /// The file.
@@ -51,7 +50,7 @@ pub(crate) enum PolicyError {
         /// The system's error.
         source: io::Error,
     },
-    /// Its size is beyond any services file's.
+    /// It is too large.
     #[error("the services file `{}` has more than {FILE_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
     /// Its content is not a policy.
@@ -73,7 +72,7 @@ pub(crate) enum PolicyChange<'a> {
     Refused(&'a Policy, &'a PolicyError),
 }
 
-/// Hears of every change.
+/// Receives every change.
 pub(crate) type OnChange = Box<dyn Fn(&PolicyChange<'_>) + Send + Sync>;
 
 /// A policy that was just read.
@@ -95,14 +94,6 @@ pub(crate) struct PolicyWatcher {
     state: Mutex<PolicyState>,
 }
 
-impl std::fmt::Debug for PolicyWatcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
-}
-
 #[derive(Debug)]
 struct PolicyState {
     seen: Stamp,
@@ -120,26 +111,49 @@ enum Stamp {
         modified: (i64, i64),
         changed: (i64, i64),
     },
-    /// Too young to be told apart from a later state, or not to be looked at.
+    /// Too young to be distinguished from a later state, or unreadable.
     Unsettled,
 }
 
 impl PolicyWatcher {
-    /// Reads a file for the first time.
-    ///
-    /// # Errors
-    ///
-    /// A file that is there and cannot be taken: a server does not start by a broken policy.
+    /// Reads a services file. Fails on a file that is refused: a server does not start by a broken policy.
     pub(crate) fn read(path: &Path) -> Result<Services, PolicyError> {
-        read(path)
+        let failed = |source| PolicyError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match open(path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(rustix::io::Errno::NOENT) => {
+                let name = NAMELESS.parse();
+                let name = name.map_err(|_| failed(io::ErrorKind::NotFound.into()))?;
+                return Ok(Services::none(name));
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(io::Error::other("it is not a regular file")));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(PolicyError::TooLarge(path.to_owned()));
+        }
+        Services::from_file(&bytes).map_err(|fault| PolicyError::Fault {
+            path: path.to_owned(),
+            fault,
+        })
     }
 
-    /// Follows the file, from the services on that it gave first.
+    /// Follows the file, whose services are `first` at the beginning.
     pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
         let file = path.to_owned();
         let read = move || {
-            read(&file).map(|services| Loaded {
-                policy: Policy::new(services),
+            Ok(Loaded {
+                policy: Policy::new(Self::read(&file)?),
                 settled: true,
             })
         };
@@ -158,7 +172,7 @@ impl PolicyWatcher {
             read,
             on_change,
             state: Mutex::new(PolicyState {
-                // Looked at anew at once: it may have changed since it was read.
+                // It may have changed since it was read.
                 seen: Stamp::Unsettled,
                 policy: first,
                 refused: None,
@@ -166,12 +180,12 @@ impl PolicyWatcher {
         }
     }
 
-    /// The policy in force now.
+    /// Returns the policy in force.
     pub(crate) fn current(&self) -> Arc<Policy> {
         self.current_and_settled().0
     }
 
-    /// The same, and whether it may be kept until the file changes.
+    /// Returns the policy in force, and true if it may be kept until the file changes.
     pub(crate) fn current_and_settled(&self) -> (Arc<Policy>, bool) {
         let mut state = self.lock();
         let now = stamp(&self.path);
@@ -186,7 +200,7 @@ impl PolicyWatcher {
         (Arc::clone(&state.policy), settled)
     }
 
-    /// Makes the next look read the file again, even if it looks unchanged.
+    /// Makes the next access read the file again, even if it looks unchanged.
     pub(crate) fn invalidate(&self) {
         self.lock().seen = Stamp::Unsettled;
     }
@@ -195,7 +209,7 @@ impl PolicyWatcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns why the newest file was not taken, if it was not.
+    /// Returns why the newest file was refused, if it was.
     pub(crate) fn refused(&self) -> Option<String> {
         self.lock().refused.clone()
     }
@@ -213,7 +227,7 @@ impl PolicyWatcher {
 
     fn refuse(&self, state: &mut PolicyState, error: &PolicyError) {
         if let PolicyError::Io { .. } = error {
-            // It was not read, for want of files or so: what it holds may be a refusal, and it stays as it looks now.
+            // It was not read, such as for want of file descriptors, and will look the same: read it again.
             state.seen = Stamp::Unsettled;
         }
         let text = error.to_string();
@@ -222,41 +236,6 @@ impl PolicyWatcher {
         }
         state.refused = Some(text);
     }
-}
-
-fn nothing(path: &Path) -> Result<Services, PolicyError> {
-    let name = NAMELESS.parse().map_err(|_| PolicyError::Io {
-        path: path.to_owned(),
-        source: io::ErrorKind::NotFound.into(),
-    })?;
-    Ok(Services::none(name))
-}
-
-fn read(path: &Path) -> Result<Services, PolicyError> {
-    let failed = |source| PolicyError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = match openat(CWD, path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT) => return nothing(path),
-        Err(error) => return Err(failed(error.into())),
-    };
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::other("it is not a regular file")));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(PolicyError::TooLarge(path.to_owned()));
-    }
-    Services::from_file(&bytes).map_err(|fault| PolicyError::Fault {
-        path: path.to_owned(),
-        fault,
-    })
 }
 
 fn stamp(path: &Path) -> Stamp {
@@ -368,7 +347,7 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
         let kind = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(PolicyWatcher::read(&path).is_err());
     }
 }

@@ -1,12 +1,11 @@
 //! Writes a server's log, and decides whether calls may run if that fails.
 //!
-//! Tests that what could not be written is kept until it can be, and that nothing new runs before.
+//! Lines that could not be written are kept until they can be, and no new call runs before.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,31 +16,30 @@ use crate::audit::flood::{CallKind, Counted, Floods};
 use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
 use crate::text::Foreign;
 
-/// Lines that are kept until they can be written. Calls beyond them are counted.
+/// Maximum number of lines that are kept until they can be written. Calls beyond them are counted.
 const KEPT_MAX: usize = 1024;
 /// The reason why a call did not run, or has no line of its own although it ran.
 const NO_LOG: &str = "the log could not be written";
 
-/// Hears of what could not be written.
+/// Receives each failure to write the log.
 pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// Where the log is; `None`: there is none, and none is looked for.
+    /// The log that is opened when there is something to write; `None`: only `log` is written, if anything.
     path: Option<PathBuf>,
     /// The log, once it could be opened.
     log: OnceLock<Log>,
-    /// True if no call may run without it, unless the policy allows that. Not so for the operator.
+    /// True if no call may run without it, unless the policy allows that. False for the operator.
     required: bool,
-    /// Calls whose line has its room, and is not written yet.
+    /// Running calls: the room for their lines is reserved.
     running: AtomicUsize,
     /// Unwritten lines, oldest first.
     kept: Mutex<VecDeque<KeptLine>>,
     floods: Mutex<Floods>,
     began: Instant,
-    /// The reason why it cannot be written now, as far as that was tried.
+    /// The reason why the last attempt to write failed.
     trouble: Mutex<Option<String>>,
-    /// Hears of what could not be written.
     complain: Complain,
 }
 
@@ -52,23 +50,14 @@ struct KeptLine {
     event: Event,
 }
 
-impl fmt::Debug for Recorder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorder")
-            .field("log", &self.log)
-            .field("required", &self.required)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Recorder {
-    /// Writes to `log`; `required`: calls that cannot be logged do not run, unless the policy allows that.
+    /// Writes to `log`. If `required`, calls that cannot be logged do not run, unless the policy allows that.
     pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
         let open = log.map(OnceLock::from).unwrap_or_default();
         Self::of(None, open, required, complain)
     }
 
-    /// The same with a log that cannot be opened yet: that is tried again whenever there is something to write.
+    /// Writes to a log that cannot be opened yet: each write tries again.
     pub(crate) fn waiting_for(path: PathBuf, complain: Complain) -> Self {
         Self::of(Some(path), OnceLock::new(), true, complain)
     }
@@ -87,7 +76,7 @@ impl Recorder {
         }
     }
 
-    /// Returns why the log cannot be written at this moment; nothing when it can be, as far as that was tried.
+    /// Returns the reason why the last attempt to write the log failed, if it did.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.lock_trouble().clone()
     }
@@ -96,12 +85,8 @@ impl Recorder {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that the call that is about to run can be logged. `line` tells of it, but for how it ends; its digest of
-    /// the arguments is sealed here, as everywhere.
-    ///
-    /// # Errors
-    ///
-    /// It cannot, and calls must not go unseen: it is counted as refused.
+    /// Reserves the room for the line of a call that is about to run. `line` is that line, except for its end; its digest of the
+    /// arguments is sealed here. Fails if the line cannot be written and calls must not go unseen: the call is counted as refused.
     pub(crate) fn begin(
         self: &Arc<Self>,
         mut line: Call,
@@ -117,22 +102,20 @@ impl Recorder {
         };
         let ready = self.ready(running);
         if let Err(error) = self.tolerate(ready, allow_unlogged) {
-            let reason = NO_LOG.to_owned();
-            self.count_one(&line, Verdict::Refused, reason.into());
+            self.count_one(&line, Verdict::Refused, NO_LOG.into());
             return Err(error);
         }
         begun.line = Some(line);
         Ok(begun)
     }
 
-    /// Logs a call that did not run. When this returns the line is in the file, or counted in one that is to come.
-    ///
-    /// # Errors
-    ///
-    /// It could not be written, and is counted.
+    /// Logs a call that did not run. When this returns the line is in the file, or counted in a later one. Fails if it could not be
+    /// written, and is counted.
     pub(crate) fn call(&self, mut call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
         self.seal(&mut call);
-        if !self.has_own_line(&call) {
+        let kind = kind(&call, call.decision, call.reason.clone());
+        let now = self.began.elapsed();
+        if !self.floods().refused(call.caller.raw(), kind, now) {
             return Ok(());
         }
         let call = Box::new(call);
@@ -143,11 +126,7 @@ impl Recorder {
         self.tolerate(written, allow_unlogged)
     }
 
-    /// Logs an event of the server itself; what cannot be written is kept.
-    ///
-    /// # Errors
-    ///
-    /// As [`Recorder::begin`].
+    /// Logs an event of the server itself. A line that cannot be written is kept; fails if calls must not go unseen.
     pub(crate) fn append(&self, event: Event, allow_unlogged: bool) -> Result<(), AuditError> {
         let time = audit::now();
         let appended = self.write(time.clone(), event.clone());
@@ -157,15 +136,15 @@ impl Recorder {
         self.tolerate(appended, allow_unlogged)
     }
 
-    /// Writes what was kept, and the counted lines that are due. What cannot be written is due again at the next look.
+    /// Writes the kept lines, and the counted lines that are due. A line that cannot be written is due again the next time.
     pub(crate) fn count(&self) {
         self.count_at(self.began.elapsed());
     }
 
-    /// The same at a time of one's own (since the recorder was made).
+    /// The same at a given time since the recorder was made.
     fn count_at(&self, now: Duration) {
         let due = self.floods().due(now);
-        // Whether it can be written again is of interest also when nobody calls.
+        // Notices that the log can be written again, also when nobody calls.
         if self.trouble().is_some() || !self.kept().is_empty() {
             let ready = self.ready(self.running.load(Ordering::Relaxed));
             self.note(&ready);
@@ -179,7 +158,7 @@ impl Recorder {
         }
     }
 
-    /// Writes everything that is left, and last `stop`. Gives what cannot be written, each as a line of its own.
+    /// Writes everything that is left, and last `stop`. Returns the lines that cannot be written.
     pub(crate) fn end(&self, stop: Option<Event>) -> Vec<String> {
         let rest = self.floods().rest().into_iter().map(event);
         for event in rest.chain(stop) {
@@ -202,33 +181,39 @@ impl Recorder {
         call.arguments = sealed.unwrap_or_default().into();
     }
 
-    /// The log; nothing where there is none.
+    /// Returns the log; `None` where there is none.
     fn log(&self) -> Result<Option<&Log>, AuditError> {
-        match (self.log.get(), &self.path) {
-            (Some(log), _) => Ok(Some(log)),
-            (None, None) => Ok(None),
-            (None, Some(path)) => {
-                let log = Log::open(path)?;
-                Ok(Some(self.log.get_or_init(|| log)))
-            }
+        if let (None, Some(path)) = (self.log.get(), &self.path) {
+            // Another thread may have opened it as well.
+            let _ = self.log.set(Log::open(path)?);
         }
+        Ok(self.log.get())
     }
 
-    /// Whether the lines of so many running calls can be written.
+    /// Writes the kept lines and returns the log.
+    fn flushed_log(&self) -> Result<Option<&Log>, AuditError> {
+        let Some(log) = self.log()? else {
+            return Ok(None);
+        };
+        let mut kept = self.kept();
+        while let Some(KeptLine { time, event }) = kept.front() {
+            log.append_of(time.clone(), event.clone())?;
+            kept.pop_front();
+        }
+        Ok(Some(log))
+    }
+
+    /// Reserves the room for the lines of so many running calls.
     fn ready(&self, running: usize) -> Result<(), AuditError> {
-        let Some(log) = self.log()? else {
-            return Ok(());
-        };
-        self.flush(log)?;
-        log.reserve(running)
+        let log = self.flushed_log()?;
+        log.map_or(Ok(()), |log| log.reserve(running))
     }
 
-    /// Writes what does not come from a call that runs, and leaves to those the room that they were promised.
+    /// Writes a line that is not of a running call, and leaves the room that is reserved for those.
     fn write(&self, time: String, event: Event) -> Result<(), AuditError> {
-        let Some(log) = self.log()? else {
+        let Some(log) = self.flushed_log()? else {
             return Ok(());
         };
-        self.flush(log)?;
         let running = self.running.load(Ordering::Relaxed);
         if running > 0 {
             log.reserve(running + 1)?;
@@ -236,31 +221,18 @@ impl Recorder {
         log.append_of(time, event).map(drop)
     }
 
-    /// Writes the line of a call that ran, into the room that it was promised, or keeps it.
+    /// Writes the line of a call that ran, into its reserved room, or keeps it.
     fn write_ran(&self, call: Call) -> Result<(), AuditError> {
         let time = audit::now();
         let event = Event::Call(Box::new(call));
-        let written = self.log().and_then(|log| match log {
-            Some(log) => {
-                self.flush(log)?;
-                log.append_of(time.clone(), event.clone()).map(drop)
-            }
+        let written = self.flushed_log().and_then(|log| match log {
+            Some(log) => log.append_of(time.clone(), event.clone()).map(drop),
             None => Ok(()),
         });
         if written.is_err() {
             self.keep(KeptLine { time, event });
         }
         written
-    }
-
-    /// Writes what was kept.
-    fn flush(&self, log: &Log) -> Result<(), AuditError> {
-        let mut kept = self.kept();
-        while let Some(KeptLine { time, event }) = kept.front() {
-            log.append_of(time.clone(), event.clone())?;
-            kept.pop_front();
-        }
-        Ok(())
     }
 
     fn keep(&self, line: KeptLine) {
@@ -283,31 +255,17 @@ impl Recorder {
         self.floods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_own_line(&self, call: &Call) -> bool {
-        let kind = CallKind {
-            name: call.service.clone(),
-            decision: call.decision,
-            reason: call.reason.clone(),
-        };
-        self.floods()
-            .refused(call.caller.raw(), kind, self.began.elapsed())
-    }
-
     /// Counts a call that gets no line of its own.
     fn count_one(&self, call: &Call, decision: Verdict, reason: Foreign) {
         let counted = Counted {
             caller: call.caller.raw().clone(),
-            kind: CallKind {
-                name: call.service.clone(),
-                decision,
-                reason,
-            },
+            kind: kind(call, decision, reason),
             count: 1,
         };
         self.floods().counted(counted, self.began.elapsed());
     }
 
-    /// Notes whether the log could be written.
+    /// Remembers and reports a failure to write the log.
     fn note(&self, done: &Result<(), AuditError>) {
         *self.lock_trouble() = done.as_ref().err().map(ToString::to_string);
         if let Err(error) = done {
@@ -325,7 +283,7 @@ impl Recorder {
     }
 }
 
-/// A call that runs. Dropped before it is told how it ended, it has ended with its connection, and is logged so.
+/// A call that runs. Dropped before [`BegunCall::ended`], it has ended with its connection, and is logged as cancelled.
 pub(crate) struct BegunCall {
     recorder: Arc<Recorder>,
     line: Option<Call>,
@@ -333,42 +291,41 @@ pub(crate) struct BegunCall {
     allow_unlogged: bool,
 }
 
-impl fmt::Debug for BegunCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Begun").finish_non_exhaustive()
-    }
-}
-
 impl BegunCall {
-    /// Logs how it ended. When this returns the line is in the file, and the answer may leave.
-    ///
-    /// # Errors
-    ///
-    /// It could not be written, and is kept: the call ran, and its answer must not go unseen.
+    /// Logs how the call ended. When this returns the line is in the file, and the answer may leave. Fails if the line could not be
+    /// written: it is kept, and the answer must not leave.
     pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
-        let Some(line) = self.line.take() else {
-            return Ok(());
-        };
-        let written = self.write(line, outcome, bytes_out);
-        self.recorder.tolerate(written, self.allow_unlogged)
+        let written = self.write(outcome, bytes_out);
+        written.map_or(Ok(()), |written| {
+            self.recorder.tolerate(written, self.allow_unlogged)
+        })
     }
 
-    fn write(&self, mut line: Call, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
+    /// Writes the line, once.
+    fn write(&mut self, outcome: Outcome, bytes_out: u64) -> Option<Result<(), AuditError>> {
+        let mut line = self.line.take()?;
         let ran = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         line.duration_us = line.duration_us.saturating_add(ran);
         line.outcome = outcome;
         line.bytes_out = bytes_out;
-        self.recorder.write_ran(line)
+        Some(self.recorder.write_ran(line))
     }
 }
 
 impl Drop for BegunCall {
     fn drop(&mut self) {
-        if let Some(line) = self.line.take() {
-            let written = self.write(line, Outcome::Cancelled, 0);
+        if let Some(written) = self.write(Outcome::Cancelled, 0) {
             self.recorder.note(&written);
         }
         self.recorder.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn kind(call: &Call, decision: Verdict, reason: Foreign) -> CallKind {
+    CallKind {
+        name: call.service.clone(),
+        decision,
+        reason,
     }
 }
 

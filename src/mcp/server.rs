@@ -17,7 +17,6 @@ pub(crate) use call_pipeline::OVERLOADED;
 pub(crate) use handler::{list, of_operator};
 pub(crate) use in_flight::{AnsweredRequest, RequestOutcome};
 
-use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -78,14 +77,6 @@ pub(crate) struct Server {
     /// Maximum number of connections of the caller, where this one is beyond it.
     over_limit: Option<usize>,
     run: ServerRun,
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("caller", &self.caller)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Server {

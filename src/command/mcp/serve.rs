@@ -204,7 +204,12 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
             (caller, policy, recorder, Some(stopped()))
         }
     };
-    let monitor = Local::new(caller.clone(), policy, Arc::clone(&recorder), gate);
+    let monitor = Local {
+        caller: caller.clone(),
+        policy,
+        recorder: Arc::clone(&recorder),
+        limiter: gate,
+    };
     let server = Server::new(
         caller,
         shared::shared(monitor, shared::settings()?, None, output),

@@ -1,8 +1,7 @@
-//! The helpers of a consumer's process, as that process sees them.
+//! Starts the helpers of a consumer's process and sends them its calls.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -10,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{HelperOrder, HelperReport, REPORT_MAX, receive};
+use super::{HelperOrder, HelperReport, REPORT_MAX, receive};
 use crate::mcp::monitor::framed;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
@@ -24,7 +23,7 @@ use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 /// Time for which an idle helper is kept.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Has the server start a helper; the socket to it.
+/// Has the server start a helper and returns the socket to it.
 type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
 
 /// Runs the tools that this process cannot run itself.
@@ -38,44 +37,37 @@ pub(crate) struct Helpers {
     numbers: AtomicU64,
 }
 
-impl fmt::Debug for Helpers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Helpers").finish_non_exhaustive()
-    }
-}
-
-/// One of them.
+/// A running helper.
 struct Helper {
-    /// Calls on their way, one at a time: what waits is in its call's own memory.
+    /// Queued calls, one at a time: the others wait in their calls' own memory.
     calls: mpsc::Sender<(u64, Vec<u8>)>,
     /// Short orders, which wait for nothing.
-    notes: mpsc::UnboundedSender<Vec<u8>>,
+    orders: mpsc::UnboundedSender<Vec<u8>>,
     /// Its socket, to close it at once.
     socket: UnixStream,
-    /// It has ended, or is about to.
+    /// Cancelled when it has ended, or is about to.
     ended: CancellationToken,
     state: Mutex<HelperState>,
 }
 
 struct HelperState {
     waiting: HashMap<u64, oneshot::Sender<Result<ToolOutcome, ToolError>>>,
-    /// The connections with something in pieces.
+    /// The connections with an unfinished transfer in pieces.
     busy: HashSet<u64>,
-    /// Maximum time that it waits.
+    /// Idle deadline of such a transfer.
     pieces: Duration,
     /// When the last call ended.
     since: Instant,
 }
 
-/// The helpers, for one connection; what it has there in pieces ends with it.
-#[derive(Debug)]
+/// The helpers, for one connection; its transfers in pieces end with it.
 pub(crate) struct Connection {
     helpers: Arc<Helpers>,
     number: u64,
 }
 
 impl Helpers {
-    /// None yet; `start` has the server start one.
+    /// Starts none yet; `start` has the server start one.
     pub(crate) fn new(
         own: Option<Resource>,
         pieces: Duration,
@@ -94,24 +86,23 @@ impl Helpers {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The one for a resource; started where none runs.
+    /// Returns the helper of a resource; starts it where none runs.
     fn of(self: &Arc<Self>, resource: Resource) -> io::Result<Arc<Helper>> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(helper) = running
-            .get(&resource)
-            .filter(|helper| !helper.ended.is_cancelled())
+        if let Some(helper) = running.get(&resource)
+            && !helper.ended.is_cancelled()
         {
             return Ok(Arc::clone(helper));
         }
         let socket = (self.start)(resource)?;
         socket.set_nonblocking(true)?;
-        let both = tokio::net::UnixStream::from_std(socket.try_clone()?)?;
-        let (reader, writer) = both.into_split();
-        let (calls, queue) = mpsc::channel(1);
-        let (notes, short) = mpsc::unbounded_channel();
+        let stream = tokio::net::UnixStream::from_std(socket.try_clone()?)?;
+        let (reader, writer) = stream.into_split();
+        let (calls, queued_calls) = mpsc::channel(1);
+        let (orders, queued_orders) = mpsc::unbounded_channel();
         let helper = Arc::new(Helper {
             calls,
-            notes,
+            orders,
             socket,
             ended: CancellationToken::new(),
             state: Mutex::new(HelperState {
@@ -121,7 +112,7 @@ impl Helpers {
                 since: Instant::now(),
             }),
         });
-        tokio::spawn(Arc::clone(&helper).write(queue, short, writer));
+        tokio::spawn(Arc::clone(&helper).write(queued_calls, queued_orders, writer));
         tokio::spawn(Arc::clone(&helper).read(reader));
         running.insert(resource, Arc::clone(&helper));
         Ok(helper)
@@ -129,13 +120,12 @@ impl Helpers {
 }
 
 impl Connection {
-    /// A connection that has nothing there yet.
     pub(crate) fn new(helpers: Arc<Helpers>) -> Self {
         let number = helpers.number();
         Self { helpers, number }
     }
 
-    /// Runs the tool of a grant, where this process may not run it itself.
+    /// Runs the tool of a grant; `None`: this process runs it itself.
     pub(crate) async fn run(
         &self,
         grant: &Grant,
@@ -145,10 +135,10 @@ impl Connection {
         if self.helpers.own == Some(resource) {
             return None;
         }
-        Some(self.ask(resource, grant, copies).await)
+        Some(self.run_in_helper(resource, grant, copies).await)
     }
 
-    async fn ask(
+    async fn run_in_helper(
         &self,
         resource: Resource,
         grant: &Grant,
@@ -163,47 +153,53 @@ impl Connection {
             copies,
         };
         let order = framed(&order).map_err(|_| ToolError::Broken)?;
-        let helper = self.helpers.of(resource).map_err(not_started)?;
-        let (result, answer) = oneshot::channel();
-        helper.state().waiting.insert(id, result);
-        let _given_up = GivenUp {
+        let helper = self.helpers.of(resource);
+        let helper = helper.map_err(|cause| ToolError::System {
+            doing: "start the process that runs this tool".to_owned(),
+            cause,
+        })?;
+        let (sender, result) = oneshot::channel();
+        helper.state().waiting.insert(id, sender);
+        let _waiting = WaitingCall {
             helper: &helper,
             id,
         };
-        if helper.calls.send((id, order)).await.is_err() || helper.ended.is_cancelled() {
-            return Err(ended());
+        if helper.calls.send((id, order)).await.is_ok()
+            && !helper.ended.is_cancelled()
+            && let Ok(result) = result.await
+        {
+            return result;
         }
-        answer.await.unwrap_or_else(|_| Err(ended()))
+        let ended = "the process that runs this tool has ended; try again";
+        Err(ToolError::Unavailable(ended.to_owned()))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let close = HelperOrder::Close {
-            connection: self.number,
-        };
+        let connection = self.number;
         let running = self.helpers.running.lock();
         for helper in running.unwrap_or_else(PoisonError::into_inner).values() {
-            helper.state().busy.remove(&self.number);
-            helper.tell(&close);
+            helper.state().busy.remove(&connection);
+            helper.order(&HelperOrder::Close { connection });
         }
     }
 }
 
-/// Takes a call back that nobody waits for any more.
-struct GivenUp<'a> {
+/// A call that waits for its result; dropped before, it is cancelled.
+struct WaitingCall<'a> {
     helper: &'a Helper,
     id: u64,
 }
 
-impl Drop for GivenUp<'_> {
+impl Drop for WaitingCall<'_> {
     fn drop(&mut self) {
         let mut state = self.helper.state();
         let ran = state.waiting.remove(&self.id).is_none();
         state.since = Instant::now();
         drop(state);
         if !ran {
-            self.helper.tell(&HelperOrder::Cancel { id: self.id });
+            self.helper.order(&HelperOrder::Cancel { id: self.id });
         }
     }
 }
@@ -213,25 +209,25 @@ impl Helper {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, order: &HelperOrder<'_>) {
+    fn order(&self, order: &HelperOrder<'_>) {
         if let Ok(order) = framed(order) {
-            // One that has ended has nothing to end.
-            let _ = self.notes.send(order);
+            // A helper that has ended has nothing to cancel or close.
+            let _ = self.orders.send(order);
         }
     }
 
-    /// Writes orders until it has ended. A call that nobody waits for any more is not begun.
+    /// Writes calls and orders until the helper has ended. A call that was cancelled is not begun.
     async fn write(
         self: Arc<Self>,
         mut calls: mpsc::Receiver<(u64, Vec<u8>)>,
-        mut notes: mpsc::UnboundedReceiver<Vec<u8>>,
+        mut orders: mpsc::UnboundedReceiver<Vec<u8>>,
         mut writer: OwnedWriteHalf,
     ) {
         loop {
             let order = tokio::select! {
                 biased;
                 () = self.ended.cancelled() => return,
-                Some(note) = notes.recv() => note,
+                Some(order) = orders.recv() => order,
                 Some((id, call)) = calls.recv() => {
                     if !self.state().waiting.contains_key(&id) {
                         continue;
@@ -246,27 +242,27 @@ impl Helper {
         }
     }
 
-    /// Hands its reports on until it ends, or has had nothing to do for a while.
+    /// Hands the helper's reports on until it ends, or has been idle for a while.
     async fn read(self: Arc<Self>, reader: OwnedReadHalf) {
-        let mut reader = tokio::io::BufReader::new(reader);
-        let mut report = Box::pin(read_one(&mut reader));
+        let mut reader = BufReader::new(reader);
+        let mut report = Box::pin(receive(&mut reader, REPORT_MAX));
         loop {
             let idle = self.state().idle_until();
             let soon = Instant::now() + IDLE;
-            let look = idle.map_or(soon, |idle| idle.min(soon));
+            let next_check = idle.map_or(soon, |idle| idle.min(soon));
             tokio::select! {
                 read = &mut report => {
                     drop(report);
                     let Ok(read) = read else { break };
                     self.take(read);
-                    report = Box::pin(read_one(&mut reader));
+                    report = Box::pin(receive(&mut reader, REPORT_MAX));
                 }
-                () = sleep_until(look) => {
+                () = sleep_until(next_check) => {
                     let state = self.state();
                     if state.idle_until().is_some_and(|until| until <= Instant::now()) {
-                        // While nobody can begin to wait: who begins then sees it.
+                        // Under the lock, so that no call begins to wait meanwhile: one that begins later sees it.
                         self.ended.cancel();
-                        // Whoever wants another one waits for the end of this one, and this process with it.
+                        // The next helper of the resource starts after the end of this one.
                         let _ = self.socket.shutdown(Shutdown::Both);
                         break;
                     }
@@ -274,7 +270,7 @@ impl Helper {
             }
         }
         self.ended.cancel();
-        // Whoever waits hears of it.
+        // Tells the waiting calls.
         self.state().waiting.clear();
     }
 
@@ -282,21 +278,21 @@ impl Helper {
         let mut state = self.state();
         state.since = Instant::now();
         let waiting = state.waiting.remove(&report.id);
-        // Of a connection that has ended, nothing waits.
+        // A call of a connection that has ended does not wait.
         if report.waits && waiting.is_some() {
             state.busy.insert(report.connection);
         } else if !report.waits {
             state.busy.remove(&report.connection);
         }
         if let (Some(waiting), Some(result)) = (waiting, report.result) {
-            // Whoever waited may have gone.
+            // The call may have been cancelled.
             let _ = waiting.send(result.map_err(ToolError::Told));
         }
     }
 }
 
 impl HelperState {
-    /// When it has had nothing to do for long enough; what comes in pieces is given up on its own side by then.
+    /// Returns when the helper will have been idle for long enough; the helper itself has given up transfers in pieces by then.
     fn idle_until(&self) -> Option<Instant> {
         let pieces = if self.busy.is_empty() {
             Duration::ZERO
@@ -305,19 +301,4 @@ impl HelperState {
         };
         self.waiting.is_empty().then(|| self.since + pieces + IDLE)
     }
-}
-
-async fn read_one(reader: &mut tokio::io::BufReader<OwnedReadHalf>) -> io::Result<HelperReport> {
-    receive(reader, REPORT_MAX).await
-}
-
-fn not_started(why: io::Error) -> ToolError {
-    ToolError::System {
-        doing: "start the process that runs this tool".to_owned(),
-        cause: why,
-    }
-}
-
-fn ended() -> ToolError {
-    ToolError::Unavailable("the process that runs this tool has ended; try again".to_owned())
 }

@@ -110,12 +110,12 @@ impl WorkerSupervisor {
         let house = OneHouse::new(caller.clone(), state.clone(), self.failures.clone());
         let attending = move || {
             let source = Arc::clone(&state.live);
-            let local = Local::new(
-                Caller::Consumer(caller.clone()),
-                Box::new(move || source.current()),
-                state.recorder,
-                state.gate,
-            );
+            let local = Local {
+                caller: Caller::Consumer(caller.clone()),
+                policy: Box::new(move || source.current()),
+                recorder: state.recorder,
+                limiter: state.gate,
+            };
             attend(&ours, &caller, &state.live, &local, &house);
             // Whoever waits for its end may have gone.
             let how = process.reap(child);

@@ -1,4 +1,4 @@
-//! The server's side of a consumer's process: its questions, answered until it ends.
+//! Answers the requests of a consumer's process until it ends.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader};
@@ -12,13 +12,9 @@ use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::name::MachineName;
 use crate::tool::Resource;
 
-/// Services of a server for a worker, besides answers.
+/// Gives a worker helpers and memory.
 pub(crate) trait House {
-    /// Starts a helper; the socket to it.
-    ///
-    /// # Errors
-    ///
-    /// It is not the consumer's to have, or the system refuses.
+    /// Starts a helper and returns the socket to it. Fails if the policy grants the consumer none, or the system refuses.
     fn start(&self, resource: Resource) -> io::Result<OwnedFd>;
 
     /// Lends memory, if others leave as much.
@@ -28,8 +24,8 @@ pub(crate) trait House {
     fn give_back(&self);
 }
 
-/// Answers until the process closes its end, or says what no process of this program says. Calls that it had running then have
-/// ended with it.
+/// Answers until the process closes its end, or sends a request that no process of this program sends. Its running calls end with
+/// it.
 pub(crate) fn attend(
     process: &UnixStream,
     caller: &MachineName,
@@ -37,28 +33,25 @@ pub(crate) fn attend(
     local: &Local,
     house: &impl House,
 ) {
-    let mut questions = BufReader::new(SpinRead::new(process));
+    let mut requests = BufReader::new(SpinRead::new(process));
     let mut running = AdmittedCalls::default();
-    while let Ok(question) = receive(&mut questions, REQUEST_MAX) {
-        let answer = match question {
+    while let Ok(request) = receive(&mut requests, REQUEST_MAX) {
+        let answer = match request {
             MonitorRequest::Policy => policy(caller, live),
             MonitorRequest::Admit(call) => Response::Admit(running.admit(*call, local)),
             MonitorRequest::Ended {
                 place,
                 outcome,
                 bytes_out,
-            } => match running.take(place) {
-                Some(place) => done(&Box::new(place).ended(outcome, bytes_out)),
+            } => match running.places.remove(&place) {
+                Some(call) => done(Box::new(call).ended(outcome, bytes_out)),
                 None => return,
             },
-            MonitorRequest::Abandoned { place } => match running.take(place) {
-                Some(place) => {
-                    drop(place);
-                    Response::Done
-                }
+            MonitorRequest::Abandoned { place } => match running.places.remove(&place).map(drop) {
+                Some(()) => Response::Done,
                 None => return,
             },
-            MonitorRequest::Log(call) => done(&local.log(truncate_fields(*call))),
+            MonitorRequest::Log(call) => done(local.log(truncate_fields(*call))),
             MonitorRequest::Borrow => Response::Lent(house.borrow()),
             MonitorRequest::GiveBack => {
                 house.give_back();
@@ -83,15 +76,15 @@ pub(crate) fn attend(
 
 /// Answers a helper of the process, which asks for the policy and for nothing else.
 pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &PolicyWatcher) {
-    let mut questions = BufReader::new(SpinRead::new(helper));
-    while let Ok(MonitorRequest::Policy) = receive(&mut questions, REQUEST_MAX) {
+    let mut requests = BufReader::new(SpinRead::new(helper));
+    while let Ok(MonitorRequest::Policy) = receive(&mut requests, REQUEST_MAX) {
         if send(helper, &policy(caller, live)).is_err() {
             return;
         }
     }
 }
 
-/// The calls of a process that run.
+/// The running calls of a process.
 #[derive(Default)]
 struct AdmittedCalls {
     last: u64,
@@ -105,17 +98,10 @@ impl AdmittedCalls {
         self.places.insert(self.last, place);
         Ok(self.last)
     }
-
-    fn take(&mut self, place: u64) -> Option<LocalCall> {
-        self.places.remove(&place)
-    }
 }
 
-const fn done(logged: &Result<(), LogError>) -> Response {
-    match logged {
-        Ok(()) => Response::Done,
-        Err(LogError) => Response::Unlogged,
-    }
+fn done(logged: Result<(), LogError>) -> Response {
+    logged.map_or(Response::Unlogged, |()| Response::Done)
 }
 
 /// The part of the policy that the process may know: that of its consumer.

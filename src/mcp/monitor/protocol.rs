@@ -47,20 +47,20 @@ pub(super) enum MonitorRequest {
     },
     /// Log a call that did not run.
     Log(Box<Call>),
-    /// Start the process that runs the tools of this resource.
+    /// Start the helper that runs the tools of this resource.
     Helper(Resource),
-    /// Lend what this consumer's memory has beyond what is reserved for it.
+    /// Lend the part of this consumer's memory that is not reserved for it.
     Borrow,
-    /// It is not needed any more.
+    /// Take it back.
     GiveBack,
 }
 
 /// The server's response.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
-    /// The services of this consumer.
+    /// The policy in force.
     Policy {
-        /// Nothing of them concerns another consumer.
+        /// The part that concerns this consumer.
         services: Services,
         /// The digest of the whole policy.
         digest: String,
@@ -71,9 +71,9 @@ pub(super) enum Response {
     Admit(Result<u64, AdmitError>),
     /// It could not be logged.
     Unlogged,
-    /// Whether it is lent.
+    /// True if it is lent.
     Lent(bool),
-    /// The socket to the process comes with this message, or there is none.
+    /// The socket to the helper comes with this message, or the helper could not be started.
     Helper(Result<(), String>),
     /// It is done.
     Done,
@@ -90,7 +90,6 @@ pub(super) struct SpinRead<S> {
 }
 
 impl<S: AsFd> SpinRead<S> {
-    /// Of a socket from which nothing was read.
     pub(super) const fn new(socket: S) -> Self {
         Self {
             socket,
@@ -98,7 +97,7 @@ impl<S: AsFd> SpinRead<S> {
         }
     }
 
-    /// The descriptor that came with the last message.
+    /// Takes the descriptor that came with the last message.
     pub(super) const fn take_brought(&mut self) -> Option<OwnedFd> {
         self.brought.take()
     }
@@ -107,12 +106,8 @@ impl<S: AsFd> SpinRead<S> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut brought = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
-        let read = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(bytes)],
-            &mut brought,
-            flags,
-        )?;
+        let slice = &mut [IoSliceMut::new(bytes)];
+        let read = recvmsg(&self.socket, slice, &mut brought, flags)?;
         for message in brought.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.brought = descriptors.last();
@@ -139,21 +134,13 @@ impl<S: AsFd> Read for SpinRead<S> {
 type Length = u32;
 
 /// Sends a message.
-///
-/// # Errors
-///
-/// The answer of the socket.
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     to.write_all(&framed(message)?)
 }
 
 /// Sends a short message with a descriptor.
-///
-/// # Errors
-///
-/// The answer of the socket.
 pub(super) fn send_with(
-    to: &UnixStream,
+    mut to: &UnixStream,
     message: &impl Serialize,
     brought: BorrowedFd<'_>,
 ) -> io::Result<()> {
@@ -164,16 +151,11 @@ pub(super) fn send_with(
     descriptors.push(SendAncillaryMessage::ScmRights(&brought));
     let slice = [IoSlice::new(&bytes)];
     let sent = sendmsg(to, &slice, &mut descriptors, SendFlags::NOSIGNAL)?;
-    // It comes with the first byte.
-    let mut to = to;
+    // The descriptor goes with the first byte.
     to.write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-/// A message behind its length, as it goes over a socket.
-///
-/// # Errors
-///
-/// It is too long for one.
+/// Encodes a message behind its length. Fails if it is too long.
 pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<Length>()];
     serde_json::to_writer(&mut bytes, message)?;
@@ -185,16 +167,12 @@ pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Receives a message of at most so many bytes.
-///
-/// # Errors
-///
-/// The end of the stream, a message that is too long or none of these, and what the socket answers.
-pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, most: usize) -> io::Result<T> {
+/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on a message that is too long or of another type.
+pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, max: usize) -> io::Result<T> {
     let mut length = [0; size_of::<Length>()];
     from.read_exact(&mut length)?;
     let length = Length::from_le_bytes(length);
-    if usize::try_from(length).is_ok_and(|length| length > most) {
+    if usize::try_from(length).is_ok_and(|length| length > max) {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut bytes = Vec::new();

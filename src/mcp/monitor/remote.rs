@@ -1,6 +1,5 @@
-//! A consumer's process, which asks its server.
+//! Asks the server on behalf of a consumer's process.
 
-use std::fmt;
 use std::io::{self, BufReader};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -14,30 +13,17 @@ use crate::mcp::policy_watcher::{Loaded, Policy, PolicyError, PolicyWatcher};
 use crate::mcp::throttle::Lender;
 use crate::tool::Resource;
 
-/// The server, as its consumer's process sees it.
-pub(crate) struct RemoteMonitor {
-    server: Arc<ServerSocket>,
-    /// The consumer's part of the policy, asked for when the services file is another.
-    live: PolicyWatcher,
-}
-
-impl fmt::Debug for RemoteMonitor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").finish_non_exhaustive()
-    }
-}
-
 /// The socket to the server. One request at a time: blocking is cheaper than handing the request to another thread.
 struct ServerSocket {
     socket: Mutex<BufReader<SpinRead<UnixStream>>>,
-    /// Hears that there is no server any more.
+    /// Called when the server is gone.
     lost: Box<dyn Fn() + Send + Sync>,
 }
 
 impl ServerSocket {
-    fn ask(&self, question: &MonitorRequest) -> io::Result<Response> {
+    fn ask(&self, request: &MonitorRequest) -> io::Result<Response> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = send(&socket.get_ref().socket, question)
+        let answer = send(&socket.get_ref().socket, request)
             .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
             // Half a response may be left in it.
@@ -46,11 +32,33 @@ impl ServerSocket {
         }
         answer
     }
-}
 
-impl ServerSocket {
-    /// Has the server start a helper.
-    fn start(&self, resource: Resource) -> io::Result<UnixStream> {
+    fn log(&self, request: &MonitorRequest) -> Result<(), LogError> {
+        match self.ask(request) {
+            Ok(Response::Done) => Ok(()),
+            _ => Err(LogError),
+        }
+    }
+
+    fn policy(&self, services: &Path) -> Result<Loaded, PolicyError> {
+        let io = |source| PolicyError::Io {
+            path: services.to_owned(),
+            source,
+        };
+        match self.ask(&MonitorRequest::Policy).map_err(io)? {
+            Response::Policy {
+                services,
+                digest,
+                settled,
+            } => Ok(Loaded {
+                policy: Arc::new(Policy { services, digest }),
+                settled,
+            }),
+            _ => Err(io(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    fn start_helper(&self, resource: Resource) -> io::Result<UnixStream> {
         let answer = self.ask(&MonitorRequest::Helper(resource))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let brought = socket.get_mut().take_brought();
@@ -73,26 +81,16 @@ impl Lender for Arc<ServerSocket> {
     }
 }
 
+/// The server, as its consumer's process sees it.
+pub(crate) struct RemoteMonitor {
+    server: Arc<ServerSocket>,
+    /// The consumer's part of the policy, requested when the services file has changed.
+    live: PolicyWatcher,
+}
+
 impl RemoteMonitor {
-    /// The lender of this process's memory.
-    pub(crate) fn lender(&self) -> impl Lender + 'static {
-        Arc::clone(&self.server)
-    }
-
-    /// Asks the server to start a helper.
-    pub(crate) fn starts_helpers(
-        &self,
-    ) -> impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static {
-        let server = Arc::clone(&self.server);
-        move |resource| server.start(resource)
-    }
-
-    /// Asks for the policy first. `services` is the file that tells when it may be another; `lost` hears that there is no
-    /// server any more: from then on no call runs.
-    ///
-    /// # Errors
-    ///
-    /// There is no server.
+    /// Requests the policy first. `services` is the file that shows when the policy may have changed; `lost` is called when the
+    /// server is gone: from then on no call runs. Fails if it is gone already.
     pub(crate) fn new(
         socket: UnixStream,
         services: &Path,
@@ -103,30 +101,25 @@ impl RemoteMonitor {
             lost: Box::new(lost),
         });
         let (asked, path) = (Arc::clone(&server), services.to_owned());
-        let read = move || policy(&asked, &path);
+        let read = move || asked.policy(&path);
         let first = read()?.policy;
         Ok(Self {
             server,
             live: PolicyWatcher::with_reader(services, Box::new(read), first, Box::new(|_| {})),
         })
     }
-}
 
-fn policy(server: &ServerSocket, services: &Path) -> Result<Loaded, PolicyError> {
-    let io = |source| PolicyError::Io {
-        path: services.to_owned(),
-        source,
-    };
-    match server.ask(&MonitorRequest::Policy).map_err(io)? {
-        Response::Policy {
-            services,
-            digest,
-            settled,
-        } => Ok(Loaded {
-            policy: Arc::new(Policy { services, digest }),
-            settled,
-        }),
-        _ => Err(io(io::ErrorKind::InvalidData.into())),
+    /// Returns the lender of this process's memory.
+    pub(crate) fn lender(&self) -> impl Lender + 'static {
+        Arc::clone(&self.server)
+    }
+
+    /// Returns a function that has the server start a helper.
+    pub(crate) fn starts_helpers(
+        &self,
+    ) -> impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static {
+        let server = Arc::clone(&self.server);
+        move |resource| server.start_helper(resource)
     }
 }
 
@@ -141,8 +134,8 @@ impl Monitor for RemoteMonitor {
     }
 
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
-        let Ok(Response::Admit(admitted)) = self.server.ask(&MonitorRequest::Admit(Box::new(line)))
-        else {
+        let request = MonitorRequest::Admit(Box::new(line));
+        let Ok(Response::Admit(admitted)) = self.server.ask(&request) else {
             return Err(AdmitError::Unlogged);
         };
         if matches!(admitted, Err(AdmitError::Changed)) {
@@ -155,33 +148,25 @@ impl Monitor for RemoteMonitor {
     }
 
     fn log(&self, line: Call) -> Result<(), LogError> {
-        done(&self.server.ask(&MonitorRequest::Log(Box::new(line))))
-    }
-}
-
-fn done(answer: &io::Result<Response>) -> Result<(), LogError> {
-    match answer {
-        Ok(Response::Done) => Ok(()),
-        _ => Err(LogError),
+        self.server.log(&MonitorRequest::Log(Box::new(line)))
     }
 }
 
 /// A call that the server has admitted.
 struct RemoteCall {
     server: Arc<ServerSocket>,
+    /// `None` once it has ended.
     place: Option<u64>,
 }
 
 impl Admitted for RemoteCall {
     fn ended(mut self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
-        let Some(place) = self.place.take() else {
-            return Ok(());
-        };
-        done(&self.server.ask(&MonitorRequest::Ended {
+        let ended = self.place.take().map(|place| MonitorRequest::Ended {
             place,
             outcome,
             bytes_out,
-        }))
+        });
+        ended.map_or(Ok(()), |ended| self.server.log(&ended))
     }
 }
 

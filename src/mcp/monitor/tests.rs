@@ -47,12 +47,12 @@ impl Bench {
         let log = Log::open(&folder.path().join("audit.jsonl")).unwrap();
         let alice = "alice".parse().unwrap();
         let source = Arc::clone(&live);
-        let local = Local::new(
-            Caller::Consumer("alice".parse().unwrap()),
-            Box::new(move || source.current()),
-            Arc::new(Recorder::new(Some(log), true, Box::new(|_| {}))),
-            Arc::new(ConcurrencyLimiter::default()),
-        );
+        let local = Local {
+            caller: Caller::Consumer("alice".parse().unwrap()),
+            policy: Box::new(move || source.current()),
+            recorder: Arc::new(Recorder::new(Some(log), true, Box::new(|_| {}))),
+            limiter: Arc::new(ConcurrencyLimiter::default()),
+        };
         let (socket, process) = UnixStream::pair().unwrap();
         let attending = std::thread::spawn(move || {
             attend::attend(&process, &alice, &live, &local, &Nothing);

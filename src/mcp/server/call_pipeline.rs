@@ -20,7 +20,7 @@ use super::in_flight::InFlightRequests;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::catalogue::check_some;
 use crate::limits::CALL_TIME;
-use crate::mcp::concurrency::{Full, Overloaded, too_many_connections};
+use crate::mcp::concurrency::{LimitKind, Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
 use crate::mcp::monitor::{AdmitError, Admitted, LogError};
 use crate::mcp::policy_watcher::Policy;
@@ -71,7 +71,9 @@ impl OwnCalls {
                 let count = OwnCount { own: self, service };
                 Ok(Some(OwnCall { admitted, count }))
             }
-            Err(AdmitError::Overloaded(full)) if full.kind == Full::AtOnce && *own > 0 => Ok(None),
+            Err(AdmitError::Overloaded(full)) if full.kind == LimitKind::AtOnce && *own > 0 => {
+                Ok(None)
+            }
             Err(why) => Err(why),
         }
     }
@@ -109,7 +111,6 @@ impl Drop for OwnCount<'_> {
 }
 
 /// The parts of a connection that its calls share.
-#[derive(Debug)]
 pub(super) struct ConnectionState {
     pub(super) server: Server,
     session: ToolSession,

@@ -81,12 +81,12 @@ fn server(log: &Path) -> Server {
     let caller = "work-dev".parse::<MachineName>();
     let caller = Caller::Consumer(caller.unwrap_or_else(|error| panic!("{error}")));
     let shared = Shared {
-        monitor: Box::new(Local::new(
-            caller.clone(),
-            Box::new(move || Arc::clone(&policy)),
-            Arc::new(Recorder::new(Some(log), true, complain)),
-            Arc::new(ConcurrencyLimiter::default()),
-        )),
+        monitor: Box::new(Local {
+            caller: caller.clone(),
+            policy: Box::new(move || Arc::clone(&policy)),
+            recorder: Arc::new(Recorder::new(Some(log), true, complain)),
+            limiter: Arc::new(ConcurrencyLimiter::default()),
+        }),
         settings: Arc::new(Settings::new("/nonexistent".into(), "/nonexistent".into())),
         helpers: None,
         observer: Arc::new(|_| {}),

@@ -103,12 +103,12 @@ fn server(
 fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Shared> {
     let settings = Settings::new("/nowhere".into(), "/nowhere".into());
     Arc::new(Shared {
-        monitor: Box::new(Local::new(
-            Caller::Operator,
-            Box::new(policy),
-            Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
-            Arc::new(ConcurrencyLimiter::default()),
-        )),
+        monitor: Box::new(Local {
+            caller: Caller::Operator,
+            policy: Box::new(policy),
+            recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+            limiter: Arc::new(ConcurrencyLimiter::default()),
+        }),
         settings: Arc::new(settings),
         helpers: None,
         observer: Arc::new(|_| {}),
