@@ -58,13 +58,8 @@ impl Overloaded {
 /// Builds the answer on a connection beyond the `max` that a caller may have at once.
 pub(crate) fn too_many_connections(max: usize) -> Overloaded {
     let max = u32::try_from(max).unwrap_or(u32::MAX);
-    Overloaded::new(
-        LimitKind::AtOnce,
-        max,
-        "connection",
-        "of this caller",
-        RETRY,
-    )
+    let kind = LimitKind::AtOnce;
+    Overloaded::new(kind, max, "connection", "of this caller", RETRY)
 }
 
 /// The counters of a server.

@@ -63,19 +63,10 @@ pub(crate) enum PolicyError {
     },
 }
 
-/// A change of the policy, for the log.
-#[derive(Debug)]
-pub(crate) enum PolicyChange<'a> {
-    /// Another policy is in force.
-    Taken(&'a Policy),
-    /// A new file was refused; the policy stays in force.
-    Refused(&'a Policy, &'a PolicyError),
-}
+/// Receives every change: the policy in force, and the error of a new file that was refused.
+pub(crate) type OnChange = Box<dyn Fn(&Policy, Option<&PolicyError>) + Send + Sync>;
 
-/// Receives every change.
-pub(crate) type OnChange = Box<dyn Fn(&PolicyChange<'_>) + Send + Sync>;
-
-/// A policy that was just read.
+/// A policy that was read just now.
 pub(crate) struct Loaded {
     /// The policy.
     pub(crate) policy: Arc<Policy>,
@@ -221,7 +212,7 @@ impl PolicyWatcher {
         }
         if mended || policy.digest != state.policy.digest {
             state.policy = policy;
-            (self.on_change)(&PolicyChange::Taken(&state.policy));
+            (self.on_change)(&state.policy, None);
         }
     }
 
@@ -232,7 +223,7 @@ impl PolicyWatcher {
         }
         let text = error.to_string();
         if state.refused.as_ref() != Some(&text) {
-            (self.on_change)(&PolicyChange::Refused(&state.policy, error));
+            (self.on_change)(&state.policy, Some(error));
         }
         state.refused = Some(text);
     }
@@ -288,7 +279,7 @@ mod tests {
         }
         let changes = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&changes);
-        let count = move |_: &PolicyChange<'_>| {
+        let count = move |_: &Policy, _: Option<&PolicyError>| {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         Watched {

@@ -53,19 +53,9 @@ struct KeptLine {
 impl Recorder {
     /// Writes to `log`. If `required`, calls that cannot be logged do not run, unless the policy allows that.
     pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
-        let open = log.map(OnceLock::from).unwrap_or_default();
-        Self::of(None, open, required, complain)
-    }
-
-    /// Writes to a log that cannot be opened yet: each write tries again.
-    pub(crate) fn waiting_for(path: PathBuf, complain: Complain) -> Self {
-        Self::of(Some(path), OnceLock::new(), true, complain)
-    }
-
-    fn of(path: Option<PathBuf>, log: OnceLock<Log>, required: bool, complain: Complain) -> Self {
         Self {
-            path,
-            log,
+            path: None,
+            log: log.map(OnceLock::from).unwrap_or_default(),
             required,
             running: AtomicUsize::new(0),
             kept: Mutex::default(),
@@ -73,6 +63,14 @@ impl Recorder {
             began: Instant::now(),
             trouble: Mutex::default(),
             complain,
+        }
+    }
+
+    /// Writes to a log that cannot be opened yet: each write tries again.
+    pub(crate) fn waiting_for(path: PathBuf, complain: Complain) -> Self {
+        Self {
+            path: Some(path),
+            ..Self::new(None, true, complain)
         }
     }
 

@@ -13,9 +13,9 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::limits::{CALL_TIME, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
+use crate::limits::{CALL_TIME, MEMORY, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
 use crate::mcp::framing::{Line, LineStep, Lines, Longest};
-use memory::Pools;
+use memory::{Alone, Pools};
 
 pub(crate) use memory::{Lender, MemoryPermit};
 
@@ -42,19 +42,17 @@ pub(crate) struct ReadThrottle {
 
 impl Default for ReadThrottle {
     fn default() -> Self {
-        Self::of(Pools::default())
+        Self::with_memory(MEMORY, Box::new(Alone))
     }
 }
 
 impl ReadThrottle {
     /// For a caller that may have so many bytes in memory, part of them borrowed.
     pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
-        Self::of(Pools::of(bytes, lender))
-    }
-
-    fn of(memory: Pools) -> Self {
-        let done = Mutex::new(Instant::now());
-        Self { memory, done }
+        Self {
+            memory: Pools::of(bytes, lender),
+            done: Mutex::new(Instant::now()),
+        }
     }
 
     /// Waits for the memory of a parsed request of so many bytes. Memory is taken in the order long message, request, answer, so

@@ -17,18 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{HelperOrder, HelperReport, REPORT_MAX, receive};
 use crate::mcp::monitor::framed;
+use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
 /// Time for which an idle helper is kept.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Has the server start a helper and returns the socket to it.
-type Start = Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>;
-
 /// Runs the tools that this process cannot run itself.
 pub(crate) struct Helpers {
-    start: Start,
+    /// Has the server start a helper and returns the socket to it.
+    start: Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>,
     /// The resource that this process may touch itself.
     own: Option<Resource>,
     /// Idle deadline of transfers in pieces.
@@ -67,7 +66,7 @@ pub(crate) struct Connection {
 }
 
 impl Helpers {
-    /// Starts none yet; `start` has the server start one.
+    /// Starts no helper yet.
     pub(crate) fn new(
         own: Option<Resource>,
         pieces: Duration,
@@ -125,22 +124,14 @@ impl Connection {
         Self { helpers, number }
     }
 
-    /// Runs the tool of a grant; `None`: this process runs it itself.
-    pub(crate) async fn run(
-        &self,
-        grant: &Grant,
-        copies: Copies,
-    ) -> Option<Result<ToolOutcome, ToolError>> {
-        let resource = Resource::of(grant.tool());
-        if self.helpers.own == Some(resource) {
-            return None;
-        }
-        Some(self.run_in_helper(resource, grant, copies).await)
+    /// Returns whether a helper runs this tool, and not this process.
+    pub(crate) fn runs(&self, tool: ToolName) -> bool {
+        self.helpers.own != Some(Resource::of(tool))
     }
 
-    async fn run_in_helper(
+    /// Runs the tool of a grant in a helper.
+    pub(crate) async fn run(
         &self,
-        resource: Resource,
         grant: &Grant,
         copies: Copies,
     ) -> Result<ToolOutcome, ToolError> {
@@ -153,7 +144,7 @@ impl Connection {
             copies,
         };
         let order = framed(&order).map_err(|_| ToolError::Broken)?;
-        let helper = self.helpers.of(resource);
+        let helper = self.helpers.of(Resource::of(grant.tool()));
         let helper = helper.map_err(|cause| ToolError::System {
             doing: "start the process that runs this tool".to_owned(),
             cause,

@@ -188,7 +188,7 @@ mod tests {
         ]});
         let services: Services = serde_json::from_value(services).unwrap();
         std::fs::write(path, services.to_file()).unwrap();
-        let live = PolicyWatcher::new(path, services, Box::new(|_| {}));
+        let live = PolicyWatcher::new(path, services, Box::new(|_, _| {}));
         ServerState {
             services: path.to_owned(),
             live: Arc::new(live),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use super::protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send, send_with};
-use super::{AdmitError, Admitted as _, Local, LocalCall, LogError, Monitor as _};
+use super::{Admitted as _, Local, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
 use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::name::MachineName;
@@ -34,20 +34,27 @@ pub(crate) fn attend(
     house: &impl House,
 ) {
     let mut requests = BufReader::new(SpinRead::new(process));
-    let mut running = AdmittedCalls::default();
+    let (mut running, mut last) = (HashMap::new(), 0);
     while let Ok(request) = receive(&mut requests, REQUEST_MAX) {
         let answer = match request {
             MonitorRequest::Policy => policy(caller, live),
-            MonitorRequest::Admit(call) => Response::Admit(running.admit(*call, local)),
+            MonitorRequest::Admit(call) => {
+                let admitted = local.admit_local(truncate_fields(*call));
+                Response::Admit(admitted.map(|call| {
+                    last += 1;
+                    running.insert(last, call);
+                    last
+                }))
+            }
             MonitorRequest::Ended {
                 place,
                 outcome,
                 bytes_out,
-            } => match running.places.remove(&place) {
+            } => match running.remove(&place) {
                 Some(call) => done(Box::new(call).ended(outcome, bytes_out)),
                 None => return,
             },
-            MonitorRequest::Abandoned { place } => match running.places.remove(&place).map(drop) {
+            MonitorRequest::Abandoned { place } => match running.remove(&place).map(drop) {
                 Some(()) => Response::Done,
                 None => return,
             },
@@ -81,22 +88,6 @@ pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &Po
         if send(helper, &policy(caller, live)).is_err() {
             return;
         }
-    }
-}
-
-/// The running calls of a process.
-#[derive(Default)]
-struct AdmittedCalls {
-    last: u64,
-    places: HashMap<u64, LocalCall>,
-}
-
-impl AdmittedCalls {
-    fn admit(&mut self, line: Call, local: &Local) -> Result<u64, AdmitError> {
-        let place = local.admit_local(truncate_fields(line))?;
-        self.last += 1;
-        self.places.insert(self.last, place);
-        Ok(self.last)
     }
 }
 

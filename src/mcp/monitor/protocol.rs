@@ -20,9 +20,9 @@ use crate::services::Services;
 use crate::tool::Resource;
 
 /// Maximum length of a request, in bytes: the line of a call has bounded names and reasons.
-pub(super) const REQUEST_MAX: usize = 64 * 1024;
+pub(super) const REQUEST_MAX: u32 = 64 * 1024;
 /// Maximum length of a response, in bytes: one consumer's services, from a file of at most 16 MiB.
-pub(super) const RESPONSE_MAX: usize = 32 * 1024 * 1024;
+pub(super) const RESPONSE_MAX: u32 = 32 * 1024 * 1024;
 
 /// A worker's requests to its server.
 #[derive(Debug, Serialize, Deserialize)]
@@ -130,9 +130,6 @@ impl<S: AsFd> Read for SpinRead<S> {
     }
 }
 
-/// The length in front of a message.
-type Length = u32;
-
 /// Sends a message.
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     to.write_all(&framed(message)?)
@@ -157,22 +154,21 @@ pub(super) fn send_with(
 
 /// Encodes a message behind its length. Fails if it is too long.
 pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; size_of::<Length>()];
+    let mut bytes = vec![0; size_of::<u32>()];
     serde_json::to_writer(&mut bytes, message)?;
-    let length = Length::try_from(bytes.len() - size_of::<Length>()).map_err(io::Error::other)?;
-    bytes
-        .iter_mut()
-        .zip(length.to_le_bytes())
-        .for_each(|(byte, of_length)| *byte = of_length);
+    let length = u32::try_from(bytes.len() - size_of::<u32>()).map_err(io::Error::other)?;
+    if let Some(prefix) = bytes.first_chunk_mut() {
+        *prefix = length.to_le_bytes();
+    }
     Ok(bytes)
 }
 
 /// Receives a message of at most `max` bytes. Fails at the end of the stream, and on a message that is too long or of another type.
-pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, max: usize) -> io::Result<T> {
-    let mut length = [0; size_of::<Length>()];
+pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, max: u32) -> io::Result<T> {
+    let mut length = [0; size_of::<u32>()];
     from.read_exact(&mut length)?;
-    let length = Length::from_le_bytes(length);
-    if usize::try_from(length).is_ok_and(|length| length > max) {
+    let length = u32::from_le_bytes(length);
+    if length > max {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut bytes = Vec::new();

@@ -105,7 +105,7 @@ impl RemoteMonitor {
         let first = read()?.policy;
         Ok(Self {
             server,
-            live: PolicyWatcher::with_reader(services, Box::new(read), first, Box::new(|_| {})),
+            live: PolicyWatcher::with_reader(services, Box::new(read), first, Box::new(|_, _| {})),
         })
     }
 

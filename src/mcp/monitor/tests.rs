@@ -42,7 +42,7 @@ impl Bench {
         let live = Arc::new(PolicyWatcher::new(
             &path,
             PolicyWatcher::read(&path).unwrap(),
-            Box::new(|_| {}),
+            Box::new(|_, _| {}),
         ));
         let log = Log::open(&folder.path().join("audit.jsonl")).unwrap();
         let alice = "alice".parse().unwrap();

@@ -1,6 +1,6 @@
 //! Waits for what a call needs, reports its progress meanwhile, and builds the results of tools.
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use rmcp::model::{
     CallToolResult, ContentBlock, ErrorData, MetaObject, ProgressNotificationParam, ProgressToken,
 };
@@ -42,14 +42,14 @@ impl CallProgress<'_> {
                 biased;
                 done = &mut future => {
                     // A report that is on its way goes out before the answer, not after it.
-                    let _ = timeout(LAST_REPORT, sent(&mut report)).await;
+                    let _ = timeout(LAST_REPORT, OptionFuture::from(report.as_mut())).await;
                     return Ok(done);
                 }
                 () = self.context.ct.cancelled() => {
                     let ended = "the call was ended before it was done";
                     return Err(ErrorData::internal_error(ended, None));
                 }
-                () = sent(&mut report), if report.is_some() => report = None,
+                _ = OptionFuture::from(report.as_mut()), if report.is_some() => report = None,
                 _ = ticks.tick(), if token.is_some() && report.is_none() => {
                     report = token.clone().map(|token| self.report(token));
                 }
@@ -66,13 +66,6 @@ impl CallProgress<'_> {
             // A connection that has ended ends the call by itself.
             let _ = self.context.peer.notify_progress(progress).await;
         })
-    }
-}
-
-/// Waits until a report is written.
-async fn sent(report: &mut Option<BoxFuture<'_, ()>>) {
-    if let Some(report) = report {
-        report.await;
     }
 }
 

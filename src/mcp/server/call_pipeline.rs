@@ -22,7 +22,7 @@ use crate::catalogue::check_some;
 use crate::limits::CALL_TIME;
 use crate::mcp::concurrency::{LimitKind, Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
-use crate::mcp::monitor::{AdmitError, Admitted, LogError};
+use crate::mcp::monitor::{AdmitError, Admitted};
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
@@ -84,15 +84,6 @@ struct OwnCall<'a> {
     // Dropped first: its place is free before a call that waits for it looks.
     admitted: Box<dyn Admitted>,
     count: OwnCount<'a>,
-}
-
-impl OwnCall<'_> {
-    /// Frees the place of the call and logs how it ended.
-    fn ended(self, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
-        let logged = self.admitted.ended(outcome, bytes_out);
-        drop(self.count);
-        logged
-    }
 }
 
 /// Counts a call among those of its connection until dropped.
@@ -188,7 +179,7 @@ impl<'a> CallPipeline<'a> {
     }
 
     async fn run(&self) -> Result<Answer, Answer> {
-        let server = &self.connection.server;
+        let ConnectionState { server, flight, .. } = self.connection;
         let policy = server.shared.monitor.policy();
         let grant = self
             .decide(&policy)
@@ -206,12 +197,12 @@ impl<'a> CallPipeline<'a> {
         }
         let (outcome, result) = self.run_tool(&grant, max_time).await;
         let bytes_out = result.as_ref().map_or(0, text_bytes);
-        let logged = call.ended(outcome, bytes_out);
+        let logged = call.admitted.ended(outcome, bytes_out);
+        drop(call.count);
         logged.map_err(|_| Err(unlogged(true)))?;
         let left = usize::try_from(bytes_out).unwrap_or(usize::MAX);
         if let Some(memory) = memory.and_then(|memory| memory.shrink(left.saturating_mul(2))) {
-            let id = &self.progress.context.id;
-            self.connection.flight.keep_memory(id, memory);
+            flight.keep_memory(&self.progress.context.id, memory);
         }
         Ok(result)
     }
@@ -231,20 +222,18 @@ impl<'a> CallPipeline<'a> {
     /// Waits for a slot among the running tools, and for the memory of an answer that may be large. Fails when the call is
     /// cancelled.
     async fn reserve(&self, grant: &Grant) -> Result<Option<MemoryPermit>, ErrorData> {
-        let server = &self.connection.server;
+        let ConnectionState { server, flight, .. } = self.connection;
         let slots = slots_of(grant.tool()).min(server.limits.running);
         let slot = Arc::clone(&self.connection.slots).acquire_many_owned(slots);
         // The semaphore is never closed.
         if let Ok(slot) = self.progress.wait_for(slot).await? {
-            let id = &self.progress.context.id;
-            self.connection.flight.keep_slot(id, slot);
+            flight.keep_slot(&self.progress.context.id, slot);
         }
         let bytes = tool::largest_answer(grant, self.copies());
         match &server.throttle {
             // A short answer is not counted.
             Some(throttle) if bytes > SHORT => {
-                let memory = self.progress.wait_for(throttle.answer(bytes)).await?;
-                Ok(memory.ok())
+                Ok(self.progress.wait_for(throttle.answer(bytes)).await?.ok())
             }
             _ => Ok(None),
         }
@@ -307,15 +296,11 @@ impl<'a> CallPipeline<'a> {
 
     /// Runs the tool, here or in a helper.
     async fn tool(&self, grant: &Grant) -> Result<ToolOutcome, ToolError> {
-        if let Some(helpers) = &self.connection.helpers
-            && let Some(result) = helpers.run(grant, self.copies()).await
-        {
-            return result;
+        let (connection, copies) = (self.connection, self.copies());
+        match &connection.helpers {
+            Some(helpers) if helpers.runs(grant.tool()) => helpers.run(grant, copies).await,
+            _ => (connection.server.run)(grant, &connection.session, copies).await,
         }
-        let ConnectionState {
-            server, session, ..
-        } = self.connection;
-        (server.run)(grant, session, self.copies()).await
     }
 
     /// Number of copies of a large payload wanted in the answer.

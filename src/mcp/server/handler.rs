@@ -15,7 +15,7 @@ use rmcp::model::{
     ServerCapabilities, ServerConfig, ServerResult, Tool, ToolAnnotations,
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::Server;
 use super::call::fault;
@@ -221,9 +221,9 @@ fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
         .collect();
     let mut meta = MetaObject::new();
     meta.0
-        .insert(TOOL_KEY.to_owned(), Value::from(offer.tool.as_str()));
+        .insert(TOOL_KEY.to_owned(), offer.tool.as_str().into());
     if !base64.is_empty() {
-        meta.0.insert(BASE64_KEY.to_owned(), Value::from(base64));
+        meta.0.insert(BASE64_KEY.to_owned(), base64.into());
     }
     Tool::new(offer.name, words.description, Arc::new(input))
         .with_title(words.title)

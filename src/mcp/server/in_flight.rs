@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rmcp::model::{RequestId, ServerJsonRpcMessage, ServerResult};
+use rmcp::model::{JsonRpcResponse, RequestId, ServerJsonRpcMessage, ServerResult};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::message::AskedRequest;
@@ -66,13 +66,11 @@ impl RequestOutcome {
     pub(super) fn of(answer: &ServerJsonRpcMessage) -> Self {
         match answer {
             ServerJsonRpcMessage::Error(error) => Self::Refused(error.error.code.0),
-            ServerJsonRpcMessage::Response(response) => match &response.result {
-                ServerResult::CallToolResult(result) if result.is_error == Some(true) => {
-                    Self::Failed
-                }
-                _ => Self::Done,
-            },
-            ServerJsonRpcMessage::Request(_) | ServerJsonRpcMessage::Notification(_) => Self::Done,
+            ServerJsonRpcMessage::Response(JsonRpcResponse {
+                result: ServerResult::CallToolResult(result),
+                ..
+            }) if result.is_error == Some(true) => Self::Failed,
+            _ => Self::Done,
         }
     }
 }
@@ -210,9 +208,7 @@ impl InFlightRequests {
         let inner = match message {
             ServerJsonRpcMessage::Response(response) => &response.id,
             ServerJsonRpcMessage::Error(error) => error.id.as_ref()?,
-            ServerJsonRpcMessage::Request(_) | ServerJsonRpcMessage::Notification(_) => {
-                return None;
-            }
+            _ => return None,
         };
         let outer = self.with(inner, |open| (!open.cancelled).then(|| open.id.clone()))??;
         Some((inner.clone(), outer))

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limits::{MEMORY, MEMORY_RESERVED};
+use crate::limits::MEMORY_RESERVED;
 
 /// Minimum for answers, in bytes: one of the largest payload, in its message and in base64.
 const ANSWER_MIN: u64 = 24 * 1024 * 1024;
@@ -30,7 +30,7 @@ pub(crate) trait Lender: Send + Sync {
 }
 
 /// The lender of a server of one caller, whose memory no other needs.
-pub(crate) struct Alone;
+pub(super) struct Alone;
 
 impl Lender for Alone {
     fn borrow(&self) -> bool {
@@ -166,12 +166,6 @@ pub(super) struct Pools {
     pub(super) answers: MemoryPool,
 }
 
-impl Default for Pools {
-    fn default() -> Self {
-        Self::of(MEMORY, Box::new(Alone))
-    }
-}
-
 impl Pools {
     /// Divides a caller's budget in bytes: an eighth for parsed requests, as much again for the process that runs its tools and gets
     /// the same requests, three eighths or the needs of one answer for answers, and the rest for messages.
@@ -197,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::catalogue::ONE_CALL_MAX;
-    use crate::limits::MEMORY_MIN;
+    use crate::limits::{MEMORY, MEMORY_MIN};
 
     const MIB: usize = 1024 * 1024;
 

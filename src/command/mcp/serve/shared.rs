@@ -15,7 +15,7 @@ use crate::mcp::concurrency::ConcurrencyLimiter;
 use crate::mcp::helper::Helpers;
 use crate::mcp::listen::ServerState;
 use crate::mcp::monitor::Monitor;
-use crate::mcp::policy_watcher::{PolicyChange, PolicyError, PolicyWatcher};
+use crate::mcp::policy_watcher::{OnChange, PolicyError, PolicyWatcher};
 use crate::mcp::recorder::{Complain, Recorder};
 use crate::mcp::server::{AnsweredRequest, Observer, RequestOutcome, Shared};
 use crate::services::Services;
@@ -139,13 +139,10 @@ fn broken_policy(error: &PolicyError) -> Failure {
 }
 
 /// Tells of a change of the policy, loudly when it was refused.
-fn on_change(recorder: &Arc<Recorder>, output: &Output) -> crate::mcp::policy_watcher::OnChange {
+fn on_change(recorder: &Arc<Recorder>, output: &Output) -> OnChange {
     let (recorder, output) = (Arc::clone(recorder), output.clone());
-    Box::new(move |change| {
-        let (policy, refused) = match change {
-            PolicyChange::Taken(policy) => (policy, None),
-            PolicyChange::Refused(policy, error) => (policy, Some(error.to_string())),
-        };
+    Box::new(move |policy, error| {
+        let refused = error.map(ToString::to_string);
         match &refused {
             None => output.say(&format!("policy {} is in force", policy.digest)),
             Some(reason) => output.stderr(&format!(
