@@ -1,7 +1,7 @@
-//! What of MCP anklume speaks: JSON-RPC 2.0, one message a line, `initialize` or `server/discover`,
-//! `ping`, `tools/list`, `tools/call`; and the limits of both ends.
+//! Speaks a part of MCP: JSON-RPC 2.0, one message per line, `initialize` or `server/discover`, `ping`, `tools/list`, `tools/call`.
+//! Holds the limits of both ends.
 //!
-//! Nothing here decides who may call what; that is [`crate::policy`].
+//! Decides no call; that is [`crate::policy`].
 
 pub(crate) mod client;
 pub(crate) mod concurrency;
@@ -22,37 +22,37 @@ use crate::limits;
 
 /// Maximum length of a message that a server or a client reads, in bytes without its newline.
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
-// What the page of limits says is what is read.
+// As documented.
 const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);
-/// Arrays and objects within each other in one message, at most.
+/// Maximum depth of arrays and objects in one message.
 pub(crate) const DEPTH_MAX: usize = 100;
-/// Values (texts, numbers, lists, objects) in one message, at most; no call of a tool needs a hundred.
+/// Maximum number of values (texts, numbers, lists, objects) in one message; no call of a tool needs a hundred.
 pub(crate) const VALUES_MAX: usize = 10_000;
-/// Values in an answer that a client takes apart, at most: a list of a thousand services fits.
+/// Maximum number of values in an answer that a client parses: a list of a thousand services fits.
 pub(crate) const ANSWER_VALUES_MAX: usize = 100_000;
 /// Maximum length of an id of a request, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
-/// Key of a tool's `_meta`: what runs behind a service's name.
+/// Key of a tool's `_meta`: the tool behind a service's name.
 pub(crate) const TOOL_KEY: &str = "anklume/tool";
 /// Key of a tool's `_meta`: its arguments that take bytes, as base64.
 pub(crate) const BASE64_KEY: &str = "anklume/base64";
 /// Key of the `_meta` of a call: true where its client wants a large payload in the text of the result alone.
 pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
-/// Key of the `_meta` of a result that is no tool's but the policy's.
+/// Key of the `_meta` of a result that comes from the policy and not from a tool.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";
-/// The policy refuses an argument.
+/// Its value where the policy refuses an argument.
 pub(crate) const REFUSED: &str = "refused";
 
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
-    /// Longest request, in bytes without its newline, where no service sets another.
+    /// Maximum length of a request, in bytes without its newline, where no service sets another.
     pub(crate) line: usize,
     /// Requests that are read and not answered yet; beyond it nothing more is read.
     pub(crate) in_flight: usize,
     /// Bytes of those requests; beyond it nothing more is read.
     pub(crate) in_flight_bytes: usize,
-    /// Places for tools that run; each holds its own until its answer is written.
+    /// Slots for running tools; each tool keeps its own until its answer is written.
     pub(crate) running: u32,
     /// Time that the running calls get after the last request.
     pub(crate) drain: Duration,
@@ -63,7 +63,6 @@ pub(crate) struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The limits of a server that is told nothing else.
     pub(crate) const DEFAULT: Self = Self {
         line: LINE_MAX,
         in_flight: limits::IN_FLIGHT_CONNECTION,

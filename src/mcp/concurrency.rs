@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 
-/// Time until a caller asks again for a place in flight or a connection: nobody knows when one will be free.
+/// Time until a caller tries again to run a call or to connect, for it is unknown when it can.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The scope of a limit. A service with a value of its own is counted separately.
@@ -23,7 +23,7 @@ struct Scope {
 /// The kind of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LimitKind {
-    /// On what runs at once.
+    /// On calls or connections at once.
     AtOnce,
     /// On the calls of a minute.
     Minute,
@@ -32,9 +32,7 @@ pub(crate) enum LimitKind {
 /// The reason why a call cannot run now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Overloaded {
-    /// The kind of the limit that was reached.
     pub(crate) kind: LimitKind,
-    /// The limit in words.
     pub(crate) limit: String,
     /// Time until the caller may try again.
     pub(crate) retry_after: Duration,
@@ -185,7 +183,6 @@ const SECONDS: usize = 61;
 struct Minute {
     /// Calls in each second; those of second `n` are at `n` modulo [`SECONDS`].
     counts: [u32; SECONDS],
-    /// The current second.
     now: u64,
 }
 
@@ -354,11 +351,11 @@ mod tests {
             for step in steps {
                 now += step;
                 if let Some(wait) = minute.wait(limit, at(now)) {
-                    // Whoever waits so long gets in, and whoever waits a little less does not.
+                    // A call that waits so long runs, and one that waits a little less does not.
                     let free = at(now) + wait;
                     prop_assert!(minute.clone().wait(limit, free).is_none());
                     prop_assert!(minute.clone().wait(limit, free.saturating_sub(at(1))).is_some());
-                    // No later than a second after there is room.
+                    // No later than a second after the limit allows it.
                     let before = calls.iter().filter(|call| at(**call + 61_000) > free).count();
                     prop_assert!(before >= limit as usize - 1);
                 } else {

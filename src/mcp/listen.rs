@@ -139,7 +139,7 @@ impl Listening {
         let mut known = Vec::new();
         loop {
             tokio::select! {
-                () = self.stop.gently.cancelled() => break,
+                () = self.stop.graceful.cancelled() => break,
                 _ = ticks.tick() => {
                     self.state.recorder.count();
                     // What could be done is; the next tick tries the rest again.
@@ -186,8 +186,8 @@ impl Listening {
                 return true;
             }
             door.close.cancel();
-            door.connections.gently.cancel();
-            door.connections.now.cancel();
+            door.connections.graceful.cancel();
+            door.connections.immediate.cancel();
             gone.insert(name.clone());
             false
         });
@@ -210,13 +210,7 @@ impl Listening {
     ) -> Result<ConsumerSocket, FolderError> {
         let listener = self.folder.bind(name)?;
         let old = self.doors.get(name);
-        let connections = old.map_or_else(
-            || Shutdown {
-                gently: self.stop.gently.child_token(),
-                now: self.stop.now.child_token(),
-            },
-            |door| door.connections.clone(),
-        );
+        let connections = old.map_or_else(|| self.stop.child(), |door| door.connections.clone());
         let opened = self.open(name, listener, connections, tasks);
         match opened {
             Ok(door) => {
@@ -307,7 +301,7 @@ impl Listening {
         }
         let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
         if timeout(END, ended(&mut tasks)).await.is_err() {
-            self.stop.now.cancel();
+            self.stop.immediate.cancel();
             let _ = timeout(LAST, ended(&mut tasks)).await;
         }
         self.folder.clear()

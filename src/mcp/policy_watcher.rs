@@ -20,12 +20,10 @@ const UNSETTLED: Duration = Duration::from_millis(100);
 /// The name of a machine without a services file.
 const NAMELESS: &str = "unnamed";
 
-/// A policy, and the digest by which it is known.
+/// A policy, and its digest.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    /// The services.
     pub(crate) services: Services,
-    /// Their digest.
     pub(crate) digest: String,
 }
 
@@ -44,23 +42,13 @@ impl Policy {
 pub(crate) enum PolicyError {
     /// It cannot be read.
     #[error("the services file `{}` cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// It is too large.
     #[error("the services file `{}` has more than {FILE_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
     /// Its content is not a policy.
     #[error("the services file `{}` is refused: {fault}", path.display())]
-    Fault {
-        /// The file.
-        path: PathBuf,
-        /// Its fault.
-        fault: ServicesFault,
-    },
+    Fault { path: PathBuf, fault: ServicesFault },
 }
 
 /// Receives every change: the policy in force, and the error of a new file that was refused.
@@ -68,7 +56,6 @@ pub(crate) type OnChange = Box<dyn Fn(&Policy, Option<&PolicyError>) + Send + Sy
 
 /// A policy that was read just now.
 pub(crate) struct Loaded {
-    /// The policy.
     pub(crate) policy: Arc<Policy>,
     /// True if it may be kept until the file changes.
     pub(crate) settled: bool,

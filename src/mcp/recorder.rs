@@ -26,7 +26,7 @@ pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// The log that is opened when there is something to write; `None`: only `log` is written, if anything.
+    /// The path of a log that each write tries to open until it can; `None`: no other log than `log` is written.
     path: Option<PathBuf>,
     /// The log, once it could be opened.
     log: OnceLock<Log>,
@@ -142,7 +142,7 @@ impl Recorder {
     /// The same at a given time since the recorder was made.
     fn count_at(&self, now: Duration) {
         let due = self.floods().due(now);
-        // Notices that the log can be written again, also when nobody calls.
+        // Notices that the log can be written again, also without a call.
         if self.trouble().is_some() || !self.kept().is_empty() {
             let ready = self.ready(self.running.load(Ordering::Relaxed));
             self.note(&ready);
@@ -172,14 +172,14 @@ impl Recorder {
         lines.collect()
     }
 
-    /// Seals the digest of a call's arguments; where there is no log it is left out.
+    /// Seals the digest of a call's arguments; leaves it out without a log.
     fn seal(&self, call: &mut Call) {
         let log = self.log().ok().flatten();
         let sealed = log.map(|log| log.key().seal(call.arguments.raw()));
         call.arguments = sealed.unwrap_or_default().into();
     }
 
-    /// Returns the log; `None` where there is none.
+    /// Returns the log, if this server has one.
     fn log(&self) -> Result<Option<&Log>, AuditError> {
         if let (None, Some(path)) = (self.log.get(), &self.path) {
             // Another thread may have opened it as well.

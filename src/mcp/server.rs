@@ -23,12 +23,11 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{MESSAGE_BYTES, STOP_TIME};
+use crate::limits::STOP_TIME;
 use crate::mcp::ConnectionLimits;
 use crate::mcp::framing::Longest;
 use crate::mcp::helper::Helpers;
 use crate::mcp::monitor::Monitor;
-use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
@@ -39,7 +38,7 @@ use transport::ServerTransport;
 
 /// Receives each answer that was written.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
-/// Runs a grant: [`tool::run`], except in tests of what a tool can do to its server.
+/// Runs a grant: [`tool::run`], except in tests.
 type ServerRun =
     Arc<dyn for<'a> Fn(&'a Grant, &'a ToolSession, Copies) -> RunningServer<'a> + Send + Sync>;
 /// A running tool.
@@ -49,9 +48,19 @@ type RunningServer<'a> = BoxFuture<'a, Result<ToolOutcome, ToolError>>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
     /// Read no more requests; the running calls are answered first, within [`ConnectionLimits::stop`].
-    pub(crate) gently: CancellationToken,
+    pub(crate) graceful: CancellationToken,
     /// End the running calls as well; they are answered with an error.
-    pub(crate) now: CancellationToken,
+    pub(crate) immediate: CancellationToken,
+}
+
+impl Shutdown {
+    /// Returns a shutdown that can begin by itself, and begins with this one.
+    pub(crate) fn child(&self) -> Self {
+        Self {
+            graceful: self.graceful.child_token(),
+            immediate: self.immediate.child_token(),
+        }
+    }
 }
 
 /// State shared by all connections of a caller.
@@ -119,40 +128,33 @@ impl Server {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let flight = Arc::new(InFlightRequests::default());
-        let now = stop.now.clone();
+        let immediate = stop.immediate.clone();
         let transport =
             ServerTransport::new(reader, writer, Arc::clone(&flight), self.clone(), stop);
         let guard = PanicGuard::new(self, flight);
-        // Not `serve`: it ends a connection whose first message is none that it expects, and `tools/list` by hand is one.
-        let running = rmcp::service::serve_directly_with_ct(guard, transport, None, now);
+        // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` by hand.
+        let running = rmcp::service::serve_directly_with_ct(guard, transport, None, immediate);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }
 
-    /// Maximum length of a request, in bytes, by the policy in force when the request begins.
+    /// Maximum length of a request, in bytes, by the policy in force when the request begins: the largest of the caller's services,
+    /// for the service that a request names is known only after it is read.
     fn max_line(&self) -> Longest {
-        let (caller, shared, default) = (
-            self.caller.clone(),
-            Arc::clone(&self.shared),
-            self.limits.line,
-        );
-        Longest::by(move || max_message(&caller, &shared.monitor.policy()).unwrap_or(default))
+        let default = self.limits.line;
+        let Caller::Consumer(name) = self.caller.clone() else {
+            return default.into();
+        };
+        let shared = Arc::clone(&self.shared);
+        Longest::by(move || {
+            let policy = shared.monitor.policy();
+            let services = policy.services.services.iter();
+            let served = services.filter(|service| service.serves(&name));
+            let bytes = served.filter_map(|service| match service.limits.message_bytes {
+                Some(bytes) => usize::try_from(bytes).ok(),
+                None => Some(default),
+            });
+            bytes.max().unwrap_or(default)
+        })
     }
-}
-
-/// Returns the maximum message length that the caller's services set, if any does: the service that a message names is known only
-/// after it is read.
-fn max_message(caller: &Caller, policy: &Policy) -> Option<usize> {
-    let Caller::Consumer(name) = caller else {
-        return None;
-    };
-    let services = policy.services.services.iter();
-    let served = services.filter(|service| service.serves(name));
-    let set = served.map(|service| service.limits.message_bytes);
-    let max = set.reduce(|max, next| match (max, next) {
-        (Some(one), Some(other)) => Some(one.max(other)),
-        // A service that sets nothing allows the default.
-        (one, other) => Some(one.or(other)?.max(MESSAGE_BYTES)),
-    })??;
-    usize::try_from(max).ok()
 }

@@ -33,7 +33,6 @@ const CONNECTION: u32 = 5;
 pub(crate) const SHORT: usize = 16 * 1024;
 
 /// The throttle of one caller, over all its connections.
-#[derive(Debug)]
 pub(crate) struct ReadThrottle {
     memory: Pools,
     /// When all that was read so far would be done, at one message per [`MESSAGE`].
@@ -100,7 +99,6 @@ fn cost(bytes: usize) -> Duration {
 pub(crate) type HeldLine = (Line, Option<MemoryPermit>);
 
 /// The lines of a connection, each when it is its turn.
-#[derive(Debug)]
 pub(crate) struct ThrottledLines<R> {
     lines: Lines<R>,
     /// The memory of a long line that is unfinished, and when the rest of it began to be read.
@@ -220,7 +218,7 @@ mod tests {
         }
         assert_eq!(throttle.turn(cost(10), now), now + MESSAGE);
         assert_eq!(throttle.turn(cost(10), now), now + 2 * MESSAGE);
-        // Whoever stops for a while has the whole burst again, and no more.
+        // A caller that stops for a while has the whole burst again, and no more.
         let later = now + 2 * AT_ONCE;
         for _ in 0..=burst {
             assert_eq!(throttle.turn(cost(10), later), later);
@@ -315,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_that_waits_for_its_turn_is_not_lost_when_the_wait_is_dropped() {
         let throttle = Arc::new(ReadThrottle::default());
-        // Beyond what is read at once: from here on every line waits.
+        // The burst is used up: from here on every line waits.
         while throttle.message(0) <= Instant::now() {}
         let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
         let text = expected.join("\n");
@@ -328,7 +326,7 @@ mod tests {
             };
             match line.unwrap() {
                 Some((Line::Whole(line), _)) => read.push(String::from_utf8(line).unwrap()),
-                Some(long) => panic!("{long:?}"),
+                Some((long, _)) => panic!("{long:?}"),
                 None => break,
             }
         }

@@ -55,9 +55,7 @@ pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) ->
 
 /// Accepts the connections of one consumer.
 pub(crate) struct Acceptor {
-    /// The consumer.
     pub(crate) caller: MachineName,
-    /// Its socket.
     pub(crate) listener: UnixListener,
     /// State shared by its connections.
     pub(crate) shared: Arc<Shared>,
@@ -80,7 +78,7 @@ impl Acceptor {
             };
             tokio::select! {
                 () = close.cancelled() => break,
-                () = self.connections.gently.cancelled() => break,
+                () = self.connections.graceful.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
                 // A new process serves the next connection, without the memory that this one has kept.
@@ -91,11 +89,11 @@ impl Acceptor {
                     let max = self.max();
                     match accepted {
                         Ok((stream, _)) if served.len() < max => {
-                            served.spawn(serve(self.server(), stream, self.stop()));
+                            served.spawn(serve(self.server(), stream, self.connections.child()));
                         }
                         Ok((stream, _)) => {
                             let server = self.server().over_limit(max);
-                            turned_away.spawn(turn_away(server, stream, self.stop()));
+                            turned_away.spawn(turn_away(server, stream, self.connections.child()));
                         }
                         Err(_) => sleep(ACCEPT_PAUSE).await,
                     }
@@ -110,14 +108,6 @@ impl Acceptor {
     fn server(&self) -> Server {
         let (shared, throttle) = (Arc::clone(&self.shared), Arc::clone(&self.throttle));
         Server::of_consumer(self.caller.clone(), shared, throttle)
-    }
-
-    /// Each connection ends by itself; [`Acceptor::connections`] ends all of them.
-    fn stop(&self) -> Shutdown {
-        Shutdown {
-            gently: self.connections.gently.child_token(),
-            now: self.connections.now.child_token(),
-        }
     }
 
     /// Maximum number of connections at once by the policy in force: the largest of the caller's services.
@@ -141,7 +131,7 @@ async fn serve(server: Server, stream: UnixStream, stop: Shutdown) {
 async fn turn_away(server: Server, stream: UnixStream, stop: Shutdown) {
     let mut serving = pin!(serve(server, stream, stop.clone()));
     if timeout(FIRST_REQUEST, &mut serving).await.is_err() {
-        stop.now.cancel();
+        stop.immediate.cancel();
         serving.await;
     }
 }

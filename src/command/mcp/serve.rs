@@ -312,7 +312,7 @@ pub(super) fn stop_on_signal() -> anyhow::Result<Shutdown> {
 }
 
 async fn end_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Shutdown) {
-    for end in [&stop.gently, &stop.now] {
+    for end in [&stop.graceful, &stop.immediate] {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -40,8 +40,8 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
     let (without_server, ends) = (lost.clone(), stop.clone());
     let monitor = RemoteMonitor::new(server.into(), &args.services, move || {
         without_server.cancel();
-        ends.gently.cancel();
-        ends.now.cancel();
+        ends.graceful.cancel();
+        ends.immediate.cancel();
     })?;
     let mut settings = shared::settings()?;
     let policy = monitor.policy();
@@ -121,8 +121,8 @@ fn orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     let close = CancellationToken::new();
     let orders = [
         (STOP_ACCEPTING, vec![close.clone()]),
-        (DRAIN, vec![stop.gently.clone()]),
-        (ABORT, vec![stop.gently.clone(), stop.now.clone()]),
+        (DRAIN, vec![stop.graceful.clone()]),
+        (ABORT, vec![stop.graceful.clone(), stop.immediate.clone()]),
     ];
     for (order, tokens) in orders {
         let mut given = signal(SignalKind::from_raw(order.as_raw()))?;

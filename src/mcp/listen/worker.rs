@@ -91,7 +91,7 @@ impl WorkerSupervisor {
     async fn closed(&self) {
         tokio::select! {
             () = self.close.cancelled() => {}
-            () = self.connections.gently.cancelled() => {}
+            () = self.connections.graceful.cancelled() => {}
         }
     }
 
@@ -145,8 +145,8 @@ impl WorkerSupervisor {
         failures.clear(&caller);
         let orders = [
             (close, worker::STOP_ACCEPTING),
-            (connections.gently, worker::DRAIN),
-            (connections.now, worker::ABORT),
+            (connections.graceful, worker::DRAIN),
+            (connections.immediate, worker::ABORT),
         ];
         for (given, signal) in orders {
             tokio::select! {

@@ -5,7 +5,7 @@ use std::io::{self, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send, send_with};
+use super::protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send};
 use super::{Admitted as _, Local, LogError, Monitor as _};
 use crate::audit::{Call, bounded, bounded_reason};
 use crate::mcp::policy_watcher::PolicyWatcher;
@@ -36,6 +36,7 @@ pub(crate) fn attend(
     let mut requests = BufReader::new(SpinRead::new(process));
     let (mut running, mut last) = (HashMap::new(), 0);
     while let Ok(request) = receive(&mut requests, REQUEST_MAX) {
+        let mut helper = None;
         let answer = match request {
             MonitorRequest::Policy => policy(caller, live),
             MonitorRequest::Admit(call) => {
@@ -66,16 +67,13 @@ pub(crate) fn attend(
             }
             MonitorRequest::Helper(resource) => match house.start(resource) {
                 Ok(socket) => {
-                    let started = Response::Helper(Ok(()));
-                    if send_with(process, &started, socket.as_fd()).is_err() {
-                        return;
-                    }
-                    continue;
+                    helper = Some(socket);
+                    Response::Helper(Ok(()))
                 }
                 Err(why) => Response::Helper(Err(why.to_string())),
             },
         };
-        if send(process, &answer).is_err() {
+        if send(process, &answer, helper.as_ref().map(OwnedFd::as_fd)).is_err() {
             return;
         }
     }
@@ -85,7 +83,7 @@ pub(crate) fn attend(
 pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &PolicyWatcher) {
     let mut requests = BufReader::new(SpinRead::new(helper));
     while let Ok(MonitorRequest::Policy) = receive(&mut requests, REQUEST_MAX) {
-        if send(helper, &policy(caller, live)).is_err() {
+        if send(helper, &policy(caller, live), None).is_err() {
             return;
         }
     }

@@ -29,20 +29,17 @@ pub(super) const RESPONSE_MAX: u32 = 32 * 1024 * 1024;
 pub(super) enum MonitorRequest {
     /// Send the policy in force.
     Policy,
-    /// Admit this call.
     Admit(Box<Call>),
     /// Log how this call ended; its answer leaves afterwards.
     Ended {
-        /// The place that it was given.
+        /// Its place in [`Response::Admit`].
         place: u64,
-        /// Its end.
         outcome: Outcome,
         /// Bytes of its answer.
         bytes_out: u64,
     },
     /// Log that this call ended with its connection.
     Abandoned {
-        /// The place that it was given.
         place: u64,
     },
     /// Log a call that did not run.
@@ -58,7 +55,6 @@ pub(super) enum MonitorRequest {
 /// The server's response.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
-    /// The policy in force.
     Policy {
         /// The part that concerns this consumer.
         services: Services,
@@ -75,7 +71,6 @@ pub(super) enum Response {
     Lent(bool),
     /// The socket to the helper comes with this message, or the helper could not be started.
     Helper(Result<(), String>),
-    /// It is done.
     Done,
 }
 
@@ -84,7 +79,6 @@ const SPIN: Duration = Duration::from_micros(100);
 
 /// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that a message brings.
 pub(super) struct SpinRead<S> {
-    /// The socket.
     pub(super) socket: S,
     brought: Option<OwnedFd>,
 }
@@ -130,25 +124,23 @@ impl<S: AsFd> Read for SpinRead<S> {
     }
 }
 
-/// Sends a message.
-pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
-    to.write_all(&framed(message)?)
-}
-
-/// Sends a short message with a descriptor.
-pub(super) fn send_with(
+/// Sends a message, with a descriptor if it is short.
+pub(super) fn send(
     mut to: &UnixStream,
     message: &impl Serialize,
-    brought: BorrowedFd<'_>,
+    descriptor: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
     let bytes = framed(message)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut descriptors = SendAncillaryBuffer::new(&mut space);
-    let brought = [brought];
-    descriptors.push(SendAncillaryMessage::ScmRights(&brought));
-    let slice = [IoSlice::new(&bytes)];
-    let sent = sendmsg(to, &slice, &mut descriptors, SendFlags::NOSIGNAL)?;
-    // The descriptor goes with the first byte.
+    let mut sent = 0;
+    if let Some(descriptor) = descriptor {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut descriptors = SendAncillaryBuffer::new(&mut space);
+        let one = [descriptor];
+        descriptors.push(SendAncillaryMessage::ScmRights(&one));
+        // The descriptor goes with the first byte.
+        let slice = [IoSlice::new(&bytes)];
+        sent = sendmsg(to, &slice, &mut descriptors, SendFlags::NOSIGNAL)?;
+    }
     to.write_all(bytes.get(sent..).unwrap_or_default())
 }
 

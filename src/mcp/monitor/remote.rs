@@ -23,7 +23,7 @@ struct ServerSocket {
 impl ServerSocket {
     fn ask(&self, request: &MonitorRequest) -> io::Result<Response> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = send(&socket.get_ref().socket, request)
+        let answer = send(&socket.get_ref().socket, request, None)
             .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
             // Half a response may be left in it.

@@ -1,4 +1,4 @@
-//! A consumer's process and its server, as two ends of a socket: what the one asks, and what the log says of it.
+//! Tests a consumer's process and its server as two ends of a socket: requests, and their lines of the log.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -89,7 +89,7 @@ impl Bench {
     }
 }
 
-/// A line that says of everything but its service what nobody should believe.
+/// A line in which every field but the service is false.
 fn line(service: &str, policy: &str) -> Call {
     Call {
         id: "1".into(),
@@ -201,7 +201,7 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
             br#"{"Left":{"place":18446744073709}}"#[..30].to_vec(),
         ]
         .concat(),
-        // A place that nobody was given.
+        // A place that was given to no call.
         [long(20), br#"{"Left":{"place":3}}"#.to_vec()].concat(),
     ];
     for bytes in unfit {

@@ -1,4 +1,4 @@
-//! Tests what happens to lines that cannot be written in time.
+//! Tests lines that cannot be written in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::audit::Verdict;
 use crate::audit::chain::{ReadLine, read};
 use crate::audit::flood::WINDOW;
 
-/// A log in a folder that may go away, and who writes it.
+/// A log in a folder that may go away, and its recorder.
 struct Bench {
     folder: tempfile::TempDir,
     recorder: Arc<Recorder>,

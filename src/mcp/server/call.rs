@@ -1,4 +1,4 @@
-//! Waits for what a call needs, reports its progress meanwhile, and builds the results of tools.
+//! Waits on behalf of a call and reports its progress meanwhile; builds the results of tools.
 
 use futures_util::future::{BoxFuture, OptionFuture};
 use rmcp::model::{

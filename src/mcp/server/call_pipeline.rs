@@ -45,7 +45,7 @@ impl From<Overloaded> for ErrorData {
 }
 
 /// The running calls of one connection, by service: a call beyond the limit waits for them instead of being told "overloaded".
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct OwnCalls {
     running: Mutex<HashMap<String, usize>>,
     ended: Notify,

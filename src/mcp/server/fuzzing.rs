@@ -1,4 +1,4 @@
-//! Feeds one connection any bytes and checks what must hold for all of them. For the fuzzer, and for a test of its seeds.
+//! Feeds one connection any bytes and checks that it ends and answers in JSON-RPC. For the fuzzer, and for a test of its seeds.
 
 #![expect(clippy::panic, reason = "a violation stops the fuzzer")]
 

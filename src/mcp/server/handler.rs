@@ -89,8 +89,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let answer = self.negotiate_initialize(&request)?;
-        // Later requests are answered by the version agreed on. Nothing else is kept: a client may say as much of itself as
-        // it likes.
+        // Later requests are answered by the version agreed on. Nothing else is kept: a client may describe itself at any length.
         let mut peer_info = InitializeRequestParams::default();
         peer_info.protocol_version = answer.protocol_version.clone();
         context.peer.set_peer_info(peer_info);

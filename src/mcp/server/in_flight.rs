@@ -15,20 +15,19 @@ use crate::mcp::ConnectionLimits;
 use crate::mcp::throttle::MemoryPermit;
 
 /// The requests in flight.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct InFlightRequests {
     requests: Mutex<Requests>,
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Requests {
     last: i64,
     open: BTreeMap<i64, OpenRequest>,
 }
 
 /// One request in flight.
-#[derive(Debug)]
 struct OpenRequest {
     /// The client's id, as long as it is taken.
     id: Option<RequestId>,
@@ -45,7 +44,7 @@ struct OpenRequest {
 }
 
 /// Memory of a request and of its answer, and the slot of its tool: freed when the answer is written.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Held {
     memory: Vec<MemoryPermit>,
     slot: Option<OwnedSemaphorePermit>,
@@ -80,7 +79,6 @@ impl RequestOutcome {
 pub(crate) struct AnsweredRequest {
     /// The request, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
-    /// Its outcome.
     pub(crate) outcome: RequestOutcome,
     /// From the request's last byte read to the answer's last byte written.
     pub(crate) took: Duration,
@@ -90,7 +88,7 @@ pub(crate) struct AnsweredRequest {
     pub(crate) bytes_out: usize,
 }
 
-/// A request that is being handled; marked as handled when dropped, whatever became of it.
+/// A request that is being handled; marked as handled when dropped.
 pub(super) struct Handling<'a> {
     flight: &'a InFlightRequests,
     inner: RequestId,
@@ -193,7 +191,7 @@ impl InFlightRequests {
         self.with(inner, |open| open.held.memory.push(memory));
     }
 
-    /// Takes what an answer holds until it is written.
+    /// Takes the resources that an answer holds until it is written.
     pub(super) fn take_held(&self, inner: &RequestId) -> Held {
         self.with(inner, |open| std::mem::take(&mut open.held))
             .unwrap_or_default()
@@ -241,7 +239,7 @@ impl InFlightRequests {
     }
 
     /// Waits until one more request may be read.
-    pub(super) async fn has_room(&self, limits: &ConnectionLimits) {
+    pub(super) async fn wait_for_room(&self, limits: &ConnectionLimits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
             requests.open.len() < limits.in_flight && bytes < limits.in_flight_bytes
@@ -250,7 +248,7 @@ impl InFlightRequests {
     }
 
     /// Waits until every request is answered.
-    pub(super) async fn is_empty(&self) {
+    pub(super) async fn wait_until_empty(&self) {
         self.until(|requests| requests.open.is_empty()).await;
     }
 

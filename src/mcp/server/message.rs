@@ -167,7 +167,7 @@ pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 
-/// Checks the members and keeps the version alone: a client may say of itself what it likes, as long as it likes.
+/// Checks the members and keeps the version alone: a client may describe itself at any length.
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
     /// Maximum length of a version, in bytes; each existing one has ten.
     const VERSION_MAX: usize = 64;

@@ -1,4 +1,4 @@
-//! What a peer, a tool and an end can do to a connection, with tools that do as the test says.
+//! Tests a connection against its peer, its tools and its end, with tools defined by the test.
 
 mod relayed;
 mod renewed;
@@ -15,6 +15,7 @@ use super::*;
 use crate::mcp::concurrency::ConcurrencyLimiter;
 use crate::mcp::framing::{Line, Lines};
 use crate::mcp::monitor::Local;
+use crate::mcp::policy_watcher::Policy;
 use crate::mcp::recorder::Recorder;
 use crate::name::ToolName;
 use crate::services::{Service, Services};
@@ -61,7 +62,7 @@ impl Peer {
             .await;
         // The ping's answer shows that the call before it is in.
         assert_eq!(self.receive().await["id"], "ping");
-        self.stop.gently.cancel();
+        self.stop.graceful.cancel();
     }
 
     async fn receive(&mut self) -> Value {
@@ -89,7 +90,7 @@ fn call(id: impl Into<Value>, name: &str) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": {"name": name}})
 }
 
-/// A server of the operator, whose tools do as `run` says.
+/// A server of the operator, which runs its tools by `run`.
 fn server(
     run: impl for<'a> Fn(&'a Grant, &'a ToolSession) -> RunningServer<'a> + Send + Sync + 'static,
 ) -> Server {
@@ -122,7 +123,7 @@ fn outcome(text: &str) -> ToolOutcome {
     }
 }
 
-/// A server whose tools wait for a permit of the semaphore and then give their name back.
+/// A server whose tools wait for a permit of the semaphore and then return their name.
 fn waiting() -> (Server, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&permits);
@@ -331,8 +332,8 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(started.load(Ordering::SeqCst) <= limit);
-    // Nobody reads to the end: it comes all the same.
-    peer.stop.now.cancel();
+    // The end comes although no peer reads to it.
+    peer.stop.immediate.cancel();
     (&mut peer.serving).await.unwrap();
     drop(reader);
     writing.abort();

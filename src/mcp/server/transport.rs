@@ -71,7 +71,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// Returns the next line, as soon as there is room for it; `None` when no more are to come.
+    /// Returns the next line, as soon as one more request may be in flight; `None` when no more are to come.
     async fn line(&mut self) -> Option<HeldLine> {
         let mut limits = self.server.limits;
         if self.lines.max() > limits.line {
@@ -79,14 +79,14 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             limits.in_flight_bytes = self.lines.max().saturating_mul(2);
         }
         let next = async {
-            self.flight.has_room(&limits).await;
+            self.flight.wait_for_room(&limits).await;
             self.lines.next().await
         };
         let (line, time_left) = tokio::select! {
             // In this order: once told to end, not one more request is taken.
             biased;
-            () = self.stop.gently.cancelled() => (None, limits.stop),
-            // A stream that fails has ended: there is nobody to tell.
+            () = self.stop.graceful.cancelled() => (None, limits.stop),
+            // A stream that fails has ended, and its peer with it.
             line = next => (line.ok().flatten(), limits.drain),
         };
         if line.is_none() {
@@ -98,20 +98,20 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
     /// Waits for the answers that are still due, at most until the deadline.
     async fn drain(&mut self, deadline: Instant) {
         let stopped = async {
-            self.stop.gently.cancelled().await;
+            self.stop.graceful.cancelled().await;
             sleep(self.server.limits.stop).await;
         };
         tokio::select! {
             biased;
-            () = self.flight.is_empty() => return,
+            () = self.flight.wait_until_empty() => return,
             () = sleep_until(deadline) => {}
             () = stopped => {}
-            () = self.stop.now.cancelled() => {}
+            () = self.stop.immediate.cancelled() => {}
         }
-        self.stop.now.cancel();
+        self.stop.immediate.cancel();
     }
 
-    /// Hands the waiting line to rmcp as soon as there is memory for the parsed request.
+    /// Hands the waiting line to rmcp as soon as memory for the parsed request is free.
     async fn parse_waiting(&mut self) -> Option<ClientJsonRpcMessage> {
         let (line, _) = self.waiting.as_ref()?;
         if let Some(id) = cancellation(line, self.lines.max()) {
@@ -123,7 +123,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             Some(throttle) => tokio::select! {
                 // In this order: once told to end, not one more request is taken.
                 biased;
-                () = self.stop.gently.cancelled() => {
+                () = self.stop.graceful.cancelled() => {
                     self.waiting = None;
                     self.deadline = Some(Instant::now() + self.server.limits.stop);
                     return None;
@@ -245,8 +245,8 @@ where
                 (shared.observer)(&answered);
             }
             if written.is_err() {
-                // Nobody reads any more: end the calls that still run.
-                stop.now.cancel();
+                // No peer reads any more: end the calls that still run.
+                stop.immediate.cancel();
             }
             written
         }

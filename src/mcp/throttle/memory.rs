@@ -4,7 +4,6 @@
 //! Part of the budget is always the caller's ([`MEMORY_RESERVED`]); the rest is borrowed from the server, all of it at once, and
 //! given back when it is not needed. So a caller that has borrowed waits for no other caller.
 
-use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,7 +40,6 @@ impl Lender for Alone {
 }
 
 /// Some of a caller's memory; free again when dropped.
-#[derive(Debug)]
 pub(crate) struct MemoryPermit {
     permit: OwnedSemaphorePermit,
     budget: Arc<MemoryBudget>,
@@ -78,16 +76,10 @@ struct MemoryBudget {
     state: Mutex<MemoryState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct MemoryState {
     used: u64,
     borrowed: bool,
-}
-
-impl fmt::Debug for MemoryBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryBudget").finish_non_exhaustive()
-    }
 }
 
 impl MemoryBudget {
@@ -121,7 +113,6 @@ impl MemoryBudget {
 }
 
 /// A part of the budget, which the connections of a caller share.
-#[derive(Debug)]
 pub(super) struct MemoryPool {
     parts: u64,
     free: Arc<Semaphore>,
@@ -156,7 +147,6 @@ impl MemoryPool {
 }
 
 /// The three parts of a caller's budget.
-#[derive(Debug)]
 pub(super) struct Pools {
     /// Long messages, until they are answered.
     pub(super) long: MemoryPool,
@@ -236,7 +226,7 @@ mod tests {
         let first = pools.long.acquire(10 * MIB).await.unwrap();
         let second = pools.requests.acquire(6 * MIB).await.unwrap();
         assert_eq!(lent(), 0);
-        // Nothing is left: who wants more waits, and gets it when others have given back.
+        // Nothing is left: a request for more waits until others have given back.
         let third = pools.answers.acquire(MIB);
         let mut third = std::pin::pin!(third);
         let waited = tokio::time::timeout(Duration::from_secs(5), &mut third).await;

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
 
-/// Longer than anything here takes; only what hangs meets it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time-out beyond everything here; only a hang meets it.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server whose tools do at once what they are to do.
+/// A server whose tools end at once.
 fn prompt() -> Server {
     server(|_, _| Box::pin(async { Ok(outcome("done")) }))
 }
@@ -43,8 +43,8 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
         gone: || true,
     };
     let mut relay = Relay::new(client);
-    let run = relay.run(Provider { reader, writer }, PATIENCE * 2);
-    let ended = tokio::time::timeout(PATIENCE, run).await;
+    let run = relay.run(Provider { reader, writer }, TIMEOUT * 2);
+    let ended = tokio::time::timeout(TIMEOUT, run).await;
     let shown = String::from_utf8_lossy(input);
     let ended =
         ended.unwrap_or_else(|_| panic!("an answer is waited for that never comes: {shown}"));
