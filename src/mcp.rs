@@ -74,10 +74,7 @@ impl ConnectionLimits {
     };
 }
 
-/// Characters of a peer's text that are repeated to it or logged.
-const SHOWN_MAX: usize = 100;
-
-/// A peer's text as it may be shown: escaped, and cut after 100 characters.
+/// Escapes a peer's text, to be repeated to it or logged, and cuts it after 100 characters.
 pub(crate) fn shown(text: &str) -> String {
-    crate::text::shown(text, SHOWN_MAX)
+    crate::text::shown(text, 100)
 }

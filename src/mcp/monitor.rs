@@ -65,9 +65,7 @@ pub(crate) struct LogError;
 pub(crate) struct Local {
     /// The caller. Calls of the operator have no limits.
     pub(crate) caller: Caller,
-    /// The policy in force.
     pub(crate) policy: PolicySource,
-    /// The log.
     pub(crate) recorder: Arc<Recorder>,
     /// The limits over all callers.
     pub(crate) limiter: Arc<ConcurrencyLimiter>,

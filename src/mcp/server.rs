@@ -67,11 +67,9 @@ impl Shutdown {
 pub(crate) struct Shared {
     /// The policy, the limits, the log.
     pub(crate) monitor: Box<dyn Monitor>,
-    /// The settings of the tools.
     pub(crate) settings: Arc<Settings>,
     /// Runs the tools that this process cannot run; `None`: it runs every tool itself.
     pub(crate) helpers: Option<Arc<Helpers>>,
-    /// Receives each answer.
     pub(crate) observer: Observer,
 }
 

@@ -92,8 +92,8 @@ impl Acceptor {
                             served.spawn(serve(self.server(), stream, self.connections.child()));
                         }
                         Ok((stream, _)) => {
-                            let server = self.server().over_limit(max);
-                            turned_away.spawn(turn_away(server, stream, self.connections.child()));
+                            let beyond = self.server().over_limit(max);
+                            turned_away.spawn(turn_away(beyond, stream, self.connections.child()));
                         }
                         Err(_) => sleep(ACCEPT_PAUSE).await,
                     }

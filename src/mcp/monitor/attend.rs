@@ -29,7 +29,7 @@ pub(crate) trait House {
 pub(crate) fn attend(
     process: &UnixStream,
     caller: &MachineName,
-    live: &PolicyWatcher,
+    watcher: &PolicyWatcher,
     local: &Local,
     house: &impl House,
 ) {
@@ -38,7 +38,7 @@ pub(crate) fn attend(
     while let Ok(request) = receive(&mut requests, REQUEST_MAX) {
         let mut helper = None;
         let answer = match request {
-            MonitorRequest::Policy => policy(caller, live),
+            MonitorRequest::Policy => policy(caller, watcher),
             MonitorRequest::Admit(call) => {
                 let admitted = local.admit_local(truncate_fields(*call));
                 Response::Admit(admitted.map(|call| {
@@ -80,10 +80,10 @@ pub(crate) fn attend(
 }
 
 /// Answers a helper of the process, which asks for the policy and for nothing else.
-pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, live: &PolicyWatcher) {
+pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, watcher: &PolicyWatcher) {
     let mut requests = BufReader::new(SpinRead::new(helper));
     while let Ok(MonitorRequest::Policy) = receive(&mut requests, REQUEST_MAX) {
-        if send(helper, &policy(caller, live), None).is_err() {
+        if send(helper, &policy(caller, watcher), None).is_err() {
             return;
         }
     }
@@ -94,8 +94,8 @@ fn done(logged: Result<(), LogError>) -> Response {
 }
 
 /// The part of the policy that the process may know: that of its consumer.
-fn policy(caller: &MachineName, live: &PolicyWatcher) -> Response {
-    let (policy, settled) = live.current_and_settled();
+fn policy(caller: &MachineName, watcher: &PolicyWatcher) -> Response {
+    let (policy, settled) = watcher.current_and_settled();
     Response::Policy {
         services: policy.services.of_consumer(caller),
         digest: policy.digest.clone(),

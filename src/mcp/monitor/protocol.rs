@@ -77,34 +77,34 @@ pub(super) enum Response {
 /// Time to poll before blocking: waking a thread takes longer than most responses, and calls come in runs.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that a message brings.
+/// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that comes with a message.
 pub(super) struct SpinRead<S> {
     pub(super) socket: S,
-    brought: Option<OwnedFd>,
+    descriptor: Option<OwnedFd>,
 }
 
 impl<S: AsFd> SpinRead<S> {
     pub(super) const fn new(socket: S) -> Self {
         Self {
             socket,
-            brought: None,
+            descriptor: None,
         }
     }
 
     /// Takes the descriptor that came with the last message.
-    pub(super) const fn take_brought(&mut self) -> Option<OwnedFd> {
-        self.brought.take()
+    pub(super) const fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
     }
 
     fn receive(&mut self, bytes: &mut [u8], flags: RecvFlags) -> rustix::io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut brought = RecvAncillaryBuffer::new(&mut space);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
         let slice = &mut [IoSliceMut::new(bytes)];
-        let read = recvmsg(&self.socket, slice, &mut brought, flags)?;
-        for message in brought.drain() {
+        let read = recvmsg(&self.socket, slice, &mut control, flags)?;
+        for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.brought = descriptors.last();
+                self.descriptor = descriptors.last();
             }
         }
         Ok(read.bytes)

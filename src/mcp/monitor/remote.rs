@@ -61,8 +61,8 @@ impl ServerSocket {
     fn start_helper(&self, resource: Resource) -> io::Result<UnixStream> {
         let answer = self.ask(&MonitorRequest::Helper(resource))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let brought = socket.get_mut().take_brought();
-        match (answer, brought) {
+        let descriptor = socket.get_mut().take_descriptor();
+        match (answer, descriptor) {
             (Response::Helper(Ok(())), Some(socket)) => Ok(socket.into()),
             (Response::Helper(Err(why)), _) => Err(io::Error::other(why)),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -85,7 +85,7 @@ impl Lender for Arc<ServerSocket> {
 pub(crate) struct RemoteMonitor {
     server: Arc<ServerSocket>,
     /// The consumer's part of the policy, requested when the services file has changed.
-    live: PolicyWatcher,
+    watcher: PolicyWatcher,
 }
 
 impl RemoteMonitor {
@@ -100,12 +100,17 @@ impl RemoteMonitor {
             socket: Mutex::new(BufReader::new(SpinRead::new(socket))),
             lost: Box::new(lost),
         });
-        let (asked, path) = (Arc::clone(&server), services.to_owned());
-        let read = move || asked.policy(&path);
+        let (source, path) = (Arc::clone(&server), services.to_owned());
+        let read = move || source.policy(&path);
         let first = read()?.policy;
         Ok(Self {
             server,
-            live: PolicyWatcher::with_reader(services, Box::new(read), first, Box::new(|_, _| {})),
+            watcher: PolicyWatcher::with_reader(
+                services,
+                Box::new(read),
+                first,
+                Box::new(|_, _| {}),
+            ),
         })
     }
 
@@ -125,12 +130,12 @@ impl RemoteMonitor {
 
 impl Monitor for RemoteMonitor {
     fn policy(&self) -> Arc<Policy> {
-        self.live.current()
+        self.watcher.current()
     }
 
     fn refreshed_policy(&self) -> Arc<Policy> {
-        self.live.invalidate();
-        self.live.current()
+        self.watcher.invalidate();
+        self.watcher.current()
     }
 
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError> {
@@ -139,7 +144,7 @@ impl Monitor for RemoteMonitor {
             return Err(AdmitError::Unlogged);
         };
         if matches!(admitted, Err(AdmitError::Changed)) {
-            self.live.invalidate();
+            self.watcher.invalidate();
         }
         Ok(Box::new(RemoteCall {
             server: Arc::clone(&self.server),

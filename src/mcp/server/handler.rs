@@ -206,13 +206,13 @@ pub(crate) fn of_operator(tool: ToolName) -> Tool {
 }
 
 fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
-    let words = catalogue::describe(offer.tool);
+    let docs = catalogue::describe(offer.tool);
     let hidden = |argument: &str| {
         let others = *caller != Caller::Operator && policy::operator_only(offer.tool, argument);
         others || offer.fixed.contains_key(argument)
     };
     let input = catalogue::input_without(offer.tool, hidden);
-    let base64: Vec<&str> = words
+    let base64: Vec<&str> = docs
         .base64
         .iter()
         .map(String::as_str)
@@ -224,14 +224,14 @@ fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
     if !base64.is_empty() {
         meta.0.insert(BASE64_KEY.to_owned(), base64.into());
     }
-    Tool::new(offer.name, words.description, Arc::new(input))
-        .with_title(words.title)
-        .with_raw_output_schema(Arc::new(words.output))
+    Tool::new(offer.name, docs.description, Arc::new(input))
+        .with_title(docs.title)
+        .with_raw_output_schema(Arc::new(docs.output))
         .with_annotations(
             ToolAnnotations::new()
-                .read_only(words.read_only)
-                .destructive(words.destructive)
-                .idempotent(words.idempotent)
+                .read_only(docs.read_only)
+                .destructive(docs.destructive)
+                .idempotent(docs.idempotent)
                 .open_world(false),
         )
         .with_meta(meta)

@@ -186,10 +186,8 @@ fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParam
     let version = ProtocolVersion::deserialize(version);
     let version = version.map_err(|fault| bad_params(fault.to_string()))?;
     let nobody = Implementation::new("", "");
-    Ok(
-        InitializeRequestParams::new(ClientCapabilities::default(), nobody)
-            .with_protocol_version(version),
-    )
+    let params = InitializeRequestParams::new(ClientCapabilities::default(), nobody);
+    Ok(params.with_protocol_version(version))
 }
 
 /// Returns a required member that is of the right kind.
@@ -243,11 +241,8 @@ fn bad_params(message: impl Into<std::borrow::Cow<'static, str>>) -> ErrorData {
 
 /// The error of a method that is not served.
 pub(super) fn unknown_method(method: &str) -> ErrorData {
-    ErrorData::new(
-        ErrorCode::METHOD_NOT_FOUND,
-        format!("method not found: {}", shown(method)),
-        None,
-    )
+    let text = format!("method not found: {}", shown(method));
+    ErrorData::new(ErrorCode::METHOD_NOT_FOUND, text, None)
 }
 
 fn invalid(id: Option<RequestId>, fault: &str) -> ClientMessage {

@@ -189,9 +189,8 @@ fn cancellation(line: &Line, max: usize) -> Option<RequestId> {
 
 fn cancelled(inner: RequestId) -> ClientJsonRpcMessage {
     let params = CancelledNotificationParam::new(Some(inner), None);
-    ClientJsonRpcMessage::notification(ClientNotification::CancelledNotification(
-        CancelledNotification::new(params),
-    ))
+    let cancelled = CancelledNotification::new(params);
+    ClientJsonRpcMessage::notification(ClientNotification::CancelledNotification(cancelled))
 }
 
 impl<R, W> rmcp::transport::Transport<RoleServer> for ServerTransport<R, W>
