@@ -16,7 +16,7 @@ use super::state::{ServerState, WorkerFailures};
 use crate::limits::MEMORY_RESERVED;
 use crate::machine_state::AGENT_LAUNCHER;
 use crate::mcp::helper;
-use crate::mcp::monitor::attend::{House, attend_helper};
+use crate::mcp::monitor::{House, attend_helper};
 use crate::name::MachineName;
 use crate::tool::Resource;
 

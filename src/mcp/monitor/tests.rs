@@ -55,7 +55,7 @@ impl Bench {
         };
         let (socket, process) = UnixStream::pair().unwrap();
         let attending = std::thread::spawn(move || {
-            attend::attend(&process, &alice, &live, &local, &Nothing);
+            attend(&process, &alice, &live, &local, &Nothing);
         });
         Self {
             folder,
@@ -214,7 +214,7 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
 /// A server that gives nothing.
 struct Nothing;
 
-impl attend::House for Nothing {
+impl House for Nothing {
     fn start(&self, _: crate::tool::Resource) -> std::io::Result<std::os::fd::OwnedFd> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
