@@ -1,11 +1,11 @@
-//! Doors for the fuzzer, built for it alone (`--cfg fuzzing`), and for a test of their seeds: each takes any bytes that a stranger
-//! could send through it, and stops where something happens that must not.
+//! Entry points of the fuzzer (`--cfg fuzzing`), also built for a test of their seeds: each takes the bytes of a stranger and panics on a
+//! violated invariant.
 
-#![expect(clippy::panic, reason = "what must not happen stops the fuzzer")]
+#![expect(clippy::panic, reason = "a violated invariant stops the fuzzer")]
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::time::timeout;
@@ -17,12 +17,13 @@ use crate::edge;
 use crate::incus::Incus;
 use crate::infra;
 use crate::inventory;
+use crate::mcp::LINE_MAX;
+use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Request};
 use crate::services::Services;
 
 pub use crate::foreign::words as machine;
-pub use crate::mcp::client::fuzzing::client;
 pub use crate::mcp::server::fuzzing::connection;
 
 /// Maximum duration of a run that reads Incus; a longer one does not end.
@@ -34,7 +35,7 @@ const INCUS_TIMEOUT: Duration = Duration::from_millis(20);
 ///
 /// # Panics
 ///
-/// When a file that was read has services that their own reader refuses, or whose lists differ from what is decided.
+/// When services of a valid file are refused by their own reader, or their list differs from the decisions.
 pub fn infra(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else {
         return;
@@ -58,7 +59,7 @@ pub fn infra(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// When what was read is not the same when it is written and read again, or what is listed is refused.
+/// When a valid file changes when it is written and read again, or a listed service is refused.
 pub fn services(bytes: &[u8]) {
     let Ok(services) = Services::from_file(bytes) else {
         return;
@@ -72,7 +73,7 @@ pub fn services(bytes: &[u8]) {
             let request = Request {
                 caller: &caller,
                 name: &offer.name,
-                arguments: &serde_json::Map::new(),
+                arguments: &Map::new(),
             };
             let decided = policy::decide(&services, request);
             assert!(matches!(decided, Decision::Allowed(_)), "{decided:?}");
@@ -84,7 +85,7 @@ pub fn services(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// When more is kept of them than may be, or something that a terminal obeys would be printed.
+/// When too many findings are kept, or a control character would be printed.
 pub fn audit(bytes: &[u8]) {
     let mut verifier = Verifier::new(None);
     let read = verifier.file("audit.jsonl", bytes);
@@ -100,6 +101,33 @@ pub fn audit(bytes: &[u8]) {
             );
         }
     }
+}
+
+/// A connection of a client on which the server sends these bytes and nothing else.
+///
+/// # Panics
+///
+/// When the client hangs, or would print a control character.
+pub fn client(bytes: &[u8]) {
+    /// Maximum duration of a run; a client that takes longer hangs.
+    const TIMEOUT: Duration = Duration::from_secs(20);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap_or_else(|error| panic!("no runtime: {error}"));
+    let result = runtime.block_on(async { timeout(TIMEOUT, list_and_call(bytes)).await });
+    let result = result.unwrap_or_else(|_| panic!("the client does not end"));
+    let text = result.unwrap_or_else(|why| why.to_string());
+    assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
+}
+
+async fn list_and_call(bytes: &[u8]) -> Result<String, ClientError> {
+    let reader = std::io::Cursor::new(bytes.to_vec());
+    let writer = tokio::io::sink();
+    let mut client = Client::start(reader, writer, Timeouts::default(), LINE_MAX).await?;
+    client.tools().await?;
+    let called = client.call("a", Map::new(), false).await?;
+    Ok(called.is_refused().to_string())
 }
 
 /// Arguments of a tool, as a caller sends them.

@@ -2,12 +2,9 @@
 //!
 //! The server is not trusted: every line, every wait and every count has a limit, and only the answer to the
 //! request in flight is taken. rmcp gives the types; its client loop is not used, because it drops a line that is
-//! too long without a word, sets no limit to what a server may send, and gives results back without the fields that it does not know.
+//! too long without an error, does not limit a server's output, and returns results without the fields that it does not know.
 
 mod exchange;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-mod message;
 pub(crate) mod pieces;
 
 use std::io;
@@ -22,44 +19,43 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::framing::Lines;
-use super::framing::json;
+use super::framing::{Lines, json};
 use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
-use exchange::Exchange;
+use exchange::{Exchange, malformed, notification, request};
 
 /// Default time-out for the first answer of a server.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// Default time-out for a call without progress.
 const WITHOUT_PROGRESS: Duration = Duration::from_secs(30);
-/// Maximum duration of one request, whatever progress its server reports.
+/// Maximum duration of one request, regardless of progress.
 const IN_ALL: Duration = Duration::from_secs(60 * 60);
 /// The method that lists tools.
 pub(crate) const LIST: &str = "tools/list";
-/// The method that calls one.
+/// The method that calls a tool.
 pub(crate) const CALL: &str = "tools/call";
-/// Maximum number of tools that a server may list.
+/// Maximum number of tools in a listing.
 const TOOLS_MAX: usize = 10_000;
-/// Maximum number of pages that a listing may have.
+/// Maximum number of pages of a listing.
 const PAGES_MAX: usize = 100;
 
-/// Characters of a server's own words about a failure that are shown.
+/// Maximum length of a server's error message in ours, in characters.
 pub(crate) const WORDS_SHOWN: usize = 4000;
-/// Characters that are shown of a line that is no message.
+/// Maximum length of a quoted line that is no message, in characters.
 const LINE_SHOWN: usize = 80;
-/// Characters that are shown of what is wrong with an answer.
+/// Maximum length of the fault of an answer, in characters.
 const WHY_SHOWN: usize = 300;
 
 /// The time-outs of a client.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct Timeouts {
     /// For the server's first answer.
     pub(crate) first: Duration,
     /// For a later answer, or for progress towards it.
     pub(crate) call: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             first: FIRST_ANSWER,
@@ -68,7 +64,7 @@ impl Default for Patience {
     }
 }
 
-/// The reason why there is no answer that can be used.
+/// The reason why a request has no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// The stream ended or broke before the answer.
@@ -83,13 +79,13 @@ pub(crate) enum ClientError {
     /// A message over the limit.
     #[error("the server sent a message of {} MiB, and {} MiB is the limit", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
     TooLong(u64),
-    /// More than a server has to say beside an answer.
+    /// Too many messages, or bytes, that do not answer the request.
     #[error("the server sends without end and does not answer")]
     Flood,
     /// A line that is no message.
     #[error("what answers is not an MCP server: it said `{}`", .0.shown(LINE_SHOWN))]
     NotMcp(Foreign),
-    /// An answer that is not what the protocol promises.
+    /// An answer that violates the protocol.
     #[error("the server's answer to `{method}` is not what MCP promises: {}", why.shown(WHY_SHOWN))]
     Malformed {
         /// The request.
@@ -110,18 +106,17 @@ pub(crate) enum ClientError {
 /// The result of a tool.
 #[derive(Debug)]
 pub(crate) struct Called {
-    /// The result as it came.
     raw: Box<RawValue>,
     /// The result as MCP types.
     pub(crate) result: Foreign<CallToolResult>,
 }
 
 impl Called {
-    /// The result as it came.
+    /// The result as received, with every field.
     ///
     /// # Errors
     ///
-    /// Those of serde_json; what was taken as a result is JSON.
+    /// Those of serde_json; a result is valid JSON.
     pub(crate) fn value(&self) -> serde_json::Result<Foreign<Value>> {
         serde_json::from_str(self.raw.get())
     }
@@ -131,7 +126,7 @@ impl Called {
         self.result.raw().is_error == Some(true)
     }
 
-    /// Returns whether it is no result of the tool's: its server's policy refuses an argument.
+    /// Returns whether the server's policy refused an argument, so that the tool did not run.
     pub(crate) fn is_refused(&self) -> bool {
         let meta = self.result.raw().meta.as_ref();
         let decision = meta.and_then(|meta| meta.0.get(DECISION_KEY));
@@ -143,90 +138,73 @@ impl Called {
 #[derive(Debug)]
 pub(crate) struct Client<R, W> {
     exchange: Exchange<R, W>,
-    patience: Patience,
+    timeouts: Timeouts,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
-    /// Opens the conversation.
+    /// Sends `initialize`. `max_len` is the maximum length of a server's message, in bytes.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the server from answering `initialize`.
+    /// Anything that prevents an answer to `initialize`.
     pub(crate) async fn start(
         reader: R,
         writer: W,
-        patience: Patience,
+        timeouts: Timeouts,
+        max_len: usize,
     ) -> Result<Self, ClientError> {
-        Self::start_within(reader, writer, patience, LINE_MAX).await
-    }
-
-    /// The same with a server whose messages have so many bytes at most.
-    ///
-    /// # Errors
-    ///
-    /// Whatever keeps the server from answering `initialize`.
-    pub(crate) async fn start_within(
-        reader: R,
-        writer: W,
-        patience: Patience,
-        longest: usize,
-    ) -> Result<Self, ClientError> {
-        let mut client = Self {
-            exchange: Exchange::new(Lines::new(reader, longest), writer),
-            patience,
-        };
-        let answer = client
-            .exchange
-            .request("initialize", &introduction(), false, patience.first)
+        let mut exchange = Exchange::new(Lines::new(reader, max_len), writer);
+        let answer = exchange
+            .request("initialize", &introduction(), false, timeouts.first)
             .await?;
         let _: InitializeResult = typed("initialize", &answer)?;
-        client.exchange.notify("notifications/initialized");
-        Ok(client)
+        exchange.notify("notifications/initialized");
+        Ok(Self { exchange, timeouts })
     }
 
-    /// Returns whether a call was sent, so that it may have been carried out whatever became of its answer.
+    /// Returns whether a call was sent, so that it may have run even without an answer.
     pub(crate) fn has_called(&self) -> bool {
-        self.exchange.asked() == Some(CALL)
+        self.exchange.last_method == Some(CALL)
     }
 
-    /// Whether the server lists anything at all; what it is, is not looked at.
+    /// Sends `tools/list` and ignores the content of the answer.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the answer from coming.
+    /// Anything that prevents an answer.
     pub(crate) async fn answers(&mut self) -> Result<(), ClientError> {
-        let listed = self
-            .exchange
-            .request(LIST, &Map::new(), false, self.patience.call)
-            .await;
-        listed.map(drop)
+        self.list(&Map::new()).await.map(drop)
     }
 
-    /// The tools that the server lists.
+    async fn list(&mut self, params: &Map<String, Value>) -> Result<Box<RawValue>, ClientError> {
+        self.exchange
+            .request(LIST, params, false, self.timeouts.call)
+            .await
+    }
+
+    /// Lists the server's tools.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the whole list from coming.
+    /// Anything that prevents a complete list.
     pub(crate) async fn tools(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
         let mut tools = Vec::new();
-        self.pages(|page, typed| {
-            drop(page);
-            tools.extend(typed.tools.into_iter().map(Foreign::new));
+        self.pages(|_, page| {
+            tools.extend(page.tools.into_iter().map(Foreign::new));
             Ok(())
         })
         .await?;
         Ok(tools)
     }
 
-    /// Everything that the server lists, as it came; of several pages, one.
+    /// Lists the server's tools as received, with every field; pages are joined.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the whole list from coming.
+    /// Anything that prevents a complete list.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
         let mut whole = None;
-        self.pages(|page, known| {
-            drop(known);
+        self.pages(|page, _| {
             let page = typed(LIST, &page)?;
             whole = Some(match whole.take() {
                 None => page,
@@ -238,125 +216,105 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(Foreign::new(whole.unwrap_or_default()))
     }
 
-    /// Every page of the list, as text and as tools.
+    /// Hands over every page of the listing, as text and as tools.
     async fn pages(
         &mut self,
         mut each: impl FnMut(Box<RawValue>, ListToolsResult) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
+        let at_most = |count: usize, max: usize, subject: &str, unit: &str| {
+            if count <= max {
+                return Ok(());
+            }
+            let why = format!("{subject} more than {max} {unit}");
+            Err(malformed(LIST, &why))
+        };
         let mut params = Map::new();
-        let mut room = LINE_MAX;
-        let mut values = ANSWER_VALUES_MAX;
-        let mut tools = TOOLS_MAX;
+        let (mut bytes, mut values, mut tools) = (0, 0_usize, 0);
         for _ in 0..PAGES_MAX {
-            let answer = self
-                .exchange
-                .request(LIST, &params, false, self.patience.call)
-                .await?;
-            room = room.checked_sub(answer.get().len()).ok_or_else(|| {
-                malformed(
-                    LIST,
-                    &format!("its pages have more than {LINE_MAX} bytes together"),
-                )
-            })?;
-            // Each page was counted when it came.
-            let more = json::count(answer.get().as_bytes()).unwrap_or(usize::MAX);
-            values = values.checked_sub(more).ok_or_else(|| {
-                malformed(
-                    LIST,
-                    &format!("its pages have more than {ANSWER_VALUES_MAX} values together"),
-                )
-            })?;
+            let answer = self.list(&params).await?;
+            bytes += answer.get().len();
+            at_most(bytes, LINE_MAX, "its pages have", "bytes together")?;
+            let count = json::count(answer.get().as_bytes()).unwrap_or(usize::MAX);
+            values = values.saturating_add(count);
+            at_most(
+                values,
+                ANSWER_VALUES_MAX,
+                "its pages have",
+                "values together",
+            )?;
             let mut page: ListToolsResult = typed(LIST, &answer)?;
             let cursor = page.next_cursor.take();
-            tools = tools
-                .checked_sub(page.tools.len())
-                .ok_or_else(|| malformed(LIST, &format!("it lists more than {TOOLS_MAX} tools")))?;
+            tools += page.tools.len();
+            at_most(tools, TOOLS_MAX, "it lists", "tools")?;
             each(answer, page)?;
             let Some(cursor) = cursor else {
                 return Ok(());
             };
             params.insert("cursor".to_owned(), cursor.into());
         }
-        Err(malformed(
-            LIST,
-            &format!("it has more than {PAGES_MAX} pages"),
-        ))
+        let why = format!("it has more than {PAGES_MAX} pages");
+        Err(malformed(LIST, &why))
     }
 
-    /// Calls a tool.
+    /// Calls a tool; `one_copy` asks for a large payload in the text of the result alone.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the tool's result from coming; a tool that says that it failed is a result.
+    /// Anything that prevents a result; a failure that the tool reports is a result.
     pub(crate) async fn call(
-        &mut self,
-        tool: &str,
-        arguments: Map<String, Value>,
-    ) -> Result<Called, ClientError> {
-        self.ask(tool, arguments, false).await
-    }
-
-    /// The same; `one_copy`: a large payload is wanted in the text of the result alone.
-    async fn ask(
         &mut self,
         tool: &str,
         arguments: Map<String, Value>,
         one_copy: bool,
     ) -> Result<Called, ClientError> {
         let params = call_params(tool, arguments);
-        let answer = self
+        let raw = self
             .exchange
-            .request(CALL, &params, one_copy, self.patience.call)
+            .request(CALL, &params, one_copy, self.timeouts.call)
             .await?;
-        let result = typed(CALL, &answer)?;
-        Ok(Called {
-            raw: answer,
-            result,
-        })
+        let result = typed(CALL, &raw)?;
+        Ok(Called { raw, result })
     }
 }
 
-/// Returns the client's introduction.
-pub(crate) fn introduction() -> InitializeRequestParams {
+/// Returns the parameters of `initialize`.
+fn introduction() -> InitializeRequestParams {
     let this = Implementation::new("anklume", env!("CARGO_PKG_VERSION"));
     InitializeRequestParams::new(ClientCapabilities::default(), this)
         .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
 }
 
-/// The parameters of a call.
+/// Returns the parameters of a call.
 pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallToolRequestParams {
     CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)
 }
 
-/// A request that is shown and not sent.
+/// A request that is printed instead of sent.
 #[derive(Debug)]
-pub(crate) struct Rehearsed {
+pub(crate) struct DryRunRequest {
     /// The request that would be sent.
     pub(crate) method: &'static str,
     /// Its parameters.
     pub(crate) params: Value,
-    /// True if a large payload would be wanted in the text of the result alone.
+    /// Asks for a large payload in the text of the result alone.
     pub(crate) one_copy: bool,
 }
 
-/// The messages of a conversation with these requests, as they go over the wire; nothing is sent.
-pub(crate) fn rehearsal(requests: &[Rehearsed]) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+/// Returns the messages of a conversation with these requests, as lines without newlines; sends nothing.
+pub(crate) fn dry_run_messages(
+    requests: &[DryRunRequest],
+) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let mut lines = vec![
-        message::request(1, "initialize", &introduction(), false)?,
-        message::notification("notifications/initialized").into_bytes(),
+        request(1, "initialize", &introduction(), false)?,
+        notification("notifications/initialized").into_bytes(),
     ];
-    for (id, asked) in (2..).zip(requests) {
-        lines.push(message::request(
-            id,
-            asked.method,
-            &asked.params,
-            asked.one_copy,
-        )?);
+    for (id, next) in (2..).zip(requests) {
+        lines.push(request(id, next.method, &next.params, next.one_copy)?);
     }
     Ok(lines)
 }
 
-/// A result with a further page's tools; what that page says beside them, the first has said.
+/// Adds the tools of a page to the first page; other fields of that page are dropped.
 fn joined(mut first: Value, page: Value) -> Value {
     let (Value::Object(whole), Value::Object(mut page)) = (&mut first, page) else {
         return first;
@@ -373,18 +331,6 @@ fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result
     serde_json::from_str(answer.get()).map_err(|why| malformed(method, &why.to_string()))
 }
 
-/// Maximum length of a text of an answer where none is long, in bytes: a name, a description, a key.
-const TEXT_MAX: usize = 256 * 1024;
-/// Keys of an answer whose text may be long.
-const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];
-/// Keys of an answer below which every text may be long.
-const FREE: [&str; 2] = ["structuredContent", "_meta"];
-
-fn malformed(method: &'static str, why: &str) -> ClientError {
-    let why = why.into();
-    ClientError::Malformed { method, why }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,7 +338,7 @@ mod tests {
     #[test]
     fn it_waits_as_long_as_the_page_says() {
         const PAGE: &str = include_str!("../../docs/mcp.md");
-        let Patience { first, call } = Patience::default();
+        let Timeouts { first, call } = Timeouts::default();
         let (first, call, hours) = (first.as_secs(), call.as_secs(), IN_ALL.as_secs() / 3600);
         for row in [
             format!("| the first answer | {first} seconds |"),

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{CallToolRequestParams, Tool};
 use serde_json::{Map, Value, json};
 
@@ -18,7 +20,7 @@ use crate::cli::McpCallArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
-use crate::mcp::client::{CALL, LIST, Rehearsed, call_params};
+use crate::mcp::client::{CALL, DryRunRequest, LIST, call_params};
 use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
@@ -59,7 +61,9 @@ async fn ask(
     channel: &Transport,
 ) -> Result<CallAnswer, BrokenCall> {
     if given.is_nothing() {
-        return Ok(CallAnswer::Whole(server.call(name, Map::new()).await?));
+        return Ok(CallAnswer::Whole(
+            server.call(name, Map::new(), false).await?,
+        ));
     }
     let tools = server.tools().await?;
     let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
@@ -72,7 +76,7 @@ async fn ask(
         return Ok(CallAnswer::Whole(sent.await?));
     }
     if !goes_down(tool.raw(), &object) {
-        return Ok(CallAnswer::Whole(server.call(name, object).await?));
+        return Ok(CallAnswer::Whole(server.call(name, object, false).await?));
     }
     let mut file = kept_file().map_err(PiecesError::Keep)?;
     match pieces::fetch(server, name, &object, &mut file).await? {
@@ -152,7 +156,7 @@ async fn requests(name: &str, given: Given) -> anyhow::Result<DryRunRequests> {
     } = typed(given, &tool).await?;
     if let Some(mut payload) = payload {
         let piece = payload.source.read(PIECE).await?;
-        object.insert(payload.name, pieces::encoded(&piece).into());
+        object.insert(payload.name, STANDARD.encode(&piece).into());
         object.insert("offset".to_owned(), 0.into());
         object.insert("final".to_owned(), false.into());
         remarks.push("this is the first of the pieces in which the content would go".to_owned());
@@ -162,7 +166,7 @@ async fn requests(name: &str, given: Given) -> anyhow::Result<DryRunRequests> {
         object.insert("offset".to_owned(), 0.into());
         object.insert("length".to_owned(), ONE_CALL_MAX.into());
     }
-    let call = Rehearsed {
+    let call = DryRunRequest {
         one_copy,
         ..asked(CALL, call_value(name, object)?)
     };

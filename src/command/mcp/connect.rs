@@ -7,7 +7,7 @@ use super::with_client::{cannot_reach, find, interruptible, patience, unreachabl
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
-use crate::mcp::client::Patience;
+use crate::mcp::client::Timeouts;
 use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
@@ -102,7 +102,7 @@ const LOST: &str = "the provider closed the connection before it answered: the c
     the next message connects again";
 
 /// Opens the channel to where the provider is now.
-async fn open(way: &Route, patience: Patience, output: &Output) -> anyhow::Result<OpenTransport> {
+async fn open(way: &Route, patience: Timeouts, output: &Output) -> anyhow::Result<OpenTransport> {
     let channel = find(way.clone(), patience, output).await?;
     transport::open(channel, patience.first, watch(output))
         .await

@@ -7,16 +7,16 @@ use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::Exit;
 use crate::incus::MachineRef;
-use crate::mcp::client::{Rehearsed, rehearsal};
+use crate::mcp::client::{DryRunRequest, dry_run_messages};
 use crate::text::Foreign;
 use crate::transport::{LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program};
 
 /// The requests that would be sent, and what is to be said beside them.
-pub(super) type DryRunRequests = (Vec<Rehearsed>, Vec<String>);
+pub(super) type DryRunRequests = (Vec<DryRunRequest>, Vec<String>);
 
 /// A request that asks for nothing special.
-pub(super) const fn asked(method: &'static str, params: Value) -> Rehearsed {
-    Rehearsed {
+pub(super) const fn asked(method: &'static str, params: Value) -> DryRunRequest {
+    DryRunRequest {
         method,
         params,
         one_copy: false,
@@ -41,7 +41,7 @@ pub(super) fn rehearse(
             }
         };
         let mut text = format!("{}\n", opening(&channel));
-        for message in rehearsal(&requests)? {
+        for message in dry_run_messages(&requests)? {
             text.push_str(&Foreign::new(String::from_utf8_lossy(&message)).lines());
             text.push('\n');
         }

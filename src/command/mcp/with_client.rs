@@ -10,8 +10,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::mcp::LINE_MAX;
 use crate::mcp::client::pieces::PiecesError;
-use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
@@ -84,9 +85,9 @@ pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
 }
 
 /// Time to wait.
-pub(super) fn patience(args: &ChannelArgs) -> Result<Patience, Failure> {
+pub(super) fn patience(args: &ChannelArgs) -> Result<Timeouts, Failure> {
     let Some(seconds) = args.timeout else {
-        return Ok(Patience::default());
+        return Ok(Timeouts::default());
     };
     let given = (seconds > 0.0 && seconds <= TIMEOUT_MAX)
         .then(|| Duration::from_secs_f64(seconds))
@@ -96,7 +97,7 @@ pub(super) fn patience(args: &ChannelArgs) -> Result<Patience, Failure> {
             format!("`--timeout` is more than 0 and at most {TIMEOUT_MAX} seconds, not {seconds}");
         return Err(Failure::new(Exit::Usage, message));
     };
-    Ok(Patience {
+    Ok(Timeouts {
         first: given,
         call: given,
     })
@@ -141,7 +142,7 @@ pub(super) fn interruptible(
 /// From a way to a channel: which machine it is.
 pub(super) async fn find(
     way: Route,
-    patience: Patience,
+    patience: Timeouts,
     output: &Output,
 ) -> anyhow::Result<Transport> {
     let channel = transport::resolve(way, patience.first)
@@ -158,7 +159,7 @@ pub(super) async fn find(
 
 async fn hold(
     channel: Transport,
-    patience: Patience,
+    patience: Timeouts,
     output: &Output,
     talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> Result<Exit, BrokenCall>,
 ) -> anyhow::Result<Exit> {
@@ -167,7 +168,7 @@ async fn hold(
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;
     let (mut spoke, mut called) = (false, false);
-    let spoken = match Client::start(opened.reader, opened.writer, patience).await {
+    let spoken = match Client::start(opened.reader, opened.writer, patience, LINE_MAX).await {
         Ok(mut client) => {
             spoke = true;
             let spoken = talk(&mut client, end.channel()).await;

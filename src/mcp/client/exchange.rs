@@ -1,50 +1,51 @@
-//! One request and its answer, over a stream that may do anything.
+//! Sends a request and reads its answer over a stream that may do anything: JSON-RPC as a client writes and reads it.
 
 use std::io;
 use std::mem;
 use std::time::Duration;
 
-use serde::Serialize;
+use rmcp::model::ErrorData;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until};
 
-use super::message::{self, Meaning, NoMessage};
-use super::{ClientError, FREE, IN_ALL, PAYLOAD, TEXT_MAX, malformed};
+use super::{ClientError, IN_ALL};
 use crate::mcp::framing::{Line, Lines, json};
 use crate::mcp::{ANSWER_VALUES_MAX, DEPTH_MAX};
 use crate::text::Foreign;
 
-/// Maximum number of messages beside its answer that a request waits through.
+/// Maximum number of other messages before the answer to a request.
 const FOREIGN_MAX: usize = 20_000;
-/// Maximum number of bytes of them.
+/// Maximum size of them, in bytes.
 const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Maximum length of a short text of an answer, such as a name, a description or a key, in bytes.
+const TEXT_MAX: usize = 256 * 1024;
+/// Keys of an answer whose text may be longer.
+const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];
+/// Keys of an answer below which every text may be longer.
+const FREE: [&str; 2] = ["structuredContent", "_meta"];
 
-/// The stream, and what is still to be written to it.
+/// The stream, and the bytes that are still to be written to it.
 #[derive(Debug)]
 pub(super) struct Exchange<R, W> {
     lines: Lines<R>,
     writer: W,
     last_id: i64,
-    asked: Option<&'static str>,
+    /// The method of the last request.
+    pub(super) last_method: Option<&'static str>,
     unsent: Vec<u8>,
+    /// Bytes of `unsent` that were written.
     sent: usize,
 }
 
 /// The remaining budget of a request.
 struct AnswerBudget {
-    patience: Duration,
+    timeout: Duration,
     deadline: Instant,
     end: Instant,
     messages: usize,
     bytes: usize,
-}
-
-/// The next event.
-enum ExchangeEvent {
-    Sent(io::Result<usize>),
-    Came(io::Result<Option<Line>>),
-    TimeUp,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
@@ -53,7 +54,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             lines,
             writer,
             last_id: 0,
-            asked: None,
+            last_method: None,
             unsent: Vec::new(),
             sent: 0,
         }
@@ -61,50 +62,52 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
 
     /// Queues a notification; it leaves with the next request.
     pub(super) fn notify(&mut self, method: &'static str) {
-        self.queue(message::notification(method).into_bytes());
+        self.queue(notification(method).into_bytes());
     }
 
-    /// The last request.
-    pub(super) const fn asked(&self) -> Option<&'static str> {
-        self.asked
-    }
-
-    /// Sends a request and waits for its answer; progress, of the writing too, gives it `patience` anew.
+    /// Sends a request and waits for its answer; progress, also of writing, restarts `timeout`.
     pub(super) async fn request(
         &mut self,
         method: &'static str,
         params: &impl Serialize,
         one_copy: bool,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Box<RawValue>, ClientError> {
         self.last_id += 1;
-        self.asked = Some(method);
-        let text = message::request(self.last_id, method, params, one_copy)
+        self.last_method = Some(method);
+        let text = request(self.last_id, method, params, one_copy)
             .map_err(|why| ClientError::Stream(why.into()))?;
         self.queue(text);
-        let mut budget = AnswerBudget::new(patience);
+        let mut budget = AnswerBudget::new(timeout);
         loop {
-            let line = match self.next(&budget).await {
-                ExchangeEvent::TimeUp => return Err(ClientError::Silent(budget.waited())),
-                ExchangeEvent::Sent(Ok(count)) if count > 0 => {
-                    self.written(count);
-                    budget.refresh();
+            let unsent = self.unsent.get(self.sent..).unwrap_or_default();
+            let line = tokio::select! {
+                biased;
+                () = sleep_until(budget.deadline.min(budget.end)) => {
+                    return Err(ClientError::Silent(budget.waited()));
+                }
+                written = self.writer.write(unsent), if !unsent.is_empty() => {
+                    match written {
+                        Ok(count) if count > 0 => {
+                            self.written(count);
+                            budget.refresh();
+                        }
+                        // The reader has gone; its earlier output still counts.
+                        _ => self.written(usize::MAX),
+                    }
                     continue;
                 }
-                // Nobody listens any more; what was said before that still counts.
-                ExchangeEvent::Sent(_) => {
-                    self.unsent.clear();
-                    self.sent = 0;
-                    continue;
-                }
-                ExchangeEvent::Came(Ok(Some(line))) => line,
-                ExchangeEvent::Came(end) => return Err(ended(end)),
+                line = self.lines.next() => line.map_err(broken)?.ok_or(ClientError::Closed)?,
             };
             match self.meaning(line, &mut budget)? {
                 Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
                     let error = bounded(method, error)?;
-                    let refusal = Foreign::new(message::refusal(&error));
+                    // A malformed error is still one.
+                    let refusal = serde_json::from_str(error.get()).unwrap_or_else(|_| {
+                        ErrorData::internal_error("an error without code or message", None)
+                    });
+                    let refusal = Foreign::new(refusal);
                     return Err(ClientError::Refused { method, refusal });
                 }
                 Meaning::Progress => budget.refresh(),
@@ -112,16 +115,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 Meaning::Malformed(why) => return Err(malformed(method, why)),
                 Meaning::Foreign => {}
             }
-        }
-    }
-
-    async fn next(&mut self, budget: &AnswerBudget) -> ExchangeEvent {
-        let unsent = self.unsent.get(self.sent..).unwrap_or_default();
-        tokio::select! {
-            biased;
-            () = sleep_until(budget.deadline.min(budget.end)) => ExchangeEvent::TimeUp,
-            sent = self.writer.write(unsent), if !unsent.is_empty() => ExchangeEvent::Sent(sent),
-            line = self.lines.next() => ExchangeEvent::Came(line),
         }
     }
 
@@ -134,7 +127,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             budget.spend(line.len())?;
             return Ok(Meaning::Foreign);
         }
-        let message = message::read(&line).map_err(|why| match why {
+        let message = read(&line).map_err(|why| match why {
             NoMessage::Cut => ClientError::Closed,
             NoMessage::Other => not_mcp(&line),
         })?;
@@ -156,9 +149,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
     }
 
     fn written(&mut self, count: usize) {
-        self.sent += count;
+        self.sent = self.sent.saturating_add(count);
         if self.sent >= self.unsent.len() {
-            // A large message is not kept after it has gone.
+            // Frees the memory of a large message.
             drop(mem::take(&mut self.unsent));
             self.sent = 0;
         }
@@ -166,80 +159,344 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
 }
 
 impl AnswerBudget {
-    fn new(patience: Duration) -> Self {
+    fn new(timeout: Duration) -> Self {
         let now = Instant::now();
         Self {
-            patience,
-            deadline: now + patience,
-            end: now + IN_ALL.max(patience),
+            timeout,
+            deadline: now + timeout,
+            end: now + IN_ALL.max(timeout),
             messages: FOREIGN_MAX,
             bytes: FOREIGN_BYTES_MAX,
         }
     }
 
     fn refresh(&mut self) {
-        self.deadline = Instant::now() + self.patience;
+        self.deadline = Instant::now() + self.timeout;
     }
 
-    /// Returns how long was waited in vain, once the time is up.
+    /// Returns the time-out that ran out.
     fn waited(&self) -> Duration {
         if self.end < self.deadline {
-            IN_ALL.max(self.patience)
+            IN_ALL.max(self.timeout)
         } else {
-            self.patience
+            self.timeout
         }
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), ClientError> {
-        match (self.messages.checked_sub(1), self.bytes.checked_sub(bytes)) {
-            (Some(messages), Some(bytes)) => {
-                self.messages = messages;
-                self.bytes = bytes;
-                Ok(())
-            }
-            _ => Err(ClientError::Flood),
-        }
+        let messages = self.messages.checked_sub(1);
+        self.messages = messages.ok_or(ClientError::Flood)?;
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(ClientError::Flood)?;
+        Ok(())
     }
 }
 
-/// EOF, EPIPE and ECONNRESET are one: the far end is gone.
-/// An answer that can be taken apart: a value takes many times more memory than its text.
+/// Limits an answer before it is deserialized: a value takes many times more memory than its text.
 fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>, ClientError> {
     let text = answer.get().as_bytes();
-    if json::has_long_text(text, TEXT_MAX, &PAYLOAD, &FREE) {
-        let why = format!("it has a text of more than {TEXT_MAX} bytes where none is that long");
-        return Err(malformed(method, &why));
-    }
-    match json::count(text) {
-        Some(..=ANSWER_VALUES_MAX) => Ok(answer),
-        Some(_) => {
-            let why = format!("it has more than {ANSWER_VALUES_MAX} values");
-            Err(malformed(method, &why))
+    let why = if json::has_long_text(text, TEXT_MAX, &PAYLOAD, &FREE) {
+        format!("it has a text of more than {TEXT_MAX} bytes where none is that long")
+    } else {
+        match json::count(text) {
+            Some(..=ANSWER_VALUES_MAX) => return Ok(answer),
+            Some(_) => format!("it has more than {ANSWER_VALUES_MAX} values"),
+            None => format!("it is nested more than {DEPTH_MAX} levels deep"),
         }
-        None => {
-            let why = format!("it is nested more than {DEPTH_MAX} levels deep");
-            Err(malformed(method, &why))
-        }
-    }
+    };
+    Err(malformed(method, &why))
 }
 
-fn ended(end: io::Result<Option<Line>>) -> ClientError {
-    match end {
-        Ok(_) => ClientError::Closed,
-        Err(why) => match why.kind() {
-            io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::UnexpectedEof => ClientError::Closed,
-            _ => ClientError::Stream(why),
-        },
+/// EOF, EPIPE and ECONNRESET all mean that the far end is gone.
+fn broken(why: io::Error) -> ClientError {
+    match why.kind() {
+        io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::NotConnected
+        | io::ErrorKind::UnexpectedEof => ClientError::Closed,
+        _ => ClientError::Stream(why),
     }
 }
 
 fn not_mcp(line: &[u8]) -> ClientError {
-    /// Bytes of a stray line that are kept.
+    /// Maximum length of a stray line that is kept, in bytes.
     const KEPT: usize = 1024;
     let line = line.get(..KEPT).unwrap_or(line);
     ClientError::NotMcp(Foreign::new(String::from_utf8_lossy(line).into_owned()))
+}
+
+pub(super) fn malformed(method: &'static str, why: &str) -> ClientError {
+    let why = why.into();
+    ClientError::Malformed { method, why }
+}
+
+/// A message of the server, its members unparsed. A duplicate key is an error.
+#[derive(Debug, Deserialize)]
+struct ServerMessage<'a> {
+    #[serde(borrow)]
+    jsonrpc: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// Reads a value that is present, also `null`: an answer of `null` differs from none.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
+}
+
+/// The meaning of a message for the request in flight.
+enum Meaning {
+    /// Its result.
+    Result(Box<RawValue>),
+    /// Its error; also an error without an id, as only one request is in flight.
+    Error(Box<RawValue>),
+    /// Its progress.
+    Progress,
+    /// The reply to a request of the server.
+    Asked(String),
+    /// The fault of an answer that is neither.
+    Malformed(&'static str),
+    /// None.
+    Foreign,
+}
+
+#[derive(Serialize)]
+struct OutgoingRequest<'a, P> {
+    jsonrpc: &'static str,
+    id: i64,
+    method: &'a str,
+    params: Params<'a, P>,
+}
+
+/// The parameters, with the token for progress reports.
+#[derive(Serialize)]
+struct Params<'a, P> {
+    #[serde(rename = "_meta")]
+    meta: Meta,
+    #[serde(flatten)]
+    params: &'a P,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    progress_token: i64,
+    /// See [`crate::mcp::ONE_COPY_KEY`].
+    #[serde(
+        rename = "anklume/one_copy",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    one_copy: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProgressParams<'a> {
+    #[serde(borrow)]
+    progress_token: &'a RawValue,
+}
+
+/// Returns a request as one line without newline; `one_copy` asks for a large payload in the text of the result alone.
+pub(super) fn request(
+    id: i64,
+    method: &str,
+    params: &impl Serialize,
+    one_copy: bool,
+) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&OutgoingRequest {
+        jsonrpc: "2.0",
+        id,
+        method,
+        params: Params {
+            meta: Meta {
+                progress_token: id,
+                one_copy,
+            },
+            params,
+        },
+    })
+}
+
+/// Returns a notification without parameters as one line without newline.
+pub(super) fn notification(method: &'static str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","method":"{method}"}}"#)
+}
+
+/// The reason why a line is no message.
+#[derive(Debug)]
+enum NoMessage {
+    /// It is cut off, as the last line of a server that died.
+    Cut,
+    /// It is something else.
+    Other,
+}
+
+fn read(line: &[u8]) -> Result<ServerMessage<'_>, NoMessage> {
+    // An error of serde would quote a string whole.
+    if line.trim_ascii_start().first() == Some(&b'"') {
+        return Err(NoMessage::Other);
+    }
+    let message: ServerMessage<'_> = serde_json::from_slice(line).map_err(|why| {
+        if why.is_eof() {
+            NoMessage::Cut
+        } else {
+            NoMessage::Other
+        }
+    })?;
+    match message.jsonrpc {
+        Some(version) if version.get() == r#""2.0""# => Ok(message),
+        _ => Err(NoMessage::Other),
+    }
+}
+
+impl ServerMessage<'_> {
+    /// Interprets the message while request `id` is in flight.
+    fn meaning(&self, id: i64) -> Meaning {
+        let ours = self.id.is_some_and(|it| it.get() == id.to_string());
+        match (self.method, self.id, self.result, self.error) {
+            (Some(method), Some(asked), ..) => Meaning::Asked(reply(method, asked)),
+            (Some(method), None, ..) if self.is_progress(method, id) => Meaning::Progress,
+            // Some servers write an absent result as `null`; beside an error that is harmless.
+            (None, Some(_), Some(result), Some(error)) if ours && result.get() == "null" => {
+                Meaning::Error(error.to_owned())
+            }
+            (None, Some(_), Some(result), None) if ours && result.get() == "null" => {
+                Meaning::Malformed("its `result` is null")
+            }
+            (None, Some(_), Some(result), None) if ours => Meaning::Result(result.to_owned()),
+            (None, Some(_), None, Some(error)) if ours => Meaning::Error(error.to_owned()),
+            (None, Some(_), Some(_), Some(_)) if ours => {
+                Meaning::Malformed("it has both `result` and `error`")
+            }
+            (None, Some(_), None, None) if ours => {
+                Meaning::Malformed("it has neither `result` nor `error`")
+            }
+            (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
+            _ => Meaning::Foreign,
+        }
+    }
+
+    fn is_progress(&self, method: &RawValue, id: i64) -> bool {
+        let params = self.params.map_or("", RawValue::get);
+        method.get() == r#""notifications/progress""#
+            && params.starts_with('{')
+            && serde_json::from_str::<ProgressParams<'_>>(params)
+                .is_ok_and(|progress| progress.progress_token.get() == id.to_string())
+    }
+}
+
+/// Replies to a server's request: `ping` has an answer, every other method an error.
+fn reply(method: &RawValue, id: &RawValue) -> String {
+    /// Maximum length of an id that is repeated, in bytes.
+    const ID_MAX: usize = 256;
+    let id = id.get();
+    if id.len() > ID_MAX {
+        r#"{"jsonrpc":"2.0","error":{"code":-32600,"message":"`id` has more than 256 bytes"}}"#
+            .to_owned()
+    } else if method.get() == r#""ping""# {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)
+    } else {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"this client offers nothing"}}}}"#
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meaning(line: &str) -> String {
+        read(line.as_bytes()).map_or_else(
+            |why| format!("no message: {why:?}"),
+            |message| match message.meaning(3) {
+                Meaning::Result(raw) => format!("result {}", raw.get()),
+                Meaning::Error(raw) => format!("error {}", raw.get()),
+                Meaning::Progress => "progress".to_owned(),
+                Meaning::Asked(reply) => format!("asked {reply}"),
+                Meaning::Malformed(why) => format!("malformed: {why}"),
+                Meaning::Foreign => "foreign".to_owned(),
+            },
+        )
+    }
+
+    #[test]
+    fn only_the_answer_to_the_request_in_flight_is_taken() {
+        let cases = [
+            (r#"{"jsonrpc":"2.0","id":3,"result":{}}"#, "result {}"),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"error":{"code":1}}"#,
+                r#"error {"code":1}"#,
+            ),
+            (r#"{"jsonrpc":"2.0","id":null,"error":{}}"#, "error {}"),
+            (r#"{"jsonrpc":"2.0","error":{}}"#, "error {}"),
+            (r#"{"jsonrpc":"2.0","id":2,"result":{}}"#, "foreign"),
+            (r#"{"jsonrpc":"2.0","id":"3","result":{}}"#, "foreign"),
+            (r#"{"jsonrpc":"2.0","id":3.0,"result":{}}"#, "foreign"),
+            (
+                r#"{"jsonrpc":"2.0","id":3}"#,
+                "malformed: it has neither `result` nor `error`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"result":null}"#,
+                "malformed: its `result` is null",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"error":null}"#,
+                "malformed: it has neither `result` nor `error`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"result":null,"error":{"code":1}}"#,
+                r#"error {"code":1}"#,
+            ),
+            (r#"{"jsonrpc":"2.0","id":2,"result":null}"#, "foreign"),
+            (r#"{"jsonrpc":"2.0","result":{}}"#, "foreign"),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"result":{},"error":{}}"#,
+                "malformed: it has both `result` and `error`",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"progress":1}}"#,
+                "progress",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":2,"progress":1}}"#,
+                "foreign",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"notifications/message"}"#,
+                "foreign",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":"a","method":"ping"}"#,
+                r#"asked {"jsonrpc":"2.0","id":"a","result":{}}"#,
+            ),
+            (
+                r#"{"jsonrpc":"1.0","id":3,"result":{}}"#,
+                "no message: Other",
+            ),
+            (r#"{"id":3,"result":{}}"#, "no message: Other"),
+            (
+                r#"{"jsonrpc":"2.0","id":3,"id":3,"result":{}}"#,
+                "no message: Other",
+            ),
+            (
+                r#"[{"jsonrpc":"2.0","id":3,"result":{}}]"#,
+                "no message: Other",
+            ),
+            ("hello", "no message: Other"),
+            ("{\"jsonrpc\":\"2.0\",\"id\":3,\"resu", "no message: Cut"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(meaning(line), expected, "{line}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! Payloads that are too large for one call: sent and fetched in pieces, in flat memory.
+//! Sends and fetches payloads that are too large for one call, in pieces and in flat memory.
 //!
-//! Whether a tool can do that is read off its schemas, not off its name: a service has a name of its own.
+//! A tool's schemas, not its name, tell that it takes or gives pieces: a service has a name of its own.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -9,67 +9,65 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{CallToolResult, Tool};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Called, Client, ClientError, malformed};
+use super::exchange::malformed;
+use super::{CALL, Called, Client, ClientError};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::digest::hex;
+use crate::digest::{Digester, sha256};
 use crate::mcp::BASE64_KEY;
 use crate::text::Foreign;
 
-/// Maximum size of a file that is fetched, in bytes: what a hostile server may fill the disk with.
+/// Maximum size of a fetched file, in bytes: a hostile server must not fill the disk.
 const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// The way in which a tool moves a large payload.
+/// The direction in which a tool transfers pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pieces {
-    /// It takes none in pieces.
+    /// No pieces.
     None,
-    /// It takes one, in this argument.
+    /// To the tool.
     Up {
         /// The argument, base64 on the wire.
         argument: String,
         /// It also takes the digest of the whole.
         digest: bool,
     },
-    /// It gives one.
+    /// From the tool.
     Down,
 }
 
-/// Reads off a tool's schemas how it moves a large payload.
+/// Derives from a tool's schemas how it transfers pieces.
 pub(crate) fn of(tool: &Tool) -> Pieces {
     let has = |name: &str| argument(tool, name).is_some();
-    let says = |name: &str| {
-        let output = tool.output_schema.as_ref();
-        output.is_some_and(|schema| property(schema, name).is_some())
-    };
+    let output = tool.output_schema.as_ref();
+    let gives = |name: &str| output.is_some_and(|schema| property(schema, name).is_some());
     let encoded: Vec<&String> = arguments(tool)
         .filter(|name| is_base64(tool, name))
         .collect();
     match encoded.as_slice() {
-        [argument] if has("offset") && has("final") && says("complete") => Pieces::Up {
+        [argument] if has("offset") && has("final") && gives("complete") => Pieces::Up {
             argument: (*argument).clone(),
             digest: has("sha256"),
         },
-        [] if has("offset") && has("length") && says("complete") && says("size") => Pieces::Down,
+        [] if has("offset") && has("length") && gives("complete") && gives("size") => Pieces::Down,
         _ => Pieces::None,
     }
 }
 
-/// The names of a tool's arguments, in its order.
+/// Returns the names of a tool's arguments, in its order.
 pub(crate) fn arguments(tool: &Tool) -> impl Iterator<Item = &String> {
     let properties = tool.input_schema.get("properties");
     let names = properties.and_then(Value::as_object).map(Map::keys);
     names.into_iter().flatten()
 }
 
-/// The schema of one argument of a tool.
+/// Returns the schema of one argument of a tool.
 pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
     property(&tool.input_schema, name)
 }
 
-/// Returns whether an argument takes bytes, as base64: by the mark of our own servers, or by the keyword of JSON Schema.
+/// Returns whether an argument takes base64, by our own servers' `_meta` or by `contentEncoding` of JSON Schema.
 pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
     let marks = tool.meta.as_ref().and_then(|meta| meta.0.get(BASE64_KEY));
     let mut marked = marks.and_then(Value::as_array).into_iter().flatten();
@@ -81,31 +79,31 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     schema.get("properties")?.get(name)
 }
 
-/// Maximum size of a content that is sent, in bytes: a stream may have no end.
+/// Maximum size of sent content, in bytes: a stream may have no end.
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// Bytes from a file, a pipe, or memory. Read in a thread of its own, so that whatever waits can be interrupted.
+/// Bytes from a file, a pipe, or memory, read in another thread so that a wait can be interrupted.
 pub(crate) struct PayloadSource(Option<Box<dyn Read + Send>>);
 
 impl fmt::Debug for PayloadSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Source")
+        f.write_str("PayloadSource")
     }
 }
 
 impl PayloadSource {
-    /// Bytes from `reader`.
+    /// Reads from `reader`.
     pub(crate) fn new(reader: impl Read + Send + 'static) -> Self {
         Self(Some(Box::new(reader)))
     }
 
-    /// The same bytes after those that were read already.
+    /// Puts bytes that were already read back in front.
     pub(crate) fn after(self, start: Vec<u8>) -> Self {
         let rest = self.0.unwrap_or_else(|| Box::new(io::empty()));
         Self::new(io::Cursor::new(start).chain(rest))
     }
 
-    /// The next bytes: `limit` of them, or fewer at the end.
+    /// Reads the next `limit` bytes, or fewer at the end.
     pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
         let Some(mut reader) = self.0.take() else {
             return Err(io::Error::other("an earlier read did not end"));
@@ -121,7 +119,7 @@ impl PayloadSource {
     }
 }
 
-/// The reason why a payload did not come over.
+/// The reason why a transfer in pieces failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PiecesError {
     /// The conversation failed.
@@ -138,11 +136,11 @@ pub(crate) enum PiecesError {
     Keep(#[source] io::Error),
 }
 
-/// Sends a payload in pieces; gives the answer to the last, or the first that is a failure.
+/// Sends a payload in pieces; returns the answer to the last, or the first failure of the tool.
 ///
 /// # Errors
 ///
-/// Whatever keeps a piece from being read, sent or answered.
+/// Anything that prevents a piece from being read, sent or answered.
 pub(crate) async fn send<R, W>(
     client: &mut Client<R, W>,
     tool: &str,
@@ -154,23 +152,23 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut whole = Sha256::new();
+    let mut whole = Digester::default();
     let mut offset: u64 = 0;
     let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
     loop {
         let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
         let last = next.is_empty();
         let end = sent(offset, &piece)?;
-        whole.update(&piece);
+        whole.add(&piece);
         let mut arguments = arguments.clone();
         arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
         arguments.insert("offset".to_owned(), offset.into());
         arguments.insert("final".to_owned(), last.into());
         if last && digest {
-            let sum = hex(&whole.clone().finalize());
+            let sum = whole.clone().end();
             arguments.entry("sha256").or_insert(sum.into());
         }
-        let called = client.call(tool, arguments).await?;
+        let called = client.call(tool, arguments, false).await?;
         if last || called.has_failed() {
             return Ok(called);
         }
@@ -179,7 +177,7 @@ where
     }
 }
 
-/// Bytes sent with this piece, which is still being sent.
+/// Returns the number of bytes sent including this piece.
 fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece.len() as u64);
     if end > SEND_MAX {
@@ -188,12 +186,12 @@ fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     Ok(end)
 }
 
-/// The fetched content.
+/// Fetched content.
 #[derive(Debug)]
 pub(crate) enum Fetched {
-    /// All in one answer, or a failure.
+    /// All in one answer, or a failure of the tool.
     Whole(Called),
-    /// In pieces: the content is in the file given, and this is the last answer without its content.
+    /// In pieces, which are in the file; the last answer without its content.
     Pieces(Foreign<CallToolResult>),
 }
 
@@ -206,12 +204,11 @@ struct AnswerPiece {
     sha256: Option<String>,
 }
 
-/// Fetches a payload: in one call if it fits, otherwise in pieces that are kept in `file` and checked against
-/// the digest of the whole.
+/// Fetches a payload in one call if it fits, otherwise in pieces that go to `file`; checks the digest of the whole.
 ///
 /// # Errors
 ///
-/// Whatever keeps a piece from coming, and pieces that do not make one whole.
+/// Anything that prevents a piece from being fetched, and pieces that do not fit together.
 pub(crate) async fn fetch<R, W>(
     client: &mut Client<R, W>,
     tool: &str,
@@ -222,7 +219,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut whole = Sha256::new();
+    let mut whole = Digester::default();
     let mut offset: u64 = 0;
     let mut size = None;
     let mut length = ONE_CALL_MAX;
@@ -230,7 +227,7 @@ where
         let mut arguments = arguments.clone();
         arguments.insert("offset".to_owned(), offset.into());
         arguments.insert("length".to_owned(), length.into());
-        let called = client.ask(tool, arguments, true).await?;
+        let called = client.call(tool, arguments, true).await?;
         if called.has_failed() {
             return Ok(Fetched::Whole(called));
         }
@@ -240,11 +237,11 @@ where
             return Ok(Fetched::Whole(called));
         }
         check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
-        whole.update(&bytes);
+        whole.add(&bytes);
         file.write_all(&bytes).map_err(PiecesError::Keep)?;
         offset += bytes.len() as u64;
         if piece.complete {
-            if piece.sha256.as_deref() != Some(hex(&whole.finalize()).as_str()) {
+            if piece.sha256 != Some(whole.end()) {
                 return Err(wrong("the pieces do not have the digest of the whole"));
             }
             return Ok(Fetched::Pieces(called.result.map(|mut result| {
@@ -257,12 +254,8 @@ where
 }
 
 fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesError> {
-    let member = |name: &str| {
-        result
-            .structured_content
-            .as_ref()
-            .and_then(|said| said.get(name))
-    };
+    let content = result.structured_content.as_ref();
+    let member = |name: &str| content.and_then(|content| content.get(name));
     let number = |name: &str| {
         let number = member(name).and_then(Value::as_u64);
         number.ok_or_else(|| wrong(&format!("a piece does not say its `{name}`")))
@@ -274,9 +267,8 @@ fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesE
         complete: complete.ok_or_else(|| wrong("a piece does not say whether it is the last"))?,
         sha256: member("sha256").and_then(Value::as_str).map(str::to_owned),
     };
-    let text = result.content.iter().filter_map(|block| block.as_text());
     let mut bytes = Vec::new();
-    for block in text {
+    for block in result.content.iter().filter_map(|block| block.as_text()) {
         STANDARD
             .decode_vec(&block.text, &mut bytes)
             .map_err(|why| wrong(&format!("a piece is not base64: {why}")))?;
@@ -303,24 +295,19 @@ fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<()
     Ok(())
 }
 
-/// A file that came in one answer must be what the answer says of it, as one in pieces must.
+/// Checks the size and digest of a file that came in one answer.
 fn check_whole(piece: &AnswerPiece, bytes: &[u8]) -> Result<(), PiecesError> {
     if piece.offset != 0 || piece.size != bytes.len() as u64 {
         return Err(wrong("the content does not have the size that it says"));
     }
-    if piece.sha256.as_deref() != Some(hex(&Sha256::digest(bytes)).as_str()) {
+    if piece.sha256 != Some(sha256(bytes)) {
         return Err(wrong("the content does not have the digest that it says"));
     }
     Ok(())
 }
 
 fn wrong(why: &str) -> PiecesError {
-    malformed("tools/call", why).into()
-}
-
-/// Bytes as they go over the wire.
-pub(crate) fn encoded(bytes: &[u8]) -> String {
-    STANDARD.encode(bytes)
+    malformed(CALL, why).into()
 }
 
 #[cfg(test)]
@@ -346,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_file_in_one_answer_is_what_the_answer_says() {
-        let digest = hex(&Sha256::digest(b"hi"));
+        let digest = sha256(b"hi");
         let says = |size, offset, sha256: Option<&str>| {
             let piece = AnswerPiece {
                 size,
