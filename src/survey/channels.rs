@@ -19,7 +19,7 @@ use crate::incus::{FileOwner, State};
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
 use crate::machine_state::Serving;
-use crate::mcp::client::{Client, ClientError, Patience};
+use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
 use crate::plan::{Facts, RecreateReason, Role};
 use crate::session::{Session, each};
@@ -235,14 +235,14 @@ async fn ask(edge: &Edge) -> Result<ProbeResult, RecreateReason> {
 
 /// Probes a server over a connection.
 async fn probe(stream: UnixStream) -> ProbeResult {
-    let patience = Patience {
+    let timeouts = Timeouts {
         first: TIMEOUT,
         call: TIMEOUT,
     };
     // Not `into_split`: its write half ends the stream when it is dropped.
     let (reader, writer) = tokio::io::split(stream);
     let listed = async {
-        let mut client = Client::start_within(reader, writer, patience, ANSWER_MAX).await?;
+        let mut client = Client::start(reader, writer, timeouts, ANSWER_MAX).await?;
         client.answers().await
     };
     match timeout(TIMEOUT, listed).await {
