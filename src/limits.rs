@@ -64,13 +64,13 @@ pub struct Limits {
     /// Calls of all callers to this service at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight_all: Option<u32>,
-    /// Longest run of one call, in seconds.
+    /// LineLimit run of one call, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_seconds: Option<u32>,
     /// Connections of one caller at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
-    /// Longest wait for the next piece of what comes in pieces, in seconds.
+    /// LineLimit wait for the next piece of what comes in pieces, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u32>,
     /// Memory of one caller, in bytes.
@@ -98,7 +98,7 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// Longest run of one call.
+    /// LineLimit run of one call.
     #[must_use]
     pub fn call_time(&self) -> Duration {
         self.call_seconds

@@ -1,6 +1,4 @@
-//! Bytes to lines and back: one message a line, however the peer writes it.
-//!
-//! Nothing here knows what a message means.
+//! Splits bytes into lines, one message each; does not interpret them.
 
 pub(crate) mod json;
 
@@ -10,29 +8,31 @@ use std::mem;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
-/// Bytes that one read may take from the stream.
+use super::LINE_MAX;
+
+/// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
-/// Bytes kept of each end of a line that is too long, so that its id can be looked for.
+/// Size of each end of a too long line that is kept to search for its id, in bytes.
 const END_KEPT: usize = 1024;
 
 /// One line of a stream, without its `\n` or `\r\n`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// A line within the limit; also the last one of a stream that ends without a newline.
+    /// A line within the limit; also the last line of a stream that ends without a newline.
     Whole(Vec<u8>),
-    /// A line over the limit, of which only the ends are kept.
+    /// The ends of a line over the limit.
     TooLong {
         /// Its first bytes, at most 1 KiB.
         head: Vec<u8>,
-        /// Its last bytes, at most 1 KiB; they follow `head` and never overlap it.
+        /// Its last bytes, at most 1 KiB; they never overlap `head`.
         tail: Vec<u8>,
-        /// Its whole length.
+        /// Its full length.
         bytes: u64,
     },
 }
 
 impl Line {
-    /// Bytes of it that are in memory.
+    /// Returns the number of its bytes in memory.
     pub(crate) fn kept(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -40,7 +40,7 @@ impl Line {
         }
     }
 
-    /// Its whole length.
+    /// Returns its full length, in bytes.
     pub(crate) fn length(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -52,65 +52,66 @@ impl Line {
 /// The progress of reading a line.
 #[derive(Debug)]
 pub(crate) enum LineStep {
-    /// It is there.
+    /// It is complete.
     Line(Line),
     /// It is unfinished, and long.
     Grows,
-    /// There are no more.
+    /// The stream ended.
     End,
 }
 
-/// The longest line, in bytes; asked when a line begins, for it may change in between.
-pub(crate) struct Longest(Box<dyn Fn() -> usize + Send + Sync>);
+/// Maximum length of a line, in bytes; evaluated when a line begins, as it may change in between.
+pub(crate) struct LineLimit(Box<dyn Fn() -> usize + Send + Sync>);
 
-impl Longest {
-    /// As `ask` says at that moment.
-    pub(crate) fn by(ask: impl Fn() -> usize + Send + Sync + 'static) -> Self {
-        Self(Box::new(ask))
+impl LineLimit {
+    /// Returns the limit that `max` computes for each line.
+    pub(crate) fn by(max: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        Self(Box::new(max))
     }
 }
 
-impl From<usize> for Longest {
+impl From<usize> for LineLimit {
     fn from(bytes: usize) -> Self {
         Self::by(move || bytes)
     }
 }
 
-impl fmt::Debug for Longest {
+impl fmt::Debug for LineLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Longest")
+        f.write_str("LineLimit")
     }
 }
 
-/// Cuts bytes, as they come, into lines of at most `max` bytes; what is longer is reduced to its ends.
+/// Splits a stream into lines of at most `max` bytes; keeps the ends of a longer line.
 #[derive(Debug)]
-pub(crate) struct Cutter {
+pub(crate) struct LineSplitter {
     max: usize,
     line: Vec<u8>,
-    skipped: Option<Skipped>,
+    skipped: Option<SkippedLine>,
 }
 
-/// The part of a line that is kept while the rest goes by.
+/// The ends of a line that is too long.
 #[derive(Debug)]
-struct Skipped {
+struct SkippedLine {
     head: Vec<u8>,
     tail: Vec<u8>,
     bytes: u64,
 }
 
-impl Cutter {
-    /// Cuts lines of at most `max` bytes, without their newline.
-    pub(crate) const fn new(max: usize) -> Self {
+impl Default for LineSplitter {
+    fn default() -> Self {
         Self {
-            max,
+            max: LINE_MAX,
             line: Vec::new(),
             skipped: None,
         }
     }
+}
 
-    /// Takes bytes up to the end of a line: how many they are, and the line if it ended.
+impl LineSplitter {
+    /// Takes bytes up to the end of a line; returns their number, and the line if it ended.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> (usize, Option<Line>) {
-        // In memory this cannot fail; it is the standard library's fast search for a byte.
+        // Cannot fail in memory; the standard library's fast search for a byte.
         let used = io::BufRead::skip_until(&mut &*bytes, b'\n').unwrap_or(bytes.len());
         let taken = bytes.get(..used).unwrap_or(bytes);
         let (part, ended) = match taken.split_last() {
@@ -121,7 +122,7 @@ impl Cutter {
         (used, ended.then(|| self.finish()))
     }
 
-    /// Takes all bytes and hands every line that ended with them to `each`.
+    /// Takes all bytes and passes each line that ended to `each`.
     pub(crate) fn take_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(&Line)) {
         while !bytes.is_empty() {
             let (used, line) = self.take(bytes);
@@ -132,7 +133,7 @@ impl Cutter {
         }
     }
 
-    /// Returns the rest at the end of the stream: a line without a newline, or nothing.
+    /// Returns the unfinished line at the end of the stream.
     pub(crate) fn last(&mut self) -> Option<Line> {
         self.is_within_a_line().then(|| self.finish())
     }
@@ -142,12 +143,7 @@ impl Cutter {
         !self.line.is_empty() || self.skipped.is_some()
     }
 
-    /// Bytes of an unfinished line that are in memory.
-    const fn held(&self) -> usize {
-        self.line.len()
-    }
-
-    /// Gives the line that has come to its end and starts the next.
+    /// Returns the line that ended and starts the next.
     fn finish(&mut self) -> Line {
         if let Some(skipped) = self.skipped.take() {
             return Line::TooLong {
@@ -163,50 +159,59 @@ impl Cutter {
         Line::Whole(line)
     }
 
-    /// Adds a part of a line to what is there of it; a line that grows over the limit is reduced to its ends.
+    /// Adds a part of a line; a line over the limit is reduced to its ends.
     fn add(&mut self, part: &[u8]) {
         if let Some(skipped) = &mut self.skipped {
             skipped.add(part);
             return;
         }
-        // One byte of grace: the `\r` before the newline is no part of the line.
-        if self.line.len() + part.len() <= self.max + 1 {
+        let length = self.line.len() + part.len();
+        let ends_with_cr = part.last().or(self.line.last()) == Some(&b'\r');
+        // The `\r` before the newline is not part of the line.
+        if length <= self.max || length == self.max + 1 && ends_with_cr {
             self.line.extend_from_slice(part);
-            let over = self.line.len() > self.max && self.line.last() != Some(&b'\r');
-            if over {
-                self.skipped = Some(Skipped::start(&mem::take(&mut self.line), &[]));
-            }
             return;
         }
-        self.skipped = Some(Skipped::start(&mem::take(&mut self.line), part));
+        let mut skipped = SkippedLine {
+            head: Vec::with_capacity(END_KEPT),
+            tail: Vec::with_capacity(2 * END_KEPT),
+            bytes: 0,
+        };
+        skipped.add(&mem::take(&mut self.line));
+        skipped.add(part);
+        self.skipped = Some(skipped);
     }
 }
 
-/// Lines of at most `max` bytes from a stream; what is longer is skipped in flat memory and reported.
+/// Reads lines from a stream; a line over the limit is skipped in flat memory and reported.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     reader: BufReader<R>,
-    longest: Longest,
-    cutter: Cutter,
+    limit: LineLimit,
+    splitter: LineSplitter,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    /// Reads lines of at most so many bytes (without the newline) from `reader`.
-    pub(crate) fn new(reader: R, longest: impl Into<Longest>) -> Self {
-        let longest = longest.into();
+    /// Reads from `reader`; the limit does not count the newline.
+    pub(crate) fn new(reader: R, limit: impl Into<LineLimit>) -> Self {
+        let limit = limit.into();
+        let splitter = LineSplitter {
+            max: (limit.0)(),
+            ..LineSplitter::default()
+        };
         Self {
             reader: BufReader::with_capacity(READ, reader),
-            cutter: Cutter::new((longest.0)()),
-            longest,
+            limit,
+            splitter,
         }
     }
 
     /// Maximum length of the current or last line, in bytes.
     pub(crate) const fn max(&self) -> usize {
-        self.cutter.max
+        self.splitter.max
     }
 
-    /// The next line, or `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
+    /// Reads the next line; `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
     ///
     /// # Errors
     ///
@@ -218,24 +223,24 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The same, but reads no further when so many bytes of an unfinished line are in memory, and one read more.
+    /// As [`Lines::next`], but stops when more than `max` bytes of an unfinished line are in memory.
     ///
     /// # Errors
     ///
     /// As [`Lines::next`].
-    pub(crate) async fn next_within(&mut self, most: usize) -> io::Result<LineStep> {
+    pub(crate) async fn next_within(&mut self, max: usize) -> io::Result<LineStep> {
         loop {
-            if self.cutter.held() > most {
+            if self.splitter.line.len() > max {
                 return Ok(LineStep::Grows);
             }
             let chunk = self.reader.fill_buf().await?;
             if chunk.is_empty() {
-                return Ok(self.cutter.last().map_or(LineStep::End, LineStep::Line));
+                return Ok(self.splitter.last().map_or(LineStep::End, LineStep::Line));
             }
-            if !self.cutter.is_within_a_line() {
-                self.cutter.max = (self.longest.0)();
+            if !self.splitter.is_within_a_line() {
+                self.splitter.max = (self.limit.0)();
             }
-            let (used, line) = self.cutter.take(chunk);
+            let (used, line) = self.splitter.take(chunk);
             self.reader.consume(used);
             if let Some(line) = line {
                 return Ok(LineStep::Line(line));
@@ -244,18 +249,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 }
 
-impl Skipped {
-    fn start(line: &[u8], part: &[u8]) -> Self {
-        let mut skipped = Self {
-            head: Vec::with_capacity(END_KEPT),
-            tail: Vec::with_capacity(2 * END_KEPT),
-            bytes: 0,
-        };
-        skipped.add(line);
-        skipped.add(part);
-        skipped
-    }
-
+impl SkippedLine {
     fn add(&mut self, part: &[u8]) {
         self.bytes += part.len() as u64;
         let room = END_KEPT.saturating_sub(self.head.len()).min(part.len());
@@ -324,12 +318,12 @@ mod tests {
     async fn the_limit_is_that_of_the_moment_at_which_a_line_begins() {
         let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(3));
         let asked = std::sync::Arc::clone(&most);
-        let longest = Longest::by(move || asked.load(std::sync::atomic::Ordering::Relaxed));
-        let mut lines = Lines::new(&b"abcd\nabcd\nabcd\n"[..], longest);
-        for (limit, fits) in [(3, false), (4, true), (3, false)] {
-            most.store(limit, std::sync::atomic::Ordering::Relaxed);
+        let limit = LineLimit::by(move || asked.load(std::sync::atomic::Ordering::Relaxed));
+        let mut lines = Lines::new(&b"abcd\nabcd\nabcd\n"[..], limit);
+        for (max, fits) in [(3, false), (4, true), (3, false)] {
+            most.store(max, std::sync::atomic::Ordering::Relaxed);
             let line = lines.next().await.unwrap().unwrap();
-            assert_eq!((line == whole("abcd"), lines.max()), (fits, limit));
+            assert_eq!((line == whole("abcd"), lines.max()), (fits, max));
         }
     }
 

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::STOP_TIME;
 use crate::mcp::ConnectionLimits;
-use crate::mcp::framing::Longest;
+use crate::mcp::framing::LineLimit;
 use crate::mcp::helper::Helpers;
 use crate::mcp::monitor::Monitor;
 use crate::mcp::throttle::ReadThrottle;
@@ -138,13 +138,13 @@ impl Server {
 
     /// Maximum length of a request, in bytes, by the policy in force when the request begins: the largest of the caller's services,
     /// for the service that a request names is known only after it is read.
-    fn max_line(&self) -> Longest {
+    fn max_line(&self) -> LineLimit {
         let default = self.limits.line;
         let Caller::Consumer(name) = self.caller.clone() else {
             return default.into();
         };
         let shared = Arc::clone(&self.shared);
-        Longest::by(move || {
+        LineLimit::by(move || {
             let policy = shared.monitor.policy();
             let services = policy.services.services.iter();
             let served = services.filter(|service| service.serves(&name));

@@ -14,7 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::limits::{CALL_TIME, MEMORY, MESSAGES_AT_ONCE, MESSAGES_PER_SECOND};
-use crate::mcp::framing::{Line, LineStep, Lines, Longest};
+use crate::mcp::framing::{Line, LineLimit, LineStep, Lines};
 use memory::{Alone, Pools};
 
 pub(crate) use memory::{Lender, MemoryPermit};
@@ -113,7 +113,7 @@ impl<R: AsyncRead + Unpin> ThrottledLines<R> {
     /// Reads lines of at most `max_len` bytes, without their newline.
     pub(crate) fn new(
         reader: R,
-        max_len: impl Into<Longest>,
+        max_len: impl Into<LineLimit>,
         throttle: Option<Arc<ReadThrottle>>,
     ) -> Self {
         Self {

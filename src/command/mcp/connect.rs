@@ -8,7 +8,7 @@ use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Timeouts;
-use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
+use crate::mcp::relay::{Relay, RelayClient, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
 /// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
@@ -44,9 +44,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 writer,
                 end,
             } = opened;
-            let ended = relay
-                .run(Provider { reader, writer }, patience.call)
-                .await?;
+            let ended = relay.run(reader, writer, patience.call).await?;
             let mut goes_on = match ended {
                 RelayEnd::InOrder | RelayEnd::Unheard => {
                     end.calm().await;

@@ -42,7 +42,7 @@ async fn relayed(
         gone: || true,
     };
     let mut relay = Relay::new(client);
-    let run = relay.run(Provider { reader, writer }, PATIENCE);
+    let run = relay.run(reader, writer, PATIENCE);
     let ended = tokio::select! {
         ended = run => ended.unwrap(),
         () = async { provide.await; std::future::pending().await } => unreachable!(),
@@ -108,7 +108,7 @@ async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothin
             gone: || true,
         };
         let mut relay = Relay::new(client);
-        let ended = relay.run(Provider { reader, writer }, PATIENCE).await;
+        let ended = relay.run(reader, writer, PATIENCE).await;
         let vanished = RelayEnd::Vanished {
             unanswered: 0,
             spoke: true,
@@ -130,7 +130,7 @@ async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
             gone: || gone,
         };
         let mut relay = Relay::new(client);
-        let run = relay.run(Provider { reader, writer }, PATIENCE);
+        let run = relay.run(reader, writer, PATIENCE);
         let ended = timeout(PATIENCE * 3, run).await;
         match ended {
             Ok(ended) => assert!(gone && matches!(ended.unwrap(), RelayEnd::Silent { .. })),
@@ -227,7 +227,7 @@ impl Twice {
             far.write_all(self.first.as_bytes()).await.unwrap();
             drop(far);
         };
-        let (ended, ()) = tokio::join!(relay.run(Provider { reader, writer }, PATIENCE), gone);
+        let (ended, ()) = tokio::join!(relay.run(reader, writer, PATIENCE), gone);
         assert!(matches!(ended.unwrap(), RelayEnd::Vanished { .. }));
         client.write_all(self.after.as_bytes()).await.unwrap();
         assert!(relay.outlive("gone").await.unwrap());
@@ -245,7 +245,7 @@ impl Twice {
             }
             seen
         };
-        let run = relay.run(Provider { reader, writer }, PATIENCE);
+        let run = relay.run(reader, writer, PATIENCE);
         let (seen, ended) = tokio::join!(serves, run);
         assert!(matches!(ended.unwrap(), RelayEnd::Vanished { .. }));
         drop(relay);
@@ -334,7 +334,7 @@ async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn
             far.write_all(said.as_bytes()).await.unwrap();
             drop(far);
         };
-        tokio::join!(relay.run(Provider { reader, writer }, PATIENCE), goes)
+        tokio::join!(relay.run(reader, writer, PATIENCE), goes)
             .0
             .unwrap()
     };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mcp::relay::{Provider, Relay, RelayClient, RelayEnd};
+use crate::mcp::relay::{Relay, RelayClient, RelayEnd};
 
 /// Time-out beyond everything here; only a hang meets it.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
         gone: || true,
     };
     let mut relay = Relay::new(client);
-    let run = relay.run(Provider { reader, writer }, TIMEOUT * 2);
+    let run = relay.run(reader, writer, TIMEOUT * 2);
     let ended = tokio::time::timeout(TIMEOUT, run).await;
     let shown = String::from_utf8_lossy(input);
     let ended =
