@@ -1,20 +1,19 @@
-//! A socket for each consumer: the socket is the caller.
+//! Serves a socket for each consumer: the socket identifies the caller.
 //!
-//! Sockets follow the policy in force; a consumer that is gone loses its socket and its connections.
+//! Sockets follow the policy in force; a removed consumer loses its socket and its connections.
 
 pub(crate) mod folder;
-mod house;
-mod owned;
-mod state;
+mod resources;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -25,24 +24,24 @@ use tokio_util::sync::CancellationToken;
 use crate::confinement::InForce;
 use crate::limits::STOP_TIME;
 use crate::machine_state::STOP_SECONDS;
-use crate::mcp::policy_watcher::Policy;
+use crate::mcp::concurrency::ConcurrencyLimiter;
+use crate::mcp::policy_watcher::{Policy, PolicyWatcher};
+use crate::mcp::recorder::Recorder;
 use crate::mcp::server::Shutdown;
 use crate::name::MachineName;
 use crate::services::Services;
 use crate::text::Foreign;
 use crate::tool::Surroundings;
 use folder::{FolderError, SocketFolder};
-pub(crate) use state::ServerState;
-use state::WorkerFailures;
 use worker::WorkerSupervisor;
 
-/// Interval for comparing sockets with the policy; calls look at it themselves.
+/// Interval for comparing sockets with the policy; each call reads the policy itself.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// Time that connections get to end, including their running calls.
+/// Time for connections to end, including their running calls.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
-/// Time that they get after they were told to end at once.
+/// Time for them to end after an immediate shutdown.
 const LAST: Duration = Duration::from_secs(3);
-// Before it is killed, with a second for what is left to do.
+// Before the server is killed, with a second to spare.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
 /// The status of a server, for `mcp status`.
@@ -56,15 +55,15 @@ pub(crate) struct ServerStatus {
     pub(crate) services: Services,
     /// Its digest.
     pub(crate) digest: Foreign,
-    /// The reason why the newest services file was not taken.
+    /// The reason why the newest services file was refused.
     pub(crate) refused: Option<Foreign>,
-    /// Parts of the policy in force that fail, such as a socket that cannot be created; they are retried.
+    /// Failures that are retried, such as a socket that cannot be created.
     #[serde(default)]
     pub(crate) failed: Vec<Foreign>,
     /// The reason why the log cannot be written.
     #[serde(default)]
     pub(crate) unlogged: Option<Foreign>,
-    /// Where it finds its user's portal, clipboard and keys.
+    /// The environment of its tools: portal, clipboard and keys.
     #[serde(default)]
     pub(crate) surroundings: Option<Surroundings>,
     /// Its confinement.
@@ -72,64 +71,131 @@ pub(crate) struct ServerStatus {
     pub(crate) confinement: Option<InForce>,
 }
 
+/// The state of a server that all its consumers share.
+#[derive(Clone)]
+pub(crate) struct ServerState {
+    /// The services file.
+    pub(crate) services: PathBuf,
+    /// The policy in force.
+    pub(crate) live: Arc<PolicyWatcher>,
+    /// The log.
+    pub(crate) recorder: Arc<Recorder>,
+    /// Its load.
+    pub(crate) gate: Arc<ConcurrencyLimiter>,
+    /// The memory that it has lent.
+    pub(crate) loans: Arc<Loans>,
+    /// Its confinement.
+    pub(crate) confinement: InForce,
+    /// The address of the launcher of its gpg-agent, if it started one.
+    pub(crate) launcher: Option<String>,
+    /// The workers report each answer.
+    pub(crate) verbose: bool,
+}
+
+/// Memory that a server has lent to its callers, and their number.
+#[derive(Debug, Default)]
+pub(crate) struct Loans(Mutex<Lent>);
+
+#[derive(Debug, Default)]
+struct Lent {
+    callers: u64,
+    bytes: u64,
+}
+
+impl Loans {
+    fn lock(&self) -> MutexGuard<'_, Lent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The failures of workers.
+#[derive(Debug, Clone, Default)]
+struct WorkerFailures(Arc<Mutex<Failures>>);
+
+#[derive(Debug, Default)]
+struct Failures {
+    /// Failed starts, until one succeeds.
+    unstarted: BTreeMap<MachineName, String>,
+    /// Abnormal exits that are not reported yet. Each concerns its consumer only, and needs no retry.
+    exits: Vec<String>,
+}
+
+impl WorkerFailures {
+    fn lock(&self) -> MutexGuard<'_, Failures> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cannot_start(&self, caller: &MachineName, why: &io::Error) {
+        let text = format!("the process that serves `{caller}` cannot be started: {why}");
+        self.lock().unstarted.insert(caller.clone(), text);
+    }
+
+    fn died(&self, caller: &MachineName, how: &str) {
+        let text = format!("the process that serves `{caller}` {how}");
+        self.lock().exits.push(text);
+    }
+
+    fn clear(&self, caller: &MachineName) {
+        self.lock().unstarted.remove(caller);
+    }
+}
+
 /// A server of many consumers.
-#[derive(Debug)]
 pub(crate) struct Listening {
-    folder: Arc<SocketFolder>,
+    folder: SocketFolder,
     state: ServerState,
     stop: Shutdown,
-    doors: BTreeMap<MachineName, ConsumerSocket>,
-    /// Consumers whose sockets are to go.
-    gone: BTreeSet<MachineName>,
-    said: Option<SaidStatus>,
+    sockets: BTreeMap<MachineName, ConsumerSocket>,
+    /// Consumers whose sockets are to be removed.
+    removed: BTreeSet<MachineName>,
+    last_status: Option<ChangingStatus>,
     worker_failures: WorkerFailures,
 }
 
 /// The changing part of the status.
-#[derive(Debug, PartialEq, Eq)]
-struct SaidStatus {
+#[derive(PartialEq, Eq)]
+struct ChangingStatus {
     digest: String,
     refused: Option<String>,
     failed: Vec<String>,
     unlogged: Option<String>,
 }
 
-/// A consumer's socket, and what it takes to close it.
-#[derive(Debug)]
+/// A consumer's socket.
 struct ConsumerSocket {
+    /// Accept no new connections.
     close: CancellationToken,
     connections: Shutdown,
 }
 
 impl Listening {
-    /// A server that has no sockets yet.
+    /// Creates a server without sockets.
     pub(crate) fn new(folder: SocketFolder, state: ServerState, stop: Shutdown) -> Self {
         Self {
-            folder: Arc::new(folder),
+            folder,
             state,
             stop,
-            doors: BTreeMap::new(),
-            gone: BTreeSet::new(),
-            said: None,
+            sockets: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            last_status: None,
             worker_failures: WorkerFailures::default(),
         }
     }
 
-    /// Serves until it is stopped; `ready` is called once, when every socket is there, and `complain` for each thing
-    /// that cannot be done from then on.
+    /// Serves until it is stopped. Calls `ready` once, when every socket exists, and `complain` for each later failure.
     ///
     /// # Errors
     ///
-    /// A socket of the policy at the start cannot be made.
+    /// A socket of the initial policy cannot be created.
     pub(crate) async fn run(
         mut self,
         ready: impl FnOnce(),
         complain: impl Fn(&str),
     ) -> Result<(), FolderError> {
-        allow_many();
+        raise_open_files_limit();
         let mut tasks = JoinSet::new();
         if let Some(failed) = self.follow(&mut tasks).into_iter().next() {
-            // The sockets that were made go again.
+            // Removes the sockets that were created.
             let _ = self.end(tasks).await;
             return Err(failed);
         }
@@ -142,10 +208,11 @@ impl Listening {
                 () = self.stop.graceful.cancelled() => break,
                 _ = ticks.tick() => {
                     self.state.recorder.count();
-                    // What could be done is; the next tick tries the rest again.
+                    // The next tick retries what failed.
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
-                    self.worker_failures.take_exits().iter().for_each(|text| complain(text));
+                    let exits = std::mem::take(&mut self.worker_failures.lock().exits);
+                    exits.iter().for_each(|text| complain(text));
                     failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
                     known = failed;
                 }
@@ -155,125 +222,104 @@ impl Listening {
         self.end(tasks).await
     }
 
-    /// Makes and removes sockets so that they are those of the policy in force, and gives what could not be done.
+    /// Creates and removes sockets to match the policy in force; returns the failures.
     fn follow(&mut self, tasks: &mut JoinSet<()>) -> Vec<FolderError> {
         let policy = self.state.live.current();
         let wanted = policy.services.consumers();
-        let mut failed = self.close(|name| wanted.contains(&name));
+        let mut failed = self.close(&wanted);
         for name in wanted {
-            if self.doors.contains_key(name) && self.folder.has(name) {
+            if self.sockets.contains_key(name) && self.folder.has(name) {
                 continue;
             }
             match self.bind(name, tasks) {
-                Ok(door) => {
-                    self.gone.remove(name);
-                    self.doors.insert(name.clone(), door);
+                Ok(socket) => {
+                    self.removed.remove(name);
+                    self.sockets.insert(name.clone(), socket);
                 }
                 Err(error) => failed.push(error),
             }
         }
-        if let Err(error) = self.tell(&policy, &failed) {
-            failed.push(error);
-        }
+        failed.extend(self.write_status(&policy, &failed).err());
         failed
     }
 
-    /// Closes the doors of those that are not wanted any more, and takes their sockets away.
-    fn close(&mut self, wanted: impl Fn(&MachineName) -> bool) -> Vec<FolderError> {
-        let gone = &mut self.gone;
-        self.doors.retain(|name, door| {
-            if wanted(name) {
-                return true;
+    /// Closes and removes the sockets of other consumers.
+    fn close(&mut self, wanted: &BTreeSet<&MachineName>) -> Vec<FolderError> {
+        self.sockets.retain(|name, socket| {
+            let is_wanted = wanted.contains(name);
+            if !is_wanted {
+                socket.close.cancel();
+                socket.connections.graceful.cancel();
+                socket.connections.immediate.cancel();
+                self.removed.insert(name.clone());
             }
-            door.close.cancel();
-            door.connections.graceful.cancel();
-            door.connections.immediate.cancel();
-            gone.insert(name.clone());
-            false
+            is_wanted
         });
         let mut failed = Vec::new();
-        self.gone.retain(|name| match self.folder.remove(name) {
-            Ok(()) => false,
-            Err(error) => {
-                failed.push(error);
-                true
-            }
+        self.removed.retain(|name| {
+            let error = self.folder.remove(name).err();
+            let has_failed = error.is_some();
+            failed.extend(error);
+            has_failed
         });
         failed
     }
 
-    /// Makes the socket of a consumer, also of one whose socket was taken away, and serves it.
+    /// Creates and serves the socket of a consumer, also in place of a deleted one.
     fn bind(
         &mut self,
         name: &MachineName,
         tasks: &mut JoinSet<()>,
     ) -> Result<ConsumerSocket, FolderError> {
         let listener = self.folder.bind(name)?;
-        let old = self.doors.get(name);
-        let connections = old.map_or_else(|| self.stop.child(), |door| door.connections.clone());
-        let opened = self.open(name, listener, connections, tasks);
-        match opened {
-            Ok(door) => {
-                if let Some(old) = old {
-                    // Its connections live on, and end with those of the new one.
-                    old.close.cancel();
-                }
-                Ok(door)
-            }
-            Err(source) => {
-                // Nobody would answer there.
-                self.gone.insert(name.clone());
-                let _ = self.folder.remove(name);
-                Err(self.folder.not_served(name, source))
-            }
-        }
-    }
-
-    /// Serves a consumer's socket by a process of its own.
-    fn open(
-        &self,
-        name: &MachineName,
-        listener: std::os::unix::net::UnixListener,
-        connections: Shutdown,
-        tasks: &mut JoinSet<()>,
-    ) -> io::Result<ConsumerSocket> {
-        let door = ConsumerSocket {
-            close: CancellationToken::new(),
-            connections,
-        };
+        let old = self.sockets.get(name);
+        let connections = old.map_or_else(|| self.stop.child(), |old| old.connections.clone());
         #[expect(
             deprecated,
             reason = "it is for types that lie about their descriptor; this one owns its own"
         )]
-        let socket = AsyncFd::with_interest(OwnedFd::from(listener), Interest::READABLE)?;
+        let socket = AsyncFd::with_interest(OwnedFd::from(listener), Interest::READABLE);
+        let socket = socket.map_err(|source| {
+            // No process would accept its connections.
+            self.removed.insert(name.clone());
+            let _ = self.folder.remove(name);
+            self.folder.not_served(name, source)
+        })?;
+        let close = CancellationToken::new();
         let supervisor = WorkerSupervisor {
             caller: name.clone(),
             socket,
             state: self.state.clone(),
             failures: self.worker_failures.clone(),
-            close: door.close.clone(),
-            connections: door.connections.clone(),
+            close: close.clone(),
+            connections: connections.clone(),
         };
         tasks.spawn(supervisor.run());
-        Ok(door)
+        if let Some(old) = old {
+            // Its connections live on, and end with those of the new socket.
+            old.close.cancel();
+        }
+        Ok(ConsumerSocket { close, connections })
     }
 
-    /// Failures at present, in words.
+    /// Returns the present failures as messages.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
-        let mut failures = self.worker_failures.unstarted();
-        failures.extend(failed.iter().map(ToString::to_string));
-        failures
+        let workers = self.worker_failures.lock();
+        let unstarted = workers.unstarted.values().cloned();
+        unstarted
+            .chain(failed.iter().map(ToString::to_string))
+            .collect()
     }
 
-    /// Writes the status anew when it is another.
-    fn tell(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
-        let now = SaidStatus {
+    /// Writes the status if it changed.
+    fn write_status(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
+        let now = ChangingStatus {
             digest: policy.digest.clone(),
             refused: self.state.live.refused(),
             failed: self.failures(failed),
             unlogged: self.state.recorder.trouble(),
         };
-        if self.said.as_ref() == Some(&now) {
+        if self.last_status.as_ref() == Some(&now) {
             return Ok(());
         }
         let status = ServerStatus {
@@ -287,17 +333,17 @@ impl Listening {
             surroundings: Some(Surroundings::from_env()),
             confinement: Some(self.state.confinement.clone()),
         };
-        // These types hold nothing that JSON cannot.
+        // Serialization of these types cannot fail.
         let text = serde_json::to_vec(&status).unwrap_or_default();
         self.folder.write_status(&text)?;
-        self.said = Some(now);
+        self.last_status = Some(now);
         Ok(())
     }
 
-    /// No new connections; the running calls end; the sockets go.
+    /// Accepts no new connections, lets the running calls end, and removes the sockets.
     async fn end(self, mut tasks: JoinSet<()>) -> Result<(), FolderError> {
-        for door in self.doors.values() {
-            door.close.cancel();
+        for socket in self.sockets.values() {
+            socket.close.cancel();
         }
         let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
         if timeout(END, ended(&mut tasks)).await.is_err() {
@@ -308,14 +354,11 @@ impl Listening {
     }
 }
 
-/// Lets this process, and those that it starts, have as many files open as the system allows: each connection takes one, each
-/// consumer a few, and what systemd starts has 1024.
-fn allow_many() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let most = Rlimit {
-        current: maximum,
-        maximum,
-    };
+/// Raises the limit of open files to the maximum, also for child processes: each connection takes one file, each consumer a few,
+/// and systemd sets 1024.
+fn raise_open_files_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
     // If that is forbidden, keep the current limit.
-    let _ = setrlimit(Resource::Nofile, most);
+    let _ = setrlimit(Resource::Nofile, limit);
 }

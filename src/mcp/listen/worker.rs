@@ -1,7 +1,7 @@
-//! A consumer's process: started at its first connection, and again when it has ended.
+//! Supervises a consumer's process: started at its first connection, and again after its end.
 //!
-//! A process of its own, because memory, processors and descriptors are what the kernel shares among processes: one
-//! consumer that asks for too much has its own process slowed down or ended, and no other's.
+//! The kernel shares memory, processors and descriptors among processes, so a consumer that asks for too much has its own
+//! process slowed down or killed, and no other's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,22 +15,19 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::FOLLOW;
-use super::house::OneHouse;
-use super::owned::{Owned, ProcessHandle};
-use super::state::{ServerState, WorkerFailures};
+use super::resources::{OwnedChild, ProcessHandle, WorkerResources};
+use super::{FOLLOW, ServerState, WorkerFailures};
 use crate::mcp::monitor::{Local, attend};
 use crate::mcp::server::Shutdown;
 use crate::mcp::worker;
 use crate::name::MachineName;
 use crate::policy::Caller;
 
-/// Pause after a process that ended by itself, or could not be started: a fault that comes back takes no more than this, and
-/// lasts long enough to be told of.
+/// Delay after a process failed or could not be started: limits the cost of a recurring failure, and lets it be reported.
 const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
-/// Time that a process gets after it was told to end at once.
+/// Time for a process to end after [`worker::ABORT`].
 const LAST: Duration = Duration::from_secs(1);
-/// Stack of the thread that answers a process, in bytes: it writes the log, and parses questions of bounded depth.
+/// Stack of the thread that answers a process, in bytes: it writes the log, and parses requests of bounded depth.
 const STACK: usize = 1024 * 1024;
 
 /// One consumer's socket, and the process that serves it.
@@ -39,13 +36,13 @@ pub(super) struct WorkerSupervisor {
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) state: ServerState,
     pub(super) failures: WorkerFailures,
-    /// No new connections.
+    /// Accept no new connections.
     pub(super) close: CancellationToken,
     pub(super) connections: Shutdown,
 }
 
 impl WorkerSupervisor {
-    /// Serves until it is closed, and its connections have ended.
+    /// Serves until the socket is closed and its connections have ended.
     pub(super) async fn run(self) {
         loop {
             tokio::select! {
@@ -57,7 +54,7 @@ impl WorkerSupervisor {
                     self.failures.clear(&self.caller);
                     tokio::select! {
                         how = worker.ended() => match how {
-                            // It was idle.
+                            // An idle process ends in order.
                             None => continue,
                             Some(how) => self.failures.died(&self.caller, &how),
                         },
@@ -73,20 +70,20 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Waits until somebody connects.
+    /// Waits for a connection.
     async fn connection_pending(&self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let mut looked = [PollFd::new(self.socket.get_ref(), PollFlags::IN)];
-            if poll(&mut looked, Some(&Timespec::default()))? > 0 {
+            let mut polled = [PollFd::new(self.socket.get_ref(), PollFlags::IN)];
+            if poll(&mut polled, Some(&Timespec::default()))? > 0 {
                 return Ok(());
             }
-            // The process that has ended took those that were there.
+            // The process that has ended accepted the earlier connections.
             ready.clear_ready();
         }
     }
 
-    /// Waits until there are to be no new connections.
+    /// Waits until no new connections are to be accepted.
     async fn closed(&self) {
         tokio::select! {
             () = self.close.cancelled() => {}
@@ -98,7 +95,7 @@ impl WorkerSupervisor {
     fn start(&self) -> io::Result<Worker> {
         let arguments = worker::arguments(&self.caller, &self.state.services, self.state.verbose);
         let listening = self.socket.get_ref().try_clone()?;
-        let (ours, child) = Owned::start(arguments, listening, None)?;
+        let (ours, child) = OwnedChild::start(arguments, listening, None)?;
         let process = Arc::new(ProcessHandle::of(&child)?);
         let (ended, end) = oneshot::channel();
         let worker = Worker {
@@ -106,7 +103,7 @@ impl WorkerSupervisor {
             end,
         };
         let (caller, state) = (self.caller.clone(), self.state.clone());
-        let house = OneHouse::new(caller.clone(), state.clone(), self.failures.clone());
+        let resources = WorkerResources::new(caller.clone(), state.clone(), self.failures.clone());
         let attending = move || {
             let source = Arc::clone(&state.live);
             let local = Local {
@@ -115,13 +112,13 @@ impl WorkerSupervisor {
                 recorder: state.recorder,
                 limiter: state.gate,
             };
-            attend(&ours, &caller, &state.live, &local, &house);
-            // Whoever waits for its end may have gone.
+            attend(&ours, &caller, &state.live, &local, &resources);
             let how = process.reap(child);
-            drop(house);
+            drop(resources);
+            // The supervisor may have gone.
             let _ = ended.send(how);
         };
-        // Without the thread the process has nobody at the other end, and ends.
+        // Without the thread the process sees the end of its stdin, and ends.
         std::thread::Builder::new()
             .name(self.caller.to_string())
             .stack_size(STACK)
@@ -139,7 +136,7 @@ impl WorkerSupervisor {
             caller,
             ..
         } = self;
-        // Whoever connects from now on is refused.
+        // Refuses new connections.
         drop(socket);
         failures.clear(&caller);
         let orders = [
@@ -147,10 +144,10 @@ impl WorkerSupervisor {
             (connections.graceful, worker::DRAIN),
             (connections.immediate, worker::ABORT),
         ];
-        for (given, signal) in orders {
+        for (order, signal) in orders {
             tokio::select! {
                 _ = worker.ended() => return,
-                () = given.cancelled() => worker.process.signal(signal),
+                () = order.cancelled() => worker.process.signal(signal),
             }
         }
         if timeout(LAST, worker.ended()).await.is_err() {
@@ -160,14 +157,14 @@ impl WorkerSupervisor {
     }
 }
 
-/// A process that runs.
+/// A running process.
 struct Worker {
     process: Arc<ProcessHandle>,
     end: oneshot::Receiver<Option<String>>,
 }
 
 impl Worker {
-    /// Waits until it has ended, and says how, where it was not in order.
+    /// Waits for its end; describes an abnormal one.
     async fn ended(&mut self) -> Option<String> {
         (&mut self.end).await.unwrap_or_default()
     }
