@@ -1,44 +1,229 @@
 //! Selects and opens the route to a machine: this program's own server, `incus exec`, or a socket.
 //!
-//! Opens the way and ends what it started. What goes over it is [`crate::mcp`]'s matter.
+//! Ends the processes that it started. The protocol is the job of [`crate::mcp`].
 
-mod command;
 mod open;
 mod process;
 mod program;
 mod remote_exec;
-mod route;
 mod unreachable;
 
-pub(crate) use command::{LOCAL_REMOTE, incus_exec, shell_line, this_program};
 pub(crate) use open::{OpenTransport, open, providers, resolve};
 pub(crate) use process::Watch;
-pub(crate) use program::{incus, program};
+pub(crate) use program::{LOCAL_REMOTE, incus, incus_exec, program, shell_line, this_program};
 pub(crate) use remote_exec::RemoteExec;
-pub(crate) use route::{Route, RouteContext, WantedMachine, way};
 pub(crate) use unreachable::Unreachable;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::edge::CONSUMER_FOLDER;
 use crate::incus::MachineRef;
-use crate::name::MachineName;
+use crate::machine_state::IDENTITY;
+use crate::name::{MachineName, NameFault};
 
-/// A way to a server, with everything that is needed to go it.
+/// A route to a server with everything that opening it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// A child of this very program, on stdin and stdout.
+    /// A child process of this program, on stdin and stdout.
     Local,
     /// `incus exec` into a machine, on stdin and stdout.
     Exec(MachineRef),
-    /// A socket: a consumer's way to a provider.
+    /// A socket of a consumer to a provider.
     Socket(Socket),
 }
 
 /// A provider's socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Its place.
+    /// Its path.
     pub(crate) path: PathBuf,
-    /// Its owner; `None` if it was named by its path.
+    /// Its owner; `None` if the user named the path.
     pub(crate) provider: Option<MachineName>,
+}
+
+/// The socket that Incus puts into every machine that may use its guest API.
+const GUEST: &str = "/dev/incus/sock";
+
+/// The flags that select a route.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct WantedMachine<'a> {
+    /// `-i`
+    pub(crate) instance: Option<&'a str>,
+    /// `--project`
+    pub(crate) project: Option<&'a str>,
+    /// `--socket`
+    pub(crate) socket: Option<&'a Path>,
+}
+
+/// The environment that selects a route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RouteContext {
+    /// `ANKLUME_SOCKET_DIR`
+    pub(crate) sockets: Option<PathBuf>,
+    /// This is a machine of Incus or anklume.
+    pub(crate) in_machine: bool,
+}
+
+impl RouteContext {
+    /// Reads the environment.
+    pub(crate) fn look() -> Self {
+        Self {
+            sockets: std::env::var_os("ANKLUME_SOCKET_DIR")
+                .filter(|folder| !folder.is_empty())
+                .map(PathBuf::from),
+            in_machine: [IDENTITY, GUEST]
+                .iter()
+                .any(|path| Path::new(path).exists()),
+        }
+    }
+
+    /// Returns the folder of the providers' sockets; none on the host.
+    fn folder(&self) -> Option<&Path> {
+        let inside = self.in_machine.then_some(Path::new(CONSUMER_FOLDER));
+        self.sockets.as_deref().or(inside)
+    }
+}
+
+/// A route to a server; a machine of the host is still only a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// A child process of this program.
+    Local,
+    /// `incus exec` from the host.
+    Host {
+        /// The machine.
+        machine: String,
+        /// Its project, if given.
+        project: Option<String>,
+    },
+    /// A socket.
+    Socket(Socket),
+}
+
+/// The reason why no route fits.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WayFault {
+    /// `-i` names a socket inside a machine, and must be a valid name.
+    #[error("`{}` is not a machine: {fault}", name.escape_debug())]
+    Name {
+        /// The input.
+        name: String,
+        /// Its fault.
+        fault: NameFault,
+    },
+    /// `--project` inside a machine, which has no Incus to ask.
+    #[error("`--project` has no meaning inside a machine: a provider is reached over its socket")]
+    ProjectInside,
+}
+
+/// Selects a route; pure. `--socket` overrides all; `-i` is a socket inside a machine, and `incus exec` on the host.
+pub(crate) fn way(wanted: WantedMachine<'_>, context: &RouteContext) -> Result<Route, WayFault> {
+    if let Some(socket) = wanted.socket {
+        return Ok(Route::Socket(Socket {
+            path: socket.to_owned(),
+            provider: None,
+        }));
+    }
+    let Some(name) = wanted.instance else {
+        return Ok(Route::Local);
+    };
+    let Some(folder) = context.folder() else {
+        return Ok(Route::Host {
+            machine: name.to_owned(),
+            project: wanted.project.map(str::to_owned),
+        });
+    };
+    if wanted.project.is_some() {
+        return Err(WayFault::ProjectInside);
+    }
+    let provider: MachineName = name.parse().map_err(|fault| WayFault::Name {
+        name: name.to_owned(),
+        fault,
+    })?;
+    Ok(Route::Socket(Socket {
+        path: folder.join(format!("{provider}.sock")),
+        provider: Some(provider),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> RouteContext {
+        RouteContext::default()
+    }
+
+    fn inside() -> RouteContext {
+        RouteContext {
+            sockets: None,
+            in_machine: true,
+        }
+    }
+
+    fn socket(path: &str, provider: Option<&str>) -> Route {
+        Route::Socket(Socket {
+            path: path.into(),
+            provider: provider.map(|name| name.parse().unwrap()),
+        })
+    }
+
+    fn named(name: &str) -> WantedMachine<'_> {
+        WantedMachine {
+            instance: Some(name),
+            ..WantedMachine::default()
+        }
+    }
+
+    #[test]
+    fn without_a_name_the_server_is_a_child_everywhere() {
+        for around in [host(), inside()] {
+            assert_eq!(way(WantedMachine::default(), &around), Ok(Route::Local));
+        }
+    }
+
+    #[test]
+    fn on_the_host_a_name_is_a_machine_of_incus() {
+        let wanted = WantedMachine {
+            project: Some("p"),
+            ..named("Vault")
+        };
+        let expected = Route::Host {
+            machine: "Vault".to_owned(),
+            project: Some("p".to_owned()),
+        };
+        assert_eq!(way(wanted, &host()), Ok(expected));
+    }
+
+    #[test]
+    fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
+        let expected = socket("/srv/anklume/mcp/vault.sock", Some("vault"));
+        assert_eq!(way(named("vault"), &inside()), Ok(expected));
+        let elsewhere = RouteContext {
+            sockets: Some("/s".into()),
+            in_machine: false,
+        };
+        let expected = socket("/s/vault.sock", Some("vault"));
+        assert_eq!(way(named("vault"), &elsewhere), Ok(expected));
+        for bad in ["../x", "a/b", "", "Vault", "a\n"] {
+            let fault = way(named(bad), &inside());
+            assert!(matches!(fault, Err(WayFault::Name { .. })), "{bad:?}");
+        }
+        let wanted = WantedMachine {
+            project: Some("p"),
+            ..named("vault")
+        };
+        assert_eq!(way(wanted, &inside()), Err(WayFault::ProjectInside));
+    }
+
+    #[test]
+    fn a_socket_overrides_all() {
+        let wanted = WantedMachine {
+            socket: Some(Path::new("/x.sock")),
+            ..named("vault")
+        };
+        for around in [host(), inside()] {
+            assert_eq!(way(wanted, &around), Ok(socket("/x.sock", None)));
+        }
+    }
 }

@@ -43,9 +43,9 @@ pub(crate) async fn install(
         project: machine.project(),
         machine: machine.name(),
         user: None,
-        words: &[&program, SETUP],
-        order: &sent(order),
-        patience: SETUP_PATIENCE,
+        argv: &[&program, SETUP],
+        input: &sent(order),
+        timeout: SETUP_PATIENCE,
     };
     let said = errand.run().await.map_err(|why| why.to_string())?;
     let report = session.reader.report(&said.answer).await;

@@ -47,9 +47,9 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices,
         project: consumer.domain.as_str(),
         machine: consumer.machine.as_str(),
         user: Some((edge.owner_uid, edge.owner_gid)),
-        words: &[PROGRAM, ASK, edge.provider.machine.as_str()],
-        order: b"",
-        patience: TIMEOUT,
+        argv: &[PROGRAM, ASK, edge.provider.machine.as_str()],
+        input: b"",
+        timeout: TIMEOUT,
     };
     let output = remote.run().await;
     let output = output.map_err(|why| format!("asked in the consumer, {why}"))?;

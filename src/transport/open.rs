@@ -1,68 +1,56 @@
-//! From a way to a stream of bytes in each direction.
+//! Opens a route: a stream of bytes in each direction.
 
-use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::time::timeout;
 
-use super::command::{SERVE, incus_exec};
 use super::process::{ServerProcess, Watch};
-use super::program;
+use super::program::{self, SERVE, incus_exec};
 use super::{Route, RouteContext, Socket, Transport, Unreachable};
 use crate::incus::{FindError, Incus, MachineRef, Object, find, socket_path};
 use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 
-/// This very program, also where its file was replaced or its path is relative.
+/// This program, also if its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// An open channel: bytes in, bytes out, and what must be ended afterwards.
+/// An open channel.
 pub(crate) struct OpenTransport {
     /// Output of the server.
     pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
     /// Input of the server. Dropped only after its last answer: Incus's proxies have no half-close.
     pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// The object behind it.
+    /// Its far end, to be ended afterwards.
     pub(crate) end: TransportEnd,
 }
 
-impl fmt::Debug for OpenTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Open")
-            .field("end", &self.end)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The far end of a channel, which outlives its streams.
-#[derive(Debug)]
 pub(crate) struct TransportEnd {
     channel: Transport,
     process: Option<ServerProcess>,
 }
 
-/// Finds the machine that a way means; asks Incus only where it must. Each question may take `patience`.
-pub(crate) async fn resolve(way: Route, patience: Duration) -> Result<Transport, Unreachable> {
-    match way {
+/// Finds the machine of a route; asks Incus only if necessary, with `timeout` for each request.
+pub(crate) async fn resolve(route: Route, timeout: Duration) -> Result<Transport, Unreachable> {
+    match route {
         Route::Local => Ok(Transport::Local),
         Route::Socket(socket) => Ok(Transport::Socket(socket)),
         Route::Host { machine, project } => {
-            let found = ask_incus(&machine, project.as_deref(), patience).await?;
-            Ok(Transport::Exec(found))
+            let machine = find_machine(&machine, project.as_deref(), timeout).await?;
+            Ok(Transport::Exec(machine))
         }
     }
 }
 
-/// Opens a channel; `watch` gets what a server that is started for it says on stderr.
+/// Opens a channel; `watch` gets the lines that a server started for it writes to stderr.
 pub(crate) async fn open(
     channel: Transport,
-    patience: Duration,
+    timeout: Duration,
     watch: Watch,
 ) -> Result<OpenTransport, Unreachable> {
     match &channel {
@@ -80,7 +68,7 @@ pub(crate) async fn open(
             start(command, channel, watch)
         }
         Transport::Socket(socket) => {
-            let stream = connect(socket, patience).await?;
+            let stream = connect(socket, timeout).await?;
             // Not `into_split`: its write half ends the stream when it is dropped.
             let (reader, writer) = tokio::io::split(stream);
             Ok(OpenTransport {
@@ -130,22 +118,26 @@ fn not_started(channel: &Transport, why: io::Error) -> Unreachable {
     }
 }
 
-async fn connect(socket: &Socket, patience: Duration) -> Result<UnixStream, Unreachable> {
-    match timeout(patience, UnixStream::connect(&socket.path)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(why)) => Err(Unreachable::Socket {
-            there: sockets_in(&folder_of(&socket.path)),
+async fn connect(socket: &Socket, timeout: Duration) -> Result<UnixStream, Unreachable> {
+    let connecting = UnixStream::connect(&socket.path);
+    let Ok(connected) = tokio::time::timeout(timeout, connecting).await else {
+        return Err(Unreachable::Silent {
+            waited: timeout,
+            words: Vec::new(),
+        });
+    };
+    connected.map_err(|why| {
+        let folder = socket.path.parent();
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        Unreachable::Socket {
+            available: sockets_in(folder.unwrap_or(Path::new("."))),
             socket: socket.clone(),
             why,
-        }),
-        Err(_) => Err(Unreachable::Silent {
-            waited: patience,
-            words: Vec::new(),
-        }),
-    }
+        }
+    })
 }
 
-/// The providers that this machine has sockets of, sorted; on the host there are none.
+/// Returns the providers whose sockets this machine has, sorted; none on the host.
 pub(crate) fn providers() -> Vec<String> {
     RouteContext::look()
         .folder()
@@ -153,17 +145,9 @@ pub(crate) fn providers() -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// The folder of a path, as it can be opened.
-fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => ".".into(),
-    }
-}
-
-/// The providers whose sockets lie in a folder, sorted.
+/// Returns the providers whose sockets are in a folder, sorted.
 fn sockets_in(folder: &Path) -> Vec<String> {
-    /// More than anyone would read; a folder may hold anything.
+    /// Maximum number of names; a folder may have any number of files.
     const SHOWN: usize = 64;
     let Ok(entries) = folder.read_dir() else {
         return Vec::new();
@@ -178,58 +162,52 @@ fn sockets_in(folder: &Path) -> Vec<String> {
     names
 }
 
-async fn ask_incus(
+async fn find_machine(
     name: &str,
     project: Option<&str>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<MachineRef, Unreachable> {
-    let mut incus = connect_incus(patience).await?;
+    let mut incus = connect_incus(timeout).await?;
     let machines = incus.machines(project).await?;
-    let found = find(&machines, name, project);
-    let Err(FindError::NoMachine { .. }) = &found else {
-        return Ok(found?);
-    };
+    let machine = find(&machines, name, project);
     // The API answers with an empty list for a project that does not exist.
-    if let Some(project) = project {
+    if let (Err(FindError::NoMachine { .. }), Some(project)) = (&machine, project) {
         let known = incus.projects().await?;
         if !known.iter().any(|one| one == project) {
             let name = project.to_owned();
             return Err(FindError::NoProject { name, known }.into());
         }
     }
-    Ok(found?)
+    Ok(machine?)
 }
 
-async fn connect_incus(patience: Duration) -> Result<Incus, Unreachable> {
+async fn connect_incus(timeout: Duration) -> Result<Incus, Unreachable> {
     let socket = socket_path(|name| std::env::var_os(name));
-    Ok(Incus::connect(socket, patience).await?)
+    Ok(Incus::connect(socket, timeout).await?)
 }
 
 impl TransportEnd {
-    /// The channel that was opened.
+    /// Returns the channel that was opened.
     pub(crate) const fn channel(&self) -> &Transport {
         &self.channel
     }
 
-    /// After the last answer, with both streams dropped: waits for the server's own end.
+    /// Waits for the server to end after the last answer; both streams are closed.
     pub(crate) async fn calm(self) {
         if let Some(process) = self.process {
             process.end().await;
         }
     }
 
-    /// After a silence: why, in the server's own last words. The server is ended.
+    /// Ends a silent server; the error has its last output.
     pub(crate) fn silent(self, waited: Duration) -> Unreachable {
-        let words = self
-            .process
-            .as_ref()
-            .map(ServerProcess::words)
-            .unwrap_or_default();
+        let process = self.process.as_ref();
+        let words = process.map(ServerProcess::words).unwrap_or_default();
         Unreachable::Silent { waited, words }
     }
 
-    /// After the stream ended too early, with both streams dropped: what became of the server.
-    pub(crate) async fn died(self, patience: Duration) -> Unreachable {
+    /// Explains the early end of a stream; both streams are closed.
+    pub(crate) async fn died(self, timeout: Duration) -> Unreachable {
         let Some(process) = self.process else {
             return Unreachable::Gone;
         };
@@ -238,11 +216,11 @@ impl TransportEnd {
         let Transport::Exec(machine) = self.channel else {
             return Unreachable::Died { status, words };
         };
-        // What the machine said last may stand in front of it, without a line end between.
+        // The machine's last output may precede it on the same line.
         let says = |text: &str| words.iter().any(|line| line.raw().ends_with(text));
         match code {
             Some(127) if says("Error: Command not found") => {
-                not_found(machine, words, patience).await
+                not_found(machine, words, timeout).await
             }
             Some(126) if says("Error: Command not executable") => {
                 Unreachable::NotExecutable(machine)
@@ -252,9 +230,9 @@ impl TransportEnd {
     }
 }
 
-/// Incus says "not found" also of a program whose interpreter or libraries are not there.
-async fn not_found(machine: MachineRef, words: Vec<Foreign>, patience: Duration) -> Unreachable {
-    let found = match connect_incus(patience).await {
+/// Incus says "not found" also of a program whose interpreter or libraries are missing.
+async fn not_found(machine: MachineRef, words: Vec<Foreign>, timeout: Duration) -> Unreachable {
+    let found = match connect_incus(timeout).await {
         Ok(mut incus) => {
             let object = Object::machine(&machine.project, &machine.name);
             incus.kind_of_file(&object, PROGRAM).await.ok().flatten()

@@ -1,7 +1,6 @@
-//! A server that this program started: its last words, and its end.
+//! Runs a server process: keeps its last output, and ends it.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
@@ -15,47 +14,29 @@ use tokio::time::timeout;
 
 use crate::text::Foreign;
 
-/// Time that a server gets to end after its stdin was closed.
+/// Time for a server to end after its stdin was closed.
 const CALM_END: Duration = Duration::from_secs(2);
-/// Time that a server gets to end after SIGTERM, before it is asked again.
-const ASKED_AGAIN: Duration = Duration::from_millis(200);
-/// Time that it gets after the second SIGTERM, before it is killed.
-const ASKED_END: Duration = Duration::from_millis(800);
-/// Time that the kernel gets to end what was killed.
+/// Time between the first SIGTERM and the second.
+const FIRST_TERM: Duration = Duration::from_millis(200);
+/// Time between the second SIGTERM and SIGKILL.
+const SECOND_TERM: Duration = Duration::from_millis(800);
+/// Time for the kernel to end a killed process.
 const KILLED_END: Duration = Duration::from_secs(1);
-/// Time to wait for the rest of a server's stderr after its end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Interval for checking for the end while nothing else can run.
-const LOOK: Duration = Duration::from_millis(2);
-/// Lines of a server's stderr that are kept as its last words.
+/// Time for the rest of a server's stderr after its end.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
+/// Interval for polling a process that is being ended.
+const POLL: Duration = Duration::from_millis(2);
+/// Maximum number of lines of a server's stderr that are kept.
 const WORDS_LINES: usize = 8;
 /// Maximum length of a line of a server's stderr that is kept or passed on, in bytes.
 const WORDS_LINE_MAX: usize = 1024;
 /// Maximum number of bytes of a server's stderr that are passed on with `--verbose`.
 const WATCHED_MAX: usize = 1024 * 1024;
 
-/// Gets each line that a server says on stderr, as it comes and unescaped.
-pub(crate) struct Watch(Box<dyn Fn(&str) + Send + Sync>);
+/// Receives each line that a server writes to stderr, unescaped.
+pub(crate) type Watch = Box<dyn Fn(&str) + Send + Sync>;
 
-impl Watch {
-    /// Hands each line to `line`.
-    pub(crate) fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Box::new(line))
-    }
-
-    pub(super) fn line(&self, text: &str) {
-        (self.0)(text);
-    }
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Watch")
-    }
-}
-
-/// A child of ours. Dropped, it is asked to end, then killed.
-#[derive(Debug)]
+/// A child process; dropped, it is terminated, then killed.
 pub(super) struct ServerProcess {
     child: Child,
     words: LastWords,
@@ -63,11 +44,11 @@ pub(super) struct ServerProcess {
 }
 
 /// The last lines of a server's stderr.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 struct LastWords(Arc<Mutex<VecDeque<Foreign>>>);
 
 impl ServerProcess {
-    /// Takes over a child just started, and listens to its stderr.
+    /// Takes over a new child process, and reads its stderr.
     pub(super) fn new(mut child: Child, watch: Watch) -> Self {
         let words = LastWords::default();
         let listener = match child.stderr.take() {
@@ -81,23 +62,35 @@ impl ServerProcess {
         }
     }
 
-    /// Waits for the end of a child whose stdin was closed, and for all that it had to say. `None`: it had to be ended.
+    /// Waits for a process whose stdin was closed to end, and for its stderr. The status is `None` if it does not end.
     pub(super) async fn end(mut self) -> (Option<ExitStatus>, Vec<Foreign>) {
         let status = timeout(CALM_END, self.child.wait()).await;
-        // Whoever else holds its stderr open is not waited for.
-        let _ = timeout(LAST_WORDS, &mut self.listener).await;
+        // Another process may hold its stderr open.
+        let _ = timeout(LAST_WORDS_TIME, &mut self.listener).await;
         let words = self.words.all();
         (status.ok().and_then(Result::ok), words)
     }
 
-    /// Its output so far.
+    /// Returns the last lines of its stderr so far.
     pub(super) fn words(&self) -> Vec<Foreign> {
         self.words.all()
+    }
+
+    /// Waits, blocking, for the end; returns whether it came in time.
+    fn ends_within(&mut self, time: Duration) -> bool {
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if start.elapsed() >= time {
+                return false;
+            }
+            sleep(POLL);
+        }
+        true
     }
 }
 
 impl Drop for ServerProcess {
-    /// Blocks for a moment: whoever drops a running server is about to end, and leaves nothing behind.
+    /// Blocks for a moment: this program is about to end, and leaves no process behind.
     fn drop(&mut self) {
         self.listener.abort();
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
@@ -105,28 +98,14 @@ impl Drop for ServerProcess {
             return;
         };
         // The first signal lets a server end its calls, the second does not.
-        for patience in [ASKED_AGAIN, ASKED_END] {
+        for time in [FIRST_TERM, SECOND_TERM] {
             let _ = kill_process(pid, Signal::TERM);
-            if self.ends_within(patience) {
+            if self.ends_within(time) {
                 return;
             }
         }
         let _ = self.child.start_kill();
         self.ends_within(KILLED_END);
-    }
-}
-
-impl ServerProcess {
-    /// Waits where nothing else can run.
-    fn ends_within(&mut self, patience: Duration) -> bool {
-        let start = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if start.elapsed() >= patience {
-                return false;
-            }
-            sleep(LOOK);
-        }
-        true
     }
 }
 
@@ -157,7 +136,7 @@ async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Wat
         }
         watched += text.len();
         if watched <= WATCHED_MAX {
-            watch.line(&text);
+            watch(&text);
         }
         words.add(text);
     };
@@ -168,7 +147,7 @@ async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Wat
         for byte in chunk.iter().take(read) {
             match byte {
                 b'\n' => tell(&mut line),
-                // What a line has beyond its limit goes by.
+                // The rest of a long line is dropped.
                 _ if line.len() == WORDS_LINE_MAX => {}
                 byte => line.push(*byte),
             }
@@ -189,7 +168,7 @@ mod tests {
         }
         said.extend(vec![b'x'; 10 * WORDS_LINE_MAX]);
         let words = LastWords::default();
-        listen(said.as_slice(), words.clone(), Watch::new(|_| {})).await;
+        listen(said.as_slice(), words.clone(), Box::new(|_| {})).await;
         let mut expected: Vec<Foreign> = (993..1000)
             .map(|n| Foreign::from(format!("line {n}")))
             .collect();

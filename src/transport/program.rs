@@ -1,19 +1,25 @@
-//! Programs of the host that root runs, such as `incus`: which ones, and with what. Nobody else may have a hand in them.
+//! Finds programs of the host, such as `incus`, for root to run: no other user may control them. Formats commands for users.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use tokio::process::Command;
 
-use super::command::LOCAL_REMOTE;
+use crate::incus::MachineRef;
+use crate::machine_state::PROGRAM;
 
-/// What one finds of the environment: who asks, where Incus is, and the way to servers of images. Whatever else is set, such as a
-/// library to be loaded, is not for a program of root's.
-const KEPT: [&str; 17] = [
+/// Arguments of the server.
+pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
+/// The environment that makes `incus` talk to the local daemon, whatever remote the user's configuration prefers;
+/// `--force-local` does not do that.
+pub(crate) const LOCAL_REMOTE: (&str, &str) = ("INCUS_REMOTE", "local");
+/// Variables that a program inherits: the user, the place of Incus, and proxies. Root's programs get no other, such as a library to
+/// preload.
+const INHERITED: [&str; 17] = [
     "HOME",
     "USER",
     "LOGNAME",
@@ -32,16 +38,16 @@ const KEPT: [&str; 17] = [
     "https_proxy",
     "no_proxy",
 ];
-/// Its search path for programs.
+/// Its search path.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Mode bits that let others change something.
+/// Mode bits that let others change a file.
 const OTHERS_WRITE: u32 = 0o022;
-/// What is in a folder may be renamed by its owner alone.
+/// Mode bit of a folder in which only owners may rename files.
 const STICKY: u32 = 0o1000;
-/// Some user may run it.
+/// Mode bits that let any user run a file.
 const RUN: u32 = 0o111;
 
-/// The `incus` program, which talks to the daemon of this computer.
+/// Returns the `incus` program, set up for the local daemon.
 ///
 /// # Errors
 ///
@@ -52,36 +58,35 @@ pub(crate) fn incus() -> io::Result<Command> {
     Ok(command)
 }
 
-/// A program of the host, in a clean environment.
+/// Returns a program of the host, with a clean environment.
 ///
 /// # Errors
 ///
-/// `NotFound`: there is none on the `PATH`; `PermissionDenied`: others than root, and the user who asks, can change it.
+/// `NotFound`: it is not on the `PATH`; `PermissionDenied`: users other than root and the caller can change it.
 pub(crate) fn program(name: &str) -> io::Result<Command> {
     let path = find(name, &std::env::var_os("PATH").unwrap_or_default())?;
     let mut command = Command::new(path);
     command.env_clear().env("PATH", PATH);
     let set = |name: &'static str| Some((name, std::env::var_os(name)?));
-    command.envs(KEPT.into_iter().filter_map(set));
+    command.envs(INHERITED.into_iter().filter_map(set));
     Ok(command)
 }
 
-/// The first one on the path that nobody else can change.
+/// Finds the first program on the path that no other user can change.
 fn find(name: &str, path: &OsStr) -> io::Result<PathBuf> {
     let folders = std::env::split_paths(path).filter(|folder| folder.is_absolute());
     let mut changeable = None;
     for program in folders.map(|folder| folder.join(name)) {
-        // Both of a link: what is in the folder, and what it leads to.
-        let Ok(there) = fs::canonicalize(&program) else {
+        // Both ends of a link are checked.
+        let Ok(target) = fs::canonicalize(&program) else {
             continue;
         };
-        if !fs::metadata(&there).is_ok_and(|is| is.is_file() && is.mode() & RUN != 0) {
+        if !fs::metadata(&target).is_ok_and(|is| is.is_file() && is.mode() & RUN != 0) {
             continue;
         }
         let folder = program.parent().and_then(|it| fs::canonicalize(it).ok());
-        let ours = folder.is_some_and(|folder| is_ours_alone(&folder)) && is_ours_alone(&there);
-        if ours {
-            return Ok(there);
+        if folder.is_some_and(|folder| is_ours_alone(&folder)) && is_ours_alone(&target) {
+            return Ok(target);
         }
         changeable.get_or_insert(program);
     }
@@ -97,23 +102,53 @@ fn find(name: &str, path: &OsStr) -> io::Result<PathBuf> {
     ))
 }
 
-/// Returns whether root and we alone decide what a path without links leads to.
+/// Returns whether only root and this user control a path without links.
 fn is_ours_alone(path: &Path) -> bool {
     path.ancestors().all(|part| {
-        let Ok(is) = fs::symlink_metadata(part) else {
-            return false;
-        };
-        let trusted = is.uid() == 0 || is.uid() == geteuid().as_raw();
-        let mode = is.permissions().mode();
-        // In a folder such as /tmp everybody has their own.
-        let closed = mode & OTHERS_WRITE == 0 || is.is_dir() && part != path && mode & STICKY != 0;
-        trusted && closed
+        fs::symlink_metadata(part).is_ok_and(|is| {
+            let trusted = is.uid() == 0 || is.uid() == geteuid().as_raw();
+            // In a folder such as /tmp users cannot change each other's files.
+            let sticky = is.is_dir() && part != path && is.mode() & STICKY != 0;
+            trusted && (is.mode() & OTHERS_WRITE == 0 || sticky)
+        })
     })
+}
+
+/// Returns the arguments of `incus` that start the server in a machine.
+///
+/// `-T`: no terminal, whatever stdin is. `--force-local`: no greeting on stderr and no new configuration at first use.
+pub(crate) fn incus_exec(machine: &MachineRef) -> Vec<String> {
+    let target = ["exec", &machine.name, "--project", &machine.project];
+    let server = ["-T", "--force-local", "--", PROGRAM];
+    let argv = target.into_iter().chain(server).chain(SERVE);
+    argv.map(str::to_owned).collect()
+}
+
+/// Returns the path of this program, for a command that a user can type.
+pub(crate) fn this_program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        // A program that was replaced while it ran has an outdated path.
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "anklume".into())
+}
+
+/// Quotes arguments as one line of a shell.
+pub(crate) fn shell_line<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> String {
+    let quote = |arg: S| {
+        let arg = arg.as_ref().to_string_lossy();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&byte);
+        if !arg.is_empty() && arg.bytes().all(plain) {
+            return arg.into_owned();
+        }
+        format!("'{}'", arg.replace('\'', r"'\''"))
+    };
+    argv.into_iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -166,5 +201,24 @@ mod tests {
         // What is no program is none.
         mode(&good, 0o644);
         assert_eq!(found(&[&shut]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_line_is_quoted_where_a_shell_would_see_something_else() {
+        let words = ["a-b", "", "it's", "$x", "a b", "~"];
+        assert_eq!(shell_line(words), r"a-b '' 'it'\''s' '$x' 'a b' '~'");
+    }
+
+    #[test]
+    fn the_command_of_the_documentation_is_what_runs() {
+        let machine = MachineRef {
+            name: "vault-signer".to_owned(),
+            project: "vault".to_owned(),
+            status: String::new(),
+        };
+        assert_eq!(
+            shell_line(incus_exec(&machine)),
+            "exec vault-signer --project vault -T --force-local -- /opt/anklume/anklume mcp serve"
+        );
     }
 }

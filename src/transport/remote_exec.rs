@@ -1,8 +1,7 @@
-//! An errand in a machine: one line goes in, one line comes back, within bounds; nothing that the machine does makes it
-//! long or large.
+//! Runs a command of this program in a machine: sends one line and reads one line, in bounded time and memory.
 //!
-//! On a busy host Incus loses what a command says that ends before its streams are joined (lxd #11422). So whoever is sent
-//! says its line and stays until it is let go, which is when its stdin ends ([`crate::command`]'s `errand`).
+//! On a busy host Incus loses the output of a command that ends before its streams are joined (lxd #11422). So the command
+//! writes its line and waits for the end of its stdin ([`crate::command`]'s `errand`).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,12 +13,12 @@ use tokio::time::timeout;
 use super::program;
 use crate::text::Foreign;
 
-/// Most that is read of what a command says, in bytes; of each of stdout and stderr.
-pub(crate) const SAID_MAX: usize = 1024 * 1024;
-/// Bytes read at once.
+/// Maximum output of a command on each of stdout and stderr, in bytes.
+const OUTPUT_MAX: usize = 1024 * 1024;
+/// Maximum size of one read, in bytes.
 const CHUNK: usize = 8 * 1024;
 
-/// A command of this program's in a machine.
+/// A command of this program in a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteExec<'a> {
     /// The machine's project.
@@ -29,35 +28,35 @@ pub(crate) struct RemoteExec<'a> {
     /// User and group number; `None`: root.
     pub(crate) user: Option<(u32, u32)>,
     /// The command and its arguments.
-    pub(crate) words: &'a [&'a str],
-    /// The line that it reads, without its end.
-    pub(crate) order: &'a [u8],
-    /// Time-out for it.
-    pub(crate) patience: Duration,
+    pub(crate) argv: &'a [&'a str],
+    /// The line that it reads, without its newline.
+    pub(crate) input: &'a [u8],
+    /// Its time-out.
+    pub(crate) timeout: Duration,
 }
 
-/// The result of a command in a machine, in the machine's own words: not to be trusted.
+/// The output of a command in a machine: not to be trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExecOutput {
     /// Its exit code; `None`: it was killed.
     pub(crate) code: Option<i32>,
-    /// The line that it said; where it ended without one, all that came.
+    /// The line that it wrote, or all its output if it ended without a newline.
     pub(crate) answer: Vec<u8>,
     /// Its stderr, or that of `incus`.
     pub(crate) stderr: Foreign,
 }
 
-/// The reason why a command in a machine did not end.
+/// The reason why a command in a machine failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ErrandError {
+pub(crate) enum RemoteExecError {
     /// `incus` cannot be started.
     #[error("the program `incus` cannot be started: {0}")]
     NotStarted(#[source] std::io::Error),
     /// It took too long.
     #[error("no end within {} s", .0.as_secs())]
     Slow(Duration),
-    /// It said too much.
-    #[error("its output exceeds {SAID_MAX} bytes")]
+    /// It wrote too much.
+    #[error("its output exceeds {OUTPUT_MAX} bytes")]
     TooMuch,
 }
 
@@ -68,85 +67,86 @@ impl RemoteExec<'_> {
         if let Some((uid, gid)) = self.user {
             command.args(["--user", &uid.to_string(), "--group", &gid.to_string()]);
         }
-        command.arg("--").args(self.words);
-        // A ^C at the terminal is for whoever waits for this, not for the step in hand.
+        command.arg("--").args(self.argv);
+        // A ^C at the terminal is for this process only.
         command.process_group(0);
         command
     }
 
     /// Runs it.
-    pub(crate) async fn run(&self) -> Result<ExecOutput, ErrandError> {
-        let incus = program::incus().map_err(ErrandError::NotStarted)?;
+    pub(crate) async fn run(&self) -> Result<ExecOutput, RemoteExecError> {
+        let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
         let mut command = self.command(incus);
         let piped = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let mut child = piped.spawn().map_err(ErrandError::NotStarted)?;
-        let (stdin, stdout, stderr) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut child = piped.spawn().map_err(RemoteExecError::NotStarted)?;
+        let mut stdin = child.stdin.take();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let exchange = async {
-            let order = async {
-                let mut stdin = stdin;
+            let write = async {
                 if let Some(stdin) = &mut stdin {
-                    // A command that ends before it has read everything has its reasons.
-                    let line = [self.order, b"\n"].concat();
+                    // A command may end before it has read everything.
+                    let line = [self.input, b"\n"].concat();
                     let _ = stdin.write_all(&line).await;
                     let _ = stdin.flush().await;
                 }
-                stdin
             };
-            let (stdin, answer) = tokio::join!(order, line(stdout));
-            // Let go.
+            let ((), answer) = tokio::join!(write, line(stdout));
+            // Lets the command end.
             drop(stdin);
-            answer.ok_or(ErrandError::TooMuch)
+            answer.ok_or(RemoteExecError::TooMuch)
         };
-        let words = async { all(stderr).await.ok_or(ErrandError::TooMuch) };
+        let words = async { all(stderr).await.ok_or(RemoteExecError::TooMuch) };
         let whole = async {
             let (answer, stderr) = tokio::try_join!(exchange, words)?;
-            let status = child.wait().await.map_err(ErrandError::NotStarted)?;
+            let status = child.wait().await.map_err(RemoteExecError::NotStarted)?;
             Ok(ExecOutput {
                 code: status.code(),
                 answer,
                 stderr: String::from_utf8_lossy(&stderr).trim().into(),
             })
         };
-        timeout(self.patience, whole)
+        timeout(self.timeout, whole)
             .await
-            .map_err(|_| ErrandError::Slow(self.patience))?
+            .map_err(|_| RemoteExecError::Slow(self.timeout))?
     }
 }
 
-/// The first line that comes, without its end; what came, where the stream ends before; `None`: it is too long.
+/// Reads a line without its newline, or all output of a stream that ends before; `None` if it is too long.
 async fn line(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
-    read(stream, |said| said.iter().position(|byte| *byte == b'\n')).await
+    read(stream, |output| {
+        output.iter().position(|byte| *byte == b'\n')
+    })
+    .await
 }
 
-/// All that comes; `None`: it is too much.
+/// Reads all output; `None` if it is too much.
 async fn all(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
     read(stream, |_| None).await
 }
 
-/// Reads until `end` finds where that is, or the stream ends.
+/// Reads until `end` finds the end in the new bytes, or the stream ends; `None` if it is too much.
 async fn read(
     stream: Option<impl AsyncRead + Unpin>,
     end: impl Fn(&[u8]) -> Option<usize>,
 ) -> Option<Vec<u8>> {
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let Some(mut stream) = stream else {
-        return Some(said);
+        return Some(output);
     };
-    while said.len() <= SAID_MAX {
-        let known = said.len();
-        said.reserve(CHUNK);
-        // What cannot be read was not said.
-        if stream.read_buf(&mut said).await.unwrap_or_default() == 0 {
-            return Some(said);
+    while output.len() <= OUTPUT_MAX {
+        let known = output.len();
+        output.reserve(CHUNK);
+        // A stream that cannot be read has ended.
+        if stream.read_buf(&mut output).await.unwrap_or_default() == 0 {
+            return Some(output);
         }
-        if let Some(more) = said.get(known..).and_then(&end) {
-            said.truncate(known + more);
-            return Some(said);
+        if let Some(more) = output.get(known..).and_then(&end) {
+            output.truncate(known + more);
+            return Some(output);
         }
     }
     None
@@ -158,10 +158,10 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_is_taken_than_there_is_room_for() {
-        let much = vec![b'x'; SAID_MAX + 1];
+        let much = vec![b'x'; OUTPUT_MAX + 1];
         assert_eq!(all(Some(much.as_slice())).await, None);
         assert_eq!(line(Some(much.as_slice())).await, None);
-        let enough = vec![b'x'; SAID_MAX];
+        let enough = vec![b'x'; OUTPUT_MAX];
         assert_eq!(all(Some(enough.as_slice())).await, Some(enough.clone()));
         assert_eq!(all(None::<&[u8]>).await, Some(Vec::new()));
     }
@@ -182,9 +182,9 @@ mod tests {
             project: "vault",
             machine: "signer",
             user: Some((1000, 100)),
-            words: &["/opt/anklume/anklume", "machine-ask", "vault"],
-            order: b"",
-            patience: Duration::from_secs(1),
+            argv: &["/opt/anklume/anklume", "machine-ask", "vault"],
+            input: b"",
+            timeout: Duration::from_secs(1),
         };
         let words: Vec<String> = errand
             .command(Command::new("incus"))

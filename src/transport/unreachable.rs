@@ -1,4 +1,4 @@
-//! Explains why a server could not be reached, and what to do about it.
+//! Explains why a server is unreachable, and how to fix it.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -7,16 +7,20 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::Socket;
-use super::command::{shell_line, this_program};
+use super::program::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, MachineRef};
 use crate::machine_state::PROGRAM;
 use crate::name::closest;
 use crate::text::Foreign;
 
-/// Maximum length of a path of a Unix socket on Linux, in bytes: `sun_path` without its closing zero.
+/// Maximum length of the path of a Unix socket, in bytes (`sun_path` without its final zero).
 const PATH_MAX: usize = 107;
 
-/// The reason why a server could not be reached.
+/// How to reach a provider that does not serve.
+const ASK_PROVIDER: &str =
+    "the provider is stopped or its server does not run: ask whoever runs it";
+
+/// The reason why a server is unreachable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unreachable {
     /// Incus gave no answer.
@@ -25,7 +29,7 @@ pub(crate) enum Unreachable {
     /// The name means no machine, or several.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// The machine is stopped, frozen, or on its way from one to the other.
+    /// The machine does not run.
     #[error("machine `{}` is {}", .0.name, .0.status.to_lowercase().escape_debug())]
     NotRunning(MachineRef),
     /// There is no `incus` on the PATH.
@@ -37,15 +41,15 @@ pub(crate) enum Unreachable {
     /// The machine has no anklume.
     #[error("`{PROGRAM}` is not in machine `{}`", .0.name)]
     NoBinary(MachineRef),
-    /// The machine's anklume may not be executed.
+    /// The machine's anklume is not executable.
     #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
     NotExecutable(MachineRef),
-    /// The machine's anklume is there and cannot run.
+    /// The machine's anklume cannot run.
     #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
     NotRunnable {
         /// The machine.
         machine: MachineRef,
-        /// The output on stderr.
+        /// Its stderr.
         words: Vec<Foreign>,
     },
     /// The socket could not be connected to.
@@ -53,8 +57,8 @@ pub(crate) enum Unreachable {
     Socket {
         /// The socket.
         socket: Socket,
-        /// Names of the sockets beside it.
-        there: Vec<String>,
+        /// The providers whose sockets are beside it.
+        available: Vec<String>,
         /// The reason.
         #[source]
         why: io::Error,
@@ -73,7 +77,7 @@ pub(crate) enum Unreachable {
     /// No answer in time.
     #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
     Silent {
-        /// The time it had.
+        /// The time-out.
         waited: Duration,
         /// Its stderr.
         words: Vec<Foreign>,
@@ -85,7 +89,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
         io::ErrorKind::InvalidInput if is_too_long(path) => {
             format!("a socket path has at most {PATH_MAX} bytes, unlike")
         }
-        // The kernel says the same of a file of another kind as of a socket at which nobody listens.
+        // The kernel gives the same error for another kind of file as for a socket without a listener.
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
             "what is there is no socket:".to_owned()
         }
@@ -101,7 +105,7 @@ fn is_too_long(path: &Path) -> bool {
 }
 
 fn is_socket(path: &Path) -> bool {
-    // What cannot be looked at may be one.
+    // A file that cannot be examined may be one.
     std::fs::metadata(path).map_or(true, |it| it.file_type().is_socket())
 }
 
@@ -117,21 +121,17 @@ fn ending(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// Last words on lines of their own, so that they are not taken for ours.
+/// Quotes the last output on lines of its own, so that it cannot be mistaken for ours.
 fn last_words(words: &[Foreign]) -> String {
-    let mut text = String::new();
-    if !words.is_empty() {
-        text.push_str("; its last words:");
+    if words.is_empty() {
+        return String::new();
     }
-    for line in words {
-        text.push_str("\n  | ");
-        text.push_str(&line.escaped());
-    }
-    text
+    let lines = words.iter().map(|line| format!("\n  | {}", line.escaped()));
+    format!("; its last words:{}", lines.collect::<String>())
 }
 
 impl Unreachable {
-    /// The way to fix it.
+    /// Returns how to fix it.
     pub(crate) fn help(&self) -> Option<String> {
         match self {
             Self::Incus(fault) => incus_help(fault),
@@ -141,27 +141,18 @@ impl Unreachable {
                 Some("install the client of Incus (Debian: `apt install incus-client`)".to_owned())
             }
             Self::NoBinary(machine) | Self::NotRunnable { machine, .. } => {
-                Some(format!("put this static binary there: `{}`", push(machine)))
+                Some(format!("put this static binary there: {}", push(machine)))
             }
-            Self::NotExecutable(machine) => Some(format!(
-                "`{}`",
-                shell_line([
-                    "incus",
-                    "exec",
-                    &machine.name,
-                    "--project",
-                    &machine.project,
-                    "--",
-                    "chmod",
-                    "0755",
-                    PROGRAM
-                ])
-            )),
-            Self::Socket { socket, there, why } => Some(socket_help(socket, there, why)),
-            Self::Gone => Some(
-                "the provider is stopped or its server does not run: ask whoever runs it"
-                    .to_owned(),
-            ),
+            Self::NotExecutable(machine) => {
+                let chmod = ["--", "chmod", "0755", PROGRAM];
+                Some(incus_command(machine, &["exec", &machine.name], &chmod))
+            }
+            Self::Socket {
+                socket,
+                available,
+                why,
+            } => Some(socket_help(socket, available, why)),
+            Self::Gone => Some(ASK_PROVIDER.to_owned()),
             Self::Silent { .. } => Some("`--timeout SECONDS` waits longer".to_owned()),
             Self::NotStarted(..) | Self::Died { .. } => None,
         }
@@ -220,84 +211,63 @@ fn find_help(fault: &FindError) -> String {
     }
 }
 
-/// The command that makes a machine run.
-fn wake(machine: &MachineRef) -> String {
-    let verb = match machine.status.as_str() {
-        "Stopped" => "start",
-        "Frozen" => "resume",
-        _ => {
-            return format!(
-                "look at it: `{}`",
-                shell_line([
-                    "incus",
-                    "info",
-                    &machine.name,
-                    "--project",
-                    &machine.project
-                ])
-            );
-        }
-    };
-    format!(
-        "`{}`",
-        shell_line(["incus", verb, &machine.name, "--project", &machine.project])
-    )
+/// Returns a command for a machine's project, in backticks.
+fn incus_command(machine: &MachineRef, verb: &[&str], rest: &[&str]) -> String {
+    let project = ["--project", &machine.project];
+    let argv = [&["incus"], verb, &project, rest].concat();
+    format!("`{}`", shell_line(argv))
 }
 
-/// The recipe that puts this program into a machine.
+/// Returns the command that makes a machine run.
+fn wake(machine: &MachineRef) -> String {
+    let command = |verb| incus_command(machine, &[verb, &machine.name], &[]);
+    match machine.status.as_str() {
+        "Stopped" => command("start"),
+        "Frozen" => command("resume"),
+        _ => format!("look at it: {}", command("info")),
+    }
+}
+
+/// Returns the command that puts this program into a machine.
 fn push(machine: &MachineRef) -> String {
     let program = this_program().to_string_lossy().into_owned();
     let target = format!("{}{PROGRAM}", machine.name);
-    shell_line([
-        "incus",
-        "file",
-        "push",
-        "-p",
-        "--mode",
-        "0755",
-        "--uid",
-        "0",
-        "--gid",
-        "0",
-        &program,
-        &target,
-        "--project",
-        &machine.project,
-    ])
+    let verb = ["file", "push", "-p", "--mode", "0755"];
+    let owner = ["--uid", "0", "--gid", "0"];
+    let command = [&verb[..], &owner, &[&program, &target]].concat();
+    incus_command(machine, &command, &[])
 }
 
-fn socket_help(socket: &Socket, there: &[String], why: &io::Error) -> String {
+fn socket_help(socket: &Socket, available: &[String], why: &io::Error) -> String {
     let path = socket.path.as_path();
-    if is_too_long(path) {
-        return "name it by a shorter path, such as one relative to its folder or through a symbolic link"
-            .to_owned();
-    }
-    if why.kind() == io::ErrorKind::ConnectionRefused && !is_socket(path) {
-        return "name the socket of a provider: a file `PROVIDER.sock`".to_owned();
-    }
-    if why.kind() == io::ErrorKind::PermissionDenied {
-        return "another user may: `mcp: {uid: …}` of this machine in infra.yml says who, root where it says nothing"
-            .to_owned();
-    }
-    if why.kind() != io::ErrorKind::NotFound {
-        return "the provider is stopped or its server does not run: ask whoever runs it"
-            .to_owned();
-    }
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    if there.is_empty() && socket.provider.is_none() {
-        return "no socket is in that folder; `-i PROVIDER` finds the one of a provider".to_owned();
-    }
-    if there.is_empty() {
-        return "no provider serves this machine: whoever runs it declares that in infra.yml"
-            .to_owned();
-    }
-    let known = there.join(", ");
-    match closest(&name, there.iter().map(String::as_str)) {
-        Some(near) => format!(
-            "did you mean `{}`? available: {}",
-            near.escape_debug(),
-            known.escape_debug()
-        ),
-        None => format!("available: {}", known.escape_debug()),
-    }
+    let help = match why.kind() {
+        _ if is_too_long(path) => {
+            "name it by a shorter path, such as one relative to its folder or through a symbolic link"
+        }
+        io::ErrorKind::ConnectionRefused if !is_socket(path) => {
+            "name the socket of a provider: a file `PROVIDER.sock`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "another user may: `mcp: {uid: …}` of this machine in infra.yml says who, root where it says nothing"
+        }
+        io::ErrorKind::NotFound if available.is_empty() && socket.provider.is_none() => {
+            "no socket is in that folder; `-i PROVIDER` finds the one of a provider"
+        }
+        io::ErrorKind::NotFound if available.is_empty() => {
+            "no provider serves this machine: whoever runs it declares that in infra.yml"
+        }
+        io::ErrorKind::NotFound => {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let near = closest(&name, available.iter().map(String::as_str));
+            let near = near.map(|near| format!("did you mean `{}`? ", near.escape_debug()));
+            let known = available.join(", ");
+            return format!(
+                "{}available: {}",
+                near.unwrap_or_default(),
+                known.escape_debug()
+            );
+        }
+        _ => ASK_PROVIDER,
+    };
+    help.to_owned()
 }

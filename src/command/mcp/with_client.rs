@@ -243,7 +243,7 @@ fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
 /// Passes a server's stderr on for whoever wants to see more.
 pub(super) fn watch(output: &Output) -> Watch {
     let output = output.clone();
-    Watch::new(move |line| {
+    Box::new(move |line| {
         if output.verbose() {
             output.say(&Foreign::new(line).lines());
         }
