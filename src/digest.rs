@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 of the bytes, in lower-case hexadecimal.
+/// Returns SHA-256 of the bytes, in lower-case hexadecimal.
 #[must_use]
 pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
@@ -20,14 +20,14 @@ impl Digester {
         self.0.update(bytes);
     }
 
-    /// The digest, in lower-case hexadecimal.
+    /// Returns the digest, in lower-case hexadecimal.
     #[must_use]
     pub fn end(self) -> String {
         hex(&self.0.finalize())
     }
 }
 
-/// Lower-case hexadecimal.
+/// Formats bytes in lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

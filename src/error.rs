@@ -1,6 +1,4 @@
-//! Defines how a run ends: the exit codes and the failure that the user reads.
-//!
-//! Rooms have typed errors of their own; [`Failure`] is what `command/` makes of them.
+//! Defines the exit codes, and the failure that the user reads: `command/` converts the typed errors of the rooms to [`Failure`].
 
 use std::process::ExitCode;
 
@@ -17,11 +15,11 @@ pub enum Exit {
     Refused = 3,
     /// The provider cannot be reached or did not answer in time.
     Unavailable = 4,
-    /// The provider has too much to do; the same call may succeed later.
+    /// The provider is overloaded; the same call may succeed later.
     Overloaded = 5,
-    /// Something differs from what is declared (`sync --check` and its like).
+    /// A difference from the declaration (`sync --check` and its like).
     Differs = 6,
-    /// Asked to stop by a signal (^C); what was started is ended.
+    /// Stopped by a signal (^C); started processes are ended.
     Interrupted = 130,
 }
 
@@ -31,7 +29,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A failure as the user reads it: what is wrong and where, what to do next, and how the run ends.
+/// A failure for the user: the fault and its place, the next step, and the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -44,7 +42,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with its exit and message, and no help yet.
+    /// Creates a failure without help.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,
@@ -53,7 +51,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with what to do next.
+    /// Sets the next step.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());

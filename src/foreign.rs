@@ -1,8 +1,8 @@
-//! What machines say, read by a child process that has no rights and little memory: what is wrong with their words, or with the
-//! reading of them, is not done to root on the host.
+//! Parses texts of machines in a child process without rights and with little memory, so that a malicious text, or a fault of the
+//! parser, cannot harm root on the host.
 //!
-//! The child ([`serve`]) parses and answers with the same, written anew by itself and bounded, or says that it is none of what was
-//! asked for. When it dies, that is the fault of the machine whose words it read ([`Reader`]); the next words get another child.
+//! The child ([`serve`]) parses a text and writes it anew, within limits, or reports that it is not of the requested type. If it
+//! dies, the machine is at fault whose text it read ([`Reader`]); the next text gets another child.
 
 use std::io::{self, BufRead, Read as _, Write};
 use std::process::Stdio;
@@ -25,18 +25,18 @@ use crate::text::Foreign;
 
 /// The hidden subcommand that [`serve`]s.
 pub(crate) const COMMAND: &str = "foreign-reader";
-/// This program, also where its file was replaced.
+/// This program, also if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// Memory of the child, in bytes: a file of a log, and what is made of it.
+/// Memory of the child, in bytes: a file of a log, and its parsed form.
 const MEMORY: u64 = 128 * 1024 * 1024;
-/// Whom the child runs as where root runs this: the user that owns nothing (`nobody`).
+/// User and group of root's child: `nobody`, who owns nothing.
 const NOBODY: u32 = 65_534;
 /// Maximum length of an answer of the child, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
-/// Maximum length of a line between the two processes, in bytes.
+/// Maximum length of a header between the two processes, in bytes.
 const LINE_MAX: u64 = 4096;
-/// Maximum time that the child may take for one text: a full file of a log takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time-out for one text: a full file of a log takes a second or two.
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of a text from a server that is kept, in characters.
 const WORDS_MAX: usize = 4096;
 
@@ -52,37 +52,37 @@ enum TextKind {
     Report,
     /// A provider's offer.
     Offered,
-    /// A services file, of which a plan shows a few words.
+    /// A services file, to be summarized.
     Services,
-    /// Nothing is read: a log begins, which must hold this line.
+    /// No text: the beginning of a log that must hold the line of this hash.
     Log(Option<String>),
     /// The next file of that log.
     LogFile,
-    /// Nothing is read: the log ends.
+    /// No text: the end of that log.
     LogEnd,
 }
 
-/// A request to the child; that many bytes follow.
+/// A request to the child, before the bytes of the text.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderRequest {
     kind: TextKind,
     bytes: usize,
 }
 
-/// The child's answer; that many bytes follow. `None`: the text is not of the requested type.
+/// The child's reply, before the bytes of its answer; `None`: the text is not of the requested type.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderReply {
     bytes: Option<usize>,
 }
 
-/// What of a server's status is looked at. The rest is as long as the machine likes, and is read over.
+/// The relevant fields of a server's status; the rest may have any length, and is skipped.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportedStatus {
     /// SHA-256 of the policy in force.
     pub(crate) digest: Foreign,
     /// The reason why a newer one was refused.
     pub(crate) refused: Option<Foreign>,
-    /// The first thing that cannot be done.
+    /// The first failure.
     #[serde(default)]
     pub(crate) failed: First,
     /// Its confinement.
@@ -139,38 +139,38 @@ impl<'de> Visitor<'de> for First {
 /// The result of reading a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogSeen {
-    /// Number of its first line; 0 where there is none.
+    /// Number of its first line; 0 if it is empty.
     pub(crate) first: u64,
-    /// Number of its last line; 0 where there is none.
+    /// Number of its last line; 0 if it is empty.
     pub(crate) seq: u64,
     /// Hash of that line.
     pub(crate) head: String,
     /// Number of lines that were changed.
     pub(crate) faults: u64,
-    /// The line that it must hold is not in it.
+    /// It lacks the line that it must hold.
     pub(crate) head_missing: bool,
 }
 
-/// A walk over the files of a log, oldest first.
+/// Reads the files of a log, oldest first.
 #[derive(Debug)]
 pub(crate) struct LogWalk(Verifier);
 
 impl LogWalk {
-    /// Over a log that must hold the line of this hash.
+    /// Begins a log that must hold the line of this hash.
     pub(crate) fn new(head: Option<String>) -> Self {
         Self(Verifier::new(head))
     }
 
-    /// Walks the next file.
+    /// Reads the next file.
     pub(crate) fn file(&mut self, text: &[u8]) {
-        // A line that is just being written is nobody's fault.
+        // The last line may be unfinished.
         let end = text.iter().rposition(|byte| *byte == b'\n');
         let whole = end.and_then(|end| text.get(..=end)).unwrap_or_default();
-        // Memory can always be read.
+        // Reading memory cannot fail.
         let _ = self.0.file(LOG, whole);
     }
 
-    /// The result.
+    /// Returns the result.
     pub(crate) fn end(self) -> LogSeen {
         let report = self.0.finish();
         LogSeen {
@@ -183,96 +183,90 @@ impl LogWalk {
     }
 }
 
-/// The reason why words of a machine could not be read.
+/// The reason why a text could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForeignError {
     /// The child cannot be started.
     #[error("cannot run the process that reads what machines say: {0}")]
     Io(#[from] io::Error),
-    /// It ended while it read, or takes too long.
+    /// It died, or took too long.
     #[error("the process that reads what machines say did not survive it")]
     Died,
 }
 
-/// The child, as the process sees it that started it; none runs before it is asked.
+/// The parent's end of the child, which starts with the first text.
 #[derive(Debug, Default)]
 pub(crate) struct Reader(Mutex<Option<ReaderProcess>>);
 
 #[derive(Debug)]
 struct ReaderProcess {
-    /// Killed when it is dropped.
+    /// Killed when dropped.
     _child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Reader {
-    /// Reads a server's status; `None` if the text is none.
+    /// Reads a server's status; `None`, as below, if the text is of another type.
     pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<ReportedStatus>, ForeignError> {
-        self.typed(TextKind::Status, text).await
+        self.read(TextKind::Status, text).await
     }
 
-    /// The identity of a machine.
+    /// Reads the identity of a machine.
     pub(crate) async fn identity(&self, text: &[u8]) -> Result<Option<Identity>, ForeignError> {
-        self.typed(TextKind::Identity, text).await
+        self.read(TextKind::Identity, text).await
     }
 
-    /// The result of an order.
+    /// Reads the result of an order.
     pub(crate) async fn report(&self, text: &[u8]) -> Result<Option<SetupReport>, ForeignError> {
-        self.typed(TextKind::Report, text).await
+        self.read(TextKind::Report, text).await
     }
 
-    /// A provider's offer.
+    /// Reads a provider's offer.
     pub(crate) async fn offered(&self, text: &[u8]) -> Result<Option<Offered>, ForeignError> {
-        self.typed(TextKind::Offered, text).await
+        self.read(TextKind::Offered, text).await
     }
 
-    /// Describes what a services file serves.
+    /// Summarizes a services file.
     pub(crate) async fn services(&self, text: &[u8]) -> Result<Option<Foreign>, ForeignError> {
-        self.typed(TextKind::Services, text).await
+        self.read(TextKind::Services, text).await
     }
 
-    /// Begins a log, which must hold the line of this hash.
+    /// Begins a log that must hold the line of this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
-        self.ask(&TextKind::Log(head), &[]).await.map(drop)
+        let _: Option<()> = self.read(TextKind::Log(head), &[]).await?;
+        Ok(())
     }
 
-    /// Reads the next file of the log that was begun, oldest first.
+    /// Reads the next file of the log, oldest first.
     pub(crate) async fn log_file(&self, file: &[u8]) -> Result<(), ForeignError> {
-        self.ask(&TextKind::LogFile, file).await.map(drop)
+        let _: Option<()> = self.read(TextKind::LogFile, file).await?;
+        Ok(())
     }
 
-    /// Ends the log that was begun; returns the result.
+    /// Ends the log.
     pub(crate) async fn log_end(&self) -> Result<LogSeen, ForeignError> {
-        let seen = self.typed(TextKind::LogEnd, &[]).await?;
+        let seen = self.read(TextKind::LogEnd, &[]).await?;
         seen.ok_or(ForeignError::Died)
     }
 
-    async fn typed<T: DeserializeOwned>(
+    async fn read<T: DeserializeOwned>(
         &self,
         kind: TextKind,
         text: &[u8],
     ) -> Result<Option<T>, ForeignError> {
-        let answer = self.ask(&kind, text).await?;
-        let Some(answer) = answer else {
-            return Ok(None);
-        };
-        // What the child wrote itself.
-        serde_json::from_slice(&answer).map_err(|_| ForeignError::Died)
-    }
-
-    async fn ask(&self, kind: &TextKind, text: &[u8]) -> Result<Option<Vec<u8>>, ForeignError> {
-        let mut place = self.0.lock().await;
-        let mut running = match place.take() {
+        let mut process = self.0.lock().await;
+        let mut running = match process.take() {
             Some(running) => running,
             None => ReaderProcess::start()?,
         };
-        let answered = timeout(PATIENCE, running.ask(kind, text)).await;
-        let answer = answered.map_err(|_| ForeignError::Died)?;
-        let answer = answer.map_err(|_| ForeignError::Died)?;
-        // One that died is not asked again.
-        *place = Some(running);
-        Ok(answer)
+        let Ok(Ok(answer)) = timeout(TIMEOUT, running.ask(kind, text)).await else {
+            return Err(ForeignError::Died);
+        };
+        // A child that died is not asked again.
+        *process = Some(running);
+        let typed = answer.map(|answer| serde_json::from_slice(&answer));
+        typed.transpose().map_err(|_| ForeignError::Died)
     }
 }
 
@@ -284,7 +278,7 @@ impl ReaderProcess {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A ^C at the terminal is for whoever waits for this.
+            // A ^C at the terminal is for the parent only.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -298,12 +292,9 @@ impl ReaderProcess {
         })
     }
 
-    async fn ask(&mut self, kind: &TextKind, text: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let asked = ReaderRequest {
-            kind: kind.clone(),
-            bytes: text.len(),
-        };
-        let mut line = serde_json::to_vec(&asked)?;
+    async fn ask(&mut self, kind: TextKind, text: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let bytes = text.len();
+        let mut line = serde_json::to_vec(&ReaderRequest { kind, bytes })?;
         line.push(b'\n');
         self.stdin.write_all(&line).await?;
         self.stdin.write_all(text).await?;
@@ -313,8 +304,8 @@ impl ReaderProcess {
             .take(LINE_MAX)
             .read_until(b'\n', &mut line)
             .await?;
-        let answered: ReaderReply = serde_json::from_slice(&line)?;
-        let Some(bytes) = answered.bytes else {
+        let ReaderReply { bytes } = serde_json::from_slice(&line)?;
+        let Some(bytes) = bytes else {
             return Ok(None);
         };
         if bytes > ANSWER_MAX {
@@ -326,11 +317,11 @@ impl ReaderProcess {
     }
 }
 
-/// Gives up what this process may do, and reads what it is sent until its stdin ends.
+/// Drops the rights of this process, and reads texts until its stdin ends.
 ///
 /// # Errors
 ///
-/// Rights that cannot be given up, and a parent that is gone or sends what is no request.
+/// Rights that cannot be dropped, and a parent that is gone or sends an invalid request.
 pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let data = Rlimit {
         current: Some(MEMORY),
@@ -355,53 +346,51 @@ pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::
         if line.is_empty() {
             return Ok(());
         }
-        let asked: ReaderRequest = serde_json::from_slice(&line)?;
-        let mut text = vec![0; asked.bytes];
+        let ReaderRequest { kind, bytes } = serde_json::from_slice(&line)?;
+        let mut text = vec![0; bytes];
         input.read_exact(&mut text)?;
-        let answer = read(asked.kind, &text, &mut log);
+        let answer = read(kind, &text, &mut log);
         let answer = answer.filter(|answer| answer.len() <= ANSWER_MAX);
-        let answered = ReaderReply {
-            bytes: answer.as_ref().map(Vec::len),
-        };
-        serde_json::to_writer(&mut output, &answered)?;
+        let bytes = answer.as_ref().map(Vec::len);
+        serde_json::to_writer(&mut output, &ReaderReply { bytes })?;
         output.write_all(b"\n")?;
         output.write_all(&answer.unwrap_or_default())?;
         output.flush()?;
     }
 }
 
-/// Reads one text; `None`: it is none of what was asked for.
+/// Reads one text and writes it anew; `None` if it is not of the requested type.
 fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
-    match kind {
+    let written = match kind {
         TextKind::Status => {
             let status: ReportedStatus = serde_json::from_slice(text).ok()?;
-            written(&status.bounded())
+            serde_json::to_vec(&status.bounded())
         }
-        TextKind::Identity => written(&Identity::from_file(text)?),
-        TextKind::Report => written(&serde_json::from_slice::<SetupReport>(text).ok()?),
-        TextKind::Offered => written(&serde_json::from_slice::<Offered>(text).ok()?),
-        TextKind::Services => written(&Foreign::new(summary(text)?)),
+        TextKind::Identity => serde_json::to_vec(&Identity::from_file(text)?),
+        TextKind::Report => serde_json::to_vec(&serde_json::from_slice::<SetupReport>(text).ok()?),
+        TextKind::Offered => serde_json::to_vec(&serde_json::from_slice::<Offered>(text).ok()?),
+        TextKind::Services => serde_json::to_vec(&summary(text)?),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
-            Some(Vec::new())
+            serde_json::to_vec(&())
         }
         TextKind::LogFile => {
             log.file(text);
-            Some(Vec::new())
+            serde_json::to_vec(&())
         }
-        TextKind::LogEnd => written(&std::mem::replace(log, LogWalk::new(None)).end()),
-    }
+        TextKind::LogEnd => {
+            let ended = std::mem::replace(log, LogWalk::new(None));
+            serde_json::to_vec(&ended.end())
+        }
+    };
+    written.ok()
 }
 
-fn written(content: &impl Serialize) -> Option<Vec<u8>> {
-    serde_json::to_vec(content).ok()
-}
-
-/// Reads bytes as each of the things that a machine says; for the fuzzer.
+/// Reads bytes as each type of text; for the fuzzer.
 ///
 /// # Panics
 ///
-/// When what is made of them is longer than may be, or not the same when it is read again.
+/// When the result changes when it is read again.
 #[cfg(any(test, fuzzing))]
 pub fn words(bytes: &[u8]) {
     let mut log = LogWalk::new(None);

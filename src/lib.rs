@@ -1,19 +1,6 @@
 //! anklume: machines that serve each other a few things, and nobody else.
 //!
-//! The house, from the roof down; a room uses only rooms below it:
-//!
-//! - [`command`]: one file a noun; the only rooms that print and that know all the rest.
-//! - `apply`, `doctor`: a plan carried out, channels judged; from a `survey`, over a `session`. `sync`: files. `host`: its folders and processes.
-//! - `mcp`: the protocol: wire, server, client. [`tool`]: the five tools; runs a grant, nothing else.
-//! - `setup`: what the program does in a machine that it was pushed into.
-//! - `machine_root`: a running machine's files, seen from the host.
-//! - `transport`: which way to a machine. `plan`: an [`infra`] and what Incus has, compared; pure.
-//! - `incus`: the only rooms that speak to Incus.
-//! - [`machine_state`]: what a machine holds of anklume; pure.
-//! - [`policy`]: may this caller use this service? [`services`]: one machine's services.
-//! - [`edge`], [`inventory`]: what follows from an [`infra`]; pure.
-//! - [`infra`]: `infra.yml`, checked. [`catalogue`]: what each tool takes and gives.
-//! - [`cli`], [`error`], [`diagnostic`], [`name`], [`text`]: the ground.
+//! `docs/architecture.md` lists the modules in their order: each uses only modules below it.
 
 mod apply;
 pub mod audit;
@@ -53,7 +40,7 @@ mod transport;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs anklume: parses `args` (the program's name first), does it, reports, and says how it ended.
+/// Runs anklume with `args` (the program's name first); returns its exit code.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     command::main(args).into()

@@ -1,10 +1,10 @@
-//! Limits what a caller may ask of a server: defaults, and what a service sets instead.
+//! Limits the requests of callers to a server: defaults, and limits of a service.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Maximum size of a message, in bytes of one line: 8 MiB of payload in base64, and room around it.
+/// Maximum size of a message (one line), in bytes: 8 MiB of payload in base64, and room around it.
 pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Maximum size of a message that a service may allow, in bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
@@ -16,40 +16,40 @@ pub const CALLS_PER_MINUTE_ALL: u32 = 48_000;
 pub const IN_FLIGHT: u32 = 128;
 /// Calls of all callers that run at once.
 pub const IN_FLIGHT_ALL: u32 = 512;
-/// Calls of one connection that run at once; what is beyond is not read (back-pressure).
+/// Calls of one connection that run at once; further requests are not read (back-pressure).
 pub const IN_FLIGHT_CONNECTION: usize = 64;
-/// Maximum duration of one call: a person may have to find a card for a pinentry.
+/// Maximum duration of one call: a person may have to fetch a smart card.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
-/// How long the running calls of a server with consumers may still take when it is told to end; whoever ends it waits longer.
+/// Time for the running calls of a server with consumers to end at its shutdown; its supervisor waits longer.
 pub const STOP_TIME: Duration = Duration::from_secs(80);
 /// Connections of one caller at once.
 pub const CONNECTIONS: u32 = 256;
-/// Messages of one caller that are read at once although they run nothing: lists, refusals, what is no message.
+/// Maximum burst of one caller's messages that run nothing: lists, refusals, invalid messages.
 pub const MESSAGES_AT_ONCE: u32 = 1_000;
-/// Such messages beyond them that are read in a second; the others wait unread.
+/// Such messages beyond the burst that are read in a second; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
 /// Idle deadline of transfers in pieces.
 pub const IDLE: Duration = Duration::from_secs(60);
-/// Memory that one caller may make a server keep, in bytes.
+/// Memory of a server that one caller may use, in bytes.
 pub const MEMORY: u64 = 64 * 1024 * 1024;
-/// Least of it, in bytes: what one call of the largest payload needs.
+/// Minimum of it, in bytes: the need of one call with the largest payload.
 pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
-/// Memory that all callers of a server may make it keep, in bytes.
+/// Memory of a server that all callers may use, in bytes.
 pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
-/// Most of either, in bytes.
+/// Maximum of either, in bytes.
 pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Memory reserved for each caller, in bytes.
 pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
 
-/// What a service sets otherwise (`limits:` in `infra.yml`); what is not set is the default.
+/// The limits that a service sets (`limits:` in `infra.yml`); others have their default.
 ///
-/// What holds for a connection before a service is named (`message_bytes`, `connections`, `idle_seconds`, `memory`) is the largest
-/// value of the caller's services.
+/// For limits of a connection, before a service is named (`message_bytes`, `connections`, `idle_seconds`, `memory`), the largest value
+/// of the caller's services counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Largest message, in bytes.
+    /// Maximum size of a message, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_bytes: Option<u64>,
     /// Calls of one caller to this service in a minute.
@@ -64,13 +64,13 @@ pub struct Limits {
     /// Calls of all callers to this service at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight_all: Option<u32>,
-    /// LineLimit run of one call, in seconds.
+    /// Maximum duration of one call, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_seconds: Option<u32>,
     /// Connections of one caller at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
-    /// LineLimit wait for the next piece of what comes in pieces, in seconds.
+    /// Maximum wait for the next piece of a transfer, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u32>,
     /// Memory of one caller, in bytes.
@@ -92,13 +92,13 @@ impl Limits {
         "memory",
     ];
 
-    /// Nothing is set.
+    /// Returns whether no limit is set.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// LineLimit run of one call.
+    /// Returns the maximum duration of one call.
     #[must_use]
     pub fn call_time(&self) -> Duration {
         self.call_seconds

@@ -1,6 +1,6 @@
 //! Holds the services of one machine as its server sees them: derived from an `Infra`, or read from `services.json`.
 //!
-//! The same type for both, so that what is checked on the host is what is enforced in the machine.
+//! Both have the same type, so that the machine enforces exactly the policy that the host checked.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,10 +24,10 @@ pub struct Services {
     /// Calls run also while they cannot be logged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unlogged: bool,
-    /// Memory that all callers may make its server keep, in bytes.
+    /// Memory of its server that all callers may use, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    /// Whether it serves without being confined.
+    /// Required or available confinement of its server.
     #[serde(default, skip_serializing_if = "Confinement::is_default")]
     pub confinement: Confinement,
 }
@@ -36,13 +36,13 @@ pub struct Services {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// The name that a consumer calls.
+    /// Its name, which a consumer calls.
     pub name: ServiceName,
-    /// The tool that runs.
+    /// Its tool.
     pub tool: ToolName,
-    /// Its consumers; empty if there are none.
+    /// Its consumers.
     pub consumers: Vec<MachineName>,
-    /// Fixed arguments: the service's word, never the caller's.
+    /// Fixed arguments, which a caller cannot change.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub with: Map<String, Value>,
     /// Limits for its callers.
@@ -62,7 +62,7 @@ impl Service {
 }
 
 impl Services {
-    /// The services that a machine of an `infra.yml` declares.
+    /// Returns the services that a machine of an `infra.yml` declares.
     #[must_use]
     pub fn of(machine: &Machine) -> Self {
         let services = machine
@@ -86,7 +86,7 @@ impl Services {
         }
     }
 
-    /// The service of that name.
+    /// Returns the service of that name.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services
@@ -94,53 +94,53 @@ impl Services {
             .find(|service| service.name.as_str() == name)
     }
 
-    /// The limits that a service sets; the defaults for an unknown service.
+    /// Returns the limits that a service sets; none for an unknown service.
     #[must_use]
     pub fn limits_of(&self, name: &str) -> Limits {
         let service = self.service(name);
         service.map_or_else(Limits::default, |service| service.limits)
     }
 
-    /// Memory that a consumer may make the server keep, in bytes: the most of its services.
+    /// Returns the memory of the server that a consumer may use, in bytes: the maximum of its services.
     #[must_use]
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
-        let most = self.most(consumer, |limits| limits.memory.unwrap_or(MEMORY));
-        most.unwrap_or(MEMORY).min(self.memory_of_all())
+        let max = self.max_of(consumer, |limits| limits.memory.unwrap_or(MEMORY));
+        max.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
-    /// Returns the idle deadline of a consumer's transfers: the longest of its services.
+    /// Returns the idle time-out of a consumer's transfers: the maximum of its services.
     #[must_use]
     pub fn idle_of(&self, consumer: &MachineName) -> Duration {
         let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
-        self.most(consumer, |limits| seconds(limits).unwrap_or(IDLE))
+        self.max_of(consumer, |limits| seconds(limits).unwrap_or(IDLE))
             .unwrap_or(IDLE)
     }
 
-    /// Returns how many calls of a tool a consumer may have in flight: the largest limit of its services.
+    /// Returns the maximum number of calls of a tool in flight from a consumer: the maximum of its services.
     #[must_use]
     pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
         let services = self.services.iter();
         let theirs = services.filter(|service| service.serves(consumer) && service.tool == tool);
-        let most = theirs
+        let max = theirs
             .map(|service| service.limits.in_flight.unwrap_or(IN_FLIGHT))
             .max();
-        most.unwrap_or(IN_FLIGHT)
+        max.unwrap_or(IN_FLIGHT)
     }
 
-    /// The largest of a value over a consumer's services.
-    fn most<T: Ord>(&self, consumer: &MachineName, value: impl Fn(&Limits) -> T) -> Option<T> {
+    /// Returns the maximum of a value over a consumer's services.
+    fn max_of<T: Ord>(&self, consumer: &MachineName, value: impl Fn(&Limits) -> T) -> Option<T> {
         let services = self.services.iter();
         let theirs = services.filter(|service| service.serves(consumer));
         theirs.map(|service| value(&service.limits)).max()
     }
 
-    /// Memory that all callers may make the server keep, in bytes.
+    /// Returns the memory of the server that all callers may use, in bytes.
     #[must_use]
     pub fn memory_of_all(&self) -> u64 {
         self.memory.unwrap_or(MEMORY_ALL)
     }
 
-    /// The services of one consumer, as far as they concern it.
+    /// Returns the services of one consumer, without its other consumers.
     #[must_use]
     pub fn of_consumer(&self, consumer: &MachineName) -> Self {
         let services = self.services.iter();
@@ -159,7 +159,7 @@ impl Services {
         }
     }
 
-    /// The machines that are a consumer of at least one service, each once, sorted.
+    /// Returns the consumers of all services.
     #[must_use]
     pub fn consumers(&self) -> BTreeSet<&MachineName> {
         self.services
@@ -168,7 +168,7 @@ impl Services {
             .collect()
     }
 
-    /// No services, for a machine that has no services file: nobody may call anything.
+    /// Returns no services, for a machine without a services file.
     #[must_use]
     pub const fn none(machine: MachineName) -> Self {
         Self {
@@ -180,15 +180,15 @@ impl Services {
         }
     }
 
-    /// SHA-256 over the machine and its services, in hexadecimal: what a server reports and an apply compares.
+    /// Returns SHA-256 of the machine and its services, in hexadecimal; a server reports it, and `apply` compares it.
     #[must_use]
     pub fn digest(&self) -> String {
-        // These types hold nothing that JSON cannot.
+        // Serialization of these types cannot fail.
         let bytes = serde_json::to_vec(self).unwrap_or_default();
         sha256(bytes)
     }
 
-    /// The bytes of the services file.
+    /// Returns the content of the services file.
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
         let file = ServicesFile {
@@ -200,7 +200,7 @@ impl Services {
         bytes
     }
 
-    /// Reads a services file: whole, of the known form, with the digest that it gives.
+    /// Reads a services file, and checks its digest.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl Services {
     }
 }
 
-/// `services.json`: a machine's services and the digest over them, nothing else of the infrastructure.
+/// `services.json`: a machine's services and their digest.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServicesFile {
@@ -233,20 +233,20 @@ struct ServicesFile {
 /// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesFault {
-    /// Not JSON, cut off, or of another form; says line and column.
+    /// Invalid JSON, cut off, or of another shape.
     #[error("it is not a services file: {0}")]
     Shape(#[from] serde_json::Error),
-    /// It was changed, or cut in a way that left it readable.
+    /// It was changed.
     #[error(
         "its digest is {computed}, and it says {written}: it was changed by hand or is damaged"
     )]
     Digest {
-        /// The content of the file.
+        /// The digest in the file.
         written: String,
-        /// Its type.
+        /// The digest of its services.
         computed: String,
     },
-    /// Two services of one name: which one holds is anyone's guess.
+    /// Two services of one name, of which either might count.
     #[error("it has two services `{0}`")]
     Twice(ServiceName),
 }

@@ -1,4 +1,4 @@
-//! Formats text for messages: escapes what strangers say, and writes numbers with their units.
+//! Formats text for messages: escapes foreign text, and writes numbers with their units.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -14,56 +14,56 @@ use serde::{Deserialize, Serialize};
 pub struct Foreign<T = String>(T);
 
 impl<T> Foreign<T> {
-    /// Marks what came from a stranger.
-    pub const fn new(said: T) -> Self {
-        Self(said)
+    /// Marks a value as foreign.
+    pub const fn new(value: T) -> Self {
+        Self(value)
     }
 
-    /// As it came: to compare it, to decide by it, to hand it on as data. Not to print it.
+    /// Returns the value, for comparisons and decisions or to pass on as data; not for printing.
     pub const fn raw(&self) -> &T {
         &self.0
     }
 
-    /// Transforms the value; the result is as foreign.
+    /// Transforms the value, which stays foreign.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Foreign<U> {
         Foreign(change(self.0))
     }
 
-    /// A part of it, which is as foreign.
+    /// Returns a part of the value, which stays foreign.
     pub fn part<'a, U>(&'a self, part: impl FnOnce(&'a T) -> U) -> Foreign<U> {
         Foreign(part(&self.0))
     }
 }
 
 impl From<String> for Foreign {
-    fn from(said: String) -> Self {
-        Self(said)
+    fn from(text: String) -> Self {
+        Self(text)
     }
 }
 
 impl From<&str> for Foreign {
-    fn from(said: &str) -> Self {
-        Self(said.to_owned())
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
     }
 }
 
 impl<T: AsRef<str>> Foreign<T> {
-    /// On one line, with everything escaped that would not show as what it is.
+    /// Escapes it as [`escaped`].
     pub fn escaped(&self) -> String {
         escaped(self.0.as_ref())
     }
 
-    /// Escaped, and cut after `most` characters.
-    pub fn shown(&self, most: usize) -> String {
-        shown(self.0.as_ref(), most)
+    /// Escapes it, and cuts it after `max` characters.
+    pub fn shown(&self, max: usize) -> String {
+        shown(self.0.as_ref(), max)
     }
 
-    /// With every character that a terminal obeys written as `\u{…}`; newlines and tabs stay.
+    /// Writes every control character for a terminal as `\u{…}`; newlines and tabs stay.
     pub fn lines(&self) -> String {
         let text = self.0.as_ref();
         let mut safe = String::with_capacity(text.len());
         for character in text.chars() {
-            if character == '\n' || character == '\t' || !is_obeyed(character) {
+            if character == '\n' || character == '\t' || !is_control(character) {
                 safe.push(character);
             } else {
                 safe.extend(character.escape_default());
@@ -72,12 +72,12 @@ impl<T: AsRef<str>> Foreign<T> {
         safe
     }
 
-    /// Its first line with words, harmless, of at most `most` characters.
-    pub fn one_line(&self, most: usize) -> String {
+    /// Returns its first line that is not blank, as [`Foreign::lines`], with at most `max` characters.
+    pub fn one_line(&self, max: usize) -> String {
         let text = self.0.as_ref();
         let line = text.trim_start().lines().next().unwrap_or_default();
-        let mut cut: String = line.chars().take(most).collect();
-        if line.chars().nth(most).is_some() {
+        let mut cut: String = line.chars().take(max).collect();
+        if line.chars().nth(max).is_some() {
             cut.pop();
             cut.push('…');
         }
@@ -85,11 +85,11 @@ impl<T: AsRef<str>> Foreign<T> {
     }
 }
 
-/// Writes a value as indented JSON and a newline, in printable ASCII: what a terminal obeys is written as `\uXXXX`, the same value.
+/// Writes a value as indented JSON and a newline, in printable ASCII; other characters become `\uXXXX`.
 ///
 /// # Errors
 ///
-/// The writer's, and those of a value that JSON cannot hold.
+/// Errors of the writer and of the serialization.
 pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
     serde_json::to_writer_pretty(Ascii(&mut to), value)?;
     to.write_all(b"\n")
@@ -97,7 +97,7 @@ pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_js
         .map_err(serde_json::Error::io)
 }
 
-/// JSON on its way, of which only texts have characters beyond ASCII.
+/// Escapes the characters of JSON beyond printable ASCII, which only strings have.
 struct Ascii<W>(W);
 
 impl<W: Write> Write for Ascii<W> {
@@ -111,14 +111,11 @@ impl<W: Write> Write for Ascii<W> {
         };
         let mut rest = text;
         while let Some(at) = rest.find(|character| !matches!(character, '\n' | ' '..='~')) {
-            let (plain, odd) = rest.split_at(at);
+            let (plain, other) = rest.split_at(at);
             self.0.write_all(plain.as_bytes())?;
-            let mut characters = odd.chars();
-            for unit in characters
-                .next()
-                .unwrap_or_default()
-                .encode_utf16(&mut [0; 2])
-            {
+            let mut characters = other.chars();
+            let character = characters.next().unwrap_or_default();
+            for unit in character.encode_utf16(&mut [0; 2]) {
                 write!(self.0, "\\u{unit:04x}")?;
             }
             rest = characters.as_str();
@@ -132,7 +129,7 @@ impl<W: Write> Write for Ascii<W> {
     }
 }
 
-/// Characters that the standard library prints as they are, and that show nothing or only in company: fillers, selectors.
+/// Characters that the standard library does not escape, and that are invisible by themselves: fillers and selectors.
 const INVISIBLE: [RangeInclusive<char>; 8] = [
     '\u{17b4}'..='\u{17b5}',
     '\u{180b}'..='\u{180f}',
@@ -144,12 +141,12 @@ const INVISIBLE: [RangeInclusive<char>; 8] = [
     '\u{e0100}'..='\u{e01ef}',
 ];
 
-/// Returns whether a character shows nothing by itself, though it counts as printable.
+/// Returns whether a character is invisible by itself, though it counts as printable.
 pub(crate) fn is_invisible(character: char) -> bool {
     INVISIBLE.iter().any(|range| range.contains(&character))
 }
 
-/// A text with everything escaped that would not show as what it is. It stands between backticks: a quote ends nothing.
+/// Escapes control and invisible characters and backslashes, on one line; quotes stay, as messages quote with backticks.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -162,27 +159,22 @@ pub(crate) fn escaped(text: &str) -> String {
     escaped
 }
 
-/// A stranger's text as it may be repeated: escaped, and cut after `most` characters.
-pub(crate) fn shown(text: &str, most: usize) -> String {
-    let end = text
-        .char_indices()
-        .nth(most)
-        .map_or(text.len(), |(at, _)| at);
-    let mut shown = escaped(text.get(..end).unwrap_or(text));
-    if text.chars().nth(most).is_some() {
-        shown.push('…');
+/// Escapes a text as [`escaped`], and cuts it after `max` characters.
+pub(crate) fn shown(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => format!("{}…", escaped(text.get(..end).unwrap_or(text))),
+        None => escaped(text),
     }
-    shown
 }
 
-/// The first sentence of a text: the rest is for whoever asks for JSON.
+/// Returns the first sentence of a text.
 pub(crate) fn first_sentence(text: &str) -> &str {
     let line = text.trim_start().lines().next().unwrap_or_default();
     line.split_inclusive(". ").next().unwrap_or(line).trim_end()
 }
 
-/// Returns whether a terminal does something at it: control characters, and those that change the direction or the place of what follows.
-fn is_obeyed(character: char) -> bool {
+/// Returns whether a character controls a terminal, or changes the direction or position of the following text.
+fn is_control(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -198,7 +190,7 @@ fn is_obeyed(character: char) -> bool {
         )
 }
 
-/// A number of bytes, in words.
+/// Formats a number of bytes.
 pub(crate) fn bytes<N: Copy + Display + PartialEq + From<u8>>(number: N) -> String {
     if number == N::from(1) {
         "1 byte".to_owned()

@@ -26,7 +26,7 @@ const FOLDER: FileOwner = FileOwner {
 /// Maximum time that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
 /// for all else.
 const SETUP_PATIENCE: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
-/// LineLimit of a machine's words that are shown, in characters.
+/// Maximum length of a machine's message in the output, in characters.
 const WORDS_MAX: usize = 300;
 
 /// Puts a machine in order: the program where it is not there, then by it everything else.

@@ -12,7 +12,7 @@ use crate::transport::shell_line;
 
 /// Length of a digest as shown, in characters.
 const DIGEST_SHOWN: usize = 12;
-/// LineLimit of a machine's words that are shown, in characters.
+/// Maximum length of a machine's message in the output, in characters.
 const WORDS_MAX: usize = 300;
 
 impl Examiner<'_> {
