@@ -188,39 +188,35 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     ///
     /// Anything that prevents a complete list.
     pub(crate) async fn tools(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
-        let mut tools = Vec::new();
-        self.pages(|_, page| {
-            tools.extend(page.tools.into_iter().map(Foreign::new));
-            Ok(())
-        })
-        .await?;
-        Ok(tools)
+        let pages = self.pages().await?.into_iter();
+        let tools = pages.flat_map(|(_, page)| page.tools);
+        Ok(tools.map(Foreign::new).collect())
     }
 
-    /// Lists the server's tools as received, with every field; pages are joined.
+    /// Lists the server's tools as received, with every field; further pages add their tools to the first.
     ///
     /// # Errors
     ///
     /// Anything that prevents a complete list.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
-        let mut whole = None;
-        self.pages(|page, _| {
-            let page = typed(LIST, &page)?;
-            whole = Some(match whole.take() {
-                None => page,
-                Some(first) => joined(first, page),
-            });
-            Ok(())
-        })
-        .await?;
-        Ok(Foreign::new(whole.unwrap_or_default()))
+        let mut pages = self.pages().await?.into_iter();
+        let mut whole = match pages.next() {
+            Some((first, _)) => typed(LIST, &first)?,
+            None => Value::Null,
+        };
+        for (page, _) in pages {
+            let mut page: Value = typed(LIST, &page)?;
+            let tools = (whole.get_mut("tools"), page.get_mut("tools"));
+            if let (Some(Value::Array(all)), Some(Value::Array(more))) = tools {
+                all.append(more);
+            }
+            whole.as_object_mut().map(|all| all.remove("nextCursor"));
+        }
+        Ok(Foreign::new(whole))
     }
 
-    /// Hands over every page of the listing, as text and as tools.
-    async fn pages(
-        &mut self,
-        mut each: impl FnMut(Box<RawValue>, ListToolsResult) -> Result<(), ClientError>,
-    ) -> Result<(), ClientError> {
+    /// Returns every page of the listing, as text and as tools.
+    async fn pages(&mut self) -> Result<Vec<(Box<RawValue>, ListToolsResult)>, ClientError> {
         let at_most = |count: usize, max: usize, subject: &str, unit: &str| {
             if count <= max {
                 return Ok(());
@@ -229,6 +225,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             Err(malformed(LIST, &why))
         };
         let mut params = Map::new();
+        let mut pages = Vec::new();
         let (mut bytes, mut values, mut tools) = (0, 0_usize, 0);
         for _ in 0..PAGES_MAX {
             let answer = self.list(&params).await?;
@@ -246,9 +243,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let cursor = page.next_cursor.take();
             tools += page.tools.len();
             at_most(tools, TOOLS_MAX, "it lists", "tools")?;
-            each(answer, page)?;
+            pages.push((answer, page));
             let Some(cursor) = cursor else {
-                return Ok(());
+                return Ok(pages);
             };
             params.insert("cursor".to_owned(), cursor.into());
         }
@@ -312,19 +309,6 @@ pub(crate) fn dry_run_messages(
         lines.push(request(id, next.method, &next.params, next.one_copy)?);
     }
     Ok(lines)
-}
-
-/// Adds the tools of a page to the first page; other fields of that page are dropped.
-fn joined(mut first: Value, page: Value) -> Value {
-    let (Value::Object(whole), Value::Object(mut page)) = (&mut first, page) else {
-        return first;
-    };
-    let more = page.remove("tools");
-    if let (Some(Value::Array(all)), Some(Value::Array(more))) = (whole.get_mut("tools"), more) {
-        all.extend(more);
-    }
-    whole.remove("nextCursor");
-    first
 }
 
 fn typed<T: DeserializeOwned>(method: &'static str, answer: &RawValue) -> Result<T, ClientError> {

@@ -83,7 +83,7 @@ pub(crate) struct ServerState {
     /// Its load.
     pub(crate) gate: Arc<ConcurrencyLimiter>,
     /// The memory that it has lent.
-    pub(crate) loans: Arc<Loans>,
+    pub(crate) loans: Arc<Mutex<Loans>>,
     /// Its confinement.
     pub(crate) confinement: InForce,
     /// The address of the launcher of its gpg-agent, if it started one.
@@ -94,26 +94,18 @@ pub(crate) struct ServerState {
 
 /// Memory that a server has lent to its callers, and their number.
 #[derive(Debug, Default)]
-pub(crate) struct Loans(Mutex<Lent>);
-
-#[derive(Debug, Default)]
-struct Lent {
+pub(crate) struct Loans {
     callers: u64,
     bytes: u64,
 }
 
-impl Loans {
-    fn lock(&self) -> MutexGuard<'_, Lent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The failures of workers.
-#[derive(Debug, Clone, Default)]
-struct WorkerFailures(Arc<Mutex<Failures>>);
-
 #[derive(Debug, Default)]
-struct Failures {
+struct WorkerFailures {
     /// Failed starts, until one succeeds.
     unstarted: BTreeMap<MachineName, String>,
     /// Abnormal exits that are not reported yet. Each concerns its consumer only, and needs no retry.
@@ -121,22 +113,14 @@ struct Failures {
 }
 
 impl WorkerFailures {
-    fn lock(&self) -> MutexGuard<'_, Failures> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn cannot_start(&self, caller: &MachineName, why: &io::Error) {
+    fn cannot_start(&mut self, caller: &MachineName, why: &io::Error) {
         let text = format!("the process that serves `{caller}` cannot be started: {why}");
-        self.lock().unstarted.insert(caller.clone(), text);
+        self.unstarted.insert(caller.clone(), text);
     }
 
-    fn died(&self, caller: &MachineName, how: &str) {
+    fn died(&mut self, caller: &MachineName, how: &str) {
         let text = format!("the process that serves `{caller}` {how}");
-        self.lock().exits.push(text);
-    }
-
-    fn clear(&self, caller: &MachineName) {
-        self.lock().unstarted.remove(caller);
+        self.exits.push(text);
     }
 }
 
@@ -149,7 +133,7 @@ pub(crate) struct Listening {
     /// Consumers whose sockets are to be removed.
     removed: BTreeSet<MachineName>,
     last_status: Option<ChangingStatus>,
-    worker_failures: WorkerFailures,
+    worker_failures: Arc<Mutex<WorkerFailures>>,
 }
 
 /// The changing part of the status.
@@ -178,7 +162,7 @@ impl Listening {
             sockets: BTreeMap::new(),
             removed: BTreeSet::new(),
             last_status: None,
-            worker_failures: WorkerFailures::default(),
+            worker_failures: Arc::default(),
         }
     }
 
@@ -211,7 +195,7 @@ impl Listening {
                     // The next tick retries what failed.
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
-                    let exits = std::mem::take(&mut self.worker_failures.lock().exits);
+                    let exits = std::mem::take(&mut lock(&self.worker_failures).exits);
                     exits.iter().for_each(|text| complain(text));
                     failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
                     known = failed;
@@ -290,7 +274,7 @@ impl Listening {
             caller: name.clone(),
             socket,
             state: self.state.clone(),
-            failures: self.worker_failures.clone(),
+            failures: Arc::clone(&self.worker_failures),
             close: close.clone(),
             connections: connections.clone(),
         };
@@ -304,7 +288,7 @@ impl Listening {
 
     /// Returns the present failures as messages.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
-        let workers = self.worker_failures.lock();
+        let workers = lock(&self.worker_failures);
         let unstarted = workers.unstarted.values().cloned();
         unstarted
             .chain(failed.iter().map(ToString::to_string))

@@ -72,14 +72,14 @@ async fn ask(
     let Arguments { object, payload } = typed(given, tool.raw()).await?;
     if let Some(payload) = payload {
         let argument = (payload.name.as_str(), payload.digest);
-        let sent = pieces::send(server, name, &object, argument, payload.source);
+        let sent = server.send_pieces(name, &object, argument, payload.source);
         return Ok(CallAnswer::Whole(sent.await?));
     }
     if !goes_down(tool.raw(), &object) {
         return Ok(CallAnswer::Whole(server.call(name, object, false).await?));
     }
     let mut file = kept_file().map_err(PiecesError::Keep)?;
-    match pieces::fetch(server, name, &object, &mut file).await? {
+    match server.fetch(name, &object, &mut file).await? {
         Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),
         Fetched::Pieces(result) => Ok(CallAnswer::Kept { result, file }),
     }

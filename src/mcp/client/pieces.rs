@@ -136,47 +136,6 @@ pub(crate) enum PiecesError {
     Keep(#[source] io::Error),
 }
 
-/// Sends a payload in pieces; returns the answer to the last, or the first failure of the tool.
-///
-/// # Errors
-///
-/// Anything that prevents a piece from being read, sent or answered.
-pub(crate) async fn send<R, W>(
-    client: &mut Client<R, W>,
-    tool: &str,
-    arguments: &Map<String, Value>,
-    (name, digest): (&str, bool),
-    mut source: PayloadSource,
-) -> Result<Called, PiecesError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut whole = Digester::default();
-    let mut offset: u64 = 0;
-    let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
-    loop {
-        let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
-        let last = next.is_empty();
-        let end = sent(offset, &piece)?;
-        whole.add(&piece);
-        let mut arguments = arguments.clone();
-        arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
-        arguments.insert("offset".to_owned(), offset.into());
-        arguments.insert("final".to_owned(), last.into());
-        if last && digest {
-            let sum = whole.clone().end();
-            arguments.entry("sha256").or_insert(sum.into());
-        }
-        let called = client.call(tool, arguments, false).await?;
-        if last || called.has_failed() {
-            return Ok(called);
-        }
-        offset = end;
-        piece = next;
-    }
-}
-
 /// Returns the number of bytes sent including this piece.
 fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece.len() as u64);
@@ -204,52 +163,87 @@ struct AnswerPiece {
     sha256: Option<String>,
 }
 
-/// Fetches a payload in one call if it fits, otherwise in pieces that go to `file`; checks the digest of the whole.
-///
-/// # Errors
-///
-/// Anything that prevents a piece from being fetched, and pieces that do not fit together.
-pub(crate) async fn fetch<R, W>(
-    client: &mut Client<R, W>,
-    tool: &str,
-    arguments: &Map<String, Value>,
-    file: &mut impl Write,
-) -> Result<Fetched, PiecesError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut whole = Digester::default();
-    let mut offset: u64 = 0;
-    let mut size = None;
-    let mut length = ONE_CALL_MAX;
-    loop {
-        let mut arguments = arguments.clone();
-        arguments.insert("offset".to_owned(), offset.into());
-        arguments.insert("length".to_owned(), length.into());
-        let called = client.call(tool, arguments, true).await?;
-        if called.has_failed() {
-            return Ok(Fetched::Whole(called));
-        }
-        let (piece, bytes) = read_piece(called.result.raw())?;
-        if offset == 0 && piece.complete {
-            check_whole(&piece, &bytes)?;
-            return Ok(Fetched::Whole(called));
-        }
-        check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
-        whole.add(&bytes);
-        file.write_all(&bytes).map_err(PiecesError::Keep)?;
-        offset += bytes.len() as u64;
-        if piece.complete {
-            if piece.sha256 != Some(whole.end()) {
-                return Err(wrong("the pieces do not have the digest of the whole"));
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
+    /// Sends a payload in pieces; returns the answer to the last, or the first failure of the tool.
+    ///
+    /// # Errors
+    ///
+    /// Anything that prevents a piece from being read, sent or answered.
+    pub(crate) async fn send_pieces(
+        &mut self,
+        tool: &str,
+        arguments: &Map<String, Value>,
+        (name, digest): (&str, bool),
+        mut source: PayloadSource,
+    ) -> Result<Called, PiecesError> {
+        let mut whole = Digester::default();
+        let mut offset: u64 = 0;
+        let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
+        loop {
+            let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
+            let last = next.is_empty();
+            let end = sent(offset, &piece)?;
+            whole.add(&piece);
+            let mut arguments = arguments.clone();
+            arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
+            arguments.insert("offset".to_owned(), offset.into());
+            arguments.insert("final".to_owned(), last.into());
+            if last && digest {
+                let sum = whole.clone().end();
+                arguments.entry("sha256").or_insert(sum.into());
             }
-            return Ok(Fetched::Pieces(called.result.map(|mut result| {
-                result.content.clear();
-                result
-            })));
+            let called = self.call(tool, arguments, false).await?;
+            if last || called.has_failed() {
+                return Ok(called);
+            }
+            offset = end;
+            piece = next;
         }
-        length = PIECE;
+    }
+
+    /// Fetches a payload in one call if it fits, otherwise in pieces that go to `file`; checks the digest of the whole.
+    ///
+    /// # Errors
+    ///
+    /// Anything that prevents a piece from being fetched, and pieces that do not fit together.
+    pub(crate) async fn fetch(
+        &mut self,
+        tool: &str,
+        arguments: &Map<String, Value>,
+        file: &mut impl Write,
+    ) -> Result<Fetched, PiecesError> {
+        let mut whole = Digester::default();
+        let mut offset: u64 = 0;
+        let mut size = None;
+        let mut length = ONE_CALL_MAX;
+        loop {
+            let mut arguments = arguments.clone();
+            arguments.insert("offset".to_owned(), offset.into());
+            arguments.insert("length".to_owned(), length.into());
+            let called = self.call(tool, arguments, true).await?;
+            if called.has_failed() {
+                return Ok(Fetched::Whole(called));
+            }
+            let (piece, bytes) = read_piece(called.result.raw())?;
+            if offset == 0 && piece.complete {
+                check_whole(&piece, &bytes)?;
+                return Ok(Fetched::Whole(called));
+            }
+            check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
+            whole.add(&bytes);
+            file.write_all(&bytes).map_err(PiecesError::Keep)?;
+            offset += bytes.len() as u64;
+            if piece.complete {
+                if piece.sha256 != Some(whole.end()) {
+                    return Err(wrong("the pieces do not have the digest of the whole"));
+                }
+                return Ok(Fetched::Pieces(called.result.map(|mut result| {
+                    result.content.clear();
+                    result
+                })));
+            }
+            length = PIECE;
+        }
     }
 }
 

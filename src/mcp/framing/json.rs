@@ -1,6 +1,6 @@
-//! JSON, read strictly: two equal keys in an object and endless nesting are faults, not values.
+//! Reads JSON strictly: duplicate keys and deep nesting are faults.
 //!
-//! Two readers that disagree on which of two equal keys counts are a hole in a policy.
+//! Two readers that disagree on which of two equal keys counts would be a hole in a policy.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,28 +10,28 @@ use rmcp::model::RequestId;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::mcp::{DEPTH_MAX, ID_MAX, VALUES_MAX, shown};
 
-/// UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
+/// The byte order mark of UTF-8, which a reader may ignore (RFC 8259 §8.1).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Maximum length of an id as it may be written, in bytes: each of its own an escape.
+/// Maximum length of an id's JSON text, in bytes: every byte may be an escape.
 pub(crate) const ID_WRITTEN_MAX: usize = 6 * ID_MAX + 2;
 
-/// The reason why bytes are no message.
+/// The reason why bytes are not accepted as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JsonFault {
     /// Not JSON, or not UTF-8.
     #[error("{0}")]
     Syntax(String),
-    /// JSON, but with equal keys or nested too deeply.
+    /// JSON with duplicate keys, too many values or too deep nesting.
     #[error("{0}")]
     Refused(String),
 }
 
-/// The bytes without a byte order mark and without white space around them.
+/// Strips a byte order mark and surrounding white space.
 pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
     bytes
         .strip_prefix(BYTE_ORDER_MARK)
@@ -46,11 +46,8 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
 /// A [`JsonFault`], with the place in the line.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let values = Cell::new(0);
-    let strict = Strict {
-        depth: 0,
-        values: &values,
-    };
+    let values = &Cell::new(0);
+    let strict = Strict { depth: 0, values };
     strict
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
@@ -64,7 +61,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
 ///
 /// # Errors
 ///
-/// A [`JsonFault`]; another value is one as well.
+/// A [`JsonFault`], also for another value.
 pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault> {
     match read(bytes)? {
         Value::Object(object) => Ok(object),
@@ -72,12 +69,12 @@ pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault>
     }
 }
 
-/// Returns whether a text can only be an object. Serde's errors quote a text that stands in the place of one whole.
+/// Returns whether JSON begins as an object. An error of serde would quote a string in its place whole.
 pub(crate) fn begins_object(bytes: &[u8]) -> bool {
     trim(bytes).first() == Some(&b'{')
 }
 
-/// Reads a value at some depth.
+/// Reads a value at a depth.
 #[derive(Clone, Copy)]
 struct Strict<'c> {
     depth: usize,
@@ -103,7 +100,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        // A value takes many times more memory than its text: a line of empty lists must not become a gigabyte.
+        // A value takes many times the memory of its text: a line of empty lists must not become a gigabyte.
         let values = self.values.get() + 1;
         if values > VALUES_MAX {
             return Err(D::Error::custom(format_args!(
@@ -123,27 +120,23 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+        Ok(value.into())
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+        Ok(value.into())
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+        Ok(value.into())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+        Ok(value.into())
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
+        Ok(value.into())
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -176,13 +169,13 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// Counts the values of a JSON text, at most, without creating any; `None`: it is nested too deeply.
+/// Returns an upper bound of the number of values in JSON, without parsing it; `None` if it is nested too deeply.
 pub(crate) fn count(json: &[u8]) -> Option<usize> {
     let (mut at, mut depth, mut values) = (0, 0_usize, 1);
     while let Some(byte) = json.get(at) {
         at += 1;
         match byte {
-            b'"' => at = end_of_text(json, at - 1)?,
+            b'"' => at = end_of_string(json, at - 1)?,
             b'[' | b'{' => {
                 depth += 1;
                 values += 1;
@@ -198,19 +191,17 @@ pub(crate) fn count(json: &[u8]) -> Option<usize> {
     Some(values)
 }
 
-/// Returns whether a JSON text has a text of more than `most` bytes where nobody sends a long one: what cannot be typed is quoted whole by
-/// serde's errors, several times as long. `payload`: keys whose value may be a long text; `free`: keys below which all may be.
-pub(crate) fn has_long_text(json: &[u8], most: usize, payload: &[&str], free: &[&str]) -> bool {
+/// Returns whether JSON has a string of more than `max` bytes in an unexpected place: errors of serde quote a mistyped string whole,
+/// several times as long. The value of a `payload` key may be a long string, and every string below a `free` key.
+pub(crate) fn has_long_text(json: &[u8], max: usize, payload: &[&str], free: &[&str]) -> bool {
     let is_one_of = |key: &[u8], keys: &[&str]| {
-        keys.iter().any(|name| {
-            key.strip_prefix(b"\"")
-                .and_then(|key| key.strip_suffix(b"\""))
-                == Some(name.as_bytes())
-        })
+        let key = key.strip_prefix(b"\"");
+        let key = key.and_then(|key| key.strip_suffix(b"\""));
+        key.is_some_and(|key| keys.iter().any(|name| name.as_bytes() == key))
     };
     let (mut at, mut depth) = (0, 0_usize);
     let mut key: &[u8] = b"";
-    // The depth above a value in which all may be long.
+    // The depth of the value of a `free` key.
     let mut free_above = None;
     while let Some(byte) = json.get(at) {
         match byte {
@@ -230,12 +221,12 @@ pub(crate) fn has_long_text(json: &[u8], most: usize, payload: &[&str], free: &[
             }
             b',' => key = b"",
             b'"' => {
-                let end = end_of_text(json, at).unwrap_or(json.len());
+                let end = end_of_string(json, at).unwrap_or(json.len());
                 let text = json.get(at..end).unwrap_or_default();
                 let rest = json.get(end..).unwrap_or_default().trim_ascii_start();
                 let is_key = rest.first() == Some(&b':');
                 let is_free = free_above.is_some() || (!is_key && is_one_of(key, payload));
-                if text.len() > most && !is_free {
+                if text.len() > max && !is_free {
                     return true;
                 }
                 if is_key {
@@ -251,15 +242,15 @@ pub(crate) fn has_long_text(json: &[u8], most: usize, payload: &[&str], free: &[
     false
 }
 
-/// The JSON text of an id, read; what is too long for one is not looked at.
-pub(crate) fn id_of(text: &[u8]) -> Option<RequestId> {
+/// Reads the JSON text of an id.
+fn id_of(text: &[u8]) -> Option<RequestId> {
     if text.len() > ID_WRITTEN_MAX || matches!(text.first(), Some(b'{' | b'[')) {
         return None;
     }
     as_id(&serde_json::from_slice(text).ok()?)
 }
 
-/// A JSON value as the id of a request: a text of at most 1 KiB or an integer of 64 bits.
+/// Converts a JSON value to the id of a request: a string of at most 1 KiB, or an integer of 64 bits.
 pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     match value {
         Value::Number(number) => number.as_i64().map(RequestId::Number),
@@ -270,15 +261,15 @@ pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     }
 }
 
-/// Looks for the id of a message that is no JSON, or is refused as a whole: the member `id` of the outermost object, wherever
-/// it stands, as far as texts and brackets are closed before it.
+/// Searches a refused or invalid message for its id: the member `id` of the outermost object, if all strings and brackets before it are
+/// closed.
 pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
     let bytes = trim(bytes);
     if bytes.first() != Some(&b'{') {
         return None;
     }
     let (mut depth, mut at) = (0_usize, 0_usize);
-    // Whether what comes next in the outermost object is a key.
+    // The next string is a key of the outermost object.
     let mut is_key = false;
     while let Some(byte) = bytes.get(at) {
         match byte {
@@ -292,7 +283,7 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
             }
             b',' => is_key = depth == 1,
             b'"' => {
-                let end = end_of_text(bytes, at)?;
+                let end = end_of_string(bytes, at)?;
                 let text = bytes.get(at..end)?;
                 let rest = bytes.get(end..)?.trim_ascii_start();
                 if is_key && let Some(value) = rest.strip_prefix(b":") {
@@ -311,10 +302,10 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
     None
 }
 
-/// The text or number at the beginning of a JSON text that goes on behind it.
+/// Returns the string or number at the beginning of JSON that continues after it.
 fn scalar(json: &[u8]) -> Option<&[u8]> {
     let end = if json.first()? == &b'"' {
-        end_of_text(json, 0)?
+        end_of_string(json, 0)?
     } else {
         let ends = |byte: &u8| matches!(byte, b',' | b'}') || byte.is_ascii_whitespace();
         json.iter().position(ends)?
@@ -322,8 +313,8 @@ fn scalar(json: &[u8]) -> Option<&[u8]> {
     json.get(..end)
 }
 
-/// Where the text that begins at a quote ends.
-fn end_of_text(bytes: &[u8], start: usize) -> Option<usize> {
+/// Returns the end of the string that begins with a quote at `start`.
+fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     loop {
         match bytes.get(at)? {
@@ -334,12 +325,12 @@ fn end_of_text(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// Looks for the id of a message of which only the ends are known: the member `id` of the outermost object, read from the front or, when it stands last, from the back.
+/// Searches the ends of a message for its id: the member `id` of the outermost object, near the front or the last one.
 pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
     find_id_in(head).or_else(|| id_from_back(tail))
 }
 
-/// Reads `"id":…}` at the very end: an `id` deeper inside would leave a brace too many.
+/// Reads `"id":…}` at the very end; after an `id` deeper inside, a brace too many would follow.
 fn id_from_back(tail: &[u8]) -> Option<RequestId> {
     const KEY: &[u8] = b"\"id\"";
     let start = tail.windows(KEY.len()).rposition(|window| window == KEY)?;

@@ -9,13 +9,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{ServerState, WorkerFailures};
+use super::{ServerState, WorkerFailures, lock};
 use crate::limits::MEMORY_RESERVED;
 use crate::machine_state::AGENT_LAUNCHER;
 use crate::mcp::monitor::{House, attend_helper};
@@ -106,14 +106,18 @@ impl Drop for OwnedChild {
 pub(super) struct WorkerResources {
     caller: MachineName,
     state: ServerState,
-    failures: WorkerFailures,
+    failures: Arc<Mutex<WorkerFailures>>,
     helpers: Arc<RunningHelpers>,
     borrowed: Cell<u64>,
 }
 
 impl WorkerResources {
-    pub(super) fn new(caller: MachineName, state: ServerState, failures: WorkerFailures) -> Self {
-        state.loans.lock().callers += 1;
+    pub(super) fn new(
+        caller: MachineName,
+        state: ServerState,
+        failures: Arc<Mutex<WorkerFailures>>,
+    ) -> Self {
+        lock(&state.loans).callers += 1;
         Self {
             caller,
             state,
@@ -127,12 +131,13 @@ impl WorkerResources {
 impl Drop for WorkerResources {
     fn drop(&mut self) {
         self.give_back();
-        self.state.loans.lock().callers -= 1;
+        lock(&self.state.loans).callers -= 1;
         // Their worker is gone: kills the helpers that do not end by themselves.
         if !self.helpers.wait(HashMap::is_empty) {
-            let helpers = self.helpers.lock();
-            let all = helpers.values();
-            all.for_each(|process| process.signal(Signal::KILL));
+            let running = lock(&self.helpers.running);
+            running
+                .values()
+                .for_each(|process| process.signal(Signal::KILL));
         }
     }
 }
@@ -147,15 +152,11 @@ struct RunningHelpers {
 }
 
 impl RunningHelpers {
-    fn lock(&self) -> MutexGuard<'_, Helpers> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits up to [`HELPER_END`] until a condition holds; returns whether it does.
     fn wait(&self, holds: impl Fn(&Helpers) -> bool) -> bool {
         let waited = self
             .ended
-            .wait_timeout_while(self.lock(), HELPER_END, |running| !holds(running));
+            .wait_timeout_while(lock(&self.running), HELPER_END, |running| !holds(running));
         let (running, _) = waited.unwrap_or_else(PoisonError::into_inner);
         holds(&running)
     }
@@ -170,7 +171,7 @@ impl House for WorkerResources {
         let more = services
             .memory_of(&self.caller)
             .saturating_sub(MEMORY_RESERVED);
-        let mut lent = self.state.loans.lock();
+        let mut lent = lock(&self.state.loans);
         let reserved = lent.callers.saturating_mul(MEMORY_RESERVED);
         let all = reserved.saturating_add(lent.bytes).saturating_add(more);
         // One caller at a time always gets it: with many callers, the reserved shares may be all the memory.
@@ -183,7 +184,7 @@ impl House for WorkerResources {
     }
 
     fn give_back(&self) {
-        self.state.loans.lock().bytes -= self.borrowed.take();
+        lock(&self.state.loans).bytes -= self.borrowed.take();
     }
 
     fn start(&self, resource: Resource) -> io::Result<OwnedFd> {
@@ -204,17 +205,17 @@ impl House for WorkerResources {
         let launcher = launcher.map(|address| (AGENT_LAUNCHER, address));
         let (ours, child) = OwnedChild::start(arguments, at_helper.into(), launcher)?;
         let process = Arc::new(ProcessHandle::of(&child)?);
-        self.helpers.lock().insert(resource, Arc::clone(&process));
+        lock(&self.helpers.running).insert(resource, Arc::clone(&process));
         let place = HelperPlace {
             helpers: Arc::clone(&self.helpers),
             resource,
         };
         let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
-        let failures = self.failures.clone();
+        let failures = Arc::clone(&self.failures);
         let attending = move || {
             attend_helper(&ours, &caller, &live);
             if let Some(how) = process.reap(child) {
-                failures.died(&caller, &how);
+                lock(&failures).died(&caller, &how);
             }
             drop(place);
         };
@@ -235,7 +236,7 @@ struct HelperPlace {
 
 impl Drop for HelperPlace {
     fn drop(&mut self) {
-        self.helpers.lock().remove(&self.resource);
+        lock(&self.helpers.running).remove(&self.resource);
         self.helpers.ended.notify_all();
     }
 }
@@ -273,9 +274,9 @@ mod tests {
     fn memory_is_lent_as_long_as_what_is_reserved_for_each_caller_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let state = state(&folder.path().join("services.json"));
-        let failures = WorkerFailures::default();
+        let failures = Arc::default();
         let house = |name: &str| {
-            WorkerResources::new(name.parse().unwrap(), state.clone(), failures.clone())
+            WorkerResources::new(name.parse().unwrap(), state.clone(), Arc::clone(&failures))
         };
         let first = house("c1");
         // All that there is, but for what the first one has.
@@ -287,7 +288,7 @@ mod tests {
         drop(second);
         assert!(first.borrow());
         drop(first);
-        let lent = state.loans.lock();
+        let lent = lock(&state.loans);
         assert_eq!((lent.callers, lent.bytes), (0, 0));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::resources::{OwnedChild, ProcessHandle, WorkerResources};
-use super::{FOLLOW, ServerState, WorkerFailures};
+use super::{FOLLOW, ServerState, WorkerFailures, lock};
 use crate::mcp::monitor::{Local, attend};
 use crate::mcp::server::Shutdown;
 use crate::mcp::worker;
@@ -35,7 +35,7 @@ pub(super) struct WorkerSupervisor {
     pub(super) caller: MachineName,
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) state: ServerState,
-    pub(super) failures: WorkerFailures,
+    pub(super) failures: Arc<Mutex<WorkerFailures>>,
     /// Accept no new connections.
     pub(super) close: CancellationToken,
     pub(super) connections: Shutdown,
@@ -51,17 +51,17 @@ impl WorkerSupervisor {
             }
             match self.start() {
                 Ok(mut worker) => {
-                    self.failures.clear(&self.caller);
+                    lock(&self.failures).unstarted.remove(&self.caller);
                     tokio::select! {
                         how = worker.ended() => match how {
                             // An idle process ends in order.
                             None => continue,
-                            Some(how) => self.failures.died(&self.caller, &how),
+                            Some(how) => lock(&self.failures).died(&self.caller, &how),
                         },
                         () = self.closed() => return self.end(worker).await,
                     }
                 }
-                Err(why) => self.failures.cannot_start(&self.caller, &why),
+                Err(why) => lock(&self.failures).cannot_start(&self.caller, &why),
             }
             tokio::select! {
                 () = self.closed() => return,
@@ -103,7 +103,8 @@ impl WorkerSupervisor {
             end,
         };
         let (caller, state) = (self.caller.clone(), self.state.clone());
-        let resources = WorkerResources::new(caller.clone(), state.clone(), self.failures.clone());
+        let resources =
+            WorkerResources::new(caller.clone(), state.clone(), Arc::clone(&self.failures));
         let attending = move || {
             let source = Arc::clone(&state.live);
             let local = Local {
@@ -138,7 +139,7 @@ impl WorkerSupervisor {
         } = self;
         // Refuses new connections.
         drop(socket);
-        failures.clear(&caller);
+        lock(&failures).unstarted.remove(&caller);
         let orders = [
             (close, worker::STOP_ACCEPTING),
             (connections.graceful, worker::DRAIN),
