@@ -196,8 +196,12 @@ impl Listening {
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
                     let exits = std::mem::take(&mut lock(&self.worker_failures).exits);
-                    exits.iter().for_each(|text| complain(text));
-                    failed.iter().filter(|text| !known.contains(*text)).for_each(|text| complain(text));
+                    for text in &exits {
+                        complain(text);
+                    }
+                    for text in failed.iter().filter(|text| !known.contains(*text)) {
+                        complain(text);
+                    }
                     known = failed;
                 }
                 Some(_) = tasks.join_next() => {}

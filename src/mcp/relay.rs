@@ -56,21 +56,12 @@ pub(crate) enum RelayEnd {
     Unheard,
 }
 
-/// The client's side.
-#[derive(Debug)]
-pub(crate) struct RelayClient<I, O, G> {
-    /// Its requests.
-    pub(crate) input: I,
-    /// Where its answers go.
-    pub(crate) output: O,
-    /// Returns whether no process can write requests any more, though some may still be unread.
-    pub(crate) gone: G,
-}
-
 /// A client, over all the connections to its provider.
 #[derive(Debug)]
 pub(crate) struct Relay<I, O, G> {
-    client: RelayClient<I, O, G>,
+    input: I,
+    output: O,
+    is_gone: G,
     state: RelayState,
     handshake: Handshake,
 }
@@ -81,10 +72,13 @@ where
     O: AsyncWrite + Unpin,
     G: Fn() -> bool,
 {
-    /// Creates a relay for a client that has sent nothing.
-    pub(crate) fn new(client: RelayClient<I, O, G>) -> Self {
+    /// Creates a relay for the client's requests and answers. `is_gone` tells that no process can write requests any more, though
+    /// some may still be unread.
+    pub(crate) fn new(input: I, output: O, is_gone: G) -> Self {
         Self {
-            client,
+            input,
+            output,
+            is_gone,
             state: RelayState::default(),
             handshake: Handshake::default(),
         }
@@ -92,7 +86,7 @@ where
 
     /// Returns whether the client may send more.
     pub(crate) fn is_open(&self) -> bool {
-        !self.state.input_ended && !(self.client.gone)()
+        !self.state.input_ended && !(self.is_gone)()
     }
 
     /// Relays until one side ends. `max_silence` limits the provider's silence once the client's input has ended, and the
@@ -101,16 +95,12 @@ where
     /// # Errors
     ///
     /// Reading the client's input failed.
-    pub(crate) async fn run<R, W>(
+    pub(crate) async fn run(
         &mut self,
-        mut reader: R,
-        mut writer: W,
+        mut reader: impl AsyncRead + Unpin,
+        mut writer: impl AsyncWrite + Unpin,
         max_silence: Duration,
-    ) -> io::Result<RelayEnd>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    ) -> io::Result<RelayEnd> {
         if self.handshake.request().is_some() {
             let greeting = self.greet(&mut reader, &mut writer);
             match timeout(max_silence.min(HANDSHAKE_TIMEOUT), greeting).await {
@@ -136,7 +126,7 @@ where
                 return Ok(self.end(RelayEnd::InOrder).await);
             }
             tokio::select! {
-                read = self.client.input.read(&mut from_client), if state.wants_input() => {
+                read = self.input.read(&mut from_client), if state.wants_input() => {
                     let bytes = from_client.get(..read?).unwrap_or_default();
                     state.sent(bytes, &mut self.handshake);
                 }
@@ -215,7 +205,7 @@ where
         let mut bytes = mem::take(&mut self.state.pending_input);
         if bytes.is_empty() {
             bytes = vec![0; CHUNK];
-            let count = self.client.input.read(&mut bytes).await?;
+            let count = self.input.read(&mut bytes).await?;
             bytes.truncate(count);
         }
         Ok(bytes)
@@ -280,7 +270,7 @@ where
         let rest = if self.is_open() {
             Vec::new()
         } else {
-            mem::take(&mut self.state.unfinished)
+            mem::take(&mut self.state.unfinished.bytes)
         };
         if self.tell(&rest).await {
             end
@@ -291,8 +281,8 @@ where
 
     /// Writes to the client; returns false if it is gone.
     async fn tell(&mut self, bytes: &[u8]) -> bool {
-        let written = self.client.output.write_all(bytes).await;
-        written.and(self.client.output.flush().await).is_ok()
+        let written = self.output.write_all(bytes).await;
+        written.and(self.output.flush().await).is_ok()
     }
 }
 
@@ -302,10 +292,7 @@ struct RelayState {
     outgoing: Vec<u8>,
     /// Input of the client that was read and not processed yet.
     pending_input: Vec<u8>,
-    /// The beginning of an answer that waits for its end.
-    unfinished: Vec<u8>,
-    /// The client has the beginning of the unfinished answer, which was too long to wait.
-    is_passed_on: bool,
+    unfinished: UnfinishedAnswer,
     requests: LineSplitter,
     answers: LineSplitter,
     pending_answers: PendingAnswers,
@@ -314,6 +301,14 @@ struct RelayState {
     /// The provider reads nothing more; its earlier output is still to be read.
     write_closed: bool,
     spoke: bool,
+}
+
+/// The beginning of an answer that waits for its end.
+#[derive(Debug, Default)]
+struct UnfinishedAnswer {
+    bytes: Vec<u8>,
+    /// The client has the bytes before, as the answer was too long to wait.
+    is_passed_on: bool,
 }
 
 impl RelayState {
@@ -362,17 +357,17 @@ impl RelayState {
             let (used, line) = self.answers.take(rest);
             let (part, after) = rest.split_at_checked(used).unwrap_or((rest, &[]));
             rest = after;
-            self.unfinished.extend_from_slice(part);
+            self.unfinished.bytes.extend_from_slice(part);
             let Some(line) = line else { continue };
             self.pending_answers.received(&line);
             let answer = mem::take(&mut self.unfinished);
-            let is_passed_on = mem::take(&mut self.is_passed_on);
-            let changed = handshake.answered(&line).filter(|_| !is_passed_on);
-            out.extend(changed.unwrap_or(answer));
+            let changed = handshake.answered(&line);
+            let changed = changed.filter(|_| !answer.is_passed_on);
+            out.extend(changed.unwrap_or(answer.bytes));
         }
-        if self.unfinished.len() > LINE_MAX {
-            out.append(&mut self.unfinished);
-            self.is_passed_on = true;
+        if self.unfinished.bytes.len() > LINE_MAX {
+            out.append(&mut self.unfinished.bytes);
+            self.unfinished.is_passed_on = true;
         }
         out
     }
@@ -388,10 +383,9 @@ impl RelayState {
     /// Forgets a lost connection; returns the end of an answer of which the client has the beginning.
     fn forget_provider(&mut self) -> Vec<u8> {
         self.outgoing.clear();
-        self.unfinished.clear();
         self.answers = LineSplitter::default();
         (self.write_closed, self.spoke) = (false, false);
-        if mem::take(&mut self.is_passed_on) {
+        if mem::take(&mut self.unfinished).is_passed_on {
             b"\n".to_vec()
         } else {
             Vec::new()

@@ -53,11 +53,11 @@ pub(crate) async fn open(
     timeout: Duration,
     watch: Watch,
 ) -> Result<OpenTransport, Unreachable> {
-    match &channel {
+    let mut command = match &channel {
         Transport::Local => {
             let mut command = Command::new(THIS_PROGRAM);
             command.arg0("anklume").args(SERVE);
-            start(command, channel, watch)
+            command
         }
         Transport::Exec(machine) => {
             if !machine.runs() {
@@ -65,29 +65,22 @@ pub(crate) async fn open(
             }
             let mut command = program::incus().map_err(|why| not_started(&channel, why))?;
             command.args(incus_exec(machine));
-            start(command, channel, watch)
+            command
         }
         Transport::Socket(socket) => {
             let stream = connect(socket, timeout).await?;
             // Not `into_split`: its write half ends the stream when it is dropped.
             let (reader, writer) = tokio::io::split(stream);
-            Ok(OpenTransport {
+            return Ok(OpenTransport {
                 reader: Box::new(reader),
                 writer: Box::new(writer),
                 end: TransportEnd {
                     channel,
                     process: None,
                 },
-            })
+            });
         }
-    }
-}
-
-fn start(
-    mut command: Command,
-    channel: Transport,
-    watch: Watch,
-) -> Result<OpenTransport, Unreachable> {
+    };
     let piped = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -8,7 +8,7 @@ use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Timeouts;
-use crate::mcp::relay::{Relay, RelayClient, RelayEnd};
+use crate::mcp::relay::{Relay, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
 /// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
@@ -31,11 +31,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     let way = way(&wanted)?;
     interruptible(async {
         let (input, stdout) = rmcp::transport::stdio_pipes();
-        let mut relay = Relay::new(RelayClient {
-            input,
-            output: stdout,
-            gone: nobody_writes,
-        });
+        let mut relay = Relay::new(input, stdout, nobody_writes);
         let mut opened = open(&way, patience, output).await?;
         let mut is_first = true;
         loop {

@@ -87,7 +87,7 @@ pub(crate) struct PayloadSource(Option<Box<dyn Read + Send>>);
 
 impl fmt::Debug for PayloadSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PayloadSource")
+        f.write_str("Source")
     }
 }
 

@@ -36,12 +36,7 @@ async fn relayed(
         }
         std::future::pending::<()>().await;
     };
-    let client = RelayClient {
-        input,
-        output: &mut output,
-        gone: || true,
-    };
-    let mut relay = Relay::new(client);
+    let mut relay = Relay::new(input, &mut output, || true);
     let run = relay.run(reader, writer, PATIENCE);
     let ended = tokio::select! {
         ended = run => ended.unwrap(),
@@ -102,12 +97,7 @@ async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothin
         let (writer, nobody) = duplex(1);
         drop(nobody);
         let mut output = Vec::new();
-        let client = RelayClient {
-            input: &[b'x'; 1000][..],
-            output: &mut output,
-            gone: || true,
-        };
-        let mut relay = Relay::new(client);
+        let mut relay = Relay::new(&[b'x'; 1000][..], &mut output, || true);
         let ended = relay.run(reader, writer, PATIENCE).await;
         let vanished = RelayEnd::Vanished {
             unanswered: 0,
@@ -124,12 +114,7 @@ async fn a_provider_that_takes_nothing_is_silent_once_the_client_is_gone() {
         let input = vec![b'x'; CHUNK + 1];
         let (near, _far) = duplex(16);
         let (reader, writer) = split(near);
-        let client = RelayClient {
-            input: input.as_slice(),
-            output: Vec::new(),
-            gone: || gone,
-        };
-        let mut relay = Relay::new(client);
+        let mut relay = Relay::new(input.as_slice(), Vec::new(), || gone);
         let run = relay.run(reader, writer, PATIENCE);
         let ended = timeout(PATIENCE * 3, run).await;
         match ended {
@@ -196,11 +181,7 @@ fn talking() -> (DuplexStream, Talking) {
     let (client, near) = duplex(1 << 20);
     let (input, output) = split(near);
     let gone: fn() -> bool = || false;
-    let relay = Relay::new(RelayClient {
-        input,
-        output,
-        gone,
-    });
+    let relay = Relay::new(input, output, gone);
     (client, relay)
 }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::mcp::relay::{Relay, RelayClient, RelayEnd};
+use crate::mcp::relay::{Relay, RelayEnd};
 
 /// Time-out beyond everything here; only a hang meets it.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,12 +37,7 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let (reader, writer) = tokio::io::split(near);
     let serving = tokio::spawn(prompt().serve(far_reader, far_writer, Shutdown::default()));
     let mut output = Vec::new();
-    let client = RelayClient {
-        input,
-        output: &mut output,
-        gone: || true,
-    };
-    let mut relay = Relay::new(client);
+    let mut relay = Relay::new(input, &mut output, || true);
     let run = relay.run(reader, writer, TIMEOUT * 2);
     let ended = tokio::time::timeout(TIMEOUT, run).await;
     let shown = String::from_utf8_lossy(input);
