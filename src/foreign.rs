@@ -44,13 +44,9 @@ const WORDS_MAX: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum TextKind {
-    /// A server's status.
     Status,
-    /// The identity of a machine.
     Identity,
-    /// The result of an order.
     Report,
-    /// A provider's offer.
     Offered,
     /// A services file, to be summarized.
     Services,
@@ -85,7 +81,6 @@ pub(crate) struct ReportedStatus {
     /// The first failure.
     #[serde(default)]
     pub(crate) failed: First,
-    /// Its confinement.
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
 }
@@ -139,11 +134,11 @@ impl<'de> Visitor<'de> for First {
 /// The result of reading a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogSeen {
-    /// Number of its first line; 0 if it is empty.
+    /// Number of its first line, or 0.
     pub(crate) first: u64,
-    /// Number of its last line; 0 if it is empty.
+    /// Number of its last line, or 0.
     pub(crate) seq: u64,
-    /// Hash of that line.
+    /// Hash of its last line.
     pub(crate) head: String,
     /// Number of lines that were changed.
     pub(crate) faults: u64,
@@ -161,7 +156,6 @@ impl LogWalk {
         Self(Verifier::new(head))
     }
 
-    /// Reads the next file.
     pub(crate) fn file(&mut self, text: &[u8]) {
         // The last line may be unfinished.
         let end = text.iter().rposition(|byte| *byte == b'\n');
@@ -170,7 +164,6 @@ impl LogWalk {
         let _ = self.0.file(LOG, whole);
     }
 
-    /// Returns the result.
     pub(crate) fn end(self) -> LogSeen {
         let report = self.0.finish();
         LogSeen {
@@ -186,11 +179,10 @@ impl LogWalk {
 /// The reason why a text could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForeignError {
-    /// The child cannot be started.
-    #[error("cannot run the process that reads what machines say: {0}")]
+    #[error("cannot run the process that reads texts of machines: {0}")]
     Io(#[from] io::Error),
     /// It died, or took too long.
-    #[error("the process that reads what machines say did not survive it")]
+    #[error("the process that reads texts of machines died")]
     Died,
 }
 
@@ -318,10 +310,7 @@ impl ReaderProcess {
 }
 
 /// Drops the rights of this process, and reads texts until its stdin ends.
-///
-/// # Errors
-///
-/// Rights that cannot be dropped, and a parent that is gone or sends an invalid request.
+/// Fails if a right cannot be dropped, or the parent is gone or sends an invalid request.
 pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let data = Rlimit {
         current: Some(MEMORY),

@@ -35,7 +35,6 @@ pub(crate) enum Transport {
 /// A provider's socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Its path.
     pub(crate) path: PathBuf,
     /// Its owner; `None` if the user named the path.
     pub(crate) provider: Option<MachineName>,
@@ -65,7 +64,6 @@ pub(crate) struct RouteContext {
 }
 
 impl RouteContext {
-    /// Reads the environment.
     pub(crate) fn look() -> Self {
         Self {
             sockets: std::env::var_os("ANKLUME_SOCKET_DIR")
@@ -91,12 +89,9 @@ pub(crate) enum Route {
     Local,
     /// `incus exec` from the host.
     Host {
-        /// The machine.
         machine: String,
-        /// Its project, if given.
         project: Option<String>,
     },
-    /// A socket.
     Socket(Socket),
 }
 
@@ -105,12 +100,7 @@ pub(crate) enum Route {
 pub(crate) enum WayFault {
     /// `-i` names a socket inside a machine, and must be a valid name.
     #[error("`{}` is not a machine: {fault}", name.escape_debug())]
-    Name {
-        /// The input.
-        name: String,
-        /// Its fault.
-        fault: NameFault,
-    },
+    Name { name: String, fault: NameFault },
     /// `--project` inside a machine, which has no Incus to ask.
     #[error("`--project` has no meaning inside a machine: a provider is reached over its socket")]
     ProjectInside,

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::framing::{Lines, json};
 use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
-use exchange::{Exchange, malformed, notification, request};
+use exchange::{Exchange, INITIALIZED, malformed, request};
 
 /// Default time-out for the first answer of a server.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -30,13 +30,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 const WITHOUT_PROGRESS: Duration = Duration::from_secs(30);
 /// Maximum duration of one request, regardless of progress.
 const IN_ALL: Duration = Duration::from_secs(60 * 60);
-/// The method that lists tools.
 pub(crate) const LIST: &str = "tools/list";
-/// The method that calls a tool.
 pub(crate) const CALL: &str = "tools/call";
-/// Maximum number of tools in a listing.
 const TOOLS_MAX: usize = 10_000;
-/// Maximum number of pages of a listing.
 const PAGES_MAX: usize = 100;
 
 /// Maximum length of a server's error message in ours, in characters.
@@ -67,28 +63,23 @@ impl Default for Timeouts {
 /// The reason why a request has no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// The stream ended or broke before the answer.
     #[error("the connection was closed before the answer")]
     Closed,
-    /// No answer and no progress in time.
+    /// No answer or progress in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Silent(Duration),
-    /// The stream failed in another way.
     #[error("the connection failed: {0}")]
     Stream(#[source] io::Error),
-    /// A message over the limit.
     #[error("the server sent a message of {} MiB, and {} MiB is the limit", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
     TooLong(u64),
     /// Too many messages, or bytes, that do not answer the request.
     #[error("the server sends without end and does not answer")]
     Flood,
-    /// A line that is no message.
-    #[error("what answers is not an MCP server: it said `{}`", .0.shown(LINE_SHOWN))]
+    #[error("the peer is not an MCP server: it sent `{}`", .0.shown(LINE_SHOWN))]
     NotMcp(Foreign),
     /// An answer that violates the protocol.
     #[error("the server's answer to `{method}` is not what MCP promises: {}", why.shown(WHY_SHOWN))]
     Malformed {
-        /// The request.
         method: &'static str,
         /// The fault; it may quote the server.
         why: Foreign,
@@ -96,9 +87,7 @@ pub(crate) enum ClientError {
     /// The server refused the request with an error of JSON-RPC.
     #[error("the server refused `{method}`: {} ({})", refusal.part(|refusal| &*refusal.message).shown(WORDS_SHOWN), refusal.raw().code.0)]
     Refused {
-        /// The request.
         method: &'static str,
-        /// Its words and code.
         refusal: Foreign<ErrorData>,
     },
 }
@@ -107,21 +96,16 @@ pub(crate) enum ClientError {
 #[derive(Debug)]
 pub(crate) struct Called {
     raw: Box<RawValue>,
-    /// The result as MCP types.
     pub(crate) result: Foreign<CallToolResult>,
 }
 
 impl Called {
     /// The result as received, with every field.
-    ///
-    /// # Errors
-    ///
-    /// Those of serde_json; a result is valid JSON.
     pub(crate) fn value(&self) -> serde_json::Result<Foreign<Value>> {
         serde_json::from_str(self.raw.get())
     }
 
-    /// Returns whether the tool failed, or was refused.
+    /// Returns whether the tool failed or was refused.
     pub(crate) fn has_failed(&self) -> bool {
         self.result.raw().is_error == Some(true)
     }
@@ -143,10 +127,6 @@ pub(crate) struct Client<R, W> {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     /// Sends `initialize`. `max_len` is the maximum length of a server's message, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents an answer to `initialize`.
     pub(crate) async fn start(
         reader: R,
         writer: W,
@@ -158,7 +138,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             .request("initialize", &introduction(), false, timeouts.first)
             .await?;
         let _: InitializeResult = typed("initialize", &answer)?;
-        exchange.notify("notifications/initialized");
+        exchange.queue(INITIALIZED.to_vec());
         Ok(Self { exchange, timeouts })
     }
 
@@ -168,10 +148,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Sends `tools/list` and ignores the content of the answer.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents an answer.
     pub(crate) async fn answers(&mut self) -> Result<(), ClientError> {
         self.list(&Map::new()).await.map(drop)
     }
@@ -183,10 +159,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Lists the server's tools.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents a complete list.
     pub(crate) async fn tools(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
         let pages = self.pages().await?.into_iter();
         let tools = pages.flat_map(|(_, page)| page.tools);
@@ -194,10 +166,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Lists the server's tools as received, with every field; further pages add their tools to the first.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents a complete list.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
         let mut pages = self.pages().await?.into_iter();
         let mut whole = match pages.next() {
@@ -253,11 +221,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Err(malformed(LIST, &why))
     }
 
-    /// Calls a tool; `one_copy` asks for a large payload in the text of the result alone.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents a result; a failure that the tool reports is a result.
+    /// Calls a tool; a failure that the tool reports is a result. `one_copy` asks for a large payload in the text of the result alone.
     pub(crate) async fn call(
         &mut self,
         tool: &str,
@@ -274,14 +238,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 }
 
-/// Returns the parameters of `initialize`.
 fn introduction() -> InitializeRequestParams {
     let this = Implementation::new("anklume", env!("CARGO_PKG_VERSION"));
     InitializeRequestParams::new(ClientCapabilities::default(), this)
         .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
 }
 
-/// Returns the parameters of a call.
 pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallToolRequestParams {
     CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)
 }
@@ -289,9 +251,7 @@ pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallTool
 /// A request that is printed instead of sent.
 #[derive(Debug)]
 pub(crate) struct DryRunRequest {
-    /// The request that would be sent.
     pub(crate) method: &'static str,
-    /// Its parameters.
     pub(crate) params: Value,
     /// Asks for a large payload in the text of the result alone.
     pub(crate) one_copy: bool,
@@ -303,7 +263,7 @@ pub(crate) fn dry_run_messages(
 ) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let mut lines = vec![
         request(1, "initialize", &introduction(), false)?,
-        notification("notifications/initialized").into_bytes(),
+        INITIALIZED.to_vec(),
     ];
     for (id, next) in (2..).zip(requests) {
         lines.push(request(id, next.method, &next.params, next.one_copy)?);

@@ -32,6 +32,23 @@ pub(crate) enum Line {
 }
 
 impl Line {
+    /// Adds a part; keeps the ends of a line over the limit.
+    fn add(&mut self, part: &[u8]) {
+        match self {
+            Self::Whole(line) => line.extend_from_slice(part),
+            Self::TooLong { head, tail, bytes } => {
+                *bytes += part.len() as u64;
+                let room = END_KEPT.saturating_sub(head.len()).min(part.len());
+                let (first, rest) = part.split_at(room);
+                head.extend_from_slice(first);
+                let last = rest.len().saturating_sub(END_KEPT);
+                tail.extend_from_slice(rest.get(last..).unwrap_or_default());
+                let surplus = tail.len().saturating_sub(END_KEPT);
+                tail.drain(..surplus);
+            }
+        }
+    }
+
     /// Returns the number of its bytes in memory.
     pub(crate) fn kept(&self) -> usize {
         match self {
@@ -61,18 +78,11 @@ pub(crate) enum LineStep {
 }
 
 /// Maximum length of a line, in bytes; evaluated when a line begins, as it may change in between.
-pub(crate) struct LineLimit(Box<dyn Fn() -> usize + Send + Sync>);
-
-impl LineLimit {
-    /// Returns the limit that `max` computes for each line.
-    pub(crate) fn by(max: impl Fn() -> usize + Send + Sync + 'static) -> Self {
-        Self(Box::new(max))
-    }
-}
+pub(crate) struct LineLimit(pub(crate) Box<dyn Fn() -> usize + Send + Sync>);
 
 impl From<usize> for LineLimit {
     fn from(bytes: usize) -> Self {
-        Self::by(move || bytes)
+        Self(Box::new(move || bytes))
     }
 }
 
@@ -86,24 +96,15 @@ impl fmt::Debug for LineLimit {
 #[derive(Debug)]
 pub(crate) struct LineSplitter {
     max: usize,
-    line: Vec<u8>,
-    skipped: Option<SkippedLine>,
-}
-
-/// The ends of a line that is too long.
-#[derive(Debug)]
-struct SkippedLine {
-    head: Vec<u8>,
-    tail: Vec<u8>,
-    bytes: u64,
+    /// The unfinished line.
+    line: Line,
 }
 
 impl Default for LineSplitter {
     fn default() -> Self {
         Self {
             max: LINE_MAX,
-            line: Vec::new(),
-            skipped: None,
+            line: Line::Whole(Vec::new()),
         }
     }
 }
@@ -140,46 +141,35 @@ impl LineSplitter {
 
     /// Returns whether a line has begun and not ended.
     pub(crate) const fn is_within_a_line(&self) -> bool {
-        !self.line.is_empty() || self.skipped.is_some()
+        !matches!(&self.line, Line::Whole(line) if line.is_empty())
     }
 
     /// Returns the line that ended and starts the next.
     fn finish(&mut self) -> Line {
-        if let Some(skipped) = self.skipped.take() {
-            return Line::TooLong {
-                head: skipped.head,
-                tail: skipped.tail,
-                bytes: skipped.bytes,
-            };
+        let mut ended = mem::replace(&mut self.line, Line::Whole(Vec::new()));
+        if let Line::Whole(line) = &mut ended {
+            line.pop_if(|last| *last == b'\r');
         }
-        let mut line = mem::take(&mut self.line);
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        Line::Whole(line)
+        ended
     }
 
     /// Adds a part of a line; a line over the limit is reduced to its ends.
     fn add(&mut self, part: &[u8]) {
-        if let Some(skipped) = &mut self.skipped {
-            skipped.add(part);
-            return;
+        if let Line::Whole(line) = &mut self.line {
+            let length = line.len() + part.len();
+            let ends_with_cr = part.last().or(line.last()) == Some(&b'\r');
+            // The `\r` before the newline is not part of the line.
+            if length > self.max + usize::from(ends_with_cr) {
+                let beginning = mem::take(line);
+                self.line = Line::TooLong {
+                    head: Vec::with_capacity(END_KEPT),
+                    tail: Vec::with_capacity(2 * END_KEPT),
+                    bytes: 0,
+                };
+                self.line.add(&beginning);
+            }
         }
-        let length = self.line.len() + part.len();
-        let ends_with_cr = part.last().or(self.line.last()) == Some(&b'\r');
-        // The `\r` before the newline is not part of the line.
-        if length <= self.max || length == self.max + 1 && ends_with_cr {
-            self.line.extend_from_slice(part);
-            return;
-        }
-        let mut skipped = SkippedLine {
-            head: Vec::with_capacity(END_KEPT),
-            tail: Vec::with_capacity(2 * END_KEPT),
-            bytes: 0,
-        };
-        skipped.add(&mem::take(&mut self.line));
-        skipped.add(part);
-        self.skipped = Some(skipped);
+        self.line.add(part);
     }
 }
 
@@ -212,10 +202,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads the next line; `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// The stream's error; an unfinished line is lost.
+    /// An error of the stream loses an unfinished line.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
             LineStep::Line(line) => Ok(Some(line)),
@@ -224,13 +211,9 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// As [`Lines::next`], but stops when more than `max` bytes of an unfinished line are in memory.
-    ///
-    /// # Errors
-    ///
-    /// As [`Lines::next`].
     pub(crate) async fn next_within(&mut self, max: usize) -> io::Result<LineStep> {
         loop {
-            if self.splitter.line.len() > max {
+            if matches!(&self.splitter.line, Line::Whole(line) if line.len() > max) {
                 return Ok(LineStep::Grows);
             }
             let chunk = self.reader.fill_buf().await?;
@@ -246,20 +229,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 return Ok(LineStep::Line(line));
             }
         }
-    }
-}
-
-impl SkippedLine {
-    fn add(&mut self, part: &[u8]) {
-        self.bytes += part.len() as u64;
-        let room = END_KEPT.saturating_sub(self.head.len()).min(part.len());
-        let (head, rest) = part.split_at(room);
-        self.head.extend_from_slice(head);
-        let last = rest.len().saturating_sub(END_KEPT);
-        self.tail
-            .extend_from_slice(rest.get(last..).unwrap_or_default());
-        let surplus = self.tail.len().saturating_sub(END_KEPT);
-        self.tail.drain(..surplus);
     }
 }
 
@@ -318,7 +287,9 @@ mod tests {
     async fn the_limit_is_that_of_the_moment_at_which_a_line_begins() {
         let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(3));
         let asked = std::sync::Arc::clone(&most);
-        let limit = LineLimit::by(move || asked.load(std::sync::atomic::Ordering::Relaxed));
+        let limit = LineLimit(Box::new(move || {
+            asked.load(std::sync::atomic::Ordering::Relaxed)
+        }));
         let mut lines = Lines::new(&b"abcd\nabcd\nabcd\n"[..], limit);
         for (max, fits) in [(3, false), (4, true), (3, false)] {
             most.store(max, std::sync::atomic::Ordering::Relaxed);

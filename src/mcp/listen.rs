@@ -47,9 +47,7 @@ const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 /// The status of a server, for `mcp status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ServerStatus {
-    /// Its process.
     pub(crate) pid: u32,
-    /// Its version.
     pub(crate) version: Foreign,
     /// The policy in force.
     pub(crate) services: Services,
@@ -66,7 +64,6 @@ pub(crate) struct ServerStatus {
     /// The environment of its tools: portal, clipboard and keys.
     #[serde(default)]
     pub(crate) surroundings: Option<Surroundings>,
-    /// Its confinement.
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
 }
@@ -78,13 +75,10 @@ pub(crate) struct ServerState {
     pub(crate) services: PathBuf,
     /// The policy in force.
     pub(crate) live: Arc<PolicyWatcher>,
-    /// The log.
     pub(crate) recorder: Arc<Recorder>,
     /// Its load.
     pub(crate) gate: Arc<ConcurrencyLimiter>,
-    /// The memory that it has lent.
     pub(crate) loans: Arc<Mutex<Loans>>,
-    /// Its confinement.
     pub(crate) confinement: InForce,
     /// The address of the launcher of its gpg-agent, if it started one.
     pub(crate) launcher: Option<String>,
@@ -153,7 +147,6 @@ struct ConsumerSocket {
 }
 
 impl Listening {
-    /// Creates a server without sockets.
     pub(crate) fn new(folder: SocketFolder, state: ServerState, stop: Shutdown) -> Self {
         Self {
             folder,
@@ -167,10 +160,7 @@ impl Listening {
     }
 
     /// Serves until it is stopped. Calls `ready` once, when every socket exists, and `complain` for each later failure.
-    ///
-    /// # Errors
-    ///
-    /// A socket of the initial policy cannot be created.
+    /// Fails if a socket of the initial policy cannot be created.
     pub(crate) async fn run(
         mut self,
         ready: impl FnOnce(),

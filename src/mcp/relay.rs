@@ -91,10 +91,7 @@ where
 
     /// Relays until one side ends. `max_silence` limits the provider's silence once the client's input has ended, and the
     /// repeated handshake.
-    ///
-    /// # Errors
-    ///
-    /// Reading the client's input failed.
+    /// Fails if the client's input cannot be read.
     pub(crate) async fn run(
         &mut self,
         mut reader: impl AsyncRead + Unpin,
@@ -164,10 +161,6 @@ where
     }
 
     /// Answers for a lost provider, and waits for the client's next message; returns false at the end.
-    ///
-    /// # Errors
-    ///
-    /// As [`Relay::run`].
     pub(crate) async fn outlive(&mut self, why: &str) -> io::Result<bool> {
         let mut is_open = self.give_up(why).await;
         // The rest of a message whose beginning went to the lost provider.
@@ -185,10 +178,6 @@ where
     }
 
     /// Answers the pending message for an unreachable provider, and waits for the next; returns false at the end.
-    ///
-    /// # Errors
-    ///
-    /// As [`Relay::run`].
     pub(crate) async fn refuse(&mut self, why: &str) -> io::Result<bool> {
         Ok(self.answer_one(why).await? && self.wait().await?)
     }

@@ -144,7 +144,7 @@ impl Server {
             return default.into();
         };
         let shared = Arc::clone(&self.shared);
-        LineLimit::by(move || {
+        LineLimit(Box::new(move || {
             let policy = shared.monitor.policy();
             let services = policy.services.services.iter();
             let served = services.filter(|service| service.serves(&name));
@@ -153,6 +153,6 @@ impl Server {
                 None => Some(default),
             });
             bytes.max().unwrap_or(default)
-        })
+        }))
     }
 }

@@ -48,10 +48,6 @@ const STICKY: u32 = 0o1000;
 const RUN: u32 = 0o111;
 
 /// Returns the `incus` program, set up for the local daemon.
-///
-/// # Errors
-///
-/// As [`program`].
 pub(crate) fn incus() -> io::Result<Command> {
     let mut command = program("incus")?;
     command.env(LOCAL_REMOTE.0, LOCAL_REMOTE.1);
@@ -59,10 +55,7 @@ pub(crate) fn incus() -> io::Result<Command> {
 }
 
 /// Returns a program of the host, with a clean environment.
-///
-/// # Errors
-///
-/// `NotFound`: it is not on the `PATH`; `PermissionDenied`: users other than root and the caller can change it.
+/// Fails with `NotFound` if it is not on the `PATH`, and with `PermissionDenied` if users other than root and the caller can change it.
 pub(crate) fn program(name: &str) -> io::Result<Command> {
     let path = find(name, &std::env::var_os("PATH").unwrap_or_default())?;
     let mut command = Command::new(path);

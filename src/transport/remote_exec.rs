@@ -19,11 +19,9 @@ const OUTPUT_MAX: usize = 1024 * 1024;
 const CHUNK: usize = 8 * 1024;
 
 /// A command of this program in a machine.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct RemoteExec<'a> {
-    /// The machine's project.
     pub(crate) project: &'a str,
-    /// The machine.
     pub(crate) machine: &'a str,
     /// User and group number; `None`: root.
     pub(crate) user: Option<(u32, u32)>,
@@ -31,15 +29,12 @@ pub(crate) struct RemoteExec<'a> {
     pub(crate) argv: &'a [&'a str],
     /// The line that it reads, without its newline.
     pub(crate) input: &'a [u8],
-    /// Its time-out.
     pub(crate) timeout: Duration,
 }
 
 /// The output of a command in a machine: not to be trusted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct ExecOutput {
-    /// Its exit code; `None`: it was killed.
-    pub(crate) code: Option<i32>,
     /// The line that it wrote, or all its output if it ended without a newline.
     pub(crate) answer: Vec<u8>,
     /// Its stderr, or that of `incus`.
@@ -49,13 +44,10 @@ pub(crate) struct ExecOutput {
 /// The reason why a command in a machine failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoteExecError {
-    /// `incus` cannot be started.
     #[error("the program `incus` cannot be started: {0}")]
     NotStarted(#[source] std::io::Error),
-    /// It took too long.
     #[error("no end within {} s", .0.as_secs())]
     Slow(Duration),
-    /// It wrote too much.
     #[error("its output exceeds {OUTPUT_MAX} bytes")]
     TooMuch,
 }
@@ -73,7 +65,6 @@ impl RemoteExec<'_> {
         command
     }
 
-    /// Runs it.
     pub(crate) async fn run(&self) -> Result<ExecOutput, RemoteExecError> {
         let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
         let mut command = self.command(incus);
@@ -102,9 +93,8 @@ impl RemoteExec<'_> {
         let words = async { all(stderr).await.ok_or(RemoteExecError::TooMuch) };
         let whole = async {
             let (answer, stderr) = tokio::try_join!(exchange, words)?;
-            let status = child.wait().await.map_err(RemoteExecError::NotStarted)?;
+            child.wait().await.map_err(RemoteExecError::NotStarted)?;
             Ok(ExecOutput {
-                code: status.code(),
                 answer,
                 stderr: String::from_utf8_lossy(&stderr).trim().into(),
             })

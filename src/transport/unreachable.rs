@@ -23,63 +23,45 @@ const ASK_PROVIDER: &str =
 /// The reason why a server is unreachable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unreachable {
-    /// Incus gave no answer.
     #[error(transparent)]
     Incus(#[from] IncusError),
-    /// The name means no machine, or several.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// The machine does not run.
     #[error("machine `{}` is {}", .0.name, .0.status.to_lowercase().escape_debug())]
     NotRunning(MachineRef),
-    /// There is no `incus` on the PATH.
     #[error("the `incus` program is not on this computer's PATH")]
     NoIncusProgram,
-    /// The program of the channel could not be started.
     #[error("`{0}` could not be started: {1}")]
     NotStarted(&'static str, #[source] io::Error),
-    /// The machine has no anklume.
     #[error("`{PROGRAM}` is not in machine `{}`", .0.name)]
     NoBinary(MachineRef),
-    /// The machine's anklume is not executable.
     #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
     NotExecutable(MachineRef),
-    /// The machine's anklume cannot run.
     #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
     NotRunnable {
-        /// The machine.
         machine: MachineRef,
         /// Its stderr.
         words: Vec<Foreign>,
     },
-    /// The socket could not be connected to.
     #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
     Socket {
-        /// The socket.
         socket: Socket,
         /// The providers whose sockets are beside it.
         available: Vec<String>,
-        /// The reason.
         #[source]
         why: io::Error,
     },
-    /// The far end of a socket closed it without an answer.
     #[error("no server listens behind the socket: it was closed without an answer")]
     Gone,
-    /// The server ended without an answer.
     #[error("the server {}{}", ending(*status), last_words(words))]
     Died {
         /// Its exit status; `None` if it had to be ended.
         status: Option<ExitStatus>,
-        /// Its stderr.
         words: Vec<Foreign>,
     },
-    /// No answer in time.
     #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
     Silent {
-        /// The time-out.
         waited: Duration,
-        /// Its stderr.
         words: Vec<Foreign>,
     },
 }
@@ -91,7 +73,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
         }
         // The kernel gives the same error for another kind of file as for a socket without a listener.
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
-            "what is there is no socket:".to_owned()
+            "this file is not a socket:".to_owned()
         }
         io::ErrorKind::NotFound => "there is no socket".to_owned(),
         io::ErrorKind::ConnectionRefused => "no server listens behind socket".to_owned(),
@@ -131,7 +113,7 @@ fn last_words(words: &[Foreign]) -> String {
 }
 
 impl Unreachable {
-    /// Returns how to fix it.
+    /// Returns the next step for the user.
     pub(crate) fn help(&self) -> Option<String> {
         match self {
             Self::Incus(fault) => incus_help(fault),

@@ -26,6 +26,9 @@ const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];
 /// Keys of an answer below which every text may be longer.
 const FREE: [&str; 2] = ["structuredContent", "_meta"];
 
+/// The notification after `initialize`, without newline.
+pub(super) const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+
 /// The stream, and the bytes that are still to be written to it.
 #[derive(Debug)]
 pub(super) struct Exchange<R, W> {
@@ -58,11 +61,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             unsent: Vec::new(),
             sent: 0,
         }
-    }
-
-    /// Queues a notification; it leaves with the next request.
-    pub(super) fn notify(&mut self, method: &'static str) {
-        self.queue(notification(method).into_bytes());
     }
 
     /// Sends a request and waits for its answer; progress, also of writing, restarts `timeout`.
@@ -138,7 +136,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         Ok(meaning)
     }
 
-    fn queue(&mut self, mut message: Vec<u8>) {
+    /// Queues a message without newline; it leaves with the next request.
+    pub(super) fn queue(&mut self, mut message: Vec<u8>) {
         message.push(b'\n');
         if self.unsent.is_empty() {
             // A large message is not copied.
@@ -254,17 +253,14 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, 
 
 /// The meaning of a message for the request in flight.
 enum Meaning {
-    /// Its result.
     Result(Box<RawValue>),
     /// Its error; also an error without an id, as only one request is in flight.
     Error(Box<RawValue>),
-    /// Its progress.
     Progress,
     /// The reply to a request of the server.
     Asked(String),
     /// The fault of an answer that is neither.
     Malformed(&'static str),
-    /// None.
     Foreign,
 }
 
@@ -325,17 +321,11 @@ pub(super) fn request(
     })
 }
 
-/// Returns a notification without parameters as one line without newline.
-pub(super) fn notification(method: &'static str) -> String {
-    format!(r#"{{"jsonrpc":"2.0","method":"{method}"}}"#)
-}
-
 /// The reason why a line is no message.
 #[derive(Debug)]
 enum NoMessage {
     /// It is cut off, as the last line of a server that died.
     Cut,
-    /// It is something else.
     Other,
 }
 

@@ -24,7 +24,6 @@ const FETCH_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// The direction in which a tool transfers pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pieces {
-    /// No pieces.
     None,
     /// To the tool.
     Up {
@@ -92,7 +91,6 @@ impl fmt::Debug for PayloadSource {
 }
 
 impl PayloadSource {
-    /// Reads from `reader`.
     pub(crate) fn new(reader: impl Read + Send + 'static) -> Self {
         Self(Some(Box::new(reader)))
     }
@@ -122,16 +120,12 @@ impl PayloadSource {
 /// The reason why a transfer in pieces failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PiecesError {
-    /// The conversation failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The content to send cannot be read.
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
-    /// The content to send does not end.
     #[error("the content has more than {SEND_MAX} bytes, which is the most that is sent")]
     TooLarge,
-    /// The content cannot be stored.
     #[error("the content cannot be kept in a temporary file: {0}")]
     Keep(#[source] io::Error),
 }
@@ -165,10 +159,6 @@ struct AnswerPiece {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     /// Sends a payload in pieces; returns the answer to the last, or the first failure of the tool.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents a piece from being read, sent or answered.
     pub(crate) async fn send_pieces(
         &mut self,
         tool: &str,
@@ -202,10 +192,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Fetches a payload in one call if it fits, otherwise in pieces that go to `file`; checks the digest of the whole.
-    ///
-    /// # Errors
-    ///
-    /// Anything that prevents a piece from being fetched, and pieces that do not fit together.
     pub(crate) async fn fetch(
         &mut self,
         tool: &str,

@@ -40,10 +40,6 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
 }
 
 /// Reads one JSON value.
-///
-/// # Errors
-///
-/// A [`JsonFault`], with the place in the line.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let values = &Cell::new(0);
@@ -58,10 +54,6 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
 }
 
 /// Reads one JSON object.
-///
-/// # Errors
-///
-/// A [`JsonFault`], also for another value.
 pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault> {
     match read(bytes)? {
         Value::Object(object) => Ok(object),

@@ -129,21 +129,13 @@ impl WorkerSupervisor {
 
     /// Tells the process how to end, until it has.
     async fn end(self, mut worker: Worker) {
-        let Self {
-            socket,
-            close,
-            connections,
-            failures,
-            caller,
-            ..
-        } = self;
         // Refuses new connections.
-        drop(socket);
-        lock(&failures).unstarted.remove(&caller);
+        drop(self.socket);
+        lock(&self.failures).unstarted.remove(&self.caller);
         let orders = [
-            (close, worker::STOP_ACCEPTING),
-            (connections.graceful, worker::DRAIN),
-            (connections.immediate, worker::ABORT),
+            (self.close, worker::STOP_ACCEPTING),
+            (self.connections.graceful, worker::DRAIN),
+            (self.connections.immediate, worker::ABORT),
         ];
         for (order, signal) in orders {
             tokio::select! {

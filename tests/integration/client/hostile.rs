@@ -93,7 +93,7 @@ fn a_text_that_is_too_long_is_neither_quoted_nor_kept() {
         &format!("the server's answer to `initialize` {long}"),
     );
     let quoted = "\\u{7f}".repeat(79);
-    let line = format!("what answers is not an MCP server: it said `\"{quoted}…`");
+    let line = format!("the peer is not an MCP server: it sent `\"{quoted}…`");
     is_unreachable("long_line", &LIST, &line);
     if let Some(ran) = against("long_error", &LIST) {
         let words = "\\u{7f}".repeat(4000);
@@ -153,7 +153,7 @@ fn a_relay_keeps_nothing_of_what_is_too_long_to_be_an_id() {
 
 #[test]
 fn what_is_not_mcp_is_said_to_be_so_and_shown_escaped() {
-    let message = "what answers is not an MCP server: it said `Welcome! \\u{1b}[31m`";
+    let message = "the peer is not an MCP server: it sent `Welcome! \\u{1b}[31m`";
     is_unreachable("garbage", &LIST, message);
     let message = "the server's answer to `tools/list` is not what MCP promises: invalid type: integer `7`, expected a string at line 1 column 21";
     is_unreachable("not_a_result", &LIST, message);

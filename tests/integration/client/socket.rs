@@ -277,7 +277,7 @@ fn what_can_be_no_socket_is_said_to_be_none() {
         ran.is(4, "", &message);
     };
     let message = format!(
-        "what is there is no socket: `{}`\n  = help: name the socket of a provider: a file `PROVIDER.sock`",
+        "this file is not a socket: `{}`\n  = help: name the socket of a provider: a file `PROVIDER.sock`",
         file.display()
     );
     run(&file, &message);
