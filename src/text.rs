@@ -86,10 +86,6 @@ impl<T: AsRef<str>> Foreign<T> {
 }
 
 /// Writes a value as indented JSON and a newline, in printable ASCII; other characters become `\uXXXX`.
-///
-/// # Errors
-///
-/// Errors of the writer and of the serialization.
 pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
     serde_json::to_writer_pretty(Ascii(&mut to), value)?;
     to.write_all(b"\n")

@@ -3,13 +3,11 @@
 //! Ends the processes that it started. The protocol is the job of [`crate::mcp`].
 
 mod open;
-mod process;
 mod program;
 mod remote_exec;
 mod unreachable;
 
-pub(crate) use open::{OpenTransport, open, providers, resolve};
-pub(crate) use process::Watch;
+pub(crate) use open::{OpenTransport, Watch, open, providers, resolve};
 pub(crate) use program::{LOCAL_REMOTE, incus, incus_exec, program, shell_line, this_program};
 pub(crate) use remote_exec::RemoteExec;
 pub(crate) use unreachable::Unreachable;

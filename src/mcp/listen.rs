@@ -3,7 +3,6 @@
 //! Sockets follow the policy in force; a removed consumer loses its socket and its connections.
 
 pub(crate) mod folder;
-mod resources;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};

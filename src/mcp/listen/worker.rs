@@ -1,34 +1,52 @@
-//! Supervises a consumer's process: started at its first connection, and again after its end.
+//! Supervises a consumer's process, and lends it resources of the server.
 //!
-//! The kernel shares memory, processors and descriptors among processes, so a consumer that asks for too much has its own
-//! process slowed down or killed, and no other's.
+//! The process starts at the first connection, and again after its end. The kernel shares memory, processors and descriptors
+//! among processes, so a consumer that asks for too much has its own process slowed down or killed, and no other's. The server
+//! lends a process helpers, one for each resource of a granted tool, and memory beyond the reserved share, while some is free.
 
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::resources::{OwnedChild, ProcessHandle, WorkerResources};
 use super::{FOLLOW, ServerState, WorkerFailures, lock};
-use crate::mcp::monitor::{Local, attend};
+use crate::limits::MEMORY_RESERVED;
+use crate::machine_state::AGENT_LAUNCHER;
+use crate::mcp::monitor::{House, Local, attend, attend_helper};
 use crate::mcp::server::Shutdown;
-use crate::mcp::worker;
+use crate::mcp::{helper, worker};
 use crate::name::MachineName;
 use crate::policy::Caller;
+use crate::tool::{Resource, environment};
 
 /// Delay after a process failed or could not be started: limits the cost of a recurring failure, and lets it be reported.
 const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
 /// Time for a process to end after [`worker::ABORT`].
-const LAST: Duration = Duration::from_secs(1);
+const ABORT_TIME: Duration = Duration::from_secs(1);
 /// Stack of the thread that answers a process, in bytes: it writes the log, and parses requests of bounded depth.
 const STACK: usize = 1024 * 1024;
+/// Stack of the thread that answers a helper, in bytes: it hands out a policy.
+const HELPER_STACK: usize = 256 * 1024;
+/// Time for a helper to end.
+const HELPER_END: Duration = Duration::from_secs(2);
+/// Time for a process to exit after it closed its socket to the server.
+const EXIT_TIME: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// One consumer's socket, and the process that serves it.
 pub(super) struct WorkerSupervisor {
@@ -143,7 +161,7 @@ impl WorkerSupervisor {
                 () = order.cancelled() => worker.process.signal(signal),
             }
         }
-        if timeout(LAST, worker.ended()).await.is_err() {
+        if timeout(ABORT_TIME, worker.ended()).await.is_err() {
             worker.process.signal(Signal::KILL);
             worker.ended().await;
         }
@@ -160,5 +178,261 @@ impl Worker {
     /// Waits for its end; describes an abnormal one.
     async fn ended(&mut self) -> Option<String> {
         (&mut self.end).await.unwrap_or_default()
+    }
+}
+
+/// A descriptor of a process, so that no signal reaches a later process with the same id.
+struct ProcessHandle(OwnedFd);
+
+impl ProcessHandle {
+    fn of(child: &OwnedChild) -> io::Result<Self> {
+        let pid = Pid::from_child(&child.0);
+        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    fn signal(&self, signal: Signal) {
+        // A process that has just ended needs no signal.
+        let _ = pidfd_send_signal(&self.0, signal);
+    }
+
+    /// Waits for a process that closed its socket, kills it after [`EXIT_TIME`], and describes an abnormal status.
+    fn reap(&self, mut child: OwnedChild) -> Option<String> {
+        // A process that exits by itself closes its socket a moment before.
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        if poll(&mut ended, Some(&EXIT_TIME)) != Ok(1) {
+            // A process that has ended meanwhile keeps its status.
+            let _ = child.0.kill();
+        }
+        match child.0.wait() {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(format!("ended: {status}")),
+            Err(why) => Some(format!("cannot be waited for: {why}")),
+        }
+    }
+}
+
+/// A process of the server, which does not outlive this value.
+struct OwnedChild(Child);
+
+impl OwnedChild {
+    /// Starts this program with a socket to the server as stdin; returns the server's end, and the process.
+    fn start(
+        arguments: Vec<OsString>,
+        stdout: OwnedFd,
+        variable: Option<(&str, &str)>,
+    ) -> io::Result<(UnixStream, Self)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a thread waits for it, not the runtime"
+        )]
+        let child = Command::new("/proc/self/exe")
+            .arg0("anklume")
+            .args(arguments)
+            .env_clear()
+            .envs(environment())
+            .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
+            .envs(variable)
+            // The server passes a terminal's signals on.
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(stdout)
+            .spawn()?;
+        Ok((ours, Self(child)))
+    }
+}
+
+impl Drop for OwnedChild {
+    fn drop(&mut self) {
+        // Neither affects a process that was waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The resources lent to one worker; its loans end with this value.
+struct WorkerResources {
+    caller: MachineName,
+    state: ServerState,
+    failures: Arc<Mutex<WorkerFailures>>,
+    helpers: Arc<RunningHelpers>,
+    borrowed: Cell<u64>,
+}
+
+impl WorkerResources {
+    fn new(caller: MachineName, state: ServerState, failures: Arc<Mutex<WorkerFailures>>) -> Self {
+        lock(&state.loans).callers += 1;
+        Self {
+            caller,
+            state,
+            failures,
+            helpers: Arc::default(),
+            borrowed: Cell::default(),
+        }
+    }
+}
+
+impl Drop for WorkerResources {
+    fn drop(&mut self) {
+        self.give_back();
+        lock(&self.state.loans).callers -= 1;
+        // Their worker is gone: kills the helpers that do not end by themselves.
+        if !self.helpers.wait(HashMap::is_empty) {
+            let running = lock(&self.helpers.running);
+            running
+                .values()
+                .for_each(|process| process.signal(Signal::KILL));
+        }
+    }
+}
+
+type Helpers = HashMap<Resource, Arc<ProcessHandle>>;
+
+/// The running helpers of one worker.
+#[derive(Default)]
+struct RunningHelpers {
+    running: Mutex<Helpers>,
+    ended: Condvar,
+}
+
+impl RunningHelpers {
+    /// Waits up to [`HELPER_END`] until a condition holds; returns whether it does.
+    fn wait(&self, holds: impl Fn(&Helpers) -> bool) -> bool {
+        let waited = self
+            .ended
+            .wait_timeout_while(lock(&self.running), HELPER_END, |running| !holds(running));
+        let (running, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        holds(&running)
+    }
+}
+
+impl House for WorkerResources {
+    fn borrow(&self) -> bool {
+        if self.borrowed.get() > 0 {
+            return true;
+        }
+        let services = &self.state.live.current().services;
+        let more = services
+            .memory_of(&self.caller)
+            .saturating_sub(MEMORY_RESERVED);
+        let mut lent = lock(&self.state.loans);
+        let reserved = lent.callers.saturating_mul(MEMORY_RESERVED);
+        let all = reserved.saturating_add(lent.bytes).saturating_add(more);
+        // One caller at a time always gets it: with many callers, the reserved shares may be all the memory.
+        if lent.bytes > 0 && all > services.memory_of_all() {
+            return false;
+        }
+        lent.bytes += more;
+        self.borrowed.set(more);
+        true
+    }
+
+    fn give_back(&self) {
+        lock(&self.state.loans).bytes -= self.borrowed.take();
+    }
+
+    fn start(&self, resource: Resource) -> io::Result<OwnedFd> {
+        let policy = self.state.live.current();
+        let mut services = policy.services.services.iter();
+        let is_granted =
+            services.any(|one| one.serves(&self.caller) && Resource::of(one.tool) == resource);
+        if !is_granted {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        // An idle helper may be about to end.
+        if !self.helpers.wait(|all| !all.contains_key(&resource)) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let (socket, at_helper) = UnixStream::pair()?;
+        let arguments = helper::arguments(&self.caller, resource, &self.state.services);
+        let launcher = self.state.launcher.as_deref();
+        let launcher = launcher.map(|address| (AGENT_LAUNCHER, address));
+        let (ours, child) = OwnedChild::start(arguments, at_helper.into(), launcher)?;
+        let process = Arc::new(ProcessHandle::of(&child)?);
+        lock(&self.helpers.running).insert(resource, Arc::clone(&process));
+        let place = HelperPlace {
+            helpers: Arc::clone(&self.helpers),
+            resource,
+        };
+        let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
+        let failures = Arc::clone(&self.failures);
+        let attending = move || {
+            attend_helper(&ours, &caller, &live);
+            if let Some(how) = process.reap(child) {
+                lock(&failures).died(&caller, &how);
+            }
+            drop(place);
+        };
+        // Without the thread the process sees the end of its stdin, and ends.
+        std::thread::Builder::new()
+            .name(format!("{}-{}", self.caller, resource.as_str()))
+            .stack_size(HELPER_STACK)
+            .spawn(attending)?;
+        Ok(socket.into())
+    }
+}
+
+/// The entry of a running helper, removed with this value.
+struct HelperPlace {
+    helpers: Arc<RunningHelpers>,
+    resource: Resource,
+}
+
+impl Drop for HelperPlace {
+    fn drop(&mut self) {
+        lock(&self.helpers.running).remove(&self.resource);
+        self.helpers.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::MEMORY_ALL;
+    use crate::mcp::concurrency::ConcurrencyLimiter;
+    use crate::mcp::policy_watcher::PolicyWatcher;
+    use crate::mcp::recorder::Recorder;
+    use crate::services::Services;
+
+    fn state(path: &std::path::Path) -> ServerState {
+        let services = serde_json::json!({"machine": "vault", "services": [
+            {"name": "a", "tool": "file_provide", "consumers": ["c1"]},
+            {"name": "b", "tool": "file_provide", "consumers": ["c1", "c2"], "limits": {"memory": MEMORY_ALL}},
+        ]});
+        let services: Services = serde_json::from_value(services).unwrap();
+        std::fs::write(path, services.to_file()).unwrap();
+        let live = PolicyWatcher::new(path, services, Box::new(|_| {}));
+        ServerState {
+            services: path.to_owned(),
+            live: Arc::new(live),
+            recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
+            gate: Arc::new(ConcurrencyLimiter::default()),
+            loans: Arc::default(),
+            confinement: crate::confinement::InForce::default(),
+            launcher: None,
+            verbose: false,
+        }
+    }
+
+    #[test]
+    fn memory_is_lent_as_long_as_what_is_reserved_for_each_caller_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state(&folder.path().join("services.json"));
+        let failures = Arc::default();
+        let house = |name: &str| {
+            WorkerResources::new(name.parse().unwrap(), state.clone(), Arc::clone(&failures))
+        };
+        let first = house("c1");
+        // All that there is, but for what the first one has.
+        assert!(first.borrow() && first.borrow());
+        let second = house("c2");
+        assert!(!second.borrow());
+        first.give_back();
+        assert!(second.borrow() && !first.borrow());
+        drop(second);
+        assert!(first.borrow());
+        drop(first);
+        let lent = lock(&state.loans);
+        assert_eq!((lent.callers, lent.bytes), (0, 0));
     }
 }
