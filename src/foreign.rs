@@ -199,7 +199,7 @@ struct ReaderProcess {
 }
 
 impl Reader {
-    /// Reads a server's status; `None`, as below, if the text is of another type.
+    /// Reads a server's status. This and the following functions return `None` for a text of another type.
     pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<ReportedStatus>, ForeignError> {
         self.read(TextKind::Status, text).await
     }
@@ -226,14 +226,13 @@ impl Reader {
 
     /// Begins a log that must hold the line of this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
-        let _: Option<()> = self.read(TextKind::Log(head), &[]).await?;
-        Ok(())
+        let begun = self.read::<()>(TextKind::Log(head), &[]).await;
+        begun.map(drop)
     }
 
     /// Reads the next file of the log, oldest first.
     pub(crate) async fn log_file(&self, file: &[u8]) -> Result<(), ForeignError> {
-        let _: Option<()> = self.read(TextKind::LogFile, file).await?;
-        Ok(())
+        self.read::<()>(TextKind::LogFile, file).await.map(drop)
     }
 
     /// Ends the log.

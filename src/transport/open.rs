@@ -54,7 +54,7 @@ pub(crate) struct OpenTransport {
 
 /// The far end of a channel, which outlives its streams.
 pub(crate) struct TransportEnd {
-    channel: Transport,
+    pub(crate) channel: Transport,
     process: Option<ServerProcess>,
 }
 
@@ -202,11 +202,6 @@ async fn connect_incus(timeout: Duration) -> Result<Incus, Unreachable> {
 }
 
 impl TransportEnd {
-    /// Returns the channel that was opened.
-    pub(crate) const fn channel(&self) -> &Transport {
-        &self.channel
-    }
-
     /// Waits for the server to end after the last answer; both streams are closed.
     pub(crate) async fn calm(self) {
         if let Some(process) = self.process {
@@ -217,7 +212,9 @@ impl TransportEnd {
     /// Ends a silent server; the error has its last output.
     pub(crate) fn silent(self, waited: Duration) -> Unreachable {
         let process = self.process.as_ref();
-        let words = process.map(ServerProcess::words).unwrap_or_default();
+        let words = process
+            .map(|process| process.words.all())
+            .unwrap_or_default();
         Unreachable::Silent { waited, words }
     }
 
@@ -297,11 +294,6 @@ impl ServerProcess {
         let _ = timeout(LAST_WORDS_TIME, &mut self.listener).await;
         let words = self.words.all();
         (status.ok().and_then(Result::ok), words)
-    }
-
-    /// Returns the last lines of its stderr so far.
-    fn words(&self) -> Vec<Foreign> {
-        self.words.all()
     }
 
     /// Waits, blocking, for the end; returns whether it came in time.

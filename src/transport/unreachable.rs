@@ -93,13 +93,11 @@ fn is_socket(path: &Path) -> bool {
 
 fn ending(status: Option<ExitStatus>) -> String {
     use std::os::unix::process::ExitStatusExt as _;
-    let Some(status) = status else {
-        return "closed its stdout and did not end".to_owned();
-    };
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended without an answer (exit code {code})"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
-        (None, None) => "ended without an answer".to_owned(),
+    match status.map(|status| (status.code(), status.signal())) {
+        None => "closed its stdout and did not end".to_owned(),
+        Some((Some(code), _)) => format!("ended without an answer (exit code {code})"),
+        Some((None, Some(signal))) => format!("was killed by signal {signal}"),
+        Some((None, None)) => "ended without an answer".to_owned(),
     }
 }
 

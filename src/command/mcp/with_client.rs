@@ -171,7 +171,7 @@ async fn hold(
     let spoken = match Client::start(opened.reader, opened.writer, patience, LINE_MAX).await {
         Ok(mut client) => {
             spoke = true;
-            let spoken = talk(&mut client, end.channel()).await;
+            let spoken = talk(&mut client, &end.channel).await;
             called = client.has_called();
             spoken
         }
@@ -188,7 +188,7 @@ async fn hold(
     };
     let failure = match fault {
         // Somebody serves there, or did a moment ago.
-        ClientError::Closed if spoke && matches!(end.channel(), Transport::Socket(_)) => {
+        ClientError::Closed if spoke && matches!(end.channel, Transport::Socket(_)) => {
             Failure::new(Exit::Unavailable, cannot_reach(&fault))
                 .help("ask whoever runs the provider")
         }

@@ -19,6 +19,8 @@ use crate::text::Foreign;
 const FOREIGN_MAX: usize = 20_000;
 /// Maximum size of them, in bytes.
 const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Maximum length of a line that is no message and is kept, in bytes.
+const STRAY_MAX: usize = 1024;
 /// Maximum length of a short text of an answer, such as a name, a description or a key, in bytes.
 const TEXT_MAX: usize = 256 * 1024;
 /// Keys of an answer whose text may be longer.
@@ -127,7 +129,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
         let message = read(&line).map_err(|why| match why {
             NoMessage::Cut => ClientError::Closed,
-            NoMessage::Other => not_mcp(&line),
+            NoMessage::Other => {
+                let line = line.get(..STRAY_MAX).unwrap_or(&line);
+                ClientError::NotMcp(String::from_utf8_lossy(line).into_owned().into())
+            }
         })?;
         let meaning = message.meaning(self.last_id);
         if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
@@ -215,13 +220,6 @@ fn broken(why: io::Error) -> ClientError {
         | io::ErrorKind::UnexpectedEof => ClientError::Closed,
         _ => ClientError::Stream(why),
     }
-}
-
-fn not_mcp(line: &[u8]) -> ClientError {
-    /// Maximum length of a stray line that is kept, in bytes.
-    const KEPT: usize = 1024;
-    let line = line.get(..KEPT).unwrap_or(line);
-    ClientError::NotMcp(Foreign::new(String::from_utf8_lossy(line).into_owned()))
 }
 
 pub(super) fn malformed(method: &'static str, why: &str) -> ClientError {
