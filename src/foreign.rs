@@ -380,7 +380,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
 ///
 /// When the result changes when it is read again.
 #[cfg(any(test, fuzzing))]
-pub fn words(bytes: &[u8]) {
+pub fn fuzz_texts(bytes: &[u8]) {
     let mut log = LogWalk::new(None);
     for kind in [
         TextKind::Status,

@@ -23,7 +23,7 @@ use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Request};
 use crate::services::Services;
 
-pub use crate::foreign::words as machine;
+pub use crate::foreign::fuzz_texts as machine;
 pub use crate::mcp::server::fuzzing::connection;
 
 /// Maximum duration of a run that reads Incus; a longer one does not end.

@@ -112,15 +112,13 @@ impl Default for LineSplitter {
 impl LineSplitter {
     /// Takes bytes up to the end of a line; returns their number, and the line if it ended.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> (usize, Option<Line>) {
-        // Cannot fail in memory; the standard library's fast search for a byte.
-        let used = io::BufRead::skip_until(&mut &*bytes, b'\n').unwrap_or(bytes.len());
-        let taken = bytes.get(..used).unwrap_or(bytes);
-        let (part, ended) = match taken.split_last() {
-            Some((b'\n', part)) => (part, true),
-            _ => (taken, false),
-        };
-        self.add(part);
-        (used, ended.then(|| self.finish()))
+        let end = memchr::memchr(b'\n', bytes);
+        let part = end.and_then(|end| bytes.get(..end));
+        self.add(part.unwrap_or(bytes));
+        match end {
+            Some(end) => (end + 1, Some(self.finish())),
+            None => (bytes.len(), None),
+        }
     }
 
     /// Takes all bytes and passes each line that ended to `each`.

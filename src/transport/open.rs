@@ -32,13 +32,13 @@ const SECOND_TERM: Duration = Duration::from_millis(800);
 /// Time for the kernel to end a killed process.
 const KILLED_END: Duration = Duration::from_secs(1);
 /// Time for the rest of a server's stderr after its end.
-const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
+const STDERR_TIME: Duration = Duration::from_secs(1);
 /// Interval for polling a process that is being ended.
 const POLL: Duration = Duration::from_millis(2);
 /// Maximum number of lines of a server's stderr that are kept.
-const WORDS_LINES: usize = 8;
+const LINES_MAX: usize = 8;
 /// Maximum length of a line of a server's stderr that is kept or passed on, in bytes.
-const WORDS_LINE_MAX: usize = 1024;
+const LINE_MAX: usize = 1024;
 /// Maximum number of bytes of a server's stderr that are passed on with `--verbose`.
 const WATCHED_MAX: usize = 1024 * 1024;
 
@@ -138,7 +138,7 @@ async fn connect(socket: &Socket, max_wait: Duration) -> Result<UnixStream, Unre
     let Ok(connected) = timeout(max_wait, UnixStream::connect(&socket.path)).await else {
         return Err(Unreachable::Silent {
             waited: max_wait,
-            words: Vec::new(),
+            last_lines: Vec::new(),
         });
     };
     connected.map_err(|why| {
@@ -212,10 +212,10 @@ impl TransportEnd {
     /// Ends a silent server; the error has its last output.
     pub(crate) fn silent(self, waited: Duration) -> Unreachable {
         let process = self.process.as_ref();
-        let words = process
-            .map(|process| process.words.all())
+        let last_lines = process
+            .map(|process| process.last_lines.all())
             .unwrap_or_default();
-        Unreachable::Silent { waited, words }
+        Unreachable::Silent { waited, last_lines }
     }
 
     /// Explains the early end of a stream; both streams are closed.
@@ -223,27 +223,31 @@ impl TransportEnd {
         let Some(process) = self.process else {
             return Unreachable::Gone;
         };
-        let (status, words) = process.end().await;
+        let (status, last_lines) = process.end().await;
         let code = status.and_then(|status| status.code());
         let Transport::Exec(machine) = self.channel else {
-            return Unreachable::Died { status, words };
+            return Unreachable::Died { status, last_lines };
         };
         // The machine's last output may precede it on the same line.
-        let says = |text: &str| words.iter().any(|line| line.raw().ends_with(text));
+        let says = |text: &str| last_lines.iter().any(|line| line.raw().ends_with(text));
         match code {
             Some(127) if says("Error: Command not found") => {
-                not_found(machine, words, timeout).await
+                not_found(machine, last_lines, timeout).await
             }
             Some(126) if says("Error: Command not executable") => {
                 Unreachable::NotExecutable(machine)
             }
-            _ => Unreachable::Died { status, words },
+            _ => Unreachable::Died { status, last_lines },
         }
     }
 }
 
 /// Incus says "not found" also of a program whose interpreter or libraries are missing.
-async fn not_found(machine: MachineRef, words: Vec<Foreign>, timeout: Duration) -> Unreachable {
+async fn not_found(
+    machine: MachineRef,
+    last_lines: Vec<Foreign>,
+    timeout: Duration,
+) -> Unreachable {
     let found = match connect_incus(timeout).await {
         Ok(mut incus) => {
             let object = Object::machine(&machine.project, &machine.name);
@@ -252,7 +256,10 @@ async fn not_found(machine: MachineRef, words: Vec<Foreign>, timeout: Duration) 
         Err(_) => None,
     };
     if found.is_some() {
-        Unreachable::NotRunnable { machine, words }
+        Unreachable::NotRunnable {
+            machine,
+            last_lines,
+        }
     } else {
         Unreachable::NoBinary(machine)
     }
@@ -264,25 +271,25 @@ pub(crate) type Watch = Box<dyn Fn(&str) + Send + Sync>;
 /// A child process; dropped, it is terminated, then killed.
 struct ServerProcess {
     child: Child,
-    words: LastWords,
+    last_lines: LastLines,
     listener: JoinHandle<()>,
 }
 
 /// The last lines of a server's stderr.
 #[derive(Clone, Default)]
-struct LastWords(Arc<Mutex<VecDeque<Foreign>>>);
+struct LastLines(Arc<Mutex<VecDeque<Foreign>>>);
 
 impl ServerProcess {
     /// Takes over a new child process, and reads its stderr.
     fn new(mut child: Child, watch: Watch) -> Self {
-        let words = LastWords::default();
+        let last_lines = LastLines::default();
         let listener = match child.stderr.take() {
-            Some(stderr) => tokio::spawn(listen(stderr, words.clone(), watch)),
+            Some(stderr) => tokio::spawn(listen(stderr, last_lines.clone(), watch)),
             None => tokio::spawn(async {}),
         };
         Self {
             child,
-            words,
+            last_lines,
             listener,
         }
     }
@@ -291,9 +298,9 @@ impl ServerProcess {
     async fn end(mut self) -> (Option<ExitStatus>, Vec<Foreign>) {
         let status = timeout(CALM_END, self.child.wait()).await;
         // Another process may hold its stderr open.
-        let _ = timeout(LAST_WORDS_TIME, &mut self.listener).await;
-        let words = self.words.all();
-        (status.ok().and_then(Result::ok), words)
+        let _ = timeout(STDERR_TIME, &mut self.listener).await;
+        let last_lines = self.last_lines.all();
+        (status.ok().and_then(Result::ok), last_lines)
     }
 
     /// Waits, blocking, for the end; returns whether it came in time.
@@ -329,10 +336,10 @@ impl Drop for ServerProcess {
     }
 }
 
-impl LastWords {
+impl LastLines {
     fn add(&self, line: String) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == WORDS_LINES {
+        if lines.len() == LINES_MAX {
             lines.pop_front();
         }
         lines.push_back(line.into());
@@ -344,8 +351,8 @@ impl LastWords {
     }
 }
 
-async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Watch) {
-    let mut chunk = vec![0; WORDS_LINE_MAX];
+async fn listen(mut stderr: impl AsyncRead + Unpin, last_lines: LastLines, watch: Watch) {
+    let mut chunk = vec![0; LINE_MAX];
     let mut line = Vec::new();
     let mut watched = 0;
     let mut tell = |line: &mut Vec<u8>| {
@@ -358,7 +365,7 @@ async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Wat
         if watched <= WATCHED_MAX {
             watch(&text);
         }
-        words.add(text);
+        last_lines.add(text);
     };
     while let Ok(read) = stderr.read(&mut chunk).await {
         if read == 0 {
@@ -368,7 +375,7 @@ async fn listen(mut stderr: impl AsyncRead + Unpin, words: LastWords, watch: Wat
             match byte {
                 b'\n' => tell(&mut line),
                 // The rest of a long line is dropped.
-                _ if line.len() == WORDS_LINE_MAX => {}
+                _ if line.len() == LINE_MAX => {}
                 byte => line.push(*byte),
             }
         }
@@ -386,13 +393,13 @@ mod tests {
         for number in 0..1000 {
             said.extend(format!("line {number}\n").bytes());
         }
-        said.extend(vec![b'x'; 10 * WORDS_LINE_MAX]);
-        let words = LastWords::default();
-        listen(said.as_slice(), words.clone(), Box::new(|_| {})).await;
+        said.extend(vec![b'x'; 10 * LINE_MAX]);
+        let last_lines = LastLines::default();
+        listen(said.as_slice(), last_lines.clone(), Box::new(|_| {})).await;
         let mut expected: Vec<Foreign> = (993..1000)
             .map(|n| Foreign::from(format!("line {n}")))
             .collect();
-        expected.push("x".repeat(WORDS_LINE_MAX).into());
-        assert_eq!(words.all(), expected);
+        expected.push("x".repeat(LINE_MAX).into());
+        assert_eq!(last_lines.all(), expected);
     }
 }

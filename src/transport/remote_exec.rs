@@ -107,10 +107,7 @@ impl RemoteExec<'_> {
 
 /// Reads a line without its newline, or all output of a stream that ends before; `None` if it is too long.
 async fn line(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
-    read(stream, |output| {
-        output.iter().position(|byte| *byte == b'\n')
-    })
-    .await
+    read(stream, |output| memchr::memchr(b'\n', output)).await
 }
 
 /// Reads all output; `None` if it is too much.

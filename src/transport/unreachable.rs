@@ -37,11 +37,11 @@ pub(crate) enum Unreachable {
     NoBinary(MachineRef),
     #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
     NotExecutable(MachineRef),
-    #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, last_words(words))]
+    #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, quoted(last_lines))]
     NotRunnable {
         machine: MachineRef,
         /// Its stderr.
-        words: Vec<Foreign>,
+        last_lines: Vec<Foreign>,
     },
     #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
     Socket {
@@ -53,16 +53,16 @@ pub(crate) enum Unreachable {
     },
     #[error("no server listens behind the socket: it was closed without an answer")]
     Gone,
-    #[error("the server {}{}", ending(*status), last_words(words))]
+    #[error("the server {}{}", ending(*status), quoted(last_lines))]
     Died {
         /// Its exit status; `None` if it had to be ended.
         status: Option<ExitStatus>,
-        words: Vec<Foreign>,
+        last_lines: Vec<Foreign>,
     },
-    #[error("no answer within {} s{}", waited.as_secs_f64(), last_words(words))]
+    #[error("no answer within {} s{}", waited.as_secs_f64(), quoted(last_lines))]
     Silent {
         waited: Duration,
-        words: Vec<Foreign>,
+        last_lines: Vec<Foreign>,
     },
 }
 
@@ -102,11 +102,13 @@ fn ending(status: Option<ExitStatus>) -> String {
 }
 
 /// Quotes the last output on lines of its own, so that it cannot be mistaken for ours.
-fn last_words(words: &[Foreign]) -> String {
-    if words.is_empty() {
+fn quoted(last_lines: &[Foreign]) -> String {
+    if last_lines.is_empty() {
         return String::new();
     }
-    let lines = words.iter().map(|line| format!("\n  | {}", line.escaped()));
+    let lines = last_lines
+        .iter()
+        .map(|line| format!("\n  | {}", line.escaped()));
     format!("; its last words:{}", lines.collect::<String>())
 }
 

@@ -352,22 +352,20 @@ impl ServerMessage<'_> {
         match (self.method, self.id, self.result, self.error) {
             (Some(method), Some(asked), ..) => Meaning::Asked(reply(method, asked)),
             (Some(method), None, ..) if self.is_progress(method, id) => Meaning::Progress,
-            // Some servers write an absent result as `null`; beside an error that is harmless.
-            (None, Some(_), Some(result), Some(error)) if ours && result.get() == "null" => {
-                Meaning::Error(error.to_owned())
-            }
-            (None, Some(_), Some(result), None) if ours && result.get() == "null" => {
-                Meaning::Malformed("its `result` is null")
-            }
-            (None, Some(_), Some(result), None) if ours => Meaning::Result(result.to_owned()),
-            (None, Some(_), None, Some(error)) if ours => Meaning::Error(error.to_owned()),
-            (None, Some(_), Some(_), Some(_)) if ours => {
-                Meaning::Malformed("it has both `result` and `error`")
-            }
-            (None, Some(_), None, None) if ours => {
-                Meaning::Malformed("it has neither `result` nor `error`")
-            }
             (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
+            (None, Some(_), result, error) if ours => match (result, error) {
+                (None, Some(error)) => Meaning::Error(error.to_owned()),
+                // Some servers write an absent result as `null`; beside an error that is harmless.
+                (Some(result), Some(error)) if result.get() == "null" => {
+                    Meaning::Error(error.to_owned())
+                }
+                (Some(result), None) if result.get() == "null" => {
+                    Meaning::Malformed("its `result` is null")
+                }
+                (Some(result), None) => Meaning::Result(result.to_owned()),
+                (Some(_), Some(_)) => Meaning::Malformed("it has both `result` and `error`"),
+                (None, None) => Meaning::Malformed("it has neither `result` nor `error`"),
+            },
             _ => Meaning::Foreign,
         }
     }

@@ -133,10 +133,8 @@ pub(crate) enum PiecesError {
 /// Returns the number of bytes sent including this piece.
 fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece.len() as u64);
-    if end > SEND_MAX {
-        return Err(PiecesError::TooLarge);
-    }
-    Ok(end)
+    let fits = (end <= SEND_MAX).then_some(end);
+    fits.ok_or(PiecesError::TooLarge)
 }
 
 /// Fetched content.

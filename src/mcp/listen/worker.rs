@@ -286,18 +286,18 @@ impl Drop for WorkerResources {
     }
 }
 
-type Helpers = HashMap<Resource, Arc<ProcessHandle>>;
+type HelperProcesses = HashMap<Resource, Arc<ProcessHandle>>;
 
 /// The running helpers of one worker.
 #[derive(Default)]
 struct RunningHelpers {
-    running: Mutex<Helpers>,
+    running: Mutex<HelperProcesses>,
     ended: Condvar,
 }
 
 impl RunningHelpers {
     /// Waits up to [`HELPER_END`] until a condition holds; returns whether it does.
-    fn wait(&self, holds: impl Fn(&Helpers) -> bool) -> bool {
+    fn wait(&self, holds: impl Fn(&HelperProcesses) -> bool) -> bool {
         let waited = self
             .ended
             .wait_timeout_while(lock(&self.running), HELPER_END, |running| !holds(running));
@@ -401,7 +401,7 @@ mod tests {
         ]});
         let services: Services = serde_json::from_value(services).unwrap();
         std::fs::write(path, services.to_file()).unwrap();
-        let live = PolicyWatcher::new(path, services, Box::new(|_| {}));
+        let live = PolicyWatcher::new(path, services, Box::new(|_, _| {}));
         ServerState {
             services: path.to_owned(),
             live: Arc::new(live),
