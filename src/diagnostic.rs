@@ -1,16 +1,17 @@
-//! Draws a fault in the user's file: message, place, source line and the next step.
+//! Findings in the user's file, and their drawing: message, place, source line with a caret, and the next step.
 //!
-//! Faults are found in [`crate::infra`] and [`crate::edge`].
-
-mod draw;
+//! They are found in [`crate::infra`] and [`crate::edge`].
 
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use draw::draw;
+use annotate_snippets::renderer::{DEFAULT_HELP_STYLE, DEFAULT_LINE_NUM_STYLE, Style};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// Maximum length of a user text in a message, in characters; the rest is an ellipsis.
 const QUOTE_MAX: usize = 80;
+/// Maximum length of a source line on either side of the place, in characters; the renderer cuts it to the width of a page.
+const LINE_MAX: usize = 400;
 
 /// Defines codes once: the variant, and the text that users see and may rely on.
 macro_rules! codes {
@@ -158,9 +159,304 @@ pub fn quote(text: &str) -> String {
 #[error("{} fault(s) in the infrastructure file", .0.len())]
 pub struct Faults(pub Vec<Diagnostic>);
 
+/// Draws findings as rustc does: title, place, source line, caret, help; a blank line between two. No newline at the end.
+#[must_use]
+pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
+    let drawn: Vec<String> = diagnostics
+        .iter()
+        .map(|diagnostic| draw_one(diagnostic, styled))
+        .collect();
+    drawn.join("\n\n")
+}
+
+fn draw_one(diagnostic: &Diagnostic, styled: bool) -> String {
+    let level = match diagnostic.severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let title = level
+        .primary_title(printable(&diagnostic.message))
+        .id(diagnostic.code);
+    let renderer = if styled {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
+    let frame = Frame::new(diagnostic.place.as_ref(), styled);
+    let mut drawn = match &diagnostic.place {
+        Some(place) => {
+            let line = SourceLine::of(place);
+            let snippet = Snippet::source(line.text)
+                .line_start(place.line)
+                .annotation(AnnotationKind::Primary.span(line.span));
+            let body = renderer.render(&[title.element(snippet)]);
+            let (title, body) = body.split_once('\n').unwrap_or((&body, ""));
+            format!("{title}\n{}\n{body}", frame.arrow(place))
+        }
+        None => renderer.render(&[Group::with_title(title)]),
+    };
+    if let Some(help) = &diagnostic.help {
+        drawn.push('\n');
+        drawn.push_str(&frame.help(&printable(help)));
+    }
+    drawn
+}
+
+/// The lines above and below a source line: drawn here, since a line that was cut has other columns.
+struct Frame {
+    /// Digits of the line number.
+    width: usize,
+    line: Style,
+    help: Style,
+}
+
+impl Frame {
+    fn new(place: Option<&Place>, styled: bool) -> Self {
+        let width = place.map_or(1, |place| place.line.to_string().len());
+        let (line, help) = if styled {
+            (DEFAULT_LINE_NUM_STYLE, DEFAULT_HELP_STYLE)
+        } else {
+            (Style::new(), Style::new())
+        };
+        Self { width, line, help }
+    }
+
+    fn arrow(&self, place: &Place) -> String {
+        let Self { width, line, .. } = self;
+        let path = printable(&place.source.path);
+        format!(
+            "{:width$}{line}-->{line:#} {path}:{}:{}",
+            "", place.line, place.column
+        )
+    }
+
+    fn help(&self, text: &str) -> String {
+        let Self { width, line, help } = self;
+        format!("{:width$} {line}={line:#} {help}help{help:#}: {text}", "")
+    }
+}
+
+/// The part of a line that is drawn, and the bytes of it that get a caret.
+struct SourceLine {
+    text: String,
+    span: Range<usize>,
+}
+
+impl SourceLine {
+    /// The line of a place; of a long one only the part around the place.
+    fn of(place: &Place) -> Self {
+        let text = place.source.text.as_str();
+        let (before, after) = text.split_at_checked(place.byte()).unwrap_or((text, ""));
+        let before = before.rsplit('\n').next().unwrap_or_default();
+        let before = last_chars(before, LINE_MAX);
+        let after = after.split('\n').next().unwrap_or_default();
+        let after = first_chars(after.strip_suffix('\r').unwrap_or(after), LINE_MAX);
+        let (marked, after) = after
+            .split_at_checked(place.bytes.len())
+            .unwrap_or((after, ""));
+        let (before, marked) = (visible(before), visible(marked));
+        Self {
+            span: before.len()..before.len() + marked.len(),
+            text: format!("{before}{marked}{}", visible(after)),
+        }
+    }
+}
+
+/// Replaces characters that are invisible or reverse the text; the renderer itself replaces ASCII control characters.
+fn visible(line: &str) -> String {
+    let hidden = |c: char| {
+        matches!(c,
+            '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+    };
+    line.replace(hidden, "\u{fffd}")
+}
+
+fn first_chars(text: &str, count: usize) -> &str {
+    let end = text.char_indices().nth(count).map(|(end, _)| end);
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
+}
+
+fn last_chars(text: &str, count: usize) -> &str {
+    let start = text.char_indices().rev().nth(count.saturating_sub(1));
+    start
+        .and_then(|(start, _)| text.get(start..))
+        .unwrap_or(text)
+}
+
+/// Escapes the characters that a terminal would act upon or not show.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\'' | '"' | '\\' => printable.push(character),
+            _ => printable.extend(character.escape_debug()),
+        }
+    }
+    printable
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A finding at the first `mark` of a text.
+    fn at(text: &str, mark: &str) -> Diagnostic {
+        let (before, _) = text.split_once(mark).unwrap();
+        let start = before.len();
+        let line = before.rsplit('\n').next().unwrap();
+        Diagnostic {
+            severity: Severity::Error,
+            code: "some-code",
+            message: "something is wrong".to_owned(),
+            place: Some(Place {
+                source: Arc::new(Source {
+                    path: "infra.yml".to_owned(),
+                    text: text.to_owned(),
+                }),
+                line: before.matches('\n').count() + 1,
+                column: line.chars().count() + 1,
+                bytes: start..start + mark.len(),
+            }),
+            help: Some("mend it".to_owned()),
+        }
+    }
+
+    #[track_caller]
+    fn drawn(text: &str, mark: &str, expected: &str) {
+        assert_eq!(draw(&[at(text, mark)], false), expected);
+    }
+
+    #[test]
+    fn a_place_is_its_line_with_a_caret() {
+        let expected = "\
+error[some-code]: something is wrong
+ --> infra.yml:2:7
+  |
+2 |   b: [c, d]
+  |       ^
+  = help: mend it";
+        drawn("a:\n  b: [c, d]\n", "c", expected);
+        drawn("a:\r\n  b: [c, d]\r\n", "c", expected);
+    }
+
+    #[test]
+    fn wide_characters_and_tabs_move_the_caret() {
+        let expected = "\
+error[some-code]: something is wrong
+ --> infra.yml:1:8
+  |
+1 | 日本é:      x
+  |             ^
+  = help: mend it";
+        drawn("日本é: \t x", "x", expected);
+    }
+
+    #[test]
+    fn several_lines_are_marked_on_the_first() {
+        let expected = "\
+error[some-code]: something is wrong
+ --> infra.yml:1:4
+  |
+1 | a: |
+  |    ^
+  = help: mend it";
+        drawn("a: |\n  text\n  text\n", "|\n  text\n  text\n", expected);
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_a_place() {
+        let mut end = at("a: [b", "b");
+        let place = end.place.as_mut().unwrap();
+        (place.column, place.bytes) = (6, 5..5);
+        let expected = "\
+error[some-code]: something is wrong
+ --> infra.yml:1:6
+  |
+1 | a: [b
+  |      ^
+  = help: mend it";
+        assert_eq!(draw(&[end], false), expected);
+    }
+
+    #[test]
+    fn a_place_without_bytes_is_found_by_line_and_column() {
+        let mut found = at("a: 1\nbé: [x]\n", "x");
+        found.place.as_mut().unwrap().bytes = 0..0;
+        let expected = "\
+error[some-code]: something is wrong
+ --> infra.yml:2:6
+  |
+2 | bé: [x]
+  |      ^
+  = help: mend it";
+        assert_eq!(draw(&[found], false), expected);
+    }
+
+    #[test]
+    fn what_would_hurt_a_terminal_is_shown() {
+        let mut found = at("a: \u{1b}[1m\u{202e}\u{200b}x", "x");
+        found.message = "odd \u{1b}[2J \u{202e} it's \\n".to_owned();
+        found.help = Some("\u{7}\n".to_owned());
+        let place = found.place.as_mut().unwrap();
+        place.source = Arc::new(Source {
+            path: "\u{1b}c".to_owned(),
+            text: place.source.text.clone(),
+        });
+        let expected = "\
+error[some-code]: odd \\u{1b}[2J \\u{202e} it's \\n
+ --> \\u{1b}c:1:10
+  |
+1 | a: ␛[1m��x
+  |          ^
+  = help: \\u{7}\\n";
+        assert_eq!(draw(&[found], false), expected);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_place() {
+        let text = format!("{}X{}", "a".repeat(1_000_000), "b".repeat(1_000_000));
+        let drawn = draw(&[at(&text, "X")], false);
+        assert!(
+            drawn.starts_with("error[some-code]: something is wrong\n --> infra.yml:1:1000001\n")
+        );
+        assert!(drawn.contains("aaaXbbb"), "{drawn}");
+        assert!(
+            drawn.lines().all(|line| line.chars().count() < 200),
+            "{drawn}"
+        );
+        let whole = draw(&[at(&text, &text)], false);
+        assert!(whole.len() < 2000, "{whole}");
+    }
+
+    #[test]
+    fn two_findings_have_a_blank_line_between_them_and_a_warning_says_so() {
+        let mut warning = at("a", "a");
+        warning.severity = Severity::Warning;
+        warning.help = None;
+        let mut without_place = at("a", "a");
+        without_place.place = None;
+        let expected = "\
+warning[some-code]: something is wrong
+ --> infra.yml:1:1
+  |
+1 | a
+  | ^
+
+error[some-code]: something is wrong
+  = help: mend it";
+        assert_eq!(draw(&[warning, without_place], false), expected);
+    }
+
+    #[test]
+    fn styles_change_nothing_but_colours() {
+        let found = [at("a: b", "b")];
+        let styled = draw(&found, true);
+        assert!(styled.contains("\u{1b}["));
+        let plain = anstream::adapter::strip_str(&styled).to_string();
+        assert_eq!(plain, draw(&found, false));
+    }
 
     #[test]
     fn quoted_text_is_escaped_and_cut() {
