@@ -1,43 +1,42 @@
-//! Makes Incus match a plan, action by action, and records how each one ended.
-//!
-//! [`crate::plan`] decides which actions there are.
+//! Carries out the actions that [`crate::plan`] decides on, and records how each one ended.
 
 mod channel_test;
-mod destroy;
 mod executor;
 pub(crate) mod outcome;
 mod provision;
 
-pub(crate) use destroy::destroy;
+use std::slice::from_ref;
 
 use crate::edge::Edge;
-use crate::incus::State;
+use crate::incus::{Object, State};
 use crate::infra::Infra;
 use crate::plan::{
-    Action, DesiredState, DomainPlan, MachinePlan, Plan, needs_program, plan, remote_images,
+    Action, Deletions, DesiredState, DomainPlan, MachinePlan, Plan, needs_program, plan,
+    remote_images,
 };
 use crate::session::Session;
+use crate::survey::audit_checkpoint::forget_deleted;
 use crate::survey::{images, survey};
 use executor::{carry_out, in_parallel};
 use outcome::{RunReport, StepOutcome};
 
 /// Watches a run.
 pub(crate) trait RunObserver {
-    /// A step in hand, as it is shown.
+    /// A running step, as it is displayed.
     type Step;
 
-    /// A step begins.
-    fn began(&self, action: &Action) -> Self::Step;
+    /// Called when a step begins.
+    fn started(&self, action: &Action) -> Self::Step;
 
-    /// A step is over, well or not.
-    fn left(&self, step: Self::Step);
+    /// Called when a step is over, whatever its outcome.
+    fn finished(&self, step: Self::Step);
 
-    /// The outcome of an action.
-    fn ended(&self, outcome: StepOutcome) -> StepOutcome;
+    /// Called with the outcome of an action.
+    fn record(&self, outcome: StepOutcome) -> StepOutcome;
 }
 
-/// Reads what there is and compares.
-pub(crate) async fn look(
+/// Surveys everything and plans what has to change.
+pub(crate) async fn survey_and_plan(
     session: &Session,
     infra: &Infra,
     edges: &[Edge],
@@ -60,7 +59,7 @@ pub(crate) async fn look(
     Ok((plan, state))
 }
 
-/// Carries the plan out, stage by stage: what fails holds up only what needs it.
+/// Carries out the plan, stage by stage: a failure holds up only what depends on it.
 pub(crate) async fn execute(
     session: &Session,
     plan: &Plan,
@@ -71,36 +70,35 @@ pub(crate) async fn execute(
     report.add(carry_out(session, &plan.host, observer).await);
     let bases = plan.domains.iter().map(|domain| domain.base.as_slice());
     let bases = in_parallel(session, bases.collect(), observer).await;
-    let mut sound = Vec::new();
+    let mut ready = Vec::new();
     for (domain, outcomes) in plan.domains.iter().zip(bases) {
         if outcomes.iter().all(StepOutcome::is_done) {
-            sound.push(domain);
+            ready.push(domain);
         } else {
-            let actions = domain
-                .machines
-                .iter()
-                .flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
+            let actions = domain.machines.iter();
+            let actions =
+                actions.flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
             let why = format!("the domain {} could not be made ready", domain.name);
             report.skip(actions, session.interrupt.or(&why), observer);
         }
         report.add(vec![outcomes]);
     }
-    machines(session, &sound, &mut report, observer).await;
+    prepare_machines(session, &ready, &mut report, observer).await;
     report.add(channel_test::carry_out(session, &plan.verifications, &report, observer).await);
     report.add(carry_out(session, &plan.swept, observer).await);
-    let upkeep = plan.upkeep.iter().map(std::slice::from_ref);
+    let upkeep = plan.upkeep.iter().map(from_ref);
     report.add(in_parallel(session, upkeep.collect(), observer).await);
     report
 }
 
-/// The machines of the sound domains: made, then filled, then connected; one that fails goes no further.
-async fn machines(
+/// Makes, fills and connects the machines of these domains; one that fails goes no further.
+async fn prepare_machines(
     session: &Session,
     domains: &[&DomainPlan],
     report: &mut RunReport,
     observer: &impl RunObserver,
 ) {
-    /// The stages: each is finished for all machines before the next one begins.
+    /// Each stage ends for all machines before the next one begins.
     const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
         |machine| &machine.make,
         // The program first, then the policy, then the devices.
@@ -116,12 +114,41 @@ async fn machines(
             if outcomes.iter().all(StepOutcome::is_done) {
                 ready.push(machine);
             } else {
-                let rest = STAGES.iter().skip(number);
-                let rest = rest.flat_map(|stage| stage(machine));
+                let rest = STAGES.iter().skip(number).flat_map(|stage| stage(machine));
                 let why = format!("the machine {} is not ready", machine.name);
                 report.skip(rest, session.interrupt.or(&why), observer);
             }
             report.add(vec![outcomes]);
         }
     }
+}
+
+/// Deletes machines in parallel, then what they used; a failure keeps what it depends on.
+pub(crate) async fn destroy(
+    session: &Session,
+    deletions: &Deletions,
+    observer: &impl RunObserver,
+) -> RunReport {
+    let mut report = RunReport::default();
+    let machines = deletions.machines.iter().map(from_ref).collect();
+    let ended = in_parallel(session, machines, observer).await;
+    let deleted = deletions.machines.iter().zip(&ended);
+    let deleted = deleted.filter(|(_, outcomes)| outcomes.iter().all(StepOutcome::is_done));
+    let deleted = deleted.filter_map(|(action, _)| match action {
+        Action::Delete { object, .. } => Some(object),
+        _ => None,
+    });
+    forget_deleted(&deleted.collect::<Vec<&Object>>());
+    let all_deleted = ended.iter().flatten().all(StepOutcome::is_done);
+    report.add(ended);
+    if all_deleted {
+        let volumes = deletions.volumes.iter().map(from_ref).collect();
+        report.add(in_parallel(session, volumes, observer).await);
+        report.add(carry_out(session, &deletions.rest, observer).await);
+    } else {
+        let rest = deletions.volumes.iter().chain(&deletions.rest);
+        let why = session.interrupt.or("a machine could not be deleted");
+        report.skip(rest, why, observer);
+    }
+    report
 }

@@ -1,30 +1,19 @@
-//! Parses argv: subcommands, flags and help texts, one file per noun. No behaviour.
+//! Defines the command line: subcommands, flags and help texts. No behaviour.
 
-mod audit;
-mod clipboard_holder;
-mod gpg_agent_launcher;
-mod machines;
+mod infra;
+mod internal;
 mod mcp;
-mod mcp_helper;
-mod mcp_worker;
-mod policy;
-mod sync;
-
-use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use audit::{AuditCommand, AuditShowArgs, AuditVerifyArgs, LogArgs};
-pub use clipboard_holder::{ClipboardErrand, ClipboardHolderArgs};
-pub use gpg_agent_launcher::GpgAgentLauncherArgs;
-pub use machines::{ApplyArgs, DestroyArgs, DoctorArgs, MachineAskArgs, MachineRootArgs};
-pub use mcp::{
-    ChannelArgs, McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, McpStatusArgs,
+pub use infra::{
+    ApplyArgs, DestroyArgs, DoctorArgs, InfraArgs, PolicyCheckArgs, PolicyCommand, SyncArgs,
 };
-pub use mcp_helper::McpHelperArgs;
-pub use mcp_worker::McpWorkerArgs;
-pub use policy::{PolicyCheckArgs, PolicyCommand, PolicyExportArgs, PolicyListArgs};
-pub use sync::SyncArgs;
+pub use internal::{ClipboardAction, InternalCommand};
+pub use mcp::{
+    AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, LogArgs, McpCallArgs, McpCommand,
+    McpConnectArgs, McpServeArgs,
+};
 
 /// Machines that serve each other a few things, and nobody else.
 #[derive(Debug, Parser)]
@@ -33,7 +22,7 @@ pub use sync::SyncArgs;
     version,
     about,
     long_about = "Machines that serve each other a few things, and nobody else.\n\n\
-        What may be asked of whom is declared in infra.yml, the file that also creates the machines. \
+        The services and their consumers are declared in infra.yml, the file that also creates the machines. \
         A call is MCP over a channel that exists for that pair of machines alone.",
     subcommand_required = true,
     arg_required_else_help = true,
@@ -43,7 +32,7 @@ pub struct Cli {
     /// Flags of every subcommand.
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// The next step.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -57,10 +46,10 @@ pub struct GlobalArgs {
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
     pub color: When,
-    /// Say less: errors only
+    /// Print errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more
+    /// Print more
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -94,9 +83,9 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Delete what apply made
     Destroy(DestroyArgs),
-    /// Walk every channel from the consumer's end, and say what is broken and what mends it
+    /// Check every channel from the consumer's end; report what is broken and how to fix it
     Doctor(DoctorArgs),
-    /// Ask and show who may call what
+    /// Show and check the permissions to call services
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
     /// Serve tools, list them, call them
@@ -106,49 +95,13 @@ pub enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Audit(AuditCommand),
     /// Print a completion script for a shell
-    Completions(CompletionsArgs),
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Print the manual page
     Man,
-    /// Rotate the logs that Incus writes of the channels; started by the host's scheduler
-    #[command(hide = true)]
-    RotateLogs,
-    /// Put this machine in order by the order on stdin; started by apply, inside a machine
-    #[command(hide = true)]
-    MachineSetup,
-    /// Ask a provider what it offers this machine; started by apply and doctor, inside a machine
-    #[command(hide = true)]
-    MachineAsk(MachineAskArgs),
-    /// Look at the files of a machine through its first process; started by apply and doctor, on the host
-    #[command(hide = true)]
-    MachineRoot(MachineRootArgs),
-    /// Read what machines say, without rights; started by apply and doctor
-    #[command(hide = true)]
-    ForeignReader,
-    /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
-    #[command(hide = true)]
-    ClipboardHolder(ClipboardHolderArgs),
-    /// Start the gpg-agent of a server when a call needs it; started by the supervisor of a machine
-    #[command(hide = true)]
-    GpgAgentLauncher(GpgAgentLauncherArgs),
-    /// Serve one consumer; started by mcp serve --listen
-    #[command(hide = true)]
-    McpWorker(McpWorkerArgs),
-    /// Run the tools of one consumer; started by mcp serve --listen
-    #[command(hide = true)]
-    McpHelper(McpHelperArgs),
-}
-
-/// Path of the infrastructure's declaration.
-#[derive(Debug, Clone, Args)]
-pub struct InfraArgs {
-    /// The infra.yml file or infra/ folder [default: ./infra.yml, then ./infra/]
-    #[arg(long, value_name = "PATH")]
-    pub infra: Option<PathBuf>,
-}
-
-/// `anklume completions`
-#[derive(Debug, Args)]
-pub struct CompletionsArgs {
-    /// The shell
-    pub shell: clap_complete::Shell,
+    /// The hidden subcommands.
+    #[command(flatten)]
+    Internal(InternalCommand),
 }

@@ -1,33 +1,26 @@
 //! Runs a parsed command line and reports the result.
 //!
-//! One file a noun. Nothing below `command` prints or ends the process.
+//! Only this room prints or ends the process.
 
 mod apply;
 mod audit;
-mod clipboard_holder;
-mod destroy;
 mod doctor;
-mod errand;
-mod foreign_reader;
-mod gpg_agent_launcher;
-mod machine_ask;
-mod machine_root;
-mod machine_setup;
+mod internal;
 mod manual;
 mod mcp;
 pub(crate) mod output;
 mod policy;
-mod rotate_logs;
 mod sync;
 
 use std::ffi::OsString;
 
 use clap::Parser as _;
 
-use crate::cli::{Cli, Command, CompletionsArgs, InfraArgs};
+use crate::cli::{Cli, Command, InfraArgs};
 use crate::diagnostic::{self, Faults};
 use crate::error::{Exit, Failure};
 use crate::infra::{self, ReadInfra};
+use crate::name::{MachineName, closest};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -47,50 +40,36 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(args, output),
         Command::Apply(args) => apply::run(args, output),
-        Command::Destroy(args) => destroy::run(args, output),
+        Command::Destroy(args) => apply::destroy(args, output),
         Command::Doctor(args) => doctor::run(args, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
-        Command::Completions(args) => print_completions(args, output),
-        Command::Man => print_manual(output),
-        Command::RotateLogs => rotate_logs::run(output),
-        Command::MachineAsk(args) => machine_ask::run(args, output),
-        Command::MachineRoot(args) => machine_root::run(args),
-        Command::MachineSetup => machine_setup::run(output),
-        Command::ClipboardHolder(args) => clipboard_holder::run(args, output),
-        Command::ForeignReader => foreign_reader::run(),
-        Command::GpgAgentLauncher(args) => gpg_agent_launcher::run(args),
-        Command::McpWorker(args) => mcp::work(args, output),
-        Command::McpHelper(args) => mcp::help(args, output),
+        Command::Completions { shell } => {
+            output.answer(&manual::completions(*shell))?;
+            Ok(Exit::Done)
+        }
+        Command::Man => {
+            output.answer(&manual::page()?)?;
+            Ok(Exit::Done)
+        }
+        Command::Internal(command) => internal::run(command, output),
     }
 }
 
-fn print_completions(args: &CompletionsArgs, output: &Output) -> anyhow::Result<Exit> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut manual::shown(), "anklume", &mut script);
-    output.answer(&script)?;
-    Ok(Exit::Done)
-}
+/// Maximum number of warnings without `--verbose`: more of them would push the rest off the screen.
+const WARNINGS_MAX: usize = 20;
 
-fn print_manual(output: &Output) -> anyhow::Result<Exit> {
-    output.answer(&manual::page()?)?;
-    Ok(Exit::Done)
-}
-
-/// Maximum number of warnings that are drawn without `--verbose`: more of them push the rest off the screen.
-const WARNINGS_SHOWN: usize = 20;
-
-/// Reads the infrastructure that the flags name; its warnings go to stderr, its faults are the error.
+/// Reads the infrastructure that the flags name and writes its warnings to stderr; its faults are an error.
 fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
     let read = infra::open(args.infra.as_deref())?;
     if !read.warnings.is_empty() {
         let all = read.warnings.as_slice();
-        let (shown, more) = match all.split_at_checked(WARNINGS_SHOWN) {
-            Some(parts) if !output.verbose() => parts,
+        let (drawn, more) = match all.split_at_checked(WARNINGS_MAX) {
+            Some(parts) if !output.verbose => parts,
             _ => (all, [].as_slice()),
         };
-        output.say(&diagnostic::draw(shown, true));
+        output.say(&diagnostic::draw(drawn, true));
         match more.len() {
             0 => {}
             1 => output.say("1 more warning; -v shows all"),
@@ -100,9 +79,26 @@ fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
     Ok(read)
 }
 
-/// Help and version go to stdout and are no fault; anything else is a usage error.
+/// Help for an unknown name: the closest of the known ones, or `otherwise`.
+fn or_closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, otherwise: &str) -> String {
+    closest(name, known).map_or_else(
+        || otherwise.to_owned(),
+        |near| format!("did you mean `{near}`?"),
+    )
+}
+
+/// Names separated by commas, or `none`.
+fn joined(names: &[MachineName], none: &str) -> String {
+    let names: Vec<&str> = names.iter().map(MachineName::as_str).collect();
+    match names.as_slice() {
+        [] => none.to_owned(),
+        names => names.join(", "),
+    }
+}
+
+/// Prints help or the version, which are no errors, or a usage error.
 fn report_usage(wrong: &clap::Error) -> Exit {
-    // A closed stderr leaves nobody to tell.
+    // With stderr closed, nobody can be told.
     let _ = wrong.print();
     if wrong.use_stderr() {
         Exit::Usage
@@ -114,12 +110,12 @@ fn report_usage(wrong: &clap::Error) -> Exit {
 /// Turns the error of a run into text on stderr and an exit.
 fn report(error: &anyhow::Error, output: &Output) -> Exit {
     if output::is_closed_pipe(error) {
-        // Whoever read our answer has seen enough.
+        // The reader of the answer has seen enough.
         return Exit::Done;
     }
-    if let Some(Faults(found)) = error.downcast_ref::<Faults>() {
-        // Styled always: the stream takes the colours out where they do not go.
-        output.stderr(&diagnostic::draw(found, true));
+    if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {
+        // Always styled: `stderr` removes the colours where they are off.
+        output.stderr(&diagnostic::draw(faults, true));
         return Exit::Failed;
     }
     let failure = error.downcast_ref::<Failure>();

@@ -1,5 +1,4 @@
-//! A call over each channel that was made or changed, from the consumer's end: what was made must work, in this run
-//! or in a later one.
+//! Tests each channel that was made or changed with a call from the consumer's end, in this run or in a later one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,9 +8,8 @@ use super::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::edge::{Edge, End};
 use crate::incus::{Edit, Object};
 use crate::plan::{Action, Verification, mark_unverified};
-use crate::session::Session;
-use crate::session::each;
 use crate::session::interrupt::LEFT;
+use crate::session::{Session, each};
 use crate::survey::consumer::ask;
 use crate::transport::shell_line;
 
@@ -20,7 +18,7 @@ const TRIES: u32 = 3;
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Tries the calls of a plan whose other steps have ended as the report says.
+/// Tests the channels of a plan after its other steps; `report` holds their outcomes.
 pub(crate) async fn carry_out(
     session: &Session,
     verifications: &[Action],
@@ -31,28 +29,30 @@ pub(crate) async fn carry_out(
         Action::VerifyChannel(call) => Some((action, call)),
         _ => None,
     });
-    // An end that failed is not asked.
+    // A channel of a machine that failed needs no test.
     let failed = |end: &End| report.has_failed(&machine(end));
-    let due = due.filter(|(_, call)| {
-        let edge = &call.edge;
-        ![&edge.consumer, &edge.provider].into_iter().any(failed)
-    });
+    let due =
+        due.filter(|(_, proof)| !failed(&proof.edge.consumer) && !failed(&proof.edge.provider));
     let due: Vec<(&Action, &Verification)> = due.collect();
-    let ended = each(&due, |(action, call)| async {
+    let ended = each(&due, |(action, proof)| async {
         if session.interrupt.is_asked() {
             return StepStatus::Skipped(LEFT.to_owned());
         }
-        let step = observer.began(action);
-        // What was made a moment ago may take another one.
-        let tries = if call.changes { TRIES } else { 1 };
-        let answered = verify(session, &call.edge, tries).await;
-        observer.left(step);
-        answered.map_or_else(StepStatus::Failed, |()| StepStatus::Done)
+        let step = observer.started(action);
+        // A new channel may need a moment.
+        let tries = if proof.changes { TRIES } else { 1 };
+        let status = test(session, &proof.edge, tries).await;
+        observer.finished(step);
+        status
     });
     let ended = ended.await;
     remember(session, &due, &ended).await;
-    let outcomes = due.iter().zip(ended);
-    let outcomes = outcomes.map(|((action, _), status)| observer.ended(outcome(action, status)));
+    let outcomes = due.iter().zip(ended).map(|((action, _), status)| {
+        let mut outcome = StepOutcome::new(action, status);
+        outcome.summary.lines = vec![format!("= channel {} answers", outcome.summary.name)];
+        outcome.more = Some(shell_line(["anklume", "doctor"]));
+        observer.record(outcome)
+    });
     vec![outcomes.collect()]
 }
 
@@ -60,26 +60,20 @@ fn machine(end: &End) -> Object {
     Object::machine(end.domain.as_str(), end.machine.as_str())
 }
 
-fn outcome(action: &Action, status: StepStatus) -> StepOutcome {
-    let mut step = action.shown();
-    step.lines = vec![format!("= channel {} answers", step.name)];
-    StepOutcome::of(step, status, shell_line(["anklume", "doctor"]))
-}
-
-/// Marks the channels that did not answer, so that the next run tries them again, and no others.
+/// Marks the channels that did not answer, so that the next run tests them again, and no others.
 async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
-    for ((_, call), status) in due.iter().zip(ended) {
+    for ((_, proof), status) in due.iter().zip(ended) {
         let unverified = *status != StepStatus::Done;
-        if unverified != call.marked {
-            let edit = mark_unverified(&call.edge.device_name(), unverified);
-            let consumer = machine(&call.edge.consumer);
+        if unverified != proof.marked {
+            let edit = mark_unverified(&proof.edge.device_name(), unverified);
+            let consumer = machine(&proof.edge.consumer);
             edits.entry(consumer).or_default().push(edit);
         }
     }
     let edits: Vec<(Object, Vec<Edit>)> = edits.into_iter().collect();
     each(&edits, |(consumer, edits)| async {
-        // A mark that stays is one call more; one that cannot be set was said to have failed all the same.
+        // A stale mark costs one more call; a failure whose mark cannot be set was reported all the same.
         if let Ok(mut incus) = session.incus().await {
             let _ = incus.edit(consumer, edits).await;
         }
@@ -87,13 +81,13 @@ async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[
     .await;
 }
 
-/// Has the consumer ask; a channel that is just made may need a moment.
-async fn verify(session: &Session, edge: &Edge, mut tries: u32) -> Result<(), String> {
+/// Has the consumer ask the provider.
+async fn test(session: &Session, edge: &Edge, mut tries: u32) -> StepStatus {
     loop {
         tries -= 1;
         match ask(session, edge).await {
-            Ok(_) => return Ok(()),
-            Err(unheard) if tries == 0 => return Err(unheard.why),
+            Ok(_) => return StepStatus::Done,
+            Err(failure) if tries == 0 => return StepStatus::Failed(failure.why),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }

@@ -1,5 +1,6 @@
-//! Carries actions out: one chain after the other's order, several chains at once, and no chain stops another.
+//! Carries actions out: in order within a chain, several chains at once; no chain stops another.
 
+use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -7,23 +8,22 @@ use futures_util::stream;
 use serde_json::Value;
 
 use super::RunObserver;
-use super::outcome::{StepOutcome, StepStatus};
+use super::outcome::{StepError, StepOutcome, StepStatus};
 use super::provision;
-use crate::host::{folders, log_timer, proxy_logs, server_process};
+use crate::host::{folders, log_timer, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
-use crate::machine_state::MachineSpec;
 use crate::plan::{Action, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
-use crate::session::lock::{Busy, Lock};
-use crate::session::{AT_ONCE, Session, incus_failure};
+use crate::session::lock::Lock;
+use crate::session::{AT_ONCE, Session};
 
-/// How often a network is tried again: while Incus makes or deletes one it looks at every interface of the host, and
+/// Number of further tries for a network: while Incus makes or deletes one it looks at every interface of the host, and
 /// fails where a machine that stops meanwhile takes its own away.
 const NETWORK_TRIES: usize = 3;
 /// Pause between two tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
-/// Runs each chain of actions, several at once; gives the outcomes of each, in the order of the chains.
+/// Runs chains of actions, several at once; returns the outcomes of each, in the order of the chains.
 pub(crate) async fn in_parallel(
     session: &Session,
     chains: Vec<&[Action]>,
@@ -36,7 +36,7 @@ pub(crate) async fn in_parallel(
         .await
 }
 
-/// Runs one chain; what follows a failure, or a wish to stop, is skipped.
+/// Runs one chain; skips the rest after a failure or a request to stop.
 pub(crate) async fn carry_out(
     session: &Session,
     chain: &[Action],
@@ -51,220 +51,194 @@ async fn carry_out_chain(
     observer: &impl RunObserver,
 ) -> Vec<StepOutcome> {
     let mut outcomes = Vec::new();
-    let mut connection = None;
+    let mut executor = Executor {
+        session,
+        connection: None,
+    };
     let mut failed = false;
     for action in chain {
-        let left = if failed && !action.stands_alone() {
+        let skipped = if failed && !action.stands_alone() {
             Some("an earlier step failed")
         } else {
             session.interrupt.is_asked().then_some(LEFT)
         };
-        if let Some(why) = left {
-            let status = StepStatus::Skipped(why.to_owned());
-            outcomes.push(observer.ended(StepOutcome::new(action, status)));
-            continue;
-        }
-        let step = observer.began(action);
-        let done = act(session, &mut connection, action).await;
-        observer.left(step);
-        let status = match done {
-            Ok(()) => StepStatus::Done,
-            Err(why) => {
-                failed = true;
-                StepStatus::Failed(why)
-            }
+        let status = if let Some(why) = skipped {
+            StepStatus::Skipped(why.to_owned())
+        } else {
+            let step = observer.started(action);
+            let done = executor.act(action).await;
+            observer.finished(step);
+            failed |= done.is_err();
+            done.map_or_else(
+                |why| StepStatus::Failed(why.to_string()),
+                |()| StepStatus::Done,
+            )
         };
-        outcomes.push(observer.ended(StepOutcome::new(action, status)));
+        outcomes.push(observer.record(StepOutcome::new(action, status)));
     }
     outcomes
 }
 
-/// The connection of a chain: made when it is first needed.
-async fn connected<'c>(
-    session: &Session,
-    connection: &'c mut Option<Incus>,
-) -> Result<&'c mut Incus, IncusError> {
-    if connection.is_none() {
-        *connection = Some(session.incus().await?);
-    }
-    connection
-        .as_mut()
-        .ok_or_else(|| IncusError::Connection(std::io::ErrorKind::NotConnected.into()))
+/// Runs the actions of a chain.
+struct Executor<'s> {
+    session: &'s Session,
+    /// Made when it is first needed.
+    connection: Option<Incus>,
 }
 
-async fn act(
-    session: &Session,
-    connection: &mut Option<Incus>,
-    action: &Action,
-) -> Result<(), String> {
-    let on_host = |done: std::io::Result<()>| done.map_err(|why| why.to_string());
-    let remove = |path: &str| on_host(folders::remove_socket(path));
-    match action {
-        Action::Folder { path, mode, .. } => on_host(folders::make_folder(path, *mode)),
-        Action::Sweep { path } => remove(path),
-        Action::Rotate(log) => on_host(proxy_logs::rotate(&log.path)),
-        Action::Schedule(schedule) => on_host(log_timer::set_up(schedule).await),
-        Action::Unschedule => on_host(log_timer::take_away().await),
-        Action::VerifyChannel(_) => Err("a channel is tested when all else is done".to_owned()),
-        Action::Create { object, body, .. } => {
-            let lock = network_lock(session, object);
-            ask(session, connection, lock, async |incus| {
-                create(incus, object, body).await
-            })
-            .await
-        }
-        Action::Edit { object, edits } => {
-            ask(session, connection, None, async |incus| {
-                incus.edit(object, edits).await
-            })
-            .await
-        }
-        Action::Start {
-            machine,
-            power,
-            listens,
-            ..
-        } => {
-            ask(session, connection, None, async |incus| {
-                if *listens {
-                    // A device whose folder is not there keeps the machine from starting.
-                    provision::listen_folder(incus, machine).await?;
-                }
-                incus.power(machine, *power).await
-            })
-            .await
-        }
-        Action::Connect {
-            machine,
-            device,
-            new,
-            role,
-            recreate,
-            ..
-        } => {
-            ask(session, connection, None, async |incus| {
-                if *role == Role::Consumer {
-                    provision::listen_folder(incus, machine).await?;
-                }
-                if recreate.is_some() {
-                    incus.edit(machine, &[set(device, None)]).await?;
-                }
-                incus
-                    .edit(machine, &connected_edits(device, new, *role))
-                    .await
-            })
-            .await
-        }
-        Action::Revoke {
-            machine,
-            device,
-            inside,
-            host,
-            ..
-        } => {
-            if let Some(path) = host {
-                remove(path)?;
+impl Executor<'_> {
+    async fn act(&mut self, action: &Action) -> Result<(), StepError> {
+        match action {
+            Action::Folder { path, mode, .. } => folders::make_folder(path, *mode)?,
+            Action::Sweep { path } => folders::remove_socket(path)?,
+            Action::Rotate(log) => proxy_logs::rotate(&log.path)?,
+            Action::Schedule(schedule) => log_timer::set_up(schedule).await?,
+            Action::Unschedule => log_timer::take_away().await?,
+            Action::VerifyChannel(_) => return Err(StepError::TooEarly),
+            Action::Create { object, body, .. } => {
+                self.change(object, async |incus| create(incus, object, body).await)
+                    .await?;
             }
-            let edits = [set(device, None), mark_unverified(device, false)];
-            ask(session, connection, None, async |incus| {
-                // The files first: while the device is there, the next run knows of them.
-                if let Some(path) = inside {
-                    provision::delete_socket(incus, machine, path).await?;
+            Action::Edit { object, edits } => {
+                self.ask(async |incus| incus.edit(object, edits).await)
+                    .await?;
+            }
+            Action::Start {
+                machine,
+                power,
+                listens,
+                ..
+            } => {
+                self.ask(async |incus| {
+                    if *listens {
+                        // A device without its folder keeps the machine from starting.
+                        provision::listen_folder(incus, machine).await?;
+                    }
+                    incus.power(machine, *power).await
+                })
+                .await?;
+            }
+            Action::Connect {
+                machine,
+                device,
+                new,
+                role,
+                recreate,
+                ..
+            } => {
+                let edits = connect_edits(device, new, *role);
+                self.ask(async |incus| {
+                    if *role == Role::Consumer {
+                        provision::listen_folder(incus, machine).await?;
+                    }
+                    if recreate.is_some() {
+                        incus.edit(machine, &[set(device, None)]).await?;
+                    }
+                    incus.edit(machine, &edits).await
+                })
+                .await?;
+            }
+            Action::Revoke {
+                machine,
+                device,
+                inside,
+                host,
+                ..
+            } => {
+                if let Some(path) = host {
+                    folders::remove_socket(path)?;
                 }
-                incus.edit(machine, &edits).await
-            })
-            .await
+                let edits = [set(device, None), mark_unverified(device, false)];
+                self.ask(async |incus| {
+                    // The files first: as long as the device exists, the next run knows of them.
+                    if let Some(path) = inside {
+                        provision::delete_socket(incus, machine, path).await?;
+                    }
+                    incus.edit(machine, &edits).await
+                })
+                .await?;
+            }
+            Action::Delete {
+                object,
+                running,
+                protected,
+                sockets,
+                ..
+            } => {
+                self.change(object, async |incus| {
+                    delete(incus, object, *running, *protected).await
+                })
+                .await?;
+                for path in sockets {
+                    folders::remove_socket(path)?;
+                }
+            }
+            Action::Install {
+                machine,
+                order,
+                push,
+                kill_server,
+                ..
+            } => {
+                let session = self.session;
+                self.ask(async |incus| {
+                    provision::install(session, incus, machine, order, *push, *kill_server).await
+                })
+                .await?;
+            }
         }
-        Action::Delete {
-            object,
-            running,
-            protected,
-            sockets,
-            ..
-        } => {
-            let lock = network_lock(session, object);
-            ask(session, connection, lock, async |incus| {
-                delete(incus, object, *running, *protected).await
-            })
-            .await?;
-            sockets.iter().try_for_each(|path| remove(path))
-        }
-        Action::Install {
-            machine,
-            order,
-            push,
-            kill_server,
-            ..
-        } => install(session, connection, machine, order, *push, *kill_server).await,
+        Ok(())
     }
-}
 
-/// Puts a machine in order, after its server was ended where it does not answer.
-async fn install(
-    session: &Session,
-    connection: &mut Option<Incus>,
-    machine: &Object,
-    spec: &MachineSpec,
-    push: bool,
-    kill_server: bool,
-) -> Result<(), String> {
-    let failed = |why| incus_failure(&why).message;
-    let incus = connected(session, connection).await.map_err(failed)?;
-    let done = async {
-        if kill_server {
-            let first = incus.first_process(machine).await;
-            server_process::end(first.map_err(failed)?).await;
+    /// Makes or deletes an object; a network under the mark of the lock, and with further tries.
+    async fn change(
+        &mut self,
+        object: &Object,
+        request: impl AsyncFn(&mut Incus) -> Result<(), IncusError>,
+    ) -> Result<(), StepError> {
+        if !matches!(object, Object::Network(_)) {
+            return self.ask(request).await;
         }
-        provision::install(session, incus, machine, spec, push).await
-    };
-    let done = done.await;
-    if done.is_err() {
-        *connection = None;
-    }
-    done
-}
-
-/// The edits that make a device of a channel.
-fn connected_edits(device: &str, new: &ConfigMap, role: Role) -> Vec<Edit> {
-    let mut edits = vec![set(device, Some(new))];
-    if role == Role::Consumer {
-        // Until a call over it has succeeded, whoever makes it: this run or a later one.
-        edits.push(mark_unverified(device, true));
-    }
-    edits
-}
-
-/// The lock that remembers a network while it is made or deleted; `None`: it is no network.
-fn network_lock<'s>(session: &'s Session, object: &Object) -> Option<Busy<'s>> {
-    matches!(object, Object::Network(_)).then(|| Lock::busy(session.lock.as_ref()))
-}
-
-/// Asks Incus for something, over the connection of a chain; of a network, more than once.
-async fn ask(
-    session: &Session,
-    connection: &mut Option<Incus>,
-    network: Option<Busy<'_>>,
-    request: impl AsyncFn(&mut Incus) -> Result<(), IncusError>,
-) -> Result<(), String> {
-    let incus = connected(session, connection)
-        .await
-        .map_err(|why| incus_failure(&why).message)?;
-    let mut done = request(incus).await;
-    if let Some(busy) = network {
-        for _ in 0..NETWORK_TRIES {
-            let Err(IncusError::Refused { code: 500, .. }) = &done else {
-                break;
-            };
-            tokio::time::sleep(NETWORK_PAUSE).await;
-            done = request(incus).await;
-        }
+        let busy = Lock::busy(self.session.lock.as_ref());
+        self.connected().await?;
+        let done = self.ask(async |incus| {
+            for _ in 0..NETWORK_TRIES {
+                match request(incus).await {
+                    Err(IncusError::Refused { code: 500, .. }) => {}
+                    done => return done,
+                }
+                tokio::time::sleep(NETWORK_PAUSE).await;
+            }
+            request(incus).await
+        });
+        let done = done.await;
         busy.done();
+        done
     }
-    if done.is_err() {
-        // The next action of the chain must not read an answer of this one.
-        *connection = None;
+
+    /// Sends requests over the connection of the chain.
+    async fn ask<E>(
+        &mut self,
+        request: impl AsyncFn(&mut Incus) -> Result<(), E>,
+    ) -> Result<(), StepError>
+    where
+        StepError: From<E>,
+    {
+        let done = request(self.connected().await?).await;
+        if done.is_err() {
+            // The next action of the chain must not read an answer to this one.
+            self.connection = None;
+        }
+        Ok(done?)
     }
-    done.map_err(|why| incus_failure(&why).message)
+
+    async fn connected(&mut self) -> Result<&mut Incus, IncusError> {
+        if self.connection.is_none() {
+            self.connection = Some(self.session.incus().await?);
+        }
+        let connection = self.connection.as_mut();
+        connection.ok_or_else(|| IncusError::Connection(io::ErrorKind::NotConnected.into()))
+    }
 }
 
 /// Makes an object. The mark of a machine stays until Incus reports that it is complete; a later run recreates an unfinished
@@ -275,6 +249,16 @@ async fn create(incus: &mut Incus, object: &Object, body: &Value) -> Result<(), 
         return incus.edit(object, &[finished()]).await;
     }
     incus.create(object, body).await
+}
+
+/// The edits that make a device of a channel.
+fn connect_edits(device: &str, keys: &ConfigMap, role: Role) -> Vec<Edit> {
+    let mut edits = vec![set(device, Some(keys))];
+    if role == Role::Consumer {
+        // Until a call over it has succeeded, in this run or a later one.
+        edits.push(mark_unverified(device, true));
+    }
+    edits
 }
 
 fn set(device: &str, keys: Option<&ConfigMap>) -> Edit {

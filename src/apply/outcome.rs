@@ -1,16 +1,56 @@
 //! Records how the actions of a run ended, and for a failed one the command that shows more.
 
+use std::io;
+
 use super::RunObserver;
-use crate::incus::Object;
+use crate::foreign::ForeignError;
+use crate::incus::{IncusError, Object};
 use crate::plan::{Action, ActionSummary, VERIFY};
-use crate::transport::shell_line;
+use crate::session::incus_failure;
+use crate::text::Foreign;
+use crate::transport::{RemoteExecError, shell_line};
+
+/// Maximum length of a machine's words in a message, in characters.
+const WORDS_MAX: usize = 300;
+
+/// The reason why an action failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    /// A request to Incus.
+    #[error("{}", incus_failure(.0).message)]
+    Incus(#[from] IncusError),
+    /// A change of the host.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+    /// The program in a machine cannot be run to its end.
+    #[error(transparent)]
+    Exec(#[from] RemoteExecError),
+    /// The report of a machine cannot be read.
+    #[error(transparent)]
+    Reader(#[from] ForeignError),
+    /// A machine does not answer with a report; its stderr.
+    #[error("the program does not run in the machine: {}", .0.shown(WORDS_MAX))]
+    NoReport(Foreign),
+    /// A path in a machine is not as it was left.
+    #[error("the machine says: machine altered: `{}` in it is not what was left there", .0.shown(WORDS_MAX))]
+    Altered(Foreign),
+    /// A machine reports a failure.
+    #[error("the machine says: {}", .0.shown(WORDS_MAX))]
+    Reported(Foreign),
+    /// A machine's server has another policy.
+    #[error("its server does not report the policy that was sent")]
+    OtherPolicy,
+    /// A test of a channel among the other actions.
+    #[error("a channel is tested when all else is done")]
+    TooEarly,
+}
 
 /// The status of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StepStatus {
-    /// As planned.
+    /// Done as planned.
     Done,
-    /// The reason.
+    /// Failed, and why.
     Failed(String),
     /// Not begun, and why.
     Skipped(String),
@@ -19,48 +59,34 @@ pub(crate) enum StepStatus {
 /// A step and how it ended.
 #[derive(Debug, Clone)]
 pub(crate) struct StepOutcome {
-    pub(crate) shown: ActionSummary,
+    pub(crate) summary: ActionSummary,
     pub(crate) status: StepStatus,
     /// The command that shows more.
     pub(crate) more: Option<String>,
-    /// The machine that it was about.
-    machine: Option<Object>,
+    /// The machine or other object that it was about.
+    pub(super) subject: Option<Object>,
 }
 
 impl StepOutcome {
-    /// Of an action.
-    pub(crate) fn new(action: &Action, status: StepStatus) -> Self {
+    /// The outcome of an action.
+    pub(super) fn new(action: &Action, status: StepStatus) -> Self {
+        let subject = subject(action);
         Self {
-            shown: action.shown(),
+            summary: action.shown(),
             status,
-            more: subject(action).map(show_command),
-            machine: subject(action).cloned(),
-        }
-    }
-
-    /// Of a step that is no action of a plan.
-    pub(crate) const fn of(shown: ActionSummary, status: StepStatus, more: String) -> Self {
-        Self {
-            shown,
-            status,
-            more: Some(more),
-            machine: None,
+            more: subject.map(show_command),
+            subject: subject.cloned(),
         }
     }
 
     /// Returns whether the step changed something.
     pub(crate) fn is_change(&self) -> bool {
-        self.is_done() && self.shown.verb != VERIFY
+        self.is_done() && self.summary.verb != VERIFY
     }
 
     /// Returns whether the step is done.
     pub(crate) fn is_done(&self) -> bool {
         self.status == StepStatus::Done
-    }
-
-    /// Its title.
-    pub(crate) fn title(&self) -> String {
-        self.shown.title()
     }
 }
 
@@ -83,7 +109,7 @@ fn subject(action: &Action) -> Option<&Object> {
 }
 
 fn show_command(object: &Object) -> String {
-    let words: Vec<&str> = match object {
+    let args: Vec<&str> = match object {
         Object::Project(name) => vec!["project", "show", name],
         Object::Acl(name) => vec!["network", "acl", "show", name],
         Object::Network(name) => vec!["network", "show", name],
@@ -105,7 +131,7 @@ fn show_command(object: &Object) -> String {
             vec!["info", name, "--project", project, "--show-log"]
         }
     };
-    shell_line([&["incus"], words.as_slice()].concat())
+    shell_line([&["incus"], args.as_slice()].concat())
 }
 
 /// All steps of a run.
@@ -117,13 +143,13 @@ pub(crate) struct RunReport {
 }
 
 impl RunReport {
-    /// Adds what chains of steps gave.
-    pub(crate) fn add(&mut self, chains: Vec<Vec<StepOutcome>>) {
+    /// Adds the outcomes of chains.
+    pub(super) fn add(&mut self, chains: Vec<Vec<StepOutcome>>) {
         self.outcomes.extend(chains.into_iter().flatten());
     }
 
     /// Adds steps that were not begun.
-    pub(crate) fn skip<'a>(
+    pub(super) fn skip<'a>(
         &mut self,
         actions: impl Iterator<Item = &'a Action>,
         why: &str,
@@ -131,19 +157,13 @@ impl RunReport {
     ) {
         for action in actions {
             let outcome = StepOutcome::new(action, StepStatus::Skipped(why.to_owned()));
-            self.outcomes.push(observer.ended(outcome));
+            self.outcomes.push(observer.record(outcome));
         }
     }
 
-    /// The same of a run that was asked to stop.
-    pub(crate) const fn stop(mut self) -> Self {
-        self.stopped = true;
-        self
-    }
-
     /// Returns whether a step of that machine did not succeed.
-    pub(crate) fn has_failed(&self, machine: &Object) -> bool {
-        let mut own = self.outcomes.iter();
-        own.any(|one| one.machine.as_ref() == Some(machine) && !one.is_done())
+    pub(super) fn has_failed(&self, machine: &Object) -> bool {
+        let mut outcomes = self.outcomes.iter();
+        outcomes.any(|one| one.subject.as_ref() == Some(machine) && !one.is_done())
     }
 }

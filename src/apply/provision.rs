@@ -1,86 +1,78 @@
-//! What goes into the machines between their start and their edges: the program, and by it the rest; the folder in which
-//! a consumer's devices listen.
+//! Fills machines between their start and their edges: the program, which does the rest, and the folder in which a consumer's devices
+//! listen.
 //!
-//! Everything in a machine may be hostile: nothing goes through a symbolic link of the machine's.
+//! Everything in a machine may be hostile: no path goes through a symbolic link.
 
 use std::time::Duration;
 
+use super::outcome::StepError;
 use crate::edge::CONSUMER_FOLDER;
-use crate::host;
+use crate::host::{self, server_process};
 use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
 use crate::machine_state::{
     FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
-use crate::session::{Session, incus_failure};
+use crate::session::Session;
 use crate::setup::SERVER_MAX;
 use crate::text::Foreign;
 use crate::transport::RemoteExec;
 
-/// Root's, as everything that anklume puts into a machine.
+/// Owner and mode of everything that anklume puts into a machine.
 const FOLDER: FileOwner = FileOwner {
     uid: 0,
     gid: 0,
     mode: 0o755,
 };
 
-/// Maximum time that putting a machine in order may take: as long as the running calls of a server that is replaced, and a while
-/// for all else.
-const SETUP_PATIENCE: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
-/// Maximum length of a machine's message in the output, in characters.
-const WORDS_MAX: usize = 300;
+/// Time-out for the setup of a machine: that of the running calls of a server that is replaced, and some time for the rest.
+const SETUP_TIMEOUT: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 
-/// Puts a machine in order: the program where it is not there, then by it everything else.
+/// Puts a machine in order: ends a server that hangs and pushes the program where asked; the program does everything else.
 pub(crate) async fn install(
     session: &Session,
     incus: &mut Incus,
     machine: &Object,
-    order: &MachineSpec,
+    spec: &MachineSpec,
     push: bool,
-) -> Result<(), String> {
-    let done = prepare(session, incus, machine, push).await;
-    let program = done.map_err(|why| incus_failure(&why).message)?;
-    let errand = RemoteExec {
+    kill_server: bool,
+) -> Result<(), StepError> {
+    if kill_server {
+        server_process::end(incus.first_process(machine).await?).await;
+    }
+    let program = prepare(session, incus, machine, push).await?;
+    // With the time, so that nobody carries the order out long after.
+    let sent = Sent {
+        at: jiff::Timestamp::now().as_second(),
+        order: spec.clone(),
+    };
+    let exec = RemoteExec {
         project: machine.project(),
         machine: machine.name(),
         user: None,
         argv: &[&program, SETUP],
-        input: &sent(order),
-        timeout: SETUP_PATIENCE,
+        // Plain data, which is always JSON.
+        input: &serde_json::to_vec(&sent).unwrap_or_default(),
+        timeout: SETUP_TIMEOUT,
     };
-    let said = errand.run().await.map_err(|why| why.to_string())?;
-    let report = session.reader.report(&said.answer).await;
-    let Some(report) = report.map_err(|why| why.to_string())? else {
-        let words = said.stderr.shown(WORDS_MAX);
-        return Err(format!("the program does not run in the machine: {words}"));
+    let output = exec.run().await?;
+    let Some(report) = session.reader.report(&output.answer).await? else {
+        return Err(StepError::NoReport(output.stderr));
     };
     if let Some(path) = report.altered {
-        let path = path.shown(WORDS_MAX);
-        return Err(format!(
-            "the machine says: machine altered: `{path}` in it is not what was left there"
-        ));
+        return Err(StepError::Altered(path));
     }
     if let Some(why) = report.failed {
-        return Err(format!("the machine says: {}", why.shown(WORDS_MAX)));
+        return Err(StepError::Reported(why));
     }
-    let digest = order.services().ok().flatten();
+    let digest = spec.services().ok().flatten();
     let digest = digest.map(|services| services.digest());
-    if report.digest.as_ref().map(Foreign::raw) == digest.as_ref() {
-        return Ok(());
+    if report.digest.as_ref().map(Foreign::raw) != digest.as_ref() {
+        return Err(StepError::OtherPolicy);
     }
-    Err("its server does not report the policy that was sent".to_owned())
+    Ok(())
 }
 
-/// An order as it is sent: with the time, so that nobody carries it out long after.
-fn sent(order: &MachineSpec) -> Vec<u8> {
-    let sent = Sent {
-        at: jiff::Timestamp::now().as_second(),
-        order: order.clone(),
-    };
-    // An order is plain data, which is always JSON.
-    serde_json::to_vec(&sent).unwrap_or_default()
-}
-
-/// Makes sure that the way to the program is the machine's own, and pushes it where it must be; where it is to be started.
+/// Checks that no mount is on the way to the program, and pushes it where needed; returns the path to start it by.
 async fn prepare(
     session: &Session,
     incus: &mut Incus,
@@ -93,35 +85,31 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    // Who planned a push has read it.
+    // A plan with a push has read the program.
     let Some(program) = session.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
     folders(incus, machine, PROGRAM_FOLDER).await?;
-    let number = std::process::id();
-    let fresh = format!("{PROGRAM_FOLDER}/{FRESH_PREFIX}{number}");
-    let owner = FileOwner { ..FOLDER };
+    let fresh = format!("{PROGRAM_FOLDER}/{FRESH_PREFIX}{}", std::process::id());
     incus
-        .write_file(machine, &fresh, owner, program.bytes.clone())
+        .write_file(machine, &fresh, FOLDER, program.bytes.clone())
         .await?;
     Ok(fresh)
 }
 
 /// Returns whether a path is on the way to something that goes into a machine.
 fn is_ours(path: &str) -> bool {
-    let all = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
-    path != "/"
-        && all
-            .iter()
-            .any(|ours| parts(ours).iter().any(|part| part == path))
+    let ours = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
+    let mut parts = ours.into_iter().flat_map(parts);
+    path != "/" && parts.any(|part| part == path)
 }
 
-/// Makes the folder in which a consumer's devices listen; every part of its path is a folder, or it is refused.
+/// Makes the folder in which a consumer's devices listen; fails where a part of its path is no folder.
 pub(crate) async fn listen_folder(incus: &mut Incus, machine: &Object) -> Result<(), IncusError> {
     folders(incus, machine, CONSUMER_FOLDER).await
 }
 
-/// Makes a folder with what is missing above it, through nothing but folders.
+/// Makes a folder and those missing above it, through nothing but folders.
 async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<(), IncusError> {
     for path in parts(folder) {
         match incus.kind_of_file(machine, &path).await? {
@@ -135,7 +123,7 @@ async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<()
     Ok(())
 }
 
-/// Deletes a consumer's socket; where the way to it is not of folders alone, there is nothing of ours.
+/// Deletes a consumer's socket; where a part of its path is no folder, the socket is none of ours.
 pub(crate) async fn delete_socket(
     incus: &mut Incus,
     machine: &Object,
@@ -154,7 +142,7 @@ fn altered(path: &str) -> IncusError {
     IncusError::Altered(path.to_owned())
 }
 
-/// Every folder on the way to a folder, from the top, itself included.
+/// The folders above a folder, from the top, and itself.
 fn parts(folder: &str) -> Vec<String> {
     let ends = folder.match_indices('/').map(|(at, _)| at).skip(1);
     let ends = ends.chain([folder.len()]);

@@ -1,8 +1,11 @@
-//! `anklume mcp …`: its flags, and which channel to use.
+//! The commands of servers, their clients and their logs: `anklume mcp …` and `anklume audit …`.
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Subcommand};
+use clap::builder::PossibleValue;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+use crate::audit::Verdict;
 
 /// `anklume mcp …`
 #[derive(Debug, Subcommand)]
@@ -10,13 +13,21 @@ pub enum McpCommand {
     /// Serve this machine's tools on stdin and stdout
     Serve(McpServeArgs),
     /// List the tools of a machine
-    List(McpListArgs),
+    List(ChannelArgs),
     /// Call a tool of a machine
     Call(McpCallArgs),
-    /// Join stdin and stdout to a provider, for any MCP client
+    /// Connect stdin and stdout to a provider, for any MCP client
     Connect(McpConnectArgs),
-    /// Say what the server of this machine serves to whom
-    Status(McpStatusArgs),
+    /// Show the services of this machine's server and their consumers
+    Status {
+        /// The folder of the server's sockets
+        #[arg(
+            long = "listen",
+            value_name = "DIR",
+            default_value = "/run/anklume/mcp"
+        )]
+        folder: PathBuf,
+    },
 }
 
 /// `anklume mcp serve`
@@ -52,7 +63,7 @@ pub struct ChannelArgs {
     /// The Incus project of the machine [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
-    /// The socket of a provider, whatever else is said
+    /// The socket of a provider; overrides the machine and its project
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
@@ -61,14 +72,6 @@ pub struct ChannelArgs {
     /// Show the command and the messages, run nothing
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// `anklume mcp list`
-#[derive(Debug, Args)]
-pub struct McpListArgs {
-    /// The channel to use.
-    #[command(flatten)]
-    pub channel: ChannelArgs,
 }
 
 /// `anklume mcp call`
@@ -95,22 +98,78 @@ pub struct McpConnectArgs {
     /// The Incus project of the machine, on the host [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
-    /// The socket of a provider, whatever else is said
+    /// The socket of a provider; overrides the machine and its project
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Seconds of silence to bear once stdin has ended [default: 30]
+    /// Maximum silence of the provider once stdin has ended, in seconds [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
 }
 
-/// `anklume mcp status`
-#[derive(Debug, Args)]
-pub struct McpStatusArgs {
-    /// The folder of the server's sockets
+/// `anklume audit …`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Show the calls
+    Show(AuditShowArgs),
+    /// Find edited, removed, moved and inserted lines: 0 whole, 1 not
+    Verify(AuditVerifyArgs),
+}
+
+/// The log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// The log; its older files (FILE.1, FILE.2 ...) belong to it
     #[arg(
-        long = "listen",
-        value_name = "DIR",
-        default_value = "/run/anklume/mcp"
+        long,
+        value_name = "FILE",
+        env = "ANKLUME_AUDIT_LOG",
+        default_value = "/var/log/anklume/audit.jsonl"
     )]
-    pub folder: PathBuf,
+    pub file: PathBuf,
+}
+
+/// `anklume audit show`
+#[derive(Debug, Args)]
+pub struct AuditShowArgs {
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Calls of this caller only; '(operator)' for the operator's own
+    #[arg(long, value_name = "MACHINE")]
+    pub caller: Option<String>,
+    /// Calls of this service only
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Not older than this: 2026-11-22T10:00:00Z, or 90s, 15m, 2h, 7d ago
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Calls with this decision only
+    #[arg(long, value_enum, value_name = "DECISION")]
+    pub decision: Option<Verdict>,
+}
+
+impl ValueEnum for Verdict {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Allowed, Self::Refused, Self::Overloaded]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::Allowed => "The call could run",
+            Self::Refused => "It could not",
+            Self::Overloaded => "The server had too much to do",
+        };
+        Some(PossibleValue::new(self.as_str()).help(help))
+    }
+}
+
+/// `anklume audit verify`
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// A hash that an earlier verify printed; its line must still be there
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
 }

@@ -1,25 +1,33 @@
-//! `anklume apply`: makes Incus match `infra.yml`, and says what it does.
+//! `anklume apply`: makes Incus match `infra.yml`; `anklume destroy`: deletes what `apply` made, on request.
 //!
-//! [`crate::plan`] decides which actions there are; this command shows them and has them carried out.
+//! [`crate::plan`] decides on the actions; these commands show them and have them carried out.
 
-pub(super) mod progress;
 mod report;
 
-pub(super) use report::print;
+use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
 
 use super::open_infra;
 use super::output::Output;
 use crate::apply::outcome::RunReport;
-use crate::apply::{execute, look};
-use crate::cli::{ApplyArgs, Format};
+use crate::apply::{self, execute, survey_and_plan};
+use crate::cli::{ApplyArgs, DestroyArgs};
 use crate::edge::edges;
 use crate::error::{Exit, Failure};
-use crate::plan::Plan;
+use crate::host::log_timer::is_scheduled;
+use crate::plan::{self, Action, Deletions, Selection};
 use crate::session::{Session, block_on, lock};
 use crate::survey::{audit_checkpoint, providers};
-use progress::Progress;
+use report::{Progress, RESUMES, print, print_plan};
+
+/// Message of `apply` without actions.
+const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
+/// Message of `destroy` without actions.
+const NOTHING_TO_DELETE: &str =
+    "nothing to delete: there is nothing on Incus that anklume made for this file";
+/// Input that confirms a deletion.
+const YES: &str = "yes";
 
 /// Runs `anklume apply`.
 pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -28,50 +36,87 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
     block_on(async {
         let session = open_session(output).await?;
         if args.dry_run {
-            // It changes nothing, and so waits for nobody.
+            // A dry run changes nothing, so it does not wait for the lock.
             let before = lock::is_held();
-            let (plan, _) = look(&session, &infra, &edges, &args.adopt).await?;
+            let (plan, _) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
             if before || lock::is_held() {
                 output.say(
                     "note: another anklume is changing this Incus: the plan shows only its current state",
                 );
             }
-            return show(&plan, args.exit_code, output);
+            print_plan(&plan, NOTHING_TO_DO, output)?;
+            let differs = args.exit_code && !plan.is_empty();
+            return Ok(if differs { Exit::Differs } else { Exit::Done });
         }
         let session = session.locked(|line| output.say(line)).await?;
-        let (mut plan, state) = look(&session, &infra, &edges, &args.adopt).await?;
+        let (mut plan, state) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
         let providers = providers(&edges, &state);
-        let kept = audit_checkpoint::keep_all(&session, &infra, &providers, &state.instances);
-        plan.notes.extend(kept.await);
+        let notes = audit_checkpoint::keep_all(&session, &infra, &providers, &state.instances);
+        plan.notes.extend(notes.await);
         session.close_roots().await;
-        for note in &plan.notes {
-            output.say(&format!("note: {note}"));
-        }
+        output.notes(&plan.notes);
         let progress = Progress::new(output, plan.actions().count());
         let steps = execute(&session, &plan, &progress);
-        let report = to_the_end(&session, &progress, steps).await?;
-        print(&report, NOTHING, &plan.notes, session.writes(), output)
+        let report = run_steps(&session, &progress, steps).await?;
+        let writes = session.writes();
+        print(&report, NOTHING_TO_DO, &plan.notes, writes, output)
     })
 }
 
-/// The way to Incus for a run.
+/// Runs `anklume destroy`.
+pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let infra = open_infra(&args.infra, output)?.infra;
+    let selection = match (&args.domain, &args.machine) {
+        (Some(domain), _) => Selection::Domain(domain),
+        (_, Some(machine)) => Selection::Machine(machine),
+        _ => Selection::All,
+    };
+    block_on(async {
+        let session = open_session(output)
+            .await?
+            .locked(|line| output.say(line))
+            .await?;
+        let state = session.state(&infra.project).await?;
+        let deletions = plan::destroy(&infra.project, &state, selection, is_scheduled());
+        output.notes(&deletions.notes);
+        if deletions.actions().next().is_none() {
+            refuse_unknown(selection, &infra.project)?;
+            let report = RunReport::default();
+            return print(&report, NOTHING_TO_DELETE, &deletions.notes, 0, output);
+        }
+        // With `--yes`, each line is shown when it is done.
+        if !args.yes {
+            for line in deletions.actions().flat_map(Action::lines) {
+                output.say(&line);
+            }
+        }
+        refuse_protected(&deletions, args.force)?;
+        if !args.yes {
+            confirm()?;
+        }
+        let progress = Progress::new(output, deletions.actions().count());
+        let steps = apply::destroy(&session, &deletions, &progress);
+        let report = run_steps(&session, &progress, steps).await?;
+        let writes = session.writes();
+        print(&report, NOTHING_TO_DELETE, &deletions.notes, writes, output)
+    })
+}
+
+/// Opens the session of a run.
 pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
     let session = Session::new().await?;
-    if output.verbose() {
+    if output.verbose {
         output.say(&session.about);
     }
     Ok(session)
 }
 
-/// Message if nothing has to change.
-const NOTHING: &str = "nothing to do: Incus is as declared";
-
-/// Carries steps out to the end; to that of the steps in hand, where a signal asks to stop.
+/// Carries out steps to the end, or after a signal to the end of the running ones.
 ///
 /// # Errors
 ///
-/// A second signal did not wait for them: what has begun on Incus goes on there.
-pub(super) async fn to_the_end(
+/// A second signal does not wait: the operations that have begun continue on Incus.
+async fn run_steps(
     session: &Session,
     progress: &Progress,
     steps: impl Future<Output = RunReport>,
@@ -79,29 +124,64 @@ pub(super) async fn to_the_end(
     let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
     let report = session.interrupt.run(steps, tell).await;
     progress.end();
-    let Some(report) = report.context("cannot watch for signals")? else {
+    let Some(mut report) = report.context("cannot watch for signals")? else {
         let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
-        return Err(failure.help(report::AGAIN).into());
+        return Err(failure.help(RESUMES).into());
     };
-    Ok(if session.interrupt.is_asked() {
-        report.stop()
-    } else {
-        report
-    })
+    report.stopped = session.interrupt.is_asked();
+    Ok(report)
 }
 
-fn show(plan: &Plan, exit_code: bool, output: &Output) -> anyhow::Result<Exit> {
-    report::show(plan, output)?;
-    Ok(if exit_code && !plan.is_empty() {
-        Exit::Differs
-    } else {
-        Exit::Done
-    })
+/// Fails where a domain or machine was named, as nothing of it exists.
+fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure> {
+    let (kind, name) = match selection {
+        Selection::All => return Ok(()),
+        Selection::Domain(name) => ("domain", name),
+        Selection::Machine(name) => ("machine", name),
+    };
+    let message = format!(
+        "there is no {kind} `{}` on Incus that anklume made for `{}`",
+        name.escape_debug(),
+        project.escape_debug()
+    );
+    Err(Failure::new(Exit::Failed, message).help("`incus list --all-projects` shows all machines"))
 }
 
-impl Output {
-    /// Returns whether the answer is for programs.
-    pub(super) fn is_json(&self) -> bool {
-        self.format() == Format::Json
+fn refuse_protected(deletions: &Deletions, force: bool) -> Result<(), Failure> {
+    let protected = deletions.machines.iter().filter_map(|action| match action {
+        Action::Delete {
+            object,
+            protected: true,
+            ..
+        } => Some(object.name()),
+        _ => None,
+    });
+    let protected: Vec<&str> = protected.collect();
+    if force || protected.is_empty() {
+        return Ok(());
     }
+    let message = format!(
+        "not ephemeral, and so not deleted: {}",
+        protected.join(", ").escape_debug()
+    );
+    let help = "`--force` deletes them all the same; nothing was deleted";
+    Err(Failure::new(Exit::Failed, message).help(help))
+}
+
+/// Asks at the terminal.
+fn confirm() -> anyhow::Result<()> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        let failure = Failure::new(Exit::Usage, "there is no terminal to ask on");
+        return Err(failure.help("`--yes` deletes without asking").into());
+    }
+    let mut stderr = std::io::stderr().lock();
+    write!(stderr, "delete all of this? type `{YES}`: ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    stdin.read_line(&mut answer)?;
+    if answer.trim() == YES {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Failed, "nothing was deleted").into())
 }

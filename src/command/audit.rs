@@ -1,42 +1,289 @@
 //! `anklume audit …`: the log of calls, shown and verified.
 
-mod show;
-mod verify;
-
-use std::io;
+use std::fs::File;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::audit;
-use crate::cli::AuditCommand;
+use anyhow::Context as _;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::output::{Output, done_or_failed};
+use crate::audit::chain::{self, LogLine, ReadLine};
+use crate::audit::verify::{Verifier, VerifyReport, next_line};
+use crate::audit::{self, Call, Event, Verdict};
+use crate::cli::{AuditCommand, AuditShowArgs, AuditVerifyArgs};
 use crate::error::{Exit, Failure};
+use crate::text::Foreign;
 
-use super::output::Output;
+/// Maximum number of further looks at a log whose last line is unfinished.
+const RETRIES: usize = 3;
+/// Pause before another look: a server that is writing the line has finished it by then.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs `anklume audit …`.
 pub(crate) fn run(command: &AuditCommand, output: &Output) -> anyhow::Result<Exit> {
     match command {
-        AuditCommand::Show(args) => show::run(args, output),
-        AuditCommand::Verify(args) => verify::run(args, output),
+        AuditCommand::Show(args) => show(args, output),
+        AuditCommand::Verify(args) => verify(args, output),
     }
 }
 
 /// The files of a log, oldest first: one at least.
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let files = audit::files(path).map_err(|why| hidden(path, &why))?;
+    let files = audit::files(path).map_err(|why| unreadable(path, &why))?;
     if files.is_empty() {
-        let shown = path.display();
-        let none = Failure::new(Exit::Failed, format!("there is no audit log `{shown}`"));
-        return Err(none.help("a server writes it where it runs; name another with --file"));
+        let message = format!("there is no audit log `{}`", path.display());
+        let help = "a server writes it where it runs; name another with --file";
+        return Err(Failure::new(Exit::Failed, message).help(help));
     }
     Ok(files)
 }
 
-/// Whether there is a log cannot be seen.
-fn hidden(path: &Path, why: &io::Error) -> Failure {
-    let shown = path.display();
-    let failure = Failure::new(
-        Exit::Failed,
-        format!("whether there is an audit log `{shown}` cannot be seen: {why}"),
+/// The existence of a log cannot be determined.
+fn unreadable(path: &Path, why: &io::Error) -> Failure {
+    let path = path.display();
+    let message = format!("cannot check for an audit log `{path}`: {why}");
+    Failure::new(Exit::Failed, message).help("its server's user may, and root")
+}
+
+/// Runs `anklume audit show`.
+fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
+    let files = files(&args.log.file)?;
+    let since = args.since.as_deref().map(since).transpose()?;
+    let mut foreign = 0_u64;
+    for file in files {
+        let cannot = || format!("cannot read `{}`", file.display());
+        let mut reader = BufReader::new(File::open(&file).with_context(cannot)?);
+        while let Some((bytes, _)) = next_line(&mut reader).with_context(cannot)? {
+            let ReadLine::Whole(line, _) = chain::read(&bytes) else {
+                foreign += 1;
+                continue;
+            };
+            if !is_wanted(&line, args, since) {
+                continue;
+            }
+            if output.is_json() {
+                output.answer(&[chain::printable(&bytes), b"\n".to_vec()].concat())?;
+            } else {
+                output.answer(line_text(&line).as_bytes())?;
+            }
+        }
+    }
+    if foreign > 0 {
+        output.say(&format!(
+            "warning: {foreign} line(s) are not as they were written; `anklume audit verify` says which"
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
+    let recent = since.is_none_or(|since| {
+        let time = line.time.parse::<Timestamp>();
+        time.is_ok_and(|time| time >= since)
+    });
+    let (caller, service, decision) = match &line.event {
+        Event::Call(call) => (&call.caller, &call.service, call.decision),
+        Event::Counted {
+            caller,
+            service,
+            decision,
+            ..
+        } => (caller, service, *decision),
+        _ => {
+            let filtered = args.caller.is_some() || args.service.is_some();
+            return recent && !filtered && args.decision.is_none();
+        }
+    };
+    let fits = |filter: &Option<String>, value: &Foreign| {
+        filter.as_ref().is_none_or(|wanted| value.raw() == wanted)
+    };
+    recent
+        && fits(&args.caller, caller)
+        && fits(&args.service, service)
+        && args.decision.is_none_or(|wanted| decision == wanted)
+}
+
+fn line_text(line: &LogLine) -> String {
+    let event = match &line.event {
+        Event::Call(call) => call_text(call),
+        Event::Counted {
+            caller,
+            service,
+            decision,
+            reason,
+            count,
+        } => format!(
+            "{decision}  {}  {}  {count} times more: {}",
+            caller.escaped(),
+            service.escaped(),
+            reason.escaped()
+        ),
+        Event::Start {
+            version, policy, ..
+        } => format!(
+            "server started (anklume {}, policy {})",
+            version.escaped(),
+            short(policy)
+        ),
+        Event::Stop { .. } => "server stopped".to_owned(),
+        Event::Reload { policy, refused } => match refused {
+            None => format!("policy {} in force", short(policy)),
+            Some(reason) => format!(
+                "new services file refused, policy {} stays in force: {}",
+                short(policy),
+                reason.escaped()
+            ),
+        },
+        Event::Rotated { .. } => "log goes on in a new file".to_owned(),
+        Event::Torn { bytes } => format!("{bytes} byte(s) of an unfinished line were taken off"),
+    };
+    let time = Foreign::new(line.time.as_str());
+    let second = time.part(|time| time.split('.').next().unwrap_or_default());
+    let second = second.part(|second| second.trim_end_matches('Z'));
+    format!("{}Z  {event}\n", second.escaped())
+}
+
+fn call_text(call: &Call) -> String {
+    let tool = call.tool.as_ref().filter(|tool| **tool != call.service);
+    let tool = tool.map_or_else(String::new, |tool| format!(" ({})", tool.escaped()));
+    let head = format!(
+        "{}  {}  {}{tool}",
+        call.decision,
+        call.caller.escaped(),
+        call.service.escaped()
     );
-    failure.help("its server's user may, and root")
+    match call.decision {
+        Verdict::Allowed => format!(
+            "{head}  {}, {} B in, {} B out, {:.1} ms",
+            call.outcome,
+            call.bytes_in,
+            call.bytes_out,
+            Duration::from_micros(call.duration_us).as_secs_f64() * 1e3
+        ),
+        Verdict::Refused | Verdict::Overloaded => format!("{head}  {}", call.reason.escaped()),
+    }
+}
+
+/// The first digits of a digest, enough to tell two apart.
+fn short(digest: &Foreign) -> String {
+    digest
+        .part(|digest| digest.chars().take(12).collect::<String>())
+        .escaped()
+}
+
+/// Parses a time (`2026-11-22T10:00:00Z`) or an age (`90s`, `15m`, `2h`, `7d`).
+fn since(text: &str) -> Result<Timestamp, Failure> {
+    let wrong = || {
+        let message = format!("`--since {}` is no time", text.escape_debug());
+        Failure::new(Exit::Usage, message)
+            .help("write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
+    };
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let split = text.len().checked_sub(1).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at_checked(split).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    let ago = Duration::from_secs(u64::from(number) * seconds);
+    Timestamp::now().checked_sub(ago).map_err(|_| wrong())
+}
+
+/// Runs `anklume audit verify`: 0 whole, 1 not.
+fn verify(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
+    let head = args.head.as_deref().map(head).transpose()?;
+    let mut report = walk(&args.log.file, head.clone())?;
+    for _ in 0..RETRIES {
+        if !report.unfinished {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        report = walk(&args.log.file, head.clone())?;
+    }
+    output.answer_as(&report_json(&report), || report_text(&report))?;
+    Ok(done_or_failed(report.is_whole()))
+}
+
+/// Looks once at all files.
+fn walk(path: &Path, head: Option<String>) -> anyhow::Result<VerifyReport> {
+    let files = files(path)?;
+    let mut verifier = Verifier::new(head);
+    if !audit::may_have_dropped(path).map_err(|why| unreadable(path, &why))? {
+        verifier = verifier.from_the_first_line();
+    }
+    for file in &files {
+        let name = file.display().to_string();
+        let cannot = || format!("cannot read `{name}`");
+        let reader = BufReader::new(File::open(file).with_context(cannot)?);
+        verifier.file(&name, reader).with_context(cannot)?;
+    }
+    Ok(verifier.finish())
+}
+
+/// Parses a hash as `verify` prints it; anything else would never be found and so is a mistake.
+fn head(text: &str) -> Result<String, Failure> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    let message = format!("`--head {}` is not a hash", text.escape_debug());
+    Err(Failure::new(Exit::Usage, message)
+        .help("give the 64 hexadecimal digits that an earlier `anklume audit verify` printed"))
+}
+
+fn report_text(report: &VerifyReport) -> String {
+    let findings = report.findings.iter();
+    let mut lines: Vec<String> = findings
+        .map(|finding| format!("{}:{}: {}", finding.file, finding.line, finding.fault))
+        .collect();
+    if report.more > 0 {
+        lines.push(format!("and {} more", report.more));
+    }
+    if report.head_missing {
+        let altered = "the end was cut, or the log was written anew";
+        lines.push(match report.first {
+            0 | 1 => format!("the line with the given head is missing: {altered}"),
+            first => format!(
+                "the line with the given head is missing: it is older than number {first}, where the log begins now, or {altered}"
+            ),
+        });
+    }
+    let word = if report.is_whole() {
+        "whole"
+    } else {
+        "NOT as it was written"
+    };
+    lines.push(format!(
+        "{word}: {} line(s) from number {} on, head {} (number {})",
+        report.lines, report.first, report.head.hash, report.head.seq
+    ));
+    lines.join("\n") + "\n"
+}
+
+fn report_json(report: &VerifyReport) -> Value {
+    let findings = report.findings.iter().map(|finding| {
+        json!({
+            "file": finding.file,
+            "line": finding.line,
+            "fault": finding.fault.to_string(),
+        })
+    });
+    json!({
+        "whole": report.is_whole(),
+        "lines": report.lines,
+        "first": report.first,
+        "head": report.head.hash,
+        "seq": report.head.seq,
+        "head_missing": report.head_missing,
+        "findings": findings.collect::<Vec<_>>(),
+        "more": report.more,
+    })
 }

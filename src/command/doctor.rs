@@ -1,19 +1,19 @@
-//! `anklume doctor`: walks every channel and says the first thing on its way that is broken, and what mends it.
+//! `anklume doctor`: checks every channel and reports the first broken thing on its way, and the fix.
 //!
-//! Changes nothing but what the host knows of the providers' logs of calls. Devices, processes, sockets and logs are looked at from the host; what only a machine can say is asked
-//! there, within bounds, and shown as the machine's word.
+//! Changes only the host's record of the providers' logs of calls. Looks at devices, processes, sockets and logs from the host; what only a
+//! machine can tell is asked there, within limits, and shown as the machine's word.
 
-mod report;
+use serde::Serialize;
+use serde_json::json;
 
 use super::apply::open_session;
-use super::open_infra;
-use super::output::Output;
-use crate::cli::{DoctorArgs, InfraArgs};
-use crate::doctor::examine;
+use super::output::{Output, done_or_failed};
+use super::{open_infra, or_closest};
+use crate::cli::DoctorArgs;
+use crate::doctor::{Broken, Health, examine};
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::infra::Infra;
-use crate::name::closest;
 use crate::session::block_on;
 use crate::transport::shell_line;
 
@@ -23,29 +23,40 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     let edges = edges(&infra)?;
     let chosen = chosen(&infra, &edges, &args.machines)?;
     if chosen.is_empty() {
-        return report::nothing(&args.machines, output);
+        let machines = &args.machines;
+        return print(&[], &[], output, || match machines.as_slice() {
+            [] => "no channels: no machine of this file offers another one a service\n".to_owned(),
+            _ => format!("no channels: {} is an end of none\n", machines.join(", ")),
+        });
     }
-    let apply = apply_command(&args.infra);
+    let path = args.infra.infra.as_ref().map(|path| path.to_string_lossy());
+    let mut apply = vec!["anklume", "apply"];
+    if let Some(path) = &path {
+        apply.extend(["--infra", path]);
+    }
+    let apply = shell_line(apply);
     let (healths, notes) = block_on(async {
         let session = open_session(output).await?;
         examine(&session, &infra, &edges, &chosen, &apply).await
     })?;
-    report::print(&healths, &notes, output)
+    if !output.is_json() {
+        output.notes(&notes);
+    }
+    print(&healths, &notes, output, || text(&healths))
 }
 
-/// The edges that were asked for.
-fn chosen<'e>(infra: &Infra, edges: &'e [Edge], names: &[String]) -> anyhow::Result<Vec<&'e Edge>> {
-    for name in names {
-        if infra.machine(name).is_none() {
-            let message = format!("`{}` is no machine of this file", name.escape_debug());
-            let machines = infra.machines().map(|(_, machine)| machine.name.as_str());
-            let failure = Failure::new(Exit::Usage, message);
-            return Err(match closest(name, machines) {
-                Some(near) => failure.help(format!("did you mean `{near}`?")),
-                None => failure.help("`anklume policy list` shows who serves whom"),
-            }
-            .into());
-        }
+/// The edges of the named machines; without names, all.
+fn chosen<'e>(
+    infra: &Infra,
+    edges: &'e [Edge],
+    names: &[String],
+) -> Result<Vec<&'e Edge>, Failure> {
+    if let Some(name) = names.iter().find(|name| infra.machine(name).is_none()) {
+        let message = format!("`{}` is no machine of this file", name.escape_debug());
+        let machines = infra.machines().map(|(_, machine)| machine.name.as_str());
+        let otherwise = "`anklume policy list` shows who serves whom";
+        let failure = Failure::new(Exit::Usage, message);
+        return Err(failure.help(or_closest(name, machines, otherwise)));
     }
     let is_chosen = |edge: &&Edge| {
         let ends = [&edge.consumer, &edge.provider];
@@ -55,12 +66,64 @@ fn chosen<'e>(infra: &Infra, edges: &'e [Edge], names: &[String]) -> anyhow::Res
     Ok(edges.iter().filter(is_chosen).collect())
 }
 
-/// The command that mends nearly everything.
-fn apply_command(infra: &InfraArgs) -> String {
-    let path = infra.infra.as_ref().map(|path| path.to_string_lossy());
-    let mut words = vec!["anklume", "apply"];
-    if let Some(path) = &path {
-        words.extend(["--infra", path]);
-    }
-    shell_line(words)
+#[derive(Debug, Serialize)]
+struct ChannelEntry<'a> {
+    consumer: &'a str,
+    provider: &'a str,
+    ok: bool,
+    /// Duration of the consumer's question; `None` where something is broken.
+    milliseconds: Option<f64>,
+    broken: Option<&'a Broken>,
+    notes: &'a [String],
+}
+
+/// Prints the state of the channels. The exit code tells whether anything is broken.
+fn print(
+    healths: &[Health<'_>],
+    notes: &[String],
+    output: &Output,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<Exit> {
+    let ok = healths.iter().all(|health| health.broken.is_none());
+    let edges = healths.iter().map(|health| ChannelEntry {
+        consumer: health.edge.consumer.machine.as_str(),
+        provider: health.edge.provider.machine.as_str(),
+        ok: health.broken.is_none(),
+        milliseconds: milliseconds(health),
+        broken: health.broken.as_ref(),
+        notes: &health.notes,
+    });
+    let edges: Vec<ChannelEntry<'_>> = edges.collect();
+    output.answer_as(&json!({ "ok": ok, "edges": edges, "notes": notes }), text)?;
+    Ok(done_or_failed(ok))
+}
+
+fn milliseconds(health: &Health<'_>) -> Option<f64> {
+    // The clock of another process is accurate to about a tenth.
+    let took = health.took.filter(|_| health.broken.is_none())?;
+    Some((took.as_secs_f64() * 10_000.0).round() / 10.0)
+}
+
+fn text(healths: &[Health<'_>]) -> String {
+    let names = healths.iter().map(|health| {
+        let edge = health.edge;
+        format!("{} → {}", edge.consumer.machine, edge.provider.machine)
+    });
+    let names: Vec<String> = names.collect();
+    let width = names.iter().map(|name| name.chars().count()).max();
+    let width = width.unwrap_or_default();
+    let lines = healths.iter().zip(&names).flat_map(|(health, name)| {
+        let took = milliseconds(health).unwrap_or_default();
+        let mut lines = match &health.broken {
+            Some(broken) => vec![
+                format!("broken  {name:width$}  {}\n", broken.detail),
+                format!("        mend it: {}\n", broken.mend),
+            ],
+            None => vec![format!("ok      {name:width$}  {took:.1} ms\n")],
+        };
+        let notes = health.notes.iter();
+        lines.extend(notes.map(|note| format!("        note: {note}\n")));
+        lines
+    });
+    lines.collect()
 }

@@ -1,4 +1,4 @@
-//! The command line as it is shown: what completion offers, and the manual page. One page holds every subcommand.
+//! Generates the completion scripts and the manual page, one for all subcommands.
 
 use std::io::{self, Write as _};
 
@@ -29,8 +29,15 @@ const EXITS: [(Exit, &str); 8] = [
     (Exit::Interrupted, "interrupted; what was started is ended"),
 ];
 
-/// The command line without what only anklume itself calls: clap hides that from its help alone.
-pub(super) fn shown() -> clap::Command {
+/// A completion script.
+pub(super) fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut visible(), "anklume", &mut script);
+    script
+}
+
+/// The command line without the hidden subcommands, which clap hides from its help alone.
+fn visible() -> clap::Command {
     let whole = Cli::command();
     let subcommands = whole.get_subcommands().filter(|one| !one.is_hide_set());
     clap::Command::new("anklume")
@@ -44,7 +51,7 @@ pub(super) fn shown() -> clap::Command {
 
 /// The manual page, as roff.
 pub(super) fn page() -> io::Result<Vec<u8>> {
-    let mut whole = shown().disable_help_subcommand(true);
+    let mut whole = visible().disable_help_subcommand(true);
     whole.build();
     let mut page = Vec::new();
     let root = Man::new(whole.clone());
@@ -59,7 +66,7 @@ pub(super) fn page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// A section for each subcommand that does something.
+/// Adds a section for each subcommand that has none of its own.
 fn add_subcommands(above: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     for command in above.get_subcommands() {
         if command.has_subcommands() {
@@ -79,7 +86,7 @@ fn add_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()>
     heading.text([roff::roman(about.unwrap_or_default())]);
     heading.control("PP", []);
     heading.to_writer(page)?;
-    // What every subcommand understands stands once, above.
+    // The flags of every subcommand are described once, above.
     let own = command.clone().mut_args(|argument| {
         let everywhere = argument.is_global_set() || argument.get_id() == "help";
         argument.hide(everywhere)

@@ -1,12 +1,13 @@
-//! The answer goes to stdout, everything else to stderr.
+//! Writes the answer to stdout and everything else to stderr.
 //!
-//! Written through locks with `writeln!`, so that a closed pipe is an error to handle and not a panic.
+//! Uses locks and `writeln!`, so that a closed pipe is an error and not a panic.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use anstream::{AutoStream, ColorChoice};
 
 use crate::cli::{Format, GlobalArgs, When};
+use crate::error::Exit;
 use crate::text::write_json;
 
 /// The output of a command, and its format.
@@ -14,8 +15,10 @@ use crate::text::write_json;
 pub(crate) struct Output {
     format: Format,
     color: ColorChoice,
-    quiet: bool,
-    verbose: bool,
+    /// The flag `--quiet`.
+    pub(crate) quiet: bool,
+    /// The flag `--verbose`.
+    pub(crate) verbose: bool,
 }
 
 impl Output {
@@ -34,52 +37,68 @@ impl Output {
         }
     }
 
-    /// Form of the answer.
-    pub(crate) const fn format(&self) -> Format {
-        self.format
-    }
-
-    /// Returns whether `--verbose` was given.
-    pub(crate) const fn verbose(&self) -> bool {
-        self.verbose
-    }
-
-    /// Returns whether `--quiet` was given.
-    pub(crate) const fn quiet(&self) -> bool {
-        self.quiet
+    /// Returns whether the answer is JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
     }
 
     /// Writes the answer to stdout as it is.
-    #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
+    #[expect(
+        clippy::unused_self,
+        reason = "only the holder of the output may answer"
+    )]
     pub(crate) fn answer(&self, bytes: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes)?;
         stdout.flush()
     }
 
+    /// Writes the answer to stdout in the form that the flags ask for: as JSON, or as text.
+    pub(crate) fn answer_as(
+        &self,
+        json: &impl serde::Serialize,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        if self.is_json() {
+            self.json(json)
+        } else {
+            Ok(self.answer(text().as_bytes())?)
+        }
+    }
+
     /// Writes a value to stdout as indented JSON and a newline, in printable ASCII.
-    #[expect(clippy::unused_self, reason = "whoever answers holds the output")]
+    #[expect(
+        clippy::unused_self,
+        reason = "only the holder of the output may answer"
+    )]
     pub(crate) fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let stdout = BufWriter::new(io::stdout().lock());
-        // As the system said it: a closed pipe is looked for.
+        // As an `io::Error`, which `is_closed_pipe` recognizes.
         Ok(write_json(stdout, value).map_err(io::Error::from)?)
     }
 
-    /// A line on stderr for whoever watches; not with `--quiet`.
+    /// Writes a line to stderr, except with `--quiet`.
     pub(crate) fn say(&self, line: &str) {
         if !self.quiet {
             self.stderr(line);
         }
     }
 
-    /// Text on stderr whatever the flags say. It may hold ANSI styles; they go where colours do.
+    /// Writes each note as a line to stderr, except with `--quiet`.
+    pub(crate) fn notes(&self, notes: &[String]) {
+        for note in notes {
+            self.say(&format!("note: {note}"));
+        }
+    }
+
+    /// Writes text to stderr, even with `--quiet`. Its ANSI styles are removed where colours are off.
     pub(crate) fn stderr(&self, text: &str) {
         let mut stream = AutoStream::new(io::stderr().lock(), self.color);
-        // A closed stderr leaves nobody to tell.
+        // With stderr closed, nobody can be told.
         let _ = writeln!(stream, "{text}");
     }
 
-    /// A failure, in the form of a diagnostic.
+    /// Writes a failure to stderr, in the form of a diagnostic.
     pub(crate) fn failure(&self, message: &str, help: Option<&str>) {
         self.stderr(&format!(
             "\u{1b}[1;31merror\u{1b}[0m\u{1b}[1m: {message}\u{1b}[0m"
@@ -89,10 +108,15 @@ impl Output {
         }
     }
 
-    /// Returns whether lines for whoever watches may move on a terminal.
+    /// Returns whether progress may be animated on stderr.
     pub(crate) fn animates(&self) -> bool {
-        !self.quiet && self.format == Format::Text && io::stderr().is_terminal()
+        !self.quiet && !self.is_json() && io::stderr().is_terminal()
     }
+}
+
+/// The exit of a command that either succeeds or fails.
+pub(crate) const fn done_or_failed(done: bool) -> Exit {
+    if done { Exit::Done } else { Exit::Failed }
 }
 
 /// Returns whether a run ended because the reader of its output went away.

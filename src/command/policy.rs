@@ -1,24 +1,106 @@
-//! `anklume policy …`: questions to the policy of an `infra.yml`.
-//!
-//! Decides nothing itself: every answer is that of `policy::decide`.
+//! `anklume policy …`: questions to the policy of an `infra.yml`. Every decision is that of `policy::decide`.
 
 mod check;
-mod explain;
-mod export;
-mod list;
-mod question;
 
-use crate::cli::PolicyCommand;
-use crate::error::Exit;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::output::Output;
+use super::{joined, open_infra};
+use crate::cli::{InfraArgs, PolicyCommand};
+use crate::error::Exit;
+use crate::infra::Infra;
+use crate::name::{MachineName, ServiceName, ToolName};
+use crate::services::{Service, Services};
+use check::known_machine;
+
+/// Number of spaces between two columns.
+const GAP: usize = 2;
 
 /// Runs `anklume policy …`.
 pub(crate) fn run(command: &PolicyCommand, output: &Output) -> anyhow::Result<Exit> {
     match command {
-        PolicyCommand::Check(args) => check::run(args, output),
-        PolicyCommand::List(args) => list::run(args, output),
-        PolicyCommand::Explain(args) => explain::run(args, output),
-        PolicyCommand::Export(args) => export::run(args, output),
+        PolicyCommand::Check(args) => return check::check(args, output),
+        PolicyCommand::Explain(args) => check::explain(args, output)?,
+        PolicyCommand::List(args) => list(args, output)?,
+        PolicyCommand::Export { machine, infra } => export(machine, infra, output)?,
     }
+    Ok(Exit::Done)
+}
+
+/// Prints the services file of a machine; it is the same in every format.
+fn export(machine: &str, args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
+    let infra = open_infra(args, output)?.infra;
+    let services = Services::of(known_machine(&infra, machine, "provider")?);
+    if services.services.is_empty() {
+        output.say(&format!("note: `{}` offers no services", services.machine));
+    }
+    Ok(output.answer(&services.to_file())?)
+}
+
+/// Lists every declared service with its consumers and the place of its declaration.
+fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
+    let rows = rows(&open_infra(args, output)?.infra);
+    if rows.is_empty() && !output.is_json() {
+        output.say("no services are declared: nobody may call anything");
+        return Ok(());
+    }
+    output.answer_as(&rows, || table(&rows))
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    provider: MachineName,
+    service: ServiceName,
+    tool: ToolName,
+    consumers: Vec<MachineName>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    with: Map<String, Value>,
+    declared_at: Option<String>,
+}
+
+fn rows(infra: &Infra) -> Vec<Row> {
+    let all = infra.machines().map(|(_, machine)| Services::of(machine));
+    all.flat_map(|services| {
+        let provider = services.machine;
+        let row = move |service: Service| Row {
+            provider: provider.clone(),
+            service: service.name,
+            tool: service.tool,
+            consumers: service.consumers,
+            with: service.with,
+            declared_at: service.declared_at,
+        };
+        services.services.into_iter().map(row)
+    })
+    .collect()
+}
+
+fn table(rows: &[Row]) -> String {
+    let heads = ["SERVICE", "TOOL", "CONSUMERS", "DECLARED"].map(str::to_owned);
+    let cells = rows.iter().map(|row| {
+        [
+            format!("{}/{}", row.provider, row.service),
+            row.tool.to_string(),
+            joined(&row.consumers, "(nobody)"),
+            row.declared_at.clone().unwrap_or_default(),
+        ]
+    });
+    let lines: Vec<[String; 4]> = std::iter::once(heads).chain(cells).collect();
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(String::len).max().unwrap_or_default() + GAP
+    };
+    let (first, second, third) = (width(0), width(1), width(2));
+    let mut text = String::new();
+    for [service, tool, consumers, declared] in &lines {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(
+            text,
+            "{service:first$}{tool:second$}{consumers:third$}{declared}"
+        );
+    }
+    text
 }

@@ -1,20 +1,27 @@
 //! `anklume sync`: the files that Ansible reads, as infra.yml says.
 //!
-//! First everything is read, computed and read back; only then is anything changed, and then all of it or nothing.
+//! Reads, computes and reads back everything first; only then changes all or nothing.
 
-mod report;
-
+use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::cli::SyncArgs;
-use crate::edge;
-use crate::error::Exit;
-use crate::inventory;
-use crate::sync::tree::{Access, FileTree};
-use crate::sync::{self, FileState, PlannedFile, orphans};
+use serde::Serialize;
+use similar::TextDiff;
 
 use super::open_infra;
 use super::output::Output;
+use crate::cli::SyncArgs;
+use crate::edge;
+use crate::error::Exit;
+use crate::inventory::{self, FilePath};
+use crate::sync::orphans::{self, Fate, Orphan};
+use crate::sync::tree::{Access, FileTree};
+use crate::sync::{self, FileState, PlannedFile};
+
+/// Maximum number of changes that are listed without `--verbose`.
+const LISTED_MAX: usize = 40;
+/// Lines around a change in a diff.
+const CONTEXT: usize = 3;
 
 /// Runs `anklume sync`.
 pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -22,69 +29,234 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     let edges = edge::edges(&read.infra)?;
     let files = inventory::files(&read.infra, &edges);
     let base = args.base_dir.as_deref().unwrap_or(&read.folder);
-    // The folder of a bare `infra.yml`.
+    // The folder of a bare `infra.yml` is empty.
     let base = if base.as_os_str().is_empty() {
         Path::new(".")
     } else {
         base
     };
-    let mode = Mode::of(args);
-    let access = if mode == Mode::Write {
-        Access::Write
-    } else {
-        Access::Read
+    let (mode, access) = match (args.check, args.dry_run) {
+        (true, _) => (Mode::Check, Access::Read),
+        (false, true) => (Mode::Show, Access::Read),
+        (false, false) => (Mode::Write, Access::Write),
     };
     let mut tree = FileTree::open(base, access).map_err(|fault| sync::failure(&fault))?;
-    let plan = planned(&tree, &files, output)?;
-    let orphans = orphans::find(
-        &tree,
-        &inventory::known_paths(&read.infra),
-        args.clean_orphans,
-    )
-    .map_err(|fault| sync::failure(&fault))?;
+    let plan = sync::plan(&tree, &files).map_err(|(faults, last)| {
+        for fault in faults {
+            output.failure(&fault.message, fault.help.as_deref());
+        }
+        last
+    })?;
+    let known = inventory::known_paths(&read.infra);
+    let orphans =
+        orphans::find(&tree, &known, args.clean_orphans).map_err(|fault| sync::failure(&fault))?;
     if mode == Mode::Write {
         sync::write(&mut tree, &plan, &orphans).map_err(|fault| sync::failure(&fault))?;
     }
-    report::report(mode, &plan, &orphans, output)?;
-    let differs = plan.iter().any(|file| file.state != FileState::Unchanged);
-    Ok(if mode == Mode::Check && differs {
-        Exit::Differs
-    } else {
-        Exit::Done
-    })
+    let report = SyncReport {
+        mode,
+        plan: &plan,
+        orphans: &orphans,
+    };
+    report.print(output)?;
+    let differs = mode == Mode::Check && report.written().next().is_some();
+    Ok(if differs { Exit::Differs } else { Exit::Done })
 }
 
-/// How a run treats differences.
+/// The treatment of differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Changes the files.
     Write,
     /// Shows what would change.
     Show,
-    /// Says whether anything would change.
+    /// Tells by its exit code whether anything would change.
     Check,
 }
 
-impl Mode {
-    const fn of(args: &SyncArgs) -> Self {
-        match (args.check, args.dry_run) {
-            (true, _) => Self::Check,
-            (false, true) => Self::Show,
-            (false, false) => Self::Write,
+/// The changes of a run, done or planned.
+struct SyncReport<'a> {
+    mode: Mode,
+    plan: &'a [PlannedFile],
+    orphans: &'a [Orphan],
+}
+
+/// A run as JSON.
+#[derive(Debug, Serialize)]
+struct SyncAnswer<'a> {
+    /// True if anything was changed on the disk.
+    written: bool,
+    files: Vec<SyncEntry<'a>>,
+    orphans: Vec<SyncEntry<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct SyncEntry<'a> {
+    path: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff: Option<String>,
+}
+
+impl<'a> SyncReport<'a> {
+    fn print(&self, output: &Output) -> anyhow::Result<()> {
+        self.say_orphans(output);
+        if output.is_json() {
+            return output.json(&self.json());
+        }
+        let summary = self.summary();
+        if self.mode == Mode::Show {
+            // The answer is the diff alone, as input of `git apply` or `patch -p1`.
+            let written = self.written().map(diff_of_file);
+            let diffs = written.chain(self.removed().map(diff_of_orphan));
+            output.answer(diffs.collect::<String>().as_bytes())?;
+            output.say(&summary);
+        } else if !output.quiet {
+            let text = self.lines(output.verbose) + &summary + "\n";
+            output.answer(text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn say_orphans(&self, output: &Output) {
+        for orphan in self.orphans {
+            let kept = match &orphan.fate {
+                Fate::Removed => continue,
+                Fate::Left => String::new(),
+                Fate::Kept(reason) => format!("; kept ({})", reason.escape_debug()),
+            };
+            let name = name(&orphan.path);
+            output.say(&format!(
+                "orphan: {name} belongs to nothing that is declared{kept}"
+            ));
+        }
+        if self.orphans.iter().any(|orphan| orphan.fate == Fate::Left) {
+            output.say("  = help: `anklume sync --clean-orphans` removes those that are not kept");
+        }
+    }
+
+    /// The files that are created or updated.
+    fn written(&self) -> impl Iterator<Item = &'a PlannedFile> {
+        let plan = self.plan.iter();
+        plan.filter(|file| file.state != FileState::Unchanged)
+    }
+
+    /// The orphans that are removed.
+    fn removed(&self) -> impl Iterator<Item = &'a Orphan> {
+        let orphans = self.orphans.iter();
+        orphans.filter(|orphan| orphan.fate == Fate::Removed)
+    }
+
+    /// One line for each change, up to a limit without `verbose`.
+    fn lines(&self, verbose: bool) -> String {
+        let (created, updated) = match self.mode {
+            Mode::Write => ("created", "updated"),
+            Mode::Show | Mode::Check => ("missing", "differs"),
+        };
+        let written = self.written().map(|file| match file.state {
+            FileState::Created => (created, &file.path),
+            _ => (updated, &file.path),
+        });
+        let removed = self.removed().map(|orphan| ("removed", &orphan.path));
+        let changes: Vec<(&str, &FilePath)> = written.chain(removed).collect();
+        let listed = if verbose { changes.len() } else { LISTED_MAX };
+        let mut text = String::new();
+        for (word, path) in changes.iter().take(listed) {
+            let _ = writeln!(text, "{word} {}", name(path));
+        }
+        if let Some(more @ 1..) = changes.len().checked_sub(listed) {
+            let _ = writeln!(text, "… and {more} more (all with --verbose)");
+        }
+        text
+    }
+
+    /// The last line: the number of files in each state.
+    fn summary(&self) -> String {
+        let count = |state| self.plan.iter().filter(|file| file.state == state).count();
+        let unchanged = count(FileState::Unchanged);
+        let states = [
+            (count(FileState::Created), "created", "to create"),
+            (count(FileState::Updated), "updated", "to update"),
+            (self.removed().count(), "removed", "to remove"),
+            (unchanged, "unchanged", "unchanged"),
+        ];
+        let all: usize = states.iter().map(|(number, ..)| number).sum();
+        let files = if all == 1 { "file" } else { "files" };
+        if all == unchanged {
+            return format!("nothing to do: {all} {files} up to date");
+        }
+        let is_done = self.mode == Mode::Write;
+        let parts: Vec<String> = states
+            .iter()
+            .filter(|(number, ..)| *number > 0)
+            .map(|(number, done, would)| format!("{number} {}", if is_done { done } else { would }))
+            .collect();
+        let end = if is_done { "" } else { "; nothing was written" };
+        format!("{all} {files}: {}{end}", parts.join(", "))
+    }
+
+    fn json(&self) -> SyncAnswer<'a> {
+        let shows = self.mode == Mode::Show;
+        let files = self.plan.iter().map(|file| {
+            let (state, differs) = match file.state {
+                FileState::Created => ("created", true),
+                FileState::Updated => ("updated", true),
+                FileState::Unchanged => ("unchanged", false),
+            };
+            SyncEntry {
+                path: file.path.to_string(),
+                state,
+                reason: None,
+                diff: (shows && differs).then(|| diff_of_file(file)),
+            }
+        });
+        let orphans = self.orphans.iter().map(|orphan| {
+            let (state, reason) = match &orphan.fate {
+                Fate::Left => ("left", None),
+                Fate::Removed => ("removed", None),
+                Fate::Kept(reason) => ("kept", Some(reason.as_str())),
+            };
+            SyncEntry {
+                path: orphan.path.to_string(),
+                state,
+                reason,
+                diff: (shows && orphan.fate == Fate::Removed).then(|| diff_of_orphan(orphan)),
+            }
+        });
+        let changed = self.written().next().is_some() || self.removed().next().is_some();
+        SyncAnswer {
+            written: self.mode == Mode::Write && changed,
+            files: files.collect(),
+            orphans: orphans.collect(),
         }
     }
 }
 
-/// Compares every file with what it should say. All faults are shown, the last as the error.
-fn planned(
-    tree: &FileTree,
-    files: &[inventory::GeneratedFile<'_>],
-    output: &Output,
-) -> anyhow::Result<Vec<PlannedFile>> {
-    sync::plan(tree, files).map_err(|(faults, last)| {
-        for fault in faults {
-            output.failure(&fault.message, fault.help.as_deref());
-        }
-        last.into()
-    })
+/// A path whose name came from the disk, escaped for a terminal.
+fn name(path: &FilePath) -> String {
+    path.to_string().escape_debug().to_string()
+}
+
+fn diff_of_file(file: &PlannedFile) -> String {
+    let old = file.found.as_ref().map(|found| found.text.as_str());
+    diff(&file.path, old, Some(&file.new))
+}
+
+fn diff_of_orphan(orphan: &Orphan) -> String {
+    diff(&orphan.path, Some(&orphan.found.text), None)
+}
+
+/// A change as `git diff` shows it.
+fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
+    let side = |letter: char, text: Option<&str>| match text {
+        Some(_) => format!("{letter}/{}", name(path)),
+        None => "/dev/null".to_owned(),
+    };
+    TextDiff::from_lines(old.unwrap_or_default(), new.unwrap_or_default())
+        .unified_diff()
+        .context_radius(CONTEXT)
+        .header(&side('a', old), &side('b', new))
+        .to_string()
 }

@@ -1,31 +1,101 @@
-//! Prints how a run ended: each action with its outcome, and for a failed one the command that shows more.
+//! Shows a run: a progress bar and the running actions on a terminal, one line per action elsewhere; at its end each action with
+//! its outcome, and for a failed one the command that shows more.
 
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::json;
 
-use super::super::output::Output;
+use crate::apply::RunObserver;
 use crate::apply::outcome::{RunReport, StepOutcome, StepStatus};
+use crate::command::output::Output;
 use crate::error::Exit;
 use crate::plan::{Action, ActionSummary, Plan};
 
 /// Advice for actions that were not done.
-pub(super) const AGAIN: &str = "run the command again: it resumes where it stopped";
+pub(super) const RESUMES: &str = "run the command again: it resumes where it stopped";
+/// Interval between two redraws of a running action.
+const TICK: Duration = Duration::from_millis(120);
 
-/// The answer as JSON.
-#[derive(Debug, Serialize)]
-struct ApplyAnswer<'a> {
-    changed: usize,
-    failed: usize,
-    skipped: usize,
-    /// Requests to Incus that may change something.
-    writes: u64,
-    actions: Vec<ActionEntry<'a>>,
-    notes: &'a [String],
+/// The progress of a run.
+pub(super) struct Progress {
+    output: Output,
+    bars: Option<(MultiProgress, ProgressBar)>,
+}
+
+impl Progress {
+    /// Starts the progress of a run with this number of steps.
+    pub(super) fn new(output: &Output, steps: usize) -> Self {
+        let bars = output.animates().then(|| {
+            let all = MultiProgress::new();
+            let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let total = u64::try_from(steps).unwrap_or(u64::MAX);
+            let bar = all.add(ProgressBar::new(total).with_style(style));
+            (all, bar)
+        });
+        Self {
+            output: output.clone(),
+            bars,
+        }
+    }
+
+    /// Writes a line above the bar.
+    pub(super) fn line(&self, line: &str) {
+        match &self.bars {
+            Some((all, _)) => all.suspend(|| self.output.say(line)),
+            None => self.output.say(line),
+        }
+    }
+
+    /// Removes the bar at the end of the run.
+    pub(super) fn end(&self) {
+        if let Some((_, bar)) = &self.bars {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl RunObserver for Progress {
+    type Step = Option<ProgressBar>;
+
+    fn started(&self, action: &Action) -> Self::Step {
+        let (all, _) = self.bars.as_ref()?;
+        let summary = action.shown();
+        let line = summary.lines.first().cloned();
+        let line = line.unwrap_or_else(|| summary.title());
+        let spinner = all.add(ProgressBar::new_spinner().with_message(line));
+        spinner.enable_steady_tick(TICK);
+        Some(spinner)
+    }
+
+    fn finished(&self, step: Self::Step) {
+        if let (Some((all, bar)), Some(step)) = (&self.bars, step) {
+            step.finish_and_clear();
+            all.remove(&step);
+            bar.inc(1);
+        }
+    }
+
+    fn record(&self, outcome: StepOutcome) -> StepOutcome {
+        let title = outcome.summary.title();
+        match &outcome.status {
+            StepStatus::Done => {
+                let lines = outcome.summary.lines.iter();
+                lines.for_each(|line| self.line(line));
+            }
+            StepStatus::Failed(why) => self.line(&format!("! {title}: {why}")),
+            StepStatus::Skipped(why) => self.line(&format!("! {title}: skipped, {why}")),
+        }
+        outcome
+    }
 }
 
 #[derive(Debug, Serialize)]
 struct ActionEntry<'a> {
     #[serde(flatten)]
-    shown: &'a ActionSummary,
+    summary: &'a ActionSummary,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
@@ -33,48 +103,60 @@ struct ActionEntry<'a> {
     more: Option<&'a str>,
 }
 
-fn count(report: &RunReport, is: impl Fn(&StepStatus) -> bool) -> usize {
-    report.outcomes.iter().filter(|one| is(&one.status)).count()
+impl<'a> ActionEntry<'a> {
+    fn of(outcome: &'a StepOutcome) -> Self {
+        let more = outcome.more.as_deref();
+        let (status, reason, more) = match &outcome.status {
+            StepStatus::Done => ("done", None, None),
+            StepStatus::Failed(why) => ("failed", Some(why.as_str()), more),
+            StepStatus::Skipped(why) => ("skipped", Some(why.as_str()), None),
+        };
+        Self {
+            summary: &outcome.summary,
+            status,
+            reason,
+            more,
+        }
+    }
 }
 
-/// Prints the end of a run and says how it ended.
+/// Prints the end of a run, or `nothing` where it had no step; returns its exit.
 ///
-/// `nothing` is said where there was no step.
-pub(in crate::command) fn print(
+/// `writes` is the number of requests to Incus that may have changed something.
+pub(super) fn print(
     report: &RunReport,
     nothing: &str,
     notes: &[String],
     writes: u64,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let changed = report.outcomes.iter().filter(|one| one.is_change()).count();
-    let failed = count(report, |status| matches!(status, StepStatus::Failed(_)));
-    let skipped = count(report, |status| matches!(status, StepStatus::Skipped(_)));
-    let answered = if output.is_json() {
-        output.json(&ApplyAnswer {
-            changed,
-            failed,
-            skipped,
-            writes,
-            actions: report.outcomes.iter().map(entry).collect(),
-            notes,
-        })
-    } else {
-        let line = match (report.outcomes.is_empty(), changed) {
-            (true, _) => format!("{nothing}\n"),
-            (false, 1) => "done: 1 change\n".to_owned(),
-            (false, _) => format!("done: {changed} changes\n"),
-        };
-        output.answer(line.as_bytes()).map_err(Into::into)
-    };
-    let all = report.outcomes.len();
+    let outcomes = &report.outcomes;
+    let count = |is: fn(&StepOutcome) -> bool| outcomes.iter().filter(|one| is(one)).count();
+    let changed = count(StepOutcome::is_change);
+    let failed = count(|one| matches!(one.status, StepStatus::Failed(_)));
+    let skipped = count(|one| matches!(one.status, StepStatus::Skipped(_)));
+    let entries: Vec<ActionEntry<'_>> = outcomes.iter().map(ActionEntry::of).collect();
+    let answer = json!({
+        "changed": changed,
+        "failed": failed,
+        "skipped": skipped,
+        "writes": writes,
+        "actions": entries,
+        "notes": notes,
+    });
+    let answered = output.answer_as(&answer, || match (outcomes.is_empty(), changed) {
+        (true, _) => format!("{nothing}\n"),
+        (false, 1) => "done: 1 change\n".to_owned(),
+        (false, _) => format!("done: {changed} changes\n"),
+    });
+    let all = outcomes.len();
     if report.stopped && skipped > 0 {
-        // A terminal that was closed takes no answer, and what failed is said all the same.
+        // A closed terminal takes no answer; the failures are written all the same.
         if failed > 0 {
             print_failures(report, failed, 0, output);
         }
         let message = format!("stopped: {skipped} of {all} steps were not begun");
-        output.failure(&message, Some(AGAIN));
+        output.failure(&message, Some(RESUMES));
         return Ok(Exit::Interrupted);
     }
     answered?;
@@ -95,7 +177,7 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
     output.failure(&format!("{failed} of {all} steps failed{skipped}"), None);
     for outcome in &report.outcomes {
         if let StepStatus::Failed(why) = &outcome.status {
-            output.stderr(&format!("  {}: {why}", outcome.title()));
+            output.stderr(&format!("  {}: {why}", outcome.summary.title()));
             if let Some(more) = &outcome.more {
                 output.stderr(&format!("    see more: `{more}`"));
             }
@@ -103,48 +185,22 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
     }
 }
 
-fn entry(outcome: &StepOutcome) -> ActionEntry<'_> {
-    let (status, reason) = match &outcome.status {
-        StepStatus::Done => ("done", None),
-        StepStatus::Failed(why) => ("failed", Some(why.as_str())),
-        StepStatus::Skipped(why) => ("skipped", Some(why.as_str())),
-    };
-    ActionEntry {
-        shown: &outcome.shown,
-        status,
-        reason,
-        more: outcome.more.as_deref().filter(|_| status == "failed"),
-    }
-}
-
-/// A plan as JSON.
-#[derive(Debug, Serialize)]
-struct PlanAnswer<'a> {
-    actions: Vec<ActionSummary>,
-    notes: &'a [String],
-}
-
-/// Prints a plan that is not carried out.
-pub(super) fn show(plan: &Plan, output: &Output) -> anyhow::Result<()> {
+/// Prints a plan that is not carried out, or `nothing` where it has no action.
+pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow::Result<()> {
     let actions: Vec<ActionSummary> = plan.actions().map(Action::shown).collect();
-    if output.is_json() {
-        return output.json(&PlanAnswer {
-            actions,
-            notes: &plan.notes,
-        });
+    if !output.is_json() {
+        output.notes(&plan.notes);
     }
-    for note in &plan.notes {
-        output.say(&format!("note: {note}"));
-    }
-    let lines: Vec<&str> = actions
-        .iter()
-        .flat_map(|action| &action.lines)
-        .map(String::as_str)
-        .collect();
-    let mut text = lines.join("\n");
-    if text.is_empty() {
-        super::NOTHING.clone_into(&mut text);
-    }
-    text.push('\n');
-    Ok(output.answer(text.as_bytes())?)
+    let answer = json!({ "actions": actions, "notes": plan.notes });
+    output.answer_as(&answer, || {
+        let lines: Vec<&str> = actions
+            .iter()
+            .flat_map(|action| &action.lines)
+            .map(String::as_str)
+            .collect();
+        match lines.join("\n") {
+            text if text.is_empty() => format!("{nothing}\n"),
+            text => text + "\n",
+        }
+    })
 }

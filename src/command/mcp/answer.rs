@@ -1,14 +1,13 @@
-//! What a tool gave back, on stdout: its text as it is, or the whole result in JSON.
+//! Prints the result of a tool: its text as it is, or the whole result in JSON.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Seek as _, Write as _};
+use std::io::{self, BufReader, IsTerminal as _, Seek as _, Write as _};
 
 use base64::engine::general_purpose::STANDARD;
 use base64::write::EncoderWriter;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::Value;
 
-use crate::cli::Format;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::{Called, WORDS_SHOWN};
@@ -20,8 +19,8 @@ use crate::transport::Transport;
 pub(super) enum CallAnswer {
     /// All in the message.
     Whole(Called),
-    /// The content lies in a file, as bytes; the result is without it.
-    Kept {
+    /// The content is in a file, as bytes, and not in the result.
+    InFile {
         /// The rest of the result.
         result: Foreign<CallToolResult>,
         /// The content, checked.
@@ -38,34 +37,29 @@ pub(super) fn report(
 ) -> anyhow::Result<Exit> {
     let called = match answer {
         CallAnswer::Whole(called) => called,
-        CallAnswer::Kept { result, file } => {
-            return print_kept(&result, file, output.format()).map(|()| Exit::Done);
+        CallAnswer::InFile { result, file } => {
+            print_file(&result, file, output.is_json())?;
+            return Ok(Exit::Done);
         }
     };
-    let failed = called.has_failed();
-    match output.format() {
-        Format::Json => {
-            output.json(&called.value()?)?;
-        }
-        Format::Text if failed => {}
-        Format::Text => output.answer(text_out(&text(called.result.raw())).as_bytes())?,
+    if output.is_json() {
+        output.json(&called.value()?)?;
     }
-    if failed {
-        let words = words(&text(called.result.raw()));
-        let tool = tool.escape_debug();
-        let refused = matches!(channel, Transport::Socket(_)) && called.is_refused();
-        return Err(if refused {
-            Failure::new(Exit::Refused, format!("`{tool}` is refused: {words}"))
-                .help("leave it out: the provider sets it")
-        } else {
-            Failure::new(Exit::Failed, format!("`{tool}` failed: {words}"))
+    if !called.has_failed() {
+        if !output.is_json() {
+            output.answer(text_out(&text(called.result.raw())).as_bytes())?;
         }
-        .into());
+        return Ok(Exit::Done);
     }
-    Ok(Exit::Done)
+    let (tool, reason) = (tool.escape_debug(), reason(&text(called.result.raw())));
+    if matches!(channel, Transport::Socket(_)) && called.is_refused() {
+        let failure = Failure::new(Exit::Refused, format!("`{tool}` is refused: {reason}"));
+        return Err(failure.help("leave it out: the provider sets it").into());
+    }
+    Err(Failure::new(Exit::Failed, format!("`{tool}` failed: {reason}")).into())
 }
 
-/// The text that a shell user wants: what the tool wrote; a line for what is no text.
+/// The text for a shell user: the tool's text, and a line for each content of another kind.
 fn text(result: &CallToolResult) -> Foreign {
     if result.content.is_empty()
         && let Some(structured) = &result.structured_content
@@ -100,14 +94,14 @@ fn named(uri: &str) -> String {
     format!("[resource {}]", word(uri))
 }
 
-/// A server's word in a line of ours, which is escaped in a pipe too: it is no text of the tool's.
+/// A server's word in a line of ours, escaped in a pipe too, because it is no text of the tool.
 fn word(text: &str) -> String {
-    /// Characters that are shown of it.
-    const SHOWN: usize = 500;
-    Foreign::new(text).one_line(SHOWN)
+    /// Maximum length, in characters.
+    const MAX: usize = 500;
+    Foreign::new(text).one_line(MAX)
 }
 
-/// In a pipe a text is what the tool wrote, byte for byte. On a terminal it is escaped and ends its line.
+/// In a pipe, the tool's text byte for byte; on a terminal, escaped and ending its line.
 fn text_out(text: &Foreign) -> String {
     if !io::stdout().is_terminal() {
         return text.raw().clone();
@@ -119,47 +113,41 @@ fn text_out(text: &Foreign) -> String {
     safe
 }
 
-/// A server's words about a failure; further lines are marked, so that they are not taken for ours.
-fn words(said: &Foreign) -> String {
-    let start = |said: &String| {
-        said.trim_end()
-            .chars()
-            .take(WORDS_SHOWN)
-            .collect::<String>()
-    };
-    let said = said.part(|said| start(said).trim().to_owned()).lines();
-    match said.as_str() {
+/// A server's reason for a failure. Further lines are marked, so that they are not taken for ours.
+fn reason(text: &Foreign) -> String {
+    let reason = text.part(|text| {
+        let cut: String = text.trim_end().chars().take(WORDS_SHOWN).collect();
+        cut.trim().to_owned()
+    });
+    match reason.lines().as_str() {
         "" => "it does not say why".to_owned(),
-        said => said.replace('\n', "\n  | "),
+        reason => reason.replace('\n', "\n  | "),
     }
 }
 
-/// Prints content that came in pieces as if it had come in one: base64, in flat memory.
-fn print_kept(
+/// Prints content that came in pieces as if it had come in one: base64, in constant memory.
+fn print_file(
     result: &Foreign<CallToolResult>,
     mut file: File,
-    format: Format,
+    is_json: bool,
 ) -> anyhow::Result<()> {
     file.rewind()?;
     let mut stdout = io::stdout().lock();
-    match format {
-        Format::Text => {
-            print_base64(&mut file, &mut stdout)?;
-            if stdout.is_terminal() {
-                stdout.write_all(b"\n")?;
-            }
+    if is_json {
+        let mut rest = serde_json::to_value(result)?;
+        if let Value::Object(rest) = &mut rest {
+            rest.remove("content");
         }
-        Format::Json => {
-            let mut rest = serde_json::to_value(result)?;
-            if let Value::Object(rest) = &mut rest {
-                rest.remove("content");
-            }
-            stdout.write_all(br#"{"content":[{"type":"text","text":""#)?;
-            print_base64(&mut file, &mut stdout)?;
-            stdout.write_all(br#""}],"#)?;
-            let mut text = Vec::new();
-            write_json(&mut text, &rest)?;
-            stdout.write_all(text.strip_prefix(b"{").unwrap_or(&text))?;
+        stdout.write_all(br#"{"content":[{"type":"text","text":""#)?;
+        print_base64(&mut file, &mut stdout)?;
+        stdout.write_all(br#""}],"#)?;
+        let mut text = Vec::new();
+        write_json(&mut text, &rest)?;
+        stdout.write_all(text.strip_prefix(b"{").unwrap_or(&text))?;
+    } else {
+        print_base64(&mut file, &mut stdout)?;
+        if stdout.is_terminal() {
+            stdout.write_all(b"\n")?;
         }
     }
     Ok(stdout.flush()?)
@@ -167,15 +155,9 @@ fn print_kept(
 
 fn print_base64(file: &mut File, stdout: &mut impl io::Write) -> io::Result<()> {
     let mut encoder = EncoderWriter::new(stdout, &STANDARD);
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            encoder.finish()?;
-            return Ok(());
-        }
-        encoder.write_all(buffer.get(..read).unwrap_or_default())?;
-    }
+    io::copy(&mut BufReader::with_capacity(64 * 1024, file), &mut encoder)?;
+    encoder.finish()?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,25 +1,163 @@
-//! From the arguments as given to the arguments of the call, typed by the tool's schema.
+//! The arguments of a call: read from the command line before any tool is known, then typed by the tool's schema.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Number, Value};
 
-use super::raw_args::{Given, GivenValue, object, shown};
 use crate::catalogue::ONE_CALL_MAX;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{self, PayloadSource, Pieces};
+use crate::mcp::framing::json;
 use crate::name::closest;
+use crate::text;
 
 /// Maximum length of an object that is read from stdin, in bytes.
 const OBJECT_MAX: u64 = 256 * 1024 * 1024;
+/// Maximum length of a user's word in a message, in characters.
+const WORD_MAX: usize = 60;
+/// Forms of arguments after the tool's name.
+const FORMS: &str = "write `key=value`, `key=@FILE`, `key=-` (stdin), `key:=JSON`, one JSON object, or `-` (the object from stdin)";
+
+/// The arguments of the command line.
+#[derive(Debug)]
+pub(super) enum RawArguments {
+    /// One JSON object.
+    Object(Map<String, Value>),
+    /// One JSON object, on stdin.
+    Stdin,
+    /// One argument each, in their order; keys are unique. Empty without arguments.
+    Pairs(Vec<(String, RawArgument)>),
+}
+
+/// One value of the command line.
+#[derive(Debug)]
+pub(super) enum RawArgument {
+    /// `key=value`
+    Text(String),
+    /// `key:=JSON`
+    Json(Value),
+    /// `key=@FILE` or `key=-`, open.
+    Content {
+        /// For messages: the file's path, or `stdin`.
+        from: String,
+        /// The bytes.
+        source: PayloadSource,
+    },
+}
+
+impl RawArguments {
+    /// Returns whether there are no arguments at all.
+    pub(super) const fn is_empty(&self) -> bool {
+        matches!(self, Self::Pairs(pairs) if pairs.is_empty())
+    }
+}
+
+/// Parses the arguments after the tool's name and opens files, so that a missing one is reported before the server is asked.
+pub(super) fn parse(args: &[String]) -> Result<RawArguments, Failure> {
+    if let [arg] = args {
+        if arg == "-" {
+            return Ok(RawArguments::Stdin);
+        }
+        if arg.trim_start().starts_with('{') {
+            return object(arg).map(RawArguments::Object);
+        }
+    }
+    let mut pairs: Vec<(String, RawArgument)> = Vec::new();
+    let mut stdin_taken = false;
+    for arg in args {
+        let malformed = || {
+            let message = format!("`{}` is not an argument", escaped(arg));
+            Failure::new(Exit::Usage, message).help(FORMS)
+        };
+        let (key, text) = arg.split_once('=').ok_or_else(malformed)?;
+        let (key, json) = match key.strip_suffix(':') {
+            Some(key) => (key, Some(json_value(key, text)?)),
+            None => (key, None),
+        };
+        if key.is_empty() {
+            return Err(malformed());
+        }
+        if pairs.iter().any(|(earlier, _)| earlier == key) {
+            let message = format!("argument `{}` is given twice", key.escape_debug());
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let value = match json {
+            Some(value) => RawArgument::Json(value),
+            None => open_value(text, &mut stdin_taken)?,
+        };
+        pairs.push((key.to_owned(), value));
+    }
+    Ok(RawArguments::Pairs(pairs))
+}
+
+fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure> {
+    if text == "-" || text == "@-" {
+        if std::mem::replace(stdin_taken, true) {
+            let message = "stdin can be one argument only";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        return Ok(RawArgument::Content {
+            from: "stdin".to_owned(),
+            source: PayloadSource::new(io::stdin()),
+        });
+    }
+    let Some(path) = text.strip_prefix('@') else {
+        return Ok(RawArgument::Text(text.to_owned()));
+    };
+    Ok(RawArgument::Content {
+        from: format!("`{}`", path.escape_debug()),
+        source: PayloadSource::new(open_file(path)?),
+    })
+}
+
+/// Opens a file or a pipe. Rejects a device, which may never end.
+fn open_file(path: &str) -> Result<File, Failure> {
+    let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
+    if kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device()) && path != "/dev/null"
+    {
+        let message = format!("`{}` is a device, not a file", path.escape_debug());
+        return Err(Failure::new(Exit::Failed, message)
+            .help("what a terminal says comes in with `key=-`; part of a device: `head -c BYTES DEVICE | anklume mcp call … key=-`"));
+    }
+    File::open(path).map_err(|why| {
+        let message = format!("`{}` cannot be read: {why}", path.escape_debug());
+        Failure::new(Exit::Failed, message)
+            .help("a value that begins with `@` is a file; as plain text: key:='\"@…\"'")
+    })
+}
+
+fn json_value(key: &str, text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|why| {
+        let message = format!("argument `{}` is not JSON: {why}", key.escape_debug());
+        Failure::new(Exit::Usage, message)
+            .help("text in JSON has quotes, and a shell wants its own around them: key:='\"text\"'")
+    })
+}
+
+/// Parses a JSON object as strictly as a server does: a key may not occur twice.
+fn object(text: &str) -> Result<Map<String, Value>, Failure> {
+    json::read_object(text.as_bytes()).map_err(|why| {
+        let message = format!("the arguments are not a JSON object: {why}");
+        Failure::new(Exit::Usage, message)
+    })
+}
+
+/// A user's word, escaped and cut for a message.
+pub(super) fn escaped(word: &str) -> String {
+    text::shown(word, WORD_MAX)
+}
 
 /// The arguments of a call.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
-    /// Parts of the message.
+    /// The arguments in the message.
     pub(super) object: Map<String, Value>,
-    /// What is too large for it and goes in pieces.
+    /// An argument too large for the message.
     pub(super) payload: Option<ArgumentPayload>,
 }
 
@@ -28,19 +166,19 @@ pub(super) struct Arguments {
 pub(super) struct ArgumentPayload {
     /// The argument.
     pub(super) name: String,
-    /// The tool takes the digest of the whole.
+    /// True if the tool takes the digest of the whole.
     pub(super) digest: bool,
     /// The bytes.
     pub(super) source: PayloadSource,
 }
 
-/// Types what was given by the tool's schema.
-pub(super) async fn typed(given: Given, tool: &Tool) -> Result<Arguments, Failure> {
+/// Types raw arguments by the tool's schema.
+pub(super) async fn typed(raw: RawArguments, tool: &Tool) -> Result<Arguments, Failure> {
     let mut arguments = Arguments::default();
-    match given {
-        Given::Object(object) => arguments.object = object,
-        Given::Stdin => arguments.object = object_from_stdin().await?,
-        Given::Pairs(pairs) => {
+    match raw {
+        RawArguments::Object(object) => arguments.object = object,
+        RawArguments::Stdin => arguments.object = object_from_stdin().await?,
+        RawArguments::Pairs(pairs) => {
             for (key, value) in pairs {
                 arguments.add(tool, key, value).await?;
             }
@@ -51,7 +189,7 @@ pub(super) async fn typed(given: Given, tool: &Tool) -> Result<Arguments, Failur
 }
 
 async fn object_from_stdin() -> Result<Map<String, Value>, Failure> {
-    let bytes = PayloadSource::new(std::io::stdin())
+    let bytes = PayloadSource::new(io::stdin())
         .read(OBJECT_MAX + 1)
         .await
         .map_err(|why| Failure::new(Exit::Failed, format!("stdin cannot be read: {why}")))?;
@@ -67,59 +205,37 @@ async fn object_from_stdin() -> Result<Map<String, Value>, Failure> {
 }
 
 impl Arguments {
-    async fn add(&mut self, tool: &Tool, key: String, value: GivenValue) -> Result<(), Failure> {
-        known(tool, &key)?;
-        match value {
-            GivenValue::Json(value) => {
-                self.object.insert(key, value);
+    async fn add(&mut self, tool: &Tool, key: String, raw: RawArgument) -> Result<(), Failure> {
+        check_known(tool, &key)?;
+        let is_base64 = pieces::is_base64(tool, &key);
+        let value = match raw {
+            RawArgument::Json(value) => value,
+            RawArgument::Text(_) if is_base64 => return Err(text_or_base64(&key)),
+            RawArgument::Text(text) => from_text(tool, &key, text)?,
+            RawArgument::Content { from, mut source } => {
+                let start = source.read(ONE_CALL_MAX + 1).await.map_err(|why| {
+                    Failure::new(Exit::Failed, format!("{from} cannot be read: {why}"))
+                })?;
+                match (pieces::of(tool), start.len() as u64 <= ONE_CALL_MAX) {
+                    (_, true) if is_base64 => STANDARD.encode(&start).into(),
+                    (_, true) => from_text(tool, &key, utf8(&key, &from, start)?)?,
+                    (Pieces::Up { argument, digest }, false) if is_base64 && argument == key => {
+                        self.payload = Some(ArgumentPayload {
+                            name: key,
+                            digest,
+                            source: source.after(start),
+                        });
+                        return Ok(());
+                    }
+                    (_, false) => return Err(too_large(&from, &key)),
+                }
             }
-            GivenValue::Text(_) if pieces::is_base64(tool, &key) => {
-                return Err(text_or_base64(&key));
-            }
-            GivenValue::Text(text) => {
-                let value = from_text(tool, &key, text)?;
-                self.object.insert(key, value);
-            }
-            GivenValue::Content { from, source } => {
-                self.add_content(tool, key, &from, source).await?;
-            }
-        }
+        };
+        self.object.insert(key, value);
         Ok(())
     }
 
-    async fn add_content(
-        &mut self,
-        tool: &Tool,
-        key: String,
-        from: &str,
-        mut source: PayloadSource,
-    ) -> Result<(), Failure> {
-        let start = source
-            .read(ONE_CALL_MAX + 1)
-            .await
-            .map_err(|why| Failure::new(Exit::Failed, format!("{from} cannot be read: {why}")))?;
-        let fits = start.len() as u64 <= ONE_CALL_MAX;
-        if !pieces::is_base64(tool, &key) {
-            let text = text(&key, from, start, fits)?;
-            let value = from_text(tool, &key, text)?;
-            self.object.insert(key, value);
-        } else if fits {
-            self.object.insert(key, STANDARD.encode(&start).into());
-        } else if let Pieces::Up { argument, digest } = pieces::of(tool)
-            && argument == key
-        {
-            self.payload = Some(ArgumentPayload {
-                name: key,
-                digest,
-                source: source.after(start),
-            });
-        } else {
-            return Err(too_large(from, &key));
-        }
-        Ok(())
-    }
-
-    /// Takes a payload that is too large for one message out of it; not where the caller says which piece it is.
+    /// Takes out a payload that is too large for one message; not where the user sends pieces.
     fn split(&mut self, tool: &Tool) {
         let Pieces::Up { argument, digest } = pieces::of(tool) else {
             return;
@@ -130,27 +246,23 @@ impl Arguments {
         let Some(Value::String(encoded)) = self.object.get(&argument) else {
             return;
         };
-        let padding = encoded
-            .bytes()
-            .rev()
-            .take_while(|byte| *byte == b'=')
-            .count();
+        let padding = encoded.len() - encoded.trim_end_matches('=').len();
         if (encoded.len() / 4 * 3).saturating_sub(padding) as u64 <= ONE_CALL_MAX {
             return;
         }
-        // What is not base64 is left to the server's own words.
+        // The server explains invalid base64.
         if let Ok(bytes) = STANDARD.decode(encoded) {
             self.object.remove(&argument);
             self.payload = Some(ArgumentPayload {
                 name: argument,
                 digest,
-                source: PayloadSource::new(std::io::Cursor::new(bytes)),
+                source: PayloadSource::new(io::Cursor::new(bytes)),
             });
         }
     }
 }
 
-/// A text for an argument of bytes: `test` is four bytes as it stands, and three others in base64.
+/// A text for an argument of bytes is ambiguous: `test` is four bytes, or three others in base64.
 fn text_or_base64(key: &str) -> Failure {
     let key = key.escape_debug();
     let message = format!(
@@ -170,10 +282,7 @@ fn too_large(from: &str, key: &str) -> Failure {
     Failure::new(Exit::Failed, message)
 }
 
-fn text(key: &str, from: &str, bytes: Vec<u8>, fits: bool) -> Result<String, Failure> {
-    if !fits {
-        return Err(too_large(from, key));
-    }
+fn utf8(key: &str, from: &str, bytes: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|why| {
         let at = why.utf8_error().valid_up_to();
         let message = format!(
@@ -184,51 +293,51 @@ fn text(key: &str, from: &str, bytes: Vec<u8>, fits: bool) -> Result<String, Fai
     })
 }
 
-/// An argument that the tool does not have is a mistake; a tool that says nothing of its arguments takes any.
-fn known(tool: &Tool, key: &str) -> Result<(), Failure> {
+/// Rejects an argument that the tool does not have; a tool without a schema takes any.
+fn check_known(tool: &Tool, key: &str) -> Result<(), Failure> {
     let names: Vec<&str> = pieces::arguments(tool).map(String::as_str).collect();
     let open = !tool.input_schema.contains_key("properties")
         && tool.input_schema.get("additionalProperties") != Some(&Value::Bool(false));
     if open || names.contains(&key) {
         return Ok(());
     }
-    let tool = shown(&tool.name);
-    let message = format!("`{tool}` has no argument `{}`", shown(key));
-    let listed: Vec<String> = names.iter().map(|name| shown(name)).collect();
+    let tool = escaped(&tool.name);
+    let message = format!("`{tool}` has no argument `{}`", escaped(key));
+    let listed: Vec<String> = names.iter().map(|name| escaped(name)).collect();
     let all = if names.is_empty() {
         "it takes none".to_owned()
     } else {
         format!("its arguments: {}", listed.join(", "))
     };
     let help = match closest(key, names) {
-        Some(near) => format!("did you mean `{}`? {all}", shown(near)),
+        Some(near) => format!("did you mean `{}`? {all}", escaped(near)),
         None => all,
     };
     Err(Failure::new(Exit::Usage, message).help(help))
 }
 
-/// The kinds of value that a schema asks for.
-fn kinds<'a>(tool: &'a Tool, key: &str) -> Vec<&'a str> {
+/// The JSON types that a schema allows.
+fn types<'a>(tool: &'a Tool, key: &str) -> Vec<&'a str> {
     match pieces::argument(tool, key).and_then(|schema| schema.get("type")) {
-        Some(Value::String(kind)) => vec![kind],
-        Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(types)) => types.iter().filter_map(Value::as_str).collect(),
         _ => Vec::new(),
     }
 }
 
-/// A text as the value that the schema asks for. Where text is possible, it stays text.
+/// Converts a text to the type of the schema. It stays a string where that is allowed.
 fn from_text(tool: &Tool, key: &str, text: String) -> Result<Value, Failure> {
-    let kinds = kinds(tool, key);
+    let types = types(tool, key);
     let wrong = |expected: &str| {
         let message = format!(
             "argument `{}` is {expected}, not `{}`",
             key.escape_debug(),
-            shown(&text)
+            escaped(&text)
         );
         Failure::new(Exit::Usage, message)
     };
-    match kinds.iter().find(|kind| **kind != "null").copied() {
-        _ if kinds.contains(&"string") => Ok(text.into()),
+    match types.iter().find(|one| **one != "null").copied() {
+        _ if types.contains(&"string") => Ok(text.into()),
         Some("integer") => whole_number(&text).ok_or_else(|| wrong("a whole number")),
         Some("number") => serde_json::from_str::<Number>(&text)
             .map(Value::Number)
@@ -245,15 +354,14 @@ fn from_text(tool: &Tool, key: &str, text: String) -> Result<Value, Failure> {
 }
 
 fn whole_number(text: &str) -> Option<Value> {
-    if let Ok(number) = text.parse::<u64>() {
-        return Some(number.into());
-    }
-    text.parse::<i64>().ok().map(Value::from)
+    let positive = text.parse::<u64>().map(Value::from);
+    positive
+        .or_else(|_| text.parse::<i64>().map(Value::from))
+        .ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::raw_args::parse;
     use super::*;
 
     fn tool() -> Tool {
@@ -368,6 +476,75 @@ mod tests {
             let object = format!(r#"{{"data":"{}"}}"#, STANDARD.encode(vec![0; size]));
             let arguments = made(&[&object]).await.unwrap();
             assert_eq!(arguments.payload.is_some(), pieces, "{size} in an object");
+        }
+    }
+
+    #[test]
+    fn what_the_help_shows_works_in_a_shell() {
+        for (word, expected) in [("key=@/nowhere/x", "@…"), ("key:=x", "text")] {
+            let help = parse(&[word.to_owned()]).unwrap_err().help.unwrap();
+            let (_, form) = help.split_once(": key").unwrap();
+            #[expect(clippy::disallowed_methods, reason = "a shell is what is tested")]
+            let shell = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s key{form}")])
+                .output()
+                .unwrap();
+            let typed = String::from_utf8(shell.stdout).unwrap();
+            let given = parsed(&[&typed]);
+            assert_eq!(
+                given,
+                format!("Pairs([(\"key\", Json(String({expected:?})))])")
+            );
+        }
+    }
+
+    fn parsed(words: &[&str]) -> String {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        match parse(&words) {
+            Ok(given) => format!("{given:?}"),
+            Err(failure) => failure.message,
+        }
+    }
+
+    #[test]
+    fn every_form_is_read_and_a_wrong_one_is_named() {
+        let cases: [(&[&str], &str); 18] = [
+            (&[], "Pairs([])"),
+            (&["-"], "Stdin"),
+            (&[r#" {"a":1}"#], r#"Object({"a": Number(1)})"#),
+            (&["a=b=c"], r#"Pairs([("a", Text("b=c"))])"#),
+            (&["a="], r#"Pairs([("a", Text(""))])"#),
+            (&["a=--x"], r#"Pairs([("a", Text("--x"))])"#),
+            (&["a:=[1]"], r#"Pairs([("a", Json(Array [Number(1)]))])"#),
+            (&["a:=\"@x\""], r#"Pairs([("a", Json(String("@x")))])"#),
+            (
+                &["a=-"],
+                r#"Pairs([("a", Content { from: "stdin", source: Source })])"#,
+            ),
+            (&["a=-", "b=@-"], "stdin can be one argument only"),
+            (&["a"], "`a` is not an argument"),
+            (&["=a"], "`=a` is not an argument"),
+            (&["a=1", "a=2"], "argument `a` is given twice"),
+            (
+                &["a:=x"],
+                "argument `a` is not JSON: expected value at line 1 column 1",
+            ),
+            (
+                &["a=@/nowhere/x"],
+                "`/nowhere/x` cannot be read: No such file or directory (os error 2)",
+            ),
+            (&["a=@/dev/zero"], "`/dev/zero` is a device, not a file"),
+            (
+                &[r#"{"a":1,"a":2}"#],
+                "the arguments are not a JSON object: the key `a` is there twice at line 1 column 10",
+            ),
+            (
+                &[r#"{"a":1} x"#],
+                "the arguments are not a JSON object: trailing characters at line 1 column 9",
+            ),
+        ];
+        for (words, expected) in cases {
+            assert_eq!(parsed(words), expected, "{words:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `anklume mcp call`: a tool of a machine.
+//! `anklume mcp list` and `anklume mcp call`: the tools of a machine.
 
 use std::env;
 use std::fmt::Write as _;
@@ -7,60 +7,105 @@ use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rmcp::model::{CallToolRequestParams, Tool};
+use rmcp::model::Tool;
 use serde_json::{Map, Value, json};
 
 use super::answer::{CallAnswer, report};
-use super::arguments::{Arguments, typed};
-use super::dry_run::{DryRunRequests, asked, rehearse};
-use super::raw_args::{self, Given, shown};
-use super::with_client::{BrokenCall, ServerClient, converse, is_invalid};
+use super::arguments::{self, Arguments, RawArguments, escaped, typed};
+use super::with_client::{
+    ServerClient, find, interruptible, is_invalid, route, timeouts, with_client,
+};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::cli::McpCallArgs;
+use crate::cli::{ChannelArgs, McpCallArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::incus::MachineRef;
 use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
-use crate::mcp::client::{CALL, DryRunRequest, LIST, call_params};
+use crate::mcp::client::{CALL, DryRunRequest, LIST, call_params, dry_run_messages};
 use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
-use crate::text::Foreign;
-use crate::transport::{self, Transport};
+use crate::text::{Foreign, first_sentence};
+use crate::transport::{
+    self, LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program,
+};
 
-/// Tools that are named where there is no such tool.
-const TOOLS_SHOWN: usize = 40;
+/// Maximum number of tools that are named where the wanted one does not exist.
+const TOOLS_MAX: usize = 40;
+/// Maximum length of a tool name in a listing, in characters; MCP allows 128.
+const NAME_MAX: usize = 128;
+/// Maximum length of a description in a listing, in characters.
+const DESCRIPTION_MAX: usize = 100;
 
-/// Runs `anklume mcp call`.
-pub(super) fn run(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
-    let given = raw_args::parse(&args.arguments)?;
-    if args.channel.dry_run {
-        return rehearse(&args.channel, output, async || {
-            requests(&args.tool, given).await
+/// Runs `anklume mcp list`.
+pub(super) fn list(args: &ChannelArgs, output: &Output) -> anyhow::Result<Exit> {
+    if args.dry_run {
+        return dry_run(args, output, async || {
+            Ok((vec![request(LIST, json!({}))], Vec::new()))
         });
     }
-    converse(&args.channel, output, async |server, channel| {
-        let answer = match ask(server, &args.tool, given, channel).await {
-            Err(BrokenCall::Client(fault)) if is_invalid(&fault) => {
+    with_client(args, output, async |server, _| {
+        if output.is_json() {
+            output.json(&server.listing().await?)?;
+        } else {
+            match server.tools().await?.as_slice() {
+                [] => output.say("no tools"),
+                tools => output.answer(table(tools).as_bytes())?,
+            }
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// One line per tool: its name, and the first sentence of its description.
+fn table(tools: &[Foreign<Tool>]) -> String {
+    let rows = tools.iter().map(|tool| {
+        let name = tool.part(|tool| &*tool.name).one_line(NAME_MAX);
+        let text = tool.part(|tool| tool.description.as_deref().unwrap_or_default());
+        let text = text.part(|text| first_sentence(text));
+        (name, text.one_line(DESCRIPTION_MAX))
+    });
+    let rows: Vec<(String, String)> = rows.collect();
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max();
+    let width = width.unwrap_or_default();
+    let lines = rows.iter().map(|(name, text)| {
+        let line = format!("{name:width$}  {text}");
+        line.trim_end().to_owned() + "\n"
+    });
+    lines.collect()
+}
+
+/// Runs `anklume mcp call`.
+pub(super) fn call(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
+    let raw = arguments::parse(&args.arguments)?;
+    if args.channel.dry_run {
+        return dry_run(&args.channel, output, async || {
+            requests(&args.tool, raw).await
+        });
+    }
+    with_client(&args.channel, output, async |server, channel| {
+        let answer = match ask(server, &args.tool, raw, channel).await {
+            Err(why) if why.downcast_ref().is_some_and(is_invalid) => {
                 let tools = server.tools().await?;
                 if tools.iter().any(|tool| tool.raw().name == args.tool) {
-                    return Err(fault.into());
+                    return Err(why);
                 }
                 return Err(unknown(&args.tool, &tools, channel).into());
             }
             answer => answer?,
         };
-        Ok(report(&args.tool, answer, channel, output)?)
+        report(&args.tool, answer, channel, output)
     })
 }
 
-/// Calls the tool in one message or in pieces; without arguments nothing needs to be known of it.
+/// Calls the tool in one message or in pieces. Without arguments, its schema is not needed.
 async fn ask(
     server: &mut ServerClient,
     name: &str,
-    given: Given,
+    raw: RawArguments,
     channel: &Transport,
-) -> Result<CallAnswer, BrokenCall> {
-    if given.is_nothing() {
+) -> anyhow::Result<CallAnswer> {
+    if raw.is_empty() {
         return Ok(CallAnswer::Whole(
             server.call(name, Map::new(), false).await?,
         ));
@@ -69,56 +114,62 @@ async fn ask(
     let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
         return Err(unknown(name, &tools, channel).into());
     };
-    let Arguments { object, payload } = typed(given, tool.raw()).await?;
+    let Arguments { object, payload } = typed(raw, tool.raw()).await?;
     if let Some(payload) = payload {
         let argument = (payload.name.as_str(), payload.digest);
         let sent = server.send_pieces(name, &object, argument, payload.source);
-        return Ok(CallAnswer::Whole(sent.await?));
+        return Ok(CallAnswer::Whole(sent.await.map_err(client_error)?));
     }
-    if !goes_down(tool.raw(), &object) {
+    if !comes_in_pieces(tool.raw(), &object) {
         return Ok(CallAnswer::Whole(server.call(name, object, false).await?));
     }
-    let mut file = kept_file().map_err(PiecesError::Keep)?;
-    match server.fetch(name, &object, &mut file).await? {
+    let mut file = payload_file().map_err(PiecesError::Keep)?;
+    let fetched = server.fetch(name, &object, &mut file).await;
+    match fetched.map_err(client_error)? {
         Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),
-        Fetched::Pieces(result) => Ok(CallAnswer::Kept { result, file }),
+        Fetched::Pieces(result) => Ok(CallAnswer::InFile { result, file }),
     }
 }
 
-/// A file without a name for an answer that may have gigabytes: not in `/tmp`, which is memory on many systems.
-fn kept_file() -> io::Result<File> {
+/// Unwraps a [`ClientError`], which `with_client` explains.
+fn client_error(why: PiecesError) -> anyhow::Error {
+    match why {
+        PiecesError::Client(why) => why.into(),
+        other => other.into(),
+    }
+}
+
+/// An unnamed file for an answer of possibly gigabytes: not in `/tmp`, which is memory on many systems.
+fn payload_file() -> io::Result<File> {
     if env::var_os("TMPDIR").is_some() {
         return tempfile::tempfile();
     }
     tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
 }
 
-/// Returns whether the answer may come in pieces; not where the caller says which piece.
-fn goes_down(tool: &Tool, object: &Map<String, Value>) -> bool {
+/// Returns whether the answer may come in pieces; not where the arguments select a piece.
+fn comes_in_pieces(tool: &Tool, object: &Map<String, Value>) -> bool {
     let says = |name| object.contains_key(name);
     pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")
 }
 
-/// No such tool, or none for this caller: the provider gives the same answer to both.
+/// The tool does not exist, or not for this caller: the provider gives the same answer to both.
 fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
-    let listed: Vec<String> = names
-        .iter()
-        .take(TOOLS_SHOWN)
-        .map(|name| shown(name))
-        .collect();
+    let listed = names.iter().take(TOOLS_MAX).map(|name| escaped(name));
+    let listed: Vec<String> = listed.collect();
     let providers = transport::providers();
     let mut help = match listed.len() {
         0 => "no tools are available to you".to_owned(),
         _ => format!("available tools: {}", listed.join(", ")),
     };
     if let Some(near) = closest(name, names) {
-        help = format!("did you mean `{}`? {help}", shown(near));
+        help = format!("did you mean `{}`? {help}", escaped(near));
     }
-    let message = format!("Unknown tool: {}", shown(name));
+    let message = format!("Unknown tool: {}", escaped(name));
     let Transport::Socket(socket) = channel else {
         if let (Transport::Local, [_, ..]) = (channel, providers.as_slice()) {
-            let known = shown(&providers.join(", "));
+            let known = escaped(&providers.join(", "));
             // Writing to a `String` cannot fail.
             let _ = write!(help, "; with `-i` those of another machine: {known}");
         }
@@ -129,9 +180,9 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 
-/// The command that says on the host why a machine may not use a service, as far as its ends are known here.
+/// The command that explains on the host why a machine may not use a service, with the names that are known here.
 fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineName>) -> String {
-    // What is no service's name is not put into a command for somebody to type.
+    // Only a valid name goes into a command that somebody may paste into a shell.
     let service = name.parse::<ServiceName>();
     let service = service.as_ref().map_or("NAME", ServiceName::as_str);
     let caller = caller.map_or("MACHINE", MachineName::as_str);
@@ -140,20 +191,20 @@ fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineNa
 }
 
 /// The requests of a call, for `--dry-run`; types come from the five tools' own schemas, as no server is asked.
-async fn requests(name: &str, given: Given) -> anyhow::Result<DryRunRequests> {
+async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequests> {
     let mut remarks = Vec::new();
-    if given.is_nothing() {
-        return Ok((vec![asked(CALL, call_value(name, Map::new())?)], remarks));
+    if raw.is_empty() {
+        let params = serde_json::to_value(call_params(name, Map::new()))?;
+        return Ok((vec![request(CALL, params)], remarks));
     }
-    let known = name.parse::<ToolName>().is_ok();
-    if !known {
+    if name.parse::<ToolName>().is_err() {
         remarks.push("the server would be asked for the types of the arguments".to_owned());
     }
-    let tool = described(name);
+    let tool = known_tool(name);
     let Arguments {
         mut object,
         payload,
-    } = typed(given, &tool).await?;
+    } = typed(raw, &tool).await?;
     if let Some(mut payload) = payload {
         let piece = payload.source.read(PIECE).await?;
         object.insert(payload.name, STANDARD.encode(&piece).into());
@@ -161,27 +212,95 @@ async fn requests(name: &str, given: Given) -> anyhow::Result<DryRunRequests> {
         object.insert("final".to_owned(), false.into());
         remarks.push("this is the first of the pieces in which the content would go".to_owned());
     }
-    let one_copy = goes_down(&tool, &object);
+    let one_copy = comes_in_pieces(&tool, &object);
     if one_copy {
         object.insert("offset".to_owned(), 0.into());
         object.insert("length".to_owned(), ONE_CALL_MAX.into());
     }
     let call = DryRunRequest {
         one_copy,
-        ..asked(CALL, call_value(name, object)?)
+        ..request(CALL, serde_json::to_value(call_params(name, object))?)
     };
-    Ok((vec![asked(LIST, json!({})), call], remarks))
+    Ok((vec![request(LIST, json!({})), call], remarks))
 }
 
-fn call_value(name: &str, object: Map<String, Value>) -> serde_json::Result<Value> {
-    let params: CallToolRequestParams = call_params(name, object);
-    serde_json::to_value(params)
-}
-
-/// One of the five tools as its server lists it; another tool with nothing known of it.
-fn described(name: &str) -> Tool {
+/// One of the five tools as its server lists it; any other tool without a schema.
+fn known_tool(name: &str) -> Tool {
     let known = name.parse().ok().map(server::of_operator);
     known.unwrap_or_else(|| Tool::new(name.to_owned(), "", Map::new()))
+}
+
+/// The requests that would be sent, and remarks on them.
+type DryRunRequests = (Vec<DryRunRequest>, Vec<String>);
+
+const fn request(method: &'static str, params: Value) -> DryRunRequest {
+    DryRunRequest {
+        method,
+        params,
+        one_copy: false,
+    }
+}
+
+/// Shows the command and the messages of `--dry-run`; runs nothing.
+fn dry_run(
+    args: &ChannelArgs,
+    output: &Output,
+    requests: impl AsyncFnOnce() -> anyhow::Result<DryRunRequests>,
+) -> anyhow::Result<Exit> {
+    let timeouts = timeouts(args)?;
+    let route = route(args)?;
+    interruptible(async {
+        let (requests, remarks) = requests().await?;
+        let channel = match find(route.clone(), timeouts, output).await {
+            Ok(channel) => channel,
+            Err(why) => {
+                output.say(&format!("warning: {why}"));
+                assumed(route)
+            }
+        };
+        let mut text = format!("{}\n", open_command(&channel));
+        for message in dry_run_messages(&requests)? {
+            text.push_str(&Foreign::new(String::from_utf8_lossy(&message)).lines());
+            text.push('\n');
+        }
+        for remark in remarks {
+            output.say(&remark);
+        }
+        output.answer(text.as_bytes())?;
+        Ok(Exit::Done)
+    })
+}
+
+/// The usual channel of a route, where Incus does not tell.
+fn assumed(route: Route) -> Transport {
+    match route {
+        Route::Local => Transport::Local,
+        Route::Socket(socket) => Transport::Socket(socket),
+        Route::Host { machine, project } => Transport::Exec(MachineRef {
+            name: machine,
+            project: project.unwrap_or_else(|| "PROJECT".to_owned()),
+            status: String::new(),
+        }),
+    }
+}
+
+/// The command that would be run, as a shell takes it; a comment for a socket, which no command opens.
+fn open_command(channel: &Transport) -> String {
+    match channel {
+        Transport::Local => {
+            let program = this_program();
+            shell_line([program.as_os_str(), "mcp".as_ref(), "serve".as_ref()])
+        }
+        Transport::Exec(machine) => {
+            let (name, value) = LOCAL_REMOTE;
+            let mut argv = vec![format!("{name}={value}"), "incus".to_owned()];
+            argv.extend(incus_exec(machine));
+            shell_line(argv)
+        }
+        Transport::Socket(socket) => {
+            format!("# connect to {}", shell_line([socket.path.as_os_str()]))
+        }
+    }
 }
 
 #[cfg(test)]

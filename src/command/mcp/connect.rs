@@ -3,7 +3,9 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
-use super::with_client::{cannot_reach, find, interruptible, patience, unreachable, watch, way};
+use super::with_client::{
+    cannot_reach, find, interruptible, route, timeouts, unavailable, unreachable, watch,
+};
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -11,7 +13,7 @@ use crate::mcp::client::Timeouts;
 use crate::mcp::relay::{Relay, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
-/// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has said all.
+/// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has ended.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
     let wanted = ChannelArgs {
         instance: args.provider.clone(),
@@ -21,18 +23,16 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
         dry_run: false,
     };
     if wanted.instance.is_none() && wanted.socket.is_none() {
-        return Err(
-            Failure::new(Exit::Usage, "neither a provider nor a socket is named")
-                .help("`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`")
-                .into(),
-        );
+        let failure = Failure::new(Exit::Usage, "neither a provider nor a socket is named");
+        let help = "`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`";
+        return Err(failure.help(help).into());
     }
-    let patience = patience(&wanted)?;
-    let way = way(&wanted)?;
+    let timeouts = timeouts(&wanted)?;
+    let route = route(&wanted)?;
     interruptible(async {
         let (input, stdout) = rmcp::transport::stdio_pipes();
         let mut relay = Relay::new(input, stdout, nobody_writes);
-        let mut opened = open(&way, patience, output).await?;
+        let mut opened = open(&route, timeouts, output).await?;
         let mut is_first = true;
         loop {
             let OpenTransport {
@@ -40,19 +40,21 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 writer,
                 end,
             } = opened;
-            let ended = relay.run(reader, writer, patience.call).await?;
-            let mut goes_on = match ended {
+            let ended = relay.run(reader, writer, timeouts.call).await?;
+            let mut continues = match ended {
                 RelayEnd::InOrder | RelayEnd::Unheard => {
                     end.calm().await;
                     return Ok(Exit::Done);
                 }
-                RelayEnd::Silent { .. } => return Err(unreachable(&end.silent(patience.call))),
+                RelayEnd::Silent { .. } => {
+                    return Err(unreachable(&end.silent(timeouts.call)).into());
+                }
                 RelayEnd::NotGreeted => relay.refuse(NOT_GREETED).await?,
                 RelayEnd::Closed => relay.refuse(CLOSED).await?,
-                // Whoever never spoke may be nobody: that is said at once, while somebody looks.
+                // A provider that never answered may not exist: reported at once, while somebody looks.
                 RelayEnd::Vanished { spoke: false, .. } if is_first => {
                     relay.give_up(LOST).await;
-                    return Err(unreachable(&end.died(patience.first).await));
+                    return Err(unreachable(&end.died(timeouts.first).await).into());
                 }
                 RelayEnd::Vanished { unanswered, .. } => {
                     let how = match unanswered {
@@ -61,7 +63,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                     };
                     if !relay.is_open() {
                         relay.give_up(LOST).await;
-                        return Err(vanished(&how));
+                        return Err(unavailable(&how).into());
                     }
                     output.say(&format!(
                         "{}; the next message connects again",
@@ -72,49 +74,49 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
             };
             is_first = false;
             opened = loop {
-                if !goes_on {
+                if !continues {
                     return Ok(Exit::Done);
                 }
-                match open(&way, patience, output).await {
+                match open(&route, timeouts, output).await {
                     Ok(opened) => break opened,
-                    Err(why) => goes_on = relay.refuse(&why.to_string()).await?,
+                    Err(why) => continues = relay.refuse(&why.to_string()).await?,
                 }
             };
         }
     })
 }
 
-/// What a client is told where a provider that came back does not begin as it did before.
+/// The message for a client when a provider that came back does not begin as it did before.
 const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
 
 /// The message for a client when a provider ends during reconnection.
 const CLOSED: &str =
     "Cannot reach MCP server: it closed the connection; the next message tries again";
 
-/// What a client is told of what was in flight when its provider went away.
+/// The message for a client about the requests in flight when its provider went away.
 const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \
     the next message connects again";
 
-/// Opens the channel to where the provider is now.
-async fn open(way: &Route, patience: Timeouts, output: &Output) -> anyhow::Result<OpenTransport> {
-    let channel = find(way.clone(), patience, output).await?;
-    transport::open(channel, patience.first, watch(output))
+/// Opens the channel to the current place of the provider.
+async fn open(
+    route: &Route,
+    timeouts: Timeouts,
+    output: &Output,
+) -> Result<OpenTransport, Failure> {
+    let channel = find(route.clone(), timeouts, output).await?;
+    transport::open(channel, timeouts.first, watch(output))
         .await
         .map_err(|why| unreachable(&why))
 }
 
-/// Returns whether nobody writes into our stdin any more, though there may be much in it to read.
+/// Returns whether the writer of our stdin is gone, though stdin may still hold data.
 fn nobody_writes() -> bool {
     let stdin = rustix::stdio::stdin();
     let is_file = fstat(stdin)
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
     let mut ends = [PollFd::new(&stdin, PollFlags::RDHUP)];
-    // Where it cannot be asked, there is somebody.
-    let asked = poll(&mut ends, Some(&Timespec::default()));
+    // An error counts as a present writer.
+    let polled = poll(&mut ends, Some(&Timespec::default()));
     let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
-    is_file || (asked.is_ok() && ends.iter().any(|end| end.revents().intersects(gone)))
-}
-
-fn vanished(how: &str) -> anyhow::Error {
-    Failure::new(Exit::Unavailable, cannot_reach(&how)).into()
+    is_file || (polled.is_ok() && ends.iter().any(|end| end.revents().intersects(gone)))
 }

@@ -1,71 +1,66 @@
-//! `anklume mcp status`: what the server of this machine serves to whom, and by which policy.
+//! `anklume mcp status`: the services of this machine's server, their consumers, and the policy in force.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use crate::cli::{Format, McpStatusArgs};
-use crate::command::output::Output;
+use crate::command::joined;
+use crate::command::output::{Output, done_or_failed};
 use crate::error::{Exit, Failure};
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
-use crate::name::MachineName;
 use crate::services::Services;
 use crate::text::Foreign;
 
+/// Maximum length of a fault of the status file in a message, in characters.
+const WHY_MAX: usize = 300;
+
 /// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, something of it failed or the log
 /// cannot be written, 4 nobody serves.
-pub(super) fn run(args: &McpStatusArgs, output: &Output) -> anyhow::Result<Exit> {
-    let status = read(&args.folder)?;
-    match output.format() {
-        Format::Json => output.json(&json!({
-            "pid": status.pid,
-            "version": status.version,
-            "machine": status.services.machine,
-            "digest": status.digest,
-            "refused": status.refused,
-            "failed": status.failed,
-            "unlogged": status.unlogged,
-            "confinement": status.confinement,
-            "memory": memory_of(&status.services),
-            "services": status.services.services,
-        }))?,
-        Format::Text => output.answer(as_text(&status).as_bytes())?,
-    }
-    let is_well = status.refused.is_none() && status.failed.is_empty() && status.unlogged.is_none();
-    Ok(if is_well { Exit::Done } else { Exit::Failed })
+pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
+    let status = read(folder)?;
+    let answer = json!({
+        "pid": status.pid,
+        "version": status.version,
+        "machine": status.services.machine,
+        "digest": status.digest,
+        "refused": status.refused,
+        "failed": status.failed,
+        "unlogged": status.unlogged,
+        "confinement": status.confinement,
+        "memory": memory_json(&status.services),
+        "services": status.services.services,
+    });
+    output.answer_as(&answer, || as_text(&status))?;
+    Ok(done_or_failed(
+        status.refused.is_none() && status.failed.is_empty() && status.unlogged.is_none(),
+    ))
 }
 
 fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
-    let shown = folder.display();
+    let place = folder.display();
     let served = SocketFolder::is_served(folder).map_err(|why| {
-        let text = format!("whether a server runs in `{shown}` cannot be seen: {why}");
+        let text = format!("cannot check for a server in `{place}`: {why}");
         Failure::new(Exit::Failed, text).help("its user may, and root")
     })?;
     if !served {
-        return Err(Failure::new(
-            Exit::Unavailable,
-            format!("no server runs in `{shown}`"),
-        )
-        .help("`anklume mcp serve --listen` starts one; name another folder with --listen DIR")
-        .into());
+        let failure = Failure::new(Exit::Unavailable, format!("no server runs in `{place}`"));
+        let help = "`anklume mcp serve --listen` starts one; name another folder with --listen DIR";
+        return Err(failure.help(help).into());
     }
     let file = SocketFolder::status_file(folder);
     let text = SocketFolder::status(folder)
         .with_context(|| format!("cannot read `{}`", file.display()))?;
     serde_json::from_slice(&text).map_err(|why| {
-        let why = Foreign::from(why.to_string()).shown(WHY_SHOWN);
+        let why = Foreign::from(why.to_string()).shown(WHY_MAX);
         let text = format!("`{}` was written by another version: {why}", file.display());
         Failure::new(Exit::Failed, text).into()
     })
 }
 
-/// Characters that are shown of why a status cannot be read.
-const WHY_SHOWN: usize = 300;
-
-/// The budgets in bytes: the server's and each consumer's.
-fn memory_of(services: &Services) -> Value {
+/// The memory budgets in bytes: the server's and each consumer's.
+fn memory_json(services: &Services) -> Value {
     let each = services.consumers().into_iter();
     let each: Map<String, Value> = each
         .map(|name| (name.to_string(), services.memory_of(name).into()))
@@ -73,20 +68,13 @@ fn memory_of(services: &Services) -> Value {
     json!({"all": services.memory_of_all(), "each": each})
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes / 1024 / 1024)
-}
-
-/// How much memory the callers may make the server keep.
-fn memory(services: &Services) -> String {
+/// The memory budgets for people.
+fn memory_text(services: &Services) -> String {
+    let mebibytes = |bytes: u64| format!("{} MiB", bytes / 1024 / 1024);
     let all = mebibytes(services.memory_of_all());
     let each = services.consumers().into_iter();
-    let each = each.map(|name| format!("{} for {name}", mebibytes(services.memory_of(name))));
-    let each: Vec<String> = each.collect();
-    if each.is_empty() {
-        return format!("memory: {all} at most");
-    }
-    format!("memory: {all} at most, {}", each.join(", "))
+    let each = each.map(|name| format!(", {} for {name}", mebibytes(services.memory_of(name))));
+    format!("memory: {all} at most{}", each.collect::<String>())
 }
 
 fn as_text(status: &ServerStatus) -> String {
@@ -120,14 +108,9 @@ fn as_text(status: &ServerStatus) -> String {
         };
         lines.push(format!("NOT logged, {calls}: {}", why.escaped()));
     }
-    lines.push(memory(services));
+    lines.push(memory_text(services));
     for service in &services.services {
-        let consumers: Vec<&str> = service.consumers.iter().map(MachineName::as_str).collect();
-        let consumers = if consumers.is_empty() {
-            "nobody".to_owned()
-        } else {
-            consumers.join(", ")
-        };
+        let consumers = joined(&service.consumers, "nobody");
         lines.push(format!("{} ({}): {consumers}", service.name, service.tool));
     }
     lines.join("\n") + "\n"

@@ -1,6 +1,6 @@
-//! A conversation with a server, from the flags of the command line to its end; and why there was none, in words.
+//! Opens a channel by the flags of the command line, talks to the server and ends what was started; turns a failure into words.
 
-use std::io;
+use std::fmt::Display;
 use std::time::Duration;
 
 use rmcp::model::{ErrorCode, ErrorData};
@@ -11,70 +11,34 @@ use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::LINE_MAX;
-use crate::mcp::client::pieces::PiecesError;
 use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 
-/// Maximum time-out that a user may ask for, in seconds: a day.
+/// Maximum of `--timeout`, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
 
-/// A server that answered.
+/// A client of a server that answered.
 pub(in crate::command) type ServerClient =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
-/// The reason why a conversation ended without what was asked for.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::command) enum BrokenCall {
-    /// The protocol or the stream.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// Anything else.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
-}
-
-impl From<Failure> for BrokenCall {
-    fn from(failure: Failure) -> Self {
-        Self::Other(failure.into())
-    }
-}
-
-impl From<io::Error> for BrokenCall {
-    fn from(why: io::Error) -> Self {
-        Self::Other(why.into())
-    }
-}
-
-impl From<PiecesError> for BrokenCall {
-    fn from(why: PiecesError) -> Self {
-        match why {
-            PiecesError::Client(why) => Self::Client(why),
-            PiecesError::Read(_) | PiecesError::TooLarge | PiecesError::Keep(_) => {
-                Self::Other(why.into())
-            }
-        }
-    }
-}
-
-/// Opens the channel that the flags ask for and talks over it; ends what was started, whatever happens.
-pub(in crate::command) fn converse(
+/// Opens the channel that the flags ask for and runs `talk` over it; ends what was started in any case.
+pub(in crate::command) fn with_client(
     args: &ChannelArgs,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> Result<Exit, BrokenCall>,
+    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
-    let patience = patience(args)?;
-    let way = way(args)?;
-    let conversation = async {
-        let channel = find(way, patience, output).await?;
-        hold(channel, patience, output, talk).await
-    };
-    interruptible(conversation)
+    let timeouts = timeouts(args)?;
+    let route = route(args)?;
+    interruptible(async {
+        let channel = find(route, timeouts, output).await?;
+        talk_over(channel, timeouts, output, talk).await
+    })
 }
 
-/// The way that the flags ask for.
-pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
+/// The route that the flags ask for.
+pub(super) fn route(args: &ChannelArgs) -> Result<Route, Failure> {
     let wanted = WantedMachine {
         instance: args.instance.as_deref(),
         project: args.project.as_deref(),
@@ -84,26 +48,26 @@ pub(super) fn way(args: &ChannelArgs) -> Result<Route, Failure> {
         .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
-/// Time to wait.
-pub(super) fn patience(args: &ChannelArgs) -> Result<Timeouts, Failure> {
+/// The time-outs that the flags ask for.
+pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
     let Some(seconds) = args.timeout else {
         return Ok(Timeouts::default());
     };
-    let given = (seconds > 0.0 && seconds <= TIMEOUT_MAX)
+    let timeout = (seconds > 0.0 && seconds <= TIMEOUT_MAX)
         .then(|| Duration::from_secs_f64(seconds))
-        .filter(|given| !given.is_zero());
-    let Some(given) = given else {
+        .filter(|timeout| !timeout.is_zero());
+    let Some(timeout) = timeout else {
         let message =
             format!("`--timeout` is more than 0 and at most {TIMEOUT_MAX} seconds, not {seconds}");
         return Err(Failure::new(Exit::Usage, message));
     };
     Ok(Timeouts {
-        first: given,
-        call: given,
+        first: timeout,
+        call: timeout,
     })
 }
 
-/// Runs to the end, or to the first signal that asks to stop; then everything that was started is ended.
+/// Runs to the end or to the first signal that asks to stop; then ends everything that was started.
 pub(super) fn interruptible(
     work: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
@@ -111,44 +75,31 @@ pub(super) fn interruptible(
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {
-        let mut asked = Vec::new();
-        for kind in [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ] {
-            asked.push(signal(kind)?);
-        }
-        let any = std::future::poll_fn(|context| {
-            let ready = asked
-                .iter_mut()
-                .any(|one| one.poll_recv(context).is_ready());
-            if ready {
-                std::task::Poll::Ready(())
-            } else {
-                std::task::Poll::Pending
-            }
-        });
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         tokio::select! {
             result = work => result,
-            () = any => Ok(Exit::Interrupted),
+            _ = interrupt.recv() => Ok(Exit::Interrupted),
+            _ = terminate.recv() => Ok(Exit::Interrupted),
+            _ = hangup.recv() => Ok(Exit::Interrupted),
         }
     });
-    // A thread that still reads stdin is not waited for.
+    // Does not wait for a thread that still reads stdin.
     runtime.shutdown_background();
     result
 }
 
-/// From a way to a channel: which machine it is.
+/// Resolves a route to the channel of a machine.
 pub(super) async fn find(
-    way: Route,
-    patience: Timeouts,
+    route: Route,
+    timeouts: Timeouts,
     output: &Output,
-) -> anyhow::Result<Transport> {
-    let channel = transport::resolve(way, patience.first)
+) -> Result<Transport, Failure> {
+    let channel = transport::resolve(route, timeouts.first)
         .await
         .map_err(|why| unreachable(&why))?;
-    if let (Transport::Exec(machine), true) = (&channel, output.verbose()) {
+    if let (Transport::Exec(machine), true) = (&channel, output.verbose) {
         output.say(&format!(
             "machine `{}` is in project `{}`",
             machine.name, machine.project
@@ -157,129 +108,113 @@ pub(super) async fn find(
     Ok(channel)
 }
 
-async fn hold(
+async fn talk_over(
     channel: Transport,
-    patience: Timeouts,
+    timeouts: Timeouts,
     output: &Output,
-    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> Result<Exit, BrokenCall>,
+    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
-    let opened = transport::open(channel, patience.first, watch(output))
+    let opened = transport::open(channel, timeouts.first, watch(output))
         .await
         .map_err(|why| unreachable(&why))?;
     let end = opened.end;
-    let (mut spoke, mut called) = (false, false);
-    let spoken = match Client::start(opened.reader, opened.writer, patience, LINE_MAX).await {
+    let (mut has_started, mut has_called) = (false, false);
+    let result = match Client::start(opened.reader, opened.writer, timeouts, LINE_MAX).await {
         Ok(mut client) => {
-            spoke = true;
-            let spoken = talk(&mut client, &end.channel).await;
-            called = client.has_called();
-            spoken
+            has_started = true;
+            let result = talk(&mut client, &end.channel).await;
+            has_called = client.has_called();
+            result
         }
         Err(why) => Err(why.into()),
     };
-    // The streams are closed by now, and only now: a server that waits for the end of its stdin ends.
-    let fault = match spoken {
+    // The streams are closed only now; a server that waits for the end of its stdin ends.
+    let fault = match result {
         Ok(exit) => {
             end.calm().await;
             return Ok(exit);
         }
-        Err(BrokenCall::Client(fault)) => fault,
-        Err(BrokenCall::Other(error)) => return Err(error),
+        Err(error) => error.downcast::<ClientError>()?,
     };
-    let failure = match fault {
-        // Somebody serves there, or did a moment ago.
-        ClientError::Closed if spoke && matches!(end.channel, Transport::Socket(_)) => {
-            Failure::new(Exit::Unavailable, cannot_reach(&fault))
-                .help("ask whoever runs the provider")
+    let failure = match &fault {
+        // A server listens there, or did a moment ago.
+        ClientError::Closed if has_started && matches!(end.channel, Transport::Socket(_)) => {
+            unavailable(&fault).help("ask whoever runs the provider")
         }
-        ClientError::Closed => failure(&end.died(patience.first).await),
-        ClientError::Silent(waited) => failure(&end.silent(waited)),
-        ClientError::Refused { .. } => {
-            let failure = refused(&fault);
-            end.calm().await;
-            return Err(failure.into());
-        }
-        // This one answered.
-        ClientError::Malformed { .. } => {
-            return Err(Failure::new(Exit::Unavailable, cannot_reach(&fault)).into());
-        }
-        other => Failure::new(Exit::Unavailable, cannot_reach(&other)),
-    };
-    Err(maybe_done(failure, called).into())
-}
-
-/// An error of the protocol. What the policy refuses is told by an unknown tool; overloaded is no refusal, and the same call
-/// may be made again.
-fn refused(fault: &ClientError) -> Failure {
-    match fault {
-        ClientError::Refused { refusal, .. } if refusal.raw().code.0 == OVERLOADED => {
-            let words = refusal.part(|refusal| &*refusal.message).escaped();
-            let failure = Failure::new(Exit::Overloaded, format!("the provider is {words}"));
-            failure.help("nothing was refused; the same call may be made again")
-        }
+        ClientError::Closed => unreachable(&end.died(timeouts.first).await),
+        ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
         ClientError::Refused { refusal, .. } => {
-            let failure = Failure::new(Exit::Failed, fault.to_string());
-            match ran_unlogged(refusal.raw()) {
-                Some(true) => failure.help(format!(
-                    "what it does is done: look before you make it again; {ITS_LOG}"
-                )),
-                Some(false) => failure.help(format!("nothing was done; {ITS_LOG}")),
-                None => failure,
-            }
+            end.calm().await;
+            return Err(refused(&fault, refusal).into());
         }
-        _ => Failure::new(Exit::Failed, fault.to_string()),
-    }
-}
-
-/// Who can mend a log that cannot be written.
-const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
-
-/// Returns whether a call ran that the provider could not log; nothing where that is not what it says.
-fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
-    let data = refusal.data.as_ref()?;
-    (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
-}
-
-/// Passes a server's stderr on for whoever wants to see more.
-pub(super) fn watch(output: &Output) -> Watch {
-    let output = output.clone();
-    Box::new(move |line| {
-        if output.verbose() {
-            output.say(&Foreign::new(line).lines());
-        }
-    })
-}
-
-pub(super) fn cannot_reach(why: &impl std::fmt::Display) -> String {
-    format!("Cannot reach MCP server: {why}")
-}
-
-fn failure(why: &Unreachable) -> Failure {
-    let failure = Failure::new(Exit::Unavailable, cannot_reach(why));
-    match why.help() {
-        Some(help) => failure.help(help),
-        None => failure,
-    }
-}
-
-pub(super) fn unreachable(why: &Unreachable) -> anyhow::Error {
-    failure(why).into()
-}
-
-/// A call whose answer did not come may have been carried out all the same.
-fn maybe_done(failure: Failure, called: bool) -> Failure {
-    if !called {
-        return failure;
+        // The server did answer.
+        ClientError::Malformed { .. } => return Err(unavailable(&fault).into()),
+        other => unavailable(other),
+    };
+    if !has_called {
+        return Err(failure.into());
     }
     let warning = "the call may have been carried out";
     let help = match &failure.help {
         Some(help) => format!("{warning}; {help}"),
         None => warning.to_owned(),
     };
-    failure.help(help)
+    Err(failure.help(help).into())
 }
 
-/// Returns whether the server says by this that a request cannot be: an unknown tool, or parameters out of shape.
+/// An error of the protocol. A service that the policy refuses looks like an unknown tool; an overloaded server refuses nothing.
+fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
+    if refusal.raw().code.0 == OVERLOADED {
+        let words = refusal.part(|refusal| &*refusal.message).escaped();
+        return Failure::new(Exit::Overloaded, format!("the provider is {words}"))
+            .help("nothing was refused; the same call may be made again");
+    }
+    let failure = Failure::new(Exit::Failed, fault.to_string());
+    match ran_unlogged(refusal.raw()) {
+        Some(true) => failure.help(format!(
+            "what it does is done: look before you make it again; {ITS_LOG}"
+        )),
+        Some(false) => failure.help(format!("nothing was done; {ITS_LOG}")),
+        None => failure,
+    }
+}
+
+/// Help for a log that cannot be written.
+const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
+
+/// Returns whether a call ran that the provider could not log; `None` where it does not say so.
+fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
+    let data = refusal.data.as_ref()?;
+    (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
+}
+
+/// Passes a server's stderr on, with `--verbose`.
+pub(super) fn watch(output: &Output) -> Watch {
+    let output = output.clone();
+    Box::new(move |line| {
+        if output.verbose {
+            output.say(&Foreign::new(line).lines());
+        }
+    })
+}
+
+pub(super) fn cannot_reach(why: &impl Display) -> String {
+    format!("Cannot reach MCP server: {why}")
+}
+
+pub(super) fn unavailable(why: &impl Display) -> Failure {
+    Failure::new(Exit::Unavailable, cannot_reach(why))
+}
+
+pub(super) fn unreachable(why: &Unreachable) -> Failure {
+    let help = why.help();
+    Failure {
+        help,
+        ..unavailable(why)
+    }
+}
+
+/// Returns whether the server rejects a request as invalid: an unknown tool, or malformed parameters.
 pub(super) fn is_invalid(fault: &ClientError) -> bool {
     matches!(fault, ClientError::Refused { refusal, .. } if refusal.raw().code == ErrorCode::INVALID_PARAMS)
 }

@@ -1,9 +1,13 @@
-//! `anklume mcp-worker`, hidden: the process that serves one consumer. Its stdin is the socket to its server, its stdout the
-//! socket that the consumer connects to.
+//! The processes of one consumer, both hidden subcommands: `anklume mcp-worker`, which speaks with it, and `anklume mcp-helper`, which
+//! runs its tools of one resource.
+//!
+//! Stdin of both is the socket to their server. Stdout of a worker is the socket that the consumer connects to, that of a helper the
+//! socket to the worker.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,66 +16,72 @@ use rustix::stdio::{dup2_stdin, dup2_stdout, stdin, stdout};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{LAST_WORK, keep_panics_short, runtime, shared};
-use crate::cli::McpWorkerArgs;
+use super::serve::{CLEANUP_TIMEOUT, redact_panics, runtime, shared};
 use crate::command::output::Output;
-use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits, fence};
+use crate::confinement::{self, AllowedCalls, ProcessLimits, fence};
 use crate::error::Exit;
 use crate::infra::Confinement;
-use crate::mcp::helper::Helpers;
+use crate::mcp::helper::{Helpers, Work, serve};
 use crate::mcp::monitor::Monitor as _;
 use crate::mcp::monitor::remote::RemoteMonitor;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::server::Shutdown;
 use crate::mcp::throttle::ReadThrottle;
 use crate::mcp::worker::{ABORT, Acceptor, DRAIN, STOP_ACCEPTING};
+use crate::name::{MachineName, ToolName};
 use crate::tool::{Resource, portal_limits};
 
-/// Threads for work that blocks: as many as the tools of one connection that run at a time.
+/// Threads for blocking work: as many as the tools of one connection that run at a time.
 const THREADS: usize = 8;
+/// Limits of a worker that uses neither files nor programs.
+const NO_FILES: ProcessLimits = ProcessLimits {
+    calls: AllowedCalls::Worker { files: false },
+    files: Some(Vec::new()),
+    network: false,
+};
 
 /// Runs `anklume mcp-worker`.
-pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit> {
-    // Nothing runs that no server logs.
+pub(crate) fn run_worker(
+    caller: &MachineName,
+    services: &Path,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    // Nothing runs without a server that logs it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    keep_panics_short(output);
-    let (server, listener) = sockets()?;
+    redact_panics(output);
+    let (server, listener) = take_sockets()?;
     let (stop, lost) = (Shutdown::default(), CancellationToken::new());
-    let (without_server, ends) = (lost.clone(), stop.clone());
-    let monitor = RemoteMonitor::new(server.into(), &args.services, move || {
-        without_server.cancel();
+    let (on_loss, ends) = (lost.clone(), stop.clone());
+    let monitor = RemoteMonitor::new(server.into(), services, move || {
+        on_loss.cancel();
         ends.graceful.cancel();
         ends.immediate.cancel();
     })?;
     let mut settings = shared::settings()?;
     let policy = monitor.policy();
-    settings.idle = policy.services.idle_of(&args.caller);
-    let granted = policy.services.services.iter();
-    let mut granted = granted.map(|service| Resource::of(service.tool));
-    // A portal that is not there yet is out of reach for good: what comes for it goes to a process that begins later.
-    let has_portal =
-        granted.any(|resource| resource == Resource::Portal) && settings.portal.is_dir();
-    let own = has_portal.then_some(Resource::Portal);
-    let limits = match own {
-        Some(_) => portal_limits(&settings),
-        None => NOTHING,
+    settings.idle = policy.services.idle_of(caller);
+    let mut granted = policy.services.services.iter();
+    // A portal that does not exist yet stays out of reach; its calls go to a process that starts later.
+    let has_portal = granted.any(|service| Resource::of(service.tool) == Resource::Portal)
+        && settings.portal.is_dir();
+    let (own, limits) = if has_portal {
+        (Some(Resource::Portal), portal_limits(&settings))
+    } else {
+        (None, NO_FILES)
     };
-    let memory = policy.services.memory_of(&args.caller);
-    fence(memory)?;
-    confine(&limits, &policy)?;
+    let memory = policy.services.memory_of(caller);
+    confine(memory, &limits, &policy)?;
     #[cfg(debug_assertions)]
-    super::probe::run("worker", output);
+    probe::run("worker", output);
     let runtime = runtime(THREADS)?;
     let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
-    let throttle = Arc::new(ReadThrottle::with_memory(
-        memory,
-        Box::new(monitor.lender()),
-    ));
+    let lender = Box::new(monitor.lender());
+    let throttle = Arc::new(ReadThrottle::with_memory(memory, lender));
     let shared = shared::shared(monitor, settings, Some(helpers), output);
     let ended = runtime.block_on(async {
-        let close = orders(&stop)?;
+        let close = watch_orders(&stop)?;
         let acceptor = Acceptor {
-            caller: args.caller.clone(),
+            caller: caller.clone(),
             listener: UnixListener::from(listener).try_into()?,
             shared,
             throttle,
@@ -79,22 +89,55 @@ pub(crate) fn run(args: &McpWorkerArgs, output: &Output) -> anyhow::Result<Exit>
         };
         acceptor.run(close).await;
         anyhow::ensure!(!lost.is_cancelled(), "the server does not respond");
-        Ok(())
+        Ok(Exit::Done)
     });
-    // Work that was given up takes its leave.
-    runtime.shutdown_timeout(LAST_WORK);
-    ended.map(|()| Exit::Done)
+    // Cancelled work gets time to clean up.
+    runtime.shutdown_timeout(CLEANUP_TIMEOUT);
+    ended
 }
 
-/// Neither files nor programs.
-const NOTHING: ProcessLimits = ProcessLimits {
-    calls: AllowedCalls::Worker { files: false },
-    files: Some(Vec::new()),
-    network: false,
-};
+/// Runs `anklume mcp-helper`.
+pub(crate) fn run_helper(
+    caller: &MachineName,
+    resource: Resource,
+    services: &Path,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    redact_panics(output);
+    let (server, consumer) = take_sockets()?;
+    // The worker ends with the server, and this process with the worker.
+    let monitor = RemoteMonitor::new(server.into(), services, || {})?;
+    let mut settings = shared::settings()?;
+    let policy = monitor.policy();
+    settings.idle = policy.services.idle_of(caller);
+    settings.limit_signatures(policy.services.in_flight_of(caller, ToolName::GpgSign));
+    let tools = policy.services.services.iter().map(|one| one.tool);
+    let tools: Vec<ToolName> = tools.collect();
+    // In a runtime of its own, so that no thread of it is left when the process is confined.
+    let limits = runtime(THREADS)?.block_on(resource.limits(&settings, &tools));
+    confine(policy.services.memory_of(caller), &limits, &policy)?;
+    #[cfg(debug_assertions)]
+    probe::run(resource.as_str(), output);
+    let runtime = runtime(THREADS)?;
+    let work = Work {
+        caller: caller.clone(),
+        resource,
+        monitor: &monitor,
+        settings: settings.into(),
+    };
+    let socket = UnixStream::from(consumer);
+    socket.set_nonblocking(true)?;
+    runtime.block_on(async {
+        serve(work, socket.try_into()?).await;
+        std::io::Result::Ok(())
+    })?;
+    // Cancelled work gets time to clean up.
+    runtime.shutdown_timeout(CLEANUP_TIMEOUT);
+    Ok(Exit::Done)
+}
 
-/// Takes stdin and stdout, which are sockets, and leaves nothing there.
-pub(super) fn sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+/// Takes stdin and stdout, which are sockets, and replaces them with `/dev/null`.
+fn take_sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     let both = (
         stdin().try_clone_to_owned()?,
         stdout().as_fd().try_clone_to_owned()?,
@@ -105,19 +148,20 @@ pub(super) fn sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     Ok(both)
 }
 
-/// Limits this process for good.
-pub(super) fn confine(limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<InForce> {
+/// Limits this process, with this many bytes of memory, for good.
+fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<()> {
+    fence(memory)?;
     let in_force = confinement::enter(limits).context("cannot be confined")?;
     match in_force.missing() {
         Some(why) if policy.services.confinement == Confinement::Required => {
             Err(shared::unconfined(&why).into())
         }
-        _ => Ok(in_force),
+        _ => Ok(()),
     }
 }
 
-/// What the server's signals are to bring about.
-fn orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
+/// Obeys the server's signals; the returned token tells to stop accepting.
+fn watch_orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     let close = CancellationToken::new();
     let orders = [
         (STOP_ACCEPTING, vec![close.clone()]),
@@ -125,12 +169,74 @@ fn orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
         (ABORT, vec![stop.graceful.clone(), stop.immediate.clone()]),
     ];
     for (order, tokens) in orders {
-        let mut given = signal(SignalKind::from_raw(order.as_raw()))?;
+        let mut received = signal(SignalKind::from_raw(order.as_raw()))?;
         tokio::spawn(async move {
-            if given.recv().await.is_some() {
+            if received.recv().await.is_some() {
                 tokens.iter().for_each(CancellationToken::cancel);
             }
         });
     }
     Ok(close)
+}
+
+/// Tries what a confined process can still do, for the tests; in debug builds only.
+#[cfg(debug_assertions)]
+mod probe {
+    use std::fs::File;
+    use std::net::TcpStream;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::path::Path;
+
+    use rustix::fs::{Mode, OFlags, fchmod, open};
+    use rustix::process::{Pid, test_kill_process};
+
+    use crate::command::output::Output;
+
+    /// The variable that lists the attempts, one per line: a verb and its object.
+    const VARIABLE: &str = "ANKLUME_PROBE";
+
+    /// Tries each attempt and writes a line about it to stderr.
+    pub(super) fn run(process: &str, output: &Output) {
+        let attempts = std::env::var(VARIABLE).unwrap_or_default();
+        for attempt in attempts.lines() {
+            let (verb, object) = attempt.split_once(' ').unwrap_or((attempt, ""));
+            let result = attempted(verb, object);
+            let result = result.map_or_else(|why| why.to_string(), |()| "done".to_owned());
+            output.stderr(&format!("probe {process}: {attempt}: {result}"));
+        }
+    }
+
+    fn attempted(verb: &str, object: &str) -> std::io::Result<()> {
+        let path = Path::new(object);
+        match verb {
+            "read" => File::open(path).map(drop),
+            "append" => File::options().append(true).open(path).map(drop),
+            "make" => File::create(path).map(drop),
+            "connect" => UnixStream::connect(path).map(drop),
+            "datagram" => {
+                let (one, _) = UnixDatagram::pair()?;
+                one.send_to(b"x", path).map(drop)
+            }
+            "mode" => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o4755)),
+            "neither" => {
+                let flags = OFlags::from_bits_retain(3);
+                Ok(fchmod(open(path, flags, Mode::empty())?, Mode::RWXU)?)
+            }
+            "tcp" => TcpStream::connect(object).map(drop),
+            "run" => run_program(path),
+            "signal" => {
+                let process = object.parse().ok().and_then(Pid::from_raw);
+                let process = process.ok_or(std::io::ErrorKind::InvalidInput)?;
+                Ok(test_kill_process(process)?)
+            }
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn run_program(path: &Path) -> std::io::Result<()> {
+        #[expect(clippy::disallowed_methods, reason = "it must not run")]
+        let mut command = std::process::Command::new(path);
+        command.status().map(drop)
+    }
 }

@@ -1,47 +1,53 @@
-//! `anklume policy check`: may this caller use this service? One line that says which and why.
+//! `anklume policy check`: may this caller use this service? `anklume policy explain`: why, and the smallest change that would
+//! reverse the decision.
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
-use super::question::{Question, joined};
 use crate::catalogue::check_some;
-use crate::cli::{Format, PolicyCheckArgs};
-use crate::command::{open_infra, output::Output};
+use crate::cli::PolicyCheckArgs;
+use crate::command::output::{Output, done_or_failed};
+use crate::command::{joined, open_infra, or_closest};
 use crate::error::{Exit, Failure};
-use crate::infra::Machine;
+use crate::infra::{Infra, Machine};
+use crate::mcp::framing::json::read_object;
 use crate::name::MachineName;
-use crate::policy::{self, Caller, Decision, Denial, Request, decide};
-use crate::services::Services;
+use crate::policy::{self, Caller, Decision, Denial, Request, decide, offers};
+use crate::services::{Service, Services};
+
+/// Help for an unknown service without a similar one.
+const ALL_SERVICES: &str = "`anklume policy list` shows all services";
 
 /// Runs `anklume policy check`: 0 allowed, 1 denied or error.
-pub(crate) fn run(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exit> {
+pub(super) fn check(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let question = Question::new(args, &infra)?;
-    let verdicts: Vec<CheckVerdict> = verdicts(&question);
-    // Several machines offer it: allowed is what none of them refuses.
+    let providers = question.providers.iter();
+    let verdicts: Vec<CheckVerdict> = providers
+        .map(|one| CheckVerdict::of(one, &question))
+        .collect();
+    // Where several machines offer the service, all of them must allow it.
     let allowed = verdicts.iter().all(|verdict| verdict.allowed);
     if allowed {
-        are_arguments(&question)?;
+        check_arguments(&question)?;
     }
-    match output.format() {
-        Format::Json => output.json(&CheckAnswer {
-            allowed,
-            caller: &args.caller,
-            service: question.service,
-            decisions: &verdicts,
-        })?,
-        Format::Text => {
-            let lines: Vec<String> = verdicts.iter().map(CheckVerdict::line).collect();
-            output.answer((lines.join("\n") + "\n").as_bytes())?;
-            if verdicts.len() > 1 {
-                output.say("note: several machines offer this service; name one with --provider");
-            }
-        }
+    let answer = json!({
+        "allowed": allowed,
+        "caller": args.caller,
+        "service": question.service,
+        "decisions": verdicts,
+    });
+    output.answer_as(&answer, || {
+        verdicts.iter().map(CheckVerdict::line).collect()
+    })?;
+    if verdicts.len() > 1 && !output.is_json() {
+        output.say("note: several machines offer this service; name one with --provider");
     }
-    Ok(if allowed { Exit::Done } else { Exit::Failed })
+    Ok(done_or_failed(allowed))
 }
 
-/// What is allowed must also be a call: the arguments that are given fit the tool of each machine.
-fn are_arguments(question: &Question<'_>) -> Result<(), Failure> {
+/// Checks that the given arguments of an allowed call fit the tool of each machine.
+fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
     for provider in &question.providers {
         let services = Services::of(provider);
         let Some(service) = services.service(question.service) else {
@@ -59,75 +65,54 @@ fn are_arguments(question: &Question<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The decision of each machine.
-pub(super) fn verdicts(question: &Question<'_>) -> Vec<CheckVerdict> {
-    question
-        .providers
-        .iter()
-        .map(|provider| verdict(provider, question))
-        .collect()
-}
-
-/// The answer as JSON.
-#[derive(Debug, Serialize)]
-struct CheckAnswer<'a> {
-    allowed: bool,
-    caller: &'a str,
-    service: &'a str,
-    decisions: &'a [CheckVerdict],
-}
-
 /// The decision for one provider.
 #[derive(Debug, Serialize)]
-pub(super) struct CheckVerdict {
-    pub(super) provider: MachineName,
-    pub(super) allowed: bool,
-    pub(super) reason: String,
+struct CheckVerdict {
+    provider: MachineName,
+    allowed: bool,
+    reason: String,
 }
 
 impl CheckVerdict {
-    /// The one line: which, and why.
-    pub(super) fn line(&self) -> String {
+    fn of(provider: &Machine, question: &Question<'_>) -> Self {
+        let (caller, name, machine) = (&question.caller, question.service, &provider.name);
+        let services = Services::of(provider);
+        let service = services.service(name);
+        let declared_at = service.and_then(|service| service.declared_at.as_deref());
+        let at = declared_at.map_or_else(String::new, |place| format!(" ({place})"));
+        let request = Request {
+            caller,
+            name,
+            arguments: &question.arguments,
+        };
+        let (allowed, reason) = match decide(&services, request) {
+            Decision::Allowed(_) => (
+                true,
+                format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
+            ),
+            Decision::Denied(denial) => (false, reason(&denial, question, machine, &at)),
+        };
+        Self {
+            provider: machine.clone(),
+            allowed,
+            reason,
+        }
+    }
+
+    fn line(&self) -> String {
         let word = if self.allowed { "allowed" } else { "denied" };
-        format!("{word}: {}", self.reason)
+        format!("{word}: {}\n", self.reason)
     }
 }
 
-fn verdict(provider: &Machine, question: &Question<'_>) -> CheckVerdict {
+fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &str) -> String {
     let (caller, name) = (&question.caller, question.service);
-    let services = Services::of(provider);
-    let declared_at = services
-        .service(name)
-        .and_then(|service| service.declared_at.clone());
-    let at = place(declared_at.as_deref());
-    let request = Request {
-        caller,
-        name,
-        arguments: &question.arguments,
-    };
-    let machine = &provider.name;
-    let (allowed, reason) = match decide(&services, request) {
-        Decision::Allowed(_) => (
-            true,
-            format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
-        ),
-        Decision::Denied(denial) => (false, reason(&denial, caller, name, machine, &at)),
-    };
-    CheckVerdict {
-        provider: machine.clone(),
-        allowed,
-        reason,
-    }
-}
-
-fn reason(denial: &Denial, caller: &Caller, name: &str, machine: &MachineName, at: &str) -> String {
     match denial {
         Denial::Unknown => format!("`{machine}` offers no service `{}`", name.escape_debug()),
         Denial::NotConsumer { consumers, .. } => {
-            let consumers = if consumers.is_empty() {
-                "it has none".to_owned()
-            } else {
-                format!("its consumers: {}", joined(consumers))
+            let consumers = match consumers.as_slice() {
+                [] => "it has none".to_owned(),
+                some => format!("its consumers: {}", joined(some, "none")),
             };
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }
@@ -138,6 +123,187 @@ fn reason(denial: &Denial, caller: &Caller, name: &str, machine: &MachineName, a
     }
 }
 
-fn place(declared_at: Option<&str>) -> String {
-    declared_at.map_or_else(String::new, |place| format!(" ({place})"))
+/// Runs `anklume policy explain`, which succeeds whatever was decided.
+pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<()> {
+    let infra = open_infra(&args.infra, output)?.infra;
+    let question = Question::new(args, &infra)?;
+    let providers = question.providers.iter();
+    let explanations: Vec<Explanation> = providers
+        .filter_map(|provider| Explanation::of(provider, &question))
+        .collect();
+    let reachable = reachable(&infra, &question.caller);
+    let answer = json!({ "explanations": explanations, "reachable": reachable });
+    output.answer_as(&answer, || {
+        let explained: String = explanations.iter().map(Explanation::text).collect();
+        let caller = args.caller.escape_debug();
+        match reachable.as_slice() {
+            [] => format!("{explained}`{caller}` may call nothing\n"),
+            some => format!("{explained}`{caller}` may call: {}\n", some.join(", ")),
+        }
+    })
+}
+
+/// One decision, explained.
+#[derive(Debug, Serialize)]
+struct Explanation {
+    #[serde(flatten)]
+    verdict: CheckVerdict,
+    tool: String,
+    fixed: Vec<String>,
+    /// The change that would reverse the decision.
+    change: String,
+}
+
+impl Explanation {
+    fn of(provider: &Machine, question: &Question<'_>) -> Option<Self> {
+        let verdict = CheckVerdict::of(provider, question);
+        let services = Services::of(provider);
+        let service = services.service(question.service)?;
+        let fixed = service.with.iter();
+        Some(Self {
+            change: change(verdict.allowed, service, &question.caller),
+            tool: service.tool.to_string(),
+            fixed: fixed
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
+            verdict,
+        })
+    }
+
+    fn text(&self) -> String {
+        let fixed = match self.fixed.as_slice() {
+            [] => String::new(),
+            some => format!("  fixed by the service: {}\n", some.join(", ")),
+        };
+        let (verdict, tool, change) = (self.verdict.line(), &self.tool, &self.change);
+        format!("{verdict}  runs: {tool}\n{fixed}  change: {change}\n")
+    }
+}
+
+fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
+    let at = service.declared_at.as_deref().unwrap_or("infra.yml");
+    let name = &service.name;
+    if allowed {
+        return format!("take `{caller}` off `consumers` of `{name}` ({at}) to deny it");
+    }
+    let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
+    if service.consumers.iter().any(is_caller) {
+        return "leave out the argument that the service fixes".to_owned();
+    }
+    let consumers = joined(&service.consumers, "nobody");
+    format!("add `{caller}` to `consumers` of `{name}` ({at}) to allow it; listed now: {consumers}")
+}
+
+/// Everything that the caller may call, as PROVIDER/SERVICE.
+fn reachable(infra: &Infra, caller: &Caller) -> Vec<String> {
+    infra
+        .machines()
+        .flat_map(|(_, machine)| {
+            offers(&Services::of(machine), caller)
+                .into_iter()
+                .map(|offer| format!("{}/{}", machine.name, offer.name))
+        })
+        .collect()
+}
+
+/// A call to decide, for each machine that it may mean.
+#[derive(Debug)]
+struct Question<'a> {
+    /// The caller.
+    caller: Caller,
+    /// The service.
+    service: &'a str,
+    /// The caller's arguments.
+    arguments: Map<String, Value>,
+    /// The named machine, or all that offer the service.
+    providers: Vec<&'a Machine>,
+}
+
+impl<'a> Question<'a> {
+    /// Reads the flags against an infrastructure.
+    fn new(args: &'a PolicyCheckArgs, infra: &'a Infra) -> Result<Self, Failure> {
+        let text = args.args.as_deref().unwrap_or("{}");
+        let arguments = read_object(text.as_bytes()).map_err(|wrong| {
+            let message = format!("`--args` is not a JSON object: {wrong}");
+            Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'")
+        })?;
+        let (provider, service) = split(args)?;
+        let caller = known_machine(infra, &args.caller, "caller")?.name.clone();
+        Ok(Self {
+            caller: Caller::Consumer(caller),
+            service,
+            arguments,
+            providers: providers(infra, provider, service)?,
+        })
+    }
+}
+
+/// The named provider, if any, and the service: `--provider P --service S`, or `--service P/S`.
+fn split(args: &PolicyCheckArgs) -> Result<(Option<&str>, &str), Failure> {
+    match (args.service.split_once('/'), args.provider.as_deref()) {
+        (None, provider) => Ok((provider, &args.service)),
+        (Some((inner, _)), Some(outer)) if inner != outer => {
+            let message = format!(
+                "two providers are named: `{}` in --service and `{}` in --provider",
+                inner.escape_debug(),
+                outer.escape_debug()
+            );
+            Err(Failure::new(Exit::Usage, message))
+        }
+        (Some((provider, service)), _) => Ok((Some(provider), service)),
+    }
+}
+
+fn providers<'a>(
+    infra: &'a Infra,
+    provider: Option<&str>,
+    service: &str,
+) -> Result<Vec<&'a Machine>, Failure> {
+    let names = |machine: &'a Machine| machine.services.iter().map(|one| one.name.as_str());
+    let offers = |machine: &&'a Machine| names(machine).any(|name| name == service);
+    let machines = || infra.machines().map(|(_, machine)| machine);
+    let offering: Vec<&Machine> = machines().filter(offers).collect();
+    let asked = service.escape_debug();
+    let Some(provider) = provider else {
+        if offering.is_empty() {
+            let message = format!("no machine offers a service `{asked}`");
+            let help = or_closest(service, machines().flat_map(names), ALL_SERVICES);
+            return Err(Failure::new(Exit::Failed, message).help(help));
+        }
+        return Ok(offering);
+    };
+    let machine = known_machine(infra, provider, "provider")?;
+    if offers(&machine) {
+        return Ok(vec![machine]);
+    }
+    let message = format!("`{}` offers no service `{asked}`", machine.name);
+    let elsewhere: Vec<&str> = offering.iter().map(|other| other.name.as_str()).collect();
+    let help = match elsewhere.as_slice() {
+        [] => or_closest(service, names(machine), ALL_SERVICES),
+        some => format!("offered by: {}", some.join(", ")),
+    };
+    Err(Failure::new(Exit::Failed, message).help(help))
+}
+
+/// The machine of that name in an enabled domain; `role` is its role in the question.
+pub(super) fn known_machine<'a>(
+    infra: &'a Infra,
+    name: &str,
+    role: &str,
+) -> Result<&'a Machine, Failure> {
+    if let Some((_, machine)) = infra.machine(name) {
+        return Ok(machine);
+    }
+    let is_named = |machine: &Machine| machine.name.as_str() == name;
+    let mut disabled = infra.domains.iter().filter(|domain| !domain.enabled);
+    if let Some(domain) = disabled.find(|domain| domain.machines.iter().any(is_named)) {
+        let domain = &domain.name;
+        let message = format!("the {role} `{name}` is in the domain `{domain}`, which is disabled");
+        return Err(Failure::new(Exit::Failed, message).help("set `enabled: true` there"));
+    }
+    let escaped = name.escape_debug();
+    let message = format!("the {role} `{escaped}` is not a machine of this file");
+    let names = infra.machines().map(|(_, machine)| machine.name.as_str());
+    let otherwise = "`anklume policy list` shows providers and their consumers";
+    Err(Failure::new(Exit::Failed, message).help(or_closest(name, names, otherwise)))
 }

@@ -172,7 +172,7 @@ fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
     let mut status = Command::new(program);
     status.args(["mcp", "status", "--listen", "sockets"]);
     status.current_dir(world.path("")).uid(65_534).gid(65_534);
-    let message = "error: whether a server runs in `sockets` cannot be seen: Permission denied (os error 13)\n  \
+    let message = "error: cannot check for a server in `sockets`: Permission denied (os error 13)\n  \
                    = help: its user may, and root\n";
     ended(status).is(1, "", message);
     server.end();

@@ -143,7 +143,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
         let mut look = Command::new(&program);
         look.args(["audit", what, "--file", "log/audit.jsonl"]);
         look.current_dir(world.path("")).uid(65_534).gid(65_534);
-        let message = "error: whether there is an audit log `log/audit.jsonl` cannot be seen: Permission denied (os error 13)\n  \
+        let message = "error: cannot check for an audit log `log/audit.jsonl`: Permission denied (os error 13)\n  \
                        = help: its server's user may, and root\n";
         ended(look).is(1, "", message);
     }

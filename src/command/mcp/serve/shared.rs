@@ -1,6 +1,6 @@
-//! What the connections of a server share: its policy, its log, its tools.
+//! The state that the connections of a server share: its policy, its log, its tools.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,17 +21,17 @@ use crate::mcp::server::{AnsweredRequest, Observer, RequestOutcome, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
-/// A log that cannot be written is told of this often at most.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+/// Minimum interval between two messages about a log that cannot be written.
+const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The server of consumers' channels: a services file that is followed, and a log without which no call runs.
+/// The state of a server of consumers' channels: a watched services file, and a log without which no call runs.
 pub(super) fn state(
     args: &McpServeArgs,
     confinement: InForce,
     launcher: Option<String>,
     output: &Output,
 ) -> anyhow::Result<ServerState> {
-    // What the processes of consumers would refuse is refused here.
+    // Rejects here what the processes of consumers would reject.
     settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = PolicyWatcher::read(&path).map_err(|error| broken_policy(&error))?;
@@ -41,10 +41,10 @@ pub(super) fn state(
         return Err(unconfined(&why).into());
     }
     if path.symlink_metadata().is_err() {
-        let shown = path.display().to_string();
+        let name = path.display().to_string();
         output.say(&format!(
             "warning: there is no file `{}`: nobody is served until it comes",
-            shown.escape_debug()
+            name.escape_debug()
         ));
     }
     let recorder = Arc::new(required_log(args, &policy, output)?);
@@ -70,11 +70,11 @@ pub(super) fn state(
         loans: Arc::default(),
         confinement,
         launcher,
-        verbose: output.verbose(),
+        verbose: output.verbose,
     })
 }
 
-/// What the connections of a caller share that asks `monitor`.
+/// The state that the connections of a caller share.
 pub(in crate::command::mcp) fn shared(
     monitor: impl Monitor + 'static,
     settings: Settings,
@@ -89,7 +89,7 @@ pub(in crate::command::mcp) fn shared(
     })
 }
 
-/// The log of the operator's own server, where there is one.
+/// The log of the operator's own server, if it has one.
 pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Result<Arc<Recorder>> {
     let log = match &args.audit_log {
         Some(path) => Some(Log::open(path).map_err(|error| no_log(&error))?),
@@ -107,14 +107,14 @@ fn required_log(
     args: &McpServeArgs,
     policy: &Services,
     output: &Output,
-) -> anyhow::Result<Recorder> {
-    let path = args.audit_log.clone().unwrap_or_else(|| PathBuf::from(LOG));
+) -> Result<Recorder, Failure> {
+    let path = args.audit_log.clone().unwrap_or_else(|| LOG.into());
     let complain = complain(output);
     match Log::open(&path) {
         Ok(log) => Ok(Recorder::new(Some(log), true, complain)),
         // Its first line tells that it cannot be opened.
         Err(_) if policy.allow_unlogged => Ok(Recorder::waiting_for(path, complain)),
-        Err(error) => Err(no_log(&error).into()),
+        Err(error) => Err(no_log(&error)),
     }
 }
 
@@ -125,7 +125,7 @@ fn no_log(error: &AuditError) -> Failure {
     )
 }
 
-/// A server that must be confined, and is not.
+/// A server is not confined, although it must be.
 pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
     let text = format!("this server must be confined, and is not: {why}");
     Failure::new(Exit::Failed, text)
@@ -138,7 +138,7 @@ fn broken_policy(error: &PolicyError) -> Failure {
     )
 }
 
-/// Tells of a change of the policy, loudly when it was refused.
+/// Reports a change of the policy, as an error if it was refused.
 fn on_change(recorder: &Arc<Recorder>, output: &Output) -> OnChange {
     let (recorder, output) = (Arc::clone(recorder), output.clone());
     Box::new(move |policy, error| {
@@ -155,27 +155,27 @@ fn on_change(recorder: &Arc<Recorder>, output: &Output) -> OnChange {
             policy: policy.digest.as_str().into(),
             refused: refused.as_deref().map(bounded_reason),
         };
-        // Whether calls may go on without a log is asked at each call.
+        // Each call checks anew whether it may run without a log.
         let _ = recorder.append(event, true);
     })
 }
 
-/// Says on stderr that the log cannot be written, but not for every call.
+/// Reports on stderr that the log cannot be written, but not for every call.
 fn complain(output: &Output) -> Complain {
     let output = output.clone();
     let last: Mutex<Option<Instant>> = Mutex::new(None);
     Box::new(move |error| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+        if last.is_none_or(|last| last.elapsed() >= COMPLAIN_INTERVAL) {
             *last = Some(Instant::now());
             output.stderr(&format!("error: {error}"));
         }
     })
 }
 
-/// With `--verbose`, a line on stderr for each answer.
+/// With `--verbose`, writes a line to stderr for each answer.
 fn observer(output: &Output) -> Observer {
-    if !output.verbose() {
+    if !output.verbose {
         return Arc::new(|_| {});
     }
     let output = output.clone();
@@ -183,18 +183,16 @@ fn observer(output: &Output) -> Observer {
 }
 
 fn line(answered: &AnsweredRequest) -> String {
-    let AnsweredRequest {
-        label,
-        outcome,
-        took,
-        bytes_in,
-        bytes_out,
-    } = answered;
-    let outcome = match outcome {
+    let outcome = match answered.outcome {
         RequestOutcome::Done => "done".to_owned(),
         RequestOutcome::Failed => "failed".to_owned(),
         RequestOutcome::Refused(code) => format!("refused with {code}"),
     };
-    let millis = took.as_millis();
-    format!("{label}: {outcome} in {millis} ms, {bytes_in} bytes in, {bytes_out} bytes out")
+    format!(
+        "{}: {outcome} in {} ms, {} bytes in, {} bytes out",
+        answered.label,
+        answered.took.as_millis(),
+        answered.bytes_in,
+        answered.bytes_out
+    )
 }

@@ -1,0 +1,121 @@
+//! The commands that read `infra.yml`: `anklume sync`, `apply`, `destroy`, `doctor`, `policy`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// The path of `infra.yml`.
+#[derive(Debug, Clone, Args)]
+pub struct InfraArgs {
+    /// The infra.yml file or infra/ folder [default: ./infra.yml, then ./infra/]
+    #[arg(long, value_name = "PATH")]
+    pub infra: Option<PathBuf>,
+}
+
+/// `anklume sync`
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder of infra.yml]
+    #[arg(long, value_name = "DIR")]
+    pub base_dir: Option<PathBuf>,
+    /// Write nothing; exit 6 where a file would change
+    #[arg(long, conflicts_with_all = ["dry_run", "clean_orphans"])]
+    pub check: bool,
+    /// Write nothing; show the difference
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove files of machines and domains that are no longer declared, but for protected ones
+    #[arg(long)]
+    pub clean_orphans: bool,
+}
+
+/// `anklume apply`
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Change nothing; show the plan: + creates, ~ changes, - removes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: exit 6 if the plan is not empty
+    #[arg(long, requires = "dry_run")]
+    pub exit_code: bool,
+    /// Take over a machine, or a domain's project and network, that is on Incus already
+    #[arg(long, value_name = "NAME")]
+    pub adopt: Vec<String>,
+}
+
+/// `anklume destroy`
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Only this domain, with everything in it
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "machine")]
+    pub domain: Option<String>,
+    /// Only this machine, with its volumes
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Also machines that are not ephemeral
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `anklume doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Only the channels of these machines
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<String>,
+}
+
+/// `anklume policy …`
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// May this caller use this service? 0 allowed, 1 denied or error
+    Check(PolicyCheckArgs),
+    /// List all declared services
+    List(InfraArgs),
+    /// Explain why a call is allowed or denied, and what would change that
+    Explain(PolicyCheckArgs),
+    /// Print the services file that a machine's server reads
+    Export {
+        /// The machine
+        #[arg(long, value_name = "MACHINE")]
+        machine: String,
+        /// The path of `infra.yml`.
+        #[command(flatten)]
+        infra: InfraArgs,
+    },
+}
+
+/// `anklume policy check`
+#[derive(Debug, Args)]
+pub struct PolicyCheckArgs {
+    /// The machine that calls
+    #[arg(long, value_name = "MACHINE")]
+    pub caller: String,
+    /// The service, as NAME or PROVIDER/NAME
+    #[arg(long, value_name = "SERVICE")]
+    pub service: String,
+    /// The machine that offers the service; needed only where several do
+    #[arg(long, value_name = "MACHINE")]
+    pub provider: Option<String>,
+    /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; all are optional
+    #[arg(long, value_name = "JSON")]
+    pub args: Option<String>,
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+}
