@@ -21,7 +21,7 @@ pub(crate) use check::{in_use, unrotated};
 pub(crate) use destroy::{Deletions, Selection, destroy};
 pub(crate) use edges::{ProfileDevice, foreign_devices, profile_devices};
 pub(crate) use facts::{
-    BigLog, Facts, FolderState, HostFile, HostFolder, HostRoute, Reach, RecreateReason,
+    BigLog, Facts, FolderState, HostFile, HostFolder, HostRoute, ImageError, Reach, RecreateReason,
     RemoteImage, Role, Rotation, Schedule, TakenIds,
 };
 pub(crate) use image::remote_images;
@@ -39,6 +39,7 @@ use crate::edge::Edge;
 use crate::incus::state::Instance;
 use crate::incus::{Object, State};
 use crate::infra::{Domain, Infra, Machine};
+use address::NetworkAddress;
 
 /// The desired state.
 #[derive(Debug, Clone, Copy)]
@@ -173,8 +174,8 @@ struct PlanInputs<'a> {
     pool: Option<String>,
     /// The machines on Incus by project and name.
     machines: HashMap<(&'a str, &'a str), &'a Instance>,
-    /// The fixed addresses that are declared, each with its network.
-    addresses: BTreeSet<(String, String)>,
+    /// The fixed addresses that are declared.
+    addresses: BTreeSet<NetworkAddress>,
     /// The ends of edges by project and name.
     ends: BTreeSet<(&'a str, &'a str)>,
 }
@@ -182,20 +183,18 @@ struct PlanInputs<'a> {
 impl<'a> PlanInputs<'a> {
     fn new(wanted: DesiredState<'a>, state: &'a State, facts: &'a Facts) -> Self {
         let machines = state.instances.iter();
+        let machines = machines.map(|one| ((one.project.as_str(), one.name.as_str()), one));
         let ends = wanted.edges.iter();
         let ends = ends.flat_map(|edge| [&edge.consumer, &edge.provider]);
+        let ends = ends.map(|end| (end.domain.as_str(), end.machine.as_str()));
         Self {
             wanted,
             state,
             facts,
             pool: domain::pool(state),
-            machines: machines
-                .map(|one| ((one.project.as_str(), one.name.as_str()), one))
-                .collect(),
+            machines: machines.collect(),
             addresses: address::declared(wanted.infra),
-            ends: ends
-                .map(|end| (end.domain.as_str(), end.machine.as_str()))
-                .collect(),
+            ends: ends.collect(),
         }
     }
 

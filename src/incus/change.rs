@@ -49,11 +49,9 @@ impl Incus {
     /// An interrupted run may have asked for the object, which appears meanwhile: with every key of `body`'s configuration it
     /// is the right one.
     pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> IncusResult<()> {
-        let collection = object.collection();
-        match self
-            .write(Method::POST, &collection, Some(body), None)
-            .await
-        {
+        let url = object.collection();
+        let created = self.write(Method::POST, &url, Some(body), None).await;
+        match created {
             Err(IncusError::Refused { .. } | IncusError::Failed(_))
                 if self.exists(object, body).await =>
             {

@@ -306,17 +306,14 @@ fn device_lines(
         return vec![format!("{sign} {device}")];
     };
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let changed = keys
-        .into_iter()
-        .filter(|key| old.get(*key) != new.get(*key));
-    changed
-        .map(|key| {
-            format!(
-                "~ {device} {}",
-                change(key, value(old, key), value(new, key))
-            )
-        })
-        .collect()
+    let mut lines = Vec::new();
+    for key in keys {
+        if old.get(key) != new.get(key) {
+            let line = change(key, value(old, key), value(new, key));
+            lines.push(format!("~ {device} {line}"));
+        }
+    }
+    lines
 }
 
 /// An empty value counts as none; others are on one line, escaped, and cut where they are long.

@@ -18,8 +18,12 @@ pub(super) const NIC: &str = "eth0";
 /// The key of a network device.
 const ADDRESS: &str = "ipv4.address";
 
-/// A network and an address on it.
-type AddressPlace = (String, String);
+/// A fixed address on a network.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct NetworkAddress {
+    network: String,
+    address: String,
+}
 
 /// Returns the network device of a machine: the user's own of that name, or one on the domain's bridge.
 pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
@@ -39,28 +43,28 @@ pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
 }
 
 /// Returns every address that a machine of the file is declared with.
-pub(super) fn declared(infra: &Infra) -> BTreeSet<AddressPlace> {
+pub(super) fn declared(infra: &Infra) -> BTreeSet<NetworkAddress> {
     let machines = infra.machines();
     machines
-        .filter_map(|(domain, machine)| place(&nic(domain, machine)))
+        .filter_map(|(domain, machine)| fixed_address(&nic(domain, machine)))
         .collect()
 }
 
 /// The fixed address of a network device.
-fn place(device: &ConfigMap) -> Option<AddressPlace> {
+fn fixed_address(device: &ConfigMap) -> Option<NetworkAddress> {
     let key = |key: &str| device.get(key);
-    let network = key("network").or_else(|| key("parent"))?;
+    let network = key("network").or_else(|| key("parent"))?.clone();
     let is_nic = key("type").is_some_and(|kind| kind == "nic");
-    let address = key(ADDRESS).filter(|_| is_nic)?;
-    Some((network.clone(), address.clone()))
+    let address = key(ADDRESS).filter(|_| is_nic)?.clone();
+    Some(NetworkAddress { network, address })
 }
 
 /// The network device of a machine, and the same without its address, where another machine of the file gets that.
 fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
     let old = one.current?.devices.get(NIC)?;
-    let address = place(old)?;
-    let keeps = place(&nic(one.domain, one.machine)).is_some_and(|wanted| wanted == address);
-    if keeps || !one.plan.addresses.contains(&address) {
+    let address = fixed_address(old)?;
+    let wanted = fixed_address(&nic(one.domain, one.machine));
+    if wanted.as_ref() == Some(&address) || !one.plan.addresses.contains(&address) {
         return None;
     }
     let mut new = old.clone();
@@ -100,15 +104,16 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         // A declared one gets the address that it is declared with.
         let home = infra.machine(&instance.name).map(|(home, _)| &home.name);
         if home.is_none_or(|home| home.as_str() != instance.project) {
-            let places = instance.expanded_devices.values().filter_map(place);
-            holders.extend(places.map(|place| (place, instance)));
+            let devices = instance.expanded_devices.values();
+            let addresses = devices.filter_map(fixed_address);
+            holders.extend(addresses.map(|address| (address, instance)));
         }
     }
     for (domain, machine) in infra.machines() {
-        let Some(place) = place(&nic(domain, machine)) else {
+        let Some(wanted) = fixed_address(&nic(domain, machine)) else {
             continue;
         };
-        let Some(holder) = holders.get(&place) else {
+        let Some(holder) = holders.get(&wanted) else {
             continue;
         };
         let ours = ownership::owner(&holder.config, inputs.project()) == Ownership::Ours;
@@ -127,7 +132,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             Some(&machine.place),
             format!(
                 "the address {} of {} is that of the machine {} (project {}) on Incus",
-                place.1,
+                wanted.address,
                 quote(machine.name.as_str()),
                 quote(&holder.name),
                 quote(&holder.project)

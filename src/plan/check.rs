@@ -110,11 +110,9 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
 fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     for name in inputs.wanted.adopt {
-        let known = infra.machine(name).is_some()
-            || infra
-                .enabled()
-                .any(|one| one.name.as_str() == name || one.network.name == *name);
-        if !known {
+        let mut domains = infra.enabled();
+        let is_domain = domains.any(|one| one.name.as_str() == name || one.network.name == *name);
+        if infra.machine(name).is_none() && !is_domain {
             faults.add(
                 PlanCode::NothingToAdopt,
                 None,

@@ -188,7 +188,6 @@ fn delete_domain(
     let acls = acls.filter(|one| !used.contains(one.name.as_str()));
     let acls = acls.map(|one| delete(Object::Acl(one.name.clone())));
     deletions.rest.extend(acls);
-    deletions
-        .rest
-        .push(delete(Object::Project(name.to_owned())));
+    let project = delete(Object::Project(name.to_owned()));
+    deletions.rest.push(project);
 }

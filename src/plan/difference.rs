@@ -50,8 +50,8 @@ impl Desired {
 
     /// Adds a device, in the place of one of that name.
     pub(super) fn device(&mut self, device: &Device) {
-        self.devices
-            .insert(device.name.clone(), device_keys(device));
+        let keys = device_keys(device);
+        self.devices.insert(device.name.clone(), keys);
     }
 
     /// Adds the marks of its owner.
@@ -93,12 +93,12 @@ pub(super) fn edits(
     edits.extend(device_edits(devices, want, &before));
     // A description that is no longer declared is removed.
     let declared = !want.description.is_empty() || was_set(config, DESCRIPTION);
-    edits.extend(
-        (declared && want.description != description).then(|| Edit::Description {
+    if declared && want.description != description {
+        edits.push(Edit::Description {
             old: description.to_owned(),
             new: want.description.clone(),
-        }),
-    );
+        });
+    }
     edits
 }
 

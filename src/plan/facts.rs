@@ -24,7 +24,7 @@ pub(crate) struct Facts {
     /// Routes to directly connected networks.
     pub(crate) routes: Vec<HostRoute>,
     /// Images of remotes, by their name as written: where they are, or why not.
-    pub(crate) images: BTreeMap<String, Result<RemoteImage, String>>,
+    pub(crate) images: BTreeMap<String, Result<RemoteImage, ImageError>>,
     /// True if this process may write anklume's folders.
     pub(crate) root: bool,
     /// The content found in machines.
@@ -99,6 +99,11 @@ pub(crate) struct RemoteImage {
     /// The image's name there.
     pub(crate) alias: String,
 }
+
+/// The reason why a remote's image cannot be used, as the `incus` program or its caller states it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ImageError(pub(crate) String);
 
 /// The end of an edge that a device makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -65,7 +65,7 @@ pub(super) fn source(
             "alias": remote.alias,
         })),
         Some(Err(why)) => Err(NoImage {
-            what: format!("cannot be found: {}", why.escape_debug()),
+            what: format!("cannot be found: {}", why.0.escape_debug()),
             help: "look for it: `incus image list images:`; `incus remote list` shows where from"
                 .to_owned(),
         }),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::plan::RemoteImage;
+use crate::plan::{ImageError, RemoteImage};
 use crate::transport;
 
 /// Time-out for a remote to say whether it has an image.
@@ -24,7 +24,7 @@ struct Remote {
 }
 
 /// Looks for each image (`images:debian/13`): where it is, or why it cannot be had.
-pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteImage, String>> {
+pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteImage, ImageError>> {
     let mut found = BTreeMap::new();
     if images.is_empty() {
         return found;
@@ -35,7 +35,7 @@ pub(crate) async fn find(images: Vec<String>) -> BTreeMap<String, Result<RemoteI
             Ok(remotes) => look(&image, remotes).await.map_err(|why| why.to_string()),
             Err(why) => Err(why.clone()),
         };
-        found.insert(image, one);
+        found.insert(image, one.map_err(ImageError));
     }
     found
 }

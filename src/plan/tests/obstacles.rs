@@ -9,7 +9,9 @@ use super::{Faults, INFRA, applied, codes, empty, facts, infra, lines, planned};
 use crate::edge::{FIRST_UID, UIDS, edges};
 use crate::incus::state::{IncusNetwork, Project};
 use crate::incus::{Object, State};
-use crate::plan::{Action, Facts, HostRoute, PlanCode, RemoteImage, TakenIds, remote_images};
+use crate::plan::{
+    Action, Facts, HostRoute, ImageError, PlanCode, RemoteImage, TakenIds, remote_images,
+};
 
 #[test]
 fn folders_that_anklume_shares_are_made_and_others_must_be_there() {
@@ -268,9 +270,10 @@ fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() 
     let text = INFRA.replace("default_os_image: bb", "default_os_image: images:debian/13");
     assert_eq!(remote_images(&infra(&text), &empty()), ["images:debian/13"]);
     let mut facts = facts();
-    facts
-        .images
-        .insert("images:debian/13".to_owned(), Err("no network".to_owned()));
+    facts.images.insert(
+        "images:debian/13".to_owned(),
+        Err(ImageError("no network".to_owned())),
+    );
     assert_eq!(
         codes(&text, &empty(), &facts, &[]),
         ["no-image", "no-image"]
