@@ -25,7 +25,7 @@ pub(crate) use facts::{
     RemoteImage, Role, Rotation, Schedule, TakenIds,
 };
 pub(crate) use image::remote_images;
-pub(crate) use machine::{has_inside, needs_program, order};
+pub(crate) use machine::{has_inside, machine_spec, needs_program};
 pub(crate) use ownership::{
     Ownership, finished, is_marked, is_rebuilt, machine_owner, mark_unverified, number, owner,
     unfinished,

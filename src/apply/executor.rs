@@ -175,14 +175,14 @@ impl Executor<'_> {
             }
             Action::Install {
                 machine,
-                order,
+                spec,
                 push,
                 kill_server,
                 ..
             } => {
                 let session = self.session;
                 self.ask(async |incus| {
-                    provision::install(session, incus, machine, order, *push, *kill_server).await
+                    provision::install(session, incus, machine, spec, *push, *kill_server).await
                 })
                 .await?;
             }

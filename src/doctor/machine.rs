@@ -6,7 +6,7 @@ use crate::machine_state::{
     ABOVE, Drift, DriftKind, ETC, MachineSpec, ObservedMachine, PROGRAM, PROGRAM_FOLDER, Serving,
     differences,
 };
-use crate::plan::{has_inside, order};
+use crate::plan::{has_inside, machine_spec};
 use crate::text::shown;
 use crate::transport::shell_line;
 
@@ -60,7 +60,7 @@ impl Examiner<'_> {
 
     fn order(&self, end: &End) -> Option<MachineSpec> {
         let (_, machine) = self.infra.machine(end.machine.as_str())?;
-        Some(order(self.program, machine))
+        Some(machine_spec(self.program, machine))
     }
 }
 

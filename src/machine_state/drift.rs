@@ -112,19 +112,19 @@ pub enum DriftKind {
 
 /// Lists everything that differs; empty: the machine matches.
 #[must_use]
-pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
-    let machine = &order.machine;
+pub fn differences(spec: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
+    let machine = &spec.machine;
     let mut differences = Vec::new();
     let mut add = |kind, line| differences.push(Drift { kind, line });
     let can_run = !found.bad_permissions.contains_key(PROGRAM);
-    if found.program.as_ref() != Some(&order.program) || !can_run {
+    if found.program.as_ref() != Some(&spec.program) || !can_run {
         let sign = sign(found.program.is_some());
         add(DriftKind::Program, format!("{sign} program on {machine}"));
     }
     let is_named = found.identity.as_ref().is_some_and(|identity| {
-        identity.machine == order.machine
-            && identity.run_as == order.run_as
-            && identity.supervisor.is_some() == order.services.is_some()
+        identity.machine == spec.machine
+            && identity.run_as == spec.run_as
+            && identity.supervisor.is_some() == spec.services.is_some()
             && !identity.unfinished
     });
     if !is_named || found.link.as_deref() != Some(PROGRAM) {
@@ -138,8 +138,8 @@ pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
         let line = format!("~ rights on {machine}: {}", paths.join(", "));
         add(DriftKind::Rights, line);
     }
-    if !has_services(order, found) {
-        let new = order.services.as_deref();
+    if !has_services(spec, found) {
+        let new = spec.services.as_deref();
         let new = new.and_then(|text| summary(text.as_bytes()));
         let line = match (&found.services, new) {
             (None, new) => format!("+ services of {machine}: {}", new.unwrap_or_default()),
@@ -151,10 +151,10 @@ pub fn differences(order: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
         };
         add(DriftKind::Services, line);
     }
-    if let Some(line) = supervision(order, found) {
+    if let Some(line) = supervision(spec, found) {
         add(DriftKind::Supervision, line);
     }
-    if let Some(line) = serving(order, found) {
+    if let Some(line) = serving(spec, found) {
         add(DriftKind::Server, line);
     }
     differences
@@ -165,8 +165,8 @@ const fn sign(exists: bool) -> char {
 }
 
 /// Returns whether the services file is the declared one, or none is declared and none exists.
-fn has_services(order: &MachineSpec, found: &ObservedMachine) -> bool {
-    let wanted = order.services.as_ref().map(sha256);
+fn has_services(spec: &MachineSpec, found: &ObservedMachine) -> bool {
+    let wanted = spec.services.as_ref().map(sha256);
     wanted.as_ref() == found.services.as_ref().map(|file| &file.sha256)
 }
 
@@ -196,10 +196,10 @@ pub fn summary(file: &[u8]) -> Option<String> {
 }
 
 /// Compares the supervisor's files, for the supervisor that the machine's identity names.
-fn supervision(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
+fn supervision(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
-    let wanted = match order.services {
-        Some(_) => units(supervisor?, order.run_as.as_deref()),
+    let wanted = match spec.services {
+        Some(_) => units(supervisor?, spec.run_as.as_deref()),
         None => Vec::new(),
     };
     let wanted = wanted.into_iter().map(|unit| (unit.path, unit.text));
@@ -207,14 +207,14 @@ fn supervision(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     (found.units != wanted).then(|| {
         let exist = wanted.keys().all(|path| found.units.contains_key(path));
         let sign = if wanted.is_empty() { '-' } else { sign(exist) };
-        format!("{sign} supervision of the server on {}", order.machine)
+        format!("{sign} supervision of the server on {}", spec.machine)
     })
 }
 
 /// Compares the policy that the server answers by.
-fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
-    let machine = &order.machine;
-    let services = order.services().ok()??;
+fn serving(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
+    let machine = &spec.machine;
+    let services = spec.services().ok()??;
     match &found.serving {
         // A server that does not exist yet starts with the rest.
         Serving::Unknown if found.runs || found.services.is_none() => None,
@@ -222,7 +222,7 @@ fn serving(order: &MachineSpec, found: &ObservedMachine) -> Option<String> {
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
         Serving::Policy { digest, refused } => {
             let same = *digest.raw() == services.digest() && refused.is_none();
-            (!same && has_services(order, found))
+            (!same && has_services(spec, found))
                 .then(|| format!("~ server on {machine}: another policy → the declared one"))
         }
     }
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use crate::machine_state::Supervisor;
 
-    fn order() -> MachineSpec {
+    fn spec() -> MachineSpec {
         let services = serde_json::json!({
             "machine": "signer",
             "services": [{"name": "sign", "tool": "gpg_sign", "consumers": ["dev", "web"]}]
@@ -248,21 +248,21 @@ mod tests {
         units.map(|unit| (unit.path, unit.text)).collect()
     }
 
-    /// A machine in which an order was carried out.
-    fn done(order: &MachineSpec) -> ObservedMachine {
-        let services = order.services().unwrap();
+    /// A machine that matches its specification.
+    fn done(spec: &MachineSpec) -> ObservedMachine {
+        let services = spec.services().unwrap();
         ObservedMachine {
             runs: true,
-            program: Some(order.program.clone()),
+            program: Some(spec.program.clone()),
             bad_permissions: BTreeMap::new(),
             link: Some(crate::machine_state::PROGRAM.to_owned()),
             identity: Some(Identity {
-                ..order.identity(Supervisor::Systemd)
+                ..spec.identity(Supervisor::Systemd)
             }),
-            services: order.services.as_deref().map(FoundServices::of),
+            services: spec.services.as_deref().map(FoundServices::of),
             units: services
                 .as_ref()
-                .map(|_| files(order.run_as.as_deref()))
+                .map(|_| files(spec.run_as.as_deref()))
                 .unwrap_or_default(),
             serving: services.map_or(Serving::Unknown, |services| Serving::Policy {
                 digest: services.digest().into(),
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn other_rights_are_a_difference_and_those_of_the_program_need_another_one() {
-        let order = order();
+        let spec = spec();
         let other = crate::machine_state::Rights {
             uid: 0,
             gid: 0,
@@ -284,14 +284,14 @@ mod tests {
             let odd = paths.iter().map(|path| ((*path).to_owned(), other));
             ObservedMachine {
                 bad_permissions: odd.collect(),
-                ..done(&order)
+                ..done(&spec)
             }
         };
         assert_eq!(
-            lines(&order, &with(&["/srv", "/opt/anklume"])),
+            lines(&spec, &with(&["/srv", "/opt/anklume"])),
             ["~ rights on signer: /opt/anklume, /srv"]
         );
-        let program = differences(&order, &with(&[crate::machine_state::PROGRAM]));
+        let program = differences(&spec, &with(&[crate::machine_state::PROGRAM]));
         assert_eq!(
             program,
             [Drift {
@@ -301,8 +301,8 @@ mod tests {
         );
     }
 
-    fn lines(order: &MachineSpec, found: &ObservedMachine) -> Vec<String> {
-        differences(order, found)
+    fn lines(spec: &MachineSpec, found: &ObservedMachine) -> Vec<String> {
+        differences(spec, found)
             .into_iter()
             .map(|piece| piece.line)
             .collect()
@@ -310,15 +310,15 @@ mod tests {
 
     #[test]
     fn what_is_done_leaves_nothing_to_do() {
-        assert_eq!(lines(&order(), &done(&order())), [""; 0]);
+        assert_eq!(lines(&spec(), &done(&spec())), [""; 0]);
     }
 
     #[test]
     fn an_empty_machine_gets_everything() {
-        let services = order().services().unwrap().unwrap();
+        let services = spec().services().unwrap().unwrap();
         let digest = services.digest();
         assert_eq!(
-            lines(&order(), &ObservedMachine::default()),
+            lines(&spec(), &ObservedMachine::default()),
             [
                 "+ program on signer".to_owned(),
                 "+ name and link of the program on signer".to_owned(),
@@ -332,8 +332,8 @@ mod tests {
 
     #[test]
     fn each_part_is_compared() {
-        let same = done(&order());
-        let services = order().services;
+        let same = done(&spec());
+        let services = spec().services;
         let cases: [(ObservedMachine, &str); 8] = [
             (
                 ObservedMachine {
@@ -398,16 +398,16 @@ mod tests {
             ),
         ];
         for (found, line) in cases {
-            assert_eq!(lines(&order(), &found), [line]);
+            assert_eq!(lines(&spec(), &found), [line]);
         }
         let withdrawn = MachineSpec {
             services: None,
-            ..order()
+            ..spec()
         };
         let services = services.as_deref().map(FoundServices::of);
         let found = ObservedMachine {
             services,
-            ..done(&order())
+            ..done(&spec())
         };
         assert_eq!(
             lines(&withdrawn, &found),

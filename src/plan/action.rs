@@ -62,7 +62,7 @@ pub(crate) enum Action {
     /// Set up the program, the machine's name, its services and its server.
     Install {
         machine: Object,
-        order: MachineSpec,
+        spec: MachineSpec,
         /// True if the program must be pushed.
         push: bool,
         /// True if a server that does not answer must be ended first.

@@ -307,7 +307,7 @@ pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> boo
 }
 
 /// Builds the specification of a machine, with the program of this digest.
-pub(crate) fn order(program: &str, machine: &Machine) -> MachineSpec {
+pub(crate) fn machine_spec(program: &str, machine: &Machine) -> MachineSpec {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
     let caller = CallerUser {
@@ -325,17 +325,17 @@ pub(super) fn install(one: MachineInputs<'_>) -> Option<Action> {
     if !needs_inside(one) && !one.current.is_some_and(has_inside) {
         return None;
     }
-    let order = order(one.plan.wanted.program, one.machine);
+    let spec = machine_spec(one.plan.wanted.program, one.machine);
     let nothing = ObservedMachine::default();
     let id = InstanceId::new(one.project(), one.name());
     let found = one.plan.facts.inside.get(&id).unwrap_or(&nothing);
-    let differences = differences(&order, found);
+    let differences = differences(&spec, found);
     if differences.is_empty() {
         return None;
     }
     Some(Action::Install {
         machine: one.object(),
-        order,
+        spec,
         push: differences.iter().any(|one| one.kind == DriftKind::Program),
         kill_server: found.serving == Serving::Silent,
         lines: differences.into_iter().map(|one| one.line).collect(),
