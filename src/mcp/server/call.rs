@@ -1,4 +1,8 @@
-//! Waits on behalf of a call and reports its progress meanwhile; builds the results of tools.
+//! Waits on behalf of a call and reports its progress meanwhile; counts the running calls of a connection; builds the results of
+//! tools.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, OptionFuture};
 use rmcp::model::{
@@ -6,8 +10,11 @@ use rmcp::model::{
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
+use crate::mcp::concurrency::LimitKind;
+use crate::mcp::monitor::{AdmitError, Admitted};
 use crate::mcp::{DECISION_KEY, REFUSED};
 use crate::tool::ToolOutcome;
 
@@ -66,6 +73,63 @@ impl CallProgress<'_> {
             // A connection that has ended ends the call by itself.
             let _ = self.context.peer.notify_progress(progress).await;
         })
+    }
+}
+
+/// The running calls of one connection, by service: a call beyond the limit waits for them instead of being told "overloaded".
+#[derive(Default)]
+pub(super) struct OwnCalls {
+    running: Mutex<HashMap<String, usize>>,
+    pub(super) ended: Notify,
+}
+
+impl OwnCalls {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits a call by `admit`. `Ok(None)`: the limit is reached by calls of this connection.
+    pub(super) fn enter<'a>(
+        &'a self,
+        service: &'a str,
+        admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
+    ) -> Result<Option<OwnCall<'a>>, AdmitError> {
+        // Locked over both counts: a call that is in by one is in by the other.
+        let mut running = self.running();
+        let own = running.entry(service.to_owned()).or_default();
+        match admit() {
+            Ok(admitted) => {
+                *own += 1;
+                let count = OwnCount { own: self, service };
+                Ok(Some(OwnCall { admitted, count }))
+            }
+            Err(AdmitError::Overloaded(full)) if full.kind == LimitKind::AtOnce && *own > 0 => {
+                Ok(None)
+            }
+            Err(why) => Err(why),
+        }
+    }
+}
+
+/// A running call of this connection.
+pub(super) struct OwnCall<'a> {
+    // Dropped first: its place is free before a call that waits for it looks.
+    pub(super) admitted: Box<dyn Admitted>,
+    pub(super) count: OwnCount<'a>,
+}
+
+/// Counts a call among those of its connection until dropped.
+pub(super) struct OwnCount<'a> {
+    own: &'a OwnCalls,
+    service: &'a str,
+}
+
+impl Drop for OwnCount<'_> {
+    fn drop(&mut self) {
+        if let Some(count) = self.own.running().get_mut(self.service) {
+            *count = count.saturating_sub(1);
+        }
+        self.own.ended.notify_waiters();
     }
 }
 

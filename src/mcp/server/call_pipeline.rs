@@ -2,27 +2,26 @@
 //!
 //! The policy decides at the moment of the call, and once more after a call had to wait for its turn.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use rmcp::model::{CallToolResult, ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Server;
-use super::call::{CallProgress, failed, fault, refused, succeeded};
+use super::call::{CallProgress, OwnCall, OwnCalls, failed, fault, refused, succeeded};
 use super::in_flight::InFlightRequests;
 use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
 use crate::catalogue::check_some;
 use crate::limits::CALL_TIME;
-use crate::mcp::concurrency::{LimitKind, Overloaded, too_many_connections};
+use crate::mcp::concurrency::{Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
-use crate::mcp::monitor::{AdmitError, Admitted};
+use crate::mcp::monitor::AdmitError;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
@@ -41,63 +40,6 @@ impl From<Overloaded> for ErrorData {
             format!("overloaded: {limit} is the limit; try again in {seconds:.1} s"),
             Some(json!({"retryAfterSeconds": seconds, "limit": limit})),
         )
-    }
-}
-
-/// The running calls of one connection, by service: a call beyond the limit waits for them instead of being told "overloaded".
-#[derive(Default)]
-struct OwnCalls {
-    running: Mutex<HashMap<String, usize>>,
-    ended: Notify,
-}
-
-impl OwnCalls {
-    fn running(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Admits a call by `admit`. `Ok(None)`: the limit is reached by calls of this connection.
-    fn enter<'a>(
-        &'a self,
-        service: &'a str,
-        admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
-    ) -> Result<Option<OwnCall<'a>>, AdmitError> {
-        // Locked over both counts: a call that is in by one is in by the other.
-        let mut running = self.running();
-        let own = running.entry(service.to_owned()).or_default();
-        match admit() {
-            Ok(admitted) => {
-                *own += 1;
-                let count = OwnCount { own: self, service };
-                Ok(Some(OwnCall { admitted, count }))
-            }
-            Err(AdmitError::Overloaded(full)) if full.kind == LimitKind::AtOnce && *own > 0 => {
-                Ok(None)
-            }
-            Err(why) => Err(why),
-        }
-    }
-}
-
-/// A running call of this connection.
-struct OwnCall<'a> {
-    // Dropped first: its place is free before a call that waits for it looks.
-    admitted: Box<dyn Admitted>,
-    count: OwnCount<'a>,
-}
-
-/// Counts a call among those of its connection until dropped.
-struct OwnCount<'a> {
-    own: &'a OwnCalls,
-    service: &'a str,
-}
-
-impl Drop for OwnCount<'_> {
-    fn drop(&mut self) {
-        if let Some(count) = self.own.running().get_mut(self.service) {
-            *count = count.saturating_sub(1);
-        }
-        self.own.ended.notify_waiters();
     }
 }
 
