@@ -35,6 +35,8 @@ pub(crate) struct PlannedFile {
     pub(crate) found: Option<FoundFile>,
     pub(crate) new: String,
     pub(crate) state: FileState,
+    /// True if an update changes only the style of the YAML, and no value.
+    pub(crate) restyled: bool,
 }
 
 /// Compares every file with its required text.
@@ -101,17 +103,21 @@ fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Fai
     let path = file.path.clone();
     let found = tree.read(&path).map_err(|fault| failure(&fault))?;
     let old = found.as_ref().map(|found| found.text.as_str());
-    let new = new_text(old, &file.values()).map_err(|fault| block_failure(&path, &fault))?;
+    let values = file.values();
+    let new = new_text(old, &values).map_err(|fault| block_failure(&path, &fault))?;
     let state = match old {
         None => FileState::Created,
         Some(old) if old == new => FileState::Unchanged,
         Some(_) => FileState::Updated,
     };
+    let restyled =
+        state == FileState::Updated && old.is_some_and(|old| verify::is_current(old, &values));
     Ok(PlannedFile {
         path,
         found,
         new,
         state,
+        restyled,
     })
 }
 

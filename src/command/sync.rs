@@ -103,6 +103,15 @@ struct SyncEntry<'a> {
 impl<'a> SyncReport<'a> {
     fn print(&self, output: &Output) -> anyhow::Result<()> {
         self.say_orphans(output);
+        match self.plan.iter().filter(|file| file.restyled).count() {
+            0 => {}
+            1 => {
+                output.say("note: 1 file changes only in its YAML style; its values stay the same")
+            }
+            count => output.say(&format!(
+                "note: {count} files change only in their YAML style; their values stay the same"
+            )),
+        }
         if output.is_json() {
             return output.json(&self.json());
         }

@@ -69,7 +69,7 @@ pub(super) async fn look(
     state: &State,
     facts: &mut Facts,
 ) {
-    let observer = &Observer {
+    let observer = &ChannelObserver {
         session,
         infra,
         proxies: proxies(),
@@ -131,14 +131,14 @@ fn lives(own: &[ProbeResult]) -> bool {
 }
 
 /// Looks at the ends of channels.
-struct Observer<'a> {
+struct ChannelObserver<'a> {
     session: &'a Session,
     infra: &'a Infra,
     /// `None`: they could not be listed.
     proxies: Option<Vec<Proxy>>,
 }
 
-impl Observer<'_> {
+impl ChannelObserver<'_> {
     /// Probes a provider's server, and finds the fault of the provider's device.
     async fn provider_end(
         &self,

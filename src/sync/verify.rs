@@ -24,11 +24,7 @@ pub(crate) fn verify(
     let read = mapping(new, "the file as it would be written")?;
     let count = user.len() + declared.len();
     let users_kept = user.iter().all(|(key, value)| read.get(key) == Some(value));
-    let declared_kept = declared.iter().all(|(key, value)| {
-        read.get(key.as_str())
-            .is_some_and(|read| is_same(value, read))
-    });
-    if read.len() == count && users_kept && declared_kept {
+    if read.len() == count && users_kept && holds(&read, declared) {
         Ok(())
     } else {
         Err(BlockFault {
@@ -37,6 +33,22 @@ pub(crate) fn verify(
             help: "move your own text out of the file, run sync, and put it back below the managed block",
         })
     }
+}
+
+/// Returns whether the managed block of a file has exactly the declared values, in whatever style.
+pub(crate) fn is_current(text: &str, declared: &Map<String, Declared>) -> bool {
+    let Ok(Some(parts)) = managed_block::find(text) else {
+        return false;
+    };
+    let values = mapping(parts.body(), "");
+    values.is_ok_and(|values| values.len() == declared.len() && holds(&values, declared))
+}
+
+fn holds(read: &Mapping, declared: &Map<String, Declared>) -> bool {
+    declared.iter().all(|(key, value)| {
+        read.get(key.as_str())
+            .is_some_and(|read| is_same(value, read))
+    })
 }
 
 /// Returns whether a value reads back as declared, including its type.
@@ -58,11 +70,7 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
             declared.len() == read.len() && pairs.all(|(declared, read)| is_same(declared, read))
         }
         (Declared::Object(declared), Value::Mapping(read)) => {
-            let same = |(key, value): (&String, &Declared)| {
-                read.get(key.as_str())
-                    .is_some_and(|read| is_same(value, read))
-            };
-            declared.len() == read.len() && declared.iter().all(same)
+            declared.len() == read.len() && holds(read, declared)
         }
         _ => false,
     }

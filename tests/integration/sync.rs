@@ -11,6 +11,7 @@ mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
 use std::path::Path;
 
 use crate::harness::{Anklume, Ran};
@@ -130,6 +131,28 @@ fn a_second_run_writes_nothing_and_a_change_writes_its_own_file_alone() {
         before["host_vars/work-dev.yml"],
     );
     assert_eq!(after, before);
+}
+
+#[test]
+fn a_file_with_the_same_values_in_another_style_is_rewritten_with_a_note() {
+    let first = Anklume::new().infra(ONE).args(["sync"]).run();
+    let path = first.folder.path().join("host_vars/work-dev.yml");
+    let text = fs::read_to_string(&path).unwrap();
+    let other_style = text.replace('"', "'");
+    assert_ne!(text, other_style);
+    fs::write(&path, other_style).unwrap();
+    let second = again(first, []).run();
+    second.is(
+        0,
+        "updated host_vars/work-dev.yml\n4 files: 1 updated, 3 unchanged\n",
+        "note: 1 file changes only in its YAML style; its values stay the same\n",
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    // A changed value is no change of style.
+    fs::write(&path, text.replace("work-dev", "other")).unwrap();
+    again(second, [])
+        .run()
+        .answers("updated host_vars/work-dev.yml\n4 files: 1 updated, 3 unchanged\n");
 }
 
 #[test]
