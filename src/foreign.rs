@@ -226,13 +226,12 @@ impl Reader {
 
     /// Begins a log that must hold the line of this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
-        let begun = self.read::<()>(TextKind::Log(head), &[]).await;
-        begun.map(drop)
+        self.ask(TextKind::Log(head), &[]).await.map(drop)
     }
 
     /// Reads the next file of the log, oldest first.
     pub(crate) async fn log_file(&self, file: &[u8]) -> Result<(), ForeignError> {
-        self.read::<()>(TextKind::LogFile, file).await.map(drop)
+        self.ask(TextKind::LogFile, file).await.map(drop)
     }
 
     /// Ends the log.
@@ -246,6 +245,12 @@ impl Reader {
         kind: TextKind,
         text: &[u8],
     ) -> Result<Option<T>, ForeignError> {
+        let answer = self.ask(kind, text).await?;
+        let typed = answer.map(|answer| serde_json::from_slice(&answer));
+        typed.transpose().map_err(|_| ForeignError::Died)
+    }
+
+    async fn ask(&self, kind: TextKind, text: &[u8]) -> Result<Option<Vec<u8>>, ForeignError> {
         let mut process = self.0.lock().await;
         let mut running = match process.take() {
             Some(running) => running,
@@ -256,8 +261,7 @@ impl Reader {
         };
         // A child that died is not asked again.
         *process = Some(running);
-        let typed = answer.map(|answer| serde_json::from_slice(&answer));
-        typed.transpose().map_err(|_| ForeignError::Died)
+        Ok(answer)
     }
 }
 
@@ -360,11 +364,11 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::Services => serde_json::to_vec(&summary(text)?),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
-            serde_json::to_vec(&())
+            Ok(Vec::new())
         }
         TextKind::LogFile => {
             log.file(text);
-            serde_json::to_vec(&())
+            Ok(Vec::new())
         }
         TextKind::LogEnd => {
             let ended = std::mem::replace(log, LogWalk::new(None));
