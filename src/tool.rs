@@ -2,7 +2,6 @@
 //!
 //! [`crate::policy`] has decided that the call may run; a tool checks the arguments before it does anything.
 
-mod blocking;
 pub(crate) mod clipboard;
 mod file;
 mod gpg;
@@ -17,6 +16,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{BadArguments, CLIPBOARD_MAX, ONE_CALL_MAX, TWO_COPIES_MAX};
 use crate::name::ToolName;
@@ -255,4 +255,30 @@ pub async fn run(
         ToolName::FileAccept => file::accept(grant, session).await,
         ToolName::FileProvide => file::provide(grant, session, copies).await,
     }
+}
+
+/// Tells blocking work to stop, once the future that waits for it was dropped.
+#[derive(Debug, Default)]
+struct BlockingStop(CancellationToken);
+
+impl BlockingStop {
+    /// Fails once nobody waits any more. To be called before every lasting effect.
+    fn check(&self) -> Result<(), ToolError> {
+        if self.0.is_cancelled() {
+            Err(ToolError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own, away from the one that serves.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce(&BlockingStop) -> Result<T, ToolError> + Send + 'static,
+) -> Result<T, ToolError> {
+    let stop = BlockingStop::default();
+    let _cancel_on_drop = stop.0.clone().drop_guard();
+    let done = tokio::task::spawn_blocking(move || work(&stop)).await;
+    // The work panicked, or the runtime ends.
+    done.unwrap_or(Err(ToolError::Broken))
 }

@@ -97,19 +97,15 @@ fn faults(tool: ToolName, arguments: &Map<String, Value>) -> impl Iterator<Item 
         .filter_map(move |(name, value)| fault(tool, name, value))
 }
 
-fn missing(
-    tool: ToolName,
-    arguments: &Map<String, Value>,
-) -> impl Iterator<Item = &'static String> {
-    let input = &schema::of(tool).input;
-    schema::properties(input)
-        .into_iter()
-        .flat_map(Map::keys)
-        .filter(|name| schema::requires(input, name) && !arguments.contains_key(*name))
+fn missing(tool: ToolName, arguments: &Map<String, Value>) -> impl Iterator<Item = &'static str> {
+    let required = schema::of(tool).input.get("required");
+    let required = required.and_then(Value::as_array).into_iter().flatten();
+    let names = required.filter_map(Value::as_str);
+    names.filter(|name| !arguments.contains_key(*name))
 }
 
 fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
-    let known = schema::properties(&schema::of(tool).input)?;
+    let known = schema::of(tool).input.get("properties")?.as_object()?;
     let Some(property) = known.get(name) else {
         return Some(unknown(tool, name, known));
     };

@@ -31,13 +31,11 @@ impl PortalPath {
     ///
     /// Its first fault, and a legal path like it where one exists.
     pub fn new(text: &str) -> Result<Self, BadArguments> {
-        let Some(mut message) = fault(text) else {
+        let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
         };
-        if let Some(path) = proposed(text) {
-            message.push_str(&format!("; it could be `{}`", escaped(&path)));
-        }
-        Err(message.into())
+        let hint = proposed(text).map(|path| format!("; it could be `{}`", escaped(&path)));
+        Err(format!("{fault}{}", hint.unwrap_or_default()).into())
     }
 
     /// The same path below a folder whose name is safe already.

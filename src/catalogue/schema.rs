@@ -134,17 +134,6 @@ pub(super) fn of(tool: ToolName) -> &'static Schemas {
     }
 }
 
-pub(super) fn properties(schema: &Map<String, Value>) -> Option<&Map<String, Value>> {
-    schema.get("properties").and_then(Value::as_object)
-}
-
-pub(super) fn requires(schema: &Map<String, Value>, property: &str) -> bool {
-    schema
-        .get("required")
-        .and_then(Value::as_array)
-        .is_some_and(|required| required.iter().any(|name| name == property))
-}
-
 fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
     let base = SchemaSettings::draft2020_12().with(|settings| {
         settings.meta_schema = None;

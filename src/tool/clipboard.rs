@@ -38,7 +38,7 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
         }
     } else {
         let folder = settings.runtime.clone();
-        blocking::run(move |_| file::read(&folder)).await?
+        blocking(move |_| file::read(&folder)).await?
     };
     let clipboard = Clipboard {
         bytes: length(&text),
@@ -58,7 +58,7 @@ pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
         }
     } else {
         let folder = settings.runtime.clone();
-        blocking::run(move |stop| file::write(&folder, &content, stop)).await?;
+        blocking(move |stop| file::write(&folder, &content, stop)).await?;
     }
     ToolOutcome::new(
         format!("{} on the clipboard", text::bytes(bytes)),

@@ -62,8 +62,8 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let mut data = decode(arguments.data).await;
     data = data.and_then(|data| Ok(pieces::not_empty(data, last)?));
     // The gpg that waits signs with the first piece's key, whatever a later one says.
-    let waiting_key = signing.as_ref().map(Signing::key);
-    if waiting_key.is_some_and(|waiting| key.is_some() && *waiting != key) {
+    let differs = |waiting: &Signing| key.is_some() && waiting.key != key;
+    if signing.as_ref().is_some_and(differs) {
         data = data.and(Err(pieces::contradicts("key_id")));
     }
     let (data, signing) = match (data, signing) {
@@ -81,7 +81,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
         (Err(refused), signing) => {
             // A bad piece is no reason to lose the good ones.
             if let Some(signing) = signing {
-                turn.wait(signing.size(), signing);
+                turn.wait(signing.size, signing);
             }
             return Err(refused);
         }
@@ -90,7 +90,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     if last {
         return signing.finish().await;
     }
-    let size = signing.size();
+    let size = signing.size;
     turn.wait(size, signing);
     let signed = Signed {
         size,
@@ -115,5 +115,5 @@ async fn decode(data: Payload) -> Result<Vec<u8>, ToolError> {
     if data.encoded_length() <= DECODE_APART {
         return Ok(data.decode()?);
     }
-    blocking::run(move |_| Ok(data.decode()?)).await
+    blocking(move |_| Ok(data.decode()?)).await
 }

@@ -139,13 +139,13 @@ impl Settings {
             incoming_max: INCOMING_MAX,
             usage: Usage::default(),
             open_signatures: Arc::new(Semaphore::new(WAITING_MAX)),
-            signatures: places(IN_FLIGHT),
+            signatures: Arc::new(Semaphore::new(IN_FLIGHT as usize)),
         }
     }
 
     /// Limits the number of signatures at once, including those that wait for their next piece.
     pub(crate) fn limit_signatures(&mut self, in_flight: u32) {
-        self.signatures = places(in_flight);
+        self.signatures = Arc::new(Semaphore::new(in_flight as usize));
     }
 
     /// Reads settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
@@ -262,11 +262,6 @@ fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
     } else {
         Err(RelativePortal(portal))
     }
-}
-
-fn places(number: u32) -> Arc<Semaphore> {
-    let number = usize::try_from(number).unwrap_or(Semaphore::MAX_PERMITS);
-    Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)))
 }
 
 /// Returns a variable of the environment, unless it is unset or empty.

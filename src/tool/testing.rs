@@ -4,26 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Copies, Settings, ToolError, ToolOutcome, ToolSession};
 use crate::catalogue::describe;
 use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Grant, Request, decide};
-use crate::services::{Service, Services};
 
 pub(super) struct Bench {
     root: Arc<tempfile::TempDir>,
-    portal: PathBuf,
     settings: Settings,
     caller: Caller,
     copies: Copies,
     session: ToolSession,
-}
-
-/// A text, so that assertions read well.
-pub(super) fn sentence(text: &str) -> &str {
-    text
 }
 
 /// Returns whether root runs the test; otherwise fails in CI, and prints a skip elsewhere.
@@ -45,7 +38,7 @@ impl Bench {
     /// The operator's connection to a server with an empty portal.
     pub(super) fn new() -> Self {
         let bench = Self::without_portal();
-        fs::create_dir_all(&bench.portal).unwrap();
+        fs::create_dir_all(bench.portal()).unwrap();
         bench
     }
 
@@ -54,10 +47,9 @@ impl Bench {
         let root = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(root.path().join("outside")).unwrap();
         let portal = root.path().join("srv/portal");
-        let settings = Settings::new(portal.clone(), root.path().join("run/anklume"));
+        let settings = Settings::new(portal, root.path().join("run/anklume"));
         Self {
             root,
-            portal,
             session: ToolSession::new(Arc::new(settings.clone())),
             settings,
             caller: Caller::Operator,
@@ -96,7 +88,7 @@ impl Bench {
     }
 
     pub(super) fn portal(&self) -> &Path {
-        &self.portal
+        &self.settings.portal
     }
 
     /// A folder beside the portal.
@@ -105,32 +97,21 @@ impl Bench {
     }
 
     pub(super) fn entries(&self) -> usize {
-        fs::read_dir(&self.portal).map_or(0, Iterator::count)
+        fs::read_dir(self.portal()).map_or(0, Iterator::count)
     }
 
     fn grant(&self, tool: &str, arguments: Value) -> Grant {
         let Value::Object(arguments) = arguments else {
             panic!("arguments are an object");
         };
-        let consumers = match &self.caller {
+        let consumers: Vec<_> = match &self.caller {
             Caller::Operator => Vec::new(),
-            Caller::Consumer(name) => vec![name.clone()],
+            Caller::Consumer(name) => vec![name],
         };
-        let service = |tool: &ToolName| Service {
-            name: tool.as_str().parse().unwrap(),
-            tool: *tool,
-            consumers: consumers.clone(),
-            with: serde_json::Map::new(),
-            limits: crate::limits::Limits::default(),
-            declared_at: None,
-        };
-        let services = Services {
-            machine: "vault".parse().unwrap(),
-            allow_unlogged: false,
-            memory: None,
-            confinement: crate::infra::Confinement::default(),
-            services: ToolName::ALL.iter().map(service).collect(),
-        };
+        let service = |tool: &ToolName| json!({"name": tool, "tool": tool, "consumers": consumers});
+        let services: Vec<Value> = ToolName::ALL.iter().map(service).collect();
+        let services = json!({"machine": "vault", "services": services});
+        let services = serde_json::from_value(services).unwrap();
         let request = Request {
             caller: &self.caller,
             name: tool,
@@ -151,10 +132,6 @@ impl Bench {
 
     /// Calls tools, all at once on one connection.
     pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
-        let tools: Vec<ToolName> = calls
-            .iter()
-            .map(|(tool, _)| tool.parse().unwrap())
-            .collect();
         let grants: Vec<Grant> = calls
             .into_iter()
             .map(|(tool, arguments)| self.grant(tool, arguments))
@@ -165,9 +142,9 @@ impl Bench {
         let text =
             |outcome: Result<ToolOutcome, ToolError>| outcome.map_err(|error| error.to_string());
         let outcomes = runtime().block_on(futures_util::future::join_all(calls));
-        for (tool, outcome) in tools.into_iter().zip(&outcomes) {
-            if let Ok(outcome) = &outcome {
-                fits(tool, outcome);
+        for (grant, outcome) in grants.iter().zip(&outcomes) {
+            if let Ok(outcome) = outcome {
+                fits(grant.tool(), outcome);
             }
         }
         outcomes.into_iter().map(text).collect()

@@ -10,8 +10,7 @@ use rustix::io::Errno;
 
 use super::{CLIPBOARD_MAX, not_text, too_large};
 use crate::dir::{BENEATH, Dir, NotRead, OTHERS, READ, RegularFile, is_own, make_all, permit};
-use crate::tool::ToolError;
-use crate::tool::blocking::BlockingStop;
+use crate::tool::{BlockingStop, ToolError};
 
 /// Name of the file in the runtime folder.
 const NAME: &str = "clipboard";

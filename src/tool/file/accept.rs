@@ -13,7 +13,7 @@ use crate::catalogue::{Accepted, BadArguments, FileAccept, PortalPath, parse};
 use crate::digest::hex;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
-use crate::tool::blocking::BlockingStop;
+use crate::tool::BlockingStop;
 use crate::tool::pieces::{self, TransferTurn, contradicts};
 use crate::tool::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
@@ -61,7 +61,7 @@ pub(in crate::tool) async fn accept(
     let settings = Arc::clone(&session.settings);
     let Some(offset) = arguments.offset else {
         pieces::not_final(arguments.r#final)?;
-        return blocking::run(move |stop| {
+        return blocking(move |stop| {
             let piece = UploadPiece::new(path, caller, &arguments, true)?;
             let upload = Upload::begin(&settings, &piece)?;
             upload
@@ -73,7 +73,7 @@ pub(in crate::tool) async fn accept(
     let (turn, upload) = session
         .uploads
         .take(path.as_str(), &format!("`{path}`"), offset)?;
-    blocking::run(move |stop| {
+    blocking(move |stop| {
         let last = arguments.r#final == Some(true);
         let piece = UploadPiece::new(path, caller, &arguments, last);
         take_piece(&settings, turn, upload, piece, stop)

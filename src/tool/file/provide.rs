@@ -39,15 +39,9 @@ struct ReadProgress {
 struct ProvidedIdentity {
     device: u64,
     inode: u64,
-    size: i64,
+    size: u64,
     modified: (i64, u64),
     changed: (i64, u64),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct FilePart {
-    offset: u64,
-    length: u64,
 }
 
 pub(in crate::tool) async fn provide(
@@ -58,17 +52,18 @@ pub(in crate::tool) async fn provide(
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
     let path = PortalPath::new(&arguments.path)?;
     let caller = grant.caller().clone();
-    let part = (arguments.offset.is_some() || arguments.length.is_some()).then(|| FilePart {
-        offset: arguments.offset.unwrap_or(0),
-        length: arguments.length.unwrap_or(PIECE).min(copies.payload_max()),
-    });
+    let FileProvide { offset, length, .. } = arguments;
+    let is_whole = offset.is_none() && length.is_none();
+    let offset = offset.unwrap_or(0);
+    let length = length.unwrap_or(PIECE).min(copies.payload_max());
     let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
-    blocking::run(move |_| {
+    blocking(move |_| {
         let source = FileSource::open(&settings, &path, &caller)?;
-        match part {
-            None => source.whole(copies),
-            Some(part) => source.part(part, &path, &reads, copies),
+        if is_whole {
+            source.whole(copies)
+        } else {
+            source.part(offset, length, &path, &reads, copies)
         }
     })
     .await
@@ -92,7 +87,6 @@ pub(super) struct FileSource {
     path: PortalPath,
     file: File,
     identity: ProvidedIdentity,
-    size: u64,
 }
 
 impl FileSource {
@@ -130,62 +124,54 @@ impl FileSource {
             path: path.clone(),
             file: file.into(),
             identity: ProvidedIdentity::of(&stat),
-            size: u64::try_from(stat.st_size).unwrap_or(0),
         })
     }
 
     pub(super) fn whole(self, copies: Copies) -> Result<ToolOutcome, ToolError> {
-        let (path, size, max) = (&self.path, self.size, copies.payload_max());
+        let (path, size, max) = (&self.path, self.identity.size, copies.payload_max());
         if size > max {
             return Err(ToolError::TooLarge(format!(
                 "`{path}` has {size} bytes, and one call gives at most {max}; \
                  read it in pieces with `offset` and `length`, {PIECE} bytes each"
             )));
         }
-        let part = FilePart {
-            offset: 0,
-            length: size,
-        };
-        let bytes = self.read(part)?;
+        let bytes = self.read(0, size)?;
         let digest = sha256(&bytes);
-        self.answer(part, &bytes, Some(digest), copies)
+        self.answer(0, &bytes, Some(digest), copies)
     }
 
     fn part(
         self,
-        part: FilePart,
+        offset: u64,
+        length: u64,
         requested: &PortalPath,
         reads: &Reads,
         copies: Copies,
     ) -> Result<ToolOutcome, ToolError> {
-        if part.offset > self.size {
-            let (offset, path, size) = (part.offset, &self.path, text::bytes(self.size));
+        let size = self.identity.size;
+        let Some(rest) = size.checked_sub(offset) else {
+            let (path, size) = (&self.path, text::bytes(size));
             let message = format!("`offset` is {offset}, and `{path}` has {size}");
             return Err(BadArguments::from(message).into());
-        }
-        let mut progress = reads.take(requested, &self, part.offset)?;
-        let part = FilePart {
-            length: part.length.min(self.size.saturating_sub(part.offset)),
-            ..part
         };
-        let bytes = self.read(part)?;
-        let end = part.offset.saturating_add(part.length);
+        let mut progress = reads.take(requested, &self, offset)?;
+        let length = length.min(rest);
+        let bytes = self.read(offset, length)?;
         progress.digest = progress.digest.map(|digest| digest.chain_update(&bytes));
-        progress.next = end;
+        progress.next = offset.saturating_add(length);
         let mut digest = None;
-        if end == self.size {
+        if length == rest {
             digest = progress.digest.map(|whole| hex(&whole.finalize()));
         } else {
             reads.put(requested.clone(), progress);
         }
-        self.answer(part, &bytes, digest, copies)
+        self.answer(offset, &bytes, digest, copies)
     }
 
     /// Reads exactly a part; a file that changes meanwhile is an error.
-    fn read(&self, part: FilePart) -> Result<Vec<u8>, ToolError> {
-        let length = usize::try_from(part.length).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; length];
-        let read = self.file.read_exact_at(&mut bytes, part.offset);
+    fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ToolError> {
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        let read = self.file.read_exact_at(&mut bytes, offset);
         read.map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => changed(&self.path),
             _ => ToolError::system(format!("read `{}`", self.path), error),
@@ -198,18 +184,19 @@ impl FileSource {
 
     fn answer(
         self,
-        part: FilePart,
+        offset: u64,
         bytes: &[u8],
         sha256: Option<String>,
         copies: Copies,
     ) -> Result<ToolOutcome, ToolError> {
         let text = STANDARD.encode(bytes);
+        let (length, size) = (bytes.len() as u64, self.identity.size);
         let provided = Provided {
             path: self.path.as_str().to_owned(),
-            size: self.size,
-            offset: part.offset,
-            length: part.length,
-            complete: part.offset.saturating_add(part.length) == self.size,
+            size,
+            offset,
+            length,
+            complete: offset.saturating_add(length) == size,
             data: (copies == Copies::Two).then(|| Payload::of(text.clone())),
             sha256,
         };
@@ -262,11 +249,11 @@ impl Reads {
 }
 
 impl ProvidedIdentity {
-    const fn of(stat: &Stat) -> Self {
+    fn of(stat: &Stat) -> Self {
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
-            size: stat.st_size,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }

@@ -22,12 +22,13 @@ use crate::tool::{Settings, ToolError, ToolOutcome};
 pub(in crate::tool) struct Signing {
     gnupg: GnuPg,
     /// The key as the caller named it.
-    key: Option<String>,
+    pub(super) key: Option<String>,
     signer: Signer,
     signs: RunningGpg,
     verifies: RunningGpg,
     message: Message,
-    size: u64,
+    /// Length of the content so far, in bytes.
+    pub(super) size: u64,
     /// Its places among those of its caller: as a signature, and as one that comes in pieces.
     _places: Vec<OwnedSemaphorePermit>,
 }
@@ -75,14 +76,6 @@ impl Signing {
             })
         };
         within(settings.gpg_wait, started).await?
-    }
-
-    pub(super) const fn key(&self) -> &Option<String> {
-        &self.key
-    }
-
-    pub(super) const fn size(&self) -> u64 {
-        self.size
     }
 
     /// Feeds content to both; over the limit or after a refusal by gpg, the signature is over.

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, open, renameat_with, u
 
 use crate::catalogue::PortalPath;
 use crate::policy::Caller;
-use crate::tool::blocking::BlockingStop;
+use crate::tool::BlockingStop;
 use crate::tool::file::accept::{Upload, UploadPiece, Wishes};
 use crate::tool::file::provide::FileSource;
 use crate::tool::{Copies, Settings};
