@@ -140,10 +140,10 @@ pub enum ToolError {
         path: String,
     },
     /// The content differs from what was announced.
-    #[error("the SHA-256 of what arrived is {found}, not {announced}; nothing was written")]
+    #[error("the SHA-256 of what arrived is {actual}, not {announced}; nothing was written")]
     Digest {
         /// In hexadecimal.
-        found: String,
+        actual: String,
         /// In hexadecimal.
         announced: String,
     },
@@ -156,7 +156,7 @@ pub enum ToolError {
     Quota {
         /// Relative to the portal.
         folder: String,
-        /// Bytes used or promised.
+        /// Bytes used or reserved.
         used: u64,
         /// Bytes requested.
         wanted: u64,

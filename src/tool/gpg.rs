@@ -52,7 +52,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let Some(offset) = arguments.offset else {
         pieces::not_final(arguments.r#final)?;
         let data = decode(arguments.data).await?;
-        let signing = Signing::begin(settings, key, vec![place(settings)?]).await?;
+        let signing = Signing::begin(settings, key, vec![permit(settings)?]).await?;
         return signing.take(&data).await?.finish().await;
     };
     let last = arguments.r#final == Some(true);
@@ -69,14 +69,14 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let (data, signing) = match (data, signing) {
         (Ok(data), Some(signing)) => (data, signing),
         (Ok(data), None) => {
-            let waits = Arc::clone(&settings.open_signatures).try_acquire_owned();
-            let waits = waits.map_err(|_| {
+            let open = Arc::clone(&settings.open_signatures).try_acquire_owned();
+            let open = open.map_err(|_| {
                 ToolError::Busy(format!(
                     "{WAITING_MAX} signatures in pieces are under way for this caller, over all its connections; finish one first"
                 ))
             })?;
-            let places = vec![waits, place(settings)?];
-            (data, Signing::begin(settings, key, places).await?)
+            let permits = vec![open, permit(settings)?];
+            (data, Signing::begin(settings, key, permits).await?)
         }
         (Err(refused), signing) => {
             // A bad piece is no reason to lose the good ones.
@@ -99,10 +99,10 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     ToolOutcome::new(pieces::progress(size), &signed)
 }
 
-/// Takes a place among the signatures that may be under way at once.
-fn place(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
-    let place = Arc::clone(&settings.signatures).try_acquire_owned();
-    place.map_err(|_| {
+/// Acquires a permit for one of the signatures that may be under way at once.
+fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
+    let permit = Arc::clone(&settings.signatures).try_acquire_owned();
+    permit.map_err(|_| {
         ToolError::Busy(
             "signatures in pieces take all places that `in_flight` gives this caller; finish one first"
                 .to_owned(),

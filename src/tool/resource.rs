@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::gpg::launcher::GPGCONF;
 use super::{Settings, file, gpg};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
@@ -146,13 +147,10 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
 async fn keys(settings: &Settings) -> ProcessLimits {
     let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, PathRights::Read)).into();
     rules.push(Rule::new(NULL, PathRights::Write));
-    let programs = [
-        &settings.gpg,
-        &settings.gpg_connect_agent,
-        &settings.gpgconf,
-    ];
-    let programs = programs.into_iter().filter_map(|name| search(name));
-    rules.extend(programs.flat_map(|path| program(&path)));
+    let (gpg, agent) = (&settings.gpg, &settings.gpg_connect_agent);
+    let programs = [gpg, agent, Path::new(GPGCONF)];
+    let paths = programs.into_iter().filter_map(search);
+    rules.extend(paths.flat_map(|path| program(&path)));
     let paths = gpg::key_paths(settings).await;
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
@@ -166,8 +164,8 @@ async fn keys(settings: &Settings) -> ProcessLimits {
 }
 
 /// Returns whether this machine has a GnuPG.
-pub(crate) fn has_gnupg(settings: &Settings) -> bool {
-    search(&settings.gpgconf).is_some()
+pub(crate) fn has_gnupg() -> bool {
+    search(Path::new(GPGCONF)).is_some()
 }
 
 /// Returns the path of a program that is started by this name.

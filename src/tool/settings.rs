@@ -73,8 +73,6 @@ pub struct Settings {
     pub gpg: PathBuf,
     /// The program that talks to its agent.
     pub gpg_connect_agent: PathBuf,
-    /// The program that names its folders and starts its agent.
-    pub gpgconf: PathBuf,
     /// The socket of the launcher of the agent; `None`: the agent is started from here.
     pub agent_launcher: Option<PathBuf>,
     /// The key folder of gpg, if the environment names it.
@@ -86,9 +84,9 @@ pub struct Settings {
     /// Maximum number of bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
     pub(super) usage: Usage,
-    /// Places for signatures in pieces, each of which is a gpg that waits.
+    /// Permits for signatures in pieces, each of which is a gpg that waits.
     pub(super) open_signatures: Arc<Semaphore>,
-    /// Places for all signatures: one that waits for its next piece counts as a call in flight.
+    /// Permits for all signatures: one that waits for its next piece counts as a call in flight.
     pub(super) signatures: Arc<Semaphore>,
 }
 
@@ -131,7 +129,6 @@ impl Settings {
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
-            gpgconf: PathBuf::from("gpgconf"),
             agent_launcher: None,
             gpg_home: None,
             gpg_wait: GPG_WAIT,

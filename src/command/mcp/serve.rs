@@ -93,7 +93,7 @@ struct Launcher {
 fn confine() -> anyhow::Result<(InForce, Option<Launcher>)> {
     let settings = shared::settings()?;
     let launcher = match settings.agent_launcher {
-        None if has_gnupg(&settings) => Some(launcher()?),
+        None if has_gnupg() => Some(launcher()?),
         _ => None,
     };
     let limits = ProcessLimits {

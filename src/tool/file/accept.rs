@@ -25,14 +25,14 @@ pub(in crate::tool) struct Upload {
     file: Unpublished,
     size: u64,
     digest: Sha256,
-    wishes: Wishes,
+    options: UploadOptions,
     /// `None` for the operator, whom only the disk limits.
-    room: Option<QuotaReservation>,
+    reservation: Option<QuotaReservation>,
 }
 
-/// A caller's wishes for a file; any piece may state them, and none may contradict another.
+/// A caller's options for a file; any piece may set them, and none may contradict another.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Wishes {
+pub(super) struct UploadOptions {
     mode: Option<u32>,
     /// In lower-case hexadecimal.
     sha256: Option<String>,
@@ -44,7 +44,7 @@ pub(super) struct UploadPiece {
     pub(super) path: PortalPath,
     pub(super) caller: Caller,
     pub(super) data: Vec<u8>,
-    pub(super) wishes: Wishes,
+    pub(super) options: UploadOptions,
     pub(super) last: bool,
 }
 
@@ -94,7 +94,7 @@ fn take_piece(
 ) -> Result<ToolOutcome, ToolError> {
     let checked = piece.and_then(|piece| {
         if let Some(upload) = &mut upload {
-            upload.wishes.merge(&piece.wishes)?;
+            upload.options.merge(&piece.options)?;
         }
         Ok(piece)
     });
@@ -141,7 +141,7 @@ impl UploadPiece {
                 .ok_or_else(|| BadArguments::from("`mode` is not octal"))
         };
         let sha256 = arguments.sha256.as_ref();
-        let wishes = Wishes {
+        let options = UploadOptions {
             mode: arguments.mode.as_ref().map(mode).transpose()?,
             sha256: sha256.map(|sha256| sha256.to_ascii_lowercase()),
         };
@@ -149,14 +149,14 @@ impl UploadPiece {
             path,
             caller,
             data,
-            wishes,
+            options,
             last,
         })
     }
 }
 
-impl Wishes {
-    /// Adopts wishes that are stated for the first time, and refuses a contradiction.
+impl UploadOptions {
+    /// Adopts options that are set for the first time, and refuses a contradiction.
     fn merge(&mut self, other: &Self) -> Result<(), ToolError> {
         if self.mode.is_some() && other.mode.is_some() && self.mode != other.mode {
             return Err(contradicts("mode"));
@@ -186,24 +186,24 @@ impl Upload {
                 .map_err(|refused| explain(refused, path, "look for"))?
                 .is_some()
         {
-            return Err(taken(path));
+            return Err(name_taken(path));
         }
-        let room = match &piece.caller {
+        let reservation = match &piece.caller {
             Caller::Operator => None,
             Caller::Consumer(consumer) => {
                 let folder = incoming(consumer);
-                Some(settings.usage.room(folder, settings.incoming_max))
+                Some(settings.usage.reserve(folder, settings.incoming_max))
             }
         };
-        let file = Unpublished::create(portal.nearest(path)?, piece.wishes.mode())
+        let file = Unpublished::create(portal.nearest(path)?, piece.options.mode())
             .map_err(|refused| explain(refused, path, "write"))?;
         Ok(Self {
             path: path.clone(),
             file,
             size: 0,
             digest: Sha256::new(),
-            wishes: piece.wishes.clone(),
-            room,
+            options: piece.options.clone(),
+            reservation,
         })
     }
 
@@ -216,8 +216,8 @@ impl Upload {
         stop.check()?;
         let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
         let size = self.size.saturating_add(length);
-        if let Some(room) = &mut self.room {
-            room.fit(&Portal::open(settings)?, size)?;
+        if let Some(reservation) = &mut self.reservation {
+            reservation.grow(&Portal::open(settings)?, size)?;
         }
         self.file
             .write(&piece.data)
@@ -233,11 +233,11 @@ impl Upload {
         settings: &Settings,
         stop: &BlockingStop,
     ) -> Result<ToolOutcome, ToolError> {
-        let Self { path, wishes, .. } = self;
-        let found = hex(&self.digest.finalize());
-        let mode = wishes.mode();
-        if let Some(announced) = wishes.sha256.filter(|announced| *announced != found) {
-            return Err(ToolError::Digest { found, announced });
+        let Self { path, options, .. } = self;
+        let actual = hex(&self.digest.finalize());
+        let mode = options.mode();
+        if let Some(announced) = options.sha256.filter(|announced| *announced != actual) {
+            return Err(ToolError::Digest { actual, announced });
         }
         stop.check()?;
         // The portal is walked again: folders may have been moved since the first piece.
@@ -245,25 +245,25 @@ impl Upload {
         let (_, name) = path.split();
         let published = self.file.publish(&parent, name, mode);
         published.map_err(|refused| match Errno::from_io_error(&refused) {
-            Some(Errno::EXIST) => taken(&path),
+            Some(Errno::EXIST) => name_taken(&path),
             Some(errno) => explain(errno, &path, "write"),
             None => ToolError::system(format!("write `{path}`"), refused),
         })?;
         portal::sync(&parent);
-        if let Some(room) = self.room {
-            room.used(folders);
+        if let Some(reservation) = self.reservation {
+            reservation.commit(folders);
         }
         let accepted = Accepted {
             path: path.as_str().to_owned(),
             size: self.size,
             complete: true,
-            sha256: Some(found),
+            sha256: Some(actual),
         };
         ToolOutcome::new(accepted.path.clone(), &accepted)
     }
 }
 
-fn taken(path: &PortalPath) -> ToolError {
+fn name_taken(path: &PortalPath) -> ToolError {
     ToolError::Exists {
         path: path.to_string(),
     }

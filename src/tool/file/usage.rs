@@ -36,8 +36,8 @@ struct Share {
     measured: Mutex<Option<Measured>>,
     /// Bytes on disk.
     bytes: AtomicU64,
-    /// Bytes promised to files on their way.
-    promised: AtomicU64,
+    /// Bytes reserved for files on their way.
+    reserved: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,7 @@ impl Measured {
     }
 }
 
-/// Room that is promised to one file on its way; returned if the file does not come.
+/// Space reserved for one file on its way; released if the file does not come.
 #[derive(Debug)]
 pub(super) struct QuotaReservation {
     share: Arc<Share>,
@@ -65,8 +65,8 @@ pub(super) struct QuotaReservation {
 }
 
 impl Usage {
-    /// Begins a reservation of no room yet, in a folder that may hold `limit` bytes.
-    pub(super) fn room(&self, folder: String, limit: u64) -> QuotaReservation {
+    /// Begins a reservation of 0 bytes in a folder that may hold `limit` bytes.
+    pub(super) fn reserve(&self, folder: String, limit: u64) -> QuotaReservation {
         // A panic elsewhere leaves the map intact.
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         QuotaReservation {
@@ -79,12 +79,12 @@ impl Usage {
 }
 
 impl QuotaReservation {
-    /// Makes the room large enough for a file of `size` bytes.
-    pub(super) fn fit(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
+    /// Grows the reservation to a file of `size` bytes.
+    pub(super) fn grow(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
         let wanted = blocks(size).saturating_sub(self.bytes);
         let share = &self.share;
         let measured = share.measured.lock();
-        // Held until the room is promised, so that two files never take the same room.
+        // Held until the space is reserved, so that two files never take the same space.
         let mut measured = measured.unwrap_or_else(PoisonError::into_inner);
         let fits = || share.total().saturating_add(wanted) <= self.limit;
         if !measured.is_some_and(|last| last.holds(fits())) {
@@ -97,7 +97,7 @@ impl QuotaReservation {
             });
         }
         if fits() {
-            share.promised.fetch_add(wanted, Ordering::Relaxed);
+            share.reserved.fetch_add(wanted, Ordering::Relaxed);
             self.bytes = self.bytes.saturating_add(wanted);
             return Ok(());
         }
@@ -110,9 +110,9 @@ impl QuotaReservation {
     }
 
     /// Counts the file, which has come, and the folders that were made for it.
-    pub(super) fn used(self, folders: u64) {
+    pub(super) fn commit(self, folders: u64) {
         let bytes = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
-        // The promise ends when `self` is dropped.
+        // The reservation ends when `self` is dropped.
         self.share.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
@@ -120,14 +120,14 @@ impl QuotaReservation {
 impl Drop for QuotaReservation {
     fn drop(&mut self) {
         // Takes no lock: it may run on the thread that serves.
-        self.share.promised.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.share.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl Share {
     fn total(&self) -> u64 {
-        let promised = self.promised.load(Ordering::Relaxed);
-        self.bytes.load(Ordering::Relaxed).saturating_add(promised)
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        self.bytes.load(Ordering::Relaxed).saturating_add(reserved)
     }
 }
 
@@ -202,21 +202,21 @@ mod tests {
         let settings = Settings::new(root.path().to_owned(), root.path().to_owned());
         let portal = Portal::open(&settings).unwrap();
         let usage = Usage::default();
-        let of = |folder: &str| usage.room(folder.to_owned(), 2 * BLOCK);
+        let of = |folder: &str| usage.reserve(folder.to_owned(), 2 * BLOCK);
         let mut alice = of("incoming/alice");
-        alice.fit(&portal, 1).unwrap();
+        alice.grow(&portal, 1).unwrap();
         // As while her folder is measured, for as long as that takes.
         let share = Arc::clone(&alice.share);
         let measuring = share.measured.lock().unwrap();
         let mut bob = of("incoming/bob");
-        bob.fit(&portal, BLOCK + 1).unwrap();
-        assert!(bob.fit(&portal, 3 * BLOCK).is_err());
+        bob.grow(&portal, BLOCK + 1).unwrap();
+        assert!(bob.grow(&portal, 3 * BLOCK).is_err());
         drop(alice);
         assert_eq!(share.total(), 0);
         drop(measuring);
-        bob.used(0);
+        bob.commit(0);
         assert_eq!(of("incoming/bob").share.total(), 2 * BLOCK);
         // What was counted and is not on the disk is measured again before anybody is refused.
-        of("incoming/bob").fit(&portal, 2 * BLOCK).unwrap();
+        of("incoming/bob").grow(&portal, 2 * BLOCK).unwrap();
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Configuration {
     /// Options for every gpg.
     pub(super) keyrings: Vec<OsString>,
     /// True if keyboxd keeps the public keys; gpg starts it only if it may start servers.
-    pub(super) is_by_keyboxd: bool,
+    pub(super) uses_keyboxd: bool,
     /// Candidates for the default key, in the order in which they are tried: gpg takes the last existing one.
     pub(super) default_keys: Vec<String>,
 }
@@ -49,7 +49,7 @@ impl Configuration {
         let mut all = Self::of(&contents(&home.join(NAME))?)?;
         let common = contents(&home.join(COMMON))?;
         let mut lines = common.split(|byte| *byte == b'\n');
-        all.is_by_keyboxd = lines.any(|line| line.trim_ascii() == b"use-keyboxd");
+        all.uses_keyboxd = lines.any(|line| line.trim_ascii() == b"use-keyboxd");
         Ok(all)
     }
 
@@ -141,7 +141,7 @@ mod tests {
                 keyrings: ["--no-default-keyring", "--keyring", "~/my keys.kbx"]
                     .map(OsString::from)
                     .to_vec(),
-                is_by_keyboxd: false,
+                uses_keyboxd: false,
                 default_keys: vec!["Dora <d@example.org>".to_owned(), "B".to_owned()],
             }
         );
@@ -170,6 +170,6 @@ mod tests {
         assert!(Configuration::read(home.path()).is_err());
         std::fs::remove_file(&path).unwrap();
         std::fs::write(home.path().join(COMMON), "# x\n use-keyboxd\n").unwrap();
-        assert!(Configuration::read(home.path()).unwrap().is_by_keyboxd);
+        assert!(Configuration::read(home.path()).unwrap().uses_keyboxd);
     }
 }

@@ -38,6 +38,8 @@ pub(super) enum LauncherServer {
     Keyboxd,
 }
 
+/// The program that names GnuPG's folders and starts its servers.
+pub(in crate::tool) const GPGCONF: &str = "gpgconf";
 /// The launcher's answer on success.
 const DONE: &[u8] = b"\n";
 /// Maximum length of a line that the launcher reads, in bytes.
@@ -158,7 +160,7 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
     let server = servers.find(|server| server.name() == name);
     let server = server.ok_or(io::ErrorKind::InvalidData)?;
     let _one = one_at_a_time.lock().await;
-    let mut gpgconf = Command::new("gpgconf");
+    let mut gpgconf = Command::new(GPGCONF);
     gpgconf.env_clear().envs(environment());
     gpgconf
         .args(["--launch", server.name()])

@@ -59,23 +59,17 @@ pub(super) fn read_keys(listing: &str) -> Vec<GpgKey> {
     for line in listing.lines() {
         let fields: Vec<&str> = line.split(':').collect();
         let field = |number: usize| fields.get(number - 1).copied().unwrap_or_default();
-        match field(1) {
-            "sec" => keys.push(GpgKey {
+        match (field(1), keys.last_mut()) {
+            ("sec", _) => keys.push(GpgKey {
                 primary: KeyPart::read(&field),
                 subkeys: Vec::new(),
                 signs: field(12).contains('S'),
                 disabled: field(12).contains('D'),
             }),
-            "ssb" => {
-                if let Some(key) = keys.last_mut() {
-                    key.subkeys.push(KeyPart::read(&field));
-                }
-            }
-            "fpr" => {
-                if let Some(key) = keys.last_mut() {
-                    let part = key.subkeys.last_mut().unwrap_or(&mut key.primary);
-                    part.fingerprint = field(10).to_ascii_uppercase();
-                }
+            ("ssb", Some(key)) => key.subkeys.push(KeyPart::read(&field)),
+            ("fpr", Some(key)) => {
+                let part = key.subkeys.last_mut().unwrap_or(&mut key.primary);
+                part.fingerprint = field(10).to_ascii_uppercase();
             }
             _ => {}
         }
@@ -182,7 +176,7 @@ impl KeyPart {
 
 /// A good signature, by the parts of `VALIDSIG`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Good {
+pub(super) struct GoodSignature {
     public_key_algorithm: u8,
     digest_algorithm: u8,
     /// Seconds since 1970.
@@ -193,7 +187,7 @@ pub(super) struct Good {
     pub(super) key: String,
 }
 
-impl Good {
+impl GoodSignature {
     /// Reads the status lines of a gpg that verified one message.
     ///
     /// # Errors
@@ -455,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_good_signature_is_read_from_its_lines() {
-        let good = Good::read(VERIFIED).unwrap();
+        let good = GoodSignature::read(VERIFIED).unwrap();
         assert_eq!(good.fingerprint, "108352B8E8B3E84BF58DD06AF668A259B66767BB");
         assert_eq!(good.key, "208352B8E8B3E84BF58DD06AF668A259B66767BB");
         assert_eq!(good.algorithm(), "EdDSA with SHA512");
@@ -493,7 +487,7 @@ mod tests {
                 "it is not one good signature",
             ),
         ] {
-            assert_eq!(Good::read(said), Err(why), "{said}");
+            assert_eq!(GoodSignature::read(said), Err(why), "{said}");
         }
     }
 

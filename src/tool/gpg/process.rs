@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::configuration::Configuration;
 use super::fault::{GpgFault, NoAgent};
-use super::launcher::{self, LauncherServer};
+use super::launcher::{self, GPGCONF, LauncherServer};
 use crate::tool::{Settings, ToolError, environment};
 
 /// Maximum size of the output of a program that is read, in bytes: a signature, a public key, a listing of keys, status lines.
@@ -88,8 +88,7 @@ impl GnuPg {
 
     /// Returns a folder or socket of GnuPG, by its name in `gpgconf --list-dirs`.
     pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
-        let arguments = ["--list-dirs", name];
-        let ended = self.ask(&self.settings.gpgconf, &arguments).await?;
+        let ended = self.ask(GPGCONF, &["--list-dirs", name]).await?;
         match ended.stdout.trim_end_matches('\n') {
             path if ended.success && !path.is_empty() => Ok(path.into()),
             _ => {
@@ -102,8 +101,8 @@ impl GnuPg {
     /// Starts one of GnuPG's servers, unless it runs already; success does not mean that it runs.
     pub(super) async fn launch(&self, server: LauncherServer) -> Result<(), ToolError> {
         let Some(socket) = &self.settings.agent_launcher else {
-            let arguments = ["--launch", server.name()];
-            return self.ask(&self.settings.gpgconf, &arguments).await.map(drop);
+            self.ask(GPGCONF, &["--launch", server.name()]).await?;
+            return Ok(());
         };
         let launched = launcher::launch(socket, server).await;
         launched.map_err(|why| GpgFault::NoAgent(NoAgent::Launcher(why.to_string())).into())
@@ -115,7 +114,11 @@ impl GnuPg {
         self.ask(&self.settings.gpg_connect_agent, &arguments).await
     }
 
-    async fn ask(&self, program: &Path, arguments: &[&str]) -> Result<GpgEnd, ToolError> {
+    async fn ask(
+        &self,
+        program: impl AsRef<OsStr>,
+        arguments: &[&str],
+    ) -> Result<GpgEnd, ToolError> {
         let arguments = arguments.iter().map(OsStr::new);
         self.start(program, arguments, Stdio::null())?.end().await
     }
@@ -136,7 +139,7 @@ impl GnuPg {
 
     fn start<'a>(
         &self,
-        program: &Path,
+        program: impl AsRef<OsStr>,
         arguments: impl Iterator<Item = &'a OsStr>,
         stdin: Stdio,
     ) -> Result<RunningGpg, ToolError> {

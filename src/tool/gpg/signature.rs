@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::fault::{CardFault, GpgFault, NoAgent, SOCKET_MAX};
 use super::launcher::LauncherServer;
 use super::message::Message;
-use super::output::{self, Good, Signer};
+use super::output::{self, GoodSignature, Signer};
 use super::process::{GnuPg, RunningGpg};
 use crate::catalogue::{SIGN_MAX, Signed};
 use crate::tool::{Settings, ToolError, ToolOutcome};
@@ -29,8 +29,8 @@ pub(in crate::tool) struct Signing {
     message: Message,
     /// Length of the content so far, in bytes.
     pub(super) size: u64,
-    /// Its places among those of its caller: as a signature, and as one that comes in pieces.
-    _places: Vec<OwnedSemaphorePermit>,
+    /// Permits of its caller: for a signature, and for one in pieces.
+    _permits: Vec<OwnedSemaphorePermit>,
 }
 
 impl Signing {
@@ -38,7 +38,7 @@ impl Signing {
     pub(super) async fn begin(
         settings: &Arc<Settings>,
         key: Option<String>,
-        places: Vec<OwnedSemaphorePermit>,
+        permits: Vec<OwnedSemaphorePermit>,
     ) -> Result<Self, ToolError> {
         let started = async move {
             let gnupg = GnuPg::find(settings, key.as_deref()).await?;
@@ -72,7 +72,7 @@ impl Signing {
                 verifies,
                 message,
                 size: 0,
-                _places: places,
+                _permits: permits,
             })
         };
         within(settings.gpg_wait, started).await?
@@ -113,7 +113,7 @@ impl Signing {
         };
         self.verifies.feed(&rest).await;
         let verified = self.verifies.end().await?;
-        let good = Good::read(&verified.stdout).map_err(GpgFault::NotGood)?;
+        let good = GoodSignature::read(&verified.stdout).map_err(GpgFault::NotGood)?;
         if !verified.success {
             return Err(GpgFault::NotGood("gpg does not take it for good").into());
         }
@@ -157,7 +157,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, 
 /// Starts gpg-agent, and keyboxd where it keeps the public keys, unless they run. They outlive this process, so that a passphrase is
 /// asked for once.
 async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
-    if gnupg.configuration.is_by_keyboxd {
+    if gnupg.configuration.uses_keyboxd {
         // gpg itself reports one that does not start.
         gnupg.launch(LauncherServer::Keyboxd).await?;
     }

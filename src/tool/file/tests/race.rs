@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, open, renameat_with, u
 use crate::catalogue::PortalPath;
 use crate::policy::Caller;
 use crate::tool::BlockingStop;
-use crate::tool::file::accept::{Upload, UploadPiece, Wishes};
+use crate::tool::file::accept::{Upload, UploadOptions, UploadPiece};
 use crate::tool::file::provide::FileSource;
 use crate::tool::{Copies, Settings};
 
@@ -131,7 +131,7 @@ fn file_accept_never_writes_outside_the_portal() {
             path: PortalPath::new(&format!("d/f{}", index % 100)).unwrap(),
             caller: Caller::Operator,
             data: b"x".to_vec(),
-            wishes: Wishes::default(),
+            options: UploadOptions::default(),
             last: true,
         };
         let written = Upload::begin(&field.settings, &piece)
