@@ -141,43 +141,38 @@ fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
     });
     let input = base.clone().for_deserialize().into_generator();
     let output = base.for_serialize().into_generator();
-    let mut input = portable(input.into_root_schema_for::<Input>());
-    let mut output = portable(output.into_root_schema_for::<Output>());
-    take_base64(&mut output);
+    let (input, base64) = portable(input.into_root_schema_for::<Input>());
+    let (output, _) = portable(output.into_root_schema_for::<Output>());
     Schemas {
-        base64: take_base64(&mut input),
         input,
+        base64,
         output,
     }
 }
 
-/// Returns the object behind a schema, in plain form.
-fn portable(schema: schemars::Schema) -> Map<String, Value> {
+/// Returns the object behind a schema in plain form, and the names of its properties in base64.
+fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
+    let mut base64 = Vec::new();
     let Value::Object(mut root) = schema.to_value() else {
         // The schema of a struct is an object; `every_schema_is_plain` would see it if it were not.
-        return Map::new();
+        return (Map::new(), base64);
     };
     root.shift_remove("title");
     root.shift_remove("description");
     let properties = root
         .entry("properties")
         .or_insert_with(|| Map::new().into());
-    let properties = properties.as_object_mut().into_iter();
-    let objects = properties
-        .flat_map(Map::values_mut)
-        .filter_map(Value::as_object_mut);
-    objects.for_each(plain);
-    root
-}
-
-/// Removes the mark of properties in base64, and returns their names: Gemini refuses every request with such a keyword.
-fn take_base64(schema: &mut Map<String, Value>) -> Vec<String> {
-    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
-    let marked = properties.into_iter().flatten().filter_map(|(name, it)| {
-        it.as_object_mut()?.shift_remove("contentEncoding")?;
-        Some(name.clone())
-    });
-    marked.collect()
+    for (name, property) in properties.as_object_mut().into_iter().flatten() {
+        let Some(property) = property.as_object_mut() else {
+            continue;
+        };
+        plain(property);
+        // Gemini refuses every request with this keyword.
+        if property.shift_remove("contentEncoding").is_some() {
+            base64.push(name.clone());
+        }
+    }
+    (root, base64)
 }
 
 /// Replaces "this type or null" by the type: an argument is left out instead.

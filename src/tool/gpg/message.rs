@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 
 /// A signature covers bytes, not lines of text.
 const BINARY: u8 = 0;
+/// Digest algorithm SHA-512 of OpenPGP.
 const SHA512: u8 = 10;
 /// Minimum length of a part of a packet of unknown length, as the exponent of a power of two; the standard requires 512 bytes.
 const PART_MIN: u32 = 13;
