@@ -97,7 +97,7 @@ pub struct FileAccept {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileProvide {
-    /// What to read: a path below the portal, such as `reports/july.pdf`
+    /// File to read: a path below the portal, such as `reports/july.pdf`
     pub path: String,
     /// In pieces: where this piece begins, in bytes
     #[schemars(range(max = EXACT_MAX))]
