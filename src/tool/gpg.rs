@@ -4,7 +4,6 @@
 //! signature of gigabytes in pieces needs no more memory than one of a line. A second gpg reads the same content and verifies each
 //! signature before it is handed out.
 
-mod configuration;
 mod fault;
 pub(crate) mod launcher;
 mod message;
@@ -22,8 +21,7 @@ use crate::policy::Grant;
 
 use super::pieces;
 use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
-use configuration::Configuration;
-use process::GnuPg;
+use process::{Configuration, GnuPg};
 
 pub use fault::{CardFault, GpgFault, NoAgent, UnfitKey};
 pub(super) use signature::Signing;
