@@ -1,6 +1,6 @@
 //! Runs a parsed command line and reports the result.
 //!
-//! Only this room prints or ends the process.
+//! Only this module prints or ends the process.
 
 mod apply;
 mod audit;

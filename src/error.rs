@@ -1,4 +1,4 @@
-//! Defines the exit codes, and the failure that the user reads: `command/` converts the typed errors of the rooms to [`Failure`].
+//! Defines the exit codes, and the failure that the user reads: `command/` converts the typed errors of the modules to [`Failure`].
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket, which no other room opens.
+//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket, which no other module opens.
 //!
 //! Streams go through the `incus` program, in [`crate::transport`].
 

@@ -1,6 +1,6 @@
 //! The shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
 //!
-//! The only room that knows the YAML reader. Features of YAML that a security policy must not use (two equal keys, anchors,
+//! The only module that knows the YAML reader. Features of YAML that a security policy must not use (two equal keys, anchors,
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; the meaning of keys belongs to `validate`.
 //! Reads events and not serde types, so that a wrong type is one finding among others and does not end the reading.
 

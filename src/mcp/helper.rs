@@ -74,13 +74,18 @@ enum HelperOrder<'a> {
     Close { connection: u64 },
 }
 
+/// The message of an error that crossed to another process.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct FailureText(String);
+
 /// The end of a call.
 #[derive(Serialize, Deserialize)]
 struct HelperReport {
     id: u64,
     connection: u64,
     /// Its result, or why it failed; `None`: it was cancelled.
-    result: Option<Result<ToolOutcome, String>>,
+    result: Option<Result<ToolOutcome, FailureText>>,
     /// True if its connection has an unfinished transfer in pieces.
     waits: bool,
 }
@@ -142,7 +147,9 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 let reports = reports.clone();
                 tokio::spawn(async move {
                     let result = tokio::select! {
-                        result = run(grant, &session, copies) => Some(result),
+                        result = run(grant, &session, copies) => {
+                            Some(result.map_err(|error| FailureText(error.to_string())))
+                        }
                         () = token.cancelled() => None,
                     };
                     token.cancel();
@@ -195,11 +202,11 @@ async fn run(
     grant: Option<Grant>,
     session: &ToolSession,
     copies: Copies,
-) -> Result<ToolOutcome, String> {
+) -> Result<ToolOutcome, ToolError> {
     let Some(grant) = grant else {
-        return Err("the policy has changed, and does not grant this call".to_owned());
+        let text = "the policy has changed, and does not grant this call";
+        return Err(ToolError::Refused(text.to_owned()));
     };
     let running = AssertUnwindSafe(tool::run(&grant, session, copies)).catch_unwind();
-    let result = running.await.unwrap_or(Err(ToolError::Broken));
-    result.map_err(|error| error.to_string())
+    running.await.unwrap_or(Err(ToolError::Broken))
 }

@@ -217,9 +217,9 @@ pub(crate) fn attend(
             MonitorRequest::Helper(resource) => match house.start(resource) {
                 Ok(socket) => {
                     helper = Some(socket);
-                    Response::Helper(Ok(()))
+                    Response::Helper
                 }
-                Err(why) => Response::Helper(Err(why.to_string())),
+                Err(why) => Response::NoHelper(why.to_string()),
             },
         };
         if send(process, &answer, helper.as_ref().map(OwnedFd::as_fd)).is_err() {

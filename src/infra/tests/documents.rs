@@ -11,7 +11,7 @@ const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");
 
 #[test]
 fn every_code_is_a_heading_and_every_heading_a_code() {
-    // What follows is said by the room of edges, and checked there.
+    // The module of edges reports the rest, and its tests check it.
     let (own, _) = DIAGNOSTICS.split_once("\n## Channels\n").unwrap();
     let headings: Vec<_> = own
         .lines()

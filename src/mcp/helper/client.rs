@@ -277,7 +277,7 @@ impl Helper {
         }
         if let (Some(waiting), Some(result)) = (waiting, report.result) {
             // The call may have been cancelled.
-            let _ = waiting.send(result.map_err(ToolError::Told));
+            let _ = waiting.send(result.map_err(|text| ToolError::Told(text.0)));
         }
     }
 }

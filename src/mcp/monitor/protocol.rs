@@ -69,8 +69,10 @@ pub(super) enum Response {
     Unlogged,
     /// True if it is lent.
     Lent(bool),
-    /// The socket to the helper comes with this message, or the helper could not be started.
-    Helper(Result<(), String>),
+    /// The socket to the helper comes with this message.
+    Helper,
+    /// The helper could not be started, for this reason.
+    NoHelper(String),
     Done,
 }
 

@@ -63,8 +63,8 @@ impl ServerSocket {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let descriptor = socket.get_mut().take_descriptor();
         match (answer, descriptor) {
-            (Response::Helper(Ok(())), Some(socket)) => Ok(socket.into()),
-            (Response::Helper(Err(why)), _) => Err(io::Error::other(why)),
+            (Response::Helper, Some(socket)) => Ok(socket.into()),
+            (Response::NoHelper(why), _) => Err(io::Error::other(why)),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
