@@ -1,25 +1,37 @@
 //! Judges each channel from a survey: what is broken, and what will break.
 
 mod diagnose;
-mod listen_folder;
 mod machine;
-mod upkeep;
 
 use std::collections::BTreeMap;
 
-use crate::edge::Edge;
+use crate::edge::{CONSUMER_FOLDER, Edge};
 use crate::host::log_timer::has_daemon;
+use crate::incus::EntryKind;
+use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{Facts, ProfileDevice, Rotation, profile_devices, unrotated};
+use crate::session::machine_files::FilesError;
 use crate::session::{Session, each};
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
 use crate::survey::{providers, survey};
 use diagnose::Examiner;
 pub(crate) use diagnose::{Broken, Health};
-use listen_folder::ListenFolder;
 
-/// Walks the chosen edges; what is to be said of the host and of all channels. `apply`: the command that mends nearly everything.
+/// The folder in which a consumer's devices listen.
+#[derive(Debug, PartialEq, Eq)]
+enum ListenFolder {
+    Intact,
+    Missing,
+    /// This part of its path is no folder.
+    Altered(String),
+    /// It could not be looked at, and why.
+    Unknown(String),
+}
+
+/// Examines the chosen edges; returns their health, and notes on the host and on all channels. `apply`: the command that
+/// fixes nearly everything.
 ///
 /// # Errors
 ///
@@ -63,10 +75,11 @@ pub(crate) async fn examine<'e>(
 
 /// Walks one edge: what the host sees, then what the consumer sees, then what will break it.
 async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) -> Health<'e> {
-    let listens = match examiner.there(&edge.consumer) {
-        Some(consumer) => listen_folder::listen_folder(session, consumer).await,
-        None => ListenFolder::Gone,
+    let listens = match examiner.instance(&edge.consumer) {
+        Some(consumer) => listen_folder(session, consumer).await,
+        None => Ok(ListenFolder::Missing),
     };
+    let listens = listens.unwrap_or_else(|why| ListenFolder::Unknown(why.to_string()));
     let seen = examiner.machines(edge, &listens);
     let mut health = Health {
         edge,
@@ -77,16 +90,31 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     if health.broken.is_none() {
         match ask(session, edge).await {
             Ok(heard) => {
-                health.broken = examiner.heard(edge, &heard.services);
+                health.broken = examiner.policy(edge, &heard.services);
                 health.took = Some(heard.took);
             }
             Err(unheard) => health.broken = Some(examiner.unheard(edge, unheard)),
         }
     }
-    if health.broken.is_none() {
-        health.broken = examiner.upkeep(edge);
-    }
+    health.broken = health.broken.or_else(|| examiner.upkeep(edge));
     health
+}
+
+/// Looks at the folder in which a consumer's devices listen, and at each part of its path.
+async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenFolder, FilesError> {
+    let mut files = session.files(consumer).await;
+    let ends = CONSUMER_FOLDER.match_indices('/').map(|(at, _)| at).skip(1);
+    for end in ends.chain([CONSUMER_FOLDER.len()]) {
+        let part = CONSUMER_FOLDER.get(..end).unwrap_or(CONSUMER_FOLDER);
+        match files.look(part).await?.map(|entry| entry.kind) {
+            Some(EntryKind::Folder) => {}
+            None => return Ok(ListenFolder::Missing),
+            Some(EntryKind::File | EntryKind::Link | EntryKind::Other) => {
+                return Ok(ListenFolder::Altered(part.to_owned()));
+            }
+        }
+    }
+    Ok(ListenFolder::Intact)
 }
 
 /// Returns notes on the host that concern all channels and break none.

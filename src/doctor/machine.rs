@@ -1,6 +1,6 @@
-//! Describes what a machine holds that differs from what `apply` left there. Pure.
+//! Describes how the content of a machine differs from what `apply` left there. Pure.
 
-use super::diagnose::{Broken, Cause, Examiner};
+use super::diagnose::{Broken, Cause, Examiner, incus_line};
 use crate::edge::End;
 use crate::machine_state::{
     ABOVE, Drift, DriftKind, ETC, MachineSpec, ObservedMachine, PROGRAM, PROGRAM_FOLDER, Serving,
@@ -8,78 +8,63 @@ use crate::machine_state::{
 };
 use crate::plan::{has_inside, machine_spec};
 use crate::text::shown;
-use crate::transport::shell_line;
 
-/// Length of a digest as shown, in characters.
+/// Length of a digest as displayed, in characters.
 const DIGEST_SHOWN: usize = 12;
-/// Maximum length of a machine's message in the output, in characters.
-const WORDS_MAX: usize = 300;
+/// Maximum length of a machine's text that is displayed, in characters.
+const TEXT_MAX: usize = 300;
 
 impl Examiner<'_> {
-    /// The first of these kinds of things that differ in a machine.
-    pub(crate) fn inside(&self, end: &End, kinds: &[DriftKind]) -> Option<Broken> {
+    /// The first difference of these kinds in a machine.
+    pub(super) fn inside(&self, end: &End, kinds: &[DriftKind]) -> Option<Broken> {
         let machine = &end.machine;
         let Some(found) = self.found(end) else {
-            let known = self.there(end).is_some_and(has_inside);
-            let detail = if known {
+            let detail = if self.instance(end).is_some_and(has_inside) {
                 format!("{machine} cannot be looked into")
             } else {
                 format!("`{PROGRAM}` was never put into {machine}")
             };
             return Some(self.by_apply(Cause::Program, detail));
         };
-        let order = self.order(end)?;
+        let (_, declared) = self.infra.machine(machine.as_str())?;
+        let order = machine_spec(self.program, declared);
         let pieces = differences(&order, found);
         let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
         let (what, detail) = described(piece, machine.as_str(), &order, found);
-        let mend = match piece.kind {
-            DriftKind::Program | DriftKind::Rights => taken_back(end, found),
-            DriftKind::Name | DriftKind::Services | DriftKind::Supervision | DriftKind::Server => {
-                None
-            }
-        };
-        let broken = self.by_apply(what, detail);
-        Some(Broken {
-            mend: mend.map_or(self.apply.to_owned(), |first| {
-                format!("{first}; {}", self.apply)
-            }),
-            ..broken
-        })
+        let mut broken = self.by_apply(what, detail);
+        if matches!(piece.kind, DriftKind::Program | DriftKind::Rights)
+            && let Some(first) = taken_back(end, found)
+        {
+            broken.mend = format!("{first}; {}", self.apply);
+        }
+        Some(broken)
     }
 
-    /// A provider that was asked from the host and did not answer; why, where the host can see that.
-    pub(crate) fn silence(&self, provider: &End) -> Option<Broken> {
-        let found = self.found(provider)?;
-        if found.serving != Serving::Silent {
+    /// Explains why a provider that was asked from the host did not answer, where the host can see that.
+    pub(super) fn silence(&self, provider: &End) -> Option<Broken> {
+        if self.found(provider)?.serving != Serving::Silent {
             return None;
         }
-        // Whom a policy of somebody's leaves out has no socket there.
+        // A consumer that the policy in force leaves out has no socket there.
         self.inside(provider, &[DriftKind::Services])
             .or_else(|| self.inside(provider, &[DriftKind::Server]))
     }
-
-    fn order(&self, end: &End) -> Option<MachineSpec> {
-        let (_, machine) = self.infra.machine(end.machine.as_str())?;
-        Some(machine_spec(self.program, machine))
-    }
 }
 
-/// What makes the folder of the program root's alone again, where others may change what is in it: until then nothing is
-/// pushed there, as they might change that before it is run.
+/// The commands that give the folder of the program back to root alone, where others may change its content: until then
+/// nothing is pushed there, as they might change it before it is run.
 fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     let open = |folder: &&str| {
         let rights = found.bad_permissions.get(*folder);
         rights.is_some_and(|rights| rights.let_others_write())
     };
     let folder = [PROGRAM_FOLDER, ETC].into_iter().find(open)?;
-    let (machine, project) = (end.machine.as_str(), end.domain.as_str());
-    let exec = ["incus", "exec", machine, "--project", project, "--"];
-    let owner = exec.into_iter().chain(["chown", "root:root", folder]);
-    let rights = exec.into_iter().chain(["chmod", "755", folder]);
-    Some(format!("{}; {}", shell_line(owner), shell_line(rights)))
+    let owner = incus_line("exec", end, &["--", "chown", "root:root", folder]);
+    let mode = incus_line("exec", end, &["--", "chmod", "755", folder]);
+    Some(format!("{owner}; {mode}"))
 }
 
-/// The differences in a machine, in words.
+/// Describes a difference in a machine.
 fn described(
     piece: &Drift,
     machine: &str,
@@ -87,31 +72,28 @@ fn described(
     found: &ObservedMachine,
 ) -> (Cause, String) {
     match piece.kind {
-        DriftKind::Program if found.program.is_none() => (
-            Cause::Program,
-            format!("`{PROGRAM}` is gone from {machine}"),
-        ),
-        DriftKind::Program if found.program.as_ref() == Some(&order.program) => (
-            Cause::Program,
-            format!("`{PROGRAM}` in {machine} is not root's with the rights 0755"),
-        ),
+        DriftKind::Program => {
+            let detail = match &found.program {
+                None => format!("`{PROGRAM}` is gone from {machine}"),
+                Some(program) if *program == order.program => {
+                    format!("`{PROGRAM}` in {machine} is not root's with the rights 0755")
+                }
+                Some(_) => format!("`{PROGRAM}` in {machine} is another program than this one"),
+            };
+            (Cause::Program, detail)
+        }
         DriftKind::Rights => rights(machine, found),
-        DriftKind::Program => (
-            Cause::Program,
-            format!("`{PROGRAM}` in {machine} is another program than this one"),
-        ),
         DriftKind::Name => (
             Cause::Program,
             format!("the name of {machine} or the link to its program is not as `apply` left it"),
         ),
-        DriftKind::Services if found.services.is_none() => (
-            Cause::Policy,
-            format!("the services file is gone from {machine}"),
-        ),
-        DriftKind::Services => (
-            Cause::Policy,
-            format!("the services file of {machine} is not the declared one"),
-        ),
+        DriftKind::Services => {
+            let detail = match found.services {
+                None => format!("the services file is gone from {machine}"),
+                Some(_) => format!("the services file of {machine} is not the declared one"),
+            };
+            (Cause::Policy, detail)
+        }
         DriftKind::Supervision => (
             Cause::Supervision,
             format!("what starts the server of {machine} is missing or changed"),
@@ -120,7 +102,7 @@ fn described(
     }
 }
 
-/// The file or folder with a wrong owner or mode.
+/// Describes the file or folder with a wrong owner or mode.
 fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
     let path = found.bad_permissions.keys().find(|path| *path != PROGRAM);
     let path = path.map_or("", String::as_str);
@@ -139,30 +121,28 @@ fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
 
 /// Describes the fault of a server.
 fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause, String) {
-    match &found.serving {
+    let detail = match &found.serving {
         Serving::Policy {
             refused: Some(why), ..
         } => {
-            let why = why.shown(WORDS_MAX);
-            let detail =
-                format!("the server of {machine} refused its newest services: it says {why}");
-            (Cause::Policy, detail)
+            let why = why.shown(TEXT_MAX);
+            format!("the server of {machine} refused its newest services: it says {why}")
         }
         Serving::Policy { digest, .. } => {
             let declared = order.services().ok().flatten();
             let declared = declared.map(|services| services.digest());
-            let detail = format!(
+            format!(
                 "the server of {machine} reports the policy {}; declared is {}",
                 digest.shown(DIGEST_SHOWN),
                 shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
-            );
-            (Cause::Policy, detail)
+            )
         }
         Serving::Silent | Serving::Unknown => {
             let detail = format!("the server of {machine} does not answer");
-            (Cause::Server, detail)
+            return (Cause::Server, detail);
         }
-    }
+    };
+    (Cause::Policy, detail)
 }
 
 #[cfg(test)]
