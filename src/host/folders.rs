@@ -1,17 +1,16 @@
 //! Makes folders and removes left-over sockets on the host. Follows no symbolic link.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fchown, mkdirat, open, openat, statat};
+use rustix::fs::{Mode, fchown};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::missing_is_removed;
+use crate::dir::{BENEATH, Dir, READ, permit};
 use crate::edge::HOST_FOLDER;
 
 /// anklume's folders on the host, from the top.
@@ -19,77 +18,59 @@ pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
 /// Mode of a folder that leads to shared ones: a set-user-ID program that a machine's root leaves there must be out of
 /// reach of the host's users.
 const CLOSED: u32 = 0o700;
-/// Flags to open a folder.
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
 
 /// Makes a folder and the missing ones above it, or gives an existing one to root, with this mode. No link is followed: a
 /// machine that has one of the folders above could put one there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
-    let path = Path::new(path);
     let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;
     let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
+    let path = Path::new(path);
     let is_own = FOLDERS.iter().any(|own| Path::new(own) == path);
-    let mut folder = open("/", FOLDER, Mode::empty())?;
     let mut at = PathBuf::from("/");
+    let mut folder = Dir::open(&at, READ, BENEATH)?;
     for name in above {
         at.push(name);
         folder = match enter(&folder, name, &at) {
             // The folders above anklume's own are the system's.
             Err(why) if why.kind() == io::ErrorKind::NotFound && !is_own => {
-                make(&folder, name, CLOSED)?;
+                folder.make_dir(name, CLOSED)?;
                 enter(&folder, name, &at)?
             }
             entered => entered?,
         };
     }
-    let is_new = make(&folder, last, mode)?;
+    let is_new = folder.make_dir(last, mode)?;
     // Changed through its descriptor, whatever takes its place meanwhile.
     let opened = enter(&folder, last, path)?;
     if !is_new {
         fchown(&opened, Some(Uid::ROOT), Some(Gid::ROOT))?;
     }
     // Regardless of the umask.
-    Ok(fchmod(&opened, Mode::from_raw_mode(mode))?)
+    Ok(permit(&opened, Mode::from_raw_mode(mode))?)
 }
 
 /// The names on the way from `/` to a path; `None` for a relative one. Without links, `..` leads one name back.
-fn names(path: &Path) -> Option<Vec<&OsStr>> {
+fn names(path: &str) -> Option<Vec<&str>> {
     let mut names = Vec::new();
-    for part in path.strip_prefix("/").ok()?.components() {
-        match part {
-            Component::Normal(name) => names.push(name),
-            Component::ParentDir => drop(names.pop()),
-            _ => {}
+    for name in path.strip_prefix('/')?.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
         }
     }
     Some(names)
 }
 
-/// Makes a folder; `false` if something of that name exists.
-fn make(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<bool> {
-    match mkdirat(parent, name, Mode::from_raw_mode(mode)) {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST) => Ok(false),
-        Err(why) => Err(why.into()),
-    }
-}
-
 /// Opens a folder in a folder; messages call it `path`.
-fn enter(parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<OwnedFd> {
-    let is_link = || {
-        let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
-        found.is_ok_and(|is| FileType::from_raw_mode(is.st_mode) == FileType::Symlink)
-    };
-    match openat(parent, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
-        Ok(folder) => Ok(folder),
-        Err(_) if is_link() => Err(io::Error::other(format!(
+fn enter(parent: &Dir, name: &str, path: &Path) -> io::Result<Dir> {
+    parent.dir(name).map_err(|why| match why {
+        Errno::LOOP => io::Error::other(format!(
             "`{}` is a symbolic link, and no folder is made through one: declare where it leads",
             path.display().to_string().escape_debug()
-        ))),
-        Err(why) => Err(why.into()),
-    }
+        )),
+        why => why.into(),
+    })
 }
 
 /// Removes a socket, and nothing else; a missing one is no error.

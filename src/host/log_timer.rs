@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{missing_is_removed, processes};
+use crate::dir::OTHERS_WRITE;
 use crate::plan::{HostFile, Rotation, Schedule};
 use crate::transport;
 
@@ -41,8 +42,6 @@ const HEAD: &str =
     "# Written by `anklume apply`: keeps the logs that Incus writes of the channels bounded.\n";
 /// Mode of the files.
 const MODE: u32 = 0o644;
-/// Mode bits that let others write.
-const OTHERS_WRITE: u32 = 0o022;
 /// Time-out for systemd.
 const TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -5,18 +5,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, open, openat, renameat,
-    stat, statat, unlinkat,
-};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, stat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, geteuid, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::{full_name, is_hash, missing_is_removed, processes};
+use super::{full_name, is_hash, processes};
+use crate::dir::{BENEATH, Dir, OTHERS_WRITE, READ, is_own};
 use crate::edge::{DEVICE_PREFIX, Edge, End};
 use crate::plan::BigLog;
 
@@ -26,6 +24,8 @@ const FOLDER: &str = "/var/log/incus";
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
 /// Size of its end that is kept beside it, in bytes.
 const KEPT: u64 = 1024 * 1024;
+/// Mode of the file with that end.
+const KEPT_MODE: u32 = 0o600;
 /// A log's name: this, the device, [`SUFFIX`].
 const PREFIX: &str = "proxy.";
 /// The end of a log's name.
@@ -36,13 +36,6 @@ const OLD: &str = ".1";
 const FRESH: &str = ".1.new";
 /// Unit of a file's size on the disk, in bytes (stat(2)).
 const BLOCK: u64 = 512;
-/// Mode bits that let others write.
-const OTHERS_WRITE: u32 = 0o022;
-/// Flags to open a folder for working in it.
-const OPENED: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOFOLLOW);
 
 /// The logs of these edges that are over the limit.
 pub(crate) fn big(edges: &[Edge]) -> Vec<BigLog> {
@@ -68,8 +61,8 @@ pub(crate) fn rotate(path: &str) -> io::Result<()> {
     let (Some(log), Some(machine)) = parts else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let root = own_folder(open(FOLDER, OPENED, Mode::empty())?)?;
-    let folder = own_folder(openat(&root, machine, OPENED, Mode::empty())?)?;
+    let root = own_folder(opened(Path::new(FOLDER))?)?;
+    let folder = own_folder(root.dir(&machine.to_string_lossy())?)?;
     rotate_in(&folder, &log.to_string_lossy())
 }
 
@@ -80,22 +73,22 @@ pub(crate) fn rotate_all() -> io::Result<Vec<(String, io::Error)>> {
 
 fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     let mut failed = Vec::new();
-    let opened = match open(root, OPENED, Mode::empty()) {
+    let folders = match opened(root) {
         Ok(opened) => own_folder(opened)?,
         // An Incus without logs has none that grow.
         Err(Errno::NOENT) => return Ok(failed),
         Err(why) => return Err(why.into()),
     };
-    for machine in names(&opened)? {
+    for machine in folders.names()? {
         // What is no folder of ours, or goes away meanwhile, has no log of ours.
-        let folder = openat(&opened, machine.as_str(), OPENED, Mode::empty());
-        let Ok(folder) = folder.map_err(io::Error::from).and_then(own_folder) else {
+        let folder = folders.dir(&machine).map_err(io::Error::from);
+        let Ok(folder) = folder.and_then(own_folder) else {
             continue;
         };
-        for log in names(&folder)?.iter().filter(|name| is_log(name)) {
-            let is = statat(&folder, log, AtFlags::SYMLINK_NOFOLLOW);
-            // What was cut off before the place where a process goes on writing takes no block.
-            let blocks = is.map_or(0, |is| u64::try_from(is.st_blocks).unwrap_or_default());
+        for log in folder.names()?.iter().filter(|name| is_log(name)) {
+            let blocks = folder.stat(log).ok().flatten().map(|is| is.st_blocks);
+            // A hole, before the offset at which a process goes on writing, takes no block.
+            let blocks = u64::try_from(blocks.unwrap_or_default()).unwrap_or_default();
             if blocks * BLOCK > LIMIT
                 && let Err(why) = rotate_in(&folder, log)
             {
@@ -107,14 +100,6 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     Ok(failed)
 }
 
-fn names(folder: &OwnedFd) -> io::Result<Vec<String>> {
-    let entries = rustix::fs::Dir::read_from(folder)?;
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str().map(str::to_owned).ok())
-        .filter(|name| name != "." && name != "..")
-        .collect())
-}
-
 /// Returns whether a file of that name is the log of a channel.
 fn is_log(name: &str) -> bool {
     let device = name.strip_prefix(PREFIX);
@@ -123,10 +108,14 @@ fn is_log(name: &str) -> bool {
     hash.is_some_and(is_hash)
 }
 
+fn opened(folder: &Path) -> Result<Dir, Errno> {
+    Dir::open(folder, READ | OFlags::NOFOLLOW, BENEATH)
+}
+
 /// Passes on a folder into which nobody else can put anything.
-fn own_folder(folder: OwnedFd) -> io::Result<OwnedFd> {
+fn own_folder(folder: Dir) -> io::Result<Dir> {
     let is = fstat(&folder)?;
-    if is.st_uid == geteuid().as_raw() && is.st_mode & OTHERS_WRITE == 0 {
+    if is_own(&is) && is.st_mode & OTHERS_WRITE == 0 {
         return Ok(folder);
     }
     Err(io::Error::other(
@@ -135,33 +124,22 @@ fn own_folder(folder: OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Keeps the end of a log beside it and empties it.
-fn rotate_in(folder: &OwnedFd, name: &str) -> io::Result<()> {
+fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat(folder, name, flags, Mode::empty())?;
+    let mut file = File::from(folder.open_at(name, flags)?);
     let is = fstat(&file)?;
     let plain = FileType::from_raw_mode(is.st_mode) == FileType::RegularFile;
-    if !plain || is.st_nlink != 1 || is.st_uid != geteuid().as_raw() {
+    if !plain || is.st_nlink != 1 || !is_own(&is) {
         return Err(io::Error::other("it is not a log of Incus's"));
     }
-    let mut file = File::from(file);
-    keep_end(folder, name, &mut file, &is)?;
-    append_only(&is);
-    file.set_len(0)
-}
-
-/// Writes the end of a log into a file of its own.
-fn keep_end(folder: &OwnedFd, name: &str, file: &mut File, is: &Stat) -> io::Result<()> {
     let length = u64::try_from(is.st_size).unwrap_or_default();
     file.seek(SeekFrom::Start(length.saturating_sub(KEPT)))?;
     let mut end = Vec::new();
-    file.take(KEPT).read_to_end(&mut end)?;
-    let fresh = format!("{name}{FRESH}");
-    let removed = unlinkat(folder, &fresh, AtFlags::empty());
-    missing_is_removed(removed.map_err(io::Error::from))?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let kept = openat(folder, &fresh, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(kept).write_all(&end)?;
-    Ok(renameat(folder, &fresh, folder, format!("{name}{OLD}"))?)
+    (&mut file).take(KEPT).read_to_end(&mut end)?;
+    let (old, fresh) = (format!("{name}{OLD}"), format!("{name}{FRESH}"));
+    folder.replace(&old, &fresh, KEPT_MODE, |kept| kept.write_all(&end))?;
+    append_only(&is);
+    file.set_len(0)
 }
 
 /// Makes the processes that write a log append to it.

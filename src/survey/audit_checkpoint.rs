@@ -1,11 +1,11 @@
-//! The last line of each provider's log of calls, kept on the host: the provider's root can write a whole new log, and
-//! cannot write one that still holds that line.
+//! Keeps the last line of each provider's log of calls on the host, and checks that the log still holds it: the provider's
+//! root can write a whole new log, but not one with that line.
 //!
 //! The log is read and checked here: a machine's own word on it would be worth nothing.
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -23,17 +23,17 @@ use crate::transport::shell_line;
 
 /// Maximum size of a file of a log that is read, in bytes: it is rotated before.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
-/// Maximum time that a log may take to be read.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Number of tries to read a log that is rotated or written meanwhile.
+/// Time-out for reading a log.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum number of attempts to read a log that is rotated or written meanwhile.
 const TRIES: usize = 3;
 
 /// The state of a log of calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LogState {
-    /// It still holds what it held, or there is none, and never was.
+    /// It still holds the kept line, or it has never been seen.
     Sound,
-    /// Not as it was written; what is wrong, and the command that accepts it as it is.
+    /// It is not as it was written; `accept`: the command that accepts it as it is.
     Altered { detail: String, accept: String },
     /// The machine was rebuilt; its log is gone.
     Lost(Lost),
@@ -41,46 +41,49 @@ pub(crate) enum LogState {
     Unknown(String),
 }
 
-/// The log of a machine that Incus built anew: it went with everything in the machine.
+/// The log of a machine that was rebuilt: it went with everything in the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lost {
     machine: String,
-    /// The last line that was seen.
+    /// Number of the last line that was seen.
     line: u64,
-    /// The file that keeps it.
+    /// The checkpoint's file.
     path: PathBuf,
 }
 
-/// Checks a provider's log against what was kept of it, and keeps its last line. Only root keeps anything.
+/// Checks a provider's log against its checkpoint, and keeps its last line. Only root keeps anything.
 pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
-    let shelf = CheckpointStore::of_host();
-    let is_root = rustix::process::geteuid().is_root();
-    let path = shelf.path(provider);
-    let Some(path) = path.filter(|_| is_root && provider.is_running()) else {
+    let store = CheckpointStore::of_host();
+    let is_watched = rustix::process::geteuid().is_root() && provider.is_running();
+    let Some(path) = store.path(provider).filter(|_| is_watched) else {
         return LogState::Sound;
+    };
+    let machine = provider.name.escape_debug();
+    let altered = |what: &str| LogState::Altered {
+        detail: format!("the log of calls of {machine} {what}"),
+        accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
     };
     let kept = match CheckpointStore::read(&path) {
         Ok(kept) => kept,
         Err(why) => {
-            let what = format!("cannot be compared with what was kept of it: {why}");
-            return altered(provider, &path, &what);
+            return altered(&format!(
+                "cannot be compared with what was kept of it: {why}"
+            ));
         }
     };
-    // Whoever has the machine decides whether its log can be read: a line that was kept and is not shown is missing.
+    // The machine decides whether its log can be read: a kept line that it does not show is missing.
     let unknown = |why: &dyn fmt::Display| match &kept {
-        Some(kept) => {
-            let what = format!("does not show its line {} of before: {why}", kept.seq);
-            altered(provider, &path, &what)
-        }
+        Some(kept) => altered(&format!(
+            "does not show its line {} of before: {why}",
+            kept.seq
+        )),
         None => LogState::Unknown(format!(
-            "the log of calls of {} is not watched: {why}",
-            provider.name.escape_debug()
+            "the log of calls of {machine} is not watched: {why}"
         )),
     };
     let mut last = LogState::Sound;
     for _ in 0..TRIES {
-        let checked = timeout(PATIENCE, check(session, provider, kept.as_ref())).await;
-        last = match checked {
+        last = match timeout(TIMEOUT, check(session, provider, kept.as_ref())).await {
             Ok(Ok(Checked::Whole { seen, files })) => {
                 let fresh = Checkpoint {
                     project: provider.project.clone(),
@@ -91,15 +94,15 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
                     marked: is_marked(&provider.config),
                     rebuilt: false,
                 };
-                let is_new = kept.as_ref() != Some(&fresh);
-                return match is_new.then(|| shelf.write(&path, &fresh)).transpose() {
-                    Ok(_) => LogState::Sound,
-                    Err(why) => unknown(&why),
-                };
+                if kept.as_ref() == Some(&fresh) {
+                    return LogState::Sound;
+                }
+                let written = store.write(&path, &fresh);
+                return written.map_or_else(|why| unknown(&why), |()| LogState::Sound);
             }
-            Ok(Ok(Checked::None)) => return LogState::Sound,
-            // What was read while it was rotated is read again.
-            Ok(Ok(Checked::Altered(what))) => altered(provider, &path, &what),
+            Ok(Ok(Checked::Missing)) => return LogState::Sound,
+            // It may have been rotated meanwhile, and is read again.
+            Ok(Ok(Checked::Altered(what))) => altered(&what),
             Ok(Err(why)) => unknown(&why),
             Err(_) => {
                 last = unknown(&"it cannot be read in time");
@@ -107,20 +110,20 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             }
         };
     }
-    let rebuilt = kept.filter(|kept| kept.is_rebuilt(provider));
-    match (last, rebuilt) {
+    let rebuilt = kept.as_ref().filter(|kept| kept.is_rebuilt(provider));
+    match (&last, rebuilt) {
         (LogState::Altered { .. }, Some(kept)) => LogState::Lost(Lost {
             line: kept.seq,
-            machine: kept.machine,
+            machine: kept.machine.clone(),
             path,
         }),
-        (last, _) => last,
+        _ => last,
     }
 }
 
 impl Lost {
-    /// Puts what was kept of it aside, so that the machine's next log is watched; what is to be said of that.
-    pub(crate) fn put_aside(&self) -> String {
+    /// Puts the checkpoint aside, so that the machine's next log is watched; returns the note on that.
+    fn put_aside(&self) -> String {
         match CheckpointStore::put_aside(&self.path, jiff::Timestamp::now()) {
             Ok(aside) => format!(
                 "{self}: what was kept of it, up to line {}, is now in `{}`",
@@ -142,16 +145,6 @@ impl fmt::Display for Lost {
     }
 }
 
-fn altered(provider: &Instance, path: &Path, what: &str) -> LogState {
-    LogState::Altered {
-        detail: format!(
-            "the log of calls of {} {what}",
-            provider.name.escape_debug()
-        ),
-        accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
-    }
-}
-
 /// The error of reading a log.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
@@ -166,18 +159,18 @@ enum CheckError {
 /// The result of checking a log.
 enum Checked {
     Whole { seen: LogSeen, files: u32 },
-    None,
+    Missing,
     Altered(String),
 }
 
-/// All its files must be one chain that holds the kept line: a line before that one is not to be changed either.
+/// Checks that all files of a log are one chain that holds the kept line: earlier lines must not change either.
 async fn check(
     session: &Session,
     provider: &Instance,
     kept: Option<&Checkpoint>,
 ) -> Result<Checked, CheckError> {
     let mut inside = session.files(provider).await;
-    // Of its own: what comes in between would be another log's.
+    // Not the session's: texts of other machines would come in between.
     let reader = Reader::default();
     reader.log(kept.map(|kept| kept.head.clone())).await?;
     let mut files = 0;
@@ -202,52 +195,48 @@ async fn check(
 }
 
 fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
-    let places = seen.faults;
-    match kept {
-        None if files == 0 => Checked::None,
-        Some(kept) if files == 0 => Checked::Altered(format!("is gone: it had {} lines", kept.seq)),
-        _ if places > 0 => {
-            Checked::Altered(format!("is not as it was written, at {places} places"))
-        }
-        Some(kept) if seen.head_missing => Checked::Altered(format!(
+    Checked::Altered(match kept {
+        None if files == 0 => return Checked::Missing,
+        Some(kept) if files == 0 => format!("is gone: it had {} lines", kept.seq),
+        _ if seen.faults > 0 => format!("is not as it was written, at {} places", seen.faults),
+        Some(kept) if seen.head_missing => format!(
             "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
             kept.seq
-        )),
-        // Rotation drops a file where all of them are there, and never before.
-        _ if files > 0 && files <= KEEP && seen.first > 1 => {
-            Checked::Altered(format!("has lost what was before its line {}", seen.first))
+        ),
+        // Rotation drops a file only once the maximum number exists.
+        _ if files <= KEEP && seen.first > 1 => {
+            format!("has lost what was before its line {}", seen.first)
         }
         Some(kept) if files < kept.files => {
             let gone = kept.files - files;
-            Checked::Altered(format!("has lost {gone} of its {} files", kept.files))
+            format!("has lost {gone} of its {} files", kept.files)
         }
-        _ => Checked::Whole { seen, files },
-    }
+        _ => return Checked::Whole { seen, files },
+    })
 }
 
-/// Keeps the last lines of the providers' logs of calls, before anything is changed; what is to be said of them.
+/// Keeps the last lines of the providers' logs of calls, before anything is changed; returns notes on them.
 pub(crate) async fn keep_all(
     session: &Session,
     infra: &Infra,
     providers: &[&Instance],
     instances: &[Instance],
 ) -> Vec<String> {
-    let shelf = CheckpointStore::of_host();
-    shelf.forget(infra, instances);
-    shelf.remember_rebuilt(instances);
+    let store = CheckpointStore::of_host();
+    store.forget(infra, instances);
+    store.remember_rebuilt(instances);
     let mut notes = Vec::new();
     for provider in providers {
         match keep(session, provider).await {
             LogState::Sound => {}
-            LogState::Altered { detail, .. } => notes.push(detail),
             LogState::Lost(log) => notes.push(log.put_aside()),
-            LogState::Unknown(why) => notes.push(why),
+            LogState::Altered { detail: note, .. } | LogState::Unknown(note) => notes.push(note),
         }
     }
     notes
 }
 
-/// Forgets what was kept of the logs of machines that were deleted.
+/// Forgets the checkpoints of machines that were deleted.
 pub(crate) fn forget_deleted(deleted: &[&Object]) {
     CheckpointStore::of_host().forget_deleted(deleted);
 }
@@ -287,7 +276,7 @@ mod tests {
         }
     }
 
-    /// The finding on these files, oldest first; empty if there is none.
+    /// The finding on these files, oldest first; empty if they are sound.
     fn said(files: &[&[u8]], kept: &Checkpoint) -> String {
         let mut log = LogWalk::new(Some(kept.head.clone()));
         for file in files {
@@ -300,7 +289,7 @@ mod tests {
                 assert!(seen.seq >= kept.seq);
                 String::new()
             }
-            Checked::None => "none".to_owned(),
+            Checked::Missing => "none".to_owned(),
             Checked::Altered(what) => what,
         }
     }

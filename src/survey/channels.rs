@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::instance;
+use crate::dir::RIGHTS;
 use crate::edge::{Edge, End, HOST_FOLDER};
 use crate::host::{command_line, namespace, processes};
 use crate::incus::state::{Instance, InstanceId};
@@ -28,8 +29,6 @@ use crate::session::{Session, each};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Mode of an edge's sockets, on the host and in the consumer.
 const SOCKET_MODE: u32 = 0o600;
-/// The bits of a mode that are not the type of the file.
-const MODE_BITS: u32 = 0o7777;
 /// Maximum number of bytes of a process's arguments that are read; those of a proxy take a fraction of it.
 const ARGUMENTS_MAX: u64 = 64 * 1024;
 /// Maximum length of a server's message that root reads, in bytes.
@@ -217,7 +216,7 @@ impl ChannelObserver<'_> {
 async fn ask(edge: &Edge) -> Result<ProbeResult, RecreateReason> {
     let socket = edge.host_socket();
     let is_odd = fs::symlink_metadata(&socket).is_ok_and(|is| {
-        let owner = (is.uid(), is.gid(), is.mode() & MODE_BITS);
+        let owner = (is.uid(), is.gid(), is.mode() & RIGHTS);
         !is.file_type().is_socket() || owner != (edge.uid, edge.uid, SOCKET_MODE)
     });
     if is_odd {

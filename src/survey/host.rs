@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::shares;
+use crate::dir::RIGHTS;
 use crate::edge::{Edge, HOST_FOLDER};
 use crate::host::folders::FOLDERS;
 use crate::host::{is_hash, log_timer, proxy_logs};
@@ -15,8 +16,6 @@ use crate::transport;
 
 /// Required mode of the folders.
 const FOLDER_MODE: u32 = 0o711;
-/// The bits of a mode that are not the type of the file.
-const MODE_BITS: u32 = 0o7777;
 
 /// Reads the facts of the host.
 pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
@@ -137,7 +136,7 @@ fn folder(path: &str) -> Option<HostFolder> {
     let state = match fs::symlink_metadata(path) {
         Err(_) => FolderState::Missing,
         Ok(is) if !is.is_dir() => FolderState::NoFolder,
-        Ok(is) if (is.uid(), is.gid(), is.mode() & MODE_BITS) == (0, 0, FOLDER_MODE) => {
+        Ok(is) if (is.uid(), is.gid(), is.mode() & RIGHTS) == (0, 0, FOLDER_MODE) => {
             return None;
         }
         Ok(_) => FolderState::Loose,
