@@ -16,7 +16,8 @@ use crate::plan::{
 };
 use crate::session::Session;
 use crate::survey::audit_checkpoint::forget_deleted;
-use crate::survey::{images, survey};
+use crate::survey::host::images;
+use crate::survey::survey;
 use executor::{carry_out, in_parallel};
 use outcome::{RunReport, StepOutcome};
 
@@ -43,7 +44,7 @@ pub(crate) async fn survey_and_plan(
     adopt: &[String],
 ) -> anyhow::Result<(Plan, State)> {
     let (state, mut facts) = survey(session, infra, edges).await?;
-    facts.images = images::find(remote_images(infra, &state)).await;
+    facts.images = images(remote_images(infra, &state)).await;
     let program = if needs_program(infra, edges, &state) {
         session.program()?.digest.as_str()
     } else {

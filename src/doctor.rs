@@ -31,11 +31,7 @@ enum ListenFolder {
 }
 
 /// Examines the chosen edges; returns their health, and notes on the host and on all channels. `apply`: the command that
-/// fixes nearly everything.
-///
-/// # Errors
-///
-/// Incus does not answer, or this program cannot be read.
+/// fixes nearly everything. Fails if Incus does not answer or this program cannot be read.
 pub(crate) async fn examine<'e>(
     session: &Session,
     infra: &Infra,
@@ -66,8 +62,7 @@ pub(crate) async fn examine<'e>(
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(ProfileDevice::what));
     notes.extend(calls.into_values().filter_map(|log| match log {
-        LogState::Lost(log) => Some(log.to_string()),
-        LogState::Unknown(why) => Some(why),
+        LogState::Lost { note, .. } | LogState::Unknown(note) => Some(note),
         LogState::Sound | LogState::Altered { .. } => None,
     }));
     Ok((healths, notes))

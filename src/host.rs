@@ -3,17 +3,28 @@
 pub(crate) mod folders;
 pub(crate) mod log_timer;
 pub(crate) mod proxy_logs;
-pub(crate) mod server_process;
 
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::edge::HASH_DIGITS;
+use crate::edge::{HASH_DIGITS, PROVIDER_FOLDER};
 use crate::incus::DEFAULT_PROJECT;
+use crate::machine_state::PROGRAM;
+
+/// Time that servers get to end by themselves: a little longer than they give their running calls.
+const GRACEFUL: Duration = Duration::from_secs(30);
+/// Time that the kernel gets to end them.
+const FORCED: Duration = Duration::from_secs(10);
+/// Maximum number of processes that are ended: one is the server, and a machine may imitate it.
+const PROCESSES_MAX: usize = 64;
 
 /// Returns whether a text has the form of an edge's hash.
 pub(crate) fn is_hash(text: &str) -> bool {
@@ -48,11 +59,61 @@ pub(crate) fn namespace(process: impl Display) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid")).ok()
 }
 
-/// The first mount point of a process that is looked for; `None` also where the table cannot be read.
+/// Ends every server in the machine with this first process, so that a new one can take its place.
 ///
-/// # Errors
-///
-/// The table is longer than any sound machine's: it hides something, or is meant to harm.
+/// From the host, because a machine that hangs may also hang every request inside it. Only processes of that machine are
+/// touched, so one that imitates the server harms its own machine alone; and all of them end in the time of one.
+pub(crate) async fn end_servers(first: u32) {
+    let machine = namespace(first);
+    // A number that another process has by now is of no machine.
+    if machine.is_none() || machine == namespace(std::process::id()) {
+        return;
+    }
+    let server = [PROGRAM, "mcp", "serve", "--listen", PROVIDER_FOLDER, ""].join("\0");
+    // One byte more than the server has: a process may have arguments of any length.
+    let max = server.len() as u64 + 1;
+    let handles = processes().into_iter().flatten().filter_map(|process| {
+        let args = command_line(process, max).ok()?;
+        if args != server.as_bytes() {
+            return None;
+        }
+        // Opened before the machine is compared: the handle stays with the process that was compared.
+        let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
+        (namespace(process) == machine).then_some(handle)
+    });
+    let handles = handles.take(PROCESSES_MAX).collect();
+    // Only this machine's steps wait for it.
+    let _ = tokio::task::spawn_blocking(move || end_all(handles, GRACEFUL)).await;
+}
+
+/// Ends processes: asks all, then kills the rest. Blocks until that is done.
+fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
+    for handle in &handles {
+        // A stopped process ends too; one that is gone meanwhile has ended.
+        let _ = pidfd_send_signal(handle, Signal::TERM);
+        let _ = pidfd_send_signal(handle, Signal::CONT);
+    }
+    wait(&mut handles, graceful);
+    for handle in &handles {
+        let _ = pidfd_send_signal(handle, Signal::KILL);
+    }
+    wait(&mut handles, FORCED);
+}
+
+/// Waits until the processes have ended, at most this long in all; keeps those that have not.
+fn wait(handles: &mut Vec<OwnedFd>, timeout: Duration) {
+    let began = Instant::now();
+    handles.retain(|handle| {
+        let left = Timespec::try_from(timeout.saturating_sub(began.elapsed())).ok();
+        // The handle of an ended process is readable; one that cannot be polled is not waited for.
+        let mut ending = [PollFd::new(handle, PollFlags::IN)];
+        let ready = retry_on_intr(|| poll(&mut ending, left.as_ref()));
+        ready.is_ok_and(|ready| ready == 0)
+    });
+}
+
+/// The first mount point of a process that is looked for; `None` also if the table cannot be read. Fails if the table is
+/// longer than any sound machine's: it hides something, or is meant to harm.
 pub(crate) fn mounted(
     process: u32,
     is_looked_for: impl Fn(&str) -> bool,
@@ -81,15 +142,10 @@ pub(crate) struct TooManyMounts;
 
 /// Decodes a path of a mount table, where the kernel writes blanks and backslashes as octal numbers.
 pub(crate) fn unescaped(path: &str) -> String {
-    let codes = [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ];
-    codes.iter().fold(path.to_owned(), |path, (code, plain)| {
-        path.replace(code, plain)
-    })
+    path.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
 }
 
 /// Turns the failure to remove something that is missing into success.
@@ -102,11 +158,57 @@ fn missing_is_removed(removed: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Stdio};
+
     use super::*;
 
     #[test]
     fn a_machine_of_the_default_project_has_no_project_in_its_cgroup() {
         assert_eq!(full_name("vault", "signer"), "vault_signer");
         assert_eq!(full_name("default", "signer"), "signer");
+    }
+
+    /// A shell that runs this, once it has said that it does.
+    fn shell(script: &str) -> Child {
+        #[expect(clippy::disallowed_methods, reason = "a process to end")]
+        let mut command = std::process::Command::new("sh");
+        let mut child = command
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        child
+    }
+
+    fn handle(child: &Child) -> OwnedFd {
+        let number = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        pidfd_open(number, PidfdFlags::empty()).unwrap()
+    }
+
+    #[test]
+    fn all_are_asked_before_any_is_waited_for_and_then_made_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let asked = folder.path().join("asked");
+        let asked = asked.to_str().unwrap();
+        // The first ends when the second one was asked, which is never if it is waited for alone.
+        let first =
+            format!("trap '' TERM; echo ready; until [ -e {asked} ]; do sleep 0.02; done; exit 7");
+        let second =
+            format!("trap 'touch {asked}; exit 8' TERM; echo ready; while :; do sleep 0.02; done");
+        let (mut first, mut second) = (shell(&first), shell(&second));
+        end_all(vec![handle(&first), handle(&second)], GRACEFUL);
+        assert_eq!(first.wait().unwrap().code(), Some(7));
+        assert_eq!(second.wait().unwrap().code(), Some(8));
+        // Those that do not listen.
+        let deaf = "trap '' TERM; echo ready; while :; do sleep 0.02; done";
+        let mut deaf = [shell(deaf), shell(deaf)];
+        end_all(deaf.iter().map(handle).collect(), Duration::ZERO);
+        for one in &mut deaf {
+            assert_eq!(one.wait().unwrap().code(), None);
+        }
     }
 }

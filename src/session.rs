@@ -5,10 +5,12 @@ pub(crate) mod lock;
 pub(crate) mod machine_files;
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fs;
 use std::iter::successors;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,16 +19,17 @@ use futures_util::stream;
 use hyper::body::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Builder;
+use tokio::sync::Mutex;
 
 use crate::digest::sha256;
 use crate::error::{Exit, Failure};
 use crate::foreign::Reader;
-use crate::incus::state::IncusServer;
+use crate::incus::state::{IncusServer, InstanceId};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
 use crate::plan::{Ownership, owner};
 use interrupt::Interrupt;
 use lock::{Lock, lock};
-use machine_files::Roots;
+use machine_files::Root;
 
 /// Time-out for one request; making a network takes a second, and requests wait for each other.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -72,8 +75,8 @@ pub(crate) struct Session {
     pub(crate) lock: Option<Lock>,
     /// Read when it is first needed.
     program: OnceCell<Program>,
-    /// The ways into machines that were opened so far.
-    roots: Roots,
+    /// The ways into the machines that were looked at so far.
+    roots: Mutex<BTreeMap<InstanceId, Arc<Root>>>,
     /// Parses what machines say.
     pub(crate) reader: Reader,
     /// Remembers that the run was asked to stop.
@@ -96,7 +99,7 @@ impl Session {
             writes: Writes::default(),
             lock: None,
             program: OnceCell::new(),
-            roots: Roots::default(),
+            roots: Mutex::default(),
             reader: Reader::default(),
             interrupt: Interrupt::default(),
             about: String::new(),
@@ -118,11 +121,7 @@ impl Session {
         Ok(self)
     }
 
-    /// The program that goes into machines: this very one.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be read, or it needs a library that a machine may not have.
+    /// The program that goes into machines: this very one. Fails if it cannot be read, or needs a library.
     pub(crate) fn program(&self) -> anyhow::Result<&Program> {
         if let Some(program) = self.program.get() {
             return Ok(program);

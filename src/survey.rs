@@ -6,8 +6,7 @@ pub(crate) mod audit_checkpoint;
 mod channels;
 mod checkpoint_store;
 pub(crate) mod consumer;
-mod host;
-pub(crate) mod images;
+pub(crate) mod host;
 mod shares;
 
 use std::collections::BTreeMap;

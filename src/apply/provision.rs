@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::outcome::StepError;
 use crate::edge::CONSUMER_FOLDER;
-use crate::host::{self, server_process};
+use crate::host;
 use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
 use crate::machine_state::{
     FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
@@ -37,7 +37,7 @@ pub(crate) async fn install(
     kill_server: bool,
 ) -> Result<(), StepError> {
     if kill_server {
-        server_process::end(incus.first_process(machine).await?).await;
+        host::end_servers(incus.first_process(machine).await?).await;
     }
     let program = prepare(session, incus, machine, push).await?;
     // With the time, so that nobody carries the order out long after.

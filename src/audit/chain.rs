@@ -41,6 +41,12 @@ impl Head {
     }
 }
 
+impl Default for Head {
+    fn default() -> Self {
+        Self::origin()
+    }
+}
+
 /// One line of the log, but for its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
@@ -63,11 +69,8 @@ impl LogLine {
     }
 }
 
-/// Writes the line that continues `head`: its bytes with the newline, and the new head.
-///
-/// # Errors
-///
-/// Only what serde_json cannot write, which these types never hold.
+/// Writes the line that continues `head`: its bytes with the newline, and the new head. Fails only on what serde_json cannot
+/// write, which these types never hold.
 pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<u8>, Head)> {
     let line = LogLine {
         seq: head.seq.saturating_add(1),

@@ -63,7 +63,7 @@ pub struct Log {
     open: Mutex<OpenLog>,
 }
 
-/// The file as this process saw it last.
+/// The file as this process last saw it.
 #[derive(Debug)]
 struct OpenLog {
     file: File,
@@ -77,20 +77,13 @@ struct OpenLog {
 }
 
 impl Log {
-    /// Opens the log, creating it (0600) and the machine's key beside it when they are not there.
-    ///
-    /// # Errors
-    ///
-    /// The folder is not there or not writable; the key is damaged.
+    /// Opens the log, creating it (0600) and the machine's key beside it if they are missing. Fails if the folder is missing
+    /// or not writable, or the key is damaged.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         Self::open_with(path, ROTATE_AT)
     }
 
-    /// The same with another size for rotation.
-    ///
-    /// # Errors
-    ///
-    /// As [`Log::open`].
+    /// The same as [`Log::open`] with another size for rotation.
     pub fn open_with(path: &Path, rotate_at: u64) -> Result<Self, AuditError> {
         let file = open_file(path)?;
         Ok(Self {
@@ -113,11 +106,8 @@ impl Log {
         &self.key
     }
 
-    /// Allocates disk space for the lines that calls in progress have yet to write, so that none of them ends unseen.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, the file is not writable, or its end is no line of the log.
+    /// Allocates disk space for the lines that calls in progress have yet to write, so that none of them ends unseen. Fails if
+    /// the disk is full, the file is not writable, or its end is no line of the log.
     pub fn reserve(&self, lines: usize) -> Result<(), AuditError> {
         let mut open = self.opened();
         open.promised = (lines as u64).saturating_mul(LINE_ROOM);
@@ -154,20 +144,13 @@ impl Log {
         Ok(())
     }
 
-    /// Appends an event that happens now; when this returns, the line is in the file.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, the file is not writable; nothing of the line is left then.
+    /// Appends an event that happens now; when this returns, the line is in the file. Fails if the disk is full or the file is
+    /// not writable; nothing of the line is left then.
     pub fn append(&self, event: Event) -> Result<Head, AuditError> {
         self.append_of(now(), event)
     }
 
-    /// The same for an event that happened at that time.
-    ///
-    /// # Errors
-    ///
-    /// As [`Log::append`].
+    /// The same as [`Log::append`] for an event that happened at that time.
     pub fn append_of(&self, time: String, event: Event) -> Result<Head, AuditError> {
         self.locked(&mut self.opened(), |open| {
             self.catch_up(open)?;

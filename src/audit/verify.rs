@@ -63,7 +63,7 @@ pub struct Finding {
 }
 
 /// Walks the files of a log, oldest first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Verifier {
     /// The walk so far.
     report: VerifyReport,
@@ -78,7 +78,7 @@ pub struct Verifier {
 }
 
 /// The result of the walk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Number of lines.
     pub lines: u64,
@@ -109,19 +109,8 @@ impl Verifier {
     #[must_use]
     pub fn new(head: Option<String>) -> Self {
         Self {
-            report: VerifyReport {
-                lines: 0,
-                first: 0,
-                head: Head::origin(),
-                findings: Vec::new(),
-                more: 0,
-                unfinished: false,
-                head_missing: false,
-            },
-            last: None,
-            from_origin: false,
-            shaken: false,
             wanted: head,
+            ..Self::default()
         }
     }
 
@@ -132,11 +121,7 @@ impl Verifier {
         self
     }
 
-    /// Walks one file.
-    ///
-    /// # Errors
-    ///
-    /// The error of reading.
+    /// Walks one file; fails if it cannot be read.
     pub fn file(&mut self, name: &str, mut reader: impl BufRead) -> io::Result<()> {
         let mut number = 0_u64;
         while let Some((line, is_ended)) = next_line(&mut reader)? {
@@ -165,7 +150,7 @@ impl Verifier {
     #[must_use]
     pub fn finish(self) -> VerifyReport {
         VerifyReport {
-            head: self.last.unwrap_or_else(Head::origin),
+            head: self.last.unwrap_or_default(),
             head_missing: self.wanted.is_some(),
             ..self.report
         }

@@ -60,9 +60,7 @@ pub(crate) enum Cause {
 /// A fault, and the command that fixes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Broken {
-    /// The kind of fault.
     pub(crate) what: Cause,
-    /// The fault in words.
     pub(crate) detail: String,
     /// The command that fixes it.
     pub(crate) mend: String,
@@ -71,7 +69,6 @@ pub(crate) struct Broken {
 /// The state of a channel.
 #[derive(Debug)]
 pub(crate) struct Health<'e> {
-    /// The channel.
     pub(crate) edge: &'e Edge,
     /// The first fault; `None`: it works.
     pub(crate) broken: Option<Broken>,
@@ -364,7 +361,7 @@ impl Examiner<'_> {
 
     fn calls(&self, provider: &End) -> Option<Broken> {
         match self.calls.get(&id(provider))? {
-            LogState::Sound | LogState::Lost(_) | LogState::Unknown(_) => None,
+            LogState::Sound | LogState::Lost { .. } | LogState::Unknown(_) => None,
             LogState::Altered { detail, accept } => Some(Broken {
                 what: Cause::Audit,
                 detail: format!(

@@ -75,15 +75,13 @@ impl Scheduler {
             content: format!("{HEAD}{content}"),
         };
         match self {
-            Self::Cron => vec![file(
-                CRON,
-                format!("*/{MINUTES} * * * * root {program} {COMMAND}\n"),
-            )],
-            Self::Systemd => vec![
-                file(
-                    SERVICE,
-                    format!(
-                        "[Unit]
+            Self::Cron => {
+                let line = format!("*/{MINUTES} * * * * root {program} {COMMAND}\n");
+                vec![file(CRON, line)]
+            }
+            Self::Systemd => {
+                let service = format!(
+                    "[Unit]
 Description=anklume: the logs of the channels stay bounded
 
 [Service]
@@ -91,12 +89,9 @@ Type=oneshot
 ExecStart={program} {COMMAND}
 LogLevelMax=notice
 "
-                    ),
-                ),
-                file(
-                    TIMER,
-                    format!(
-                        "[Unit]
+                );
+                let timer = format!(
+                    "[Unit]
 Description=anklume: the logs of the channels stay bounded
 
 [Timer]
@@ -107,9 +102,9 @@ AccuracySec=30s
 [Install]
 WantedBy=timers.target
 "
-                    ),
-                ),
-            ],
+                );
+                vec![file(SERVICE, service), file(TIMER, timer)]
+            }
         }
     }
 
@@ -183,11 +178,7 @@ pub(crate) fn has_daemon() -> bool {
         })
 }
 
-/// The path of this program.
-///
-/// # Errors
-///
-/// It is no path for a scheduler, or others than root can change the program.
+/// The path of this program; fails if no scheduler takes it, or others than root can change the program.
 fn program() -> io::Result<String> {
     let path: PathBuf = std::env::current_exe()?;
     let text = path.display().to_string();

@@ -28,11 +28,7 @@ impl Interrupt {
     }
 
     /// Does work that checks [`Self::is_asked`] before each step. The first signal calls `tell`, and the work comes to its
-    /// end by itself; after the second one the result is `None`.
-    ///
-    /// # Errors
-    ///
-    /// Signals cannot be watched for.
+    /// end by itself; after the second one the result is `None`. Fails if signals cannot be watched for.
     pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = T>,

@@ -1,6 +1,5 @@
 //! The files of a machine: read from the host where possible, else through Incus.
 
-use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::{LOOK_TIMEOUT, Session};
 use crate::host::full_name;
-use crate::incus::state::{Instance, InstanceId};
+use crate::incus::state::Instance;
 use crate::incus::{EntryKind, FileEntry, Incus, IncusError, Object};
 use crate::machine_root::{Look, MachineRoot, MachineRootError};
 use crate::machine_state::PROGRAM;
@@ -19,13 +18,11 @@ const ANOTHER: &str = "another";
 /// The error of reading a machine's files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesError {
-    /// Incus does not say.
     #[error(transparent)]
     Incus(IncusError),
     /// The machine did not answer in time.
     #[error("{0}")]
     Silent(String),
-    /// More bytes than are read.
     #[error("it is too large")]
     TooLarge,
 }
@@ -39,13 +36,9 @@ impl From<IncusError> for FilesError {
     }
 }
 
-/// The roots of the machines that were looked at in a run.
-#[derive(Debug, Default)]
-pub(super) struct Roots(Mutex<BTreeMap<InstanceId, Arc<Root>>>);
-
 /// The way from the host into a machine.
 #[derive(Debug, Default)]
-struct Root {
+pub(super) struct Root {
     /// Host PID of its first process, once Incus was asked; `None` within: Incus did not say.
     first: OnceCell<Option<u32>>,
     way: OnceCell<Mutex<RootAccess>>,
@@ -86,7 +79,7 @@ impl Session {
 
     /// Ends the children that read machines' files, so that no file system is in use when machines are changed next.
     pub(crate) async fn close_roots(&self) {
-        self.roots.0.lock().await.clear();
+        self.roots.lock().await.clear();
     }
 
     /// Host PID of a machine's first process; asked once in a run.
@@ -99,7 +92,7 @@ impl Session {
     }
 
     async fn root(&self, machine: &Instance) -> Arc<Root> {
-        let mut roots = self.roots.0.lock().await;
+        let mut roots = self.roots.lock().await;
         Arc::clone(roots.entry(machine.id()).or_default())
     }
 

@@ -35,20 +35,16 @@ pub(crate) enum LogState {
     Sound,
     /// It is not as it was written; `accept`: the command that accepts it as it is.
     Altered { detail: String, accept: String },
-    /// The machine was rebuilt; its log is gone.
-    Lost(Lost),
+    /// The machine was rebuilt, as `note` says, and its log went with everything in it.
+    Lost {
+        note: String,
+        /// Number of the last line that was seen.
+        line: u64,
+        /// The checkpoint's file.
+        path: PathBuf,
+    },
     /// It could not be looked at, and why.
     Unknown(String),
-}
-
-/// The log of a machine that was rebuilt: it went with everything in the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lost {
-    machine: String,
-    /// Number of the last line that was seen.
-    line: u64,
-    /// The checkpoint's file.
-    path: PathBuf,
 }
 
 /// Checks a provider's log against its checkpoint, and keeps its last line. Only root keeps anything.
@@ -112,46 +108,23 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     }
     let rebuilt = kept.as_ref().filter(|kept| kept.is_rebuilt(provider));
     match (&last, rebuilt) {
-        (LogState::Altered { .. }, Some(kept)) => LogState::Lost(Lost {
-            line: kept.seq,
-            machine: kept.machine.clone(),
-            path,
-        }),
-        _ => last,
-    }
-}
-
-impl Lost {
-    /// Puts the checkpoint aside, so that the machine's next log is watched; returns the note on that.
-    fn put_aside(&self) -> String {
-        match CheckpointStore::put_aside(&self.path, jiff::Timestamp::now()) {
-            Ok(aside) => format!(
-                "{self}: what was kept of it, up to line {}, is now in `{}`",
-                self.line,
-                aside.display()
-            ),
-            Err(why) => format!("{self}, and what was kept of it cannot be put aside: {why}"),
+        (LogState::Altered { .. }, Some(kept)) => {
+            let machine = kept.machine.escape_debug();
+            LogState::Lost {
+                note: format!("{machine} was rebuilt, and its log of calls went with it"),
+                line: kept.seq,
+                path,
+            }
         }
-    }
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let machine = self.machine.escape_debug();
-        write!(
-            f,
-            "{machine} was rebuilt, and its log of calls went with it"
-        )
+        _ => last,
     }
 }
 
 /// The error of reading a log.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
-    /// Its files cannot be read.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// Their content cannot be read.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
 }
@@ -229,7 +202,18 @@ pub(crate) async fn keep_all(
     for provider in providers {
         match keep(session, provider).await {
             LogState::Sound => {}
-            LogState::Lost(log) => notes.push(log.put_aside()),
+            LogState::Lost { note, line, path } => {
+                // Put aside, so that the machine's next log is watched.
+                let aside = CheckpointStore::put_aside(&path, jiff::Timestamp::now());
+                notes.push(match aside.map(|aside| aside.display().to_string()) {
+                    Ok(aside) => format!(
+                        "{note}: what was kept of it, up to line {line}, is now in `{aside}`"
+                    ),
+                    Err(why) => {
+                        format!("{note}, and what was kept of it cannot be put aside: {why}")
+                    }
+                });
+            }
             LogState::Altered { detail: note, .. } | LogState::Unknown(note) => notes.push(note),
         }
     }

@@ -1,9 +1,16 @@
-//! Reads the host apart from Incus: users, folders, sockets, routes. Changes nothing.
+//! Reads the host apart from Incus: users, folders, sockets, routes, and the images that its `incus` program finds. Changes
+//! nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::shares;
 use crate::dir::RIGHTS;
@@ -11,9 +18,11 @@ use crate::edge::{Edge, HOST_FOLDER};
 use crate::host::folders::FOLDERS;
 use crate::host::{is_hash, log_timer, proxy_logs};
 use crate::infra::{Device, Infra};
-use crate::plan::{Facts, FolderState, HostFolder, HostRoute, TakenIds};
+use crate::plan::{Facts, FolderState, HostFolder, HostRoute, ImageError, RemoteImage, TakenIds};
 use crate::transport;
 
+/// Time-out for a remote to say whether it has an image.
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Required mode of the folders.
 const FOLDER_MODE: u32 = 0o711;
 
@@ -44,36 +53,30 @@ fn text(path: &str) -> String {
 }
 
 fn ids_of_files() -> Vec<TakenIds> {
-    let read = |paths: [&'static str; 2], parse: fn(&str, &str) -> Option<TakenIds>| {
-        paths.into_iter().flat_map(move |path| {
-            let text = text(path);
-            let ids = text.lines().filter_map(|line| parse(line, path));
-            ids.collect::<Vec<_>>()
-        })
+    let files = [
+        ("/etc/passwd", false),
+        ("/etc/group", false),
+        ("/etc/subuid", true),
+        ("/etc/subgid", true),
+    ];
+    let read = |(path, is_range)| {
+        let text = text(path);
+        let ids = text.lines().filter_map(|line| ids(line, path, is_range));
+        ids.collect::<Vec<_>>()
     };
-    let accounts = read(["/etc/passwd", "/etc/group"], account);
-    accounts
-        .chain(read(["/etc/subuid", "/etc/subgid"], subordinate))
-        .collect()
+    files.into_iter().flat_map(read).collect()
 }
 
-/// A line of passwd or group: the number is the third field of both.
-fn account(line: &str, source: &str) -> Option<TakenIds> {
+/// Parses a line of passwd or group, with a number as third field; or one of subuid or subgid, with a range as second and
+/// third.
+fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
     let mut parts = line.split(':');
+    let by = format!("`{source}` for `{}`", parts.next()?.escape_debug());
+    let mut number = |skipped| parts.nth(skipped)?.trim().parse().ok();
     Some(TakenIds {
-        by: format!("`{source}` for `{}`", parts.next()?.escape_debug()),
-        first: parts.nth(1)?.trim().parse().ok()?,
-        count: 1,
-    })
-}
-
-/// A line of subuid or subgid.
-fn subordinate(line: &str, source: &str) -> Option<TakenIds> {
-    let mut parts = line.split(':');
-    Some(TakenIds {
-        by: format!("`{source}` for `{}`", parts.next()?.escape_debug()),
-        first: parts.next()?.trim().parse().ok()?,
-        count: parts.next()?.trim().parse().ok()?,
+        by,
+        first: number(usize::from(!is_range))?,
+        count: if is_range { number(0)? } else { 1 },
     })
 }
 
@@ -93,7 +96,7 @@ async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
         if let Ok(output) = getent.output().await {
             let lines = String::from_utf8_lossy(&output.stdout);
             let source = format!("getent {database}");
-            taken.extend(lines.lines().filter_map(|line| account(line, &source)));
+            taken.extend(lines.lines().filter_map(|line| ids(line, &source, false)));
         }
     }
     taken
@@ -159,6 +162,70 @@ fn route(line: &str) -> Option<HostRoute> {
     })
 }
 
+/// A remote as `incus remote list` prints it.
+#[derive(Debug, Deserialize)]
+struct Remote {
+    #[serde(rename = "Addr")]
+    address: String,
+    #[serde(rename = "Protocol")]
+    protocol: String,
+}
+
+/// Looks for each image (`images:debian/13`): where it is, or why it cannot be had.
+pub(crate) async fn images(
+    names: Vec<String>,
+) -> BTreeMap<String, Result<RemoteImage, ImageError>> {
+    let mut found = BTreeMap::new();
+    if names.is_empty() {
+        return found;
+    }
+    let remotes = remotes().await.map_err(|why| why.to_string());
+    for image in names {
+        let one = match &remotes {
+            Ok(remotes) => find(&image, remotes).await.map_err(|why| why.to_string()),
+            Err(why) => Err(why.clone()),
+        };
+        found.insert(image, one.map_err(ImageError));
+    }
+    found
+}
+
+async fn remotes() -> io::Result<BTreeMap<String, Remote>> {
+    let text = incus(&["remote", "list", "-f", "json"]).await?;
+    serde_json::from_str(&text)
+        .map_err(|why| io::Error::other(format!("`incus remote list` cannot be read: {why}")))
+}
+
+async fn find(image: &str, remotes: &BTreeMap<String, Remote>) -> io::Result<RemoteImage> {
+    let (name, alias) = image.split_once(':').unwrap_or(("", image));
+    let remote = remotes
+        .get(name)
+        .ok_or_else(|| io::Error::other(format!("there is no remote `{name}`")))?;
+    incus(&["image", "info", "--", image]).await?;
+    Ok(RemoteImage {
+        server: remote.address.clone(),
+        protocol: remote.protocol.clone(),
+        alias: alias.to_owned(),
+    })
+}
+
+/// Runs `incus` and returns its stdout; its stderr is the error.
+async fn incus(args: &[&str]) -> io::Result<String> {
+    let cannot = |why| io::Error::other(format!("the program `incus` cannot be started: {why}"));
+    let mut command = transport::incus().map_err(cannot)?;
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let silent = |_| io::Error::other(format!("no answer within {} s", TIMEOUT.as_secs()));
+    let output = timeout(TIMEOUT, command.output()).await.map_err(silent)?;
+    let output = output.map_err(cannot)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.trim();
+    let message = message.strip_prefix("Error: ").unwrap_or(message);
+    Err(io::Error::other(message.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,12 +246,17 @@ mod tests {
 
     #[test]
     fn accounts_are_read_from_their_third_field() {
-        let taken = account("alice:x:1000:1000::/home/alice:/bin/sh", "/etc/passwd").unwrap();
+        let taken = ids(
+            "alice:x:1000:1000::/home/alice:/bin/sh",
+            "/etc/passwd",
+            false,
+        )
+        .unwrap();
         assert_eq!(
             (taken.first, taken.by.as_str()),
             (1000, "`/etc/passwd` for `alice`")
         );
-        assert_eq!(account("broken", "/etc/passwd"), None);
+        assert_eq!(ids("broken", "/etc/passwd", false), None);
     }
 
     #[test]
