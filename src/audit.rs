@@ -14,9 +14,9 @@ use std::fmt;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 
-use crate::digest::hex;
+use crate::digest::{Digester, hex};
 use crate::text::Foreign;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
@@ -133,12 +133,6 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// The end of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -194,23 +188,10 @@ impl SealKey {
 #[must_use]
 pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
-    let mut digester = ArgumentDigester(Sha256::new());
+    let mut digester = Digester::default();
     // As JSON: unambiguous, and written piece by piece, for arguments may be large. Nothing here can fail.
     let _ = serde_json::to_writer(&mut digester, &sorted);
-    hex(&digester.0.finalize())
-}
-
-struct ArgumentDigester(Sha256);
-
-impl std::io::Write for ArgumentDigester {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    digester.end()
 }
 
 /// A name that a caller sent, cut to what a line may hold: escapes count as they are written.

@@ -1,6 +1,7 @@
 //! Computes SHA-256 and formats digests.
 
 use std::fmt::Write as _;
+use std::io;
 
 use sha2::{Digest as _, Sha256};
 
@@ -24,6 +25,17 @@ impl Digester {
     #[must_use]
     pub fn end(self) -> String {
         hex(&self.0.finalize())
+    }
+}
+
+impl io::Write for Digester {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.add(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 }
 
 /// The way to Incus.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Session {
     socket: PathBuf,
     writes: Writes,
@@ -96,13 +96,7 @@ impl Session {
         }
         let mut session = Self {
             socket,
-            writes: Writes::default(),
-            lock: None,
-            program: OnceCell::new(),
-            roots: Mutex::default(),
-            reader: Reader::default(),
-            interrupt: Interrupt::default(),
-            about: String::new(),
+            ..Self::default()
         };
         let server = async { session.incus().await?.server().await };
         let server = server.await.map_err(|why| incus_failure(&why))?;
@@ -143,14 +137,14 @@ impl Session {
         self.connect(TIMEOUT).await
     }
 
+    /// The number of writing requests sent so far.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.count()
+    }
+
     async fn connect(&self, timeout: Duration) -> Result<Incus, IncusError> {
         let incus = Incus::connect(self.socket.clone(), timeout).await?;
         Ok(incus.counting(self.writes.clone()))
-    }
-
-    /// Returns the number of writing requests sent so far.
-    pub(crate) fn writes(&self) -> u64 {
-        self.writes.count()
     }
 
     /// Everything on Incus, once the operations that an earlier run of the infrastructure left behind have ended.

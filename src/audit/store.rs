@@ -59,7 +59,8 @@ pub enum AuditError {
 pub struct Log {
     path: PathBuf,
     rotate_at: u64,
-    key: SealKey,
+    /// The machine's key.
+    pub key: SealKey,
     open: Mutex<OpenLog>,
 }
 
@@ -98,12 +99,6 @@ impl Log {
                 promised: 0,
             }),
         })
-    }
-
-    /// The machine's key.
-    #[must_use]
-    pub const fn key(&self) -> &SealKey {
-        &self.key
     }
 
     /// Allocates disk space for the lines that calls in progress have yet to write, so that none of them ends unseen. Fails if

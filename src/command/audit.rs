@@ -116,7 +116,8 @@ fn line_text(line: &LogLine) -> String {
             reason,
             count,
         } => format!(
-            "{decision}  {}  {}  {count} times more: {}",
+            "{}  {}  {}  {count} times more: {}",
+            decision.as_str(),
             caller.escaped(),
             service.escaped(),
             reason.escaped()
@@ -151,7 +152,7 @@ fn call_text(call: &Call) -> String {
     let tool = tool.map_or_else(String::new, |tool| format!(" ({})", tool.escaped()));
     let head = format!(
         "{}  {}  {}{tool}",
-        call.decision,
+        call.decision.as_str(),
         call.caller.escaped(),
         call.service.escaped()
     );

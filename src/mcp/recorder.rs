@@ -175,7 +175,7 @@ impl Recorder {
     /// Seals the digest of a call's arguments; leaves it out without a log.
     fn seal(&self, call: &mut Call) {
         let log = self.log().ok().flatten();
-        let sealed = log.map(|log| log.key().seal(call.arguments.raw()));
+        let sealed = log.map(|log| log.key.seal(call.arguments.raw()));
         call.arguments = sealed.unwrap_or_default().into();
     }
 

@@ -119,19 +119,17 @@ fn is_socket_name(name: &str) -> bool {
 /// Paths on the host that disks need and that are missing.
 fn missing(infra: &Infra) -> BTreeSet<String> {
     let devices = infra.machines().flat_map(|(_, machine)| &machine.devices);
+    let is_needed = |device: &&Device| {
+        let required = device.get("required");
+        !required.is_some_and(|value| ["false", "0", "no", "off"].contains(&value))
+    };
     devices
-        .filter_map(needed_source)
+        .filter(is_needed)
+        .filter_map(Device::shared_source)
         // A path that may not be looked at may exist.
         .filter(|path| !fs::exists(path).unwrap_or(true))
         .map(str::to_owned)
         .collect()
-}
-
-fn needed_source(device: &Device) -> Option<&str> {
-    let optional = device
-        .get("required")
-        .is_some_and(|value| ["false", "0", "no", "off"].contains(&value));
-    device.shared_source().filter(|_| !optional)
 }
 
 /// The fault of one of anklume's folders.

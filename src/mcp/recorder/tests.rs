@@ -159,7 +159,7 @@ fn a_call_that_ends_with_its_connection_has_its_line() {
     };
     expected.duration_us = found.duration_us;
     let log = Log::open(&file(bench.folder.path())).unwrap();
-    expected.arguments = log.key().seal(expected.arguments.raw()).into();
+    expected.arguments = log.key.seal(expected.arguments.raw()).into();
     assert_eq!(**found, expected);
 }
 
