@@ -136,7 +136,7 @@ pub(crate) fn mounted(
     }
 }
 
-/// A machine has more mounts than are read.
+/// The error of a machine with more mounts than are read.
 #[derive(Debug)]
 pub(crate) struct TooManyMounts;
 

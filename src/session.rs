@@ -132,7 +132,6 @@ impl Session {
         }))
     }
 
-    /// A new connection.
     pub(crate) async fn incus(&self) -> Result<Incus, IncusError> {
         self.connect(TIMEOUT).await
     }
@@ -166,15 +165,12 @@ impl Session {
 }
 
 /// Does something with each, several at once; returns the results in order.
-pub(crate) async fn each<'a, T, F, Fut, R>(all: &'a [T], one: F) -> Vec<R>
-where
-    F: Fn(&'a T) -> Fut,
-    Fut: Future<Output = R>,
-{
-    stream::iter(all.iter().map(one))
-        .buffered(AT_ONCE)
-        .collect()
-        .await
+pub(crate) async fn each<'a, T, R, F: Future<Output = R>>(
+    all: &'a [T],
+    one: impl Fn(&'a T) -> F,
+) -> Vec<R> {
+    let results = stream::iter(all.iter().map(one)).buffered(AT_ONCE);
+    results.collect().await
 }
 
 /// Lets this process have as many open files as it may: each machine takes a few.
@@ -252,9 +248,8 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
 /// A program that runs in any machine.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Its file.
     pub(crate) bytes: Bytes,
-    /// SHA-256 of it.
+    /// SHA-256, in hexadecimal.
     pub(crate) digest: String,
 }
 

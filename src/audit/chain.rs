@@ -30,20 +30,13 @@ pub struct Head {
     pub hash: String,
 }
 
-impl Head {
+impl Default for Head {
     /// The head before the first line.
-    #[must_use]
-    pub fn origin() -> Self {
+    fn default() -> Self {
         Self {
             seq: 0,
             hash: ORIGIN.to_owned(),
         }
-    }
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self::origin()
     }
 }
 

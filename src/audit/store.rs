@@ -94,7 +94,7 @@ impl Log {
             open: Mutex::new(OpenLog {
                 file,
                 length: u64::MAX,
-                head: Head::origin(),
+                head: Head::default(),
                 reserved: 0,
                 promised: 0,
             }),
@@ -241,12 +241,12 @@ impl Log {
     fn head_before(&self) -> Result<Head, AuditError> {
         let before = numbered(&self.path, 1);
         let Ok(file) = File::open(&before) else {
-            return Ok(Head::origin());
+            return Ok(Head::default());
         };
         let length = self.metadata(&file)?.len();
         let end = LogEnd::of(&file, length).map_err(self.error("read"))?;
         let line = end.line.as_deref();
-        line.map_or_else(|| Ok(Head::origin()), |line| head_of(line, &before))
+        line.map_or(Ok(Head::default()), |line| head_of(line, &before))
     }
 
     /// Begins a new file, whose first line says so, and moves the others one number up.

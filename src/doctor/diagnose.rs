@@ -62,7 +62,6 @@ pub(crate) enum Cause {
 pub(crate) struct Broken {
     pub(crate) what: Cause,
     pub(crate) detail: String,
-    /// The command that fixes it.
     pub(crate) mend: String,
 }
 

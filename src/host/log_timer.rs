@@ -17,9 +17,7 @@ use crate::transport;
 
 /// Interval in minutes. A consumer that floods a channel writes some 150 MB in one.
 const MINUTES: u32 = 2;
-/// The root folder of the host.
 const HOST: &str = "/";
-/// The folder that cron reads.
 const CRON_FOLDER: &str = "/etc/cron.d";
 /// The line for cron.
 const CRON: &str = "/etc/cron.d/anklume";
@@ -27,7 +25,6 @@ const CRON: &str = "/etc/cron.d/anklume";
 const SERVICE: &str = "/etc/systemd/system/anklume-logs.service";
 /// The timer by which systemd runs it.
 const TIMER: &str = "/etc/systemd/system/anklume-logs.timer";
-/// The timer's name.
 const TIMER_NAME: &str = "anklume-logs.timer";
 /// All files that are written for either scheduler.
 const FILES: [&str; 3] = [CRON, TIMER, SERVICE];
@@ -35,17 +32,13 @@ const FILES: [&str; 3] = [CRON, TIMER, SERVICE];
 const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
 /// Exists where systemd runs the host.
 const SYSTEMD: &str = "/run/systemd/system";
-/// Name of the subcommand.
-const COMMAND: &str = "rotate-logs";
+const SUBCOMMAND: &str = "rotate-logs";
 /// First line of each file.
 const HEAD: &str =
     "# Written by `anklume apply`: keeps the logs that Incus writes of the channels bounded.\n";
-/// Mode of the files.
-const MODE: u32 = 0o644;
-/// Time-out for systemd.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const FILE_MODE: u32 = 0o644;
+const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The scheduler of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheduler {
     Systemd,
@@ -76,7 +69,7 @@ impl Scheduler {
         };
         match self {
             Self::Cron => {
-                let line = format!("*/{MINUTES} * * * * root {program} {COMMAND}\n");
+                let line = format!("*/{MINUTES} * * * * root {program} {SUBCOMMAND}\n");
                 vec![file(CRON, line)]
             }
             Self::Systemd => {
@@ -86,7 +79,7 @@ Description=anklume: the logs of the channels stay bounded
 
 [Service]
 Type=oneshot
-ExecStart={program} {COMMAND}
+ExecStart={program} {SUBCOMMAND}
 LogLevelMax=notice
 "
                 );
@@ -115,7 +108,7 @@ WantedBy=timers.target
             Self::Cron => CRON,
         };
         let text = String::from_utf8(fs::read(at(root, path)).ok()?).ok()?;
-        let command = format!(" {COMMAND}");
+        let command = format!(" {SUBCOMMAND}");
         let line = text.lines().find_map(|line| line.strip_suffix(&command))?;
         let program = line.rsplit([' ', '=']).next()?.to_owned();
         let same = |file: &HostFile| {
@@ -232,7 +225,7 @@ fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
         let path = at(root, &file.path);
         let mut fresh = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(root))?;
         fresh.write_all(file.content.as_bytes())?;
-        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(MODE))?;
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(FILE_MODE))?;
         fresh.persist(path).map_err(|failed| failed.error)?;
     }
     Ok(())
@@ -248,7 +241,7 @@ async fn systemctl(args: &[&str]) -> io::Result<()> {
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     // A ^C at the terminal does not interrupt it.
     command.process_group(0);
-    let output = timeout(TIMEOUT, command.output())
+    let output = timeout(SYSTEMCTL_TIMEOUT, command.output())
         .await
         .map_err(|_| io::Error::other("systemd does not answer"))??;
     if output.status.success() {
@@ -317,7 +310,7 @@ mod tests {
             let file = at(root, &schedule.files[0].path);
             assert_eq!(
                 fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-                MODE
+                FILE_MODE
             );
             // Another command, another user's program, nothing.
             for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {

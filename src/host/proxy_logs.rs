@@ -24,11 +24,9 @@ const FOLDER: &str = "/var/log/incus";
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
 /// Size of its end that is kept beside it, in bytes.
 const KEPT: u64 = 1024 * 1024;
-/// Mode of the file with that end.
 const KEPT_MODE: u32 = 0o600;
 /// A log's name: this, the device, [`SUFFIX`].
 const PREFIX: &str = "proxy.";
-/// The end of a log's name.
 const SUFFIX: &str = ".log";
 /// Suffix of the kept end of a log.
 const OLD: &str = ".1";
@@ -48,13 +46,13 @@ pub(crate) fn big(edges: &[Edge]) -> Vec<BigLog> {
     logs.collect()
 }
 
-/// The log of an edge at one of its ends.
+/// The path of an edge's log at one of its ends.
 pub(crate) fn path(edge: &Edge, end: &End) -> String {
     let folder = full_name(end.domain.as_str(), end.machine.as_str());
     format!("{FOLDER}/{folder}/{PREFIX}{}{SUFFIX}", edge.device_name())
 }
 
-/// Rotates one log.
+/// Rotates the log at this path.
 pub(crate) fn rotate(path: &str) -> io::Result<()> {
     let path = Path::new(path);
     let parts = (path.file_name(), path.parent().and_then(Path::file_name));

@@ -91,7 +91,6 @@ impl Lock {
 }
 
 impl Busy<'_> {
-    /// Incus has answered.
     pub(crate) fn done(self) {
         if let Some(lock) = self.0 {
             lock.count(|busy| busy.saturating_sub(1));

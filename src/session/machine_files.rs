@@ -64,7 +64,6 @@ pub(crate) struct MachineFiles<'c> {
 }
 
 impl Session {
-    /// The files of a machine.
     pub(crate) async fn files(&self, machine: &Instance) -> MachineFiles<'_> {
         let root = self.root(machine).await;
         let way = async || Mutex::new(self.way(machine).await);

@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_log_that_goes_on_is_whole_and_one_that_was_changed_anywhere_is_not() {
         let rotated = || Some(Event::Rotated { bytes: 9 });
-        let (oldest, first) = log(3, &Head::origin(), None);
+        let (oldest, first) = log(3, &Head::default(), None);
         let (older, middle) = log(3, &first, rotated());
         let (newer, _) = log(2, &middle, rotated());
         let all = [oldest.as_slice(), &older, &newer];
@@ -308,7 +308,7 @@ mod tests {
             said(&[&edited, &older, &newer], &kept_middle),
             "is not as it was written, at 1 places"
         );
-        let (anew, _) = log(3, &Head::origin(), rotated());
+        let (anew, _) = log(3, &Head::default(), rotated());
         assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
         assert_eq!(
             said(&all[1..], &kept_middle),

@@ -34,12 +34,10 @@ const ARGUMENTS_MAX: u64 = 64 * 1024;
 /// Maximum length of a server's message that root reads, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// The findings on a channel.
+/// The result of probing a channel, and the faults of the devices at both ends.
 #[derive(Debug, Default)]
 struct ObservedChannel {
-    /// The fault of the provider's device.
     provider: Option<RecreateReason>,
-    /// The fault of the consumer's device.
     consumer: Option<RecreateReason>,
     result: ProbeResult,
 }
@@ -56,7 +54,6 @@ enum ProbeResult {
     Full,
     /// No answer, and the consumer has as many connections as it may have: they may be before this one.
     Crowd,
-    /// No answer.
     Silence,
 }
 

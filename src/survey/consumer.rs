@@ -17,7 +17,6 @@ const TEXT_MAX: usize = 300;
 /// A consumer's answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HeardServices {
-    /// The services that it sees.
     pub(crate) services: BTreeSet<String>,
     /// Time from its question to the provider's answer, without connecting.
     pub(crate) took: Duration,

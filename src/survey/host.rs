@@ -23,10 +23,8 @@ use crate::transport;
 
 /// Time-out for a remote to say whether it has an image.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Required mode of the folders.
 const FOLDER_MODE: u32 = 0o711;
 
-/// Reads the facts of the host.
 pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
     let mut ids = ids_of_files();
     ids.extend(ids_of_directories(edges).await);

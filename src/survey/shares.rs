@@ -85,7 +85,9 @@ pub(super) fn nested_paths(infra: &Infra) -> BTreeMap<String, String> {
     let profiles = profiles.flat_map(|(_, profile)| &profile.devices);
     let machines = infra.machines().flat_map(|(_, machine)| &machine.devices);
     let devices: Vec<&Device> = profiles.chain(machines).collect();
-    nested(&Mounts::of_this_process(), &devices)
+    // Where the table cannot be read, paths alone are compared.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    nested(&Mounts::read(&table), &devices)
 }
 
 fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
@@ -179,11 +181,6 @@ struct Mount {
 }
 
 impl Mounts {
-    fn of_this_process() -> Self {
-        // Where it cannot be read, paths alone are compared.
-        Self::read(&fs::read("/proc/self/mountinfo").unwrap_or_default())
-    }
-
     /// Reads the kernel's table (proc_pid_mountinfo(5)).
     fn read(table: &[u8]) -> Self {
         let text = String::from_utf8_lossy(table);
@@ -304,7 +301,7 @@ mod tests {
         symlink(path("beside"), path("outer/out")).unwrap();
         symlink("outer/out/inner", path("through")).unwrap();
         symlink("loop", path("loop")).unwrap();
-        let mounts = Mounts::of_this_process();
+        let mounts = Mounts::read(&fs::read("/proc/self/mountinfo").unwrap());
         let of =
             |outer: &str, other: &str| !found(&mounts, &path(outer), &[path(other)]).is_empty();
         for inside in [

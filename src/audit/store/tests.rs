@@ -350,7 +350,7 @@ fn the_longest_line_of_a_call_fits_into_the_room_that_is_promised_to_it() {
     let event = Event::Call(Box::new(call(Outcome::TimedOut)));
     let head = Head {
         seq: u64::MAX - 1,
-        ..Head::origin()
+        ..Head::default()
     };
     let (line, _) = chain::link(&head, now(), event).unwrap();
     assert!(line.len() as u64 <= LINE_ROOM, "{}", line.len());

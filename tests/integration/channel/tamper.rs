@@ -189,7 +189,7 @@ fn a_hostile_log_costs_little_memory_and_reaches_no_terminal() {
         pid: 1,
         policy: evil.into(),
     };
-    let (line, head) = chain::link(&Head::origin(), format!("{evil}.5Z"), start).unwrap();
+    let (line, head) = chain::link(&Head::default(), format!("{evil}.5Z"), start).unwrap();
     let refused = Some(evil.into());
     let policy = evil.into();
     let reload = Event::Reload { policy, refused };
