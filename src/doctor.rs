@@ -84,11 +84,11 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     };
     if health.broken.is_none() {
         match ask(session, edge).await {
-            Ok(heard) => {
-                health.broken = examiner.policy(edge, &heard.services);
-                health.took = Some(heard.took);
+            Ok(answer) => {
+                health.broken = examiner.policy(edge, &answer.services);
+                health.took = Some(answer.took);
             }
-            Err(unheard) => health.broken = Some(examiner.unheard(edge, unheard)),
+            Err(failure) => health.broken = Some(examiner.no_answer(edge, failure)),
         }
     }
     health.broken = health.broken.or_else(|| examiner.upkeep(edge));

@@ -258,13 +258,8 @@ fn is_static(elf: &[u8]) -> bool {
     /// Type of the header that names an interpreter.
     const PT_INTERP: u64 = 3;
     let number = |at: usize, bytes: usize| -> Option<u64> {
-        let field = elf.get(at..at.checked_add(bytes)?)?;
-        Some(
-            field
-                .iter()
-                .rev()
-                .fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
-        )
+        let mut field = elf.get(at..at.checked_add(bytes)?)?.iter().rev();
+        field.try_fold(0, |sum, byte| Some(sum << 8 | u64::from(*byte)))
     };
     let headers = || {
         let (first, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);

@@ -56,7 +56,7 @@ pub struct Floods {
 #[derive(Debug, Default)]
 struct CallerCalls {
     /// Time from which all lines at once may be written again; each line that was written postpones it.
-    rested: Duration,
+    replenished: Duration,
     /// Time at which the counts are due.
     due: Duration,
     counted: BTreeMap<CallKind, u64>,
@@ -82,7 +82,7 @@ impl Floods {
     /// Takes back a line that could not be written at `now`; it is due again at once.
     pub fn put_back(&mut self, counted: Counted, now: Duration) {
         let calls = self.callers.entry(counted.caller).or_default();
-        calls.rested = calls.rested.saturating_sub(LINE_EVERY);
+        calls.replenished = calls.replenished.saturating_sub(LINE_EVERY);
         calls.count(counted.kind, counted.count, now);
         calls.due = now;
     }
@@ -97,7 +97,7 @@ impl Floods {
             }
         }
         self.callers
-            .retain(|_, calls| !calls.counted.is_empty() || calls.rested > now);
+            .retain(|_, calls| !calls.counted.is_empty() || calls.replenished > now);
         due
     }
 
@@ -113,10 +113,10 @@ impl Floods {
 impl CallerCalls {
     /// Books so many lines, unless that makes more than may be written at once; returns whether it did.
     fn book(&mut self, lines: u32, at_once: u32, now: Duration) -> bool {
-        let written = self.rested.saturating_sub(now);
+        let written = self.replenished.saturating_sub(now);
         let fits = written + LINE_EVERY * lines <= LINE_EVERY * at_once;
         if fits {
-            self.rested = self.rested.max(now) + LINE_EVERY * lines;
+            self.replenished = self.replenished.max(now) + LINE_EVERY * lines;
         }
         fits
     }

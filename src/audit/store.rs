@@ -46,7 +46,7 @@ pub enum AuditError {
     /// Someone else keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),
-    /// What stands where the key is, is none.
+    /// The file of the key holds no key.
     #[error("the key of the audit log, `{}`, is damaged; where it is removed a new one is made, and equal arguments are no longer found by those of before", .0.display())]
     Key(PathBuf),
     /// The end of the file is no line of the log.
@@ -165,7 +165,7 @@ impl Log {
     ) -> Result<T, AuditError> {
         self.lock_current(open)?;
         let done = work(open);
-        // A lock that is held can be let go of; what was done is done.
+        // Releasing a held lock does not fail; the work is done in any case.
         let _ = open.file.unlock();
         done
     }
@@ -227,7 +227,7 @@ impl Log {
                 open.head = head;
                 Ok(())
             }
-            // What follows the last line is taken off, and a line says so.
+            // The rest after the last line is taken off, and a line says so.
             _ => {
                 let repaired = open.file.set_len(open.length);
                 repaired.map_err(self.error("repaired"))?;
@@ -251,7 +251,7 @@ impl Log {
 
     /// Begins a new file, whose first line says so, and moves the others one number up.
     ///
-    /// The log's path names a file at every moment: who opens the log in between finds the old one, locked.
+    /// The log's path names a file at every moment: a process that opens the log in between finds the old one, locked.
     fn rotate(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let fresh = fresh(&self.path);
         let next = self.begin(&fresh, open)?;
@@ -259,7 +259,7 @@ impl Log {
             .and_then(|()| fs::hard_link(&self.path, numbered(&self.path, 1)))
             .and_then(|()| fs::rename(&fresh, &self.path))
             .map_err(self.error("rotated"))?;
-        // Dropping the old file lets go of its lock; who waits for it finds the new name.
+        // Dropping the old file releases its lock; a process that waits for it finds the new name.
         *open = next;
         Ok(())
     }
@@ -306,7 +306,7 @@ impl Log {
         let before = open.length;
         let sought = open.file.seek(SeekFrom::Start(before));
         if let Err(source) = sought.and_then(|_| open.file.write_all(&bytes)) {
-            // What was written of the line goes; if even that fails, the next writer takes it off.
+            // The written part of the line goes; if even that fails, the next writer takes it off.
             let _ = open.file.set_len(before);
             open.length = u64::MAX;
             return Err(self.error("written")(source));

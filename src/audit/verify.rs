@@ -72,7 +72,7 @@ pub struct Verifier {
     /// True if rotation has taken no line away.
     from_origin: bool,
     /// True if the line before is itself at fault, so that its follower is not reported for the same thing.
-    shaken: bool,
+    after_fault: bool,
     /// The hash of a line that must still come.
     wanted: Option<String>,
 }
@@ -164,7 +164,7 @@ impl Verifier {
                 return Some(Fault::Edited);
             }
             chain::ReadLine::Foreign => {
-                self.shaken = true;
+                self.after_fault = true;
                 return Some(Fault::Foreign);
             }
         };
@@ -172,26 +172,26 @@ impl Verifier {
         let fault = self.place(&line);
         if matches!(fault, Some(Fault::Misplaced { .. })) {
             // The following lines are measured against the one that belongs here.
-            self.shaken = true;
+            self.after_fault = true;
         } else {
             self.step(head, false);
         }
         fault
     }
 
-    fn step(&mut self, head: Head, shaken: bool) {
+    fn step(&mut self, head: Head, after_fault: bool) {
         if self.report.first == 0 {
             self.report.first = head.seq;
         }
         self.last = Some(head);
-        self.shaken = shaken;
+        self.after_fault = after_fault;
     }
 
     /// Checks that this line, whole in itself, belongs behind the last one.
     fn place(&self, line: &chain::LogLine) -> Option<Fault> {
         let Some(last) = &self.last else {
             let is_first = line.seq == 1 && line.previous == ORIGIN;
-            return if is_first || self.shaken {
+            return if is_first || self.after_fault {
                 None
             } else if matches!(line.event, Event::Rotated { .. }) {
                 let count = line.seq.saturating_sub(1);
@@ -207,7 +207,7 @@ impl Verifier {
             }),
             Ordering::Less => Some(Fault::Misplaced { expected, found }),
             Ordering::Equal => {
-                (line.previous != last.hash && !self.shaken).then_some(Fault::Replaced)
+                (line.previous != last.hash && !self.after_fault).then_some(Fault::Replaced)
             }
         }
     }

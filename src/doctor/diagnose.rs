@@ -18,7 +18,7 @@ use crate::plan::{
     Facts, Ownership, RecreateReason, Role, foreign_devices, in_use, machine_owner, profile_devices,
 };
 use crate::survey::audit_checkpoint::LogState;
-use crate::survey::consumer::Unheard;
+use crate::survey::consumer::ConsumerFailure;
 use crate::survey::instance;
 use crate::transport::shell_line;
 
@@ -325,10 +325,10 @@ impl Examiner<'_> {
     }
 
     /// Explains why the consumer could not ask, though all on the way looks right from the host.
-    pub(super) fn unheard(&self, edge: &Edge, unheard: Unheard) -> Broken {
+    pub(super) fn no_answer(&self, edge: &Edge, failure: ConsumerFailure) -> Broken {
         // Connections may have filled up after they were counted.
-        if !unheard.overloaded && !self.facts.full.contains(&edge.hash) {
-            return self.by_apply(Cause::Server, unheard.why);
+        if !failure.overloaded && !self.facts.full.contains(&edge.hash) {
+            return self.by_apply(Cause::Server, failure.why);
         }
         Broken {
             what: Cause::Busy,

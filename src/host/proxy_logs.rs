@@ -78,7 +78,7 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
         Err(why) => return Err(why.into()),
     };
     for machine in folders.names()? {
-        // What is no folder of ours, or goes away meanwhile, has no log of ours.
+        // A folder that is not ours, or goes away meanwhile, has no log of ours.
         let folder = folders.dir(&machine).map_err(io::Error::from);
         let Ok(folder) = folder.and_then(own_folder) else {
             continue;
@@ -116,9 +116,8 @@ fn own_folder(folder: Dir) -> io::Result<Dir> {
     if is_own(&is) && is.st_mode & OTHERS_WRITE == 0 {
         return Ok(folder);
     }
-    Err(io::Error::other(
-        "others can write in the folder of the log",
-    ))
+    let fault = "others can write in the folder of the log";
+    Err(io::Error::other(fault))
 }
 
 /// Keeps the end of a log beside it and empties it.

@@ -38,16 +38,12 @@ impl Interrupt {
         let mut work = pin!(work);
         loop {
             let next = poll_fn(|context| {
-                let mut all = signals.iter_mut();
-                if all.any(|one| one.poll_recv(context).is_ready()) {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
+                let mut polls = signals.iter_mut().map(|one| one.poll_recv(context));
+                polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
             });
             tokio::select! {
                 done = &mut work => return Ok(Some(done)),
-                () = next => {
+                _ = next => {
                     if self.0.replace(true) {
                         return Ok(None);
                     }

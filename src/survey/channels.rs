@@ -65,7 +65,7 @@ pub(super) async fn look(
     state: &State,
     facts: &mut Facts,
 ) {
-    let observer = &ChannelObserver {
+    let prober = &Prober {
         session,
         infra,
         proxies: proxies(),
@@ -78,10 +78,10 @@ pub(super) async fn look(
     let observed = each(edges, |edge| async move {
         let mut channel = ObservedChannel::default();
         if let Some(provider) = machine(edge, &edge.provider) {
-            (channel.result, channel.provider) = observer.provider_end(edge, provider).await;
+            (channel.result, channel.provider) = prober.provider_end(edge, provider).await;
         }
         if let Some(consumer) = machine(edge, &edge.consumer) {
-            channel.consumer = observer.consumer_end(edge, consumer).await;
+            channel.consumer = prober.consumer_end(edge, consumer).await;
         }
         channel
     })
@@ -126,15 +126,14 @@ fn lives(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Answer) || own.contains(&ProbeResult::Full)
 }
 
-/// Looks at the ends of channels.
-struct ChannelObserver<'a> {
+struct Prober<'a> {
     session: &'a Session,
     infra: &'a Infra,
     /// `None`: they could not be listed.
     proxies: Option<Vec<Proxy>>,
 }
 
-impl ChannelObserver<'_> {
+impl Prober<'_> {
     /// Probes a provider's server, and finds the fault of the provider's device.
     async fn provider_end(
         &self,

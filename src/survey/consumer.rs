@@ -16,7 +16,7 @@ const TEXT_MAX: usize = 300;
 
 /// A consumer's answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct HeardServices {
+pub(crate) struct ConsumerAnswer {
     pub(crate) services: BTreeSet<String>,
     /// Time from its question to the provider's answer, without connecting.
     pub(crate) took: Duration,
@@ -24,13 +24,13 @@ pub(crate) struct HeardServices {
 
 /// The reason why a consumer did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unheard {
+pub(crate) struct ConsumerFailure {
     pub(crate) why: String,
     /// The provider has too much to do for this consumer, as the consumer says.
     pub(crate) overloaded: bool,
 }
 
-impl From<String> for Unheard {
+impl From<String> for ConsumerFailure {
     fn from(why: String) -> Self {
         Self {
             why,
@@ -40,7 +40,7 @@ impl From<String> for Unheard {
 }
 
 /// Lists, inside the consumer, what the provider offers it; or why that fails.
-pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices, Unheard> {
+pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer, ConsumerFailure> {
     let consumer = &edge.consumer;
     let remote = RemoteExec {
         project: consumer.domain.as_str(),
@@ -62,7 +62,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices,
         return Err(format!("the consumer's program does not answer: {message}").into());
     };
     if let Some(why) = &offered.failed {
-        return Err(Unheard {
+        return Err(ConsumerFailure {
             why: format!("the consumer says: {}", why.shown(TEXT_MAX)),
             overloaded: offered.overloaded,
         });
@@ -72,7 +72,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<HeardServices,
 }
 
 /// Parses a machine's answer strictly; `None`: it is no list of services.
-fn parsed(offered: &Offered) -> Option<HeardServices> {
+fn parsed(offered: &Offered) -> Option<ConsumerAnswer> {
     let names = offered.services.iter().map(|name| {
         let name: ServiceName = name.raw().parse().ok()?;
         Some(name.to_string())
@@ -80,7 +80,7 @@ fn parsed(offered: &Offered) -> Option<HeardServices> {
     let services: BTreeSet<String> = names.collect::<Option<_>>()?;
     let took = Duration::try_from_secs_f64(offered.milliseconds? / 1000.0).ok()?;
     (services.len() == offered.services.len() && took < TIMEOUT)
-        .then_some(HeardServices { services, took })
+        .then_some(ConsumerAnswer { services, took })
 }
 
 #[cfg(test)]
