@@ -319,7 +319,7 @@ mod tests {
                 column: line.chars().count() + 1,
                 bytes: start..start + mark.len(),
             }),
-            help: Some("mend it".to_owned()),
+            help: Some("fix it".to_owned()),
         }
     }
 
@@ -336,7 +336,7 @@ error[some-code]: something is wrong
   |
 2 |   b: [c, d]
   |       ^
-  = help: mend it";
+  = help: fix it";
         drawn("a:\n  b: [c, d]\n", "c", expected);
         drawn("a:\r\n  b: [c, d]\r\n", "c", expected);
     }
@@ -349,7 +349,7 @@ error[some-code]: something is wrong
   |
 1 | 日本é:      x
   |             ^
-  = help: mend it";
+  = help: fix it";
         drawn("日本é: \t x", "x", expected);
     }
 
@@ -361,7 +361,7 @@ error[some-code]: something is wrong
   |
 1 | a: |
   |    ^
-  = help: mend it";
+  = help: fix it";
         drawn("a: |\n  text\n  text\n", "|\n  text\n  text\n", expected);
     }
 
@@ -376,7 +376,7 @@ error[some-code]: something is wrong
   |
 1 | a: [b
   |      ^
-  = help: mend it";
+  = help: fix it";
         assert_eq!(draw(&[end], false), expected);
     }
 
@@ -390,7 +390,7 @@ error[some-code]: something is wrong
   |
 2 | bé: [x]
   |      ^
-  = help: mend it";
+  = help: fix it";
         assert_eq!(draw(&[found], false), expected);
     }
 
@@ -445,7 +445,7 @@ warning[some-code]: something is wrong
   | ^
 
 error[some-code]: something is wrong
-  = help: mend it";
+  = help: fix it";
         assert_eq!(draw(&[warning, without_place], false), expected);
     }
 

@@ -117,7 +117,7 @@ fn text(healths: &[Health<'_>]) -> String {
         let mut lines = match &health.broken {
             Some(broken) => vec![
                 format!("broken  {name:width$}  {}\n", broken.detail),
-                format!("        mend it: {}\n", broken.mend),
+                format!("        fix: {}\n", broken.fix),
             ],
             None => vec![format!("ok      {name:width$}  {took:.1} ms\n")],
         };

@@ -106,7 +106,7 @@ impl<'a> SyncReport<'a> {
         match self.plan.iter().filter(|file| file.restyled).count() {
             0 => {}
             1 => {
-                output.say("note: 1 file changes only in its YAML style; its values stay the same")
+                output.say("note: 1 file changes only in its YAML style; its values stay the same");
             }
             count => output.say(&format!(
                 "note: {count} files change only in their YAML style; their values stay the same"

@@ -62,7 +62,7 @@ pub(crate) enum Cause {
 pub(crate) struct Broken {
     pub(crate) what: Cause,
     pub(crate) detail: String,
-    pub(crate) mend: String,
+    pub(crate) fix: String,
 }
 
 /// The state of a channel.
@@ -168,20 +168,20 @@ impl Examiner<'_> {
         };
         if let Some(fault) = fault {
             let detail = format!("{name} {fault}");
-            let mend = format!("{} --adopt {name}", self.apply);
-            return Some(Broken { what, detail, mend });
+            let fix = format!("{} --adopt {name}", self.apply);
+            return Some(Broken { what, detail, fix });
         }
         if instance.is_running() {
             return None;
         }
         let status = instance.status.to_lowercase();
         let detail = format!("{name} is {}", status.escape_debug());
-        let mend = match status.as_str() {
+        let fix = match status.as_str() {
             "frozen" => incus_line("resume", end, &[]),
             "stopped" if starts => incus_line("start", end, &[]),
             _ => self.apply.to_owned(),
         };
-        Some(Broken { what, detail, mend })
+        Some(Broken { what, detail, fix })
     }
 
     /// Checks what the host sees between two running machines.
@@ -208,9 +208,9 @@ impl Examiner<'_> {
             ListenFolder::Missing => format!("`{CONSUMER_FOLDER}` is gone from {name}"),
             ListenFolder::Altered(part) => {
                 let remove = incus_line("exec", &edge.consumer, &["--", "rm", part]);
-                let mend = format!("{remove}; {}", self.apply);
+                let fix = format!("{remove}; {}", self.apply);
                 let detail = format!("machine altered: `{part}` in {name} is not a folder");
-                return Some(Broken { what, detail, mend });
+                return Some(Broken { what, detail, fix });
             }
             ListenFolder::Unknown(why) => {
                 format!("`{CONSUMER_FOLDER}` of {name} cannot be looked at: {why}")
@@ -248,7 +248,7 @@ impl Examiner<'_> {
             return Some(Broken {
                 what: Cause::Copy,
                 detail: one.what(),
-                mend: shell_line(remove.into_iter().chain(device)),
+                fix: shell_line(remove.into_iter().chain(device)),
             });
         }
         let socket = format!("{}.sock", edge.hash);
@@ -333,7 +333,7 @@ impl Examiner<'_> {
         Broken {
             what: Cause::Busy,
             detail: in_use(edge),
-            mend: incus_line("restart", &edge.consumer, &[]),
+            fix: incus_line("restart", &edge.consumer, &[]),
         }
     }
 
@@ -366,14 +366,14 @@ impl Examiner<'_> {
                 detail: format!(
                     "{detail}; once you know why, the command below accepts it as it is"
                 ),
-                mend: accept.clone(),
+                fix: accept.clone(),
             }),
         }
     }
 
     pub(super) fn by_apply(&self, what: Cause, detail: String) -> Broken {
-        let mend = self.apply.to_owned();
-        Broken { what, detail, mend }
+        let fix = self.apply.to_owned();
+        Broken { what, detail, fix }
     }
 
     pub(super) fn instance(&self, end: &End) -> Option<&Instance> {

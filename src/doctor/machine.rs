@@ -35,7 +35,7 @@ impl Examiner<'_> {
         if matches!(piece.kind, DriftKind::Program | DriftKind::Rights)
             && let Some(first) = taken_back(end, found)
         {
-            broken.mend = format!("{first}; {}", self.apply);
+            broken.fix = format!("{first}; {}", self.apply);
         }
         Some(broken)
     }

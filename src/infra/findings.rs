@@ -212,7 +212,7 @@ impl Findings {
 fn too_many(beyond: usize) -> Diagnostic {
     let message = format!("{beyond} more findings are not shown");
     let mut finding = Diagnostic::new(Severity::Error, Code::TooManyFindings.as_str(), message);
-    finding.help("mend these first");
+    finding.help("fix these first");
     finding
 }
 

@@ -193,11 +193,11 @@ impl PolicyWatcher {
     }
 
     fn take(&self, state: &mut PolicyState, Loaded { policy, settled }: Loaded) {
-        let mended = state.refused.take().is_some();
+        let recovered = state.refused.take().is_some();
         if !settled {
             state.seen = Stamp::Unsettled;
         }
-        if mended || policy.digest != state.policy.digest {
+        if recovered || policy.digest != state.policy.digest {
             state.policy = policy;
             (self.on_change)(&state.policy, None);
         }

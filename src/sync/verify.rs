@@ -152,7 +152,7 @@ fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
         Err(fault) => Err(BlockFault {
             line: fault.location().map_or(1, |place| place.line()),
             message: format!("{what} is not readable as one YAML document: {fault}"),
-            help: "mend it, then run sync again",
+            help: "fix it, then run sync again",
         }),
     }
 }

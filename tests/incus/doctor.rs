@@ -115,7 +115,7 @@ impl Patient {
             .replace("{device}", &self.device);
         let said = broken["detail"].as_str().unwrap();
         assert!(said.contains(&detail), "{said} | {detail}");
-        broken["mend"].as_str().unwrap().to_owned()
+        broken["fix"].as_str().unwrap().to_owned()
     }
 
     /// Asserts that `apply` fixes it, and then has nothing left to do.

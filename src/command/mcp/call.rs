@@ -131,7 +131,7 @@ async fn ask(
     }
 }
 
-/// Unwraps a [`ClientError`], which `with_client` explains.
+/// Unwraps an error of the client, which `with_client` explains.
 fn client_error(why: PiecesError) -> anyhow::Error {
     match why {
         PiecesError::Client(why) => why.into(),

@@ -245,12 +245,12 @@ fn a_machine_that_has_just_failed_to_start_is_not_taken_for_running() {
     assert!(by_hand(&["stop", "--force", &dev]));
     // LXC starts it only if this command succeeds.
     let folder = tempfile::tempdir().unwrap();
-    let mended = folder.path().join("mended");
-    let hook = format!("raw.lxc=lxc.hook.mount = /bin/test -e {}", mended.display());
+    let fixed = folder.path().join("fixed");
+    let hook = format!("raw.lxc=lxc.hook.mount = /bin/test -e {}", fixed.display());
     assert!(by_hand(&["config", "set", &dev, &hook]));
     assert!(!by_hand(&["start", &dev]));
     // For the next half second, Incus reports it as running.
-    std::fs::write(&mended, "").unwrap();
+    std::fs::write(&fixed, "").unwrap();
     world.apply();
     world.is_settled();
     assert!(world.exec(1, "dev", "true").0);

@@ -142,10 +142,10 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
     );
     // If others may change a pushed file before it runs, nothing is pushed.
     patient.exec(1, "dev", "chown 1000 /opt/anklume");
-    let mend = patient.ails("program", &format!("`/opt/anklume` in {{dev}} {own}"));
+    let fix = patient.ails("program", &format!("`/opt/anklume` in {{dev}} {own}"));
     let (status, answer) = patient.world.apply_json();
     assert_eq!(status, 1, "{answer:#}");
-    let mut commands: Vec<&str> = mend.split("; ").collect();
+    let mut commands: Vec<&str> = fix.split("; ").collect();
     assert_eq!(commands.pop(), Some("anklume apply"));
     for command in commands {
         let words: Vec<&str> = command.split(' ').skip(1).collect();

@@ -51,11 +51,11 @@ fn a_consumer_without_its_folder_gets_it_back_running_or_not(patient: &Patient) 
     patient.is_mended();
 
     patient.exec(1, "dev", "rm -rf /srv/anklume; ln -s /tmp /srv/anklume");
-    let mend = patient.ails(
+    let fix = patient.ails(
         "folder",
         "machine altered: `/srv/anklume` in {dev} is not a folder",
     );
-    let (removed, rest) = mend.split_once("; ").unwrap();
+    let (removed, rest) = fix.split_once("; ").unwrap();
     assert_eq!(rest, "anklume apply");
     // Run the command exactly as shown.
     let words: Vec<&str> = removed.split(' ').skip(1).collect();

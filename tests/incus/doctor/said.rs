@@ -14,7 +14,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let ran = world.run(&["doctor"]);
     assert_eq!(ran.status, 1, "{ran:?}");
     let expected = format!(
-        "broken  {dev} → {signer}  {dev} is not on Incus (project {project})\n        mend it: anklume apply\n",
+        "broken  {dev} → {signer}  {dev} is not on Incus (project {project})\n        fix: anklume apply\n",
         dev = world.machine(1, "dev"),
         signer = world.machine(0, "signer"),
         project = world.domains[1]
@@ -129,7 +129,7 @@ fn the_text_is_a_line_for_each_channel_and_nothing_is_changed() {
         .run();
     assert_eq!(ran.status, 1, "{ran:?}");
     let broken =
-        format!("broken  {dev} → {signer}  {signer} is stopped\n        mend it: anklume apply\n");
+        format!("broken  {dev} → {signer}  {signer} is stopped\n        fix: anklume apply\n");
     assert!(ran.stdout.starts_with(&broken), "{}", ran.stdout);
     assert_eq!(recorder.writes(), Vec::<String>::new());
 }

@@ -73,15 +73,15 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         1,
         &[&["profile", "device", "add", "mine"], &device[..]].concat(),
     );
-    let mend = patient.ails("copy", "the device `p` of the profile `mine` (project `");
+    let fix = patient.ails("copy", "the device `p` of the profile `mine` (project `");
     let ran = patient.world.run(&["apply"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     assert!(
-        ran.stderr.contains(&format!("take it off: `{mend}`")),
+        ran.stderr.contains(&format!("take it off: `{fix}`")),
         "{ran:?}"
     );
-    let words: Vec<&str> = mend.split(' ').skip(1).collect();
-    assert!(crate::project::incus(words).status.success(), "{mend}");
+    let words: Vec<&str> = fix.split(' ').skip(1).collect();
+    assert!(crate::project::incus(words).status.success(), "{fix}");
     patient.is_well();
     patient.incus(1, &["profile", "delete", "mine"]);
 }
