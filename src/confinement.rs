@@ -1,5 +1,4 @@
-//! Confines a process of the server for good, before it has a second thread: to no capability, the system calls of its work,
-//! and the files of its grants.
+//! Confines a process of the server for good: to no capability, the system calls of its work, and the files of its grants.
 //!
 //! Three layers, each as far as the kernel has it: capabilities (`capabilities(7)`), a filter of system calls (`seccomp(2)`), and
 //! Landlock's rights to files, TCP ports and other processes (`landlock(7)`). Up to its ABI 8, Landlock does not keep a process

@@ -37,7 +37,7 @@ pub(crate) const OTHERS: u32 = 0o077;
 /// All permission bits.
 pub(crate) const RIGHTS: u32 = 0o7777;
 /// In a folder with this bit, only the owner of an entry may rename or remove it.
-const STICKY: u32 = 0o1000;
+pub(crate) const STICKY: u32 = 0o1000;
 /// Interval between two attempts to take a lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -267,6 +267,7 @@ pub(crate) fn lock_within(
     loop {
         match attempt() {
             Err(TryLockError::WouldBlock) if start.elapsed() < timeout => sleep(LOCK_INTERVAL),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             attempted => return attempted,
         }
     }

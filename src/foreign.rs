@@ -1,5 +1,5 @@
-//! Parses texts of machines in a child process without rights and with little memory, so that a malicious text, or a fault of the
-//! parser, cannot harm root on the host.
+//! Parses texts of machines in a child process without rights and with little memory.
+//! So a malicious text, or a fault of the parser, cannot harm root on the host.
 //!
 //! The child ([`serve`]) parses a text and writes it anew, within limits, or reports that it is not of the requested type. If it
 //! dies, the machine is at fault whose text it read ([`Reader`]); the next text gets another child.

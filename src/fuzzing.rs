@@ -1,5 +1,5 @@
-//! Entry points of the fuzzer (`--cfg fuzzing`), also built for a test of their seeds: each takes the bytes of a stranger and panics on a
-//! violated invariant.
+//! Defines the entry points of the fuzzer (`--cfg fuzzing`), also built for a test of their seeds.
+//! Each takes untrusted bytes and panics on a violated invariant.
 
 #![expect(clippy::panic, reason = "a violated invariant stops the fuzzer")]
 

@@ -1,4 +1,4 @@
-//! anklume: machines that serve each other a few things, and nobody else.
+//! Holds the modules of anklume and the entry point of its binary.
 //!
 //! `docs/architecture.md` lists the modules in their order: each uses only modules below it.
 

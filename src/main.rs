@@ -1,4 +1,4 @@
-//! argv in, exit code out.
+//! Runs anklume and returns its exit code.
 
 use std::process::ExitCode;
 

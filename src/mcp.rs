@@ -1,5 +1,4 @@
 //! Speaks a part of MCP: JSON-RPC 2.0, one message per line, `initialize` or `server/discover`, `ping`, `tools/list`, `tools/call`.
-//! Holds the limits of both ends.
 //!
 //! Decides no call; that is [`crate::policy`].
 

@@ -83,7 +83,11 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
         let Ok(folder) = folder.and_then(own_folder) else {
             continue;
         };
-        for log in folder.names()?.iter().filter(|name| is_log(name)) {
+        // One unreadable folder must not keep the others from being rotated.
+        let Ok(logs) = folder.names() else {
+            continue;
+        };
+        for log in logs.iter().filter(|name| is_log(name)) {
             let blocks = folder.stat(log).ok().flatten().map(|is| is.st_blocks);
             // A hole, before the offset at which a process goes on writing, takes no block.
             let blocks = u64::try_from(blocks.unwrap_or_default()).unwrap_or_default();

@@ -1,7 +1,6 @@
 //! A connection to the daemon: the socket, a request, its answer, a time limit for each step.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use rustix::fs::Access;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -233,17 +233,14 @@ pub(super) fn unless_missing<T>(answer: IncusResult<T>) -> IncusResult<Option<T>
 }
 
 /// Percent-encodes a value for a query or a path of the API.
-pub(super) fn encoded(value: &str) -> String {
-    let mut text = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
+pub(super) fn encoded(value: &str) -> PercentEncode<'_> {
+    /// All characters but the unreserved ones of RFC 3986.
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(value, RESERVED)
 }
 
 async fn within<F: Future>(socket: &Path, timeout: Duration, step: F) -> IncusResult<F::Output> {
@@ -290,8 +287,11 @@ mod tests {
 
     #[test]
     fn nothing_of_a_name_becomes_a_part_of_the_query() {
-        assert_eq!(encoded("a-b_c.9~"), "a-b_c.9~");
-        assert_eq!(encoded("a&b=c/../é?#"), "a%26b%3Dc%2F..%2F%C3%A9%3F%23");
+        assert_eq!(encoded("a-b_c.9~").to_string(), "a-b_c.9~");
+        assert_eq!(
+            encoded("a&b=c/../é?#").to_string(),
+            "a%26b%3Dc%2F..%2F%C3%A9%3F%23"
+        );
     }
 
     fn with(variables: &[(&str, &str)]) -> PathBuf {

@@ -55,8 +55,13 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
         return actions;
     }
     if is_half_made(current, &owner, one.plan.facts) {
+        // Nothing of the deleted machine goes into the new one.
+        let new = MachineInputs {
+            current: None,
+            ..one
+        };
         actions.push(delete_machine(current));
-        actions.extend(create(one, faults));
+        actions.extend(create(new, faults));
         return actions;
     }
     let want = want(one);

@@ -223,6 +223,38 @@ fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
     }));
 }
 
+#[test]
+fn a_machine_that_is_made_again_takes_nothing_over_from_its_remains() {
+    let text = &INFRA.replace("consumers: [dev]", "consumers: []");
+    let created = |state: &State| {
+        let plan = planned(text, state, &facts(), &[]).unwrap();
+        let actions = plan.domains.iter().flat_map(|domain| &domain.machines);
+        let mut actions = actions.flat_map(|machine| &machine.make);
+        let create = actions.find(
+            |action| matches!(action, Action::Create { object, .. } if object.name() == "dev"),
+        );
+        format!("{:?}", create.unwrap())
+    };
+    let mut state = applied(text);
+    let mut without = state.clone();
+    without.instances.retain(|one| one.name != "dev");
+    let dev = state.instances.iter_mut().find(|one| one.name == "dev");
+    let dev = dev.unwrap();
+    dev.status = "Stopped".to_owned();
+    dev.config.remove("volatile.last_state.power");
+    for (key, value) in [
+        ("user.anklume.unfinished", "true"),
+        ("user.anklume.image", "of an earlier infra.yml"),
+        ("user.anklume.inside", "true"),
+        ("image.anklume", "true"),
+    ] {
+        dev.config.insert(key.to_owned(), value.to_owned());
+    }
+    let root = dev.devices.remove("root").unwrap_or_default();
+    dev.devices.insert("disk".to_owned(), root);
+    assert_eq!(created(&state), created(&without));
+}
+
 /// This change of the file is planned so, and when it is done there is nothing left.
 #[track_caller]
 fn is_planned(old: &str, new: &str, expected: &[String]) {

@@ -34,16 +34,12 @@ impl Interrupt {
         work: impl Future<Output = T>,
         tell: impl Fn(),
     ) -> io::Result<Option<T>> {
-        let mut signals = signals()?;
+        let mut signals = StopSignals::watch()?;
         let mut work = pin!(work);
         loop {
-            let next = poll_fn(|context| {
-                let mut polls = signals.iter_mut().map(|one| one.poll_recv(context));
-                polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
-            });
             tokio::select! {
                 done = &mut work => return Ok(Some(done)),
-                _ = next => {
+                () = signals.next() => {
                     if self.0.replace(true) {
                         return Ok(None);
                     }
@@ -56,16 +52,31 @@ impl Interrupt {
 
 /// The signals that ask to stop: of ^C, of a service manager, of a closed terminal. Those that this process was started
 /// to ignore (`nohup`, a shell's `&`) stay ignored.
-fn signals() -> io::Result<Vec<Signal>> {
-    let ignored = ignored(&fs::read("/proc/self/status").unwrap_or_default());
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let is_ignored = |kind: &SignalKind| ignored >> (kind.as_raw_value() - 1) & 1 == 1;
-    let watched = kinds.into_iter().filter(|kind| !is_ignored(kind));
-    watched.map(signal).collect()
+#[derive(Debug)]
+pub(crate) struct StopSignals(Vec<Signal>);
+
+impl StopSignals {
+    /// Starts to watch for the signals. Fails if the system refuses.
+    pub(crate) fn watch() -> io::Result<Self> {
+        let ignored = ignored(&fs::read("/proc/self/status").unwrap_or_default());
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let is_ignored = |kind: &SignalKind| ignored >> (kind.as_raw_value() - 1) & 1 == 1;
+        let watched = kinds.into_iter().filter(|kind| !is_ignored(kind));
+        watched.map(signal).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) {
+        poll_fn(|context| {
+            let mut polls = self.0.iter_mut().map(|one| one.poll_recv(context));
+            polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        })
+        .await;
+    }
 }
 
 /// The signals that a process ignores, a bit for each, as proc(5) has them.

@@ -2,12 +2,13 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fchown, fstat, readlinkat,
-    renameat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fchmod, fchown, fstat, openat,
+    openat2, readlinkat, renameat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
@@ -82,19 +83,25 @@ fn parts(path: &str) -> PathParts<'_> {
     PathParts { folder, name }
 }
 
-/// Gives the content of a folder to another user, and then the folder itself.
-fn hand_on(folder: &Dir, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
+/// Gives the content of a folder to another user, and then the folder itself. Names need not be UTF-8.
+fn hand_on(folder: BorrowedFd<'_>, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
     let (user, group) = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     let theirs = |stat: &Stat| stat.st_uid == from;
-    for name in folder.names()? {
-        let found = match folder.open_at(&name, LOOK) {
+    let listed = openat(folder, c".", READ | OFlags::NOFOLLOW, Mode::empty())?;
+    for entry in rustix::fs::Dir::read_from(&listed)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let found = match openat2(folder, name, LOOK, Mode::empty(), ONE_MOUNT) {
             // Removed in the meantime, or a mount, which is not ours to give.
             Err(Errno::NOENT | Errno::XDEV) => continue,
             found => found?,
         };
         let stat = fstat(&found)?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory if depth > 0 => hand_on(&folder.dir(&name)?, from, to, depth - 1)?,
+            FileType::Directory if depth > 0 => hand_on(found.as_fd(), from, to, depth - 1)?,
             // A second name of the file may be elsewhere.
             FileType::RegularFile if theirs(&stat) && stat.st_nlink == 1 => {
                 chownat(&found, "", user, group, AtFlags::EMPTY_PATH)?;
@@ -102,8 +109,8 @@ fn hand_on(folder: &Dir, from: u32, to: &Account, depth: usize) -> Result<(), Er
             _ => {}
         }
     }
-    if theirs(&fstat(folder)?) {
-        fchown(folder, user, group)?;
+    if theirs(&fstat(&listed)?) {
+        fchown(&listed, user, group)?;
     }
     Ok(())
 }
@@ -169,7 +176,7 @@ impl MachineTree {
         };
         let handed = fstat(&folder).and_then(|is| match is.st_uid {
             had if had == to.uid => Ok(()),
-            had => hand_on(&folder, had, to, DEPTH_MAX),
+            had => hand_on(folder.as_fd(), had, to, DEPTH_MAX),
         });
         handed.map_err(|why| refused("given to its user", path, why))
     }
@@ -283,6 +290,9 @@ impl MachineTree {
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_MAX => {
                     sleep(LOCK_LOOK).await;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io("locked", path, Errno::WOULDBLOCK.into()));
                 }
                 attempted => {
                     let locked = attempted.map(|()| file).map_err(io::Error::from);

@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, fstat, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::dir::{BENEATH, Dir, OTHERS, READ};
@@ -82,11 +83,17 @@ impl CheckpointStore {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
             _ => {}
         }
-        let folder = Dir::open(&self.0, READ | OFlags::NOFOLLOW, BENEATH)?;
+        let not_alone = || {
+            let folder = self.0.display();
+            io::Error::other(format!("`{folder}` is not root's alone"))
+        };
+        let folder = match Dir::open(&self.0, READ | OFlags::NOFOLLOW, BENEATH) {
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(not_alone()),
+            folder => folder?,
+        };
         let stat = fstat(&folder)?;
         if stat.st_uid != 0 || stat.st_mode & OTHERS != 0 {
-            let folder = self.0.display();
-            return Err(io::Error::other(format!("`{folder}` is not root's alone")));
+            return Err(not_alone());
         }
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or(io::ErrorKind::InvalidInput)?;

@@ -10,15 +10,13 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::dir::OTHERS_WRITE;
+use crate::dir::{OTHERS_WRITE, STICKY};
 use crate::host::unescaped;
 use crate::infra::{Device, Infra, MACHINES_OWN};
 use crate::plan::{Reach, shared_sources};
 
 /// Mode bits that let others pass through a folder.
 const OTHERS_PASS: u32 = 0o011;
-/// Mode bit of a folder that lets only their owners rename its entries.
-const STICKY: u32 = 0o1000;
 /// Maximum number of symbolic links on the way to one path: as many as the kernel follows.
 const LINKS_MAX: usize = 40;
 

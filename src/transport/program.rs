@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::geteuid;
 use tokio::process::Command;
 
+use crate::dir::{OTHERS_WRITE, STICKY};
 use crate::incus::MachineRef;
 use crate::machine_state::PROGRAM;
 
@@ -40,10 +41,6 @@ const INHERITED: [&str; 17] = [
 ];
 /// Its search path.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Mode bits that let others change a file.
-const OTHERS_WRITE: u32 = 0o022;
-/// Mode bit of a folder in which only owners may rename files.
-const STICKY: u32 = 0o1000;
 /// Mode bits that let any user run a file.
 const RUN: u32 = 0o111;
 

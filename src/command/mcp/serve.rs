@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::audit::Event;
@@ -34,6 +33,7 @@ use crate::mcp::server::{self, Server, Shutdown};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
+use crate::session::interrupt::StopSignals;
 use crate::setup::account::Account;
 use crate::setup::surroundings;
 use crate::text::first_sentence;
@@ -281,17 +281,12 @@ fn stopped() -> Event {
 
 /// The first signal ends the server when its calls are answered, the second one at once.
 fn stop_on_signal() -> anyhow::Result<Shutdown> {
-    let cannot = "cannot watch for signals";
-    let mut terminate = signal(SignalKind::terminate()).context(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(cannot)?;
+    let mut signals = StopSignals::watch().context("cannot watch for signals")?;
     let stop = Shutdown::default();
     let tokens = [stop.graceful.clone(), stop.immediate.clone()];
     tokio::spawn(async move {
         for token in tokens {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.next().await;
             token.cancel();
         }
     });

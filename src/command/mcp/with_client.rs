@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
@@ -13,6 +12,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::LINE_MAX;
 use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
+use crate::session::interrupt::StopSignals;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 
@@ -75,14 +75,10 @@ pub(super) fn interruptible(
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let mut signals = StopSignals::watch()?;
         tokio::select! {
             result = work => result,
-            _ = interrupt.recv() => Ok(Exit::Interrupted),
-            _ = terminate.recv() => Ok(Exit::Interrupted),
-            _ = hangup.recv() => Ok(Exit::Interrupted),
+            () = signals.next() => Ok(Exit::Interrupted),
         }
     });
     // Does not wait for a thread that still reads stdin.

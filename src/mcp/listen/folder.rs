@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
-use crate::dir::{BENEATH, Dir, READ, RegularFile, lock_within, open_or_make};
+use crate::dir::{BENEATH, Dir, READ, RegularFile, SEARCH, lock_within, open_or_make};
 use crate::mcp::framing::json;
 use crate::name::MachineName;
 
@@ -27,8 +27,8 @@ const STATUS: &str = ".status.json";
 const FRESH: &str = ".new";
 /// Name of the status file until it is complete.
 const FRESH_STATUS: &str = ".status.new";
-/// Mode of the status file: the folder lets nobody else in.
-const STATUS_MODE: u32 = 0o644;
+/// Mode of the status file.
+const STATUS_MODE: u32 = 0o600;
 /// Suffix of a consumer's socket.
 const SOCKET_SUFFIX: &str = ".sock";
 
@@ -259,9 +259,9 @@ fn open(folder: &Path) -> io::Result<Dir> {
     Ok(Dir::open(folder, READ | OFlags::NOFOLLOW, BENEATH)?)
 }
 
-/// Opens a regular file of the folder.
+/// Opens a regular file of the folder, whose own path may be a link.
 fn regular(folder: &Path, name: &str) -> io::Result<RegularFile> {
-    let file = open(folder)?.regular(name)?;
+    let file = Dir::open(folder, SEARCH, BENEATH)?.regular(name)?;
     file.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 

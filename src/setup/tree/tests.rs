@@ -175,3 +175,26 @@ fn a_program_takes_its_place_and_what_others_left_is_found() {
     );
     assert_eq!(std::fs::read_dir(&opt).unwrap().count(), 3);
 }
+
+#[test]
+fn a_folder_is_given_away_with_every_name_in_it() {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::MetadataExt as _;
+    let (root, tree) = tree();
+    let folder = root.path().join("srv");
+    let odd = folder.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    std::fs::create_dir_all(&odd).unwrap();
+    for file in [folder.join("plain"), odd.join("inner")] {
+        std::fs::write(file, "").unwrap();
+    }
+    if !geteuid().is_root() {
+        return;
+    }
+    let mut account = Account::find(None).unwrap();
+    (account.uid, account.gid) = (12_345, 23_456);
+    tree.hand_on("/srv", &account).unwrap();
+    for path in [folder.join("plain"), odd.join("inner"), odd, folder] {
+        let is = path.symlink_metadata().unwrap();
+        assert_eq!((is.uid(), is.gid()), (12_345, 23_456), "{path:?}");
+    }
+}
