@@ -36,7 +36,7 @@ pub(crate) trait RunObserver {
     fn record(&self, outcome: StepOutcome) -> StepOutcome;
 }
 
-/// Surveys everything and plans what has to change.
+/// Surveys everything and plans the necessary changes.
 pub(crate) async fn survey_and_plan(
     session: &Session,
     infra: &Infra,
@@ -92,7 +92,7 @@ pub(crate) async fn execute(
     report
 }
 
-/// Makes, fills and connects the machines of these domains; one that fails goes no further.
+/// Makes, fills and connects the machines of these domains; a failed one skips its remaining stages.
 async fn prepare_machines(
     session: &Session,
     domains: &[&DomainPlan],
@@ -102,7 +102,7 @@ async fn prepare_machines(
     /// Each stage ends for all machines before the next one begins.
     const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
         |machine| &machine.make,
-        // The program first, then the policy, then the devices.
+        // The program and the policy come before the devices.
         |machine| machine.install.as_slice(),
         |machine| &machine.connect,
     ];
@@ -124,7 +124,7 @@ async fn prepare_machines(
     }
 }
 
-/// Deletes machines in parallel, then what they used; a failure keeps what it depends on.
+/// Deletes machines in parallel, then everything that they used; skips the rest if a machine could not be deleted.
 pub(crate) async fn destroy(
     session: &Session,
     deletions: &Deletions,

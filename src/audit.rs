@@ -1,7 +1,7 @@
 //! Records every call: one JSON line each, in a chain of hashes.
 //!
-//! Contents never enter it: arguments are there as a keyed digest, payloads as sizes. Several processes may
-//! write one log: each takes the file's lock and reads its end anew.
+//! The log holds no contents: arguments appear as a keyed digest, payloads as sizes. Several processes may
+//! write one log: each takes the file's lock and rereads its end.
 
 pub mod chain;
 pub mod flood;
@@ -21,32 +21,32 @@ use crate::text::Foreign;
 
 pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, now};
 
-/// Maximum length of a name in a line, in bytes as they are written there; a longer one is cut.
+/// Maximum length of a name in a line, in bytes as written; a longer one is cut.
 const NAME_MAX: usize = 128;
-/// Maximum length of a reason in a line, in the same bytes: a services file must not make lines endless.
+/// Maximum length of a reason in a line, in bytes as written: a services file must not make lines endless.
 const REASON_MAX: usize = 1024;
 
-/// The event.
+/// An event in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A server began.
+    /// A server started.
     Start {
         /// Its version.
         version: Foreign,
         /// Its process.
         pid: u32,
-        /// Digest of the policy that it serves by.
+        /// Digest of its policy.
         policy: Foreign,
     },
-    /// A server ended in order.
+    /// A server stopped cleanly.
     Stop {
         /// Its process.
         pid: u32,
     },
-    /// A server read its services file anew.
+    /// A server reread its services file.
     Reload {
-        /// Digest of the policy that holds now.
+        /// Digest of the policy in force.
         policy: Foreign,
         /// The reason why the file was refused; the old policy stays in force.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -64,17 +64,17 @@ pub enum Event {
         decision: Verdict,
         /// The reason.
         reason: Foreign,
-        /// The number of times.
+        /// Number of calls.
         count: u64,
     },
-    /// The log goes on in a new file.
+    /// The log continues in a new file.
     Rotated {
-        /// Bytes of the file before.
+        /// Bytes of the previous file.
         bytes: u64,
     },
-    /// The last line before was not whole (a crash, a full disk) and was taken off.
+    /// The last line was incomplete (a crash, a full disk) and was removed.
     Torn {
-        /// Bytes taken off.
+        /// Bytes removed.
         bytes: u64,
     },
 }
@@ -117,12 +117,12 @@ pub enum Verdict {
     Allowed,
     /// It could not.
     Refused,
-    /// It could have, but the server had too much to do.
+    /// It could run, but the server was overloaded.
     Overloaded,
 }
 
 impl Verdict {
-    /// The word in the log.
+    /// Returns the word in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -133,17 +133,17 @@ impl Verdict {
     }
 }
 
-/// The end of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The tool did it.
+    /// The tool succeeded.
     Done,
-    /// The tool could not do it.
+    /// The tool failed.
     Failed,
-    /// The caller took it back, or went away.
+    /// The caller cancelled it, or disconnected.
     Cancelled,
-    /// It ran longer than it may.
+    /// It exceeded its time limit.
     TimedOut,
     /// No tool ran.
     NotRun,
@@ -172,7 +172,7 @@ impl fmt::Debug for SealKey {
 }
 
 impl SealKey {
-    /// Seals the digest of a call's arguments ([`digest_of`]), so that nobody without the key can guess arguments and compare.
+    /// Seals the digest of a call's arguments ([`digest_of`]): guesses cannot be compared with it without the key.
     #[must_use]
     pub fn seal(&self, digest: &str) -> String {
         let sealed = Hmac::<Sha256>::new_from_slice(&self.0).map(|mut mac| {
@@ -184,23 +184,23 @@ impl SealKey {
     }
 }
 
-/// The SHA-256 of a call's arguments, in hexadecimal; the order of members does not matter.
+/// Returns the SHA-256 of a call's arguments, in hexadecimal; the order of members does not matter.
 #[must_use]
 pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
     let mut digester = Digester::default();
-    // As JSON: unambiguous, and written piece by piece, for arguments may be large. Nothing here can fail.
+    // As JSON: unambiguous, and written piece by piece, because arguments may be large. This cannot fail.
     let _ = serde_json::to_writer(&mut digester, &sorted);
     digester.end()
 }
 
-/// A name that a caller sent, cut to what a line may hold: escapes count as they are written.
+/// Cuts a name from a caller to the maximum length in a line; escapes count as written.
 #[must_use]
 pub fn bounded(name: &str) -> Foreign {
     cut(name, NAME_MAX).into()
 }
 
-/// The same for a reason, which may quote a stranger.
+/// Cuts a reason likewise, because it may quote foreign text.
 #[must_use]
 pub fn bounded_reason(reason: &str) -> Foreign {
     cut(reason, REASON_MAX).into()

@@ -1,4 +1,4 @@
-//! Defines the arguments and results of the tools, and how each tool is described; no tool runs here.
+//! Defines the arguments, the results and the description of each tool; no tool runs here.
 //!
 //! Below `infra` and `policy`, so that they check and hide fixed arguments without knowing how a tool runs.
 
@@ -15,7 +15,7 @@ pub use check::{FixedFault, check_fixed, check_some, parse, repeats_key};
 pub use path::PortalPath;
 pub use schema::{Description, describe, input_without};
 
-/// Maximum size of a payload in one call, in bytes before base64; beyond it, pieces.
+/// Maximum size of a payload in one call, in bytes before base64; a larger one goes in pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
 /// Maximum size of a payload in an answer that carries it twice, as text and as structured result, in bytes before base64: the
 /// line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
@@ -211,7 +211,7 @@ impl Payload {
     ///
     /// # Errors
     ///
-    /// Its fault; the message repeats nothing of the content.
+    /// The fault; the message repeats nothing of the content.
     pub fn decode(&self) -> Result<Vec<u8>, BadArguments> {
         let bytes = decoded_length(&self.0);
         if bytes > ONE_CALL_MAX {
@@ -260,7 +260,7 @@ fn refusal(fault: &DecodeError) -> String {
     format!("`data` is not base64 (with padding, no spaces, no line breaks): {reason}")
 }
 
-/// Faults in the arguments of a call: all of them where they are checked together.
+/// Faults in the arguments of a call: all of them, if the arguments are checked together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", listed(.0))]
 pub struct BadArguments(pub Vec<String>);

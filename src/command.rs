@@ -57,7 +57,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     }
 }
 
-/// Maximum number of warnings without `--verbose`: more of them would push the rest off the screen.
+/// Maximum number of warnings without `--verbose`: more would push everything else off the screen.
 const WARNINGS_MAX: usize = 20;
 
 /// Reads the infrastructure that the flags name and writes its warnings to stderr; its faults are an error.
@@ -79,7 +79,7 @@ fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
     Ok(read)
 }
 
-/// Help for an unknown name: the closest of the known ones, or `otherwise`.
+/// Returns the help for an unknown name: the closest known one, or `otherwise`.
 fn or_closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, otherwise: &str) -> String {
     closest(name, known).map_or_else(
         || otherwise.to_owned(),
@@ -87,7 +87,7 @@ fn or_closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, otherwis
     )
 }
 
-/// Names separated by commas, or `none`.
+/// Joins names with commas; returns `none` without names.
 fn joined(names: &[MachineName], none: &str) -> String {
     let names: Vec<&str> = names.iter().map(MachineName::as_str).collect();
     match names.as_slice() {
@@ -96,9 +96,9 @@ fn joined(names: &[MachineName], none: &str) -> String {
     }
 }
 
-/// Prints help or the version, which are no errors, or a usage error.
+/// Prints a usage error, or help or the version, which are not errors.
 fn report_usage(wrong: &clap::Error) -> Exit {
-    // With stderr closed, nobody can be told.
+    // If stderr is closed, the message is lost.
     let _ = wrong.print();
     if wrong.use_stderr() {
         Exit::Usage
@@ -114,7 +114,7 @@ fn report(error: &anyhow::Error, output: &Output) -> Exit {
         return Exit::Done;
     }
     if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {
-        // Always styled: `stderr` removes the colours where they are off.
+        // Always styled: `stderr` removes the colours if they are off.
         output.stderr(&diagnostic::draw(faults, true));
         return Exit::Failed;
     }

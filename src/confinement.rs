@@ -1,8 +1,8 @@
 //! Confines a process of the server for good: to no capability, the system calls of its work, and the files of its grants.
 //!
-//! Three layers, each as far as the kernel has it: capabilities (`capabilities(7)`), a filter of system calls (`seccomp(2)`), and
-//! Landlock's rights to files, TCP ports and other processes (`landlock(7)`). Up to its ABI 8, Landlock does not keep a process
-//! from connecting to a Unix socket by its path, so a process that needs no connection may make none at all.
+//! Uses three layers, each as far as the kernel supports it: capabilities (`capabilities(7)`), a system call filter
+//! (`seccomp(2)`), and Landlock for files, TCP ports and other processes (`landlock(7)`). Up to ABI 8, Landlock lets a
+//! process connect to a Unix socket by its path, so a process that needs no connection may make none at all.
 
 mod filter;
 
@@ -24,7 +24,7 @@ use crate::text::Foreign;
 
 pub(crate) use filter::AllowedCalls;
 
-/// The requested ABI of Landlock; an older kernel gives the part that it has.
+/// The requested ABI of Landlock; an older kernel applies the part that it supports.
 const LANDLOCK: ABI = ABI::V6;
 
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct ProcessLimits {
     pub(crate) calls: AllowedCalls,
     /// The files that it may access; `None`: those of its user.
     pub(crate) files: Option<Vec<Rule>>,
-    /// True if it speaks to a display on another machine; nothing else here needs a network.
+    /// True if it connects to a display on another machine; nothing else here needs a network.
     pub(crate) network: bool,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct InForce {
 }
 
 impl InForce {
-    /// Returns why a server that must be confined is not. Landlock counts as far as the kernel has it.
+    /// Returns why a server that must be confined is not. A kernel without Landlock is no reason.
     pub(crate) fn missing(&self) -> Option<String> {
         match (&self.unfiltered, &self.capable) {
             (Some(why), _) => Some(format!("no filter of system calls: {}", why.escaped())),
@@ -105,7 +105,7 @@ impl std::fmt::Display for InForce {
 const OVERHEAD: u64 = 128 * 1024 * 1024;
 
 /// Limits the memory of a process that works for one caller, and of the programs that it starts, in case a caller gets past its
-/// budget. No other process of its user may look into it, and none of its memory goes into a core file.
+/// budget. No other process of its user may inspect it, and none of its memory goes into a core file.
 ///
 /// # Errors
 ///
@@ -120,13 +120,13 @@ pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// Confines this thread and those that it starts, and reports what the kernel does not have.
+/// Confines this thread and those that it starts; returns the confinement in force.
 ///
 /// # Errors
 ///
 /// The kernel has Landlock and refuses the rules.
 pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
-    // An unprivileged filter requires `no_new_privs`.
+    // Comes first, because it sets `no_new_privs`, which an unprivileged filter requires.
     let capable = drop_capabilities().err().map(|why| why.to_string().into());
     if limits.calls == (AllowedCalls::Worker { files: true }) {
         // It may not change the mode of a file, so each is created with its final mode.
@@ -150,7 +150,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     for capability in CapabilitySet::all().iter() {
-        // Fails without the right to drop one, and for those that an older kernel does not know.
+        // Fails without the right to drop it, or if an older kernel does not know it.
         let _ = remove_capability_from_bounding_set(capability);
     }
     // Missing before Linux 4.3.
@@ -158,9 +158,9 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     set_capabilities(None, none)
 }
 
-/// Restricts access to these files, to no TCP port, and to processes confined with this one; returns Landlock's ABI.
+/// Restricts access to files, TCP ports and other processes by these limits; returns Landlock's ABI.
 ///
-/// Does nothing with the first ABI of Landlock, under which no file may move to another folder: none could be handed in.
+/// Does nothing under Landlock's first ABI, which forbids moving a file to another folder: none could be handed in.
 fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     let refer = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)

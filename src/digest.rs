@@ -5,7 +5,7 @@ use std::io;
 
 use sha2::{Digest as _, Sha256};
 
-/// Returns SHA-256 of the bytes, in lower-case hexadecimal.
+/// Returns the SHA-256 of the bytes, in lower-case hexadecimal.
 #[must_use]
 pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))

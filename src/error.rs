@@ -1,8 +1,8 @@
-//! Defines the exit codes, and the failure that the user reads: `command/` converts the typed errors of the modules to [`Failure`].
+//! Defines the exit codes and the failures that users read; `command/` turns typed errors of modules into [`Failure`].
 
 use std::process::ExitCode;
 
-/// The exit code of a run. The table in `docs/commands.md` is this enum.
+/// The exit code of a run; `docs/commands.md` lists the same codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done, or allowed.

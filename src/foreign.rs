@@ -1,8 +1,8 @@
-//! Parses texts of machines in a child process without rights and with little memory.
+//! Parses texts of machines in an unprivileged child process with little memory.
 //! So a malicious text, or a fault of the parser, cannot harm root on the host.
 //!
-//! The child ([`serve`]) parses a text and writes it anew, within limits, or reports that it is not of the requested type. If it
-//! dies, the machine is at fault whose text it read ([`Reader`]); the next text gets another child.
+//! The child ([`serve`]) parses a text and writes it anew, within limits, or reports that it is of another type.
+//! If it dies, the machine whose text it was reading is at fault ([`Reader`]); the next text gets another child.
 
 use std::io::{self, BufRead, Read as _, Write};
 use std::process::Stdio;
@@ -23,21 +23,21 @@ use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
 use crate::machine_state::{Identity, Offered, SetupReport, summary};
 use crate::text::Foreign;
 
-/// The hidden subcommand that [`serve`]s.
+/// The hidden subcommand that runs [`serve`].
 pub(crate) const COMMAND: &str = "foreign-reader";
-/// This program, also if its file was replaced.
+/// This program, even if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// Memory of the child, in bytes: a file of a log, and its parsed form.
+/// Memory of the child, in bytes: enough for a log file and its parsed form.
 const MEMORY: u64 = 128 * 1024 * 1024;
-/// User and group of root's child: `nobody`, who owns nothing.
+/// User and group of a child that root starts: `nobody`, which owns nothing.
 const NOBODY: u32 = 65_534;
 /// Maximum length of an answer of the child, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
 /// Maximum length of a header between the two processes, in bytes.
 const LINE_MAX: u64 = 4096;
-/// Time-out for one text: a full file of a log takes a second or two.
+/// Time-out for one text: a full log file takes a second or two.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum length of a text from a server that is kept, in characters.
+/// Maximum length of a kept text from a server, in characters.
 const WORDS_MAX: usize = 4096;
 
 /// The type of a text to read.
@@ -50,11 +50,11 @@ enum TextKind {
     Offered,
     /// A services file, to be summarized.
     Services,
-    /// No text: the beginning of a log that must hold the line of this hash.
+    /// No text: begins a log that must contain the line with this hash.
     Log(Option<String>),
     /// The next file of that log.
     LogFile,
-    /// No text: the end of that log.
+    /// No text: ends that log.
     LogEnd,
 }
 
@@ -65,13 +65,13 @@ struct ReaderRequest {
     bytes: usize,
 }
 
-/// The child's reply, before the bytes of its answer; `None`: the text is not of the requested type.
+/// The child's reply, before the bytes of its answer; `None` if the text is not of the requested type.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderReply {
     bytes: Option<usize>,
 }
 
-/// The relevant fields of a server's status; the rest may have any length, and is skipped.
+/// The relevant fields of a server's status; the rest may have any length and is skipped.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportedStatus {
     /// SHA-256 of the policy in force.
@@ -140,9 +140,9 @@ pub(crate) struct LogSeen {
     pub(crate) seq: u64,
     /// Hash of its last line.
     pub(crate) head: String,
-    /// Number of lines that were changed.
+    /// Number of its faults.
     pub(crate) faults: u64,
-    /// It lacks the line that it must hold.
+    /// True if it lacks the line that it must contain.
     pub(crate) head_missing: bool,
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct LogSeen {
 pub(crate) struct LogWalk(Verifier);
 
 impl LogWalk {
-    /// Begins a log that must hold the line of this hash.
+    /// Begins a log that must contain the line with this hash.
     pub(crate) fn new(head: Option<String>) -> Self {
         Self(Verifier::new(head))
     }
@@ -181,12 +181,12 @@ impl LogWalk {
 pub(crate) enum ForeignError {
     #[error("cannot run the process that reads texts of machines: {0}")]
     Io(#[from] io::Error),
-    /// It died, or took too long.
+    /// It died or took too long.
     #[error("the process that reads texts of machines died")]
     Died,
 }
 
-/// The parent's end of the child, which starts with the first text.
+/// The parent's end of the child; the first text starts the child.
 #[derive(Debug, Default)]
 pub(crate) struct Reader(Mutex<Option<ReaderProcess>>);
 
@@ -224,7 +224,7 @@ impl Reader {
         self.read(TextKind::Services, text).await
     }
 
-    /// Begins a log that must hold the line of this hash.
+    /// Begins a log that must contain the line with this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
         self.ask(TextKind::Log(head), &[]).await.map(drop)
     }
@@ -259,7 +259,7 @@ impl Reader {
         let Ok(Ok(answer)) = timeout(TIMEOUT, running.ask(kind, text)).await else {
             return Err(ForeignError::Died);
         };
-        // A child that died is not asked again.
+        // Only a child that answered in time is asked again.
         *process = Some(running);
         Ok(answer)
     }
@@ -312,8 +312,8 @@ impl ReaderProcess {
     }
 }
 
-/// Drops the rights of this process, and reads texts until its stdin ends.
-/// Fails if a right cannot be dropped, or the parent is gone or sends an invalid request.
+/// Drops the privileges of this process, and parses texts until its stdin ends.
+/// Fails if a privilege cannot be dropped, or if the parent is gone or sends an invalid request.
 pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let data = Rlimit {
         current: Some(MEMORY),
@@ -382,7 +382,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
 ///
 /// # Panics
 ///
-/// When the result changes when it is read again.
+/// If a second reading gives another result.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_texts(bytes: &[u8]) {
     let mut log = LogWalk::new(None);

@@ -26,16 +26,16 @@ use crate::services::Services;
 pub use crate::foreign::fuzz_texts as machine;
 pub use crate::mcp::server::fuzzing::connection;
 
-/// Maximum duration of a run that reads Incus; a longer one does not end.
+/// Maximum duration of a run that reads Incus; a longer run counts as a hang.
 const INCUS_MAX: Duration = Duration::from_secs(20);
-/// Time-out for each answer of Incus: it comes at once, or never.
+/// Time-out for each answer of Incus, which comes at once or never.
 const INCUS_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// `infra.yml`.
 ///
 /// # Panics
 ///
-/// When services of a valid file are refused by their own reader, or their list differs from the decisions.
+/// If the services of a valid file are refused on reading them back, or if the listed tools differ from the decisions.
 pub fn infra(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else {
         return;
@@ -59,7 +59,7 @@ pub fn infra(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// When a valid file changes when it is written and read again, or a listed service is refused.
+/// If writing and reading a valid file changes it, or if a listed service is refused.
 pub fn services(bytes: &[u8]) {
     let Ok(services) = Services::from_file(bytes) else {
         return;
@@ -85,7 +85,7 @@ pub fn services(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// When too many findings are kept, or a control character would be printed.
+/// If too many findings are kept, or if a control character would be printed.
 pub fn audit(bytes: &[u8]) {
     let mut verifier = Verifier::new(None);
     let read = verifier.file("audit.jsonl", bytes);
@@ -107,7 +107,7 @@ pub fn audit(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// When the client hangs, or would print a control character.
+/// If the client hangs, or would print a control character.
 pub fn client(bytes: &[u8]) {
     /// Maximum duration of a run; a client that takes longer hangs.
     const TIMEOUT: Duration = Duration::from_secs(20);
@@ -139,11 +139,11 @@ pub fn arguments(bytes: &[u8]) {
     }
 }
 
-/// Incus's answers to all that is read of it: an Incus of another version, or something else at its socket.
+/// Answers to every request that reads Incus, as from another version or from something else at its socket.
 ///
 /// # Panics
 ///
-/// When the reader does not end.
+/// If the reader does not end.
 pub fn incus(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -166,7 +166,7 @@ pub fn incus(bytes: &[u8]) {
             }
         });
         if let Ok(mut incus) = Incus::connect(socket.clone(), INCUS_TIMEOUT).await {
-            // Whatever they return: they end.
+            // Only their end matters, not their result.
             let _ = incus.server().await;
             let _ = incus.state().await;
         }

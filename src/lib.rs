@@ -1,6 +1,6 @@
 //! Holds the modules of anklume and the entry point of its binary.
 //!
-//! `docs/architecture.md` lists the modules in their order: each uses only modules below it.
+//! `docs/architecture.md` lists the modules from top to bottom: each uses only modules below it.
 
 mod apply;
 pub mod audit;

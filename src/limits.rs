@@ -1,4 +1,4 @@
-//! Limits the requests of callers to a server: defaults, and limits of a service.
+//! Limits the requests of callers to a server: defaults, and the values that a service sets.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Maximum size of a message that a service may allow, in bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
-/// Calls of one caller in a minute; 1 GiB in pieces of 1 MiB fits.
+/// Calls of one caller per minute: enough for 1 GiB in pieces of 1 MiB.
 pub const CALLS_PER_MINUTE: u32 = 12_000;
-/// Calls of all callers in a minute.
+/// Calls of all callers per minute.
 pub const CALLS_PER_MINUTE_ALL: u32 = 48_000;
-/// Calls of one caller that run at once, over all its connections.
+/// Calls of one caller at once, over all its connections.
 pub const IN_FLIGHT: u32 = 128;
-/// Calls of all callers that run at once.
+/// Calls of all callers at once.
 pub const IN_FLIGHT_ALL: u32 = 512;
-/// Calls of one connection that run at once; further requests are not read (back-pressure).
+/// Calls of one connection at once; further requests are not read (back-pressure).
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Maximum duration of one call: a person may have to fetch a smart card.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
@@ -26,36 +26,36 @@ pub const STOP_TIME: Duration = Duration::from_secs(80);
 pub const CONNECTIONS: u32 = 256;
 /// Maximum burst of one caller's messages that run nothing: lists, refusals, invalid messages.
 pub const MESSAGES_AT_ONCE: u32 = 1_000;
-/// Such messages beyond the burst that are read in a second; the others wait unread.
+/// Number of such messages beyond the burst that are read per second; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
 /// Idle deadline of transfers in pieces.
 pub const IDLE: Duration = Duration::from_secs(60);
 /// Memory of a server that one caller may use, in bytes.
 pub const MEMORY: u64 = 64 * 1024 * 1024;
-/// Minimum of it, in bytes: the need of one call with the largest payload.
+/// Minimum of that memory, in bytes: the needs of one call with the largest payload.
 pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
 /// Memory of a server that all callers may use, in bytes.
 pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
-/// Maximum of either, in bytes.
+/// Maximum of [`MEMORY`] and [`MEMORY_ALL`], in bytes.
 pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Memory reserved for each caller, in bytes.
 pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
 
-/// The limits that a service sets (`limits:` in `infra.yml`); others have their default.
+/// The limits that a service sets (`limits:` in `infra.yml`); the others have their defaults.
 ///
-/// For limits of a connection, before a service is named (`message_bytes`, `connections`, `idle_seconds`, `memory`), the largest value
-/// of the caller's services counts.
+/// Limits of a connection (`message_bytes`, `connections`, `idle_seconds`, `memory`) apply before a service is named:
+/// the largest value of the caller's services counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Maximum size of a message, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_bytes: Option<u64>,
-    /// Calls of one caller to this service in a minute.
+    /// Calls of one caller to this service per minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_minute: Option<u32>,
-    /// Calls of all callers to this service in a minute.
+    /// Calls of all callers to this service per minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_minute_all: Option<u32>,
     /// Calls of one caller to this service at once.

@@ -1,6 +1,6 @@
 //! Speaks a part of MCP: JSON-RPC 2.0, one message per line, `initialize` or `server/discover`, `ping`, `tools/list`, `tools/call`.
 //!
-//! Decides no call; that is [`crate::policy`].
+//! Decides no calls: [`crate::policy`] does.
 
 pub(crate) mod client;
 pub(crate) mod concurrency;
@@ -35,27 +35,27 @@ pub(crate) const ID_MAX: usize = 1024;
 pub(crate) const TOOL_KEY: &str = "anklume/tool";
 /// Key of a tool's `_meta`: its arguments that take bytes, as base64.
 pub(crate) const BASE64_KEY: &str = "anklume/base64";
-/// Key of the `_meta` of a call: true where its client wants a large payload in the text of the result alone.
+/// Key of the `_meta` of a call: true if its client wants a large payload only in the text of the result.
 pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
-/// Key of the `_meta` of a result that comes from the policy and not from a tool.
+/// Key of the `_meta` of a result that comes from the policy, not from a tool.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";
-/// Its value where the policy refuses an argument.
+/// Its value if the policy refuses an argument.
 pub(crate) const REFUSED: &str = "refused";
 
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
-    /// Maximum length of a request, in bytes without its newline, where no service sets another.
+    /// Maximum length of a request, in bytes without its newline, unless a service sets another.
     pub(crate) line: usize,
-    /// Requests that are read and not answered yet; beyond it nothing more is read.
+    /// Maximum number of requests in flight; reading pauses at this limit.
     pub(crate) in_flight: usize,
-    /// Bytes of those requests; beyond it nothing more is read.
+    /// Maximum size of those requests, in bytes; reading pauses at this limit.
     pub(crate) in_flight_bytes: usize,
-    /// Slots for running tools; each tool keeps its own until its answer is written.
+    /// Slots for running tools; each tool keeps its slots until its answer is written.
     pub(crate) running: u32,
-    /// Time that the running calls get after the last request.
+    /// Time for the running calls to end after the last request.
     pub(crate) drain: Duration,
-    /// Time that they get after the server was told to end.
+    /// Time for them to end after the server is told to end.
     pub(crate) stop: Duration,
     /// Interval of progress reports for a caller that asked for them.
     pub(crate) progress: Duration,
@@ -73,7 +73,7 @@ impl ConnectionLimits {
     };
 }
 
-/// Escapes a peer's text, to be repeated to it or logged, and cuts it after 100 characters.
+/// Cuts a peer's text after 100 characters and escapes it, for an answer to the peer or for a log.
 pub(crate) fn shown(text: &str) -> String {
     crate::text::shown(text, 100)
 }

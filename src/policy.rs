@@ -34,7 +34,7 @@ impl fmt::Display for Caller {
 pub struct Request<'a> {
     /// The caller.
     pub caller: &'a Caller,
-    /// The name of a service, or for the operator of a tool.
+    /// The name of a service; for the operator, of a tool.
     pub name: &'a str,
     /// The caller's arguments; a `null` counts as not sent.
     pub arguments: &'a Map<String, Value>,
@@ -88,7 +88,7 @@ impl Grant {
 /// The reason why a call may not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
-    /// The machine offers no service of that name; for the operator, no tool has it.
+    /// The machine offers no service of that name; for the operator, no such tool exists.
     Unknown,
     /// The service exists, for others.
     NotConsumer {
@@ -148,7 +148,7 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
     }
 }
 
-/// Returns the sent arguments without `null`, which models that must fill in every argument use for those they leave out.
+/// Returns the arguments without `null` values, which some models send for arguments that they mean to leave out.
 #[must_use]
 pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
     non_null(arguments)
@@ -186,8 +186,8 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
     }
 }
 
-/// Returns whether only a service's `with` or the operator may set an argument: a consumer never chooses the key that signs, nor
-/// that passwords are handed over.
+/// Returns whether only a service's `with` or the operator may set an argument: a consumer chooses neither the key
+/// that signs nor whether passwords are handed over.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(
@@ -196,7 +196,7 @@ pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     )
 }
 
-/// A service that a caller may use, or for the operator a tool.
+/// A service that a caller may use; for the operator, a tool.
 #[derive(Debug, Clone)]
 pub struct ServiceOffer {
     /// The name to call.

@@ -1,6 +1,6 @@
 //! Holds the services of one machine as its server sees them: derived from an `Infra`, or read from `services.json`.
 //!
-//! Both have the same type, so that the machine enforces exactly the policy that the host checked.
+//! Both have the same type, so the machine enforces exactly the policy that the host checked.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,13 +21,13 @@ pub struct Services {
     pub machine: MachineName,
     /// In the order of the file; names are unique.
     pub services: Vec<Service>,
-    /// Calls run also while they cannot be logged.
+    /// True if calls run even while they cannot be logged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unlogged: bool,
     /// Memory of its server that all callers may use, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    /// Required or available confinement of its server.
+    /// Minimum confinement of its server.
     #[serde(default, skip_serializing_if = "Confinement::is_default")]
     pub confinement: Confinement,
 }
@@ -86,7 +86,7 @@ impl Services {
         }
     }
 
-    /// Returns the service of that name.
+    /// Returns the service with that name.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services
@@ -168,7 +168,7 @@ impl Services {
             .collect()
     }
 
-    /// Returns no services, for a machine without a services file.
+    /// Returns a policy without services, for a machine without a services file.
     #[must_use]
     pub const fn none(machine: MachineName) -> Self {
         Self {
@@ -180,7 +180,7 @@ impl Services {
         }
     }
 
-    /// Returns SHA-256 of the machine and its services, in hexadecimal; a server reports it, and `apply` compares it.
+    /// Returns the SHA-256 of the machine and its services, in hexadecimal; a server reports it, `apply` compares it.
     #[must_use]
     pub fn digest(&self) -> String {
         // Serialization of these types cannot fail.
@@ -200,11 +200,11 @@ impl Services {
         bytes
     }
 
-    /// Reads a services file, and checks its digest.
+    /// Reads a services file and checks its digest.
     ///
     /// # Errors
     ///
-    /// The fault and its place.
+    /// If the file is invalid, its digest does not match, or two services have the same name.
     pub fn from_file(bytes: &[u8]) -> Result<Self, ServicesFault> {
         let file: ServicesFile = serde_json::from_slice(bytes)?;
         let digest = file.policy.digest();
@@ -233,7 +233,7 @@ struct ServicesFile {
 /// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesFault {
-    /// Invalid JSON, cut off, or of another shape.
+    /// Invalid JSON, truncated, or of another structure.
     #[error("it is not a services file: {0}")]
     Shape(#[from] serde_json::Error),
     /// It was changed.
@@ -246,7 +246,7 @@ pub enum ServicesFault {
         /// The digest of its services.
         computed: String,
     },
-    /// Two services of one name, of which either might count.
+    /// Two services have the same name, so either might apply.
     #[error("it has two services `{0}`")]
     Twice(ServiceName),
 }

@@ -1,7 +1,7 @@
-//! Sets a machine up from inside, after `apply` pushed the program there: the program, the machine's name, services and server.
+//! Sets up a machine from inside, after `apply` has pushed the program: its program, name, services and server.
 //!
-//! Runs as root inside the machine. It follows no symbolic link and crosses no mount to the files that it writes. It can
-//! run again at any time, and changes only what differs.
+//! Runs as root inside the machine. Follows no symbolic link and crosses no mount on the way to the files it writes.
+//! Can run again at any time, and changes only what differs.
 
 pub(crate) mod account;
 mod server;
@@ -30,10 +30,10 @@ const PORTAL: &str = "/srv/anklume/portal";
 /// The reason why a machine could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
-    /// A file of the machine was altered.
+    /// A file of the machine was altered, or an operation on it failed.
     #[error(transparent)]
     Tree(#[from] TreeError),
-    /// The user of the server is not known.
+    /// The user of the server is not available.
     #[error(transparent)]
     Account(#[from] AccountError),
     /// The services are not valid.
@@ -53,15 +53,15 @@ pub(crate) enum SetupError {
         /// The system's error.
         source: io::Error,
     },
-    /// The supervisor refused.
+    /// A command of the supervisor failed.
     #[error("`{command}` failed: {words}")]
     Supervisor {
         /// The command.
         command: String,
-        /// Its last words.
+        /// The start of its error output.
         words: String,
     },
-    /// No server reported the policy that was sent within the time.
+    /// No server reported the sent policy in time.
     #[error("the server does not report the policy that was sent: {0}")]
     NotServing(String),
 }
@@ -76,7 +76,7 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
 /// Maximum age of an order at its start, in seconds: a later run may have sent another one since.
 const AGE_MAX: i64 = 30;
 
-/// Carries an order out and returns the result.
+/// Carries out an order and returns the report.
 pub(crate) async fn carry_out(sent: &Sent) -> SetupReport {
     match put_in_order(sent).await {
         Ok(digest) => SetupReport {
@@ -173,7 +173,7 @@ fn identity(tree: &MachineTree) -> Result<Option<Identity>, SetupError> {
     Ok(text.as_deref().and_then(Identity::from_file))
 }
 
-/// Moves this program to its place if it is not there already, and removes the programs of interrupted runs.
+/// Moves this program to its place, if necessary, and removes the programs of interrupted runs.
 ///
 /// Calls `begin` after all checks, before the first change.
 fn program(

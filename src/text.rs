@@ -48,17 +48,17 @@ impl From<&str> for Foreign {
 }
 
 impl<T: AsRef<str>> Foreign<T> {
-    /// Escapes it as [`escaped`].
+    /// Escapes it as [`escaped`] does.
     pub fn escaped(&self) -> String {
         escaped(self.0.as_ref())
     }
 
-    /// Escapes it, and cuts it after `max` characters.
+    /// Cuts it after `max` characters and escapes it.
     pub fn shown(&self, max: usize) -> String {
         shown(self.0.as_ref(), max)
     }
 
-    /// Writes every control character for a terminal as `\u{…}`; newlines and tabs stay.
+    /// Escapes every control character for a terminal as `\u{…}`; keeps newlines and tabs.
     pub fn lines(&self) -> String {
         let text = self.0.as_ref();
         let mut safe = String::with_capacity(text.len());
@@ -72,7 +72,7 @@ impl<T: AsRef<str>> Foreign<T> {
         safe
     }
 
-    /// Returns its first line that is not blank, as [`Foreign::lines`], with at most `max` characters.
+    /// Returns its first non-blank line, cut after `max` characters and escaped as by [`Foreign::lines`].
     pub fn one_line(&self, max: usize) -> String {
         let text = self.0.as_ref();
         let line = text.trim_start().lines().next().unwrap_or_default();
@@ -93,7 +93,7 @@ pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_js
         .map_err(serde_json::Error::io)
 }
 
-/// Escapes the characters of JSON beyond printable ASCII, which only strings have.
+/// Escapes the characters of JSON beyond printable ASCII, which occur only in strings.
 struct Ascii<W>(W);
 
 impl<W: Write> Write for Ascii<W> {
@@ -125,7 +125,7 @@ impl<W: Write> Write for Ascii<W> {
     }
 }
 
-/// Characters that the standard library does not escape, and that are invisible by themselves: fillers and selectors.
+/// Characters that are invisible by themselves but not escaped by the standard library: fillers and selectors.
 const INVISIBLE: [RangeInclusive<char>; 8] = [
     '\u{17b4}'..='\u{17b5}',
     '\u{180b}'..='\u{180f}',
@@ -142,7 +142,7 @@ pub(crate) fn is_invisible(character: char) -> bool {
     INVISIBLE.iter().any(|range| range.contains(&character))
 }
 
-/// Escapes control and invisible characters and backslashes, on one line; quotes stay, as messages quote with backticks.
+/// Escapes control and invisible characters and backslashes, on one line; keeps quotes: messages quote with backticks.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -155,7 +155,7 @@ pub(crate) fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Escapes a text as [`escaped`], and cuts it after `max` characters.
+/// Cuts a text after `max` characters and escapes it as [`escaped`] does.
 pub(crate) fn shown(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}…", escaped(text.get(..end).unwrap_or(text))),
@@ -169,7 +169,7 @@ pub(crate) fn first_sentence(text: &str) -> &str {
     line.split_inclusive(". ").next().unwrap_or(line).trim_end()
 }
 
-/// Returns whether a character controls a terminal, or changes the direction or position of the following text.
+/// Returns whether a character controls a terminal, or changes the direction or position of the text after it.
 fn is_control(character: char) -> bool {
     character.is_control()
         || matches!(

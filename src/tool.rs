@@ -30,7 +30,7 @@ pub(crate) use resource::{has_gnupg, portal_limits};
 pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
-/// The transfers in pieces of one connection, for several calls at once. Its temporary files go when it is dropped.
+/// The transfers in pieces of one connection, shared by its calls. Dropping it removes its temporary files.
 #[derive(Debug)]
 pub struct ToolSession {
     settings: Arc<Settings>,
@@ -92,7 +92,7 @@ impl std::fmt::Debug for ToolOutcome {
 pub enum Copies {
     /// In the text alone, on request of the client.
     One,
-    /// In the text and in the structured result: a client shows a model one of them, and does not tell which.
+    /// In the text and in the structured result: a client shows a model one of them, and does not say which.
     Two,
 }
 
@@ -147,7 +147,7 @@ pub enum ToolError {
         /// In hexadecimal.
         announced: String,
     },
-    /// The caller's share of the portal is used up.
+    /// The file would exceed the caller's share of the portal.
     #[error(
         "`{folder}` holds {}, and {wanted} more would pass its limit of {limit}; \
          take files out of it on the provider",
@@ -186,7 +186,7 @@ pub enum ToolError {
     /// The message of another process of this server that ran the tool.
     #[error("{0}")]
     Told(String),
-    /// The call was given up while it ran.
+    /// The call was cancelled while it ran.
     #[error("the call was given up")]
     Cancelled,
     /// A fault of anklume itself.
@@ -257,12 +257,12 @@ pub async fn run(
     }
 }
 
-/// Tells blocking work to stop, once the future that waits for it was dropped.
+/// Tells blocking work to stop once the future that waits for it is dropped.
 #[derive(Debug, Default)]
 struct BlockingStop(CancellationToken);
 
 impl BlockingStop {
-    /// Fails once nobody waits any more. To be called before every lasting effect.
+    /// Fails once nobody waits for the work. Must be called before every lasting effect.
     fn check(&self) -> Result<(), ToolError> {
         if self.0.is_cancelled() {
             Err(ToolError::Cancelled)
@@ -272,7 +272,7 @@ impl BlockingStop {
     }
 }
 
-/// Runs blocking work on a thread of its own, away from the one that serves.
+/// Runs blocking work on its own thread, away from the one that serves.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&BlockingStop) -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {

@@ -19,7 +19,7 @@ use crate::incus::MachineRef;
 use crate::machine_state::IDENTITY;
 use crate::name::{MachineName, NameFault};
 
-/// A route to a server with everything that opening it needs.
+/// A route to a server, with everything needed to open it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// A child process of this program, on stdin and stdout.
@@ -57,7 +57,7 @@ pub(crate) struct WantedMachine<'a> {
 pub(crate) struct RouteContext {
     /// `ANKLUME_SOCKET_DIR`
     pub(crate) sockets: Option<PathBuf>,
-    /// This is a machine of Incus or anklume.
+    /// True inside a machine of Incus or anklume.
     pub(crate) in_machine: bool,
 }
 
@@ -73,14 +73,14 @@ impl RouteContext {
         }
     }
 
-    /// Returns the folder of the providers' sockets; none on the host.
+    /// Returns the folder of the providers' sockets; on the host, none by default.
     fn folder(&self) -> Option<&Path> {
         let inside = self.in_machine.then_some(Path::new(CONSUMER_FOLDER));
         self.sockets.as_deref().or(inside)
     }
 }
 
-/// A route to a server; a machine of the host is still only a name.
+/// A route to a server; a machine of the host is only a name until it is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     /// A child process of this program.
@@ -104,7 +104,7 @@ pub(crate) enum WayFault {
     ProjectInside,
 }
 
-/// Selects a route; pure. `--socket` overrides all; `-i` is a socket inside a machine, and `incus exec` on the host.
+/// Selects a route; pure. `--socket` overrides all; `-i` means a socket inside a machine, and `incus exec` on the host.
 pub(crate) fn way(wanted: WantedMachine<'_>, context: &RouteContext) -> Result<Route, WayFault> {
     if let Some(socket) = wanted.socket {
         return Ok(Route::Socket(Socket {

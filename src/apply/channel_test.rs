@@ -1,4 +1,4 @@
-//! Tests each channel that was made or changed with a call from the consumer's end, in this run or in a later one.
+//! Tests each new or changed channel with a call from the consumer's end, in this run or a later one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -60,7 +60,7 @@ fn machine(end: &End) -> Object {
     Object::machine(end.domain.as_str(), end.machine.as_str())
 }
 
-/// Marks the channels that did not answer, so that the next run tests them again, and no others.
+/// Marks the channels that did not answer, and only those, so that the next run tests them again.
 async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
     for ((_, proof), status) in due.iter().zip(ended) {
@@ -73,7 +73,7 @@ async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[
     }
     let edits: Vec<(Object, Vec<Edit>)> = edits.into_iter().collect();
     each(&edits, |(consumer, edits)| async {
-        // A stale mark costs one more call; a failure whose mark cannot be set was reported all the same.
+        // A stale mark costs one more call; a failed test is reported even if its mark cannot be set.
         if let Ok(mut incus) = session.incus().await {
             let _ = incus.edit(consumer, edits).await;
         }

@@ -17,8 +17,8 @@ use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
 
-/// Number of further tries for a network: while Incus makes or deletes one it looks at every interface of the host, and
-/// fails where a machine that stops meanwhile takes its own away.
+/// Number of retries for a network: Incus inspects every interface of the host while it makes or deletes one, and
+/// fails if a machine that stops meanwhile removes its own.
 const NETWORK_TRIES: usize = 3;
 /// Pause between two tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ pub(crate) async fn in_parallel(
         .await
 }
 
-/// Runs one chain; skips the rest after a failure or a request to stop.
+/// Runs one chain; a failure skips the rest except revocations, a request to stop skips everything.
 pub(crate) async fn carry_out(
     session: &Session,
     chain: &[Action],
@@ -150,7 +150,7 @@ impl Executor<'_> {
                 }
                 let edits = [set(device, None), mark_unverified(device, false)];
                 self.ask(async |incus| {
-                    // The files first: as long as the device exists, the next run knows of them.
+                    // The files first: as long as the device exists, the next run finds them.
                     if let Some(path) = inside {
                         provision::delete_socket(incus, machine, path).await?;
                     }
@@ -190,7 +190,7 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Makes or deletes an object; a network under the mark of the lock, and with further tries.
+    /// Makes or deletes an object; for a network, marks the lock busy and retries.
     async fn change(
         &mut self,
         object: &Object,
@@ -251,11 +251,11 @@ async fn create(incus: &mut Incus, object: &Object, body: &Value) -> Result<(), 
     incus.create(object, body).await
 }
 
-/// The edits that make a device of a channel.
+/// Returns the edits that make a channel's device.
 fn connect_edits(device: &str, keys: &ConfigMap, role: Role) -> Vec<Edit> {
     let mut edits = vec![set(device, Some(keys))];
     if role == Role::Consumer {
-        // Until a call over it has succeeded, in this run or a later one.
+        // The mark stays until a call over the channel succeeds, in this run or a later one.
         edits.push(mark_unverified(device, true));
     }
     edits

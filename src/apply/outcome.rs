@@ -1,4 +1,4 @@
-//! Records how the actions of a run ended, and for a failed one the command that shows more.
+//! Records the outcomes of a run's actions; for a failed one, also the command that shows more.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::session::incus_failure;
 use crate::text::Foreign;
 use crate::transport::{RemoteExecError, shell_line};
 
-/// Maximum length of a machine's words in a message, in characters.
+/// Maximum length of a machine's text in a message, in characters.
 const WORDS_MAX: usize = 300;
 
 /// The reason why an action failed.
@@ -22,16 +22,16 @@ pub(super) enum StepError {
     /// A change of the host.
     #[error(transparent)]
     Host(#[from] io::Error),
-    /// The program in a machine cannot be run to its end.
+    /// The program in a machine did not run to its end.
     #[error(transparent)]
     Exec(#[from] RemoteExecError),
     /// The report of a machine cannot be read.
     #[error(transparent)]
     Reader(#[from] ForeignError),
-    /// A machine does not answer with a report; its stderr.
+    /// A machine answered without a report; holds its stderr.
     #[error("the program does not run in the machine: {}", .0.shown(WORDS_MAX))]
     NoReport(Foreign),
-    /// A path in a machine is not as it was left.
+    /// A path in a machine was altered.
     #[error("the machine says: machine altered: `{}` in it is not what was left there", .0.shown(WORDS_MAX))]
     Altered(Foreign),
     /// A machine reports a failure.
@@ -40,7 +40,7 @@ pub(super) enum StepError {
     /// A machine's server has another policy.
     #[error("its server does not report the policy that was sent")]
     OtherPolicy,
-    /// A test of a channel among the other actions.
+    /// A channel test was planned among the other actions.
     #[error("a channel is tested when all else is done")]
     TooEarly,
 }
@@ -63,7 +63,7 @@ pub(crate) struct StepOutcome {
     pub(crate) status: StepStatus,
     /// The command that shows more.
     pub(crate) more: Option<String>,
-    /// The machine or other object that it was about.
+    /// The machine or other object that it concerned.
     pub(super) subject: Option<Object>,
 }
 

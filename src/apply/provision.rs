@@ -1,5 +1,5 @@
-//! Fills machines between their start and their edges: the program, which does the rest, and the folder in which a consumer's devices
-//! listen.
+//! Prepares machines between their start and their edges: pushes the program, which does the rest, and makes the
+//! folder in which a consumer's devices listen.
 //!
 //! Everything in a machine may be hostile: no path goes through a symbolic link.
 
@@ -24,10 +24,10 @@ const FOLDER: FileOwner = FileOwner {
     mode: 0o755,
 };
 
-/// Time-out for the setup of a machine: that of the running calls of a server that is replaced, and some time for the rest.
+/// Timeout for the setup of a machine: the time to replace its server, and some more for the rest.
 const SETUP_TIMEOUT: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 
-/// Puts a machine in order: ends a server that hangs and pushes the program where asked; the program does everything else.
+/// Sets up a machine: kills a hung server and pushes the program if asked; the program does everything else.
 pub(crate) async fn install(
     session: &Session,
     incus: &mut Incus,
@@ -40,7 +40,7 @@ pub(crate) async fn install(
         host::end_servers(incus.first_process(machine).await?).await;
     }
     let program = prepare(session, incus, machine, push).await?;
-    // With the time, so that nobody carries the order out long after.
+    // Includes the time, so that the order is not carried out much later.
     let sent = Sent {
         at: jiff::Timestamp::now().as_second(),
         order: spec.clone(),
@@ -50,7 +50,7 @@ pub(crate) async fn install(
         machine: machine.name(),
         user: None,
         argv: &[&program, SETUP],
-        // Plain data, which is always JSON.
+        // Plain data, which always serializes.
         input: &serde_json::to_vec(&sent).unwrap_or_default(),
         timeout: SETUP_TIMEOUT,
     };
@@ -72,7 +72,7 @@ pub(crate) async fn install(
     Ok(())
 }
 
-/// Checks that no mount is on the way to the program, and pushes it where needed; returns the path to start it by.
+/// Checks that no mount is on the way to our files, and pushes the program if asked; returns the path to run.
 async fn prepare(
     session: &Session,
     incus: &mut Incus,
@@ -97,19 +97,19 @@ async fn prepare(
     Ok(fresh)
 }
 
-/// Returns whether a path is on the way to something that goes into a machine.
+/// Returns whether a path is on the way to a file that anklume puts into a machine.
 fn is_ours(path: &str) -> bool {
     let ours = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
     let mut parts = ours.into_iter().flat_map(parts);
     path != "/" && parts.any(|part| part == path)
 }
 
-/// Makes the folder in which a consumer's devices listen; fails where a part of its path is no folder.
+/// Makes the folder in which a consumer's devices listen; fails if a part of its path is not a folder.
 pub(crate) async fn listen_folder(incus: &mut Incus, machine: &Object) -> Result<(), IncusError> {
     folders(incus, machine, CONSUMER_FOLDER).await
 }
 
-/// Makes a folder and those missing above it, through nothing but folders.
+/// Makes a folder and its missing parents; fails if a part of its path is not a folder.
 async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<(), IncusError> {
     for path in parts(folder) {
         match incus.kind_of_file(machine, &path).await? {
@@ -123,7 +123,7 @@ async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<()
     Ok(())
 }
 
-/// Deletes a consumer's socket; where a part of its path is no folder, the socket is none of ours.
+/// Deletes a consumer's socket, unless a part of its path is not a folder: such a socket is not ours.
 pub(crate) async fn delete_socket(
     incus: &mut Incus,
     machine: &Object,
@@ -142,7 +142,7 @@ fn altered(path: &str) -> IncusError {
     IncusError::Altered(path.to_owned())
 }
 
-/// The folders above a folder, from the top, and itself.
+/// Lists the folders above a folder, from the top, and the folder itself.
 fn parts(folder: &str) -> Vec<String> {
     let ends = folder.match_indices('/').map(|(at, _)| at).skip(1);
     let ends = ends.chain([folder.len()]);

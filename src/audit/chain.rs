@@ -40,22 +40,22 @@ impl Default for Head {
     }
 }
 
-/// One line of the log, but for its hash.
+/// One line of the log, without its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Number of the line in the whole chain, from 1; goes on over rotated files.
+    /// Number of the line in the whole chain, from 1; continues across rotated files.
     pub seq: u64,
     /// RFC 3339, UTC, microseconds.
     pub time: String,
     /// The event.
     #[serde(flatten)]
     pub event: Event,
-    /// Hash of the line before.
+    /// Hash of the previous line.
     pub previous: String,
 }
 
 impl LogLine {
-    /// Returns whether it is the one that follows `head`.
+    /// Returns whether this line follows `head`.
     #[must_use]
     pub fn continues(&self, head: &Head) -> bool {
         self.seq == head.seq.saturating_add(1) && self.previous == head.hash
@@ -73,14 +73,14 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
     };
     let mut text = plain(&serde_json::to_string(&line)?);
     let hash = sha256(&text);
-    // The closing brace goes behind the hash.
+    // The closing brace goes after the hash.
     text.pop();
     text.extend([HASH_MEMBER, &hash, LINE_END, "\n"]);
     let seq = line.seq;
     Ok((text.into_bytes(), Head { seq, hash }))
 }
 
-/// An event as text outside the chain: for one that could not be written.
+/// Formats an event outside the chain, for one that could not be logged.
 #[must_use]
 pub fn unlinked(time: &str, event: &Event) -> String {
     #[derive(Serialize)]
@@ -93,8 +93,8 @@ pub fn unlinked(time: &str, event: &Event) -> String {
     plain(&serde_json::to_string(&Unlinked { time, event }).unwrap_or_default())
 }
 
-/// JSON in printable ASCII alone: JSON leaves line separators, C1 controls and changes of direction as they are,
-/// and a reader of the file would see lines that are none.
+/// Rewrites JSON in printable ASCII: JSON allows raw line separators, C1 controls and changes of direction,
+/// which would show a reader of the file lines that do not exist.
 fn plain(json: &str) -> String {
     let mut text =
         String::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
@@ -103,7 +103,7 @@ fn plain(json: &str) -> String {
             text.push(character);
             continue;
         }
-        // Such a character stands in texts only, where an escape means the same.
+        // Such a character occurs only in strings, where an escape means the same.
         for unit in character.encode_utf16(&mut [0; 2]) {
             let _ = write!(text, "\\u{unit:04x}");
         }
@@ -111,10 +111,10 @@ fn plain(json: &str) -> String {
     text
 }
 
-/// A line that was read, in printable ASCII alone: the same JSON.
+/// Rewrites a line in printable ASCII; the JSON stays equivalent.
 #[must_use]
 pub fn printable(line: &[u8]) -> Vec<u8> {
-    // Between values JSON has white space; within texts it writes that as an escape.
+    // JSON has raw white space only between values; in strings it is escaped.
     let text = String::from_utf8_lossy(line).replace(['\t', '\r'], " ");
     plain(&text).into_bytes()
 }
@@ -122,15 +122,15 @@ pub fn printable(line: &[u8]) -> Vec<u8> {
 /// A line that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadLine {
-    /// A line whose hash is its own.
+    /// A line whose hash matches its bytes.
     Whole(LogLine, Head),
-    /// A line of the log's form whose bytes were changed: its hash is not its own.
+    /// A line of the log's form whose hash does not match: its bytes were changed.
     Edited(Head),
-    /// No line of this log.
+    /// Not a line of this log.
     Foreign,
 }
 
-/// Reads a line (without newline) and checks its own hash.
+/// Reads a line (without newline) and checks its hash.
 #[must_use]
 pub fn read(bytes: &[u8]) -> ReadLine {
     let Some((body, written)) = split(bytes) else {
@@ -150,7 +150,7 @@ pub fn read(bytes: &[u8]) -> ReadLine {
     }
 }
 
-/// The bytes that the hash covers, and the hash that the line gives.
+/// Splits a line into the bytes that the hash covers, and the hash.
 fn split(bytes: &[u8]) -> Option<(Vec<u8>, &str)> {
     let text = bytes.strip_suffix(LINE_END.as_bytes())?;
     let (front, hash) = text.split_at_checked(text.len().checked_sub(HASH_LENGTH)?)?;

@@ -1,4 +1,4 @@
-//! Floods of calls that do not run become counted lines, and those become few: evidence stays, the disk does not fill,
+//! Replaces floods of calls that do not run with a few counted lines: evidence stays, the disk does not fill,
 //! and older lines are not pushed out.
 //!
 //! Pure: the clock comes in as an argument.
@@ -9,15 +9,15 @@ use std::time::Duration;
 use super::Verdict;
 use crate::text::Foreign;
 
-/// Lines about calls of one caller that did not run that may be written at once.
+/// Maximum burst of lines about one caller's calls that did not run.
 pub const LINES_AT_ONCE: u32 = 40;
-/// Interval for one more, from then on.
+/// Interval for each further line after a burst.
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
-/// Number of those that may tell of one call each. The rest is for counts, and is enough for all of one caller.
+/// Number of lines in a burst that may each report one call. The rest is for counts, enough for all of one caller's.
 pub const OWN_LINES: u32 = 20;
 /// Time during which calls are counted before the counts are due.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Maximum number of names counted apart for one caller; those beyond are counted together.
+/// Maximum number of kinds of calls counted separately for one caller; the rest are counted together.
 pub const NAMES_MAX: usize = 16;
 /// The name under which the rest is counted.
 pub const OTHER_NAMES: &str = "(others)";
@@ -52,10 +52,10 @@ pub struct Floods {
     callers: BTreeMap<String, CallerCalls>,
 }
 
-/// Those of one caller. All times are since the start of the process.
+/// The calls of one caller. All times are since the start of the process.
 #[derive(Debug, Default)]
 struct CallerCalls {
-    /// Time from which all lines at once may be written again; each line that was written postpones it.
+    /// Time from which a full burst may be written again; each written line postpones it.
     replenished: Duration,
     /// Time at which the counts are due.
     due: Duration,
@@ -63,7 +63,7 @@ struct CallerCalls {
 }
 
 impl Floods {
-    /// Notes a call that did not run at `now` (since the start of the process); returns whether it gets its own line.
+    /// Records a call that did not run at `now` (since the start of the process); returns whether it gets its own line.
     pub fn refused(&mut self, caller: &str, kind: CallKind, now: Duration) -> bool {
         let calls = self.callers.entry(caller.to_owned()).or_default();
         let has_line = calls.book(1, OWN_LINES, now);
@@ -101,7 +101,7 @@ impl Floods {
         due
     }
 
-    /// Takes everything: the server ends.
+    /// Takes all counts, for when the server ends.
     pub fn rest(&mut self) -> Vec<Counted> {
         let callers = std::mem::take(&mut self.callers).into_iter();
         callers
@@ -111,7 +111,7 @@ impl Floods {
 }
 
 impl CallerCalls {
-    /// Books so many lines, unless that makes more than may be written at once; returns whether it did.
+    /// Books this many lines if they fit into a burst of `at_once`; returns whether they do.
     fn book(&mut self, lines: u32, at_once: u32, now: Duration) -> bool {
         let written = self.replenished.saturating_sub(now);
         let fits = written + LINE_EVERY * lines <= LINE_EVERY * at_once;
@@ -130,7 +130,7 @@ impl CallerCalls {
         *counted = counted.saturating_add(count);
     }
 
-    /// The kind as which a call is counted: its own, or a collective one if there are too many.
+    /// Returns the kind to count a call as: its own, or a collective one beyond the maximum.
     fn known(&self, mut kind: CallKind) -> CallKind {
         if self.counted.len() < NAMES_MAX || self.counted.contains_key(&kind) {
             return kind;

@@ -1,4 +1,4 @@
-//! The files of the log: appending under a lock, rotation by size, room for lines to come, the machine's key.
+//! The files of the log: appending under a lock, rotation by size, space reserved for lines, the machine's key.
 
 mod file;
 mod key;
@@ -19,11 +19,11 @@ use super::{Event, SealKey};
 use file::{LogEnd, fresh, gone, numbered, open_file, same_file};
 pub use file::{files, may_have_dropped};
 
-/// Path of the log by default.
+/// Default path of the log.
 pub const LOG: &str = "/var/log/anklume/audit.jsonl";
 /// Size at which the log continues in a new file, in bytes.
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
-/// Number of files that are kept beside the one that is written.
+/// Number of old files that are kept.
 pub const KEEP: u32 = 8;
 /// Disk space that is promised to a call, in bytes: more than its line ever takes.
 const LINE_ROOM: u64 = 4 * 1024;
@@ -38,7 +38,7 @@ pub enum AuditError {
     Io {
         /// The attempted operation.
         doing: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -49,7 +49,7 @@ pub enum AuditError {
     /// The file of the key holds no key.
     #[error("the key of the audit log, `{}`, is damaged; where it is removed a new one is made, and equal arguments are no longer found by those of before", .0.display())]
     Key(PathBuf),
-    /// The end of the file is no line of the log.
+    /// The end of the file is not a line of the log.
     #[error("the audit log `{}` ends in something that is no line of it; `anklume audit verify` shows more", .0.display())]
     Foreign(PathBuf),
 }
@@ -68,12 +68,12 @@ pub struct Log {
 #[derive(Debug)]
 struct OpenLog {
     file: File,
-    /// Its length, in bytes; `u64::MAX`: not known.
+    /// Its length, in bytes; `u64::MAX` if unknown.
     length: u64,
     head: Head,
     /// Length up to which this process allocated disk space, in bytes.
     reserved: u64,
-    /// Part of it that is promised to calls that run, in bytes.
+    /// Disk space promised to running calls, in bytes.
     promised: u64,
 }
 
@@ -101,14 +101,14 @@ impl Log {
         })
     }
 
-    /// Allocates disk space for the lines that calls in progress have yet to write, so that none of them ends unseen. Fails if
-    /// the disk is full, the file is not writable, or its end is no line of the log.
+    /// Allocates disk space for the lines that running calls have yet to write, so that none ends unlogged. Fails if
+    /// the disk is full, the file is not writable, or its end is not a line of the log.
     pub fn reserve(&self, lines: usize) -> Result<(), AuditError> {
         let mut open = self.opened();
         open.promised = (lines as u64).saturating_mul(LINE_ROOM);
         let ours = self.metadata(&open.file)?;
         let is_enough = ours.len().saturating_add(open.promised) <= open.reserved;
-        // Room in a file that the path no longer names is no room for the line.
+        // Space in a file that the path no longer names does not count.
         if is_enough && ours.len() == open.length && self.is_named(&ours) {
             return Ok(());
         }
@@ -122,14 +122,14 @@ impl Log {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allocates what is promised, and some more, behind the end of the file.
+    /// Allocates the promised space, and some more, after the end of the file.
     fn make_room(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let bytes = open.promised.saturating_add(AHEAD);
-        // Blocks of the file beyond its end: its length stays, nobody else can take them.
+        // Blocks beyond the end of the file: its length stays, and nobody else can take them.
         let allocated = fallocate(&open.file, FallocateFlags::KEEP_SIZE, open.length, bytes);
         allocated
             .or_else(|why| match why {
-                // A file system that cannot allocate ahead says at least how many bytes are free.
+                // A file system that cannot allocate ahead at least reports its free bytes.
                 Errno::OPNOTSUPP | Errno::NOSYS if has(&fstatvfs(&open.file)?, bytes) => Ok(()),
                 Errno::OPNOTSUPP | Errno::NOSYS => Err(Errno::NOSPC),
                 why => Err(why),
@@ -150,14 +150,14 @@ impl Log {
         self.locked(&mut self.opened(), |open| {
             self.catch_up(open)?;
             if open.length >= self.rotate_at {
-                // A full disk must not lose the line for which there is room in the old file.
+                // A full disk must not lose a line that fits into the old file.
                 let _ = self.rotate(open);
             }
             self.write(open, time, event)
         })
     }
 
-    /// Does work under the lock of the file that the path names now.
+    /// Runs `work` under the lock of the file that the path names now.
     fn locked<T>(
         &self,
         open: &mut OpenLog,
@@ -220,14 +220,14 @@ impl Log {
         match chain::read(&end.tail) {
             _ if end.tail.is_empty() => Ok(()),
             chain::ReadLine::Whole(line, head) if line.continues(&open.head) => {
-                // It lacks its newline alone: what it tells of is not lost.
+                // It lacks only its newline, so its event is not lost.
                 let repaired = open.file.write_all_at(b"\n", length);
                 repaired.map_err(self.error("repaired"))?;
                 open.length = length.saturating_add(1);
                 open.head = head;
                 Ok(())
             }
-            // The rest after the last line is taken off, and a line says so.
+            // The rest after the last line is removed, and a line records that.
             _ => {
                 let repaired = open.file.set_len(open.length);
                 repaired.map_err(self.error("repaired"))?;
@@ -237,7 +237,7 @@ impl Log {
         }
     }
 
-    /// The end of the chain when the current file is empty: that of the file before, if there is one.
+    /// Returns the head of the previous file, or the default without one, for when the current file is empty.
     fn head_before(&self) -> Result<Head, AuditError> {
         let before = numbered(&self.path, 1);
         let Ok(file) = File::open(&before) else {
@@ -249,7 +249,7 @@ impl Log {
         line.map_or(Ok(Head::default()), |line| head_of(line, &before))
     }
 
-    /// Begins a new file, whose first line says so, and moves the others one number up.
+    /// Begins a new file, whose first line records the rotation, and moves the others one number up.
     ///
     /// The log's path names a file at every moment: a process that opens the log in between finds the old one, locked.
     fn rotate(&self, open: &mut OpenLog) -> Result<(), AuditError> {
@@ -264,11 +264,11 @@ impl Log {
         Ok(())
     }
 
-    /// A file that continues where `open` ends.
+    /// Creates a file that continues where `open` ends.
     fn begin(&self, fresh: &Path, open: &OpenLog) -> Result<OpenLog, AuditError> {
         gone(fresh).map_err(self.error("rotated"))?;
         let file = open_file(fresh)?;
-        // Locked before it bears the name, so that no other process writes its first line.
+        // Locked before it gets its name, so that no other process writes its first line.
         file.lock().map_err(self.error("locked"))?;
         let mut next = OpenLog {
             file,
@@ -280,17 +280,17 @@ impl Log {
         let bytes = open.length;
         self.write(&mut next, now(), Event::Rotated { bytes })?;
         if next.promised > 0 {
-            // Calls that run have their room in the old file, and need it in the new one.
+            // Running calls have their space in the old file, and need it in the new one.
             self.make_room(&mut next)?;
         }
         Ok(next)
     }
 
-    /// Makes the first number free: the files up to the first number that is free move one up.
+    /// Frees the first number: moves the files before the first free number one up.
     fn make_way(&self) -> io::Result<()> {
         let first = numbered(&self.path, 1);
         if same_file(&first, &self.path) {
-            // A rotation was cut off when the file had both names.
+            // A rotation was interrupted while the file had both names.
             gone(&first)?;
         }
         let free = (1..KEEP).find(|number| !numbered(&self.path, *number).exists());
@@ -306,7 +306,7 @@ impl Log {
         let before = open.length;
         let sought = open.file.seek(SeekFrom::Start(before));
         if let Err(source) = sought.and_then(|_| open.file.write_all(&bytes)) {
-            // The written part of the line goes; if even that fails, the next writer takes it off.
+            // Removes the written part of the line; if even that fails, the next writer does so.
             let _ = open.file.set_len(before);
             open.length = u64::MAX;
             return Err(self.error("written")(source));
@@ -317,7 +317,7 @@ impl Log {
     }
 }
 
-/// The head after this line of a file.
+/// Returns the head after this line of a file.
 fn head_of(line: &[u8], file: &Path) -> Result<Head, AuditError> {
     match chain::read(line) {
         chain::ReadLine::Whole(_, head) | chain::ReadLine::Edited(head) => Ok(head),
@@ -325,12 +325,12 @@ fn head_of(line: &[u8], file: &Path) -> Result<Head, AuditError> {
     }
 }
 
-/// Returns whether so many bytes are free. A file system that reports no blocks at all has no size to fill.
+/// Returns whether this many bytes are free. A file system that reports no blocks at all has no size limit.
 const fn has(disk: &StatVfs, bytes: u64) -> bool {
     disk.f_blocks == 0 || disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes
 }
 
-/// The current time, as lines have it.
+/// Returns the current time in the form of a line's `time`.
 #[must_use]
 pub fn now() -> String {
     format!("{:.6}", jiff::Timestamp::now())

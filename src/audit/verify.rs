@@ -1,7 +1,7 @@
-//! Checks whether the log is as it was written: finds edited, removed, reordered and inserted lines, and names them.
+//! Checks that the log was not altered: finds and names edited, removed, reordered and inserted lines.
 //!
-//! Pure but for the reader that it is given. The provider's root can write a whole new chain: only a head
-//! that was kept elsewhere shows that.
+//! Pure except for the given reader. The provider's root can write a whole new chain: only a head
+//! kept elsewhere reveals that.
 
 use std::cmp::Ordering;
 use std::io::{self, BufRead};
@@ -9,10 +9,10 @@ use std::io::{self, BufRead};
 use super::Event;
 use super::chain::{self, Head, ORIGIN};
 
-/// Maximum length of a line that the log writes, in bytes; what is longer was not written by it.
+/// Maximum length of a line of the log, in bytes; a longer one was not written by it.
 pub const LINE_MAX: usize = 64 * 1024;
 
-/// Maximum number of faults that are kept, the first ones: whoever writes the log decides how many it has.
+/// Maximum number of faults that are kept, the first ones: a forger decides how many a log has.
 pub const FINDINGS_MAX: usize = 1000;
 
 /// The fault of a line.
@@ -30,7 +30,7 @@ pub enum Fault {
         /// The number of missing lines.
         count: u64,
     },
-    /// Its number was passed already: it was moved, repeated or inserted.
+    /// Its number has already passed: it was moved, repeated or inserted.
     #[error("moved, repeated or inserted: number {found} stands where {expected} belongs")]
     Misplaced {
         /// The number that should stand here.
@@ -41,7 +41,7 @@ pub enum Fault {
     /// Its number is right, but it does not continue the line before: one of the two was replaced.
     #[error("replaced: it does not continue the line before it")]
     Replaced,
-    /// It ends without its newline, and nothing follows: it is being written, or its writing was cut off, or it was cut.
+    /// It ends without its newline, and nothing follows: it is being written, was interrupted, or was cut.
     #[error(
         "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so"
     )]
@@ -67,13 +67,13 @@ pub struct Finding {
 pub struct Verifier {
     /// The walk so far.
     report: VerifyReport,
-    /// The line before; `None` before the first.
+    /// The previous line; `None` before the first.
     last: Option<Head>,
-    /// True if rotation has taken no line away.
+    /// True if rotation has dropped no line.
     from_origin: bool,
-    /// True if the line before is itself at fault, so that its follower is not reported for the same thing.
+    /// True if the previous line is faulty, so that the next one is not reported for the same fault.
     after_fault: bool,
-    /// The hash of a line that must still come.
+    /// The hash of a line that is still to be found.
     wanted: Option<String>,
 }
 
@@ -90,9 +90,9 @@ pub struct VerifyReport {
     pub findings: Vec<Finding>,
     /// Number of findings beyond them.
     pub more: u64,
-    /// The last line is not ended, which it also is not while it is written.
+    /// True if the last line has no newline, as while it is being written.
     pub unfinished: bool,
-    /// A head was given, and no line has it: the end was cut, the whole was written anew, or rotation has dropped it.
+    /// True if no line has the given head: the end was cut, the log was rewritten, or rotation dropped the line.
     pub head_missing: bool,
 }
 
@@ -105,7 +105,7 @@ impl VerifyReport {
 }
 
 impl Verifier {
-    /// A walk that has seen nothing; `head`: the hash of a line that must be in the log.
+    /// Begins a walk; `head` is the hash of a line that must be in the log.
     #[must_use]
     pub fn new(head: Option<String>) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl Verifier {
         }
     }
 
-    /// The same over all files of a log of which rotation has dropped none: its first line must be among them.
+    /// Requires the very first line, for a log of which rotation has dropped no file.
     #[must_use]
     pub const fn from_the_first_line(mut self) -> Self {
         self.from_origin = true;
@@ -146,7 +146,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// The result.
+    /// Ends the walk and returns the result.
     #[must_use]
     pub fn finish(self) -> VerifyReport {
         VerifyReport {
@@ -171,7 +171,7 @@ impl Verifier {
         self.wanted.take_if(|wanted| *wanted == head.hash);
         let fault = self.place(&line);
         if matches!(fault, Some(Fault::Misplaced { .. })) {
-            // The following lines are measured against the one that belongs here.
+            // The following lines are compared with the one that belongs here.
             self.after_fault = true;
         } else {
             self.step(head, false);
@@ -187,7 +187,7 @@ impl Verifier {
         self.after_fault = after_fault;
     }
 
-    /// Checks that this line, whole in itself, belongs behind the last one.
+    /// Checks that this intact line belongs after the last one.
     fn place(&self, line: &chain::LogLine) -> Option<Fault> {
         let Some(last) = &self.last else {
             let is_first = line.seq == 1 && line.previous == ORIGIN;
@@ -213,7 +213,7 @@ impl Verifier {
     }
 }
 
-/// The next line without its newline, and whether it has one; an endless one is cut at [`LINE_MAX`], which makes it foreign.
+/// Returns the next line without its newline, and whether it had one; one beyond [`LINE_MAX`] is cut, and so foreign.
 pub(crate) fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     loop {

@@ -8,7 +8,7 @@ use super::{BadArguments, CLIPBOARD_MAX, Payload, schema};
 use crate::name::{ToolName, closest};
 use crate::text::shown;
 
-/// Arguments that belong to one transfer and so cannot be fixed for all.
+/// Arguments that belong to one transfer, and so cannot be fixed for all transfers.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
 /// Maximum length of a caller's own text in a message to it, in characters.
 const SHOWN_MAX: usize = 80;
@@ -159,7 +159,7 @@ fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let bound = |key| property.get(key).and_then(Value::as_u64);
     let min = bound("minimum").unwrap_or(0);
     let max = bound("maximum").unwrap_or(u64::MAX);
-    // A negative number is no `u64`.
+    // A negative number is not a `u64`.
     let fits = integer(value).is_some_and(|number| (min..=max).contains(&number));
     (!fits).then(|| format!("`{name}` must be between {min} and {max}, not {value}"))
 }
@@ -230,7 +230,7 @@ fn is_address(text: &str) -> bool {
         .is_some_and(|(name, host)| is_part(name) && is_part(host))
 }
 
-/// Refuses a good value that cannot be fixed.
+/// Refuses a valid value that cannot be fixed.
 fn fixed_fault(name: &str, value: &Value) -> Option<String> {
     if OF_A_TRANSFER.contains(&name) {
         return Some(format!(

@@ -1,7 +1,7 @@
 //! Paths below the portal: checked as text, before any of them reaches the system.
 //!
 //! A name may hold no character that changes how it reads without being seen: controls, changes of direction, fillers.
-//! Invisible characters that belong to the writing are allowed where they do: the joiners of Persian and Hindi by the rules
+//! Invisible characters that a script needs are allowed where it does: the joiners of Persian and Hindi by the rules
 //! for domain names (RFC 5892, appendix A.1 and A.2), the joiner and the selectors of emoji by those for emoji (UTS #51).
 
 use std::fmt;
@@ -29,7 +29,7 @@ impl PortalPath {
     ///
     /// # Errors
     ///
-    /// Its first fault, and a legal path like it where one exists.
+    /// Its first fault, and a similar legal path, if one exists.
     pub fn new(text: &str) -> Result<Self, BadArguments> {
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
@@ -38,13 +38,13 @@ impl PortalPath {
         Err(format!("{fault}{}", hint.unwrap_or_default()).into())
     }
 
-    /// The same path below a folder whose name is safe already.
+    /// Returns this path below a folder with a safe name.
     #[must_use]
     pub fn below(&self, folder: &str) -> Self {
         Self(format!("{folder}/{}", self.0))
     }
 
-    /// The folders that lead to the file, outermost first, and the file's name.
+    /// Returns the folders that lead to the file, outermost first, and the file's name.
     #[must_use]
     pub fn split(&self) -> (Vec<&str>, &str) {
         match self.0.rsplit_once('/') {
@@ -53,7 +53,7 @@ impl PortalPath {
         }
     }
 
-    /// The path as text.
+    /// Returns the path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -61,7 +61,7 @@ impl PortalPath {
 }
 
 impl fmt::Display for PortalPath {
-    /// Escaped, as it is shown in messages.
+    /// Writes the path escaped, as messages show it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&escaped(&self.0))
     }
@@ -120,9 +120,9 @@ fn component_fault(name: &str) -> Option<String> {
     ))
 }
 
-/// Returns a legal path like this illegal one.
+/// Returns a legal path similar to this illegal one.
 fn proposed(path: &str) -> Option<String> {
-    // No work on a caller's text of any length.
+    // Does no work on text of unlimited length.
     if path.len() > PATH_BYTES_MAX {
         return None;
     }
@@ -154,7 +154,7 @@ fn is_unusual_space(character: char) -> bool {
     character.is_whitespace() && character != ' ' && !character.is_control()
 }
 
-/// Returns the first character that does not show as what it is.
+/// Returns the first invisible or misleading character.
 fn first_illegible(name: &str) -> Option<char> {
     let characters: Vec<char> = name.chars().collect();
     let at = (0..characters.len()).find(|at| !is_legible(&characters, *at))?;

@@ -154,7 +154,7 @@ fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
 fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
     let mut base64 = Vec::new();
     let Value::Object(mut root) = schema.to_value() else {
-        // The schema of a struct is an object; `every_schema_is_plain` would see it if it were not.
+        // The schema of a struct is an object; otherwise the test `every_schema_is_plain` fails.
         return (Map::new(), base64);
     };
     root.shift_remove("title");

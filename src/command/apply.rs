@@ -1,6 +1,6 @@
 //! `anklume apply`: makes Incus match `infra.yml`; `anklume destroy`: deletes what `apply` made, on request.
 //!
-//! [`crate::plan`] decides on the actions; these commands show them and have them carried out.
+//! [`crate::plan`] decides on the actions; these commands show them, and [`crate::apply`] carries them out.
 
 mod report;
 
@@ -111,11 +111,11 @@ pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
     Ok(session)
 }
 
-/// Carries out steps to the end, or after a signal to the end of the running ones.
+/// Carries out steps to the end; after a signal, only waits for those that are running.
 ///
 /// # Errors
 ///
-/// A second signal does not wait: the operations that have begun continue on Incus.
+/// A second signal arrived; operations that have begun continue on Incus.
 async fn run_steps(
     session: &Session,
     progress: &Progress,
@@ -132,7 +132,7 @@ async fn run_steps(
     Ok(report)
 }
 
-/// Fails where a domain or machine was named, as nothing of it exists.
+/// Fails if a domain or machine was named, because nothing of it exists.
 fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure> {
     let (kind, name) = match selection {
         Selection::All => return Ok(()),
@@ -168,7 +168,7 @@ fn refuse_protected(deletions: &Deletions, force: bool) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, message).help(help))
 }
 
-/// Asks at the terminal.
+/// Asks for confirmation at the terminal.
 fn confirm() -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {

@@ -1,4 +1,4 @@
-//! `anklume audit …`: the log of calls, shown and verified.
+//! `anklume audit …`: shows and verifies the log of calls.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -17,9 +17,9 @@ use crate::cli::{AuditCommand, AuditShowArgs, AuditVerifyArgs};
 use crate::error::{Exit, Failure};
 use crate::text::Foreign;
 
-/// Maximum number of further looks at a log whose last line is unfinished.
+/// Maximum number of times to reread a log whose last line is unfinished.
 const RETRIES: usize = 3;
-/// Pause before another look: a server that is writing the line has finished it by then.
+/// Pause before rereading: a server that is writing the line has finished it by then.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs `anklume audit …`.
@@ -30,7 +30,7 @@ pub(crate) fn run(command: &AuditCommand, output: &Output) -> anyhow::Result<Exi
     }
 }
 
-/// The files of a log, oldest first: one at least.
+/// Returns the files of a log, oldest first; at least one.
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let files = audit::files(path).map_err(|why| unreadable(path, &why))?;
     if files.is_empty() {
@@ -41,7 +41,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// The existence of a log cannot be determined.
+/// Reports that the existence of a log cannot be determined.
 fn unreadable(path: &Path, why: &io::Error) -> Failure {
     let path = path.display();
     let message = format!("cannot check for an audit log `{path}`: {why}");
@@ -168,7 +168,7 @@ fn call_text(call: &Call) -> String {
     }
 }
 
-/// The first digits of a digest, enough to tell two apart.
+/// Returns the first digits of a digest, enough to tell two apart.
 fn short(digest: &Foreign) -> String {
     digest
         .part(|digest| digest.chars().take(12).collect::<String>())
@@ -214,7 +214,7 @@ fn verify(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(done_or_failed(report.is_whole()))
 }
 
-/// Looks once at all files.
+/// Verifies all files once.
 fn walk(path: &Path, head: Option<String>) -> anyhow::Result<VerifyReport> {
     let files = files(path)?;
     let mut verifier = Verifier::new(head);
@@ -230,7 +230,7 @@ fn walk(path: &Path, head: Option<String>) -> anyhow::Result<VerifyReport> {
     Ok(verifier.finish())
 }
 
-/// Parses a hash as `verify` prints it; anything else would never be found and so is a mistake.
+/// Parses a hash as `verify` prints it; rejects anything else, which no line could have.
 fn head(text: &str) -> Result<String, Failure> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(text.to_ascii_lowercase());

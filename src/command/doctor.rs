@@ -1,7 +1,7 @@
-//! `anklume doctor`: checks every channel and reports the first broken thing on its way, and the fix.
+//! `anklume doctor`: checks every channel and reports its first fault, with the fix.
 //!
-//! Changes only the host's record of the providers' logs of calls. Looks at devices, processes, sockets and logs from the host; what only a
-//! machine can tell is asked there, within limits, and shown as the machine's word.
+//! Changes only the host's record of the providers' logs. Inspects devices, processes, sockets and logs from the
+//! host; asks the machine only for the rest, within limits, and marks its answers as the machine's.
 
 use serde::Serialize;
 use serde_json::json;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     print(&healths, &notes, output, || text(&healths))
 }
 
-/// The edges of the named machines; without names, all.
+/// Returns the edges of the named machines; without names, all edges.
 fn chosen<'e>(
     infra: &Infra,
     edges: &'e [Edge],
@@ -71,13 +71,13 @@ struct ChannelEntry<'a> {
     consumer: &'a str,
     provider: &'a str,
     ok: bool,
-    /// Duration of the consumer's question; `None` where something is broken.
+    /// Duration of the consumer's question; `None` if something is broken.
     milliseconds: Option<f64>,
     broken: Option<&'a Broken>,
     notes: &'a [String],
 }
 
-/// Prints the state of the channels. The exit code tells whether anything is broken.
+/// Prints the state of the channels; the exit shows whether anything is broken.
 fn print(
     healths: &[Health<'_>],
     notes: &[String],

@@ -24,7 +24,7 @@ use crate::tool::clipboard::{HolderAnswer, display};
 use crate::tool::gpg_launcher;
 use crate::{foreign, machine_root, setup};
 
-/// Maximum length of an order, in bytes: a services file and a little.
+/// Maximum length of an order, in bytes: a services file and a little more.
 const ORDER_MAX: u64 = 32 * 1024 * 1024;
 /// Maximum time to wait for the end of stdin after the answer: the peer has read it by then, or is gone.
 const EOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,7 +169,7 @@ fn hold_clipboard(output: &Output) -> anyhow::Result<()> {
     answered
 }
 
-/// Answers, then releases stdin, stdout and stderr, so that nobody waits for them.
+/// Answers, then releases stdin, stdout and stderr, so that no process waits for their end.
 fn answer_and_detach(output: &Output, answer: &HolderAnswer) -> anyhow::Result<()> {
     output.answer(&answer.write())?;
     let null = File::options().read(true).write(true).open("/dev/null")?;

@@ -29,14 +29,14 @@ const EXITS: [(Exit, &str); 8] = [
     (Exit::Interrupted, "interrupted; what was started is ended"),
 ];
 
-/// A completion script.
+/// Generates a completion script.
 pub(super) fn completions(shell: clap_complete::Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut visible(), "anklume", &mut script);
     script
 }
 
-/// The command line without the hidden subcommands, which clap hides from its help alone.
+/// Returns the command line without the hidden subcommands, which clap hides only from its help.
 fn visible() -> clap::Command {
     let whole = Cli::command();
     let subcommands = whole.get_subcommands().filter(|one| !one.is_hide_set());
@@ -49,7 +49,7 @@ fn visible() -> clap::Command {
         .subcommands(subcommands.cloned())
 }
 
-/// The manual page, as roff.
+/// Generates the manual page, as roff.
 pub(super) fn page() -> io::Result<Vec<u8>> {
     let mut whole = visible().disable_help_subcommand(true);
     whole.build();
@@ -66,7 +66,7 @@ pub(super) fn page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Adds a section for each subcommand that has none of its own.
+/// Adds a section for each subcommand that has no subcommands itself.
 fn add_subcommands(above: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     for command in above.get_subcommands() {
         if command.has_subcommands() {

@@ -22,7 +22,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// The output that the global flags ask for.
+    /// Returns the output that the global flags ask for.
     pub(crate) fn new(args: &GlobalArgs) -> Self {
         let color = match args.color {
             When::Auto => ColorChoice::Auto,
@@ -91,10 +91,10 @@ impl Output {
         }
     }
 
-    /// Writes text to stderr, even with `--quiet`. Its ANSI styles are removed where colours are off.
+    /// Writes text to stderr, even with `--quiet`. Its ANSI styles are removed if colours are off.
     pub(crate) fn stderr(&self, text: &str) {
         let mut stream = AutoStream::new(io::stderr().lock(), self.color);
-        // With stderr closed, nobody can be told.
+        // If stderr is closed, the text is lost.
         let _ = writeln!(stream, "{text}");
     }
 
@@ -114,12 +114,12 @@ impl Output {
     }
 }
 
-/// The exit of a command that either succeeds or fails.
+/// Returns the exit of a command that either succeeds or fails.
 pub(crate) const fn done_or_failed(done: bool) -> Exit {
     if done { Exit::Done } else { Exit::Failed }
 }
 
-/// Returns whether a run ended because the reader of its output went away.
+/// Returns whether a run ended because the reader of its output closed the pipe.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

@@ -1,4 +1,4 @@
-//! `anklume policy …`: questions to the policy of an `infra.yml`. Every decision is that of `policy::decide`.
+//! `anklume policy …`: queries the policy of an `infra.yml`. `policy::decide` makes every decision.
 
 mod check;
 

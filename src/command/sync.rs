@@ -1,6 +1,6 @@
-//! `anklume sync`: the files that Ansible reads, as infra.yml says.
+//! `anklume sync`: generates the files that Ansible reads from `infra.yml`.
 //!
-//! Reads, computes and reads back everything first; only then changes all or nothing.
+//! Reads, computes and reads back everything first; only then makes all changes, or none.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -63,14 +63,14 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(if differs { Exit::Differs } else { Exit::Done })
 }
 
-/// The treatment of differences.
+/// The handling of differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Changes the files.
     Write,
-    /// Shows what would change.
+    /// Shows the changes without making them.
     Show,
-    /// Tells by its exit code whether anything would change.
+    /// Reports by the exit code whether anything would change.
     Check,
 }
 
@@ -146,19 +146,19 @@ impl<'a> SyncReport<'a> {
         }
     }
 
-    /// The files that are created or updated.
+    /// Returns the files that are created or updated.
     fn written(&self) -> impl Iterator<Item = &'a PlannedFile> {
         let plan = self.plan.iter();
         plan.filter(|file| file.state != FileState::Unchanged)
     }
 
-    /// The orphans that are removed.
+    /// Returns the orphans that are removed.
     fn removed(&self) -> impl Iterator<Item = &'a Orphan> {
         let orphans = self.orphans.iter();
         orphans.filter(|orphan| orphan.fate == Fate::Removed)
     }
 
-    /// One line for each change, up to a limit without `verbose`.
+    /// Formats one line for each change, up to a limit without `verbose`.
     fn lines(&self, verbose: bool) -> String {
         let (created, updated) = match self.mode {
             Mode::Write => ("created", "updated"),
@@ -181,7 +181,7 @@ impl<'a> SyncReport<'a> {
         text
     }
 
-    /// The last line: the number of files in each state.
+    /// Formats the last line: the number of files in each state.
     fn summary(&self) -> String {
         let count = |state| self.plan.iter().filter(|file| file.state == state).count();
         let unchanged = count(FileState::Unchanged);
@@ -243,7 +243,7 @@ impl<'a> SyncReport<'a> {
     }
 }
 
-/// A path whose name came from the disk, escaped for a terminal.
+/// Escapes a path, whose name may come from the disk, for a terminal.
 fn name(path: &FilePath) -> String {
     path.to_string().escape_debug().to_string()
 }
@@ -257,7 +257,7 @@ fn diff_of_orphan(orphan: &Orphan) -> String {
     diff(&orphan.path, Some(&orphan.found.text), None)
 }
 
-/// A change as `git diff` shows it.
+/// Formats a change as `git diff` shows it.
 fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
     let side = |letter: char, text: Option<&str>| match text {
         Some(_) => format!("{letter}/{}", name(path)),

@@ -12,9 +12,9 @@ use seccompiler::{
 pub(crate) enum AllowedCalls {
     /// For the server, and so for everything that it starts: all that neither change the system nor leave the machine.
     Server,
-    /// For a process that runs gpg, or speaks to a display: the server's.
+    /// For a process that runs gpg or connects to a display: the server's, less those that Landlock does not cover.
     Programs,
-    /// For a process that speaks over the sockets that it was given: it opens none, and starts nothing.
+    /// For a process that uses only the sockets that it was given: it connects to nothing, and starts nothing.
     Worker {
         /// True if it opens files.
         files: bool,
@@ -149,7 +149,7 @@ const WORK: &[i64] = &[
     libc::SYS_sigaltstack,
     libc::SYS_socketpair,
     libc::SYS_statx,
-    // To itself: it cannot name another process's threads.
+    // Only to its own threads: a rule fixes the process.
     libc::SYS_tgkill,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
@@ -192,7 +192,7 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Changes to files that no right of Landlock covers: to any file with a path, or open for reading.
+/// Changes to files that no right of Landlock covers: to any file by its path, or open for reading.
 const UNRULED: &[i64] = &[
     libc::SYS_chmod,
     libc::SYS_chown,
@@ -218,7 +218,7 @@ const UNRULED: &[i64] = &[
     libc::SYS_utimensat,
     libc::SYS_utimes,
 ];
-/// System calls that reach other processes of the same user and that Landlock has no rule for: priorities, shared memory.
+/// System calls that reach other processes of the same user, without a rule of Landlock: priorities, shared memory.
 const OTHERS: &[i64] = &[
     libc::SYS_ioprio_set,
     libc::SYS_mq_open,
@@ -258,7 +258,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
 /// A system call of the x32 ABI has this bit and the same architecture (`seccomp(2)`); no program of ours makes one.
 const X32: i64 = 0x4000_0000;
 
-/// The rules of each system call; none: whatever its arguments are.
+/// The rules of each system call; a call without rules matches with any arguments.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// A comparison of an argument's lower 32 bits with a value.
@@ -311,7 +311,7 @@ fn denied(network: bool) -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_ioctl, any_of(CONTROLS.map(equal))?);
     rules.insert(libc::SYS_fcntl, any_of(OWNERS.map(equal))?);
     deny_x32(&mut rules);
-    // `ptrace` and the memory of other processes have numbers of their own there.
+    // `ptrace` and access to the memory of other processes have their own numbers there.
     rules.extend([521, 539, 540].map(|call| any(call | X32)));
     Ok(rules)
 }
@@ -321,8 +321,8 @@ fn denied_to_programs(network: bool) -> Result<Rules, BackendError> {
     let mut rules = denied(network)?;
     rules.extend(UNRULED.iter().chain(OTHERS).copied().map(any));
     rules.extend(NEWER.map(any));
-    // A file that may only be read could be emptied, and one that may not be opened at all has a descriptor all the
-    // same where it is asked for neither reading nor writing: access mode 3 (`open(2)`).
+    // Otherwise a file that may only be read could be emptied, and one that may not be opened at all yields a
+    // descriptor for neither reading nor writing: access mode 3 (`open(2)`).
     let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u64;
     let empties = (libc::O_RDONLY | libc::O_TRUNC) as u64;
     let neither = libc::O_ACCMODE as u64;
@@ -331,13 +331,13 @@ fn denied_to_programs(network: bool) -> Result<Rules, BackendError> {
         let both = both.map(|(mask, value)| (argument, SeccompCmpOp::MaskedEq(mask), value));
         rules.insert(call, any_of(both)?);
     }
-    // The limits of other processes.
+    // Other processes keep their limits.
     rules.insert(libc::SYS_prlimit64, vec![prlimit(&SeccompCmpOp::Ne)?]);
     deny_x32(&mut rules);
     Ok(rules)
 }
 
-/// Adds the twin of each call in the x32 ABI, whatever its arguments are.
+/// Adds the x32 twin of each call, with any arguments.
 fn deny_x32(rules: &mut Rules) {
     let calls: Vec<i64> = rules.keys().copied().collect();
     rules.extend(calls.into_iter().map(|call| any(call | X32)));
@@ -348,7 +348,7 @@ fn allowed(files: bool) -> Result<Rules, BackendError> {
     let mut rules: Rules = WORK.iter().chain(files).copied().map(any).collect();
     let thread = libc::CLONE_THREAD as u64;
     let local = (0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
-    // One for datagrams could send to any address.
+    // A datagram socket could send to any address.
     let stream = (1, SeccompCmpOp::MaskedEq(0xf), libc::SOCK_STREAM as u64);
     let thread_name = (0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64);
     let own = (0, SeccompCmpOp::Eq, u64::from(std::process::id()));
@@ -370,7 +370,7 @@ fn allowed(files: bool) -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-/// Matches a call whatever its arguments are.
+/// Matches a call with any arguments.
 const fn any(call: i64) -> (i64, Vec<SeccompRule>) {
     (call, Vec::new())
 }
@@ -391,7 +391,7 @@ fn all_of(comparisons: impl IntoIterator<Item = Comparison>) -> Result<SeccompRu
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-/// Compares the process of `prlimit64` with this one (0), and its pointer to new limits with none.
+/// Compares the process ID of `prlimit64` with 0 (this process), and its pointer to new limits with null.
 fn prlimit(operator: &SeccompCmpOp) -> Result<SeccompRule, BackendError> {
     SeccompRule::new(vec![
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator.clone(), 0)?,

@@ -1,8 +1,8 @@
 //! The client's end of one connection: `initialize`, `tools/list`, `tools/call`, one request at a time.
 //!
-//! The server is not trusted: every line, every wait and every count has a limit, and only the answer to the
-//! request in flight is taken. rmcp gives the types; its client loop is not used, because it drops a line that is
-//! too long without an error, does not limit a server's output, and returns results without the fields that it does not know.
+//! The server is not trusted: every line, wait and count has a limit, and only the answer to the request in flight is
+//! accepted. rmcp provides the types. Its client loop is not used: it drops an overlong line without an error, does not
+//! limit a server's output, and returns results without the fields that it does not know.
 
 mod exchange;
 pub(crate) mod pieces;
@@ -35,9 +35,9 @@ pub(crate) const CALL: &str = "tools/call";
 const TOOLS_MAX: usize = 10_000;
 const PAGES_MAX: usize = 100;
 
-/// Maximum length of a server's error message in ours, in characters.
+/// Maximum length of a server's error message that ours quotes, in characters.
 pub(crate) const WORDS_SHOWN: usize = 4000;
-/// Maximum length of a quoted line that is no message, in characters.
+/// Maximum length of a quoted line that is not a message, in characters.
 const LINE_SHOWN: usize = 80;
 /// Maximum length of the fault of an answer, in characters.
 const WHY_SHOWN: usize = 300;
@@ -65,14 +65,14 @@ impl Default for Timeouts {
 pub(crate) enum ClientError {
     #[error("the connection was closed before the answer")]
     Closed,
-    /// No answer or progress in time.
+    /// No answer or progress came in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Silent(Duration),
     #[error("the connection failed: {0}")]
     Stream(#[source] io::Error),
     #[error("the server sent a message of {} MiB, and {} MiB is the limit", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
     TooLong(u64),
-    /// Too many messages, or bytes, that do not answer the request.
+    /// Too many messages or bytes came that do not answer the request.
     #[error("the server sends without end and does not answer")]
     Flood,
     #[error("the peer is not an MCP server: it sent `{}`", .0.shown(LINE_SHOWN))]
@@ -100,7 +100,7 @@ pub(crate) struct Called {
 }
 
 impl Called {
-    /// The result as received, with every field.
+    /// Parses the result as received, with every field.
     pub(crate) fn value(&self) -> serde_json::Result<Foreign<Value>> {
         serde_json::from_str(self.raw.get())
     }
@@ -142,7 +142,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(Self { exchange, timeouts })
     }
 
-    /// Returns whether a call was sent, so that it may have run even without an answer.
+    /// Returns whether the last request was a call, which may have run even without an answer.
     pub(crate) fn has_called(&self) -> bool {
         self.exchange.last_method == Some(CALL)
     }
@@ -165,7 +165,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(tools.map(Foreign::new).collect())
     }
 
-    /// Lists the server's tools as received, with every field; further pages add their tools to the first.
+    /// Lists the server's tools as received, with every field; adds the tools of further pages to the first page.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
         let mut pages = self.pages().await?.into_iter();
         let mut whole = match pages.next() {
@@ -221,7 +221,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Err(malformed(LIST, &why))
     }
 
-    /// Calls a tool; a failure that the tool reports is a result. `one_copy` asks for a large payload in the text of the result alone.
+    /// Calls a tool; a failure of the tool is a result. `one_copy` asks for a large payload only in the result's text.
     pub(crate) async fn call(
         &mut self,
         tool: &str,
@@ -253,7 +253,7 @@ pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallTool
 pub(crate) struct DryRunRequest {
     pub(crate) method: &'static str,
     pub(crate) params: Value,
-    /// Asks for a large payload in the text of the result alone.
+    /// Asks for a large payload only in the text of the result.
     pub(crate) one_copy: bool,
 }
 

@@ -1,6 +1,6 @@
 //! Limits concurrent calls and calls per minute, of each caller and in total.
 //!
-//! A call that may run but not now is overloaded, which is never a refusal.
+//! A call that is allowed but cannot run now is overloaded, which is never a refusal.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 
-/// Time until a caller tries again to run a call or to connect, for it is unknown when it can.
+/// Retry delay after a limit on concurrent calls or connections: the end of the running ones is unknown.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The scope of a limit. A service with a value of its own is counted separately.
@@ -25,7 +25,7 @@ struct Scope {
 pub(crate) enum LimitKind {
     /// On calls or connections at once.
     AtOnce,
-    /// On the calls of a minute.
+    /// On calls per minute.
     Minute,
 }
 
@@ -82,7 +82,7 @@ struct Counters {
     minutes: HashMap<Scope, Minute>,
 }
 
-/// A place among the running calls; given back when dropped.
+/// A place among the running calls, freed when dropped.
 #[derive(Debug)]
 pub(crate) struct RunningCall {
     limiter: Arc<ConcurrencyLimiter>,
@@ -108,7 +108,7 @@ impl ConcurrencyLimiter {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a call, or returns the limit that is reached; then nothing is counted.
+    /// Admits a call, or counts nothing and returns the limit that is reached.
     pub(crate) fn enter(
         self: &Arc<Self>,
         caller: &str,
@@ -118,7 +118,7 @@ impl ConcurrencyLimiter {
         self.enter_at(caller, service, limits, self.began.elapsed())
     }
 
-    /// The same at a given time since the limiter was made.
+    /// Does the same as [`Self::enter`] at a given time since the limiter's creation.
     fn enter_at(
         self: &Arc<Self>,
         caller: &str,
@@ -174,11 +174,10 @@ impl ConcurrencyLimiter {
     }
 }
 
-/// Seconds that are counted apart: 60 whole ones, and the current one.
+/// Number of seconds that are counted separately: 60 whole ones and the current one.
 const SECONDS: usize = 61;
 
-/// The calls of the last 60 seconds, and of the part of the second before them that is not over yet: never more than the limit in
-/// any 60 s, in constant memory.
+/// The calls of the current second and of the 60 before it: never more than the limit in any 60 s, in constant memory.
 #[derive(Debug, Clone)]
 struct Minute {
     /// Calls in each second; those of second `n` are at `n` modulo [`SECONDS`].
@@ -196,21 +195,21 @@ impl Default for Minute {
 }
 
 impl Minute {
-    /// Returns the time until one more call is within `limit`; `None`: it is now.
+    /// Returns the time until one more call is within `limit`; `None` if it is within it now.
     fn wait(&mut self, limit: u32, now: Duration) -> Option<Duration> {
         self.forget(now);
         let mut calls: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
         if calls < u64::from(limit) {
             return None;
         }
-        // The oldest second first: it is the next to be over.
+        // From the oldest second, which expires first.
         let oldest = self.now + 1;
         let last = self.now + SECONDS as u64;
         let over = (oldest..=last).find(|second| {
             calls -= u64::from(self.count(*second).map_or(0, |count| *count));
             calls < u64::from(limit)
         });
-        // A second that is over has the place of one to come.
+        // A past second shares its slot with a future one, at whose beginning it expires.
         Some(Duration::from_secs(over.unwrap_or(last)).saturating_sub(now))
     }
 
@@ -222,9 +221,9 @@ impl Minute {
         }
     }
 
-    /// Forgets the seconds that are over.
+    /// Clears the expired seconds.
     fn forget(&mut self, now: Duration) {
-        // A caller that read the clock before another and counts after it counts with it.
+        // Another thread may have read a later time and counted before this one: time never goes back.
         let now = now.as_secs().max(self.now);
         for second in (self.now + 1..=now).take(SECONDS) {
             if let Some(count) = self.count(second) {

@@ -1,4 +1,4 @@
-//! Splits bytes into lines, one message each; does not interpret them.
+//! Splits bytes into lines, one message each, without interpreting them.
 
 pub(crate) mod json;
 
@@ -12,7 +12,7 @@ use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
-/// Size of each end of a too long line that is kept to search for its id, in bytes.
+/// Size of each end of an overlong line that is kept to search for its id, in bytes.
 const END_KEPT: usize = 1024;
 
 /// One line of a stream, without its `\n` or `\r\n`.
@@ -71,13 +71,13 @@ impl Line {
 pub(crate) enum LineStep {
     /// It is complete.
     Line(Line),
-    /// It is unfinished, and long.
+    /// It is unfinished and long.
     Grows,
     /// The stream ended.
     End,
 }
 
-/// Maximum length of a line, in bytes; evaluated when a line begins, as it may change in between.
+/// Maximum length of a line, in bytes; evaluated at the beginning of each line, as it may change.
 pub(crate) struct LineLimit(pub(crate) Box<dyn Fn() -> usize + Send + Sync>);
 
 impl From<usize> for LineLimit {
@@ -121,7 +121,7 @@ impl LineSplitter {
         }
     }
 
-    /// Takes all bytes and passes each line that ended to `each`.
+    /// Takes all bytes, and passes each line that ended to `each`.
     pub(crate) fn take_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(&Line)) {
         while !bytes.is_empty() {
             let (used, line) = self.take(bytes);
@@ -171,7 +171,7 @@ impl LineSplitter {
     }
 }
 
-/// Reads lines from a stream; a line over the limit is skipped in flat memory and reported.
+/// Reads lines from a stream; skips a line over the limit in constant memory, and reports it.
 #[derive(Debug)]
 pub(crate) struct Lines<R> {
     reader: BufReader<R>,
@@ -194,7 +194,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// Maximum length of the current or last line, in bytes.
+    /// Returns the maximum length of the current or last line, in bytes.
     pub(crate) const fn max(&self) -> usize {
         self.splitter.max
     }
@@ -208,7 +208,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// As [`Lines::next`], but stops when more than `max` bytes of an unfinished line are in memory.
+    /// Like [`Lines::next`], but stops when more than `max` bytes of an unfinished line are in memory.
     pub(crate) async fn next_within(&mut self, max: usize) -> io::Result<LineStep> {
         loop {
             if matches!(&self.splitter.line, Line::Whole(line) if line.len() > max) {

@@ -1,8 +1,8 @@
-//! A process that runs a consumer's tools of one resource, beside the process that speaks with the consumer.
+//! Runs a consumer's tools of one resource in a process of its own, beside the one that speaks with the consumer.
 //!
-//! Separates the process that reads a stranger's bytes from the one that holds keys or a clipboard, each limited to its own part: the
-//! first opens no socket and starts no program, the second decides again whether the call is granted. The server starts the helper
-//! when the first asks for it, and only where the policy grants the consumer a tool of that resource.
+//! The worker, which reads untrusted bytes, opens no socket and starts no program; the helper, which holds keys or a
+//! clipboard, decides again whether a call is granted. The server starts a helper when the worker asks for it, and only
+//! if the policy grants the consumer a tool of that resource.
 
 mod client;
 
@@ -31,10 +31,10 @@ use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolOutcome, Tool
 
 pub(crate) use client::{Connection, Helpers};
 
-/// The command that the process runs; its stdin is the socket to the server, its stdout the socket to the consumer's process.
+/// The command of a helper; its stdin is the socket to the server, its stdout the socket to the worker.
 pub(crate) const COMMAND: &str = "mcp-helper";
 
-/// The arguments of the process that runs `caller`'s tools of `resource` by the services file `services`.
+/// Returns the arguments of the helper that runs `caller`'s tools of `resource` by the services file `services`.
 pub(crate) fn arguments(
     caller: &MachineName,
     resource: Resource,
@@ -48,17 +48,17 @@ pub(crate) fn arguments(
     ]
 }
 
-/// Maximum length of an order, in bytes: the arguments of the longest message that a services file allows, and the rest of it.
+/// Maximum length of an order, in bytes: the longest arguments that a services file allows, and the other fields.
 const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
-/// Maximum length of a report, in bytes: the largest payload of one answer twice, in base64.
+/// Maximum length of a report, in bytes: two copies of the largest payload of one answer, in base64.
 const REPORT_MAX: u32 = 32 * 1024 * 1024;
 
-/// A worker's orders to its helper: JSON after its length, as the reports are.
+/// A worker's order to its helper: JSON after its length, like a report.
 #[derive(Serialize, Deserialize)]
 enum HelperOrder<'a> {
     /// Run a tool.
     Call {
-        /// Its number, for its report.
+        /// Its number, which its report repeats.
         id: u64,
         /// The connection, which transfers in pieces belong to.
         connection: u64,
@@ -84,7 +84,7 @@ struct FailureText(String);
 struct HelperReport {
     id: u64,
     connection: u64,
-    /// Its result, or why it failed; `None`: it was cancelled.
+    /// Its result or its error; `None` if it was cancelled.
     result: Option<Result<ToolOutcome, FailureText>>,
     /// True if its connection has an unfinished transfer in pieces.
     waits: bool,
@@ -104,16 +104,16 @@ async fn receive<T: DeserializeOwned>(
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// The policy and settings that a helper runs by.
+/// The policy and settings of a helper.
 pub(crate) struct Work<'a> {
     pub(crate) caller: MachineName,
     pub(crate) resource: Resource,
-    /// Asked for the policy alone.
+    /// Used only for the policy.
     pub(crate) monitor: &'a dyn Monitor,
     pub(crate) settings: Arc<Settings>,
 }
 
-/// Runs the ordered calls, as far as the policy grants them, until the socket is closed.
+/// Runs those of the ordered calls that the policy grants, until the socket is closed.
 pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
     let (reader, mut writer) = socket.into_split();
     let (reports, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
@@ -197,7 +197,7 @@ impl Work<'_> {
     }
 }
 
-/// Runs the tool of a grant; a panic is a failure of the call as well.
+/// Runs the tool of a grant; a panic fails the call as well.
 async fn run(
     grant: Option<Grant>,
     session: &ToolSession,

@@ -1,6 +1,6 @@
 //! Serves a socket for each consumer: the socket identifies the caller.
 //!
-//! Sockets follow the policy in force; a removed consumer loses its socket and its connections.
+//! Sockets follow the policy in force: a removed consumer loses its socket and its connections.
 
 pub(crate) mod folder;
 mod worker;
@@ -34,13 +34,13 @@ use crate::tool::Surroundings;
 use folder::{FolderError, SocketFolder};
 use worker::WorkerSupervisor;
 
-/// Interval for comparing sockets with the policy; each call reads the policy itself.
+/// Interval for comparing the sockets with the policy; each call reads the policy itself.
 const FOLLOW: Duration = Duration::from_millis(250);
 /// Time for connections to end, including their running calls.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
 /// Time for them to end after an immediate shutdown.
 const LAST: Duration = Duration::from_secs(3);
-// Before the server is killed, with a second to spare.
+// They end before the server is killed, with a second to spare.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
 /// The status of a server, for `mcp status`.
@@ -81,7 +81,7 @@ pub(crate) struct ServerState {
     pub(crate) confinement: InForce,
     /// The address of the launcher of its gpg-agent, if it started one.
     pub(crate) launcher: Option<String>,
-    /// The workers report each answer.
+    /// True if the workers report each answer.
     pub(crate) verbose: bool,
 }
 
@@ -101,7 +101,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct WorkerFailures {
     /// Failed starts, until one succeeds.
     unstarted: BTreeMap<MachineName, String>,
-    /// Abnormal exits that are not reported yet. Each concerns its consumer only, and needs no retry.
+    /// Abnormal exits that are not reported yet. Each concerns only its consumer and needs no retry.
     exits: Vec<String>,
 }
 
@@ -140,7 +140,7 @@ struct ChangingStatus {
 
 /// A consumer's socket.
 struct ConsumerSocket {
-    /// Accept no new connections.
+    /// Cancelled to accept no new connections.
     close: CancellationToken,
     connections: Shutdown,
 }
@@ -242,7 +242,7 @@ impl Listening {
         failed
     }
 
-    /// Creates and serves the socket of a consumer, also in place of a deleted one.
+    /// Creates and serves the socket of a consumer, even in place of a deleted one.
     fn bind(
         &mut self,
         name: &MachineName,
@@ -273,13 +273,13 @@ impl Listening {
         };
         tasks.spawn(supervisor.run());
         if let Some(old) = old {
-            // Its connections live on, and end with those of the new socket.
+            // Its connections continue, and end with those of the new socket.
             old.close.cancel();
         }
         Ok(ConsumerSocket { close, connections })
     }
 
-    /// Returns the present failures as messages.
+    /// Returns the current failures as messages.
     fn failures(&self, failed: &[FolderError]) -> Vec<String> {
         let workers = lock(&self.worker_failures);
         let unstarted = workers.unstarted.values().cloned();
@@ -317,7 +317,7 @@ impl Listening {
         Ok(())
     }
 
-    /// Accepts no new connections, lets the running calls end, and removes the sockets.
+    /// Stops accepting connections, lets the running calls end, and removes the sockets.
     async fn end(self, mut tasks: JoinSet<()>) -> Result<(), FolderError> {
         for socket in self.sockets.values() {
             socket.close.cancel();
@@ -331,11 +331,11 @@ impl Listening {
     }
 }
 
-/// Raises the limit of open files to the maximum, also for child processes: each connection takes one file, each consumer a few,
-/// and systemd sets 1024.
+/// Raises the limit of open files to the maximum, for child processes as well: each connection takes one file, each
+/// consumer a few, and systemd sets 1024.
 fn raise_open_files_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // If that is forbidden, keep the current limit.
+    // If that is forbidden, the current limit stays.
     let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -1,7 +1,7 @@
 //! Decides whether a call may run, and logs it: the policy in force, the limits over all callers, the log.
 //!
-//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and the process
-//! that serves a consumer asks it ([`remote`], [`attend()`]): that process never opens the log, and cannot name another caller.
+//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and
+//! their workers ask it ([`remote`], [`attend()`]): a worker never opens the log, and cannot name another caller.
 
 mod protocol;
 pub(crate) mod remote;
@@ -29,11 +29,11 @@ use protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send};
 
 /// Answers the requests of a connection before and after each call.
 pub(crate) trait Monitor: Send + Sync {
-    /// The policy in force.
+    /// Returns the policy in force.
     fn policy(&self) -> Arc<Policy>;
 
-    /// The policy in force, read again even if the services file looks unchanged, so that a list is never stale and a stuck server
-    /// is noticed.
+    /// Returns the policy in force, read again even if the services file looks unchanged, so that a list is never stale
+    /// and a stuck server is noticed.
     fn refreshed_policy(&self) -> Arc<Policy> {
         self.policy()
     }
@@ -41,21 +41,21 @@ pub(crate) trait Monitor: Send + Sync {
     /// Admits a call that the policy grants; `line` is its line of the log, except for its end.
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError>;
 
-    /// Logs a call that does not run. Fails if the line cannot be written, and calls must not go unseen.
+    /// Logs a call that does not run. Fails if the line cannot be written, unless unlogged calls are allowed.
     fn log(&self, line: Call) -> Result<(), LogError>;
 }
 
-/// An admitted call. Dropped before [`Admitted::ended`], it has ended with its connection, and is logged as cancelled.
+/// An admitted call. If dropped before [`Admitted::ended`], it ended with its connection and is logged as cancelled.
 pub(crate) trait Admitted: Send {
-    /// Makes room for the next call, and logs how this one ended. When this returns the line is in the file, and the answer may
-    /// leave. Fails as [`Monitor::log`] does.
+    /// Makes room for the next call and logs how this one ended. When this returns, the line is in the file and the
+    /// answer may be sent. Fails as [`Monitor::log`] does.
     fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
 }
 
 /// The reason why a call that the policy grants does not run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AdmitError {
-    /// A limit is met.
+    /// A limit is reached.
     Overloaded(Overloaded),
     /// It could not be logged.
     Unlogged,
@@ -92,7 +92,7 @@ impl Local {
                 let called = line.service.raw();
                 let service = policy.services.service(called);
                 let service = service.filter(|service| service.serves(name));
-                // The process has decided by another policy, or not at all.
+                // The worker decided by another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self.limiter.enter(name.as_str(), called, &service.limits);
                 Some(entered.map_err(AdmitError::Overloaded)?)
@@ -107,7 +107,7 @@ impl Local {
         Ok(LocalCall { running, begun })
     }
 
-    /// Sets the fields that a consumer's process is not trusted with: caller, tool, reason.
+    /// Sets the fields for which a worker is not trusted, such as caller, tool and reason.
     fn with_trusted_fields(&self, line: Call, policy: &Policy) -> Call {
         let service = policy.services.service(line.service.raw());
         let not_consumer = match (&self.caller, service) {
@@ -120,7 +120,7 @@ impl Local {
             bytes_out: 0,
             tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
-                // The caller gets the same answer for a service of others and one that does not exist; the log distinguishes them.
+                // The caller gets the same answer for a missing service as for one of others; only the log differs.
                 "not a consumer".into()
             } else {
                 line.reason
@@ -147,7 +147,7 @@ impl Monitor for Local {
     }
 }
 
-/// A running call: its place, and its line of the log.
+/// A running call: its place and its log line.
 struct LocalCall {
     running: Option<RunningCall>,
     begun: BegunCall,
@@ -166,15 +166,14 @@ pub(crate) trait House {
     /// Starts a helper and returns the socket to it. Fails if the policy grants the consumer none, or the system refuses.
     fn start(&self, resource: Resource) -> io::Result<OwnedFd>;
 
-    /// Lends memory, if others leave as much.
+    /// Lends memory if enough is free; returns whether it did.
     fn borrow(&self) -> bool;
 
-    /// Takes it back.
+    /// Takes the memory back.
     fn give_back(&self);
 }
 
-/// Answers until the process closes its end, or sends a request that no process of this program sends. Its running calls end with
-/// it.
+/// Answers a worker until it closes its end or sends an invalid request. Its running calls end with it.
 pub(crate) fn attend(
     process: &UnixStream,
     caller: &MachineName,
@@ -228,7 +227,7 @@ pub(crate) fn attend(
     }
 }
 
-/// Answers a helper of the process, which asks for the policy and for nothing else.
+/// Answers a helper, which asks only for the policy.
 pub(crate) fn attend_helper(helper: &UnixStream, caller: &MachineName, watcher: &PolicyWatcher) {
     let mut requests = BufReader::new(SpinRead::new(helper));
     while let Ok(MonitorRequest::Policy) = receive(&mut requests, REQUEST_MAX) {
@@ -242,7 +241,7 @@ fn done(logged: Result<(), LogError>) -> Response {
     logged.map_or(Response::Unlogged, |()| Response::Done)
 }
 
-/// The part of the policy that the process may know: that of its consumer.
+/// Builds the response with the part of the policy that a worker may know: that of its consumer.
 fn policy(caller: &MachineName, watcher: &PolicyWatcher) -> Response {
     let (policy, settled) = watcher.current_and_settled();
     Response::Policy {
@@ -252,7 +251,7 @@ fn policy(caller: &MachineName, watcher: &PolicyWatcher) -> Response {
     }
 }
 
-/// Truncates the text fields, which the process chose.
+/// Truncates the text fields, which the worker sets.
 fn truncate_fields(line: Call) -> Call {
     Call {
         id: bounded(line.id.raw()),

@@ -1,6 +1,6 @@
-//! Follows the services file, which may change at any time and is looked at before every call.
+//! Watches the services file, which may change at any time and is checked before every call.
 //!
-//! A file that is refused leaves the last good policy in force and is reported; a missing file grants nothing.
+//! A refused file is reported and leaves the last good policy in force; a missing file grants nothing.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,7 +15,7 @@ use crate::services::{Services, ServicesFault};
 
 /// Maximum size of a services file that is read, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
-/// A file younger than this may change again within one tick of the file system's clock; it is read anew.
+/// A file younger than this may change again within one tick of the file system's clock, so it is read again.
 const UNSETTLED: Duration = Duration::from_millis(100);
 /// The name of a machine without a services file.
 const NAMELESS: &str = "unnamed";
@@ -28,7 +28,7 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Computes the digest of these services.
+    /// Creates a policy from services and computes its digest.
     pub(crate) fn new(services: Services) -> Arc<Self> {
         Arc::new(Self {
             digest: services.digest(),
@@ -51,20 +51,20 @@ pub(crate) enum PolicyError {
     Fault { path: PathBuf, fault: ServicesFault },
 }
 
-/// Receives every change: the policy in force, and the error of a new file that was refused.
+/// Receives every change: the policy in force, and the error if a new file was refused.
 pub(crate) type OnChange = Box<dyn Fn(&Policy, Option<&PolicyError>) + Send + Sync>;
 
 /// A policy that was read just now.
 pub(crate) struct Loaded {
     pub(crate) policy: Arc<Policy>,
-    /// True if it may be kept until the file changes.
+    /// True if it holds until the file changes.
     pub(crate) settled: bool,
 }
 
 /// Reads the policy.
 pub(crate) type ReadPolicy = Box<dyn Fn() -> Result<Loaded, PolicyError> + Send + Sync>;
 
-/// A services file and the policy that it last gave.
+/// A services file and the last policy read from it.
 pub(crate) struct PolicyWatcher {
     path: PathBuf,
     read: ReadPolicy,
@@ -79,7 +79,7 @@ struct PolicyState {
     refused: Option<String>,
 }
 
-/// Metadata that tells one state of the file from another without reading it.
+/// Metadata that distinguishes states of the file without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stamp {
     Gone,
@@ -94,7 +94,7 @@ enum Stamp {
 }
 
 impl PolicyWatcher {
-    /// Reads a services file. Fails on a file that is refused: a server does not start by a broken policy.
+    /// Reads a services file. Fails if the file is refused: a server does not start with a broken policy.
     pub(crate) fn read(path: &Path) -> Result<Services, PolicyError> {
         let failed = |source| PolicyError::Io {
             path: path.to_owned(),
@@ -126,7 +126,7 @@ impl PolicyWatcher {
         })
     }
 
-    /// Follows the file, whose services are `first` at the beginning.
+    /// Watches the file, starting with the services `first`.
     pub(crate) fn new(path: &Path, first: Services, on_change: OnChange) -> Self {
         let file = path.to_owned();
         let read = move || {
@@ -138,7 +138,7 @@ impl PolicyWatcher {
         Self::with_reader(path, Box::new(read), Policy::new(first), on_change)
     }
 
-    /// Follows the file with the given reader.
+    /// Watches the file with the given reader.
     pub(crate) fn with_reader(
         path: &Path,
         read: ReadPolicy,
@@ -163,7 +163,7 @@ impl PolicyWatcher {
         self.current_and_settled().0
     }
 
-    /// Returns the policy in force, and true if it may be kept until the file changes.
+    /// Returns the policy in force, and whether it holds until the file changes.
     pub(crate) fn current_and_settled(&self) -> (Arc<Policy>, bool) {
         let mut state = self.lock();
         let now = stamp(&self.path);
@@ -205,7 +205,7 @@ impl PolicyWatcher {
 
     fn refuse(&self, state: &mut PolicyState, error: &PolicyError) {
         if let PolicyError::Io { .. } = error {
-            // It was not read, such as for want of file descriptors, and will look the same: read it again.
+            // It was not read, for example for lack of descriptors, and will look the same: read it again next time.
             state.seen = Stamp::Unsettled;
         }
         let text = error.to_string();

@@ -1,6 +1,6 @@
 //! Writes a server's log, and decides whether calls may run if that fails.
 //!
-//! Lines that could not be written are kept until they can be, and no new call runs before.
+//! Lines that could not be written are kept until they can be, and no new call runs until then.
 
 #[cfg(test)]
 mod tests;
@@ -26,13 +26,13 @@ pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// The path of a log that each write tries to open until it can; `None`: no other log than `log` is written.
+    /// The path of a log that each write tries to open until it succeeds; `None` if only `log` is written.
     path: Option<PathBuf>,
     /// The log, once it could be opened.
     log: OnceLock<Log>,
-    /// True if no call may run without it, unless the policy allows that. False for the operator.
+    /// True if no call may run unlogged, unless the policy allows it. False for the operator.
     required: bool,
-    /// Running calls: the room for their lines is reserved.
+    /// Number of running calls, for whose lines room is reserved.
     running: AtomicUsize,
     /// Unwritten lines, oldest first.
     kept: Mutex<VecDeque<KeptLine>>,
@@ -51,7 +51,7 @@ struct KeptLine {
 }
 
 impl Recorder {
-    /// Writes to `log`. If `required`, calls that cannot be logged do not run, unless the policy allows that.
+    /// Creates a recorder for `log`. If `required`, no call runs that cannot be logged, unless the policy allows it.
     pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
         Self {
             path: None,
@@ -66,7 +66,7 @@ impl Recorder {
         }
     }
 
-    /// Writes to a log that cannot be opened yet: each write tries again.
+    /// Creates a recorder for a log that cannot be opened yet; each write tries again.
     pub(crate) fn waiting_for(path: PathBuf, complain: Complain) -> Self {
         Self {
             path: Some(path),
@@ -83,8 +83,8 @@ impl Recorder {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves the room for the line of a call that is about to run. `line` is that line, except for its end; its digest of the
-    /// arguments is sealed here. Fails if the line cannot be written and calls must not go unseen: the call is counted as refused.
+    /// Reserves room for the line of a call that is about to run. `line` is that line without its end; seals its digest
+    /// of the arguments. Fails if the line cannot be written, unless that is allowed; the call then counts as refused.
     pub(crate) fn begin(
         self: &Arc<Self>,
         mut line: Call,
@@ -107,8 +107,8 @@ impl Recorder {
         Ok(begun)
     }
 
-    /// Logs a call that did not run. When this returns the line is in the file, or counted in a later one. Fails if it could not be
-    /// written, and is counted.
+    /// Logs a call that did not run. When this returns, the line is in the file or counted in a later one. Fails if it
+    /// could not be written, unless unlogged calls are allowed; it is counted.
     pub(crate) fn call(&self, mut call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
         self.seal(&mut call);
         let kind = kind(&call, call.decision, call.reason.clone());
@@ -124,7 +124,7 @@ impl Recorder {
         self.tolerate(written, allow_unlogged)
     }
 
-    /// Logs an event of the server itself. A line that cannot be written is kept; fails if calls must not go unseen.
+    /// Logs an event of the server itself; keeps a line that cannot be written, and fails unless that is allowed.
     pub(crate) fn append(&self, event: Event, allow_unlogged: bool) -> Result<(), AuditError> {
         let time = audit::now();
         let appended = self.write(time.clone(), event.clone());
@@ -139,10 +139,10 @@ impl Recorder {
         self.count_at(self.began.elapsed());
     }
 
-    /// The same at a given time since the recorder was made.
+    /// Does the same as [`Self::count`] at a given time since the recorder's creation.
     fn count_at(&self, now: Duration) {
         let due = self.floods().due(now);
-        // Notices that the log can be written again, also without a call.
+        // Notices that the log can be written again, even without a call.
         if self.trouble().is_some() || !self.kept().is_empty() {
             let ready = self.ready(self.running.load(Ordering::Relaxed));
             self.note(&ready);
@@ -156,7 +156,7 @@ impl Recorder {
         }
     }
 
-    /// Writes everything that is left, and last `stop`. Returns the lines that cannot be written.
+    /// Writes everything that is left, then `stop`. Returns the lines that cannot be written.
     pub(crate) fn end(&self, stop: Option<Event>) -> Vec<String> {
         let rest = self.floods().rest().into_iter().map(event);
         for event in rest.chain(stop) {
@@ -172,7 +172,7 @@ impl Recorder {
         lines.collect()
     }
 
-    /// Seals the digest of a call's arguments; leaves it out without a log.
+    /// Seals the digest of a call's arguments; omits it if the server has no log.
     fn seal(&self, call: &mut Call) {
         let log = self.log().ok().flatten();
         let sealed = log.map(|log| log.key.seal(call.arguments.raw()));
@@ -201,13 +201,13 @@ impl Recorder {
         Ok(Some(log))
     }
 
-    /// Reserves the room for the lines of so many running calls.
+    /// Writes the kept lines, and reserves room for the lines of that many running calls.
     fn ready(&self, running: usize) -> Result<(), AuditError> {
         let log = self.flushed_log()?;
         log.map_or(Ok(()), |log| log.reserve(running))
     }
 
-    /// Writes a line that is not of a running call, and leaves the room that is reserved for those.
+    /// Writes a line that belongs to no running call, and leaves the room that is reserved for those.
     fn write(&self, time: String, event: Event) -> Result<(), AuditError> {
         let Some(log) = self.flushed_log()? else {
             return Ok(());
@@ -219,7 +219,7 @@ impl Recorder {
         log.append_of(time, event).map(drop)
     }
 
-    /// Writes the line of a call that ran, into its reserved room, or keeps it.
+    /// Writes the line of a call that ran into its reserved room, or keeps it.
     fn write_ran(&self, call: Call) -> Result<(), AuditError> {
         let time = audit::now();
         let event = Event::Call(Box::new(call));
@@ -263,7 +263,7 @@ impl Recorder {
         self.floods().counted(counted, self.began.elapsed());
     }
 
-    /// Remembers and reports a failure to write the log.
+    /// Notes whether the log could be written, and reports a failure.
     fn note(&self, done: &Result<(), AuditError>) {
         *self.lock_trouble() = done.as_ref().err().map(ToString::to_string);
         if let Err(error) = done {
@@ -281,7 +281,7 @@ impl Recorder {
     }
 }
 
-/// A call that runs. Dropped before [`BegunCall::ended`], it has ended with its connection, and is logged as cancelled.
+/// A running call. If dropped before [`BegunCall::ended`], it ended with its connection and is logged as cancelled.
 pub(crate) struct BegunCall {
     recorder: Arc<Recorder>,
     line: Option<Call>,
@@ -290,8 +290,8 @@ pub(crate) struct BegunCall {
 }
 
 impl BegunCall {
-    /// Logs how the call ended. When this returns the line is in the file, and the answer may leave. Fails if the line could not be
-    /// written: it is kept, and the answer must not leave.
+    /// Logs how the call ended. When this returns, the line is in the file and the answer may be sent. If the line
+    /// could not be written, it is kept; this fails unless that is allowed, and the answer must not be sent.
     pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
         let written = self.write(outcome, bytes_out);
         written.map_or(Ok(()), |written| {

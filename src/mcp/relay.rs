@@ -31,28 +31,28 @@ const CLOSED: i32 = -32000;
 const LIST_CHANGED: &[u8] =
     b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
 
-/// The end of a relay.
+/// The reason why a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RelayEnd {
     /// The client's input ended, and every request has its answer.
     InOrder,
     /// The provider closed the connection.
     Vanished {
-        /// Answers that it owes.
+        /// Number of answers that are still due.
         unanswered: usize,
-        /// The provider sent something.
+        /// True if the provider sent something.
         spoke: bool,
     },
     /// The client's input ended, and the provider was silent for too long.
     Silent {
-        /// Answers that it owes.
+        /// Number of answers that are still due.
         unanswered: usize,
     },
     /// A provider that came back does not accept the repeated handshake.
     NotGreeted,
     /// It closed the connection before the handshake was repeated.
     Closed,
-    /// The reader of stdout went away.
+    /// The client no longer reads stdout.
     Unheard,
 }
 
@@ -72,8 +72,8 @@ where
     O: AsyncWrite + Unpin,
     G: Fn() -> bool,
 {
-    /// Creates a relay for the client's requests and answers. `is_gone` tells that no process can write requests any more, though
-    /// some may still be unread.
+    /// Creates a relay for the client's requests and answers. `is_gone` returns whether every process that could write
+    /// requests is gone, though some requests may still be unread.
     pub(crate) fn new(input: I, output: O, is_gone: G) -> Self {
         Self {
             input,
@@ -152,7 +152,7 @@ where
                         Err(_) if state.write_closed || !self.is_open() => {
                             return Ok(self.state.silent());
                         }
-                        // A provider that reads nothing while its client lives may have reason to.
+                        // While its client lives, a provider may have a reason to read nothing.
                         Err(_) => {}
                     }
                 }
@@ -237,7 +237,7 @@ where
         let mut answers = LineSplitter::default();
         let mut bytes = vec![0; CHUNK];
         let mut is_accepted = None;
-        // To the end of a line, or the client would get the rest of it.
+        // Reads to the end of a line, or the client would get the rest of it.
         while is_accepted.is_none() || answers.is_within_a_line() {
             let count = reader.read(&mut bytes).await?;
             if count == 0 {
@@ -253,8 +253,8 @@ where
         writer.write_all(&self.handshake.notification).await
     }
 
-    /// Ends. The provider's unfinished line goes to a client that gets nothing more; otherwise another provider may take
-    /// over, and it would be half an answer.
+    /// Ends the relay. Passes on the provider's unfinished line only to a client that gets nothing more: if another
+    /// provider may take over, it would be half an answer.
     async fn end(&mut self, end: RelayEnd) -> RelayEnd {
         let rest = if self.is_open() {
             Vec::new()
@@ -279,15 +279,15 @@ where
 struct RelayState {
     /// Requests that are not written yet: writing must not block reading the provider's answers.
     outgoing: Vec<u8>,
-    /// Input of the client that was read and not processed yet.
+    /// Input of the client that is read but not yet processed.
     pending_input: Vec<u8>,
     unfinished: UnfinishedAnswer,
     requests: LineSplitter,
     answers: LineSplitter,
     pending_answers: PendingAnswers,
-    /// No more requests come.
+    /// True if no more requests come.
     input_ended: bool,
-    /// The provider reads nothing more; its earlier output is still to be read.
+    /// True if the provider reads nothing more; its earlier output is still to be read.
     write_closed: bool,
     spoke: bool,
 }
@@ -296,7 +296,7 @@ struct RelayState {
 #[derive(Debug, Default)]
 struct UnfinishedAnswer {
     bytes: Vec<u8>,
-    /// The client has the bytes before, as the answer was too long to wait.
+    /// True if the client has the bytes before: the answer was too long to be held back.
     is_passed_on: bool,
 }
 
@@ -320,7 +320,7 @@ impl RelayState {
         }
     }
 
-    /// Notes input of the client; a last line without a newline gets one, as no server answers it otherwise.
+    /// Notes input of the client; adds a newline to a last line without one, as no server answers it otherwise.
     fn sent(&mut self, bytes: &[u8], handshake: &mut Handshake) {
         if bytes.is_empty() {
             self.input_ended = true;
@@ -361,7 +361,7 @@ impl RelayState {
         out
     }
 
-    /// Returns errors in place of all answers that are due.
+    /// Returns errors in place of all answers that are still due.
     fn errors(&mut self, why: &str) -> Vec<u8> {
         let error = json!({"code": CLOSED, "message": why});
         let ids = self.pending_answers.give_up();
@@ -369,7 +369,7 @@ impl RelayState {
         ids.iter().map(line).collect::<String>().into_bytes()
     }
 
-    /// Forgets a lost connection; returns the end of an answer of which the client has the beginning.
+    /// Forgets a lost connection; returns the newline that ends an answer whose beginning the client has.
     fn forget_provider(&mut self) -> Vec<u8> {
         self.outgoing.clear();
         self.answers = LineSplitter::default();
@@ -393,7 +393,7 @@ impl RelayState {
             return self.vanished();
         }
         if self.spoke && self.outgoing.is_empty() && self.pending_answers.no_request() {
-            // Some servers do not answer a line that is no request.
+            // Some servers do not answer a line that is not a request.
             return RelayEnd::InOrder;
         }
         RelayEnd::Silent {

@@ -1,4 +1,4 @@
-//! Serves one connection: the channel identifies the caller, the policy decides, the tool runs, the answer goes out.
+//! Serves one connection: the channel identifies the caller, the policy decides, the tool runs, the answer is sent.
 //!
 //! Nothing here prints, opens sockets or reads files.
 
@@ -54,7 +54,7 @@ pub(crate) struct Shutdown {
 }
 
 impl Shutdown {
-    /// Returns a shutdown that can begin by itself, and begins with this one.
+    /// Returns a shutdown that begins with this one, or earlier by itself.
     pub(crate) fn child(&self) -> Self {
         Self {
             graceful: self.graceful.child_token(),
@@ -79,15 +79,15 @@ pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
     limits: ConnectionLimits,
-    /// The throttle of the caller; `None`: it is read as fast as it writes.
+    /// The throttle of the caller; `None` if it is read as fast as it writes.
     throttle: Option<Arc<ReadThrottle>>,
-    /// Maximum number of connections of the caller, where this one is beyond it.
+    /// The caller's maximum number of connections, if this one exceeds it.
     over_limit: Option<usize>,
     run: ServerRun,
 }
 
 impl Server {
-    /// Serves `caller` by the policy in force at each call.
+    /// Creates the server of a connection of `caller`, by the policy in force at each call.
     pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
         Self {
             caller,
@@ -99,8 +99,8 @@ impl Server {
         }
     }
 
-    /// Serves a connection of a consumer, with the throttle of all its connections. When the server is told to end, its running
-    /// calls may take as long as a person at a pinentry.
+    /// Creates the server of a consumer's connection, with the throttle that all its connections share. When told to
+    /// end, it lets the running calls take as long as a person at a pinentry.
     pub(crate) fn of_consumer(
         consumer: MachineName,
         shared: Arc<Shared>,
@@ -112,8 +112,8 @@ impl Server {
         server
     }
 
-    /// Serves a connection beyond the `max` that its caller may have at once: its first request is answered with "overloaded",
-    /// and is in the log if it is a call; then the connection ends.
+    /// Makes this a connection beyond the `max` that its caller may have: its first request is answered with
+    /// "overloaded", and logged if it is a call; then the connection ends.
     pub(crate) const fn over_limit(mut self, max: usize) -> Self {
         self.over_limit = Some(max);
         self
@@ -130,14 +130,14 @@ impl Server {
         let transport =
             ServerTransport::new(reader, writer, Arc::clone(&flight), self.clone(), stop);
         let guard = PanicGuard::new(self, flight);
-        // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` by hand.
+        // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` typed by hand.
         let running = rmcp::service::serve_directly_with_ct(guard, transport, None, immediate);
         // A loop that panicked has ended as well; its peer sees the end of the stream.
         let _ = running.waiting().await;
     }
 
-    /// Maximum length of a request, in bytes, by the policy in force when the request begins: the largest of the caller's services,
-    /// for the service that a request names is known only after it is read.
+    /// Returns the maximum length of a request, in bytes, by the policy in force when it begins: the maximum of the
+    /// caller's services, as the service that a request names is known only after it is read.
     fn max_line(&self) -> LineLimit {
         let default = self.limits.line;
         let Caller::Consumer(name) = self.caller.clone() else {

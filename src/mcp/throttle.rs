@@ -1,8 +1,8 @@
-//! Throttles how fast a caller is read: messages that cost the server work and are no call that runs, such as lists, refusals and
-//! garbage, are read at a steady pace when they are many. So a flood waits in its own sockets.
+//! Throttles reading from a caller: messages that cost work but run no call, such as lists, refusals and garbage, are
+//! read at a steady pace if they are many, so a flood waits in its own sockets.
 //!
-//! Calls that run have limits of their own ([`crate::mcp::concurrency`]) and are not counted here. The bytes of a caller that are
-//! in memory at once are counted too, whether a message is whole, runs, or never comes to an end.
+//! Calls that run have their own limits ([`crate::mcp::concurrency`]) and are not counted here. The bytes of a caller
+//! in memory are limited too, whether a message is complete, runs, or never ends.
 
 mod memory;
 
@@ -21,7 +21,7 @@ pub(crate) use memory::{Lender, MemoryPermit};
 
 /// Cost of a small message.
 const MESSAGE: Duration = Duration::from_micros(1_000_000 / MESSAGES_PER_SECOND);
-/// Cost of all that is read before any of it waits.
+/// Cost of a burst, which is read without waiting.
 const AT_ONCE: Duration = MESSAGE.saturating_mul(MESSAGES_AT_ONCE);
 /// Bytes that cost as much as one message.
 const BYTES: usize = 64 * 1024;
@@ -29,13 +29,13 @@ const BYTES: usize = 64 * 1024;
 const MESSAGE_MAX: u32 = 256;
 /// Cost of an accepted connection, in small messages.
 const CONNECTION: u32 = 5;
-/// Bytes of a message that every connection may read; a longer message takes memory of its caller's.
+/// Maximum size of a message that every connection may read, in bytes; a longer one takes memory of its caller.
 pub(crate) const SHORT: usize = 16 * 1024;
 
 /// The throttle of one caller, over all its connections.
 pub(crate) struct ReadThrottle {
     memory: Pools,
-    /// When all that was read so far would be done, at one message per [`MESSAGE`].
+    /// The time at which everything read so far would be done, at one message per [`MESSAGE`].
     done: Mutex<Instant>,
 }
 
@@ -46,7 +46,7 @@ impl Default for ReadThrottle {
 }
 
 impl ReadThrottle {
-    /// For a caller that may have so many bytes in memory, part of them borrowed.
+    /// Creates the throttle of a caller that may have that many bytes in memory, part of them borrowed.
     pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
         Self {
             memory: Pools::of(bytes, lender),
@@ -54,28 +54,28 @@ impl ReadThrottle {
         }
     }
 
-    /// Waits for the memory of a parsed request of so many bytes. Memory is taken in the order long message, request, answer, so
-    /// that no callers wait in a circle. Never fails: the semaphore is never closed.
+    /// Waits for the memory of a parsed request of that many bytes. Memory is taken in the order long message, request,
+    /// answer, so that callers cannot deadlock. Never fails: the semaphore is never closed.
     pub(crate) async fn request(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.requests.acquire(bytes).await
     }
 
-    /// Waits for the memory of an answer of so many bytes. Never fails.
+    /// Waits for the memory of an answer of that many bytes. Never fails.
     pub(crate) async fn answer(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.answers.acquire(bytes).await
     }
 
-    /// Takes the turn of a message of so many bytes: returns when it may be read.
+    /// Takes the turn of a message of that many bytes: returns the time at which it may be read.
     fn message(&self, bytes: usize) -> Instant {
         self.turn(cost(bytes), Instant::now())
     }
 
-    /// Takes the turn of a connection: returns when it may be served.
+    /// Takes the turn of a connection: returns the time at which it may be served.
     pub(crate) fn connection(&self) -> Instant {
         self.turn(MESSAGE * CONNECTION, Instant::now())
     }
 
-    /// Gives back the turn of a message of so many bytes: it was a call that runs.
+    /// Gives back the turn of a message of that many bytes: it was a call that runs.
     pub(crate) fn runs(&self, bytes: usize) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         *done = done.checked_sub(cost(bytes)).unwrap_or(*done);
@@ -83,7 +83,7 @@ impl ReadThrottle {
 
     fn turn(&self, cost: Duration, now: Instant) -> Instant {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        // Time that was not used is lost.
+        // Unused time is lost.
         let begins = now.max(*done);
         *done = begins + cost;
         begins.checked_sub(AT_ONCE).map_or(now, |at| at.max(now))
@@ -95,17 +95,17 @@ fn cost(bytes: usize) -> Duration {
     MESSAGE * parts.saturating_add(1).min(MESSAGE_MAX)
 }
 
-/// A line, and the memory that it has until it is answered.
+/// A line, and the memory that it holds until it is answered.
 pub(crate) type HeldLine = (Line, Option<MemoryPermit>);
 
-/// The lines of a connection, each when it is its turn.
+/// The lines of a connection, each in its turn.
 pub(crate) struct ThrottledLines<R> {
     lines: Lines<R>,
-    /// The memory of a long line that is unfinished, and when the rest of it began to be read.
+    /// The memory of an unfinished long line, and the time at which reading its rest began.
     unfinished: Option<(MemoryPermit, Instant)>,
-    /// `None`: lines are read as fast as they are written.
+    /// `None` if lines are read as fast as they are written.
     throttle: Option<Arc<ReadThrottle>>,
-    /// A line that is read and waits for its turn.
+    /// A line that is read, and the time of its turn.
     waiting: Option<(HeldLine, Instant)>,
 }
 
@@ -124,7 +124,7 @@ impl<R: AsyncRead + Unpin> ThrottledLines<R> {
         }
     }
 
-    /// Maximum length of the current or last line, in bytes.
+    /// Returns the maximum length of the current or last line, in bytes.
     pub(crate) const fn max(&self) -> usize {
         self.lines.max()
     }
@@ -139,7 +139,7 @@ impl<R: AsyncRead + Unpin> ThrottledLines<R> {
         while self.waiting.is_none() {
             let step = match self.unfinished {
                 None => self.lines.next_within(SHORT).await?,
-                // It holds memory that others of its caller wait for.
+                // It holds memory that other connections of its caller wait for.
                 Some((_, begun)) => {
                     let step = self.lines.next_within(usize::MAX);
                     timeout_at(begun + CALL_TIME, step).await??

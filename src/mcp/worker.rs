@@ -1,5 +1,5 @@
-//! The process that serves one consumer: how it is started and told to end, and how it accepts connections, as many as the
-//! consumer may have.
+//! Defines the process that serves one consumer: its arguments, the signals that end it, and the accepting of as many
+//! connections as the consumer may have.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,32 +18,32 @@ use crate::mcp::server::{Server, Shared, Shutdown};
 use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 
-/// The command that the process runs; its stdin is the socket to its server, its stdout the socket that the consumer connects to.
+/// The command of a worker; its stdin is the socket to its server, its stdout the socket that the consumer connects to.
 pub(crate) const COMMAND: &str = "mcp-worker";
-/// Accept no more connections, and end when the existing ones have ended.
+/// Accept no more connections, and end when the existing ones end.
 pub(crate) const STOP_ACCEPTING: Signal = Signal::USR1;
 /// Read no more requests; the running calls are answered first.
 pub(crate) const DRAIN: Signal = Signal::TERM;
 /// End the running calls as well.
 pub(crate) const ABORT: Signal = Signal::INT;
 
-/// The variable by which the C library's allocator returns memory as soon as it is free, and keeps none for each thread
-/// (`man mallopt`): memory that a flood took is not kept.
+/// The variable that makes the C library's allocator return memory as soon as it is free, and keep none for each thread
+/// (`man mallopt`), so that memory taken by a flood is not kept.
 pub(crate) const ALLOCATOR: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536",
 );
 
-/// Pause after an accept that failed, such as for want of file descriptors.
+/// Pause after a failed accept, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time without a connection after which the process ends.
 const IDLE: Duration = Duration::from_secs(2);
-/// Connections of one caller beyond its limit that are answered at once; those beyond wait to be accepted.
+/// Maximum number of connections beyond a caller's limit that are answered at once; more wait to be accepted.
 const TURNED_AWAY: usize = 32;
 /// Time-out for the first request of such a connection.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
-/// The arguments of the process that serves `caller` by the services file `services`.
+/// Returns the arguments of the process that serves `caller` by the services file `services`.
 pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         vec![COMMAND.into(), caller.as_str().into(), services.into()];
@@ -59,14 +59,14 @@ pub(crate) struct Acceptor {
     pub(crate) listener: UnixListener,
     /// State shared by its connections.
     pub(crate) shared: Arc<Shared>,
-    /// Their throttle and their memory.
+    /// The throttle and the memory that they share.
     pub(crate) throttle: Arc<ReadThrottle>,
     /// Tells them to end.
     pub(crate) connections: Shutdown,
 }
 
 impl Acceptor {
-    /// Accepts until it is closed, or no connection has existed for a while, then waits for its connections to end.
+    /// Accepts until it is closed or has had no connection for a while, then waits for its connections to end.
     pub(crate) async fn run(self, close: CancellationToken) {
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
@@ -83,7 +83,7 @@ impl Acceptor {
                 Some(_) = turned_away.join_next() => {}
                 // A new process serves the next connection, without the memory that this one has kept.
                 () = sleep(IDLE), if served.is_empty() && turned_away.is_empty() => break,
-                // Those beyond wait until one that is turned away has gone: each gets its answer.
+                // Further ones wait until one that is turned away has gone, so that each gets its answer.
                 accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.max() => {
                     turn = self.throttle.connection();
                     let max = self.max();
@@ -110,7 +110,7 @@ impl Acceptor {
         Server::of_consumer(self.caller.clone(), shared, throttle)
     }
 
-    /// Maximum number of connections at once by the policy in force: the largest of the caller's services.
+    /// Returns the maximum number of connections at once by the policy in force: the largest of the caller's services.
     fn max(&self) -> usize {
         let policy = self.shared.monitor.policy();
         let services = policy.services.services.iter();
@@ -127,7 +127,7 @@ async fn serve(server: Server, stream: UnixStream, stop: Shutdown) {
     server.serve(reader, writer, stop).await;
 }
 
-/// Serves a connection beyond its caller's limit; one that is slow to ask has no claim to an answer.
+/// Serves a connection beyond its caller's limit; one that sends no request in time gets no answer.
 async fn turn_away(server: Server, stream: UnixStream, stop: Shutdown) {
     let mut serving = pin!(serve(server, stream, stop.clone()));
     if timeout(FIRST_REQUEST, &mut serving).await.is_err() {

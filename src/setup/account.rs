@@ -76,19 +76,19 @@ impl Account {
         Surroundings::of_user(&self.home, RUNTIME)
     }
 
-    /// Returns the name of this machine; `None` outside of anklume's machines, or if it cannot be read.
+    /// Returns the name of this machine; `None` outside anklume's machines, or if it cannot be read.
     pub(crate) fn machine() -> Option<MachineName> {
         let text = read(IDENTITY).ok()?;
         Identity::from_file(&text).map(|identity| identity.machine)
     }
 
-    /// Returns the user that this machine's server runs as; `None` outside of anklume's machines.
+    /// Returns the user that this machine's server runs as; `None` outside anklume's machines.
     pub(crate) fn of_this_machine() -> Result<Option<Self>, AccountError> {
         let text = match read(IDENTITY) {
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(AccountError::Identity)?,
         };
-        // A file that cannot be read must not lead to root.
+        // An unreadable file must not select root.
         let identity = Identity::from_file(&text).ok_or_else(|| {
             AccountError::Identity(std::io::Error::other("it says no machine's name"))
         })?;

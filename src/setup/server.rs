@@ -21,7 +21,7 @@ use crate::tool::Surroundings;
 
 /// Maximum time for a server to report a policy: it checks for one several times a second.
 pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
-/// Maximum time for a server to end: that of its running calls.
+/// Maximum time for a server to end, including its running calls.
 const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
 /// Interval between two checks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -49,12 +49,12 @@ pub(crate) fn surroundings(account: &Account) -> Surroundings {
     said.unwrap_or_else(|| account.surroundings())
 }
 
-/// Returns whether a server runs, from the current program file.
+/// Returns whether a server runs from the current program file.
 pub(super) fn is_current() -> bool {
     status(folder()).is_some_and(|status| runs(&status, Path::new(PROGRAM)))
 }
 
-/// Returns whether the server with this status runs, from this program file.
+/// Returns whether the server with this status runs from this program file.
 fn runs(status: &ServerStatus, program: &Path) -> bool {
     let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
     runs.is_ok_and(|path| path == program)
@@ -128,8 +128,8 @@ pub(super) async fn end() -> Result<(), SetupError> {
     else {
         return Ok(());
     };
-    // An untrusted user wrote this number: only a server of that user gets the signal. The descriptor prevents that the
-    // signal reaches a later process of the same number.
+    // An untrusted user wrote this number: only a server of that user gets the signal. The descriptor keeps the signal
+    // from reaching a later process with the same number.
     if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
         && is_server(pid)
     {

@@ -68,7 +68,7 @@ pub(super) async fn install(
     Ok(changed)
 }
 
-/// Waits until OpenRC has finished the boot: it forgets services that are started during it, and can neither stop nor
+/// Waits until OpenRC has finished booting: it forgets services that are started before that, and can neither stop nor
 /// start them again.
 async fn started() {
     /// File that exists while OpenRC changes the runlevel, which a boot does several times.
@@ -187,7 +187,7 @@ fn folders(account: &Account) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Makes a user's folder. It replaces another user's folder; of that folder's content, only the log is kept.
+/// Makes a user's folder. Replaces another user's folder, of whose content only the log is kept.
 fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
     let existing = match fs::symlink_metadata(path) {
         Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
@@ -213,13 +213,13 @@ fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
         if path == Path::new(LOGS) {
             logs(Path::new(&away), path, before.uid(), account)?;
         }
-        // Anything that cannot be removed, such as a mount of the other user, stays under the other name.
+        // Anything that cannot be removed, such as the other user's mount, stays under the temporary name.
         let _ = fs::remove_dir_all(&away);
     }
     lchown(path, Some(account.uid), Some(account.gid))
 }
 
-/// Moves the files of a log to another user: only those with a log's name that the former user alone owned.
+/// Moves the files of a log to another user: only those with a log's name, one link, and the former owner.
 fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;

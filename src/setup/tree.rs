@@ -38,7 +38,7 @@ pub(crate) enum TreeError {
     Io {
         /// The attempted operation.
         doing: &'static str,
-        /// On what.
+        /// The path of the file or folder.
         path: String,
         /// The system's error.
         source: io::Error,
@@ -126,7 +126,7 @@ impl MachineTree {
         folder.map(Self).map_err(|why| refused("opened", root, why))
     }
 
-    /// Opens a folder, and makes it and those above it where they are missing.
+    /// Opens a folder; makes it and its parents if they are missing.
     pub(super) fn folder(&self, path: &str, mode: u32) -> Result<Dir, TreeError> {
         match self.0.dir(path) {
             Err(Errno::NOENT) => {}
@@ -181,7 +181,7 @@ impl MachineTree {
         handed.map_err(|why| refused("given to its user", path, why))
     }
 
-    /// Returns the content of a regular file; `None` if nothing is there.
+    /// Returns the content of a regular file; `None` if it does not exist.
     pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, TreeError> {
         let regular = self.0.regular(path).map_err(|why| match why {
             NotRead::System(why) => refused("read", path, why),
@@ -196,7 +196,7 @@ impl MachineTree {
         Ok(Some(bytes))
     }
 
-    /// Writes a file of root's, whole or not at all; returns whether it changed.
+    /// Writes a file owned by root, whole or not at all; returns whether it changed.
     pub(super) fn file(&self, path: &str, content: &[u8], mode: u32) -> Result<bool, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
@@ -204,7 +204,7 @@ impl MachineTree {
             .stat(name)
             .map_err(|why| refused("looked at", path, why))?;
         let as_made = current.is_some_and(|stat| is_as_made(&stat, mode));
-        // Checked too, because another owner could change the file during the comparison.
+        // Owner and mode count too, because another owner could change the file during the comparison.
         if self.read(path)?.as_deref() == Some(content) && as_made {
             return Ok(false);
         }
@@ -276,7 +276,7 @@ impl MachineTree {
         Ok(names)
     }
 
-    /// Takes the lock of a file of root's, waiting for another holder.
+    /// Locks a file owned by root; waits for another holder.
     ///
     /// # Errors
     ///
@@ -317,7 +317,7 @@ impl MachineTree {
             .map_err(|why| refused("given its rights", path, why))
     }
 
-    /// Lets a user pass through a folder, if it exists and does not yet.
+    /// Lets everyone pass through a folder, if it exists and this user cannot pass yet.
     pub(super) fn lets_pass(&self, path: &str, user: CallerUser) -> Result<(), TreeError> {
         let Some((folder, is)) = self.seen(path)? else {
             return Ok(());
@@ -344,7 +344,7 @@ impl MachineTree {
         Ok(Some((folder, is)))
     }
 
-    /// Checks that a folder, if it exists, is root's and nobody else can write in it.
+    /// Checks that a folder, if it exists, belongs to root and only root can write to it.
     pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
         let Some((_, is)) = self.seen(path)? else {
             return Ok(());

@@ -1,10 +1,10 @@
-//! `clipboard_get` and `clipboard_set`: the clipboard of the display where there is one, a private file where there is none.
+//! `clipboard_get` and `clipboard_set`: the clipboard of the display, or a private file without one.
 //!
-//! X11 and Wayland keep no copy: the owner of a text must stay to hand it out, so a process of this same program ([`display`]) stays
-//! when the server ends, until something else is put on the clipboard. Reading goes the same way, so that an owner that does not
-//! answer can be given up.
+//! X11 and Wayland keep no copy: the owner of a text must keep running to hand it out. So a process of this program
+//! ([`display`]) outlives the server until something else is put on the clipboard. Another such process reads, so that
+//! it can be killed when the owner does not answer.
 //!
-//! A display that the environment names and nobody can reach is an error: the file is not the clipboard that the user sees.
+//! An unreachable display that the environment names is an error: the file is not the clipboard that the user sees.
 
 pub(crate) mod display;
 pub(super) mod file;
@@ -107,13 +107,13 @@ impl HolderTask {
 /// The process's answer on stdout: one byte for its kind, then the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HolderAnswer {
-    /// The text on the clipboard; empty from a holder that holds.
+    /// The text on the clipboard; empty from a holder that holds a text.
     Text(String),
     /// Nothing is on the clipboard, or nothing that is text.
     Nothing,
-    /// More bytes than are handed over.
+    /// More bytes than may be handed over; their number.
     TooLong(u64),
-    /// Text that is no UTF-8.
+    /// Text that is not UTF-8.
     NotText,
     /// A password manager marks it as a password.
     Password,
@@ -212,7 +212,7 @@ fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Hol
     })
 }
 
-/// Hands the text over and reads the answer, which ends with the process's stdout.
+/// Sends the text and reads the answer, up to the end of the process's stdout.
 async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
         // A process that does not read gives the reason on stdout.

@@ -1,8 +1,8 @@
 //! `gpg_sign`: a detached signature by the GnuPG of the server's user and its agent.
 //!
-//! The command line is built from checked fields, never from a caller's text. Content goes in on stdin and is written nowhere, so a
-//! signature of gigabytes in pieces needs no more memory than one of a line. A second gpg reads the same content and verifies each
-//! signature before it is handed out.
+//! The command line is built from checked fields, never from a caller's text. Content goes through stdin and is never
+//! stored, so signing gigabytes in pieces needs no more memory than signing a line. A second gpg reads the same content
+//! and verifies each signature before it is handed out.
 
 mod fault;
 pub(crate) mod launcher;
@@ -28,9 +28,9 @@ pub(super) use signature::Signing;
 
 /// Maximum number of signatures in pieces at once on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
-/// Maximum number of signatures in pieces at once of one caller, over all its connections: each is a gpg that waits.
+/// Maximum number of one caller's signatures in pieces at once, over all its connections: each keeps a gpg waiting.
 pub(super) const WAITING_MAX: usize = 16;
-/// Payloads longer than this, in bytes of base64, are decoded on a thread of their own.
+/// Maximum length of a payload that is decoded on the thread that serves, in bytes of base64.
 const DECODE_APART: usize = 64 * 1024;
 
 /// Finds the folder of keys of the server's user, and the keyrings that `gpg.conf` names elsewhere.
@@ -59,7 +59,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let (turn, signing) = session.signatures.take(grant.name(), &displayed, offset)?;
     let mut data = decode(arguments.data).await;
     data = data.and_then(|data| Ok(pieces::not_empty(data, last)?));
-    // The gpg that waits signs with the first piece's key, whatever a later one says.
+    // The waiting gpg signs with the first piece's key, whatever a later piece asks for.
     let differs = |waiting: &Signing| key.is_some() && waiting.key != key;
     if signing.as_ref().is_some_and(differs) {
         data = data.and(Err(pieces::contradicts("key_id")));
@@ -77,7 +77,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
             (data, Signing::begin(settings, key, permits).await?)
         }
         (Err(refused), signing) => {
-            // A bad piece is no reason to lose the good ones.
+            // A bad piece must not lose the good ones.
             if let Some(signing) = signing {
                 turn.wait(signing.size, signing);
             }
@@ -97,7 +97,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     ToolOutcome::new(pieces::progress(size), &signed)
 }
 
-/// Acquires a permit for one of the signatures that may be under way at once.
+/// Acquires a permit for one more signature at once.
 fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
     let permit = Arc::clone(&settings.signatures).try_acquire_owned();
     permit.map_err(|_| {
@@ -108,7 +108,7 @@ fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
     })
 }
 
-/// Decodes a payload, a long one away from the thread that serves.
+/// Decodes a payload; a long one on its own thread.
 async fn decode(data: Payload) -> Result<Vec<u8>, ToolError> {
     if data.encoded_length() <= DECODE_APART {
         return Ok(data.decode()?);

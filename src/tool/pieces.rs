@@ -1,7 +1,7 @@
-//! Transfers that come in several calls of one connection: in order, one piece at a time, few at once.
+//! Transfers in several calls of one connection: in order, one piece at a time, few at once.
 //!
-//! A piece that does not fit is refused and the transfer goes on; only a second beginning ends it, so that the pieces of two senders
-//! never mix under one name.
+//! A piece that does not fit is refused and the transfer continues; only a second first piece ends it, so that pieces
+//! from two senders never mix under one name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,9 +28,9 @@ pub(super) struct Transfers<T> {
 
 #[derive(Debug)]
 enum Slot<T> {
-    /// A piece is being worked on.
+    /// A piece is being processed.
     Taken,
-    /// Waits for the piece at this offset, until the timer drops it.
+    /// Waiting for the piece at this offset, until the timer drops it.
     Waiting {
         next: u64,
         transfer: T,
@@ -47,7 +47,7 @@ impl Drop for Timer {
     }
 }
 
-/// The right to work on the next piece. Dropped without [`TransferTurn::wait`], the transfer is over.
+/// The right to process the next piece. Dropping it without [`TransferTurn::wait`] ends the transfer.
 #[derive(Debug)]
 pub(super) struct TransferTurn<T> {
     slots: Arc<Mutex<Slots<T>>>,
@@ -71,7 +71,7 @@ impl<T> Transfers<T> {
 
     /// Takes the turn for a piece that begins at `offset`; `displayed` is the name in messages.
     ///
-    /// Returns the transfer that waited for the piece; `None`: this is the first piece.
+    /// Returns the transfer that waited for the piece; `None` for the first piece.
     pub(super) fn take(
         &self,
         name: &str,
@@ -166,7 +166,7 @@ impl<T> Drop for TransferTurn<T> {
     }
 }
 
-/// Refuses `final` in a call that is no piece.
+/// Refuses `final` in a call that is not a piece.
 pub(super) fn not_final(last: Option<bool>) -> Result<(), BadArguments> {
     match last {
         None => Ok(()),
@@ -174,7 +174,7 @@ pub(super) fn not_final(last: Option<bool>) -> Result<(), BadArguments> {
     }
 }
 
-/// Refuses a piece without content that is not the last: it would not move the transfer on.
+/// Refuses a piece without content that is not the last: it would not advance the transfer.
 pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, BadArguments> {
     if data.is_empty() && !last {
         return Err("`data` is empty, and only the last piece (`final`) may be".into());
@@ -186,7 +186,7 @@ pub(super) fn contradicts(name: &str) -> ToolError {
     BadArguments::from(format!("`{name}` differs from that of an earlier piece")).into()
 }
 
-/// Tells a caller how much of its transfer has arrived.
+/// Formats how much of a transfer has arrived, for its caller.
 pub(super) fn progress(size: u64) -> String {
     format!("{} taken; the next piece begins there", text::bytes(size))
 }

@@ -154,7 +154,7 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     let paths = gpg::key_paths(settings).await;
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
-    // Not to write: the agent, which is not confined, reads there which programs to run.
+    // Not writable: the unconfined agent reads there which programs to run.
     rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,
@@ -212,7 +212,7 @@ enum Image {
 const HEAD_MAX: u64 = 64 * 1024;
 
 impl Image {
-    /// Reads the head of a program; `None`: it needs no other, or is unreadable.
+    /// Reads the head of a program; `None` if it needs no other program, or is unreadable.
     fn read(path: &Path) -> Option<Self> {
         let mut head = Vec::new();
         let file = File::open(path).ok()?;
@@ -225,7 +225,7 @@ impl Image {
         Some(Self::Script(interpreter.into()))
     }
 
-    /// Reads a 64-bit ELF file, whose segment of kind 3 names its loader.
+    /// Reads a 64-bit ELF file, whose segment of type 3 (`PT_INTERP`) names its loader.
     fn loaded(head: &[u8]) -> Option<Self> {
         let number = |at: usize, length: usize| {
             let bytes = head.get(at..at.checked_add(length)?)?.iter().rev();

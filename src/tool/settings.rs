@@ -46,7 +46,7 @@ const PASSED: [&str; 15] = [
     "GPG_TTY",
     "DBUS_SESSION_BUS_ADDRESS",
     "ANKLUME_AUDIT_LOG",
-    // For test builds alone.
+    // Only for test builds.
     "ANKLUME_PROBE",
 ];
 /// Maximum time that gpg may take: somebody may be looking up a passphrase for a pinentry.
@@ -61,7 +61,7 @@ const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
 pub struct Settings {
     /// The only folder that `file_accept` and `file_provide` see (`ANKLUME_MCP_PORTAL`).
     pub portal: PathBuf,
-    /// Folder of the clipboard file where there is no display (`$XDG_RUNTIME_DIR/anklume`).
+    /// Folder of the clipboard file, which is used without a display (`$XDG_RUNTIME_DIR/anklume`).
     pub runtime: PathBuf,
     /// The display whose clipboard is used; without one, a file.
     pub display: Option<Display>,
@@ -84,7 +84,7 @@ pub struct Settings {
     /// Maximum number of bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
     pub(super) usage: Usage,
-    /// Permits for signatures in pieces, each of which is a gpg that waits.
+    /// Permits for signatures in pieces, each of which keeps a gpg waiting.
     pub(super) open_signatures: Arc<Semaphore>,
     /// Permits for all signatures: one that waits for its next piece counts as a call in flight.
     pub(super) signatures: Arc<Semaphore>,
@@ -107,7 +107,7 @@ pub struct GpgHome {
     pub path: PathBuf,
 }
 
-/// A display, as its programs find it.
+/// A display, as programs find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Display {
     /// `WAYLAND_DISPLAY`
@@ -117,7 +117,7 @@ pub struct Display {
 }
 
 impl Settings {
-    /// Default settings with these two folders and no display.
+    /// Returns default settings with these two folders and no display.
     #[must_use]
     pub fn new(portal: PathBuf, runtime: PathBuf) -> Self {
         Self {
@@ -125,7 +125,7 @@ impl Settings {
             runtime,
             display: None,
             display_wait: DISPLAY_WAIT,
-            // Works after the file was replaced.
+            // Works even after the file was replaced.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
@@ -146,7 +146,7 @@ impl Settings {
     }
 
     /// Reads settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
-    /// `HOME`.
+    /// `HOME`, `ANKLUME_GPG_AGENT_LAUNCHER`.
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl Surroundings {
         Self(set.into())
     }
 
-    /// Returns every variable with its value; `None`: unset or empty.
+    /// Returns every variable with its value; `None` if it is unset or empty.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
         VARIABLES.into_iter().map(|name| {
             let value = self.0.get(name).map(String::as_str);

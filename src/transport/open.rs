@@ -21,7 +21,7 @@ use crate::incus::{FindError, Incus, MachineRef, Object, find, socket_path};
 use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 
-/// This program, also if its file was replaced or its path is relative.
+/// This program, even if its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Time for a server to end after its stdin was closed.
 const CALM_END: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ pub(crate) async fn resolve(route: Route, timeout: Duration) -> Result<Transport
     }
 }
 
-/// Opens a channel; `watch` gets the lines that a server started for it writes to stderr.
+/// Opens a channel; `watch` receives the stderr lines of a server that was started for it.
 pub(crate) async fn open(
     channel: Transport,
     timeout: Duration,
@@ -152,7 +152,7 @@ async fn connect(socket: &Socket, max_wait: Duration) -> Result<UnixStream, Unre
     })
 }
 
-/// Returns the providers whose sockets this machine has, sorted; none on the host.
+/// Returns the providers whose sockets this machine has, sorted.
 pub(crate) fn providers() -> Vec<String> {
     RouteContext::look()
         .folder()
@@ -202,14 +202,14 @@ async fn connect_incus(timeout: Duration) -> Result<Incus, Unreachable> {
 }
 
 impl TransportEnd {
-    /// Waits for the server to end after the last answer; both streams are closed.
+    /// Waits for the server to end after the last answer; both streams are already closed.
     pub(crate) async fn calm(self) {
         if let Some(process) = self.process {
             process.end().await;
         }
     }
 
-    /// Ends a silent server; the error has its last output.
+    /// Ends a silent server; the error contains its last output.
     pub(crate) fn silent(self, waited: Duration) -> Unreachable {
         let process = self.process.as_ref();
         let last_lines = process
@@ -218,7 +218,7 @@ impl TransportEnd {
         Unreachable::Silent { waited, last_lines }
     }
 
-    /// Explains the early end of a stream; both streams are closed.
+    /// Explains the early end of a stream; both streams are already closed.
     pub(crate) async fn died(self, timeout: Duration) -> Unreachable {
         let Some(process) = self.process else {
             return Unreachable::Gone;
@@ -242,7 +242,7 @@ impl TransportEnd {
     }
 }
 
-/// Incus says "not found" also of a program whose interpreter or libraries are missing.
+/// Distinguishes a missing program from one without its interpreter or libraries: Incus reports "not found" for both.
 async fn not_found(
     machine: MachineRef,
     last_lines: Vec<Foreign>,
@@ -268,7 +268,7 @@ async fn not_found(
 /// Receives each line that a server writes to stderr, unescaped.
 pub(crate) type Watch = Box<dyn Fn(&str) + Send + Sync>;
 
-/// A child process; dropped, it is terminated, then killed.
+/// A child process; dropping it terminates, then kills it.
 struct ServerProcess {
     child: Child,
     last_lines: LastLines,
@@ -303,7 +303,7 @@ impl ServerProcess {
         (status.ok().and_then(Result::ok), last_lines)
     }
 
-    /// Waits, blocking, for the end; returns whether it came in time.
+    /// Blocks until the process ends; returns whether it ended in time.
     fn ends_within(&mut self, time: Duration) -> bool {
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {

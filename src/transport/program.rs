@@ -18,8 +18,8 @@ pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
 /// The environment that makes `incus` talk to the local daemon, whatever remote the user's configuration prefers;
 /// `--force-local` does not do that.
 pub(crate) const LOCAL_REMOTE: (&str, &str) = ("INCUS_REMOTE", "local");
-/// Variables that a program inherits: the user, the place of Incus, and proxies. Root's programs get no other, such as a library to
-/// preload.
+/// Variables that a program inherits, such as the user, the place of Incus, and proxies; no others, such as a library
+/// to preload.
 const INHERITED: [&str; 17] = [
     "HOME",
     "USER",
@@ -39,7 +39,7 @@ const INHERITED: [&str; 17] = [
     "https_proxy",
     "no_proxy",
 ];
-/// Its search path.
+/// Search path of a program.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Mode bits that let any user run a file.
 const RUN: u32 = 0o111;
@@ -52,7 +52,7 @@ pub(crate) fn incus() -> io::Result<Command> {
 }
 
 /// Returns a program of the host, with a clean environment.
-/// Fails with `NotFound` if it is not on the `PATH`, and with `PermissionDenied` if users other than root and the caller can change it.
+/// Fails with `NotFound` if it is not on the `PATH`, and with `PermissionDenied` if other users can change it.
 pub(crate) fn program(name: &str) -> io::Result<Command> {
     let path = find(name, &std::env::var_os("PATH").unwrap_or_default())?;
     let mut command = Command::new(path);
@@ -123,7 +123,7 @@ pub(crate) fn this_program() -> PathBuf {
         .unwrap_or_else(|| "anklume".into())
 }
 
-/// Quotes arguments as one line of a shell.
+/// Quotes arguments as one shell command.
 pub(crate) fn shell_line<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> String {
     let quote = |arg: S| {
         let arg = arg.as_ref().to_string_lossy();

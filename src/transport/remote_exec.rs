@@ -1,7 +1,7 @@
 //! Runs a command of this program in a machine: sends one line and reads one line, in bounded time and memory.
 //!
-//! On a busy host Incus loses the output of a command that ends before its streams are joined (lxd #11422). So the command
-//! writes its line and waits for the end of its stdin ([`crate::command`]'s `errand`).
+//! On a busy host, Incus loses the output of a command that ends before its streams are joined (lxd #11422). So the
+//! command writes its line and waits for the end of its stdin ([`crate::command`]'s `errand`).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const CHUNK: usize = 8 * 1024;
 pub(crate) struct RemoteExec<'a> {
     pub(crate) project: &'a str,
     pub(crate) machine: &'a str,
-    /// User and group number; `None`: root.
+    /// User and group numbers; `None` for root.
     pub(crate) user: Option<(u32, u32)>,
     /// The command and its arguments.
     pub(crate) argv: &'a [&'a str],
@@ -32,7 +32,7 @@ pub(crate) struct RemoteExec<'a> {
     pub(crate) timeout: Duration,
 }
 
-/// The output of a command in a machine: not to be trusted.
+/// The untrusted output of a command in a machine.
 #[derive(Debug)]
 pub(crate) struct ExecOutput {
     /// The line that it wrote, or all its output if it ended without a newline.
@@ -105,7 +105,7 @@ impl RemoteExec<'_> {
     }
 }
 
-/// Reads a line without its newline, or all output of a stream that ends before; `None` if it is too long.
+/// Reads a line without its newline, or all output if the stream ends first; `None` if it is too long.
 async fn line(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
     read(stream, |output| memchr::memchr(b'\n', output)).await
 }

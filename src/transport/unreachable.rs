@@ -16,7 +16,7 @@ use crate::text::Foreign;
 /// Maximum length of the path of a Unix socket, in bytes (`sun_path` without its final zero).
 const PATH_MAX: usize = 107;
 
-/// How to reach a provider that does not serve.
+/// Help for a provider that does not serve.
 const ASK_PROVIDER: &str =
     "the provider is stopped or its server does not run: ask whoever runs it";
 
@@ -55,7 +55,7 @@ pub(crate) enum Unreachable {
     Gone,
     #[error("the server {}{}", ending(*status), quoted(last_lines))]
     Died {
-        /// Its exit status; `None` if it had to be ended.
+        /// Its exit status; `None` if it did not end in time.
         status: Option<ExitStatus>,
         last_lines: Vec<Foreign>,
     },
@@ -71,7 +71,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
         io::ErrorKind::InvalidInput if is_too_long(path) => {
             format!("a socket path has at most {PATH_MAX} bytes, unlike")
         }
-        // The kernel gives the same error for another kind of file as for a socket without a listener.
+        // The kernel gives the same error for a file of another kind as for a socket without a listener.
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
             "this file is not a socket:".to_owned()
         }
@@ -87,7 +87,7 @@ fn is_too_long(path: &Path) -> bool {
 }
 
 fn is_socket(path: &Path) -> bool {
-    // A file that cannot be examined may be one.
+    // A file that cannot be examined may be a socket.
     std::fs::metadata(path).map_or(true, |it| it.file_type().is_socket())
 }
 
@@ -200,7 +200,7 @@ fn incus_command(machine: &MachineRef, verb: &[&str], rest: &[&str]) -> String {
     format!("`{}`", shell_line(argv))
 }
 
-/// Returns the command that makes a machine run.
+/// Returns the command that starts or resumes a machine, or shows its state.
 fn wake(machine: &MachineRef) -> String {
     let command = |verb| incus_command(machine, &[verb, &machine.name], &[]);
     match machine.status.as_str() {

@@ -11,16 +11,16 @@ use super::super::verify::LINE_MAX;
 use super::{AuditError, KEEP};
 use crate::dir::open_or_make;
 
-/// The log's files that are there, oldest first.
+/// Returns the log's existing files, oldest first.
 ///
 /// # Errors
 ///
-/// Whether they are there cannot be seen.
+/// The existence of a file cannot be determined.
 pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for number in (1..=KEEP).rev() {
         let file = numbered(path, number);
-        // A rotation that was cut off leaves the last file with both names.
+        // An interrupted rotation leaves the last file with both names.
         if file.try_exists()? && !same_file(&file, path) {
             files.push(file);
         }
@@ -46,7 +46,7 @@ pub(super) fn same_file(one: &Path, other: &Path) -> bool {
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Removes a file that may not be there.
+/// Removes a file, if it exists.
 pub(super) fn gone(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(source),
@@ -54,24 +54,24 @@ pub(super) fn gone(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file of the log that is no longer written.
+/// Returns the path of a rotated file of the log.
 pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
     beside(path, &format!(".{number}"))
 }
 
-/// The file in which the log is going to go on.
+/// Returns the path of the file in which the log will continue.
 pub(super) fn fresh(path: &Path) -> PathBuf {
     beside(path, ".new")
 }
 
-/// A file whose name is the log's own and more, so that a log with another extension does not have it.
+/// Appends to the log's whole name, so that a log with another extension gets another file.
 pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
 }
 
-/// Opens a file for writing, through no link; one that is not there is made (0600).
+/// Opens a file for writing, through no link; creates it (0600) if it is missing.
 pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
     open_or_make(CWD, path).map_err(|source| AuditError::Io {
         doing: "opened",
@@ -84,14 +84,14 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
 pub(super) struct LogEnd {
     /// Length of its whole lines, in bytes.
     pub(super) length: u64,
-    /// The last of them without its newline; `None` where there is none, and where what follows is longer than any line.
+    /// The last of them without its newline; `None` if none exists, or if the rest after it is longer than any line.
     pub(super) line: Option<Vec<u8>>,
-    /// What follows them, without a newline.
+    /// The rest after them, without a newline.
     pub(super) tail: Vec<u8>,
 }
 
 impl LogEnd {
-    /// Looks at a file of that length.
+    /// Reads the end of a file of this length.
     pub(super) fn of(file: &File, length: u64) -> io::Result<Self> {
         let window = length.min(LINE_MAX as u64 * 2);
         let start = length - window;

@@ -1,4 +1,4 @@
-//! The machine's key beside the log: read, or made where there is none.
+//! Reads the machine's key beside the log, or makes one.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -11,7 +11,7 @@ use super::file::{beside, open_file};
 /// Length of a key, in bytes.
 const LENGTH: usize = 32;
 
-/// Path of a log's key: logs whose names differ only in the extension share one.
+/// Returns the path of a log's key: logs whose names differ only in the extension share one.
 pub(super) fn path_of(log: &Path) -> PathBuf {
     let path = log.with_extension("key");
     if path != log {
@@ -24,7 +24,7 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// The system refuses; what is there is no key. Another one in its place would make equal arguments differ.
+/// The system refuses, or the file holds no key. A new key would make the digests of equal arguments differ.
 pub(super) fn read_or_make(path: &Path) -> Result<SealKey, AuditError> {
     let error = |doing| {
         move |source| AuditError::Io {

@@ -1,5 +1,5 @@
-//! Shows a run: a progress bar and the running actions on a terminal, one line per action elsewhere; at its end each action with
-//! its outcome, and for a failed one the command that shows more.
+//! Shows a run: a progress bar and the running actions on a terminal, one line per action elsewhere; at its end the
+//! result, and for each failed action the command that shows more.
 
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ impl<'a> ActionEntry<'a> {
     }
 }
 
-/// Prints the end of a run, or `nothing` where it had no step; returns its exit.
+/// Prints the result of a run, or `nothing` if it had no step; returns its exit.
 ///
 /// `writes` is the number of requests to Incus that may have changed something.
 pub(super) fn print(
@@ -151,7 +151,7 @@ pub(super) fn print(
     });
     let all = outcomes.len();
     if report.stopped && skipped > 0 {
-        // A closed terminal takes no answer; the failures are written all the same.
+        // The answer fails on a closed terminal; the failures are written anyway.
         if failed > 0 {
             print_failures(report, failed, 0, output);
         }
@@ -185,7 +185,7 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
     }
 }
 
-/// Prints a plan that is not carried out, or `nothing` where it has no action.
+/// Prints a plan that is not carried out, or `nothing` if it has no action.
 pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow::Result<()> {
     let actions: Vec<ActionSummary> = plan.actions().map(Action::shown).collect();
     if !output.is_json() {

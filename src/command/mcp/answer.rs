@@ -14,10 +14,10 @@ use crate::mcp::client::{Called, WORDS_SHOWN};
 use crate::text::{self, Foreign, write_json};
 use crate::transport::Transport;
 
-/// The answer.
+/// The answer to a call.
 #[derive(Debug)]
 pub(super) enum CallAnswer {
-    /// All in the message.
+    /// The whole result is in the message.
     Whole(Called),
     /// The content is in a file, as bytes, and not in the result.
     InFile {
@@ -28,7 +28,7 @@ pub(super) enum CallAnswer {
     },
 }
 
-/// Prints an answer; a tool that failed is a failure, and so is a call that was refused.
+/// Prints an answer; a failed tool or a refused call is a failure.
 pub(super) fn report(
     tool: &str,
     answer: CallAnswer,
@@ -59,7 +59,7 @@ pub(super) fn report(
     Err(Failure::new(Exit::Failed, format!("`{tool}` failed: {reason}")).into())
 }
 
-/// The text for a shell user: the tool's text, and a line for each content of another kind.
+/// Returns the text for a shell user: the tool's text, and a line for each content of another kind.
 fn text(result: &CallToolResult) -> Foreign {
     if result.content.is_empty()
         && let Some(structured) = &result.structured_content
@@ -94,14 +94,14 @@ fn named(uri: &str) -> String {
     format!("[resource {}]", word(uri))
 }
 
-/// A server's word in a line of ours, escaped in a pipe too, because it is no text of the tool.
+/// Escapes a server's text for a line of ours, even in a pipe, because it is not the tool's text.
 fn word(text: &str) -> String {
     /// Maximum length, in characters.
     const MAX: usize = 500;
     Foreign::new(text).one_line(MAX)
 }
 
-/// In a pipe, the tool's text byte for byte; on a terminal, escaped and ending its line.
+/// Returns the tool's text: unchanged for a pipe; for a terminal, escaped and with a final newline.
 fn text_out(text: &Foreign) -> String {
     if !io::stdout().is_terminal() {
         return text.raw().clone();
@@ -113,7 +113,7 @@ fn text_out(text: &Foreign) -> String {
     safe
 }
 
-/// A server's reason for a failure. Further lines are marked, so that they are not taken for ours.
+/// Returns a server's reason for a failure, with further lines marked, so that they are not taken for ours.
 fn reason(text: &Foreign) -> String {
     let reason = text.part(|text| {
         let cut: String = text.trim_end().chars().take(WORDS_SHOWN).collect();

@@ -51,7 +51,7 @@ pub(super) enum RawArgument {
 }
 
 impl RawArguments {
-    /// Returns whether there are no arguments at all.
+    /// Returns whether no arguments were given.
     pub(super) const fn is_empty(&self) -> bool {
         matches!(self, Self::Pairs(pairs) if pairs.is_empty())
     }
@@ -147,7 +147,7 @@ fn object(text: &str) -> Result<Map<String, Value>, Failure> {
     })
 }
 
-/// A user's word, escaped and cut for a message.
+/// Escapes and cuts a user's word for a message.
 pub(super) fn escaped(word: &str) -> String {
     text::shown(word, WORD_MAX)
 }
@@ -161,7 +161,7 @@ pub(super) struct Arguments {
     pub(super) payload: Option<ArgumentPayload>,
 }
 
-/// A payload that goes in pieces.
+/// A payload to send in pieces.
 #[derive(Debug)]
 pub(super) struct ArgumentPayload {
     /// The argument.
@@ -235,7 +235,7 @@ impl Arguments {
         Ok(())
     }
 
-    /// Takes out a payload that is too large for one message; not where the user sends pieces.
+    /// Takes out a payload that is too large for one message, unless the user sends pieces.
     fn split(&mut self, tool: &Tool) {
         let Pieces::Up { argument, digest } = pieces::of(tool) else {
             return;
@@ -262,7 +262,7 @@ impl Arguments {
     }
 }
 
-/// A text for an argument of bytes is ambiguous: `test` is four bytes, or three others in base64.
+/// Reports that plain text for bytes is ambiguous: `test` is four bytes, or three others in base64.
 fn text_or_base64(key: &str) -> Failure {
     let key = key.escape_debug();
     let message = format!(
@@ -316,7 +316,7 @@ fn check_known(tool: &Tool, key: &str) -> Result<(), Failure> {
     Err(Failure::new(Exit::Usage, message).help(help))
 }
 
-/// The JSON types that a schema allows.
+/// Returns the JSON types that a schema allows.
 fn types<'a>(tool: &'a Tool, key: &str) -> Vec<&'a str> {
     match pieces::argument(tool, key).and_then(|schema| schema.get("type")) {
         Some(Value::String(one)) => vec![one],
@@ -325,7 +325,7 @@ fn types<'a>(tool: &'a Tool, key: &str) -> Vec<&'a str> {
     }
 }
 
-/// Converts a text to the type of the schema. It stays a string where that is allowed.
+/// Converts a text to the type of the schema. It stays a string if the schema allows one.
 fn from_text(tool: &Tool, key: &str, text: String) -> Result<Value, Failure> {
     let types = types(tool, key);
     let wrong = |expected: &str| {

@@ -30,7 +30,7 @@ use crate::transport::{
     self, LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program,
 };
 
-/// Maximum number of tools that are named where the wanted one does not exist.
+/// Maximum number of tools that are listed if the wanted one does not exist.
 const TOOLS_MAX: usize = 40;
 /// Maximum length of a tool name in a listing, in characters; MCP allows 128.
 const NAME_MAX: usize = 128;
@@ -57,7 +57,7 @@ pub(super) fn list(args: &ChannelArgs, output: &Output) -> anyhow::Result<Exit> 
     })
 }
 
-/// One line per tool: its name, and the first sentence of its description.
+/// Formats one line per tool: its name, and the first sentence of its description.
 fn table(tools: &[Foreign<Tool>]) -> String {
     let rows = tools.iter().map(|tool| {
         let name = tool.part(|tool| &*tool.name).one_line(NAME_MAX);
@@ -139,7 +139,7 @@ fn client_error(why: PiecesError) -> anyhow::Error {
     }
 }
 
-/// An unnamed file for an answer of possibly gigabytes: not in `/tmp`, which is memory on many systems.
+/// Makes an unnamed file for an answer of up to gigabytes; avoids `/tmp`, which is in memory on many systems.
 fn payload_file() -> io::Result<File> {
     if env::var_os("TMPDIR").is_some() {
         return tempfile::tempfile();
@@ -147,13 +147,13 @@ fn payload_file() -> io::Result<File> {
     tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
 }
 
-/// Returns whether the answer may come in pieces; not where the arguments select a piece.
+/// Returns whether the answer may come in pieces; not if the arguments select a piece.
 fn comes_in_pieces(tool: &Tool, object: &Map<String, Value>) -> bool {
     let says = |name| object.contains_key(name);
     pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")
 }
 
-/// The tool does not exist, or not for this caller: the provider gives the same answer to both.
+/// Reports that the tool does not exist, or not for this caller: the provider answers both alike.
 fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
     let listed = names.iter().take(TOOLS_MAX).map(|name| escaped(name));
@@ -180,9 +180,9 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 
-/// The command that explains on the host why a machine may not use a service, with the names that are known here.
+/// Returns the command that explains on the host why a machine may not use a service, with the names known here.
 fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineName>) -> String {
-    // Only a valid name goes into a command that somebody may paste into a shell.
+    // Only a valid name goes into a command that a user may paste into a shell.
     let service = name.parse::<ServiceName>();
     let service = service.as_ref().map_or("NAME", ServiceName::as_str);
     let caller = caller.map_or("MACHINE", MachineName::as_str);
@@ -190,7 +190,7 @@ fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineNa
     format!("anklume policy explain --caller {caller} --service {service}{provider}")
 }
 
-/// The requests of a call, for `--dry-run`; types come from the five tools' own schemas, as no server is asked.
+/// Returns the requests of a call, for `--dry-run`; types come from the five tools' own schemas, without a server.
 async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequests> {
     let mut remarks = Vec::new();
     if raw.is_empty() {
@@ -224,7 +224,7 @@ async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequest
     Ok((vec![request(LIST, json!({})), call], remarks))
 }
 
-/// One of the five tools as its server lists it; any other tool without a schema.
+/// Returns one of the five tools as its server lists it, or any other tool without a schema.
 fn known_tool(name: &str) -> Tool {
     let known = name.parse().ok().map(server::of_operator);
     known.unwrap_or_else(|| Tool::new(name.to_owned(), "", Map::new()))
@@ -271,7 +271,7 @@ fn dry_run(
     })
 }
 
-/// The usual channel of a route, where Incus does not tell.
+/// Returns the usual channel of a route, for when Incus does not answer.
 fn assumed(route: Route) -> Transport {
     match route {
         Route::Local => Transport::Local,
@@ -284,7 +284,7 @@ fn assumed(route: Route) -> Transport {
     }
 }
 
-/// The command that would be run, as a shell takes it; a comment for a socket, which no command opens.
+/// Returns the command that would run, quoted for a shell; for a socket, which no command opens, a comment.
 fn open_command(channel: &Transport) -> String {
     match channel {
         Transport::Local => {

@@ -1,4 +1,4 @@
-//! `anklume mcp connect`: stdin and stdout of any MCP client, joined to a provider's socket.
+//! `anklume mcp connect`: connects stdin and stdout of any MCP client to a provider's socket.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
@@ -51,7 +51,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 }
                 RelayEnd::NotGreeted => relay.refuse(NOT_GREETED).await?,
                 RelayEnd::Closed => relay.refuse(CLOSED).await?,
-                // A provider that never answered may not exist: reported at once, while somebody looks.
+                // A provider that never answered may not exist: reported at once, while somebody is watching.
                 RelayEnd::Vanished { spoke: false, .. } if is_first => {
                     relay.give_up(LOST).await;
                     return Err(unreachable(&end.died(timeouts.first).await).into());
@@ -86,14 +86,14 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     })
 }
 
-/// The message for a client when a provider that came back does not begin as it did before.
+/// The message for a client when a provider starts differently after a reconnection.
 const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
 
 /// The message for a client when a provider ends during reconnection.
 const CLOSED: &str =
     "Cannot reach MCP server: it closed the connection; the next message tries again";
 
-/// The message for a client about the requests in flight when its provider went away.
+/// The message for a client about the requests in flight when its provider disconnected.
 const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \
     the next message connects again";
 

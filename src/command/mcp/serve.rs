@@ -1,6 +1,6 @@
 //! `anklume mcp serve`: this machine's tools on stdin and stdout, or on a socket for each consumer.
 //!
-//! stdout carries only the protocol; messages go to stderr, and never any contents.
+//! stdout carries only the protocol; messages go to stderr and never include contents.
 
 pub(super) mod shared;
 
@@ -39,7 +39,7 @@ use crate::setup::surroundings;
 use crate::text::first_sentence;
 use crate::tool::{Display, has_gnupg};
 
-/// Threads for blocking work: a few more than the tools of one connection that run at a time.
+/// Threads for blocking work: a few more than one connection can run tools at a time.
 const THREADS: usize = 16;
 
 /// Interval between two checks for due counted lines.
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     redact_panics(output);
     let (in_force, launcher) = match &args.listen {
         Some(_) => confine()?,
-        // Whoever asks over its stdin is the operator, or speaks for one consumer.
+        // The client on stdin is the operator, or speaks for one consumer.
         None => (InForce::default(), None),
     };
     let runtime = runtime(THREADS)?;
@@ -67,12 +67,12 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
             None => serve(args, output).await,
         }
     });
-    // Cancelled work gets time to clean up; a thread that still reads stdin is not waited for.
+    // Gives cancelled work time to clean up, but does not wait for a thread that still reads stdin.
     runtime.shutdown_timeout(CLEANUP_TIMEOUT);
     served.map(|()| Exit::Done)
 }
 
-/// A runtime with one thread that serves, and this many for blocking work.
+/// Builds a runtime with one thread that serves, and this many for blocking work.
 pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -89,7 +89,7 @@ struct Launcher {
     _stdin: Option<std::process::ChildStdin>,
 }
 
-/// Limits the server to what it and its child processes may need for any policy; starts the launcher before that, which is not limited.
+/// Limits the server to what it and its child processes may need for any policy. Starts the launcher first, unlimited.
 fn confine() -> anyhow::Result<(InForce, Option<Launcher>)> {
     let settings = shared::settings()?;
     let launcher = match settings.agent_launcher {
@@ -125,8 +125,8 @@ fn launcher() -> anyhow::Result<Launcher> {
     })
 }
 
-/// Becomes the user of this machine's server, with the environment of that server: the operator means the portal, the clipboard and the
-/// keys of that user, wherever the call comes from.
+/// Becomes the user of this machine's server, with its environment: the operator means the portal, the clipboard
+/// and the keys of that user, wherever the call comes from.
 fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
     let operator = args.listen.is_none() && args.caller.is_none();
     if !operator || !Path::new(SERVICES).exists() {
@@ -161,7 +161,7 @@ fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
 const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
     = help: to see the tools of this machine, run `anklume mcp list`; to call one, `anklume mcp call TOOL`";
 
-/// The services of the operator's connection: none, as its tools are the five, by name.
+/// Returns the services of the operator's connection: none, because it calls the five tools by name.
 fn no_services() -> anyhow::Result<Services> {
     Ok(Services::none("localhost".parse()?))
 }
@@ -174,7 +174,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
     let gate = Arc::new(ConcurrencyLimiter::default());
-    // The operator's log has no first and last line of its own.
+    // The operator's connection writes no start and stop lines.
     let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
             let policy = Policy::new(no_services()?);
@@ -240,7 +240,7 @@ async fn listen(
     let listening = Listening::new(folder, state, stop_on_signal()?);
     let ready = || {
         output.say(&format!("serving in `{}`", path.display()));
-        // Does nothing where no supervisor waits for it.
+        // Does nothing if no supervisor waits for it.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
     let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
@@ -279,7 +279,7 @@ fn stopped() -> Event {
     }
 }
 
-/// The first signal ends the server when its calls are answered, the second one at once.
+/// Ends the server on a signal: on the first, once its calls are answered; on the second, at once.
 fn stop_on_signal() -> anyhow::Result<Shutdown> {
     let mut signals = StopSignals::watch().context("cannot watch for signals")?;
     let stop = Shutdown::default();
@@ -293,7 +293,7 @@ fn stop_on_signal() -> anyhow::Result<Shutdown> {
     Ok(stop)
 }
 
-/// Makes a panic tell only its place: its message may quote a caller's contents.
+/// Makes a panic report only its place, because its message may quote a caller's contents.
 pub(super) fn redact_panics(output: &Output) {
     let output = output.clone();
     panic::set_hook(Box::new(move |panic| {

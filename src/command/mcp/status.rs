@@ -16,8 +16,8 @@ use crate::text::Foreign;
 /// Maximum length of a fault of the status file in a message, in characters.
 const WHY_MAX: usize = 300;
 
-/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, something of it failed or the log
-/// cannot be written, 4 nobody serves.
+/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, a part of it failed or the log
+/// cannot be written, 4 no server runs.
 pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
     let status = read(folder)?;
     let answer = json!({
@@ -59,7 +59,7 @@ fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
     })
 }
 
-/// The memory budgets in bytes: the server's and each consumer's.
+/// Returns the memory budgets in bytes: the server's and each consumer's.
 fn memory_json(services: &Services) -> Value {
     let each = services.consumers().into_iter();
     let each: Map<String, Value> = each
@@ -68,7 +68,7 @@ fn memory_json(services: &Services) -> Value {
     json!({"all": services.memory_of_all(), "each": each})
 }
 
-/// The memory budgets for people.
+/// Formats the memory budgets for people.
 fn memory_text(services: &Services) -> String {
     let mebibytes = |bytes: u64| format!("{} MiB", bytes / 1024 / 1024);
     let all = mebibytes(services.memory_of_all());

@@ -1,4 +1,4 @@
-//! Opens a channel by the flags of the command line, talks to the server and ends what was started; turns a failure into words.
+//! Opens a channel by the command line's flags, talks to the server and ends what was started; explains failures.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(in crate::command) fn with_client(
     })
 }
 
-/// The route that the flags ask for.
+/// Returns the route that the flags ask for.
 pub(super) fn route(args: &ChannelArgs) -> Result<Route, Failure> {
     let wanted = WantedMachine {
         instance: args.instance.as_deref(),
@@ -48,7 +48,7 @@ pub(super) fn route(args: &ChannelArgs) -> Result<Route, Failure> {
         .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
-/// The time-outs that the flags ask for.
+/// Returns the timeouts that the flags ask for.
 pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
     let Some(seconds) = args.timeout else {
         return Ok(Timeouts::default());
@@ -124,7 +124,7 @@ async fn talk_over(
         }
         Err(why) => Err(why.into()),
     };
-    // The streams are closed only now; a server that waits for the end of its stdin ends.
+    // The streams close only now, which ends a server that waits for the end of its stdin.
     let fault = match result {
         Ok(exit) => {
             end.calm().await;
@@ -133,7 +133,7 @@ async fn talk_over(
         Err(error) => error.downcast::<ClientError>()?,
     };
     let failure = match &fault {
-        // A server listens there, or did a moment ago.
+        // A server is listening there, or was a moment ago.
         ClientError::Closed if has_started && matches!(end.channel, Transport::Socket(_)) => {
             unavailable(&fault).help("ask whoever runs the provider")
         }
@@ -158,7 +158,7 @@ async fn talk_over(
     Err(failure.help(help).into())
 }
 
-/// An error of the protocol. A service that the policy refuses looks like an unknown tool; an overloaded server refuses nothing.
+/// Explains a protocol error. A refused service looks like an unknown tool; an overloaded server refuses nothing.
 fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
     if refusal.raw().code.0 == OVERLOADED {
         let words = refusal.part(|refusal| &*refusal.message).escaped();
@@ -178,7 +178,7 @@ fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
 /// Help for a log that cannot be written.
 const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
 
-/// Returns whether a call ran that the provider could not log; `None` where it does not say so.
+/// Returns whether a call ran that the provider could not log; `None` if it reports no such problem.
 fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
     let data = refusal.data.as_ref()?;
     (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?

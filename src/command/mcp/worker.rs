@@ -31,7 +31,7 @@ use crate::mcp::worker::{ABORT, Acceptor, DRAIN, STOP_ACCEPTING};
 use crate::name::{MachineName, ToolName};
 use crate::tool::{Resource, portal_limits};
 
-/// Threads for blocking work: as many as the tools of one connection that run at a time.
+/// Threads for blocking work: as many as one connection can run tools at a time.
 const THREADS: usize = 8;
 /// Limits of a worker that uses neither files nor programs.
 const NO_FILES: ProcessLimits = ProcessLimits {
@@ -113,7 +113,7 @@ pub(crate) fn run_helper(
     settings.limit_signatures(policy.services.in_flight_of(caller, ToolName::GpgSign));
     let tools = policy.services.services.iter().map(|one| one.tool);
     let tools: Vec<ToolName> = tools.collect();
-    // In a runtime of its own, so that no thread of it is left when the process is confined.
+    // Uses its own runtime, so that none of its threads is left when the process is confined.
     let limits = runtime(THREADS)?.block_on(resource.limits(&settings, &tools));
     confine(policy.services.memory_of(caller), &limits, &policy)?;
     #[cfg(debug_assertions)]
@@ -148,7 +148,7 @@ fn take_sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     Ok(both)
 }
 
-/// Limits this process, with this many bytes of memory, for good.
+/// Limits this process for good, with this many bytes of memory.
 fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<()> {
     fence(memory)?;
     let in_force = confinement::enter(limits).context("cannot be confined")?;
@@ -160,7 +160,7 @@ fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Resu
     }
 }
 
-/// Obeys the server's signals; the returned token tells to stop accepting.
+/// Obeys the server's signals; the returned token is cancelled when accepting must stop.
 fn watch_orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     let close = CancellationToken::new();
     let orders = [
@@ -196,7 +196,7 @@ mod probe {
     /// The variable that lists the attempts, one per line: a verb and its object.
     const VARIABLE: &str = "ANKLUME_PROBE";
 
-    /// Tries each attempt and writes a line about it to stderr.
+    /// Makes each attempt and writes its result to stderr.
     pub(super) fn run(process: &str, output: &Output) {
         let attempts = std::env::var(VARIABLE).unwrap_or_default();
         for attempt in attempts.lines() {

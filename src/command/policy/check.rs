@@ -26,7 +26,7 @@ pub(super) fn check(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<E
     let verdicts: Vec<CheckVerdict> = providers
         .map(|one| CheckVerdict::of(one, &question))
         .collect();
-    // Where several machines offer the service, all of them must allow it.
+    // If several machines offer the service, all of them must allow it.
     let allowed = verdicts.iter().all(|verdict| verdict.allowed);
     if allowed {
         check_arguments(&question)?;
@@ -46,7 +46,7 @@ pub(super) fn check(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<E
     Ok(done_or_failed(allowed))
 }
 
-/// Checks that the given arguments of an allowed call fit the tool of each machine.
+/// Checks that the arguments of an allowed call fit the tool of each provider.
 fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
     for provider in &question.providers {
         let services = Services::of(provider);
@@ -123,7 +123,7 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
     }
 }
 
-/// Runs `anklume policy explain`, which succeeds whatever was decided.
+/// Runs `anklume policy explain`, which succeeds whatever the decision.
 pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<()> {
     let infra = open_infra(&args.infra, output)?.infra;
     let question = Question::new(args, &infra)?;
@@ -194,7 +194,7 @@ fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
     format!("add `{caller}` to `consumers` of `{name}` ({at}) to allow it; listed now: {consumers}")
 }
 
-/// Everything that the caller may call, as PROVIDER/SERVICE.
+/// Lists everything that the caller may call, as PROVIDER/SERVICE.
 fn reachable(infra: &Infra, caller: &Caller) -> Vec<String> {
     infra
         .machines()
@@ -206,7 +206,7 @@ fn reachable(infra: &Infra, caller: &Caller) -> Vec<String> {
         .collect()
 }
 
-/// A call to decide, for each machine that it may mean.
+/// A call to decide, for each provider that it may mean.
 #[derive(Debug)]
 struct Question<'a> {
     /// The caller.
@@ -220,7 +220,7 @@ struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// Reads the flags against an infrastructure.
+    /// Resolves the flags in an infrastructure.
     fn new(args: &'a PolicyCheckArgs, infra: &'a Infra) -> Result<Self, Failure> {
         let text = args.args.as_deref().unwrap_or("{}");
         let arguments = read_object(text.as_bytes()).map_err(|wrong| {
@@ -238,7 +238,7 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The named provider, if any, and the service: `--provider P --service S`, or `--service P/S`.
+/// Returns the named provider, if any, and the service: `--provider P --service S`, or `--service P/S`.
 fn split(args: &PolicyCheckArgs) -> Result<(Option<&str>, &str), Failure> {
     match (args.service.split_once('/'), args.provider.as_deref()) {
         (None, provider) => Ok((provider, &args.service)),
@@ -285,7 +285,7 @@ fn providers<'a>(
     Err(Failure::new(Exit::Failed, message).help(help))
 }
 
-/// The machine of that name in an enabled domain; `role` is its role in the question.
+/// Finds the machine of this name in an enabled domain; `role` is its role in the question.
 pub(super) fn known_machine<'a>(
     infra: &'a Infra,
     name: &str,

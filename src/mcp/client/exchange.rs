@@ -1,4 +1,4 @@
-//! Sends a request and reads its answer over a stream that may do anything: JSON-RPC as a client writes and reads it.
+//! Sends requests and reads their answers as JSON-RPC, over a stream that is not trusted.
 
 use std::io;
 use std::mem;
@@ -17,9 +17,9 @@ use crate::text::Foreign;
 
 /// Maximum number of other messages before the answer to a request.
 const FOREIGN_MAX: usize = 20_000;
-/// Maximum size of them, in bytes.
+/// Maximum size of those messages, in bytes.
 const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Maximum length of a line that is no message and is kept, in bytes.
+/// Maximum number of bytes kept of a line that is not a message.
 const STRAY_MAX: usize = 1024;
 /// Maximum length of a short text of an answer, such as a name, a description or a key, in bytes.
 const TEXT_MAX: usize = 256 * 1024;
@@ -31,7 +31,7 @@ const FREE: [&str; 2] = ["structuredContent", "_meta"];
 /// The notification after `initialize`, without newline.
 pub(super) const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
 
-/// The stream, and the bytes that are still to be written to it.
+/// The stream, and the bytes still to be written to it.
 #[derive(Debug)]
 pub(super) struct Exchange<R, W> {
     lines: Lines<R>,
@@ -65,7 +65,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
     }
 
-    /// Sends a request and waits for its answer; progress, also of writing, restarts `timeout`.
+    /// Sends a request and waits for its answer; progress, including that of writing, restarts `timeout`.
     pub(super) async fn request(
         &mut self,
         method: &'static str,
@@ -92,7 +92,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                             self.written(count);
                             budget.refresh();
                         }
-                        // The reader has gone; its earlier output still counts.
+                        // The server no longer reads; its earlier output still counts.
                         _ => self.written(usize::MAX),
                     }
                     continue;
@@ -103,7 +103,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
                     let error = bounded(method, error)?;
-                    // A malformed error is still one.
+                    // A malformed error is still an error.
                     let refusal = serde_json::from_str(error.get()).unwrap_or_else(|_| {
                         ErrorData::internal_error("an error without code or message", None)
                     });
@@ -141,7 +141,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         Ok(meaning)
     }
 
-    /// Queues a message without newline; it leaves with the next request.
+    /// Queues a message without its newline; [`Self::request`] writes it.
     pub(super) fn queue(&mut self, mut message: Vec<u8>) {
         message.push(b'\n');
         if self.unsent.is_empty() {
@@ -178,7 +178,7 @@ impl AnswerBudget {
         self.deadline = Instant::now() + self.timeout;
     }
 
-    /// Returns the time-out that ran out.
+    /// Returns the time-out that expired.
     fn waited(&self) -> Duration {
         if self.end < self.deadline {
             IN_ALL.max(self.timeout)
@@ -210,7 +210,7 @@ fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>,
     Err(malformed(method, &why))
 }
 
-/// EOF, EPIPE and ECONNRESET all mean that the far end is gone.
+/// Converts the error of a stream: EOF, EPIPE and ECONNRESET all mean that the server is gone.
 fn broken(why: io::Error) -> ClientError {
     match why.kind() {
         io::ErrorKind::BrokenPipe
@@ -227,7 +227,7 @@ pub(super) fn malformed(method: &'static str, why: &str) -> ClientError {
     ClientError::Malformed { method, why }
 }
 
-/// A message of the server, its members unparsed. A duplicate key is an error.
+/// A message of the server with unparsed members. A duplicate key is an error.
 #[derive(Debug, Deserialize)]
 struct ServerMessage<'a> {
     #[serde(borrow)]
@@ -244,7 +244,7 @@ struct ServerMessage<'a> {
     error: Option<&'a RawValue>,
 }
 
-/// Reads a value that is present, also `null`: an answer of `null` differs from none.
+/// Reads a value that is present, even `null`: an answer of `null` differs from a missing one.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(from).map(Some)
 }
@@ -252,12 +252,12 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, 
 /// The meaning of a message for the request in flight.
 enum Meaning {
     Result(Box<RawValue>),
-    /// Its error; also an error without an id, as only one request is in flight.
+    /// An error, even one without an id, as only one request is in flight.
     Error(Box<RawValue>),
     Progress,
     /// The reply to a request of the server.
     Asked(String),
-    /// The fault of an answer that is neither.
+    /// The fault of an invalid answer.
     Malformed(&'static str),
     Foreign,
 }
@@ -298,7 +298,7 @@ struct ProgressParams<'a> {
     progress_token: &'a RawValue,
 }
 
-/// Returns a request as one line without newline; `one_copy` asks for a large payload in the text of the result alone.
+/// Returns a request as one line without newline; `one_copy` asks for a large payload only in the text of the result.
 pub(super) fn request(
     id: i64,
     method: &str,
@@ -319,16 +319,16 @@ pub(super) fn request(
     })
 }
 
-/// The reason why a line is no message.
+/// The reason why a line is not a message.
 #[derive(Debug)]
 enum NoMessage {
-    /// It is cut off, as the last line of a server that died.
+    /// It is cut off, like the last line of a server that died.
     Cut,
     Other,
 }
 
 fn read(line: &[u8]) -> Result<ServerMessage<'_>, NoMessage> {
-    // An error of serde would quote a string whole.
+    // An error of serde would quote the whole string.
     if line.trim_ascii_start().first() == Some(&b'"') {
         return Err(NoMessage::Other);
     }
@@ -355,7 +355,7 @@ impl ServerMessage<'_> {
             (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
             (None, Some(_), result, error) if ours => match (result, error) {
                 (None, Some(error)) => Meaning::Error(error.to_owned()),
-                // Some servers write an absent result as `null`; beside an error that is harmless.
+                // Some servers write an absent result as `null`, which is harmless beside an error.
                 (Some(result), Some(error)) if result.get() == "null" => {
                     Meaning::Error(error.to_owned())
                 }
@@ -379,9 +379,9 @@ impl ServerMessage<'_> {
     }
 }
 
-/// Replies to a server's request: `ping` has an answer, every other method an error.
+/// Replies to a server's request: `ping` gets an answer, every other method an error.
 fn reply(method: &RawValue, id: &RawValue) -> String {
-    /// Maximum length of an id that is repeated, in bytes.
+    /// Maximum length of an id that the reply repeats, in bytes.
     const ID_MAX: usize = 256;
     let id = id.get();
     if id.len() > ID_MAX {

@@ -1,6 +1,6 @@
-//! Sends and fetches payloads that are too large for one call, in pieces and in flat memory.
+//! Sends and fetches payloads that are too large for one call, in pieces and in constant memory.
 //!
-//! A tool's schemas, not its name, tell that it takes or gives pieces: a service has a name of its own.
+//! A tool's schemas, not its name, show whether it transfers pieces: a service has its own name.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -29,14 +29,14 @@ pub(crate) enum Pieces {
     Up {
         /// The argument, base64 on the wire.
         argument: String,
-        /// It also takes the digest of the whole.
+        /// True if it also takes the digest of the whole.
         digest: bool,
     },
     /// From the tool.
     Down,
 }
 
-/// Derives from a tool's schemas how it transfers pieces.
+/// Derives from a tool's schemas the direction in which it transfers pieces.
 pub(crate) fn of(tool: &Tool) -> Pieces {
     let has = |name: &str| argument(tool, name).is_some();
     let output = tool.output_schema.as_ref();
@@ -66,7 +66,7 @@ pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
     property(&tool.input_schema, name)
 }
 
-/// Returns whether an argument takes base64, by our own servers' `_meta` or by `contentEncoding` of JSON Schema.
+/// Returns whether an argument takes base64, by the `_meta` of our own servers or by `contentEncoding` of JSON Schema.
 pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
     let marks = tool.meta.as_ref().and_then(|meta| meta.0.get(BASE64_KEY));
     let mut marked = marks.and_then(Value::as_array).into_iter().flatten();
@@ -78,7 +78,7 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     schema.get("properties")?.get(name)
 }
 
-/// Maximum size of sent content, in bytes: a stream may have no end.
+/// Maximum size of sent content, in bytes: a stream may be endless.
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Bytes from a file, a pipe, or memory, read in another thread so that a wait can be interrupted.
@@ -95,7 +95,7 @@ impl PayloadSource {
         Self(Some(Box::new(reader)))
     }
 
-    /// Puts bytes that were already read back in front.
+    /// Prepends bytes that were already read.
     pub(crate) fn after(self, start: Vec<u8>) -> Self {
         let rest = self.0.unwrap_or_else(|| Box::new(io::empty()));
         Self::new(io::Cursor::new(start).chain(rest))
@@ -142,7 +142,7 @@ fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
 pub(crate) enum Fetched {
     /// All in one answer, or a failure of the tool.
     Whole(Called),
-    /// In pieces, which are in the file; the last answer without its content.
+    /// In pieces, which are in the file; the last answer, without its content.
     Pieces(Foreign<CallToolResult>),
 }
 
@@ -189,7 +189,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// Fetches a payload in one call if it fits, otherwise in pieces that go to `file`; checks the digest of the whole.
+    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the digest of the whole.
     pub(crate) async fn fetch(
         &mut self,
         tool: &str,

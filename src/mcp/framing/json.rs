@@ -1,6 +1,6 @@
 //! Reads JSON strictly: duplicate keys and deep nesting are faults.
 //!
-//! Two readers that disagree on which of two equal keys counts would be a hole in a policy.
+//! If two readers disagreed on which of two equal keys counts, a policy would have a hole.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault>
     }
 }
 
-/// Returns whether JSON begins as an object. An error of serde would quote a string in its place whole.
+/// Returns whether JSON begins as an object. If it is a string, an error of serde would quote all of it.
 pub(crate) fn begins_object(bytes: &[u8]) -> bool {
     trim(bytes).first() == Some(&b'{')
 }
@@ -183,8 +183,8 @@ pub(crate) fn count(json: &[u8]) -> Option<usize> {
     Some(values)
 }
 
-/// Returns whether JSON has a string of more than `max` bytes in an unexpected place: errors of serde quote a mistyped string whole,
-/// several times as long. The value of a `payload` key may be a long string, and every string below a `free` key.
+/// Returns whether JSON has a string of more than `max` bytes in an unexpected place: an error of serde quotes a
+/// mistyped string whole, at several times its length. Values of `payload` keys and below `free` keys may be long.
 pub(crate) fn has_long_text(json: &[u8], max: usize, payload: &[&str], free: &[&str]) -> bool {
     let is_one_of = |key: &[u8], keys: &[&str]| {
         let key = key.strip_prefix(b"\"");
@@ -261,7 +261,7 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
         return None;
     }
     let (mut depth, mut at) = (0_usize, 0_usize);
-    // The next string is a key of the outermost object.
+    // True if the next string is a key of the outermost object.
     let mut is_key = false;
     while let Some(byte) = bytes.get(at) {
         match byte {
@@ -317,12 +317,12 @@ fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// Searches the ends of a message for its id: the member `id` of the outermost object, near the front or the last one.
+/// Searches the ends of a message for its id: the outermost object's member `id`, near the beginning or at the end.
 pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
     find_id_in(head).or_else(|| id_from_back(tail))
 }
 
-/// Reads `"id":…}` at the very end; after an `id` deeper inside, a brace too many would follow.
+/// Reads `"id":…}` at the very end; too many braces would follow an `id` of an inner object.
 fn id_from_back(tail: &[u8]) -> Option<RequestId> {
     const KEY: &[u8] = b"\"id\"";
     let start = tail.windows(KEY.len()).rposition(|window| window == KEY)?;

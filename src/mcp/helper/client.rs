@@ -1,4 +1,4 @@
-//! Starts the helpers of a consumer's process and sends them its calls.
+//! Starts the helpers of a worker and sends them its calls.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -21,14 +21,14 @@ use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
-/// Time for which an idle helper is kept.
+/// Time for which an idle helper stays running.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Runs the tools that this process cannot run itself.
 pub(crate) struct Helpers {
     /// Has the server start a helper and returns the socket to it.
     start: Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>,
-    /// The resource that this process may touch itself.
+    /// The resource that this process may use itself.
     own: Option<Resource>,
     /// Idle deadline of transfers in pieces.
     pieces: Duration,
@@ -38,11 +38,11 @@ pub(crate) struct Helpers {
 
 /// A running helper.
 struct Helper {
-    /// Queued calls, one at a time: the others wait in their calls' own memory.
+    /// A queue of one call; the others wait in their own memory.
     calls: mpsc::Sender<(u64, Vec<u8>)>,
-    /// Short orders, which wait for nothing.
+    /// Short orders, which never wait.
     orders: mpsc::UnboundedSender<Vec<u8>>,
-    /// Its socket, to close it at once.
+    /// Its socket, for closing it at once.
     socket: UnixStream,
     /// Cancelled when it has ended, or is about to.
     ended: CancellationToken,
@@ -55,18 +55,18 @@ struct HelperState {
     busy: HashSet<u64>,
     /// Idle deadline of such a transfer.
     pieces: Duration,
-    /// When the last call ended.
+    /// The time at which the last call ended.
     since: Instant,
 }
 
-/// The helpers, for one connection; its transfers in pieces end with it.
+/// The helpers of one connection; its transfers in pieces end with it.
 pub(crate) struct Connection {
     helpers: Arc<Helpers>,
     number: u64,
 }
 
 impl Helpers {
-    /// Starts no helper yet.
+    /// Creates the set of helpers, and starts none yet.
     pub(crate) fn new(
         own: Option<Resource>,
         pieces: Duration,
@@ -85,7 +85,7 @@ impl Helpers {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Returns the helper of a resource; starts it where none runs.
+    /// Returns the helper of a resource; starts it if none runs.
     fn of(self: &Arc<Self>, resource: Resource) -> io::Result<Arc<Helper>> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(helper) = running.get(&resource)
@@ -124,7 +124,7 @@ impl Connection {
         Self { helpers, number }
     }
 
-    /// Returns whether a helper runs this tool, and not this process.
+    /// Returns whether a helper, and not this process, runs this tool.
     pub(crate) fn runs(&self, tool: ToolName) -> bool {
         self.helpers.own != Some(Resource::of(tool))
     }
@@ -177,7 +177,7 @@ impl Drop for Connection {
     }
 }
 
-/// A call that waits for its result; dropped before, it is cancelled.
+/// A call that waits for its result; dropping it earlier cancels the call.
 struct WaitingCall<'a> {
     helper: &'a Helper,
     id: u64,
@@ -207,7 +207,7 @@ impl Helper {
         }
     }
 
-    /// Writes calls and orders until the helper has ended. A call that was cancelled is not begun.
+    /// Writes calls and orders until the helper has ended; skips cancelled calls.
     async fn write(
         self: Arc<Self>,
         mut calls: mpsc::Receiver<(u64, Vec<u8>)>,
@@ -233,7 +233,7 @@ impl Helper {
         }
     }
 
-    /// Hands the helper's reports on until it ends, or has been idle for a while.
+    /// Passes on the helper's reports until it ends or has been idle for a while.
     async fn read(self: Arc<Self>, reader: OwnedReadHalf) {
         let mut reader = BufReader::new(reader);
         let mut report = Box::pin(receive(&mut reader, REPORT_MAX));
@@ -251,7 +251,7 @@ impl Helper {
                 () = sleep_until(next_check) => {
                     let state = self.state();
                     if state.idle_until().is_some_and(|until| until <= Instant::now()) {
-                        // Under the lock, so that no call begins to wait meanwhile: one that begins later sees it.
+                        // Under the lock, so that no call begins to wait meanwhile; a later call sees the cancellation.
                         self.ended.cancel();
                         // The next helper of the resource starts after the end of this one.
                         let _ = self.socket.shutdown(Shutdown::Both);
@@ -261,7 +261,7 @@ impl Helper {
             }
         }
         self.ended.cancel();
-        // Tells the waiting calls.
+        // Fails the waiting calls.
         self.state().waiting.clear();
     }
 
@@ -269,7 +269,7 @@ impl Helper {
         let mut state = self.state();
         state.since = Instant::now();
         let waiting = state.waiting.remove(&report.id);
-        // A call of a connection that has ended does not wait.
+        // A connection that has ended waits for nothing, so it is not busy.
         if report.waits && waiting.is_some() {
             state.busy.insert(report.connection);
         } else if !report.waits {
@@ -283,7 +283,7 @@ impl Helper {
 }
 
 impl HelperState {
-    /// Returns when the helper will have been idle for long enough; the helper itself has given up transfers in pieces by then.
+    /// Returns the time at which the helper counts as idle; by then it has given up transfers in pieces itself.
     fn idle_until(&self) -> Option<Instant> {
         let pieces = if self.busy.is_empty() {
             Duration::ZERO

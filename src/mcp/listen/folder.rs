@@ -15,15 +15,15 @@ use crate::dir::{BENEATH, Dir, READ, RegularFile, SEARCH, lock_within, open_or_m
 use crate::mcp::framing::json;
 use crate::name::MachineName;
 
-/// Maximum time to wait for the folder's lock: a check for a running server holds it for a moment.
+/// Maximum wait for the folder's lock: a check for a running server holds it briefly.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum length of a path of a Unix socket, in bytes (`sun_path` less its final zero).
+/// Maximum length of a path of a Unix socket, in bytes (`sun_path` without its final zero).
 const SOCKET_PATH_MAX: usize = 107;
-/// The file that a running server holds locked.
+/// The file that a running server keeps locked.
 const LOCK: &str = ".lock";
 /// Name of the status file of the running server.
 const STATUS: &str = ".status.json";
-/// Name of a socket before it listens; no longer than that of any consumer's socket.
+/// Name of a socket before it listens; shorter than that of any consumer's socket.
 const FRESH: &str = ".new";
 /// Name of the status file until it is complete.
 const FRESH_STATUS: &str = ".status.new";
@@ -40,7 +40,7 @@ pub(crate) enum FolderError {
     Io {
         /// The attempted operation.
         doing: &'static str,
-        /// On what.
+        /// The path of the operation.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -50,7 +50,7 @@ pub(crate) enum FolderError {
     Foreign {
         /// The folder.
         folder: PathBuf,
-        /// Its content.
+        /// Name of the file.
         name: String,
     },
     /// It is a link, a file, or belongs to another user.
@@ -72,7 +72,7 @@ pub(crate) enum FolderError {
     },
 }
 
-/// A folder that this process serves in, and its lock.
+/// The folder of this process's sockets, and its lock.
 #[derive(Debug)]
 pub(crate) struct SocketFolder {
     path: PathBuf,
@@ -84,7 +84,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The folder belongs to another user, cannot be made, contains foreign files, or another server uses it.
+    /// If the folder belongs to another user, cannot be made, contains foreign files, or is used by another server.
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
         let lock = open_or_make(CWD, path.join(LOCK))
@@ -105,7 +105,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The folder belongs to another user.
+    /// If the folder belongs to another user.
     pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
         match regular(path, LOCK) {
             Ok(lock) => Ok(lock.file.try_lock_shared().is_err()),
@@ -119,9 +119,9 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The system's; also, the status is not a regular file, or too large.
+    /// If the system refuses, or if the status is too large or not a regular file.
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
-        /// Maximum size of a status, in bytes: a services file and a little.
+        /// Maximum size of a status, in bytes: a services file and some more.
         const STATUS_MAX: u64 = 17 * 1024 * 1024;
         /// Maximum number of values in it, which keeps their memory below 32 MiB.
         const VALUES_MAX: usize = 200_000;
@@ -151,22 +151,22 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The path is too long, or taken by something other than a socket, or the system refuses.
+    /// If the path is too long or belongs to something other than a socket, or if the system refuses.
     pub(crate) fn bind(&self, consumer: &MachineName) -> Result<UnixListener, FolderError> {
         let path = self.socket(consumer);
         let length = path.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(FolderError::PathTooLong { path, length });
         }
-        // Under another name until it listens, so that every visible socket accepts connections.
+        // It has another name until it listens, so that every visible socket accepts connections.
         let fresh = self.path.join(FRESH);
         Self::remove_socket(&fresh)?;
         Self::remove_socket(&path)?;
         let made = UnixListener::bind(&fresh).and_then(|listener| {
             listener.set_nonblocking(true)?;
-            // In between, the private folder protects the socket.
+            // Until then, the private folder protects the socket.
             std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-            // Anything that has the name now is not ours, and is kept.
+            // Anything that has this name by now is not ours, and stays.
             renameat_with(CWD, &fresh, CWD, &path, RenameFlags::NOREPLACE)?;
             Ok(listener)
         });
@@ -184,7 +184,7 @@ impl SocketFolder {
         }
     }
 
-    /// Returns the error for an existing socket that cannot be served.
+    /// Returns the error for a socket that exists but cannot be served.
     pub(crate) fn not_served(&self, consumer: &MachineName, source: io::Error) -> FolderError {
         error("served", &self.socket(consumer), source)
     }
@@ -193,7 +193,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The system refuses, or something other than a socket has its name.
+    /// If the system refuses, or if something other than a socket has its name.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
         Self::remove_socket(&self.socket(consumer))
     }
@@ -215,7 +215,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The system refuses.
+    /// If the system refuses.
     pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
         open(&self.path)
             .and_then(|folder| {
@@ -230,7 +230,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// The system refuses.
+    /// If the system refuses.
     pub(crate) fn clear(&self) -> Result<(), FolderError> {
         let failed = |source| error("cleared", &self.path, source);
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
@@ -292,7 +292,7 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
         .map_err(|source| error("made private", path, source))
 }
 
-/// Checks that a folder without a lock contains no foreign file, since it is about to be closed to others and cleared.
+/// Checks that a folder without a lock file contains no foreign file, before it is made private and cleared.
 fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
     let failed = |source| error("read", path, source);
     if regular(path, LOCK).is_ok() {

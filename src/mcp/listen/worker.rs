@@ -1,8 +1,8 @@
-//! Supervises a consumer's process, and lends it resources of the server.
+//! Supervises a worker, and lends it resources of the server.
 //!
-//! The process starts at the first connection, and again after its end. The kernel shares memory, processors and descriptors
-//! among processes, so a consumer that asks for too much has its own process slowed down or killed, and no other's. The server
-//! lends a process helpers, one for each resource of a granted tool, and memory beyond the reserved share, while some is free.
+//! A worker starts at the first connection, and again at the next one after its end. The kernel divides memory,
+//! processors and descriptors among processes, so a consumer that asks for too much slows down or kills only its own.
+//! The server lends a worker a helper per resource of a granted tool, and memory beyond its reserved share, if free.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::tool::{Resource, environment};
 
-/// Delay after a process failed or could not be started: limits the cost of a recurring failure, and lets it be reported.
+/// Delay after a process failed or could not be started, to limit the cost of a recurring failure and to report it.
 const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
 /// Time for a process to end after [`worker::ABORT`].
 const ABORT_TIME: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ pub(super) struct WorkerSupervisor {
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) state: ServerState,
     pub(super) failures: Arc<Mutex<WorkerFailures>>,
-    /// Accept no new connections.
+    /// Cancelled to accept no new connections.
     pub(super) close: CancellationToken,
     pub(super) connections: Shutdown,
 }
@@ -72,7 +72,7 @@ impl WorkerSupervisor {
                     lock(&self.failures).unstarted.remove(&self.caller);
                     tokio::select! {
                         how = worker.ended() => match how {
-                            // An idle process ends in order.
+                            // An idle process ends normally.
                             None => continue,
                             Some(how) => lock(&self.failures).died(&self.caller, &how),
                         },
@@ -96,7 +96,7 @@ impl WorkerSupervisor {
             if poll(&mut polled, Some(&Timespec::default()))? > 0 {
                 return Ok(());
             }
-            // The process that has ended accepted the earlier connections.
+            // It was ready for the connections that the ended process accepted.
             ready.clear_ready();
         }
     }
@@ -134,10 +134,10 @@ impl WorkerSupervisor {
             attend(&ours, &caller, &state.live, &local, &resources);
             let how = process.reap(child);
             drop(resources);
-            // The supervisor may have gone.
+            // The supervisor may be gone.
             let _ = ended.send(how);
         };
-        // Without the thread the process sees the end of its stdin, and ends.
+        // Without the thread, the process sees the end of its stdin and ends.
         std::thread::Builder::new()
             .name(self.caller.to_string())
             .stack_size(STACK)
@@ -145,7 +145,7 @@ impl WorkerSupervisor {
         Ok(worker)
     }
 
-    /// Tells the process how to end, until it has.
+    /// Tells the process to end, each time more firmly, until it has ended.
     async fn end(self, mut worker: Worker) {
         // Refuses new connections.
         drop(self.socket);
@@ -200,7 +200,7 @@ impl ProcessHandle {
         // A process that exits by itself closes its socket a moment before.
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut ended, Some(&EXIT_TIME)) != Ok(1) {
-            // A process that has ended meanwhile keeps its status.
+            // A process that has ended in the meantime keeps its status.
             let _ = child.0.kill();
         }
         match child.0.wait() {
@@ -276,7 +276,7 @@ impl Drop for WorkerResources {
     fn drop(&mut self) {
         self.give_back();
         lock(&self.state.loans).callers -= 1;
-        // Their worker is gone: kills the helpers that do not end by themselves.
+        // The worker is gone: kills the helpers that do not end by themselves.
         if !self.helpers.wait(HashMap::is_empty) {
             let running = lock(&self.helpers.running);
             running
@@ -318,7 +318,7 @@ impl House for WorkerResources {
         let mut lent = lock(&self.state.loans);
         let reserved = lent.callers.saturating_mul(MEMORY_RESERVED);
         let all = reserved.saturating_add(lent.bytes).saturating_add(more);
-        // One caller at a time always gets it: with many callers, the reserved shares may be all the memory.
+        // One caller at a time is always lent it: with many callers, the reserved shares may take all the memory.
         if lent.bytes > 0 && all > services.memory_of_all() {
             return false;
         }
@@ -363,7 +363,7 @@ impl House for WorkerResources {
             }
             drop(place);
         };
-        // Without the thread the process sees the end of its stdin, and ends.
+        // Without the thread, the process sees the end of its stdin and ends.
         std::thread::Builder::new()
             .name(format!("{}-{}", self.caller, resource.as_str()))
             .stack_size(HELPER_STACK)

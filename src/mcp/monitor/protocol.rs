@@ -19,7 +19,7 @@ use crate::audit::{Call, Outcome};
 use crate::services::Services;
 use crate::tool::Resource;
 
-/// Maximum length of a request, in bytes: the line of a call has bounded names and reasons.
+/// Maximum length of a request, in bytes: the log line of a call has bounded names and reasons.
 pub(super) const REQUEST_MAX: u32 = 64 * 1024;
 /// Maximum length of a response, in bytes: one consumer's services, from a file of at most 16 MiB.
 pub(super) const RESPONSE_MAX: u32 = 32 * 1024 * 1024;
@@ -48,7 +48,7 @@ pub(super) enum MonitorRequest {
     Helper(Resource),
     /// Lend the part of this consumer's memory that is not reserved for it.
     Borrow,
-    /// Take it back.
+    /// Take that memory back.
     GiveBack,
 }
 
@@ -60,14 +60,14 @@ pub(super) enum Response {
         services: Services,
         /// The digest of the whole policy.
         digest: String,
-        /// True if it holds as long as its file stays as it is.
+        /// True if it holds until its file changes.
         settled: bool,
     },
-    /// The call runs, in this place, or does not.
+    /// The place of the running call, or the reason why it does not run.
     Admit(Result<u64, AdmitError>),
     /// It could not be logged.
     Unlogged,
-    /// True if it is lent.
+    /// True if the memory is lent.
     Lent(bool),
     /// The socket to the helper comes with this message.
     Helper,
@@ -76,10 +76,10 @@ pub(super) enum Response {
     Done,
 }
 
-/// Time to poll before blocking: waking a thread takes longer than most responses, and calls come in runs.
+/// Time to poll before blocking: waking a thread takes longer than most responses, and calls come in bursts.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// A socket whose reader polls for a moment before it blocks, and keeps the descriptor that comes with a message.
+/// A socket whose reader polls briefly before it blocks, and keeps the descriptor that comes with a message.
 pub(super) struct SpinRead<S> {
     pub(super) socket: S,
     descriptor: Option<OwnedFd>,
@@ -126,7 +126,7 @@ impl<S: AsFd> Read for SpinRead<S> {
     }
 }
 
-/// Sends a message, with a descriptor if it is short.
+/// Sends a message, with a descriptor if one is given.
 pub(super) fn send(
     mut to: &UnixStream,
     message: &impl Serialize,
@@ -146,7 +146,7 @@ pub(super) fn send(
     to.write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-/// Encodes a message behind its length. Fails if it is too long.
+/// Encodes a message after its length. Fails if it is too long.
 pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<u32>()];
     serde_json::to_writer(&mut bytes, message)?;
@@ -157,7 +157,7 @@ pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on a message that is too long or of another type.
+/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on an overlong or invalid message.
 pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead, max: u32) -> io::Result<T> {
     let mut length = [0; size_of::<u32>()];
     from.read_exact(&mut length)?;

@@ -1,4 +1,4 @@
-//! Asks the server on behalf of a consumer's process.
+//! Asks the server on behalf of a worker.
 
 use std::io::{self, BufReader};
 use std::net::Shutdown;
@@ -26,7 +26,7 @@ impl ServerSocket {
         let answer = send(&socket.get_ref().socket, request, None)
             .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
-            // Half a response may be left in it.
+            // It may still contain half a response.
             let _ = socket.get_ref().socket.shutdown(Shutdown::Both);
             (self.lost)();
         }
@@ -81,7 +81,7 @@ impl Lender for Arc<ServerSocket> {
     }
 }
 
-/// The server, as its consumer's process sees it.
+/// The server as its worker sees it.
 pub(crate) struct RemoteMonitor {
     server: Arc<ServerSocket>,
     /// The consumer's part of the policy, requested when the services file has changed.
@@ -89,8 +89,8 @@ pub(crate) struct RemoteMonitor {
 }
 
 impl RemoteMonitor {
-    /// Requests the policy first. `services` is the file that shows when the policy may have changed; `lost` is called when the
-    /// server is gone: from then on no call runs. Fails if it is gone already.
+    /// Requests the policy, and again after each change of the file `services`. Calls `lost` when the server is gone:
+    /// from then on no call runs. Fails if it is already gone.
     pub(crate) fn new(
         socket: UnixStream,
         services: &Path,

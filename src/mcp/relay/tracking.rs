@@ -1,7 +1,7 @@
 //! Tracks the messages that pass through a relay: the answers due to the client, and its handshake.
 //!
-//! A request is answered with its id. Any other line, such as invalid JSON, is answered by JSON-RPC and by our own server as
-//! well: under its id if that is readable, otherwise under none or `null`. Other servers often ignore such a line.
+//! A request is answered with its id. JSON-RPC and our own server answer any other line too, such as invalid JSON:
+//! under its id if that is readable, otherwise under none or `null`. Other servers often ignore such a line.
 //! Notifications, and answers to a server's own requests, get no answer.
 
 use std::collections::{HashMap, HashSet};
@@ -15,19 +15,19 @@ use serde_json::{Map, Value, json};
 use crate::mcp::framing::Line;
 use crate::mcp::framing::json::{self, ID_WRITTEN_MAX, JsonFault};
 
-/// Maximum length of a handshake's message that is kept, in bytes.
+/// Maximum length of a kept handshake message, in bytes.
 const HANDSHAKE_MAX: usize = 64 * 1024;
 
-/// The answers that are still to come.
+/// The answers that are still due.
 ///
 /// Ids are normalized JSON text: a provider may write the same id differently.
 #[derive(Debug, Default)]
 pub(super) struct PendingAnswers {
-    /// Lines with an id of their own; true: a request.
+    /// Lines with an id of their own; true for a request.
     by_id: HashMap<String, bool>,
     /// Requests whose answers cannot be told apart: `null` may answer any of them.
     ambiguous_requests: usize,
-    /// Such lines that are no requests.
+    /// Such lines that are not requests.
     ambiguous_others: usize,
     /// The ids of both.
     ambiguous_ids: HashSet<String>,
@@ -37,7 +37,7 @@ pub(super) struct PendingAnswers {
 #[derive(Debug, PartialEq, Eq)]
 enum ExpectedAnswer {
     None,
-    /// An answer under this id, or also `null` where the line or the id is invalid.
+    /// An answer under this id, or under `null` if the line or the id is invalid.
     ById {
         id: String,
         request: bool,
@@ -45,7 +45,7 @@ enum ExpectedAnswer {
     },
     /// An answer under no id.
     WithoutId,
-    /// No longer the answer to this request.
+    /// The answer to this request is no longer expected.
     Cancelled(String),
 }
 
@@ -98,7 +98,7 @@ impl PendingAnswers {
         }
     }
 
-    /// Returns whether no answer is to come.
+    /// Returns whether no answer is due.
     pub(super) fn is_empty(&self) -> bool {
         self.count() == 0
     }
@@ -108,7 +108,7 @@ impl PendingAnswers {
         self.ambiguous_requests == 0 && self.by_id.values().all(|request| !request)
     }
 
-    /// Returns the number of answers to come.
+    /// Returns the number of answers that are due.
     pub(super) fn count(&self) -> usize {
         self.by_id.len() + self.ambiguous_requests + self.ambiguous_others
     }
@@ -119,7 +119,7 @@ impl PendingAnswers {
         all.by_id.into_keys().chain(all.ambiguous_ids).collect()
     }
 
-    /// Notes a line with an id. An invalid line, and one whose id is in flight already, may be answered with `null`.
+    /// Notes a line with an id. An invalid line, or one whose id is already in flight, may be answered with `null`.
     fn add(&mut self, id: String, request: bool, or_null: bool) {
         let first = self.by_id.remove(&id);
         if first.is_none() && !or_null && !self.ambiguous_ids.contains(&id) {
@@ -136,14 +136,14 @@ impl PendingAnswers {
         }
     }
 
-    /// Notes an answer under an id. One that nobody waits for, such as that to a cancelled request, settles no other line.
+    /// Notes an answer under an id. An unexpected one, such as that to a cancelled request, settles no other line.
     fn settle(&mut self, id: &str) {
         if self.by_id.remove(id).is_none() && self.ambiguous_ids.contains(id) {
             self.settle_ambiguous(true);
         }
     }
 
-    /// Notes the answer to one of the ambiguous lines: to a request, or to another, where both wait.
+    /// Notes the answer to one of the ambiguous lines: to a request or to another line, if both kinds wait.
     fn settle_ambiguous(&mut self, request: bool) {
         let (requests, others) = (&mut self.ambiguous_requests, &mut self.ambiguous_others);
         let settled = match (*requests, *others) {
@@ -214,7 +214,7 @@ fn id_text(id: &RequestId) -> String {
     id.clone().into_json_value().to_string()
 }
 
-/// Writes an id in one form, such as without unnecessary escapes; leaves one that is too long as it is.
+/// Normalizes an id, for example by removing needless escapes; leaves an overlong one as it is.
 fn normalized(id: &RawValue) -> String {
     let short = Some(id.get()).filter(|id| id.len() <= ID_WRITTEN_MAX);
     let read = short.and_then(|id| serde_json::from_str::<Value>(id).ok());
@@ -228,7 +228,7 @@ pub(super) struct Handshake {
     pending: Option<HandshakeRequest>,
     /// The last accepted request.
     accepted: Option<HandshakeRequest>,
-    /// The notification after it, as the client wrote it; empty before it came.
+    /// The notification after it, as the client wrote it; empty until it comes.
     pub(super) notification: Vec<u8>,
 }
 

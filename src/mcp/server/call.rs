@@ -48,7 +48,7 @@ impl CallProgress<'_> {
             tokio::select! {
                 biased;
                 done = &mut future => {
-                    // A report that is on its way goes out before the answer, not after it.
+                    // A report that is being written goes out before the answer, not after it.
                     let _ = timeout(LAST_REPORT, OptionFuture::from(report.as_mut())).await;
                     return Ok(done);
                 }
@@ -64,7 +64,7 @@ impl CallProgress<'_> {
         }
     }
 
-    /// Tells the caller for how many seconds its call has run.
+    /// Tells the caller how many seconds its call has been running.
     fn report(&self, token: ProgressToken) -> BoxFuture<'_, ()> {
         let seconds = self.since.elapsed().as_secs_f64();
         let progress = ProgressNotificationParam::new(token, seconds)
@@ -76,7 +76,7 @@ impl CallProgress<'_> {
     }
 }
 
-/// The running calls of one connection, by service: a call beyond the limit waits for them instead of being told "overloaded".
+/// The running calls of one connection, by service: a call beyond the limit waits for them and gets no "overloaded".
 #[derive(Default)]
 pub(super) struct OwnCalls {
     running: Mutex<HashMap<String, usize>>,
@@ -88,13 +88,13 @@ impl OwnCalls {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a call by `admit`. `Ok(None)`: the limit is reached by calls of this connection.
+    /// Admits a call by `admit`. Returns `Ok(None)` if calls of this connection have reached the limit.
     pub(super) fn enter<'a>(
         &'a self,
         service: &'a str,
         admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
     ) -> Result<Option<OwnCall<'a>>, AdmitError> {
-        // Locked over both counts: a call that is in by one is in by the other.
+        // Locked for both counts, so that each contains the same calls.
         let mut running = self.running();
         let own = running.entry(service.to_owned()).or_default();
         match admit() {
@@ -113,7 +113,7 @@ impl OwnCalls {
 
 /// A running call of this connection.
 pub(super) struct OwnCall<'a> {
-    // Dropped first: its place is free before a call that waits for it looks.
+    // Dropped first, so that its place is free before a waiting call checks.
     pub(super) admitted: Box<dyn Admitted>,
     pub(super) count: OwnCount<'a>,
 }
@@ -145,7 +145,7 @@ pub(super) fn failed(text: impl Into<String>) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
 }
 
-/// Builds the result for an argument that the policy refuses: a model may read it and leave the argument out. A mark
+/// Builds the result for an argument that the policy refuses: a model may read it and omit the argument. A mark
 /// distinguishes it from the failure of a tool.
 pub(super) fn refused(text: String) -> CallToolResult {
     let mut meta = MetaObject::new();
@@ -153,7 +153,7 @@ pub(super) fn refused(text: String) -> CallToolResult {
     failed(text).with_meta(Some(meta))
 }
 
-/// The answer to a request that panicked.
+/// Builds the error for a request that panicked.
 pub(super) fn fault() -> ErrorData {
     ErrorData::internal_error("the request failed by a fault of this server", None)
 }

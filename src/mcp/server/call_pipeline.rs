@@ -1,6 +1,6 @@
 //! Takes one call through its stages: decided, admitted, run, logged, and only then answered.
 //!
-//! The policy decides at the moment of the call, and once more after a call had to wait for its turn.
+//! The policy decides when the call comes in, and again after the call had to wait for its turn.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
-/// Code of the error that says "not now" (JSON-RPC leaves -32000 to -32099 to servers).
+/// Code of the error "overloaded" (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
 
 impl From<Overloaded> for ErrorData {
@@ -68,15 +68,15 @@ impl ConnectionState {
     }
 }
 
-/// The answer to a call. As an error: of a call that does not run.
+/// The answer to a call: the result of the tool or of the policy, or a protocol error.
 type Answer = Result<CallToolResult, ErrorData>;
 
-/// One call on its way.
+/// One call in the pipeline.
 pub(super) struct CallPipeline<'a> {
     connection: &'a ConnectionState,
     progress: CallProgress<'a>,
     arguments: &'a Map<String, Value>,
-    /// The log entry of the call, as far as it is known when the call comes in.
+    /// The log entry of the call, as far as it is known on arrival.
     entry: audit::Call,
 }
 
@@ -114,8 +114,8 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Decides, runs and logs the call. Fails with the protocol error for the caller: unknown, overloaded, cancelled, or not
-    /// logged.
+    /// Decides, runs and logs the call. Fails with the protocol error for the caller, such as unknown, overloaded,
+    /// cancelled or not logged.
     pub(super) async fn answer(&self) -> Answer {
         self.run().await.unwrap_or_else(|answer| answer)
     }
@@ -127,7 +127,7 @@ impl<'a> CallPipeline<'a> {
             .decide(&policy)
             .map_err(|denial| self.refuse(&policy, &denial))?;
         let mut memory = None;
-        // Arguments that the tool will refuse wait for nothing: they are kept no longer than it takes to say so.
+        // A call whose arguments the tool will refuse waits for nothing, so that they are kept only briefly.
         if check_some(grant.tool(), grant.arguments()).is_ok() {
             let reserved = self.reserve(&grant).await;
             memory = reserved.map_err(|cancelled| self.never_ran(&policy, &grant, cancelled))?;
@@ -181,8 +181,8 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Admits the call to those that run, by the policy in force at that moment: the call may have waited long. Waits for calls
-    /// of this connection: that is back-pressure, no overload. Returns the maximum duration of the call as well.
+    /// Admits the call by the policy now in force, as it may have waited long. Waits for calls of this connection,
+    /// which is back-pressure, not overload. Returns the maximum duration of the call as well.
     async fn admit(&self) -> Result<(Grant, Duration, OwnCall<'_>), Answer> {
         let monitor = &self.connection.server.shared.monitor;
         let own = &self.connection.own;
@@ -203,7 +203,7 @@ impl<'a> CallPipeline<'a> {
                     return Err(Err(self.overload(&policy, full)));
                 }
                 Err(AdmitError::Unlogged) => return Err(Err(unlogged(false))),
-                // Decided again; a policy does not change as fast as it is asked for.
+                // Decides again; policies change too rarely for this to go on.
                 Err(AdmitError::Changed) => {}
             }
         }
@@ -213,13 +213,13 @@ impl<'a> CallPipeline<'a> {
         let server = &self.connection.server;
         let max_time = policy.services.limits_of(self.progress.name).call_time();
         match server.caller {
-            // A tool's own time is the operator's to set.
+            // The operator may set a longer time for gpg.
             Caller::Operator => max_time.max(CALL_TIME).max(server.shared.settings.gpg_wait),
             Caller::Consumer(_) => max_time,
         }
     }
 
-    /// Runs the tool. Returns its end for the log, and the answer: a tool's failure is a result.
+    /// Runs the tool. Returns its outcome for the log, and the answer: a tool's failure is a result.
     async fn run_tool(&self, grant: &Grant, max_time: Duration) -> (Outcome, Answer) {
         // Caught here, so that a call that panicked is logged as well.
         let running = AssertUnwindSafe(self.tool(grant)).catch_unwind();
@@ -245,7 +245,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Number of copies of a large payload wanted in the answer.
+    /// Returns the number of copies of a large payload in the answer.
     fn copies(&self) -> Copies {
         match self.progress.context.meta.0.0.get(ONE_COPY_KEY) {
             Some(Value::Bool(true)) => Copies::One,
@@ -253,7 +253,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Logs and answers a denied call. A service for others and one that does not exist get the same answer.
+    /// Logs and answers a denied call. A missing service and one of other consumers get the same answer.
     fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
             Denial::Unknown | Denial::NotConsumer { .. } => {
@@ -313,7 +313,7 @@ impl<'a> CallPipeline<'a> {
     }
 }
 
-/// Slots that a running tool takes: more when its answer may be large, for the answer waits in memory to be written.
+/// Returns the number of slots that a running tool takes: more for large answers, which wait in memory to be written.
 const fn slots_of(tool: ToolName) -> u32 {
     match tool {
         ToolName::FileProvide => 4,
@@ -324,7 +324,7 @@ const fn slots_of(tool: ToolName) -> u32 {
     }
 }
 
-/// The error of a call that cannot be logged: it does not run, or, if it `ran`, its answer is kept back.
+/// Builds the error of a call that cannot be logged: it does not run, or, if it `ran`, its answer is withheld.
 fn unlogged(ran: bool) -> ErrorData {
     let text = if ran {
         "the call ran, but its answer is kept back: this server cannot write its log"

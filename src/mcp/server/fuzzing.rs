@@ -1,4 +1,4 @@
-//! Feeds one connection any bytes and checks that it ends and answers in JSON-RPC. For the fuzzer, and for a test of its seeds.
+//! Feeds arbitrary bytes to one connection, and checks that it ends and answers in JSON-RPC; for fuzzer and tests.
 
 #![expect(clippy::panic, reason = "a violation stops the fuzzer")]
 
@@ -23,7 +23,7 @@ use crate::tool::{Settings, ToolOutcome};
 /// Maximum duration of a run; a connection that takes longer hangs.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
-/// Returns as many lines as are read at once: those beyond would wait.
+/// Returns half as many lines as are read at once: more might wait.
 fn in_time(bytes: &[u8]) -> &[u8] {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let length = lines
@@ -33,11 +33,11 @@ fn in_time(bytes: &[u8]) -> &[u8] {
     bytes.get(..length).unwrap_or(bytes)
 }
 
-/// Serves a consumer that sends these bytes and then ends; its tools do nothing but answer.
+/// Serves a consumer that sends these bytes and then ends; the tools only answer.
 ///
 /// # Panics
 ///
-/// The server does not end, or writes anything but lines of JSON-RPC.
+/// If the server does not end, or writes anything other than lines of JSON-RPC.
 pub fn connection(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
     serve(in_time(bytes), &folder.path().join("audit.jsonl"));

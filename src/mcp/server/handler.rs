@@ -1,5 +1,5 @@
-//! Serves the handshake, the list of tools and the calls; each request is in flight until it is handled, and a panic on its
-//! way is answered.
+//! Serves the handshake, the list of tools and the calls; each request is in flight until it is handled, and a panic is
+//! answered as well.
 
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
@@ -36,7 +36,7 @@ const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owne
 /// Handles the requests of one connection by rmcp's rules for each method.
 struct Handler {
     connection: ConnectionState,
-    /// A request of the stateless era has come: from then on a request without `_meta` is not answered by older rules.
+    /// True after a request of the stateless era: from then on, a request without `_meta` is refused.
     modern: AtomicBool,
 }
 
@@ -70,7 +70,7 @@ impl Handler {
             let call = CallPipeline::new(&self.connection, context, &call.params.name, arguments);
             return Some(call.turn_away(max));
         }
-        // A message that is no request has its own error.
+        // An invalid message has its own error.
         let error = context.extensions.get::<ErrorData>().cloned();
         Some(error.unwrap_or_else(|| too_many_connections(max).into()))
     }
@@ -89,7 +89,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let answer = self.negotiate_initialize(&request)?;
-        // Later requests are answered by the version agreed on. Nothing else is kept: a client may describe itself at any length.
+        // The agreed version applies to later requests. Nothing else is kept: a client's description has no limit.
         let mut peer_info = InitializeRequestParams::default();
         peer_info.protocol_version = answer.protocol_version.clone();
         context.peer.set_peer_info(peer_info);
@@ -112,7 +112,7 @@ impl ServerHandler for Handler {
         let policy = server.shared.monitor.refreshed_policy();
         let result = ListToolsResult::with_all_items(list(&policy.services, &server.caller));
         if is_modern(context.protocol_version()) {
-            // The list is this caller's alone and may change at any moment.
+            // The list is private to this caller, and may change at any moment.
             return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));
         }
         Ok(result)
@@ -164,7 +164,7 @@ impl Service<RoleServer> for PanicGuard {
                 None => self.0.handle_request(request, context).await,
             }
         });
-        // The caller must not wait for ever.
+        // The caller must not wait forever.
         let answer = answer.catch_unwind().await;
         answer.unwrap_or_else(|_panic| Err(fault()))
     }
@@ -186,8 +186,8 @@ impl Service<RoleServer> for PanicGuard {
     }
 }
 
-/// Lists the tools of a caller, in the order of the services; for the operator, of the documentation. The policy alone decides
-/// which they are.
+/// Lists the tools of a caller, in the order of the services or, for the operator, of the documentation. The policy
+/// alone selects them.
 pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
     policy::offers(services, caller)
         .into_iter()

@@ -1,7 +1,6 @@
-//! The requests of one connection that are read and not answered yet.
+//! Tracks the requests of one connection that are read but not yet answered.
 //!
-//! Each gets an inner id for its way through the server, so that two requests with one id, or an id that is used again, can
-//! never get each other's answer.
+//! Each gets an inner id within the server, so that requests that share or reuse an id never get each other's answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,17 +28,17 @@ struct Requests {
 
 /// One request in flight.
 struct OpenRequest {
-    /// The client's id, as long as it is taken.
+    /// The client's id, until it is free again.
     id: Option<RequestId>,
-    /// The same as JSON text, for the log; also when it is free again.
+    /// The id as JSON text for the log, even after it is free again.
     id_text: String,
     label: String,
     bytes: usize,
     since: Instant,
     held: Held,
-    /// Its answer is made, or given up.
+    /// True once its answer is made or given up.
     handled: bool,
-    /// Its answer is no longer wanted.
+    /// True if its answer is no longer wanted.
     cancelled: bool,
 }
 
@@ -55,7 +54,7 @@ pub(super) struct Held {
 pub(crate) enum RequestOutcome {
     /// It was answered with a result.
     Done,
-    /// The tool could not do it.
+    /// The tool failed.
     Failed,
     /// It was answered with an error of this code.
     Refused(i32),
@@ -74,13 +73,13 @@ impl RequestOutcome {
     }
 }
 
-/// An answer that was written, as a log may show it: without any contents.
+/// A written answer as a log may show it: without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AnsweredRequest {
     /// The request, escaped and bounded: a method, and the tool of a call.
     pub(crate) label: String,
     pub(crate) outcome: RequestOutcome,
-    /// From the request's last byte read to the answer's last byte written.
+    /// Time from reading the request's last byte to writing the answer's last byte.
     pub(crate) took: Duration,
     /// Length of the request.
     pub(crate) bytes_in: usize,
@@ -107,7 +106,7 @@ impl Drop for Handling<'_> {
 }
 
 impl InFlightRequests {
-    /// Takes a request in and returns its inner id; `None` when its id is already in flight.
+    /// Adds a request and returns its inner id; `None` if its id is already in flight.
     pub(super) fn enter(
         &self,
         asked: &AskedRequest,
@@ -139,8 +138,8 @@ impl InFlightRequests {
         Some(RequestId::Number(inner))
     }
 
-    /// Cancels a client's request and returns its inner id. Its id is free again, and no answer is written; it stays in flight
-    /// until it is handled, so that calls that come and go cannot pile up.
+    /// Cancels a client's request and returns its inner id. Its id is free again, and no answer is written. The
+    /// request stays in flight until it is handled, so that cancelled calls cannot pile up.
     pub(super) fn cancel(&self, id: &RequestId) -> Option<RequestId> {
         let mut requests = self.lock();
         let mut open = requests.open.iter_mut();
@@ -157,7 +156,7 @@ impl InFlightRequests {
         Handling { flight, inner }
     }
 
-    /// Removes a cancelled request that is handled: its answer is never written.
+    /// Removes a request that is both cancelled and handled: its answer is never written.
     fn remove_if_over(&self, mut requests: MutexGuard<'_, Requests>, inner: i64) {
         let open = requests.open.get(&inner);
         if open.is_some_and(|open| open.handled && open.cancelled) {
@@ -197,7 +196,7 @@ impl InFlightRequests {
             .unwrap_or_default()
     }
 
-    /// Returns the inner id of an answer and the client's id (`None`: the request had none that could be read); nothing when
+    /// Returns the inner id of an answer and the client's id (`None` if the request had no readable one); nothing if
     /// the request is no longer in flight.
     pub(super) fn outer(
         &self,
@@ -212,7 +211,7 @@ impl InFlightRequests {
         Some((inner.clone(), outer))
     }
 
-    /// Frees the client's id of a request whose answer is about to be written: a client that has read it may use the id again.
+    /// Frees the client's id of a request whose answer is about to be written: its reader may use the id again.
     pub(super) fn free_id(&self, inner: &RequestId) {
         self.with(inner, |open| open.id = None);
     }

@@ -1,5 +1,5 @@
-//! Parses a line into a request. A fault becomes a request that is answered with the error, so that every answer goes out the
-//! same way.
+//! Parses a line into a request. A fault becomes a request that is answered with the error, so that every answer
+//! takes the same path.
 
 use rmcp::ErrorData;
 use rmcp::model::{
@@ -21,14 +21,14 @@ pub(super) enum ClientMessage {
     Request(Box<AskedRequest>),
     /// The answer to this request is no longer wanted.
     Cancelled(RequestId),
-    /// Nothing to answer: a blank line, a notification, an answer to a question that was never put.
+    /// Nothing to answer: a blank line, a notification, or an answer to a request that was never made.
     Nothing,
 }
 
 /// A request to answer.
 #[derive(Debug)]
 pub(super) struct AskedRequest {
-    /// The client's id; without one the answer has none.
+    /// The client's id; without one, the answer has none either.
     pub(super) id: Option<RequestId>,
     /// The request, escaped and bounded: a method, and the tool of a call.
     pub(super) label: String,
@@ -36,7 +36,7 @@ pub(super) struct AskedRequest {
     pub(super) request: ClientRequest,
 }
 
-/// Reads a line that was read with a limit of `max` bytes.
+/// Parses a line that was read with a limit of `max` bytes.
 pub(super) fn read(line: &Line, max: usize) -> ClientMessage {
     match line {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
@@ -92,7 +92,7 @@ fn read_message(mut message: Map<String, Value>) -> ClientMessage {
     }
 }
 
-/// Of all notifications only a cancellation changes anything here.
+/// Reads a notification; only a cancellation changes anything here.
 fn read_notification(method: &str, params: Option<&Value>) -> ClientMessage {
     if method != "notifications/cancelled" {
         return ClientMessage::Nothing;
@@ -128,7 +128,7 @@ fn read_params(
 ) -> Result<(Map<String, Value>, RequestMetaObject), ErrorData> {
     let mut params = object(params, "params")?;
     let meta = object(params.remove("_meta"), "_meta")?;
-    // Repeated in each report, so it is bounded like an id.
+    // Each report repeats it, so it is bounded like an id.
     let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
     if !meta.get("progressToken").is_none_or(is_token) {
         return Err(bad_params(format!(
@@ -167,7 +167,7 @@ pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 
-/// Checks the members and keeps the version alone: a client may describe itself at any length.
+/// Checks the members and keeps only the version: a client may describe itself at any length.
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
     /// Maximum length of a version, in bytes; each existing one has ten.
     const VERSION_MAX: usize = 64;
@@ -190,7 +190,7 @@ fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParam
     Ok(params.with_protocol_version(version))
 }
 
-/// Returns a required member that is of the right kind.
+/// Returns a required member of the right type.
 fn member<'a>(
     object: &'a Map<String, Value>,
     name: &str,
@@ -204,7 +204,7 @@ fn member<'a>(
     }
 }
 
-/// Returns an optional member that is an object; empty where it is missing.
+/// Returns an optional member that is an object; an empty one if it is missing.
 fn object(value: Option<Value>, name: &str) -> Result<Map<String, Value>, ErrorData> {
     match value {
         None | Some(Value::Null) => Ok(Map::new()),
@@ -239,7 +239,7 @@ fn bad_params(message: impl Into<std::borrow::Cow<'static, str>>) -> ErrorData {
     ErrorData::invalid_params(message, None)
 }
 
-/// The error of a method that is not served.
+/// Builds the error of an unknown method.
 pub(super) fn unknown_method(method: &str) -> ErrorData {
     let text = format!("method not found: {}", shown(method));
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, text, None)

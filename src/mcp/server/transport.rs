@@ -1,7 +1,7 @@
-//! The connection as rmcp's service loop sees it: requests in, answers out, one message a line.
+//! Presents the connection to rmcp's service loop: requests in, answers out, one message per line.
 //!
-//! Bounds everything that the loop leaves to its peer's good will: line length, requests in flight, and the end, which waits
-//! for the answers that are still due.
+//! Limits everything that the loop leaves to its peer: line length, requests in flight, and the end, which waits for
+//! the answers that are still due.
 
 use std::io;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::mcp::throttle::{HeldLine, MemoryPermit, SHORT, ThrottledLines};
 
 /// Memory of any request, with its task and a short answer, in bytes.
 const REQUEST: usize = 8 * 1024;
-/// Memory of a value in a request, in bytes: an entry of an object, with its key and the room that the object keeps for more.
+/// Memory of a value in a request, in bytes: an entry of an object, with its key and the object's spare room.
 const VALUE: usize = 320;
 /// Memory of a service in a list, with its schemas, in bytes.
 const LISTED: usize = 16 * 1024;
@@ -36,7 +36,7 @@ const LISTED: usize = 16 * 1024;
 const LIST: &[u8] = b"tools/list";
 /// Text of a line that may cancel a request.
 const CANCEL: &[u8] = b"notifications/cancelled";
-/// Maximum length of such a line that waits for no memory, in bytes: an id has 1 KiB at most, and a reason is a sentence.
+/// Maximum length of such a line that waits for no memory, in bytes: an id has at most 1 KiB, a reason is a sentence.
 const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.
@@ -71,11 +71,11 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// Returns the next line, as soon as one more request may be in flight; `None` when no more are to come.
+    /// Returns the next line as soon as one more request may be in flight; `None` if no more are to come.
     async fn line(&mut self) -> Option<HeldLine> {
         let mut limits = self.server.limits;
         if self.lines.max() > limits.line {
-            // Two of the maximum length.
+            // Room for two lines of the maximum length.
             limits.in_flight_bytes = self.lines.max().saturating_mul(2);
         }
         let next = async {
@@ -83,10 +83,10 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             self.lines.next().await
         };
         let (line, time_left) = tokio::select! {
-            // In this order: once told to end, not one more request is taken.
+            // In this order, so that no request is taken after the server is told to end.
             biased;
             () = self.stop.graceful.cancelled() => (None, limits.stop),
-            // A stream that fails has ended, and its peer with it.
+            // A stream that fails has ended, and so has its peer.
             line = next => (line.ok().flatten(), limits.drain),
         };
         if line.is_none() {
@@ -111,7 +111,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         self.stop.immediate.cancel();
     }
 
-    /// Hands the waiting line to rmcp as soon as memory for the parsed request is free.
+    /// Passes the waiting line to rmcp as soon as memory for the parsed request is free.
     async fn parse_waiting(&mut self) -> Option<ClientJsonRpcMessage> {
         let (line, _) = self.waiting.as_ref()?;
         if let Some(id) = cancellation(line, self.lines.max()) {
@@ -121,7 +121,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         let memory = match &self.server.throttle {
             None => None,
             Some(throttle) => tokio::select! {
-                // In this order: once told to end, not one more request is taken.
+                // In this order, so that no request is taken after the server is told to end.
                 biased;
                 () = self.stop.graceful.cancelled() => {
                     self.waiting = None;
@@ -140,13 +140,13 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// Returns the bytes that a line may take until it is answered, beside its text, which is counted where it is long.
+    /// Returns the memory of a line until it is answered, in bytes; counts at most [`SHORT`] bytes of its text.
     fn memory_cost(&self, line: &Line) -> usize {
         let Line::Whole(text) = line else {
             return REQUEST;
         };
         let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
-        // With an escape the method may be written in another way.
+        // With an escape, the method may be spelled differently.
         let may_list = memmem::find(text, LIST).is_some() || text.contains(&b'\\');
         let policy = may_list.then(|| self.server.shared.monitor.policy());
         let listed = policy.map_or(0, |policy| policy.services.services.len());
@@ -205,7 +205,7 @@ where
         item: ServerJsonRpcMessage,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let outer = self.flight.outer(&item);
-        // As long as the answer is in memory, it is counted, also when its request is cancelled.
+        // The answer is counted as long as it is in memory, even if its request is cancelled.
         let held = outer
             .as_ref()
             .map(|(inner, _)| self.flight.take_held(inner));
@@ -229,7 +229,7 @@ where
                 // Cancelled while it waited.
                 return Ok(());
             }
-            // Only now, so that one answer at a time is in memory twice.
+            // Only now, so that only one answer at a time is in memory twice.
             let outcome = RequestOutcome::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
             if let Some((inner, _)) = &outer {
@@ -244,7 +244,7 @@ where
                 (shared.observer)(&answered);
             }
             if written.is_err() {
-                // No peer reads any more: end the calls that still run.
+                // The peer no longer reads: end the calls that still run.
                 stop.immediate.cancel();
             }
             written
@@ -262,7 +262,7 @@ where
             }
             if let Some(message) = self.parse_waiting().await {
                 if self.server.over_limit.is_some() {
-                    // The first request is the last one.
+                    // Only the first request is answered.
                     self.deadline = Some(Instant::now() + self.server.limits.drain);
                 }
                 return Some(message);
@@ -276,7 +276,7 @@ where
     }
 }
 
-/// An error as a line. Without an id where the request had none that could be read: `null`, as in JSON-RPC, is no id in MCP
+/// An error as a line, without an id if the request had no readable one: the `null` of JSON-RPC is not an id in MCP
 /// (schema of 2025-11-25, `JSONRPCErrorResponse`), and clients that check their input throw on it.
 #[derive(Serialize)]
 struct ErrorLine<'a> {

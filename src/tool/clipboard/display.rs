@@ -22,7 +22,7 @@ const DISPLAY_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum number of bytes of a content that are counted.
 const COUNTED_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Reads the clipboard of the display that the environment names; with `passwords`, also a text that is marked as one.
+/// Reads the clipboard of the display that the environment names; with `passwords`, also a text marked as a password.
 pub(crate) fn read(passwords: bool) -> HolderAnswer {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("WAYLAND_DISPLAY") && mime_types().is_ok() {
@@ -34,8 +34,8 @@ pub(crate) fn read(passwords: bool) -> HolderAnswer {
     X11::connect().map_or_else(|why| why, |x11| text_of(x11, passwords))
 }
 
-/// Holds a text on the clipboard until something else is put there or the display ends; calls `answer` once, as soon as the text is
-/// there or cannot be.
+/// Holds a text on the clipboard until something else is put there or the display ends; calls `answer` once, as soon
+/// as the text is there or cannot be put there.
 pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
     // A second handle of the same clipboard reads it while the first waits.
     let (Ok(mut setter), Ok(mut reader)) = (Clipboard::new(), Clipboard::new()) else {
@@ -62,7 +62,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
         }
     }
     answer(HolderAnswer::Text(String::new()));
-    // arboard does not notice that an X server ends; asking it for the clipboard does.
+    // arboard does not notice the end of an X server; reading the clipboard does.
     while matches!(
         replaced.recv_timeout(DISPLAY_INTERVAL),
         Err(RecvTimeoutError::Timeout)
@@ -77,7 +77,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
 /// The compositor that the environment names.
 struct Wayland;
 
-/// Lists the types on the clipboard; `None`: it is empty.
+/// Lists the types on the clipboard; `None` if it is empty.
 fn mime_types() -> Result<Option<Vec<String>>, paste::Error> {
     match get_mime_types_ordered(ClipboardType::Regular, Seat::Unspecified) {
         Ok(types) => Ok(Some(types)),
@@ -93,7 +93,7 @@ impl OfferSource for Wayland {
             let is_cut = types.len() > TYPES_MAX;
             types.truncate(TYPES_MAX);
             ClipboardOffer {
-                // A compositor does not tell.
+                // A compositor does not name the owner.
                 owner: 0,
                 types,
                 is_cut,

@@ -39,7 +39,7 @@ fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
     if !is_own(stat) {
         return Err(not_trusted("belongs to another user"));
     }
-    // A file without a name: another call has set the clipboard since this one was opened.
+    // No name at all is fine: another call has replaced the file since it was opened.
     if stat.st_nlink > 1 {
         return Err(not_trusted("has a second name"));
     }
@@ -79,9 +79,9 @@ fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     file.write_all(content.as_bytes()).map_err(system)
 }
 
-/// Makes a new file in the clipboard's folder, and returns its name.
+/// Makes a new file in the clipboard's folder; returns its name and the file.
 fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
-    /// Maximum number of names that killed processes may have left.
+    /// Maximum number of names that killed processes may have left behind.
     const TRIES: usize = 1000;
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut refused = Errno::EXIST;
@@ -100,7 +100,7 @@ fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
     Err(ToolError::system("write the clipboard's file", refused))
 }
 
-/// Opens the runtime folder: makes it if missing, and closes it to others.
+/// Opens the runtime folder; makes it if it is missing, and denies others access.
 fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
     let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
     let system = |refused: io::Error| ToolError::system(doing, refused);

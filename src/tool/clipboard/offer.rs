@@ -3,7 +3,7 @@
 use super::HolderAnswer;
 use crate::catalogue::CLIPBOARD_MAX;
 
-/// The type by which password managers (KeePassXC, Bitwarden, 1Password) mark a password for KDE's Klipper, and its content then.
+/// The type by which password managers (KeePassXC, Bitwarden, 1Password) mark a password for Klipper, and its content.
 const HINT: &str = "x-kde-passwordManagerHint";
 const SECRET: &str = "secret";
 
@@ -33,14 +33,14 @@ impl Content {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClipboardOffer {
-    /// The owner, where the display tells.
+    /// The owner, if the display names it.
     pub(super) owner: u32,
     pub(super) types: Vec<String>,
     /// True if it offers more than [`TYPES_MAX`].
     pub(super) is_cut: bool,
 }
 
-/// A display, asked for its clipboard.
+/// A display whose clipboard is read.
 pub(super) trait OfferSource {
     /// Asks the owner of the clipboard for its types; `None`: it has no owner.
     fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
@@ -49,7 +49,7 @@ pub(super) trait OfferSource {
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
 }
 
-/// Reads the text on a clipboard; with `passwords`, also one that is marked as such.
+/// Reads the text on a clipboard; with `passwords`, also one that is marked as a password.
 pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
     for _ in 0..TRIES {
         match look(&mut source, passwords) {
@@ -110,9 +110,9 @@ fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// UTF-8 alone.
+    /// Only UTF-8.
     Utf8,
-    /// UTF-8, which xsel and others put there; otherwise ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2).
+    /// UTF-8, which xsel and others send; otherwise ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2).
     Latin1,
 }
 
@@ -141,7 +141,7 @@ fn is_secret(hint: &[u8]) -> bool {
     hint.trim_ascii() == SECRET.as_bytes()
 }
 
-/// Decodes a text; `None`: it is not one.
+/// Decodes a text; `None` if it is not one.
 fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
     match (String::from_utf8(bytes), encoding) {
         (Ok(text), _) => Some(text),

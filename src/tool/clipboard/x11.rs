@@ -1,7 +1,7 @@
-//! The clipboard of an X server, read as its owner offers it (ICCCM §2).
+//! Reads the clipboard of an X server as its owner offers it (ICCCM §2).
 //!
-//! Without arboard, which asks for types that the owner never offered: owners answer that with anything. The server ends this
-//! process when the owner does not answer.
+//! Does not use arboard, which asks for types that the owner never offered; owners may answer that with anything. The
+//! server ends this process if the owner does not answer.
 
 use x11rb::COPY_DEPTH_FROM_PARENT;
 use x11rb::CURRENT_TIME;
@@ -31,7 +31,7 @@ pub(super) struct X11 {
     incr: Atom,
 }
 
-/// Any failure of the connection once it stands.
+/// Any failure of an open connection.
 impl From<ReplyOrIdError> for HolderAnswer {
     fn from(_: ReplyOrIdError) -> Self {
         Self::Refused
@@ -105,7 +105,7 @@ impl X11 {
         }
     }
 
-    /// Takes the property: its type and its content.
+    /// Takes the property; returns its type and content.
     fn take(&self, max: usize) -> Result<(Atom, Content), ReplyOrIdError> {
         // In units of four bytes.
         let length = u32::try_from(max.div_ceil(4) + 1).unwrap_or(u32::MAX);
@@ -113,7 +113,7 @@ impl X11 {
             .connection
             .get_property(false, self.window, self.property, AtomEnum::ANY, 0, length)?
             .reply()?;
-        // This lets a waiting owner go on.
+        // This lets a waiting owner continue.
         self.connection
             .delete_property(self.window, self.property)?;
         self.connection.flush()?;
@@ -172,7 +172,7 @@ impl X11 {
                 let is_cut = listed.bytes > 4 * TYPES_MAX as u64;
                 (self.names(&listed.kept)?, is_cut)
             }
-            // An owner older than the list of targets may still give a text.
+            // An owner that does not support `TARGETS` may still give a text.
             None => (["UTF8_STRING", "STRING"].map(str::to_owned).to_vec(), false),
         };
         Ok(Some(ClipboardOffer {
@@ -196,7 +196,7 @@ impl OfferSource for X11 {
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
         let answer = self.ask(name, CLIPBOARD_MAX)?;
         Ok(answer.map(|(kind, content)| {
-            // The owner chooses the encoding of `TEXT`, and tells it by the actual type.
+            // The owner chooses the encoding of `TEXT`, and the actual type names it.
             let is_string = kind == Atom::from(AtomEnum::STRING);
             let encoding = if is_string {
                 Encoding::Latin1

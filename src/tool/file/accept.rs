@@ -38,7 +38,7 @@ pub(super) struct UploadOptions {
     sha256: Option<String>,
 }
 
-/// One call.
+/// The piece of one call, or the whole file.
 #[derive(Debug)]
 pub(super) struct UploadPiece {
     pub(super) path: PortalPath,
@@ -105,7 +105,7 @@ fn take_piece(
             (piece, upload)
         }
         (Err(refused), upload) => {
-            // A bad piece is no reason to lose the good ones.
+            // A bad piece must not lose the good ones.
             if let Some(upload) = upload {
                 turn.wait(upload.size, upload);
             }
@@ -134,7 +134,7 @@ impl UploadPiece {
         last: bool,
     ) -> Result<Self, ToolError> {
         let data = pieces::not_empty(arguments.data.decode()?, last)?;
-        // The catalogue allows three octal digits alone; anything else is refused here all the same.
+        // The catalogue allows only three octal digits; anything else is refused here as well.
         let mode = |text: &String| {
             let mode = u32::from_str_radix(text, 8).ok();
             mode.filter(|mode| *mode <= 0o777)
@@ -175,7 +175,7 @@ impl UploadOptions {
 }
 
 impl Upload {
-    /// Begins a file whose name is free.
+    /// Begins a file, if its name is free.
     pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;

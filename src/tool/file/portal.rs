@@ -9,7 +9,7 @@ use crate::catalogue::PortalPath;
 use crate::dir::{BENEATH, Dir, READ, SEARCH, make_all};
 use crate::tool::{Settings, ToolError};
 
-/// Permissions of folders that are made, less the umask.
+/// Permissions of new folders, less the umask.
 const FOLDER_MODE: u32 = 0o755;
 
 /// The open portal.
@@ -41,7 +41,7 @@ impl Portal {
         Self::open(settings)
     }
 
-    /// Opens a file or folder only for looking at it.
+    /// Opens a file or folder only to read its metadata.
     pub(super) fn look(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         self.0

@@ -19,17 +19,17 @@ use crate::policy::{Caller, Grant};
 use crate::text;
 use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
-/// Maximum number of files that one connection reads in pieces at once; of more, the one read longest ago is forgotten.
+/// Maximum number of files that one connection reads in pieces at once; beyond it, the least recent is forgotten.
 const READS_MAX: usize = 16;
 
-/// The files that one connection reads in pieces, by the path as the caller sent it; the one read longest ago comes first.
+/// The files that one connection reads in pieces, by the path that the caller sent; the least recent comes first.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Reads(Arc<Mutex<VecDeque<(PortalPath, ReadProgress)>>>);
 
 #[derive(Debug)]
 struct ReadProgress {
     identity: ProvidedIdentity,
-    /// Digest of all before `next`; `None` when it was not read in order.
+    /// Digest of everything before `next`; `None` if it was not read in order.
     digest: Option<Sha256>,
     next: u64,
 }
@@ -90,7 +90,7 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the first existing one of the files that a path stands for.
+    /// Opens the first existing file among those that a path may mean.
     pub(super) fn open(
         settings: &Settings,
         requested: &PortalPath,
@@ -110,13 +110,13 @@ impl FileSource {
                 opened => return opened,
             }
         }
-        // The path that the caller sent: where else was looked is not its business.
+        // Names the path that the caller sent, not those that were tried.
         let path = requested.to_string();
         Err(ToolError::NotFound { path })
     }
 
     fn open_one(portal: &Portal, path: &PortalPath) -> Result<Self, ToolError> {
-        // Checked before it is opened too, because opening a device can have effects.
+        // Checked before opening too, because opening a device can have side effects.
         regular(&portal.look(path)?, path)?;
         let file = portal.read(path)?;
         let stat = regular(&file, path)?;
@@ -168,7 +168,7 @@ impl FileSource {
         self.answer(offset, &bytes, digest, copies)
     }
 
-    /// Reads exactly a part; a file that changes meanwhile is an error.
+    /// Reads exactly this part; a file that changes meanwhile is an error.
     fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ToolError> {
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         let read = self.file.read_exact_at(&mut bytes, offset);

@@ -43,7 +43,7 @@ impl Unpublished {
 
     /// Makes a new file with a temporary name.
     fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
-        /// Maximum number of names that killed processes may have left.
+        /// Maximum number of names that killed processes may have left behind.
         const TRIES: usize = 1000;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let flags =
@@ -72,7 +72,7 @@ impl Unpublished {
     /// Sets the permissions, syncs the file to disk, and gives it its name in `folder`; `EXIST` if the name is taken.
     pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
         match permit(&self.file, mode) {
-            // A confined process must not change modes; it makes another file instead.
+            // A confined process may not change modes; it makes another file instead.
             Err(Errno::PERM) => self = self.copy(folder.dir(".")?, mode)?,
             permitted => permitted?,
         }

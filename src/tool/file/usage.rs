@@ -1,6 +1,6 @@
 //! Limits how much each consumer leaves in its folder of the portal, so that none can fill the disk.
 //!
-//! Files that come through this server are counted exactly; other changes to the folder are seen when it is measured again.
+//! Files handed in through this server are counted exactly; other changes count when the folder is measured again.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -16,12 +16,12 @@ use crate::tool::ToolError;
 
 /// Time for which a measurement holds.
 const FRESH: Duration = Duration::from_secs(60);
-/// Duration of a slow measurement. It is not repeated at once for a full folder: a caller that keeps asking would keep its provider
-/// busy.
+/// Minimum duration of a slow measurement. For a full folder it is not repeated at once: a caller that keeps asking
+/// would keep its provider busy.
 const LONG: Duration = Duration::from_millis(10);
 /// Time for which a slow measurement of a full folder holds, as a multiple of its duration.
 const LONG_FACTOR: u32 = 20;
-/// Minimum size of a file or folder, in bytes, so that a flood of empty ones counts.
+/// Unit in which a file or folder counts, in bytes; an empty one counts as one unit.
 const BLOCK: u64 = 4096;
 /// Maximum depth of measured folders; a caller's paths are less deep.
 const DEPTH_MAX: usize = 32;
@@ -30,13 +30,13 @@ const DEPTH_MAX: usize = 32;
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 
-/// One folder's share. Only its own lock is held while a folder is measured, so that no other consumer waits for that.
+/// One folder's share. Measuring a folder holds only its own lock, so that no other consumer waits.
 #[derive(Debug, Default)]
 struct Share {
     measured: Mutex<Option<Measured>>,
     /// Bytes on disk.
     bytes: AtomicU64,
-    /// Bytes reserved for files on their way.
+    /// Bytes reserved for incoming files.
     reserved: AtomicU64,
 }
 
@@ -47,7 +47,7 @@ struct Measured {
 }
 
 impl Measured {
-    /// Returns whether it still counts; a full folder is measured again earlier, because files may have been removed since.
+    /// Returns whether it still holds; a full folder is measured again earlier, because files may have been removed.
     fn holds(self, fits: bool) -> bool {
         let age = self.at.elapsed();
         let still_full = self.took >= LONG && age < self.took * LONG_FACTOR;
@@ -55,7 +55,7 @@ impl Measured {
     }
 }
 
-/// Space reserved for one file on its way; released if the file does not come.
+/// Space reserved for one incoming file; released if the file is not completed.
 #[derive(Debug)]
 pub(super) struct QuotaReservation {
     share: Arc<Share>,
@@ -109,7 +109,7 @@ impl QuotaReservation {
         })
     }
 
-    /// Counts the file, which has come, and the folders that were made for it.
+    /// Counts the completed file, and the folders that were made for it.
     pub(super) fn commit(self, folders: u64) {
         let bytes = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
         // The reservation ends when `self` is dropped.

@@ -33,7 +33,7 @@ pub enum GpgFault {
         /// The entry found instead.
         what: &'static str,
     },
-    /// The key exists and cannot sign.
+    /// The key exists, but cannot sign.
     #[error("the secret key `{key}` cannot sign: {}", why.message(.key))]
     Unusable {
         /// Its fingerprint.
@@ -55,7 +55,7 @@ pub enum GpgFault {
          `gpg --detach-sign` of a file on the provider, and `gpg --verify` of that, show more"
     )]
     NotGood(&'static str),
-    /// The user's `gpg.conf` says which key signs, and cannot be read.
+    /// The user's `gpg.conf`, which may set the default key, cannot be read.
     #[error(
         "`gpg.conf` cannot be read on the provider: {0}; it may set the default key, so nothing is signed without it"
     )]
@@ -81,7 +81,7 @@ pub enum GpgFault {
     /// Another fault.
     #[error("gpg failed{}", reason(.0.as_deref()))]
     Failed(
-        /// gpg's own words, cleaned.
+        /// gpg's own message, sanitized.
         Option<String>,
     ),
 }
@@ -154,7 +154,7 @@ pub enum CardFault {
         "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
     )]
     NoDaemon,
-    /// It is inserted, and nothing can ask for its PIN.
+    /// It is inserted, but nothing can ask for its PIN.
     #[error(
         "whose PIN no pinentry can ask for on the provider; unlock it there first, or install a graphical pinentry"
     )]
@@ -174,7 +174,7 @@ pub enum NoAgent {
         /// Its length.
         bytes: usize,
     },
-    /// It may not write to the folder of its socket and its locks, by this error of the system.
+    /// It cannot write to the folder of keys or of its socket; holds the system's error.
     #[error(
         "it cannot write to the folder of keys ({0}); make it writable for the user that serves (uid {uid})",
         uid = geteuid()
@@ -203,7 +203,7 @@ fn reason(text: Option<&str>) -> String {
 }
 
 impl GpgFault {
-    /// Returns the fault of gpg's home folder, if there is one.
+    /// Returns the fault of gpg's home folder, if it has one.
     pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
         let what = match home.path.metadata() {
             Ok(entry) if entry.is_dir() => return None,

@@ -1,8 +1,8 @@
 //! The launcher: a process beside the server that starts gpg-agent and keyboxd, the servers of GnuPG, when a call needs them.
 //!
-//! They outlive a server, because they remember passphrases, and may need what a server must not have, such as a card reader; so they
-//! run under none of its limits, and outside its control group where a supervisor starts the launcher. A client writes the name of
-//! one of the two and a line end, and reads a line end once that runs or cannot.
+//! They outlive a server, because they remember passphrases, and may need what a server must not have, such as a card
+//! reader. So they run without its limits, and outside its control group if a supervisor starts the launcher. A client
+//! writes one of the two names and a newline, and reads a newline once that server runs or cannot be started.
 //!
 //! A supervisor's launcher listens on a socket file. An unsupervised server starts its own before it is confined; that one listens on
 //! an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
@@ -34,7 +34,7 @@ use crate::tool::environment;
 pub(super) enum LauncherServer {
     /// gpg-agent, which holds the secret keys.
     Agent,
-    /// keyboxd, which holds the public keys where `common.conf` says so.
+    /// keyboxd, which holds the public keys if `common.conf` says so.
     Keyboxd,
 }
 
@@ -144,7 +144,7 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the kernel's form of the address of an abstract socket; `None`: it is a file.
+/// Returns the kernel's form of the address of an abstract socket; `None` if it is a file.
 fn abstract_address(socket: &Path) -> Option<PathBuf> {
     let name = socket.as_os_str().as_bytes().strip_prefix(b"@")?;
     Some(OsString::from_vec([b"\0", name].concat()).into())
@@ -168,7 +168,7 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    // The call finds out why it does not run.
+    // The call itself finds out why a server does not run.
     timeout(GPGCONF_MAX, gpgconf.status()).await??;
     stream.write_all(DONE).await
 }

@@ -1,10 +1,10 @@
-//! A signed message as OpenPGP streams it (RFC 9580 §5.4, §10.3): content first, signature last, so that a signature of any size is
-//! verified in constant memory while it is made.
+//! Streams a signed OpenPGP message (RFC 9580 §5.4, §10.3): content first, signature last, so that the signature of
+//! content of any size is verified in constant memory while it is made.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// A signature covers bytes, not lines of text.
+/// The type of a signature of bytes, not of lines of text.
 const BINARY: u8 = 0;
 /// Digest algorithm SHA-512 of OpenPGP.
 const SHA512: u8 = 10;
@@ -12,7 +12,7 @@ const SHA512: u8 = 10;
 const PART_MIN: u32 = 13;
 /// Maximum length of a part, likewise.
 const PART_MAX: u32 = 30;
-/// First byte of a packet that announces a signature behind the content, of one that holds content, and of a signature.
+/// First byte of a packet that announces a signature after the content, of one that holds content, and of a signature.
 const ONE_PASS: u8 = 0xc4;
 const LITERAL: u8 = 0xcb;
 const SIGNATURE: u8 = 0xc2;

@@ -102,7 +102,7 @@ pub(super) fn choose(
 }
 
 impl GpgKey {
-    /// Returns the key or subkey of this fingerprint, or end of one.
+    /// Returns the key or subkey with this fingerprint, or end of one.
     fn part(&self, id: &str) -> Option<&KeyPart> {
         let id = id.to_ascii_uppercase();
         self.parts().find(|part| part.fingerprint.ends_with(&id))
@@ -116,7 +116,7 @@ impl GpgKey {
         if self.disabled {
             return Err(UnfitKey::Disabled);
         }
-        // A fault of the key is one of each of its subkeys.
+        // A fault of the primary key affects all its subkeys.
         self.primary.check(now)?;
         let exact = exactly.map(|id| self.part(id).ok_or(UnfitKey::NotForSigning));
         let exact = exact.transpose()?;
@@ -153,7 +153,7 @@ impl KeyPart {
         }
     }
 
-    /// Refuses one that may not sign now.
+    /// Refuses a key that may not sign now.
     fn check(&self, now: u64) -> Result<(), UnfitKey> {
         match self.validity {
             'r' => Err(UnfitKey::Revoked),
@@ -192,7 +192,7 @@ impl GoodSignature {
     ///
     /// # Errors
     ///
-    /// The reason why that is not exactly one good signature of bytes.
+    /// The reason why they do not report exactly one good signature of bytes.
     pub(super) fn read(text: &str) -> Result<Self, &'static str> {
         let count = |keyword: &str| status(text).filter(|line| word(line) == keyword).count();
         if count("BADSIG") > 0 {
@@ -258,7 +258,7 @@ impl GoodSignature {
     }
 }
 
-/// Returns why gpg did not sign, or did not list its keys, from all that it wrote on stderr.
+/// Returns why gpg did not sign, or did not list its keys, from its stderr.
 pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
     let failed = |keyword: &str| status(stderr).find_map(|line| line.strip_prefix(keyword));
     failed("FAILURE sign ")

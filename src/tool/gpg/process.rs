@@ -1,5 +1,5 @@
-//! Runs programs of GnuPG with the user's own options: starts them, feeds them, waits for their end, and kills them when nobody
-//! waits any more.
+//! Runs programs of GnuPG with some of the user's options: starts them, feeds them, waits for their end, and kills them
+//! when nobody waits for them any more.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ use super::fault::{GpgFault, NoAgent};
 use super::launcher::{self, GPGCONF, LauncherServer};
 use crate::tool::{Settings, ToolError, environment};
 
-/// Maximum size of the output of a program that is read, in bytes: a signature, a public key, a listing of keys, status lines.
+/// Maximum output of a program that is read, in bytes: a signature, a public key, a listing of keys, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
 /// Options of every gpg. Of the user's options only those in [`Configuration`] apply.
 const ALWAYS: [&str; 10] = [
@@ -51,7 +51,7 @@ pub(super) struct GnuPg {
     pub(super) configuration: Configuration,
 }
 
-/// A running program. Dropped, its process group is killed; the agent lives on.
+/// A running program. Dropping it kills its process group; the agent lives on.
 #[derive(Debug)]
 pub(super) struct RunningGpg(Child);
 
@@ -63,7 +63,7 @@ pub(super) struct GpgEnd {
 }
 
 impl GnuPg {
-    /// Without the user's options.
+    /// Creates one without the user's options.
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         Self {
             settings,
@@ -180,12 +180,12 @@ impl GnuPg {
 }
 
 impl RunningGpg {
-    /// Feeds content; false when nobody reads it any more.
+    /// Feeds content; returns false if the program no longer reads it.
     pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
         let Some(stdin) = &mut self.0.stdin else {
             return false;
         };
-        // The program's last words say more than this error.
+        // The program's own output says more than this error.
         stdin.write_all(data).await.is_ok()
     }
 
@@ -205,7 +205,7 @@ impl RunningGpg {
 
 impl Drop for RunningGpg {
     fn drop(&mut self) {
-        // `None` once it has been waited for, when the number may be another process's.
+        // `None` once it has been waited for; then the number may belong to another process.
         if let Some(group) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
             // Fails if it has ended.
             let _ = kill_process_group(group, Signal::KILL);
@@ -225,13 +225,13 @@ async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
 
 /// The options of the user's `gpg.conf` that apply: the default key, and the places of keys.
 ///
-/// The others are ignored (`--no-options`): some send the signature elsewhere, sign with a second key, or take a part of the content
-/// for a passphrase.
+/// The others are ignored (`--no-options`): some send the signature elsewhere, sign with a second key, or take part of
+/// the content as a passphrase.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Configuration {
     /// Options for every gpg.
     pub(super) keyrings: Vec<OsString>,
-    /// True if keyboxd keeps the public keys; gpg starts it only if it may start servers.
+    /// True if keyboxd keeps the public keys; with `--no-autostart`, gpg does not start it.
     pub(super) uses_keyboxd: bool,
     /// Candidates for the default key, in the order in which they are tried: gpg takes the last existing one.
     pub(super) default_keys: Vec<String>,
@@ -293,7 +293,7 @@ impl Configuration {
 
 /// Reads a file; empty if it is missing.
 fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    // Not to wait for the writer of a pipe.
+    // Does not wait for the writer of a pipe.
     let nonblock = OFlags::NONBLOCK.bits().cast_signed();
     let opened = File::options().read(true).custom_flags(nonblock).open(path);
     let file = match opened {

@@ -1,4 +1,4 @@
-//! A signature while it is made: the signer is chosen first, and the signature is verified before anybody gets it.
+//! Makes a signature: chooses the signer first, and verifies the signature before it is handed out.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::process::{GnuPg, RunningGpg};
 use crate::catalogue::{SIGN_MAX, Signed};
 use crate::tool::{Settings, ToolError, ToolOutcome};
 
-/// A signature in the making: one gpg signs the content, another verifies it with the signature behind it.
+/// A signature in progress: one gpg signs the content, another verifies it with the signature that follows it.
 #[derive(Debug)]
 pub(in crate::tool) struct Signing {
     gnupg: GnuPg,
@@ -78,7 +78,7 @@ impl Signing {
         within(settings.gpg_wait, started).await?
     }
 
-    /// Feeds content to both; over the limit or after a refusal by gpg, the signature is over.
+    /// Feeds content to both; fails for good beyond the limit, or if gpg refuses.
     pub(super) async fn take(mut self, data: &[u8]) -> Result<Self, ToolError> {
         self.size = grown(self.size, data)?;
         let part = self.message.add(data);
@@ -88,7 +88,7 @@ impl Signing {
         if fed {
             return Ok(self);
         }
-        // It ended before it had read everything: its last words give the reason.
+        // It ended before it had read everything: its output gives the reason.
         match self.finish().await {
             Ok(_) => Err(GpgFault::Failed(None).into()),
             Err(reason) => Err(reason),
@@ -144,7 +144,7 @@ fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
     Ok(size)
 }
 
-/// Waits for gpg, but not for ever.
+/// Waits for gpg, up to a limit.
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, ToolError> {
     tokio::time::timeout(limit, work).await.map_err(|_| {
         ToolError::TimedOut(format!(
@@ -154,8 +154,8 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, 
     })
 }
 
-/// Starts gpg-agent, and keyboxd where it keeps the public keys, unless they run. They outlive this process, so that a passphrase is
-/// asked for once.
+/// Starts gpg-agent, and keyboxd if it keeps the public keys, unless they run. They outlive this process, so that a
+/// passphrase is asked for only once.
 async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
     if gnupg.configuration.uses_keyboxd {
         // gpg itself reports one that does not start.
@@ -204,7 +204,7 @@ async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
     Err(GpgFault::NoSecretKey(defaults.first().cloned()).into())
 }
 
-/// Chooses the first usable one of the secret keys that gpg knows by this name, or exactly one subkey where `!` follows an id;
+/// Chooses the first usable secret key that gpg knows by this name, or exactly one subkey if `!` follows an ID;
 /// without a name, the first of all.
 async fn choose(gnupg: &GnuPg, named: Option<&str>) -> Result<Signer, ToolError> {
     let id = named.and_then(|named| named.strip_suffix('!'));
@@ -225,7 +225,7 @@ async fn choose(gnupg: &GnuPg, named: Option<&str>) -> Result<Signer, ToolError>
     })
 }
 
-/// Returns the fault, or that of the smartcard that holds the secret key.
+/// Returns the fault, or the one of the smartcard that holds the secret key.
 async fn with_card(
     gnupg: &GnuPg,
     fault: GpgFault,

@@ -24,14 +24,14 @@ use crate::tool::Settings;
 /// Minimum interval between two messages about a log that cannot be written.
 const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The state of a server of consumers' channels: a watched services file, and a log without which no call runs.
+/// Builds the state of a server for consumers: a watched services file, and a log, required unless waived.
 pub(super) fn state(
     args: &McpServeArgs,
     confinement: InForce,
     launcher: Option<String>,
     output: &Output,
 ) -> anyhow::Result<ServerState> {
-    // Rejects here what the processes of consumers would reject.
+    // Fails early on settings that the consumers' processes would reject.
     settings()?;
     let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
     let policy = PolicyWatcher::read(&path).map_err(|error| broken_policy(&error))?;
@@ -74,7 +74,7 @@ pub(super) fn state(
     })
 }
 
-/// The state that the connections of a caller share.
+/// Builds the state that the connections of a caller share.
 pub(in crate::command::mcp) fn shared(
     monitor: impl Monitor + 'static,
     settings: Settings,
@@ -89,7 +89,7 @@ pub(in crate::command::mcp) fn shared(
     })
 }
 
-/// The log of the operator's own server, if it has one.
+/// Returns the recorder of the operator's own server, with a log if one can be opened.
 pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Result<Arc<Recorder>> {
     let log = match &args.audit_log {
         Some(path) => Some(Log::open(path).map_err(|error| no_log(&error))?),
@@ -112,7 +112,7 @@ fn required_log(
     let complain = complain(output);
     match Log::open(&path) {
         Ok(log) => Ok(Recorder::new(Some(log), true, complain)),
-        // Its first line tells that it cannot be opened.
+        // The first line to be written reports that the log cannot be opened.
         Err(_) if policy.allow_unlogged => Ok(Recorder::waiting_for(path, complain)),
         Err(error) => Err(no_log(&error)),
     }
@@ -125,7 +125,7 @@ fn no_log(error: &AuditError) -> Failure {
     )
 }
 
-/// A server is not confined, although it must be.
+/// Reports that a server is not confined, although it must be.
 pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
     let text = format!("this server must be confined, and is not: {why}");
     Failure::new(Exit::Failed, text)
@@ -155,12 +155,12 @@ fn on_change(recorder: &Arc<Recorder>, output: &Output) -> OnChange {
             policy: policy.digest.as_str().into(),
             refused: refused.as_deref().map(bounded_reason),
         };
-        // Each call checks anew whether it may run without a log.
+        // Each call checks again whether it may run without a log.
         let _ = recorder.append(event, true);
     })
 }
 
-/// Reports on stderr that the log cannot be written, but not for every call.
+/// Reports on stderr that the log cannot be written, at most once per interval.
 fn complain(output: &Output) -> Complain {
     let output = output.clone();
     let last: Mutex<Option<Instant>> = Mutex::new(None);
