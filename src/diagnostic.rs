@@ -1,6 +1,6 @@
 //! Findings in the user's file, and their drawing: message, place, source line with a caret, and the next step.
 //!
-//! They are found in [`crate::infra`] and [`crate::edge`].
+//! [`crate::infra`], [`crate::edge`] and `plan` create them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Place {
         format!("{}:{}", self.source.path, self.line)
     }
 
-    /// Its start in the text; derived from line and column if no byte offset is known.
+    /// Returns its start in the text, derived from line and column if no byte offset is known.
     fn byte(&self) -> usize {
         if self.bytes.start > 0 || self.line <= 1 && self.column <= 1 {
             return self.bytes.start;
@@ -83,7 +83,7 @@ impl Place {
 pub enum Severity {
     /// The file is refused.
     Error,
-    /// The file is read, and the user should know.
+    /// The file is accepted, but the user should know.
     Warning,
 }
 
@@ -103,7 +103,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// A finding without a place and without help yet.
+    /// Creates a finding without a place or help.
     pub(crate) fn new(severity: Severity, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             severity,
@@ -120,13 +120,13 @@ impl Diagnostic {
     }
 }
 
-/// Returns the line and the column in characters, both from 1, of the end of a text.
+/// Returns the line and the column (in characters) of the end of a text, both from 1.
 pub(crate) fn position(before: &str) -> (usize, usize) {
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-/// Returns the byte at a line and a column in characters, both from 1; at most the end of the text.
+/// Returns the byte offset of a line and a column (in characters), both from 1; at most the end of the text.
 pub(crate) fn offset(text: &str, line: usize, column: usize) -> usize {
     let lines = text.split_inclusive('\n').take(line.saturating_sub(1));
     let above: usize = lines.map(str::len).sum();
@@ -135,7 +135,7 @@ pub(crate) fn offset(text: &str, line: usize, column: usize) -> usize {
     above + left.map(char::len_utf8).sum::<usize>()
 }
 
-/// Returns user text for a message: in backticks, escaped, and cut where it is long.
+/// Quotes user text for a message: in backticks, escaped, and truncated if it is long.
 #[must_use]
 pub fn quote(text: &str) -> String {
     let mut quoted = String::from("`");
@@ -159,7 +159,7 @@ pub fn quote(text: &str) -> String {
 #[error("{} fault(s) in the infrastructure file", .0.len())]
 pub struct Faults(pub Vec<Diagnostic>);
 
-/// Draws findings as rustc does: title, place, source line, caret, help; a blank line between two. No newline at the end.
+/// Draws findings as rustc does: title, place, source line, caret, help. A blank line separates two; no final newline.
 #[must_use]
 pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
     let drawn: Vec<String> = diagnostics
@@ -202,7 +202,7 @@ fn draw_one(diagnostic: &Diagnostic, styled: bool) -> String {
     drawn
 }
 
-/// The lines above and below a source line: drawn here, since a line that was cut has other columns.
+/// The lines above and below a source line, drawn here because truncating the line shifts its columns.
 struct Frame {
     /// Digits of the line number.
     width: usize,
@@ -236,14 +236,14 @@ impl Frame {
     }
 }
 
-/// The part of a line that is drawn, and the bytes of it that get a caret.
+/// The drawn part of a line, and the bytes in it that get a caret.
 struct SourceLine {
     text: String,
     span: Range<usize>,
 }
 
 impl SourceLine {
-    /// The line of a place; of a long one only the part around the place.
+    /// Returns the line of a place, or only the part around the place if the line is long.
     fn of(place: &Place) -> Self {
         let text = place.source.text.as_str();
         let (before, after) = text.split_at_checked(place.byte()).unwrap_or((text, ""));
@@ -285,7 +285,7 @@ fn last_chars(text: &str, count: usize) -> &str {
         .unwrap_or(text)
 }
 
-/// Escapes the characters that a terminal would act upon or not show.
+/// Escapes the characters that a terminal would interpret or hide.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for character in text.chars() {

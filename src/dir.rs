@@ -26,7 +26,7 @@ pub(crate) const ONE_MOUNT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
 pub(crate) const READ: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
-/// Opens folders for access to what is below them, which needs no right to read them.
+/// Opens folders for access to the entries below them; needs no permission to read the folders.
 pub(crate) const SEARCH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Opens anything without using it: opening a device or a pipe this way has no effect.
 pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -91,7 +91,7 @@ impl From<NotRead> for io::Error {
 }
 
 impl Dir {
-    /// Opens the folder at `path` with these flags. Its own path may lead through links; `resolve` binds the paths below it.
+    /// Opens the folder at `path` with these flags. `path` may lead through links; `resolve` restricts paths below it.
     pub(crate) fn open(path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<Self, Errno> {
         let handle = open(path, flags, Mode::empty())?;
         Ok(Self::new(handle, flags, resolve))
@@ -112,7 +112,7 @@ impl Dir {
         Ok(Self::new(handle, self.flags, self.resolve))
     }
 
-    /// Opens what has that path.
+    /// Opens the entry at that path.
     pub(crate) fn open_at(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = match path.trim_start_matches('/') {
             "" => ".",
@@ -121,7 +121,7 @@ impl Dir {
         openat2(&self.handle, path, flags, Mode::empty(), self.resolve)
     }
 
-    /// Opens a regular file for reading, without waiting for a pipe or device; returns `None` if nothing has that path.
+    /// Opens a regular file for reading, without waiting for a pipe or device; returns `None` if it does not exist.
     pub(crate) fn regular(&self, path: &str) -> Result<Option<RegularFile>, NotRead> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match self.open_at(path, flags) {
@@ -144,7 +144,7 @@ impl Dir {
         }
     }
 
-    /// Makes a folder, less the umask; returns false if something has that name already.
+    /// Creates a folder with this mode, minus the umask; returns false if the name is taken.
     pub(crate) fn make_dir(&self, name: &str, mode: u32) -> Result<bool, Errno> {
         match mkdirat(&self.handle, name, Mode::from_raw_mode(mode)) {
             Err(Errno::EXIST) => Ok(false),
@@ -152,14 +152,14 @@ impl Dir {
         }
     }
 
-    /// Makes a file, less the umask, and opens it for writing; an error (`EXIST`) if something has that name already.
+    /// Creates a file with this mode, minus the umask, and opens it for writing; `EXIST` if the name is taken.
     pub(crate) fn create(&self, name: &str, mode: Mode) -> Result<File, Errno> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.handle, name, flags, mode).map(File::from)
     }
 
-    /// Makes or replaces a file, whole or not at all, with exactly these rights. The new file is called `temporary` until
+    /// Creates or replaces a file, whole or not at all, with exactly this mode. The new file is named `temporary` until
     /// `fill` has written it; a file that a killed process left under that name is removed.
     pub(crate) fn replace(
         &self,
@@ -175,18 +175,18 @@ impl Dir {
             .and_then(|()| fill(&mut new))
             .and_then(|()| Ok(self.rename(temporary, name)?));
         if replaced.is_err() {
-            // The first error counts.
+            // The first error is reported.
             let _ = self.remove(temporary);
         }
         replaced
     }
 
-    /// Gives an entry another name in this folder, which may be taken.
+    /// Renames an entry in this folder, replacing any entry that has the new name.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         renameat(&self.handle, from, &self.handle, to)
     }
 
-    /// Removes an entry that is no folder; returns false if nothing has that name.
+    /// Removes an entry other than a folder; returns false if it does not exist.
     pub(crate) fn remove(&self, name: &str) -> Result<bool, Errno> {
         match unlinkat(&self.handle, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
@@ -194,7 +194,7 @@ impl Dir {
         }
     }
 
-    /// Returns the names of the entries, without those that are not UTF-8.
+    /// Returns the names of the entries, except those that are not UTF-8.
     pub(crate) fn names(&self) -> Result<Vec<String>, Errno> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.handle)? {
@@ -225,7 +225,7 @@ impl RegularFile {
     ///
     /// # Errors
     ///
-    /// The system's; `FileTooLarge` if the file holds more than `max` bytes, also if it grew since it was opened.
+    /// A system error, or `FileTooLarge` if the file has more than `max` bytes, even if it grew after it was opened.
     pub(crate) fn read(self, max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut bounded = self.file.take(max.saturating_add(1));
@@ -238,7 +238,7 @@ impl RegularFile {
     }
 }
 
-/// Opens a file for reading and writing, through no link as the last part of `path`; makes it (0600) if it is missing.
+/// Opens a file for reading and writing, unless `path` itself is a link; creates it (0600) if it does not exist.
 pub(crate) fn open_or_make(folder: impl AsFd, path: impl Arg) -> Result<File, Errno> {
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -250,7 +250,7 @@ pub(crate) fn is_own(stat: &Stat) -> bool {
     stat.st_uid == geteuid().as_raw()
 }
 
-/// Gives a file or folder these rights if it has others.
+/// Sets the mode of a file or folder if it differs.
 pub(crate) fn permit(file: &impl AsFd, mode: Mode) -> Result<(), Errno> {
     if Mode::from_raw_mode(fstat(file)?.st_mode & RIGHTS) == mode {
         return Ok(());
@@ -273,11 +273,11 @@ pub(crate) fn lock_within(
     }
 }
 
-/// Makes the folder at `path` with this mode, and missing folders above it (0755). Does nothing if it exists.
+/// Creates the folder at `path` with this mode, and missing folders above it (0755). Does nothing if it exists.
 ///
 /// # Errors
 ///
-/// The system's, and `PermissionDenied` if other users can write in the lowest folder that exists.
+/// A system error, or `PermissionDenied` if other users can write to the lowest existing folder.
 pub(crate) fn make_all(path: &Path, mode: Mode) -> io::Result<()> {
     let path = std::path::absolute(path)?;
     let is_missing = |path: &Path| {
@@ -317,7 +317,7 @@ pub(crate) fn make_all(path: &Path, mode: Mode) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks that only this user and root decide which file a name in this folder leads to.
+/// Checks that only this user and root can change which file a name in this folder refers to.
 fn check_owner(folder: &OwnedFd) -> io::Result<()> {
     let stat = fstat(folder)?;
     let is_trusted = stat.st_uid == 0 || is_own(&stat);

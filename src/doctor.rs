@@ -1,4 +1,4 @@
-//! Judges each channel from a survey: what is broken, and what will break.
+//! Judges each channel from a survey: finds current faults and future ones.
 
 mod diagnose;
 mod machine;
@@ -24,9 +24,9 @@ pub(crate) use diagnose::{Broken, Health};
 enum ListenFolder {
     Intact,
     Missing,
-    /// This part of its path is no folder.
+    /// This part of its path is not a folder.
     Altered(String),
-    /// It could not be looked at, and why.
+    /// It could not be examined, for this reason.
     Unknown(String),
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn examine<'e>(
     Ok((healths, notes))
 }
 
-/// Walks one edge: what the host sees, then what the consumer sees, then what will break it.
+/// Examines one edge: first from the host, then from the consumer, then for future faults.
 async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) -> Health<'e> {
     let listens = match examiner.instance(&edge.consumer) {
         Some(consumer) => listen_folder(session, consumer).await,
@@ -95,7 +95,7 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     health
 }
 
-/// Looks at the folder in which a consumer's devices listen, and at each part of its path.
+/// Examines the folder in which a consumer's devices listen, and each part of its path.
 async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenFolder, FilesError> {
     let mut files = session.files(consumer).await;
     let ends = CONSUMER_FOLDER.match_indices('/').map(|(at, _)| at).skip(1);
@@ -112,7 +112,7 @@ async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenF
     Ok(ListenFolder::Intact)
 }
 
-/// Returns notes on the host that concern all channels and break none.
+/// Returns notes on problems of the host that concern all channels but break none.
 fn host_notes(facts: &Facts, apply: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if !facts.root {

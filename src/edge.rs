@@ -11,7 +11,7 @@ use crate::digest::hex;
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
 
-/// Folder on the host that holds the socket of each edge; 0711, root's.
+/// Folder on the host that holds the socket of each edge; owned by root, mode 0711.
 pub const HOST_FOLDER: &str = "/var/lib/anklume/mcp";
 /// Folder in a consumer that holds one socket for each of its providers; on the root file system, never in /run.
 pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
@@ -26,19 +26,19 @@ pub const FIRST_UID: u32 = 2_000_000_000;
 /// Number of uids for consumers.
 pub const UIDS: u32 = 100_000_000;
 
-/// Code of two edges of one name.
+/// Code for two edges with the same name.
 const CHANNEL_CLASH: &str = "channel-clash";
-/// Code of a virtual machine that is an end of an edge.
+/// Code for a virtual machine that is an end of an edge.
 const VIRTUAL_MACHINE_END: &str = "virtual-machine-end";
-/// The codes of faults that only the edges show: headings in `docs/diagnostics.md`.
+/// The codes of faults that only the edges reveal; each is a heading in `docs/diagnostics.md`.
 pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
 
-/// Maximum length of a path of a Unix socket, in bytes: `sockaddr_un` less its final zero.
+/// Maximum length of the path of a Unix socket, in bytes: `sockaddr_un` minus its final zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// Suffix of socket names.
 const SUFFIX: &str = ".sock";
 
-// Names are bounded where they are parsed, so no path of an edge can be too long: checked at compile time.
+// The parser limits the length of names, so no path of an edge can be too long: checked at compile time.
 const _: () =
     assert!(CONSUMER_FOLDER.len() + 1 + MACHINE_NAME_MAX + SUFFIX.len() <= SOCKET_PATH_MAX);
 const _: () =
@@ -54,7 +54,7 @@ pub struct End {
     pub machine: MachineName,
 }
 
-/// A consumer and a provider with at least one service between them: one channel, whatever the number of services.
+/// A consumer and a provider with at least one service between them: one channel for any number of services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
     /// The caller.
@@ -144,7 +144,7 @@ fn unix(path: &str) -> String {
 ///
 /// # Errors
 ///
-/// Two edges of one name, and ends that Incus can give no channel.
+/// Two edges have the same name, or Incus cannot give an end a channel.
 pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
     let pairs = pairs(infra);
     let uids = uids(pairs.iter().map(|((domain, machine), _)| {
@@ -204,7 +204,7 @@ fn edge(project: &str, consumer: Placed<'_>, provider: Placed<'_>, uid: u32) -> 
     }
 }
 
-/// SHA-256 over texts, each after its length, so that no two lists of texts run together to the same bytes.
+/// Returns the SHA-256 of texts, each preceded by its length, so that different lists never hash the same bytes.
 fn digest(texts: &[&str]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for text in texts {
@@ -227,7 +227,7 @@ fn hash(project: &str, consumer: &End, provider: &End) -> String {
     name
 }
 
-/// A consumer's place among [`UIDS`]: its digest as one large number, modulo.
+/// Returns a consumer's place among [`UIDS`]: its digest as one large number, modulo [`UIDS`].
 fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
     let digest = digest(&[project, domain.name.as_str(), machine.name.as_str()]);
     let rest = digest.iter().fold(0_u64, |rest, byte| {
@@ -236,7 +236,7 @@ fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
     u32::try_from(rest).unwrap_or_default()
 }
 
-/// Returns one uid for each consumer: the wanted one, or for the later names of a clash the next free one.
+/// Returns a uid for each consumer: the wanted one, or the next free one if an earlier name has taken it.
 fn uids<'a>(
     wanted: impl Iterator<Item = (&'a MachineName, u32)>,
 ) -> BTreeMap<&'a MachineName, u32> {
@@ -261,7 +261,7 @@ fn uids<'a>(
     uids
 }
 
-/// Refuses two edges of one name, which would share a socket on the host.
+/// Refuses two edges with the same name, which would share a socket on the host.
 fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     let mut seen: HashMap<&str, &Edge> = HashMap::new();
     let mut faults = Vec::new();

@@ -19,11 +19,11 @@ use crate::edge::{HASH_DIGITS, PROVIDER_FOLDER};
 use crate::incus::DEFAULT_PROJECT;
 use crate::machine_state::PROGRAM;
 
-/// Time that servers get to end by themselves: a little longer than they give their running calls.
+/// Time for servers to end by themselves: a little longer than they give their running calls.
 const GRACEFUL: Duration = Duration::from_secs(30);
-/// Time that the kernel gets to end them.
+/// Time for the kernel to end killed servers.
 const FORCED: Duration = Duration::from_secs(10);
-/// Maximum number of processes that are ended: one is the server, and a machine may imitate it.
+/// Maximum number of processes that are ended: one is the server, but a machine may imitate it.
 const PROCESSES_MAX: usize = 64;
 
 /// Returns whether a text has the form of an edge's hash.
@@ -31,7 +31,7 @@ pub(crate) fn is_hash(text: &str) -> bool {
     text.len() == HASH_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The name by which Incus tells machines of all projects apart.
+/// Returns the name by which Incus distinguishes the machines of all projects.
 pub(crate) fn full_name(project: &str, machine: &str) -> String {
     if project == DEFAULT_PROJECT {
         machine.to_owned()
@@ -40,13 +40,13 @@ pub(crate) fn full_name(project: &str, machine: &str) -> String {
     }
 }
 
-/// The processes of this host, machines' included.
+/// Returns the processes of this host, including those in machines.
 pub(crate) fn processes() -> io::Result<impl Iterator<Item = Pid>> {
     let entries = fs::read_dir("/proc")?.filter_map(Result::ok);
     Ok(entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
 }
 
-/// The first `max` bytes of a process's arguments, each of which ends with a zero byte.
+/// Returns the first `max` bytes of a process's arguments; each argument ends with a zero byte.
 pub(crate) fn command_line(process: Pid, max: u64) -> io::Result<Vec<u8>> {
     let mut args = Vec::new();
     let file = fs::File::open(format!("/proc/{process}/cmdline"))?;
@@ -54,42 +54,42 @@ pub(crate) fn command_line(process: Pid, max: u64) -> io::Result<Vec<u8>> {
     Ok(args)
 }
 
-/// The PID namespace of a process, which is that of its machine.
+/// Returns the PID namespace of a process, which is that of its machine.
 pub(crate) fn namespace(process: impl Display) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid")).ok()
 }
 
 /// Ends every server in the machine with this first process, so that a new one can take its place.
 ///
-/// From the host, because a machine that hangs may also hang every request inside it. Only processes of that machine are
-/// touched, so one that imitates the server harms its own machine alone; and all of them end in the time of one.
+/// Works from the host, because a hanging machine may also block every request inside it. Ends only processes of that
+/// machine, so a process that imitates the server harms only its own machine; and ends all of them at the same time.
 pub(crate) async fn end_servers(first: u32) {
     let machine = namespace(first);
-    // A number that another process has by now is of no machine.
+    // The number may meanwhile belong to a process outside all machines.
     if machine.is_none() || machine == namespace(std::process::id()) {
         return;
     }
     let server = [PROGRAM, "mcp", "serve", "--listen", PROVIDER_FOLDER, ""].join("\0");
-    // One byte more than the server has: a process may have arguments of any length.
+    // One byte more than the server's arguments, so that longer ones do not match.
     let max = server.len() as u64 + 1;
     let handles = processes().into_iter().flatten().filter_map(|process| {
         let args = command_line(process, max).ok()?;
         if args != server.as_bytes() {
             return None;
         }
-        // Opened before the machine is compared: the handle stays with the process that was compared.
+        // Opened before the machine is compared, so that the handle refers to the compared process.
         let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
         (namespace(process) == machine).then_some(handle)
     });
     let handles = handles.take(PROCESSES_MAX).collect();
-    // Only this machine's steps wait for it.
+    // Only this machine's actions wait for it.
     let _ = tokio::task::spawn_blocking(move || end_all(handles, GRACEFUL)).await;
 }
 
 /// Ends processes: asks all, then kills the rest. Blocks until that is done.
 fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
     for handle in &handles {
-        // A stopped process ends too; one that is gone meanwhile has ended.
+        // CONT lets a stopped process end too. A signal fails only if the process has already ended.
         let _ = pidfd_send_signal(handle, Signal::TERM);
         let _ = pidfd_send_signal(handle, Signal::CONT);
     }
@@ -100,20 +100,20 @@ fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
     wait(&mut handles, FORCED);
 }
 
-/// Waits until the processes have ended, at most this long in all; keeps those that have not.
+/// Waits until the processes have ended, at most `timeout` in total; keeps those that have not.
 fn wait(handles: &mut Vec<OwnedFd>, timeout: Duration) {
     let began = Instant::now();
     handles.retain(|handle| {
         let left = Timespec::try_from(timeout.saturating_sub(began.elapsed())).ok();
-        // The handle of an ended process is readable; one that cannot be polled is not waited for.
+        // The handle of an ended process is readable; a handle that cannot be polled is dropped.
         let mut ending = [PollFd::new(handle, PollFlags::IN)];
         let ready = retry_on_intr(|| poll(&mut ending, left.as_ref()));
         ready.is_ok_and(|ready| ready == 0)
     });
 }
 
-/// The first mount point of a process that is looked for; `None` also if the table cannot be read. Fails if the table is
-/// longer than any sound machine's: it hides something, or is meant to harm.
+/// Returns the first matching mount point of a process; `None` also if the table cannot be read. Fails if the table is
+/// longer than that of any healthy machine: it may hide a mount or be an attack.
 pub(crate) fn mounted(
     process: u32,
     is_looked_for: impl Fn(&str) -> bool,
@@ -136,11 +136,11 @@ pub(crate) fn mounted(
     }
 }
 
-/// The error of a machine with more mounts than are read.
+/// The error for a machine whose mount table is too long.
 #[derive(Debug)]
 pub(crate) struct TooManyMounts;
 
-/// Decodes a path of a mount table, where the kernel writes blanks and backslashes as octal numbers.
+/// Decodes a path of a mount table, in which the kernel writes blanks and backslashes as octal numbers.
 pub(crate) fn unescaped(path: &str) -> String {
     path.replace("\\040", " ")
         .replace("\\011", "\t")
@@ -148,7 +148,7 @@ pub(crate) fn unescaped(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Turns the failure to remove something that is missing into success.
+/// Treats the removal of a missing file as a success.
 fn missing_is_removed(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),

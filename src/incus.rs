@@ -41,7 +41,7 @@ pub(crate) enum IncusError {
     Connection(#[source] io::Error),
     #[error("Incus sent an answer that is not HTTP: {0}")]
     NotHttp(#[source] hyper::Error),
-    /// The daemon closed the connection, or never meant to talk.
+    /// The daemon closed the connection, at once or during an exchange.
     #[error("Incus closed the connection without an answer")]
     Closed(#[source] hyper::Error),
     #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]

@@ -1,6 +1,6 @@
 //! Models a valid `infra.yml`: what the user declared, after every rule was checked.
 //!
-//! Pure data and questions to it. `raw` reads the shape, `validate` turns it into an [`Infra`], which needs no further check.
+//! Pure data and queries. `raw` reads the shape, `validate` turns it into an [`Infra`], which needs no further check.
 
 mod field;
 mod findings;
@@ -23,7 +23,7 @@ use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
 
-/// Image of machines when neither they nor `global` name one.
+/// Image of machines if neither they nor `global` name one.
 pub const DEFAULT_IMAGE: &str = "images:debian/13";
 /// Maximum size of a file that is read, in bytes: four times what 10,000 machines need.
 pub const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -40,11 +40,11 @@ pub struct ReadInfra {
 }
 
 /// Reads and checks an infrastructure: a file, or a folder with `base.yml`, `domains/*.yml` and `policies.yml`.
-/// Without a path `./infra.yml`, then `./infra/`.
+/// Without a path, reads `./infra.yml` or `./infra/`.
 ///
 /// # Errors
 ///
-/// Every fault, in file order; also when there is nothing to read, or both a file and a folder.
+/// Every fault, in file order; also if neither a file nor a folder exists, or both do.
 pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
     let (files, folder) = open::open(path)?;
     check(&files, folder)
@@ -81,18 +81,18 @@ pub struct Infra {
     pub domains: Vec<Domain>,
     /// `network_policies` as written, plus the one that `ai_access_policy: exclusive` adds.
     pub network_policies: Vec<Value>,
-    /// Keys that were read, checked and written for Ansible, and that anklume itself does nothing with: each once.
+    /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each once.
     pub unapplied: Vec<Unapplied>,
     /// Positions of the machines: domain and machine.
     index: HashMap<MachineName, (usize, usize)>,
 }
 
-/// A key that anklume reads and does not act on, and its first place.
+/// A key that anklume reads but does not apply, and its first place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unapplied {
-    /// The key, with the section that it is in (`global.gpu_policy`).
+    /// The key, with its section (`global.gpu_policy`).
     pub key: &'static str,
-    /// Place where it is first written.
+    /// Place of its first occurrence.
     pub place: Place,
 }
 
@@ -133,11 +133,11 @@ pub struct Domain {
     pub place: Place,
     /// Free text.
     pub description: String,
-    /// A disabled domain keeps its addresses and has no files and no machines on Incus.
+    /// A disabled domain keeps its addresses, but neither `sync` nor `apply` acts on it.
     pub enabled: bool,
-    /// `subnet_id` as written, or as given out by the zone.
+    /// `subnet_id` as written, or as assigned in its zone.
     pub subnet_id: u8,
-    /// As written; in zone mode `semi-trusted` when not written.
+    /// As written; in zone mode, `semi-trusted` if not written.
     pub trust_level: Option<TrustLevel>,
     /// Machines of an ephemeral domain may be deleted.
     pub ephemeral: bool,
@@ -153,7 +153,7 @@ pub struct Domain {
     pub machines: Vec<Machine>,
 }
 
-/// The trust in a domain; decides its zone.
+/// The trust in a domain; determines its zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrustLevel {
     /// `admin`
@@ -222,7 +222,7 @@ pub struct Device {
     pub keys: Vec<(String, String)>,
 }
 
-/// Folders of the host that machines write into without any device.
+/// Folders of the host that machines write to without any device.
 pub(crate) const MACHINES_OWN: [&str; 5] = [
     "/var/lib/incus/storage-pools",
     "/var/lib/incus/containers",
@@ -241,25 +241,25 @@ impl Device {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Returns whether a key has one of Incus's words for true.
+    /// Returns whether a key has a value that Incus reads as true.
     pub(crate) fn is_true(&self, key: &str) -> bool {
         self.get(key).is_some_and(is_true)
     }
 
     /// The folder or file of the host that a disk shares.
     pub(crate) fn shared_source(&self) -> Option<&str> {
-        // With a pool, the source is a volume and no path.
+        // With a pool, the source is a volume, not a path.
         let of_host = self.get("type") == Some("disk") && self.get("pool").is_none();
         let source = self.get("source").filter(|_| of_host)?;
         source.starts_with('/').then_some(source)
     }
 
-    /// The folder or file of the host that a disk shares writable.
+    /// The folder or file of the host that a disk shares with write access.
     pub(crate) fn written_source(&self) -> Option<&str> {
         self.shared_source().filter(|_| !self.is_true("readonly"))
     }
 
-    /// The path of the host that Incus opens for it, and the key that names it.
+    /// Returns the host path that Incus opens for the device, and the key that names the path.
     pub(crate) fn host_path(&self) -> Option<(&'static str, &str)> {
         match self.get("type")? {
             "disk" => Some(("source", self.shared_source()?)),
@@ -270,7 +270,7 @@ impl Device {
                 let on_host = if in_machine { "connect" } else { "listen" };
                 Some((on_host, self.get(on_host)?.strip_prefix("unix:")?))
             }
-            // Without a source, the path in the machine is that of the host as well.
+            // Without a source, the path in the machine is also the path on the host.
             "unix-char" | "unix-block" => ["source", "path"]
                 .into_iter()
                 .find_map(|key| Some((key, self.get(key)?))),
@@ -279,7 +279,7 @@ impl Device {
     }
 }
 
-/// Returns whether a value is one of Incus's words for true.
+/// Returns whether Incus reads a value as true.
 pub(crate) fn is_true(value: &str) -> bool {
     ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
 }
@@ -357,15 +357,15 @@ pub struct McpUsers {
     pub uid: u32,
     /// Group of the consumer's sockets inside the machine.
     pub gid: u32,
-    /// The machine's services run also while their calls cannot be logged.
+    /// True if the machine's services run even while their calls cannot be logged.
     pub allow_unlogged: bool,
-    /// Memory that all its callers may make its server keep, in bytes.
+    /// Memory that its server may hold for all its callers together, in bytes.
     pub memory: Option<u64>,
-    /// The least confinement of its server.
+    /// The minimum confinement of its server.
     pub confinement: Confinement,
 }
 
-/// The least confinement by the kernel with which a server serves.
+/// The minimum confinement by the kernel that a server requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confinement {

@@ -71,7 +71,7 @@ impl fmt::Display for FilePath {
 /// A file that `sync` keeps up to date.
 #[derive(Debug, Clone)]
 pub struct GeneratedFile<'a> {
-    /// Its place.
+    /// Its path.
     pub path: FilePath,
     subject: Subject<'a>,
 }
@@ -89,7 +89,7 @@ enum Subject<'a> {
 type EdgeDevice<'a> = (&'a Edge, fn(&Edge) -> Device);
 
 impl GeneratedFile<'_> {
-    /// The values of the managed part of the file. Made on demand, so that few of many files are in memory at a time.
+    /// Returns the values of the managed part of the file. Made on demand, so that few are in memory at a time.
     #[must_use]
     pub fn values(&self) -> Map<String, Value> {
         match &self.subject {
@@ -101,13 +101,13 @@ impl GeneratedFile<'_> {
     }
 }
 
-/// Writes values as YAML that readers of YAML 1.1 and 1.2 take for the same: a block mapping with its final newline, or `{}`.
+/// Writes values as YAML with the same meaning in YAML 1.1 and 1.2: a block mapping with a final newline, or `{}`.
 ///
-/// A text is one line, so that none of its lines can be taken for a marker of the managed block.
+/// Each text is on one line, so that no line of it can be mistaken for a marker of the managed block.
 ///
 /// # Errors
 ///
-/// None for values of JSON; the writer has errors for other types.
+/// None for JSON values; the writer's errors concern other types.
 pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
     let options = serde_saphyr::ser_options! {
         compact_list_indent: false,
@@ -157,7 +157,7 @@ pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
     known
 }
 
-/// Both devices of each edge, under the machine that each belongs to.
+/// Returns both devices of each edge, by the machine that each belongs to.
 fn edge_devices<'a>(edges: &'a [Edge]) -> HashMap<&'a str, Vec<EdgeDevice<'a>>> {
     let mut devices: HashMap<_, Vec<EdgeDevice<'a>>> = HashMap::new();
     for edge in edges {
@@ -171,7 +171,7 @@ fn edge_devices<'a>(edges: &'a [Edge]) -> HashMap<&'a str, Vec<EdgeDevice<'a>>> 
     devices
 }
 
-/// Returns the keys in order, without those that are null: not declared.
+/// Returns the keys in order, without those that are null, which are not declared.
 fn declared(values: Value) -> Map<String, Value> {
     let Value::Object(mut keys) = values else {
         return Map::new();
@@ -304,7 +304,7 @@ fn device_value(device: &Device) -> (String, Value) {
     (device.name.clone(), strings(&device.keys))
 }
 
-/// Keys and values as Incus takes them: strings, so that no reader makes `True` of `true`.
+/// Returns keys and values as Incus takes them: strings, so that no reader turns `true` into `True`.
 fn strings(pairs: &[(String, String)]) -> Value {
     pairs.iter().cloned().collect()
 }

@@ -25,7 +25,7 @@ pub(crate) const COMMAND: &str = "machine-root";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time for all looks into a machine together.
 const TOTAL: Duration = Duration::from_secs(20);
-/// Maximum length of a line between the two processes, in bytes: a path, and a little.
+/// Maximum length of a line between the two processes, in bytes: a path and some overhead.
 const LINE_MAX: u64 = 16 * 1024;
 
 /// A request to the child.
@@ -130,7 +130,7 @@ impl MachineRoot {
         }
     }
 
-    /// Returns what is at a path; `None` if nothing is.
+    /// Returns the entry at a path; `None` if it does not exist.
     pub(crate) async fn look(
         &mut self,
         path: &str,

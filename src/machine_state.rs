@@ -1,4 +1,4 @@
-//! Specifies what a machine holds of anklume, and compares it with what was found there.
+//! Specifies anklume's files in a machine, and compares them with the files found there.
 //!
 //! Pure. [`crate::plan`] compares, `apply` reads and pushes, [`crate::setup`] repairs from inside the machine.
 
@@ -21,7 +21,7 @@ pub const PROGRAM_FOLDER: &str = "/opt/anklume";
 pub const PROGRAM: &str = "/opt/anklume/anklume";
 /// Prefix of a program file that is being pushed, in the program's folder.
 pub const FRESH_PREFIX: &str = "anklume.new-";
-/// The subcommand by which the program sets up the machine that it is in.
+/// The subcommand by which the program sets up the machine that contains it.
 pub const SETUP: &str = "machine-setup";
 /// Locked during a setup; only root can open it.
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
@@ -35,7 +35,7 @@ pub const ETC: &str = "/etc/anklume";
 pub const IDENTITY: &str = "/etc/anklume/machine";
 /// The [`Services`] file of the machine's server.
 pub const SERVICES: &str = "/etc/anklume/services.json";
-/// Name of the server's service at the machine's supervisor.
+/// Name of the server's service under the machine's supervisor.
 pub const UNIT: &str = "anklume-mcp";
 /// Name of the service that starts the server's gpg-agent.
 pub const AGENT_UNIT: &str = "anklume-gpg-agent";
@@ -44,7 +44,7 @@ pub const LAUNCH: &str = "gpg-agent-launcher";
 /// The variable with the launcher's socket; without it, a server starts the agent itself.
 pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 
-/// The program's folders in a machine: root's, with [`FOLDER_MODE`].
+/// The program's folders in a machine, owned by root with [`FOLDER_MODE`].
 pub const FOLDERS: [&str; 4] = [PROGRAM_FOLDER, ETC, "/srv/anklume", CONSUMER_FOLDER];
 /// Mode of these folders: everybody may list them.
 pub const FOLDER_MODE: u32 = 0o755;
@@ -52,7 +52,7 @@ pub const FOLDER_MODE: u32 = 0o755;
 pub const PROGRAM_MODE: u32 = 0o755;
 /// Mode of the program's files: everybody may read them.
 pub const FILE_MODE: u32 = 0o644;
-/// Folders above these: the machine's own, whose permissions stay unless they keep the caller out.
+/// The machine's own folders above these; their permissions stay unless they keep the caller out.
 pub const ABOVE: [&str; 3] = ["/opt", "/etc", "/srv"];
 /// Bits added to the mode of a folder above that keeps the caller out: search, not read.
 pub const PASS: u32 = 0o111;
@@ -80,7 +80,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// Returns whether it is root's with this mode.
+    /// Returns whether the entry belongs to root and has this mode.
     #[must_use]
     pub const fn are_as_made(self, mode: u32) -> bool {
         self.uid == 0 && self.gid == 0 && self.mode == mode
@@ -138,7 +138,7 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
-    /// Specifies a machine that serves these, or nobody.
+    /// Specifies a machine with these services, or with none.
     #[must_use]
     pub fn new(
         program: &str,
@@ -161,7 +161,7 @@ impl MachineSpec {
     ///
     /// # Errors
     ///
-    /// They are no services file.
+    /// The text is not a services file.
     pub fn services(&self) -> Result<Option<Services>, ServicesFault> {
         let read = |text: &String| Services::from_file(text.as_bytes());
         self.services.as_ref().map(read).transpose()
@@ -215,7 +215,7 @@ impl Identity {
         bytes
     }
 
-    /// Parses the file; `None`: it is no identity.
+    /// Parses the file; `None` if it is not an identity.
     #[must_use]
     pub fn from_file(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()

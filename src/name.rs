@@ -29,7 +29,7 @@ pub enum NameFault {
         /// Length of the text, in bytes.
         length: usize,
     },
-    /// A character or a shape outside the rule, which is quoted.
+    /// A text that does not follow the rule.
     #[error("a {kind} name is {rule}")]
     Shape {
         /// The kind of name.
@@ -200,7 +200,7 @@ impl FromStr for ToolName {
     }
 }
 
-/// The candidate that a mistyped `text` most likely meant, if one is near.
+/// The candidate that a mistyped `text` most likely meant, if one is similar.
 #[must_use]
 pub fn closest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// Jaro-Winkler similarity below which a suggestion is noise (the bound that clap uses).

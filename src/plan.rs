@@ -46,7 +46,7 @@ use address::NetworkAddress;
 pub(crate) struct DesiredState<'a> {
     pub(crate) infra: &'a Infra,
     pub(crate) edges: &'a [Edge],
-    /// Machines and domains that are taken over though anklume did not create them.
+    /// Machines and domains that are taken over although anklume did not create them.
     pub(crate) adopt: &'a [String],
     /// SHA-256 of the program for the machines.
     pub(crate) program: &'a str,
@@ -55,13 +55,13 @@ pub(crate) struct DesiredState<'a> {
 /// The actions, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
-    /// Channels that are no longer declared: first, because a revocation should not wait.
+    /// Removal of undeclared channels: first, because a revocation should not wait.
     pub(crate) revoked: Vec<Action>,
     /// Folders on the host.
     pub(crate) host: Vec<Action>,
     /// Projects, networks and profiles; then the machines in them.
     pub(crate) domains: Vec<DomainPlan>,
-    /// Calls over the channels, after all of that.
+    /// Calls over the channels, after the actions above.
     pub(crate) verifications: Vec<Action>,
     /// Left-over sockets on the host.
     pub(crate) swept: Vec<Action>,
@@ -108,7 +108,7 @@ impl Plan {
             .chain(&self.upkeep)
     }
 
-    /// The revocations, those of one machine together: Incus accepts one edit of a machine at a time.
+    /// Returns the revocations, grouped by machine: Incus accepts one edit of a machine at a time.
     pub(crate) fn revoked(&self) -> impl Iterator<Item = &[Action]> {
         let machine = |action: &Action| match action {
             Action::Revoke { machine, .. } => Some(machine.clone()),
@@ -118,13 +118,13 @@ impl Plan {
             .chunk_by(move |one, next| machine(one) == machine(next))
     }
 
-    /// Returns whether nothing is to be done.
+    /// Returns whether the plan has no action.
     pub(crate) fn is_empty(&self) -> bool {
         self.actions().next().is_none()
     }
 }
 
-/// Compares; returns the plan, or every obstacle to it.
+/// Compares an infra with Incus; returns the plan, or every obstacle to it.
 pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
     let mut faults = Obstacles::default();
     let inputs = PlanInputs::new(wanted, state, facts);
@@ -165,7 +165,7 @@ pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Re
     }
 }
 
-/// Everything that the comparison looks at.
+/// The inputs of the comparison.
 struct PlanInputs<'a> {
     wanted: DesiredState<'a>,
     state: &'a State,
@@ -198,7 +198,7 @@ impl<'a> PlanInputs<'a> {
         }
     }
 
-    /// The name of the infrastructure, which its objects bear.
+    /// The name of the infrastructure, which marks its objects.
     fn project(&self) -> &str {
         &self.wanted.infra.project
     }
@@ -219,7 +219,7 @@ impl<'a> PlanInputs<'a> {
     }
 }
 
-/// A declared machine, as the comparison looks at it.
+/// A declared machine, with the inputs of its comparison.
 #[derive(Clone, Copy)]
 struct MachineInputs<'a> {
     plan: &'a PlanInputs<'a>,
@@ -246,11 +246,11 @@ impl<'a> MachineInputs<'a> {
 codes! {
     /// A kind of obstacle: each a heading in `docs/diagnostics.md`.
     enum PlanCode {
-        /// An object of the name exists and is not anklume's.
+        /// An object of that name exists but does not belong to this infrastructure.
         NotOurs = "not-ours",
-        /// `--adopt` names nothing of the file.
+        /// `--adopt` names neither a machine nor a domain of the file.
         NothingToAdopt = "nothing-to-adopt",
-        /// Another file of the same `project_name`.
+        /// Another file has the same `project_name`.
         OtherInfrastructure = "other-infrastructure",
         /// A project with features that a domain's must not have.
         ProjectFeatures = "project-features",
@@ -264,16 +264,16 @@ codes! {
         MachineType = "machine-type",
         NoImage = "no-image",
         NoPool = "no-pool",
-        /// A disk's folder is not on the host.
+        /// A disk's folder does not exist on the host.
         NoSource = "no-source",
         /// The host's users can reach what a machine writes as the host's root.
         OpenShare = "open-share",
-        /// A machine could exchange what another device shares; a code of the file's too.
+        /// A machine could replace the source of another device; also a code of `infra`.
         SourceInSharedFolder = "source-in-shared-folder",
         /// anklume's own folders cannot be created.
         HostFolder = "host-folder",
         UidInUse = "uid-in-use",
-        /// A proxy at a channel's path; a code of the file's too.
+        /// A proxy at a channel's path; also a code of `infra`.
         ProxyIntoChannels = "proxy-into-channels",
     }
 }

@@ -33,9 +33,9 @@ use machine_files::Root;
 
 /// Time-out for one request; making a network takes a second, and requests wait for each other.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Time-out for one question about the content of a machine: a program of 50 MB comes through a busy host.
+/// Time-out for one request for the content of a machine: enough for a program of 50 MB on a busy host.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
-/// The socket of users who may use a project of their own and no more.
+/// The socket of users who may use only their own project.
 const PLAIN: &str = "unix.socket.user";
 /// Maximum number of concurrent tasks.
 pub(crate) const AT_ONCE: usize = 8;
@@ -53,15 +53,15 @@ const NEEDED: [&str; 7] = [
 ];
 /// Help for a user without permission.
 const RUN_AS_ROOT: &str = "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)";
-/// This program, also where its file was replaced or its path is relative.
+/// This program, even if its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Does work that has streams, time-outs and signals.
+/// Runs work that needs streams, time-outs and signals.
 pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("cannot start")?;
     let done = runtime.block_on(work);
-    // A run that is to end at once does not wait for a thread that waits for a machine.
+    // A run that must end at once does not wait for a thread that is waiting for a machine.
     runtime.shutdown_background();
     done
 }
@@ -75,9 +75,9 @@ pub(crate) struct Session {
     pub(crate) lock: Option<Lock>,
     /// Read when it is first needed.
     program: OnceCell<Program>,
-    /// The ways into the machines that were looked at so far.
+    /// The ways into the machines examined so far.
     roots: Mutex<BTreeMap<InstanceId, Arc<Root>>>,
-    /// Parses what machines say.
+    /// Parses the output of machines.
     pub(crate) reader: Reader,
     /// Remembers that the run was asked to stop.
     pub(crate) interrupt: Interrupt,
@@ -91,7 +91,7 @@ impl Session {
         allow_descriptors();
         let socket = socket_path(|name| std::env::var_os(name));
         if socket.file_name().is_some_and(|name| name == PLAIN) {
-            // It gives its user a project and no more: enough to begin, and not to finish.
+            // It gives its user only one project: enough to begin a run but not to finish it.
             return Err(incus_failure(&IncusError::NoPermission(socket)).into());
         }
         let mut session = Self {
@@ -109,13 +109,13 @@ impl Session {
         Ok(session)
     }
 
-    /// The same, once no other run changes anything; `tell` reports that one does.
+    /// Takes the lock, once no other run changes anything; `tell` reports that one does.
     pub(crate) async fn locked(mut self, tell: impl Fn(&str)) -> anyhow::Result<Self> {
         self.lock = lock(tell).await?;
         Ok(self)
     }
 
-    /// The program that goes into machines: this very one. Fails if it cannot be read, or needs a library.
+    /// Returns the program for the machines, which is this one. Fails if it cannot be read, or needs a library.
     pub(crate) fn program(&self) -> anyhow::Result<&Program> {
         if let Some(program) = self.program.get() {
             return Ok(program);
@@ -146,7 +146,7 @@ impl Session {
         Ok(incus.counting(self.writes.clone()))
     }
 
-    /// Everything on Incus, once the operations that an earlier run of the infrastructure left behind have ended.
+    /// Reads everything on Incus, once the operations that an earlier run of the infrastructure left behind have ended.
     pub(crate) async fn state(&self, infra: &str) -> anyhow::Result<State> {
         let read = async {
             let mut incus = self.incus().await?;
@@ -164,7 +164,7 @@ impl Session {
     }
 }
 
-/// Does something with each, several at once; returns the results in order.
+/// Runs `one` for each element, several at once; returns the results in order.
 pub(crate) async fn each<'a, T, R, F: Future<Output = R>>(
     all: &'a [T],
     one: impl Fn(&'a T) -> F,
@@ -173,18 +173,18 @@ pub(crate) async fn each<'a, T, R, F: Future<Output = R>>(
     results.collect().await
 }
 
-/// Lets this process have as many open files as it may: each machine takes a few.
+/// Raises this process's limit on open files to the maximum: each machine needs a few.
 fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    // With fewer it still works for most.
+    // Most runs also work with the lower limit.
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// A failure to talk with Incus as a user reads it.
+/// Converts an Incus error to a failure with help for the user.
 pub(crate) fn incus_failure(why: &IncusError) -> Failure {
     let mut message = why.to_string();
     for cause in successors(why.source(), |&cause| cause.source()) {

@@ -1,6 +1,6 @@
-//! Looks at everything before anything is judged or changed: Incus, the host, the machines, their channels and logs.
+//! Reads everything before anything is judged or changed: Incus, the host, the machines, their channels and logs.
 //!
-//! Changes nothing but the kept checkpoints of the logs. A machine's answer is only its word.
+//! Changes nothing except the kept checkpoints of the logs. A machine's answer is only a claim.
 
 pub(crate) mod audit_checkpoint;
 mod channels;
@@ -28,7 +28,7 @@ use crate::plan::{Facts, has_inside};
 use crate::session::machine_files::MachineFiles;
 use crate::session::{Session, each};
 
-/// Time-out for a look into one machine, which decides how fast its files are read.
+/// Time-out for reading one machine, which controls how fast its files are read.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of a services file or a server status that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
@@ -69,7 +69,7 @@ pub(crate) fn providers<'s>(edges: &[Edge], state: &'s State) -> Vec<&'s Instanc
     state.instances.iter().filter(is_provider).collect()
 }
 
-/// Looks into every declared machine that exists and has, or had, the program.
+/// Reads every declared machine that exists and has, or had, the program.
 async fn inside(
     session: &Session,
     infra: &Infra,
@@ -91,7 +91,7 @@ async fn inside(
     observed.await.into_iter().flatten().collect()
 }
 
-/// Reads the content of a machine; `None` if that is not possible.
+/// Reads the content of a machine; `None` if that fails.
 async fn observe(
     session: &Session,
     machine: &Instance,
@@ -100,7 +100,7 @@ async fn observe(
     let mut files = session.files(machine).await;
     let mut found = ObservedMachine {
         runs: machine.is_running(),
-        // A program that cannot be read is not as it must be; the machine's own program says why.
+        // A machine whose program cannot be read is set up again, and its setup reports the reason.
         program: files.program().await.ok()?,
         bad_permissions: bad_permissions(&mut files, caller).await?,
         link: text(&mut files, LINK, EntryKind::Link).await?,
@@ -122,7 +122,7 @@ async fn observe(
         }
     }
     if found.runs && found.services.is_some() {
-        // The server writes its status: one that cannot be read means that no server works as it should.
+        // The server writes its status: if that cannot be read, no server works correctly.
         let serving = serving(session, &mut files).await;
         (found.serving, found.confinement) = serving.unwrap_or((Serving::Silent, None));
     }
@@ -138,7 +138,7 @@ async fn bad_permissions(
     let above = ABOVE.into_iter().map(|path| (path, None));
     let ours = ours().map(|(path, mode)| (path, Some(mode)));
     for (path, mode) in above.chain(ours) {
-        // A missing entry has no owner, and the mode of any other kind says nothing.
+        // A missing entry has no owner, and the mode of any other kind of entry does not matter.
         let entry = files.look(path).await.ok()?;
         let entry = entry.filter(|entry| matches!(entry.kind, EntryKind::Folder | EntryKind::File));
         let Some(owner) = entry.and_then(|entry| entry.owner) else {
@@ -162,7 +162,7 @@ async fn text(files: &mut MachineFiles<'_>, path: &str, kind: EntryKind) -> Opti
     let large = path.starts_with(PROVIDER_FOLDER);
     let max = if large { SERVICES_MAX } else { FILE_MAX };
     let content = files.read(path, kind, max).await.ok()?;
-    // A file that is no text is none of ours.
+    // A file that is not text is not ours.
     Some(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn plan(
 ///
 /// # Errors
 ///
-/// A file cannot be written; then nothing is changed.
+/// A file cannot be written. No change is left, unless the error says otherwise.
 pub(crate) fn write(
     tree: &mut FileTree,
     plan: &[PlannedFile],

@@ -1,4 +1,4 @@
-//! Finds the first fault on the way of a channel in what was seen, and what will break it later. Pure: looks at nothing itself.
+//! Finds the first fault of a channel among the observations, and the faults that will break it later. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
@@ -29,11 +29,11 @@ const NAMES_MAX: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Cause {
-    /// A machine is missing, not ours, or does not run.
+    /// A machine is missing, not ours, or not running.
     Machine,
     /// A folder of sockets, in the consumer or on the host.
     Folder,
-    /// A device is missing or another one.
+    /// A device is missing or differs.
     Device,
     /// Another machine has a device of this channel.
     Copy,
@@ -51,9 +51,9 @@ pub(crate) enum Cause {
     Policy,
     /// The unit that starts the server with its machine.
     Supervision,
-    /// A log of the host's grows without bound.
+    /// A log on the host grows without bound.
     Log,
-    /// The provider's log of calls is not as it was written.
+    /// The provider's log of calls was altered.
     Audit,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct Health<'e> {
     pub(crate) notes: Vec<String>,
 }
 
-/// Everything that was seen from the host.
+/// All observations from the host, and the declarations to compare them with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Examiner<'a> {
     pub(super) infra: &'a Infra,
@@ -93,7 +93,7 @@ pub(super) struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    /// Notes on a channel that do not break it.
+    /// Returns notes on problems of a channel that do not break it.
     pub(super) fn notes(&self, edge: &Edge) -> Vec<String> {
         let provider = &edge.provider;
         let alone = self.supervisor(provider) == Some(Supervisor::Nobody);
@@ -104,7 +104,7 @@ impl Examiner<'_> {
         alone.then_some(note).into_iter().collect()
     }
 
-    /// Notes on the users and on the confinement of the servers of these channels.
+    /// Returns notes on the users and the confinement of these channels' servers.
     pub(super) fn servers(&self, edges: &[&Edge]) -> Vec<String> {
         let providers: BTreeMap<_, _> = edges
             .iter()
@@ -149,7 +149,7 @@ impl Examiner<'_> {
         })
     }
 
-    /// Checks a machine; `starts`: starting it is all that it needs.
+    /// Checks a machine. If `starts` is true, a stopped machine only needs a start.
     fn machine(&self, end: &End, starts: bool) -> Option<Broken> {
         let what = Cause::Machine;
         let name = &end.machine;
@@ -184,7 +184,7 @@ impl Examiner<'_> {
         Some(Broken { what, detail, fix })
     }
 
-    /// Checks what the host sees between two running machines.
+    /// Checks the channel between two running machines, as seen from the host.
     pub(super) fn way(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
         let program = [DriftKind::Program, DriftKind::Name, DriftKind::Rights];
         self.folders(edge, listens)
@@ -293,7 +293,7 @@ impl Examiner<'_> {
         faults.min_by_key(|fault| fault.what == Cause::Socket)
     }
 
-    /// Compares what the consumer sees with what is declared.
+    /// Compares the services that the consumer sees with the declared ones.
     pub(super) fn policy(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
         let policy = [DriftKind::Services, DriftKind::Server];
         if let Some(broken) = self.inside(&edge.provider, &policy) {
@@ -324,7 +324,7 @@ impl Examiner<'_> {
         Some(self.by_apply(Cause::Policy, detail))
     }
 
-    /// Explains why the consumer could not ask, though all on the way looks right from the host.
+    /// Explains why the consumer's request failed, although the channel looks intact from the host.
     pub(super) fn no_answer(&self, edge: &Edge, failure: ConsumerFailure) -> Broken {
         // Connections may have filled up after they were counted.
         if !failure.overloaded && !self.facts.full.contains(&edge.hash) {
@@ -337,7 +337,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// Finds what works now but will stop working: what starts the server, and the logs.
+    /// Finds faults that will break the channel later: of the server's supervision, and of the logs.
     pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
         self.inside(&edge.provider, &[DriftKind::Supervision])
             .or_else(|| self.log(edge))
@@ -397,7 +397,7 @@ fn id(end: &End) -> InstanceId {
     InstanceId::new(end.domain.as_str(), end.machine.as_str())
 }
 
-/// An `incus` command on a machine, as a shell takes it.
+/// Returns a shell command that runs `incus` on a machine.
 pub(super) fn incus_line(verb: &str, end: &End, more: &[&str]) -> String {
     let (machine, project) = (end.machine.as_str(), end.domain.as_str());
     let words = ["incus", verb, machine, "--project", project];

@@ -1,4 +1,4 @@
-//! Describes how the content of a machine differs from what `apply` left there. Pure.
+//! Describes how the content of a machine differs from the state that `apply` left. Pure.
 
 use super::diagnose::{Broken, Cause, Examiner, incus_line};
 use crate::edge::End;
@@ -15,7 +15,7 @@ const DIGEST_SHOWN: usize = 12;
 const TEXT_MAX: usize = 300;
 
 impl Examiner<'_> {
-    /// The first difference of these kinds in a machine.
+    /// Returns the first difference of these kinds in a machine, as a fault.
     pub(super) fn inside(&self, end: &End, kinds: &[DriftKind]) -> Option<Broken> {
         let machine = &end.machine;
         let Some(found) = self.found(end) else {
@@ -40,19 +40,19 @@ impl Examiner<'_> {
         Some(broken)
     }
 
-    /// Explains why a provider that was asked from the host did not answer, where the host can see that.
+    /// Explains why a provider did not answer the host, if the host can see the reason.
     pub(super) fn silence(&self, provider: &End) -> Option<Broken> {
         if self.found(provider)?.serving != Serving::Silent {
             return None;
         }
-        // A consumer that the policy in force leaves out has no socket there.
+        // A consumer that is missing from the policy in force has no socket there.
         self.inside(provider, &[DriftKind::Services])
             .or_else(|| self.inside(provider, &[DriftKind::Server]))
     }
 }
 
-/// The commands that give the folder of the program back to root alone, where others may change its content: until then
-/// nothing is pushed there, as they might change it before it is run.
+/// Returns the commands that restrict the program's folder to root, if others may change its content. Until then,
+/// nothing is pushed there, because they could change it before it runs.
 fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     let open = |folder: &&str| {
         let rights = found.bad_permissions.get(*folder);

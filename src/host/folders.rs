@@ -19,8 +19,8 @@ pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
 /// reach of the host's users.
 const CLOSED: u32 = 0o700;
 
-/// Makes a folder and the missing ones above it, or gives an existing one to root, with this mode. No link is followed: a
-/// machine that has one of the folders above could put one there.
+/// Creates a folder and the missing ones above it, or gives an existing one to root, with this mode. Follows no link: a
+/// machine that can write to a folder above could put a link there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;
     let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
@@ -40,7 +40,7 @@ pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
         };
     }
     let is_new = folder.make_dir(last, mode)?;
-    // Changed through its descriptor, whatever takes its place meanwhile.
+    // Changed through its descriptor, even if another folder takes its place meanwhile.
     let opened = enter(&folder, last, path)?;
     if !is_new {
         fchown(&opened, Some(Uid::ROOT), Some(Gid::ROOT))?;
@@ -49,7 +49,7 @@ pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     Ok(permit(&opened, Mode::from_raw_mode(mode))?)
 }
 
-/// The names on the way from `/` to a path; `None` for a relative one. Without links, `..` leads one name back.
+/// Returns the names from `/` to a path; `None` for a relative path. Without links, `..` removes the name before it.
 fn names(path: &str) -> Option<Vec<&str>> {
     let mut names = Vec::new();
     for name in path.strip_prefix('/')?.split('/') {
@@ -62,7 +62,7 @@ fn names(path: &str) -> Option<Vec<&str>> {
     Some(names)
 }
 
-/// Opens a folder in a folder; messages call it `path`.
+/// Opens a folder in another one; `path` is its name in error messages.
 fn enter(parent: &Dir, name: &str, path: &Path) -> io::Result<Dir> {
     parent.dir(name).map_err(|why| match why {
         Errno::LOOP => io::Error::other(format!(
@@ -73,7 +73,7 @@ fn enter(parent: &Dir, name: &str, path: &Path) -> io::Result<Dir> {
     })
 }
 
-/// Removes a socket, and nothing else; a missing one is no error.
+/// Removes a socket and nothing else; a missing one is not an error.
 pub(crate) fn remove_socket(path: &str) -> io::Result<()> {
     missing_is_removed(fs::symlink_metadata(path).and_then(|is| {
         if is.file_type().is_socket() {

@@ -1,4 +1,4 @@
-//! Makes the host rotate the channels' logs between two runs of `apply`, without a daemon of anklume's: a timer of
+//! Makes the host rotate the channels' logs between two runs of `apply`, without a daemon of its own: by a timer of
 //! systemd, or a line for cron.
 
 use std::fs;
@@ -30,7 +30,7 @@ const TIMER_NAME: &str = "anklume-logs.timer";
 const FILES: [&str; 3] = [CRON, TIMER, SERVICE];
 /// Exists once the timer is enabled.
 const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
-/// Exists where systemd runs the host.
+/// Exists if systemd runs the host.
 const SYSTEMD: &str = "/run/systemd/system";
 const SUBCOMMAND: &str = "rotate-logs";
 /// First line of each file.
@@ -101,7 +101,7 @@ WantedBy=timers.target
         }
     }
 
-    /// The program that the files on the host name, if they are otherwise the ones that are written.
+    /// Returns the program that the files on the host run, if they otherwise match the generated ones.
     fn scheduled(self, root: &Path) -> Option<String> {
         let path = match self {
             Self::Systemd => SERVICE,
@@ -128,7 +128,7 @@ fn is_at(root: &Path, path: &str) -> bool {
     fs::symlink_metadata(at(root, path)).is_ok()
 }
 
-/// Reads whether the host rotates the logs, or what would make it do so.
+/// Determines whether the host rotates the logs, or how to make it do so.
 pub(crate) fn look() -> Rotation {
     look_in(Path::new(HOST), program)
 }
@@ -137,7 +137,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> io::Result<String>) -> Rotatio
     let Some(scheduler) = Scheduler::of(root) else {
         return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
     };
-    // An anklume at another path does it as well, as long as it exists.
+    // An anklume at another path serves too, if it exists and only root can change it.
     if let Some(program) = scheduler.scheduled(root)
         && is_safe(Path::new(&program))
     {
@@ -153,7 +153,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> io::Result<String>) -> Rotatio
     }
 }
 
-/// Returns whether any of the files is on the host, correct or not.
+/// Returns whether any of the files exists on the host, correct or not.
 pub(crate) fn is_scheduled() -> bool {
     is_scheduled_in(Path::new(HOST))
 }
@@ -171,7 +171,7 @@ pub(crate) fn has_daemon() -> bool {
         })
 }
 
-/// The path of this program; fails if no scheduler takes it, or others than root can change the program.
+/// Returns the path of this program; fails if no scheduler accepts it, or if users other than root can change it.
 fn program() -> io::Result<String> {
     let path: PathBuf = std::env::current_exe()?;
     let text = path.display().to_string();
@@ -186,7 +186,7 @@ fn program() -> io::Result<String> {
     Err(io::Error::other(fault))
 }
 
-/// Returns whether a program exists, and nobody but root can put another one in its place.
+/// Returns whether a program exists that only root can replace.
 fn is_safe(program: &Path) -> bool {
     let roots = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|is| {
@@ -206,7 +206,7 @@ pub(crate) async fn set_up(schedule: &Schedule) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the host no longer rotate them.
+/// Stops the host from rotating the logs.
 pub(crate) async fn take_away() -> io::Result<()> {
     let of_systemd = Path::new(SYSTEMD).is_dir() && is_at(Path::new(HOST), TIMER);
     if of_systemd {

@@ -1,7 +1,7 @@
-//! The logs that Incus writes of the channels on the host: it neither bounds nor rotates them.
+//! Rotates the logs that Incus writes for the channels on the host; Incus itself neither limits nor rotates them.
 //!
-//! Rotated in place, as the process that writes them keeps them open. Follows no symbolic link, and works in folders of
-//! this process's own user alone, which is root where such logs are.
+//! Rotates in place, because the writing process keeps the logs open. Follows no symbolic link, and works only in
+//! folders of this process's own user, which is root for such logs.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -20,9 +20,9 @@ use crate::plan::BigLog;
 
 /// Folder in which Incus keeps the logs of each machine.
 const FOLDER: &str = "/var/log/incus";
-/// Size on the disk from which a log is rotated, in bytes.
+/// Size on disk above which a log is rotated, in bytes.
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
-/// Size of its end that is kept beside it, in bytes.
+/// Size of the end of a log that is kept beside it, in bytes.
 const KEPT: u64 = 1024 * 1024;
 const KEPT_MODE: u32 = 0o600;
 /// A log's name: this, the device, [`SUFFIX`].
@@ -30,12 +30,12 @@ const PREFIX: &str = "proxy.";
 const SUFFIX: &str = ".log";
 /// Suffix of the kept end of a log.
 const OLD: &str = ".1";
-/// The same while it is written.
+/// Suffix of the kept end while it is being written.
 const FRESH: &str = ".1.new";
 /// Unit of a file's size on the disk, in bytes (stat(2)).
 const BLOCK: u64 = 512;
 
-/// The logs of these edges that are over the limit.
+/// Returns the logs of these edges that exceed the limit.
 pub(crate) fn big(edges: &[Edge]) -> Vec<BigLog> {
     let ends = |edge: &Edge| [path(edge, &edge.provider), path(edge, &edge.consumer)];
     let logs = edges.iter().flat_map(ends).filter_map(|path| {
@@ -64,7 +64,7 @@ pub(crate) fn rotate(path: &str) -> io::Result<()> {
     rotate_in(&folder, &log.to_string_lossy())
 }
 
-/// Rotates every log of a channel that is over the limit; returns the paths of those that could not be, and why.
+/// Rotates every log of a channel that exceeds the limit; returns the paths of those that failed, with the errors.
 pub(crate) fn rotate_all() -> io::Result<Vec<(String, io::Error)>> {
     rotate_below(Path::new(FOLDER))
 }
@@ -73,12 +73,12 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     let mut failed = Vec::new();
     let folders = match opened(root) {
         Ok(opened) => own_folder(opened)?,
-        // An Incus without logs has none that grow.
+        // Incus has not written any logs.
         Err(Errno::NOENT) => return Ok(failed),
         Err(why) => return Err(why.into()),
     };
     for machine in folders.names()? {
-        // A folder that is not ours, or goes away meanwhile, has no log of ours.
+        // A folder that is not ours, or has meanwhile disappeared, has no log of ours.
         let folder = folders.dir(&machine).map_err(io::Error::from);
         let Ok(folder) = folder.and_then(own_folder) else {
             continue;
@@ -89,7 +89,7 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
         };
         for log in logs.iter().filter(|name| is_log(name)) {
             let blocks = folder.stat(log).ok().flatten().map(|is| is.st_blocks);
-            // A hole, before the offset at which a process goes on writing, takes no block.
+            // A hole before the writer's offset takes no blocks.
             let blocks = u64::try_from(blocks.unwrap_or_default()).unwrap_or_default();
             if blocks * BLOCK > LIMIT
                 && let Err(why) = rotate_in(&folder, log)
@@ -114,7 +114,7 @@ fn opened(folder: &Path) -> Result<Dir, Errno> {
     Dir::open(folder, READ | OFlags::NOFOLLOW, BENEATH)
 }
 
-/// Passes on a folder into which nobody else can put anything.
+/// Returns the folder if no other user can write to it.
 fn own_folder(folder: Dir) -> io::Result<Dir> {
     let is = fstat(&folder)?;
     if is_own(&is) && is.st_mode & OTHERS_WRITE == 0 {
@@ -124,7 +124,7 @@ fn own_folder(folder: Dir) -> io::Result<Dir> {
     Err(io::Error::other(fault))
 }
 
-/// Keeps the end of a log beside it and empties it.
+/// Keeps the end of a log in a file beside it, and empties the log.
 fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut file = File::from(folder.open_at(name, flags)?);
@@ -147,14 +147,14 @@ fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
 ///
 /// Incus opens the log without `O_APPEND` (Go's `os.Create`) and gives it to its proxy as stdout and stderr. A file that is
 /// emptied would get its next line at the old offset, behind a hole of gigabytes that every reader and backup sees as
-/// zeros. Only the writer's own descriptor can be changed; where that fails the hole stays, which takes no disk space.
+/// zeros. The flag must be set on the writer's own descriptor; if that fails, the hole stays but takes no disk space.
 fn append_only(log: &Stat) {
     for process in processes().into_iter().flatten() {
         for descriptor in [1, 2] {
             let is_log = stat(format!("/proc/{process}/fd/{descriptor}"))
                 .is_ok_and(|is| (is.st_dev, is.st_ino) == (log.st_dev, log.st_ino));
             if is_log {
-                // A process that is gone meanwhile writes nothing.
+                // A process that has ended writes nothing.
                 let _ = append(process, descriptor);
             }
         }

@@ -1,4 +1,4 @@
-//! Writing to Incus: creates, edits and deletes objects, and waits for each operation.
+//! Writes to Incus: creates, edits and deletes objects, and waits for each operation.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use super::connection::{ApiCall, unless_missing};
 use super::object::{Edit, Object};
 use super::{Incus, IncusError, IncusResult};
 
-/// Maximum time that one operation may take: an image may have to be fetched first.
+/// Maximum time for one operation, which may have to fetch an image first.
 const OPERATION_MAX: Duration = Duration::from_secs(900);
-/// Time that Incus holds one request for the end of an operation, in seconds; shorter than any time-out.
+/// Time that one request waits for the end of an operation, in seconds; shorter than any time-out.
 const WAIT_SECONDS: u64 = 10;
 /// Number of tries for an edit that fails because of a concurrent edit, or without a message from Incus.
 const EDIT_TRIES: usize = 8;
@@ -21,7 +21,7 @@ const EDIT_TRIES: usize = 8;
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking a busy machine.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
-/// Part of Incus's message about a machine that still starts or stops, without an operation to wait for.
+/// Part of Incus's message about a machine that is still starting or stopping, without an operation to wait for.
 const BUSY: &str = "is busy running a";
 /// Status of an operation that has succeeded.
 const SUCCEEDED: u16 = 200;
@@ -44,10 +44,10 @@ struct Operation {
 }
 
 impl Incus {
-    /// Creates an object; `body` is the request's body, name included.
+    /// Creates an object; `body` is the request's body, including the name.
     ///
-    /// An interrupted run may have asked for the object, which appears meanwhile: with every key of `body`'s configuration it
-    /// is the right one.
+    /// An interrupted run may have requested the object, which then appears: it is accepted if it has every key
+    /// of `body`'s configuration.
     pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> IncusResult<()> {
         let url = object.collection();
         let created = self.write(Method::POST, &url, Some(body), None).await;
@@ -73,8 +73,8 @@ impl Incus {
         !wanted.is_empty() && wanted.iter().all(has)
     }
 
-    /// Edits an object in its current state; retries after a concurrent edit, and where Incus fails without a message, as it
-    /// does now and then when many devices of a machine change at once.
+    /// Edits an object in its current state; retries after a concurrent edit, and if Incus fails without a message,
+    /// which happens occasionally when many devices of a machine change at once.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
         let mut tries = EDIT_TRIES;
         let mut pause = BUSY_INTERVAL;
@@ -111,7 +111,7 @@ impl Incus {
         unless_missing(deleted).map(Option::unwrap_or_default)
     }
 
-    /// Writes; retries while the machine is busy with what an earlier run or Incus itself began.
+    /// Sends a writing request; retries while the machine is busy with an operation that an earlier run or Incus began.
     pub(super) async fn write(
         &mut self,
         method: Method,
@@ -170,7 +170,7 @@ impl Incus {
     }
 }
 
-/// Returns whether Incus failed without a reason: its answer is the name of the status alone.
+/// Returns whether Incus failed without a reason: its answer is only the name of the status.
 fn is_without_message(why: &IncusError) -> bool {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     matches!(why, IncusError::Refused { code, message }

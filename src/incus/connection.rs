@@ -22,15 +22,15 @@ use tokio::task::JoinHandle;
 
 use super::{IncusError, IncusResult};
 
-/// Maximum length of an answer, in bytes: some 10,000 machines with all their properties.
+/// Maximum length of an answer, in bytes: enough for about 10,000 machines with all their properties.
 pub(super) const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// The daemon's folder in Debian's and most packages.
+/// The daemon's folder in most packages, including Debian's.
 const STATE: &str = "/var/lib/incus";
 /// The socket's folder in newer packages.
 const RUN: &str = "/run/incus";
 
 /// Locates the daemon's socket by the rules of the `incus` program: `INCUS_SOCKET`, then `INCUS_DIR`, then the usual
-/// folders; in a folder, the socket of `incus-user` where the daemon's own may not be used.
+/// folders; in a folder, the socket of `incus-user` if this user may not use the daemon's own.
 pub(crate) fn socket_path(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let set = |name| variable(name).filter(|value| !value.is_empty());
     if let Some(socket) = set("INCUS_SOCKET") {
@@ -52,7 +52,7 @@ fn usual_folder() -> PathBuf {
     if exists { run } else { Path::new(STATE) }.to_owned()
 }
 
-/// A connection to the daemon, kept for as many requests as are needed.
+/// A connection to the daemon, reused for many requests.
 #[derive(Debug)]
 pub(crate) struct Incus {
     socket: PathBuf,
@@ -95,7 +95,7 @@ impl<'a> ApiCall<'a> {
     }
 }
 
-/// An answer that is no refusal.
+/// An answer other than a refusal.
 #[derive(Debug)]
 pub(super) struct ApiAnswer {
     pub(super) headers: HeaderMap,
@@ -105,7 +105,7 @@ pub(super) struct ApiAnswer {
 /// The frame around every answer of the API.
 #[derive(Debug, Deserialize)]
 struct ApiEnvelope<T> {
-    /// The answer itself; `None` where an operation failed, whatever the status is.
+    /// The answer itself; `None` if an operation failed, regardless of the status.
     metadata: Option<T>,
     /// The failure, in Incus's words.
     #[serde(default)]
@@ -142,7 +142,7 @@ impl Drop for Incus {
 }
 
 impl Incus {
-    /// Connects to `socket`; each step of this and of every request may take `timeout`.
+    /// Connects to `socket`; `timeout` limits each step of the connection and of every request.
     pub(crate) async fn connect(socket: PathBuf, timeout: Duration) -> IncusResult<Self> {
         let stream = within(&socket, timeout, UnixStream::connect(&socket))
             .await?
@@ -197,7 +197,7 @@ impl Incus {
         Ok(parts.headers)
     }
 
-    /// Sends a request; returns its answer once the headers are there and it is no refusal.
+    /// Sends a request; returns its answer once the headers have arrived. A refusal is an error.
     async fn send(&mut self, call: ApiCall<'_>) -> IncusResult<Response<Incoming>> {
         if call.method != Method::GET && call.method != Method::HEAD {
             self.writes.0.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl Incus {
     }
 }
 
-/// `None` where Incus has nothing of that name.
+/// Turns Incus's refusal of an unknown name into `None`.
 pub(super) fn unless_missing<T>(answer: IncusResult<T>) -> IncusResult<Option<T>> {
     match answer {
         Err(IncusError::Refused { code: 404, .. }) => Ok(None),

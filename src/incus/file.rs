@@ -1,6 +1,6 @@
 //! Files and folders inside a machine, running or not, over the API.
 //!
-//! Looks at one path at a time; the caller decides which paths may be passed through.
+//! Handles one path at a time; the calling module decides which paths may be passed through.
 
 use hyper::Method;
 use hyper::body::Bytes;
@@ -16,7 +16,7 @@ use crate::digest::Digester;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum EntryKind {
     Folder,
-    /// A regular file; Incus reports a pipe or socket as one too.
+    /// A regular file; Incus also reports a pipe or socket as one.
     File,
     /// A symbolic link.
     Link,
@@ -65,7 +65,7 @@ fn kind(headers: &HeaderMap) -> EntryKind {
     }
 }
 
-/// Owner and permissions, with the machine's own user numbers.
+/// Returns owner and permissions, with the machine's own user numbers.
 fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
     Some(FileOwner {
@@ -156,7 +156,7 @@ impl Incus {
         self.put_file(machine, path, headers, Bytes::new()).await
     }
 
-    /// Writes a file, over an existing one. Not atomic: write beside, then rename inside the machine.
+    /// Writes or overwrites a file. Not atomic: write a new file beside it, then rename it inside the machine.
     pub(crate) async fn write_file(
         &mut self,
         machine: &Object,

@@ -1,7 +1,7 @@
-//! Machines by name: finding the one meant, starting and stopping it, and whether one that Incus calls running runs.
+//! Finds machines by name, starts and stops them, and checks whether a machine that Incus reports as running runs.
 //!
-//! When a start has failed, Incus (6.0.4) goes on to call the machine running, for half a second or more: until LXC has
-//! cleaned up. A start meanwhile fails because it "runs already", and its state has no process.
+//! After a failed start, Incus (6.0.4) reports the machine as running for half a second or more, until LXC has cleaned
+//! up. Another start then fails because the machine is "already running", and its state has no process.
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,20 @@ use super::object::{Object, default_project};
 use super::{Incus, IncusError, IncusResult};
 use crate::name::closest;
 
-/// Maximum time that a machine may take to stop before it is killed, in seconds.
+/// Time-out in a request for a power state, in seconds; Incus ignores it if the stop is forced.
 const STOP_SECONDS: u32 = 10;
-/// Number of starts for a machine that does not stay up.
+/// Number of attempts to start a machine that does not stay up.
 const START_TRIES: usize = 3;
-/// Maximum time that Incus may call a machine running that does not run.
+/// Maximum time for which Incus may report a machine as running although it has no process.
 const CLEANUP_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking such a machine.
 const CLEANUP_INTERVAL: Duration = Duration::from_millis(100);
-/// Part of Incus's message on starting a machine that runs already.
+/// Part of Incus's message on starting a machine that is already running.
 const RUNS_ALREADY: &str = "already running";
-/// Statuses of a running machine; `Ready`: a program in it has reported that.
+/// Statuses of a running machine; a program in the machine reports `Ready`.
 pub(super) const RUNNING: [&str; 2] = ["Running", "Ready"];
 
-/// A machine, as far as it matters to a connection.
+/// The properties of a machine that matter to a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct MachineRef {
     pub(crate) name: String,
@@ -111,16 +111,16 @@ fn nearest(machines: &[MachineRef], name: &str) -> Option<MachineRef> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Power {
     Start,
-    /// Lets a paused machine go on.
+    /// Resumes a paused machine.
     Resume,
-    /// Stops it, and kills it where it does not end by itself.
+    /// Stops a machine by force.
     Stop,
 }
 
 /// A machine's `/state`.
 #[derive(Debug, Deserialize)]
 struct MachineStatus<P> {
-    /// Its first process, as the host counts; not positive where none exists.
+    /// Host PID of its first process; not positive if none exists.
     pid: P,
 }
 
@@ -144,13 +144,13 @@ impl Incus {
         Ok(names)
     }
 
-    /// Process number, on the host, of a running machine's first process.
+    /// Returns the host PID of a running machine's first process.
     pub(crate) async fn first_process(&mut self, machine: &Object) -> IncusResult<u32> {
         let status: MachineStatus<u32> = self.get(&machine.path("/state")).await?;
         Ok(status.pid)
     }
 
-    /// Starts, resumes or stops a machine; after a start it runs.
+    /// Starts, resumes or stops a machine; a start succeeds only if the machine then runs.
     pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> IncusResult<()> {
         if power != Power::Start {
             return self.set_power(machine, power).await;
@@ -161,7 +161,7 @@ impl Incus {
                 Err(why @ (IncusError::Refused { .. } | IncusError::Failed(_))) => Some(why),
                 Err(why) => return Err(why),
             };
-            // After a refusal too: the next reader of Incus must not see the machine as running.
+            // Also after a refusal: the next reader of Incus must not see the machine as running.
             if self.runs(machine).await? {
                 return Ok(());
             }
@@ -187,7 +187,7 @@ impl Incus {
             .await
     }
 
-    /// Returns whether a machine runs; waits while Incus calls it running and it has no process.
+    /// Returns whether a machine runs; waits while Incus reports it as running although it has no process.
     pub(super) async fn runs(&mut self, machine: &Object) -> IncusResult<bool> {
         let began = Instant::now();
         while began.elapsed() < CLEANUP_MAX {
@@ -200,7 +200,7 @@ impl Incus {
             let path = machine.path("/state");
             match self.get::<MachineStatus<Option<i64>>>(&path).await {
                 Ok(status) if status.pid.is_some_and(|pid| pid > 0) => return Ok(true),
-                // Incus fails over the process that does not exist.
+                // Incus fails because the process does not exist.
                 Ok(_) | Err(IncusError::Refused { .. } | IncusError::Failed(_)) => {}
                 Err(why) => return Err(why),
             }

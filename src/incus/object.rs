@@ -1,4 +1,4 @@
-//! The objects of Incus that anklume makes, and the edits that apply to one.
+//! The objects of Incus that anklume creates, and the edits that apply to one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ pub(crate) type ConfigMap = BTreeMap<String, String>;
 /// Devices by name.
 pub(crate) type Devices = BTreeMap<String, ConfigMap>;
 
-/// The project that is always there; networks and their access lists are its own.
+/// The project that always exists; networks and their access lists belong to it.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
 
 pub(super) fn default_project() -> String {
@@ -89,7 +89,7 @@ impl Object {
         }
     }
 
-    /// The project that contains it; of a project, the project itself.
+    /// Returns the project that contains it; for a project, the project itself.
     pub(crate) fn project(&self) -> &str {
         match self {
             Self::Project(name) => name,
@@ -224,7 +224,7 @@ fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<
     *section = keys.into();
 }
 
-/// Returns whether a rule of the API has exactly these filled keys.
+/// Returns whether the non-empty keys of a rule of the API are exactly these.
 fn is_rule(rule: &Value, keys: &ConfigMap) -> bool {
     rule.as_object().is_some_and(|rule| {
         let mut filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));

@@ -234,7 +234,7 @@ struct Begun {
     metadata: Value,
 }
 
-/// Go writes an empty list or map as `null` where it was never filled.
+/// Reads `null` as the default: Go writes a list or map that was never filled as `null`.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -290,7 +290,7 @@ impl Incus {
                 "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
                 encoded(&name)
             );
-            // A pool that was deleted meanwhile has none.
+            // A pool that was deleted meanwhile has no volumes.
             let volumes: Option<Vec<Volume>> = unless_missing(self.get(&path).await)?;
             let volumes = volumes.into_iter().flatten();
             state.volumes.extend(volumes.map(|volume| Volume {
@@ -302,8 +302,8 @@ impl Incus {
         Ok(state)
     }
 
-    /// Waits for the operations that an interrupted run left in the machines of these projects, and for the end of those
-    /// that have just failed there; returns whether there were any.
+    /// Waits for the operations that an interrupted run left in the machines of these projects, and for the cleanup
+    /// after those that have just failed there; returns whether any existed.
     pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> IncusResult<bool> {
         let operations: Operations = self
             .get("/1.0/operations?recursion=1&all-projects=true")
@@ -334,9 +334,9 @@ impl Incus {
 }
 
 impl Begun {
-    /// The machines of these projects that it is about.
+    /// Returns the machines of these projects that it concerns.
     fn machines(&self, ours: impl Fn(&str) -> bool) -> Vec<Object> {
-        // Of the programs that run in a machine (`websocket`), only this program's own setup, left by a run that was
+        // Among the programs that run in a machine (`websocket`), only this program's own setup, left by a run that was
         // killed, is unfinished work.
         let argument = self.metadata.pointer("/command/1");
         let is_setup = argument.is_some_and(|argument| argument == SETUP);

@@ -1,4 +1,4 @@
-//! Typed access to the keys of a map: a value of the wrong type is a finding, and reading goes on.
+//! Typed access to the keys of a map: a value of the wrong type is a finding, and reading continues.
 //!
 //! The rules of the sections belong to `validate`.
 
@@ -21,7 +21,7 @@ pub(super) struct Fields<'t, 'a> {
     /// Place of the section.
     pub(super) at: At,
     entries: &'t [Entry<'a>],
-    /// A section that grants something: an unknown key or an empty value refuses the file.
+    /// True for a section that grants something, in which an unknown key or an empty value is an error.
     strict: bool,
 }
 
@@ -62,7 +62,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// No keys at all.
+    /// A section without keys.
     pub(super) const fn none(at: At) -> Self {
         Self {
             at,
@@ -106,7 +106,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         self.entries
     }
 
-    /// The entry of a key, whatever it holds.
+    /// Returns the entry of a key, with or without a value.
     pub(super) fn entry(&self, key: &str) -> Option<&'t Entry<'a>> {
         self.entries.iter().find(|entry| entry.key.text == key)
     }
@@ -117,7 +117,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Some(entry.value.at)
     }
 
-    /// The entry of a key that is not empty. An empty one counts as not written, with a warning.
+    /// Returns the entry of a key. Outside strict sections, an empty value counts as not written, with a warning.
     pub(super) fn filled(&self, key: &str, findings: &mut Findings) -> Option<&'t Entry<'a>> {
         let entry = self.entry(key)?;
         if self.strict || !is_null(&entry.value) {
@@ -143,7 +143,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         incus_text(self.filled(key, findings)?, findings)
     }
 
-    /// Notes those of the keys, each with its section in front, that are written and that anklume itself does nothing with.
+    /// Records those of these keys that are written, which anklume does not apply. Each has its section as a prefix.
     pub(super) fn note_unapplied(&self, keys: &[&'static str], findings: &mut Findings) {
         for key in keys {
             let own = key.rsplit('.').next().unwrap_or(key);
@@ -153,7 +153,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
     }
 
-    /// Text out of a fixed choice.
+    /// Text from a fixed set of values.
     pub(super) fn choice(
         &self,
         key: &str,
@@ -298,7 +298,7 @@ fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(size)
 }
 
-/// The value of a key that is text.
+/// Returns the text that a key holds.
 pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<Text<'t>> {
     text(
         &entry.value,
@@ -307,7 +307,7 @@ pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> O
     )
 }
 
-/// An item of a list that is text.
+/// Returns the text of a list item.
 pub(super) fn text_item<'t>(
     node: &'t Node<'_>,
     what: &'static str,
@@ -316,7 +316,7 @@ pub(super) fn text_item<'t>(
     text(node, Expected::Item(what), findings)
 }
 
-/// A key that is text to YAML, such as a name.
+/// Returns a key that YAML reads as text, such as a name.
 pub(super) fn text_key<'t>(
     entry: &'t Entry<'_>,
     what: &'static str,
@@ -358,7 +358,7 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
     None
 }
 
-/// Returns whether a value is written empty.
+/// Returns whether a value is empty or null.
 pub(super) fn is_null(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Null)
 }

@@ -12,7 +12,7 @@ use crate::name::closest;
 /// Maximum number of findings that are kept; further ones are counted.
 const FINDINGS_MAX: usize = 10_000;
 
-/// Maximum number of names that are compared for a "did you mean", since a comparison takes time.
+/// Maximum number of names that are compared for a "did you mean", because comparisons take time.
 const COMPARISONS_MAX: usize = 200_000;
 /// Maximum length of a text that is compared, in bytes.
 const COMPARED_MAX: usize = 64;
@@ -32,7 +32,7 @@ pub(super) struct At {
     pub(super) column: u32,
 }
 
-/// The findings so far, and the files that they are about.
+/// The findings so far, and the files that they concern.
 #[derive(Debug)]
 pub(super) struct Findings {
     sources: Vec<Arc<Source>>,
@@ -44,7 +44,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// No findings yet in these files.
+    /// Creates an empty list of findings for these files.
     pub(super) fn new(sources: Vec<Arc<Source>>) -> Self {
         Self {
             sources,
@@ -56,7 +56,7 @@ impl Findings {
         }
     }
 
-    /// The full place of something.
+    /// Returns the full form of a place.
     pub(super) fn place(&self, at: At) -> Option<Place> {
         let source = self.sources.get(at.file as usize)?;
         Some(Place {
@@ -115,7 +115,7 @@ impl Findings {
             .map_or(&mut self.scratch, |(_, last)| last)
     }
 
-    /// Reports a key that must be there; `owner` names the section that lacks it.
+    /// Reports a missing key; `owner` names the section that lacks it.
     pub(super) fn missing(&mut self, at: At, owner: &str, key: &str, help: impl Into<String>) {
         let message = format!("{owner} has no `{key}`");
         self.error(Code::MissingKey, at, message).help(help);
@@ -137,14 +137,14 @@ impl Findings {
         }
     }
 
-    /// Remembers the first place of a key that is read and checked, and that anklume itself does nothing with.
+    /// Records the first place of a key that anklume checks but does not apply itself.
     pub(super) fn unapplied(&mut self, key: &'static str, at: At) {
         if !self.unapplied.iter().any(|(known, _)| *known == key) {
             self.unapplied.push((key, at));
         }
     }
 
-    /// The keys that anklume itself does nothing with, in the order of the file.
+    /// Takes the keys that anklume itself does not apply, in the order of the file.
     pub(super) fn take_unapplied(&mut self) -> Vec<Unapplied> {
         let mut unapplied = std::mem::take(&mut self.unapplied);
         unapplied.sort_by_key(|(_, at)| (at.file, at.start));
@@ -177,7 +177,7 @@ impl Findings {
         near
     }
 
-    /// Takes this many comparisons from the budget. Returns whether they were left.
+    /// Takes this many comparisons from the budget; returns false if too few are left.
     pub(super) fn may_compare(&mut self, names: usize) -> bool {
         let left = self.comparisons.checked_sub(names);
         self.comparisons = left.unwrap_or(self.comparisons);
@@ -193,7 +193,7 @@ impl Findings {
         }
     }
 
-    /// Everything found, in file order: the warnings of a good file, or the faults (and warnings) of a refused one.
+    /// Returns all findings in file order: the warnings of a valid file, or the faults and warnings of a refused one.
     pub(super) fn finish(mut self) -> Result<Vec<Diagnostic>, Faults> {
         let mut severities = self.found.iter().map(|(_, finding)| finding.severity);
         let refused = self.beyond > 0 || severities.any(|severity| severity == Severity::Error);
@@ -217,7 +217,7 @@ fn too_many(beyond: usize) -> Diagnostic {
 }
 
 codes! {
-    /// Kinds of findings, stable: each is a heading in `docs/diagnostics.md`. Names the fault, never its place.
+    /// Stable codes of findings; each is a heading in `docs/diagnostics.md` and names the fault, never its place.
     pub(super) enum Code {
         NotFound = "not-found",
         BothPresent = "both-present",

@@ -5,11 +5,11 @@ use std::net::Ipv4Addr;
 
 use super::TrustLevel;
 
-/// First two octets of subnets when `base_subnet` is not written.
+/// First two octets of subnets if `base_subnet` is not written.
 pub(super) const BASE_SUBNET: &str = "10.100";
 /// First octet of every zone.
 pub(super) const ZONE_OCTET: u8 = 10;
-/// Second octet of the first zone when `zone_base` is not written.
+/// Second octet of the first zone if `zone_base` is not written.
 pub(super) const ZONE_BASE: u8 = 100;
 /// Largest `subnet_id`.
 pub(super) const SUBNET_ID_MAX: u8 = 254;
@@ -20,7 +20,7 @@ pub(super) const FIREWALL: u8 = 253;
 /// Last octets for machines of a zone that name no address.
 pub(super) const AUTOMATIC: std::ops::RangeInclusive<u8> = 1..=99;
 
-/// Parses the two octets of a `base_subnet`, without leading zeros, which some readers take for octal.
+/// Parses the two octets of a `base_subnet`, without leading zeros, which some readers take as octal.
 pub(super) fn base_octets(text: &str) -> Option<(u8, u8)> {
     let (first, second) = text.split_once('.')?;
     Some((octet(first)?, octet(second)?))
@@ -43,8 +43,8 @@ pub(super) fn zone_octet(zone_base: u8, trust: TrustLevel) -> Option<u8> {
     zone_base.checked_add(offset)
 }
 
-/// Gives each domain of one zone its `subnet_id`: the written one, or by name the first that is free.
-/// `None` where none is left.
+/// Assigns each domain of one zone its `subnet_id`: the written one, or, in order of name, the first free one;
+/// `None` if none is left.
 pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option<u8>> {
     let mut taken: BTreeSet<u8> = zone.iter().filter_map(|(_, id)| *id).collect();
     let mut names: Vec<&(&str, Option<u8>)> = zone.iter().collect();

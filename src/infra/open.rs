@@ -1,6 +1,6 @@
 //! An infrastructure on disk: one file, or a folder that reads as one file.
 //!
-//! Reads files and checks that they are UTF-8, no more. Only regular files are opened, no read blocks, and no file larger
+//! Only reads files and checks that they are UTF-8. Only regular files are opened, no read blocks, and no file larger
 //! than [`FILE_MAX`] is read.
 
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, position, q
 /// Files tried when no path is given, in this order.
 const DEFAULT_FILE: &str = "infra.yml";
 const DEFAULT_FOLDER: &str = "infra";
-/// The project's name when the folder's has no letter or digit.
+/// The project's name if the folder's name has no letter or digit.
 const DEFAULT_PROJECT: &str = "anklume";
 /// Maximum length of a name of a project that comes from a folder, in bytes.
 const PROJECT_MAX: usize = 63;
@@ -76,7 +76,7 @@ pub(super) fn open(path: Option<&Path>) -> Result<(Vec<InfraFile>, PathBuf), Fau
     Ok((files, folder))
 }
 
-/// Returns the path that is read in a folder when none is given.
+/// Returns the path to read in a folder if none is given.
 pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     let file = folder.join(DEFAULT_FILE);
     let folder = folder.join(DEFAULT_FOLDER);
@@ -96,7 +96,7 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     }
 }
 
-/// Returns a folder's name made a label: the name of a project whose file does not name it.
+/// Converts a folder's name to a label: the default name of a project.
 pub(super) fn project_name(folder: &Path) -> String {
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
@@ -121,7 +121,7 @@ pub(super) fn project_name(folder: &Path) -> String {
 fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
-    // Below a folder, whoever may write there could point a link anywhere.
+    // Below a folder, anyone who may write there could create a link to any file.
     let mut take = |path: &Path, role| match read(path, role, OFlags::NOFOLLOW) {
         Ok(file) => files.push(file),
         Err(fault) => faults.push(fault),
@@ -170,7 +170,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     }
 }
 
-/// Returns the files of `domains/` in order, and the faults of others that do not belong there.
+/// Returns the files of `domains/` in order, and the faults of files that do not belong there.
 fn domain_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Diagnostic>), Diagnostic> {
     let metadata = fs::symlink_metadata(folder).map_err(|why| unreadable(folder, &why))?;
     if !metadata.is_dir() {
@@ -196,7 +196,7 @@ fn is_hidden(path: &Path) -> bool {
         .is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// Returns the fault of a file that does not belong into the folder; hidden files and copies of an editor are ignored.
+/// Returns the fault of a file that does not belong in the folder; ignores hidden files and an editor's backup copies.
 fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.starts_with('.') || name.ends_with('~') {
@@ -210,7 +210,7 @@ fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     Some(fault(Code::StrayFile, message, help))
 }
 
-/// Reads one regular file of at most [`FILE_MAX`] bytes; `nofollow` is `O_NOFOLLOW`, or nothing for a path that the user named.
+/// Reads one regular file of at most [`FILE_MAX`] bytes; `nofollow` is `O_NOFOLLOW`, or empty for a path from the user.
 fn read(path: &Path, role: FileRole, nofollow: OFlags) -> Result<InfraFile, Diagnostic> {
     let cannot_read = |why| unreadable(path, &why);
     let check_regular = |metadata: &fs::Metadata| {
@@ -224,9 +224,9 @@ fn read(path: &Path, role: FileRole, nofollow: OFlags) -> Result<InfraFile, Diag
     } else {
         fs::symlink_metadata(path)
     };
-    // Before opening: opening a device may do something.
+    // Checked first, because opening a device may have an effect.
     check_regular(&metadata.map_err(cannot_read)?)?;
-    // NONBLOCK: opening a FIFO would wait for its writer.
+    // Without NONBLOCK, opening a FIFO would wait for its writer.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | nofollow;
     let file = fs::OpenOptions::new()
         .read(true)

@@ -2,7 +2,7 @@
 //!
 //! The only module that knows the YAML reader. Features of YAML that a security policy must not use (two equal keys, anchors,
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; the meaning of keys belongs to `validate`.
-//! Reads events and not serde types, so that a wrong type is one finding among others and does not end the reading.
+//! Reads events instead of serde types, so that a wrong type is one finding among others and does not end the reading.
 
 mod shape;
 
@@ -120,7 +120,7 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Refuses a carriage return alone. It ends a line to YAML and not to most editors, so places would be wrong; and in a
+    /// Refuses a lone carriage return. It ends a line for YAML, not for most editors, so places would be wrong; in a
     /// terminal the rest of the line would overwrite its beginning.
     fn check_line_ends(&mut self) -> Result<(), Stopped> {
         let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
@@ -241,7 +241,7 @@ impl<'a> Builder<'a, '_> {
                     entries.push(Entry { at, key, value });
                 } else {
                     *skip = true;
-                    // An alias is reported already.
+                    // An alias has already been reported.
                     if matches!(value.kind, NodeKind::Unusable) {
                         return Ok(());
                     }
@@ -295,7 +295,7 @@ impl<'a> Builder<'a, '_> {
             ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
             other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
         };
-        // The reader quotes single characters, control characters among them.
+        // The reader quotes single characters, including control characters.
         let mut escaped = String::new();
         for character in message.chars() {
             if character.is_control() {

@@ -38,7 +38,7 @@ const TOP: [&str; 5] = [
 /// Help for a file without any domain.
 const NO_DOMAIN_HELP: &str = "declare at least one domain: `domains: {work: {subnet_id: 0}}`";
 
-/// The settings that a machine takes from its domain and the file.
+/// The settings that a machine inherits from its domain and the file.
 struct MachineContext<'s> {
     domain: &'s str,
     /// `None` after a fault in it.
@@ -62,7 +62,7 @@ pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Dia
             Some((file.role, root))
         })
         .collect();
-    // A part of the files would give false faults, such as consumers that another part declares.
+    // Checking only some of the files would report false faults, such as consumers that another file declares.
     let infra = if roots.len() == files.len() {
         infra(&roots, project, &mut findings)
     } else {
@@ -82,7 +82,7 @@ struct Sections<'t, 'a> {
     policies: Vec<&'t Node<'a>>,
 }
 
-/// Every name that is declared, read first, so that a section can refer to a later one.
+/// All declared names, read first so that a section can refer to a later one.
 #[derive(Debug)]
 struct Names<'t> {
     machines: HashMap<&'t str, Home<'t>>,
@@ -151,7 +151,7 @@ impl<'t> Names<'t> {
         self.disabled.contains(domain)
     }
 
-    /// Reports a name that is neither a domain's nor a machine's; `otherwise` is the help where no name is near.
+    /// Reports a name that is neither a domain's nor a machine's; `otherwise` is the help if no name is similar.
     fn unknown(&self, name: &str, at: At, otherwise: &str, findings: &mut Findings) {
         let all = self.domains.keys().copied().chain(self.machine_names());
         let help = match findings.closest(name, all) {
@@ -223,7 +223,7 @@ fn is_false(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
 }
 
-/// Parses a name; `example` is the help where it is none.
+/// Parses a name; `example` is the help if it is invalid.
 fn name<T: FromStr<Err = NameFault>>(
     text: &str,
     at: At,
@@ -238,7 +238,7 @@ fn name<T: FromStr<Err = NameFault>>(
     parsed.ok()
 }
 
-/// Reports a name of a machine or domain that means something else where it is used.
+/// Reports a name of a machine or domain that already has another meaning.
 fn check_reserved(name: &str, kind: &str, at: At, findings: &mut Findings) {
     let meaning = match name {
         "all" => "Ansible's group of every host",
@@ -277,7 +277,7 @@ impl DomainDraft {
     }
 }
 
-/// Puts the files together: the top level of the first, domains and policies of all.
+/// Combines the files: the top level of the first, domains and policies of all.
 fn sections<'t, 'a>(
     roots: &'t [(FileRole, Node<'a>)],
     findings: &mut Findings,

@@ -96,7 +96,7 @@ impl View {
         poll(&mut ended, Some(&Timespec::default())) == Ok(0)
     }
 
-    /// Returns what is at a path; `None` if nothing is.
+    /// Returns the entry at a path; `None` if it does not exist.
     pub(super) fn look(&self, path: &str) -> Result<Option<FileEntry>, ViewFailure> {
         let Some((_, is)) = self.at(path)? else {
             return Ok(None);
@@ -157,7 +157,7 @@ impl View {
             return Ok(None);
         }
         let own = File::open(own)?;
-        // Most files that differ, differ in size.
+        // Most different files differ in size.
         if own.metadata()?.len() != size(&is) {
             return Ok(Some(false));
         }

@@ -1,4 +1,4 @@
-//! Models what was found in a machine, and lists where it differs from the specification.
+//! Models the content found in a machine, and lists its differences from the specification.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub struct ObservedMachine {
     pub runs: bool,
     /// SHA-256 of the program.
     pub program: Option<String>,
-    /// Own entries whose owner or permissions differ from those they were given, and folders above them that keep the caller out.
+    /// anklume's entries with another owner or mode than specified, and folders above them that keep the caller out.
     pub bad_permissions: BTreeMap<String, Rights>,
     /// Target of the link.
     pub link: Option<String>,
@@ -32,7 +32,7 @@ pub struct ObservedMachine {
     pub identity: Option<Identity>,
     /// The services file.
     pub services: Option<FoundServices>,
-    /// The supervisor's files for the server and what it needs: paths and texts.
+    /// The supervisor's files for the server and its gpg-agent: paths and texts.
     pub units: BTreeMap<String, String>,
     /// The state of its server.
     pub serving: Serving,
@@ -57,7 +57,7 @@ impl FoundServices {
         Self::with(file, summary(file).map(Foreign::from))
     }
 
-    /// A file with these bytes, and its services as a reader without rights showed them.
+    /// A file with these bytes, and its services as an unprivileged reader showed them.
     #[must_use]
     pub fn with(bytes: &[u8], shown: Option<Foreign>) -> Self {
         Self {
@@ -75,7 +75,7 @@ pub enum Serving {
     Unknown,
     /// No server answers.
     Silent,
-    /// A server answers, by the policy of this digest.
+    /// A server answers, with the policy of this digest.
     Policy {
         /// SHA-256 of the policy.
         digest: Foreign,
@@ -87,7 +87,7 @@ pub enum Serving {
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drift {
-    /// What differs.
+    /// Its kind.
     pub kind: DriftKind,
     /// The difference as a plan shows it: `+`, `~` or `-`, the part, the machine.
     pub line: String,
@@ -170,7 +170,7 @@ fn has_services(spec: &MachineSpec, found: &ObservedMachine) -> bool {
     wanted.as_ref() == found.services.as_ref().map(|file| &file.sha256)
 }
 
-/// Summarises a services file as a plan shows it; `None`: it cannot be read.
+/// Summarises a services file as a plan shows it; `None` if it cannot be read.
 #[must_use]
 pub fn summary(file: &[u8]) -> Option<String> {
     let services = Services::from_file(file).ok()?;
@@ -211,7 +211,7 @@ fn supervision(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     })
 }
 
-/// Compares the policy that the server answers by.
+/// Compares the policy that the server reports.
 fn serving(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let machine = &spec.machine;
     let services = spec.services().ok()??;

@@ -36,7 +36,7 @@ pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
     let user = run_as.unwrap_or("root");
     let (texts, mode) = match supervisor {
         Supervisor::Systemd => ([systemd_agent(user), systemd_server(user)], 0o644),
-        // A script is run.
+        // OpenRC runs the file itself, which is a script.
         Supervisor::Openrc => ([openrc_agent(user), openrc_server(user)], 0o755),
         Supervisor::Nobody => return Vec::new(),
     };

@@ -41,7 +41,7 @@ pub(crate) enum Action {
         power: Power,
         /// Its status as Incus names it.
         from: String,
-        /// True if it has devices that listen in its folder of sockets, which must exist before.
+        /// True if it has devices that listen in its folder of sockets, which must then exist first.
         listens: bool,
     },
     /// Create or change the device of an edge at one of its ends.
@@ -54,7 +54,7 @@ pub(crate) enum Action {
         /// True if the machine has a device of that name.
         exists: bool,
         new: ConfigMap,
-        /// Recreate the device even if it looks right.
+        /// Reason to recreate a device even if its keys are right.
         recreate: Option<RecreateReason>,
     },
     /// Try a call over a channel.
@@ -78,7 +78,7 @@ pub(crate) enum Action {
         inside: Option<String>,
         /// Its socket on the host, unless another device has a right to it.
         host: Option<String>,
-        /// The reason, unless the edge is no longer declared.
+        /// The reason; `None` if the edge is no longer declared.
         why: Option<&'static str>,
     },
     /// Create a folder on the host, or set its owner and mode.
@@ -93,7 +93,7 @@ pub(crate) enum Action {
     Rotate(BigLog),
     /// Have the host's scheduler rotate the logs of channels.
     Schedule(Schedule),
-    /// Undo that.
+    /// Stop that rotation.
     Unschedule,
     /// Delete an object.
     Delete {
@@ -112,7 +112,7 @@ pub(crate) struct Verification {
     pub(crate) edge: Edge,
     /// The channel as users read it.
     pub(super) name: String,
-    /// True if an end of it changes; if not, an earlier run had no answer, or ended before it asked.
+    /// True if one of its ends changes; if not, an earlier run got no answer, or ended before the call.
     pub(crate) changes: bool,
     /// True if the consumer bears the mark when the call is tried.
     pub(crate) marked: bool,
@@ -121,7 +121,7 @@ pub(crate) struct Verification {
 /// An action as programs read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ActionSummary {
-    /// `create`, `change` or `remove`; `prove`, which changes nothing.
+    /// `create`, `change`, `remove`, or `prove`, which changes nothing.
     pub(crate) verb: &'static str,
     /// The kind of object: `machine`, `device`, …
     pub(crate) kind: &'static str,
@@ -139,7 +139,7 @@ impl ActionSummary {
 }
 
 impl Action {
-    /// Returns whether it is done though an earlier one of its chain failed: one revocation does not wait for another.
+    /// Returns whether it runs even if an earlier one of its chain failed: one revocation does not depend on another.
     pub(crate) const fn stands_alone(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }
@@ -150,7 +150,7 @@ impl Action {
         let sign = lines.first().and_then(|line| line.chars().next());
         let verb = match (self, sign) {
             (Self::VerifyChannel(_), _) => VERIFY,
-            // Even where only a part of the object is created or removed.
+            // Even if only a part of the object is created or removed.
             (Self::Edit { .. }, _) | (_, None | Some('~')) => "change",
             (_, Some('-')) => "remove",
             (_, Some(_)) => "create",
@@ -186,7 +186,7 @@ impl Action {
         let line = match self {
             Self::Edit { object, edits } => return edit_lines(object, edits),
             Self::Install { lines, .. } => return lines.clone(),
-            // After a change it is a matter of course.
+            // A change implies the call.
             Self::VerifyChannel(Verification { changes: true, .. }) => return Vec::new(),
             Self::VerifyChannel(Verification { name, .. }) => {
                 format!("~ channel {name}: no answer yet → asked again")
@@ -260,7 +260,7 @@ impl Action {
     }
 }
 
-/// The lines of an edit; anklume's own marks are shown only where nothing else changes.
+/// Returns the lines of an edit; anklume's own marks are shown only if nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
     let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if ownership::is_own(key));
     let (marks, rest): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(is_mark);
@@ -316,7 +316,7 @@ fn device_lines(
     lines
 }
 
-/// An empty value counts as none; others are on one line, escaped, and cut where they are long.
+/// Describes a change. An empty value counts as none; others are on one line, escaped, and truncated if long.
 fn change(key: &str, old: &str, new: &str) -> String {
     let [old, new] = [old, new].map(|value| match value {
         "" => "(none)".to_owned(),

@@ -1,6 +1,6 @@
-//! The network device of a machine, its fixed address, and how that passes from one machine to another.
+//! The network device of a machine, its fixed address, and the transfer of an address to another machine.
 //!
-//! Incus refuses an address that another machine has, even where that one is about to lose it.
+//! Incus refuses an address that another machine has, even if that machine is about to lose it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -13,9 +13,9 @@ use crate::incus::state::Instance;
 use crate::incus::{ConfigMap, Devices, Edit};
 use crate::infra::{Domain, Infra, Machine};
 
-/// The network device; it replaces one of that name in a profile.
+/// The name of the network device; it replaces a device of that name in a profile.
 pub(super) const NIC: &str = "eth0";
-/// The key of a network device.
+/// The key of a network device's fixed address.
 const ADDRESS: &str = "ipv4.address";
 
 /// A fixed address on a network.
@@ -35,14 +35,14 @@ pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
         ("type", "nic"),
         ("name", NIC),
         ("network", domain.network.name.as_str()),
-        // A forged sender would pass the rules of the domain that it is forged from.
+        // A forged sender address would pass the rules of the domain that it pretends to come from.
         ("security.ipv4_filtering", "true"),
     ]);
     keys.extend(machine.ip.map(|ip| (ADDRESS.to_owned(), ip.to_string())));
     keys
 }
 
-/// Returns every address that a machine of the file is declared with.
+/// Returns every address that the file declares for a machine.
 pub(super) fn declared(infra: &Infra) -> BTreeSet<NetworkAddress> {
     let machines = infra.machines();
     machines
@@ -59,7 +59,7 @@ fn fixed_address(device: &ConfigMap) -> Option<NetworkAddress> {
     Some(NetworkAddress { network, address })
 }
 
-/// The network device of a machine, and the same without its address, where another machine of the file gets that.
+/// Returns the network device of a machine, with and without its address, if another machine of the file gets it.
 fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
     let old = one.current?.devices.get(NIC)?;
     let address = fixed_address(old)?;
@@ -72,7 +72,7 @@ fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
     Some((old, new))
 }
 
-/// Takes the address off a machine where another one gets it: before any of them is assigned.
+/// Removes the address of a machine if another one gets it, before any address is assigned.
 pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
     let (old, new) = freed(one).filter(|_| ownership::may_touch_machine(one))?;
     Some(Action::Edit {
@@ -85,7 +85,7 @@ pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
     })
 }
 
-/// The devices of an existing machine after that.
+/// Returns the devices of an existing machine after [`free`].
 pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) -> Cow<'a, Devices> {
     let Some((_, new)) = freed(one) else {
         return Cow::Borrowed(&current.devices);
@@ -95,13 +95,13 @@ pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) ->
     Cow::Owned(devices)
 }
 
-/// Checks that no machine which the file does not declare has an address of the file: Incus would notice at the start, when
-/// half is done.
+/// Checks that no undeclared machine has an address of the file: Incus would report that only at the start, with half
+/// of the plan done.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     let mut holders = HashMap::new();
     for instance in &inputs.state.instances {
-        // A declared one gets the address that it is declared with.
+        // A declared machine gets its declared address.
         let home = infra.machine(&instance.name).map(|(home, _)| &home.name);
         if home.is_none_or(|home| home.as_str() != instance.project) {
             let devices = instance.expanded_devices.values();

@@ -1,4 +1,4 @@
-//! Checks what concerns no single object: obstacles, the host's folders and logs, and notes for the user.
+//! Plans everything beyond single objects: general obstacles, the host's folders and logs, and notes for the user.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +11,12 @@ use crate::diagnostic::{Place, quote};
 use crate::edge::{Edge, HOST_FOLDER};
 use crate::infra::{Device, Machine};
 
-/// Mode of anklume's folders on the host: every user may reach a known path, and nobody may list them.
+/// Mode of anklume's folders on the host: every user may reach a known path, but only root may list them.
 const FOLDER_MODE: u32 = 0o711;
-/// Mode of a folder that is shared with a machine: the machine's users see it as any other.
+/// Mode of a folder that is shared with a machine, whose users see it like any other folder.
 const SHARED_MODE: u32 = 0o755;
 
-/// Checks what concerns no single object.
+/// Checks for obstacles that concern no single object.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     adopted(inputs, faults);
     pool(inputs, faults);
@@ -31,7 +31,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Reports another file of the same `project_name`: all its channels would be taken for left-overs.
+/// Reports another file with the same `project_name`: all its channels would be mistaken for left-overs.
 fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     let projects = domain::our_projects(inputs.state, inputs.project());
@@ -58,7 +58,7 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     );
 }
 
-/// The devices of profiles in anklume's folder: those in this file's domains or on its channels, then the others.
+/// Returns the profile devices in anklume's folder: those in this file's domains or on its channels, then the others.
 fn split_profile_devices<'a>(
     inputs: &PlanInputs<'a>,
 ) -> (Vec<ProfileDevice<'a>>, Vec<ProfileDevice<'a>>) {
@@ -70,7 +70,7 @@ fn split_profile_devices<'a>(
     })
 }
 
-/// Reports devices in the folder of the channels that are no channel's.
+/// Reports devices in the folder of the channels that belong to no channel.
 fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for one in split_profile_devices(inputs).0 {
         let help = format!(
@@ -81,7 +81,7 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         );
         faults.add(PlanCode::ProxyIntoChannels, None, one.what(), help);
     }
-    // In a file without services this is only a warning.
+    // In a file without services, `infra` only warns about these.
     let mut declared = |place: &Place, owner: &str, devices: &[Device]| {
         for device in devices {
             if host_socket(&device_keys(device)).is_some() {
@@ -187,7 +187,7 @@ fn host_folders(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Returns whether anklume itself declares a device, and so creates its folder; others must exist.
+/// Returns whether anklume itself declares a device, and so creates its folder; other folders must exist.
 fn is_own(device: &str) -> bool {
     device.starts_with("sv-") || device.starts_with("pd-")
 }
@@ -244,7 +244,7 @@ pub(super) fn folders(inputs: &PlanInputs<'_>) -> Vec<Action> {
     actions
 }
 
-/// Plans the rotation of the logs that Incus writes of the channels on the host, if the file has channels.
+/// Plans the rotation of the logs that Incus writes for the channels on the host, if the file has channels.
 pub(super) fn upkeep(inputs: &PlanInputs<'_>) -> Vec<Action> {
     let facts = inputs.facts;
     if inputs.wanted.edges.is_empty() || !facts.root {
@@ -271,7 +271,7 @@ pub(crate) fn in_use(edge: &Edge) -> String {
     )
 }
 
-/// Notes that cause no action.
+/// Returns the notes for the user.
 pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     let infra = inputs.wanted.infra;
     let mut notes = Vec::new();

@@ -1,4 +1,4 @@
-//! Plans `destroy`: only objects with the marks of this infrastructure, and none that is still used.
+//! Plans `destroy`: deletes only objects with the marks of this infrastructure, and none that is still used.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ pub(crate) enum Selection<'a> {
     Machine(&'a str),
 }
 
-/// The deletions, in a possible order.
+/// The deletions, in an order that Incus accepts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Deletions {
     /// Machines, independent of each other.
@@ -32,7 +32,7 @@ pub(crate) struct Deletions {
     pub(crate) volumes: Vec<Action>,
     /// Profiles, networks, access lists, projects, one after the other.
     pub(crate) rest: Vec<Action>,
-    /// The objects that stay, and why.
+    /// Notes on the objects that stay.
     pub(crate) notes: Vec<String>,
 }
 
@@ -124,7 +124,7 @@ pub(super) fn delete_machine(instance: &Instance) -> Action {
     }
 }
 
-/// The socket of anklume's that a device makes on the host.
+/// Returns the socket in anklume's folder that a device creates on the host.
 fn host_listener(device: &ConfigMap) -> Option<&str> {
     let path = value(device, "listen").strip_prefix("unix:")?;
     let is_ours = below(path, HOST_FOLDER).is_some_and(|name| !name.contains('/'));

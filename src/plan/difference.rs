@@ -11,9 +11,9 @@ use crate::infra::Device;
 /// The profile that every project has.
 pub(super) const DEFAULT_PROFILE: &str = "default";
 
-/// The description in the list of what anklume set.
+/// Stands for the description in the list of keys that anklume set.
 const DESCRIPTION: &str = "@description";
-/// The profiles in the list of what anklume set.
+/// Stands for the profiles in the list of keys that anklume set.
 const PROFILES: &str = "@profiles";
 
 /// Builds a configuration or a device.
@@ -37,9 +37,9 @@ pub(super) fn device_keys(device: &Device) -> ConfigMap {
 pub(super) struct Desired {
     pub(super) config: ConfigMap,
     pub(super) devices: Devices,
-    /// Empty where none is declared.
+    /// Empty if none is declared.
     pub(super) description: String,
-    /// Empty where none are declared.
+    /// Empty if none are declared.
     pub(super) profiles: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl Desired {
         self.config.insert(key.to_owned(), value.into());
     }
 
-    /// Adds a device, in the place of one of that name.
+    /// Adds a device, replacing one of that name.
     pub(super) fn device(&mut self, device: &Device) {
         let keys = device_keys(device);
         self.devices.insert(device.name.clone(), keys);
@@ -102,7 +102,7 @@ pub(super) fn edits(
     edits
 }
 
-/// Returns the edit of a machine's profiles: where they are no longer declared, it gets the default one.
+/// Returns the edit of a machine's profiles; if none are declared any longer, it gets the default one.
 pub(super) fn profiles_edit(
     config: &ConfigMap,
     current: &[String],
@@ -116,7 +116,7 @@ pub(super) fn profiles_edit(
     })
 }
 
-/// The profiles of a machine that is declared with these.
+/// Returns the profiles of a machine: the declared ones, or the default one.
 pub(super) fn or_default(profiles: &[String]) -> Vec<String> {
     if profiles.is_empty() {
         vec![DEFAULT_PROFILE.to_owned()]
@@ -164,7 +164,7 @@ fn merged(name: &str, old: &ConfigMap, wanted: &ConfigMap, before: &[(&str, &str
     new
 }
 
-/// Creates an object; `about`: details for the reader of the plan.
+/// Returns the action that creates an object; `about` holds details for the reader of the plan.
 pub(super) fn create(object: Object, body: Value, about: impl Into<String>) -> Action {
     Action::Create {
         object,
@@ -173,7 +173,7 @@ pub(super) fn create(object: Object, body: Value, about: impl Into<String>) -> A
     }
 }
 
-/// Edits an object, if anything differs.
+/// Returns the action that edits an object, if anything differs.
 pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
     (!edits.is_empty()).then_some(Action::Edit { object, edits })
 }

@@ -1,4 +1,4 @@
-//! Plans what a domain needs before its machines: project, network, profiles.
+//! Plans the parts of a domain that must exist before its machines: project, network, profiles.
 
 use serde_json::{Value, json};
 
@@ -135,7 +135,7 @@ fn profile_want(inputs: &PlanInputs<'_>, name: &str, declared: Option<&Profile>)
     want.marked(inputs.project())
 }
 
-/// The root disk of a machine that gets none from a profile.
+/// Returns a root disk in this storage pool.
 pub(super) fn root_disk(pool: &str) -> ConfigMap {
     config_map([("type", "disk"), ("path", "/"), ("pool", pool)])
 }
@@ -163,7 +163,7 @@ fn profile(
     };
     let mut profiles = inputs.state.profiles.iter();
     let current = profiles.find(|one| one.project == project && one.name == name);
-    // Incus creates `default` together with the project, so that it exists and bears no mark.
+    // Incus creates `default` together with the project, so it exists without a mark.
     let is_default = name == DEFAULT_PROFILE;
     let created_with_project = IncusProfile::default();
     let Some(current) = current.or(is_default.then_some(&created_with_project)) else {

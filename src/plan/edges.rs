@@ -1,7 +1,7 @@
 //! The devices of edges: those to be created, removed and verified, foreign ones, and left-over sockets.
 //!
 //! Every run asks the provider's end, from the host. The consumer's end is asked inside the consumer, which Incus counts as a
-//! change; so only a change causes that, and the consumer bears a mark until the call has succeeded.
+//! change; so only a change causes such a call, and the consumer bears a mark until the call has succeeded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
     wanted
 }
 
-/// A machine's device that uses a socket in anklume's folder and is not that of an edge of the machine.
+/// A machine's device that uses a socket in anklume's folder but belongs to no edge of the machine.
 #[derive(Debug)]
 pub(crate) struct ForeignDevice<'a> {
     /// File name of the socket.
@@ -92,7 +92,7 @@ fn foreign<'a>(machine: &'a Instance, wanted: &Ends<'_>) -> Vec<ForeignDevice<'a
         .collect()
 }
 
-/// A device of a profile that uses a socket in anklume's folder, and so gives it to every machine with the profile.
+/// A profile's device that uses a socket in anklume's folder, and so gives it to every machine with the profile.
 #[derive(Debug)]
 pub(crate) struct ProfileDevice<'a> {
     socket: String,
@@ -117,7 +117,7 @@ impl ProfileDevice<'_> {
     }
 }
 
-/// Lists the devices of profiles in anklume's folder: none is anklume's, which connects machine by machine.
+/// Lists the profile devices in anklume's folder; none is anklume's, which connects machine by machine.
 pub(crate) fn profile_devices(profiles: &[IncusProfile]) -> Vec<ProfileDevice<'_>> {
     let devices = profiles.iter();
     let devices = devices.flat_map(|profile| profile.devices.iter().map(move |it| (profile, it)));
@@ -178,8 +178,8 @@ pub(super) fn listens_inside(device: &ConfigMap) -> bool {
     is_inside(device) && host_socket(device).is_some()
 }
 
-/// Plans the removal of devices that belong to no edge, on all machines of all projects; returns also the edges whose socket
-/// on the host another machine took over, by hash.
+/// Plans the removal of devices that belong to no edge, on our machines, and on any machine if they use an edge's
+/// socket; also returns, by hash, the edges whose socket on the host another machine took over.
 pub(super) fn revocations(inputs: &PlanInputs<'_>) -> (Vec<Action>, BTreeSet<String>) {
     let wanted = wanted(inputs.wanted.edges);
     let ours = sockets(inputs.wanted.edges);
@@ -227,7 +227,7 @@ fn revoke(one: &ForeignDevice<'_>, taken_over: bool) -> Action {
     }
 }
 
-/// Plans the devices that a machine's edges need and that are missing or differ.
+/// Plans the devices of a machine's edges that are missing or differ.
 pub(super) fn connect<'a>(
     one: MachineInputs<'a>,
     ends: &mut Ends<'a>,
@@ -260,8 +260,8 @@ pub(super) fn connect<'a>(
     actions
 }
 
-/// Plans the calls to be tried after the plan so far: over the channels of the machines that it changes, and over those that never
-/// answered.
+/// Plans the calls to try after the plan so far: over the channels of the machines that it changes, and over those that
+/// never answered.
 pub(super) fn verifications(inputs: &PlanInputs<'_>, plan: &Plan) -> Vec<Action> {
     let mut touched = BTreeSet::new();
     let mut marks = BTreeSet::new();

@@ -23,15 +23,15 @@ pub(crate) struct Facts {
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to directly connected networks.
     pub(crate) routes: Vec<HostRoute>,
-    /// Images of remotes, by their name as written: where they are, or why not.
+    /// Images of remotes by their names as written: the source, or the reason why it is unavailable.
     pub(crate) images: BTreeMap<String, Result<RemoteImage, ImageError>>,
     /// True if this process may write anklume's folders.
     pub(crate) root: bool,
     /// The content found in machines.
     pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
-    /// Ends of edges whose device exists and does not work, by the edge's hash.
+    /// Ends of edges whose device exists but does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), RecreateReason>,
-    /// Edges whose consumer uses all the connections that it may have, so that no further call can be made; by hash.
+    /// Edges whose consumer uses all its permitted connections, so that no further call is possible; by hash.
     pub(crate) full: BTreeSet<String>,
     /// Logs of the edges that have grown over the limit.
     pub(crate) logs: Vec<BigLog>,
@@ -60,7 +60,7 @@ pub(crate) enum FolderState {
     Missing,
     /// Owner or permissions differ.
     Loose,
-    /// It is no folder.
+    /// It is not a folder.
     NoFolder,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct HostRoute {
 /// The users of the host, apart from root, who can reach what a machine leaves in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Nobody; or its mount makes no program another user's.
+    /// Nobody, or its mount ignores set-user-ID bits.
     Nobody,
     /// Nobody, once the missing folders above it exist.
     WhenMade,
@@ -85,7 +85,7 @@ pub(crate) enum Reach {
     User(u32),
     /// Everybody: no folder above it is closed.
     Everybody,
-    /// Everybody can replace it: others may write this folder above it.
+    /// Everybody can replace it, because others may write to this folder above it.
     Replaceable(String),
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct RemoteImage {
 #[error("{0}")]
 pub(crate) struct ImageError(pub(crate) String);
 
-/// The end of an edge that a device makes.
+/// The end of an edge that a device belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     Consumer,
@@ -133,7 +133,7 @@ pub(crate) struct BigLog {
     pub(crate) bytes: u64,
 }
 
-/// A file of the host's.
+/// A file on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostFile {
     pub(crate) path: String,

@@ -36,7 +36,7 @@ pub(crate) fn remote_images(infra: &Infra, state: &State) -> Vec<String> {
     images.into_iter().map(str::to_owned).collect()
 }
 
-/// The remote, if it is another Incus or an image server, and the name there.
+/// Splits an image into the remote, if it is another Incus or an image server, and the name there.
 fn split(image: &str) -> (Option<&str>, &str) {
     match image.split_once(':') {
         Some((LOCAL, name)) => (None, name),

@@ -1,4 +1,4 @@
-//! Plans a machine: its volumes, itself, its start, and the setup inside.
+//! Plans a machine: its volumes, the machine itself, its start, and the setup inside.
 
 use serde_json::{Value, json};
 
@@ -80,8 +80,8 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
     actions
 }
 
-/// Returns whether Incus or the run stopped while it created the machine, so that parts may be missing. A machine that has been
-/// started since counts as complete.
+/// Returns whether Incus or the run stopped while creating the machine, so that parts may be missing. A machine
+/// that was started later counts as complete.
 ///
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
 /// a copy are not this run's to delete.
@@ -138,18 +138,18 @@ fn want(one: MachineInputs<'_>) -> Desired {
         want.set(ownership::INSIDE, "true");
         want.set(ownership::BUILT, "true");
     }
-    // The image that it was created from: a later declaration does not change that.
+    // The image from which it was created, regardless of later declarations.
     let image = one.current.and_then(|it| it.config.get(ownership::IMAGE));
     want.set(ownership::IMAGE, image.unwrap_or(&machine.os_image));
     want
 }
 
-/// Expiry of a snapshot as Incus writes it: `M` and `H` are minutes and hours, `m` is months.
+/// Returns a snapshot's expiry as Incus writes it: `M` and `H` are minutes and hours, `m` is months.
 fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
 }
 
-/// The machine's own root disk, where no profile and no device of the user's provides one.
+/// Returns the machine's own root disk, if no profile and no device of the user provides one.
 fn root(one: MachineInputs<'_>) -> Option<ConfigMap> {
     let declared = one.machine.devices.iter().any(is_declared_root);
     let by_hand = one.current.is_some_and(|current| {
@@ -162,7 +162,7 @@ fn root(one: MachineInputs<'_>) -> Option<ConfigMap> {
     one.plan.pool.as_deref().filter(|_| needed).map(root_disk)
 }
 
-/// Creates the machine and starts it.
+/// Plans the creation and the start of the machine.
 fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
     let (plan, machine) = (one.plan, one.machine);
     let source = match image::source(&machine.os_image, machine.kind, plan.state, plan.facts) {
@@ -194,7 +194,7 @@ fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
 /// A storage volume of a machine.
 struct DeclaredVolume<'a> {
     name: &'a str,
-    /// Its name on Incus: machines of one domain may have volumes of one name.
+    /// Its name on Incus: machines of one domain may have volumes of the same name.
     object_name: String,
     pool: String,
     size: Option<String>,
@@ -294,7 +294,7 @@ pub(crate) fn has_inside(instance: &Instance) -> bool {
 
 /// Returns whether the program must be in a machine: it offers services, or it is the end of an edge.
 fn needs_inside(one: MachineInputs<'_>) -> bool {
-    // Incus gives virtual machines no channel; `sync` refuses one as an end.
+    // Incus gives virtual machines no channel; `edge` refuses one as an end.
     one.machine.kind == MachineType::Container
         && (!one.machine.services.is_empty()
             || one.plan.ends.contains(&(one.project(), one.name())))

@@ -24,7 +24,7 @@ fn subnet(domain: &Domain) -> String {
     format!("{}/{PREFIX}", domain.network.subnet)
 }
 
-/// The subnets of all other domains: those of the file, disabled ones too, and those that are still on Incus.
+/// The subnets of all other domains: those of the file, including disabled ones, and those that are still on Incus.
 fn other_subnets(inputs: &PlanInputs<'_>, domain: &Domain) -> String {
     let declared = inputs.wanted.infra.domains.iter();
     let declared = declared
@@ -58,7 +58,7 @@ fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
 
 /// The rules that keep a domain apart, by direction.
 ///
-/// Incoming traffic is accepted only from the domain itself, the host's own address in it included; the network's default
+/// Incoming traffic is accepted only from the domain itself, including the host's address in it; the network's default
 /// rejects the rest. Outgoing traffic may go anywhere but to other domains and their gateways: those are on the host, where
 /// their own defaults are not consulted.
 fn rules(inputs: &PlanInputs<'_>, domain: &Domain) -> [(Direction, Vec<ConfigMap>); 2] {
@@ -114,7 +114,7 @@ pub(super) fn acl(
     edit(object, edits)
 }
 
-/// The filled keys of the rules that anklume created.
+/// The non-empty keys of the rules that anklume created.
 fn our_rules(acl: &Acl, direction: Direction) -> Vec<ConfigMap> {
     let rules = match direction {
         Direction::Ingress => &acl.ingress,
@@ -131,7 +131,7 @@ fn our_rules(acl: &Acl, direction: Direction) -> Vec<ConfigMap> {
     ours
 }
 
-/// Plans the network. Its name fits an interface: the file's names are checked.
+/// Plans the network. `infra` has checked that its name fits an interface.
 pub(super) fn network(
     inputs: &PlanInputs<'_>,
     domain: &Domain,
@@ -153,7 +153,7 @@ pub(super) fn network(
         "ipv4.dhcp.ranges",
         format!("{a}.{b}.{c}.100-{a}.{b}.{c}.249"),
     );
-    // No address, no route, and no way around the rules for IPv4.
+    // Without IPv6, no traffic bypasses the rules for IPv4.
     want.set("ipv6.address", "none");
     want.set("security.acls.default.ingress.action", "reject");
     want.set("security.acls.default.egress.action", "allow");
@@ -190,7 +190,7 @@ pub(super) fn network(
     edit(object, edits(&current.config, &Devices::new(), "", &want))
 }
 
-/// Reports other networks with addresses of this one.
+/// Reports other networks that overlap with this one.
 fn overlaps(inputs: &PlanInputs<'_>, domain: &Domain, exists: bool, faults: &mut Obstacles) {
     let ours = domain.network.subnet;
     let meets = |network: Ipv4Addr, prefix: u8| {

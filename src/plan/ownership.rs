@@ -18,21 +18,21 @@ pub(super) const DOMAIN: &str = "user.anklume.domain";
 pub(super) const MACHINE: &str = "user.anklume.machine";
 /// Names the image that a machine was created from, as declared.
 pub(super) const IMAGE: &str = "user.anklume.image";
-/// Set to `true` where the program is, or was.
+/// Set to `true` if the machine has, or had, the program.
 pub(super) const INSIDE: &str = "user.anklume.inside";
 /// Set to `true` until Incus reports that the machine is complete.
 const UNFINISHED: &str = "user.anklume.unfinished";
 /// Set once a machine has been started, even if the start failed.
 const LAST_POWER: &str = "volatile.last_state.power";
-/// Set to `true` until Incus rebuilds the machine: `incus rebuild` removes every key of the image's.
+/// Set to `true` until Incus rebuilds the machine: `incus rebuild` removes every key of the image.
 pub(super) const BUILT: &str = "image.anklume";
 /// A machine's UUID.
 const UUID: &str = "volatile.uuid";
-/// The same, or another value since the machine was restored from a snapshot; after `incus rebuild` the same again.
+/// Equals [`UUID`], unless the machine was restored from a snapshot; `incus rebuild` makes both equal again.
 const GENERATION: &str = "volatile.uuid.generation";
-/// Followed by a channel's device: `true` on a consumer in which no call over the channel has succeeded yet.
+/// Prefix before a channel's device: `true` on a consumer until a call over the channel has succeeded.
 const UNVERIFIED: &str = "user.anklume.unproven.";
-/// Lists what anklume set: a JSON list of keys, and of `@DEVICE:KEY`.
+/// Lists the keys that anklume set: a JSON list of keys and of `@DEVICE:KEY`.
 pub(super) const KEYS: &str = "user.anklume.keys";
 
 /// Returns whether a key is one of anklume's marks.
@@ -54,7 +54,7 @@ pub(crate) enum Ownership {
 }
 
 impl Ownership {
-    /// Returns whether an object of this owner may be changed, if the user adopts it or not.
+    /// Returns whether an object of this owner may be changed; `adopted`: the user takes it over.
     fn allows(&self, adopted: bool) -> bool {
         match self {
             Self::Ours => true,
@@ -73,7 +73,7 @@ pub(crate) fn owner(config: &ConfigMap, project: &str) -> Ownership {
     }
 }
 
-/// Returns the owner of a machine: `incus copy` and `incus rename` keep the marks.
+/// Returns the owner of a machine, even after `incus copy` and `incus rename`, which keep the marks.
 pub(crate) fn machine_owner(instance: &Instance, project: &str) -> Ownership {
     let own = format!("{}/{}", instance.project, instance.name);
     let config = &instance.config;
@@ -92,7 +92,7 @@ pub(crate) fn unfinished(body: &Value) -> Value {
     body
 }
 
-/// Removes that mark, once Incus has created the machine.
+/// Returns the edit that removes that mark once Incus has created the machine.
 pub(crate) fn finished() -> Edit {
     mark(UNFINISHED, false)
 }
@@ -110,7 +110,7 @@ pub(super) fn is_unfinished(config: &ConfigMap) -> bool {
     config.contains_key(UNFINISHED)
 }
 
-/// Returns whether it does, and was never started.
+/// Returns whether a machine bears that mark and was never started.
 pub(super) fn is_half_made(config: &ConfigMap) -> bool {
     is_unfinished(config) && !config.contains_key(LAST_POWER)
 }
@@ -126,7 +126,7 @@ pub(crate) fn is_marked(config: &ConfigMap) -> bool {
 }
 
 /// Returns whether a machine that bore that mark was rebuilt. Nothing in the machine can remove the mark; a snapshot from
-/// before it can, and so can every user of Incus.
+/// before the mark can, and so can every user of Incus.
 pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)
 }
@@ -136,12 +136,12 @@ pub(super) fn unverified(device: &str) -> String {
     format!("{UNVERIFIED}{device}")
 }
 
-/// Sets that mark on the consumer, or removes it.
+/// Returns the edit that sets that mark on the consumer, or removes it.
 pub(crate) fn mark_unverified(device: &str, is_set: bool) -> Edit {
     mark(&unverified(device), is_set)
 }
 
-/// Returns the keys that anklume set on an object the last time; none of a list that was damaged.
+/// Returns the keys that anklume last set on an object; none if the list was damaged.
 pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
     let list = config.get(KEYS);
     let keys = list.and_then(|list| serde_json::from_str::<Vec<Value>>(list).ok());
@@ -150,7 +150,7 @@ pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
         .collect()
 }
 
-/// Returns whether an existing object of a domain may be changed; reports an obstacle where not.
+/// Returns whether an existing object of a domain may be changed; reports an obstacle if not.
 pub(super) fn may_touch(
     inputs: &PlanInputs<'_>,
     domain: &Domain,
@@ -170,7 +170,7 @@ pub(super) fn may_touch_machine(one: MachineInputs<'_>) -> bool {
     owner.is_some_and(|owner| owner.allows(one.plan.adopts(one.name())))
 }
 
-/// Returns whether an object of a machine, or the machine, may be changed; reports an obstacle where not.
+/// Returns whether a machine, or an object of one, may be changed; reports an obstacle if not.
 pub(super) fn may_touch_of_machine(
     one: MachineInputs<'_>,
     object: &Object,
@@ -181,7 +181,7 @@ pub(super) fn may_touch_of_machine(
     claim(object, name, owner, one.plan.adopts(name), place, faults)
 }
 
-/// `adopt`: the name by which the object is taken over.
+/// Returns whether an object may be changed; reports an obstacle if not. `adopt`: the name that `--adopt` takes for it.
 fn claim(
     object: &Object,
     adopt: &str,

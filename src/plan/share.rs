@@ -1,7 +1,7 @@
 //! Folders of the host that a machine writes with the rights of the host's own users.
 //!
-//! On such a disk a file that the machine's root creates belongs to the host's root, its set-user-ID bit included: running
-//! it on the host gives root. The machine's root can open the folder itself to everybody, so that only a folder above it keeps
+//! On such a disk, a file that the machine's root creates belongs to the host's root, with its set-user-ID bit: running
+//! it on the host gives root. The machine's root can open the folder itself to everybody: only a folder above it keeps
 //! the host's users out.
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = 
     };
     let config = profiles().flat_map(|(_, profile)| &profile.config);
     let mut config = config.chain(&machine.config);
-    // A disk need not be shifted there.
+    // Such a machine writes with these rights even without `shift`.
     let as_host = machine.kind == MachineType::VirtualMachine
         || config.any(|(key, value)| key == "raw.idmap" && !value.trim().is_empty());
     let devices = profiles().flat_map(|(_, profile)| &profile.devices);
@@ -40,7 +40,7 @@ fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = 
     written.filter_map(Device::written_source)
 }
 
-/// Checks that no folder gives the host away.
+/// Checks that no folder lets a machine or a user of the host become root.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for (path, folder) in &inputs.facts.nested {
         exchangeable(inputs, path, folder, faults);
@@ -65,7 +65,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Reports a path in a folder that a machine writes: the machine could replace it by a link.
+/// Reports a path in a folder that a machine writes: the machine could replace it with a link.
 fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut Obstacles) {
     let declares = |devices: &[Device]| {
         let mut paths = devices.iter().filter_map(Device::host_path);
@@ -88,10 +88,10 @@ fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut 
     );
 }
 
-/// The users who can reach a folder, and the way to keep them out; `None` if nobody can.
+/// Returns the users who can reach a folder, and the way to keep them out; `None` if no user can.
 fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     let missing = inputs.facts.missing.iter();
-    // A shared folder above it is not created closed.
+    // A missing shared folder above it is created open.
     let mut shared_above = missing.filter(|path| {
         let below = source.strip_prefix(path.trim_end_matches('/'));
         below.is_some_and(|below| below.starts_with('/') && below != "/")
@@ -113,7 +113,7 @@ fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     }
 }
 
-/// The command that closes the way to a folder: on the folder above it, where nothing else uses that.
+/// Returns the command that closes the way to a folder: on the folder above it, if nothing else uses that one.
 fn closed(source: &str) -> String {
     let source = source.trim_end_matches('/');
     let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));

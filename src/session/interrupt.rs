@@ -1,4 +1,4 @@
-//! Ends a run on signals: after the first one it begins no other step, after the second it ends at once.
+//! Ends a run on signals: after the first one, the run begins no further step; after the second, it ends at once.
 
 use std::cell::Cell;
 use std::fs;
@@ -17,7 +17,7 @@ pub(crate) const LEFT: &str = "asked to stop";
 pub(crate) struct Interrupt(Cell<bool>);
 
 impl Interrupt {
-    /// Returns whether no other step is to be begun.
+    /// Returns whether the run must not begin another step.
     pub(crate) fn is_asked(&self) -> bool {
         self.0.get()
     }
@@ -27,8 +27,8 @@ impl Interrupt {
         if self.is_asked() { LEFT } else { why }
     }
 
-    /// Does work that checks [`Self::is_asked`] before each step. The first signal calls `tell`, and the work comes to its
-    /// end by itself; after the second one the result is `None`. Fails if signals cannot be watched for.
+    /// Does work that checks [`Self::is_asked`] before each step. The first signal calls `tell`, and the work ends by
+    /// itself; after the second one, the result is `None`. Fails if signals cannot be watched.
     pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = T>,
@@ -50,7 +50,7 @@ impl Interrupt {
     }
 }
 
-/// The signals that ask to stop: of ^C, of a service manager, of a closed terminal. Those that this process was started
+/// The signals that ask to stop: from ^C, a service manager or a closed terminal. Those that this process was started
 /// to ignore (`nohup`, a shell's `&`) stay ignored.
 #[derive(Debug)]
 pub(crate) struct StopSignals(Vec<Signal>);
@@ -79,7 +79,7 @@ impl StopSignals {
     }
 }
 
-/// The signals that a process ignores, a bit for each, as proc(5) has them.
+/// The signals that a process ignores, one bit for each (proc(5)).
 fn ignored(status: &[u8]) -> u64 {
     let mut lines = status.split(|byte| *byte == b'\n');
     let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:"));

@@ -1,7 +1,7 @@
-//! Lets one `apply` or `destroy` run at a time on this computer: two would sweep away each other's sockets.
+//! Lets only one `apply` or `destroy` run at a time on this computer: two would remove each other's sockets.
 //!
 //! The lock also remembers a network that was being made or deleted when a run was killed. Incus shows no operation for
-//! those, and two deletions of one network at once leave its DNS server behind for ever, on the network's address.
+//! those, and two simultaneous deletions of one network leave its DNS server behind, on the network's address.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -23,7 +23,7 @@ const MARK: &[u8] = b"a network is being made or deleted\n";
 /// The lock, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// The file, and how many networks are being made or deleted.
+    /// The file, and the number of networks that are being made or deleted.
     file: Mutex<(File, usize)>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Lock {
 #[derive(Debug)]
 pub(crate) struct Busy<'l>(Option<&'l Lock>);
 
-/// Takes the lock; waits for another run, and for the aftermath of a killed one. Without root's rights there is no lock.
+/// Takes the lock; waits for another run, and for the aftermath of a killed one. `None` without root's rights.
 pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);

@@ -39,7 +39,7 @@ impl From<IncusError> for FilesError {
 /// The way from the host into a machine.
 #[derive(Debug, Default)]
 pub(super) struct Root {
-    /// Host PID of its first process, once Incus was asked; `None` within: Incus did not say.
+    /// Host PID of its first process, once Incus was asked; an inner `None`: Incus gave none.
     first: OnceCell<Option<u32>>,
     way: OnceCell<Mutex<RootAccess>>,
 }
@@ -112,11 +112,11 @@ impl Session {
         // Its cgroup, without the prefix `lxc.payload.`.
         let cgroup = full_name(&machine.project, &machine.name);
         match MachineRoot::open(first, &cgroup).await {
-            // Another process could have got the number, had the machine ended meanwhile.
+            // If the machine has ended meanwhile, another process may have its number.
             Ok(Some(root)) if self.ask_first(machine).await == Some(first) => {
                 RootAccess::Open(Box::new(root))
             }
-            // Nothing of the machine's was read yet: a child that is late is no fault of the machine's.
+            // Nothing has been read from the machine yet, so a late child is not the machine's fault.
             Ok(_) | Err(MachineRootError::Io(_) | MachineRootError::Slow) => RootAccess::Closed,
         }
     }
@@ -128,7 +128,7 @@ fn is_visible(machine: &Instance, is_root: bool) -> bool {
 }
 
 impl MachineFiles<'_> {
-    /// Returns what is at a path; `None` if nothing is.
+    /// Returns the entry at a path; `None` if it does not exist.
     pub(crate) async fn look(&mut self, path: &str) -> Result<Option<FileEntry>, FilesError> {
         let seen = self.seen(async |root| root.look(path).await);
         if let Some(entry) = seen.await? {
@@ -138,7 +138,7 @@ impl MachineFiles<'_> {
             .await
     }
 
-    /// The content of a regular file, or the target of a link; `None`: nothing is there, or something else.
+    /// Returns the content of a regular file, or the target of a link; `None` if the path is neither.
     pub(crate) async fn read(
         &mut self,
         path: &str,
@@ -153,7 +153,7 @@ impl MachineFiles<'_> {
             .await
     }
 
-    /// SHA-256 of the program in the machine, in hexadecimal, where it is this very one; `None`: it has none.
+    /// Returns the SHA-256 of the machine's program, possibly [`ANOTHER`] if it is not this one; `None` if missing.
     pub(crate) async fn program(&mut self) -> Result<Option<String>, FilesError> {
         // Comparing a machine's program needs this one in any case; it is read once per run.
         let own = self.session.program();
@@ -166,13 +166,13 @@ impl MachineFiles<'_> {
         let digest =
             self.ask(async |incus, machine| incus.digest_of_file(machine, PROGRAM, length).await);
         match digest.await {
-            // The rest of it is not read.
+            // A longer file is another program; its rest is not read.
             Err(FilesError::TooLarge) => Ok(Some(ANOTHER.to_owned())),
             done => done,
         }
     }
 
-    /// Reads it from the host; `None` if Incus must be asked.
+    /// Reads from the host; `None` if Incus must be asked.
     async fn seen<T>(
         &self,
         look: impl AsyncFnOnce(&mut MachineRoot) -> Result<Look<T>, MachineRootError>,

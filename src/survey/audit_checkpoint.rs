@@ -1,7 +1,7 @@
 //! Keeps the last line of each provider's log of calls on the host, and checks that the log still holds it: the provider's
 //! root can write a whole new log, but not one with that line.
 //!
-//! The log is read and checked here: a machine's own word on it would be worth nothing.
+//! The log is read and checked here, because the machine's own verdict would be worthless.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::session::Session;
 use crate::session::machine_files::FilesError;
 use crate::transport::shell_line;
 
-/// Maximum size of a file of a log that is read, in bytes: it is rotated before.
+/// Maximum size of a log file that is read, in bytes; a log is rotated before it reaches this size.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
 /// Time-out for reading a log.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,9 +33,9 @@ const TRIES: usize = 3;
 pub(crate) enum LogState {
     /// It still holds the kept line, or it has never been seen.
     Sound,
-    /// It is not as it was written; `accept`: the command that accepts it as it is.
+    /// It was altered; `accept` is the command that accepts it as it is.
     Altered { detail: String, accept: String },
-    /// The machine was rebuilt, as `note` says, and its log went with everything in it.
+    /// The machine was rebuilt, which deleted its log; `note` reports this.
     Lost {
         note: String,
         /// Number of the last line that was seen.
@@ -43,7 +43,7 @@ pub(crate) enum LogState {
         /// The checkpoint's file.
         path: PathBuf,
     },
-    /// It could not be looked at, and why.
+    /// It could not be read, for this reason.
     Unknown(String),
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             ));
         }
     };
-    // The machine decides whether its log can be read: a kept line that it does not show is missing.
+    // The machine controls whether its log can be read, so a kept line that cannot be read counts as missing.
     let unknown = |why: &dyn fmt::Display| match &kept {
         Some(kept) => altered(&format!(
             "does not show its line {} of before: {why}",
@@ -97,7 +97,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
                 return written.map_or_else(|why| unknown(&why), |()| LogState::Sound);
             }
             Ok(Ok(Checked::Missing)) => return LogState::Sound,
-            // It may have been rotated meanwhile, and is read again.
+            // The log may have been rotated meanwhile, so it is read again.
             Ok(Ok(Checked::Altered(what))) => altered(&what),
             Ok(Err(why)) => unknown(&why),
             Err(_) => {
@@ -143,11 +143,11 @@ async fn check(
     kept: Option<&Checkpoint>,
 ) -> Result<Checked, CheckError> {
     let mut inside = session.files(provider).await;
-    // Not the session's: texts of other machines would come in between.
+    // Not the session's, because texts of other machines would come in between.
     let reader = Reader::default();
     reader.log(kept.map(|kept| kept.head.clone())).await?;
     let mut files = 0;
-    // Oldest first, and one of them in memory at a time.
+    // Oldest first, with only one of them in memory at a time.
     for number in (0..=KEEP).rev() {
         let name = match number {
             0 => LOG.to_owned(),
@@ -176,7 +176,7 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
             "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
             kept.seq
         ),
-        // Rotation drops a file only once the maximum number exists.
+        // Rotation drops a file only if the maximum number of files exists.
         _ if files <= KEEP && seen.first > 1 => {
             format!("has lost what was before its line {}", seen.first)
         }

@@ -1,5 +1,5 @@
-//! Looks at the channels from the host, and changes nothing: the processes that carry their bytes, the sockets at both ends,
-//! and whether the provider's server answers over each.
+//! Examines the channels from the host, and changes nothing: the processes that carry their bytes, the sockets at both
+//! ends, and the answer of the provider's server over each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,14 +50,14 @@ enum ProbeResult {
     Nothing,
     /// Its server listed its tools.
     Answer,
-    /// Its server says that the consumer has as many connections as it may have.
+    /// Its server reports that the consumer has its maximum number of connections.
     Full,
-    /// No answer, and the consumer has as many connections as it may have: they may be before this one.
+    /// No answer, and the consumer has its maximum number of connections, which may be served before this one.
     Crowd,
     Silence,
 }
 
-/// Looks at each channel. Notes the full ones, the devices that do not work, and the machines whose server hangs.
+/// Examines each channel. Records the full ones, the devices that do not work, and the machines whose server hangs.
 pub(super) async fn look(
     session: &Session,
     infra: &Infra,
@@ -71,7 +71,7 @@ pub(super) async fn look(
         proxies: proxies(),
     };
     let machine = |edge: &Edge, end: &End| {
-        // A missing device is made anyway.
+        // A missing device is created anyway.
         instance(state, &end.domain, &end.machine)
             .filter(|one| one.is_running() && one.devices.contains_key(&edge.device_name()))
     };
@@ -116,7 +116,7 @@ pub(super) async fn look(
     }
 }
 
-/// Returns whether the server of these channels hangs: it is silent where the probe was not behind a crowd, or everywhere.
+/// Returns whether the server of these channels hangs: it is silent on a channel without a crowd, or on all of them.
 fn hangs(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
 }
@@ -187,7 +187,7 @@ impl Prober<'_> {
         (is_other || entry.is_socket == Some(false)).then_some(RecreateReason::BadSocket)
     }
 
-    /// Returns whether a process carries the bytes for an edge's end in this machine; also where that cannot be known.
+    /// Returns whether a process carries the bytes for an edge's end in this machine; true if that is unknown.
     async fn is_carried(&self, edge: &Edge, role: Role, machine: &Instance) -> bool {
         let first = self.session.first_process(machine).await;
         let (Some(first), Some(proxies)) = (first, &self.proxies) else {
@@ -195,7 +195,7 @@ impl Prober<'_> {
         };
         let (inside, uid) = match role {
             Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
-            // Runs as the machine's root, whatever number that has here.
+            // Runs as the machine's root, which may have any number on the host.
             Role::Provider => (edge.provider_socket(), None),
         };
         let sockets = [edge.host_socket(), inside].map(|path| format!("unix:{path}"));
@@ -256,7 +256,7 @@ fn connections(edge: &Edge) -> usize {
     connections_in(&table, &edge.host_socket())
 }
 
-/// Counts those of a table of the kernel's (proc_net(5)), in which the listening socket itself has a flag.
+/// Counts the connections in the kernel's table (proc_net(5)), in which the listening socket itself has a flag.
 fn connections_in(table: &[u8], socket: &str) -> usize {
     const LISTENS: &str = "00010000";
     let table = String::from_utf8_lossy(table);
@@ -274,16 +274,16 @@ struct Proxy {
     args: Vec<Vec<u8>>,
 }
 
-/// Lists them; `None` if that is not possible.
+/// Lists these processes; `None` if that is not possible.
 fn proxies() -> Option<Vec<Proxy>> {
-    // Others than root may not see them (`hidepid` of proc(5)).
+    // Users other than root may not see them (`hidepid` of proc(5)).
     if !rustix::process::geteuid().is_root() {
         return None;
     }
     let own = namespace(std::process::id());
     let socket = format!("unix:{HOST_FOLDER}/");
     let proxy = |process| {
-        // First, because a machine gives its processes any arguments, and can make reading them hang.
+        // First, because a machine can give its processes any arguments and can make reading them hang.
         if namespace(process) != own {
             return None;
         }

@@ -142,7 +142,7 @@ impl CheckpointStore {
         });
     }
 
-    /// Removes the checkpoints of these machines, including renamed ones.
+    /// Removes the checkpoints for which `goes` returns true, including those that were put aside.
     fn forget_if(&self, goes: impl Fn(&str, &Checkpoint) -> bool) {
         let Ok(entries) = fs::read_dir(&self.0) else {
             return;

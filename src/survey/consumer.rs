@@ -1,4 +1,4 @@
-//! Asks inside a consumer, as the user who may call, what a provider offers; the machine's answer is only its word.
+//! Asks a provider for its services from inside a consumer, as the user who may call; the answer is only a claim.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(crate) struct ConsumerAnswer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConsumerFailure {
     pub(crate) why: String,
-    /// The provider has too much to do for this consumer, as the consumer says.
+    /// True if the consumer reports that the provider is overloaded.
     pub(crate) overloaded: bool,
 }
 
@@ -39,7 +39,7 @@ impl From<String> for ConsumerFailure {
     }
 }
 
-/// Lists, inside the consumer, what the provider offers it; or why that fails.
+/// Lists, from inside the consumer, the services that the provider offers it.
 pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer, ConsumerFailure> {
     let consumer = &edge.consumer;
     let remote = RemoteExec {
@@ -54,7 +54,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer
     let output = output.map_err(|why| format!("asked in the consumer, {why}"))?;
     let offered = session.reader.offered(&output.answer).await;
     let Some(offered) = offered.map_err(|why| why.to_string())? else {
-        // A message of Incus's, where it could not even start the program.
+        // A message from Incus, if it could not even start the program.
         let message = match output.stderr.shown(TEXT_MAX) {
             message if message.is_empty() => "it says nothing".to_owned(),
             message => message,
@@ -71,7 +71,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer
     parsed(&offered).ok_or_else(|| unreadable.to_owned().into())
 }
 
-/// Parses a machine's answer strictly; `None`: it is no list of services.
+/// Parses a machine's answer strictly; `None` if it is not a list of services.
 fn parsed(offered: &Offered) -> Option<ConsumerAnswer> {
     let names = offered.services.iter().map(|name| {
         let name: ServiceName = name.raw().parse().ok()?;

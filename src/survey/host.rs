@@ -21,7 +21,7 @@ use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, HostRoute, ImageError, RemoteImage, TakenIds};
 use crate::transport;
 
-/// Time-out for a remote to say whether it has an image.
+/// Time-out for one run of the `incus` program, which may ask a remote.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const FOLDER_MODE: u32 = 0o711;
 
@@ -78,7 +78,7 @@ fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
     })
 }
 
-/// Users and groups of a directory service, which no file shows.
+/// Returns the users and groups of a directory service, which appear in no file.
 async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     let uids: BTreeSet<String> = edges.iter().map(|edge| edge.uid.to_string()).collect();
     let mut taken = Vec::new();
@@ -114,7 +114,7 @@ fn is_socket_name(name: &str) -> bool {
     name.strip_suffix(".sock").is_some_and(is_hash)
 }
 
-/// Paths on the host that disks need and that are missing.
+/// Returns the missing paths on the host that disks need.
 fn missing(infra: &Infra) -> BTreeSet<String> {
     let devices = infra.machines().flat_map(|(_, machine)| &machine.devices);
     let is_needed = |device: &&Device| {
@@ -124,7 +124,7 @@ fn missing(infra: &Infra) -> BTreeSet<String> {
     devices
         .filter(is_needed)
         .filter_map(Device::shared_source)
-        // A path that may not be looked at may exist.
+        // A path that this user may not look up may exist.
         .filter(|path| !fs::exists(path).unwrap_or(true))
         .map(str::to_owned)
         .collect()
@@ -144,7 +144,7 @@ fn folder(path: &str) -> Option<HostFolder> {
     Some(HostFolder { path, state })
 }
 
-/// A line of the kernel's table; addresses are in the order of this computer's memory.
+/// Parses a line of the kernel's table; addresses are in native byte order.
 fn route(line: &str) -> Option<HostRoute> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok();
@@ -167,7 +167,7 @@ struct Remote {
     protocol: String,
 }
 
-/// Looks for each image (`images:debian/13`): where it is, or why it cannot be had.
+/// Looks up each image (`images:debian/13`): returns its source, or the reason why it is unavailable.
 pub(crate) async fn images(
     names: Vec<String>,
 ) -> BTreeMap<String, Result<RemoteImage, ImageError>> {

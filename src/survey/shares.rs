@@ -1,5 +1,5 @@
-//! Reads who can reach or replace the host's folders that machines share: users of the host, and machines that write a folder
-//! around them. Follows links and bind mounts, and changes nothing.
+//! Determines who can reach or replace the host's folders that machines share: users of the host, and machines that
+//! write a folder around them. Follows links and bind mounts, and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -20,7 +20,7 @@ const OTHERS_PASS: u32 = 0o011;
 /// Maximum number of symbolic links on the way to one path: as many as the kernel follows.
 const LINKS_MAX: usize = 40;
 
-/// Reads who can reach the folders that machines of this infrastructure write as root.
+/// Determines who can reach the folders that machines of this infrastructure write as root.
 pub(super) fn reaches(infra: &Infra) -> BTreeMap<String, Reach> {
     let sources = shared_sources(infra).into_iter();
     sources
@@ -56,7 +56,7 @@ fn above(existing: &Path, missing: usize) -> Reach {
             return Reach::Replaceable(folder.to_string_lossy().into_owned());
         }
     }
-    // Of two or more missing folders, those above the source are made closed.
+    // If two or more folders are missing, those above the source are created closed.
     if missing > 1 {
         Reach::WhenMade
     } else {
@@ -70,20 +70,20 @@ fn existing(path: &Path) -> (PathBuf, usize) {
         match fs::canonicalize(part) {
             Ok(part) => return (part, missing),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            // A folder above keeps out a user who may not look.
+            // A folder above it keeps this user out.
             Err(_) => return (part.to_owned(), missing),
         }
     }
     (path.to_owned(), 0)
 }
 
-/// The paths of devices that a machine could replace, each with the folder that it writes.
+/// Returns the paths of devices that a machine could replace, each with the folder that the machine writes.
 pub(super) fn nested_paths(infra: &Infra) -> BTreeMap<String, String> {
     let profiles = infra.enabled().flat_map(|domain| &domain.profiles);
     let profiles = profiles.flat_map(|(_, profile)| &profile.devices);
     let machines = infra.machines().flat_map(|(_, machine)| &machine.devices);
     let devices: Vec<&Device> = profiles.chain(machines).collect();
-    // Where the table cannot be read, paths alone are compared.
+    // If the table cannot be read, only paths are compared.
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     nested(&Mounts::read(&table), &devices)
 }
@@ -137,7 +137,7 @@ fn steps(path: &Path) -> Vec<PathBuf> {
                 names.append(&mut left);
                 left = names;
             }
-            // No link, or nothing yet.
+            // Not a link, or a missing path.
             _ => at = next,
         }
     }
@@ -154,7 +154,7 @@ fn names(path: &Path) -> VecDeque<OsString> {
     names.map(OsStr::to_owned).collect()
 }
 
-/// The one place of a path, whatever mounts lead there: a file system, and a path in it.
+/// The unique place of a path, regardless of the mounts that lead to it: a file system, and a path in it.
 #[derive(Debug, PartialEq, Eq)]
 struct Location {
     /// The number of the file system, as the kernel writes it.
@@ -172,9 +172,9 @@ impl Location {
 struct Mounts(Vec<Mount>);
 
 struct Mount {
-    /// The folder of its file system that it shows.
+    /// The mounted folder of its file system.
     root: Location,
-    /// The folder at which it shows it.
+    /// The mount point.
     point: PathBuf,
 }
 
@@ -200,7 +200,7 @@ impl Mounts {
             let below = path.strip_prefix(&mount.point).ok()?;
             Some((mount, below))
         });
-        // Of two at one place, the later one hides the other; of two that hold it, the deeper one counts.
+        // Of two mounts at one place, the later one hides the other; of two that hold the path, the deeper one counts.
         let mount = holding.max_by_key(|(mount, _)| mount.point.components().count());
         let (system, path) = mount.map_or_else(
             || (String::new(), path.to_owned()),

@@ -1,6 +1,6 @@
 //! Finds files that `sync` wrote for machines and domains that infra.yml no longer declares.
 //!
-//! Only a file with a managed block can be one; all other files are the user's. In doubt a file is kept.
+//! Only a file with a managed block can be one; all other files are the user's. If in doubt, a file is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +42,7 @@ pub(crate) fn find(
             if known.contains(&path) {
                 continue;
             }
-            // A link or a folder is the user's, whatever its name.
+            // A link or a folder is the user's, regardless of its name.
             let Ok(Some(found)) = tree.read(&path) else {
                 continue;
             };
@@ -72,7 +72,7 @@ struct Candidate {
     has_user_text: bool,
     /// `domain_ephemeral` or `instance_ephemeral`, if the file has it.
     ephemeral: Option<bool>,
-    /// The file's domain; for a machine, as the file says.
+    /// The file's domain; for a machine, the one that the file names.
     domain: Option<String>,
 }
 
@@ -117,7 +117,7 @@ impl Candidate {
     }
 }
 
-/// The variable that says whether the subject of a file is ephemeral.
+/// Returns the variable that states whether the subject of a file is ephemeral.
 const fn ephemeral_key(folder: InventoryFolder) -> Option<&'static str> {
     match folder {
         InventoryFolder::Inventory => None,

@@ -35,7 +35,7 @@ pub(crate) fn verify(
     }
 }
 
-/// Returns whether the managed block of a file has exactly the declared values, in whatever style.
+/// Returns whether the managed block of a file has exactly the declared values, in any style.
 pub(crate) fn is_current(text: &str, declared: &Map<String, Declared>) -> bool {
     let Ok(Some(parts)) = managed_block::find(text) else {
         return false;

@@ -32,7 +32,7 @@ pub(in crate::infra) fn wrong_item(
     wrong_type(node, Expected::Item(what), expected, findings);
 }
 
-/// Reports a value that has the wrong type; an unusable one is reported already.
+/// Reports a value that has the wrong type; an unusable one has already been reported.
 pub(super) fn wrong_type(
     node: &Node<'_>,
     what: Expected<'_>,
@@ -73,7 +73,7 @@ pub(super) fn wrong_type(
     }
 }
 
-/// Returns how to write the value that was probably meant.
+/// Suggests how to write the value that was probably meant.
 fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
     let NodeKind::Scalar(scalar) = &node.kind else {
         return None;

@@ -1,4 +1,4 @@
-//! The tree of an infra file, and the meaning of its scalars; nothing of the YAML reader.
+//! The tree of an infra file, and the meaning of its scalars; independent of the YAML reader.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use crate::infra::findings::At;
 /// A value and its place.
 #[derive(Debug)]
 pub(in crate::infra) struct Node<'a> {
-    /// Its place: of a block map the first key, of a block list the first `-`.
+    /// Its place: for a block map the first key, for a block list the first `-`.
     pub(in crate::infra) at: At,
     /// The value.
     pub(in crate::infra) kind: NodeKind<'a>,
@@ -41,7 +41,7 @@ pub(in crate::infra) struct Entry<'a> {
 /// A scalar as it is written.
 #[derive(Debug, Clone)]
 pub(in crate::infra) struct Scalar<'a> {
-    /// The text after escapes.
+    /// The text with its escapes resolved.
     pub(in crate::infra) text: Cow<'a, str>,
     /// Neither quoted nor a block: may be a number, a truth value, or nothing.
     pub(in crate::infra) plain: bool,
@@ -54,7 +54,7 @@ pub(in crate::infra) enum Reading {
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A whole number, in whatever notation.
+    /// A whole number, in any notation.
     Integer,
     /// Any other number.
     Float,

@@ -130,7 +130,7 @@ pub(super) fn config(
     (pairs, privileged)
 }
 
-/// Adds the user's own devices to those that anklume makes; two of one name are a fault.
+/// Adds the user's own devices to those that anklume creates; two with the same name are a fault.
 pub(super) fn add_own(
     fields: Fields<'_, '_>,
     placed: &mut Vec<PlacedDevice>,
@@ -151,7 +151,7 @@ pub(super) fn add_own(
     }
 }
 
-/// Reports a device whose name anklume gives to one that it makes.
+/// Reports a device that has the name of one that anklume creates.
 pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     let message = format!("the machine has two devices {}", quote(name));
     findings.error(Code::DuplicateDevice, at, message).help(
@@ -181,7 +181,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedDevice> {
 fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
-        // A block volume of a virtual machine has a source and no path.
+        // A block volume of a virtual machine has a source but no path.
         Some("disk") if fields.entry("source").is_none() => &["path"],
         Some(_) => &[],
         None if fields.entry("type").is_some() => return,
@@ -200,7 +200,7 @@ fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Find
     }
 }
 
-/// A key that is a name on Incus: text without spaces and control characters.
+/// Reads a key that is a name on Incus: text without spaces, `/` and control characters.
 fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String> {
     /// Maximum length of a name that Incus takes for a device, in bytes; profiles and keys are well below it.
     const NAME_MAX: usize = 64;

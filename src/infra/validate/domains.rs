@@ -28,9 +28,9 @@ const KEYS: [&str; 10] = [
     "file_portal",
 ];
 
-/// Maximum length of a name of a bridge, in bytes: Linux `IFNAMSIZ` less its final zero.
+/// Maximum length of a bridge's name, in bytes: Linux `IFNAMSIZ` minus its final zero.
 const BRIDGE_MAX: usize = 15;
-/// Prefix of a bridge's name, before that of its domain.
+/// Prefix of a bridge's name, before the domain's name.
 const BRIDGE_PREFIX: &str = "net-";
 
 /// The part of a domain that decides its subnet.
@@ -116,7 +116,7 @@ fn subnets(
     }
 }
 
-/// A `subnet_id` is unique: over all domains, or in its zone.
+/// Checks that each `subnet_id` is unique: across all domains, or in its zone.
 fn check_unique(
     domains: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,

@@ -1,4 +1,4 @@
-//! The safety of edges: no privileged end, and no device of the user's in the way of the channels.
+//! Checks the safety of edges: no end is privileged, and no device of the user interferes with the channels.
 //!
 //! Only anklume's own devices reach the host paths of channels, no disk hides anklume's files inside a machine, and no
 //! device of any machine uses a host path where a machine could have put a link.
@@ -34,7 +34,7 @@ const INSIDE_WHOLE: [&str; 4] = [
 /// Checks every machine of an enabled domain.
 pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
     let ends = ends(drafts);
-    // Without a service no channel can be taken over; the same devices are then a warning.
+    // Without a service, no channel can be taken over, so the same devices only cause a warning.
     let severity = if ends.is_empty() {
         Severity::Warning
     } else {
@@ -74,7 +74,7 @@ fn machines(drafts: &[DomainDraft]) -> impl Iterator<Item = (&DomainDraft, &Mach
         .flat_map(|domain| domain.machines.iter().map(move |machine| (domain, machine)))
 }
 
-/// Every machine that offers a service to somebody, or may call one.
+/// Returns every machine that offers a service to a consumer, or may call one.
 fn ends(drafts: &[DomainDraft]) -> HashSet<&str> {
     let mut ends = HashSet::new();
     for (_, MachineDraft { machine, .. }) in machines(drafts) {
@@ -88,7 +88,7 @@ fn ends(drafts: &[DomainDraft]) -> HashSet<&str> {
     ends
 }
 
-/// The devices that a machine has from its profiles.
+/// Returns the devices that a machine gets from its profiles.
 fn profile_devices<'d>(
     domain: &'d DomainDraft,
     machine: &'d MachineDraft,
@@ -134,7 +134,7 @@ fn check_privileged(
     }
 }
 
-/// Folders on the host that some machine may write into.
+/// Returns the folders of the host that some machine may write to.
 fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
     let mut add = |placed: &PlacedDevice| {
@@ -148,9 +148,9 @@ fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     folders
 }
 
-/// Checks the host side of devices: on every machine, as soon as one of them offers a service.
+/// Checks the host side of every machine's devices.
 struct Host {
-    /// Folders that some machine may write into.
+    /// Folders that some machine may write to.
     writable: HashSet<String>,
     severity: Severity,
     /// Places of sources in such a folder: a shared volume is a device of many machines, and one finding is enough.
@@ -177,7 +177,7 @@ impl Host {
         self.check_source(placed, findings);
     }
 
-    /// Refuses a source that a machine could replace: always an error, since it would give that machine the host.
+    /// Refuses a source that a machine could replace: always an error, because that machine could take over the host.
     fn check_source(&mut self, placed: &PlacedDevice, findings: &mut Findings) {
         let host_path = placed.device.host_path().filter(|_| !placed.is("proxy"));
         let Some((key, written)) = host_path else {
@@ -279,7 +279,7 @@ fn is_channel_name(name: &str) -> bool {
     digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// An absolute path in one form: no `.`, `..`, doubled or last `/`, and `/run` for its old name.
+/// Normalises an absolute path: removes `.`, `..`, double and trailing `/`, and replaces `/var/run` by `/run`.
 fn absolute(path: &str) -> Option<String> {
     let inside = path.strip_prefix('/')?;
     let mut parts: Vec<&str> = Vec::new();
@@ -298,7 +298,7 @@ fn absolute(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Returns whether a path is the folder or in it; both as [`absolute`] gives them.
+/// Returns whether a path is the folder or in it; both must be normalised by [`absolute`].
 fn is_below(path: &str, folder: &str) -> bool {
     folder == "/"
         || path

@@ -24,7 +24,7 @@ const KEYS: [&str; 14] = [
     "persistent_data_base",
 ];
 
-/// Keys that anklume itself does nothing with.
+/// Keys that anklume itself does not apply.
 const UNAPPLIED: [&str; 9] = [
     "global.default_connection",
     "global.default_user",
@@ -126,7 +126,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     }
 }
 
-/// Warns of `nesting_prefix: true`, so that nobody believes that it is applied.
+/// Warns of `nesting_prefix: true`, so that users do not assume that it is applied.
 fn check_nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
@@ -241,7 +241,7 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
     }
 }
 
-/// `20%`, a positive number, and of memory `2GiB`.
+/// Checks a reserve: `20%`, a positive number, or for memory `2GiB`.
 fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
     let Some(entry) = fields.filled(key, findings) else {
         return;

@@ -1,4 +1,4 @@
-//! Machines: every key but devices, services and volumes, which have modules of their own.
+//! Machines: every key except devices, services and volumes, which have their own modules.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -42,7 +42,7 @@ type Shape = (fn(&str) -> bool, &'static str);
 const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");
 const EXPIRY: Shape = (is_expiry, "a number and `m`, `h` or `d`, such as `30d`");
 
-/// Reads the machines of one domain; `addresses` are those that are taken so far, in all domains.
+/// Reads the machines of one domain; `addresses` are those already taken in all domains.
 pub(super) fn read(
     machines: Fields<'_, '_>,
     context: &MachineContext<'_>,
@@ -197,7 +197,7 @@ fn report_address(
         .help(format!("from {first} to {last}"));
 }
 
-/// Machines without an address get the first free ones, in the order of the file.
+/// Gives machines without an address the first free ones, in the order of the file.
 fn give_addresses(
     subnet: Ipv4Addr,
     drafts: &mut [MachineDraft],
@@ -286,7 +286,7 @@ fn shaped(
     Some(text.to_owned())
 }
 
-/// Five fields with spaces or tabs between them, on one line.
+/// Returns whether a text is five fields on one line, with spaces or tabs between them.
 fn is_schedule(text: &str) -> bool {
     let between = |c: char| c == ' ' || c == '\t';
     !text.chars().any(|c| c.is_control() && c != '\t')
@@ -299,7 +299,7 @@ fn is_schedule(text: &str) -> bool {
             == 5
 }
 
-/// Digits and a unit.
+/// Returns whether a text is digits and a unit.
 fn is_expiry(text: &str) -> bool {
     let digits = text.strip_suffix(['d', 'h', 'm']).unwrap_or_default();
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())

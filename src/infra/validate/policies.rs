@@ -114,7 +114,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
     }
 }
 
-/// Checks the needs of `ai_access_policy: exclusive`; returns the policy that it adds if none leads to the AI domain.
+/// Checks the requirements of `ai_access_policy: exclusive`; returns the policy to add if none leads to the AI domain.
 fn ai_access(
     settings: &GlobalSettings,
     to_ai: usize,

@@ -26,7 +26,7 @@ const MCP_KEYS: [&str; 6] = [
 
 /// Maximum user or group id; the next one means "no id" to the kernel.
 const ID_MAX: u32 = 0xffff_fffe;
-/// Maximum length of the name of a user, in bytes, as useradd has it.
+/// Maximum length of a user's name, in bytes, as in useradd.
 const USER_MAX: usize = 32;
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
@@ -109,7 +109,7 @@ fn service<'t>(
     })
 }
 
-/// The `limits` of a service: each at least 1, and of memory at most `memory_max` bytes.
+/// Reads the `limits` of a service: numbers of at least 1, and memory of at most `memory_max` bytes.
 fn limits(fields: Fields<'_, '_>, memory_max: u64, findings: &mut Findings) -> Limits {
     let Some(fields) = fields.map("limits", findings) else {
         return Limits::default();
@@ -233,10 +233,10 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     }
 }
 
-/// Returns the machine that a mistyped consumer was probably meant to be. Stricter than other suggestions: nobody should be
-/// granted a service because of a vague likeness.
+/// Returns the machine that a mistyped consumer probably meant. Stricter than other suggestions: no machine should be
+/// granted a service because of a vague similarity.
 fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
-    /// Shorter names are all alike, and in larger files some other machine is always near.
+    /// Shorter names are too similar, and larger files always contain a similar name.
     const LEN_MIN: usize = 4;
     const MACHINES_MAX: usize = 1000;
     let machines = names.machines.len();
@@ -277,7 +277,7 @@ fn fixed(
     arguments
 }
 
-/// Returns a plain scalar that is no text, as it is written.
+/// Returns a plain scalar that is not text, as it is written.
 fn unquoted(entry: &Entry<'_>) -> Option<String> {
     match &entry.value.kind {
         NodeKind::Scalar(scalar) if scalar.reading() != Reading::Text => {

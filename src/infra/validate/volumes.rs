@@ -74,7 +74,7 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
     Some(text)
 }
 
-/// A disk that anklume makes, and the places of its name, its source and all else.
+/// A disk that anklume creates, and the places of its name, its source and its other parts.
 struct MadeDisk {
     name: String,
     source: String,
@@ -122,7 +122,7 @@ pub(super) fn storage(
     Some(field::json_map(volumes.entries()))
 }
 
-/// Gives the disks of `shared_volumes` to their consumers, before the devices that those have already.
+/// Adds the disks of `shared_volumes` to their consumers, before the devices that those already have.
 pub(super) fn share(
     top: Fields<'_, '_>,
     settings: &GlobalSettings,
@@ -155,7 +155,7 @@ fn put_before(machine: &mut MachineDraft, mut placed: Vec<PlacedDevice>, finding
     machine.devices = placed;
 }
 
-/// Returns the shared disks of each machine; `None` after too many of them.
+/// Returns the shared disks of each machine; `None` if they are too many.
 fn shared(
     volumes: Fields<'_, '_>,
     settings: &GlobalSettings,
@@ -297,7 +297,7 @@ fn resolve(
     resolved
 }
 
-/// Reports two disks of a machine at one path.
+/// Reports two disks of a machine at the same path.
 fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
     let machines = drafts.iter().flat_map(|domain| &domain.machines);
     for MachineDraft {
