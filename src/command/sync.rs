@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use diffy::{DiffOptions, PatchFormatter};
 use serde::Serialize;
-use similar::TextDiff;
 
 use super::open_infra;
 use super::output::Output;
@@ -263,9 +263,12 @@ fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
         Some(_) => format!("{letter}/{}", name(path)),
         None => "/dev/null".to_owned(),
     };
-    TextDiff::from_lines(old.unwrap_or_default(), new.unwrap_or_default())
-        .unified_diff()
-        .context_radius(CONTEXT)
-        .header(&side('a', old), &side('b', new))
-        .to_string()
+    let (old_text, new_text) = (old.unwrap_or_default(), new.unwrap_or_default());
+    let patch = DiffOptions::new()
+        .set_context_len(CONTEXT)
+        .set_original_filename(side('a', old))
+        .set_modified_filename(side('b', new))
+        .create_patch(old_text, new_text);
+    let format = PatchFormatter::new().suppress_blank_empty(false);
+    format.fmt_patch(&patch).to_string()
 }
