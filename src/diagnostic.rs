@@ -301,7 +301,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A finding at the first `mark` of a text.
+    /// Creates a finding at the first `mark` in a text.
     fn at(text: &str, mark: &str) -> Diagnostic {
         let (before, _) = text.split_once(mark).unwrap();
         let start = before.len();

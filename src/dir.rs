@@ -359,7 +359,7 @@ mod tests {
         let refused = make_all(&open.join("x"), Mode::RWXU).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         assert!(!open.join("x").exists());
-        // As in /tmp: nobody can exchange what we make.
+        // Sticky, like /tmp: no other user can replace the new folder.
         fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
         make_all(&open.join("x"), Mode::RWXU).unwrap();
         if geteuid().is_root() {

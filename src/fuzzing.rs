@@ -180,7 +180,7 @@ pub fn incus(bytes: &[u8]) {
 mod tests {
     use std::path::Path;
 
-    /// A door, and the folder of its seeds.
+    /// The folder of an entry point's seeds, and the entry point.
     type Door = (&'static str, fn(&[u8]));
 
     #[test]

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(full_name("default", "signer"), "signer");
     }
 
-    /// A shell that runs this, once it has said that it does.
+    /// Starts a shell with this script; returns once the script has printed `ready`.
     fn shell(script: &str) -> Child {
         #[expect(clippy::disallowed_methods, reason = "a process to end")]
         let mut command = std::process::Command::new("sh");
@@ -194,7 +194,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let asked = folder.path().join("asked");
         let asked = asked.to_str().unwrap();
-        // The first ends when the second one was asked, which is never if it is waited for alone.
+        // The first ends only after the second is asked: never, if each is awaited before the next is asked.
         let first =
             format!("trap '' TERM; echo ready; until [ -e {asked} ]; do sleep 0.02; done; exit 7");
         let second =
@@ -203,7 +203,7 @@ mod tests {
         end_all(vec![handle(&first), handle(&second)], GRACEFUL);
         assert_eq!(first.wait().unwrap().code(), Some(7));
         assert_eq!(second.wait().unwrap().code(), Some(8));
-        // Those that do not listen.
+        // Processes that ignore the request.
         let deaf = "trap '' TERM; echo ready; while :; do sleep 0.02; done";
         let mut deaf = [shell(deaf), shell(deaf)];
         end_all(deaf.iter().map(handle).collect(), Duration::ZERO);

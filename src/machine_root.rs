@@ -263,7 +263,7 @@ fn say(output: &mut impl Write, answer: &RootAnswer, content: &[u8]) -> io::Resu
 mod tests {
     use super::*;
 
-    /// A child that is a shell script.
+    /// Starts a shell script as the child.
     async fn child(script: &str, limit: Duration) -> Result<Option<MachineRoot>, MachineRootError> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -285,7 +285,7 @@ mod tests {
         root.left = SHORT;
         let held = root.look("/etc").await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
-        // Nor is half an answer waited for.
+        // Half an answer times out too.
         let half =
             format!("{ready} read request; echo '{{\"content\":10}}'; printf half; exec sleep 600");
         let mut root = child(&half, LONG).await.unwrap().unwrap();

@@ -243,7 +243,7 @@ mod tests {
 
     const KEY: &str = "0123456789ABCDEF0123456789ABCDEF01234567";
 
-    /// Returns the decision on a consumer's call of one of these services with these arguments.
+    /// Returns the decision on a consumer's call to one of these services with these arguments.
     fn asked(name: &str, arguments: &Value) -> Decision {
         let services = json!({
             "machine": "vault",
@@ -288,13 +288,13 @@ mod tests {
         );
         is_allowed("push", &json!({"path": "in"}), &json!({"path": "in"}));
         is_no_choice("push", &json!({"path": "out"}));
-        // A key is the same however its fingerprint is written.
+        // The case of a fingerprint does not matter.
         let fixed = json!({"key_id": KEY});
         is_allowed("release", &json!({"key_id": KEY}), &fixed);
         is_allowed("release", &json!({"key_id": KEY.to_lowercase()}), &fixed);
         is_no_choice("release", &json!({"key_id": "F".repeat(40)}));
         is_no_choice("release", &json!({"key_id": 7}));
-        // No other argument is compared so.
+        // Other arguments are case-sensitive.
         is_no_choice("push", &json!({"path": "IN"}));
     }
 

@@ -317,7 +317,7 @@ mod tests {
             let Ok(read) = Services::from_file(&changed) else {
                 continue;
             };
-            // White space may change; what is granted may not.
+            // White space may change; the policy may not.
             assert_eq!(read.digest(), services().digest(), "changed at {place}");
         }
     }

@@ -283,7 +283,7 @@ mod tests {
         assert!(parsed("") < Some(OLDEST));
     }
 
-    /// The beginning of a program with one header.
+    /// Returns the beginning of an ELF file with one program header of this kind.
     fn elf(kind: u8) -> Vec<u8> {
         let mut file = vec![0; 64 + 56];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -298,7 +298,7 @@ mod tests {
         assert!(!is_static(&elf(3)));
         assert!(!is_static(&elf(1)[..64]));
         assert!(!is_static(b"#!/bin/sh\n"));
-        // A shell of the system's has libraries; the program under test has none.
+        // The system's shell needs a loader for its libraries.
         assert!(!is_static(&fs::read("/bin/sh").unwrap()));
     }
 }

@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    // Whoever prints a stranger's words must say how.
+    // Code that prints foreign text must choose how.
     assert_not_impl_any!(Foreign: Display);
     assert_not_impl_any!(Foreign<&str>: Display);
 

@@ -221,7 +221,7 @@ mod tests {
         for second in 0..day {
             let now = Duration::from_secs(second);
             for _ in 0..5 {
-                // Now all over, now with a name that stays.
+                // Alternates hourly between 40 names and a single one.
                 let name = if second % 7_200 < 3_600 {
                     calls % 40
                 } else {
@@ -266,7 +266,7 @@ mod tests {
         }
         let due = floods.due(WINDOW);
         assert_eq!(due.len(), 1);
-        // More are counted meanwhile.
+        // More calls are counted meanwhile.
         for _ in 0..50 {
             floods.refused("a", kind("x"), WINDOW);
         }

@@ -321,7 +321,7 @@ mod tests {
     fn a_line_is_read_whole_up_to_its_limit_and_no_further() {
         for (length, kept) in [(65_536, 65_536), (200_000, 65_537)] {
             let text = "x".repeat(length);
-            // As small pieces, in which a reader may give it.
+            // A reader may return a line in small pieces.
             let mut reader = io::BufReader::with_capacity(1, text.as_bytes());
             let (line, is_ended) = next_line(&mut reader).unwrap().unwrap();
             assert_eq!((line.len(), is_ended), (kept, false));

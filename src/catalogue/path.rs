@@ -366,7 +366,7 @@ mod tests {
         for (bad, character, proposed) in [
             ("a\u{200d}b", '\u{200d}', "ab"),
             ("a\u{200c}b", '\u{200c}', "ab"),
-            // After this letter none joins, so nobody would see it.
+            // No letter joins after this one, so the character would be invisible.
             ("\u{0627}\u{200c}\u{0645}", '\u{200c}', "\u{0627}\u{0645}"),
             ("a\u{fe0f}", '\u{fe0f}', "a"),
             ("1\u{fe0f}", '\u{fe0f}', "1"),

@@ -1,4 +1,4 @@
-//! What is told of the tools: schemas plain, words that keep to the limits.
+//! Tests the descriptions of the tools: plain schemas, and texts that match the limits.
 
 mod arguments;
 mod payload;
@@ -15,7 +15,7 @@ fn map(value: Value) -> Map<String, Value> {
     }
 }
 
-/// Every key and value of a schema, at any depth.
+/// Visits every key and value of a schema, at any depth.
 fn walk(value: &Value, visit: &mut impl FnMut(&str, &Value)) {
     match value {
         Value::Object(object) => {
@@ -50,15 +50,15 @@ fn every_schema_is_plain() {
     }
 }
 
-/// The keywords that a provider of models takes in a tool's schema.
+/// A provider of models, and the keywords that it accepts in a tool's schema.
 struct Provider {
     name: &'static str,
     keywords: &'static [&'static str],
 }
 
 const PROVIDERS: [Provider; 3] = [
-    // `Schema` of the Gemini API (https://ai.google.dev/api/caching#Schema; google-genai 3.6, `types.Schema`). Any other is
-    // answered with 400 "Unknown name", for the whole request.
+    // `Schema` of the Gemini API (https://ai.google.dev/api/caching#Schema; google-genai 3.6, `types.Schema`). Any
+    // other keyword fails the whole request with 400 "Unknown name".
     Provider {
         name: "Gemini",
         keywords: &[
@@ -87,8 +87,8 @@ const PROVIDERS: [Provider; 3] = [
             "propertyOrdering",
         ],
     },
-    // https://platform.openai.com/docs/guides/structured-outputs#supported-schemas, for `strict: true`; without it any keyword is
-    // taken. Clients that ask for strict make every property required, and `null` says that it is left out
+    // https://platform.openai.com/docs/guides/structured-outputs#supported-schemas, for `strict: true`; without it,
+    // every keyword is accepted. Strict clients make every property required, and `null` stands for an omitted one
     // (openai-agents 0.24, `strict_schema.py`).
     Provider {
         name: "OpenAI",
@@ -114,8 +114,8 @@ const PROVIDERS: [Provider; 3] = [
             "exclusiveMaximum",
         ],
     },
-    // https://docs.claude.com/en/docs/agents-and-tools/tool-use/implement-tool-use: JSON Schema 2020-12, but no `oneOf`, `allOf`,
-    // `anyOf` at the top. Of its vocabulary these are enough.
+    // https://docs.claude.com/en/docs/agents-and-tools/tool-use/implement-tool-use: JSON Schema 2020-12, but no
+    // `oneOf`, `allOf` or `anyOf` at the top level. The schemas need only these of its keywords.
     Provider {
         name: "Anthropic",
         keywords: &[
@@ -135,7 +135,7 @@ const PROVIDERS: [Provider; 3] = [
     },
 ];
 
-/// The keywords of a schema and of those within it; names of properties are none.
+/// Returns the keywords of a schema and of its properties' schemas; property names are not keywords.
 fn keywords(schema: &Map<String, Value>) -> Vec<String> {
     let mut all: Vec<String> = schema.keys().cloned().collect();
     for property in properties_of(schema).values() {
@@ -161,15 +161,15 @@ fn schemas_hold_only_what_every_provider_of_models_takes() {
             }
         }
         for (name, property) in properties_of(&input) {
-            // OpenAI and Anthropic take these in the names of properties, in up to 64 characters.
+            // OpenAI and Anthropic accept these characters in property names, up to 64 of them.
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
             assert!(
                 name.len() <= 64 && name.bytes().all(plain),
                 "{tool}: {name}"
             );
-            // A property of a property would need the same care.
+            // A nested property would need the same checks.
             assert!(property.get("properties").is_none(), "{tool}: {name}");
-            // Strict modes know no look-around in patterns.
+            // Strict modes support no look-around in patterns.
             let pattern = property["pattern"].as_str().unwrap_or_default();
             assert!(!pattern.contains("(?"), "{tool}: {name}: {pattern}");
         }
@@ -227,7 +227,7 @@ fn the_input_of_file_accept_is_this() {
         "required": ["path", "data"]
     });
     assert_eq!(Value::Object(describe(ToolName::FileAccept).input), wanted);
-    // The order is that of the declaration, for people who read a listing.
+    // In the order of the declaration, for people who read a listing.
     let input = describe(ToolName::FileAccept).input;
     let names: Vec<_> = properties_of(&input).keys().collect();
     assert_eq!(names, ["path", "data", "mode", "offset", "final", "sha256"]);
@@ -236,7 +236,7 @@ fn the_input_of_file_accept_is_this() {
 #[test]
 fn a_tool_without_arguments_has_an_empty_closed_object() {
     let wanted = json!({"type": "object", "properties": {}, "additionalProperties": false});
-    // What a consumer sees: what it may not choose is hidden.
+    // A consumer's view: arguments that it may not choose are hidden.
     let seen = input_without(ToolName::ClipboardGet, |_| true);
     assert_eq!(Value::Object(seen), wanted);
 }

@@ -152,7 +152,7 @@ mod tests {
     use crate::services::Services;
     use crate::text::Foreign;
 
-    /// A machine in which everything is in order, but for the server's word.
+    /// Returns a machine that matches its specification, except for `serving` and the missing units.
     fn found(order: &MachineSpec, serving: Serving) -> ObservedMachine {
         ObservedMachine {
             runs: true,

@@ -1,9 +1,9 @@
-//! The edges of hand-made infrastructures, against the rules of the design.
+//! Tests the edges of small infrastructures against the rules of the design.
 
 use super::*;
 use crate::infra;
 
-/// A vault that serves a work machine, and one that has nothing to do with it.
+/// A provider, its consumer, and an unrelated machine.
 const THREE: &str = "
 project_name: demo
 domains:
@@ -59,7 +59,7 @@ fn a_disabled_domain_has_no_edge() {
 
 #[test]
 fn the_name_of_an_edge_is_a_digest_of_where_its_ends_are() {
-    // printf of each text after its length as eight bytes, big-endian, through sha256sum.
+    // Computed with `sha256sum` over each text, preceded by its length in eight bytes, big-endian.
     let edge = &edges(&read(THREE)).unwrap()[0];
     assert_eq!(edge.hash, "f258b0bc2b0a11fc");
     assert_eq!(edge.uid, 2_032_189_247);

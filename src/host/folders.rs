@@ -102,7 +102,7 @@ mod tests {
         std::os::unix::fs::symlink(&leaf, &link).unwrap();
         assert!(make_folder(link.to_str().unwrap(), 0o700).is_err());
         assert_eq!(mode(&leaf), 0o755);
-        // Nor through a link above it, and `..` goes where it says.
+        // A link above the folder is refused too, and `..` only removes the name before it.
         let above = root.path().join("above");
         std::os::unix::fs::symlink(root.path().join("a"), &above).unwrap();
         let refused = make_folder(above.join("c").to_str().unwrap(), 0o700).unwrap_err();

@@ -260,7 +260,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let program = root.path().join("anklume");
         fs::write(&program, "").unwrap();
-        // The folder of temporary files is everybody's.
+        // Everybody can write to the folder of temporary files.
         assert!(!is_safe(&program));
         assert!(!is_safe(Path::new("anklume")));
         assert!(!is_safe(Path::new("/usr/bin/there-is-none")));
@@ -269,7 +269,7 @@ mod tests {
         assert!(is_safe(&shell));
     }
 
-    /// What it takes on a host with this folder, by a program that nobody but root changes.
+    /// Returns the schedule that a host with this root still needs, for a program that only root can change.
     fn wanting(root: &Path) -> Schedule {
         let shell = || Ok(fs::canonicalize("/bin/sh").unwrap().display().to_string());
         match look_in(root, shell) {
@@ -282,7 +282,7 @@ mod tests {
     fn what_was_set_up_is_found_again_until_it_is_changed_or_taken_away() {
         for (by, folders) in [
             ("cron", vec!["etc/cron.d"]),
-            // Where there are both.
+            // A host with both.
             (
                 "systemd",
                 vec![
@@ -301,7 +301,7 @@ mod tests {
             assert_eq!((schedule.by, schedule.exists), (by, false));
             write_in(root, &schedule).unwrap();
             if by == "systemd" {
-                // Written, and not enabled.
+                // Written, but not enabled.
                 assert!(wanting(root).exists);
                 std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
             }
@@ -312,7 +312,7 @@ mod tests {
                 fs::metadata(&file).unwrap().permissions().mode() & 0o777,
                 FILE_MODE
             );
-            // Another command, another user's program, nothing.
+            // Changed commands, an unsafe program, no files.
             for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {
                 let text = String::from_utf8(fs::read(&file).unwrap()).unwrap();
                 fs::write(&file, text.replace("rotate-logs", harm)).unwrap();

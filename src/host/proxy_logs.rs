@@ -176,7 +176,7 @@ mod tests {
 
     const LOG: &str = "proxy.mcp-0123456789abcdef.log";
 
-    /// A folder of logs with one machine, whose log has so many bytes.
+    /// Creates a folder of logs with one machine, whose log has this many bytes and a last line.
     fn logs(bytes: u64) -> (tempfile::TempDir, std::path::PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let machine = root.path().join("work_dev");
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn whoever_writes_goes_on_at_the_beginning() {
         let (root, log) = logs(LIMIT + 4096);
-        // A child is what a forkproxy is: its stdout is the log, not opened to append.
+        // Like a forkproxy, the child has the log as its stdout, not opened for appending.
         let opened = File::options().write(true).open(&log).unwrap();
         let mut opened = opened;
         opened.seek(SeekFrom::End(0)).unwrap();
@@ -221,7 +221,7 @@ mod tests {
             .stdout(opened)
             .spawn()
             .unwrap();
-        // The shell is there, with its stdout, once it waits.
+        // After `spawn`, the shell already has the log as its stdout.
         assert!(rotate_below(root.path()).unwrap().is_empty());
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"go\ngo\n").unwrap();
@@ -254,7 +254,7 @@ mod tests {
         fs::set_permissions(log.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(rotate_below(root.path()).unwrap().is_empty());
         assert_eq!(log.metadata().unwrap().len(), length);
-        // A second name of the file is somebody's way to have another one emptied.
+        // Through a hard link, a user could have another file emptied.
         fs::set_permissions(log.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::hard_link(&log, root.path().join("second")).unwrap();
         assert_eq!(rotate_below(root.path()).unwrap().len(), 1);

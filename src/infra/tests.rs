@@ -1,4 +1,4 @@
-//! What is read and what is refused, by whole files.
+//! Tests whole files, accepted and refused.
 
 mod devices;
 mod disk;
@@ -16,10 +16,10 @@ mod yaml;
 use super::*;
 use crate::diagnostic::{Severity, draw};
 
-/// The seed's quick start, exactly as printed.
+/// The quick start of the documentation, exactly as printed.
 const QUICK_START: &str = include_str!("../../tests/fixtures/quick-start.yml");
 
-/// The domain that it lacks.
+/// The domain that the quick start lacks.
 const PRO: &str = include_str!("../../tests/fixtures/quick-start-pro.yml");
 
 /// The example of the repository, with every key.
@@ -75,7 +75,7 @@ fn the_example_is_read_without_a_warning() {
     assert_eq!(draw(&read.warnings, false), "");
 }
 
-/// Every finding as `code line:column marked-text`, warnings with that word in front.
+/// Returns every finding as `code line:column marked-text`, a warning with `warning ` before it.
 fn found(text: &str) -> Vec<String> {
     let all = match parse("infra.yml", text) {
         Ok(read) => read.warnings,
@@ -96,7 +96,7 @@ fn in_short(found: &Diagnostic) -> String {
     format!("{severity}{} {line}:{column} {marked}", found.code)
 }
 
-/// A file, and all of its findings in short.
+/// A file, and the short forms of all its findings.
 type Case = (&'static str, &'static [&'static str]);
 
 #[track_caller]

@@ -1,4 +1,4 @@
-//! The layout by example; what readers make of it is tested in `tests/integration/sync/yaml.rs`.
+//! Tests the layout by example; `tests/integration/sync/yaml.rs` tests how YAML readers parse it.
 
 use serde_json::json;
 

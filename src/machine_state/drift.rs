@@ -242,13 +242,13 @@ mod tests {
         MachineSpec::new("p1", "signer".parse().unwrap(), None, Some(&services))
     }
 
-    /// The files of systemd for a server of this user.
+    /// Returns the systemd files of a server that runs as this user.
     fn files(run_as: Option<&str>) -> BTreeMap<String, String> {
         let units = units(Supervisor::Systemd, run_as).into_iter();
         units.map(|unit| (unit.path, unit.text)).collect()
     }
 
-    /// A machine that matches its specification.
+    /// Returns a machine that matches its specification.
     fn done(spec: &MachineSpec) -> ObservedMachine {
         let services = spec.services().unwrap();
         ObservedMachine {

@@ -271,7 +271,7 @@ mod tests {
             panic!("no error");
         };
         assert_eq!(overloaded.limit, "100 calls of this caller in a minute");
-        // All of the burst counts for a minute, and not a second longer.
+        // The whole burst counts for 61 seconds: its own and the 60 after it.
         assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;
         let before = again.saturating_sub(Duration::from_millis(1));
@@ -328,12 +328,12 @@ mod tests {
         minute.add(at(30_200));
         assert_eq!(minute.wait(4, at(30_200)), Some(at(61_000 - 30_200)));
         assert_eq!(minute.wait(4, at(60_999)), Some(at(1)));
-        // Lowered, it waits for the others too.
+        // A lower limit also waits for the later call.
         assert_eq!(minute.wait(1, at(60_999)), Some(at(91_000 - 60_999)));
         assert_eq!(minute.wait(4, at(61_000)), None);
         assert_eq!(minute.wait(1, at(61_000)), Some(at(30_000)));
         assert_eq!(minute.wait(1, at(91_000)), None);
-        // Far later, and a clock that was looked at before.
+        // Much later, and with a time that was read before the last call.
         minute.add(at(1_000_000));
         assert_eq!(minute.wait(1, at(999_999)), Some(at(61_001)));
     }
@@ -350,11 +350,11 @@ mod tests {
             for step in steps {
                 now += step;
                 if let Some(wait) = minute.wait(limit, at(now)) {
-                    // A call that waits so long runs, and one that waits a little less does not.
+                    // A call that waits this long runs; one that waits a millisecond less does not.
                     let free = at(now) + wait;
                     prop_assert!(minute.clone().wait(limit, free).is_none());
                     prop_assert!(minute.clone().wait(limit, free.saturating_sub(at(1))).is_some());
-                    // No later than a second after the limit allows it.
+                    // The wait ends at most a second after the limit allows the call.
                     let before = calls.iter().filter(|call| at(**call + 61_000) > free).count();
                     prop_assert!(before >= limit as usize - 1);
                 } else {

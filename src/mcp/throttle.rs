@@ -184,7 +184,7 @@ mod tests {
     /// Default memory for a caller's long messages, in bytes.
     const LONG: usize = 24 * 1024 * 1024;
 
-    /// A line that is long and never ends, and how much of all of them was read.
+    /// A long line that never ends; `read` counts the bytes of all such lines.
     struct Unfinished<'a> {
         left: usize,
         read: &'a AtomicUsize,
@@ -218,7 +218,7 @@ mod tests {
         }
         assert_eq!(throttle.turn(cost(10), now), now + MESSAGE);
         assert_eq!(throttle.turn(cost(10), now), now + 2 * MESSAGE);
-        // A caller that stops for a while has the whole burst again, and no more.
+        // A caller that pauses has the whole burst again, and no more.
         let later = now + 2 * AT_ONCE;
         for _ in 0..=burst {
             assert_eq!(throttle.turn(cost(10), later), later);
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn the_page_says_the_same() {
         const PAGE: &str = include_str!("../../docs/channel.md");
-        // Line breaks of the page do not matter.
+        // Line breaks in the page do not matter.
         let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
         let (part, short) = (BYTES / 1024, SHORT / 1024);
         for said in [
@@ -280,7 +280,7 @@ mod tests {
         assert!(most > LONG / 2 && most <= LONG + begun, "{most}");
         let mut short = ThrottledLines::new(&b"short\n"[..], LINE_MAX, Some(Arc::clone(&throttle)));
         assert!(short.next().await.unwrap().is_some());
-        // Those that go make room for the others.
+        // Closed connections make room for the others.
         all.drain(..CONNECTIONS / 2);
         for lines in &mut all {
             assert!(lines.next().now_or_never().is_none());
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(held.len(), LONG / LINE_MAX);
         held.pop();
         assert!(long().next().await.unwrap().is_some());
-        // A limit beyond all the memory: one at a time, and it comes.
+        // With a limit beyond all the memory, one line at a time still gets through.
         held.clear();
         let mut larger = ThrottledLines::new(&line[..], 4 * LONG, Some(Arc::clone(&throttle)));
         assert!(larger.next().await.unwrap().is_some());
@@ -313,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_that_waits_for_its_turn_is_not_lost_when_the_wait_is_dropped() {
         let throttle = Arc::new(ReadThrottle::default());
-        // The burst is used up: from here on every line waits.
+        // Uses up the burst: from here on, every line waits.
         while throttle.message(0) <= Instant::now() {}
         let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
         let text = expected.join("\n");

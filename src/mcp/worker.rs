@@ -147,7 +147,7 @@ mod tests {
         let said = format!(
             "at most {TURNED_AWAY} such connections at once, each for at most {seconds} seconds"
         );
-        // Line breaks of the page do not matter.
+        // Line breaks in the page do not matter.
         let page = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(page.contains(&said), "{said}");
     }

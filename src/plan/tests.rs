@@ -1,4 +1,4 @@
-//! Plans against an Incus in memory: what is made of nothing, what follows from a change, what stands in the way.
+//! Tests plans against an Incus in memory: from nothing, after a change, and with obstacles.
 
 mod address;
 mod destroy;
@@ -52,7 +52,7 @@ fn infra(text: &str) -> Infra {
     }
 }
 
-/// An Incus on which nobody made anything.
+/// Returns an Incus with only a pool and an image.
 fn empty() -> State {
     State {
         pools: vec!["default".to_owned()],
@@ -90,10 +90,10 @@ fn lines(plan: &Plan) -> Vec<String> {
     plan.actions().flat_map(Action::lines).collect()
 }
 
-/// The program that goes into the machines.
+/// Digest of the program that goes into the machines.
 const PROGRAM: &str = "0f";
 
-/// Machines that are there hold what they should, unless a test says otherwise.
+/// Records the expected content of existing machines, unless the test has set another.
 fn in_order(infra: &Infra, state: &State, facts: &mut Facts) {
     for (domain, machine) in infra.machines() {
         let id = InstanceId::new(domain.name.as_str(), machine.name.as_str());
@@ -105,7 +105,7 @@ fn in_order(infra: &Infra, state: &State, facts: &mut Facts) {
     }
 }
 
-/// The code of each fault.
+/// Returns the code of each fault.
 fn codes(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Vec<&'static str> {
     match planned(text, state, facts, adopt) {
         Ok(plan) => panic!("no fault, but {:#?}", lines(&plan)),
@@ -113,7 +113,7 @@ fn codes(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Vec<&'stat
     }
 }
 
-/// An Incus on which a file was applied.
+/// Returns an Incus to which this file was applied.
 fn applied(text: &str) -> State {
     let mut state = empty();
     let plan = planned(text, &state, &facts(), &[]).unwrap();
@@ -170,9 +170,9 @@ fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
 #[test]
 fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
     const MARK: &str = "user.anklume.unfinished";
-    // Plans for the machine `dev`, changed like this; whether it is deleted.
+    // Plans after this change to the machine `dev`; returns whether it is deleted.
     let is_deleted = |facts: &Facts, adopt: &[&str], change: &dyn Fn(&mut Instance)| {
-        // Services need root, which one of the cases is without.
+        // Services need root, which one of the cases lacks.
         let text = &INFRA.replace("consumers: [dev]", "consumers: []");
         let mut state = applied(text);
         let dev = state
@@ -195,7 +195,7 @@ fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
     let marked = |dev: &mut Instance| set(dev, MARK, "true");
     assert!(is_deleted(&facts(), &[], &marked));
     assert!(!is_deleted(&facts(), &[], &|_| {}));
-    // Somebody has started it since.
+    // It has been started since.
     assert!(!is_deleted(&facts(), &[], &|dev| {
         marked(dev);
         set(dev, "volatile.last_state.power", "STOPPED");
@@ -212,7 +212,7 @@ fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
         ..facts()
     };
     assert!(!is_deleted(&unlocked, &[], &marked));
-    // Somebody's, though the user says that it shall be ours.
+    // A foreign machine stays, even if the user adopts it.
     assert!(!is_deleted(&facts(), &["dev"], &|dev| {
         marked(dev);
         dev.config.remove("user.anklume.project");
@@ -255,7 +255,7 @@ fn a_machine_that_is_made_again_takes_nothing_over_from_its_remains() {
     assert_eq!(created(&state), created(&without));
 }
 
-/// This change of the file is planned so, and when it is done there is nothing left.
+/// Checks that this change to the file is planned as these lines, and that carrying them out completes it.
 #[track_caller]
 fn is_planned(old: &str, new: &str, expected: &[String]) {
     let changed = INFRA.replacen(old, new, 1);
@@ -399,7 +399,7 @@ fn the_channels_of_one_machine_go_one_after_the_other() {
         })
         .collect();
     assert_eq!(chains, [("signer", 3), ("one", 1), ("two", 1), ("dev", 1)]);
-    // One that fails keeps no other.
+    // A failed revocation stops no other.
     assert!(plan.revoked.iter().all(Action::stands_alone));
     let host = Action::Sweep {
         path: String::new(),
@@ -418,7 +418,7 @@ fn a_new_domain_is_closed_in_the_lists_of_the_others() {
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
     let closed = "~ acl net-vault egress: (none) → reject 10.100.1.0/24".to_owned();
     assert!(lines(&plan).contains(&closed), "{:#?}", lines(&plan));
-    // A domain that is gone from the file and not from Incus stays closed too.
+    // A domain that is no longer in the file, but still on Incus, stays closed too.
     let state = applied(INFRA);
     let plan = planned(&one, &state, &facts(), &[]).unwrap();
     assert!(
@@ -448,7 +448,7 @@ fn a_key_of_a_device_that_is_no_longer_declared_goes_and_one_set_by_hand_stays()
     );
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
     assert_eq!(lines(&plan), ["- device sv-docs on dev"]);
-    // What anklume never set is not its to remove.
+    // anklume removes no key that it never set.
     let dev = instance(&mut state, &Object::machine("work", "dev"));
     dev.config.remove("user.anklume.keys");
     let plan = planned(&shared("rw"), &state, &facts(), &[]).unwrap();

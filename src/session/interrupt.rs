@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// Work that begins steps until it is asked to stop, and sends its own process this signal with the second one.
+    /// Runs steps until it is asked to stop; during the second one, sends its own process this signal.
     async fn steps(stop: &Interrupt, sent: Sent) -> u32 {
         let mut steps = 0;
         while !stop.is_asked() {
@@ -112,14 +112,14 @@ mod tests {
         // A shell may make background jobs ignore some of these signals; skip those.
         let ignored = ignored(&fs::read("/proc/self/status").unwrap());
         let heard = |sent: &Sent| ignored >> (sent.as_raw() - 1) & 1 == 0;
-        // A handler stays for as long as the process lives, so that none of these ends it.
+        // The handlers stay as long as the process lives, so none of these signals ends it.
         for sent in [Sent::INT, Sent::TERM, Sent::HUP].into_iter().filter(heard) {
             let (stop, told) = (Interrupt::default(), Cell::new(0));
             let tell = || told.set(told.get() + 1);
             let done = stop.run(steps(&stop, sent), tell).await.unwrap();
             assert!(done.is_some_and(|steps| steps >= 2), "{sent:?}: {done:?}");
             assert_eq!(told.get(), 1);
-            // A step that takes for ever.
+            // A step that never ends.
             let never = async {
                 kill_process(getpid(), sent).unwrap();
                 std::future::pending::<u32>().await

@@ -227,7 +227,7 @@ mod tests {
         };
         let failed = waited(now, &failed, &own, "a").await;
         assert_eq!(failed, format!("{said}one; two"));
-        // The old program, which reports the new policy.
+        // An old program that reports the new policy.
         let old = waited(now, &status("a"), Path::new("/bin/false"), "a").await;
         assert!(old.starts_with(said), "{old}");
         let nobody = Path::new("/nowhere");

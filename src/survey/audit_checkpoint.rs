@@ -233,7 +233,7 @@ mod tests {
     use crate::audit::verify::FINDINGS_MAX;
     use crate::foreign::LogWalk;
 
-    /// A log of so many lines, and its last one; `first`: what it begins with.
+    /// Returns a log of this many lines after `from`, and its head; `first` is an additional first line.
     fn log(lines: u64, from: &Head, first: Option<Event>) -> (Vec<u8>, Head) {
         let mut head = from.clone();
         let mut text = Vec::new();
@@ -287,7 +287,7 @@ mod tests {
         let all = [oldest.as_slice(), &older, &newer];
         let kept_middle = kept(&middle, 3);
         assert_eq!(said(&all, &kept_middle), "");
-        // Only where there are as many as are kept, a rotation drops the oldest.
+        // A rotation drops the oldest file only once the maximum number of files exists.
         let gone = "has lost what was before its line 4";
         assert_eq!(said(&all[1..], &kept(&middle, 2)), gone);
         let (mut every, mut end) = (Vec::new(), first.clone());
@@ -298,10 +298,10 @@ mod tests {
         }
         let every: Vec<&[u8]> = every.iter().map(Vec::as_slice).collect();
         assert_eq!(said(&every, &kept(&end, KEEP + 1)), "");
-        // Half a line at the end is being written.
+        // A partial last line is still being written.
         let growing = [newer.as_slice(), b"{\"seq\":"].concat();
         assert_eq!(said(&[&oldest, &older, &growing], &kept_middle), "");
-        // A file before that of the kept line.
+        // A change in a file before the checkpoint's.
         let mut edited = oldest.clone();
         edited[10] ^= 1;
         assert_eq!(
@@ -314,7 +314,7 @@ mod tests {
             said(&all[1..], &kept_middle),
             "has lost what was before its line 4"
         );
-        // The same calls, and another chain.
+        // A log with another chain.
         let other = Head {
             seq: 0,
             hash: "0".repeat(63) + "1",

@@ -321,7 +321,7 @@ mod tests {
             (&[Full], false),
             (&[Silence], true),
             (&[Answer, Silence], true),
-            // Nobody can tell: the server is started anew, which ends the crowd too.
+            // The crowd hides the server's state: a restart ends the crowd too.
             (&[Crowd], true),
             (&[Crowd, Answer], false),
             (&[Crowd, Full], false),
@@ -331,7 +331,7 @@ mod tests {
         }
     }
 
-    /// The result for a server that gives the first request this answer and ends.
+    /// Returns the result for a server that gives the first request this answer and ends.
     async fn answered(answer: &str) -> ProbeResult {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let answer = answer.to_owned();

@@ -177,7 +177,7 @@ mod tests {
 
     const NUMBER: &str = "0d1c6a2e-55f3-4d0f-a0c4-7a0a5a0f8f5e";
 
-    /// A machine with this number, and these other keys.
+    /// Returns a machine with this number and these other keys.
     fn machine(number: &str, keys: &[(&str, &str)]) -> Instance {
         let own = [
             ("volatile.uuid", number),
@@ -220,9 +220,9 @@ mod tests {
         assert!(kept(true).is_rebuilt(&machine(NUMBER, &[])));
         assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[mark])));
         assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[restored])));
-        // One that never bore it.
+        // A machine that never had the mark.
         assert!(!kept(false).is_rebuilt(&machine(NUMBER, &[])));
-        // What was seen once is not forgotten when the mark is set again.
+        // A rebuild that was seen is not forgotten when the mark is set again.
         let seen = Checkpoint {
             rebuilt: true,
             ..kept(true)
@@ -248,7 +248,7 @@ mod tests {
         let name = format!("{NUMBER}.20260102T030405Z.json");
         assert_eq!(aside, folder.path().join(name));
         assert_eq!(CheckpointStore::read(&path).unwrap(), None);
-        // Nothing that was kept is ever written over.
+        // A file that was put aside is never overwritten.
         write();
         assert!(CheckpointStore::put_aside(&path, time).is_err());
         shelf.forget_deleted(&[&Object::machine("vault", "other")]);

@@ -228,7 +228,7 @@ mod tests {
         mode("open", 0o755);
         mode("open/shut", 0o700);
         mode("open/shut/docs", 0o755);
-        // Where the tests' own folder is mounted is another matter.
+        // Not `reach`: the tests' own folder may be on a `nosuid` mount.
         let of = |path: PathBuf| {
             let (there, missing) = existing(&path);
             super::above(&there, missing)
@@ -239,7 +239,7 @@ mod tests {
         };
         assert_eq!(of(path("open/shut/docs")), owner);
         assert_eq!(of(path("open/shut/new")), owner);
-        // The machine's root can open it itself.
+        // The machine's root can open the shared folder itself.
         assert_eq!(of(path("open/shut")), Reach::Everybody);
         assert_eq!(of(path("open/new")), Reach::Everybody);
         assert_eq!(of(path("open/new/docs")), Reach::WhenMade);
@@ -247,12 +247,12 @@ mod tests {
         mode("open/shut", 0o710);
         assert_eq!(of(path("open/shut/docs")), Reach::Everybody);
         mode("open/shut", 0o700);
-        // Where it is counts, not where a link to it is.
+        // The place of the folder counts, not that of a link to it.
         symlink(path("open/shut"), path("open/to-shut")).unwrap();
         symlink(path("open"), path("open/shut/to-open")).unwrap();
         assert_eq!(of(path("open/to-shut/docs")), owner);
         assert_eq!(of(path("open/shut/to-open/new")), Reach::Everybody);
-        // A closed folder that anybody may put another one in the place of.
+        // Anybody may replace the closed folder with another one.
         mode("open", 0o777);
         let replaceable = Reach::Replaceable(path("open").to_string_lossy().into_owned());
         assert_eq!(of(path("open/shut/docs")), replaceable);
@@ -273,7 +273,7 @@ mod tests {
         }
     }
 
-    /// The paths that are found, with `outer` written by a machine, and the others read.
+    /// Returns the paths that are found if a machine writes `outer` and only reads the others.
     fn found(mounts: &Mounts, outer: &Path, others: &[PathBuf]) -> Vec<PathBuf> {
         let outer = disk(outer, &[]);
         let others: Vec<Device> = others
@@ -324,7 +324,7 @@ mod tests {
         ] {
             assert!(!of("outer", outside), "{outside}");
         }
-        // A machine's own storage is written without any device.
+        // A machine writes its own storage without any device.
         let nobody = found(&mounts, &path("outer"), &["/proc/1/root".into()]);
         assert_eq!(nobody, [PathBuf::from("/proc/1/root")]);
     }

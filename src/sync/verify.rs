@@ -169,7 +169,7 @@ mod tests {
 
     const BODY: &str = "a: '1'\nb: [1, true, null, 1.5, 18446744073709551615]\nc: {d: x}\n";
 
-    /// The fault when this user text stands before and after the block.
+    /// Returns the fault of a file with this user text before and after the block.
     fn fault(before: &str, after: &str) -> Option<(usize, String)> {
         let block = managed_block::create(BODY);
         let block = block

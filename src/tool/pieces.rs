@@ -253,7 +253,7 @@ mod tests {
             refused(&transfers, "a", 0),
             "a transfer of `a` had begun already on this connection; it is given up, begin again at offset 0"
         );
-        // The first sender's next piece finds nothing to go on with.
+        // The first sender's next piece finds no transfer.
         assert!(refused(&transfers, "a", 3).starts_with("no transfer of `a`"));
         transfers.take("a", "`a`", 0).unwrap().0.wait(5, "two");
         assert!(matches!(

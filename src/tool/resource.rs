@@ -268,7 +268,7 @@ mod tests {
             image(&[b"\x7fELF\x02\x01".as_slice(), &[0xff; 200]].concat()),
             None
         );
-        // A real one: this machine's shell is loaded by its loader, and this program by nobody.
+        // Real files: this machine's shell has a loader, this program has none.
         let shell = Image::read(&Path::new("/bin/sh").canonicalize().unwrap());
         let Some(Image::Loaded(loader)) = shell else {
             panic!("{shell:?}");

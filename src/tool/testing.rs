@@ -1,4 +1,4 @@
-//! A bench for tests of tools: a portal and a runtime folder of their own, a caller, one connection.
+//! Provides a bench for tests of tools: its own portal and runtime folder, a caller, one connection.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ pub(super) struct Bench {
     session: ToolSession,
 }
 
-/// Returns whether root runs the test; otherwise fails in CI, and prints a skip elsewhere.
+/// Returns whether root runs the test; if not, fails in CI, and reports a skip elsewhere.
 #[track_caller]
 pub(super) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
         assert!(!ci, "this test needs root, and CI=true skips nothing");
-        // Not `eprintln`: the test runner keeps that back for tests that pass.
+        // Not `eprintln!`: the test runner hides its output for tests that pass.
         let place = std::panic::Location::caller();
         let line = format!("skipped: {place} needs root\n");
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
@@ -35,14 +35,14 @@ pub(super) fn is_root() -> bool {
 }
 
 impl Bench {
-    /// The operator's connection to a server with an empty portal.
+    /// Creates the operator's connection to a server with an empty portal.
     pub(super) fn new() -> Self {
         let bench = Self::without_portal();
         fs::create_dir_all(bench.portal()).unwrap();
         bench
     }
 
-    /// The same, before the portal was made.
+    /// Creates the same connection before the portal exists.
     pub(super) fn without_portal() -> Self {
         let root = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(root.path().join("outside")).unwrap();
@@ -57,31 +57,31 @@ impl Bench {
         }
     }
 
-    /// Another connection of a consumer to the same server.
+    /// Opens another connection, of this consumer, to the same server.
     pub(super) fn called_by(mut self, consumer: &str) -> Self {
         self.caller = Caller::Consumer(consumer.parse().unwrap());
         self.reconnect()
     }
 
-    /// Another connection of the operator to the same server.
+    /// Opens another connection, of the operator, to the same server.
     pub(super) fn called_by_operator(mut self) -> Self {
         self.caller = Caller::Operator;
         self.reconnect()
     }
 
-    /// The same server with another share of the portal for each consumer.
+    /// Changes each consumer's share of the portal, and opens another connection.
     pub(super) fn with_share(mut self, bytes: u64) -> Self {
         self.settings.incoming_max = bytes;
         self.reconnect()
     }
 
-    /// The same for a client that wants a large payload once.
+    /// Makes the client one that asks for a single copy of a large payload.
     pub(super) const fn with_one_copy(mut self) -> Self {
         self.copies = Copies::One;
         self
     }
 
-    /// Ends the connection and makes another.
+    /// Ends the connection and opens another.
     pub(super) fn reconnect(mut self) -> Self {
         self.session = ToolSession::new(Arc::new(self.settings.clone()));
         self
@@ -91,7 +91,7 @@ impl Bench {
         &self.settings.portal
     }
 
-    /// A folder beside the portal.
+    /// Returns a folder outside the portal.
     pub(super) fn outside(&self) -> PathBuf {
         self.root.path().join("outside")
     }
@@ -123,14 +123,14 @@ impl Bench {
         }
     }
 
-    /// Calls a tool; errors as their text.
+    /// Calls a tool; returns an error as its text.
     pub(super) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         let outcomes = self.call_all(vec![(tool, arguments)]);
         let [outcome] = <[_; 1]>::try_from(outcomes).unwrap();
         outcome
     }
 
-    /// Calls tools, all at once on one connection.
+    /// Calls all these tools at once on one connection.
     pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let grants: Vec<Grant> = calls
             .into_iter()
@@ -150,7 +150,7 @@ impl Bench {
         outcomes.into_iter().map(text).collect()
     }
 
-    /// Begins a call, gives it up at once, and waits until what it had started has ended.
+    /// Begins a call, gives it up at once, and waits for the threads that it started.
     pub(super) fn give_up(&self, tool: &str, arguments: Value) {
         let grant = self.grant(tool, arguments);
         // Dropping the runtime waits for its blocking threads.
@@ -164,7 +164,7 @@ impl Bench {
     }
 }
 
-/// Asserts that a structured result is what the tool's output schema says.
+/// Asserts that a structured result matches the tool's output schema.
 fn fits(tool: ToolName, outcome: &ToolOutcome) {
     let schema = describe(tool).output;
     let properties = schema["properties"].as_object().unwrap();
@@ -186,7 +186,7 @@ fn fits(tool: ToolName, outcome: &ToolOutcome) {
     }
 }
 
-/// A runtime as the server has it: one thread.
+/// Creates a runtime like the server's: one thread.
 pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

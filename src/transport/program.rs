@@ -177,7 +177,7 @@ mod tests {
             found(&[Path::new("shut")]).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
-        // What others may write, and what a link leads to.
+        // A program that others may write, and the targets of links.
         mode(&good, 0o775);
         assert!(found(&[&shut]).is_err());
         mode(&good, 0o755);
@@ -188,7 +188,7 @@ mod tests {
         fs::remove_file(links.join("incus")).unwrap();
         symlink(open.join("incus"), links.join("incus")).unwrap();
         assert!(found(&[&links]).is_err());
-        // What is no program is none.
+        // A file that is not executable is not a program.
         mode(&good, 0o644);
         assert_eq!(found(&[&shut]).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

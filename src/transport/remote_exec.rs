@@ -157,7 +157,7 @@ mod tests {
     async fn an_answer_is_a_line_and_does_not_wait_for_more() {
         let (mut machine, host) = tokio::io::duplex(64);
         machine.write_all(b"{}\nmore").await.unwrap();
-        // The other end stays open, as a machine that waits to be let go.
+        // The machine's end stays open: the machine waits for ours to close.
         assert_eq!(line(Some(host)).await, Some(b"{}".to_vec()));
         drop(machine);
         assert_eq!(line(Some(&b"cut"[..])).await, Some(b"cut".to_vec()));

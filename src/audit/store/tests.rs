@@ -1,4 +1,4 @@
-//! The log's files: as they were written, tampered with, torn, rotated, shared.
+//! Tests the log's files: intact, tampered with, torn, rotated, shared.
 
 use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ fn faults(path: &Path) -> Vec<(u64, Fault)> {
     findings.into_iter().map(|f| (f.line, f.fault)).collect()
 }
 
-/// A log of ten lines, and its lines.
+/// Creates a log of ten lines; returns its folder, its path and the lines.
 fn ten() -> (tempfile::TempDir, PathBuf, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
@@ -225,7 +225,7 @@ fn old_files_that_were_removed_are_missed_until_rotation_removes_such_files_itse
     assert_eq!(check(&path, None).first, 2);
     std::fs::rename(folder.path().join("kept"), numbered(&path, 1)).unwrap();
     assert_eq!(faults(&path), []);
-    // Each append takes two lines into a new file.
+    // Each append starts a new file with two lines.
     for pid in 2..=KEEP {
         log.append(stop(pid)).unwrap();
     }
@@ -266,7 +266,7 @@ fn there_is_a_log_at_every_moment_of_a_rotation() {
     let log = Log::open_with(&path, 1).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Whoever finds none makes one, which the rotation then replaces with all that was written into it.
+        // A process that finds no log creates one, which the rotation would then replace, losing its lines.
         let looking = scope.spawn(|| {
             let mut missing = 0;
             while !done.load(Ordering::Relaxed) {
@@ -305,7 +305,7 @@ fn rotations_that_fail_take_no_file_away() {
         log.append(stop(pid)).unwrap();
     }
     let before = files(&path).unwrap().len();
-    // In the way of the new file, as a full disk would be.
+    // Blocks the new file, as a full disk would.
     std::fs::create_dir(fresh(&path)).unwrap();
     for pid in 5..20 {
         log.append(stop(pid)).unwrap();
@@ -378,7 +378,7 @@ fn a_damaged_key_is_not_replaced() {
         assert!(matches!(refused, AuditError::Key(_)), "{refused}");
         assert_eq!(std::fs::read(&key).unwrap(), bytes);
     }
-    // Made, and not written yet when the machine stopped.
+    // Created, but not yet written when the machine stopped.
     std::fs::write(&key, "").unwrap();
     Log::open(&path).unwrap();
     assert_eq!(std::fs::read(&key).unwrap().len(), 32);

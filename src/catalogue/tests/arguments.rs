@@ -1,4 +1,4 @@
-//! The arguments of a call: read, or refused in words.
+//! Tests the arguments of a call: accepted, or refused with a message.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::map;
 use crate::catalogue::*;
 use crate::name::ToolName;
 
-/// The faults of a call's arguments.
+/// Returns the faults of a call's arguments.
 fn faults(tool: ToolName, arguments: Value) -> Vec<String> {
     let arguments = map(arguments);
     let parsed = match tool {
@@ -191,7 +191,7 @@ fn modes_are_three_octal_digits_and_nothing_else() {
     for good in ["644", "0644", "000", "0777", "777"] {
         assert_eq!(fault(good), [""; 0], "{good}");
     }
-    // The first four gave setuid or were written before they were refused by the forerunner.
+    // The forerunner set setuid for some of the first four, and refused the others only after writing the file.
     for bad in [
         "-3023", "-1", "4755", "rwx", "04755", "1777", "+644", "0o644", "64", "0644\n", " 644",
         "8", "", "06 44", "６44",

@@ -1,6 +1,6 @@
-//! `config`, `devices`, `profiles`, and what keeps an edge safe.
+//! Tests `config`, `devices`, `profiles`, and the rules that keep an edge safe.
 //!
-//! Each case is a file and all of its findings: code, line:column, the text above the caret.
+//! Each case is a file and all of its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

@@ -1,4 +1,4 @@
-//! Files and folders on disk: what is opened, and what is refused before it is.
+//! Tests files and folders on disk, accepted and refused.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use super::{EXAMPLE, QUICK_START, in_short};
 use crate::diagnostic::{Faults, draw};
 use crate::infra::{FILE_MAX, ReadInfra, open};
 
-/// A folder with files in it.
+/// Creates a folder with these files.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (path, text) in files {
@@ -100,7 +100,7 @@ fn nothing_but_a_regular_file_is_opened() {
 fn a_file_beyond_the_limit_is_refused_unread() {
     let folder = folder(&[]);
     let path = folder.path().join("infra.yml");
-    // Sparse: reading it would give NULs, which are another fault.
+    // A sparse file: reading it would yield NULs, which are another fault.
     fs::File::create(&path)
         .unwrap()
         .set_len(100 * 1024 * 1024)
@@ -270,7 +270,7 @@ error[stray-file]: `FOLDER/infra/domains/work.yaml` is not read
 
 #[test]
 fn an_unreadable_file_says_why() {
-    // Root may read everything: a folder that turns into a file is what it cannot pass.
+    // Root can read every file, but cannot follow a path through a file.
     let folder = folder(&[("file", "")]);
     let drawn = refused(&folder.path().join("file/infra.yml"));
     assert!(

@@ -1,4 +1,4 @@
-//! The documents agree with the source.
+//! Tests that the documents agree with the source.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");
 
 #[test]
 fn every_code_is_a_heading_and_every_heading_a_code() {
-    // The module of edges reports the rest, and its tests check it.
+    // The edge and plan modules report the rest; their tests check it.
     let (own, _) = DIAGNOSTICS.split_once("\n## Channels\n").unwrap();
     let headings: Vec<_> = own
         .lines()
@@ -48,7 +48,7 @@ fn every_code_is_provoked_by_a_test() {
     }
 }
 
-/// Every section, each with a key that it does not have.
+/// Every section, each with an unknown key.
 const ODD_KEYS: &str = "
 q9: 1
 global: {q9: 1, addressing: {q9: 1}, resource_policy: {q9: 1, host_reserve: {q9: 1}}}

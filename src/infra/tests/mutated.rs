@@ -1,6 +1,6 @@
-//! Files that went wrong somewhere: whatever is in them is read or refused with a code and a place, never a panic.
+//! Tests mutated files: each is accepted, or refused with a code and a place; none causes a panic.
 //!
-//! 12,000 of them by default; `ANKLUME_TEST_LONG=1` makes it a hundred times as many.
+//! Runs 12,000 cases by default; `ANKLUME_TEST_LONG=1` makes it a hundred times as many.
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::{Index, select};
@@ -11,7 +11,7 @@ use crate::diagnostic::{Faults, Severity, draw};
 use crate::infra::open::decode_for_tests;
 use crate::infra::parse;
 
-/// Pieces that mean something to YAML, to a reader of numbers, or to a rule.
+/// Tokens that have a meaning in YAML, in a number, or in a rule.
 const TOKENS: &[&str] = &[
     ":",
     ": ",
@@ -72,24 +72,24 @@ const TOKENS: &[&str] = &[
     "\\x61",
 ];
 
-/// One thing that happens to a file.
+/// A change to a file.
 #[derive(Debug, Clone)]
 enum Change {
-    /// A byte becomes another.
+    /// A byte is replaced.
     Byte(Index, u8),
-    /// A piece is put in.
+    /// A token is inserted.
     Insert(Index, &'static str),
-    /// Some bytes are lost.
+    /// Some bytes are removed.
     Remove(Index, usize),
-    /// A line is written twice.
+    /// A line is duplicated.
     DoubleLine(Index),
-    /// A line is lost.
+    /// A line is removed.
     RemoveLine(Index),
-    /// Two lines change places.
+    /// Two lines are swapped.
     SwapLines(Index, Index),
-    /// A line moves in or out.
+    /// The indentation of a line is changed.
     Indent(Index, usize),
-    /// The value of a line becomes another.
+    /// The value of a line is replaced.
     Value(Index, &'static str),
     /// The file ends here.
     Cut(Index),
@@ -161,7 +161,7 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// Reads a file as [`crate::infra::open`] does, from its bytes on.
+/// Reads a file's bytes as [`crate::infra::open`] does.
 fn read(bytes: &[u8]) -> Result<(), Faults> {
     let text = decode_for_tests(bytes).map_err(|fault| Faults(vec![fault]))?;
     parse("infra.yml", &text).map(drop)

@@ -1,6 +1,6 @@
 //! Shared volumes, persistent data, storage volumes.
 //!
-//! Each case is a file and all of its findings: code, line:column, the text above the caret.
+//! Each case is a file and all of its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

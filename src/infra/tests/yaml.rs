@@ -1,6 +1,6 @@
-//! What YAML can do and a security policy must not, and files that are no YAML at all.
+//! YAML features that a security policy must not use, and files that are not YAML.
 //!
-//! Each case is a file and all of its findings: code, line:column, the text above the caret.
+//! Each case is a file and all of its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

@@ -3,7 +3,7 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 
-/// A view of a folder in the place of a machine's root, with users that are numbered from 1,000,000 on.
+/// Returns a view of a folder as a machine's root, whose user 0 is the host's user 1,000,000.
 fn view(root: &std::path::Path) -> View {
     let map = "0 1000000 65536\n";
     View {
@@ -111,7 +111,7 @@ fn a_program_is_the_same_by_its_bytes_and_another_size_is_enough_to_differ() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&program, &bytes).unwrap();
     assert_eq!(same(), Ok(Some(false)));
-    // The size of another one is enough: nobody could read all of this.
+    // A different size is enough: 4 TiB could not be read in time.
     fs::File::create(&program)
         .unwrap()
         .set_len(1 << 42)

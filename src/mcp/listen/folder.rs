@@ -335,7 +335,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(100));
         drop(looked);
         let taken = taken.join().unwrap().unwrap();
-        // Whoever has it keeps it.
+        // A taken folder cannot be taken again.
         assert!(matches!(
             SocketFolder::take(&path),
             Err(FolderError::Taken(_))

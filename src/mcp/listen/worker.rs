@@ -423,7 +423,7 @@ mod tests {
             WorkerResources::new(name.parse().unwrap(), state.clone(), Arc::clone(&failures))
         };
         let first = house("c1");
-        // All that there is, but for what the first one has.
+        // The first one borrows all the memory beyond its own reserved share.
         assert!(first.borrow() && first.borrow());
         let second = house("c2");
         assert!(!second.borrow());

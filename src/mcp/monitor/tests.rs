@@ -1,4 +1,4 @@
-//! Tests a consumer's process and its server as two ends of a socket: requests, and their lines of the log.
+//! Tests a worker and its monitor as two ends of a socket: requests, and their lines in the log.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::services::Services;
 use crate::text::Foreign;
 
-/// A server with two consumers, and alice's end of her socket.
+/// A server with two consumers, and the worker's end of alice's socket.
 struct Bench {
     folder: tempfile::TempDir,
     attending: JoinHandle<()>,
@@ -72,7 +72,7 @@ impl Bench {
         RemoteMonitor::new(self.socket.try_clone().unwrap(), &self.path(), lost).unwrap()
     }
 
-    /// The calls in the log.
+    /// Returns the calls in the log.
     fn calls(&self) -> Vec<Call> {
         let text = std::fs::read(self.folder.path().join("audit.jsonl")).unwrap();
         let lines = text.split(|byte| *byte == b'\n');
@@ -89,7 +89,7 @@ impl Bench {
     }
 }
 
-/// A line in which every field but the service is false.
+/// Returns a log line whose caller and tool are false.
 fn line(service: &str, policy: &str) -> Call {
     Call {
         id: "1".into(),
@@ -120,7 +120,7 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
     let full = remote.admit(line("sign", &policy.digest)).err().unwrap();
     assert!(matches!(full, AdmitError::Overloaded(_)), "{full:?}");
     place.ended(Outcome::Done, 7).unwrap();
-    // Its place is free again, and another's service is none of its own.
+    // The place is free again, but another consumer's service stays out of reach.
     drop(remote.admit(line("sign", &policy.digest)).unwrap());
     let other = remote.admit(line("secret", &policy.digest)).err().unwrap();
     assert!(matches!(other, AdmitError::Changed), "{other:?}");
@@ -201,7 +201,7 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
             br#"{"Left":{"place":18446744073709}}"#[..30].to_vec(),
         ]
         .concat(),
-        // A place that was given to no call.
+        // A place that no call has.
         [long(20), br#"{"Left":{"place":3}}"#.to_vec()].concat(),
     ];
     for bytes in unfit {
@@ -211,7 +211,7 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
     }
 }
 
-/// A server that gives nothing.
+/// A server that provides no resources.
 struct Nothing;
 
 impl House for Nothing {

@@ -1,4 +1,4 @@
-//! Tests lines that cannot be written in time.
+//! Tests log lines that cannot be written in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::audit::Verdict;
 use crate::audit::chain::{ReadLine, read};
 use crate::audit::flood::WINDOW;
 
-/// A log in a folder that may go away, and its recorder.
+/// A recorder, and its log in a folder that can disappear.
 struct Bench {
     folder: tempfile::TempDir,
     recorder: Arc<Recorder>,
@@ -41,7 +41,7 @@ impl Bench {
         .unwrap();
     }
 
-    /// The content of the log.
+    /// Returns the events in the log.
     fn events(&self) -> Vec<Event> {
         let text = fs::read(file(self.folder.path())).unwrap();
         let lines = text
@@ -55,7 +55,7 @@ impl Bench {
             .collect()
     }
 
-    /// Calls that it tells of in counted lines.
+    /// Returns the number of calls in the log's counted lines.
     fn counted(&self) -> u64 {
         let events = self.events();
         let counts = events.iter().map(|event| match event {
@@ -125,7 +125,7 @@ fn every_call_that_ran_while_the_log_was_away_is_told_of_and_memory_is_bounded()
     for one in begun {
         assert!(one.ended(Outcome::Done, 1).is_err());
     }
-    // Nothing more runs.
+    // No further call runs.
     assert!(bench.recorder.begin(ran(), false).is_err());
     assert_eq!(bench.recorder.kept().len(), KEPT_MAX);
     bench.log_comes();

@@ -1,4 +1,4 @@
-//! A relay between a client that has said all, and providers of every kind.
+//! Tests the relay between a client and providers of every kind.
 
 use tokio::io::{BufReader, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Relays `input` to a provider that answers what `answer` makes of each line, and then stays or goes.
+/// Relays `input` to a provider that replies to each line with `answer`; unless it `stays`, it leaves after the first.
 async fn relayed(
     input: &[u8],
     stays: bool,
@@ -19,7 +19,7 @@ async fn relayed(
     let mut seen = Vec::new();
     let provide = async {
         use tokio::io::AsyncBufReadExt as _;
-        // Moved in, so that going closes the stream.
+        // Moved in, so that leaving closes the stream.
         let mut far_writer = far_writer;
         let mut lines = BufReader::new(far_reader);
         let mut line = Vec::new();
@@ -87,12 +87,12 @@ async fn a_provider_that_is_silent_about_what_is_no_request_ends_it_in_order_but
 
 #[tokio::test]
 async fn what_a_provider_said_before_it_went_is_passed_on_though_it_takes_nothing_any_more() {
-    // Which of the two is seen first is chance.
+    // Chance decides which of the two the relay notices first.
     for _ in 0..32 {
         let (near, far) = duplex(256);
         let (_, mut answers) = split(far);
         answers.write_all(REFUSED.as_bytes()).await.unwrap();
-        // No more than its buffer goes out, and then nothing.
+        // The provider's input is closed, so every write fails.
         let (reader, _) = split(near);
         let (writer, nobody) = duplex(1);
         drop(nobody);
@@ -176,7 +176,7 @@ async fn more_than_a_buffer_goes_both_ways_at_once() {
 
 type Talking = Relay<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, fn() -> bool>;
 
-/// A client that has more to say, and its relay.
+/// Returns a client that can send more, and its relay.
 fn talking() -> (DuplexStream, Talking) {
     let (client, near) = duplex(1 << 20);
     let (input, output) = split(near);
@@ -185,9 +185,9 @@ fn talking() -> (DuplexStream, Talking) {
     (client, relay)
 }
 
-/// A client and its relay over two providers, of which the first goes; what the client gets, and what the second sees.
+/// A client whose relay loses its first provider and continues with a second one.
 struct Twice {
-    /// The client's lines before the first server ends, and after.
+    /// The client's lines before and after the first server ends.
     before: &'static str,
     after: &'static str,
     /// The first server's lines before it ends.
@@ -215,7 +215,7 @@ impl Twice {
         let (near, far) = duplex(1 << 20);
         let (reader, writer) = split(near);
         let (from, mut to) = split(far);
-        // Moved in, so that its end closes the stream.
+        // Moved in, so that finishing closes the stream.
         let serves = async move {
             use tokio::io::AsyncBufReadExt as _;
             let mut lines = BufReader::new(from);
@@ -239,7 +239,7 @@ impl Twice {
 const HELLO: &str = "{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{}}\n{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
 const WELCOME: &str =
     "{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{\"capabilities\":{\"tools\":{}}}}\n";
-/// The same as the client gets it.
+/// The same answer as the client receives it.
 const WELCOMED: &str = "{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{\"capabilities\":{\"tools\":{\"listChanged\":true}}}}\n";
 const CHANGED: &str = "{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
 
@@ -331,7 +331,7 @@ async fn a_provider_that_takes_connections_and_says_nothing_is_no_reason_to_turn
     let refusal = "{\"jsonrpc\":\"2.0\",\"id\":0,\"error\":{\"code\":-32603,\"message\":\"no\"}}\n";
     for (said, ended) in [("", RelayEnd::Closed), (refusal, RelayEnd::NotGreeted)] {
         assert_eq!(serve(&mut relay, said).await, ended);
-        // Each attempt answers one message.
+        // Each failed attempt answers one message.
         let goes_on = relay.refuse("not greeted");
         assert!(
             timeout(PATIENCE, goes_on)

@@ -355,7 +355,7 @@ mod tests {
                 "\u{feff}{\"jsonrpc\":\"2.0\",\"id\":\"\\u00e9\",\"method\":\"a\"}",
                 request("\"é\""),
             ),
-            // Without a version our own server refuses it, under its id all the same.
+            // Our own server refuses a request without a version, but under its id.
             (r#"{"id":1,"method":"a"}"#, request("1")),
             (r#"{"jsonrpc":"2.0","id":1.50,"method":"a"}"#, odd("1.5")),
             (r#"{"jsonrpc":"2.0","id":[],"method":"a"}"#, odd("[]")),
@@ -418,7 +418,7 @@ mod tests {
             (&[asked, answer], 0),
             (&[asked, NULL], 1),
             (&[asked, "<{\"id\":2,\"result\":{}}"], 1),
-            // A question of the provider's, and a report.
+            // The provider's own request; its notification and meaningless lines.
             (
                 &[asked, r#"<{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#],
                 1,
@@ -430,14 +430,14 @@ mod tests {
             (&[">nonsense", NULL], 0),
             (&[">{\"id\":1,", NULL], 0),
             (&[">{\"id\":1,", answer], 0),
-            // As others write an error to nobody.
+            // Some servers omit the id of an error that answers no request.
             (&[">nonsense", r#"<{"error":{"code":-32700}}"#], 0),
             (&[asked, ">nonsense", answer], 1),
             (&[asked, ">nonsense", NULL], 1),
-            // One id twice: two answers, of which one may be to nobody.
+            // Two requests with one id: two answers, one of which may have no id.
             (&[asked, asked, NULL, answer], 0),
             (&[asked, asked, answer, answer], 0),
-            // The answer that was on its way when its request was taken back is not that to the nonsense.
+            // A late answer to a cancelled request does not answer the nonsense.
             (&[asked, take_back, ">nonsense", answer], 1),
             (
                 &[">{\"jsonrpc\":\"2.0\",\"id\":1.5,\"method\":\"a\"}", NULL],

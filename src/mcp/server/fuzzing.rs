@@ -1,4 +1,4 @@
-//! Feeds arbitrary bytes to one connection, and checks that it ends and answers in JSON-RPC; for fuzzer and tests.
+//! Feeds arbitrary bytes to a connection, and checks that it ends and answers in JSON-RPC; for the fuzzer and tests.
 
 #![expect(clippy::panic, reason = "a violation stops the fuzzer")]
 
@@ -20,10 +20,10 @@ use crate::name::{MachineName, ToolName};
 use crate::policy::Caller;
 use crate::tool::{Settings, ToolOutcome};
 
-/// Maximum duration of a run; a connection that takes longer hangs.
+/// Maximum duration of a run; a longer run counts as a hang.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
-/// Returns half as many lines as are read at once: more might wait.
+/// Returns the first lines, up to half the number that is read at once: more might wait.
 fn in_time(bytes: &[u8]) -> &[u8] {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let length = lines
@@ -33,7 +33,7 @@ fn in_time(bytes: &[u8]) -> &[u8] {
     bytes.get(..length).unwrap_or(bytes)
 }
 
-/// Serves a consumer that sends these bytes and then ends; the tools only answer.
+/// Serves a consumer that sends these bytes and then closes; the tools do nothing but answer.
 ///
 /// # Panics
 ///
@@ -43,7 +43,7 @@ pub fn connection(bytes: &[u8]) {
     serve(in_time(bytes), &folder.path().join("audit.jsonl"));
 }
 
-/// Returns the server's output; `log` is its log of calls.
+/// Returns the server's answers to these bytes; `log` is its log of calls.
 fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -128,7 +128,7 @@ mod tests {
             called += results.filter(|content| content.is_array()).count();
         }
         let lines = String::from_utf8(std::fs::read(&log).unwrap()).unwrap();
-        // Of two calls one was taken back, and has its line and its id all the same.
+        // One of the two calls was cancelled; it still has its line and its id.
         assert_eq!((called, lines.lines().count()), (1, 2), "{lines}");
         for id in [r#""id":"\"a\"""#, r#""id":"2""#] {
             assert!(lines.contains(id), "{lines}");

@@ -1,4 +1,4 @@
-//! Tests a connection against its peer, its tools and its end, with tools defined by the test.
+//! Tests a connection: its peer, its tools and its end, with tools that the test defines.
 
 mod relayed;
 mod renewed;
@@ -60,7 +60,7 @@ impl Peer {
         self.call(id, name).await;
         self.send(json!({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
             .await;
-        // The ping's answer shows that the call before it is in.
+        // The ping's answer shows that the call before it was read.
         assert_eq!(self.receive().await["id"], "ping");
         self.stop.graceful.cancel();
     }
@@ -73,12 +73,12 @@ impl Peer {
         serde_json::from_slice(&line).unwrap()
     }
 
-    /// Ends the requests.
+    /// Closes the sending side: no more requests come.
     async fn end(&mut self) {
         self.writer.shutdown().await.unwrap();
     }
 
-    /// The server ends, and nothing more came.
+    /// Checks that the server ends and sends nothing more.
     async fn ended(mut self) {
         let next = tokio::time::timeout(Duration::from_secs(120), self.lines.next()).await;
         assert_eq!(next.expect("an end in time").unwrap(), None);
@@ -90,7 +90,7 @@ fn call(id: impl Into<Value>, name: &str) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": {"name": name}})
 }
 
-/// A server of the operator, which runs its tools by `run`.
+/// Creates a server for the operator that runs its tools with `run`.
 fn server(
     run: impl for<'a> Fn(&'a Grant, &'a ToolSession) -> RunningServer<'a> + Send + Sync + 'static,
 ) -> Server {
@@ -123,7 +123,7 @@ fn outcome(text: &str) -> ToolOutcome {
     }
 }
 
-/// A server whose tools wait for a permit of the semaphore and then return their name.
+/// Creates a server whose tools wait for a permit of the semaphore and then return their name.
 fn waiting() -> (Server, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&permits);
@@ -288,7 +288,7 @@ async fn beyond_the_limits_nothing_more_is_read_and_every_call_is_answered_in_th
         .map(|id| call(id, "gpg_sign").to_string())
         .collect();
     let calls = calls.join("\n") + "\n";
-    // The pipe holds 4 KiB and the reader 64 KiB: writing all of it can only end when the server reads on.
+    // The pipe holds 4 KiB and the reader 64 KiB: the write can finish only if the server continues to read.
     let (_, unused) = tokio::io::split(tokio::io::duplex(1).0);
     let mut writer = std::mem::replace(&mut peer.writer, unused);
     let writing = tokio::spawn(async move {
@@ -332,7 +332,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(started.load(Ordering::SeqCst) <= limit);
-    // The end comes although no peer reads to it.
+    // The server ends although its peer reads nothing.
     peer.stop.immediate.cancel();
     (&mut peer.serving).await.unwrap();
     drop(reader);
@@ -353,7 +353,7 @@ async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
-    /// Duration of a call: longer than a server without consumers waits, and less than a person may take at a pinentry.
+    /// Duration of a call: longer than the operator's server waits, but shorter than a person may take at a pinentry.
     const CALL: Duration = Duration::from_secs(25);
     let slow = || {
         server(|_, _| {
@@ -456,7 +456,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     let text = &refused["result"]["content"][0]["text"];
     assert_eq!(text, "`key_id` is not the caller's to choose");
 
-    // The tool's own name is no service: the same answer as for a grant that is gone.
+    // The tool's own name is not a service: the answer is the same as for a revoked one.
     peer.call(4, "gpg_sign").await;
     assert_eq!(
         peer.receive().await,
@@ -478,7 +478,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
 fn whatever_comes_the_connection_lives() {
     use proptest::prelude::*;
     let valid = call(1, "clipboard_get").to_string().into_bytes();
-    // Bytes of any kind, and a valid call with a few bytes changed.
+    // Arbitrary bytes, and a valid call with a few bytes changed.
     let mutated =
         proptest::collection::vec((0..valid.len(), any::<u8>()), 1..4).prop_map(move |changes| {
             let mut bytes = valid.clone();

@@ -226,7 +226,7 @@ mod tests {
         let first = pools.long.acquire(10 * MIB).await.unwrap();
         let second = pools.requests.acquire(6 * MIB).await.unwrap();
         assert_eq!(lent(), 0);
-        // Nothing is left: a request for more waits until others have given back.
+        // Nothing is left to lend: a request for more waits until the bank lends again.
         let third = pools.answers.acquire(MIB);
         let mut third = std::pin::pin!(third);
         let waited = tokio::time::timeout(Duration::from_secs(5), &mut third).await;
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(lent(), 1);
         drop((first, second));
         assert_eq!(lent(), 0);
-        // All that it may have, and no more.
+        // A request for everything gets all that the pool may have, and no more.
         drop((third, fourth));
         let all = pools.long.acquire(usize::MAX).await.unwrap();
         assert_eq!(lent(), 1);

@@ -1,8 +1,8 @@
-//! Addresses that pass from a machine to another.
+//! Tests addresses that move from one machine to another.
 
 use super::*;
 
-/// Three machines with these last parts of their addresses, the rest by DHCP.
+/// Returns a file of three machines; those named here have an address with this last part, the others use DHCP.
 fn machines(addresses: &[(&str, u8)]) -> String {
     let mut text =
         "project_name: demo\nglobal: {default_os_image: bb}\ndomains:\n  work:\n    subnet_id: 1\n    machines:\n"
@@ -15,7 +15,7 @@ fn machines(addresses: &[(&str, u8)]) -> String {
     text
 }
 
-/// What is planned; an Incus that gives no address twice carries it out, and then there is nothing left.
+/// Returns the planned address changes; checks that they never assign an address twice, and complete the change.
 fn passes(before: &[(&str, u8)], after: &[(&str, u8)]) -> Vec<String> {
     let mut state = applied(&machines(before));
     let after = machines(after);
@@ -53,7 +53,7 @@ fn an_address_is_taken_off_a_machine_before_another_gets_it() {
             eth0("two", "(none)", "10.100.1.12"),
         ]
     );
-    // To a machine that had none, from one that has none any more.
+    // From a machine that loses its address, to one that had none.
     let given = passes(&[("three", 10)], &[("one", 10)]);
     assert_eq!(
         given,
@@ -62,7 +62,7 @@ fn an_address_is_taken_off_a_machine_before_another_gets_it() {
             eth0("one", "(none)", "10.100.1.10"),
         ]
     );
-    // Nobody waits for it.
+    // No other machine needs the old address.
     let moved = passes(&[("one", 10)], &[("one", 11)]);
     assert_eq!(moved, [eth0("one", "10.100.1.10", "10.100.1.11")]);
 }

@@ -1,4 +1,4 @@
-//! The plan of `destroy`: what is deleted, and what stays.
+//! Tests the plan of `destroy`: the deletions, and the objects that stay.
 
 use super::*;
 use crate::plan::{Deletions, Selection, destroy};
@@ -73,7 +73,7 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
             "the domain `work` stays: it holds what anklume did not make: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
         ]
     );
-    // Each of them alone keeps it.
+    // The profile and the bucket alone keep it too.
     state.instances.pop();
     state.volumes.pop();
     let deletions = destroy("demo", &state, Selection::All, false);
@@ -91,7 +91,7 @@ fn what_is_scheduled_goes_with_the_last_channel() {
     };
     assert_eq!(all(&state, true).last(), Some(&last));
     assert!(!all(&state, false).contains(&last));
-    // One end stays.
+    // One end of the channel stays.
     let one = destroy("demo", &state, Selection::Machine("dev"), true);
     assert!(!gone(&one).contains(&last));
     let mut other = state.instances[0].clone();
@@ -99,7 +99,7 @@ fn what_is_scheduled_goes_with_the_last_channel() {
     other.config.clear();
     state.instances.push(other);
     assert!(!all(&state, true).contains(&last));
-    // Without channels it is none of this infrastructure's business.
+    // An infrastructure without channels leaves the rotation alone.
     let alone = INFRA.replace("consumers: [dev]", "consumers: []");
     assert!(!all(&applied(&alone), true).contains(&last));
 }

@@ -1,4 +1,4 @@
-//! Tests what goes into machines, and channels that exist but do not work.
+//! Tests the content of machines, and channels that exist but do not work.
 
 use super::*;
 use crate::incus::state::InstanceId;
@@ -9,7 +9,7 @@ use crate::machine_state::{
 use crate::plan::{RecreateReason, Role, mark_unverified, needs_program};
 use crate::services::Services;
 
-/// The beginning of the digest of a machine's services.
+/// Returns the first 12 characters of the digest of a machine's services.
 pub(super) fn digest(machine: &str) -> String {
     let infra = infra(INFRA);
     let (_, machine) = infra.machine(machine).unwrap();
@@ -17,7 +17,7 @@ pub(super) fn digest(machine: &str) -> String {
     digest.split_at(12).0.to_owned()
 }
 
-/// A machine that holds what it should.
+/// Returns a machine with the expected content.
 pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
@@ -83,7 +83,7 @@ fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
     assert!(needed(INFRA, &empty()));
     assert!(needed(&INFRA.replace("[dev]", "[]"), &empty()));
     assert!(!needed(&alone, &empty()) && !needed(&alone, &applied(&alone)));
-    // What was left there is taken away by it.
+    // The program also removes the remains of an earlier run.
     assert!(needed(&alone, &applied(INFRA)));
 }
 
@@ -121,7 +121,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
         });
         all.collect()
     };
-    // What is made is proven by the same run, which says so when it has.
+    // The run that makes a channel tests it, and then removes the mark.
     let plan = planned(INFRA, &empty(), &facts(), &[]).unwrap();
     assert_eq!(verifications(&plan), [(true, true)]);
     let mut state = empty();
@@ -133,11 +133,11 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
             .keys()
             .any(|key| key.contains("unproven"))
     );
-    // A change of what is inside bears no mark yet.
+    // If only the content of a machine changes, its channel has no mark yet.
     let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
     let plan = planned(INFRA, &state, &silent, &[]).unwrap();
     assert_eq!(verifications(&plan), [(false, true)]);
-    // Where no answer came, the next run asks, and nothing else.
+    // If no answer came, the next run only tests the channel again.
     let marked = Action::Edit {
         object: dev.clone(),
         edits: vec![mark_unverified(&device, true)],
@@ -173,7 +173,7 @@ fn a_machine_that_serves_no_longer_is_withdrawn_from() {
         lines.contains(&"- services of signer".to_owned()),
         "{lines:#?}"
     );
-    // What never was an end has nothing inside.
+    // Nothing is installed in a machine that never was an end.
     let alone = INFRA.replace("consumers: [dev]", "consumers: []");
     let plan = planned(&alone, &empty(), &Facts::clone(&facts), &[]).unwrap();
     assert!(plan.actions().all(

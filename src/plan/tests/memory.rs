@@ -1,4 +1,4 @@
-//! An Incus in memory, on which plans are carried out.
+//! Carries out plans on an Incus in memory.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::incus::state::{Acl, IncusNetwork, IncusProfile, Instance, Project, Vo
 use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, State};
 use crate::plan::{Action, Plan, Role, mark_unverified};
 
-/// Carries a plan out on an Incus in memory.
+/// Carries out a plan on this Incus.
 pub(super) fn carry(state: &mut State, plan: &Plan) {
     let actions: Vec<Action> = plan.actions().cloned().collect();
     for action in actions {
@@ -52,7 +52,7 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
     }
 }
 
-/// A machine that is there.
+/// Returns an existing machine.
 pub(super) fn instance<'s>(state: &'s mut State, machine: &Object) -> &'s mut Instance {
     let Object::Machine { project, name } = machine else {
         panic!("{machine}");
@@ -103,7 +103,7 @@ fn create(state: &mut State, object: &Object, body: Value) {
 }
 
 fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
-    // As Incus refuses it.
+    // Addresses in use: Incus refuses to assign one twice.
     let others = state.instances.iter();
     let others = others.filter(|one| Object::machine(&one.project, &one.name) != *object);
     let devices = others.flat_map(|one| one.devices.values());
@@ -185,7 +185,7 @@ fn edit(state: &mut State, object: &Object, edits: &[Edit]) {
     }
 }
 
-/// The network and the fixed address of a device.
+/// Returns the network and the fixed address of a device.
 fn address(device: &ConfigMap) -> (Option<String>, Option<String>) {
     let key = |key: &str| device.get(key).cloned();
     (key("network"), key("ipv4.address"))

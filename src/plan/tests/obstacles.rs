@@ -1,4 +1,4 @@
-//! The obstacles to a plan, and how to remove them.
+//! Tests the obstacles to a plan, and their removal.
 
 use std::collections::BTreeSet;
 
@@ -67,7 +67,7 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
     carry(&mut state, &plan);
     assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
-    // A profile that somebody made in a domain's project.
+    // A profile made by hand in a domain's project.
     let by_hand = json!({"name": "small", "project": "work", "config": {"limits.cpu": "8"}});
     let mut second = applied(&INFRA.replace("        profiles: [default, small]\n", ""));
     second.profiles.retain(|one| one.name != "small");
@@ -78,7 +78,7 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     let plan = planned(INFRA, &second, &facts(), &["work"]).unwrap();
     let taken = "~ profile small of work limits.cpu: 8 → 1".to_owned();
     assert!(lines(&plan).contains(&taken), "{:#?}", lines(&plan));
-    // Another infrastructure's is not to be had.
+    // Objects of another infrastructure cannot be adopted.
     let second = INFRA.replace("project_name: demo", "project_name: second");
     let found = codes(
         &second,
@@ -190,7 +190,7 @@ fn a_profile_s_proxy_among_the_channels_is_named_and_its_socket_is_not_swept() {
         let profile = json!({"name": "mine", "project": project, "devices": devices});
         serde_json::from_value(profile).unwrap()
     };
-    // Somebody else's is left alone.
+    // A profile in a foreign project is left alone.
     state.profiles.push(profile("elsewhere", socket));
     let plan = planned(INFRA, &state, &facts, &[]).unwrap();
     assert!(plan.is_empty() && plan.notes.len() == 1, "{plan:#?}");
@@ -216,7 +216,7 @@ fn a_profile_s_proxy_among_the_channels_is_named_and_its_socket_is_not_swept() {
         .iter()
         .map(|(message, help)| ("proxy-into-channels", message.as_str(), Some(help.as_str())));
     assert_eq!(said, expected.collect::<Vec<_>>());
-    // Of the file's own, before they are made: also where nobody is served, which is a warning until then.
+    // Proxies in the file are refused before they exist, even without services, when `infra` only warns.
     let proxy = "{p: {type: proxy, listen: 'unix:/var/lib/anklume/mcp/x', connect: 'unix:/x'}}";
     let alone = INFRA.replace("consumers: [dev]", "consumers: []");
     for (old, new) in [
@@ -297,7 +297,7 @@ fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() 
     });
     let expected = json!({"type": "image", "mode": "pull", "server": "https://example.org", "protocol": "simplestreams", "alias": "debian/13"});
     assert_eq!(made.unwrap(), expected);
-    // What is there was made long ago, of whatever.
+    // An existing machine needs no image, whatever it was made from.
     let state = applied(INFRA);
     assert_eq!(remote_images(&infra(&text), &state), Vec::<String>::new());
     let plan = planned(&text, &state, &facts, &[]).unwrap();
@@ -314,7 +314,7 @@ fn every_code_is_a_heading_and_every_heading_a_code() {
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
     let codes = PlanCode::ALL.iter().map(|code| code.as_str());
-    // What stands in the file is one of its findings too.
+    // The checks of the file report these two as well.
     let of_both =
         [PlanCode::ProxyIntoChannels, PlanCode::SourceInSharedFolder].map(PlanCode::as_str);
     let codes: BTreeSet<&str> = codes.filter(|code| !of_both.contains(code)).collect();

@@ -1,9 +1,9 @@
-//! Folders of the host that machines write as its root.
+//! Tests folders of the host that machines write as the host's root.
 
 use super::*;
 use crate::plan::{Reach, shared_sources};
 
-/// The sources that a machine `dev` writes with these keys, in a file in which its domain has these profiles.
+/// Returns the sources that a machine `dev` with these keys writes as the host's root; its domain has these profiles.
 fn sources(keys: &str, profiles: &str) -> Vec<String> {
     let text = format!(
         "global: {{default_os_image: bb}}\ndomains: {{work: {{subnet_id: 1, profiles: {{{profiles}}}, machines: {{dev: {{{keys}}}}}}}}}\n"
@@ -24,7 +24,7 @@ fn a_disk_that_is_written_as_the_host_s_users_counts_and_no_other() {
     );
     for none in [
         "persistent_data: {p: {path: /p, readonly: true}}".to_owned(),
-        // Its root is nobody on the host.
+        // Without `shift`, the machine's root is an unprivileged user of the host.
         own("source: /srv/d"),
         own("source: /srv/d, shift: false"),
         own("source: /srv/d, shift: true, readonly: true"),
@@ -32,7 +32,7 @@ fn a_disk_that_is_written_as_the_host_s_users_counts_and_no_other() {
     ] {
         assert_eq!(sources(&none, ""), [""; 0], "{none}");
     }
-    // A virtual machine's files are written by a process of the host's root; a map can name the host's users.
+    // The host's root writes a virtual machine's files; `raw.idmap` can name the host's users.
     let plain = own("source: /srv/d");
     assert_eq!(sources(&format!("type: vm, {plain}"), ""), ["/srv/d"]);
     let mapped = format!("config: {{raw.idmap: both 0 0}}, {plain}");
@@ -63,7 +63,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
         assert_eq!((faults.len(), faults[0].code), (1, "open-share"));
         faults.remove(0).help.unwrap()
     };
-    // The folder above is closed, if it is nobody else's way.
+    // The help closes the folder above, unless others need it.
     assert_eq!(
         help("/home/me/docs", Reach::Everybody),
         "`chmod 0700 /home/me`; or share it `ro`"
@@ -86,7 +86,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
         help("/pub/shut/docs", Reach::Replaceable("/pub".to_owned())),
         "`chmod go-w /pub`; or share it `ro`"
     );
-    // Who may only read makes nobody anything.
+    // A machine that may only read is no danger.
     let open = of("/srv/docs", Reach::Everybody);
     assert!(planned(&text("ro", "/srv/docs"), &empty(), &open, &[]).is_ok());
     let closed = of("/srv/docs", Reach::Nobody);

@@ -1,4 +1,4 @@
-//! Files below a folder that stands for the root: written whole, and never through or over a link.
+//! Tests files below a folder that stands for the root: written whole, and never through or over a link.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -101,7 +101,7 @@ fn nothing_goes_through_a_link_or_over_one() {
 
 #[test]
 fn a_mount_is_no_way() {
-    // The kernel's own file system, which is there for everybody.
+    // `/proc` is mounted on every system.
     let tree = MachineTree::open().unwrap();
     assert_eq!(altered(tree.read("/proc/version")), "/proc/version");
 }

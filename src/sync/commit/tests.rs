@@ -1,4 +1,4 @@
-//! Changes on a real folder: made, undone, and kept off what others write.
+//! Tests changes in a real folder: made, undone, and never over the changes of others.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn path(stem: &str) -> FilePath {
     }
 }
 
-/// A folder with `a` and `b`, and what each file in it says.
+/// Creates a folder with the files `a` and `b`.
 fn two() -> tempfile::TempDir {
     let base = tempfile::tempdir().unwrap();
     fs::create_dir(base.path().join("host_vars")).unwrap();
@@ -126,7 +126,7 @@ fn a_failure_in_the_middle_undoes_everything() {
             create("c"),
             create("d"),
         ];
-        // Someone makes the last file while the run goes on.
+        // Someone else creates the last file during the run.
         fs::write(base.path().join("host_vars/d.yml"), "theirs").unwrap();
         let fault = commit_with(&mut tree, &changes, renames).unwrap_err();
         assert!(matches!(&fault, TreeFault::Changed(path) if path == "host_vars/d.yml"));

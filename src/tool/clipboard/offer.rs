@@ -156,7 +156,7 @@ fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// An owner, or several, one after the other: what each offers and gives.
+    /// The owners of the clipboard, in turn: the types that each offers, with the text that it gives.
     struct Owners(Vec<Vec<(&'static str, Option<&'static str>)>>);
 
     impl OfferSource for Owners {
@@ -173,7 +173,7 @@ mod tests {
             let owner = self.0.first().cloned().unwrap_or_default();
             let given = owner.iter().find(|(offered, _)| *offered == name);
             if self.0.len() > 1 {
-                // The next takes the clipboard at the worst moment.
+                // The next owner takes the clipboard at the worst moment.
                 self.0.remove(0);
             }
             Ok(given.and_then(|(_, text)| *text).map(|text| {
@@ -248,7 +248,7 @@ mod tests {
             answer(content, Encoding::Utf8),
             HolderAnswer::TooLong(120_000)
         );
-        // Each of these bytes is two in UTF-8.
+        // Each of these bytes becomes two in UTF-8.
         let mut content = Content::default();
         content.add(&vec![0xe9; 40_000], CLIPBOARD_MAX);
         assert_eq!(

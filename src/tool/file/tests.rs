@@ -1,4 +1,4 @@
-//! The portal from the outside: every fault that the forerunner's server had with files, and races.
+//! Tests the portal from the outside: every fault of the forerunner's server with files, and races.
 
 mod pieces;
 mod race;
@@ -68,7 +68,7 @@ fn a_file_goes_in_and_comes_out() {
             "path": "a/b/c.txt", "size": 2, "offset": 0, "length": 2, "complete": true, "data": "aGk=", "sha256": sha256(b"hi")
         }))
     );
-    // An empty file is a file.
+    // An empty file is valid.
     bench.accept("empty", b"").unwrap();
     assert_eq!(bench.provide("empty").unwrap(), b"");
 }
@@ -89,7 +89,7 @@ fn a_negative_mode_is_no_way_to_setuid() {
             refused.starts_with("`mode` must be three octal digits"),
             "{refused}"
         );
-        // Refused before it was written, not after.
+        // It is refused before it is written.
         assert!(!bench.portal().join("f").exists(), "{bad}");
     }
     for (good, bits) in [("0600", 0o600), ("755", 0o755), ("000", 0)] {
@@ -207,7 +207,7 @@ fn only_regular_files_with_one_name_are_given() {
             "folder",
             "`folder` is a folder; only regular files are given",
         ),
-        // The forerunner waited here for ever.
+        // The forerunner hung here.
         (
             "pipe",
             "`pipe` is a named pipe; only regular files are given",
@@ -345,7 +345,7 @@ fn calls_at_once_on_one_connection_do_not_disturb_each_other() {
         let path = format!("d{}/f{index}", index % 4);
         assert_eq!(bench.provide(&path).unwrap(), path.as_bytes());
     }
-    // One name, many at once: one gets it, and it is whole.
+    // Of many calls for one name, one succeeds, and its file is whole.
     let same = |index: u8| {
         (
             "file_accept",

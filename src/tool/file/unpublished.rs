@@ -154,7 +154,7 @@ mod tests {
         fs::read_dir(path).unwrap().count()
     }
 
-    /// Both ways of making a file, where the second has a name meanwhile.
+    /// Creates a file in both ways, each with its number of entries: only the second has a name.
     fn both(path: &Path) -> [(Unpublished, usize); 2] {
         let nameless = Unpublished::create(folder(path), PRIVATE).unwrap();
         assert!(

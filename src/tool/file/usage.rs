@@ -205,7 +205,7 @@ mod tests {
         let of = |folder: &str| usage.reserve(folder.to_owned(), 2 * BLOCK);
         let mut alice = of("incoming/alice");
         alice.grow(&portal, 1).unwrap();
-        // As while her folder is measured, for as long as that takes.
+        // Locked, as it is while her folder is measured.
         let share = Arc::clone(&alice.share);
         let measuring = share.measured.lock().unwrap();
         let mut bob = of("incoming/bob");
@@ -216,7 +216,7 @@ mod tests {
         drop(measuring);
         bob.commit(0);
         assert_eq!(of("incoming/bob").share.total(), 2 * BLOCK);
-        // What was counted and is not on the disk is measured again before anybody is refused.
+        // The folder is measured again before a refusal: the counted bytes are not on the disk.
         of("incoming/bob").grow(&portal, 2 * BLOCK).unwrap();
     }
 }

@@ -112,7 +112,7 @@ fn big_endian(bytes: &[u8], count: usize) -> Option<(usize, &[u8])> {
 mod tests {
     use super::*;
 
-    /// The content of a message's second packet, put together from its parts.
+    /// Returns the data of a message's second packet, joined from its parts, and the bytes after the packet.
     fn content(message: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let mut rest = &message[16..];
         let mut all = Vec::new();

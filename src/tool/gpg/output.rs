@@ -305,7 +305,7 @@ mod tests {
     const A: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const B: &str = "BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
 
-    /// A key with a subkey, as gpg lists them: validity, creation, expiry, capabilities, token.
+    /// Returns gpg's listing of a key and a subkey: validity, creation, expiry, capabilities, token of each.
     fn listed(key: [&str; 5], subkey: [&str; 5]) -> String {
         let record = |kind: &str, id: &str, [validity, created, expires, can, token]: [&str; 5]| {
             format!(
@@ -332,7 +332,7 @@ mod tests {
         let one = listed(good, encrypts);
         assert_eq!(chosen(&one, None), Ok(signer(None, None)));
         assert_eq!(chosen(&one, None).unwrap().user(), A);
-        // A key that is kept offline signs by its subkey; one on a card is named by its card.
+        // An offline key signs with its subkey; a key on a card is named by its card.
         let offline = ["u", "1600000000", "", "cSC", "#"];
         let subkey = ["u", "1600000000", "", "s", "D2760001"];
         let two = listed(offline, subkey);
@@ -473,7 +473,7 @@ mod tests {
                 "it covers something else",
             ),
             (&without("VALIDSIG "), "it is not one valid signature"),
-            // Of text, whose line ends and spaces do not count.
+            // A signature of text, which ignores line endings and trailing spaces.
             (
                 &VERIFIED.replace("10 00", "10 01"),
                 "it is of an unknown form",

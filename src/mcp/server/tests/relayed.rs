@@ -5,15 +5,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::mcp::relay::{Relay, RelayEnd};
 
-/// Time-out beyond everything here; only a hang meets it.
+/// Timeout that only a hang reaches.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server whose tools end at once.
+/// Creates a server whose tools end at once.
 fn prompt() -> Server {
     server(|_, _| Box::pin(async { Ok(outcome("done")) }))
 }
 
-/// The lines that the server answers to an input that ends.
+/// Returns the server's answers to an input that ends.
 async fn answers(input: &[u8]) -> Vec<u8> {
     let (near, far) = tokio::io::duplex(1 << 20);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -30,7 +30,7 @@ async fn answers(input: &[u8]) -> Vec<u8> {
     all
 }
 
-/// Returns the output of a relay to the server at the end of its input.
+/// Relays an input that ends to the server; returns the relay's end and output.
 async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let (near, far) = tokio::io::duplex(4096);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -47,12 +47,12 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     (ended.unwrap(), output)
 }
 
-/// Number of lines; the order of two requests with one id is undefined.
+/// Counts lines, because the order of the answers to two requests with one id is undefined.
 fn lines_of(bytes: &[u8]) -> usize {
     bytes.split_inclusive(|byte| *byte == b'\n').count()
 }
 
-/// A line of any kind, also one that is nearly a request.
+/// Generates lines of every kind, including near-requests.
 fn any_line() -> impl Strategy<Value = Vec<u8>> {
     let version = prop_oneof![
         Just(""),
@@ -93,7 +93,7 @@ fn every_answer_of_the_server_is_out_before_the_relay_ends_and_none_is_waited_fo
         .build()
         .unwrap();
     let config = ProptestConfig {
-        // Each attempt that fails waits.
+        // Each failing attempt waits for the timeout.
         max_shrink_iters: 64,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -1,4 +1,4 @@
-//! Tests that a call that had to wait runs by the policy in force when it runs.
+//! Tests that a delayed call obeys the policy in force when it runs.
 
 use tokio::sync::watch;
 
@@ -34,7 +34,7 @@ async fn a_call_that_waited_has_the_time_that_its_service_gives_it_when_it_runs(
     let mut peer = Peer::of(server);
     peer.call(1, "sign").await;
     peer.call(2, "sign").await;
-    // Both were admitted by the first policy: the answer to this shows that they were read.
+    // The first policy admitted both: the answer to the ping shows that they were read.
     peer.send(json!({"jsonrpc": "2.0", "id": 3, "method": "ping"}))
         .await;
     assert_eq!(peer.receive().await["id"], 3);

@@ -1,4 +1,4 @@
-//! Files in pieces: whole at the end or not there, the connection's own, few at once.
+//! Tests files in pieces: whole or missing, private to a connection, few at once.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -99,7 +99,7 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
         bench.piece("new/f", 99_999, b"x", json!({})).unwrap_err(),
         "the next piece of `new/f` begins at offset 100000, not 99999"
     );
-    // A bad piece loses nothing.
+    // A bad piece does not end the transfer.
     let bad = json!({"path": "new/f", "data": "!!!", "offset": 100_000});
     assert!(
         bench
@@ -205,7 +205,7 @@ fn pieces_out_carry_the_digest_of_the_whole_with_the_last() {
         }
     }
     assert_eq!(read, whole);
-    // From the middle: the bytes, and no digest that nobody computed.
+    // A read from the middle gives the bytes, but no digest.
     let middle = bench.read_piece("f", 249_999, 10).unwrap();
     assert_eq!(STANDARD.decode(middle.text).unwrap(), whole[249_999..]);
     assert_eq!(middle.structured.get("sha256"), None);
@@ -214,7 +214,7 @@ fn pieces_out_carry_the_digest_of_the_whole_with_the_last() {
         bench.read_piece("f", 250_001, 10).unwrap_err(),
         "`offset` is 250001, and `f` has 250000 bytes"
     );
-    // Without `length`, a piece is a piece.
+    // Without `length`, a piece has the default size.
     fs::write(
         bench.portal().join("large"),
         vec![0; usize::try_from(PIECE).unwrap() + 1],

@@ -1,4 +1,4 @@
-//! The race that the forerunner lost: a folder of the portal becomes a link and a folder again while files are handed
+//! Tests the race that the forerunner lost: a folder of the portal alternates with a link while files are handed
 //! over. 50,000 calls of each tool by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
 
 use std::fs;
@@ -17,7 +17,7 @@ use crate::tool::file::accept::{Upload, UploadOptions, UploadPiece};
 use crate::tool::file::provide::FileSource;
 use crate::tool::{Copies, Settings};
 
-/// Calls of each kind.
+/// Returns the number of calls of each tool.
 fn calls() -> u64 {
     if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
         500_000
@@ -26,7 +26,7 @@ fn calls() -> u64 {
     }
 }
 
-/// A portal whose folder `d` is exchanged with a link that leads out, all the time.
+/// A portal whose folder `d` is constantly exchanged with a link that leads out.
 struct Field {
     root: tempfile::TempDir,
     portal: PathBuf,
@@ -35,7 +35,7 @@ struct Field {
     exchanges: AtomicU64,
 }
 
-/// Ends the exchange when it goes.
+/// Ends the exchange when dropped.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -46,7 +46,7 @@ impl Drop for Over<'_> {
 
 impl Field {
     fn new() -> Self {
-        // In memory where possible: what is raced are names, not disks.
+        // In memory if possible: the race is for names, not for the disk.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
             tempfile::tempdir_in(memory)
@@ -72,7 +72,7 @@ impl Field {
         self.root.path().join("outside")
     }
 
-    /// Exchanges the folder and the link until it is over.
+    /// Exchanges the folder and the link until `over` is set.
     fn exchange(&self) {
         while !self.over.load(Ordering::Relaxed) {
             let (folder, link) = (self.portal.join("d"), self.portal.join("link"));
@@ -81,11 +81,11 @@ impl Field {
         }
     }
 
-    /// Runs calls against the exchange; how many succeeded, how many were refused.
+    /// Runs calls during the exchange; returns the numbers of those that succeeded and were refused.
     fn run(&self, call: impl Fn(u64) -> bool) -> (u64, u64) {
         thread::scope(|scope| {
             scope.spawn(|| self.exchange());
-            // Also when an assertion fails.
+            // Ends the exchange even if an assertion fails.
             let over = Over(&self.over);
             let done = (0..calls()).filter(|index| call(*index)).count();
             drop(over);
@@ -94,7 +94,7 @@ impl Field {
         })
     }
 
-    /// The race was one: both outcomes were met, and the exchange went on all the time.
+    /// Checks that calls and exchange raced: both outcomes occurred, with more than 1000 exchanges.
     fn was_raced(&self, (done, refused): (u64, u64)) {
         let exchanges = self.exchanges.load(Ordering::Relaxed);
         assert!(done > 0 && refused > 0, "done {done}, refused {refused}");
@@ -150,7 +150,7 @@ fn file_accept_never_writes_outside_the_portal() {
     field.was_raced(raced);
 }
 
-/// Makes room for the names of the next round, in the folder itself and wherever it is just now.
+/// Frees the names for the next round, in the folder itself, at whichever path it is.
 fn empty(folder: &OwnedFd) {
     for index in 0..100 {
         let _ = unlinkat(folder, format!("f{index}"), AtFlags::empty());

@@ -1,4 +1,4 @@
-//! Tests what a consumer may put into the portal and take out of it.
+//! Tests which files a consumer may put into the portal and take out of it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,7 +18,7 @@ fn a_consumer_hands_in_to_its_own_folder_and_fetches_from_its_own_and_the_common
         fs::read(bench.portal().join("incoming/work-dev/r/f.txt")).unwrap(),
         b"hi"
     );
-    // What came in is not handed out again, and what lies elsewhere is not there for it.
+    // Incoming files are not handed out again; other files do not exist for the consumer.
     fs::write(bench.portal().join("top"), "top").unwrap();
     for (folder, text) in [
         ("all", "for all"),
@@ -49,7 +49,7 @@ fn a_consumer_hands_in_to_its_own_folder_and_fetches_from_its_own_and_the_common
             format!("no file `{hidden}` in the portal")
         );
     }
-    // The first that is there counts, even when it is not for giving.
+    // The first existing entry counts, even if it may not be given.
     symlink("../all/all", bench.portal().join("outgoing/work-dev/all")).unwrap();
     assert!(bench.provide("all").unwrap_err().contains("symbolic link"));
 }
@@ -64,7 +64,7 @@ fn a_consumer_cannot_fill_the_disk() {
          take files out of it on the provider"
     );
     assert!(!bench.portal().join("incoming/work-dev/b").exists());
-    // Pieces on their way count, and given up they count no more.
+    // The pieces of a file count until the transfer is given up.
     bench.piece("p", 0, &vec![0; 24 * 1024], json!({})).unwrap();
     assert!(
         bench
@@ -81,10 +81,10 @@ fn a_consumer_cannot_fill_the_disk() {
         assert!(made < 10);
     }
     assert!(made > 0);
-    // What the user takes out makes room.
+    // Files that the user takes out make room.
     fs::remove_file(bench.portal().join("incoming/work-dev/a")).unwrap();
     bench.accept("f", &vec![0; 50 * 1024]).unwrap();
-    // Nobody else's share is touched, and the operator has none.
+    // The shares of others are unaffected, and the operator has no limit.
     let bench = bench.called_by("pro-dev");
     bench.accept("f", &vec![0; 90 * 1024]).unwrap();
     let bench = bench.called_by_operator();
