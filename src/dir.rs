@@ -227,7 +227,11 @@ impl RegularFile {
     ///
     /// A system error, or `FileTooLarge` if the file has more than `max` bytes, even if it grew after it was opened.
     pub(crate) fn read(self, max: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
+        // One byte more than the file: the end shows without a larger buffer.
+        let size = u64::try_from(self.stat.st_size)
+            .unwrap_or_default()
+            .min(max);
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
         let mut bounded = self.file.take(max.saturating_add(1));
         bounded.read_to_end(&mut bytes)?;
         if u64::try_from(bytes.len()).is_ok_and(|length| length <= max) {

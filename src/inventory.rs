@@ -3,7 +3,7 @@
 //! Pure: names and values only, with the keys and the order that existing Ansible roles know, and their YAML.
 //! The text around them in a file, and the disk, belong to `sync`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -143,8 +143,8 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
 
 /// The paths that belong to an infrastructure: those of [`files`], and those of disabled domains, which are left as they are.
 #[must_use]
-pub fn known_paths(infra: &Infra) -> BTreeSet<FilePath> {
-    let mut known = BTreeSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
+pub fn known_paths(infra: &Infra) -> HashSet<FilePath> {
+    let mut known = HashSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
     for domain in &infra.domains {
         for folder in [InventoryFolder::Inventory, InventoryFolder::GroupVars] {
             known.insert(FilePath::new(folder, domain.name.as_str()));

@@ -128,15 +128,18 @@ fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, Bl
         message: format!("its values cannot be written as YAML: {fault}"),
         help: "change the values in infra.yml",
     })?;
-    let new = match old {
-        None => managed_block::create(&body),
-        Some(old) => managed_block::update(old, &body)?,
+    let parts = match old {
+        Some(old) => managed_block::find(old)?,
+        None => None,
+    };
+    let new = match (old, parts) {
+        (None, _) => managed_block::create(&body),
+        (Some(_), Some(parts)) => parts.with_body(&body),
+        (Some(old), None) => managed_block::insert(old, &body)?,
     };
     // A file that sync alone wrote was read back when it was written.
-    let is_read_back = match old.filter(|old| *old == new) {
-        Some(old) => managed_block::find(old)?.is_some_and(|parts| !parts.has_user_text()),
-        None => false,
-    };
+    let is_read_back =
+        old == Some(new.as_str()) && parts.is_some_and(|parts| !parts.has_user_text());
     if !is_read_back {
         verify::verify(&new, old, values)?;
     }

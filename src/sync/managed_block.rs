@@ -98,7 +98,7 @@ impl<'a> BlockParts<'a> {
     }
 
     /// Returns the file with another body.
-    fn with_body(&self, body: &str) -> String {
+    pub(crate) fn with_body(&self, body: &str) -> String {
         let line_break = if self.block.starts_with(&format!("{BEGIN}\r\n")) {
             "\r\n"
         } else {
@@ -123,19 +123,12 @@ pub(crate) fn create(body: &str) -> String {
     format!("---\n{}\n\n{INVITATION}\n", block(body, "\n"))
 }
 
-/// Replaces the block of a file, or inserts one at the start of the document.
+/// Inserts a block at the start of a document without one.
 ///
 /// # Errors
 ///
-/// Those of [`find`]; also, the document begins on the line of its `---`, so no block can be inserted.
-pub(crate) fn update(text: &str, body: &str) -> Result<String, BlockFault> {
-    if let Some(parts) = find(text)? {
-        return Ok(parts.with_body(body));
-    }
-    insert(text, body)
-}
-
-fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
+/// The document begins on the line of its `---`, so no block can be inserted.
+pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     let (mark, text) = match text.strip_prefix(BOM) {
         Some(rest) => ("\u{feff}", rest),
         None => ("", text),
@@ -199,6 +192,13 @@ fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn update(text: &str, body: &str) -> Result<String, BlockFault> {
+        match find(text)? {
+            Some(parts) => Ok(parts.with_body(body)),
+            None => insert(text, body),
+        }
+    }
 
     const BODY: &str = "a: 1\n";
 

@@ -2,7 +2,7 @@
 //!
 //! Only a file with a managed block can be one; all other files are the user's. If in doubt, a file is kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_yaml::{Mapping, Value};
 
@@ -33,7 +33,7 @@ pub(crate) struct Orphan {
 /// Returns the orphans, in the order of folders and names.
 pub(crate) fn find(
     tree: &FileTree,
-    known: &BTreeSet<FilePath>,
+    known: &HashSet<FilePath>,
     clean: bool,
 ) -> Result<Vec<Orphan>, TreeFault> {
     let mut candidates = Vec::new();
