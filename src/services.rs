@@ -238,7 +238,7 @@ pub enum ServicesFault {
     Shape(#[from] serde_json::Error),
     /// It was changed.
     #[error(
-        "its digest is {computed}, and it says {written}: it was changed by hand or is damaged"
+        "its digest is {computed}, but it declares {written}: it was edited by hand or is damaged"
     )]
     Digest {
         /// The digest in the file.
@@ -247,7 +247,7 @@ pub enum ServicesFault {
         computed: String,
     },
     /// Two services have the same name, so either might apply.
-    #[error("it has two services `{0}`")]
+    #[error("it has two services named `{0}`")]
     Twice(ServiceName),
 }
 

@@ -52,7 +52,7 @@ const NEEDED: [&str; 7] = [
     "network_bridge_acl",
 ];
 /// Help for a user without permission.
-const RUN_AS_ROOT: &str = "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)";
+const RUN_AS_ROOT: &str = "run this as root or as a member of the group `incus-admin` (its members are root on this computer)";
 /// This program, even if its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
@@ -197,7 +197,7 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
         IncusError::NoSocket(_) => "start Incus, or install it (Debian: `apt install incus`)",
         IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
         IncusError::NoPermission(_) => RUN_AS_ROOT,
-        IncusError::Silent(..) => "look at Incus: `incus info`; then run the command again",
+        IncusError::Silent(..) => "check Incus with `incus info`, then run the command again",
         IncusError::Refused { code: 403, .. } => {
             "this user may use a part of Incus only: run this as root or as a member of the group `incus-admin`"
         }

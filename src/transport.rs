@@ -97,7 +97,7 @@ pub(crate) enum Route {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WayFault {
     /// `-i` names a socket inside a machine, and must be a valid name.
-    #[error("`{}` is not a machine: {fault}", name.escape_debug())]
+    #[error("`{}` is not a machine name: {fault}", name.escape_debug())]
     Name { name: String, fault: NameFault },
     /// `--project` inside a machine, which has no Incus to ask.
     #[error("`--project` has no meaning inside a machine: a provider is reached over its socket")]

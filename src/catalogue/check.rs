@@ -127,7 +127,7 @@ fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
 
 fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     let (fits, expected) = match property.get("type").and_then(Value::as_str) {
-        Some("string") => (value.is_string(), "a text"),
+        Some("string") => (value.is_string(), "a string"),
         Some("boolean") => (value.is_boolean(), "true or false"),
         Some("integer") => (is_whole(value), "a whole number"),
         // A type unknown here would be a fault of anklume's own: refuse.
@@ -146,7 +146,7 @@ fn kind(value: &Value) -> &'static str {
         Value::Bool(_) => "true or false",
         Value::Number(number) if number.is_f64() => "a number with a fraction",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
+        Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }

@@ -70,15 +70,15 @@ pub(crate) enum ClientError {
     Silent(Duration),
     #[error("the connection failed: {0}")]
     Stream(#[source] io::Error),
-    #[error("the server sent a message of {} MiB, and {} MiB is the limit", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
+    #[error("the server sent a message of {} MiB; the limit is {} MiB", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
     TooLong(u64),
     /// Too many messages or bytes came that do not answer the request.
-    #[error("the server sends without end and does not answer")]
+    #[error("the server keeps sending without answering")]
     Flood,
     #[error("the peer is not an MCP server: it sent `{}`", .0.shown(LINE_SHOWN))]
     NotMcp(Foreign),
-    /// An answer that violates the protocol.
-    #[error("the server's answer to `{method}` is not what MCP promises: {}", why.shown(WHY_SHOWN))]
+    /// An answer that violates the protocol or exceeds a limit of this client.
+    #[error("the server's answer to `{method}` is unusable: {}", why.shown(WHY_SHOWN))]
     Malformed {
         method: &'static str,
         /// The fault; it may quote the server.

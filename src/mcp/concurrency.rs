@@ -43,7 +43,7 @@ impl Overloaded {
         let plural = if max == 1 { "" } else { "s" };
         let period = match kind {
             LimitKind::AtOnce => "at once",
-            LimitKind::Minute => "in a minute",
+            LimitKind::Minute => "per minute",
         };
         Self {
             kind,
@@ -270,7 +270,7 @@ mod tests {
         let Some(Err(overloaded)) = late.into_iter().next() else {
             panic!("no error");
         };
-        assert_eq!(overloaded.limit, "100 calls of this caller in a minute");
+        assert_eq!(overloaded.limit, "100 calls of this caller per minute");
         // The whole burst counts for 61 seconds: its own and the 60 after it.
         assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;

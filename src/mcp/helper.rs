@@ -204,7 +204,7 @@ async fn run(
     copies: Copies,
 ) -> Result<ToolOutcome, ToolError> {
     let Some(grant) = grant else {
-        let text = "the policy has changed, and does not grant this call";
+        let text = "the policy has changed and no longer grants this call";
         return Err(ToolError::Refused(text.to_owned()));
     };
     let running = AssertUnwindSafe(tool::run(&grant, session, copies)).catch_unwind();

@@ -159,7 +159,7 @@ async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
         .await
         .map_err(|_| SetupError::Supervisor {
             command: command_line(),
-            words: format!("no end within {} s", TIMEOUT.as_secs()),
+            words: format!("it did not end within {} s", TIMEOUT.as_secs()),
         })?
         .map_err(failed("the supervisor cannot be asked"))?;
     if output.status.success() {

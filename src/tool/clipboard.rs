@@ -238,7 +238,7 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
         HolderAnswer::NotText => not_text(),
         HolderAnswer::Password => ToolError::Refused(
             "what is on the clipboard is marked as a password, and this service does not hand it over; \
-             whoever runs the host may let it: `with: {passwords: true}`"
+             the operator can allow it: `with: {passwords: true}`"
                 .to_owned(),
         ),
         HolderAnswer::Text(_) | HolderAnswer::Nothing | HolderAnswer::Refused => {

@@ -84,7 +84,7 @@ fn find(name: &str, path: &OsStr) -> io::Result<PathBuf> {
         || io::ErrorKind::NotFound.into(),
         |program| {
             let text = format!(
-                "`{}` can be changed by others than root",
+                "users other than root can change `{}`",
                 program.display().to_string().escape_debug()
             );
             io::Error::new(io::ErrorKind::PermissionDenied, text)
@@ -171,7 +171,7 @@ mod tests {
         assert!(
             refused
                 .to_string()
-                .ends_with("can be changed by others than root")
+                .starts_with("users other than root can change `")
         );
         assert_eq!(
             found(&[Path::new("shut")]).unwrap_err().kind(),

@@ -46,7 +46,7 @@ pub(crate) struct ExecOutput {
 pub(crate) enum RemoteExecError {
     #[error("the program `incus` cannot be started: {0}")]
     NotStarted(#[source] std::io::Error),
-    #[error("no end within {} s", .0.as_secs())]
+    #[error("it did not end within {} s", .0.as_secs())]
     Slow(Duration),
     #[error("its output exceeds {OUTPUT_MAX} bytes")]
     TooMuch,

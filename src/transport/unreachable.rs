@@ -17,8 +17,7 @@ use crate::text::Foreign;
 const PATH_MAX: usize = 107;
 
 /// Help for a provider that does not serve.
-const ASK_PROVIDER: &str =
-    "the provider is stopped or its server does not run: ask whoever runs it";
+const ASK_PROVIDER: &str = "the provider is stopped or its server is not running: ask the operator";
 
 /// The reason why a server is unreachable.
 #[derive(Debug, thiserror::Error)]
@@ -33,11 +32,11 @@ pub(crate) enum Unreachable {
     NoIncusProgram,
     #[error("`{0}` could not be started: {1}")]
     NotStarted(&'static str, #[source] io::Error),
-    #[error("`{PROGRAM}` is not in machine `{}`", .0.name)]
+    #[error("`{PROGRAM}` does not exist in machine `{}`", .0.name)]
     NoBinary(MachineRef),
     #[error("`{PROGRAM}` in machine `{}` is not executable", .0.name)]
     NotExecutable(MachineRef),
-    #[error("`{PROGRAM}` is in machine `{}` and cannot run there{}", machine.name, quoted(last_lines))]
+    #[error("`{PROGRAM}` exists in machine `{}` but cannot run there{}", machine.name, quoted(last_lines))]
     NotRunnable {
         machine: MachineRef,
         /// Its stderr.
@@ -69,13 +68,13 @@ pub(crate) enum Unreachable {
 fn socket_fault(path: &Path, why: &io::Error) -> String {
     match why.kind() {
         io::ErrorKind::InvalidInput if is_too_long(path) => {
-            format!("a socket path has at most {PATH_MAX} bytes, unlike")
+            format!("this socket path is longer than {PATH_MAX} bytes:")
         }
         // The kernel gives the same error for a file of another kind as for a socket without a listener.
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
             "this file is not a socket:".to_owned()
         }
-        io::ErrorKind::NotFound => "there is no socket".to_owned(),
+        io::ErrorKind::NotFound => "no socket exists at".to_owned(),
         io::ErrorKind::ConnectionRefused => "no server listens behind socket".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to use socket".to_owned(),
         _ => format!("{why}: socket"),
@@ -94,7 +93,7 @@ fn is_socket(path: &Path) -> bool {
 fn ending(status: Option<ExitStatus>) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match status.map(|status| (status.code(), status.signal())) {
-        None => "closed its stdout and did not end".to_owned(),
+        None => "closed its stdout but did not end".to_owned(),
         Some((Some(code), _)) => format!("ended without an answer (exit code {code})"),
         Some((None, Some(signal))) => format!("was killed by signal {signal}"),
         Some((None, None)) => "ended without an answer".to_owned(),
@@ -109,7 +108,7 @@ fn quoted(last_lines: &[Foreign]) -> String {
     let lines = last_lines
         .iter()
         .map(|line| format!("\n  | {}", line.escaped()));
-    format!("; its last words:{}", lines.collect::<String>())
+    format!("; its last output:{}", lines.collect::<String>())
 }
 
 impl Unreachable {
@@ -123,7 +122,7 @@ impl Unreachable {
                 Some("install the client of Incus (Debian: `apt install incus-client`)".to_owned())
             }
             Self::NoBinary(machine) | Self::NotRunnable { machine, .. } => {
-                Some(format!("put this static binary there: {}", push(machine)))
+                Some(format!("install this program there: {}", push(machine)))
             }
             Self::NotExecutable(machine) => {
                 let chmod = ["--", "chmod", "0755", PROGRAM];
@@ -135,7 +134,7 @@ impl Unreachable {
                 why,
             } => Some(socket_help(socket, available, why)),
             Self::Gone => Some(ASK_PROVIDER.to_owned()),
-            Self::Silent { .. } => Some("`--timeout SECONDS` waits longer".to_owned()),
+            Self::Silent { .. } => Some("wait longer with `--timeout SECONDS`".to_owned()),
             Self::NotStarted(..) | Self::Died { .. } => None,
         }
     }
@@ -148,9 +147,11 @@ fn incus_help(fault: &IncusError) -> Option<String> {
         }
         IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
         IncusError::NoPermission(_) => {
-            "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)"
+            "run this as root or as a member of the group `incus-admin` (its members are root on this computer)"
         }
-        IncusError::Silent(..) => "look at Incus: `incus info`; `--timeout SECONDS` waits longer",
+        IncusError::Silent(..) => {
+            "check Incus with `incus info`, or wait longer with `--timeout SECONDS`"
+        }
         IncusError::Connection(_)
         | IncusError::NotHttp(_)
         | IncusError::Closed(_)
@@ -188,7 +189,7 @@ fn find_help(fault: &FindError) -> String {
                 .iter()
                 .map(|project| format!("`{}`", shell_line(["--project", project])))
                 .collect();
-            format!("say which: {}", flags.join(" or "))
+            format!("choose one: {}", flags.join(" or "))
         }
     }
 }
@@ -206,7 +207,7 @@ fn wake(machine: &MachineRef) -> String {
     match machine.status.as_str() {
         "Stopped" => command("start"),
         "Frozen" => command("resume"),
-        _ => format!("look at it: {}", command("info")),
+        _ => format!("check its state: {}", command("info")),
     }
 }
 
@@ -224,19 +225,19 @@ fn socket_help(socket: &Socket, available: &[String], why: &io::Error) -> String
     let path = socket.path.as_path();
     let help = match why.kind() {
         _ if is_too_long(path) => {
-            "name it by a shorter path, such as one relative to its folder or through a symbolic link"
+            "use a shorter path, such as a relative one or one through a symbolic link"
         }
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
             "name the socket of a provider: a file `PROVIDER.sock`"
         }
         io::ErrorKind::PermissionDenied => {
-            "another user may: `mcp: {uid: …}` of this machine in infra.yml says who, root where it says nothing"
+            "only one user may use it: the `mcp: {uid: …}` of this machine in infra.yml, by default root"
         }
         io::ErrorKind::NotFound if available.is_empty() && socket.provider.is_none() => {
-            "no socket is in that folder; `-i PROVIDER` finds the one of a provider"
+            "that folder contains no socket; `-i PROVIDER` finds a provider's socket"
         }
         io::ErrorKind::NotFound if available.is_empty() => {
-            "no provider serves this machine: whoever runs it declares that in infra.yml"
+            "no provider serves this machine; the operator declares services in infra.yml"
         }
         io::ErrorKind::NotFound => {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();

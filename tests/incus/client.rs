@@ -169,14 +169,14 @@ fn one_name_in_two_projects_must_be_told_apart() {
     projects.sort_unstable();
     let [first, second] = projects;
     let message = format!(
-        "`{name}` is a machine of several projects: {first}, {second}\n  = help: say which: `--project {first}` or `--project {second}`"
+        "`{name}` is a machine of several projects: {first}, {second}\n  = help: choose one: `--project {first}` or `--project {second}`"
     );
     is_unreachable(&mcp("list -i", &[&name]).run(), &message);
     let ran = mcp("list -i", &[&name, "--project", &one.name]).run();
     assert_eq!(ran.stdout.lines().count(), 5, "{ran:?}");
     let ran = mcp("list -i", &[&name, "--project", &other.name]).run();
     let begin = format!(
-        "error: Cannot reach MCP server: `/opt/anklume/anklume` is not in machine `{name}`\n"
+        "error: Cannot reach MCP server: `/opt/anklume/anklume` does not exist in machine `{name}`\n"
     );
     assert!(ran.stderr.starts_with(&begin), "{ran:?}");
 }
@@ -193,7 +193,7 @@ fn a_machine_that_cannot_serve_says_why_and_what_to_do() {
         "incus file push -p --mode 0755 --uid 0 --gid 0 {ANKLUME} {name}/opt/anklume/anklume --project {here}"
     );
     let message = format!(
-        "`/opt/anklume/anklume` is not in machine `{name}`\n  = help: put this static binary there: `{recipe}`"
+        "`/opt/anklume/anklume` does not exist in machine `{name}`\n  = help: install this program there: `{recipe}`"
     );
     is_unreachable(&missing, &message);
     run_in_shell(&helpful_command(&missing));
@@ -274,7 +274,7 @@ fn a_user_without_permission_is_told_so() {
         .env_remove("INCUS_SOCKET")
         .output()
         .unwrap();
-    let help = "run this as root or as a member of the group `incus-admin` (whoever is in it is root on this computer)";
+    let help = "run this as root or as a member of the group `incus-admin` (its members are root on this computer)";
     let begin = "error: Cannot reach MCP server: no permission to talk to Incus (socket `";
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(4));
@@ -293,10 +293,10 @@ fn a_machine_with_another_program_in_its_place_cannot_hurt() {
         project.push(file.path().to_str().unwrap(), &name);
     };
     script("printf 'last \\033[2J words' >&2; exit 5");
-    let message = "the server ended without an answer (exit code 5); its last words:\n  | last \\u{1b}[2J words";
+    let message = "the server ended without an answer (exit code 5); its last output:\n  | last \\u{1b}[2J words";
     is_unreachable(&mcp("list -i", &[&name]).run(), message);
     script("cat >/dev/zero");
-    let message = "no answer within 2 s\n  = help: `--timeout SECONDS` waits longer";
+    let message = "no answer within 2 s\n  = help: wait longer with `--timeout SECONDS`";
     is_unreachable(&mcp("list --timeout 2 -i", &[&name]).run(), message);
     let text = "exec yes | tr -d '\\n'";
     script(text);

@@ -184,12 +184,18 @@ fn arguments_that_the_service_fixes_are_not_the_callers() {
     }
     check(SEVERAL, "c", "sign", &["--args", r#"{"key_id": "other"}"#]).is(
         1,
-        "denied: `key_id` is not the caller's to choose in `sign` on `a` (infra.yml:8)\n",
+        "denied: the caller may not set `key_id` in `sign` on `a` (infra.yml:8)\n",
         "",
     );
-    check(QUICK_START, "work-dev", "file_sign", &["--args", r#"{"key_id": "other"}"#]).is(
+    check(
+        QUICK_START,
+        "work-dev",
+        "file_sign",
+        &["--args", r#"{"key_id": "other"}"#],
+    )
+    .is(
         1,
-        "denied: `key_id` is not the caller's to choose in `file_sign` on `vault-signer` (infra.yml:9)\n",
+        "denied: the caller may not set `key_id` in `file_sign` on `vault-signer` (infra.yml:9)\n",
         "",
     );
     let ran = check(SEVERAL, "c", "sign", &["--args", "[1]"]);
@@ -206,7 +212,7 @@ fn arguments_that_the_tool_would_refuse_are_an_error() {
         (r#"{"dta": ""}"#, "unknown argument `dta`; closest: `data`"),
         (
             r#"{"data": 1, "offset": -1}"#,
-            "`data` must be a text, not a number; `offset` must be between 0 and 9007199254740991, not -1",
+            "`data` must be a string, not a number; `offset` must be between 0 and 9007199254740991, not -1",
         ),
     ] {
         check(SEVERAL, "c", "sign", &["--provider", "a", "--args", args]).is(

@@ -89,17 +89,17 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::ClipboardSet,
             json!({"content": 5}),
-            "`content` must be a text, not a number",
+            "`content` must be a string, not a number",
         ),
         (
             ToolName::ClipboardSet,
             json!({"content": null}),
-            "`content` must be a text, not null; leave it out instead",
+            "`content` must be a string, not null; leave it out instead",
         ),
         (
             ToolName::FileProvide,
             json!({"path": "a", "offset": "1"}),
-            "`offset` must be a whole number, not a text",
+            "`offset` must be a whole number, not a string",
         ),
         (
             ToolName::FileProvide,
@@ -134,7 +134,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileAccept,
             json!({"path": "a", "data": "", "final": "yes"}),
-            "`final` must be true or false, not a text",
+            "`final` must be true or false, not a string",
         ),
         (
             ToolName::FileAccept,
@@ -157,7 +157,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         many,
         [
             "missing argument `data`",
-            "`mode` must be a text, not a number",
+            "`mode` must be a string, not a number",
             "`path` must be relative to the portal, not `/x`",
             "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `sha256`",
         ]
@@ -270,7 +270,7 @@ fn fixed_arguments_are_held_to_the_same_rules() {
         ),
         vec![
             fault("mod", "unknown argument `mod`; closest: `mode`"),
-            fault("mode", "`mode` must be a text, not a number"),
+            fault("mode", "`mode` must be a string, not a number"),
             fault(
                 "path",
                 "`path` must be relative to the portal, not `/etc/x`"

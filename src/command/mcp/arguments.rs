@@ -286,7 +286,7 @@ fn utf8(key: &str, from: &str, bytes: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|why| {
         let at = why.utf8_error().valid_up_to();
         let message = format!(
-            "{from} is not UTF-8 at byte {at}, and `{}` is a text",
+            "{from} is not UTF-8 at byte {at}, but `{}` is a string",
             key.escape_debug()
         );
         Failure::new(Exit::Failed, message)
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&arguments.object).unwrap(), expected);
         std::fs::write(path, [b'a', 0xff]).unwrap();
         let failure = made(&words[..1]).await.unwrap_err();
-        let message = format!("`{path}` is not UTF-8 at byte 1, and `text` is a text");
+        let message = format!("`{path}` is not UTF-8 at byte 1, but `text` is a string");
         assert_eq!((failure.exit, failure.message), (Exit::Failed, message));
     }
 
@@ -536,7 +536,7 @@ mod tests {
             (&["a=@/dev/zero"], "`/dev/zero` is a device, not a file"),
             (
                 &[r#"{"a":1,"a":2}"#],
-                "the arguments are not a JSON object: the key `a` is there twice at line 1 column 10",
+                "the arguments are not a JSON object: duplicate key `a` at line 1 column 10",
             ),
             (
                 &[r#"{"a":1} x"#],

@@ -176,7 +176,7 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
         return Failure::new(Exit::Failed, message).help(help);
     };
     let ask = explain(name, Account::machine().as_ref(), socket.provider.as_ref());
-    let ask = format!("whoever runs the host can say why: `{ask}` there");
+    let ask = format!("the operator can see why on the host: `{ask}`");
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 

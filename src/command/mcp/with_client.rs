@@ -135,7 +135,7 @@ async fn talk_over(
     let failure = match &fault {
         // A server is listening there, or was a moment ago.
         ClientError::Closed if has_started && matches!(end.channel, Transport::Socket(_)) => {
-            unavailable(&fault).help("ask whoever runs the provider")
+            unavailable(&fault).help("ask the operator")
         }
         ClientError::Closed => unreachable(&end.died(timeouts.first).await),
         ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
@@ -176,7 +176,7 @@ fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
 }
 
 /// Help for a log that cannot be written.
-const ITS_LOG: &str = "whoever runs the provider sees what is wrong with the log";
+const ITS_LOG: &str = "the operator can see what is wrong with its log";
 
 /// Returns whether a call ran that the provider could not log; `None` if it reports no such problem.
 fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {

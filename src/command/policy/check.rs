@@ -117,7 +117,7 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }
         Denial::FixedArgument { argument } => format!(
-            "`{}` is not the caller's to choose in `{name}` on `{machine}`{at}",
+            "the caller may not set `{}` in `{name}` on `{machine}`{at}",
             argument.escape_debug()
         ),
     }

@@ -199,7 +199,7 @@ impl AnswerBudget {
 fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>, ClientError> {
     let text = answer.get().as_bytes();
     let why = if json::has_long_text(text, TEXT_MAX, &PAYLOAD, &FREE) {
-        format!("it has a text of more than {TEXT_MAX} bytes where none is that long")
+        format!("it has a string of more than {TEXT_MAX} bytes in an unexpected place")
     } else {
         match json::count(text) {
             Some(..=ANSWER_VALUES_MAX) => return Ok(answer),
@@ -391,7 +391,7 @@ fn reply(method: &RawValue, id: &RawValue) -> String {
         format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)
     } else {
         format!(
-            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"this client offers nothing"}}}}"#
+            r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601,"message":"this client supports no such method"}}}}"#
         )
     }
 }

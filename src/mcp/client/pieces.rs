@@ -124,9 +124,9 @@ pub(crate) enum PiecesError {
     Client(#[from] ClientError),
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
-    #[error("the content has more than {SEND_MAX} bytes, which is the most that is sent")]
+    #[error("the content has more than {SEND_MAX} bytes, the maximum to send")]
     TooLarge,
-    #[error("the content cannot be kept in a temporary file: {0}")]
+    #[error("the content cannot be stored in a temporary file: {0}")]
     Keep(#[source] io::Error),
 }
 
@@ -236,13 +236,13 @@ fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesE
     let member = |name: &str| content.and_then(|content| content.get(name));
     let number = |name: &str| {
         let number = member(name).and_then(Value::as_u64);
-        number.ok_or_else(|| wrong(&format!("a piece does not say its `{name}`")))
+        number.ok_or_else(|| wrong(&format!("a piece lacks `{name}`")))
     };
     let complete = member("complete").and_then(Value::as_bool);
     let piece = AnswerPiece {
         size: number("size")?,
         offset: number("offset")?,
-        complete: complete.ok_or_else(|| wrong("a piece does not say whether it is the last"))?,
+        complete: complete.ok_or_else(|| wrong("a piece lacks `complete`"))?,
         sha256: member("sha256").and_then(Value::as_str).map(str::to_owned),
     };
     let mut bytes = Vec::new();
@@ -258,14 +258,14 @@ fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<()
     let end = offset + bytes.len() as u64;
     if size > FETCH_MAX {
         return Err(wrong(&format!(
-            "{size} bytes are more than the {FETCH_MAX} that are fetched"
+            "{size} bytes exceed the maximum of {FETCH_MAX}"
         )));
     }
     if piece.size != size {
         return Err(wrong("the file changed while it was fetched; try again"));
     }
     if piece.offset != offset || end > size || piece.complete != (end == size) {
-        return Err(wrong("the pieces do not follow each other"));
+        return Err(wrong("the pieces are out of order"));
     }
     if bytes.is_empty() {
         return Err(wrong("a piece is empty"));
@@ -276,10 +276,10 @@ fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<()
 /// Checks the size and digest of a file that came in one answer.
 fn check_whole(piece: &AnswerPiece, bytes: &[u8]) -> Result<(), PiecesError> {
     if piece.offset != 0 || piece.size != bytes.len() as u64 {
-        return Err(wrong("the content does not have the size that it says"));
+        return Err(wrong("the content does not have its declared size"));
     }
     if piece.sha256 != Some(sha256(bytes)) {
-        return Err(wrong("the content does not have the digest that it says"));
+        return Err(wrong("the content does not have its declared digest"));
     }
     Ok(())
 }
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(sent(SEND_MAX - 2, b"xy").unwrap(), SEND_MAX);
         assert_eq!(
             sent(SEND_MAX - 1, b"xy").unwrap_err().to_string(),
-            "the content has more than 4294967296 bytes, which is the most that is sent"
+            "the content has more than 4294967296 bytes, the maximum to send"
         );
     }
 
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(says(2, 0, Some(&digest)), Ok(()));
         let refused = |why| {
             Err(format!(
-                "the server's answer to `tools/call` is not what MCP promises: the content does not have the {why} that it says"
+                "the server's answer to `tools/call` is unusable: the content does not have its declared {why}"
             ))
         };
         assert_eq!(says(3, 0, Some(&digest)), refused("size"));

@@ -57,7 +57,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
 pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault> {
     match read(bytes)? {
         Value::Object(object) => Ok(object),
-        _ => Err(JsonFault::Refused("it is another value".to_owned())),
+        _ => Err(JsonFault::Refused("it is another kind of value".to_owned())),
     }
 }
 
@@ -150,7 +150,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         while let Some(key) = entries.next_key::<String>()? {
             if object.contains_key(&key) {
                 return Err(A::Error::custom(format_args!(
-                    "the key `{}` is there twice",
+                    "duplicate key `{}`",
                     shown(&key)
                 )));
             }
@@ -406,7 +406,7 @@ mod tests {
         let cases: [(&[u8], JsonFault); 5] = [
             (
                 b"{\"a\":1,\"a\":2}",
-                JsonFault::Refused("the key `a` is there twice at line 1 column 10".to_owned()),
+                JsonFault::Refused("duplicate key `a` at line 1 column 10".to_owned()),
             ),
             (
                 deep.as_bytes(),

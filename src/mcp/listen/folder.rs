@@ -36,7 +36,7 @@ const SOCKET_SUFFIX: &str = ".sock";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
     /// The system refused.
-    #[error("the folder of the sockets, `{}`, cannot be {doing}: {source}", path.display())]
+    #[error("`{}` cannot be {doing}: {source}", path.display())]
     Io {
         /// The attempted operation.
         doing: &'static str,
@@ -46,7 +46,7 @@ pub(crate) enum FolderError {
         source: io::Error,
     },
     /// The folder contains a file that no server made.
-    #[error("`{}` holds `{}`, which is not of a server's sockets", folder.display(), name.escape_debug())]
+    #[error("`{}` contains `{}`, which no server created", folder.display(), name.escape_debug())]
     Foreign {
         /// The folder.
         folder: PathBuf,
@@ -54,16 +54,16 @@ pub(crate) enum FolderError {
         name: String,
     },
     /// It is a link, a file, or belongs to another user.
-    #[error("`{}` is not a folder of this user's own", .0.display())]
+    #[error("`{}` is not a folder that belongs to this user", .0.display())]
     NotOurs(PathBuf),
     /// Something other than a socket has the name of a socket.
-    #[error("`{}` is in the way of a socket, and is none", .0.display())]
+    #[error("`{}` is not a socket, so no socket can be created there", .0.display())]
     InTheWay(PathBuf),
     /// Another server uses the folder.
-    #[error("another server serves in `{}`", .0.display())]
+    #[error("another server uses the folder `{}`", .0.display())]
     Taken(PathBuf),
     /// The path of a socket would be longer than the system allows.
-    #[error("the path of the socket `{}` has {length} bytes; {SOCKET_PATH_MAX} is the most there can be", path.display())]
+    #[error("the socket path `{}` has {length} bytes; the maximum is {SOCKET_PATH_MAX}", path.display())]
     PathTooLong {
         /// The socket.
         path: PathBuf,
@@ -172,7 +172,7 @@ impl SocketFolder {
         });
         made.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => FolderError::InTheWay(path),
-            _ => error("given a socket", &path, source),
+            _ => error("created", &path, source),
         })
     }
 
@@ -205,7 +205,7 @@ impl SocketFolder {
         }
         match std::fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(error("cleared", path, source))
+                Err(error("removed", path, source))
             }
             _ => Ok(()),
         }
@@ -223,7 +223,7 @@ impl SocketFolder {
                     file.write_all(text)
                 })
             })
-            .map_err(|source| error("written to", &self.path.join(STATUS), source))
+            .map_err(|source| error("written", &self.path.join(STATUS), source))
     }
 
     /// Removes the sockets of all consumers and the status file, and nothing else.
@@ -275,11 +275,11 @@ fn error(doing: &'static str, path: &Path, source: io::Error) -> FolderError {
 
 fn make_private(path: &Path) -> Result<(), FolderError> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|source| error("made", parent, source))?;
+        std::fs::create_dir_all(parent).map_err(|source| error("created", parent, source))?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error("made", path, source));
+            return Err(error("created", path, source));
         }
         _ => {}
     }

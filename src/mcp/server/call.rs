@@ -53,7 +53,7 @@ impl CallProgress<'_> {
                     return Ok(done);
                 }
                 () = self.context.ct.cancelled() => {
-                    let ended = "the call was ended before it was done";
+                    let ended = "the call was stopped before it finished";
                     return Err(ErrorData::internal_error(ended, None));
                 }
                 _ = OptionFuture::from(report.as_mut()), if report.is_some() => report = None,
@@ -68,7 +68,7 @@ impl CallProgress<'_> {
     fn report(&self, token: ProgressToken) -> BoxFuture<'_, ()> {
         let seconds = self.since.elapsed().as_secs_f64();
         let progress = ProgressNotificationParam::new(token, seconds)
-            .with_message(format!("{} still runs", self.name));
+            .with_message(format!("{} is still running", self.name));
         Box::pin(async {
             // A connection that has ended ends the call by itself.
             let _ = self.context.peer.notify_progress(progress).await;
@@ -155,5 +155,5 @@ pub(super) fn refused(text: String) -> CallToolResult {
 
 /// Builds the error for a request that panicked.
 pub(super) fn fault() -> ErrorData {
-    ErrorData::internal_error("the request failed by a fault of this server", None)
+    ErrorData::internal_error("the request failed because of a fault in this server", None)
 }

@@ -37,7 +37,7 @@ impl From<Overloaded> for ErrorData {
         let (limit, seconds) = (full.limit, full.retry_after.as_secs_f64());
         Self::new(
             ErrorCode(OVERLOADED),
-            format!("overloaded: {limit} is the limit; try again in {seconds:.1} s"),
+            format!("overloaded: the limit is {limit}; try again in {seconds:.1} s"),
             Some(json!({"retryAfterSeconds": seconds, "limit": limit})),
         )
     }
@@ -229,7 +229,7 @@ impl<'a> CallPipeline<'a> {
             Ok(Ok(Err(_panic))) => (Outcome::Failed, Err(fault())),
             Ok(Err(_elapsed)) => {
                 let seconds = max_time.as_secs();
-                let text = format!("it was ended after {seconds} s, the longest it may take");
+                let text = format!("it was stopped after {seconds} s, the maximum duration");
                 (Outcome::TimedOut, Ok(failed(text)))
             }
             Err(cancelled) => (Outcome::Cancelled, Err(cancelled)),
@@ -262,7 +262,7 @@ impl<'a> CallPipeline<'a> {
                 ("no such service".to_owned(), Err(error))
             }
             Denial::FixedArgument { argument } => {
-                let text = format!("`{}` is not the caller's to choose", shown(argument));
+                let text = format!("the caller may not set `{}`", shown(argument));
                 (text.clone(), Ok(refused(text)))
             }
         };
@@ -284,7 +284,7 @@ impl<'a> CallPipeline<'a> {
     /// Logs a call that was cancelled while it waited for its turn.
     fn never_ran(&self, policy: &Policy, grant: &Grant, cancelled: ErrorData) -> Answer {
         let mut line = self.granted_line(policy, grant);
-        line.reason = "taken back while it waited".into();
+        line.reason = "cancelled while it waited".into();
         self.log(line)?;
         Err(cancelled)
     }
@@ -327,7 +327,7 @@ const fn slots_of(tool: ToolName) -> u32 {
 /// Builds the error of a call that cannot be logged: it does not run, or, if it `ran`, its answer is withheld.
 fn unlogged(ran: bool) -> ErrorData {
     let text = if ran {
-        "the call ran, but its answer is kept back: this server cannot write its log"
+        "the call ran, but its answer is withheld: this server cannot write its log"
     } else {
         "the call is refused: this server cannot write its log"
     };

@@ -30,8 +30,8 @@ use crate::policy::{self, Caller, ServiceOffer};
 use crate::services::Services;
 
 /// Instructions for a client's model about this server.
-const INSTRUCTIONS: &str = "Tools of one machine, for the machines that its owner allowed. \
-    Each tool says in `_meta[\"anklume/tool\"]` what runs behind its name.";
+const INSTRUCTIONS: &str = "Tools of one machine, for the machines that the operator allowed. \
+    The `_meta[\"anklume/tool\"]` of each tool gives the tool behind its name.";
 
 /// Handles the requests of one connection by rmcp's rules for each method.
 struct Handler {
@@ -50,7 +50,7 @@ impl Handler {
         let bare = context.protocol_version().is_none();
         if bare && self.modern.load(Ordering::Relaxed) {
             return Err(ErrorData::invalid_params(
-                "`_meta` lacks `io.modelcontextprotocol/protocolVersion`, which this connection began with",
+                "`_meta` lacks `io.modelcontextprotocol/protocolVersion`, which an earlier request of this connection had",
                 None,
             ));
         }
@@ -104,7 +104,7 @@ impl ServerHandler for Handler {
         self.check_era(&context)?;
         if request.is_some_and(|request| request.cursor.is_some()) {
             return Err(ErrorData::invalid_params(
-                "`cursor` is none of this server's: its list is one page",
+                "`cursor` is unknown: this server's list has one page",
                 None,
             ));
         }

@@ -42,7 +42,7 @@ pub(super) fn read(line: &Line, max: usize) -> ClientMessage {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
         Line::TooLong { head, tail, bytes } => invalid(
             json::find_id(head, tail),
-            &format!("a message has at most {max} bytes, this one has {bytes}"),
+            &format!("a message has at most {max} bytes; this one has {bytes}"),
         ),
     }
 }
@@ -53,7 +53,7 @@ fn read_whole(bytes: &[u8]) -> ClientMessage {
     }
     match json::read(bytes) {
         Ok(Value::Object(message)) => read_message(message),
-        Ok(Value::Array(_)) => invalid(None, "batches are no part of MCP; send one message a line"),
+        Ok(Value::Array(_)) => invalid(None, "MCP has no batches; send one message per line"),
         Ok(_) => invalid(None, "a message is a JSON object"),
         Err(JsonFault::Syntax(fault)) => ClientMessage::Request(refused(
             json::find_id_in(bytes),
@@ -79,7 +79,7 @@ fn read_message(mut message: Map<String, Value>) -> ClientMessage {
         };
     };
     let Value::String(method) = method else {
-        return invalid(known, "`method` is not a text");
+        return invalid(known, "`method` is not a string");
     };
     let params = message.remove("params");
     match (id, known) {
@@ -87,7 +87,7 @@ fn read_message(mut message: Map<String, Value>) -> ClientMessage {
         (Some(_), Some(id)) => read_request(id, &method, params),
         (Some(_), None) => invalid(
             None,
-            &format!("`id` is not a text of at most {ID_MAX} bytes or an integer of 64 bits"),
+            &format!("`id` is not a string of at most {ID_MAX} bytes or an integer of 64 bits"),
         ),
     }
 }
@@ -132,7 +132,7 @@ fn read_params(
     let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
     if !meta.get("progressToken").is_none_or(is_token) {
         return Err(bad_params(format!(
-            "`progressToken` is not a text of at most {ID_MAX} bytes or an integer of 64 bits"
+            "`progressToken` is not a string of at most {ID_MAX} bytes or an integer of 64 bits"
         )));
     }
     Ok((params, RequestMetaObject(MetaObject(meta))))
@@ -171,12 +171,12 @@ pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
     /// Maximum length of a version, in bytes; each existing one has ten.
     const VERSION_MAX: usize = 64;
-    let version = member(params, "protocolVersion", Value::is_string, "a text")?;
+    let version = member(params, "protocolVersion", Value::is_string, "a string")?;
     member(params, "capabilities", Value::is_object, "an object")?;
     let client = member(params, "clientInfo", Value::is_object, "an object")?;
     if let Value::Object(client) = client {
-        member(client, "name", Value::is_string, "a text")?;
-        member(client, "version", Value::is_string, "a text")?;
+        member(client, "name", Value::is_string, "a string")?;
+        member(client, "version", Value::is_string, "a string")?;
     }
     if version.as_str().is_some_and(|it| it.len() > VERSION_MAX) {
         return Err(bad_params(format!(
@@ -219,14 +219,14 @@ fn read_list(params: &Map<String, Value>) -> Result<ListToolsRequest, ErrorData>
         Some(Value::String(cursor)) => Ok(ListToolsRequest::with_param(
             PaginatedRequestParams::default().with_cursor(Some(cursor.clone())),
         )),
-        Some(_) => Err(bad_params("`cursor` is not a text")),
+        Some(_) => Err(bad_params("`cursor` is not a string")),
     }
 }
 
 fn read_call(mut params: Map<String, Value>) -> Result<CallToolRequest, ErrorData> {
     let name = match params.remove("name") {
         Some(Value::String(name)) => name,
-        Some(_) => return Err(bad_params("`name` is not a text")),
+        Some(_) => return Err(bad_params("`name` is not a string")),
         None => return Err(bad_params("`name` is missing: the tool to call")),
     };
     let arguments = object(params.remove("arguments"), "arguments")?;

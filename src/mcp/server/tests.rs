@@ -155,7 +155,11 @@ async fn a_tool_that_panics_is_answered_and_the_connection_lives() {
     }));
     for tool in ["gpg_sign", "file_accept"] {
         peer.call(1, tool).await;
-        let fault = error(1, -32603, "the request failed by a fault of this server");
+        let fault = error(
+            1,
+            -32603,
+            "the request failed because of a fault in this server",
+        );
         assert_eq!(peer.receive().await, fault);
     }
     peer.call(2, "clipboard_get").await;
@@ -182,7 +186,7 @@ async fn a_call_that_never_ends_does_not_hold_the_end_for_ever() {
     let mut peer = Peer::of(server);
     peer.call(1, "gpg_sign").await;
     peer.end().await;
-    let ended = error(1, -32603, "the call was ended before it was done");
+    let ended = error(1, -32603, "the call was stopped before it finished");
     assert_eq!(peer.receive().await, ended);
     peer.ended().await;
 }
@@ -202,7 +206,7 @@ async fn progress_comes_while_a_call_runs_even_after_the_end_of_requests_and_nev
         let report = peer.receive().await;
         assert_eq!(report["method"], "notifications/progress");
         assert_eq!(report["params"]["progressToken"], "t");
-        assert_eq!(report["params"]["message"], "gpg_sign still runs");
+        assert_eq!(report["params"]["message"], "gpg_sign is still running");
         let progress = report["params"]["progress"].as_f64().unwrap();
         assert!(progress > last, "{progress} after {last}");
         last = progress;
@@ -363,7 +367,7 @@ async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
             })
         })
     };
-    let ended = error(1, -32603, "the call was ended before it was done");
+    let ended = error(1, -32603, "the call was stopped before it finished");
     let none = shared(|| panic!("nothing is asked"));
     let consumer = "dev".parse().unwrap();
     let longer = Server::of_consumer(consumer, none, Arc::new(ReadThrottle::default()));
@@ -392,7 +396,7 @@ async fn a_line_over_the_limit_is_answered_with_its_id_and_the_connection_lives(
     let bytes = long.to_string().len();
     peer.send(long).await;
     let message =
-        format!("invalid request: a message has at most 4000 bytes, this one has {bytes}");
+        format!("invalid request: a message has at most 4000 bytes; this one has {bytes}");
     assert_eq!(peer.receive().await, error("big", -32600, &message));
     peer.send_text(&format!("{{\"method\":\"{data}\",\"id\":5}}\n"))
         .await;
@@ -454,7 +458,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     let mark = json!({"anklume/decision": "refused"});
     assert_eq!(refused["result"]["_meta"], mark);
     let text = &refused["result"]["content"][0]["text"];
-    assert_eq!(text, "`key_id` is not the caller's to choose");
+    assert_eq!(text, "the caller may not set `key_id`");
 
     // The tool's own name is not a service: the answer is the same as for a revoked one.
     peer.call(4, "gpg_sign").await;

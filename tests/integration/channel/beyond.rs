@@ -17,7 +17,7 @@ fn full() -> (World, Listening) {
 
 fn overloaded(id: &Value) -> Value {
     let limit = "1 connection of this caller at once";
-    let message = format!("overloaded: {limit} is the limit; try again in 1.0 s");
+    let message = format!("overloaded: the limit is {limit}; try again in 1.0 s");
     let data = json!({"retryAfterSeconds": 1.0, "limit": limit});
     json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32010, "message": message, "data": data}})
 }

@@ -56,7 +56,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         let begin = format!("error: Unknown tool: {name}\n  = help: ");
         assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
         let ask = format!(
-            "`anklume policy explain --caller MACHINE --service {name} --provider vault` there\n"
+            "the operator can see why on the host: `anklume policy explain --caller MACHINE --service {name} --provider vault`\n"
         );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
     }
@@ -67,7 +67,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     let ran = mcp(&world, &["list", "-i", "vaults"]);
     let folder = world.path("alice");
     let message = format!(
-        "error: Cannot reach MCP server: there is no socket `{}/vaults.sock`\n  = help: did you mean `vault`? available: vault\n",
+        "error: Cannot reach MCP server: no socket exists at `{}/vaults.sock`\n  = help: did you mean `vault`? available: vault\n",
         folder.display()
     );
     ran.is(4, "", &message);
@@ -105,7 +105,7 @@ fn an_argument_that_is_not_the_callers_to_choose_is_a_refusal() {
     for (service, argument, arguments) in calls {
         let ran = mcp(&world, &["call", "-i", "vault", service, arguments]);
         let message = format!(
-            "error: `{service}` is refused: `{argument}` is not the caller's to choose\n  = help: leave it out: the provider sets it\n"
+            "error: `{service}` is refused: the caller may not set `{argument}`\n  = help: leave it out: the provider sets it\n"
         );
         ran.is(3, "", &message);
         let json = [
@@ -156,7 +156,7 @@ fn a_socket_of_another_users_says_who_decides() {
     other.current_dir(world.path("")).uid(65_534).gid(65_534);
     let message = format!(
         "error: Cannot reach MCP server: no permission to use socket `{}`\n  \
-         = help: another user may: `mcp: {{uid: …}}` of this machine in infra.yml says who, root where it says nothing\n",
+         = help: only one user may use it: the `mcp: {{uid: …}}` of this machine in infra.yml, by default root\n",
         socket.display()
     );
     ended(other).is(4, "", &message);

@@ -246,7 +246,7 @@ fn a_provider_that_reads_nothing_is_met_by_the_time_out_once_the_client_is_gone(
     let _listener = UnixListener::bind(&socket).unwrap();
     let args = ["mcp", "connect", "--timeout", "0.5", "--socket"];
     let args = [&args[..], &[socket.to_str().unwrap()]].concat();
-    let silent = "error: Cannot reach MCP server: no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n";
+    let silent = "error: Cannot reach MCP server: no answer within 0.5 s\n  = help: wait longer with `--timeout SECONDS`\n";
     // More input than the buffers between the two hold, so its end is never read.
     let input = PING.repeat(40_000);
     world.run_with(&args, &input).is(4, "", silent);
@@ -432,14 +432,14 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     connect(&world, &gone, &[], PING).is(
         4,
         "",
-        &format!("{begin}there is no socket `{}`\n  = help: no socket is in that folder; `-i PROVIDER` finds the one of a provider\n", gone.display()),
+        &format!("{begin}no socket exists at `{}`\n  = help: that folder contains no socket; `-i PROVIDER` finds a provider's socket\n", gone.display()),
     );
     let dead = world.path("dead.sock");
     drop(UnixListener::bind(&dead).unwrap());
     connect(&world, &dead, &[], PING).is(
         4,
         "",
-        &format!("{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n", dead.display()),
+        &format!("{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n", dead.display()),
     );
     let silent = world.path("silent.sock");
     let _listener = UnixListener::bind(&silent).unwrap();
@@ -447,7 +447,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     connect(&world, &silent, &["--timeout", "0.5"], PING).is(
         4,
         "",
-        &format!("{begin}no answer within 0.5 s\n  = help: `--timeout SECONDS` waits longer\n"),
+        &format!("{begin}no answer within 0.5 s\n  = help: wait longer with `--timeout SECONDS`\n"),
     );
     // A limit for a hang, not a measurement.
     assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());

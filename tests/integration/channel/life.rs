@@ -72,7 +72,7 @@ fn a_second_server_of_one_folder_is_refused() {
     second.is(
         1,
         "",
-        "error: another server serves in `sockets`\n  = help: one server serves a folder; `anklume mcp status` shows what that one serves\n",
+        "error: another server uses the folder `sockets`\n  = help: one server serves a folder; `anklume mcp status` shows what that one serves\n",
     );
     server.peer("alice").lives();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
@@ -117,7 +117,7 @@ fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
     let answer: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(
         answer["error"],
-        json!({"code": -32603, "message": "the call was ended before it was done"})
+        json!({"code": -32603, "message": "the call was stopped before it finished"})
     );
     assert_eq!(world.logged("call")[0]["outcome"], "cancelled");
     drop(stdin);
@@ -139,7 +139,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
     assert_eq!(refused.wait(), 1);
     assert_eq!(
         refused.stderr(),
-        "error: `sockets/alice.sock` is in the way of a socket, and is none\n  \
+        "error: `sockets/alice.sock` is not a socket, so no socket can be created there\n  \
          = help: move it away: a server removes sockets and nothing else\n"
     );
     fs::remove_file(world.path("sockets/alice.sock")).unwrap();
@@ -148,7 +148,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
     fs::remove_file(server.socket("alice")).unwrap();
     fs::write(server.socket("alice"), "somebody's").unwrap();
     let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
-    let told = "NOT done: `sockets/alice.sock` is in the way ";
+    let told = "NOT done: `sockets/alice.sock` is not a socket";
     until("the status tells", || status().stdout.contains(told));
     assert_eq!(status().status, 1);
     server.peer("bob").lives();
@@ -288,7 +288,7 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
     std::os::unix::fs::symlink(world.path("elsewhere"), world.path("sockets")).unwrap();
     let args = ["mcp", "serve", "--listen", "sockets"];
     let args = [&args[..], &["--services", "services.json"]].concat();
-    let refused = "error: `sockets` is not a folder of this user's own\n  = help: name a folder that this user may make its own with --listen\n";
+    let refused = "error: `sockets` is not a folder that belongs to this user\n  = help: name a folder that this user may make its own with --listen\n";
     world.run(&args).is(1, "", refused);
     fs::create_dir(world.path("elsewhere")).unwrap();
     world.run(&args).is(1, "", refused);
@@ -323,7 +323,7 @@ fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
         world.run(&args).is(
             1,
             "",
-            &format!("error: `sockets` holds `{name}`, which is not of a server's sockets\n  = help: a server closes its folder to others; name one that is empty, or not there yet, with --listen\n"),
+            &format!("error: `sockets` contains `{name}`, which no server created\n  = help: a server closes its folder to others; name one that is empty, or not there yet, with --listen\n"),
         );
         let left = fs::read_dir(world.path("sockets")).unwrap();
         let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();

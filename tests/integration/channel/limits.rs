@@ -50,7 +50,7 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
     assert_eq!(result["isError"], true, "{answer}");
     assert_eq!(
         result["content"][0]["text"],
-        "it was ended after 1 s, the longest it may take"
+        "it was stopped after 1 s, the maximum duration"
     );
     let gpg = world.text("bin/gpg");
     until("gpg is gone", || !runs(&gpg));
@@ -79,7 +79,7 @@ fn the_calls_of_all_callers_in_a_minute_are_counted_together() {
         text(&peer.call("copy", &content));
     }
     text(&alice.call("copy", &content));
-    let limit = "3 calls of all callers in a minute";
+    let limit = "3 calls of all callers per minute";
     for peer in [&mut alice, &mut bob] {
         met(&peer.call("copy", &content), limit);
     }

@@ -462,7 +462,7 @@ fn the_words_of_a_refusal_are_shown_as_they_are() {
         .map(|line| line.split_once("  ").unwrap().1)
         .collect();
     let expected = [
-        "refused  alice  sign (gpg_sign)  `key_id` is not the caller's to choose",
+        "refused  alice  sign (gpg_sign)  the caller may not set `key_id`",
         "refused  alice  it's\\n\\u{1b}  no such service",
     ];
     assert_eq!(shown, expected);

@@ -161,7 +161,7 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
             "widened by hand",
             widened.into_bytes(),
             format!(
-                "the services file `{file}` is refused: its digest is {}, and it says {}: it was changed by hand or is damaged",
+                "the services file `{file}` is refused: its digest is {}, but it declares {}: it was edited by hand or is damaged",
                 digest_of(text_of.as_bytes()),
                 digest.as_str().unwrap()
             ),

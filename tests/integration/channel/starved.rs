@@ -140,9 +140,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
             .contains("cannot be read: Too many open files")
     });
     until("it cannot be told in the status", || {
-        server
-            .stderr()
-            .contains(".status.json`, cannot be written to")
+        server.stderr().contains(".status.json` cannot be written")
     });
     files(&server, before);
     until("the grant is gone", || {
@@ -168,7 +166,7 @@ fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     until("alice is not", || !server.socket("alice").exists());
     until("the status tells", || status(&world).0.status == 1);
     let (_, said) = status(&world);
-    let failed = "`sockets/bob.sock` is in the way of a socket, and is none";
+    let failed = "`sockets/bob.sock` is not a socket, so no socket can be created there";
     assert_eq!(said["failed"], json!([failed]));
     let text = world.run(&["mcp", "status", "--listen", "sockets"]);
     assert!(

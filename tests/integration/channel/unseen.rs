@@ -48,7 +48,7 @@ fn line(world: &World) -> Option<Value> {
 fn kept_back() -> Value {
     json!({
         "code": -32603,
-        "message": "the call ran, but its answer is kept back: this server cannot write its log",
+        "message": "the call ran, but its answer is withheld: this server cannot write its log",
         "data": {"logged": false, "ran": true}
     })
 }
@@ -139,7 +139,7 @@ fn the_line_of_a_call_that_loses_its_consumer_is_written() {
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob]}"]);
     assert_eq!(
         alice.receive()["error"]["message"],
-        "the call was ended before it was done"
+        "the call was stopped before it finished"
     );
     alice.gets_closed();
     until("it is in the log", || line(&world).is_some());
@@ -212,14 +212,14 @@ fn a_client_is_told_whether_its_call_ran() {
     end(signing).is(
         1,
         "",
-        "error: the server refused `tools/call`: the call ran, but its answer is kept back: this server cannot write its log (-32603)\n  \
-         = help: what it does is done: look before you make it again; whoever runs the provider sees what is wrong with the log\n",
+        "error: the server refused `tools/call`: the call ran, but its answer is withheld: this server cannot write its log (-32603)\n  \
+         = help: what it does is done: look before you make it again; the operator can see what is wrong with its log\n",
     );
     world.run(&sign).is(
         1,
         "",
         "error: the server refused `tools/call`: the call is refused: this server cannot write its log (-32603)\n  \
-         = help: nothing was done; whoever runs the provider sees what is wrong with the log\n",
+         = help: nothing was done; the operator can see what is wrong with its log\n",
     );
     drop(server);
 }

@@ -30,7 +30,7 @@ fn a_server_that_dies_leaves_its_last_words() {
     let said: Vec<String> = (3..=9).map(|n| format!("  | line {n}\n")).collect();
     let said = said.concat();
     let message = format!(
-        "error: Cannot reach MCP server: the server ended without an answer (exit code 3); its last words:\n{said}  | fatal \\u{{1b}}[2J\n"
+        "error: Cannot reach MCP server: the server ended without an answer (exit code 3); its last output:\n{said}  | fatal \\u{{1b}}[2J\n"
     );
     with_incus(&server, script)
         .args(args)
@@ -67,7 +67,7 @@ fn what_incus_says_of_the_program_is_understood() {
     // This Incus reports that every file exists.
     let script = "echo 'Error: Command not found' >&2; exit 127";
     let ran = with_incus(&server, script).args(args).run();
-    let begin = "error: Cannot reach MCP server: `/opt/anklume/anklume` is in machine `box` and cannot run there; its last words:\n  | Error: Command not found\n  = help: put this static binary there: `incus file push -p --mode 0755 --uid 0 --gid 0 ";
+    let begin = "error: Cannot reach MCP server: `/opt/anklume/anklume` exists in machine `box` but cannot run there; its last output:\n  | Error: Command not found\n  = help: install this program there: `incus file push -p --mode 0755 --uid 0 --gid 0 ";
     assert!(ran.status == 4 && ran.stderr.starts_with(begin), "{ran:?}");
     // The program's own exit code has no meaning.
     let ran = with_incus(&server, "exit 127").args(args).run();
@@ -88,12 +88,12 @@ fn a_flood_on_stderr_and_a_server_that_will_not_end_are_survived() {
         .run();
     assert_eq!(ran.status, 4, "{ran:?}");
     let begin =
-        "error: Cannot reach MCP server: no answer within 8 s; its last words:\n  | flood\n";
+        "error: Cannot reach MCP server: no answer within 8 s; its last output:\n  | flood\n";
     assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
     let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
     let args = ["mcp", "list", "-i", "box", "--timeout", "1"];
     let ran = with_incus(&server, stubborn).args(args).run();
-    let message = "error: Cannot reach MCP server: no answer within 1 s\n  = help: `--timeout SECONDS` waits longer\n";
+    let message = "error: Cannot reach MCP server: no answer within 1 s\n  = help: wait longer with `--timeout SECONDS`\n";
     ran.is(4, "", message);
 }
 
@@ -138,7 +138,7 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
         return;
     };
     let message = format!(
-        "{begin}Incus did not answer within 0.5 s (socket `{}`)\n  = help: look at Incus: `incus info`; `--timeout SECONDS` waits longer\n",
+        "{begin}Incus did not answer within 0.5 s (socket `{}`)\n  = help: check Incus with `incus info`, or wait longer with `--timeout SECONDS`\n",
         server.socket()
     );
     run(&server.socket()).is(4, "", &message);

@@ -20,9 +20,9 @@ fn is_unreachable(kind: &str, args: &[&str], message: &str) {
 const LIST: [&str; 2] = ["mcp", "list"];
 const CALL: [&str; 3] = ["mcp", "call", "x"];
 const QUICK: [&str; 4] = ["mcp", "list", "--timeout", "0.5"];
-const WAIT: &str = "`--timeout SECONDS` waits longer";
+const WAIT: &str = "wait longer with `--timeout SECONDS`";
 const DONE: &str = "the call may have been carried out";
-const ASK: &str = "the provider is stopped or its server does not run: ask whoever runs it";
+const ASK: &str = "the provider is stopped or its server is not running: ask the operator";
 
 #[test]
 fn a_server_that_never_answers_ends_in_a_time_out() {
@@ -46,7 +46,7 @@ fn a_server_that_goes_away_is_one_error_however_it_goes() {
     is_unreachable("gone", &LIST, &message);
     // A server does run there.
     let closed = "the connection was closed before the answer\n  = help: ";
-    let ask = "ask whoever runs the provider";
+    let ask = "ask the operator";
     is_unreachable("gone_later", &LIST, &format!("{closed}{ask}"));
     is_unreachable("half_a_line", &LIST, &format!("{closed}{ask}"));
     let message = format!("{closed}{DONE}; {ask}");
@@ -55,21 +55,20 @@ fn a_server_that_goes_away_is_one_error_however_it_goes() {
 
 #[test]
 fn a_server_that_never_stops_sending_is_left() {
-    let flood = "the server sends without end and does not answer";
+    let flood = "the server keeps sending without answering";
     is_unreachable("endless_notifications", &LIST, flood);
     is_unreachable("endless_requests", &LIST, flood);
-    let long = "the server sent a message of 21 MiB, and 16 MiB is the limit";
+    let long = "the server sent a message of 21 MiB; the limit is 16 MiB";
     is_unreachable("endless_answer", &LIST, long);
-    let many = "the server's answer to `tools/list` is not what MCP promises: it lists more than 10000 tools";
+    let many = "the server's answer to `tools/list` is unusable: it lists more than 10000 tools";
     is_unreachable("many_tools", &LIST, many);
-    let pages =
-        "the server's answer to `tools/list` is not what MCP promises: it has more than 100 pages";
+    let pages = "the server's answer to `tools/list` is unusable: it has more than 100 pages";
     is_unreachable("endless_pages", &LIST, pages);
 }
 
 #[test]
 fn an_answer_of_many_values_is_refused_before_it_becomes_large() {
-    let answer = "the server's answer to `tools/list` is not what MCP promises: ";
+    let answer = "the server's answer to `tools/list` is unusable: ";
     let many = format!("{answer}it has more than 100000 values");
     is_unreachable("many_values", &LIST, &many);
     let pages = format!("{answer}its pages have more than 100000 values together");
@@ -80,8 +79,7 @@ fn an_answer_of_many_values_is_refused_before_it_becomes_large() {
 
 #[test]
 fn a_text_that_is_too_long_is_neither_quoted_nor_kept() {
-    let long =
-        "is not what MCP promises: it has a text of more than 262144 bytes where none is that long";
+    let long = "is unusable: it has a string of more than 262144 bytes in an unexpected place";
     is_unreachable(
         "long_member",
         &LIST,
@@ -155,7 +153,7 @@ fn a_relay_keeps_nothing_of_what_is_too_long_to_be_an_id() {
 fn what_is_not_mcp_is_said_to_be_so_and_shown_escaped() {
     let message = "the peer is not an MCP server: it sent `Welcome! \\u{1b}[31m`";
     is_unreachable("garbage", &LIST, message);
-    let message = "the server's answer to `tools/list` is not what MCP promises: invalid type: integer `7`, expected a string at line 1 column 21";
+    let message = "the server's answer to `tools/list` is unusable: invalid type: integer `7`, expected a string at line 1 column 21";
     is_unreachable("not_a_result", &LIST, message);
 }
 
@@ -223,12 +221,11 @@ fn pieces_that_do_not_make_a_whole_give_nothing() {
         ("pieces_nothing", "a piece is empty"),
         (
             "huge",
-            "1152921504606846976 bytes are more than the 4294967296 that are fetched",
+            "1152921504606846976 bytes exceed the maximum of 4294967296",
         ),
     ];
     for (kind, why) in cases {
-        let message =
-            format!("the server's answer to `tools/call` is not what MCP promises: {why}");
+        let message = format!("the server's answer to `tools/call` is unusable: {why}");
         is_unreachable(kind, &["mcp", "call", "fetch", "path=x"], &message);
     }
 }

@@ -133,7 +133,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
     run("-", object.as_bytes()).answers(&format!(r#"{{"text": "{escaped}"}}"#));
     let at = 256 * 1024 + 1;
     let message = format!(
-        "error: stdin is not UTF-8 at byte {at}, and `text` is a text
+        "error: stdin is not UTF-8 at byte {at}, but `text` is a string
 "
     );
     run("text=-", &bytes).is(1, "", &message);
@@ -142,7 +142,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
     run("-", b"[1]").is(
         2,
         "",
-        "error: the arguments are not a JSON object: it is another value\n",
+        "error: the arguments are not a JSON object: it is another kind of value\n",
     );
 }
 
@@ -164,7 +164,7 @@ fn a_payload_that_comes_in_pieces_is_one_answer() {
 
 #[test]
 fn a_refused_tool_names_those_there_are_and_whom_to_ask() {
-    let help = "available tools: echo; whoever runs the host can say why: `anklume policy explain --caller MACHINE --service clipboard` there";
+    let help = "available tools: echo; the operator can see why on the host: `anklume policy explain --caller MACHINE --service clipboard`";
     for arguments in [&["x=1"][..], &[]] {
         let args = [&["mcp", "call", "clipboard"], arguments].concat();
         if let Some(ran) = against("refuses", &args) {
@@ -209,11 +209,11 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
     run(&["-i", "far"]).answers("echo  Gives back its arguments.\n");
     run(&["--machine", "far"]).answers("echo  Gives back its arguments.\n");
     let message = format!(
-        "error: Cannot reach MCP server: there is no socket `{}/fat.sock`\n  = help: did you mean `far`? available: far\n",
+        "error: Cannot reach MCP server: no socket exists at `{}/fat.sock`\n  = help: did you mean `far`? available: far\n",
         server.folder().display()
     );
     run(&["-i", "fat"]).is(4, "", &message);
-    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine: a machine name is lower-case letters, digits and `-`, with a letter or digit at both ends\n");
+    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine name: a machine name is lower-case letters, digits and `-`, with a letter or digit at both ends\n");
     run(&["-i", "far", "--project", "p"]).is(2, "", "error: `--project` has no meaning inside a machine: a provider is reached over its socket\n");
 }
 
@@ -282,7 +282,7 @@ fn what_can_be_no_socket_is_said_to_be_none() {
     );
     run(&file, &message);
     let message = format!(
-        "a socket path has at most 107 bytes, unlike `{}`\n  = help: name it by a shorter path, such as one relative to its folder or through a symbolic link",
+        "this socket path is longer than 107 bytes: `{}`\n  = help: use a shorter path, such as a relative one or one through a symbolic link",
         long.display()
     );
     run(&long, &message);
@@ -300,7 +300,7 @@ fn a_socket_without_a_server_says_so() {
     };
     let begin = "error: Cannot reach MCP server: ";
     let message = format!(
-        "{begin}there is no socket `{}`\n  = help: no socket is in that folder; `-i PROVIDER` finds the one of a provider\n",
+        "{begin}no socket exists at `{}`\n  = help: that folder contains no socket; `-i PROVIDER` finds a provider's socket\n",
         socket.display()
     );
     run().is(4, "", &message);
@@ -313,8 +313,8 @@ fn a_socket_without_a_server_says_so() {
             4,
             "",
             &message.replace(
-                "no socket is in that folder; `-i PROVIDER` finds the one of a provider",
-                "no provider serves this machine: whoever runs it declares that in infra.yml",
+                "that folder contains no socket; `-i PROVIDER` finds a provider's socket",
+                "no provider serves this machine; the operator declares services in infra.yml",
             ),
         );
     // Given as a relative path without a folder.
@@ -323,12 +323,12 @@ fn a_socket_without_a_server_says_so() {
         .args(["mcp", "list", "--socket", "naer.sock"])
         .run();
     let message = format!(
-        "{begin}there is no socket `naer.sock`\n  = help: did you mean `near`? available: near\n"
+        "{begin}no socket exists at `naer.sock`\n  = help: did you mean `near`? available: near\n"
     );
     ran.is(4, "", &message);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = format!(
-        "{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server does not run: ask whoever runs it\n",
+        "{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n",
         socket.display()
     );
     run().is(4, "", &message);

@@ -88,7 +88,7 @@ fn a_line_beyond_the_limit_is_answered_with_its_id_and_costs_no_memory() {
         server.write(tail.as_bytes());
         let bytes = head.len() + size * mib + tail.len() - 1;
         let message =
-            format!("invalid request: a message has at most 16777216 bytes, this one has {bytes}");
+            format!("invalid request: a message has at most 16777216 bytes; this one has {bytes}");
         let error =
             json!({"jsonrpc": "2.0", "id": "big", "error": {"code": -32600, "message": message}});
         assert_eq!(server.receive(), error);
@@ -303,7 +303,7 @@ fn a_second_signal_ends_the_running_calls_as_well() {
     let answer = server.receive();
     assert_eq!(
         answer["error"]["message"],
-        "the call was ended before it was done"
+        "the call was stopped before it finished"
     );
     assert_eq!(server.wait().status, 0);
 }

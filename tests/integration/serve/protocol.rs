@@ -113,10 +113,10 @@ fn what_is_not_json_is_answered_under_the_id_that_can_be_read() {
 #[test]
 fn what_is_no_request_is_refused_and_the_connection_lives() {
     let no_id =
-        "invalid request: `id` is not a text of at most 1024 bytes or an integer of 64 bits";
+        "invalid request: `id` is not a string of at most 1024 bytes or an integer of 64 bits";
     let no_version = "invalid request: `jsonrpc` is not \"2.0\"";
     let no_object = "invalid request: a message is a JSON object";
-    let batch = "invalid request: batches are no part of MCP; send one message a line";
+    let batch = "invalid request: MCP has no batches; send one message per line";
     let long = json!({"jsonrpc": "2.0", "id": "x".repeat(1025), "method": "ping"}).to_string();
     let null = || Value::Null;
     refuses(
@@ -171,7 +171,7 @@ fn what_is_no_request_is_refused_and_the_connection_lives() {
             (
                 br#"{"jsonrpc":"2.0","id":1,"method":7}"#,
                 json!(1),
-                "invalid request: `method` is not a text",
+                "invalid request: `method` is not a string",
             ),
         ],
     );
@@ -190,12 +190,12 @@ fn equal_keys_and_endless_nesting_are_refused_whole() {
             (
                 br#"{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}"#,
                 json!(1),
-                "invalid request: the key `id` is there twice at line 1 column 28",
+                "invalid request: duplicate key `id` at line 1 column 28",
             ),
             (
                 br#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"clipboard_get","arguments":{"a":1,"a":2}}}"#,
                 json!(8),
-                "invalid request: the key `a` is there twice at line 1 column 101",
+                "invalid request: duplicate key `a` at line 1 column 101",
             ),
             (
                 arrays.as_bytes(),
@@ -307,11 +307,11 @@ fn a_malformed_list_or_call_is_refused_before_anything_runs() {
         ),
         exchange(
             ask("tools/list", json!({"cursor": "abc"})),
-            refused("`cursor` is none of this server's: its list is one page"),
+            refused("`cursor` is unknown: this server's list has one page"),
         ),
         exchange(
             ask("tools/list", json!({"cursor": 1})),
-            refused("`cursor` is not a text"),
+            refused("`cursor` is not a string"),
         ),
         exchange(
             r#"{"jsonrpc":"2.0","id":4,"method":"tools/call"}"#,
@@ -323,7 +323,7 @@ fn a_malformed_list_or_call_is_refused_before_anything_runs() {
         ),
         exchange(
             ask("tools/call", json!({"name": 1})),
-            refused("`name` is not a text"),
+            refused("`name` is not a string"),
         ),
         exchange(
             ask(

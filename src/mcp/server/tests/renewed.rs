@@ -46,7 +46,7 @@ async fn a_call_that_waited_has_the_time_that_its_service_gives_it_when_it_runs(
     assert_eq!(peer.receive().await, answer(1, "sign"));
     let ended = peer.receive().await;
     let text = &ended["result"]["content"][0]["text"];
-    assert_eq!(text, "it was ended after 0 s, the longest it may take");
+    assert_eq!(text, "it was stopped after 0 s, the maximum duration");
     peer.end().await;
     peer.ended().await;
 }
@@ -73,7 +73,7 @@ async fn a_live_connection_reads_messages_as_long_as_its_services_allow_now() {
         } else {
             let length = long.to_string().len();
             let text = format!(
-                "invalid request: a message has at most {bytes} bytes, this one has {length}"
+                "invalid request: a message has at most {bytes} bytes; this one has {length}"
             );
             assert_eq!(answer, error(1, -32600, &text));
         }

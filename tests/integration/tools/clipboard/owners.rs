@@ -100,7 +100,7 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         return;
     };
     let password = "what is on the clipboard is marked as a password, and this service does not hand it over; \
-        whoever runs the host may let it: `with: {passwords: true}`";
+        the operator can allow it: `with: {passwords: true}`";
     let withheld = "the display, or the program that owns its clipboard, does not hand it over";
     for (words, expected) in [
         (&["password"][..], Err(password)),
