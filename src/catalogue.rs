@@ -186,7 +186,7 @@ pub struct Provided {
     pub length: u64,
     /// This piece ends where the file ends
     pub complete: bool,
-    /// The content of this piece, in base64; missing where one copy was asked for, which is in the text of the result
+    /// The content of this piece, in base64; omitted if one copy was requested, which is then the text of the result
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Payload>,
     /// SHA-256 of the whole file, in hexadecimal; with the last piece when the pieces were read in order from 0

@@ -140,7 +140,7 @@ pub enum ToolError {
         path: String,
     },
     /// The content differs from what was announced.
-    #[error("the SHA-256 of what arrived is {actual}, not {announced}; nothing was written")]
+    #[error("the SHA-256 of the content is {actual}, not {announced}; nothing was written")]
     Digest {
         /// In hexadecimal.
         actual: String,
@@ -149,8 +149,8 @@ pub enum ToolError {
     },
     /// The file would exceed the caller's share of the portal.
     #[error(
-        "`{folder}` holds {}, and {wanted} more would pass its limit of {limit}; \
-         take files out of it on the provider",
+        "`{folder}` holds {}, and {wanted} more would exceed its limit of {limit}; \
+         remove files from it on the provider",
         text::bytes(*used)
     )]
     Quota {
@@ -190,7 +190,7 @@ pub enum ToolError {
     #[error("the call was given up")]
     Cancelled,
     /// A fault of anklume itself.
-    #[error("the tool broke down; this is a fault of anklume")]
+    #[error("the tool failed because of a bug in anklume")]
     Broken,
 }
 

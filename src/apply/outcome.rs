@@ -32,10 +32,10 @@ pub(super) enum StepError {
     #[error("the program does not run in the machine: {}", .0.shown(WORDS_MAX))]
     NoReport(Foreign),
     /// A path in a machine was altered.
-    #[error("the machine says: machine altered: `{}` in it is not what was left there", .0.shown(WORDS_MAX))]
+    #[error("the machine reports: machine altered: `{}` in it is not as anklume left it", .0.shown(WORDS_MAX))]
     Altered(Foreign),
     /// A machine reports a failure.
-    #[error("the machine says: {}", .0.shown(WORDS_MAX))]
+    #[error("the machine reports: {}", .0.shown(WORDS_MAX))]
     Reported(Foreign),
     /// A machine's server has another policy.
     #[error("its server does not report the policy that was sent")]

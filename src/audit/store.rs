@@ -47,10 +47,10 @@ pub enum AuditError {
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),
     /// The file of the key holds no key.
-    #[error("the key of the audit log, `{}`, is damaged; where it is removed a new one is made, and equal arguments are no longer found by those of before", .0.display())]
+    #[error("the key of the audit log, `{}`, is damaged; if you remove it, a new one is made, and digests of arguments no longer match earlier ones", .0.display())]
     Key(PathBuf),
     /// The end of the file is not a line of the log.
-    #[error("the audit log `{}` ends in something that is no line of it; `anklume audit verify` shows more", .0.display())]
+    #[error("the audit log `{}` does not end with a line of the log; `anklume audit verify` shows more", .0.display())]
     Foreign(PathBuf),
 }
 

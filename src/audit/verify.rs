@@ -19,7 +19,7 @@ pub const FINDINGS_MAX: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Its bytes are not those that were written.
-    #[error("edited: its hash is not that of its bytes")]
+    #[error("edited: its hash does not match its bytes")]
     Edited,
     /// It is not a line of this log.
     #[error("inserted or edited: not a line of this log")]
@@ -31,7 +31,7 @@ pub enum Fault {
         count: u64,
     },
     /// Its number has already passed: it was moved, repeated or inserted.
-    #[error("moved, repeated or inserted: number {found} stands where {expected} belongs")]
+    #[error("moved, repeated or inserted: it has number {found}, expected {expected}")]
     Misplaced {
         /// The number that should stand here.
         expected: u64,
@@ -43,7 +43,7 @@ pub enum Fault {
     Replaced,
     /// It ends without its newline, and nothing follows: it is being written, was interrupted, or was cut.
     #[error(
-        "unfinished: its end is missing; a server that writes on completes it, or takes it off and says so"
+        "unfinished: its end is missing; the next write completes it, or removes it and logs that"
     )]
     Unfinished,
     /// The log begins with it, and it is neither the first line nor the first after a rotation.
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn every_fault_says_what_was_done() {
         for (fault, words) in [
-            (Fault::Edited, "edited: its hash is not that of its bytes"),
+            (Fault::Edited, "edited: its hash does not match its bytes"),
             (
                 Fault::Removed { count: 2 },
                 "2 line(s) before it were removed",

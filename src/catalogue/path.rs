@@ -116,7 +116,7 @@ fn component_fault(name: &str) -> Option<String> {
     }
     let illegible = u32::from(first_illegible(name)?);
     Some(format!(
-        "the character U+{illegible:04X} is not allowed there, because it does not show as what it is"
+        "the character U+{illegible:04X} is not allowed there, because it is invisible or misleading"
     ))
 }
 
@@ -286,15 +286,15 @@ mod tests {
             ),
             (
                 "a\0b",
-                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it does not show as what it is; it could be `a_b`",
+                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; it could be `a_b`",
             ),
             (
                 "a\n",
-                "`path` is `a\\n`, and the character U+000A is not allowed there, because it does not show as what it is; it could be `a_`",
+                "`path` is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; it could be `a_`",
             ),
             (
                 "gpj.\u{202e}exe",
-                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it does not show as what it is; it could be `gpj.exe`",
+                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; it could be `gpj.exe`",
             ),
         ] {
             assert_eq!(

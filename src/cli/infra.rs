@@ -21,7 +21,7 @@ pub struct SyncArgs {
     /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder of infra.yml]
     #[arg(long, value_name = "DIR")]
     pub base_dir: Option<PathBuf>,
-    /// Write nothing; exit 6 where a file would change
+    /// Write nothing; exit 6 if a file would change
     #[arg(long, conflicts_with_all = ["dry_run", "clean_orphans"])]
     pub check: bool,
     /// Write nothing; show the difference
@@ -109,7 +109,7 @@ pub struct PolicyCheckArgs {
     /// The service, as NAME or PROVIDER/NAME
     #[arg(long, value_name = "SERVICE")]
     pub service: String,
-    /// The machine that offers the service; needed only where several do
+    /// The machine that offers the service; needed only if several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,
     /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; all are optional

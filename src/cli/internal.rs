@@ -70,9 +70,9 @@ pub enum InternalCommand {
 /// An action on the clipboard of the display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ClipboardAction {
-    /// Print what is on the clipboard, unless it is marked as a password
+    /// Print the clipboard's content, unless it is marked as a password
     Read,
-    /// Print what is on the clipboard
+    /// Print the clipboard's content
     ReadPassword,
     /// Hold the text from stdin on it until something else is put there
     Hold,

@@ -25,7 +25,7 @@ use report::{Progress, RESUMES, print, print_plan};
 const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
 /// Message of `destroy` without actions.
 const NOTHING_TO_DELETE: &str =
-    "nothing to delete: there is nothing on Incus that anklume made for this file";
+    "nothing to delete: nothing on Incus was made by anklume for this file";
 /// Input that confirms a deletion.
 const YES: &str = "yes";
 
@@ -121,11 +121,14 @@ async fn run_steps(
     progress: &Progress,
     steps: impl Future<Output = RunReport>,
 ) -> anyhow::Result<RunReport> {
-    let tell = || progress.line("stopping when the steps in hand have ended; asked again, at once");
+    let tell = || {
+        progress
+            .line("stopping once the running steps have ended; interrupt again to stop at once");
+    };
     let report = session.interrupt.run(steps, tell).await;
     progress.end();
     let Some(mut report) = report.context("cannot watch for signals")? else {
-        let failure = Failure::new(Exit::Interrupted, "stopped in the middle");
+        let failure = Failure::new(Exit::Interrupted, "stopped before the running steps ended");
         return Err(failure.help(RESUMES).into());
     };
     report.stopped = session.interrupt.is_asked();
@@ -140,7 +143,7 @@ fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure
         Selection::Machine(name) => ("machine", name),
     };
     let message = format!(
-        "there is no {kind} `{}` on Incus that anklume made for `{}`",
+        "anklume made no {kind} `{}` on Incus for `{}`",
         name.escape_debug(),
         project.escape_debug()
     );
@@ -172,7 +175,7 @@ fn refuse_protected(deletions: &Deletions, force: bool) -> Result<(), Failure> {
 fn confirm() -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        let failure = Failure::new(Exit::Usage, "there is no terminal to ask on");
+        let failure = Failure::new(Exit::Usage, "no terminal to ask for confirmation");
         return Err(failure.help("`--yes` deletes without asking").into());
     }
     let mut stderr = std::io::stderr().lock();

@@ -35,7 +35,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let files = audit::files(path).map_err(|why| unreadable(path, &why))?;
     if files.is_empty() {
         let message = format!("there is no audit log `{}`", path.display());
-        let help = "a server writes it where it runs; name another with --file";
+        let help = "a server writes it on the machine where it runs; name another log with --file";
         return Err(Failure::new(Exit::Failed, message).help(help));
     }
     Ok(files)
@@ -45,7 +45,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 fn unreadable(path: &Path, why: &io::Error) -> Failure {
     let path = path.display();
     let message = format!("cannot check for an audit log `{path}`: {why}");
-    Failure::new(Exit::Failed, message).help("its server's user may, and root")
+    Failure::new(Exit::Failed, message).help("run this as root or as the server's user")
 }
 
 /// Runs `anklume audit show`.
@@ -73,7 +73,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     }
     if foreign > 0 {
         output.say(&format!(
-            "warning: {foreign} line(s) are not as they were written; `anklume audit verify` says which"
+            "warning: {foreign} line(s) are not intact; `anklume audit verify` lists them"
         ));
     }
     Ok(Exit::Done)
@@ -138,8 +138,8 @@ fn line_text(line: &LogLine) -> String {
                 reason.escaped()
             ),
         },
-        Event::Rotated { .. } => "log goes on in a new file".to_owned(),
-        Event::Torn { bytes } => format!("{bytes} byte(s) of an unfinished line were taken off"),
+        Event::Rotated { .. } => "log continues in a new file".to_owned(),
+        Event::Torn { bytes } => format!("{bytes} byte(s) of an unfinished line were removed"),
     };
     let time = Foreign::new(line.time.as_str());
     let second = time.part(|time| time.split('.').next().unwrap_or_default());
@@ -178,7 +178,7 @@ fn short(digest: &Foreign) -> String {
 /// Parses a time (`2026-11-22T10:00:00Z`) or an age (`90s`, `15m`, `2h`, `7d`).
 fn since(text: &str) -> Result<Timestamp, Failure> {
     let wrong = || {
-        let message = format!("`--since {}` is no time", text.escape_debug());
+        let message = format!("`--since {}` is not a time", text.escape_debug());
         Failure::new(Exit::Usage, message)
             .help("write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
     };
@@ -260,7 +260,7 @@ fn report_text(report: &VerifyReport) -> String {
     let word = if report.is_whole() {
         "whole"
     } else {
-        "NOT as it was written"
+        "NOT intact"
     };
     lines.push(format!(
         "{word}: {} line(s) from number {} on, head {} (number {})",

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
         let machines = &args.machines;
         return print(&[], &[], output, || match machines.as_slice() {
             [] => "no channels: no machine of this file offers another one a service\n".to_owned(),
-            _ => format!("no channels: {} is an end of none\n", machines.join(", ")),
+            _ => format!("no channels for {}\n", machines.join(", ")),
         });
     }
     let path = args.infra.infra.as_ref().map(|path| path.to_string_lossy());
@@ -52,9 +52,9 @@ fn chosen<'e>(
     names: &[String],
 ) -> Result<Vec<&'e Edge>, Failure> {
     if let Some(name) = names.iter().find(|name| infra.machine(name).is_none()) {
-        let message = format!("`{}` is no machine of this file", name.escape_debug());
+        let message = format!("`{}` is not a machine of this file", name.escape_debug());
         let machines = infra.machines().map(|(_, machine)| machine.name.as_str());
-        let otherwise = "`anklume policy list` shows who serves whom";
+        let otherwise = "`anklume policy list` shows providers and their consumers";
         let failure = Failure::new(Exit::Usage, message);
         return Err(failure.help(or_closest(name, machines, otherwise)));
     }

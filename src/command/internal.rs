@@ -79,7 +79,7 @@ fn rotate_logs(output: &Output) -> anyhow::Result<Exit> {
 /// Carries out the order on stdin and writes the report to stdout.
 fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
     require_root(
-        "only root can put a machine in order",
+        "only root can set up a machine",
         "`anklume apply` on the host does it",
     )?;
     let mut line = Vec::new();

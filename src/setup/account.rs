@@ -34,7 +34,7 @@ pub(crate) enum AccountError {
     Nobody(String),
     /// The identity file cannot be read.
     #[error(
-        "`{IDENTITY}` cannot be read, so nobody knows who serves here: {0}; `anklume apply` on the host writes it anew"
+        "`{IDENTITY}` cannot be read, so the server's user is unknown: {0}; `anklume apply` on the host rewrites it"
     )]
     Identity(#[source] std::io::Error),
     /// The file of users cannot be read.
@@ -89,9 +89,8 @@ impl Account {
             text => text.map_err(AccountError::Identity)?,
         };
         // An unreadable file must not select root.
-        let identity = Identity::from_file(&text).ok_or_else(|| {
-            AccountError::Identity(std::io::Error::other("it says no machine's name"))
-        })?;
+        let identity = Identity::from_file(&text)
+            .ok_or_else(|| AccountError::Identity(std::io::Error::other("it names no machine")))?;
         Self::find(identity.run_as.as_deref()).map(Some)
     }
 

@@ -331,7 +331,7 @@ impl MachineTree {
             return Ok(());
         }
         fchmod(&folder, Mode::from_raw_mode(rights.mode | PASS))
-            .map_err(|why| refused("opened to who may pass", path, why))
+            .map_err(|why| refused("made passable", path, why))
     }
 
     /// Opens a folder and returns its state; `None` if it does not exist.

@@ -72,12 +72,12 @@ fn length(text: &str) -> u64 {
 
 fn too_large(bytes: u64) -> ToolError {
     ToolError::TooLarge(format!(
-        "the clipboard holds {bytes} bytes, and at most {CLIPBOARD_MAX} are handed over"
+        "the clipboard holds {bytes} bytes; at most {CLIPBOARD_MAX} can be handed over"
     ))
 }
 
 fn not_text() -> ToolError {
-    ToolError::Refused("what is on the clipboard is no UTF-8 text".to_owned())
+    ToolError::Refused("the clipboard's content is not UTF-8 text".to_owned())
 }
 
 /// The hidden subcommand.
@@ -237,7 +237,7 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
         HolderAnswer::TooLong(bytes) => too_large(*bytes),
         HolderAnswer::NotText => not_text(),
         HolderAnswer::Password => ToolError::Refused(
-            "what is on the clipboard is marked as a password, and this service does not hand it over; \
+            "the clipboard's content is marked as a password, and this service does not hand passwords over; \
              the operator can allow it: `with: {passwords: true}`"
                 .to_owned(),
         ),

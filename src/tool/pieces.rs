@@ -101,7 +101,7 @@ impl<T> Transfers<T> {
             }
             (Some(Slot::Waiting { .. }), 0) => {
                 return Err(ToolError::OutOfOrder(format!(
-                    "a transfer of {displayed} had begun already on this connection; it is given up, begin again at offset 0"
+                    "a transfer of {displayed} was already under way on this connection and was cancelled; begin again at offset 0"
                 )));
             }
             (Some(Slot::Waiting { next, transfer, .. }), _) if next == offset => Some(transfer),
@@ -251,7 +251,7 @@ mod tests {
         transfers.take("a", "`a`", 0).unwrap().0.wait(3, "one");
         assert_eq!(
             refused(&transfers, "a", 0),
-            "a transfer of `a` had begun already on this connection; it is given up, begin again at offset 0"
+            "a transfer of `a` was already under way on this connection and was cancelled; begin again at offset 0"
         );
         // The first sender's next piece finds no transfer.
         assert!(refused(&transfers, "a", 3).starts_with("no transfer of `a`"));

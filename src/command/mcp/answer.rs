@@ -120,7 +120,7 @@ fn reason(text: &Foreign) -> String {
         cut.trim().to_owned()
     });
     match reason.lines().as_str() {
-        "" => "it does not say why".to_owned(),
+        "" => "it gives no reason".to_owned(),
         reason => reason.replace('\n', "\n  | "),
     }
 }

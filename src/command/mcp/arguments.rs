@@ -98,7 +98,7 @@ pub(super) fn parse(args: &[String]) -> Result<RawArguments, Failure> {
 fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure> {
     if text == "-" || text == "@-" {
         if std::mem::replace(stdin_taken, true) {
-            let message = "stdin can be one argument only";
+            let message = "only one argument can come from stdin";
             return Err(Failure::new(Exit::Usage, message));
         }
         return Ok(RawArgument::Content {
@@ -122,20 +122,21 @@ fn open_file(path: &str) -> Result<File, Failure> {
     {
         let message = format!("`{}` is a device, not a file", path.escape_debug());
         return Err(Failure::new(Exit::Failed, message)
-            .help("what a terminal says comes in with `key=-`; part of a device: `head -c BYTES DEVICE | anklume mcp call … key=-`"));
+            .help("to type the value, use `key=-`; for part of a device: `head -c BYTES DEVICE | anklume mcp call … key=-`"));
     }
     File::open(path).map_err(|why| {
         let message = format!("`{}` cannot be read: {why}", path.escape_debug());
         Failure::new(Exit::Failed, message)
-            .help("a value that begins with `@` is a file; as plain text: key:='\"@…\"'")
+            .help("a value that begins with `@` names a file; to pass it as text: key:='\"@…\"'")
     })
 }
 
 fn json_value(key: &str, text: &str) -> Result<Value, Failure> {
     serde_json::from_str(text).map_err(|why| {
         let message = format!("argument `{}` is not JSON: {why}", key.escape_debug());
-        Failure::new(Exit::Usage, message)
-            .help("text in JSON has quotes, and a shell wants its own around them: key:='\"text\"'")
+        Failure::new(Exit::Usage, message).help(
+            "JSON text needs quotes, and the shell needs its own around them: key:='\"text\"'",
+        )
     })
 }
 
@@ -276,7 +277,7 @@ fn text_or_base64(key: &str) -> Failure {
 fn too_large(from: &str, key: &str) -> Failure {
     let limit = ONE_CALL_MAX / 1024 / 1024;
     let message = format!(
-        "{from} has more than {limit} MiB, and `{}` takes no more",
+        "{from} has more than {limit} MiB, the limit of `{}`",
         key.escape_debug()
     );
     Failure::new(Exit::Failed, message)
@@ -521,7 +522,7 @@ mod tests {
                 &["a=-"],
                 r#"Pairs([("a", Content { from: "stdin", source: Source })])"#,
             ),
-            (&["a=-", "b=@-"], "stdin can be one argument only"),
+            (&["a=-", "b=@-"], "only one argument can come from stdin"),
             (&["a"], "`a` is not an argument"),
             (&["=a"], "`=a` is not an argument"),
             (&["a=1", "a=2"], "argument `a` is given twice"),

@@ -59,7 +59,9 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 RelayEnd::Vanished { unanswered, .. } => {
                     let how = match unanswered {
                         0 => "it closed the connection".to_owned(),
-                        count => format!("it closed the connection and owes {count} answer(s)"),
+                        count => {
+                            format!("it closed the connection without answering {count} request(s)")
+                        }
                     };
                     if !relay.is_open() {
                         relay.give_up(LOST).await;

@@ -257,9 +257,9 @@ fn no_folder(error: &FolderError) -> Failure {
         }
         FolderError::NotOurs(_) => "name a folder that this user may make its own with --listen",
         FolderError::Foreign { .. } => {
-            "a server closes its folder to others; name one that is empty, or not there yet, with --listen"
+            "a server denies others access to its folder; name an empty or new folder with --listen"
         }
-        FolderError::InTheWay(_) => "move it away: a server removes sockets and nothing else",
+        FolderError::InTheWay(_) => "move it away: a server removes only sockets",
         FolderError::PathTooLong { .. } => "name a folder with a shorter path with --listen",
         FolderError::Io { .. } => return Failure::new(Exit::Failed, error.to_string()),
     };

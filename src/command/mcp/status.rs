@@ -42,7 +42,7 @@ fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
     let place = folder.display();
     let served = SocketFolder::is_served(folder).map_err(|why| {
         let text = format!("cannot check for a server in `{place}`: {why}");
-        Failure::new(Exit::Failed, text).help("its user may, and root")
+        Failure::new(Exit::Failed, text).help("run this as root or as the server's user")
     })?;
     if !served {
         let failure = Failure::new(Exit::Unavailable, format!("no server runs in `{place}`"));

@@ -163,12 +163,12 @@ fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
     if refusal.raw().code.0 == OVERLOADED {
         let words = refusal.part(|refusal| &*refusal.message).escaped();
         return Failure::new(Exit::Overloaded, format!("the provider is {words}"))
-            .help("nothing was refused; the same call may be made again");
+            .help("nothing was refused; try the same call again");
     }
     let failure = Failure::new(Exit::Failed, fault.to_string());
     match ran_unlogged(refusal.raw()) {
         Some(true) => failure.help(format!(
-            "what it does is done: look before you make it again; {ITS_LOG}"
+            "the call was carried out; check its effect before you repeat it; {ITS_LOG}"
         )),
         Some(false) => failure.help(format!("nothing was done; {ITS_LOG}")),
         None => failure,

@@ -311,12 +311,12 @@ mod tests {
         fs::write(folder.join(NAME), vec![b'x'; CLIPBOARD_MAX + 1]).unwrap();
         assert_eq!(
             read(&folder).unwrap_err().to_string(),
-            "the clipboard holds 65537 bytes, and at most 65536 are handed over"
+            "the clipboard holds 65537 bytes; at most 65536 can be handed over"
         );
         fs::write(folder.join(NAME), b"\xff\xfe").unwrap();
         assert_eq!(
             read(&folder).unwrap_err().to_string(),
-            "what is on the clipboard is no UTF-8 text"
+            "the clipboard's content is not UTF-8 text"
         );
     }
 

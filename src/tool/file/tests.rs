@@ -272,7 +272,7 @@ fn another_digest_than_announced_writes_nothing() {
     assert_eq!(
         bench.call("file_accept", arguments).unwrap_err(),
         format!(
-            "the SHA-256 of what arrived is {}, not {announced}; nothing was written",
+            "the SHA-256 of the content is {}, not {announced}; nothing was written",
             sha256(b"hi")
         )
     );

@@ -51,8 +51,8 @@ pub enum GpgFault {
     },
     /// gpg's output is not a good signature of the content.
     #[error(
-        "gpg made no good signature of what was sent: {0}; nothing was handed out. \
-         `gpg --detach-sign` of a file on the provider, and `gpg --verify` of that, show more"
+        "gpg made no good signature of the content: {0}; nothing was handed out. \
+         To see more, run `gpg --detach-sign` on a file on the provider, then `gpg --verify`"
     )]
     NotGood(&'static str),
     /// The user's `gpg.conf`, which may set the default key, cannot be read.
@@ -122,8 +122,7 @@ impl UnfitKey {
                 format!("it is disabled; `gpg --edit-key {key} enable save` on the provider enables it")
             }
             Self::Future(when) => format!(
-                "it was created on {}, which is in the future; the provider's clock is wrong, or that of the machine \
-                 which made the key was",
+                "it was created on {}, which is in the future; the clock of the provider, or of the machine that made the key, is wrong",
                 date(when)
             ),
             Self::NotForSigning => format!(
@@ -156,7 +155,7 @@ pub enum CardFault {
     NoDaemon,
     /// It is inserted, but nothing can ask for its PIN.
     #[error(
-        "whose PIN no pinentry can ask for on the provider; unlock it there first, or install a graphical pinentry"
+        "and no pinentry can ask for its PIN on the provider; unlock it there first, or install a graphical pinentry"
     )]
     Locked,
 }
@@ -166,7 +165,7 @@ pub enum CardFault {
 pub enum NoAgent {
     /// The path of its socket is too long.
     #[error(
-        "the path of its socket has {bytes} bytes, and {SOCKET_MAX} is the most; \
+        "the path of its socket has {bytes} bytes, and at most {SOCKET_MAX} are allowed; \
          move the folder of keys to a shorter path, or log in there once so that `/run/user/{}` exists",
         geteuid()
     )]
@@ -176,7 +175,7 @@ pub enum NoAgent {
     },
     /// It cannot write to the folder of keys or of its socket; holds the system's error.
     #[error(
-        "it cannot write to the folder of keys ({0}); make it writable for the user that serves (uid {uid})",
+        "it cannot write to the folder of keys or of its socket ({0}); make both writable for the server's user (uid {uid})",
         uid = geteuid()
     )]
     ReadOnly(io::ErrorKind),
@@ -186,7 +185,7 @@ pub enum NoAgent {
     )]
     Launcher(String),
     /// Another reason.
-    #[error("`gpg-connect-agent /bye`, as the user that serves, says why")]
+    #[error("run `gpg-connect-agent /bye` as the server's user to see why")]
     Other,
 }
 

@@ -76,7 +76,7 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     let told = (0..20).any(|_| {
         let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
         assert_eq!(ran.status, 4, "{ran:?}");
-        ran.stderr.contains("nobody knows who serves here")
+        ran.stderr.contains("the server's user is unknown")
     });
     assert!(told);
     world.apply();

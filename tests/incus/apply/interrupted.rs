@@ -106,7 +106,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
     // Incus leaves one behind if a network is deleted twice at once.
     assert_eq!(name_servers(&world), 0);
     let ran = world.run(&["destroy", "--yes"]);
-    ran.answers("nothing to delete: there is nothing on Incus that anklume made for this file\n");
+    ran.answers("nothing to delete: nothing on Incus was made by anklume for this file\n");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
         until(&|| recorder.writes().len() >= 6);
         for signal in signals {
             kill_process(pid, *signal).unwrap();
-            until(&|| said().contains("stopping when the steps in hand have ended"));
+            until(&|| said().contains("stopping once the running steps have ended"));
         }
         // A run that does not wait for the answer ends without it.
         free.store(signals.len() == 1, Ordering::SeqCst);
@@ -150,7 +150,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     assert_eq!(code, Some(130), "{said}");
     // Two domains are created at once, so the other one's step may be in progress too.
     assert!((6..=8).contains(&writes), "{writes} {said}");
-    let (_, after) = said.split_once("asked again, at once\n").unwrap();
+    let (_, after) = said.split_once("interrupt again to stop at once\n").unwrap();
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
     let help = "  = help: run the command again: it resumes where it stopped\n";
@@ -161,7 +161,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     );
     let (code, said, _) = stopped_by(&[Signal::TERM, Signal::INT]);
     assert_eq!(code, Some(130), "{said}");
-    let end = format!("error: stopped in the middle\n{help}");
+    let end = format!("error: stopped before the running steps ended\n{help}");
     assert!(said.ends_with(&end) && !said.contains("skipped"), "{said}");
     world.apply();
     world.is_settled();

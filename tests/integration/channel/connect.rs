@@ -341,7 +341,7 @@ fn a_provider_that_vanishes_ends_it_with_4() {
     until("it runs", || world.gpg_waits());
     server.signal("KILL");
     server.wait();
-    let message = format!("{begin}it closed the connection and owes 1 answer(s)\n");
+    let message = format!("{begin}it closed the connection without answering 1 request(s)\n");
     let ended = connected.end();
     assert_eq!((ended.status, &ended.stderr), (4, &message));
     let lost: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -419,7 +419,7 @@ fn it_outlives_its_provider_and_answers_what_was_in_flight() {
     connected.stdin = None;
     let ended = connected.end();
     assert_eq!((ended.status, ended.stdout.as_str()), (0, ""));
-    let went = "Cannot reach MCP server: it closed the connection and owes 1 answer(s); the next message connects again\n";
+    let went = "Cannot reach MCP server: it closed the connection without answering 1 request(s); the next message connects again\n";
     assert_eq!(ended.stderr, went);
     drop(server);
 }

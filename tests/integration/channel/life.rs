@@ -140,7 +140,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
     assert_eq!(
         refused.stderr(),
         "error: `sockets/alice.sock` is not a socket, so no socket can be created there\n  \
-         = help: move it away: a server removes sockets and nothing else\n"
+         = help: move it away: a server removes only sockets\n"
     );
     fs::remove_file(world.path("sockets/alice.sock")).unwrap();
     // The same under a running server.
@@ -173,7 +173,7 @@ fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
     status.args(["mcp", "status", "--listen", "sockets"]);
     status.current_dir(world.path("")).uid(65_534).gid(65_534);
     let message = "error: cannot check for a server in `sockets`: Permission denied (os error 13)\n  \
-                   = help: its user may, and root\n";
+                   = help: run this as root or as the server's user\n";
     ended(status).is(1, "", message);
     server.end();
 }
@@ -323,7 +323,7 @@ fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
         world.run(&args).is(
             1,
             "",
-            &format!("error: `sockets` contains `{name}`, which no server created\n  = help: a server closes its folder to others; name one that is empty, or not there yet, with --listen\n"),
+            &format!("error: `sockets` contains `{name}`, which no server created\n  = help: a server denies others access to its folder; name an empty or new folder with --listen\n"),
         );
         let left = fs::read_dir(world.path("sockets")).unwrap();
         let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();

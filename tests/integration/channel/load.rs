@@ -162,7 +162,7 @@ fn a_client_that_is_told_overloaded_ends_with_5() {
     let ran = run();
     assert_eq!((ran.status, ran.stdout.as_str()), (5, ""));
     let begin = "error: the provider is overloaded: the limit is 1 call of this caller per minute; try again in ";
-    let end = " s\n  = help: nothing was refused; the same call may be made again\n";
+    let end = " s\n  = help: nothing was refused; try the same call again\n";
     assert!(
         ran.stderr.starts_with(begin) && ran.stderr.ends_with(end),
         "{}",

@@ -103,9 +103,9 @@ fn the_log_shows_what_is_asked_for() {
         lines_of(&world.path("log/audit.jsonl"))[1].clone() + "\n"
     );
     let wrong = world.run(&["audit", "show", "--since", "soon"]);
-    wrong.is(2, "", "error: `--since soon` is no time\n  = help: write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d\n");
+    wrong.is(2, "", "error: `--since soon` is not a time\n  = help: write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d\n");
     let none = world.run(&["audit", "show", "--file", "none.jsonl"]);
-    none.is(1, "", "error: there is no audit log `none.jsonl`\n  = help: a server writes it where it runs; name another with --file\n");
+    none.is(1, "", "error: there is no audit log `none.jsonl`\n  = help: a server writes it on the machine where it runs; name another log with --file\n");
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     let (first, found) = (before + 1, lines - before);
     world.run(&["audit", "verify"]).is(
         1,
-        &format!("{file}:1: {before} line(s) before it were removed\nNOT as it was written: {found} line(s) from number {first} on, head {head} (number {lines})\n"),
+        &format!("{file}:1: {before} line(s) before it were removed\nNOT intact: {found} line(s) from number {first} on, head {head} (number {lines})\n"),
         "",
     );
     // The line of a recorded head may have been removed with it.

@@ -71,7 +71,7 @@ fn a_file_that_is_not_there_is_told_and_taken_when_it_comes() {
         "typo.json",
     ];
     let server = world.listen_by(world.command(&args));
-    let told = "warning: there is no file `typo.json`: nobody is served until it comes\n";
+    let told = "warning: `typo.json` does not exist: nobody is served until it does\n";
     assert!(server.stderr().starts_with(told), "{}", server.stderr());
     fs::copy(world.path("services.json"), world.path("typo.json")).unwrap();
     until("alice is served", || server.socket("alice").exists());
@@ -229,7 +229,7 @@ fn digest_of(file: &[u8]) -> String {
 fn a_server_does_not_start_by_a_broken_policy() {
     let world = World::new(&[ALICE]);
     let good = fs::read(world.path("services.json")).unwrap();
-    let help = "a server does not start by a broken policy; `anklume policy export --machine NAME` on the host writes the file";
+    let help = "a server does not start with an invalid policy; `anklume policy export --machine NAME` on the host prints the file";
     let starts = [
         &["mcp", "serve", "--listen", "sockets"][..],
         &["mcp", "serve", "--caller", "alice"],

@@ -45,7 +45,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
         let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].clone();
         let (first, number) = (number(&lines[0]), number(&end));
         let expected = format!(
-            "{faults}NOT as it was written: {count} line(s) from number {first} on, head {end_hash} (number {number})\n"
+            "{faults}NOT intact: {count} line(s) from number {first} on, head {end_hash} (number {number})\n"
         );
         verify(&world, &lines, &[]).is(1, &expected, "");
     };
@@ -53,7 +53,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     edited[2] = edited[2].replace("alice", "carol");
     bad(
         edited,
-        "copy.jsonl:3: edited: its hash is not that of its bytes\n",
+        "copy.jsonl:3: edited: its hash does not match its bytes\n",
     );
 
     let mut removed = whole.clone();
@@ -65,14 +65,14 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     bad(
         reordered,
         "copy.jsonl:3: 1 line(s) before it were removed\n\
-         copy.jsonl:4: moved, repeated or inserted: number 3 stands where 5 belongs\n",
+         copy.jsonl:4: moved, repeated or inserted: it has number 3, expected 5\n",
     );
 
     let mut repeated = whole.clone();
     repeated.insert(4, whole[1].clone());
     bad(
         repeated,
-        "copy.jsonl:5: moved, repeated or inserted: number 2 stands where 5 belongs\n",
+        "copy.jsonl:5: moved, repeated or inserted: it has number 2, expected 5\n",
     );
 
     let mut inserted = whole.clone();
@@ -104,7 +104,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
-    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT as it was written: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
+    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT intact: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
     verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
     let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
@@ -144,7 +144,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
         look.args(["audit", what, "--file", "log/audit.jsonl"]);
         look.current_dir(world.path("")).uid(65_534).gid(65_534);
         let message = "error: cannot check for an audit log `log/audit.jsonl`: Permission denied (os error 13)\n  \
-                       = help: its server's user may, and root\n";
+                       = help: run this as root or as the server's user\n";
         ended(look).is(1, "", message);
     }
 }
@@ -161,8 +161,8 @@ fn a_last_line_whose_end_is_missing_is_found() {
         world.run(&["audit", "verify", "--file", "copy.jsonl"]).is(
             1,
             &format!(
-                "copy.jsonl:6: unfinished: its end is missing; a server that writes on completes it, or takes it off and says so\n\
-                 NOT as it was written: 6 line(s) from number 1 on, head {head} (number {number})\n"
+                "copy.jsonl:6: unfinished: its end is missing; the next write completes it, or removes it and logs that\n\
+                 NOT intact: 6 line(s) from number 1 on, head {head} (number {number})\n"
             ),
             "",
         );
@@ -214,9 +214,8 @@ fn a_hostile_log_costs_little_memory_and_reaches_no_terminal() {
          {harmless}Z  new services file refused, policy {short} stays in force: {harmless}\n"
     );
     let lines = 8 * 1024 * 1024 + 100;
-    let warning = format!(
-        "warning: {lines} line(s) are not as they were written; `anklume audit verify` says which\n"
-    );
+    let warning =
+        format!("warning: {lines} line(s) are not intact; `anklume audit verify` lists them\n");
     shown.is(0, &expected, &warning);
     let json = ["audit", "show", "--format", "json", "--file", "copy.jsonl"];
     let json = within_memory(&world, MEMORY, &json);

@@ -37,7 +37,7 @@ fn a_server_without_a_log_does_not_start() {
             1,
             "",
             "error: the audit log `nowhere/audit.jsonl` cannot be opened: No such file or directory (os error 2)\n  \
-             = help: no call runs unseen: make its folder writable, or name another with --audit-log; `mcp: {allow_unlogged: true}` in infra.yml lets calls run all the same\n",
+             = help: no call runs unlogged: make its folder writable, or name another log with --audit-log; `mcp: {allow_unlogged: true}` in infra.yml lets calls run without it\n",
         );
     }
 }

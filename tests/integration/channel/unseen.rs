@@ -213,7 +213,7 @@ fn a_client_is_told_whether_its_call_ran() {
         1,
         "",
         "error: the server refused `tools/call`: the call ran, but its answer is withheld: this server cannot write its log (-32603)\n  \
-         = help: what it does is done: look before you make it again; the operator can see what is wrong with its log\n",
+         = help: the call was carried out; check its effect before you repeat it; the operator can see what is wrong with its log\n",
     );
     world.run(&sign).is(
         1,

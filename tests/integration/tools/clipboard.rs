@@ -256,12 +256,12 @@ fn too_much_or_no_text_is_said() {
     desk.copied(&vec![b'x'; 70_000]);
     assert_eq!(
         desk.get().unwrap_err(),
-        "the clipboard holds 70000 bytes, and at most 65536 are handed over"
+        "the clipboard holds 70000 bytes; at most 65536 can be handed over"
     );
     desk.copied(b"\xff\xfe");
     assert_eq!(
         desk.get().unwrap_err(),
-        "what is on the clipboard is no UTF-8 text"
+        "the clipboard's content is not UTF-8 text"
     );
 }
 

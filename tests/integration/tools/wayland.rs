@@ -143,7 +143,7 @@ fn on_wayland_the_text_outlives_the_server_and_is_shared_both_ways() {
     }
     let large = desk.client("wl-copy").arg("x".repeat(70_000)).status();
     assert!(large.unwrap().success());
-    let said = "the clipboard holds 70000 bytes, and at most 65536 are handed over";
+    let said = "the clipboard holds 70000 bytes; at most 65536 can be handed over";
     eventually("it is on the clipboard", || {
         desk.get() == Err(said.to_owned())
     });
@@ -163,7 +163,7 @@ fn on_wayland_what_is_marked_as_a_password_is_not_handed_over() {
         eventually(mark, || match desk.get() {
             Ok(text) => !is_secret && text.is_empty(),
             Err(why) => {
-                is_secret && why.starts_with("what is on the clipboard is marked as a password")
+                is_secret && why.starts_with("the clipboard's content is marked as a password")
             }
         });
     }

@@ -43,7 +43,7 @@ pub(super) fn state(
     if path.symlink_metadata().is_err() {
         let name = path.display().to_string();
         output.say(&format!(
-            "warning: there is no file `{}`: nobody is served until it comes",
+            "warning: `{}` does not exist: nobody is served until it does",
             name.escape_debug()
         ));
     }
@@ -120,8 +120,8 @@ fn required_log(
 
 fn no_log(error: &AuditError) -> Failure {
     Failure::new(Exit::Failed, error.to_string()).help(
-        "no call runs unseen: make its folder writable, or name another with --audit-log; \
-         `mcp: {allow_unlogged: true}` in infra.yml lets calls run all the same",
+        "no call runs unlogged: make its folder writable, or name another log with --audit-log; \
+         `mcp: {allow_unlogged: true}` in infra.yml lets calls run without it",
     )
 }
 
@@ -134,7 +134,7 @@ pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
 
 fn broken_policy(error: &PolicyError) -> Failure {
     Failure::new(Exit::Failed, error.to_string()).help(
-        "a server does not start by a broken policy; `anklume policy export --machine NAME` on the host writes the file",
+        "a server does not start with an invalid policy; `anklume policy export --machine NAME` on the host prints the file",
     )
 }
 

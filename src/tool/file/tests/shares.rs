@@ -60,8 +60,8 @@ fn a_consumer_cannot_fill_the_disk() {
     bench.accept("a", &vec![0; 60 * 1024]).unwrap();
     assert_eq!(
         bench.accept("b", &vec![0; 50 * 1024]).unwrap_err(),
-        "`incoming/work-dev` holds 61440 bytes, and 53248 more would pass its limit of 102400; \
-         take files out of it on the provider"
+        "`incoming/work-dev` holds 61440 bytes, and 53248 more would exceed its limit of 102400; \
+         remove files from it on the provider"
     );
     assert!(!bench.portal().join("incoming/work-dev/b").exists());
     // The pieces of a file count until the transfer is given up.
@@ -70,7 +70,7 @@ fn a_consumer_cannot_fill_the_disk() {
         bench
             .accept("c", &vec![0; 20 * 1024])
             .unwrap_err()
-            .contains("would pass its limit")
+            .contains("would exceed its limit")
     );
     let bench = bench.reconnect();
     bench.accept("c", &vec![0; 20 * 1024]).unwrap();

@@ -99,7 +99,7 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
     let Some(desk) = Desk::new().filter(|_| python("python").is_some()) else {
         return;
     };
-    let password = "what is on the clipboard is marked as a password, and this service does not hand it over; \
+    let password = "the clipboard's content is marked as a password, and this service does not hand passwords over; \
         the operator can allow it: `with: {passwords: true}`";
     let withheld = "the display, or the program that owns its clipboard, does not hand it over";
     for (words, expected) in [
@@ -116,13 +116,13 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         (&["many", "100"], Ok("first of many")),
         (
             &["not-utf8"],
-            Err("what is on the clipboard is no UTF-8 text"),
+            Err("the clipboard's content is not UTF-8 text"),
         ),
         (&["withheld"], Err(withheld)),
         (&["incr", "60000"], Ok(&"z".repeat(60_000))),
         (
             &["incr", "300000"],
-            Err("the clipboard holds 300000 bytes, and at most 65536 are handed over"),
+            Err("the clipboard holds 300000 bytes; at most 65536 can be handed over"),
         ),
     ] {
         let owner = desk.owned(words);

@@ -83,7 +83,7 @@ fn what_is_wrong_with_a_key_is_said() {
     let imported = gpg(&vault.home, &["--import", certificate.to_str().unwrap()]);
     assert!(imported.status.success(), "{imported:?}");
     for (key, why) in [
-        (&future, "it was created on 2040-01-01, which is in the future; the provider's clock is wrong, or that of the machine which made the key was".to_owned()),
+        (&future, "it was created on 2040-01-01, which is in the future; the clock of the provider, or of the machine that made the key, is wrong".to_owned()),
         (&certifies, format!("neither it nor a subkey of it is for signing; `gpg --quick-add-key {certifies} ed25519 sign` on the provider adds one")),
         (&disabled, format!("it is disabled; `gpg --edit-key {disabled} enable save` on the provider enables it")),
         (&revoked, "it is revoked; create another on the provider".to_owned()),
@@ -209,7 +209,7 @@ fn why_no_agent_can_be_started_is_said() {
         "no secret key; ".to_owned()
     } else {
         format!(
-            "gpg-agent cannot be started on the provider: the path of its socket has {bytes} bytes, and 107 is the most; \
+            "gpg-agent cannot be started on the provider: the path of its socket has {bytes} bytes, and at most 107 are allowed; \
              move the folder of keys to a shorter path, or log in there once so that `/run/user/{uid}` exists"
         )
     };
