@@ -116,7 +116,10 @@ async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenF
 fn host_notes(facts: &Facts, apply: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if !facts.root {
-        notes.push("run this as root to have the channels' processes, sockets and logs on the host looked at".to_owned());
+        notes.push(
+            "run this as root to check the channels' processes, sockets and logs on the host"
+                .to_owned(),
+        );
     }
     let why = match &facts.rotation {
         Rotation::Scheduled if has_daemon() => return notes,

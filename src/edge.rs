@@ -300,7 +300,7 @@ fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
         })
         .map(|machine| {
             let message = format!(
-                "`{}` is a virtual machine, and an end of a service",
+                "`{}` is a virtual machine, so it cannot offer or call services",
                 machine.name
             );
             fault(

@@ -17,10 +17,10 @@ pub const SERVICE_NAME_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
     /// An empty text.
-    #[error("a {0} name is not empty")]
+    #[error("a {0} name must not be empty")]
     Empty(&'static str),
     /// More bytes than the kind allows.
-    #[error("a {kind} name has at most {max} characters, this one has {length}")]
+    #[error("a {kind} name has at most {max} characters; this one has {length}")]
     TooLong {
         /// The kind of name.
         kind: &'static str,
@@ -30,7 +30,7 @@ pub enum NameFault {
         length: usize,
     },
     /// A text that does not follow the rule.
-    #[error("a {kind} name is {rule}")]
+    #[error("a {kind} name consists of {rule}")]
     Shape {
         /// The kind of name.
         kind: &'static str,

@@ -122,7 +122,7 @@ impl Session {
         }
         let bytes = fs::read(THIS_PROGRAM).context("cannot read this program")?;
         if !is_static(&bytes) {
-            let message = "this anklume needs libraries, and a machine may have none: it cannot go into machines";
+            let message = "this anklume needs libraries that machines may lack, so it is not copied into them";
             let failure = Failure::new(Exit::Failed, message);
             return Err(failure.help("use the static binary: `make build`").into());
         }

@@ -10,7 +10,7 @@ use crate::tool::Resource;
 /// The hidden subcommands.
 #[derive(Debug, Subcommand)]
 pub enum InternalCommand {
-    /// Rotate the logs that Incus writes of the channels; started by the host's scheduler
+    /// Rotate the logs that Incus writes for the channels; started by the host's scheduler
     #[command(hide = true)]
     RotateLogs,
     /// Set up this machine by the order on stdin; started by apply, inside a machine

@@ -98,7 +98,7 @@ impl Examiner<'_> {
         let provider = &edge.provider;
         let alone = self.supervisor(provider) == Some(Supervisor::Nobody);
         let note = format!(
-            "{} has neither systemd nor OpenRC: nothing restarts its server but `{}`",
+            "{} has neither systemd nor OpenRC: only `{}` restarts its server",
             provider.machine, self.apply
         );
         alone.then_some(note).into_iter().collect()
@@ -126,13 +126,13 @@ impl Examiner<'_> {
         }
         let confined = confined.iter().map(|(confinement, names)| {
             let names = listed(names);
-            format!("confined, as the servers say, by {confinement}: {names}")
+            format!("confined by {confinement}, according to the servers: {names}")
         });
         let mut notes: Vec<String> = confined.collect();
         if !roots.is_empty() {
             let roots = listed(&roots);
             notes.push(format!(
-                "served by root: {roots}; `mcp: {{run_as: USER}}` in infra.yml takes another user"
+                "the server runs as root in {roots}; `mcp: {{run_as: USER}}` in infra.yml sets another user"
             ));
         }
         notes
@@ -203,7 +203,7 @@ impl Examiner<'_> {
         let detail = match listens {
             ListenFolder::Intact => {
                 let path = self.facts.folders.first()?.path.escape_debug();
-                format!("`{path}` on the host is missing, or not root's with the rights 0711")
+                format!("`{path}` on the host is missing, or is not owned by root with mode 0711")
             }
             ListenFolder::Missing => format!("`{CONSUMER_FOLDER}` is gone from {name}"),
             ListenFolder::Altered(part) => {
@@ -213,7 +213,7 @@ impl Examiner<'_> {
                 return Some(Broken { what, detail, fix });
             }
             ListenFolder::Unknown(why) => {
-                format!("`{CONSUMER_FOLDER}` of {name} cannot be looked at: {why}")
+                format!("`{CONSUMER_FOLDER}` of {name} cannot be examined: {why}")
             }
         };
         Some(self.by_apply(what, detail))
@@ -233,7 +233,7 @@ impl Examiner<'_> {
         }
         let keys = keys.into_iter().collect::<Vec<_>>().join(", ");
         let detail = format!(
-            "the device {name} of {machine} is another one: {}",
+            "the device {name} of {machine} differs from the expected one in: {}",
             keys.escape_debug()
         );
         Some(self.by_apply(Cause::Device, detail))
@@ -284,7 +284,8 @@ impl Examiner<'_> {
                     }
                     RecreateReason::NoSocket => (Cause::Socket, format!("{socket} is gone")),
                     RecreateReason::BadSocket => {
-                        let detail = format!("{socket} is no socket, or not user {owner}'s alone");
+                        let detail =
+                            format!("{socket} is not a socket, or is not private to user {owner}");
                         (Cause::Socket, detail)
                     }
                 };
@@ -308,7 +309,7 @@ impl Examiner<'_> {
         }
         let list = |names: &BTreeSet<String>| {
             if names.is_empty() {
-                return "nothing".to_owned();
+                return "none".to_owned();
             }
             names
                 .iter()
@@ -317,7 +318,7 @@ impl Examiner<'_> {
                 .join(", ")
         };
         let detail = format!(
-            "the consumer says that it is offered {}; declared is {}",
+            "services reported by the consumer: {}; declared in infra.yml: {}",
             list(services),
             list(&declared)
         );
@@ -350,7 +351,7 @@ impl Examiner<'_> {
         let log = logs.find(|log| paths.contains(&log.path))?;
         let mib = |bytes: u64| bytes / (1024 * 1024);
         let detail = format!(
-            "`{}` takes {} MiB of the host's disk; from {} MiB on it should be rotated",
+            "`{}` takes {} MiB of the host's disk, but should be rotated at {} MiB",
             log.path.escape_debug(),
             mib(log.bytes),
             mib(LIMIT)

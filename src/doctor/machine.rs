@@ -20,7 +20,7 @@ impl Examiner<'_> {
         let machine = &end.machine;
         let Some(found) = self.found(end) else {
             let detail = if self.instance(end).is_some_and(has_inside) {
-                format!("{machine} cannot be looked into")
+                format!("the files of {machine} cannot be read")
             } else {
                 format!("`{PROGRAM}` was never put into {machine}")
             };
@@ -76,9 +76,9 @@ fn described(
             let detail = match &found.program {
                 None => format!("`{PROGRAM}` is gone from {machine}"),
                 Some(program) if *program == order.program => {
-                    format!("`{PROGRAM}` in {machine} is not root's with the rights 0755")
+                    format!("`{PROGRAM}` in {machine} is not owned by root with mode 0755")
                 }
-                Some(_) => format!("`{PROGRAM}` in {machine} is another program than this one"),
+                Some(_) => format!("`{PROGRAM}` in {machine} differs from this program"),
             };
             (Cause::Program, detail)
         }
@@ -96,7 +96,7 @@ fn described(
         }
         DriftKind::Supervision => (
             Cause::Supervision,
-            format!("what starts the server of {machine} is missing or changed"),
+            format!("the unit or script that starts the server of {machine} is missing or changed"),
         ),
         DriftKind::Server => server(machine, order, found),
     }
@@ -112,9 +112,9 @@ fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
         Cause::Program
     };
     let why = if ABOVE.contains(&path) {
-        "keeps the user out who may call from there"
+        "keeps out the user who may call from there"
     } else {
-        "has another owner or other rights than `apply` gave it"
+        "no longer has the owner and mode that `apply` set"
     };
     (what, format!("`{path}` in {machine} {why}"))
 }
@@ -132,7 +132,7 @@ fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause
             let declared = order.services().ok().flatten();
             let declared = declared.map(|services| services.digest());
             format!(
-                "the server of {machine} reports the policy {}; declared is {}",
+                "the server of {machine} reports the policy {}; infra.yml declares {}",
                 digest.shown(DIGEST_SHOWN),
                 shown(&declared.unwrap_or_default(), DIGEST_SHOWN)
             )
@@ -188,7 +188,7 @@ mod tests {
             digest: digest.into(),
             refused: refused.map(Foreign::from),
         };
-        let unit = "what starts the server of signer is missing or changed";
+        let unit = "the unit or script that starts the server of signer is missing or changed";
         let unit = (Cause::Supervision, unit.to_owned());
         assert_eq!(said(policy(&digest, None)), std::slice::from_ref(&unit));
         let short = digest.split_at(DIGEST_SHOWN).0;
@@ -197,7 +197,7 @@ mod tests {
                 policy("ab\u{1b}", None),
                 Cause::Policy,
                 format!(
-                    "the server of signer reports the policy ab\\u{{1b}}; declared is {short}…"
+                    "the server of signer reports the policy ab\\u{{1b}}; infra.yml declares {short}…"
                 ),
             ),
             (

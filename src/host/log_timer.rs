@@ -35,7 +35,7 @@ const SYSTEMD: &str = "/run/systemd/system";
 const SUBCOMMAND: &str = "rotate-logs";
 /// First line of each file.
 const HEAD: &str =
-    "# Written by `anklume apply`: keeps the logs that Incus writes of the channels bounded.\n";
+    "# Written by `anklume apply`: rotates the logs that Incus writes for the channels.\n";
 const FILE_MODE: u32 = 0o644;
 const SYSTEMCTL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -177,9 +177,9 @@ fn program() -> io::Result<String> {
     let text = path.display().to_string();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
     let fault = if !text.bytes().all(plain) {
-        format!("`{}` is no path for a scheduler", text.escape_debug())
+        format!("a scheduler cannot run the path `{}`", text.escape_debug())
     } else if !is_safe(&path) {
-        format!("others than root can change `{text}`")
+        format!("users other than root can change `{text}`")
     } else {
         return Ok(text);
     };

@@ -120,7 +120,7 @@ fn own_folder(folder: Dir) -> io::Result<Dir> {
     if is_own(&is) && is.st_mode & OTHERS_WRITE == 0 {
         return Ok(folder);
     }
-    let fault = "others can write in the folder of the log";
+    let fault = "other users can write to the folder of the log";
     Err(io::Error::other(fault))
 }
 

@@ -123,13 +123,10 @@ impl<'t, 'a> Fields<'t, 'a> {
         if self.strict || !is_null(&entry.value) {
             return Some(entry);
         }
-        let message = format!(
-            "{} has no value and is read as if it were not there",
-            quote(key)
-        );
+        let message = format!("{} has no value and is ignored", quote(key));
         findings
             .warning(Code::EmptyValue, entry.at, message)
-            .help("write a value, or take the key away");
+            .help("write a value, or remove the key");
         None
     }
 
@@ -199,10 +196,13 @@ impl<'t, 'a> Fields<'t, 'a> {
             }
         };
         if !is_decimal(written) {
-            let message = format!("{} is not the same number to every reader", quote(written));
+            let message = format!(
+                "{} is ambiguous: not every YAML reader reads it as the same number",
+                quote(written)
+            );
             findings
                 .error(Code::AmbiguousNumber, entry.value.at, message)
-                .help("write it in decimal digits, without `+` and without a zero in front");
+                .help("write it in decimal digits, without `+` and without leading zeros");
             return None;
         }
         let (min, max) = ((*range.start()).into(), (*range.end()).into());

@@ -302,7 +302,7 @@ fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
         "a device"
     };
     let message = format!("{} is {is}", quote(&path.to_string_lossy()));
-    let help = format!("{expected} is read here, and nothing else");
+    let help = format!("only {expected} is read here");
     fault(code, message, help)
 }
 

@@ -151,9 +151,9 @@ impl<'a> Builder<'a, '_> {
             return Ok(());
         }
         let message = "a second YAML document begins here";
-        self.findings.error(Code::SecondDocument, at, message).help(
-            "one file is one document: take `---` away, or move what follows to its own file",
-        );
+        self.findings
+            .error(Code::SecondDocument, at, message)
+            .help("one file is one document: remove `---`, or move what follows to its own file");
         Err(Stopped)
     }
 
@@ -162,7 +162,7 @@ impl<'a> Builder<'a, '_> {
             let at = self.at(&tag);
             self.findings
                 .error(Code::YamlTag, at, "a YAML tag")
-                .help("take the tag away: values are what they look like, and text is quoted");
+                .help("remove the tag: quote a value to make it text");
         }
     }
 
@@ -207,7 +207,7 @@ impl<'a> Builder<'a, '_> {
         let message = format!("lists and maps are nested deeper than {DEPTH_MAX}");
         self.findings
             .error(Code::TooDeep, at, message)
-            .help("nothing that this file declares needs more than a dozen");
+            .help("no key needs more than a dozen levels");
         Err(Stopped)
     }
 

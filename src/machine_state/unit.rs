@@ -139,7 +139,7 @@ depend() {{
 
 start_pre() {{
     checkpath -d -m 0755 /run/anklume
-    # What another user left there is nothing to go on with.
+    # Anything that belongs to another user must not be reused.
     for folder in {PROVIDER_FOLDER} {RUNTIME}; do
         [ \"$(stat -c %U $folder 2>/dev/null)\" = {user} ] || rm -rf $folder
     done

@@ -213,10 +213,10 @@ impl Action {
                 };
                 let why = match recreate {
                     None => "",
-                    Some(RecreateReason::TakenOver) => ", made again",
-                    Some(RecreateReason::NoProcess) => ", made again: its process is gone",
-                    Some(RecreateReason::NoSocket) => ", made again: its socket is gone",
-                    Some(RecreateReason::BadSocket) => ", made again: its socket is another one",
+                    Some(RecreateReason::TakenOver) => ", recreated",
+                    Some(RecreateReason::NoProcess) => ", recreated: its process is gone",
+                    Some(RecreateReason::NoSocket) => ", recreated: its socket is gone",
+                    Some(RecreateReason::BadSocket) => ", recreated: its socket was altered",
                 };
                 let (machine, other) = (machine.name(), &other.name);
                 format!("{sign} device {device} on {machine} ({role} {other}{why})")
@@ -234,7 +234,7 @@ impl Action {
             Self::Folder { path, mode, exists } => {
                 let path = path.escape_debug();
                 if *exists {
-                    format!("~ folder {path} on the host: root's, {mode:04o}")
+                    format!("~ folder {path} on the host: owner root, mode {mode:04o}")
                 } else {
                     format!("+ folder {path} on the host")
                 }

@@ -87,7 +87,7 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             if host_socket(&device_keys(device)).is_some() {
                 let name = quote(&device.name);
                 let message = format!(
-                    "the device {name} of {owner} has a socket in `{HOST_FOLDER}`, where only channels are"
+                    "the device {name} of {owner} has a socket in `{HOST_FOLDER}`, which is reserved for channels"
                 );
                 let code = PlanCode::ProxyIntoChannels;
                 faults.add(code, Some(place), message, "choose another path");
@@ -181,7 +181,7 @@ fn host_folders(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         faults.add(
             PlanCode::HostFolder,
             None,
-            format!("services need the folder `{HOST_FOLDER}`, and only root may look after it"),
+            format!("services need the folder `{HOST_FOLDER}`, which only root may manage"),
             "run this as root: `sudo anklume apply`",
         );
     }
@@ -200,11 +200,14 @@ fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
         };
         let (fault, help) = if !is_own(&device.name) {
             let source = source.escape_debug();
-            let help = format!("make it: `mkdir -p {source}`; or say `required: false`");
-            ("is not on the host", help)
+            let help = format!("create it: `mkdir -p {source}`; or write `required: false`");
+            ("does not exist on the host", help)
         } else if !inputs.facts.root {
             let help = "run this as root: `sudo anklume apply`".to_owned();
-            ("is not on the host, and only root may make it", help)
+            (
+                "does not exist on the host, and only root may create it",
+                help,
+            )
         } else {
             continue;
         };
@@ -304,7 +307,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let declared = declared.filter(|(home, _)| home.name.as_str() == instance.project);
         let Some((_, machine)) = declared else {
             notes.push(format!(
-                "the machine {name} (project {}) is no longer declared and stays; `anklume destroy --machine {}` deletes it",
+                "the machine {name} (project {}) is disabled or no longer declared, but stays; `anklume destroy --machine {}` deletes it",
                 quote(&instance.project),
                 instance.name.escape_debug()
             ));
@@ -322,7 +325,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     for project in domain::our_projects(inputs.state, inputs.project()) {
         if !infra.enabled().any(|one| one.name.as_str() == project.name) {
             notes.push(format!(
-                "the domain {} is no longer declared and stays; `anklume destroy --domain {}` deletes it",
+                "the domain {} is disabled or no longer declared, but stays; `anklume destroy --domain {}` deletes it",
                 quote(&project.name),
                 project.name.escape_debug()
             ));

@@ -154,7 +154,7 @@ fn delete_domain(
     stays.extend(domain.others().map(str::to_owned));
     if !stays.is_empty() {
         deletions.notes.push(format!(
-            "the domain `{}` stays: it holds what anklume did not make: {}",
+            "the domain `{}` stays because anklume did not create some of its content: {}",
             name.escape_debug(),
             stays.join(", ").escape_debug()
         ));

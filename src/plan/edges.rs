@@ -109,7 +109,7 @@ impl ProfileDevice<'_> {
     /// Describes the fault.
     pub(crate) fn what(&self) -> String {
         format!(
-            "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, where only channels are",
+            "the device {} of the profile {} (project {}) has a socket in `{HOST_FOLDER}`, which is reserved for channels",
             quote(self.device),
             quote(&self.profile.name),
             quote(&self.profile.project)

@@ -66,11 +66,12 @@ pub(super) fn source(
         })),
         Some(Err(why)) => Err(NoImage {
             what: format!("cannot be found: {}", why.0.escape_debug()),
-            help: "look for it: `incus image list images:`; `incus remote list` shows where from"
-                .to_owned(),
+            help:
+                "search for it: `incus image list images:`; `incus remote list` shows the remotes"
+                    .to_owned(),
         }),
         None => Err(NoImage {
-            what: "was not looked for".to_owned(),
+            what: "was not searched for".to_owned(),
             help: "run the command again".to_owned(),
         }),
     }
@@ -100,7 +101,7 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
     };
     Err(NoImage {
         what: "does not exist".to_owned(),
-        help: format!("{known}; one of a server is written `images:debian/13`"),
+        help: format!("{known}; write an image of a server as `images:debian/13`"),
     })
 }
 

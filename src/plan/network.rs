@@ -176,7 +176,7 @@ pub(super) fn network(
             PlanCode::BridgeName,
             Some(&domain.place),
             format!(
-                "the domain {} needs a bridge {}, and the host has something else of that name",
+                "the domain {} needs a bridge {}, but the host uses that name for something else",
                 quote(domain.name.as_str()),
                 quote(name)
             ),
@@ -218,7 +218,7 @@ fn overlaps(inputs: &PlanInputs<'_>, domain: &Domain, exists: bool, faults: &mut
             PlanCode::SubnetInUse,
             Some(&domain.place),
             format!(
-                "the subnet of {}, {}, is that of {other} too",
+                "the subnet of {}, {}, overlaps with that of {other}",
                 quote(domain.name.as_str()),
                 subnet(domain)
             ),

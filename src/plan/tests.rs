@@ -472,7 +472,7 @@ fn a_copy_is_not_ours_and_its_channel_goes() {
         lines(&plan),
         [
             format!("- device {device} on copy (not an end of that channel)"),
-            format!("~ device {device} on signer (provider for dev, made again)"),
+            format!("~ device {device} on signer (provider for dev, recreated)"),
         ]
     );
     let declared = INFRA.replace(

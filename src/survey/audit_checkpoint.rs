@@ -70,7 +70,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     // The machine controls whether its log can be read, so a kept line that cannot be read counts as missing.
     let unknown = |why: &dyn fmt::Display| match &kept {
         Some(kept) => altered(&format!(
-            "does not show its line {} of before: {why}",
+            "no longer shows its former line {}: {why}",
             kept.seq
         )),
         None => LogState::Unknown(format!(
@@ -173,7 +173,7 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
         Some(kept) if files == 0 => format!("is gone: it had {} lines", kept.seq),
         _ if seen.faults > 0 => format!("is not as it was written, at {} places", seen.faults),
         Some(kept) if seen.head_missing => format!(
-            "was cut, written anew, or taken back to a snapshot: its line {} of before is not in it",
+            "was truncated, rewritten, or restored from a snapshot: its former line {} is missing",
             kept.seq
         ),
         // Rotation drops a file only if the maximum number of files exists.
@@ -321,7 +321,7 @@ mod tests {
         };
         let (anew, _) = log(9, &other, rotated());
         let missing =
-            "was cut, written anew, or taken back to a snapshot: its line 7 of before is not in it";
+            "was truncated, rewritten, or restored from a snapshot: its former line 7 is missing";
         assert_eq!(said(&[&anew], &kept_middle), missing);
         assert_eq!(said(&[], &kept_middle), "is gone: it had 7 lines");
         let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();

@@ -67,7 +67,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer
             overloaded: offered.overloaded,
         });
     }
-    let unreadable = "the consumer says what is no list of services";
+    let unreadable = "the consumer's answer is not a list of services";
     parsed(&offered).ok_or_else(|| unreadable.to_owned().into())
 }
 

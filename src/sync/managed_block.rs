@@ -50,7 +50,7 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
                 return Err(BlockFault {
                     line: index + 1,
                     message: format!(
-                        "the managed block begins again, and the one of line {first} has not ended"
+                        "a second managed block begins, but the one at line {first} has not ended"
                     ),
                     help: "leave one block, with one first line and one last line",
                 });
@@ -294,7 +294,10 @@ mod tests {
         let twice = format!("{BEGIN}\na: 1\n{}", managed(BODY));
         let fault = update(&twice, BODY).unwrap_err();
         assert_eq!(
-            (fault.line, fault.message.contains("begins again")),
+            (
+                fault.line,
+                fault.message.contains("a second managed block begins")
+            ),
             (3, true)
         );
     }

@@ -29,7 +29,9 @@ pub(crate) fn verify(
     } else {
         Err(BlockFault {
             line: 1,
-            message: "the file would not read back as infra.yml and your own text say".to_owned(),
+            message:
+                "the file would not read back with the values of infra.yml and of your own text"
+                    .to_owned(),
             help: "move your own text out of the file, run sync, and put it back below the managed block",
         })
     }

@@ -79,7 +79,7 @@ error[missing-key]: the service has no `name`
    |             ^^^^
    = help: give it the name that consumers call, such as `name: file_sign`
 
-error[wrong-type]: a service is text, and must be a map of keys and values
+error[wrong-type]: a service is text, but must be a map of keys and values
   --> infra.yml:12:13
    |
 12 |           - file_sign
@@ -103,7 +103,7 @@ domains:
       c1: {}
 ";
     let drawn = "\
-error[wrong-type]: `consumers` is text, and must be a list
+error[wrong-type]: `consumers` is text, but must be a list
  --> infra.yml:7:53
   |
 7 |           - {name: sign, tool: gpg_sign, consumers: c1}
@@ -227,7 +227,7 @@ fn a_link_in_the_folder_a_fifo_and_a_huge_file_are_refused() {
         "",
         "\
 error[symlink]: `infra/domains/x.yml` is a symbolic link
-  = help: a regular file is read here, and nothing else
+  = help: only a regular file is read here
 ",
     );
     let run = Anklume::new().args(["policy", "list"]);
@@ -242,7 +242,7 @@ error[symlink]: `infra/domains/x.yml` is a symbolic link
         "",
         "\
 error[not-a-file]: `infra.yml` is a FIFO
-  = help: a regular file is read here, and nothing else
+  = help: only a regular file is read here
 ",
     );
     let run = Anklume::new().args(["policy", "list"]);

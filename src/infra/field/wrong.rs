@@ -49,14 +49,13 @@ pub(super) fn wrong_type(
         NodeKind::Map(_) => "a map",
         NodeKind::Scalar(scalar) => match scalar.reading() {
             Reading::Null => {
-                let message = format!("{subject} has no value, and must be {expected}");
+                let message = format!("{subject} has no value, but must be {expected}");
                 let (at, help) = match what {
-                    Expected::Key(_, at) if expected == A_MAP => (
-                        at,
-                        "write `{}` if it has nothing to say, or take the key away",
-                    ),
-                    Expected::Key(_, at) => (at, "write a value, or take the key away"),
-                    Expected::Item(_) => (node.at, "write a value, or take it away"),
+                    Expected::Key(_, at) if expected == A_MAP => {
+                        (at, "write `{}` for an empty map, or remove the key")
+                    }
+                    Expected::Key(_, at) => (at, "write a value, or remove the key"),
+                    Expected::Item(_) => (node.at, "write a value, or remove it"),
                 };
                 findings.error(Code::EmptyValue, at, message).help(help);
                 return;
@@ -66,7 +65,7 @@ pub(super) fn wrong_type(
             Reading::Text => "text",
         },
     };
-    let message = format!("{subject} is {found}, and must be {expected}");
+    let message = format!("{subject} is {found}, but must be {expected}");
     let finding = findings.error(Code::WrongType, node.at, message);
     if let Some(help) = suggestion(node, expected) {
         finding.help(help);

@@ -88,7 +88,7 @@ fn nothing_but_a_regular_file_is_opened() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     assert_eq!(
         refused(&fifo),
-        "error[not-a-file]: `FOLDER/fifo` is a FIFO\n  = help: a regular file is read here, and nothing else"
+        "error[not-a-file]: `FOLDER/fifo` is a FIFO\n  = help: only a regular file is read here"
     );
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -234,13 +234,13 @@ fn what_does_not_belong_into_the_folder_is_a_fault() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     let expected = "\
 error[not-a-file]: `FOLDER/infra/domains/fifo.yml` is a FIFO
-  = help: a regular file is read here, and nothing else
+  = help: only a regular file is read here
 
 error[symlink]: `FOLDER/infra/domains/x.yml` is a symbolic link
-  = help: a regular file is read here, and nothing else
+  = help: only a regular file is read here
 
 error[symlink]: `FOLDER/infra/policies.yml` is a symbolic link
-  = help: a regular file is read here, and nothing else
+  = help: only a regular file is read here
 
 error[missing-base]: there is no `base.yml` in `FOLDER/infra`
   = help: write one: it holds `project_name` and `global`, and may be empty
@@ -264,7 +264,7 @@ error[stray-file]: `FOLDER/infra/domains/work.yaml` is not read
     symlink(folder.path().join("infra/domains"), infra.join("domains")).unwrap();
     assert_eq!(
         refused(&infra),
-        "error[symlink]: `FOLDER/infra/domains` is a symbolic link\n  = help: a folder is read here, and nothing else"
+        "error[symlink]: `FOLDER/infra/domains` is a symbolic link\n  = help: only a folder is read here"
     );
 }
 

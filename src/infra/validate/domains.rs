@@ -135,7 +135,9 @@ fn check_unique(
             let message = format!("`subnet_id` {id} is already taken{within}");
             findings
                 .error(Code::DuplicateSubnet, at, message)
-                .help(format!("by the domain at {first}; each has its own"));
+                .help(format!(
+                    "the domain at {first} has it; each domain needs its own"
+                ));
         }
     }
 }

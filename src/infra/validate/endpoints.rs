@@ -122,10 +122,10 @@ fn check_privileged(
     };
     let name = quote(machine.machine.name.as_str());
     if is_end {
-        let message = format!("{name} is privileged, and an end of a service");
+        let message = format!("{name} is privileged, so it cannot offer or call services");
         findings
             .error(Code::PrivilegedEnd, at, message)
-            .help("its root is the host's root: take `security.privileged` away, or the services");
+            .help("its root is the host's root: remove `security.privileged`, or the services");
     } else if machine.machine.kind == MachineType::Container {
         let message = format!("{name} is a privileged container");
         findings
@@ -165,7 +165,7 @@ impl Host {
             findings
                 .add(self.severity, Code::ReservedDeviceName, placed.at, message)
                 .help(
-                    "`mcp-` and 16 hexadecimal digits are names that anklume gives: choose another",
+                    "names of `mcp-` and 16 hexadecimal digits are reserved for anklume: choose another",
                 );
         }
         if placed.is("proxy") {
@@ -264,7 +264,7 @@ fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Fi
     let within = INSIDE_WHOLE.iter().any(|inside| is_below(&path, inside));
     if covers || within {
         let message = format!(
-            "a disk at {} hides what anklume keeps in {}",
+            "a disk at {} hides anklume's files in {}",
             quote(written),
             quote(machine.machine.name.as_str())
         );

@@ -162,7 +162,9 @@ fn address(
         let message = format!("`{address}` is already taken");
         findings
             .error(Code::DuplicateAddress, at, message)
-            .help(format!("by the machine at {first}; each has its own"));
+            .help(format!(
+                "the machine at {first} has it; each machine needs its own"
+            ));
     }
     if let Some(subnet) = context.subnet
         && let Err(fault) = network::check_address(address, subnet)

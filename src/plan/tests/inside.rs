@@ -102,10 +102,10 @@ fn a_broken_channel_is_made_again_and_the_plan_says_why() {
         of(&facts),
         [
             format!(
-                "~ device {device} on signer (provider for dev, made again: its socket is gone)"
+                "~ device {device} on signer (provider for dev, recreated: its socket is gone)"
             ),
             format!(
-                "~ device {device} on dev (consumer of signer, made again: its process is gone)"
+                "~ device {device} on dev (consumer of signer, recreated: its process is gone)"
             ),
         ]
     );

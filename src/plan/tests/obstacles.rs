@@ -208,7 +208,7 @@ fn a_profile_s_proxy_among_the_channels_is_named_and_its_socket_is_not_swept() {
         .collect();
     let expected = ["elsewhere", "work"].map(|project| {
         (
-            format!("the device `p` of the profile `mine` (project `{project}`) has a socket in `/var/lib/anklume/mcp`, where only channels are"),
+            format!("the device `p` of the profile `mine` (project `{project}`) has a socket in `/var/lib/anklume/mcp`, which is reserved for channels"),
             format!("take it off: `incus profile device remove mine p --project {project}`"),
         )
     });
@@ -253,7 +253,8 @@ fn an_address_or_a_name_of_a_machine_that_is_no_longer_declared_is_said() {
         "{shown:#?}"
     );
     assert!(
-        plan.notes[0].contains("`dev` (project `work`) is no longer declared and stays"),
+        plan.notes[0]
+            .contains("`dev` (project `work`) is disabled or no longer declared, but stays"),
         "{:?}",
         plan.notes
     );

@@ -157,7 +157,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
         world.machine(0, "copy")
     );
     let again = format!(
-        "~ device {device} on {} (provider for {}, made again)",
+        "~ device {device} on {} (provider for {}, recreated)",
         world.machine(0, "signer"),
         world.machine(1, "dev")
     );

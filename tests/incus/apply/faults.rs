@@ -36,7 +36,7 @@ fn an_image_that_is_not_there() {
 #[test]
 fn a_virtual_machine_as_an_end() {
     let world = World::new(&SEED.replace("boot_autostart: true", "type: vm"));
-    let message = "`{b}-dev` is a virtual machine, and an end of a service";
+    let message = "`{b}-dev` is a virtual machine, so it cannot offer or call services";
     is_refused(&world, &[], message, "make it a container");
 }
 
@@ -128,7 +128,7 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     world.declare(SEED);
     world.is_settled();
     world.declare(&SEED.replace("{b}-dev", "{b}-new"));
-    let message = "the address {base}.2.10 of `{b}-new` is that of the machine `{b}-dev` (project `{b}`) on Incus";
+    let message = "the address {base}.2.10 of `{b}-new` belongs to the machine `{b}-dev` (project `{b}`) on Incus";
     is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
 }
 
@@ -146,8 +146,9 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     let subnet = world.filled("ipv4.address={base}.1.1/24");
     let net = format!("t-n{}", std::process::id());
     network(&net, &subnet);
-    let message =
-        format!("the subnet of `{{a}}`, {{base}}.1.0/24, is that of the network `{net}` too");
+    let message = format!(
+        "the subnet of `{{a}}`, {{base}}.1.0/24, overlaps with that of the network `{net}`"
+    );
     is_refused(&world, &[], &message, "take another `subnet_id`");
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");

@@ -150,7 +150,9 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     assert_eq!(code, Some(130), "{said}");
     // Two domains are created at once, so the other one's step may be in progress too.
     assert!((6..=8).contains(&writes), "{writes} {said}");
-    let (_, after) = said.split_once("interrupt again to stop at once\n").unwrap();
+    let (_, after) = said
+        .split_once("interrupt again to stop at once\n")
+        .unwrap();
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
     let help = "  = help: run the command again: it resumes where it stopped\n";

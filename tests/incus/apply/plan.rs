@@ -233,7 +233,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let ran = world.run(&["destroy", "--yes", "--force"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let note = format!(
-        "note: the domain `{}` stays: it holds what anklume did not make: {by_hand}, profile theirs",
+        "note: the domain `{}` stays because anklume did not create some of its content: {by_hand}, profile theirs",
         world.domains[1]
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);

@@ -36,7 +36,7 @@ fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
     let (_, answer) = patient.examined();
     let note = answer["edges"][0]["notes"][0].as_str().unwrap();
     let alone = format!(
-        "{} has neither systemd nor OpenRC: nothing restarts its server but `anklume apply`",
+        "{} has neither systemd nor OpenRC: only `anklume apply` restarts its server",
         patient.signer()
     );
     assert_eq!(note, alone);
@@ -104,12 +104,11 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
         patient.recovers("program", &gone);
         let other = "rm /opt/anklume/anklume; printf '#!/bin/sh\\nexit 0\\n' > /opt/anklume/anklume; chmod 755 /opt/anklume/anklume";
         patient.exec(domain, name, other);
-        let another =
-            format!("`/opt/anklume/anklume` in {machine} is another program than this one");
+        let another = format!("`/opt/anklume/anklume` in {machine} differs from this program");
         patient.recovers("program", &another);
         patient.exec(domain, name, "chmod 644 /opt/anklume/anklume");
         let rights =
-            format!("`/opt/anklume/anklume` in {machine} is not root's with the rights 0755");
+            format!("`/opt/anklume/anklume` in {machine} is not owned by root with mode 0755");
         patient.recovers("program", &rights);
         patient.exec(domain, name, "rm /usr/local/bin/anklume");
         let link =
@@ -121,11 +120,11 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
 #[test]
 fn rights_that_keep_the_caller_out_are_named_and_put_right() {
     let patient = Patient::new();
-    let own = "has another owner or other rights than `apply` gave it";
+    let own = "no longer has the owner and mode that `apply` set";
     patient.exec(1, "dev", "chmod 700 /srv");
     patient.recovers(
         "folder",
-        "`/srv` in {dev} keeps the user out who may call from there",
+        "`/srv` in {dev} keeps out the user who may call from there",
     );
     // Nothing else that belongs to the machine changes.
     patient.exec(1, "dev", "test $(stat -c %a:%u /srv) = 711:0");
@@ -197,7 +196,7 @@ fn is_supervised(init: Init, file: &str) {
     });
     let (_, answer) = patient.examined();
     assert_eq!(answer["edges"][0]["notes"], serde_json::json!([]));
-    let named = "what starts the server of {signer} is missing or changed";
+    let named = "the unit or script that starts the server of {signer} is missing or changed";
     patient.exec(0, "signer", &format!("rm {file}"));
     patient.recovers("supervision", named);
     patient.exec(0, "signer", &format!("echo '# mine' >> {file}"));
@@ -245,7 +244,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     for (harm, said) in [
         (
             format!("sed -i '$d' {log}"),
-            "was cut, written anew, or taken back to a snapshot",
+            "was truncated, rewritten, or restored from a snapshot",
         ),
         (
             format!("sed -i s/push/pull/ {log}"),
@@ -253,7 +252,10 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
         (format!("rm {log}"), "is gone: it had "),
         // More than is ever read of one file.
-        (format!("truncate -s 40M {log}"), "does not show its line "),
+        (
+            format!("truncate -s 40M {log}"),
+            "no longer shows its former line ",
+        ),
     ] {
         patient.exec(0, "signer", &harm);
         let accept = patient.ails("audit", &format!("the log of calls of {{signer}} {said}"));

@@ -105,7 +105,7 @@ fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
     assert!(!Path::new(CRON).exists());
     let (_, said) = by(&theirs, &["doctor"]);
     let why = format!(
-        "{NOTHING}others than root can change `{}`\n",
+        "{NOTHING}users other than root can change `{}`\n",
         theirs.display()
     );
     assert!(said.contains(&why), "{said}");

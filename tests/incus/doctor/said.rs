@@ -110,7 +110,7 @@ fn the_text_is_a_line_for_each_channel_and_nothing_is_changed() {
     let took = took.and_then(|took| took.strip_suffix(" ms"));
     assert!(took.unwrap().parse::<f64>().unwrap() > 0.0, "{first}");
     let note = format!(
-        "        note: {signer} has neither systemd nor OpenRC: nothing restarts its server but `anklume apply --infra infra.yml`\n"
+        "        note: {signer} has neither systemd nor OpenRC: only `anklume apply --infra infra.yml` restarts its server\n"
     );
     assert_eq!(notes, note.replace(" --infra infra.yml", ""));
     let ran = patient.world.run(&["doctor", "--infra", "infra.yml"]);

@@ -24,7 +24,7 @@ fn a_device_that_was_removed_or_changed_is_named_and_comes_back(patient: &Patien
     patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0666"]);
     patient.recovers(
         "device",
-        "the device {device} of {dev} is another one: mode",
+        "the device {device} of {dev} differs from the expected one in: mode",
     );
     let other = "connect=unix:/run/anklume/mcp/other.sock";
     patient.incus(
@@ -33,7 +33,7 @@ fn a_device_that_was_removed_or_changed_is_named_and_comes_back(patient: &Patien
     );
     patient.recovers(
         "device",
-        "the device {device} of {signer} is another one: connect, uid",
+        "the device {device} of {signer} differs from the expected one in: connect, uid",
     );
 }
 
@@ -120,17 +120,17 @@ fn a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(patient: &Patie
     std::os::unix::fs::chown(&socket, Some(0), Some(0)).unwrap();
     patient.recovers(
         "socket",
-        &format!("`{socket}` on the host is no socket, or not user "),
+        &format!("`{socket}` on the host is not a socket, or is not private to user "),
     );
 
     let inside = format!("/srv/anklume/mcp/{}.sock", patient.signer());
     for harm in ["chown 0:0", "chmod 666"] {
         patient.exec(1, "dev", &format!("{harm} {inside}"));
-        let odd = format!("`{inside}` in {{dev}} is no socket, or not user 1000's alone");
+        let odd = format!("`{inside}` in {{dev}} is not a socket, or is not private to user 1000");
         patient.recovers("socket", &odd);
     }
     patient.exec(1, "dev", &format!("rm {inside}"));
     patient.recovers("socket", &format!("`{inside}` in {{dev}} is gone"));
     patient.exec(1, "dev", &format!("rm {inside}; touch {inside}"));
-    patient.recovers("socket", &format!("`{inside}` in {{dev}} is no socket"));
+    patient.recovers("socket", &format!("`{inside}` in {{dev}} is not a socket"));
 }

@@ -213,7 +213,7 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
         server.folder().display()
     );
     run(&["-i", "fat"]).is(4, "", &message);
-    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine name: a machine name is lower-case letters, digits and `-`, with a letter or digit at both ends\n");
+    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine name: a machine name consists of lower-case letters, digits and `-`, with a letter or digit at both ends\n");
     run(&["-i", "far", "--project", "p"]).is(2, "", "error: `--project` has no meaning inside a machine: a provider is reached over its socket\n");
 }
 

@@ -247,7 +247,7 @@ fn a_privileged_end_is_a_fault_and_nothing_is_written() {
         1,
         "",
         "\
-error[virtual-machine-end]: `work-dev` is a virtual machine, and an end of a service
+error[virtual-machine-end]: `work-dev` is a virtual machine, so it cannot offer or call services
   --> infra.yml:19:7
    |
 19 |       work-dev:

@@ -125,7 +125,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
         ),
         (
             format!("{head}x: 1\n---\n{block}\n"),
-            ":5: the managed block begins again, and the one of line 2 has not ended",
+            ":5: a second managed block begins, but the one at line 2 has not ended",
         ),
         (
             format!("---\n{block}\nx: 1\n{block}\n"),
