@@ -33,7 +33,7 @@ pub(crate) enum IncusError {
     NoSocket(PathBuf),
     #[error("no permission to talk to Incus (socket `{}`)", .0.display().to_string().escape_debug())]
     NoPermission(PathBuf),
-    #[error("Incus is not running (nobody listens on `{}`)", .0.display().to_string().escape_debug())]
+    #[error("Incus is not running (nothing listens on `{}`)", .0.display().to_string().escape_debug())]
     NotListening(PathBuf),
     #[error("Incus did not answer within {} s (socket `{}`)", .1.as_secs_f64(), .0.display().to_string().escape_debug())]
     Silent(PathBuf, Duration),

@@ -44,7 +44,7 @@ fn export(machine: &str, args: &InfraArgs, output: &Output) -> anyhow::Result<()
 fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
     let rows = rows(&open_infra(args, output)?.infra);
     if rows.is_empty() && !output.is_json() {
-        output.say("no services are declared: nobody may call anything");
+        output.say("no services are declared, so no calls are allowed");
         return Ok(());
     }
     output.answer_as(&rows, || table(&rows))
@@ -84,7 +84,7 @@ fn table(rows: &[Row]) -> String {
         [
             format!("{}/{}", row.provider, row.service),
             row.tool.to_string(),
-            joined(&row.consumers, "(nobody)"),
+            joined(&row.consumers, "(none)"),
             row.declared_at.clone().unwrap_or_default(),
         ]
     });

@@ -365,7 +365,7 @@ impl Examiner<'_> {
             LogState::Altered { detail, accept } => Some(Broken {
                 what: Cause::Audit,
                 detail: format!(
-                    "{detail}; once you know why, the command below accepts it as it is"
+                    "{detail}; once you know why, accept its current state with the command below"
                 ),
                 fix: accept.clone(),
             }),

@@ -179,7 +179,7 @@ pub fn summary(file: &[u8]) -> Option<String> {
         let consumers: Vec<&str> = consumers.map(MachineName::as_str).collect();
         let more = service.consumers.len().saturating_sub(CONSUMERS_SHOWN);
         let consumers = match (consumers.is_empty(), more) {
-            (true, _) => "nobody".to_owned(),
+            (true, _) => "no consumer".to_owned(),
             (false, 0) => consumers.join(", "),
             (false, more) => format!("{} and {more} more", consumers.join(", ")),
         };

@@ -117,7 +117,7 @@ fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
                 PlanCode::NothingToAdopt,
                 None,
                 format!("{} is no machine and no domain of this file", quote(name)),
-                "declare it first, as it is on Incus",
+                "declare it first, to match Incus",
             );
         }
     }

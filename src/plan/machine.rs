@@ -48,9 +48,7 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
                 one.machine.kind.as_str(),
                 current.kind.escape_debug()
             ),
-            format!(
-                "declare its `type` as it is, or delete it: `anklume destroy --machine {name}`"
-            ),
+            format!("declare its actual `type`, or delete it: `anklume destroy --machine {name}`"),
         );
         return actions;
     }

@@ -207,7 +207,7 @@ fn claim(
                 "on Incus is a copy of {} and was not made by anklume",
                 quote(it)
             ),
-            format!("`anklume apply --adopt {adopt}` takes it over as it is"),
+            format!("`anklume apply --adopt {adopt}` takes it over"),
         ),
         Ownership::Nobody | Ownership::Ours => (
             "is on Incus already and was not made by anklume".to_owned(),

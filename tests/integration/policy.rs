@@ -270,11 +270,7 @@ fn a_file_without_services_lists_nothing_and_says_so() {
         "domains: {d: {subnet_id: 0, machines: {a: {}}}}\n",
         &["list"],
     )
-    .is(
-        0,
-        "",
-        "no services are declared: nobody may call anything\n",
-    );
+    .is(0, "", "no services are declared, so no calls are allowed\n");
 }
 
 #[test]

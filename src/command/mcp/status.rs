@@ -110,7 +110,7 @@ fn as_text(status: &ServerStatus) -> String {
     }
     lines.push(memory_text(services));
     for service in &services.services {
-        let consumers = joined(&service.consumers, "nobody");
+        let consumers = joined(&service.consumers, "no consumers");
         lines.push(format!("{} ({}): {consumers}", service.name, service.tool));
     }
     lines.join("\n") + "\n"

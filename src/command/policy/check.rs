@@ -190,7 +190,7 @@ fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
     if service.consumers.iter().any(is_caller) {
         return "leave out the argument that the service fixes".to_owned();
     }
-    let consumers = joined(&service.consumers, "nobody");
+    let consumers = joined(&service.consumers, "none");
     format!("add `{caller}` to `consumers` of `{name}` ({at}) to allow it; listed now: {consumers}")
 }
 

@@ -70,7 +70,7 @@ pub enum GpgFault {
     #[error("the passphrase prompt was cancelled on the provider")]
     Cancelled,
     /// Nobody answered the prompt.
-    #[error("nobody answered the passphrase prompt on the provider")]
+    #[error("the passphrase prompt on the provider was not answered")]
     Unanswered,
     /// The passphrase was wrong.
     #[error("wrong passphrase for the key on the provider")]

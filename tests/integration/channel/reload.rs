@@ -71,7 +71,7 @@ fn a_file_that_is_not_there_is_told_and_taken_when_it_comes() {
         "typo.json",
     ];
     let server = world.listen_by(world.command(&args));
-    let told = "warning: `typo.json` does not exist: nobody is served until it does\n";
+    let told = "warning: `typo.json` does not exist: no consumer is served until it does\n";
     assert!(server.stderr().starts_with(told), "{}", server.stderr());
     fs::copy(world.path("services.json"), world.path("typo.json")).unwrap();
     until("alice is served", || server.socket("alice").exists());

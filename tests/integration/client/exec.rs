@@ -115,7 +115,7 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
     let dead = folder.path().join("x").to_str().unwrap().to_owned();
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
     let message = format!(
-        "{begin}Incus is not running (nobody listens on `{dead}`)\n  = help: start Incus: `systemctl start incus.service`\n"
+        "{begin}Incus is not running (nothing listens on `{dead}`)\n  = help: start Incus: `systemctl start incus.service`\n"
     );
     run(&dead).is(4, "", &message);
     let cases = [

@@ -43,7 +43,7 @@ pub(super) fn state(
     if path.symlink_metadata().is_err() {
         let name = path.display().to_string();
         output.say(&format!(
-            "warning: `{}` does not exist: nobody is served until it does",
+            "warning: `{}` does not exist: no consumer is served until it does",
             name.escape_debug()
         ));
     }
