@@ -264,11 +264,11 @@ fn diff(path: &FilePath, old: Option<&str>, new: Option<&str>) -> String {
         None => "/dev/null".to_owned(),
     };
     let (old_text, new_text) = (old.unwrap_or_default(), new.unwrap_or_default());
-    let patch = DiffOptions::new()
+    let change = DiffOptions::new()
         .set_context_len(CONTEXT)
         .set_original_filename(side('a', old))
         .set_modified_filename(side('b', new))
         .create_patch(old_text, new_text);
     let format = PatchFormatter::new().suppress_blank_empty(false);
-    format.fmt_patch(&patch).to_string()
+    format.fmt_patch(&change).to_string()
 }
